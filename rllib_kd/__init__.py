@@ -1,0 +1,31 @@
+"""Policy distillation for Ray RLlib: compact students from trained DQN teachers.
+
+Names are imported when they are first used, so that `import rllib_kd` and the command line start fast. Importing any of
+them registers "DistillDQN" with Ray Tune.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "DistillDQN": "algorithm",
+    "DistillDQNConfig": "config",
+    "DistillDQNTorchLearner": "learner",
+    "DistillEnvRunner": "env_runner",
+    "Teacher": "teachers.base",
+    "compare": "evaluation",
+    "load_teacher": "teachers",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_module("rllib_kd.algorithm")  # registers the algorithm
+    return getattr(import_module(f"rllib_kd.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,341 @@
+"""The Algorithm: who does what, when."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn import DQN
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import (
+    ENV_RUNNER_RESULTS,
+    ENV_RUNNER_SAMPLING_TIMER,
+    EPISODE_RETURN_MEAN,
+    EVALUATION_RESULTS,
+    LEARNER_RESULTS,
+    LEARNER_UPDATE_TIMER,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
+    SYNCH_WORKER_WEIGHTS_TIMER,
+    TIMERS,
+)
+from ray.tune.registry import register_trainable
+
+from rllib_kd.config import DEFAULT_COMPRESSION, DistillDQNConfig
+from rllib_kd.schedules import value_at
+from rllib_kd.teachers import load_teacher
+from rllib_kd.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+
+COMPONENT_TEACHER = "teacher"
+#: In the config of a checkpoint: the teacher lies beside it, wherever it was loaded from once.
+TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
+
+_STATE = "distillation"
+
+
+class DistillDQN(DQN):
+    """Trains a compact student Q-network to act like a trained teacher, on states that EnvRunners visit."""
+
+    config: DistillDQNConfig
+
+    @classmethod
+    def get_default_config(cls) -> DistillDQNConfig:
+        return DistillDQNConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Load the teacher, settle the student's widths, and build RLlib's groups.
+
+        Raises:
+            ValueError: the teacher cannot be loaded, or does not fit the environment or the student.
+        """
+        self._teacher = self._load_teacher()
+        # EnvRunners and Learners build the student on their own nodes, from the config: it must be concrete by now.
+        self.config = self._settle_student()
+        # What is counted here and saved, beside RLlib's metrics.
+        self._returns = {"teacher": math.nan, "random": math.nan, "student": math.nan}
+        self._num_gradient_steps = 0  # lifetime
+        self._rows_due = 0.0  # to be learned from, until the replay ratio is met
+        self._steps_since_start = 0  # in this process: the replay starts empty
+        super().setup(self.config)
+        self._student_parameters = self._count_student_parameters()
+        if self._teacher.is_loaded:
+            self._check_fit()
+            self._send_teacher(self.env_runner_group)
+            self._measure_baselines()
+
+    def training_step(self) -> None:
+        """Sample labelled columns, learn from the replay, and send the student's weights to the EnvRunners."""
+        if not self._teacher.is_loaded:
+            raise ValueError(
+                "This algorithm was built from a checkpoint's config, without the teacher. Restore it with "
+                "DistillDQN.from_checkpoint(path), which loads both, or set .distillation(teacher=...)."
+            )
+        with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
+            shards = self._sample()
+        if not shards:
+            return  # no EnvRunner is left; RLlib restarts them before the next step
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            self._update(shards)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+
+    def step(self) -> dict[str, Any]:
+        """RLlib's training iteration, with the result's `distillation` entry."""
+        results = super().step()
+        evaluation = results.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
+        self._returns["student"] = evaluation.get(EPISODE_RETURN_MEAN, self._returns["student"])
+        results["distillation"] = self._results(results)
+        return results
+
+    # --- Teacher and student ------------------------------------------------------------------------------------------
+
+    def _load_teacher(self) -> Teacher:
+        if self.config.teacher == TEACHER_IN_CHECKPOINT:
+            return Teacher()  # restore_from_path() will fill it
+        return load_teacher(self.config.teacher)
+
+    def _settle_student(self) -> DistillDQNConfig:
+        """The config with `compression` turned into layer widths."""
+        config = self.config.copy(copy_frozen=False)
+        if not config._model_config and config._rl_module_spec is None:
+            from rllib_kd.students import compress
+
+            if self._teacher.model_config is None:
+                raise ValueError(
+                    f"The teacher '{self._teacher.source}' has a network of its own, which cannot be scaled by "
+                    "`compression`. Shape the student with rl_module(model_config={'fcnet_hiddens': [...]})."
+                )
+            config.rl_module(
+                model_config=compress(
+                    self._teacher.model_config,
+                    head_config=config.model_config,
+                    compression=config.compression or DEFAULT_COMPRESSION,
+                    teacher_parameters=self._teacher.num_parameters,
+                    observation_space=self._teacher.observation_space,
+                    action_space=self._teacher.action_space,
+                )
+            )
+        config.compression = None
+        config.freeze()
+        return config
+
+    def _count_student_parameters(self) -> int:
+        from rllib_kd.students import count_parameters
+
+        counts = self.learner_group.foreach_learner(
+            lambda learner: count_parameters(learner.module[DEFAULT_MODULE_ID].unwrapped())
+        )
+        return next(iter(counts)).get()
+
+    def _check_fit(self) -> None:
+        """Whether teacher, student and environment speak of the same things."""
+        observation_space, _ = self.spaces[DEFAULT_MODULE_ID]
+        _, action_space = self.spaces[INPUT_ENV_SINGLE_SPACES]
+        for what, teacher_space, student_space in (
+            ("observation", self._teacher.observation_space, observation_space),
+            ("action", self._teacher.action_space, action_space),
+        ):
+            if not _same_space(teacher_space, student_space):
+                raise ValueError(
+                    f"The teacher's {what} space is {teacher_space}, but the student's is {student_space} in "
+                    f"'{self.config.env}'. Distil in the environment in which the teacher was trained, with the same "
+                    "wrappers and connectors."
+                )
+        modes = {str(mode) for mode in self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode()) if mode is not None}
+        if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
+            raise ValueError(
+                f"The vector environment resets in mode {sorted(unknown)}, but RLlib's EnvRunners need "
+                "AutoresetMode.NEXT_STEP. Make it with autoreset_mode=AutoresetMode.NEXT_STEP."
+            )
+
+    def _send_teacher(self, group: EnvRunnerGroup, worker_ids: list[int] | None = None) -> None:
+        """Through the object store: nodes share no disk."""
+        if group.local_env_runner is not None and worker_ids is None:
+            group.local_env_runner.set_teacher(self._teacher)
+        reference = ray.put(self._teacher)
+        group.foreach_env_runner(
+            lambda env_runner: env_runner.set_teacher(ray.get(reference)),
+            local_env_runner=False,
+            remote_worker_ids=worker_ids,
+        )
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """As RLlib; a restarted EnvRunner also needs the teacher again."""
+        restored = super().restore_env_runners(env_runner_group)
+        if restored and env_runner_group is self.env_runner_group and self._teacher.is_loaded:
+            self._send_teacher(env_runner_group, restored)
+        return restored
+
+    # --- One training step --------------------------------------------------------------------------------------------
+
+    def _sample(self) -> list[ray.ObjectRef]:
+        """References to new columns: those of the first Learner first."""
+        from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
+
+        num_shards = max(1, self.config.num_learners)
+        kwargs = {
+            "teacher_fraction": self._teacher_fraction(),
+            "epsilon": value_at(self.config.epsilon, self._env_steps()),
+            "names": DISTILLATION_COLUMNS + (TD_COLUMNS if self.config.uses_td else ()),
+            "num_shards": num_shards,
+        }
+        group = self.env_runner_group
+        if group.num_remote_env_runners() == 0:
+            samples = [group.local_env_runner.sample_columns(**kwargs)]
+        else:
+            samples = group.foreach_env_runner(
+                "sample_columns",
+                kwargs=kwargs,
+                local_env_runner=False,
+                timeout_seconds=self.config.sample_timeout_s,
+            )
+        before = self._env_steps()
+        self.metrics.aggregate([metrics for _, metrics in samples], key=ENV_RUNNER_RESULTS)
+        self._steps_since_start += self._env_steps() - before
+        if self._steps_since_start >= self.config.num_steps_sampled_before_learning_starts:
+            self._rows_due += self.config.training_intensity * (self._env_steps() - before)
+        return [shards[index] for index in range(num_shards) for shards, _ in samples]
+
+    def _update(self, shards: list[ray.ObjectRef]) -> None:
+        env_steps = self._env_steps()
+        # The replay ratio decides how many rows are learned from; what is left of a batch waits for the next update.
+        num_steps = int(self._rows_due // self.config.total_train_batch_size)
+        self._rows_due -= num_steps * self.config.total_train_batch_size
+        self._num_gradient_steps += num_steps
+        results = self.learner_group.update(
+            batch_refs=shards,
+            defer_solve_refs_to_learner=True,
+            timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps},
+            num_gradient_steps=num_steps,
+            kd_coeff=value_at(self.config.kd_coeff, env_steps),
+            td_coeff=value_at(self.config.td_coeff, env_steps),
+        )
+        self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    def _env_steps(self) -> int:
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
+
+    def _teacher_fraction(self) -> float:
+        fixed = {"teacher": 1.0, "student": 0.0}
+        if self.config.rollout_policy in fixed:
+            return fixed[self.config.rollout_policy]
+        return value_at(self.config.teacher_fraction, self._env_steps())
+
+    # --- Results ------------------------------------------------------------------------------------------------------
+
+    def _measure_baselines(self) -> None:
+        """Returns of the greedy teacher and of a random policy, on the EnvRunners."""
+        config = self.config
+        num_episodes = config.num_baseline_episodes
+        if num_episodes is None:
+            num_episodes = config.evaluation_duration if isinstance(config.evaluation_duration, int) else 10
+        if num_episodes == 0:
+            return
+        returns = {who: self._play_episodes(num_episodes, teacher=who == "teacher") for who in ("teacher", "random")}
+        self._returns |= {who: float(np.mean(values)) for who, values in returns.items()}
+        noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in returns.values()))
+        if self._returns["teacher"] - self._returns["random"] <= noise:
+            logger.warning(
+                "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
+                "episodes. It may have been trained in another environment, or with other wrappers and connectors "
+                "(e.g. a missing frame stack or observation filter).",
+                self._teacher.source,
+                config.env,
+                self._returns["teacher"],
+                self._returns["random"],
+                num_episodes,
+            )
+
+    def _play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:
+        group = self.env_runner_group
+        if (num_runners := group.num_healthy_remote_workers()) == 0:
+            return group.local_env_runner.play_episodes(num_episodes, teacher=teacher)
+        share = math.ceil(num_episodes / num_runners)
+        parts = group.foreach_env_runner(
+            "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}, local_env_runner=False
+        )
+        return [value for part in parts for value in part]
+
+    def _results(self, results: dict[str, Any]) -> dict[str, float]:
+        learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
+        returns = self._returns
+        gap = returns["teacher"] - returns["random"]
+        return {
+            "student_params": self._student_parameters,
+            "teacher_params": self._teacher.num_parameters,
+            "compression": self._student_parameters / self._teacher.num_parameters,
+            "teacher_return": returns["teacher"],
+            "random_return": returns["random"],
+            "return_ratio": (returns["student"] - returns["random"]) / gap if gap else math.nan,
+            "kd_coeff": value_at(self.config.kd_coeff, self._env_steps()),
+            "td_coeff": value_at(self.config.td_coeff, self._env_steps()),
+            "teacher_fraction": self._teacher_fraction(),
+            "num_gradient_steps_lifetime": self._num_gradient_steps,
+            "temperature": float(learner.get("temperature", math.nan)),
+        }
+
+    @classmethod
+    def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
+        # Always: without a group of its own, evaluate() would sample the training EnvRunners, which act with π.
+        return True
+
+    # --- Checkpoints --------------------------------------------------------------------------------------------------
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        return [*super().get_checkpointable_components(), (COMPONENT_TEACHER, self._teacher)]
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+        (state,), kwargs = super().get_ctor_args_and_kwargs()
+        return ({**state, "teacher": TEACHER_IN_CHECKPOINT},), kwargs
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(COMPONENT_TEACHER, components, not_components):
+            state[COMPONENT_TEACHER] = self._teacher.get_state()
+        if self._check_component(_STATE, components, not_components):
+            state[_STATE] = {
+                "returns": dict(self._returns),
+                "rows_due": self._rows_due,
+                "num_gradient_steps": self._num_gradient_steps,
+            }
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if COMPONENT_TEACHER in state:
+            self._teacher.set_state(state[COMPONENT_TEACHER])
+        if _STATE in state:
+            self._returns |= state[_STATE]["returns"]
+            self._rows_due = state[_STATE]["rows_due"]
+            self._num_gradient_steps = state[_STATE]["num_gradient_steps"]
+
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        super().restore_from_path(path, *args, **kwargs)
+        if self._teacher.is_loaded:
+            self._check_fit()
+            self._send_teacher(self.env_runner_group)
+
+
+def _same_space(teacher_space: Any, student_space: Any) -> bool:
+    """Equal kind and shape. Bounds and float types may differ: they do not change what a network takes."""
+    if type(teacher_space) is not type(student_space) or teacher_space.shape != student_space.shape:
+        return False
+    return getattr(teacher_space, "n", None) == getattr(student_space, "n", None)
+
+
+register_trainable("DistillDQN", DistillDQN)

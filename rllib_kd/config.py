@@ -1,0 +1,285 @@
+"""Everything that can be configured, checked without touching a file."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.algorithms.dqn import DQNConfig
+
+from rllib_kd.schedules import Schedule, check_schedule
+from rllib_kd.teachers import absolute_teacher_uri
+
+if TYPE_CHECKING:
+    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+ROLLOUT_POLICIES = ("teacher", "student", "mixture")
+#: Student parameters / teacher parameters, where neither `compression` nor a model config says otherwise.
+DEFAULT_COMPRESSION = 0.04
+
+
+class DistillDQNConfig(DQNConfig):
+    """Configures `DistillDQN`: everything that RLlib's `DQNConfig` has, and `.distillation(...)`.
+
+    Defaults that differ from `DQNConfig`: ε 0.05 from the start (Rusu et al. 2015), a student that is not dueling, 16
+    environments an EnvRunner in fragments of 32 steps, batches of 256 rows drawn from a columnar replay in the Learner,
+    and evaluation in an EnvRunner group of its own, always with the greedy student.
+    """
+
+    #: `temperature="auto"` is this times the median action gap of the teacher.
+    AUTO_TEMPERATURE_GAPS: ClassVar[float] = 0.1
+
+    def __init__(self, algo_class: type | None = None):
+        from rllib_kd.algorithm import DistillDQN
+        from rllib_kd.env_runner import DistillEnvRunner
+
+        super().__init__(algo_class=algo_class or DistillDQN)
+        self.teacher: str | None = None
+        self.loss = "kl"
+        self.temperature: float | Literal["auto"] = "auto"
+        self.student_temperature: float | None = None
+        self.huber_delta = 1.0
+        self.normalize_q_values = True
+        self.rollout_policy = "mixture"
+        self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
+        self.kd_coeff: Schedule = 1.0
+        self.td_coeff: Schedule = 0.0
+        self.compression: float | None = None
+        self.num_baseline_episodes: int | None = None
+
+        # RLlib's own fields.
+        self.env_runner_cls = DistillEnvRunner
+        self.num_envs_per_env_runner = 16
+        self.rollout_fragment_length = 32
+        self.epsilon = 0.05
+        self.dueling = False
+        self.lr = 1e-3
+        self.grad_clip = None
+        self.train_batch_size_per_learner = 256
+        self.training_intensity = 32.0
+        self.replay_buffer_config = {
+            "type": "ColumnarReplay",
+            "capacity": 50_000,
+            "no_local_replay_buffer": True,  # it lives in the Learners
+        }
+
+    def distillation(
+        self,
+        *,
+        teacher: str | os.PathLike[str] = NotProvided,
+        loss: str = NotProvided,
+        temperature: float | Literal["auto"] = NotProvided,
+        student_temperature: float | None = NotProvided,
+        huber_delta: float = NotProvided,
+        normalize_q_values: bool = NotProvided,
+        rollout_policy: str = NotProvided,
+        teacher_fraction: Schedule = NotProvided,
+        kd_coeff: Schedule = NotProvided,
+        td_coeff: Schedule = NotProvided,
+        compression: float | None = NotProvided,
+        num_baseline_episodes: int | None = NotProvided,
+    ) -> DistillDQNConfig:
+        """Sets what is distilled from whom, how, and on which states.
+
+        Args:
+            teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
+                teacher that comes with the package. A path becomes absolute at once.
+            loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action), after
+                which the student's outputs are logits; "mse" or "huber", after which they are Q-values.
+            temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy
+                action; high: it copies all preferences, and learns less about the best one. "auto" (default): a tenth
+                of the teacher's median action gap, measured as states come in. Rusu et al. 2015, arXiv 1511.06295.
+            student_temperature: divides the student's outputs in "kl" and "nll"; > 0. None (default): 1, as in the
+                paper, so that outputs are logits; with `td_coeff` the teacher's temperature, so that they are Q-values.
+            huber_delta: where "huber" turns from quadratic to linear; > 0, return units, or normalised ones with
+                `normalize_q_values`. Low: robust; high: half of "mse".
+            normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
+                and the differences between actions have one scale each (default). False: on the raw Q-values, where
+                the level takes most of the student's attention. The student puts out Q-values either way.
+            rollout_policy: who acts in the EnvRunners, and so whose states are learned: "teacher", "student", or
+                "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
+            teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
+                or a schedule over env steps. High: the teacher's states; low: the student's, which it must master in
+                the end. Default: from 1 to 0 over 10,000 env steps.
+            kd_coeff: weight of the distillation loss; ≥ 0, a number or a schedule over env steps.
+            td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
+            compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
+                with narrower layers. None (default): 0.04, unless `rl_module(model_config=...)` shapes the student.
+            num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
+                algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
+                `evaluation_duration`. 0: none, and no return ratio.
+
+        Returns:
+            This config.
+        """
+        if teacher is not NotProvided:
+            self.teacher = None if teacher is None else absolute_teacher_uri(teacher)
+        given = {
+            "loss": loss,
+            "temperature": temperature,
+            "student_temperature": student_temperature,
+            "huber_delta": huber_delta,
+            "normalize_q_values": normalize_q_values,
+            "rollout_policy": rollout_policy,
+            "teacher_fraction": teacher_fraction,
+            "kd_coeff": kd_coeff,
+            "td_coeff": td_coeff,
+            "compression": compression,
+            "num_baseline_episodes": num_baseline_episodes,
+        }
+        for name, value in given.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+        return self
+
+    def validate(self) -> None:
+        """Check every value, without touching a file.
+
+        Raises:
+            ValueError: saying what was got, what was expected and what to do.
+        """
+        super().validate()
+        self._check_field_names()
+        self._check_distillation()
+        self._check_scope()
+
+    def get_default_learner_class(self) -> type:
+        """`DistillDQNTorchLearner`."""
+        from rllib_kd.learner import DistillDQNTorchLearner
+
+        return DistillDQNTorchLearner
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """RLlib's own DQN module."""
+        from rllib_kd.students import student_module_spec
+
+        return student_module_spec(self.model_config)
+
+    def get_evaluation_config_object(self) -> AlgorithmConfig | None:
+        """The greedy student alone, in RLlib's standard EnvRunner, an environment at a time unless set otherwise.
+
+        With several environments RLlib counts the episodes that end first, which favours short ones.
+        """
+        config = super().get_evaluation_config_object()
+        if config is not None:
+            overrides = self.evaluation_config
+            given = overrides if isinstance(overrides, Mapping) else {}
+            config.env_runner_cls = given.get("env_runner_cls")
+            config.explore = given.get("explore", False)
+            config.num_envs_per_env_runner = given.get("num_envs_per_env_runner", 1)
+        return config
+
+    @property
+    def uses_td(self) -> bool:
+        """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
+        from rllib_kd.schedules import values_of
+
+        return any(values_of(self.td_coeff))
+
+    # --- Checks -------------------------------------------------------------------------------------------------------
+
+    def _check_field_names(self) -> None:
+        """A plain dict, as Tune passes it, may name fields that nobody reads."""
+        known = set(vars(_default_config()))
+        for name in vars(self):
+            if name not in known and name != "class":
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise ValueError(f"DistillDQN has no config field '{name}'.{hint}")
+
+    def _check_distillation(self) -> None:
+        from rllib_kd.losses import LOSSES, VALUE_LOSSES
+
+        if not isinstance(self.teacher, str):
+            raise ValueError(
+                f"DistillDQN needs a teacher, got {self.teacher!r}. Name one with "
+                ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
+            )
+        if self.loss not in LOSSES:
+            raise ValueError(f"Unknown loss {self.loss!r}. Known are: {', '.join(LOSSES)}.")
+        if self.rollout_policy not in ROLLOUT_POLICIES:
+            raise ValueError(
+                f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
+            )
+        if self.temperature != "auto":
+            _check_positive("temperature", self.temperature, "a number, or 'auto'")
+        if self.student_temperature is not None:
+            _check_positive("student_temperature", self.student_temperature, "a number, or None")
+        _check_positive("huber_delta", self.huber_delta, "a number")
+        check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
+        check_schedule("kd_coeff", self.kd_coeff)
+        check_schedule("td_coeff", self.td_coeff)
+        check_schedule("epsilon", self.epsilon, high=1.0)
+        if self.compression is not None:
+            if not isinstance(self.compression, Real) or not 0.0 < self.compression <= 1.0:
+                raise ValueError(
+                    f"`compression` must be in (0, 1]: student parameters / teacher parameters. Got {self.compression!r}."
+                )
+            if self._model_config:
+                raise ValueError(
+                    "Both `compression` and rl_module(model_config=...) shape the student. Set one of them: got "
+                    f"compression={self.compression:g} and model_config={self._model_config}."
+                )
+        if self.uses_td and self.loss not in VALUE_LOSSES and self.student_temperature is not None:
+            raise ValueError(
+                f"With `td_coeff`, the student's outputs must be Q-values, but student_temperature="
+                f"{self.student_temperature} makes them logits. Leave it at None, or use the loss 'mse'."
+            )
+        if not (self.uses_td or any_positive(self.kd_coeff)):
+            raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
+        episodes = self.num_baseline_episodes
+        if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
+            raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+    def _check_scope(self) -> None:
+        if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
+            raise ValueError("DistillDQN runs on RLlib's new API stack only. Leave `api_stack(...)` at its defaults.")
+        if self.framework_str != "torch":
+            raise ValueError(f"DistillDQN needs framework 'torch', got {self.framework_str!r}.")
+        if self.is_multi_agent:
+            raise ValueError("DistillDQN distils single-agent policies; multi-agent settings are not supported.")
+        if self.model_config.get("use_lstm"):
+            raise ValueError("Recurrent students (`use_lstm=True`) are not supported. Stack frames instead.")
+        if self.uses_td and self.num_atoms > 1:
+            raise ValueError(
+                f"`td_coeff` with a distributional student (num_atoms={self.num_atoms}) is not supported. Set "
+                "num_atoms=1; the teacher may be distributional."
+            )
+        if self.uses_td and not isinstance(self.n_step, int):
+            raise ValueError(f"`n_step` must be an integer, got {self.n_step!r}.")
+        if self.replay_buffer_config.get("type") != "ColumnarReplay":
+            raise ValueError(
+                "DistillDQN has a replay of its own, in the Learners. Set only its size: "
+                f"training(replay_buffer_config={{'capacity': ...}}). Got {self.replay_buffer_config}."
+            )
+        if self.training_intensity is None or self.training_intensity <= 0:
+            raise ValueError(
+                "`training_intensity` is the replay ratio, rows learned from / env steps sampled, and must be "
+                f"positive. Got {self.training_intensity!r}."
+            )
+        if not self.in_evaluation and self.num_envs_per_env_runner < self.num_learners:
+            raise ValueError(
+                f"Each of the {self.num_learners} Learners takes the rows of environments of its own: set "
+                f"num_envs_per_env_runner to at least {self.num_learners}, got {self.num_envs_per_env_runner}."
+            )
+
+
+def any_positive(schedule: Schedule) -> bool:
+    """Whether a weight is ever above 0."""
+    from rllib_kd.schedules import values_of
+
+    return any(value > 0 for value in values_of(schedule))
+
+
+def _default_config() -> DistillDQNConfig:
+    return DistillDQNConfig()
+
+
+def _check_positive(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"`{name}` must be positive ({expected}), got {value!r}.")

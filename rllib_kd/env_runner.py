@@ -1,0 +1,353 @@
+"""The EnvRunner: acts with the behaviour policy π, and labels every state with the teacher's Q-values as it passes.
+
+Two ways lead to the same columns. The direct one steps the vector env and both networks itself. Where a user's config
+needs RLlib's machinery on the way (connectors, callbacks on episodes), RLlib's own sampling loop runs instead, and the
+columns are recorded as it calls the module and the env.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.env_runner import ENV_STEP_FAILURE
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.metrics import SAMPLE_TIMER
+
+from rllib_kd.replay import VALID
+from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
+
+logger = logging.getLogger(__name__)
+
+#: RLlib's default connectors. A pipeline of these alone does nothing that the direct way leaves out.
+_PLAIN_CONNECTORS = {
+    "AddObservationsFromEpisodesToBatch",
+    "AddStatesFromEpisodesToBatch",
+    "AddTimeDimToBatchAndZeroPad",
+    "BatchIndividualItems",
+    "GetActions",
+    "ListifyDataForVectorEnv",
+    "NormalizeAndClipActions",
+    "NumpyToTensor",
+    "RemoveSingleTsTimeRankFromBatch",
+    "TensorToNumpy",
+    "UnBatchToIndividualItems",
+}
+#: Callbacks that get RLlib's episodes, which only its own loop makes.
+_EPISODE_CALLBACKS = (
+    "on_episode_created",
+    "on_episode_start",
+    "on_episode_step",
+    "on_episode_end",
+    "on_sample_end",
+)
+_ENDLESS = 30_000  # steps after which a baseline episode is cut (Atari's own limit is 27,000)
+
+
+@dataclass(frozen=True)
+class BehaviorPolicy:
+    """π: the teacher with probability β, otherwise the student; a random legal action with probability ε.
+
+    Args:
+        teacher_fraction: β, per step and environment.
+        epsilon: ε, per step and environment.
+        rng: draws both.
+    """
+
+    teacher_fraction: float
+    epsilon: float
+    rng: np.random.Generator
+
+    def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray) -> np.ndarray:
+        """Actions `[N]` for the Q-values `[N, A]` of both; `student_q` may be None where β is 1."""
+        actions = teacher_q.argmax(-1)
+        if student_q is not None:
+            teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
+            legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
+            actions = np.where(teacher_acts, actions, legal_student_q.argmax(-1))
+        if self.epsilon > 0.0:
+            explores = self.rng.random(len(actions)) < self.epsilon
+            if explores.any():
+                scores = np.where(np.isneginf(teacher_q), -1.0, self.rng.random(teacher_q.shape))
+                actions = np.where(explores, scores.argmax(-1), actions)
+        return actions
+
+
+class Fragment:
+    """What one call of sampling saw: a list entry for each step of the vector env, each `[N, ...]`.
+
+    Gymnasium's vector envs reset in the step after an episode's end (NEXT_STEP), and ignore the action of that step.
+    So an episode's last state is a row like the others, in which no action counts.
+
+    Args:
+        ended_before: `[N]`, whose last step before this fragment ended an episode.
+    """
+
+    def __init__(self, ended_before: np.ndarray):
+        self.ended_before = ended_before
+        self.steps: list[tuple[np.ndarray, ...]] = []  # obs, teacher_q, actions, rewards, terminateds, truncateds
+        self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
+        self._decision: tuple[np.ndarray, ...] = ()
+
+    def decide(self, obs: np.ndarray, teacher_q: np.ndarray, actions: np.ndarray) -> None:
+        self._decision = (obs, teacher_q, actions)
+
+    def step(self, rewards: np.ndarray, terminateds: np.ndarray, truncateds: np.ndarray) -> None:
+        self.steps.append((*self._decision, rewards, terminateds, truncateds))
+
+    def restart(self) -> None:
+        """Forget everything: the env has failed and was made anew."""
+        self.ended_before = np.zeros_like(self.ended_before)
+        self.steps.clear()
+
+    @property
+    def ended_after(self) -> np.ndarray:
+        """`[N]`, whose last step ended an episode."""
+        return self.steps[-1][4] | self.steps[-1][5]
+
+    def transitions(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each step: where an action counted `[N]`, rewards `[N]`, and where an episode ended `[N]`."""
+        ended = self.ended_before
+        for *_, rewards, terminateds, truncateds in self.steps:
+            counts = ~ended
+            ended = terminateds | truncateds
+            yield counts, rewards, ended
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything as columns `[N, T, ...]`."""
+        obs, teacher_q, actions, rewards, terminateds, truncateds = (
+            np.stack(parts, axis=1) for parts in zip(*self.steps, strict=True)
+        )
+        counts = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
+        # A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
+        labelled = np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
+        return {
+            Columns.OBS: obs,
+            TEACHER_Q: teacher_q,
+            Columns.ACTIONS: actions,
+            Columns.REWARDS: rewards.astype(np.float32),
+            Columns.TERMINATEDS: terminateds,
+            Columns.TRUNCATEDS: truncateds,
+            VALID: counts & labelled,
+        }
+
+
+class DistillEnvRunner(SingleAgentEnvRunner):
+    """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._teacher: Any = None
+        self._rng = np.random.default_rng(self._seed)
+        self._obs: Any = None  # [N, ...], where the direct way goes on
+        self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode
+        self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
+        self._samples_directly = self._needs_no_episodes()
+        if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
+            logger.warning(
+                "Connectors or callbacks on episodes are set: sampling goes through RLlib's episodes, which is slower "
+                "than the direct way and gives the same data."
+            )
+
+    def set_teacher(self, teacher: Teacher) -> None:
+        """Take the teacher whose Q-values are the labels."""
+        self._teacher = teacher
+
+    def autoreset_mode(self) -> Any:
+        """When the vector env resets its sub-environments; None without an env."""
+        if self.env is None:
+            return None
+        return self.env.metadata.get("autoreset_mode", gym.vector.AutoresetMode.NEXT_STEP)
+
+    def sample_columns(
+        self, *, teacher_fraction: float, epsilon: float, names: Sequence[str], num_shards: int
+    ) -> tuple[list[ray.ObjectRef], dict[str, Any]]:
+        """Sample one fragment of `rollout_fragment_length` steps in every environment.
+
+        Args:
+            teacher_fraction: β of the behaviour policy.
+            epsilon: ε of the behaviour policy.
+            names: columns to send. With `valid` among them whole trajectories are sent, each followed by the state that
+                it leads to; without, only the states in which an action was taken.
+            num_shards: how many Learners share the fragment. Each gets the rows of environments of its own.
+
+        Returns:
+            References to `num_shards` dicts of columns (`[R, ...]`), and RLlib's metrics.
+        """
+        with self.metrics.log_time(SAMPLE_TIMER):
+            fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
+        if self._samples_directly:
+            self._log_fragment(fragment)
+        columns = fragment.columns()
+        if VALID in names:
+            columns = _append_final_states(columns, fragment.final_obs)
+        shards = []
+        for envs in np.array_split(np.arange(self.num_envs), num_shards):
+            valid = columns[VALID][envs]
+            rows = np.ones_like(valid) if VALID in names else valid
+            shards.append(ray.put({name: columns[name][envs][rows] for name in names}))
+        return shards, self.get_metrics()
+
+    def play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:
+        """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.
+
+        Each environment plays its share, so that short episodes count no more than long ones. Sampling starts anew
+        afterwards.
+        """
+        policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
+        self._needs_initial_reset = True
+        due = np.full(self.num_envs, num_episodes // self.num_envs)
+        due[: num_episodes % self.num_envs] += 1
+        running, lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        returns: list[float] = []
+        while due.any():
+            for counts, rewards, ended in self._sample_fragment(policy).transitions():
+                running += rewards * counts
+                lengths += counts
+                finished = ended | (lengths >= _ENDLESS)
+                returns += running[finished & (due > 0)].tolist()
+                due -= finished & (due > 0)
+                running[finished], lengths[finished] = 0.0, 0
+        self.get_metrics()  # not samples: drop what RLlib has logged
+        self._needs_initial_reset = True
+        return returns
+
+    def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
+        if self._needs_initial_reset:
+            self._ended = np.zeros(self.num_envs, dtype=bool)
+        fragment = Fragment(self._ended)
+        if self._samples_directly:
+            self._sample_directly(fragment, policy)
+        else:
+            self._sample_through_rllib(fragment, policy)
+        self._ended = fragment.ended_after
+        return fragment
+
+    def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[np.ndarray, np.ndarray]:
+        """The teacher's Q-values `[N, A]` and the actions `[N]`, in one pass."""
+        obs = obs.float()
+        teacher_q = self._teacher.q_values(obs).numpy()
+        if policy.teacher_fraction == 1.0:
+            return teacher_q, policy.act(None, teacher_q)
+        with torch.inference_mode():
+            student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].numpy()
+        return teacher_q, policy.act(student_q, teacher_q)
+
+    # --- The direct way -----------------------------------------------------------------------------------------------
+
+    def _needs_no_episodes(self) -> bool:
+        connectors = [*self._env_to_module.connectors, *self._module_to_env.connectors]
+        has_plain_connectors = all(type(connector).__name__ in _PLAIN_CONNECTORS for connector in connectors)
+        has_callbacks = any(
+            getattr(type(callbacks), name) is not getattr(RLlibCallback, name)
+            for callbacks in self._callbacks
+            for name in _EPISODE_CALLBACKS
+        ) or any(getattr(self.config, f"callbacks_{name}") for name in _EPISODE_CALLBACKS)
+        return has_plain_connectors and not has_callbacks
+
+    def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
+        if self._needs_initial_reset:
+            self._reset_directly(seed=self._seed)
+        while len(fragment.steps) < self.config.rollout_fragment_length:
+            teacher_q, actions = self._decide(torch.from_numpy(self._obs), policy)
+            fragment.decide(self._obs, teacher_q, actions)
+            results = self._try_env_step(actions)
+            if results == ENV_STEP_FAILURE:  # RLlib has made a new env
+                self._reset_directly()
+                fragment.restart()
+                continue
+            obs, rewards, terminateds, truncateds, _ = results
+            fragment.step(rewards, terminateds, truncateds)
+            self._obs = _as_column(obs)
+        fragment.final_obs = self._obs
+
+    def _reset_directly(self, seed: int | None = None) -> None:
+        obs, _ = self._try_env_reset(seed=seed)
+        self._obs = _as_column(obs)
+        self._needs_initial_reset = False
+        self._returns[:], self._lengths[:] = 0.0, 0
+
+    def _log_fragment(self, fragment: Fragment) -> None:
+        """The metrics that RLlib's own loop logs."""
+        num_steps = num_episodes = 0
+        for counts, rewards, ended in fragment.transitions():
+            self._returns += rewards * counts
+            self._lengths += counts
+            for index in np.flatnonzero(ended):
+                self._log_episode_metrics(int(self._lengths[index]), float(self._returns[index]), 0.0)
+            self._returns[ended], self._lengths[ended] = 0.0, 0
+            num_steps += int(counts.sum())
+            num_episodes += int(ended.sum())
+        self._increase_sampled_metrics(num_steps, num_episodes)
+
+    # --- RLlib's way --------------------------------------------------------------------------------------------------
+
+    def _sample_through_rllib(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
+        """RLlib's own loop, with π in the place of the student, and a recorder at the env."""
+        student = self.module
+
+        def act(batch: Mapping[str, Any]) -> dict[str, Any]:
+            self.module = student  # decide() asks the student itself
+            teacher_q, actions = self._decide(batch[Columns.OBS], policy)
+            self.module = acting
+            fragment.decide(_as_column(batch[Columns.OBS].numpy()), teacher_q, actions)
+            return {Columns.ACTIONS: torch.from_numpy(actions)}
+
+        self.module = acting = _ActingModule(student, act)
+        self._recording = fragment
+        try:
+            self.sample(num_timesteps=self.config.rollout_fragment_length * self.num_envs, explore=True)
+        finally:
+            self.module, self._recording = student, None
+        fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].numpy())
+
+    def _try_env_step(self, actions: Any) -> Any:
+        results = super()._try_env_step(actions)
+        if self._recording is not None:
+            if results == ENV_STEP_FAILURE:
+                self._recording.restart()
+            else:
+                _, rewards, terminateds, truncateds, _ = results
+                self._recording.step(rewards, terminateds, truncateds)
+        return results
+
+
+class _ActingModule:
+    """The student, for everything but choosing actions."""
+
+    def __init__(self, student: Any, act: Callable[[Mapping[str, Any]], dict[str, Any]]):
+        self._student = student
+        self._act = act
+
+    def forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._act(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._student, name)
+
+
+def _as_column(obs: np.ndarray) -> np.ndarray:
+    """Observations in the type in which they are stored: bytes stay bytes, everything else is float32.
+
+    A copy: vector envs write the next observations into the same array.
+    """
+    return np.array(obs, dtype=obs.dtype if obs.dtype == np.uint8 else np.float32)
+
+
+def _append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:
+    """Add to each trajectory the state that it leads to: a row that no action was taken in, yet."""
+    extended = {}
+    for name, column in columns.items():
+        last = final_obs if name == Columns.OBS else np.zeros_like(column[:, 0])
+        extended[name] = np.concatenate([column, last[:, None]], axis=1)
+    return extended

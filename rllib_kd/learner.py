@@ -1,0 +1,376 @@
+"""The Learner: takes labelled columns into its replay shard, and makes many minibatch steps a call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import ray
+import torch
+from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.training_data import TrainingData
+from ray.rllib.core.rl_module.apis import QNetAPI
+from ray.rllib.utils.metrics import (
+    ALL_MODULES,
+    NUM_ENV_STEPS_TRAINED,
+    NUM_ENV_STEPS_TRAINED_LIFETIME,
+    NUM_MODULE_STEPS_TRAINED,
+    NUM_MODULE_STEPS_TRAINED_LIFETIME,
+)
+from torch import Tensor
+
+from rllib_kd import losses, students
+from rllib_kd.replay import VALID, ColumnarReplay
+from rllib_kd.statistics import QScale, QStatistics
+from rllib_kd.teachers.base import TEACHER_Q
+
+logger = logging.getLogger(__name__)
+
+#: Columns that distillation alone needs, and what TD needs beside them.
+DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
+TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
+
+_Q_STATISTICS = "q_statistics"
+_MAX_METRIC_STATES = 2_048
+
+
+class DistillDQNTorchLearner(DQNTorchLearner):
+    """RLlib's DQN Learner with a distillation loss, a replay shard of its own and a tight update loop.
+
+    A call of `update()` takes in the columns that it is given (by reference), and makes `num_gradient_steps`
+    minibatch steps on rows drawn from the shard. Several Learners all-reduce their gradients; they must make equally
+    many steps.
+    """
+
+    def build(self) -> None:
+        super().build()
+        module = self.module[DEFAULT_MODULE_ID].unwrapped()
+        if not isinstance(module, QNetAPI):
+            raise ValueError(
+                f"The student must have Q-values, but {type(module).__name__} does not implement compute_q_values(). "
+                "Use RLlib's DQN module, or one that implements QNetAPI."
+            )
+        seed = self.config.seed
+        self.replay = ColumnarReplay(
+            self.config.replay_buffer_config["capacity"],
+            device=self._device,
+            # Each shard is drawn in an order of its own.
+            seed=None if seed is None else seed + 1_000 * self._learner_index,
+        )
+        self._statistics = QStatistics(int(module.action_space.n), device=self._device)
+        self._normalizes = (
+            self.config.loss in losses.VALUE_LOSSES
+            and self.config.normalize_q_values
+            and students.has_scalable_head(module)
+        )
+        # A student that has learned nothing yet starts in the middle of the normalised coordinates, not of the Q-values.
+        self._starts_normalized = True
+        self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
+        self._temperature = 1.0
+        self._coefficients = {"kd": self.config.kd_coeff, "td": self.config.td_coeff}
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        """As RLlib's, with the fused Adam, and reading `adam_epsilon`."""
+        params = self.get_parameters(self._module[module_id])
+        optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
+        self.register_optimizer(
+            module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr
+        )
+
+    def _make_modules_ddp_if_necessary(self) -> None:
+        """No DDP wrapper: equal weights at the start, and one all-reduce of all gradients a step, keep Learners equal."""
+        if self.distributed:
+            for tensor in self.module[DEFAULT_MODULE_ID].state_dict().values():
+                torch.distributed.broadcast(tensor, src=0)
+
+    def update(
+        self,
+        batch_refs: Sequence[ray.ObjectRef] | None = None,
+        *,
+        training_data: TrainingData | None = None,
+        timesteps: Mapping[str, Any] | None = None,
+        num_gradient_steps: int = 0,
+        kd_coeff: float | None = None,
+        td_coeff: float | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Take in new columns, and make minibatch steps.
+
+        Args:
+            batch_refs: references to columns, as `DistillEnvRunner.sample_columns()` makes them.
+            training_data: the same, as a LearnerGroup passes them.
+            timesteps: with the lifetime env steps, for schedules and target updates.
+            num_gradient_steps: minibatch steps of this call; the same on every Learner.
+            kd_coeff: weight of the distillation loss from here on; None keeps it.
+            td_coeff: weight of the TD loss from here on; None keeps it.
+            kwargs: what LearnerGroup passes to every Learner.
+
+        Returns:
+            RLlib's reduced metrics.
+        """
+        self._check_is_built()
+        timesteps = timesteps or {}
+        self.before_gradient_based_update(timesteps=timesteps)
+        self._weights_seq_no += 1
+        self._coefficients = {
+            "kd": self._coefficients["kd"] if kd_coeff is None else kd_coeff,
+            "td": self._coefficients["td"] if td_coeff is None else td_coeff,
+        }
+
+        module_config = self.config.get_config_for_module(DEFAULT_MODULE_ID)
+        fresh = self._take_in(_resolve(training_data.batch_refs if training_data is not None else batch_refs))
+        self._log_agreement(fresh)
+        if num_gradient_steps:
+            self._learn(num_gradient_steps, module_config)
+        self.after_gradient_based_update(timesteps=timesteps)
+        return self.metrics.reduce()
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
+    ) -> Tensor:
+        """kd_coeff · D + td_coeff · TD, averaged over the batch.
+
+        Args:
+            module_id: the student's.
+            config: the student's.
+            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; for TD also RLlib's DQN columns.
+            fwd_out: `qf_preds` `[B, A]`; for TD also what `forward_train()` puts out.
+
+        Returns:
+            A scalar.
+        """
+        total = torch.zeros((), device=self._device)
+        terms = {}
+        if self._coefficients["kd"]:
+            terms["kd_loss"] = self._distillation_loss(config, fwd_out[QF_PREDS], batch[TEACHER_Q]).mean()
+            total = total + self._coefficients["kd"] * terms["kd_loss"]
+        if self._coefficients["td"]:
+            terms["td_loss"] = losses.td(
+                batch,
+                self._to_q(fwd_out[QF_PREDS]),
+                fwd_out[QF_TARGET_NEXT_PREDS],
+                next_q=self._to_q(fwd_out[QF_NEXT_PREDS]) if config.double_q else None,
+                gamma=config.gamma,
+                loss_fn=config.td_error_loss_fn,
+            ).mean()
+            total = total + self._coefficients["td"] * terms["td_loss"]
+        self._loss_terms = {name: term.detach() for name, term in terms.items()}
+        return total
+
+    # --- State --------------------------------------------------------------------------------------------------------
+
+    def get_state(
+        self,
+        components: str | Collection[str] | None = None,
+        *,
+        not_components: str | Collection[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        state = super().get_state(components, not_components=not_components, **kwargs)
+        if self._check_component(_Q_STATISTICS, components, not_components):
+            state[_Q_STATISTICS] = self._statistics.get_state()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if _Q_STATISTICS in state:
+            self._statistics.set_state(state[_Q_STATISTICS])
+        self._starts_normalized = False  # whatever was loaded puts out Q-values
+
+    def restore_from_path(self, path: Any, **kwargs: Any) -> None:
+        super().restore_from_path(path, **kwargs)
+        self._starts_normalized = False
+
+    # --- One update ---------------------------------------------------------------------------------------------------
+
+    def _take_in(self, fragments: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Add fragments to the replay and their labels to the statistics; returns some of the new states."""
+        fresh: list[dict[str, Tensor]] = []
+        for fragment in fragments:
+            self.replay.add(fragment)
+            drawable = slice(None) if VALID not in fragment else fragment[VALID]
+            fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
+        if not fresh:
+            num_actions = int(self.module[DEFAULT_MODULE_ID].action_space.n)
+            labels, states = torch.zeros(0, num_actions), {}
+        else:
+            states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS}
+            labels = states[TEACHER_Q]
+        # Also without new states: every Learner takes part in the all-reduce.
+        self._statistics.update(labels.to(self._device), reduce=self._sum_over_learners)
+        return {name: column[:_MAX_METRIC_STATES].to(self._device) for name, column in states.items()}
+
+    @torch.no_grad()
+    def _log_agreement(self, fresh: Mapping[str, Tensor]) -> None:
+        """How well the student knows states that it has not been trained on yet."""
+        self._temperature = self._current_temperature()
+        if not fresh or len(fresh[TEACHER_Q]) == 0:
+            return
+        teacher_q = fresh[TEACHER_Q]
+        student_q = self.module[DEFAULT_MODULE_ID].compute_q_values({Columns.OBS: fresh[Columns.OBS].float()})[QF_PREDS]
+        student_q = student_q.masked_fill(teacher_q == -torch.inf, -torch.inf)
+        chosen = student_q.argmax(-1, keepdim=True)
+        regret = teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)
+        divergence = losses.policy_kl(
+            student_q, teacher_q, temperature=self._temperature, student_temperature=self._student_temperature()
+        )
+        agreement = (chosen.squeeze(-1) == teacher_q.argmax(-1)).float()
+        self.metrics.log_dict(
+            {
+                "teacher_agreement": agreement.mean().item(),
+                "q_regret": regret.mean().item(),
+                "kl_to_teacher": divergence.mean().item(),
+                "temperature": self._temperature,
+            },
+            key=DEFAULT_MODULE_ID,
+            window=1,
+        )
+
+    def _learn(self, num_steps: int, config: Any) -> None:
+        module = self.module[DEFAULT_MODULE_ID]
+        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        batch_size = config.train_batch_size_per_learner
+        draws = self.replay.sample_indices(num_steps, batch_size)
+        uses_td = bool(self._coefficients["td"])
+        sums: dict[str, Tensor] = {}
+
+        self._enter_normalized(module)
+        module.train()
+        for rows in draws:
+            batch = self._gather(rows, uses_td, config)
+            if uses_td:
+                fwd_out = module.forward_train(batch)
+            else:
+                fwd_out = module.compute_q_values(batch)
+            loss = self.compute_loss_for_module(
+                module_id=DEFAULT_MODULE_ID, config=config, batch=batch, fwd_out=fwd_out
+            )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.distributed:
+                self._average_gradients(params)
+            _clip_gradients(params, config)
+            optimizer.step()
+            for name, value in {self.TOTAL_LOSS_KEY: loss.detach(), **self._loss_terms}.items():
+                sums[name] = sums[name] + value if name in sums else value
+        self._leave_normalized(module)
+        self._log_learning(sums, num_steps, num_steps * batch_size)
+
+    def _gather(self, rows: Tensor, uses_td: bool, config: Any) -> dict[str, Tensor]:
+        batch = self.replay.gather(rows, DISTILLATION_COLUMNS)
+        batch[Columns.OBS] = batch[Columns.OBS].float()
+        if uses_td:
+            n_step = config.n_step if isinstance(config.n_step, int) else config.n_step[1]
+            batch |= self.replay.gather(rows, (Columns.ACTIONS,))
+            batch |= self.replay.gather_transitions(rows, n_step=n_step, gamma=config.gamma)
+            batch[Columns.NEXT_OBS] = batch[Columns.NEXT_OBS].float()
+        return batch
+
+    def _distillation_loss(self, config: Any, student_q: Tensor, teacher_q: Tensor) -> Tensor:
+        """D, unreduced: `[B]`."""
+        if self._scale is not None:
+            teacher_q = self._scale.normalize(teacher_q)
+        match config.loss:
+            case "mse":
+                return losses.mse(student_q, teacher_q)
+            case "huber":
+                return losses.huber(student_q, teacher_q, delta=config.huber_delta)
+            case "kl":
+                return losses.policy_kl(
+                    student_q,
+                    teacher_q,
+                    temperature=self._temperature,
+                    student_temperature=self._student_temperature(),
+                )
+            case "nll":
+                return losses.nll(student_q, teacher_q, student_temperature=self._student_temperature())
+        raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
+
+    def _current_temperature(self) -> float:
+        temperature = self.config.temperature
+        return self.config.AUTO_TEMPERATURE_GAPS * self._statistics.gap_quantile(0.5) if temperature == "auto" else temperature
+
+    def _student_temperature(self) -> float:
+        """What divides the student's outputs: 1 where they are logits, the teacher's temperature where they are Q-values."""
+        configured = self.config.student_temperature
+        if configured is not None:
+            return configured
+        are_q_values = self.config.loss in losses.VALUE_LOSSES or bool(self._coefficients["td"])
+        return self._temperature if are_q_values else 1.0
+
+    # --- Normalised coordinates (students.py) ------------------------------------------------------------------------
+
+    def _enter_normalized(self, module: Any) -> None:
+        if self._normalizes:
+            self._scale = self._statistics.scale()
+            if not self._starts_normalized:
+                students.to_normalized(module, self._scale)
+
+    def _leave_normalized(self, module: Any) -> None:
+        if self._scale is not None:
+            students.to_q_values(module, self._scale)
+            self._scale, self._starts_normalized = None, False
+
+    def _to_q(self, outputs: Tensor) -> Tensor:
+        return outputs if self._scale is None else self._scale.denormalize(outputs)
+
+    # --- Several Learners --------------------------------------------------------------------------------------------
+
+    def _sum_over_learners(self, tensor: Tensor) -> None:
+        if self.distributed:
+            torch.distributed.all_reduce(tensor)
+
+    def _average_gradients(self, params: Sequence[Tensor]) -> None:
+        """One all-reduce of one flat buffer."""
+        grads = [param.grad for param in params if param.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        torch.distributed.all_reduce(flat)
+        flat /= self.config.num_learners
+        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view_as(grad))
+
+    # --- Metrics -----------------------------------------------------------------------------------------------------
+
+    def _log_learning(self, sums: Mapping[str, Tensor], num_steps: int, num_rows: int) -> None:
+        means = {name: (value / num_steps).item() for name, value in sums.items()}
+        if not all(map(torch.isfinite, map(torch.tensor, means.values()))):
+            raise FloatingPointError(
+                f"The loss is not finite: {means}. Usual causes are a learning rate that is too high, or Q-values that "
+                "are not finite."
+            )
+        self.metrics.log_dict(means, key=DEFAULT_MODULE_ID, window=1)
+        for key in ((ALL_MODULES, NUM_ENV_STEPS_TRAINED), (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED)):
+            self.metrics.log_value(key, num_rows, reduce="sum")
+        for key in (
+            (ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
+            (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED_LIFETIME),
+        ):
+            self.metrics.log_value(key, num_rows, reduce="lifetime_sum")
+
+
+def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, Any]]:
+    """The fragments behind references, one by one: those of an EnvRunner that has died since are lost alone."""
+    fragments = []
+    for ref in batch_refs or ():
+        try:
+            fragments.append(ray.get(ref))
+        except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
+            logger.warning("A fragment is lost with the EnvRunner that sampled it: %s", error)
+    return fragments
+
+
+def _clip_gradients(params: Sequence[Tensor], config: Any) -> None:
+    if config.grad_clip is None:
+        return
+    if config.grad_clip_by == "value":
+        torch.nn.utils.clip_grad_value_(params, config.grad_clip)
+    elif config.grad_clip_by == "norm":  # of each tensor
+        for param in params:
+            torch.nn.utils.clip_grad_norm_([param], config.grad_clip)
+    else:
+        torch.nn.utils.clip_grad_norm_(params, config.grad_clip)

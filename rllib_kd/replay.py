@@ -1,0 +1,150 @@
+"""A ring buffer of labelled transitions, one tensor a column, on the Learner's device.
+
+Rows are *states*, in the order in which one environment visited them, so that the successor of row i is row i + 1: a
+next observation is an index, never a copy. States in which no action was taken (the last one of an episode, and the
+last one of a fragment) are there for their predecessor only; the column `valid` marks them False, and they are never
+drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+VALID = "valid"
+
+
+class ColumnarReplay:
+    """Ring buffer of columns with uniform sampling.
+
+    Columns, their dtypes and shapes are those of the first `add`. Memory is `capacity` times the bytes of one row.
+
+    Args:
+        capacity: rows kept, > 0. Low: recent states only; high: more diverse batches, more memory. Usually 50,000 to
+            1,000,000.
+        device: where the columns live and batches are gathered.
+        seed: of the sampling order; None draws one.
+    """
+
+    def __init__(self, capacity: int, *, device: torch.device | str = "cpu", seed: int | None = None):
+        if capacity < 1:
+            raise ValueError(f"The replay capacity must be at least 1 row, got {capacity}.")
+        self.capacity = capacity
+        self.device = torch.device(device)
+        self._columns: dict[str, Tensor] = {}
+        self._head = 0  # the row that is written next
+        self._size = 0
+        self._drawable = torch.empty(0, dtype=torch.long, device=self.device)
+        self._generator = torch.Generator(self.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def __len__(self) -> int:
+        """Number of rows that can be drawn."""
+        return len(self._drawable)
+
+    def add(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
+        """Append rows, overwriting the oldest ones.
+
+        Args:
+            columns: each `[R, ...]`; a fragment with more than `capacity` rows keeps its last ones. Without the column
+                `valid`, every row can be drawn.
+
+        Raises:
+            ValueError: the columns differ in length, or from those added before.
+        """
+        # Copies: arrays from the object store are read-only, which torch does not have.
+        rows = {name: torch.tensor(column) for name, column in columns.items()}
+        rows.setdefault(VALID, torch.ones(len(next(iter(rows.values()))), dtype=torch.bool))
+        count = len(rows[VALID])
+        self._check(rows, count)
+        if count == 0:
+            return
+        if not self._columns:
+            self._columns = {
+                name: torch.zeros((self.capacity, *row.shape[1:]), dtype=row.dtype, device=self.device)
+                for name, row in rows.items()
+            }
+        written = min(count, self.capacity)
+        first = min(written, self.capacity - self._head)  # rows before the ring wraps around
+        for name, row in rows.items():
+            newest = row[count - written :].to(self.device, non_blocking=True)
+            self._columns[name][self._head : self._head + first] = newest[:first]
+            self._columns[name][: written - first] = newest[first:]
+        self._head = (self._head + written) % self.capacity
+        self._size = min(self._size + written, self.capacity)
+        self._drawable = self._columns[VALID][: self._size].nonzero().squeeze(-1)
+
+    def sample_indices(self, num_batches: int, batch_size: int) -> Tensor:
+        """Rows drawn uniformly with replacement, `[num_batches, batch_size]`."""
+        draws = torch.randint(
+            len(self._drawable), (num_batches, batch_size), generator=self._generator, device=self.device
+        )
+        return self._drawable[draws]
+
+    def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The named columns at `rows` (`[B]`), each `[B, ...]`."""
+        return {name: self._columns[name].index_select(0, rows) for name in names}
+
+    def gather_transitions(self, rows: Tensor, *, n_step: int, gamma: float) -> dict[str, Tensor]:
+        """TD columns at `rows`, looking `n_step` states ahead, or fewer where the episode or the fragment ends before.
+
+        Needs the columns `obs`, `rewards`, `terminateds` and `truncateds`.
+
+        Returns:
+            `new_obs` `[B, ...]` (the bootstrap state), `rewards` `[B]` (Σ_k γ^k r_k), `terminateds` `[B]` (whether the
+            bootstrap state is terminal) and `n_step` `[B]` (the steps really looked ahead).
+        """
+        columns = self._columns
+        rewards = columns["rewards"][rows]
+        steps = torch.ones_like(rewards)
+        last = rows  # the last transition inside the window
+        for _ in range(1, n_step):
+            following = (last + 1) % self.capacity
+            ended = columns["terminateds"][last] | columns["truncateds"][last] | ~columns[VALID][following]
+            going = ~ended
+            rewards = rewards + torch.where(going, gamma**steps * columns["rewards"][following], 0.0)
+            steps = steps + going
+            last = torch.where(going, following, last)
+            # A row that has ended stays where it is, so it ends again in the next round.
+        return {
+            "new_obs": columns["obs"][(last + 1) % self.capacity],
+            "rewards": rewards,
+            "terminateds": columns["terminateds"][last],
+            "n_step": steps,
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """Contents (oldest row first), and the state of the sampling order."""
+        order = (torch.arange(self._size, device=self.device) + self._head - self._size) % self.capacity
+        return {
+            "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()},
+            "generator": self._generator.get_state().numpy(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the contents by those of `get_state()`."""
+        self._columns, self._head, self._size = {}, 0, 0
+        self._drawable = self._drawable[:0]
+        if state["columns"]:
+            self.add(state["columns"])
+        self._generator.set_state(torch.from_numpy(np.asarray(state["generator"])))
+
+    def _check(self, rows: Mapping[str, Tensor], count: int) -> None:
+        lengths = {name: len(row) for name, row in rows.items()}
+        if set(lengths.values()) != {count}:
+            raise ValueError(f"All columns of a fragment must have one length, got {lengths}.")
+        if self._columns and rows.keys() != self._columns.keys():
+            raise ValueError(f"This replay has the columns {sorted(self._columns)}, got {sorted(rows)}.")
+        for name, row in rows.items() if self._columns else ():
+            if row.shape[1:] != self._columns[name].shape[1:]:
+                raise ValueError(
+                    f"Column `{name}` of this replay has rows of shape {tuple(self._columns[name].shape[1:])}, "
+                    f"got {tuple(row.shape[1:])}."
+                )

@@ -1,0 +1,51 @@
+"""Values over time: a number, or RLlib's `[[env_steps, value], ...]`, interpolated linearly and constant afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+
+import numpy as np
+
+Schedule = float | Sequence[Sequence[float]]
+
+
+def value_at(schedule: Schedule, env_steps: int) -> float:
+    """The schedule's value after `env_steps` environment steps."""
+    if isinstance(schedule, Real):
+        return float(schedule)
+    times, values = zip(*schedule, strict=True)
+    return float(np.interp(env_steps, times, values))
+
+
+def values_of(schedule: Schedule) -> list[float]:
+    """Every value that the schedule names (for checks of their range)."""
+    return [float(schedule)] if isinstance(schedule, Real) else [float(value) for _, value in schedule]
+
+
+def check_schedule(name: str, schedule: object, *, low: float = 0.0, high: float = math.inf) -> None:
+    """Check form and range of a schedule.
+
+    Raises:
+        ValueError: `schedule` is neither a number nor `[[env_steps, value], ...]` with increasing steps from 0, or one
+            of its values is outside [`low`, `high`].
+    """
+    expected = f"`{name}` must be a number or a schedule [[0, value], [env_steps, value], ...] with increasing env_steps"
+    if not _is_number(schedule):
+        if not isinstance(schedule, Sequence) or isinstance(schedule, str) or not schedule:
+            raise ValueError(f"{expected}, got {schedule!r}.")
+        pairs = list(schedule)
+        if not all(isinstance(p, Sequence) and len(p) == 2 and all(map(_is_number, p)) for p in pairs):
+            raise ValueError(f"{expected}, got {schedule!r}.")
+        times = [time for time, _ in pairs]
+        if times[0] != 0 or any(later <= earlier for earlier, later in zip(times, times[1:], strict=False)):
+            raise ValueError(f"{expected}, got the steps {times}.")
+    for value in values_of(schedule):  # type: ignore[arg-type]
+        if not low <= value <= high:
+            bounds = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+            raise ValueError(f"`{name}` must be {bounds}, got {value:g}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,37 @@
+"""Teachers: where they come from, and what they can do. One file an origin; `load_teacher` recognises it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
+
+#: Teachers that come with the package, by name.
+PACKAGED_TEACHERS = {"cartpole": Path(__file__).parent / "cartpole"}
+
+
+def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
+    """Name, URI or path of a teacher as a string that means the same in every working directory."""
+    text = os.fspath(teacher)
+    if text in PACKAGED_TEACHERS or "://" in text:
+        return text
+    return str(Path(text).expanduser().absolute())
+
+
+def load_teacher(teacher: str | os.PathLike[str]) -> Teacher:
+    """Load a teacher.
+
+    Args:
+        teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint: an Algorithm's
+            directory, or its rl_module folder.
+
+    Raises:
+        ValueError: nothing is there, or it is no teacher; the message says what was expected.
+    """
+    from rllib_kd.teachers.rllib import load_rllib
+
+    uri = absolute_teacher_uri(teacher)
+    return load_rllib(str(PACKAGED_TEACHERS.get(uri, uri)))

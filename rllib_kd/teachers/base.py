@@ -1,0 +1,94 @@
+"""What every teacher is: a frozen function from observations to Q-values, that can travel and be checkpointed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.checkpoints import Checkpointable
+from torch import Tensor
+
+QF_PREDS = "qf_preds"  # the key of RLlib's QNetAPI.compute_q_values()
+TEACHER_Q = "teacher_q"  # the column of labels
+
+
+class Teacher(Checkpointable):
+    """A trained Q-network, in eval mode and without gradients.
+
+    It is deliberately no `torch.nn.Module`: as an attribute of one it would enter optimizers, weight syncs and
+    checkpoints of the student.
+
+    Args:
+        module: an RLModule with `compute_q_values()`, which is copied without its target networks; None makes an empty
+            teacher, to be filled by `set_state()`.
+        source: where it came from, for messages.
+    """
+
+    def __init__(self, module: RLModule | None = None, *, source: str = ""):
+        self._module: Any = None
+        self.source = source
+        if module is not None:
+            constructor_kwargs = module.get_ctor_args_and_kwargs()[1] | {"inference_only": True}
+            weights = module.get_state(inference_only=True)
+            self.set_state(
+                {"class": type(module), "kwargs": constructor_kwargs, "weights": weights, "source": source}
+            )
+
+    @property
+    def is_loaded(self) -> bool:
+        """False for an empty teacher that waits for its state."""
+        return self._module is not None
+
+    @property
+    def observation_space(self) -> gym.Space:
+        """Space of the observations that the network takes (after any connectors)."""
+        return self._module.observation_space
+
+    @property
+    def action_space(self) -> gym.spaces.Discrete:
+        """Space of its actions."""
+        return self._module.action_space
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that act: without target networks."""
+        return sum(parameter.numel() for parameter in self._module.parameters())
+
+    @property
+    def model_config(self) -> dict[str, Any] | None:
+        """RLlib's model config of the network; None where the network is not RLlib's default one."""
+        return dict(self._module.model_config) if isinstance(self._module, DefaultDQNRLModule) else None
+
+    @torch.inference_mode()
+    def q_values(self, obs: Tensor) -> Tensor:
+        """Q-values `[B, A]` (return units) of observations `[B, ...]`; expectations, where the teacher is a C51."""
+        return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
+
+    def get_state(self, components=None, *, not_components=None, **kwargs) -> dict[str, Any]:
+        """Everything that is needed to build the network again, weights as numpy arrays."""
+        return {**self._recipe, "weights": self._module.get_state(), "source": self.source}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Become the teacher of `get_state()`."""
+        module = state["class"](**state["kwargs"])
+        module.set_state(state["weights"])
+        module.eval()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
+        self._module, self.source = module, state["source"]
+        self._recipe = {"class": state["class"], "kwargs": state["kwargs"]}
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
+        """An empty teacher; the state has the rest."""
+        return (), {}
+
+    # Pickled by its state: Ray ships teachers to the EnvRunners through the object store.
+    def __getstate__(self) -> dict[str, Any]:
+        return self.get_state()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.set_state(state)

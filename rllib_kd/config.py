@@ -143,10 +143,10 @@ class DistillDQNConfig(DQNConfig):
         Raises:
             ValueError: saying what was got, what was expected and what to do.
         """
-        super().validate()
         self._check_field_names()
         self._check_distillation()
         self._check_scope()
+        super().validate()
 
     def get_default_learner_class(self) -> type:
         """`DistillDQNTorchLearner`."""

@@ -184,8 +184,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         Returns:
             References to `num_shards` dicts of columns (`[R, ...]`), and RLlib's metrics.
         """
-        with self.metrics.log_time(SAMPLE_TIMER):
-            fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
+        fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
         if self._samples_directly:
             self._log_fragment(fragment)
         columns = fragment.columns()
@@ -227,7 +226,8 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             self._ended = np.zeros(self.num_envs, dtype=bool)
         fragment = Fragment(self._ended)
         if self._samples_directly:
-            self._sample_directly(fragment, policy)
+            with self.metrics.log_time(SAMPLE_TIMER):
+                self._sample_directly(fragment, policy)
         else:
             self._sample_through_rllib(fragment, policy)
         self._ended = fragment.ended_after

@@ -7,6 +7,7 @@ import posixpath
 import pyarrow.fs
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.apis import QNetAPI
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.teachers.base import Teacher
@@ -37,6 +38,11 @@ def load_rllib(uri: str, *, module_id: str = DEFAULT_MODULE_ID) -> Teacher:
             f"The checkpoint '{uri}' cannot be read ({type(error).__name__}: {error}). Is it complete, and are the "
             "classes of its RLModule importable here?"
         ) from error
+    if isinstance(module, MultiRLModule):
+        raise ValueError(
+            f"'{uri}' is not an RLlib checkpoint of one policy: it holds the RLModules {sorted(module.keys())}, none of "
+            f"which is '{module_id}'. Name the folder of the one to distil."
+        )
     if not isinstance(module, QNetAPI):
         raise ValueError(
             f"The teacher '{uri}' is a {type(module).__name__}, which has no Q-values to distil. Expected the "

@@ -1,0 +1,106 @@
+"""Small teachers, and one small Ray for all tests that need it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Several processes share the cores: with more threads each, torch is many times slower.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+import torch
+from hypothesis import settings
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+
+from rllib_kd import DistillDQNConfig
+
+torch.set_num_threads(1)
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
+
+CARTPOLE_OBS = gym.make("CartPole-v1").observation_space
+CARTPOLE_ACTIONS = gym.spaces.Discrete(2)
+
+
+def make_q_module(
+    observation_space: gym.Space = CARTPOLE_OBS,
+    action_space: gym.Space = CARTPOLE_ACTIONS,
+    *,
+    seed: int = 0,
+    inference_only: bool = True,
+    **model_config: Any,
+) -> RLModule:
+    """RLlib's DQN module with random weights."""
+    torch.manual_seed(seed)
+    defaults = {"fcnet_hiddens": [32, 32], "fcnet_activation": "relu", "dueling": False, "double_q": True}
+    defaults |= {"num_atoms": 1, "v_min": -10.0, "v_max": 10.0, "epsilon": 0.0}
+    return RLModuleSpec(
+        module_class=DefaultDQNTorchRLModule,
+        observation_space=observation_space,
+        action_space=action_space,
+        inference_only=inference_only,
+        model_config=defaults | model_config,
+    ).build()
+
+
+@pytest.fixture(scope="session")
+def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a CartPole teacher with random weights: quick to load, and knows nothing."""
+    return make_q_module().save_to_path(str(tmp_path_factory.mktemp("teachers") / "small"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A local Ray with four logical CPUs."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def cartpole_config(small_teacher: str) -> DistillDQNConfig:
+    """A config that builds quickly."""
+    return (
+        DistillDQNConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=16)
+        .training(train_batch_size_per_learner=32, num_steps_sampled_before_learning_starts=64, training_intensity=8)
+        .reporting(min_sample_timesteps_per_iteration=64)
+        .rl_module(model_config={"fcnet_hiddens": [8], "fcnet_activation": "relu"})
+        .distillation(teacher=small_teacher, num_baseline_episodes=0)
+        .debugging(seed=0)
+    )
+
+
+@pytest.fixture
+def build(cluster: None) -> Iterator[Callable[[DistillDQNConfig], Any]]:
+    """Builds algorithms, and stops them at the end of the test."""
+    algorithms = []
+
+    def build_algo(config: DistillDQNConfig) -> Any:
+        algorithms.append(config.build_algo())
+        return algorithms[-1]
+
+    yield build_algo
+    for algo in algorithms:
+        algo.stop()
+
+
+def shared_teacher(name: str) -> Path:
+    """Path of a teacher that others trained; skips where that folder is absent."""
+    path = Path(__file__).parents[2] / "shared" / "teachers" / name
+    if not path.exists():
+        pytest.skip(f"the teachers of others are not here: {path}")
+    return path
+
+
+def states(count: int, space: gym.Space = CARTPOLE_OBS, seed: int = 0) -> np.ndarray:
+    """Observations of a bounded range."""
+    return np.random.default_rng(seed).normal(size=(count, *space.shape)).astype(np.float32)

@@ -1,0 +1,409 @@
+"""The whole machine on a small scale: results, teacher, checkpoints, faults, bad input."""
+
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+import torch
+from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+
+from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner, load_teacher
+from tests.conftest import make_q_module, states
+
+
+def student_weights(algo):
+    return algo.learner_group.get_weights()["default_policy"]
+
+
+def assert_equal_weights(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def bytes_of(teacher) -> list[bytes]:
+    return [parameter.numpy().tobytes() for parameter in teacher._module.parameters()]
+
+
+# --- Results ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_has_what_the_readme_lists(cartpole_config, build):
+    algo = build(cartpole_config.distillation(num_baseline_episodes=4).evaluation(evaluation_interval=1))
+    result = algo.train()
+    learner = result["learners"]["default_policy"]
+    assert {"kd_loss", "total_loss", "teacher_agreement", "q_regret", "kl_to_teacher", "temperature"} <= set(learner)
+    own = result["distillation"]
+    assert (own["student_params"], own["teacher_params"]) == (4 * 8 + 8 + 8 * 2 + 2, 1_282)
+    assert own["compression"] == pytest.approx(58 / 1_282)
+    student_return = result["evaluation"]["env_runners"]["episode_return_mean"]
+    expected = (student_return - own["random_return"]) / (own["teacher_return"] - own["random_return"])
+    assert own["return_ratio"] == pytest.approx(expected)
+    assert own["kd_coeff"] == 1.0
+    assert own["num_gradient_steps_lifetime"] > 0
+    assert result["num_env_steps_sampled_lifetime"] >= 64
+
+
+def test_the_replay_ratio_is_what_training_intensity_says(cartpole_config, build):
+    config = cartpole_config.training(training_intensity=5, num_steps_sampled_before_learning_starts=0)
+    algo = build(config)
+    for _ in range(5):
+        result = algo.train()
+    rows = result["distillation"]["num_gradient_steps_lifetime"] * 32
+    due = 5 * result["num_env_steps_sampled_lifetime"]
+    assert due - 32 < rows <= due
+
+
+def test_schedules_follow_the_env_steps(cartpole_config, build):
+    schedule = [[0, 1.0], [1_000, 0.0]]
+    algo = build(cartpole_config.distillation(teacher_fraction=schedule, kd_coeff=schedule))
+    for _ in range(3):
+        result = algo.train()
+    expected = 1.0 - result["num_env_steps_sampled_lifetime"] / 1_000
+    assert result["distillation"]["teacher_fraction"] == pytest.approx(expected)
+    assert result["distillation"]["kd_coeff"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("policy", "fraction"), [("teacher", 1.0), ("student", 0.0)])
+def test_rollout_policies(cartpole_config, build, policy, fraction):
+    result = build(cartpole_config.distillation(rollout_policy=policy)).train()
+    assert result["distillation"]["teacher_fraction"] == fraction
+
+
+def test_get_module_is_the_student_with_its_newest_weights(cartpole_config, build):
+    algo = build(cartpole_config)
+    algo.train()
+    assert_equal_weights(algo.get_module().get_state(), {
+        name: value for name, value in student_weights(algo).items() if not name.startswith("_target")
+    })
+
+
+def test_evaluation_is_the_greedy_student_in_a_group_of_its_own(cartpole_config, build):
+    class Watch(RLlibCallback):
+        chosen: list = []
+
+        def on_episode_end(self, *, episode, env_runner, rl_module, **kwargs):
+            if env_runner.config.in_evaluation:
+                obs = torch.as_tensor(np.stack(episode.get_observations()[:-1]))
+                greedy = rl_module.compute_q_values({"obs": obs})["qf_preds"].argmax(-1).numpy()
+                Watch.chosen.append((np.array(episode.get_actions()), greedy))
+
+    algo = build(cartpole_config.callbacks(Watch).evaluation(evaluation_duration=3).training(epsilon=1.0))
+    algo.train()
+    before = algo.env_runner._obs.copy()
+    results = algo.evaluate()
+    assert type(algo.eval_env_runner) is SingleAgentEnvRunner
+    assert results["env_runners"]["num_episodes"] == 3
+    assert len(Watch.chosen) == 3
+    for actions, greedy in Watch.chosen:
+        np.testing.assert_array_equal(actions, greedy)
+    np.testing.assert_array_equal(algo.env_runner._obs, before)  # the training environments stand where they stood
+
+
+def test_the_same_seed_gives_the_same_student(cartpole_config, build):
+    algos = [build(cartpole_config.copy(copy_frozen=False)) for _ in range(2)]
+    for algo in algos:
+        for _ in range(3):
+            algo.train()
+    assert_equal_weights(student_weights(algos[0]), student_weights(algos[1]))
+
+
+# --- Teacher ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_never_changes_and_enters_nothing_of_the_student(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config.env_runners(num_env_runners=1).distillation(td_coeff=0.5))
+    before = bytes_of(algo._teacher)
+    for _ in range(5):
+        algo.train()
+    assert bytes_of(algo._teacher) == before == bytes_of(load_teacher(cartpole_config.teacher))
+    remote = algo.env_runner_group.foreach_env_runner(
+        lambda env_runner: [p.numpy().tobytes() for p in env_runner._teacher._module.parameters()],
+        local_env_runner=False,
+    )
+    assert remote == [before]
+
+    learner = algo.learner_group._learner
+    optimized = sum(p.numel() for group in learner.get_optimizer("default_policy").param_groups for p in group["params"])
+    assert optimized == 58
+    synced = algo.env_runner_group.foreach_env_runner(
+        lambda env_runner: len(pickle.dumps(env_runner.get_state())), local_env_runner=False
+    )
+    teacher_size = sum(map(len, before))
+    assert max(synced) < teacher_size
+    assert len(pickle.dumps(learner.get_state())) < teacher_size + 4_000  # statistics and optimizer, no teacher
+    labels = {name for name in student_weights(algo) if not name.startswith("_target")}
+    assert labels == set(make_q_module(fcnet_hiddens=[8]).get_state())
+
+    path = Path(algo.save_to_path(str(tmp_path / "checkpoint")))
+    needle = before[0][:64]
+    holders = [file for file in path.rglob("*") if file.is_file() and needle in file.read_bytes()]
+    assert holders == [path / "teacher" / "state.pkl"]
+
+
+@pytest.mark.parametrize("variant", [{"dueling": True}, {"num_atoms": 11}], ids=["dueling", "c51"])
+def test_teachers_of_other_kinds(cartpole_config, build, tmp_path, variant):
+    path = make_q_module(**variant).save_to_path(str(tmp_path / "teacher"))
+    result = build(cartpole_config.distillation(teacher=path, loss="mse")).train()
+    assert math.isfinite(result["learners"]["default_policy"]["kd_loss"])
+
+
+def test_compression_settles_the_widths_before_any_actor_starts(cartpole_config, build, tmp_path):
+    path = make_q_module(fcnet_hiddens=[64, 64]).save_to_path(str(tmp_path / "teacher"))
+    config = cartpole_config.rl_module(model_config={}).distillation(teacher=path, compression=0.1)
+    algo = build(config.env_runners(num_env_runners=1))
+    result = algo.train()
+    assert 0.08 < result["distillation"]["compression"] <= 0.1
+    assert algo.get_module().model_config["fcnet_hiddens"] == [17, 17]
+    assert config.compression == 0.1  # the user's config stays as it was
+
+
+def test_a_linear_student(cartpole_config, build):
+    algo = build(cartpole_config.rl_module(model_config={"fcnet_hiddens": []}))
+    assert algo.train()["distillation"]["student_params"] == 4 * 2 + 2
+
+
+def test_a_teacher_no_better_than_chance_is_a_warning_with_both_numbers(cartpole_config, build, caplog):
+    build(cartpole_config.distillation(num_baseline_episodes=8))
+    assert "no better than a random policy: mean returns of" in caplog.text
+
+
+# --- Where it runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(2, 0), (0, 1), (2, 2)])
+def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runners, num_learners):
+    algo = build(
+        cartpole_config.env_runners(num_env_runners=num_env_runners)
+        .learners(num_learners=num_learners, num_cpus_per_learner=1)
+        .distillation(loss="mse", td_coeff=0.1)
+    )
+    for _ in range(4):
+        result = algo.train()
+    assert math.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    weights = [
+        {name: value.numpy() for name, value in state.get().items()}
+        for state in algo.learner_group.foreach_learner(
+            lambda learner: {n: p.detach().clone() for n, p in learner.module["default_policy"].named_parameters()}
+        )
+    ]
+    assert len(weights) == max(1, num_learners)
+    for other in weights[1:]:
+        assert_equal_weights(weights[0], other)
+
+
+def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_config, build):
+    """The gradients of two shards, averaged, against the gradient of their union."""
+    algo = build(cartpole_config.learners(num_learners=2, num_cpus_per_learner=1))
+    algo.train()
+
+    def gradient(learner: DistillDQNTorchLearner):
+        module = learner.module["default_policy"]
+        rows = learner.replay.sample_indices(1, 32)[0]
+        batch = learner._gather(rows, False, learner.config)
+        module.zero_grad()
+        loss = learner.compute_loss_for_module(
+            module_id="default_policy",
+            config=learner.config,
+            batch=batch,
+            fwd_out=module.compute_q_values(batch),
+        )
+        loss.backward()
+        params = [p for p in module.parameters() if p.grad is not None]
+        learner._average_gradients(params)
+        return {
+            "batch": {name: column.numpy().copy() for name, column in batch.items()},
+            "state": {name: value.numpy().copy() for name, value in module.state_dict().items()},
+            "temperature": learner._temperature,
+            "gradients": [p.grad.numpy().copy() for p in params],
+        }
+
+    first, second = (result.get() for result in algo.learner_group.foreach_learner(gradient))
+    assert not np.array_equal(first["batch"]["obs"], second["batch"]["obs"])
+    student = make_q_module(fcnet_hiddens=[8], inference_only=False)
+    student.make_target_networks()
+    student.load_state_dict({name: torch.as_tensor(value) for name, value in first["state"].items()})
+    from rllib_kd import losses
+
+    both = {
+        name: torch.as_tensor(np.concatenate([first["batch"][name], second["batch"][name]]))
+        for name in ("obs", "teacher_q")
+    }
+    q = student.compute_q_values(both)["qf_preds"]
+    losses.policy_kl(q, both["teacher_q"], temperature=first["temperature"]).mean().backward()
+    expected = [p.grad.numpy() for p in student.parameters() if p.grad is not None]
+    for gradients in (first["gradients"], second["gradients"]):
+        assert len(gradients) == len(expected)
+        for ours, theirs in zip(gradients, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_killed_env_runner_comes_back_with_the_teacher(cartpole_config, build):
+    algo = build(cartpole_config.env_runners(num_env_runners=2).fault_tolerance(restart_failed_env_runners=True))
+    algo.train()
+    pid = algo.env_runner_group.foreach_env_runner(lambda env_runner: os.getpid(), local_env_runner=False)[0]
+    os.kill(pid, signal.SIGKILL)
+    for _ in range(30):
+        result = algo.train()
+        if result["fault_tolerance"]["num_remote_worker_restarts"] and algo.env_runner_group.num_healthy_remote_workers() == 2:
+            break
+    assert algo.env_runner_group.num_healthy_remote_workers() == 2
+    algo.train()
+    has_teacher = algo.env_runner_group.foreach_env_runner(
+        lambda env_runner: env_runner._teacher is not None, local_env_runner=False
+    )
+    assert has_teacher == [True, True]
+
+
+def test_tune_runs_it_from_a_plain_dict(cluster, small_teacher, tmp_path):
+    results = tune.Tuner(
+        "DistillDQN",
+        param_space={
+            "env": "CartPole-v1",
+            "teacher": small_teacher,
+            "loss": "mse",
+            "compression": tune.grid_search([0.1, 0.2]),
+            "num_baseline_episodes": 0,
+            "num_envs_per_env_runner": 2,
+        },
+        run_config=tune.RunConfig(stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert not results.errors
+    sizes = sorted(result.metrics["distillation"]["compression"] for result in results)
+    assert sizes[0] <= 0.1 < sizes[1] <= 0.2
+
+
+# --- Checkpoints ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restore", ["Algorithm.from_checkpoint", "DistillDQN.from_checkpoint", "restore_from_path"])
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_path, restore, num_env_runners):
+    original = tmp_path / "teacher"
+    make_q_module().save_to_path(str(original))
+    config = cartpole_config.env_runners(num_env_runners=num_env_runners).distillation(
+        teacher=original, loss="mse", teacher_fraction=[[0, 1.0], [1_000, 0.0]]
+    )
+    algo = build(config)
+    for _ in range(3):
+        before = algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    if restore == "restore_from_path":
+        resumed = build(config)
+        resumed.restore_from_path(path)
+    else:
+        original.rename(tmp_path / "gone")
+        cls = Algorithm if restore.startswith("Algorithm") else DistillDQN
+        resumed = cls.from_checkpoint(path)
+    assert isinstance(resumed, DistillDQN)
+    assert_equal_weights(student_weights(resumed), student_weights(algo))
+    assert bytes_of(resumed._teacher) == bytes_of(algo._teacher)
+    states_of = [a.learner_group._learner.get_state() for a in (algo, resumed)]
+    torch.testing.assert_close(states_of[0]["optimizer"], states_of[1]["optimizer"])
+    np.testing.assert_array_equal(*(state["q_statistics"]["sums"] for state in states_of))
+    after = resumed.train()
+    resumed.stop()
+    counters = ("num_env_steps_sampled_lifetime", "training_iteration")
+    assert all(after[name] > before[name] for name in counters)
+    assert after["num_env_steps_sampled_lifetime"] >= before["num_env_steps_sampled_lifetime"] + 64
+    assert after["distillation"]["teacher_fraction"] < before["distillation"]["teacher_fraction"]
+    assert after["distillation"]["num_gradient_steps_lifetime"] >= before["distillation"]["num_gradient_steps_lifetime"]
+
+
+def test_a_checkpoints_config_alone_says_that_the_teacher_is_missing(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config)
+    bare = DistillDQN(algo.get_ctor_args_and_kwargs()[0][0])
+    with pytest.raises(ValueError, match="without the teacher. Restore it with DistillDQN.from_checkpoint"):
+        bare.train()
+    bare.stop()
+
+
+def test_the_student_loads_without_this_package(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config.distillation(loss="mse"))
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    expected = algo.get_module().compute_q_values({"obs": torch.as_tensor(states(3))})["qf_preds"].tolist()
+    code = f"""
+import sys
+sys.modules["rllib_kd"] = None  # importing it is an error
+import torch
+from ray.rllib.core.rl_module.rl_module import RLModule
+module = RLModule.from_checkpoint({path!r} + "/learner_group/learner/rl_module/default_policy")
+print(type(module).__name__, module.compute_q_values({{"obs": torch.tensor({states(3).tolist()})}})["qf_preds"].tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    name, q = done.stdout.strip().split(" ", 1)
+    assert name == "DefaultDQNTorchRLModule"
+    np.testing.assert_allclose(eval(q), expected, rtol=1e-5)
+
+
+def test_a_student_can_teach(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    result = build(cartpole_config.copy(copy_frozen=False).distillation(teacher=path)).train()
+    assert result["distillation"]["teacher_params"] == 58
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+def teacher_of(tmp_path, *spaces):
+    return make_q_module(*spaces, fcnet_hiddens=[4]).save_to_path(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ((gym.spaces.Box(-1, 1, (6,), np.float32),), r"observation space is Box.*\(6,\).*student's is.*\(4,\)"),
+        ((gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(3)), r"action space is Discrete\(3\).*Discrete\(2\)"),
+    ],
+)
+def test_spaces_that_differ_are_both_named(cartpole_config, build, tmp_path, spaces, message):
+    with pytest.raises(ValueError, match=message):
+        build(cartpole_config.distillation(teacher=teacher_of(tmp_path, *spaces)))
+
+
+def test_a_missing_teacher_is_an_error_when_the_algorithm_is_built(cartpole_config, build):
+    with pytest.raises(ValueError, match="There is no teacher at '/does/not/exist'"):
+        build(cartpole_config.distillation(teacher="/does/not/exist"))
+
+
+def test_an_unreachable_compression_is_an_error_when_the_algorithm_is_built(cartpole_config, build):
+    with pytest.raises(ValueError, match="one unit a layer"):
+        build(cartpole_config.rl_module(model_config={}).distillation(compression=1e-5))
+
+
+def test_a_checkpoint_of_another_algorithm_is_refused_with_its_reason(cartpole_config, build, tmp_path):
+    from ray.rllib.algorithms.ppo import PPOConfig
+
+    ppo = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=0).build_algo()
+    path = ppo.save_to_path(str(tmp_path / "ppo"))
+    ppo.stop()
+    with pytest.raises(ValueError, match="has no Q-values to distil"):
+        build(cartpole_config.distillation(teacher=path))
+
+
+def test_a_running_ray_is_used_as_it_is(cartpole_config, build):
+    node = ray.get_runtime_context().get_node_id()
+    build(cartpole_config)
+    assert ray.get_runtime_context().get_node_id() == node
+    assert ray.cluster_resources()["CPU"] == 4
+
+
+def test_rllibs_own_dqn_is_untouched(cluster):
+    assert DQNConfig().environment("CartPole-v1").learner_class is not DistillDQNTorchLearner
+    assert DistillDQN.get_default_config().learner_class is DistillDQNTorchLearner
+    assert isinstance(DistillDQN.get_default_config(), DistillDQNConfig)

@@ -1,0 +1,238 @@
+"""The Learner against RLlib's own, and against a plain loop."""
+
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.core.columns import Columns
+
+from rllib_kd import DistillDQNConfig, DistillDQNTorchLearner, losses
+from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
+
+MODEL = {"fcnet_hiddens": [16], "fcnet_activation": "relu"}
+
+
+def config_of(loss="kl", **distillation) -> DistillDQNConfig:
+    return (
+        DistillDQNConfig()
+        .environment("CartPole-v1")
+        .rl_module(model_config=MODEL)
+        .training(train_batch_size_per_learner=32, lr=1e-2)
+        .distillation(teacher="cartpole", loss=loss, **distillation)
+        .debugging(seed=0)
+    )
+
+
+def make_learner(config, learner_class=DistillDQNTorchLearner):
+    config = config.copy(copy_frozen=False)
+    config.validate()
+    spec = config.get_multi_rl_module_spec(
+        spaces={"default_policy": (CARTPOLE_OBS, CARTPOLE_ACTIONS)}, inference_only=False
+    )
+    learner = learner_class(config=config, module_spec=spec)
+    learner.build()
+    return learner
+
+
+def fragment(count=256, seed=0, names=DISTILLATION_COLUMNS):
+    rng = np.random.default_rng(seed)
+    columns = {
+        "obs": states(count, seed=seed),
+        "teacher_q": (100 + rng.normal(size=(count, 1)) * 8 + rng.normal(size=(count, 2)) * 0.2).astype(np.float32),
+        "actions": rng.integers(2, size=count),
+        "rewards": rng.normal(size=count).astype(np.float32),
+        "terminateds": rng.random(count) < 0.1,
+        "truncateds": np.zeros(count, dtype=bool),
+        "valid": np.arange(count) % 16 != 15,
+    }
+    return {name: columns[name] for name in names}
+
+
+def q_values(learner, obs):
+    with torch.no_grad():
+        return learner.module["default_policy"].compute_q_values({"obs": torch.as_tensor(obs)})["qf_preds"]
+
+
+@pytest.mark.parametrize("double_q", [True, False])
+@pytest.mark.parametrize("dueling", [True, False])
+@pytest.mark.parametrize("td_error_loss_fn", ["huber", "mse"])
+def test_without_distillation_the_loss_is_rllibs_dqn(cluster, double_q, dueling, td_error_loss_fn):
+    training = {"double_q": double_q, "dueling": dueling, "td_error_loss_fn": td_error_loss_fn, "gamma": 0.97}
+    ours = make_learner(config_of(kd_coeff=0.0, td_coeff=1.0).training(**training))
+    theirs = make_learner(
+        DQNConfig().environment("CartPole-v1").rl_module(model_config=MODEL).training(**training), DQNTorchLearner
+    )
+    ours.module.set_state(theirs.module.get_state())
+    for name, parameter in ours.module["default_policy"].named_parameters():  # targets of their own
+        if name.startswith("_target"):
+            parameter.data += 0.1
+    theirs.module.set_state(ours.module.get_state())
+
+    columns = fragment(64, names=DISTILLATION_COLUMNS + TD_COLUMNS)
+    batch = {name: torch.as_tensor(column) for name, column in columns.items()}
+    batch |= {
+        Columns.NEXT_OBS: torch.as_tensor(states(64, seed=1)),
+        "n_step": torch.randint(1, 4, (64,)).float(),
+        "weights": torch.ones(64),
+    }
+    values, gradients = [], []
+    for learner in (ours, theirs):
+        module = learner.module["default_policy"]
+        loss = learner.compute_loss_for_module(
+            module_id="default_policy", config=learner.config, batch=batch, fwd_out=module.forward_train(batch)
+        )
+        module.zero_grad()
+        loss.backward()
+        values.append(loss.item())
+        gradients.append([p.grad for n, p in module.named_parameters() if not n.startswith("_target")])
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
+
+
+def learnable(count: int) -> dict:
+    """Labels that a small network can represent: linear in the observation, with the scales of a good teacher."""
+    columns = fragment(count)
+    columns["teacher_q"] = 100 + 8 * columns["obs"][:, :1] + 0.2 * columns["obs"][:, 1:3]
+    return columns
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_every_loss_learns(cluster, loss):
+    learner = make_learner(config_of(loss))
+    first = learner.update([ray.put(learnable(512))], num_gradient_steps=5)["default_policy"]["kd_loss"].peek()
+    for _ in range(20):
+        last = learner.update([], num_gradient_steps=10)["default_policy"]["kd_loss"].peek()
+    assert last < 0.5 * first
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_every_loss_goes_with_td(cluster, loss, n_step):
+    learner = make_learner(config_of(loss, td_coeff=0.5).training(n_step=n_step))
+    data = ray.put(fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS))
+    results = learner.update([data], num_gradient_steps=20)["default_policy"]
+    terms = {name: results[name].peek() for name in ("kd_loss", "td_loss", "total_loss")}
+    assert terms["total_loss"] == pytest.approx(terms["kd_loss"] + 0.5 * terms["td_loss"], rel=1e-5)
+
+
+def test_a_value_loss_is_learned_in_normalised_coordinates_but_puts_out_q_values(cluster):
+    learner = make_learner(config_of("mse"))
+    columns = learnable(512)
+    learner.update([ray.put(columns)])
+    for _ in range(40):
+        learner.update([], num_gradient_steps=25)
+    error = q_values(learner, columns["obs"]).numpy() - columns["teacher_q"]
+    deviation = error - error.mean(1, keepdims=True)
+    # Both parts are small against their own scale (8 and 0.14), though these differ by a factor of 50.
+    assert np.sqrt(np.mean(error.mean(1) ** 2)) < 0.2 * 8
+    assert np.sqrt(np.mean(deviation**2)) < 0.2 * 0.14
+
+
+def test_raw_values_are_learned_where_normalisation_is_off(cluster):
+    learner = make_learner(config_of("mse", normalize_q_values=False))
+    columns = fragment()
+    before = q_values(learner, columns["obs"])
+    results = learner.update([ray.put(columns)], num_gradient_steps=1)
+    kd_loss = results["default_policy"]["kd_loss"].peek()
+    assert kd_loss == pytest.approx(losses.mse(before, torch.as_tensor(columns["teacher_q"])).mean().item(), rel=0.1)
+
+
+def test_an_update_without_steps_only_takes_in_data(cluster):
+    learner = make_learner(config_of())
+    before = q_values(learner, states(8))
+    results = learner.update([ray.put(fragment())])
+    assert torch.equal(q_values(learner, states(8)), before)
+    assert len(learner.replay) == 256
+    assert "kd_loss" not in results["default_policy"]
+    assert 0 <= results["default_policy"]["teacher_agreement"].peek() <= 1
+
+
+def test_metrics_are_those_of_states_not_yet_learned(cluster):
+    learner = make_learner(config_of())
+    columns = fragment()
+    teacher_q = torch.as_tensor(columns["teacher_q"])
+    chosen = q_values(learner, columns["obs"]).argmax(-1)
+    results = learner.update([ray.put(columns)], num_gradient_steps=50)["default_policy"]
+    agreement = (chosen == teacher_q.argmax(-1)).float().mean().item()
+    regret = (teacher_q.max(-1).values - teacher_q[torch.arange(256), chosen]).mean().item()
+    assert results["teacher_agreement"].peek() == pytest.approx(agreement)
+    assert results["q_regret"].peek() == pytest.approx(regret, rel=1e-5)
+
+
+def test_coefficients_change_the_loss_as_the_formula_says(cluster):
+    learner = make_learner(config_of("mse", normalize_q_values=False, td_coeff=1.0))
+    columns = fragment(64, names=DISTILLATION_COLUMNS + TD_COLUMNS)
+    batch = {name: torch.as_tensor(column) for name, column in columns.items()}
+    batch |= {Columns.NEXT_OBS: batch["obs"], "n_step": torch.ones(64)}
+    fwd_out = learner.module["default_policy"].forward_train(batch)
+
+    def total(kd, td):
+        learner._coefficients = {"kd": kd, "td": td}
+        return learner.compute_loss_for_module(
+            module_id="default_policy", config=learner.config, batch=batch, fwd_out=fwd_out
+        ).item()
+
+    assert total(2.0, 3.0) == pytest.approx(2 * total(1.0, 0.0) + 3 * total(0.0, 1.0), rel=1e-5)
+
+
+def test_the_automatic_temperature_is_a_share_of_the_median_gap(cluster):
+    learner = make_learner(config_of("kl", temperature="auto"))
+    columns = fragment(4_096)
+    learner.update([ray.put(columns)])
+    median_gap = np.median(np.abs(np.diff(columns["teacher_q"], axis=1)))
+    assert learner._temperature == pytest.approx(DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap, rel=0.2)
+    assert make_learner(config_of("kl", temperature=0.3))._current_temperature() == 0.3
+
+
+@pytest.mark.parametrize(("grad_clip_by", "expected"), [("global_norm", 0.1), ("value", None), ("norm", None)])
+def test_gradients_are_clipped_as_configured(cluster, grad_clip_by, expected):
+    config = config_of("mse", normalize_q_values=False).training(grad_clip=0.1, grad_clip_by=grad_clip_by)
+    learner = make_learner(config)
+    learner.update([ray.put(fragment())], num_gradient_steps=1)
+    grads = [p.grad for n, p in learner.module["default_policy"].named_parameters() if p.grad is not None]
+    assert grads
+    if grad_clip_by == "value":
+        assert max(grad.abs().max() for grad in grads) <= 0.1
+    elif grad_clip_by == "norm":
+        assert max(grad.norm() for grad in grads) <= 0.1 + 1e-6
+    else:
+        assert torch.stack([grad.norm() for grad in grads]).norm() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(cluster):
+    learner = make_learner(config_of("mse", normalize_q_values=False).training(lr=1e30))
+    with pytest.raises(FloatingPointError, match="learning rate that is too high"):
+        learner.update([ray.put(fragment())], num_gradient_steps=20)
+
+
+def test_target_networks_follow(cluster):
+    learner = make_learner(config_of(td_coeff=1.0).training(target_network_update_freq=100))
+    data = ray.put(fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS))
+    module = learner.module["default_policy"]
+
+    def distance():
+        pairs = module.get_target_network_pairs()
+        return sum((a - b).abs().sum().item() for m, t in pairs for a, b in zip(m.parameters(), t.parameters()))
+
+    learner.update([data], num_gradient_steps=3, timesteps={"num_env_steps_sampled_lifetime": 50})
+    assert distance() > 0
+    learner.update([], num_gradient_steps=3, timesteps={"num_env_steps_sampled_lifetime": 150})
+    assert distance() == 0
+
+
+def test_what_was_lost_with_its_env_runner_is_left_out(cluster, monkeypatch):
+    lost, kept = ray.put(fragment()), ray.put(fragment(seed=1))
+    get = ray.get
+
+    def get_or_fail(ref):
+        if ref == lost:
+            raise ray.exceptions.OwnerDiedError(ref.hex(), owner_address="", call_site="")
+        return get(ref)
+
+    monkeypatch.setattr(ray, "get", get_or_fail)
+    learner = make_learner(config_of())
+    learner.update([lost, kept])
+    assert len(learner.replay) == 256

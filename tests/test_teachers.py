@@ -1,0 +1,151 @@
+import pickle
+import shutil
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import ray
+import torch
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rllib_kd.teachers import absolute_teacher_uri, load_teacher
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
+
+
+def q_values(module, obs):
+    with torch.no_grad():
+        return module.compute_q_values({"obs": torch.as_tensor(obs)})["qf_preds"]
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"dueling": True}, {"num_atoms": 11}, {"num_atoms": 11, "dueling": True}],
+    ids=["plain", "dueling", "c51", "c51-dueling"],
+)
+def test_q_values_are_those_of_the_saved_module(tmp_path, variant):
+    module = make_q_module(inference_only=False, **variant)
+    module.make_target_networks()
+    teacher = load_teacher(module.save_to_path(str(tmp_path / "module")))
+    assert torch.equal(teacher.q_values(torch.as_tensor(states(10))), q_values(module, states(10)))
+    assert teacher.q_values(torch.as_tensor(states(10))).shape == (10, 2)
+    assert teacher.num_parameters == sum(p.numel() for p in make_q_module(**variant).parameters())
+
+
+@pytest.mark.parametrize("variant", [{}, {"n_step": 3, "double_q": True}, {"num_atoms": 5, "dueling": True}])
+def test_loads_from_a_whole_algorithm_and_from_each_folder_inside(cluster, tmp_path, variant):
+    algo = DQNConfig().environment("CartPole-v1").training(**variant).build_algo()
+    path = tmp_path / "algorithm"
+    algo.save_to_path(str(path))
+    expected = q_values(algo.get_module(), states(10))
+    algo.stop()
+    rl_module = path / "learner_group" / "learner" / "rl_module"
+    for place in (path, rl_module, rl_module / "default_policy", f"file://{path}"):
+        assert torch.equal(load_teacher(place).q_values(torch.as_tensor(states(10))), expected)
+
+
+def test_is_frozen_and_in_eval_mode(small_teacher):
+    teacher = load_teacher(small_teacher)
+    assert not teacher._module.training
+    assert not any(parameter.requires_grad for parameter in teacher._module.parameters())
+    assert not isinstance(teacher, torch.nn.Module)
+    assert teacher.q_values(torch.as_tensor(states(3)).requires_grad_()).grad_fn is None
+
+
+def test_travels_by_pickle_and_by_checkpoint(small_teacher, tmp_path):
+    teacher = load_teacher(small_teacher)
+    restored = Teacher()
+    assert not restored.is_loaded
+    restored.restore_from_path(teacher.save_to_path(str(tmp_path / "teacher")))
+    for copy in (pickle.loads(pickle.dumps(teacher)), restored):
+        assert torch.equal(copy.q_values(torch.as_tensor(states(5))), teacher.q_values(torch.as_tensor(states(5))))
+        assert (copy.source, copy.num_parameters) == (teacher.source, teacher.num_parameters)
+
+
+def test_relative_paths_become_absolute_at_once(small_teacher, tmp_path, monkeypatch):
+    shutil.copytree(small_teacher, tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    uri = absolute_teacher_uri("here")
+    monkeypatch.chdir("/")
+    assert uri == str(tmp_path / "here")
+    assert load_teacher(uri).num_parameters == 1_282
+    assert absolute_teacher_uri("s3://bucket/teacher") == "s3://bucket/teacher"
+
+
+def test_the_packaged_teacher_resolves_by_name_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_teacher_uri("cartpole") == "cartpole"
+    teacher = load_teacher("cartpole")
+    assert (teacher.observation_space.shape, teacher.action_space.n) == ((4,), 2)
+
+
+def save_ppo(path):
+    module = RLModuleSpec(
+        module_class=DefaultPPOTorchRLModule,
+        observation_space=CARTPOLE_OBS,
+        action_space=CARTPOLE_ACTIONS,
+        model_config={"fcnet_hiddens": [4], "vf_share_layers": False},
+    ).build()
+    module.save_to_path(str(path))
+
+
+def save_nothing(path):
+    path.mkdir()
+
+
+def save_old_stack(path):
+    (path / "policies" / "default_policy").mkdir(parents=True)
+
+
+def save_truncated(path):
+    make_q_module().save_to_path(str(path))
+    state = path / "module_state.pkl"
+    state.write_bytes(state.read_bytes()[:100])
+
+
+def save_other_policies(path):
+    spec = RLModuleSpec.from_module(make_q_module())
+    MultiRLModuleSpec(rl_module_specs={"blue": spec}).build().save_to_path(str(path))
+
+
+@pytest.mark.parametrize(
+    ("save", "message"),
+    [
+        (lambda path: None, "There is no teacher at"),
+        (save_nothing, "is not an RLlib checkpoint"),
+        (save_old_stack, "old API stack"),
+        (save_truncated, "cannot be read"),
+        (save_ppo, "has no Q-values"),
+        (save_other_policies, r"holds the RLModules \['blue'\]"),
+    ],
+    ids=["missing", "empty", "old-stack", "truncated", "ppo", "other-policies"],
+)
+def test_what_is_no_teacher_says_so(tmp_path, save, message):
+    save(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=message) as error:
+        load_teacher(tmp_path / "teacher")
+    assert str(tmp_path / "teacher") in str(error.value)
+
+
+def test_an_unknown_scheme_says_so():
+    with pytest.raises(ValueError, match="neither an absolute path nor a known URI"):
+        load_teacher("nowhere://teacher")
+
+
+@pytest.mark.parametrize(("game", "num_actions"), [("pong", 6), ("breakout", 4)])
+def test_loads_the_atari_teachers_without_their_environment(game, num_actions):
+    teacher = load_teacher(shared_teacher(f"atari/{game}"))
+    assert teacher.observation_space.shape == (84, 84, 4)
+    assert teacher.action_space == gym.spaces.Discrete(num_actions)
+    assert 1.68e6 < teacher.num_parameters < 1.70e6
+    frames = torch.as_tensor(np.random.default_rng(0).random((2, 84, 84, 4), dtype=np.float32))
+    assert torch.isfinite(teacher.q_values(frames)).all()
+
+
+def test_ray_ships_it_through_the_object_store(cluster, small_teacher):
+    teacher = load_teacher(small_teacher)
+    copy = ray.get(ray.put(teacher))
+    assert torch.equal(copy.q_values(torch.as_tensor(states(5))), teacher.q_values(torch.as_tensor(states(5))))

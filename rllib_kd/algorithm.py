@@ -96,6 +96,11 @@ class DistillDQN(DQN):
         results["distillation"] = self._results(results)
         return results
 
+    def __repr__(self) -> str:
+        # Ray asks for it when __init__ has failed in an actor, before there is a config: without an answer the actor
+        # dies, and takes the error that explains why with it.
+        return super().__repr__() if self.config is not None else type(self).__name__
+
     # --- Teacher and student ------------------------------------------------------------------------------------------
 
     def _load_teacher(self) -> Teacher:
@@ -150,7 +155,11 @@ class DistillDQN(DQN):
                     f"'{self.config.env}'. Distil in the environment in which the teacher was trained, with the same "
                     "wrappers and connectors."
                 )
-        modes = {str(mode) for mode in self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode()) if mode is not None}
+        modes = {
+            str(mode)
+            for mode in self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
+            if mode is not None
+        }
         if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
             raise ValueError(
                 f"The vector environment resets in mode {sorted(unknown)}, but RLlib's EnvRunners need "

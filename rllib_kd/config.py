@@ -45,6 +45,7 @@ class DistillDQNConfig(DQNConfig):
         self.student_temperature: float | None = None
         self.huber_delta = 1.0
         self.normalize_q_values = True
+        self.weight_averaging = 0.1
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
         self.kd_coeff: Schedule = 1.0
@@ -58,7 +59,7 @@ class DistillDQNConfig(DQNConfig):
         self.rollout_fragment_length = 32
         self.epsilon = 0.05
         self.dueling = False
-        self.lr = 1e-3
+        self.lr = 3e-3
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
         self.training_intensity = 32.0
@@ -77,6 +78,7 @@ class DistillDQNConfig(DQNConfig):
         student_temperature: float | None = NotProvided,
         huber_delta: float = NotProvided,
         normalize_q_values: bool = NotProvided,
+        weight_averaging: float = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule = NotProvided,
         kd_coeff: Schedule = NotProvided,
@@ -89,18 +91,22 @@ class DistillDQNConfig(DQNConfig):
         Args:
             teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
                 teacher that comes with the package. A path becomes absolute at once.
-            loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action), after
-                which the student's outputs are logits; "mse" or "huber", after which they are Q-values.
+            loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action): the
+                student's outputs rank the actions; "mse" or "huber": they are Q-values.
             temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy
                 action; high: it copies all preferences, and learns less about the best one. "auto" (default): a tenth
                 of the teacher's median action gap, measured as states come in. Rusu et al. 2015, arXiv 1511.06295.
-            student_temperature: divides the student's outputs in "kl" and "nll"; > 0. None (default): 1, as in the
-                paper, so that outputs are logits; with `td_coeff` the teacher's temperature, so that they are Q-values.
+            student_temperature: divides the student's outputs in "kl" and "nll"; > 0. None (default): such that the
+                outputs count in median action gaps of the teacher; with `td_coeff`, such that they are Q-values. 1: the
+                paper's form, in which they are logits, and must grow far before they are as sharp as the teacher's.
             huber_delta: where "huber" turns from quadratic to linear; > 0, return units, or normalised ones with
                 `normalize_q_values`. Low: robust; high: half of "mse".
             normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
                 and the differences between actions have one scale each (default). False: on the raw Q-values, where
                 the level takes most of the student's attention. The student puts out Q-values either way.
+            weight_averaging: the student is the average of the weights over about this share of the gradient steps so
+                far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) does for the last
+                student what a decaying learning rate does, for any length of training. Not used with `td_coeff`.
             rollout_policy: who acts in the EnvRunners, and so whose states are learned: "teacher", "student", or
                 "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
@@ -125,6 +131,7 @@ class DistillDQNConfig(DQNConfig):
             "student_temperature": student_temperature,
             "huber_delta": huber_delta,
             "normalize_q_values": normalize_q_values,
+            "weight_averaging": weight_averaging,
             "rollout_policy": rollout_policy,
             "teacher_fraction": teacher_fraction,
             "kd_coeff": kd_coeff,
@@ -187,7 +194,7 @@ class DistillDQNConfig(DQNConfig):
         """A plain dict, as Tune passes it, may name fields that nobody reads."""
         known = set(vars(_default_config()))
         for name in vars(self):
-            if name not in known and name != "class":
+            if name not in known and name != "class" and not name.startswith("__"):  # Tune's own start with "__"
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
                 raise ValueError(f"DistillDQN has no config field '{name}'.{hint}")
@@ -211,6 +218,8 @@ class DistillDQNConfig(DQNConfig):
         if self.student_temperature is not None:
             _check_positive("student_temperature", self.student_temperature, "a number, or None")
         _check_positive("huber_delta", self.huber_delta, "a number")
+        if not isinstance(self.weight_averaging, Real) or not 0.0 <= self.weight_averaging < 1.0:
+            raise ValueError(f"`weight_averaging` must be in [0, 1), got {self.weight_averaging!r}.")
         check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
         check_schedule("kd_coeff", self.kd_coeff)
         check_schedule("td_coeff", self.td_coeff)

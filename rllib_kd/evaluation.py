@@ -76,7 +76,10 @@ class Comparison:
             f"{self.return_ratio:.3f}*",
         )
         table.add_row(
-            "parameters", f"{teacher.num_parameters:,}", f"{student.num_parameters:,}", f"{100 * self.compression:.2f} %"
+            "parameters",
+            f"{teacher.num_parameters:,}",
+            f"{student.num_parameters:,}",
+            f"{100 * self.compression:.2f} %",
         )
         if teacher.latency_ms and student.latency_ms:
             table.add_row(

@@ -6,11 +6,12 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.apis import QNetAPI
@@ -22,6 +23,7 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
 )
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
 from rllib_kd.replay import VALID, ColumnarReplay
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
 
-_Q_STATISTICS = "q_statistics"
+_DISTILLATION = "distillation"
 _MAX_METRIC_STATES = 2_048
 
 
@@ -67,6 +69,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             and self.config.normalize_q_values
             and students.has_scalable_head(module)
         )
+        self._averages = self.config.weight_averaging > 0.0 and not self.config.uses_td
+        # While the student is an average, what it is the average of. None: it is the training weights themselves.
+        self._training_weights: list[Tensor] | None = None
+        self._num_steps = 0  # lifetime
         # A student that has learned nothing yet starts in the middle of the normalised coordinates, not of the Q-values.
         self._starts_normalized = True
         self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
@@ -77,9 +83,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """As RLlib's, with the fused Adam, and reading `adam_epsilon`."""
         params = self.get_parameters(self._module[module_id])
         optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
-        self.register_optimizer(
-            module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr
-        )
+        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """No DDP wrapper: equal weights at the start, and one all-reduce of all gradients a step, keep Learners equal."""
@@ -171,19 +175,32 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         **kwargs: Any,
     ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(_Q_STATISTICS, components, not_components):
-            state[_Q_STATISTICS] = self._statistics.get_state()
+        if self._check_component(_DISTILLATION, components, not_components):
+            state[_DISTILLATION] = {
+                "q_statistics": self._statistics.get_state(),
+                "num_steps": self._num_steps,
+                "training_weights": [weight.cpu().numpy().copy() for weight in self._training_weights or ()],
+            }
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
-        if _Q_STATISTICS in state:
-            self._statistics.set_state(state[_Q_STATISTICS])
-        self._starts_normalized = False  # whatever was loaded puts out Q-values
+        if COMPONENT_RL_MODULE in state:
+            self._forget_training_weights()
+        if _DISTILLATION in state:
+            own = state[_DISTILLATION]
+            self._statistics.set_state(own["q_statistics"])
+            self._num_steps = own["num_steps"]
+            weights = [torch.as_tensor(np.asarray(weight), device=self._device) for weight in own["training_weights"]]
+            self._training_weights = weights or None
 
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
+        self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
-        self._starts_normalized = False
+
+    def _forget_training_weights(self) -> None:
+        """Whatever is loaded into the module is where learning goes on, and puts out Q-values."""
+        self._training_weights, self._starts_normalized = None, False
 
     # --- One update ---------------------------------------------------------------------------------------------------
 
@@ -239,7 +256,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         uses_td = bool(self._coefficients["td"])
         sums: dict[str, Tensor] = {}
 
-        self._enter_normalized(module)
+        averages = self._enter_training(module, params)
         module.train()
         for rows in draws:
             batch = self._gather(rows, uses_td, config)
@@ -256,9 +273,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 self._average_gradients(params)
             _clip_gradients(params, config)
             optimizer.step()
+            self._num_steps += 1
+            if averages:
+                _average_into(
+                    averages, params, share=1.0 / (1.0 + self.config.weight_averaging * (self._num_steps - 1))
+                )
             for name, value in {self.TOTAL_LOSS_KEY: loss.detach(), **self._loss_terms}.items():
                 sums[name] = sums[name] + value if name in sums else value
-        self._leave_normalized(module)
+        self._leave_training(module, params, averages)
         self._log_learning(sums, num_steps, num_steps * batch_size)
 
     def _gather(self, rows: Tensor, uses_td: bool, config: Any) -> dict[str, Tensor]:
@@ -292,29 +314,52 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
 
     def _current_temperature(self) -> float:
-        temperature = self.config.temperature
-        return self.config.AUTO_TEMPERATURE_GAPS * self._statistics.gap_quantile(0.5) if temperature == "auto" else temperature
+        if self.config.temperature != "auto":
+            return self.config.temperature
+        return self.config.AUTO_TEMPERATURE_GAPS * self._statistics.gap_quantile(0.5)
 
     def _student_temperature(self) -> float:
-        """What divides the student's outputs: 1 where they are logits, the teacher's temperature where they are Q-values."""
-        configured = self.config.student_temperature
-        if configured is not None:
-            return configured
-        are_q_values = self.config.loss in losses.VALUE_LOSSES or bool(self._coefficients["td"])
-        return self._temperature if are_q_values else 1.0
+        """What divides the student's outputs, so that they are probabilities as sharp as the teacher's."""
+        if self.config.student_temperature is not None:
+            return self.config.student_temperature
+        if self.config.loss in losses.VALUE_LOSSES or self._coefficients["td"]:
+            return self._temperature  # they are Q-values
+        return self._temperature / self._statistics.gap_quantile(0.5)  # they count in median action gaps
 
-    # --- Normalised coordinates (students.py) ------------------------------------------------------------------------
+    # --- Between updates, the module is the student that acts and is saved. Inside, it holds the weights that learn. ---
+    #
+    # Two things come between them: normalised coordinates (students.py), and an average over the last steps, which
+    # spares the user a schedule of the learning rate (Polyak & Juditsky 1992; as a share of the steps so far: Shamir &
+    # Zhang 2013, arXiv 1212.1824).
 
-    def _enter_normalized(self, module: Any) -> None:
+    def _enter_training(self, module: Any, params: Sequence[Tensor]) -> list[Tensor]:
+        """Put the training weights into the module; returns the averages, or nothing."""
         if self._normalizes:
             self._scale = self._statistics.scale()
-            if not self._starts_normalized:
-                students.to_normalized(module, self._scale)
+        self._normalize_head(module)
+        if not self._averages:
+            return []
+        averages = [param.detach().clone() for param in params]
+        if self._training_weights is not None:
+            _copy_into(params, self._training_weights)
+            self._normalize_head(module)
+        return averages
 
-    def _leave_normalized(self, module: Any) -> None:
+    def _leave_training(self, module: Any, params: Sequence[Tensor], averages: Sequence[Tensor]) -> None:
+        self._denormalize_head(module)
+        if averages:
+            self._training_weights = [param.detach().clone() for param in params]
+            _copy_into(params, averages)
+            self._denormalize_head(module)
+        self._scale, self._starts_normalized = None, False
+
+    def _normalize_head(self, module: Any) -> None:
+        if self._scale is not None and not self._starts_normalized:
+            students.to_normalized(module, self._scale)
+
+    def _denormalize_head(self, module: Any) -> None:
         if self._scale is not None:
             students.to_q_values(module, self._scale)
-            self._scale, self._starts_normalized = None, False
 
     def _to_q(self, outputs: Tensor) -> Tensor:
         return outputs if self._scale is None else self._scale.denormalize(outputs)
@@ -362,6 +407,17 @@ def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, An
         except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
             logger.warning("A fragment is lost with the EnvRunner that sampled it: %s", error)
     return fragments
+
+
+@torch.no_grad()
+def _copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for param, weight in zip(params, weights, strict=True):
+        param.copy_(weight)
+
+
+def _average_into(averages: list[Tensor], params: list[Tensor], *, share: float) -> None:
+    """averages += share · (params − averages)"""
+    get_ema_multi_avg_fn(1.0 - share)(averages, params, None)
 
 
 def _clip_gradients(params: Sequence[Tensor], config: Any) -> None:

@@ -31,7 +31,9 @@ def check_schedule(name: str, schedule: object, *, low: float = 0.0, high: float
         ValueError: `schedule` is neither a number nor `[[env_steps, value], ...]` with increasing steps from 0, or one
             of its values is outside [`low`, `high`].
     """
-    expected = f"`{name}` must be a number or a schedule [[0, value], [env_steps, value], ...] with increasing env_steps"
+    expected = (
+        f"`{name}` must be a number or a schedule [[0, value], [env_steps, value], ...] with increasing env_steps"
+    )
     if not _is_number(schedule):
         if not isinstance(schedule, Sequence) or isinstance(schedule, str) or not schedule:
             raise ValueError(f"{expected}, got {schedule!r}.")

@@ -33,6 +33,7 @@ _ARCHITECTURE_KEYS = tuple(
     if field.name.startswith(("fcnet_", "conv_", "head_fcnet_"))
 )
 
+
 class FlattenEncoder(TorchModel, Encoder):
     """An encoder without parameters: the observation itself, as a vector."""
 

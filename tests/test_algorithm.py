@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+import tree
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn import DQNConfig
@@ -85,9 +86,10 @@ def test_rollout_policies(cartpole_config, build, policy, fraction):
 def test_get_module_is_the_student_with_its_newest_weights(cartpole_config, build):
     algo = build(cartpole_config)
     algo.train()
-    assert_equal_weights(algo.get_module().get_state(), {
-        name: value for name, value in student_weights(algo).items() if not name.startswith("_target")
-    })
+    assert_equal_weights(
+        algo.get_module().get_state(),
+        {name: value for name, value in student_weights(algo).items() if not name.startswith("_target")},
+    )
 
 
 def test_evaluation_is_the_greedy_student_in_a_group_of_its_own(cartpole_config, build):
@@ -102,14 +104,17 @@ def test_evaluation_is_the_greedy_student_in_a_group_of_its_own(cartpole_config,
 
     algo = build(cartpole_config.callbacks(Watch).evaluation(evaluation_duration=3).training(epsilon=1.0))
     algo.train()
-    before = algo.env_runner._obs.copy()
+    envs = algo.env_runner.env.unwrapped.envs
+    before = [env.unwrapped.state for env in envs]
     results = algo.evaluate()
     assert type(algo.eval_env_runner) is SingleAgentEnvRunner
     assert results["env_runners"]["num_episodes"] == 3
     assert len(Watch.chosen) == 3
     for actions, greedy in Watch.chosen:
         np.testing.assert_array_equal(actions, greedy)
-    np.testing.assert_array_equal(algo.env_runner._obs, before)  # the training environments stand where they stood
+    np.testing.assert_array_equal(
+        [env.unwrapped.state for env in envs], before
+    )  # the training environments stand where they stood
 
 
 def test_the_same_seed_gives_the_same_student(cartpole_config, build):
@@ -136,7 +141,9 @@ def test_the_teacher_never_changes_and_enters_nothing_of_the_student(cartpole_co
     assert remote == [before]
 
     learner = algo.learner_group._learner
-    optimized = sum(p.numel() for group in learner.get_optimizer("default_policy").param_groups for p in group["params"])
+    optimized = sum(
+        p.numel() for group in learner.get_optimizer("default_policy").param_groups for p in group["params"]
+    )
     assert optimized == 58
     synced = algo.env_runner_group.foreach_env_runner(
         lambda env_runner: len(pickle.dumps(env_runner.get_state())), local_env_runner=False
@@ -226,7 +233,7 @@ def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_con
         return {
             "batch": {name: column.numpy().copy() for name, column in batch.items()},
             "state": {name: value.numpy().copy() for name, value in module.state_dict().items()},
-            "temperature": learner._temperature,
+            "temperatures": (learner._temperature, learner._student_temperature()),
             "gradients": [p.grad.numpy().copy() for p in params],
         }
 
@@ -242,7 +249,11 @@ def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_con
         for name in ("obs", "teacher_q")
     }
     q = student.compute_q_values(both)["qf_preds"]
-    losses.policy_kl(q, both["teacher_q"], temperature=first["temperature"]).mean().backward()
+    temperature, student_temperature = first["temperatures"]
+    assert first["temperatures"] == second["temperatures"]
+    losses.policy_kl(
+        q, both["teacher_q"], temperature=temperature, student_temperature=student_temperature
+    ).mean().backward()
     expected = [p.grad.numpy() for p in student.parameters() if p.grad is not None]
     for gradients in (first["gradients"], second["gradients"]):
         assert len(gradients) == len(expected)
@@ -257,7 +268,10 @@ def test_a_killed_env_runner_comes_back_with_the_teacher(cartpole_config, build)
     os.kill(pid, signal.SIGKILL)
     for _ in range(30):
         result = algo.train()
-        if result["fault_tolerance"]["num_remote_worker_restarts"] and algo.env_runner_group.num_healthy_remote_workers() == 2:
+        if (
+            result["fault_tolerance"]["num_remote_worker_restarts"]
+            and algo.env_runner_group.num_healthy_remote_workers() == 2
+        ):
             break
     assert algo.env_runner_group.num_healthy_remote_workers() == 2
     algo.train()
@@ -283,6 +297,15 @@ def test_tune_runs_it_from_a_plain_dict(cluster, small_teacher, tmp_path):
     assert not results.errors
     sizes = sorted(result.metrics["distillation"]["compression"] for result in results)
     assert sizes[0] <= 0.1 < sizes[1] <= 0.2
+
+
+def test_a_bad_trial_says_why(cluster, tmp_path):
+    results = tune.Tuner(
+        "DistillDQN",
+        param_space={"env": "CartPole-v1", "teacher": "/does/not/exist"},
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert "There is no teacher at '/does/not/exist'" in str(results.errors[0])
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
@@ -311,8 +334,15 @@ def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_
     assert_equal_weights(student_weights(resumed), student_weights(algo))
     assert bytes_of(resumed._teacher) == bytes_of(algo._teacher)
     states_of = [a.learner_group._learner.get_state() for a in (algo, resumed)]
-    torch.testing.assert_close(states_of[0]["optimizer"], states_of[1]["optimizer"])
-    np.testing.assert_array_equal(*(state["q_statistics"]["sums"] for state in states_of))
+    moments = [tree.flatten(state["optimizer"]) for state in states_of]
+    assert len(moments[0]) == len(moments[1]) > 10
+    for ours, theirs in zip(*moments, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    own = [state["distillation"] for state in states_of]
+    np.testing.assert_array_equal(*(state["q_statistics"]["sums"] for state in own))
+    assert own[0]["num_steps"] == own[1]["num_steps"] > 0
+    for ours, theirs in zip(*(state["training_weights"] for state in own), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
     after = resumed.train()
     resumed.stop()
     counters = ("num_env_steps_sampled_lifetime", "training_iteration")
@@ -368,7 +398,10 @@ def teacher_of(tmp_path, *spaces):
     ("spaces", "message"),
     [
         ((gym.spaces.Box(-1, 1, (6,), np.float32),), r"observation space is Box.*\(6,\).*student's is.*\(4,\)"),
-        ((gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(3)), r"action space is Discrete\(3\).*Discrete\(2\)"),
+        (
+            (gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(3)),
+            r"action space is Discrete\(3\).*Discrete\(2\)",
+        ),
     ],
 )
 def test_spaces_that_differ_are_both_named(cartpole_config, build, tmp_path, spaces, message):

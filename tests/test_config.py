@@ -27,6 +27,7 @@ def test_the_defaults_are_valid():
         ({"temperature": 0.0}, "`temperature` must be positive"),
         ({"temperature": "warm"}, "`temperature` must be positive"),
         ({"student_temperature": -1.0}, "`student_temperature` must be positive"),
+        ({"weight_averaging": 1.0}, r"`weight_averaging` must be in \[0, 1\)"),
         ({"huber_delta": 0}, "`huber_delta` must be positive"),
         ({"rollout_policy": "expert"}, "Unknown rollout_policy 'expert'. Known are: teacher, student, mixture"),
         ({"teacher_fraction": 1.5}, r"`teacher_fraction` must be in \[0, 1\], got 1.5"),

@@ -187,9 +187,54 @@ def test_the_automatic_temperature_is_a_share_of_the_median_gap(cluster):
     assert make_learner(config_of("kl", temperature=0.3))._current_temperature() == 0.3
 
 
+def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
+    columns = ray.put(fragment(4_096, names=DISTILLATION_COLUMNS + TD_COLUMNS))
+    for settings, expected in (
+        ({"temperature": "auto"}, lambda learner: DistillDQNConfig.AUTO_TEMPERATURE_GAPS),
+        ({"temperature": 0.5}, lambda learner: 0.5 / learner._statistics.gap_quantile(0.5)),
+        ({"temperature": 0.5, "td_coeff": 1.0}, lambda learner: 0.5),
+        ({"temperature": 0.5, "loss": "mse"}, lambda learner: 0.5),
+        ({"temperature": 0.5, "student_temperature": 1.0}, lambda learner: 1.0),
+    ):
+        learner = make_learner(config_of(**settings))
+        learner.update([columns])
+        assert learner._student_temperature() == pytest.approx(expected(learner))
+
+
+def test_the_student_is_the_average_of_the_weights(cluster, monkeypatch):
+    """Against the definition: a_t = a_{t−1} + (w_t − a_{t−1}) / (1 + γ (t − 1)), over two updates."""
+    learner = make_learner(config_of("kl", weight_averaging=0.5))
+    module = learner.module["default_policy"]
+    params = [p for n, p in module.named_parameters() if not n.startswith("_target")]
+    history = []
+    step = torch.optim.Adam.step
+
+    def recording(self, *args, **kwargs):
+        step(self, *args, **kwargs)
+        history.append([p.detach().clone() for p in params])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recording)
+    learner.update([ray.put(fragment())], num_gradient_steps=4)
+    learner.update([], num_gradient_steps=3)
+    average = history[0]
+    for t, weights in enumerate(history[1:], start=2):
+        average = [a + (w - a) / (1 + 0.5 * (t - 1)) for a, w in zip(average, weights, strict=True)]
+    torch.testing.assert_close([p.detach() for p in params], average)
+    torch.testing.assert_close(learner._training_weights, history[-1])
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_without_averaging_the_student_is_the_last_weights(cluster, loss):
+    learner = make_learner(config_of(loss, weight_averaging=0.0))
+    learner.update([ray.put(fragment())], num_gradient_steps=4)
+    assert learner._training_weights is None
+
+
 @pytest.mark.parametrize(("grad_clip_by", "expected"), [("global_norm", 0.1), ("value", None), ("norm", None)])
 def test_gradients_are_clipped_as_configured(cluster, grad_clip_by, expected):
-    config = config_of("mse", normalize_q_values=False).training(grad_clip=0.1, grad_clip_by=grad_clip_by)
+    config = config_of("mse", normalize_q_values=False, weight_averaging=0.0).training(
+        grad_clip=0.1, grad_clip_by=grad_clip_by
+    )
     learner = make_learner(config)
     learner.update([ray.put(fragment())], num_gradient_steps=1)
     grads = [p.grad for n, p in learner.module["default_policy"].named_parameters() if p.grad is not None]

@@ -66,5 +66,7 @@ def test_the_package_alone_imports_neither_ray_nor_torch():
 
 @pytest.mark.parametrize("name", ["compare", "DistillDQNConfig", "load_teacher"])
 def test_importing_anything_registers_the_algorithm(name):
-    code = f"from rllib_kd import {name}; from ray.tune.registry import get_trainable_cls as get; print(get('DistillDQN'))"
+    code = (
+        f"from rllib_kd import {name}; from ray.tune.registry import get_trainable_cls as get; print(get('DistillDQN'))"
+    )
     assert "rllib_kd.algorithm.DistillDQN" in run(code)

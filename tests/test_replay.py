@@ -151,9 +151,7 @@ def test_n_step_looks_ahead_as_a_walk_along_the_episode(fragments, n_step, capac
                     break
             expected[start["obs"]] = (last["obs"] + 1, total, last["end"] == "terminated", length)
     drawn = replay.sample_indices(1, 50)[0]
-    batch = replay.gather(drawn, ("obs",)) | {
-        "ahead": replay.gather_transitions(drawn, n_step=n_step, gamma=gamma)
-    }
+    batch = replay.gather(drawn, ("obs",)) | {"ahead": replay.gather_transitions(drawn, n_step=n_step, gamma=gamma)}
     ahead = batch["ahead"]
     for i, obs in enumerate(batch["obs"].tolist()):
         new_obs, total, terminated, length = expected[int(obs)]

@@ -34,9 +34,7 @@ class Teacher(Checkpointable):
         if module is not None:
             constructor_kwargs = module.get_ctor_args_and_kwargs()[1] | {"inference_only": True}
             weights = module.get_state(inference_only=True)
-            self.set_state(
-                {"class": type(module), "kwargs": constructor_kwargs, "weights": weights, "source": source}
-            )
+            self.set_state({"class": type(module), "kwargs": constructor_kwargs, "weights": weights, "source": source})
 
     @property
     def is_loaded(self) -> bool:

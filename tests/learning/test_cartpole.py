@@ -1,0 +1,66 @@
+"""The last student of a run, not the best, on episodes that were not used for anything before."""
+
+import numpy as np
+import pytest
+
+from rllib_kd import DistillDQNConfig, compare
+from tests.conftest import shared_teacher
+from tests.sb3 import convert
+
+pytestmark = pytest.mark.slow
+
+FRESH_SEED = 1_000_000
+RECIPES = {"kl": {"units": 16, "env_steps": 20_000}, "mse": {"units": 32, "env_steps": 60_000}}
+
+
+@pytest.fixture(scope="module", params=["packaged", "sb3"])
+def teacher(request, tmp_path_factory):
+    if request.param == "packaged":
+        return "cartpole"
+    return convert(
+        shared_teacher("sb3/dqn-CartPole-v1.zip"), "CartPole-v1", tmp_path_factory.mktemp("sb3") / "cartpole"
+    )
+
+
+def distil(build, teacher, loss, seed, *, num_env_runners=0, num_learners=0):
+    recipe = RECIPES[loss]
+    steps = recipe["env_steps"]
+    algo = build(
+        DistillDQNConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_env_runners=num_env_runners, gym_env_vectorize_mode="vector_entry_point")
+        .learners(num_learners=num_learners, num_cpus_per_learner=1)
+        .rl_module(model_config={"fcnet_hiddens": [recipe["units"]], "fcnet_activation": "relu"})
+        .distillation(teacher=teacher, loss=loss, rollout_policy="mixture", num_baseline_episodes=0)
+        .debugging(seed=seed)
+    )
+    while algo.train()["num_env_steps_sampled_lifetime"] < steps:
+        pass
+    return algo
+
+
+@pytest.mark.parametrize("loss", RECIPES)
+def test_five_seeds_of_five_reach_95_percent(build, teacher, loss):
+    ratios = []
+    for seed in range(5):
+        algo = distil(build, teacher, loss, seed)
+        result = compare(teacher, algo, "CartPole-v1", num_episodes=100, seed=FRESH_SEED)
+        algo.stop()
+        ratios.append(result.student.return_mean / result.teacher.return_mean)
+    print(f"{loss}: {np.round(ratios, 3)}")
+    assert min(ratios) >= 0.95
+
+
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(2, 0), (0, 1), (2, 2)])
+def test_learns_as_well_elsewhere(build, num_env_runners, num_learners):
+    algo = distil(build, "cartpole", "kl", 0, num_env_runners=num_env_runners, num_learners=num_learners)
+    result = compare("cartpole", algo, "CartPole-v1", num_episodes=100, seed=FRESH_SEED)
+    assert result.student.return_mean >= 0.95 * result.teacher.return_mean
+    if num_learners == 2:
+        weights = [
+            result.get()
+            for result in algo.learner_group.foreach_learner(
+                lambda learner: [p.detach().numpy().tobytes() for p in learner.module["default_policy"].parameters()]
+            )
+        ]
+        assert weights[0] == weights[1]

@@ -15,6 +15,7 @@ from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
@@ -48,9 +49,11 @@ class DistillDQN(DQN):
     config: DistillDQNConfig
 
     @classmethod
+    @override(DQN)
     def get_default_config(cls) -> DistillDQNConfig:
         return DistillDQNConfig()
 
+    @override(DQN)
     def setup(self, config: AlgorithmConfig) -> None:
         """Load the teacher, settle the student's widths, and build RLlib's groups.
 
@@ -72,6 +75,7 @@ class DistillDQN(DQN):
             self._send_teacher(self.env_runner_group)
             self._measure_baselines()
 
+    @override(DQN)
     def training_step(self) -> None:
         """Sample labelled columns, learn from the replay, and send the student's weights to the EnvRunners."""
         if not self._teacher.is_loaded:
@@ -88,6 +92,7 @@ class DistillDQN(DQN):
         with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
             self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
 
+    @override(DQN)
     def step(self) -> dict[str, Any]:
         """RLlib's training iteration, with the result's `distillation` entry."""
         results = super().step()
@@ -104,9 +109,10 @@ class DistillDQN(DQN):
     # --- Teacher and student ------------------------------------------------------------------------------------------
 
     def _load_teacher(self) -> Teacher:
-        if self.config.teacher == TEACHER_IN_CHECKPOINT:
-            return Teacher()  # restore_from_path() will fill it
-        return load_teacher(self.config.teacher)
+        uri = str(self.config.teacher)
+        return (
+            Teacher() if uri == TEACHER_IN_CHECKPOINT else load_teacher(uri)
+        )  # restore_from_path() fills an empty one
 
     def _settle_student(self) -> DistillDQNConfig:
         """The config with `compression` turned into layer widths."""
@@ -177,6 +183,7 @@ class DistillDQN(DQN):
             remote_worker_ids=worker_ids,
         )
 
+    @override(DQN)
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """As RLlib; a restarted EnvRunner also needs the teacher again."""
         restored = super().restore_env_runners(env_runner_group)
@@ -293,19 +300,23 @@ class DistillDQN(DQN):
         }
 
     @classmethod
+    @override(DQN)
     def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
         # Always: without a group of its own, evaluate() would sample the training EnvRunners, which act with π.
         return True
 
     # --- Checkpoints --------------------------------------------------------------------------------------------------
 
+    @override(DQN)
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
         return [*super().get_checkpointable_components(), (COMPONENT_TEACHER, self._teacher)]
 
+    @override(DQN)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
         (state,), kwargs = super().get_ctor_args_and_kwargs()
         return ({**state, "teacher": TEACHER_IN_CHECKPOINT},), kwargs
 
+    @override(DQN)
     def get_state(
         self,
         components: str | Collection[str] | None = None,
@@ -324,6 +335,7 @@ class DistillDQN(DQN):
             }
         return state
 
+    @override(DQN)
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         if COMPONENT_TEACHER in state:
@@ -333,6 +345,7 @@ class DistillDQN(DQN):
             self._rows_due = state[_STATE]["rows_due"]
             self._num_gradient_steps = state[_STATE]["num_gradient_steps"]
 
+    @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         super().restore_from_path(path, *args, **kwargs)
         if self._teacher.is_loaded:

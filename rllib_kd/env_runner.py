@@ -98,9 +98,11 @@ class Fragment:
         self._decision: tuple[np.ndarray, ...] = ()
 
     def decide(self, obs: np.ndarray, teacher_q: np.ndarray, actions: np.ndarray) -> None:
+        """What was seen and chosen, `[N, ...]`."""
         self._decision = (obs, teacher_q, actions)
 
     def step(self, rewards: np.ndarray, terminateds: np.ndarray, truncateds: np.ndarray) -> None:
+        """What came of it, each `[N]`."""
         self.steps.append((*self._decision, rewards, terminateds, truncateds))
 
     def restart(self) -> None:
@@ -161,7 +163,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
 
     def set_teacher(self, teacher: Teacher) -> None:
         """Take the teacher whose Q-values are the labels."""
-        self._teacher = teacher
+        self._teacher = teacher.to(self._device)
 
     def autoreset_mode(self) -> Any:
         """When the vector env resets its sub-environments; None without an env."""
@@ -235,12 +237,12 @@ class DistillEnvRunner(SingleAgentEnvRunner):
 
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[np.ndarray, np.ndarray]:
         """The teacher's Q-values `[N, A]` and the actions `[N]`, in one pass."""
-        obs = obs.float()
-        teacher_q = self._teacher.q_values(obs).numpy()
+        obs = obs.to(self._device, torch.float32)
+        teacher_q = self._teacher.q_values(obs).cpu().numpy()
         if policy.teacher_fraction == 1.0:
             return teacher_q, policy.act(None, teacher_q)
         with torch.inference_mode():
-            student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].numpy()
+            student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
         return teacher_q, policy.act(student_q, teacher_q)
 
     # --- The direct way -----------------------------------------------------------------------------------------------
@@ -294,22 +296,20 @@ class DistillEnvRunner(SingleAgentEnvRunner):
 
     def _sample_through_rllib(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         """RLlib's own loop, with π in the place of the student, and a recorder at the env."""
-        student = self.module
+        student: Any = self.module
 
         def act(batch: Mapping[str, Any]) -> dict[str, Any]:
-            self.module = student  # decide() asks the student itself
             teacher_q, actions = self._decide(batch[Columns.OBS], policy)
-            self.module = acting
-            fragment.decide(_as_column(batch[Columns.OBS].numpy()), teacher_q, actions)
+            fragment.decide(_as_column(batch[Columns.OBS].cpu().numpy()), teacher_q, actions)
             return {Columns.ACTIONS: torch.from_numpy(actions)}
 
-        self.module = acting = _ActingModule(student, act)
+        self.module = _ActingModule(student, act)
         self._recording = fragment
         try:
             self.sample(num_timesteps=self.config.rollout_fragment_length * self.num_envs, explore=True)
         finally:
             self.module, self._recording = student, None
-        fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].numpy())
+        fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].cpu().numpy())
 
     def _try_env_step(self, actions: Any) -> Any:
         results = super()._try_env_step(actions)

@@ -15,6 +15,7 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.apis import QNetAPI
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
     NUM_ENV_STEPS_TRAINED,
@@ -48,6 +49,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     many steps.
     """
 
+    @override(DQNTorchLearner)
     def build(self) -> None:
         super().build()
         module = self.module[DEFAULT_MODULE_ID].unwrapped()
@@ -73,24 +75,27 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         # While the student is an average, what it is the average of. None: it is the training weights themselves.
         self._training_weights: list[Tensor] | None = None
         self._num_steps = 0  # lifetime
-        # A student that has learned nothing yet starts in the middle of the normalised coordinates, not of the Q-values.
+        # A student that has learned nothing yet starts in the middle of the normalised coordinates.
         self._starts_normalized = True
         self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
         self._temperature = 1.0
         self._coefficients = {"kd": self.config.kd_coeff, "td": self.config.td_coeff}
 
+    @override(DQNTorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """As RLlib's, with the fused Adam, and reading `adam_epsilon`."""
         params = self.get_parameters(self._module[module_id])
         optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
         self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
 
+    @override(DQNTorchLearner)
     def _make_modules_ddp_if_necessary(self) -> None:
-        """No DDP wrapper: equal weights at the start, and one all-reduce of all gradients a step, keep Learners equal."""
+        """No DDP wrapper: equal weights at the start, and one all-reduce of all gradients a step."""
         if self.distributed:
             for tensor in self.module[DEFAULT_MODULE_ID].state_dict().values():
                 torch.distributed.broadcast(tensor, src=0)
 
+    @override(DQNTorchLearner)
     def update(
         self,
         batch_refs: Sequence[ray.ObjectRef] | None = None,
@@ -133,6 +138,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self.after_gradient_based_update(timesteps=timesteps)
         return self.metrics.reduce()
 
+    @override(DQNTorchLearner)
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
@@ -167,6 +173,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     # --- State --------------------------------------------------------------------------------------------------------
 
+    @override(DQNTorchLearner)
     def get_state(
         self,
         components: str | Collection[str] | None = None,
@@ -183,6 +190,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             }
         return state
 
+    @override(DQNTorchLearner)
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
         if COMPONENT_RL_MODULE in state:
@@ -194,6 +202,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             weights = [torch.as_tensor(np.asarray(weight), device=self._device) for weight in own["training_weights"]]
             self._training_weights = weights or None
 
+    @override(DQNTorchLearner)
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
@@ -260,10 +269,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         module.train()
         for rows in draws:
             batch = self._gather(rows, uses_td, config)
-            if uses_td:
-                fwd_out = module.forward_train(batch)
-            else:
-                fwd_out = module.compute_q_values(batch)
+            fwd_out = module.forward_train(batch) if uses_td else module.compute_q_values(batch)
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=config, batch=batch, fwd_out=fwd_out
             )
@@ -326,9 +332,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             return self._temperature  # they are Q-values
         return self._temperature / self._statistics.gap_quantile(0.5)  # they count in median action gaps
 
-    # --- Between updates, the module is the student that acts and is saved. Inside, it holds the weights that learn. ---
+    # --- Inside and outside of an update ------------------------------------------------------------------------------
     #
-    # Two things come between them: normalised coordinates (students.py), and an average over the last steps, which
+    # Outside, the module is the student that acts and is saved. Inside, it holds the weights that learn. Two things come between them: normalised coordinates (students.py), and an average over the last steps, which
     # spares the user a schedule of the learning rate (Polyak & Juditsky 1992; as a share of the steps so far: Shamir &
     # Zhang 2013, arXiv 1212.1824).
 
@@ -416,7 +422,7 @@ def _copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
 
 
 def _average_into(averages: list[Tensor], params: list[Tensor], *, share: float) -> None:
-    """averages += share · (params − averages)"""
+    """Adds share · (params − averages), in place."""
     get_ema_multi_avg_fn(1.0 - share)(averages, params, None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Real
 
 import numpy as np
@@ -13,7 +14,7 @@ Schedule = float | Sequence[Sequence[float]]
 
 def value_at(schedule: Schedule, env_steps: int) -> float:
     """The schedule's value after `env_steps` environment steps."""
-    if isinstance(schedule, Real):
+    if not isinstance(schedule, Sequence):
         return float(schedule)
     times, values = zip(*schedule, strict=True)
     return float(np.interp(env_steps, times, values))
@@ -21,7 +22,7 @@ def value_at(schedule: Schedule, env_steps: int) -> float:
 
 def values_of(schedule: Schedule) -> list[float]:
     """Every value that the schedule names (for checks of their range)."""
-    return [float(schedule)] if isinstance(schedule, Real) else [float(value) for _, value in schedule]
+    return [float(value) for _, value in schedule] if isinstance(schedule, Sequence) else [float(schedule)]
 
 
 def check_schedule(name: str, schedule: object, *, low: float = 0.0, high: float = math.inf) -> None:
@@ -41,7 +42,7 @@ def check_schedule(name: str, schedule: object, *, low: float = 0.0, high: float
         if not all(isinstance(p, Sequence) and len(p) == 2 and all(map(_is_number, p)) for p in pairs):
             raise ValueError(f"{expected}, got {schedule!r}.")
         times = [time for time, _ in pairs]
-        if times[0] != 0 or any(later <= earlier for earlier, later in zip(times, times[1:], strict=False)):
+        if times[0] != 0 or any(later <= earlier for earlier, later in pairwise(times)):
             raise ValueError(f"{expected}, got the steps {times}.")
     for value in values_of(schedule):  # type: ignore[arg-type]
         if not low <= value <= high:

@@ -22,6 +22,7 @@ from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.models.utils import get_filter_config
+from ray.rllib.utils.annotations import override
 from torch import nn
 
 from rllib_kd.statistics import QScale
@@ -50,9 +51,11 @@ class FlattenEncoderConfig(ModelConfig):
     """Config of a `FlattenEncoder`."""
 
     @property
+    @override(ModelConfig)
     def output_dims(self) -> tuple[int]:
         return (int(torch.Size(self.input_dims).numel()),)
 
+    @override(ModelConfig)
     def build(self, framework: str = "torch") -> FlattenEncoder:
         return FlattenEncoder(self)
 
@@ -61,6 +64,7 @@ class EncoderFreeDQNCatalog(DQNCatalog):
     """RLlib's DQN catalog for `fcnet_hiddens=[]`: the Q-head sits on the observation. Linear, without head layers."""
 
     @classmethod
+    @override(DQNCatalog)
     def _get_encoder_config(cls, observation_space, model_config_dict, action_space=None) -> ModelConfig:
         return FlattenEncoderConfig(input_dims=observation_space.shape)
 
@@ -122,10 +126,10 @@ def compress(
     budget = compression * teacher_parameters
     if (smallest := size(0.0)) > budget:
         raise ValueError(
-            f"compression={compression:g} allows {budget:.0f} of the teacher's {teacher_parameters} parameters, but its "
-            f"architecture with one unit a layer has {smallest} already (compression={smallest / teacher_parameters:.2g}"
-            "). Choose a larger compression, or a network of your own: rl_module(model_config={'fcnet_hiddens': [..]}); "
-            "fcnet_hiddens=[] is a linear student."
+            f"compression={compression:g} allows {budget:.0f} of the teacher's {teacher_parameters} parameters, but "
+            f"its architecture with one unit a layer has {smallest} already "
+            f"(compression={smallest / teacher_parameters:.2g}). Choose a larger compression, or a network of your "
+            "own: rl_module(model_config={'fcnet_hiddens': [...]}); fcnet_hiddens=[] is a linear student."
         )
     return _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -94,7 +95,7 @@ def test_get_module_is_the_student_with_its_newest_weights(cartpole_config, buil
 
 def test_evaluation_is_the_greedy_student_in_a_group_of_its_own(cartpole_config, build):
     class Watch(RLlibCallback):
-        chosen: list = []
+        chosen: ClassVar[list] = []
 
         def on_episode_end(self, *, episode, env_runner, rl_module, **kwargs):
             if env_runner.config.in_evaluation:
@@ -355,7 +356,7 @@ def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_
 def test_a_checkpoints_config_alone_says_that_the_teacher_is_missing(cartpole_config, build, tmp_path):
     algo = build(cartpole_config)
     bare = DistillDQN(algo.get_ctor_args_and_kwargs()[0][0])
-    with pytest.raises(ValueError, match="without the teacher. Restore it with DistillDQN.from_checkpoint"):
+    with pytest.raises(ValueError, match=r"without the teacher\. Restore it with DistillDQN\.from_checkpoint"):
         bare.train()
     bare.stop()
 
@@ -371,7 +372,8 @@ sys.modules["rllib_kd"] = None  # importing it is an error
 import torch
 from ray.rllib.core.rl_module.rl_module import RLModule
 module = RLModule.from_checkpoint({path!r} + "/learner_group/learner/rl_module/default_policy")
-print(type(module).__name__, module.compute_q_values({{"obs": torch.tensor({states(3).tolist()})}})["qf_preds"].tolist())
+q = module.compute_q_values({{"obs": torch.tensor({states(3).tolist()})}})["qf_preds"]
+print(type(module).__name__, q.tolist())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

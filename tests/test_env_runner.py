@@ -138,7 +138,7 @@ def test_labels_are_the_teachers_values_of_the_very_state(counting_config, direc
 
 
 def test_both_ways_give_the_same_data(cartpole_config, cluster):
-    """Fragments are cut at other places (RLlib counts transitions, the direct way steps): compare what they start with."""
+    """Fragments end at other places (RLlib counts transitions, the direct way steps): compare their beginnings."""
     sampled = []
     for config in (cartpole_config, cartpole_config.copy(copy_frozen=False).callbacks(Silent)):
         (columns,), _ = sample(make_runner(config), teacher_fraction=0.5, epsilon=0.1)
@@ -186,6 +186,9 @@ def test_a_crashing_env_is_made_anew_and_its_fragment_dropped(counting_config, d
 
 def test_states_that_the_teacher_cannot_label_are_never_drawn(counting_config):
     class Forgetful:
+        def to(self, device):
+            return self
+
         def q_values(self, obs):
             q = torch.ones(len(obs), 3)
             q[obs[:, 0] == 2] = torch.nan

@@ -260,7 +260,9 @@ def test_target_networks_follow(cluster):
 
     def distance():
         pairs = module.get_target_network_pairs()
-        return sum((a - b).abs().sum().item() for m, t in pairs for a, b in zip(m.parameters(), t.parameters()))
+        return sum(
+            (a - b).abs().sum().item() for m, t in pairs for a, b in zip(m.parameters(), t.parameters(), strict=True)
+        )
 
     learner.update([data], num_gradient_steps=3, timesteps={"num_env_steps_sampled_lifetime": 50})
     assert distance() > 0

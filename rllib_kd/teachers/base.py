@@ -9,6 +9,7 @@ import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from torch import Tensor
 
@@ -61,15 +62,22 @@ class Teacher(Checkpointable):
         """RLlib's model config of the network; None where the network is not RLlib's default one."""
         return dict(self._module.model_config) if isinstance(self._module, DefaultDQNRLModule) else None
 
+    def to(self, device: torch.device | str) -> Teacher:
+        """This teacher, moved to a device."""
+        self._module.to(device)
+        return self
+
     @torch.inference_mode()
     def q_values(self, obs: Tensor) -> Tensor:
         """Q-values `[B, A]` (return units) of observations `[B, ...]`; expectations, where the teacher is a C51."""
         return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
+    @override(Checkpointable)
     def get_state(self, components=None, *, not_components=None, **kwargs) -> dict[str, Any]:
         """Everything that is needed to build the network again, weights as numpy arrays."""
         return {**self._recipe, "weights": self._module.get_state(), "source": self.source}
 
+    @override(Checkpointable)
     def set_state(self, state: dict[str, Any]) -> None:
         """Become the teacher of `get_state()`."""
         module = state["class"](**state["kwargs"])
@@ -80,6 +88,7 @@ class Teacher(Checkpointable):
         self._module, self.source = module, state["source"]
         self._recipe = {"class": state["class"], "kwargs": state["kwargs"]}
 
+    @override(Checkpointable)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
         """An empty teacher; the state has the rest."""
         return (), {}

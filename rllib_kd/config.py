@@ -227,7 +227,8 @@ class DistillDQNConfig(DQNConfig):
         if self.compression is not None:
             if not isinstance(self.compression, Real) or not 0.0 < self.compression <= 1.0:
                 raise ValueError(
-                    f"`compression` must be in (0, 1]: student parameters / teacher parameters. Got {self.compression!r}."
+                    "`compression` must be in (0, 1]: student parameters / teacher parameters. Got "
+                    f"{self.compression!r}."
                 )
             if self._model_config:
                 raise ValueError(

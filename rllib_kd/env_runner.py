@@ -146,6 +146,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
     """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
 
     def __init__(self, **kwargs: Any):
+        self.module: Any = None
         super().__init__(**kwargs)
         self._teacher: Any = None
         self._rng = np.random.default_rng(self._seed)

@@ -40,8 +40,8 @@ def load_rllib(uri: str, *, module_id: str = DEFAULT_MODULE_ID) -> Teacher:
         ) from error
     if isinstance(module, MultiRLModule):
         raise ValueError(
-            f"'{uri}' is not an RLlib checkpoint of one policy: it holds the RLModules {sorted(module.keys())}, none of "
-            f"which is '{module_id}'. Name the folder of the one to distil."
+            f"'{uri}' is not an RLlib checkpoint of one policy: it holds the RLModules {sorted(module.keys())}, none "
+            f"of which is '{module_id}'. Name the folder of the one to distil."
         )
     if not isinstance(module, QNetAPI):
         raise ValueError(

@@ -110,9 +110,9 @@ class DistillDQN(DQN):
 
     def _load_teacher(self) -> Teacher:
         uri = str(self.config.teacher)
-        return (
-            Teacher() if uri == TEACHER_IN_CHECKPOINT else load_teacher(uri)
-        )  # restore_from_path() fills an empty one
+        if uri == TEACHER_IN_CHECKPOINT:
+            return Teacher()  # restore_from_path() will fill it
+        return load_teacher(uri)
 
     def _settle_student(self) -> DistillDQNConfig:
         """The config with `compression` turned into layer widths."""

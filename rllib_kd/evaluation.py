@@ -88,12 +88,12 @@ class Comparison:
                 f"{student.latency_ms / teacher.latency_ms:.2f}",
             )
         table.add_row(
-            "agreement on own states",
+            "agreement on its states",
             *(f"{100 * a:.1f} %" for a in (self.agreement_on_teacher_states, self.agreement_on_student_states)),
             "",
         )
         table.add_row(
-            "Q-regret on own states",
+            "Q-regret on its states",
             *(f"{regret:.3g}" for regret in (self.q_regret_on_teacher_states, self.q_regret_on_student_states)),
             "",
         )

@@ -334,10 +334,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     # --- Inside and outside of an update ------------------------------------------------------------------------------
     #
-    # Outside, the module is the student that acts and is saved. Inside, it holds the weights that learn. Two things come
-    # between them: normalised coordinates (students.py), and an average over the last steps, which spares the user a
-    # schedule of the learning rate (Polyak & Juditsky 1992; over a share of the steps so far: Shamir & Zhang 2013,
-    # arXiv 1212.1824).
+    # Outside, the module is the student that acts and is saved. Inside, it holds the weights that learn. Two things
+    # come between them: normalised coordinates (students.py), and an average over the last steps, which spares the
+    # user a schedule of the learning rate (Polyak & Juditsky 1992; over a share of the steps so far: Shamir & Zhang
+    # 2013, arXiv 1212.1824).
 
     def _enter_training(self, module: Any, params: Sequence[Tensor]) -> list[Tensor]:
         """Put the training weights into the module; returns the averages, or nothing."""

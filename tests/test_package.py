@@ -70,3 +70,10 @@ def test_importing_anything_registers_the_algorithm(name):
         f"from rllib_kd import {name}; from ray.tune.registry import get_trainable_cls as get; print(get('DistillDQN'))"
     )
     assert "rllib_kd.algorithm.DistillDQN" in run(code)
+
+
+def test_ci_runs_the_readmes_test_command():
+    root = PACKAGE.parent
+    command = (root / ".ci" / "run").read_text().splitlines()[-1]
+    assert command.endswith("pytest")
+    assert command in (root / "README.md").read_text()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.fs
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
@@ -112,7 +113,26 @@ class DistillDQN(DQN):
         uri = str(self.config.teacher)
         if uri == TEACHER_IN_CHECKPOINT:
             return Teacher()  # restore_from_path() will fill it
-        return load_teacher(uri)
+        try:
+            return load_teacher(uri)
+        except ValueError:
+            # Tune rebuilds a trial from its config before it restores it, maybe on another machine.
+            if teacher := self._load_teacher_of_trial():
+                return teacher
+            raise
+
+    def _load_teacher_of_trial(self) -> Teacher | None:
+        """The teacher in the newest checkpoint of this Tune trial, if there is one."""
+        if self._storage is None:
+            return None
+        filesystem, trial = self._storage.storage_filesystem, self._storage.trial_fs_path
+        entries = filesystem.get_file_info(pyarrow.fs.FileSelector(trial, allow_not_found=True))
+        checkpoints = sorted(entry.path for entry in entries if entry.base_name.startswith("checkpoint_"))
+        if not checkpoints:
+            return None
+        teacher = Teacher()
+        teacher.restore_from_path(f"{checkpoints[-1]}/{COMPONENT_TEACHER}", filesystem=filesystem)
+        return teacher
 
     def _settle_student(self) -> DistillDQNConfig:
         """The config with `compression` turned into layer widths."""

@@ -78,7 +78,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         # A student that has learned nothing yet starts in the middle of the normalised coordinates.
         self._starts_normalized = True
         self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
-        self._temperature = 1.0
+        self._temperature = self._student_temperature = 1.0  # of the current update
         self._coefficients = {"kd": self.config.kd_coeff, "td": self.config.td_coeff}
 
     @override(DQNTorchLearner)
@@ -132,8 +132,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
         module_config = self.config.get_config_for_module(DEFAULT_MODULE_ID)
         fresh = self._take_in(_resolve(training_data.batch_refs if training_data is not None else batch_refs))
+        self._temperature, self._student_temperature = self._temperatures()
         self._log_agreement(fresh)
-        if num_gradient_steps:
+        if num_gradient_steps and any(self._coefficients.values()):
             self._learn(num_gradient_steps, module_config)
         self.after_gradient_based_update(timesteps=timesteps)
         return self.metrics.reduce()
@@ -153,11 +154,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         Returns:
             A scalar.
         """
-        total = torch.zeros((), device=self._device)
         terms = {}
         if self._coefficients["kd"]:
             terms["kd_loss"] = self._distillation_loss(config, fwd_out[QF_PREDS], batch[TEACHER_Q]).mean()
-            total = total + self._coefficients["kd"] * terms["kd_loss"]
         if self._coefficients["td"]:
             terms["td_loss"] = losses.td(
                 batch,
@@ -167,9 +166,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 gamma=config.gamma,
                 loss_fn=config.td_error_loss_fn,
             ).mean()
-            total = total + self._coefficients["td"] * terms["td_loss"]
         self._loss_terms = {name: term.detach() for name, term in terms.items()}
-        return total
+        return sum(self._coefficients[name.removesuffix("_loss")] * term for name, term in terms.items())
 
     # --- State --------------------------------------------------------------------------------------------------------
 
@@ -233,7 +231,6 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     @torch.no_grad()
     def _log_agreement(self, fresh: Mapping[str, Tensor]) -> None:
         """How well the student knows states that it has not been trained on yet."""
-        self._temperature = self._current_temperature()
         if not fresh or len(fresh[TEACHER_Q]) == 0:
             return
         teacher_q = fresh[TEACHER_Q]
@@ -242,7 +239,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         chosen = student_q.argmax(-1, keepdim=True)
         regret = teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)
         divergence = losses.policy_kl(
-            student_q, teacher_q, temperature=self._temperature, student_temperature=self._student_temperature()
+            student_q, teacher_q, temperature=self._temperature, student_temperature=self._student_temperature
         )
         agreement = (chosen.squeeze(-1) == teacher_q.argmax(-1)).float()
         self.metrics.log_dict(
@@ -273,7 +270,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=config, batch=batch, fwd_out=fwd_out
             )
-            optimizer.zero_grad(set_to_none=True)
+            for param in params:
+                param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
             loss.backward()
             if self.distributed:
                 self._average_gradients(params)
@@ -313,24 +311,23 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     student_q,
                     teacher_q,
                     temperature=self._temperature,
-                    student_temperature=self._student_temperature(),
+                    student_temperature=self._student_temperature,
                 )
             case "nll":
-                return losses.nll(student_q, teacher_q, student_temperature=self._student_temperature())
+                return losses.nll(student_q, teacher_q, student_temperature=self._student_temperature)
         raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
 
-    def _current_temperature(self) -> float:
-        if self.config.temperature != "auto":
-            return self.config.temperature
-        return self.config.AUTO_TEMPERATURE_GAPS * self._statistics.gap_quantile(0.5)
-
-    def _student_temperature(self) -> float:
-        """What divides the student's outputs, so that they are probabilities as sharp as the teacher's."""
+    def _temperatures(self) -> tuple[float, float]:
+        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp."""
+        median_gap = self._statistics.gap_quantile(0.5)
+        temperature = self.config.temperature
+        if temperature == "auto":
+            temperature = self.config.AUTO_TEMPERATURE_GAPS * median_gap
         if self.config.student_temperature is not None:
-            return self.config.student_temperature
+            return temperature, self.config.student_temperature
         if self.config.loss in losses.VALUE_LOSSES or self._coefficients["td"]:
-            return self._temperature  # they are Q-values
-        return self._temperature / self._statistics.gap_quantile(0.5)  # they count in median action gaps
+            return temperature, temperature  # both put out Q-values
+        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
     # --- Inside and outside of an update ------------------------------------------------------------------------------
     #

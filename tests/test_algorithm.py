@@ -234,7 +234,7 @@ def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_con
         return {
             "batch": {name: column.numpy().copy() for name, column in batch.items()},
             "state": {name: value.numpy().copy() for name, value in module.state_dict().items()},
-            "temperatures": (learner._temperature, learner._student_temperature()),
+            "temperatures": (learner._temperature, learner._student_temperature),
             "gradients": [p.grad.numpy().copy() for p in params],
         }
 

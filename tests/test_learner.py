@@ -184,7 +184,16 @@ def test_the_automatic_temperature_is_a_share_of_the_median_gap(cluster):
     learner.update([ray.put(columns)])
     median_gap = np.median(np.abs(np.diff(columns["teacher_q"], axis=1)))
     assert learner._temperature == pytest.approx(DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap, rel=0.2)
-    assert make_learner(config_of("kl", temperature=0.3))._current_temperature() == 0.3
+    fixed = make_learner(config_of("kl", temperature=0.3))
+    fixed.update([ray.put(columns)])
+    assert fixed._temperature == 0.3
+
+
+def test_nothing_is_learned_while_a_schedule_says_so(cluster):
+    learner = make_learner(config_of(kd_coeff=[[0, 1.0], [100, 0.0]]))
+    before = q_values(learner, states(8))
+    learner.update([ray.put(fragment())], num_gradient_steps=5, kd_coeff=0.0, td_coeff=0.0)
+    assert torch.equal(q_values(learner, states(8)), before)
 
 
 def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
@@ -198,7 +207,7 @@ def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
     ):
         learner = make_learner(config_of(**settings))
         learner.update([columns])
-        assert learner._student_temperature() == pytest.approx(expected(learner))
+        assert learner._student_temperature == pytest.approx(expected(learner))
 
 
 def test_the_student_is_the_average_of_the_weights(cluster, monkeypatch):

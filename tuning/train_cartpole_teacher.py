@@ -9,7 +9,8 @@ perfect evaluation in a row. What it saved then scored, on seeds unseen in train
     100 greedy episodes: mean 500.00, std 0.00, min 500
     500 greedy episodes: mean 500.00, std 0.00, min 500
 
-with a median gap of 0.116 between the two actions' Q-values (5 % quantile: 0.0093).
+with a median gap of 0.116 between the two actions' Q-values (5 % quantile: 0.0093). A second run with the same seed
+went another way (76,464 env steps, 394 s): 500.00 over 100 episodes, 499.67 with a minimum of 333 over 500.
 """
 
 from __future__ import annotations

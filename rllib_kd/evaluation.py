@@ -157,6 +157,33 @@ def compare(
     )
 
 
+def evaluate(
+    policy: Any,
+    env: str | Callable[..., gym.Env],
+    *,
+    num_episodes: int = 100,
+    seed: int = 0,
+    env_config: Mapping[str, Any] | None = None,
+) -> PolicyReport:
+    """Play a Q-network greedily.
+
+    Args:
+        policy: teacher or student, as in `compare()`.
+        env: as in `compare()`.
+        num_episodes: > 0; episode i is reset with `seed + i`.
+        seed: of the first episode.
+        env_config: passed to the env.
+
+    Raises:
+        ValueError: the policy cannot be loaded.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    network = _as_q_network(policy)
+    returns, states = play(_env_maker(env, env_config), _greedy(network), range(seed, seed + num_episodes))
+    return _report("policy", returns, network, states)
+
+
 def play(
     make_env: Callable[[], gym.Env], policy: Callable[[np.ndarray], np.ndarray], seeds: Sequence[int]
 ) -> tuple[list[float], np.ndarray]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -124,10 +123,12 @@ def train(
         object_store_memory=ray_object_store_memory,
         include_dashboard=ray_ui if ray_address is None else None,
     )
-    results = experiments.run(experiment, options)
+    results, interrupted = experiments.run(experiment, options)
     for result in results:
         typer.echo(_summary(result))
-    if results.errors:
+    if interrupted:
+        typer.echo("interrupted: go on with the same command and --restore CHECKPOINT, the path above", err=True)
+    if interrupted or results.errors:
         raise typer.Exit(1)
 
 
@@ -183,10 +184,8 @@ def main() -> None:
         if flag in _GONE:
             _fail(f"{flag} no longer exists: {_GONE[flag]}.", code=2)
     try:
-        app()
+        app(prog_name="rllib")
     except ValueError as error:
-        if os.environ.get("RLLIB_KD_TRACEBACK"):
-            raise
         _fail(str(error), code=2)
 
 

@@ -282,11 +282,26 @@ def _greedy(network: Teacher) -> Callable[[np.ndarray], np.ndarray]:
     return lambda obs: network.q_values(torch.as_tensor(obs).float()).argmax(-1).numpy()
 
 
+def check_gymnasium_id(env: str) -> None:
+    """Whether gymnasium can make it.
+
+    Raises:
+        ValueError: it cannot; the message has gymnasium's reason.
+    """
+    try:
+        gym.spec(env)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(
+            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}"
+        ) from error
+
+
 def _env_maker(env: str | Callable[..., gym.Env], env_config: Mapping[str, Any] | None) -> Callable[[], gym.Env]:
     """How RLlib makes single environments: registered names and callables get the config as one argument."""
     config = dict(env_config or {})
     if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
         env = _global_registry.get(ENV_CREATOR, env)
     if isinstance(env, str):
+        check_gymnasium_id(env)
         return partial(gym.make, env, **config)
     return partial(env, EnvContext(config, worker_index=0))

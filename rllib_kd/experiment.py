@@ -26,10 +26,11 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
-from ray.tune.registry import TRAINABLE_CLASS, _global_registry
+from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
 from rllib_kd.config import DistillDQNConfig
+from rllib_kd.evaluation import check_gymnasium_id
 from rllib_kd.teachers import load_teacher
 
 #: Stop criteria of the old API stack, and where a result holds them now.
@@ -95,6 +96,9 @@ class Experiment:
         )
         if config.env is None:
             raise ValueError("An environment is needed: --env CartPole-v1, say, or `env` in the file.")
+        is_class_path = isinstance(config.env, str) and "." in config.env
+        if isinstance(config.env, str) and not is_class_path and not _global_registry.contains(ENV_CREATOR, config.env):
+            check_gymnasium_id(config.env)
         config.validate()
         _check_teacher(config)
         if isinstance(teacher := self.config.get("teacher"), str):
@@ -226,17 +230,20 @@ class RunOptions:
     callbacks: tuple[tune.Callback, ...] = ()
 
 
-def run(experiment: Experiment, options: RunOptions) -> tune.ResultGrid:
+def run(experiment: Experiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     """Train by Ray Tune.
 
     Ctrl-C lets every trial end its iteration and save a checkpoint; a second one ends at once.
+
+    Returns:
+        The results, and whether Ctrl-C has ended training.
 
     Raises:
         ValueError: an unknown scheduler, or nothing to resume.
     """
     storage = str(Path(options.storage_path or "~/ray_results").expanduser())
     if options.resume:
-        return _resume(experiment, storage)
+        return _resume(experiment, storage), False
     config = experiment.config
     if options.restore is not None:
         config = _restoring(experiment, options.restore)
@@ -263,7 +270,7 @@ def run(experiment: Experiment, options: RunOptions) -> tune.ResultGrid:
         ),
     )
     with stopper:
-        return tuner.fit()
+        return tuner.fit(), stopper.interrupted
 
 
 def _resume(experiment: Experiment, storage: str) -> tune.ResultGrid:

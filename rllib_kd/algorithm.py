@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 import ray
+import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -61,6 +64,7 @@ class DistillDQN(DQN):
         Raises:
             ValueError: the teacher cannot be loaded, or does not fit the environment or the student.
         """
+        _limit_threads(self.config.num_cpus_for_main_process)
         self._teacher = self._load_teacher()
         # EnvRunners and Learners build the student on their own nodes, from the config: it must be concrete by now.
         self.config = self._settle_student()
@@ -72,6 +76,7 @@ class DistillDQN(DQN):
         super().setup(self.config)
         self._student_parameters = self._count_student_parameters()
         if self._teacher.is_loaded:
+            self._warn_of_a_large_student()
             self._check_fit()
             self._send_teacher(self.env_runner_group)
             self._measure_baselines()
@@ -98,7 +103,9 @@ class DistillDQN(DQN):
         """RLlib's training iteration, with the result's `distillation` entry."""
         results = super().step()
         evaluation = results.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
-        self._returns["student"] = evaluation.get(EPISODE_RETURN_MEAN, self._returns["student"])
+        student_return = float(evaluation.get(EPISODE_RETURN_MEAN, math.nan))
+        if math.isfinite(student_return):  # RLlib goes on reporting an evaluation after its iteration, as NaN
+            self._returns["student"] = student_return
         results["distillation"] = self._results(results)
         return results
 
@@ -167,6 +174,15 @@ class DistillDQN(DQN):
         )
         return next(iter(counts)).get()
 
+    def _warn_of_a_large_student(self) -> None:
+        if self._student_parameters >= 0.9 * self._teacher.num_parameters:
+            logger.warning(
+                "The student has %d parameters, nearly as many as its teacher (%d) or more. Where the model config "
+                "names no widths, RLlib's own are taken: set fcnet_hiddens or conv_filters, or `compression`.",
+                self._student_parameters,
+                self._teacher.num_parameters,
+            )
+
     def _check_fit(self) -> None:
         """Whether teacher, student and environment speak of the same things."""
         observation_space, _ = self.spaces[DEFAULT_MODULE_ID]
@@ -177,15 +193,12 @@ class DistillDQN(DQN):
         ):
             if not _same_space(teacher_space, student_space):
                 raise ValueError(
-                    f"The teacher's {what} space is {teacher_space}, but the student's is {student_space} in "
-                    f"'{self.config.env}'. Distil in the environment in which the teacher was trained, with the same "
-                    "wrappers and connectors."
+                    f"The teacher's {what} space is {_brief(teacher_space)}, but the student's is "
+                    f"{_brief(student_space)} in '{self.config.env}'. Distil in the environment in which the teacher was "
+                    "trained, with the same wrappers and connectors."
                 )
-        modes = {
-            str(mode)
-            for mode in self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
-            if mode is not None
-        }
+        reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
+        modes = {str(mode) for mode in reported if mode is not None}
         if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
             raise ValueError(
                 f"The vector environment resets in mode {sorted(unknown)}, but RLlib's EnvRunners need "
@@ -311,7 +324,7 @@ class DistillDQN(DQN):
             "compression": self._student_parameters / self._teacher.num_parameters,
             "teacher_return": returns["teacher"],
             "random_return": returns["random"],
-            "return_ratio": (returns["student"] - returns["random"]) / gap if gap else math.nan,
+            "return_ratio": (returns["student"] - returns["random"]) / gap if gap > 0 else math.nan,
             "kd_coeff": value_at(self.config.kd_coeff, self._env_steps()),
             "td_coeff": value_at(self.config.td_coeff, self._env_steps()),
             "teacher_fraction": self._teacher_fraction(),
@@ -371,6 +384,19 @@ class DistillDQN(DQN):
         if self._teacher.is_loaded:
             self._check_fit()
             self._send_teacher(self.env_runner_group)
+
+
+def _limit_threads(num_cpus: int) -> None:
+    """Give the Learner and EnvRunner of this process as many threads as RLlib gives it CPUs.
+
+    Ray does so for the processes that it starts. With more threads than free cores, torch is many times slower.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, int(num_cpus)))
+
+
+def _brief(space: Any) -> str:
+    return f"Box{space.shape}" if isinstance(space, gym.spaces.Box) else str(space)
 
 
 def _same_space(teacher_space: Any, student_space: Any) -> bool:

@@ -208,7 +208,9 @@ class DistillDQNConfig(DQNConfig):
                 ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
             )
         if self.loss not in LOSSES:
-            raise ValueError(f"Unknown loss {self.loss!r}. Known are: {', '.join(LOSSES)}.")
+            near = difflib.get_close_matches(str(self.loss).lower(), LOSSES, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise ValueError(f"Unknown loss {self.loss!r}.{hint} Known are: {', '.join(LOSSES)}.")
         if self.rollout_policy not in ROLLOUT_POLICIES:
             raise ValueError(
                 f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."

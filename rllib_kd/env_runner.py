@@ -20,6 +20,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
 from rllib_kd.replay import VALID
@@ -162,6 +163,12 @@ class DistillEnvRunner(SingleAgentEnvRunner):
                 "than the direct way and gives the same data."
             )
 
+    @override(SingleAgentEnvRunner)
+    def make_module(self) -> None:
+        if self.env is not None:
+            _check_spaces(self._env_to_module.observation_space, self.env.single_action_space)
+        super().make_module()
+
     def set_teacher(self, teacher: Teacher) -> None:
         """Take the teacher whose Q-values are the labels."""
         self._teacher = teacher.to(self._device)
@@ -249,14 +256,12 @@ class DistillEnvRunner(SingleAgentEnvRunner):
     # --- The direct way -----------------------------------------------------------------------------------------------
 
     def _needs_no_episodes(self) -> bool:
-        connectors = [*self._env_to_module.connectors, *self._module_to_env.connectors]
-        has_plain_connectors = all(type(connector).__name__ in _PLAIN_CONNECTORS for connector in connectors)
         has_callbacks = any(
             getattr(type(callbacks), name) is not getattr(RLlibCallback, name)
             for callbacks in self._callbacks
             for name in _EPISODE_CALLBACKS
         ) or any(getattr(self.config, f"callbacks_{name}") for name in _EPISODE_CALLBACKS)
-        return has_plain_connectors and not has_callbacks
+        return has_plain_connectors(self) and not has_callbacks
 
     def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         if self._needs_initial_reset:
@@ -312,6 +317,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             self.module, self._recording = student, None
         fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].cpu().numpy())
 
+    @override(SingleAgentEnvRunner)
     def _try_env_step(self, actions: Any) -> Any:
         results = super()._try_env_step(actions)
         if self._recording is not None:
@@ -321,6 +327,25 @@ class DistillEnvRunner(SingleAgentEnvRunner):
                 _, rewards, terminateds, truncateds, _ = results
                 self._recording.step(rewards, terminateds, truncateds)
         return results
+
+
+def has_plain_connectors(env_runner: SingleAgentEnvRunner) -> bool:
+    """Whether networks see what the environment shows, and the environment gets what they choose."""
+    connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
+    return all(type(connector).__name__ in _PLAIN_CONNECTORS for connector in connectors)
+
+
+def _check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+        raise ValueError(
+            f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
+            "Wrap the environment."
+        )
+    if not isinstance(observation_space, gym.spaces.Box):
+        raise ValueError(
+            f"The networks need observations in a Box, but get {observation_space}. Turn them into one by a connector: "
+            "env_runners(env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
+        )
 
 
 class _ActingModule:

@@ -43,19 +43,42 @@ def bytes_of(teacher) -> list[bytes]:
 
 
 def test_a_result_has_what_the_readme_lists(cartpole_config, build):
-    algo = build(cartpole_config.distillation(num_baseline_episodes=4).evaluation(evaluation_interval=1))
+    config = cartpole_config.distillation(teacher="cartpole", num_baseline_episodes=4)
+    algo = build(config.evaluation(evaluation_interval=1))
     result = algo.train()
     learner = result["learners"]["default_policy"]
     assert {"kd_loss", "total_loss", "teacher_agreement", "q_regret", "kl_to_teacher", "temperature"} <= set(learner)
     own = result["distillation"]
-    assert (own["student_params"], own["teacher_params"]) == (4 * 8 + 8 + 8 * 2 + 2, 1_282)
-    assert own["compression"] == pytest.approx(58 / 1_282)
+    assert (own["student_params"], own["teacher_params"]) == (4 * 8 + 8 + 8 * 2 + 2, 67_843)
+    assert own["compression"] == pytest.approx(58 / 67_843)
     student_return = result["evaluation"]["env_runners"]["episode_return_mean"]
     expected = (student_return - own["random_return"]) / (own["teacher_return"] - own["random_return"])
     assert own["return_ratio"] == pytest.approx(expected)
     assert own["kd_coeff"] == 1.0
     assert own["num_gradient_steps_lifetime"] > 0
     assert result["num_env_steps_sampled_lifetime"] >= 64
+
+
+def test_the_return_ratio_is_that_of_the_last_evaluation(cartpole_config, build):
+    algo = build(
+        cartpole_config.distillation(teacher="cartpole", num_baseline_episodes=4).evaluation(evaluation_interval=3)
+    )
+    ratios = [algo.train()["distillation"]["return_ratio"] for _ in range(8)]
+    assert all(map(math.isnan, ratios[:2]))
+    assert all(map(math.isfinite, ratios[2:]))
+    assert ratios[2] == ratios[3] == ratios[4]
+
+
+def test_threads_are_as_many_as_the_cpus_of_the_process(cartpole_config, build, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    torch.set_num_threads(2)
+    build(cartpole_config)
+    assert torch.get_num_threads() == 1
+
+
+def test_a_student_as_large_as_its_teacher_is_a_warning(cartpole_config, build, caplog):
+    build(cartpole_config.rl_module(model_config={"fcnet_activation": "tanh"}))
+    assert "67586 parameters, nearly as many as its teacher (1282) or more" in caplog.text
 
 
 def test_the_replay_ratio_is_what_training_intensity_says(cartpole_config, build):
@@ -343,7 +366,7 @@ def test_a_bad_trial_says_why(cluster, tmp_path):
         param_space={"env": "CartPole-v1", "teacher": "/does/not/exist"},
         run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
     ).fit()
-    assert "There is no teacher at '/does/not/exist'" in str(results.errors[0])
+    assert "There is no checkpoint at '/does/not/exist'" in str(results.errors[0])
 
 
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
@@ -436,7 +459,7 @@ def teacher_of(tmp_path, *spaces):
 @pytest.mark.parametrize(
     ("spaces", "message"),
     [
-        ((gym.spaces.Box(-1, 1, (6,), np.float32),), r"observation space is Box.*\(6,\).*student's is.*\(4,\)"),
+        ((gym.spaces.Box(-1, 1, (6,), np.float32),), r"observation space is Box\(6,\), but the student's is Box\(4,\)"),
         (
             (gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(3)),
             r"action space is Discrete\(3\).*Discrete\(2\)",
@@ -448,8 +471,28 @@ def test_spaces_that_differ_are_both_named(cartpole_config, build, tmp_path, spa
         build(cartpole_config.distillation(teacher=teacher_of(tmp_path, *spaces)))
 
 
+class Continuous(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, config=None):
+        pass
+
+
+class Tabular(Continuous):
+    observation_space, action_space = gym.spaces.Discrete(5), gym.spaces.Discrete(2)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"), [(Continuous, "needs discrete actions 0 to A"), (Tabular, "need observations in a Box")]
+)
+def test_environments_that_do_not_suit_a_q_network_say_so(cartpole_config, build, env, message):
+    with pytest.raises(ValueError, match=message):
+        build(cartpole_config.environment(env))
+
+
 def test_a_missing_teacher_is_an_error_when_the_algorithm_is_built(cartpole_config, build):
-    with pytest.raises(ValueError, match="There is no teacher at '/does/not/exist'"):
+    with pytest.raises(ValueError, match="There is no checkpoint at '/does/not/exist'"):
         build(cartpole_config.distillation(teacher="/does/not/exist"))
 
 
@@ -464,7 +507,7 @@ def test_a_checkpoint_of_another_algorithm_is_refused_with_its_reason(cartpole_c
     ppo = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=0).build_algo()
     path = ppo.save_to_path(str(tmp_path / "ppo"))
     ppo.stop()
-    with pytest.raises(ValueError, match="has no Q-values to distil"):
+    with pytest.raises(ValueError, match="has no Q-values"):
         build(cartpole_config.distillation(teacher=path))
 
 

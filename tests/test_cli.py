@@ -48,7 +48,7 @@ BAD = {
     "unknown algorithm": (["train", "--algo", "DistilDQN", "--env", "CartPole-v1"], "Did you mean 'DistillDQN'?"),
     "no environment": (["train", "--algo", "DQN"], "--env CartPole-v1"),
     "no teacher": (["train", "--algo", "DistillDQN", "--env", "CartPole-v1"], "needs a teacher"),
-    "teacher is not there": ([*DISTIL[:-1], "/does/not/exist"], "There is no teacher at '/does/not/exist'"),
+    "teacher is not there": ([*DISTIL[:-1], "/does/not/exist"], "There is no checkpoint at '/does/not/exist'"),
     "unknown setting": ([*DISTIL, "--config", '{"temprature": 1}'], "Did you mean 'temperature'?"),
     "unknown setting of DQN": (["train", "--algo", "DQN", "--env", "CartPole-v1", "-c", '{"gama": 1}'], "'gamma'"),
     "bad value": ([*DISTIL, "--config", '{"temperature": -1}'], "`temperature` must be positive"),

@@ -24,6 +24,7 @@ def test_the_defaults_are_valid():
     [
         ({"teacher": None}, "needs a teacher, got None"),
         ({"loss": "crossentropy"}, "Unknown loss 'crossentropy'. Known are: mse, huber, kl, nll"),
+        ({"loss": "KL"}, "Did you mean 'kl'?"),
         ({"temperature": 0.0}, "`temperature` must be positive"),
         ({"temperature": "warm"}, "`temperature` must be positive"),
         ({"student_temperature": -1.0}, "`student_temperature` must be positive"),

@@ -99,7 +99,7 @@ def test_takes_what_rllib_takes_for_an_env(cluster, small_teacher):
     ("kwargs", "message"),
     [
         ({"num_episodes": 0}, "at least 1"),
-        ({"student": "/does/not/exist"}, "no teacher at"),
+        ({"student": "/does/not/exist"}, "no checkpoint at"),
         ({"student": torch.nn.Linear(4, 2)}, "without compute_q_values"),
     ],
 )

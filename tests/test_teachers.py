@@ -114,7 +114,7 @@ def save_other_policies(path):
 @pytest.mark.parametrize(
     ("save", "message"),
     [
-        (lambda path: None, "There is no teacher at"),
+        (lambda path: None, "There is no checkpoint at"),
         (save_nothing, "is not an RLlib checkpoint"),
         (save_old_stack, "old API stack"),
         (save_truncated, "cannot be read"),

@@ -35,7 +35,7 @@ def load_rllib(uri: str, *, module_id: str = DEFAULT_MODULE_ID) -> Teacher:
         module = RLModule.from_checkpoint(module_path, filesystem=filesystem)
     except Exception as error:
         raise ValueError(
-            f"The checkpoint '{uri}' cannot be read ({type(error).__name__}: {error}). Is it complete, and are the "
+            f"'{uri}' cannot be read ({type(error).__name__}: {error}). Is it complete, and are the "
             "classes of its RLModule importable here?"
         ) from error
     if isinstance(module, MultiRLModule):
@@ -45,8 +45,8 @@ def load_rllib(uri: str, *, module_id: str = DEFAULT_MODULE_ID) -> Teacher:
         )
     if not isinstance(module, QNetAPI):
         raise ValueError(
-            f"The teacher '{uri}' is a {type(module).__name__}, which has no Q-values to distil. Expected the "
-            "checkpoint of a DQN, or of another RLModule that implements compute_q_values()."
+            f"'{uri}' is a {type(module).__name__}, which has no Q-values. Expected the checkpoint of a DQN, or of "
+            "another RLModule that implements compute_q_values()."
         )
     return Teacher(module, source=uri)
 
@@ -55,12 +55,11 @@ def _open(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"The teacher '{uri}' is neither an absolute path nor a known URI: {error}") from error
+        raise ValueError(f"'{uri}' is neither an absolute path nor a known URI: {error}") from error
     if filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
         raise ValueError(
-            f"There is no teacher at '{uri}'. Expected the checkpoint directory of a trained RLlib DQN. "
-            "Relative paths start at the working directory of the process that names them; inside a Tune trial that "
-            "is the trial's own, so give an absolute path there."
+            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN (in the config of a "
+            "Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', which comes with rllib_kd."
         )
     return filesystem, path
 
@@ -75,11 +74,12 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
             return folder
     if filesystem.get_file_info(posixpath.join(path, "policies")).type == pyarrow.fs.FileType.Directory:
         raise ValueError(
-            f"The teacher '{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
+            f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
             "read: train the teacher with config.api_stack(enable_rl_module_and_learner=True, "
             "enable_env_runner_and_connector_v2=True)."
         )
     raise ValueError(
         f"'{uri}' is not an RLlib checkpoint: found no RLModule '{module_id}' ({' and '.join(_MODULE_FILES)}) in it, "
-        f"nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or `module.save_to_path()` wrote."
+        f"nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or `module.save_to_path()` wrote; files "
+        "of other libraries cannot be read yet."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -33,7 +35,9 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
-from rllib_kd.config import DEFAULT_COMPRESSION, DistillDQNConfig
+from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.env_runner import check_spaces
+from rllib_kd.learner import DISTILLATION_COLUMNS, NUM_GRADIENT_STEPS, TD_COLUMNS
 from rllib_kd.schedules import value_at
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Teacher
@@ -73,7 +77,11 @@ class DistillDQN(DQN):
         self._num_gradient_steps = 0  # lifetime
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # in this process: the replay starts empty
-        super().setup(self.config)
+        try:
+            super().setup(self.config)
+        except IndexError as error:  # what RLlib makes of remote EnvRunners that could not be built
+            self._explain_failed_env_runners()
+            raise error
         self._student_parameters = self._count_student_parameters()
         if self._teacher.is_loaded:
             self._warn_of_a_large_student()
@@ -135,16 +143,19 @@ class DistillDQN(DQN):
         filesystem, trial = self._storage.storage_filesystem, self._storage.trial_fs_path
         entries = filesystem.get_file_info(pyarrow.fs.FileSelector(trial, allow_not_found=True))
         checkpoints = sorted(entry.path for entry in entries if entry.base_name.startswith("checkpoint_"))
-        if not checkpoints:
-            return None
-        teacher = Teacher()
-        teacher.restore_from_path(f"{checkpoints[-1]}/{COMPONENT_TEACHER}", filesystem=filesystem)
-        return teacher
+        for checkpoint in reversed(checkpoints):
+            teacher = Teacher()
+            try:
+                teacher.restore_from_path(f"{checkpoint}/{COMPONENT_TEACHER}", filesystem=filesystem)
+            except (OSError, EOFError, pickle.UnpicklingError):
+                continue  # half written
+            return teacher
+        return None
 
     def _settle_student(self) -> DistillDQNConfig:
         """The config with `compression` turned into layer widths."""
         config = self.config.copy(copy_frozen=False)
-        if not config._model_config and config._rl_module_spec is None:
+        if config._rl_module_spec is None and not WIDTH_KEYS & set(config.given_model_config):
             from rllib_kd.students import compress
 
             if self._teacher.model_config is None:
@@ -154,7 +165,7 @@ class DistillDQN(DQN):
                 )
             config.rl_module(
                 model_config=compress(
-                    self._teacher.model_config,
+                    {**self._teacher.model_config, **config.given_model_config},
                     head_config=config.model_config,
                     compression=config.compression or DEFAULT_COMPRESSION,
                     teacher_parameters=self._teacher.num_parameters,
@@ -173,6 +184,15 @@ class DistillDQN(DQN):
             lambda learner: count_parameters(learner.module[DEFAULT_MODULE_ID].unwrapped())
         )
         return next(iter(counts)).get()
+
+    def _explain_failed_env_runners(self) -> None:
+        """Raise the reason as a ValueError, if one shows here."""
+        try:
+            env = self.env_creator(EnvContext(self.config.env_config, worker_index=0))
+        except Exception as error:
+            raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
+        has_connectors = self.config._env_to_module_connector is not None
+        check_spaces(self._teacher.observation_space if has_connectors else env.observation_space, env.action_space)
 
     def _warn_of_a_large_student(self) -> None:
         if self._student_parameters >= 0.9 * self._teacher.num_parameters:
@@ -194,8 +214,8 @@ class DistillDQN(DQN):
             if not _same_space(teacher_space, student_space):
                 raise ValueError(
                     f"The teacher's {what} space is {_brief(teacher_space)}, but the student's is "
-                    f"{_brief(student_space)} in '{self.config.env}'. Distil in the environment in which the teacher was "
-                    "trained, with the same wrappers and connectors."
+                    f"{_brief(student_space)} in '{self.config.env}'. Distil in the environment in which the teacher "
+                    "was trained, with the same wrappers and connectors."
                 )
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
         modes = {str(mode) for mode in reported if mode is not None}
@@ -228,12 +248,10 @@ class DistillDQN(DQN):
 
     def _sample(self) -> list[ray.ObjectRef]:
         """References to new columns: those of the first Learner first."""
-        from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
-
         num_shards = max(1, self.config.num_learners)
         kwargs = {
             "teacher_fraction": self._teacher_fraction(),
-            "epsilon": value_at(self.config.epsilon, self._env_steps()),
+            "epsilon": value_at(self.config.epsilon, self._env_steps()) if self.config.explore else 0.0,
             "names": DISTILLATION_COLUMNS + (TD_COLUMNS if self.config.uses_td else ()),
             "num_shards": num_shards,
         }
@@ -259,7 +277,6 @@ class DistillDQN(DQN):
         # The replay ratio decides how many rows are learned from; what is left of a batch waits for the next update.
         num_steps = int(self._rows_due // self.config.total_train_batch_size)
         self._rows_due -= num_steps * self.config.total_train_batch_size
-        self._num_gradient_steps += num_steps
         results = self.learner_group.update(
             batch_refs=shards,
             defer_solve_refs_to_learner=True,
@@ -268,6 +285,7 @@ class DistillDQN(DQN):
             kd_coeff=value_at(self.config.kd_coeff, env_steps),
             td_coeff=value_at(self.config.td_coeff, env_steps),
         )
+        self._num_gradient_steps += int(results[0][DEFAULT_MODULE_ID][NUM_GRADIENT_STEPS].peek())
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
     def _env_steps(self) -> int:
@@ -373,6 +391,7 @@ class DistillDQN(DQN):
         super().set_state(state)
         if COMPONENT_TEACHER in state:
             self._teacher.set_state(state[COMPONENT_TEACHER])
+            self._use_restored_teacher()
         if _STATE in state:
             self._returns |= state[_STATE]["returns"]
             self._rows_due = state[_STATE]["rows_due"]
@@ -382,8 +401,11 @@ class DistillDQN(DQN):
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         super().restore_from_path(path, *args, **kwargs)
         if self._teacher.is_loaded:
-            self._check_fit()
-            self._send_teacher(self.env_runner_group)
+            self._use_restored_teacher()
+
+    def _use_restored_teacher(self) -> None:
+        self._check_fit()
+        self._send_teacher(self.env_runner_group)
 
 
 def _limit_threads(num_cpus: int) -> None:

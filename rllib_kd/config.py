@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 import os
 from collections.abc import Mapping
 from numbers import Real
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
 
-from rllib_kd.schedules import Schedule, check_schedule
+from rllib_kd.schedules import Schedule, check_schedule, values_of
 from rllib_kd.teachers import absolute_teacher_uri
 
 if TYPE_CHECKING:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 ROLLOUT_POLICIES = ("teacher", "student", "mixture")
+#: Keys of a model config that set how wide the student is.
+WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
 #: Student parameters / teacher parameters, where neither `compression` nor a model config says otherwise.
 DEFAULT_COMPRESSION = 0.04
 
@@ -181,18 +184,26 @@ class DistillDQNConfig(DQNConfig):
             config.num_envs_per_env_runner = given.get("num_envs_per_env_runner", 1)
         return config
 
+    def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
+        """Steps in each environment that one sampling takes; "auto" is 32."""
+        return 32 if self.rollout_fragment_length == "auto" else self.rollout_fragment_length
+
+    @property
+    def given_model_config(self) -> dict[str, Any]:
+        """What `rl_module(model_config=...)` was given."""
+        given = self._model_config
+        return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
+
     @property
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
-        from rllib_kd.schedules import values_of
-
         return any(values_of(self.td_coeff))
 
     # --- Checks -------------------------------------------------------------------------------------------------------
 
     def _check_field_names(self) -> None:
         """A plain dict, as Tune passes it, may name fields that nobody reads."""
-        known = set(vars(_default_config()))
+        known = set(vars(type(self)()))
         for name in vars(self):
             if name not in known and name != "class" and not name.startswith("__"):  # Tune's own start with "__"
                 near = difflib.get_close_matches(name, known, n=1)
@@ -202,7 +213,7 @@ class DistillDQNConfig(DQNConfig):
     def _check_distillation(self) -> None:
         from rllib_kd.losses import LOSSES, VALUE_LOSSES
 
-        if not isinstance(self.teacher, str):
+        if not isinstance(self.teacher, str | os.PathLike):
             raise ValueError(
                 f"DistillDQN needs a teacher, got {self.teacher!r}. Name one with "
                 ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
@@ -215,7 +226,7 @@ class DistillDQNConfig(DQNConfig):
             raise ValueError(
                 f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
             )
-        if self.temperature != "auto":
+        if not (isinstance(self.temperature, str) and self.temperature == "auto"):
             _check_positive("temperature", self.temperature, "a number, or 'auto'")
         if self.student_temperature is not None:
             _check_positive("student_temperature", self.student_temperature, "a number, or None")
@@ -232,17 +243,17 @@ class DistillDQNConfig(DQNConfig):
                     "`compression` must be in (0, 1]: student parameters / teacher parameters. Got "
                     f"{self.compression!r}."
                 )
-            if self._model_config:
+            if widths := WIDTH_KEYS & set(self.given_model_config):
                 raise ValueError(
-                    "Both `compression` and rl_module(model_config=...) shape the student. Set one of them: got "
-                    f"compression={self.compression:g} and model_config={self._model_config}."
+                    f"Both `compression`={self.compression:g} and {sorted(widths)} in rl_module(model_config=...) set "
+                    "the widths of the student's layers. Set one of them."
                 )
         if self.uses_td and self.loss not in VALUE_LOSSES and self.student_temperature is not None:
             raise ValueError(
                 f"With `td_coeff`, the student's outputs must be Q-values, but student_temperature="
                 f"{self.student_temperature} makes them logits. Leave it at None, or use the loss 'mse'."
             )
-        if not (self.uses_td or any_positive(self.kd_coeff)):
+        if not (self.uses_td or any(values_of(self.kd_coeff))):
             raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
@@ -262,34 +273,49 @@ class DistillDQNConfig(DQNConfig):
                 f"`td_coeff` with a distributional student (num_atoms={self.num_atoms}) is not supported. Set "
                 "num_atoms=1; the teacher may be distributional."
             )
-        if self.uses_td and not isinstance(self.n_step, int):
-            raise ValueError(f"`n_step` must be an integer, got {self.n_step!r}.")
         if self.replay_buffer_config.get("type") != "ColumnarReplay":
             raise ValueError(
                 "DistillDQN has a replay of its own, in the Learners. Set only its size: "
                 f"training(replay_buffer_config={{'capacity': ...}}). Got {self.replay_buffer_config}."
             )
-        if self.training_intensity is None or self.training_intensity <= 0:
-            raise ValueError(
-                "`training_intensity` is the replay ratio, rows learned from / env steps sampled, and must be "
-                f"positive. Got {self.training_intensity!r}."
-            )
+        _check_positive("training_intensity", self.training_intensity, "rows learned from / env steps sampled")
+        _check_integer("replay_buffer_config['capacity']", self.replay_buffer_config.get("capacity"), low=1)
+        _check_integer("train_batch_size_per_learner", self.train_batch_size_per_learner, low=1)
+        _check_integer("num_envs_per_env_runner", self.num_envs_per_env_runner, low=1)
+        _check_integer("num_steps_sampled_before_learning_starts", self.num_steps_sampled_before_learning_starts, low=0)
+        _check_integer("rollout_fragment_length", self.get_rollout_fragment_length(), low=1)
+        if self.uses_td:
+            _check_integer("n_step", self.n_step, low=1)
+            check_schedule("gamma", self.gamma, high=1.0)
+        self._check_pieces()
         if not self.in_evaluation and self.num_envs_per_env_runner < self.num_learners:
             raise ValueError(
                 f"Each of the {self.num_learners} Learners takes the rows of environments of its own: set "
                 f"num_envs_per_env_runner to at least {self.num_learners}, got {self.num_envs_per_env_runner}."
             )
 
+    def _check_pieces(self) -> None:
+        """RLlib's pieces that this algorithm replaces: whoever replaces them again must start from ours."""
+        from rllib_kd.env_runner import DistillEnvRunner
+        from rllib_kd.learner import DistillDQNTorchLearner
 
-def any_positive(schedule: Schedule) -> bool:
-    """Whether a weight is ever above 0."""
-    from rllib_kd.schedules import values_of
+        if not issubclass(self.learner_class, DistillDQNTorchLearner):
+            raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {self.learner_class.__name__}.")
+        if self.in_evaluation:
+            return
+        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, DistillEnvRunner)):
+            raise ValueError(f"`env_runner_cls` must be a DistillEnvRunner, got {self.env_runner_cls}.")
+        if self._learner_connector is not None:
+            raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
+        if self.batch_mode != "truncate_episodes":
+            raise ValueError(f"`batch_mode` must be 'truncate_episodes', got {self.batch_mode!r}.")
+        if self.store_buffer_in_checkpoints:
+            raise ValueError("`store_buffer_in_checkpoints` is not supported yet: the replay refills after a restore.")
 
-    return any(value > 0 for value in values_of(schedule))
 
-
-def _default_config() -> DistillDQNConfig:
-    return DistillDQNConfig()
+def _check_integer(name: str, value: object, *, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
 
 
 def _check_positive(name: str, value: object, expected: str) -> None:

@@ -50,7 +50,7 @@ _EPISODE_CALLBACKS = (
     "on_episode_end",
     "on_sample_end",
 )
-_ENDLESS = 30_000  # steps after which a baseline episode is cut (Atari's own limit is 27,000)
+_ENDLESS = 10_000  # steps after which a baseline episode is cut
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ class Fragment:
         self.ended_before = ended_before
         self.steps: list[tuple[np.ndarray, ...]] = []  # obs, teacher_q, actions, rewards, terminateds, truncateds
         self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
+        self.restarted = False
         self._decision: tuple[np.ndarray, ...] = ()
 
     def decide(self, obs: np.ndarray, teacher_q: np.ndarray, actions: np.ndarray) -> None:
@@ -104,11 +105,13 @@ class Fragment:
 
     def step(self, rewards: np.ndarray, terminateds: np.ndarray, truncateds: np.ndarray) -> None:
         """What came of it, each `[N]`."""
-        self.steps.append((*self._decision, rewards, terminateds, truncateds))
+        # Copies: vector envs may write the next ones into the same arrays.
+        self.steps.append((*self._decision, np.array(rewards), np.array(terminateds), np.array(truncateds)))
 
     def restart(self) -> None:
         """Forget everything: the env has failed and was made anew."""
         self.ended_before = np.zeros_like(self.ended_before)
+        self.restarted = True
         self.steps.clear()
 
     @property
@@ -166,7 +169,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
     @override(SingleAgentEnvRunner)
     def make_module(self) -> None:
         if self.env is not None:
-            _check_spaces(self._env_to_module.observation_space, self.env.single_action_space)
+            check_spaces(self._env_to_module.observation_space, self.env.single_action_space)
         super().make_module()
 
     def set_teacher(self, teacher: Teacher) -> None:
@@ -219,14 +222,21 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         due[: num_episodes % self.num_envs] += 1
         running, lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
         returns: list[float] = []
+        connectors = (self._env_to_module, self._module_to_env)
+        states = [connector.get_state() for connector in connectors]
         while due.any():
-            for counts, rewards, ended in self._sample_fragment(policy).transitions():
+            fragment = self._sample_fragment(policy)
+            if fragment.restarted:
+                running[:], lengths[:] = 0.0, 0
+            for counts, rewards, ended in fragment.transitions():
                 running += rewards * counts
                 lengths += counts
                 finished = ended | (lengths >= _ENDLESS)
                 returns += running[finished & (due > 0)].tolist()
                 due -= finished & (due > 0)
                 running[finished], lengths[finished] = 0.0, 0
+        for connector, state in zip(connectors, states, strict=True):  # filters are for the states of training
+            connector.set_state(state)
         self.get_metrics()  # not samples: drop what RLlib has logged
         self._needs_initial_reset = True
         return returns
@@ -266,7 +276,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
     def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         if self._needs_initial_reset:
             self._reset_directly(seed=self._seed)
-        while len(fragment.steps) < self.config.rollout_fragment_length:
+        while len(fragment.steps) < self.config.get_rollout_fragment_length():
             teacher_q, actions = self._decide(torch.from_numpy(self._obs), policy)
             fragment.decide(self._obs, teacher_q, actions)
             results = self._try_env_step(actions)
@@ -312,7 +322,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         self.module = _ActingModule(student, act)
         self._recording = fragment
         try:
-            self.sample(num_timesteps=self.config.rollout_fragment_length * self.num_envs, explore=True)
+            self.sample(num_timesteps=self.config.get_rollout_fragment_length() * self.num_envs, explore=True)
         finally:
             self.module, self._recording = student, None
         fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].cpu().numpy())
@@ -332,19 +342,28 @@ class DistillEnvRunner(SingleAgentEnvRunner):
 def has_plain_connectors(env_runner: SingleAgentEnvRunner) -> bool:
     """Whether networks see what the environment shows, and the environment gets what they choose."""
     connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
-    return all(type(connector).__name__ in _PLAIN_CONNECTORS for connector in connectors)
+    return all(
+        type(connector).__name__ in _PLAIN_CONNECTORS and type(connector).__module__.startswith("ray.rllib.connectors.")
+        for connector in connectors
+    )
 
 
-def _check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Whether a Q-network suits them.
+
+    Raises:
+        ValueError: it does not; the message says what to do.
+    """
     if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
         raise ValueError(
             f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
             "Wrap the environment."
         )
-    if not isinstance(observation_space, gym.spaces.Box):
+    if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
         raise ValueError(
-            f"The networks need observations in a Box, but get {observation_space}. Turn them into one by a connector: "
-            "env_runners(env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
+            f"The networks need observations in a Box of floats, but get {observation_space}. Wrap the environment "
+            "(bytes of images: divide by 255), or use a connector: env_runners(env_to_module_connector="
+            "lambda *args, **kwargs: FlattenObservations())."
         )
 
 
@@ -363,11 +382,8 @@ class _ActingModule:
 
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
-    """Observations in the type in which they are stored: bytes stay bytes, everything else is float32.
-
-    A copy: vector envs write the next observations into the same array.
-    """
-    return np.array(obs, dtype=obs.dtype if obs.dtype == np.uint8 else np.float32)
+    """A copy (vector envs write the next observations into the same array), as networks take it."""
+    return np.array(obs, dtype=np.float32)
 
 
 def _append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:

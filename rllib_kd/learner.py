@@ -33,6 +33,7 @@ from rllib_kd.teachers.base import TEACHER_Q
 
 logger = logging.getLogger(__name__)
 
+NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
 #: Columns that distillation alone needs, and what TD needs beside them.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
@@ -134,8 +135,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         fresh = self._take_in(_resolve(training_data.batch_refs if training_data is not None else batch_refs))
         self._temperature, self._student_temperature = self._temperatures()
         self._log_agreement(fresh)
-        if num_gradient_steps and any(self._coefficients.values()):
-            self._learn(num_gradient_steps, module_config)
+        num_steps = self._steps_to_make(num_gradient_steps)
+        if num_steps:
+            self._learn(num_steps, module_config)
+        self.metrics.log_value((DEFAULT_MODULE_ID, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
         return self.metrics.reduce()
 
@@ -210,6 +213,20 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._training_weights, self._starts_normalized = None, False
 
     # --- One update ---------------------------------------------------------------------------------------------------
+
+    def _steps_to_make(self, num_gradient_steps: int) -> int:
+        """None while no loss has a weight, or while a Learner has nothing to draw: all must make equally many."""
+        if not num_gradient_steps or not any(self._coefficients.values()):
+            return 0
+        drawable = torch.tensor(len(self.replay), device=self._device)
+        if self.distributed:
+            torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
+        if not drawable and self._statistics.count == 0:
+            raise ValueError(
+                "There is nothing to learn from: the teacher has given no finite Q-values for any state so far. Does "
+                "it see the observations that it was trained on?"
+            )
+        return num_gradient_steps if drawable else 0
 
     def _take_in(self, fragments: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Add fragments to the replay and their labels to the statistics; returns some of the new states."""
@@ -291,9 +308,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         batch = self.replay.gather(rows, DISTILLATION_COLUMNS)
         batch[Columns.OBS] = batch[Columns.OBS].float()
         if uses_td:
-            n_step = config.n_step if isinstance(config.n_step, int) else config.n_step[1]
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
-            batch |= self.replay.gather_transitions(rows, n_step=n_step, gamma=config.gamma)
+            batch |= self.replay.gather_transitions(rows, n_step=config.n_step, gamma=config.gamma)
             batch[Columns.NEXT_OBS] = batch[Columns.NEXT_OBS].float()
         return batch
 
@@ -325,7 +341,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             temperature = self.config.AUTO_TEMPERATURE_GAPS * median_gap
         if self.config.student_temperature is not None:
             return temperature, self.config.student_temperature
-        if self.config.loss in losses.VALUE_LOSSES or self._coefficients["td"]:
+        if self.config.loss in losses.VALUE_LOSSES or self.config.uses_td:
             return temperature, temperature  # both put out Q-values
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
@@ -408,7 +424,7 @@ def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, An
     for ref in batch_refs or ():
         try:
             fragments.append(ray.get(ref))
-        except (ray.exceptions.OwnerDiedError, ray.exceptions.ObjectLostError) as error:
+        except ray.exceptions.ObjectLostError as error:
             logger.warning("A fragment is lost with the EnvRunner that sampled it: %s", error)
     return fragments
 

@@ -80,7 +80,8 @@ class QStatistics:
         deviation = torch.where(legal, q - value, 0.0)
         best, second = q.topk(2, dim=-1).values.unbind(-1) if self._num_actions > 1 else (q[:, 0], q[:, 0])
         low, high = _LOG2_GAP_RANGE
-        log_gap = (best - second).clamp(2.0**low, 2.0**high).log2()
+        gap = (best - second)[torch.isfinite(second)]  # where there was a choice
+        log_gap = gap.clamp(2.0**low, 2.0**high).log2()
         new = torch.cat(
             [
                 torch.tensor([len(q)]).to(q),

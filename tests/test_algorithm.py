@@ -77,8 +77,33 @@ def test_threads_are_as_many_as_the_cpus_of_the_process(cartpole_config, build, 
 
 
 def test_a_student_as_large_as_its_teacher_is_a_warning(cartpole_config, build, caplog):
-    build(cartpole_config.rl_module(model_config={"fcnet_activation": "tanh"}))
-    assert "67586 parameters, nearly as many as its teacher (1282) or more" in caplog.text
+    build(cartpole_config.rl_module(model_config={"fcnet_hiddens": [32, 32]}))
+    assert "1282 parameters, nearly as many as its teacher (1282) or more" in caplog.text
+
+
+def test_an_activation_alone_leaves_the_widths_to_compression(cartpole_config, build):
+    config = cartpole_config.rl_module(model_config={"fcnet_activation": "tanh"}).distillation(compression=0.1)
+    model_config = build(config).get_module().model_config
+    assert model_config["fcnet_activation"] == "tanh"
+    assert model_config["fcnet_hiddens"] == [7, 7]
+
+
+def test_steps_are_counted_where_they_are_made(cartpole_config, build):
+    algo = build(cartpole_config.distillation(kd_coeff=[[0, 1.0], [150, 0.0]]))
+    for _ in range(5):
+        result = algo.train()
+    made = algo.learner_group._learner._num_steps
+    assert result["distillation"]["num_gradient_steps_lifetime"] == made > 0
+    assert result["learners"]["default_policy"]["num_gradient_steps"] == 0
+
+
+def test_without_exploration_epsilon_is_zero(cartpole_config, build, monkeypatch):
+    algo = build(cartpole_config.training(epsilon=1.0).env_runners(explore=False))
+    seen = []
+    sample = algo.env_runner.sample_columns
+    monkeypatch.setattr(algo.env_runner, "sample_columns", lambda **kw: seen.append(kw["epsilon"]) or sample(**kw))
+    algo.train()
+    assert set(seen) == {0.0}
 
 
 def test_the_replay_ratio_is_what_training_intensity_says(cartpole_config, build):
@@ -182,6 +207,18 @@ def test_the_teacher_never_changes_and_enters_nothing_of_the_student(cartpole_co
     needle = before[0][:64]
     holders = [file for file in path.rglob("*") if file.is_file() and needle in file.read_bytes()]
     assert holders == [path / "teacher" / "state.pkl"]
+
+
+def test_a_state_brings_its_teacher_to_remote_env_runners(cartpole_config, build, tmp_path):
+    other = make_q_module(seed=5).save_to_path(str(tmp_path / "other"))
+    first = build(cartpole_config.env_runners(num_env_runners=1))
+    second = build(cartpole_config.copy(copy_frozen=False).distillation(teacher=other))
+    second.set_state(first.get_state())
+    remote = second.env_runner_group.foreach_env_runner(
+        lambda env_runner: [p.numpy().tobytes() for p in env_runner._teacher._module.parameters()],
+        local_env_runner=False,
+    )
+    assert remote == [bytes_of(first._teacher)]
 
 
 @pytest.mark.parametrize("variant", [{"dueling": True}, {"num_atoms": 11}], ids=["dueling", "c51"])
@@ -483,12 +520,32 @@ class Tabular(Continuous):
     observation_space, action_space = gym.spaces.Discrete(5), gym.spaces.Discrete(2)
 
 
+class Bytes(Continuous):
+    observation_space, action_space = gym.spaces.Box(0, 255, (4,), np.uint8), gym.spaces.Discrete(2)
+
+
+class FromThree(Continuous):
+    action_space = gym.spaces.Discrete(2, start=3)
+
+
 @pytest.mark.parametrize(
-    ("env", "message"), [(Continuous, "needs discrete actions 0 to A"), (Tabular, "need observations in a Box")]
+    ("env", "message"),
+    [
+        (Continuous, "needs discrete actions 0 to A"),
+        (FromThree, "needs discrete actions 0 to A"),
+        (Tabular, "need observations in a Box of floats"),
+        (Bytes, "need observations in a Box of floats"),
+    ],
 )
-def test_environments_that_do_not_suit_a_q_network_say_so(cartpole_config, build, env, message):
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_environments_that_do_not_suit_a_q_network_say_so(cartpole_config, build, env, message, num_env_runners):
     with pytest.raises(ValueError, match=message):
-        build(cartpole_config.environment(env))
+        build(cartpole_config.environment(env).env_runners(num_env_runners=num_env_runners))
+
+
+def test_an_unknown_environment_says_so_with_remote_env_runners(cartpole_config, build):
+    with pytest.raises(ValueError, match=r"cannot be made: .*CartPool"):
+        build(cartpole_config.environment("CartPool-v1").env_runners(num_env_runners=1))
 
 
 def test_a_missing_teacher_is_an_error_when_the_algorithm_is_built(cartpole_config, build):

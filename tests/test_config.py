@@ -5,6 +5,9 @@ import inspect
 from pathlib import Path
 
 import pytest
+from ray import tune
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 
@@ -51,7 +54,19 @@ def test_bad_distillation_settings_are_refused(settings, message):
     ("change", "message"),
     [
         (lambda c: c.training(epsilon=2.0), "`epsilon` must be in"),
-        (lambda c: c.training(training_intensity=0), "`training_intensity` is the replay ratio"),
+        (lambda c: c.training(training_intensity=0), "`training_intensity` must be positive"),
+        (lambda c: c.training(training_intensity="x"), "`training_intensity` must be positive"),
+        (lambda c: c.training(train_batch_size_per_learner=0), "`train_batch_size_per_learner` must be an integer"),
+        (lambda c: c.training(replay_buffer_config={"capacity": 1e4}), "capacity.* must be an integer"),
+        (lambda c: c.training(num_steps_sampled_before_learning_starts=-1), "must be an integer of at least 0"),
+        (lambda c: c.env_runners(num_envs_per_env_runner=0), "`num_envs_per_env_runner` must be an integer"),
+        (lambda c: c.training(n_step=0).distillation(td_coeff=1.0), "`n_step` must be an integer of at least 1"),
+        (lambda c: c.training(gamma=2.0).distillation(td_coeff=1.0), "`gamma` must be in"),
+        (lambda c: c.training(store_buffer_in_checkpoints=True), "not supported yet"),
+        (lambda c: c.training(learner_connector=lambda *_: None), "`learner_connector` has no place here"),
+        (lambda c: c.training(learner_class=DQNTorchLearner), "must be a DistillDQNTorchLearner"),
+        (lambda c: c.env_runners(env_runner_cls=SingleAgentEnvRunner), "must be a DistillEnvRunner"),
+        (lambda c: c.env_runners(batch_mode="complete_episodes"), "`batch_mode` must be"),
         (lambda c: c.training(replay_buffer_config={"type": "EpisodeReplayBuffer"}), "a replay of its own"),
         (lambda c: c.learners(num_learners=2).env_runners(num_envs_per_env_runner=1), "at least 2"),
         (lambda c: c.rl_module(model_config={"use_lstm": True}), "Recurrent students"),
@@ -71,6 +86,31 @@ def test_bad_settings_elsewhere_are_refused(change, message):
     change(config)
     with pytest.raises(ValueError, match=message):
         config.validate()
+
+
+@pytest.mark.parametrize("teacher", [["a", "b"], 3, b"x", tune.grid_search(["a", "b"])])
+def test_a_teacher_is_one_path(teacher):
+    with pytest.raises(ValueError, match="A teacher is the path or URI of a checkpoint"):
+        DistillDQNConfig().distillation(teacher=teacher)
+
+
+def test_rllibs_auto_fragments_have_a_length():
+    config = valid().env_runners(rollout_fragment_length="auto")
+    config.validate()
+    assert config.get_rollout_fragment_length() == 32
+
+
+def test_subclasses_may_have_fields_of_their_own():
+    class Mine(DistillDQNConfig):
+        def __init__(self, algo_class=None):
+            super().__init__(algo_class)
+            self.mine = 1
+
+    Mine().environment("CartPole-v1").distillation(teacher="cartpole").validate()
+
+
+def test_an_activation_alone_leaves_the_widths_to_compression():
+    valid().rl_module(model_config={"fcnet_activation": "tanh"}).distillation(compression=0.1).validate()
 
 
 def test_validation_touches_no_file():

@@ -212,6 +212,12 @@ def test_connectors_are_respected(cartpole_config, cluster):
     assert abs(columns["obs"][valid].std() - 1.0) < 0.5
 
 
+def test_a_crash_does_not_spoil_the_baselines(counting_config):
+    config = counting_config.environment(env_config={"length": 5, "fails_at": 7})
+    config.fault_tolerance(restart_failed_sub_environments=True).env_runners(rollout_fragment_length=4)
+    assert make_runner(config).play_episodes(3, teacher=True) == [15.0] * 3
+
+
 def test_baseline_episodes_are_whole_and_evenly_shared(counting_config):
     runner = make_runner(counting_config)
     assert runner.play_episodes(7, teacher=True) == [15.0] * 7

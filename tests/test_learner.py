@@ -202,6 +202,7 @@ def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
         ({"temperature": "auto"}, lambda learner: DistillDQNConfig.AUTO_TEMPERATURE_GAPS),
         ({"temperature": 0.5}, lambda learner: 0.5 / learner._statistics.gap_quantile(0.5)),
         ({"temperature": 0.5, "td_coeff": 1.0}, lambda learner: 0.5),
+        ({"temperature": 0.5, "td_coeff": [[0, 0.0], [100, 1.0]]}, lambda learner: 0.5),  # all the time
         ({"temperature": 0.5, "loss": "mse"}, lambda learner: 0.5),
         ({"temperature": 0.5, "student_temperature": 1.0}, lambda learner: 1.0),
     ):
@@ -260,6 +261,14 @@ def test_a_loss_that_is_not_finite_is_an_error(cluster):
     learner = make_learner(config_of("mse", normalize_q_values=False).training(lr=1e30))
     with pytest.raises(FloatingPointError, match="learning rate that is too high"):
         learner.update([ray.put(fragment())], num_gradient_steps=20)
+
+
+def test_without_a_single_label_there_is_nothing_to_learn_from(cluster):
+    learner = make_learner(config_of(td_coeff=1.0))
+    data = fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS)
+    data["valid"][:] = False
+    with pytest.raises(ValueError, match="no finite Q-values for any state"):
+        learner.update([ray.put(data)], num_gradient_steps=1)
 
 
 def test_target_networks_follow(cluster):

@@ -74,7 +74,7 @@ def test_state_restores_contents_and_order_of_drawing():
     assert contents(copy)["action"].tolist() == contents(replay)["action"].tolist()
 
 
-def test_keeps_bytes_as_bytes():
+def test_keeps_the_type_of_a_column():
     replay = ColumnarReplay(4)
     replay.add({"obs": np.full((2, 3), 255, dtype=np.uint8)})
     assert replay.gather(torch.tensor([0]), ("obs",))["obs"].dtype == torch.uint8

@@ -72,6 +72,12 @@ def test_gap_quantiles_are_those_of_the_sample():
         assert statistics.gap_quantile(quantile) == pytest.approx(np.quantile(gaps, quantile), rel=0.2)
 
 
+def test_states_without_a_choice_say_nothing_about_gaps():
+    statistics = QStatistics(2)
+    statistics.update(torch.tensor([[0.5, 0.0]] * 10 + [[1.0, -torch.inf]] * 90))
+    assert statistics.gap_quantile(0.5) == pytest.approx(0.5, rel=0.2)
+
+
 def test_nothing_seen_or_nothing_varying_gives_finite_scales():
     statistics = QStatistics(2)
     statistics.update(torch.zeros(0, 2))

@@ -14,7 +14,16 @@ PACKAGED_TEACHERS = {"cartpole": Path(__file__).parent / "cartpole"}
 
 
 def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
-    """Name, URI or path of a teacher as a string that means the same in every working directory."""
+    """Name, URI or path of a teacher as a string that means the same in every working directory.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not isinstance(teacher, str | os.PathLike):
+        raise ValueError(
+            f"A teacher is the path or URI of a checkpoint, or one of the names {sorted(PACKAGED_TEACHERS)}. Got "
+            f"{teacher!r}; several teachers at once are not supported yet."
+        )
     text = os.fspath(teacher)
     if text in PACKAGED_TEACHERS or "://" in text:
         return text

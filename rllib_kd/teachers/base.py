@@ -74,7 +74,13 @@ class Teacher(Checkpointable):
 
     @override(Checkpointable)
     def get_state(self, components=None, *, not_components=None, **kwargs) -> dict[str, Any]:
-        """Everything that is needed to build the network again, weights as numpy arrays."""
+        """Everything that is needed to build the network again, weights as numpy arrays.
+
+        Raises:
+            ValueError: no teacher was loaded.
+        """
+        if not self.is_loaded:
+            raise ValueError("There is no teacher to save: none was loaded, or restored from a checkpoint.")
         return {**self._recipe, "weights": self._module.get_state(), "source": self.source}
 
     @override(Checkpointable)

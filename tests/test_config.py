@@ -59,7 +59,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.training(train_batch_size_per_learner=0), "`train_batch_size_per_learner` must be an integer"),
         (lambda c: c.training(replay_buffer_config={"capacity": 1e4}), "capacity.* must be an integer"),
         (lambda c: c.training(num_steps_sampled_before_learning_starts=-1), "must be an integer of at least 0"),
-        (lambda c: c.env_runners(num_envs_per_env_runner=0), "`num_envs_per_env_runner` must be an integer"),
+        (lambda c: setattr(c, "num_envs_per_env_runner", 0), "`num_envs_per_env_runner` must be an integer"),
         (lambda c: c.training(n_step=0).distillation(td_coeff=1.0), "`n_step` must be an integer of at least 1"),
         (lambda c: c.training(gamma=2.0).distillation(td_coeff=1.0), "`gamma` must be in"),
         (lambda c: c.training(store_buffer_in_checkpoints=True), "not supported yet"),

@@ -30,7 +30,7 @@ class Counting(gym.Env):
     action_space = gym.spaces.Discrete(3)
 
     def __init__(self, config):
-        self.length, self.fails_at = config["length"], config.get("fails_at")
+        self.length, self.fails_at, self.mark = config["length"], config.get("fails_at"), config.get("mark")
         self.total = 0
 
     def reset(self, *, seed=None, options=None):
@@ -40,7 +40,9 @@ class Counting(gym.Env):
     def step(self, action):
         self.t += 1
         self.total += 1
-        if self.total == self.fails_at:
+        if self.total == self.fails_at and not (self.mark and self.mark.exists()):
+            if self.mark:
+                self.mark.touch()  # once and never again
             raise RuntimeError("the simulator has crashed")
         return np.array([self.t], np.float32), float(self.t), self.t == self.length, False, {}
 
@@ -212,10 +214,11 @@ def test_connectors_are_respected(cartpole_config, cluster):
     assert abs(columns["obs"][valid].std() - 1.0) < 0.5
 
 
-def test_a_crash_does_not_spoil_the_baselines(counting_config):
-    config = counting_config.environment(env_config={"length": 5, "fails_at": 7})
+def test_a_crash_does_not_spoil_the_baselines(counting_config, tmp_path):
+    config = counting_config.environment(env_config={"length": 5, "fails_at": 7, "mark": tmp_path / "crashed"})
     config.fault_tolerance(restart_failed_sub_environments=True).env_runners(rollout_fragment_length=4)
-    assert make_runner(config).play_episodes(3, teacher=True) == [15.0] * 3
+    assert make_runner(config).play_episodes(6, teacher=True) == [15.0] * 6
+    assert (tmp_path / "crashed").exists()
 
 
 def test_baseline_episodes_are_whole_and_evenly_shared(counting_config):

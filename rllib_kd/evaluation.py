@@ -25,6 +25,7 @@ from rllib_kd.teachers.base import Teacher
 
 _ENVS_AT_ONCE = 50
 _MAX_STATES = 10_000  # of each policy, for agreement and regret
+_STATES_AT_ONCE = 1_000  # in one forward pass: 10,000 stacks of frames and their features would fill the memory
 _LATENCY_CALLS = 500
 
 
@@ -42,7 +43,11 @@ class PolicyReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student beside its teacher; agreement and regret are None where a set of states is empty."""
+    """A student beside its teacher.
+
+    `confusion_on_..._states[i][j]` counts the states in which the teacher chooses action i and the student action j;
+    agreement is its diagonal's share.
+    """
 
     env: str
     num_episodes: int
@@ -55,6 +60,8 @@ class Comparison:
     agreement_on_student_states: float
     q_regret_on_teacher_states: float  # mean of max_a Q_T(s, a) − Q_T(s, a_S), return units, ≥ 0
     q_regret_on_student_states: float
+    confusion_on_teacher_states: list[list[int]] = field(repr=False)  # [A][A], counts
+    confusion_on_student_states: list[list[int]] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -63,12 +70,13 @@ class Comparison:
     def __str__(self) -> str:
         """A table of at most 80 columns."""
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=f"{self.env}, {self.num_episodes} episodes each, same seeds")
+        table = Table(title=escape(f"{self.env}, {self.num_episodes} episodes each, same seeds"))
         table.add_column("")
-        for name in ("teacher", "student", "student / teacher"):
-            table.add_column(name, justify="right")
+        for name in ("teacher", self.student.name, "student / teacher"):
+            table.add_column(escape(name), justify="right")
         teacher, student = self.teacher, self.student
         table.add_row(
             "return, mean ± 95 % CI",
@@ -126,35 +134,76 @@ def compare(
     Raises:
         ValueError: teacher or student cannot be loaded, or their spaces differ from the environment's.
     """
+    students = {"student": student}
+    return compare_all(teacher, students, env, num_episodes=num_episodes, seed=seed, env_config=env_config)[0]
+
+
+def compare_all(
+    teacher: Teacher | str | os.PathLike[str],
+    students: Mapping[str, RLModule | Any],
+    env: str | Callable[..., gym.Env],
+    *,
+    num_episodes: int = 100,
+    seed: int = 0,
+    env_config: Mapping[str, Any] | None = None,
+) -> list[Comparison]:
+    """Compare several students with one teacher, which plays its episodes once, as the random policy does.
+
+    Args:
+        teacher: as in `compare()`.
+        students: by name, each as in `compare()`; at least one.
+        env: as in `compare()`.
+        num_episodes: as in `compare()`.
+        seed: as in `compare()`.
+        env_config: as in `compare()`.
+
+    Returns:
+        One comparison for each student, in their order; `.student.name` is the name.
+
+    Raises:
+        ValueError: no students, or one of the errors of `compare()`.
+    """
     if num_episodes < 1:
         raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    if not students:
+        raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
     teacher = teacher if isinstance(teacher, Teacher) else load_teacher(teacher)
-    student = _as_q_network(student)
+    networks = {name: _as_q_network(student) for name, student in students.items()}
     make_env = _env_maker(env, env_config)
+    _check_spaces(make_env, {"the teacher": teacher} | {f"student {name!r}": n for name, n in networks.items()})
     seeds = range(seed, seed + num_episodes)
     teacher_returns, teacher_states = play(make_env, _greedy(teacher), seeds)
-    student_returns, student_states = play(make_env, _greedy(student), seeds)
     num_actions = int(teacher.action_space.n)
     rng = np.random.default_rng(seed)
     random_returns, _ = play(make_env, lambda obs: rng.integers(num_actions, size=len(obs)), seeds)
+    teacher_report = _report("teacher", teacher_returns, teacher, teacher_states)
+    random_report = _report("random", random_returns)
+    gap = teacher_report.return_mean - random_report.return_mean
 
-    on_teacher_states = agreement_and_regret(teacher, student, teacher_states)
-    on_student_states = agreement_and_regret(teacher, student, student_states)
-    means = [float(np.mean(returns)) for returns in (teacher_returns, student_returns, random_returns)]
-    gap = means[0] - means[2]
-    return Comparison(
-        env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
-        num_episodes=num_episodes,
-        teacher=_report("teacher", teacher_returns, teacher, teacher_states),
-        student=_report("student", student_returns, student, teacher_states),
-        random=_report("random", random_returns),
-        return_ratio=(means[1] - means[2]) / gap if gap else math.nan,
-        compression=student.num_parameters / teacher.num_parameters,
-        agreement_on_teacher_states=on_teacher_states[0],
-        agreement_on_student_states=on_student_states[0],
-        q_regret_on_teacher_states=on_teacher_states[1],
-        q_regret_on_student_states=on_student_states[1],
-    )
+    comparisons = []
+    for name, network in networks.items():
+        returns, student_states = play(make_env, _greedy(network), seeds)
+        report = _report(name, returns, network, teacher_states)
+        on_teacher_states, teacher_regret = confusion_and_regret(teacher, network, teacher_states)
+        on_student_states, student_regret = confusion_and_regret(teacher, network, student_states)
+        comparisons.append(
+            Comparison(
+                env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
+                num_episodes=num_episodes,
+                teacher=teacher_report,
+                student=report,
+                random=random_report,
+                return_ratio=(report.return_mean - random_report.return_mean) / gap if gap else math.nan,
+                compression=network.num_parameters / teacher.num_parameters,
+                agreement_on_teacher_states=agreement(on_teacher_states),
+                agreement_on_student_states=agreement(on_student_states),
+                q_regret_on_teacher_states=teacher_regret,
+                q_regret_on_student_states=student_regret,
+                confusion_on_teacher_states=on_teacher_states.tolist(),
+                confusion_on_student_states=on_student_states.tolist(),
+            )
+        )
+    return comparisons
 
 
 def play(
@@ -188,14 +237,31 @@ def play(
     return returns, visited[:: math.ceil(len(visited) / _MAX_STATES)]
 
 
-def agreement_and_regret(teacher: Teacher, student: Teacher, states: np.ndarray) -> tuple[float, float]:
-    """Share of states in which both choose one action, and mean Q-regret (return units) of the student's choices."""
-    obs = torch.as_tensor(states).float()
-    teacher_q, student_q = teacher.q_values(obs), student.q_values(obs)
-    chosen = student_q.argmax(-1, keepdim=True)
-    agreement = (chosen.squeeze(-1) == teacher_q.argmax(-1)).float().mean()
-    regret = (teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)).mean()
-    return agreement.item(), regret.item()
+def confusion_and_regret(teacher: Teacher, student: Teacher, states: np.ndarray) -> tuple[np.ndarray, float]:
+    """Who chooses what, and what the student's choices cost by the teacher's Q-values.
+
+    Args:
+        teacher: from observations `[M, ...]` to Q-values `[M, A]`.
+        student: the same; it has as many actions.
+        states: observations `[M, ...]`, M > 0.
+
+    Returns:
+        Counts of states `[A, A]`, rows the teacher's choice, columns the student's; and the mean of
+        max_a Q_T(s, a) − Q_T(s, a_S), in return units, ≥ 0.
+    """
+    chunks = torch.as_tensor(states).split(_STATES_AT_ONCE)
+    teacher_q = torch.cat([teacher.q_values(obs.float()) for obs in chunks])  # [M, A]
+    student_q = torch.cat([student.q_values(obs.float()) for obs in chunks])  # [M, A]
+    num_actions = teacher_q.shape[-1]
+    best, chosen = teacher_q.argmax(-1), student_q.argmax(-1)  # [M]
+    confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
+    regret = (teacher_q.max(-1).values - teacher_q.gather(-1, chosen[:, None])[:, 0]).mean()
+    return confusion.numpy(), regret.item()
+
+
+def agreement(confusion: np.ndarray) -> float:
+    """Share of states, in [0, 1], in which both choose one action, of counts `[A, A]`."""
+    return float(confusion.trace() / confusion.sum())
 
 
 def latency_ms(q_values: Callable[[Tensor], Tensor], obs: Tensor) -> float:
@@ -249,6 +315,20 @@ def _as_q_network(student: Any) -> Teacher:
             "an Algorithm, or the path of a checkpoint."
         )
     return Teacher(module, source="student")
+
+
+def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Teacher]) -> None:
+    """Say which network does not fit the environment, before torch fails in the middle of an episode."""
+    env = make_env()
+    spaces = env.observation_space, env.action_space
+    env.close()
+    for name, network in networks.items():
+        own = network.observation_space, network.action_space
+        if own[0].shape != spaces[0].shape or getattr(own[1], "n", None) != getattr(spaces[1], "n", None):
+            raise ValueError(
+                f"{name} was made for observations {own[0]} and actions {own[1]}, but the environment has {spaces[0]} "
+                f"and {spaces[1]}. Compare networks in the environment that they were trained for."
+            )
 
 
 def _greedy(network: Teacher) -> Callable[[np.ndarray], np.ndarray]:

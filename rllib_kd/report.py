@@ -1,4 +1,4 @@
-"""Comparisons of several students with one teacher, for reading: a table, an HTML page with plots, the figures in JSON."""
+"""What comparisons look like: a table for the terminal, an HTML page with plots, and every figure in JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -105,8 +106,8 @@ def write_report(
 def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, list[tuple[float, float]]]:
     """Learning curves of every run below a directory, from the `result.json` that Ray Tune and RLlib write.
 
-    A run that was evaluated gives the returns of its evaluations, which are the greedy student's; any other one those of
-    its EnvRunners, where the behaviour policy acts. The two are never mixed in one curve.
+    A run that was evaluated gives the returns of its evaluations, which are the greedy student's; any other one those
+    of its EnvRunners, where the behaviour policy acts. The two are never mixed in one curve.
 
     Args:
         run_dir: of a trial, or of an experiment with several.
@@ -154,7 +155,7 @@ def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[float, f
         for key in (*keys, "episode_return_mean"):
             node = node.get(key) if isinstance(node, Mapping) else None
         steps = row.get("num_env_steps_sampled_lifetime")
-        if not all(isinstance(number, int | float) and math.isfinite(number) for number in (steps, node)):
+        if not isinstance(steps, int | float) or not isinstance(node, int | float) or not math.isfinite(node):
             continue
         # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
         while curve and curve[-1][0] >= steps:
@@ -247,8 +248,8 @@ def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
             "compression": f"{100 * comparison.compression:.2f}",
             "agreement_on_teacher_states": f"{100 * comparison.agreement_on_teacher_states:.1f}",
             "agreement_on_student_states": f"{100 * comparison.agreement_on_student_states:.1f}",
-            "q_regret_on_teacher_states": f"{comparison.q_regret_on_teacher_states:.3g}",
-            "q_regret_on_student_states": f"{comparison.q_regret_on_student_states:.3g}",
+            "q_regret_on_teacher_states": f"{comparison.q_regret_on_teacher_states:#.3g}",
+            "q_regret_on_student_states": f"{comparison.q_regret_on_student_states:#.3g}",
         }
         if comparison.teacher.latency_ms and comparison.student.latency_ms:
             row["speedup"] = f"{comparison.teacher.latency_ms / comparison.student.latency_ms:.2f}"
@@ -270,8 +271,8 @@ h3 { font-size: 15px; margin: 14px 0 0; overflow-wrap: anywhere; }
 p { margin: 0 0 10px; max-width: 78ch; }
 .lead, .note, figcaption { color: var(--muted); }
 .note { font-size: 13px; margin: 10px 0 0; max-width: none; }
-.card { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; padding: 18px 20px; margin: 18px 0 0;
-  min-width: 0; }
+.card { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; padding: 18px 20px;
+  margin: 18px 0 0; min-width: 0; }
 .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 18px; margin-top: 18px; }
 .plots .card { margin: 0; }
 .wide { grid-column: 1 / -1; }
@@ -280,34 +281,37 @@ figure { margin: 0; }
 figcaption { font-size: 14px; margin-bottom: 8px; }
 svg { display: block; width: 100%%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
 svg text { font-family: inherit !important; }
+.if-narrow { display: none; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%%; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 7px 10px; text-align: right; white-space: nowrap; }
-thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; border-bottom: 2px solid var(--grid);
-  white-space: normal; line-height: 1.3; }
+thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.3; }
+thead [colspan] { text-align: center; padding-bottom: 0; }
+thead tr:last-child th, thead [rowspan] { border-bottom: 2px solid var(--grid); }
 tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 9em; max-width: 22em; }
-th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: var(--card); }
+tbody th, thead tr:first-child th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
+  background: var(--card); }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tr.reference > * { color: var(--muted); }
 .swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 8px; }
 @media (max-width: 860px) {
   main { padding: 18px 12px 28px; } .plots { grid-template-columns: 1fr; } .card { padding: 14px; }
-  h1 { font-size: 22px; }
+  h1 { font-size: 22px; } .if-wide { display: none; } .if-narrow { display: block; }
 }
 @media print { .card { break-inside: avoid; } }
 """
 
+_STATES = ("teacher’s states", "student’s states")
+#: Heads of the table, each with the keys of its columns.
 _COLUMNS = {
-    "parameters": "parameters",
-    "compression": "% of teacher",
-    "return": "return, mean ± 95 % CI",
-    "return_ratio": "return ratio",
-    "agreement_on_teacher_states": "agreement on teacher’s states, %",
-    "agreement_on_student_states": "agreement on student’s states, %",
-    "q_regret_on_teacher_states": "Q-regret on teacher’s states",
-    "q_regret_on_student_states": "Q-regret on student’s states",
-    "latency": "latency, µs",
-    "speedup": "times as fast",
+    "parameters": ("parameters",),
+    "% of teacher": ("compression",),
+    "return, mean ± 95 % CI": ("return",),
+    "return ratio": ("return_ratio",),
+    "agreement (%) on": ("agreement_on_teacher_states", "agreement_on_student_states"),
+    "Q-regret on": ("q_regret_on_teacher_states", "q_regret_on_student_states"),
+    "latency (µs)": ("latency",),
+    "times as fast": ("speedup",),
 }
 
 
@@ -338,9 +342,9 @@ def _page(first: Comparison, comparisons: Sequence[Comparison], curves: Mapping[
 <p class="lead">{html.escape(_title(first))}. All policies act greedily, but for the random one.</p>
 <section class="card" id="summary">
 {_table(comparisons)}
-<p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in which
-student and teacher choose one action. <b>Q-regret</b>: mean of what the student’s choice costs by the teacher’s Q-values,
-in units of return. <b>Latency</b>: median of one forward pass of one observation, on one CPU thread.
+<p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
+which student and teacher choose one action. <b>Q-regret</b>: mean of what the student’s choice costs by the teacher’s
+Q-values, in units of return. <b>Latency</b>: median of one forward pass of one observation, on one CPU thread.
 Parameters count what acts, without target networks. All figures, with the return of each episode, are in
 <a href="figures.json">figures.json</a> beside this page.</p>
 </section>
@@ -354,15 +358,18 @@ Parameters count what acts, without target networks. All figures, with the retur
 
 
 def _table(comparisons: Sequence[Comparison]) -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("policy", *_COLUMNS.values()))
+    head = '<tr><th scope="col" rowspan="2">policy</th>'
+    for name, keys in _COLUMNS.items():
+        head += f'<th scope="col" {"rowspan" if len(keys) == 1 else "colspan"}="2">{name}</th>'
+    head += "</tr><tr>" + 2 * "".join(f'<th scope="col">{states}</th>' for states in _STATES) + "</tr>"
     lines = []
     for i, row in enumerate(_rows(comparisons)):
         colour = f"var(--c{(i - 2) % len(_COLOURS)})" if i > 1 else "var(--fg)" if i == 0 else "var(--muted)"
         swatch = f'<span class="swatch" style="background: {colour}"></span>'
-        cells = "".join(f"<td>{html.escape(row[key]) or '–'}</td>" for key in _COLUMNS)
+        cells = "".join(f"<td>{html.escape(row[key]) or '–'}</td>" for keys in _COLUMNS.values() for key in keys)
         kind = ' class="reference"' if i < 2 else ""
         lines.append(f'<tr{kind}><th scope="row">{swatch}{html.escape(row["name"])}</th>{cells}</tr>')
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def _sections(first: Comparison, comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> list[str]:
@@ -373,15 +380,20 @@ def _sections(first: Comparison, comparisons: Sequence[Comparison], curves: Mapp
             "Size and return",
             "Left is smaller (the scale is logarithmic), up is better: the best student stands at the height of the "
             "teacher’s dashed line and far to its left. Bars are 95 % confidence intervals of the mean.",
-            _svg("size", lambda: _scatter(comparisons, lambda report: report.num_parameters, "parameters", log=True)),
+            _svg(
+                "size-plot",
+                "Size and return",
+                lambda: _scatter(comparisons, lambda report: report.num_parameters, "parameters", log=True),
+            ),
         ),
         _section(
             "latency",
             "Latency and return",
-            "Left is faster, up is better. Below some size a forward pass costs its overhead only, and a smaller student "
-            "is no faster.",
+            "Left is faster, up is better. Below some size a forward pass costs its overhead only, and a smaller "
+            "student is no faster.",
             _svg(
-                "latency",
+                "latency-plot",
+                "Latency and return",
                 lambda: _scatter(
                     comparisons,
                     lambda report: None if report.latency_ms is None else 1e3 * report.latency_ms,
@@ -392,33 +404,45 @@ def _sections(first: Comparison, comparisons: Sequence[Comparison], curves: Mapp
         _section(
             "agreement",
             "Agreement with the teacher",
-            "Filled: states that the teacher visits; open: states that the student visits. An open mark far left of the "
-            "filled one is a student that drifts to where it does not know what the teacher would do.",
-            _svg("agreement", lambda: _agreement_plot(comparisons)),
+            "Filled: states that the teacher visits; open: states that the student visits. An open mark far left of "
+            "the filled one is a student that drifts to where it does not know what the teacher would do.",
+            _svg("agreement-plot", "Agreement with the teacher", lambda: _agreement_plot(comparisons)),
         ),
         _section(
             "returns",
             "Distribution of returns",
-            "Each dot is an episode (spread vertically so that equal ones show), the box holds the middle half, its line "
-            "is the median: two policies of one mean may differ in how often they fail.",
-            _svg("returns", lambda: _returns_plot(comparisons)),
+            "Each dot is an episode (spread vertically so that equal ones show), the box holds the middle half, its "
+            "line is the median: two policies of one mean may differ in how often they fail.",
+            _svg("returns-plot", "Distribution of returns", lambda: _returns_plot(comparisons)),
         ),
     ]
-    shown = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
-    if any(shown.values()):
+    finite = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
+    shown = {name: curve for name, curve in finite.items() if curve}
+    if shown:
+        # Twice, for wide and for narrow windows: scaled from one to the other its text would be unreadable.
+        plots = (
+            f'<div class="if-{name}">'
+            + _svg(f"curves-{name}", "Learning curves", partial(_curves_plot, comparisons, shown, width))
+            + "</div>"
+            for name, width in (("wide", 2 * _WIDTH), ("narrow", _WIDTH))
+        )
         sections.append(
             _section(
                 "curves",
                 "Learning curves",
-                "Mean return after so many env steps of training; the dashed line is the teacher, the dotted one the "
-                "random policy.",
-                _svg("curves", lambda: _curves_plot(comparisons, {k: v for k, v in shown.items() if v})),
+                "Mean return after so many env steps of training: the further left a curve reaches the teacher’s "
+                "dashed line, the fewer steps its student needed. The dotted line is the random policy.",
+                "".join(plots),
                 wide=True,
             )
         )
     matrices = "".join(
         f"<div><h3>{html.escape(_printable(comparison.student.name))}</h3>"
-        + _svg(f"confusion-{i}", lambda comparison=comparison, i=i: _confusion_plot(comparison, i))
+        + _svg(
+            f"confusion-{i}",
+            f"Confusion of actions, {_printable(comparison.student.name)}",
+            partial(_confusion_plot, comparison, i),
+        )
         + "</div>"
         for i, comparison in enumerate(comparisons)
     )
@@ -427,8 +451,8 @@ def _sections(first: Comparison, comparisons: Sequence[Comparison], curves: Mapp
             "confusion",
             "Which actions are confused",
             "Where the teacher chooses the row’s action, how often the student chooses the column’s, in percent of the "
-            "row (and number of states). A perfect student has 100 % on the diagonal; a dark cell beside it is an action "
-            "taken for another. A row of dashes is an action that the teacher never chooses there.",
+            "row (and number of states). A perfect student has 100 % on the diagonal; a strong colour beside it is an "
+            "action taken for another. A row of dashes is an action that the teacher never chooses there.",
             f'<div class="pair">{matrices}</div>',
             wide=True,
         )
@@ -447,11 +471,11 @@ def _section(key: str, title: str, how_to_read: str, body: str, *, wide: bool = 
 # --- The plots ----------------------------------------------------------------------------------------------------
 
 
-def _svg(key: str, draw: Callable[[], Figure]) -> str:
+def _svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
     """Draw a figure as an SVG element for this page: its theme's colours and fonts, ids of its own, no namespaces."""
     import matplotlib as mpl
 
-    style: dict[str, Any] = {
+    style: Any = {
         "svg.fonttype": "none",  # text stays text: it can be selected, read aloud, and takes the page's font
         "svg.hashsalt": "rllib_kd",  # the same figures give the same file
         "text.parse_math": False,  # a name with a $ is no formula
@@ -475,8 +499,10 @@ def _svg(key: str, draw: Callable[[], Figure]) -> str:
         "figure.constrained_layout.use": True,
     }
     buffer = io.StringIO()
-    with mpl.rc_context({**mpl.rcParamsDefault, **style}), warnings.catch_warnings():
+    with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has other fonts
+        mpl.rcdefaults()  # a matplotlibrc of the user's would bring colours that no theme knows
+        mpl.rcParams.update(style)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         draw().savefig(buffer, format="svg", transparent=True, metadata=metadata)
     root = ElementTree.fromstring(buffer.getvalue())  # comments and doctype fall away
@@ -491,7 +517,7 @@ def _svg(key: str, draw: Callable[[], Figure]) -> str:
         for rule in definitions.findall("style"):  # it would rule the whole page
             definitions.remove(rule)
     root.set("role", "img")
-    root.set("aria-labelledby", key)
+    root.set("aria-label", title)
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
@@ -535,11 +561,9 @@ def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.4)
 
 
-def _references(axes: Axes, first: Comparison) -> None:
-    axes.axhline(first.teacher.return_mean, color=_FOREGROUND, linestyle="--", linewidth=1, zorder=1)
-    axes.axhline(
-        first.random.return_mean, color=_MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy"
-    )
+def _references(axes: Axes, first: Comparison, teacher: str | None = None) -> None:
+    axes.axhline(first.teacher.return_mean, color=_FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
+    axes.axhline(first.random.return_mean, color=_MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
 
 
 def _scatter(
@@ -562,19 +586,12 @@ def _scatter(
         if value is None:
             continue
         values.append(value)
-        axes.errorbar(
-            value,
-            report.return_mean,
-            yerr=report.return_ci95 if math.isfinite(report.return_ci95) else None,
-            color=colour,
-            marker=marker,
-            markersize=11 if marker == "*" else 7,
-            linestyle="none",
-            capsize=3,
-            linewidth=1.2,
-            label=_label(report.name),
-            zorder=3,
-        )
+        if math.isfinite(report.return_ci95):
+            bars: dict[str, Any] = {"fmt": "none", "ecolor": colour, "capsize": 4, "elinewidth": 1.2, "zorder": 2}
+            axes.errorbar(value, report.return_mean, yerr=report.return_ci95, **bars)
+        size = 11 if marker == "*" else 7
+        mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}
+        axes.plot(value, report.return_mean, label=_label(report.name), **mark)
     if log:
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
@@ -622,6 +639,7 @@ def _agreement_plot(comparisons: Sequence[Comparison]) -> Figure:
 
 def _returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     import numpy as np
+    from matplotlib.patches import Rectangle
 
     first = comparisons[0]
     rows = [(first.teacher, _FOREGROUND), (first.random, _MUTED)]
@@ -631,18 +649,9 @@ def _returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     for i, (report, colour) in enumerate(rows):
         spread = rng.uniform(-0.3, 0.3, len(report.returns))
         axes.scatter(report.returns, i + spread, s=9, color=colour, alpha=0.45, linewidths=0, zorder=3)
-        axes.boxplot(
-            report.returns,
-            positions=[i],
-            orientation="horizontal",
-            widths=0.66,
-            showfliers=False,
-            showcaps=False,
-            boxprops={"color": colour, "linewidth": 1},
-            whiskerprops={"color": colour, "linewidth": 1},
-            medianprops={"color": colour, "linewidth": 2.4},
-            zorder=2,
-        )
+        low, median, high = np.percentile(report.returns, (25, 50, 75))
+        axes.add_patch(Rectangle((low, i - 0.33), high - low, 0.66, facecolor="none", edgecolor=colour, zorder=2))
+        axes.plot([median, median], [i - 0.33, i + 0.33], color=colour, linewidth=2.4, zorder=4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [_label(report.name) for report, _ in rows])
     axes.tick_params(axis="y", length=0)
@@ -651,19 +660,16 @@ def _returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def _curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> Figure:
+def _curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], width: float) -> Figure:
     from matplotlib.ticker import EngFormatter
 
-    figure, (axes,) = _figure(3.4, width=2 * _WIDTH)
-    axes.axhline(comparisons[0].teacher.return_mean, color=_FOREGROUND, linestyle="--", linewidth=1, label="teacher")
-    axes.axhline(
-        comparisons[0].random.return_mean, color=_MUTED, linestyle=":", linewidth=1.4, label="random policy"
-    )
+    figure, (axes,) = _figure(3.4, width=width)
+    _references(axes, comparisons[0], "teacher")
     students = [comparison.student.name for comparison in comparisons]
-    others = [name for name in curves if name not in students]
-    for name, curve in curves.items():
-        i = students.index(name) if name in students else len(students) + others.index(name)
-        steps, returns = zip(*curve, strict=True)
+    for i, name in enumerate([*students, *(name for name in curves if name not in students)]):
+        if name not in curves:
+            continue
+        steps, returns = zip(*curves[name], strict=True)
         axes.plot(
             steps,
             returns,
@@ -672,7 +678,7 @@ def _curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve])
             linewidth=1.6,
             marker=_marker(i),
             markersize=4,
-            markevery=max(1, len(curve) // 12),
+            markevery=max(1, len(steps) // 12),
             label=_label(name),
         )
     axes.margins(x=0.01, y=0.08)
@@ -680,7 +686,7 @@ def _curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve])
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("env steps")
     axes.set_ylabel("return, mean of episodes")
-    _legend(figure, axes, columns=5)
+    _legend(figure, axes, columns=3 if width == _WIDTH else 5)
     return figure
 
 
@@ -696,7 +702,7 @@ def _confusion_plot(comparison: Comparison, i: int) -> Figure:
             for column, count in enumerate(counts):
                 share = count / total if total else 0.0
                 # Never opaque, so that text in the foreground's colour can be read in every cell of either theme.
-                cell = {"facecolor": _colour(i), "alpha": 0.55 * share, "linewidth": 0}
+                cell: dict[str, Any] = {"facecolor": _colour(i), "alpha": 0.55 * share, "linewidth": 0}
                 axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **cell))
                 if actions <= _MAX_ACTIONS_WITH_NUMBERS:
                     text = f"{100 * share:.1f} %\n({count:,})" if actions < 4 else f"{100 * share:.0f} %"

@@ -28,6 +28,7 @@ _FOREGROUND, _MUTED, _GRID = "#1b1f24", "#5b6570", "#d5d9de"
 _COLOURS = ("#0072b2", "#c44e00", "#00795a", "#a8407f", "#7a5c00", "#5252b8")
 _DARK_COLOURS = ("#5ab4f0", "#ff8f52", "#3fcb9c", "#ea94c6", "#e2c34c", "#aaaaff")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GLYPHS = "●■▲◆▼✚✖"  # the same marks, for the table
 _DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 #: What matplotlib draws in the colour on the left gets the colour of the page's light or dark theme instead.
 _VARIABLES = {_FOREGROUND: "--fg", _MUTED: "--muted", _GRID: "--grid"}
@@ -53,8 +54,11 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
     from rich.text import Text
 
     first = _common(comparisons)
-    # Narrow gaps and two figures in one column leave a dozen characters to the name, whatever the numbers.
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=Text(_title(first)))
+    # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters to the name, a few
+    # thousand leave twenty, and no figure is ever cut.
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(_title(first) + "\n")
+    )
     table.add_column("", min_width=8, overflow="fold")
     for head in ("para-\nmeters", "% of\nteacher", "return\n± 95 % CI", "return\nratio*"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -64,14 +68,12 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
         cells = [row[key] for key in ("parameters", "compression", "return", "return_ratio")]
         both = [row[f"agreement_on_{whose}_states"] for whose in ("teacher", "student")]
         table.add_row(Text(row["name"]), *cells, " / ".join(filter(None, both)), row["latency"], end_section=i == 1)
-    table.caption = Text(
-        "* (student − random) / (teacher − random)\n"
-        "† states with one choice, of those that the teacher / the student visits"
-    )
     console = Console(width=80, highlight=False)
     with console.capture() as capture:
         console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+        console.print("\n * (student − random) / (teacher − random)")
+        console.print(" † states with one choice, of those that the teacher / the student visits")
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def write_report(
@@ -93,13 +95,13 @@ def write_report(
     Raises:
         ValueError: no comparisons, or of different environments, teachers or episodes.
     """
-    first = _common(comparisons)
+    _common(comparisons)
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     figures = _figures(comparisons, curves or {})
     (folder / "figures.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     index = folder / "index.html"
-    index.write_text(_page(first, comparisons, curves or {}), encoding="utf-8")
+    index.write_text(_page(comparisons, curves or {}), encoding="utf-8")
     return index
 
 
@@ -213,7 +215,8 @@ def _printable(name: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.1f}" if abs(value) < 1e5 else f"{value:.3g}"
+    """Seven characters at most, and a sign."""
+    return f"{value:,.1f}" if abs(value) < 1e4 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _mean(report: PolicyReport) -> str:
@@ -243,8 +246,9 @@ def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
     rows[0] |= {"return_ratio": "1.000", "compression": "100.00", "speedup": "1.00"}
     rows[1] |= {"return_ratio": "0.000"}
     for comparison, row in zip(comparisons, rows[2:], strict=True):
+        ratio = comparison.return_ratio
         row |= {
-            "return_ratio": f"{comparison.return_ratio:.3f}",
+            "return_ratio": f"{ratio:.3f}" if abs(ratio) < 10 else f"{ratio:.3g}",
             "compression": f"{100 * comparison.compression:.2f}",
             "agreement_on_teacher_states": f"{100 * comparison.agreement_on_teacher_states:.1f}",
             "agreement_on_student_states": f"{100 * comparison.agreement_on_student_states:.1f}",
@@ -293,7 +297,7 @@ tbody th, thead tr:first-child th:first-child { text-align: left; padding-left: 
   background: var(--card); }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tr.reference > * { color: var(--muted); }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 8px; }
+.mark { display: inline-block; width: 1.5em; }
 @media (max-width: 860px) {
   main { padding: 18px 12px 28px; } .plots { grid-template-columns: 1fr; } .card { padding: 14px; }
   h1 { font-size: 22px; } .if-wide { display: none; } .if-narrow { display: block; }
@@ -315,7 +319,8 @@ _COLUMNS = {
 }
 
 
-def _page(first: Comparison, comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> str:
+def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> str:
+    first = comparisons[0]
     count = "1 student" if len(comparisons) == 1 else f"{len(comparisons)} students"
     title = html.escape(f"{_printable(first.env)}: {count} beside the teacher")
     themes = {
@@ -349,7 +354,7 @@ Parameters count what acts, without target networks. All figures, with the retur
 <a href="figures.json">figures.json</a> beside this page.</p>
 </section>
 <div class="plots">
-{"".join(_sections(first, comparisons, curves))}
+{"".join(_sections(comparisons, curves))}
 </div>
 </main>
 </body>
@@ -364,15 +369,17 @@ def _table(comparisons: Sequence[Comparison]) -> str:
     head += "</tr><tr>" + 2 * "".join(f'<th scope="col">{states}</th>' for states in _STATES) + "</tr>"
     lines = []
     for i, row in enumerate(_rows(comparisons)):
-        colour = f"var(--c{(i - 2) % len(_COLOURS)})" if i > 1 else "var(--fg)" if i == 0 else "var(--muted)"
-        swatch = f'<span class="swatch" style="background: {colour}"></span>'
+        mark, variable = ("★", "--fg") if i == 0 else ("", "--muted")
+        if i > 1:
+            mark, variable = _GLYPHS[(i - 2) % len(_GLYPHS)], _VARIABLES[_colour(i - 2)]
+        mark = f'<span class="mark" style="color: var({variable})" aria-hidden="true">{mark}</span>'
         cells = "".join(f"<td>{html.escape(row[key]) or '–'}</td>" for keys in _COLUMNS.values() for key in keys)
         kind = ' class="reference"' if i < 2 else ""
-        lines.append(f'<tr{kind}><th scope="row">{swatch}{html.escape(row["name"])}</th>{cells}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{mark}{html.escape(row["name"])}</th>{cells}</tr>')
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _sections(first: Comparison, comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> list[str]:
+def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> list[str]:
     """The plots, each with a sentence that says how to read it."""
     sections = [
         _section(
@@ -450,9 +457,10 @@ def _sections(first: Comparison, comparisons: Sequence[Comparison], curves: Mapp
         _section(
             "confusion",
             "Which actions are confused",
-            "Where the teacher chooses the row’s action, how often the student chooses the column’s, in percent of the "
-            "row (and number of states). A perfect student has 100 % on the diagonal; a strong colour beside it is an "
-            "action taken for another. A row of dashes is an action that the teacher never chooses there.",
+            "Where the teacher chooses the row’s action, how often the student chooses the column’s: the stronger the "
+            "colour, the larger its share of the row (where cells have room, in percent and number of states). A "
+            "perfect student has colour on the diagonal only. A row without any is an action that the teacher never "
+            "chooses there.",
             f'<div class="pair">{matrices}</div>',
             wide=True,
         )
@@ -504,7 +512,7 @@ def _svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
         mpl.rcdefaults()  # a matplotlibrc of the user's would bring colours that no theme knows
         mpl.rcParams.update(style)
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        draw().savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        draw().savefig(buffer, format="svg", transparent=True, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
     root = ElementTree.fromstring(buffer.getvalue())  # comments and doctype fall away
     for element in root.iter():
         element.tag = element.tag.split("}")[-1]
@@ -587,7 +595,14 @@ def _scatter(
             continue
         values.append(value)
         if math.isfinite(report.return_ci95):
-            bars: dict[str, Any] = {"fmt": "none", "ecolor": colour, "capsize": 4, "elinewidth": 1.2, "zorder": 2}
+            bars: dict[str, Any] = {
+                "fmt": "none",
+                "color": colour,
+                "mfc": colour,
+                "capsize": 4,
+                "elinewidth": 1.2,
+                "zorder": 2,
+            }
             axes.errorbar(value, report.return_mean, yerr=report.return_ci95, **bars)
         size = 11 if marker == "*" else 7
         mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}

@@ -36,6 +36,7 @@ _VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(_COLOURS)}
 
 _WIDTH = 5.6  # inches of a plot; the page scales it to about 560 pixels
 _LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
+_CURVE_LABEL_LENGTH = 72  # what tells Tune's trials apart stands behind 40 characters that they share
 _MAX_ACTIONS_WITH_NUMBERS = 6  # cells of larger confusion matrices are too small for text
 
 
@@ -172,17 +173,13 @@ def _common(comparisons: Sequence[Comparison]) -> Comparison:
         raise ValueError("There is nothing to report: `comparisons` is empty. compare_all() makes some.")
     first = comparisons[0]
     for other in comparisons[1:]:
-        if any(
-            a != b
-            for a, b in (
-                (first.env, other.env),
-                (first.teacher.returns, other.teacher.returns),
-                (first.random.returns, other.random.returns),
-            )
-        ):
+        names = f"{first.student.name!r} and {other.student.name!r}"
+        if first.env != other.env:
+            raise ValueError(f"{names} played in {first.env!r} and {other.env!r}. Write one report an environment.")
+        if (first.teacher.returns, first.random.returns) != (other.teacher.returns, other.random.returns):
             raise ValueError(
-                f"{first.student.name!r} and {other.student.name!r} were compared in {first.env!r} and {other.env!r}, "
-                "with different teachers or episodes, so that one table would mislead. Use compare_all() for all."
+                f"{names} were compared with different teachers or over different episodes, so that one table would "
+                "mislead. Compare them together, with compare_all()."
             )
     return first
 
@@ -542,9 +539,13 @@ def _themed(colour: str) -> str:
     return f"var({_VARIABLES[colour]})" if colour in _VARIABLES else colour
 
 
-def _label(name: str) -> str:
+def _label(name: str, length: int = _LABEL_LENGTH) -> str:
     name = _printable(name)
-    return name if len(name) <= _LABEL_LENGTH else name[: _LABEL_LENGTH - 1] + "…"
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
+    return " " + _label(name, length)  # matplotlib leaves out what begins with an underscore, or is empty
 
 
 def _colour(i: int) -> str:
@@ -562,9 +563,11 @@ def _figure(height: float, *, width: float = _WIDTH, columns: int = 1) -> tuple[
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
-def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """Below the plot, where it covers nothing."""
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the plot, where it covers nothing; in as many columns as have room."""
     handles, labels = axes.get_legend_handles_labels()
+    column = 45 + 5 * max(map(len, labels))  # points: the mark, and about 5 for a character
+    columns = min(max(1, int(72 * figure.get_figwidth() / column)), 6, len(labels))
     figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(handles) / columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.4)
 
@@ -598,7 +601,6 @@ def _scatter(
             bars: dict[str, Any] = {
                 "fmt": "none",
                 "color": colour,
-                "mfc": colour,
                 "capsize": 4,
                 "elinewidth": 1.2,
                 "zorder": 2,
@@ -606,7 +608,7 @@ def _scatter(
             axes.errorbar(value, report.return_mean, yerr=report.return_ci95, **bars)
         size = 11 if marker == "*" else 7
         mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}
-        axes.plot(value, report.return_mean, label=_label(report.name), **mark)
+        axes.plot(value, report.return_mean, label=_legend_label(report.name), **mark)
     if log:
         axes.set_xscale("log")
         axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
@@ -694,14 +696,14 @@ def _curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve],
             marker=_marker(i),
             markersize=4,
             markevery=max(1, len(steps) // 12),
-            label=_label(name),
+            label=_legend_label(name, _CURVE_LABEL_LENGTH),
         )
     axes.margins(x=0.01, y=0.08)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("env steps")
     axes.set_ylabel("return, mean of episodes")
-    _legend(figure, axes, columns=3 if width == _WIDTH else 5)
+    _legend(figure, axes)
     return figure
 
 

@@ -132,6 +132,7 @@ def test_the_page_is_one_file_that_asks_for_nothing(tmp_path):
     assert {target for _, value in seen.attributes for target in re.findall(r"url\(#(.+?)\)", value or "")} <= set(ids)
     # size, latency, agreement, returns, curves for wide and narrow windows, confusion of two students
     assert seen.tags["svg"] == 8
+    assert seen.tags["style"] == 1  # matplotlib's own would rule the whole page
     assert seen.tags["title"] == seen.tags["h1"] == 1
     assert seen.tags["h2"] == seen.tags["figcaption"] == 6
     assert seen.tags["tr"] == 2 + 4
@@ -198,6 +199,16 @@ def test_hostile_names_are_text(tmp_path):
     assert json.loads((tmp_path / "new/folder/figures.json").read_text())["students"][0]["name"] == HOSTILE
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["$\\frac{$", "a_b^c$x$", "學生 😀", "_hidden", "", "&lt;"])
+def test_names_stand_in_the_plots_as_they_are(tmp_path, name):
+    curves = {name: [(0, 1.0), (1, 2.0)], f"{name} of a trial with a long name": [(0, 1.0), (1, 2.0)]}
+    seen = page([comparison(name)], tmp_path, curves=curves)
+    # the table and a heading; a mark, an axis or a legend in six plots
+    assert sum(word.strip() == name for word in seen.words) >= 8
+    assert seen.text.count(f"{name} of a trial with a long name".strip()) == 2
+
+
 def test_figures_json_has_everything(tmp_path):
     both = [comparison(), comparison("tiny")]
     write_report(both, tmp_path, curves={"small": [(0, 1.0), (100, 20.0)]})
@@ -220,13 +231,13 @@ def test_any_number_of_actions_and_students(tmp_path, actions):
 def test_what_cannot_stand_in_one_table(tmp_path):
     with pytest.raises(ValueError, match="nothing to report"):
         summary_table([])
-    others = (
-        comparison("other", env="Elsewhere-v0"),
-        comparison("other", teacher=policy("teacher", 1.0, 2.0, parameters=1, latency=1.0)),
-        comparison("other", random=policy("random", 1.0, 2.0)),
-    )
-    for other in others:
-        with pytest.raises(ValueError, match=r"'small' and 'other' were compared in .* Use compare_all"):
+    others = {
+        "Write one report an environment": comparison("other", env="Elsewhere-v0"),
+        "different teachers": comparison("other", teacher=policy("teacher", 1.0, 2.0, parameters=1, latency=1.0)),
+        "over different episodes": comparison("other", random=policy("random", 1.0, 2.0)),
+    }
+    for message, other in others.items():
+        with pytest.raises(ValueError, match=f"'small' and 'other' .*{message}"):
             write_report([comparison(), other], tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -14,7 +14,11 @@ _HOME = {
     "DistillEnvRunner": "env_runner",
     "Teacher": "teachers.base",
     "compare": "evaluation",
+    "compare_all": "evaluation",
     "load_teacher": "teachers",
+    "read_curves": "report",
+    "summary_table": "report",
+    "write_report": "report",
 }
 
 __all__ = sorted(_HOME)

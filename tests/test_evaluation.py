@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from ray.rllib.connectors.env_to_module import MeanStdFilter
 
-from rllib_kd import compare, load_teacher
-from rllib_kd.evaluation import agreement_and_regret, mean_and_ci95, play
+from rllib_kd import compare, compare_all, evaluation, load_teacher
+from rllib_kd.evaluation import agreement, confusion_and_regret, mean_and_ci95, play
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
 
@@ -36,16 +37,26 @@ def test_play_gives_the_returns_that_a_plain_loop_gives():
     assert noisy.any()
 
 
-def test_agreement_and_regret_by_hand():
-    class Table:
-        def __init__(self, *rows):
-            self.rows = torch.tensor(rows)
+class Table:
+    """A Q-network whose observation is the number of the row that it answers."""
 
-        def q_values(self, obs):
-            return self.rows[: len(obs)]
+    def __init__(self, *rows):
+        self.rows = torch.tensor(rows)
 
-    teacher, student = Table([1.0, 3.0], [5.0, 4.0]), Table([0.0, 1.0], [0.0, 1.0])
-    assert agreement_and_regret(teacher, student, np.zeros((2, 1))) == (0.5, 0.5)
+    def q_values(self, obs):
+        return self.rows[obs[:, 0].long()]
+
+
+@pytest.mark.parametrize("states_at_once", [1, 2, 1000])
+def test_confusion_agreement_and_regret_by_hand(monkeypatch, states_at_once):
+    monkeypatch.setattr(evaluation, "_STATES_AT_ONCE", states_at_once)
+    teacher = Table([1.0, 3.0, 2.0], [5.0, 4.0, 0.0], [0.0, 0.0, 8.0])  # chooses 1, 0, 2
+    student = Table([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [9.0, 0.0, 0.0])  # chooses 1, 1, 0, which costs 0, 1, 8
+    visited = np.array([[0], [1], [1], [2], [0]])
+    confusion, regret = confusion_and_regret(teacher, student, visited)
+    assert confusion.tolist() == [[0, 2, 0], [0, 2, 0], [1, 0, 0]]
+    assert agreement(confusion) == 2 / 5
+    assert regret == pytest.approx((0 + 1 + 1 + 8 + 0) / 5)
 
 
 def test_the_interval_is_students():
@@ -67,7 +78,12 @@ def test_compares_two_policies_on_the_same_seeds():
     assert 0 <= result.agreement_on_teacher_states < 1
     assert result.q_regret_on_student_states > 0
     assert 0 < result.student.latency_ms < 100
-    json.dumps(result.to_dict())
+    for whose, states_visited in (("teacher", result.teacher.returns), ("student", result.student.returns)):
+        confusion = np.array(getattr(result, f"confusion_on_{whose}_states"))
+        assert confusion.shape == (2, 2)
+        assert confusion.sum() == sum(states_visited)  # CartPole's return counts its states
+        assert agreement(confusion) == getattr(result, f"agreement_on_{whose}_states")
+    assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
     assert max(map(len, str(result).splitlines())) <= 80
 
 
@@ -77,6 +93,49 @@ def test_a_teacher_compared_with_itself_is_equal():
     assert result.agreement_on_teacher_states == result.agreement_on_student_states == 1.0
     assert result.q_regret_on_teacher_states == result.q_regret_on_student_states == 0.0
     assert result.student.returns == result.teacher.returns
+
+
+def test_several_students_are_compared_as_each_alone_while_the_teacher_plays_once(monkeypatch):
+    played = []
+
+    def counted(make_env, policy, seeds):
+        played.append(seeds)
+        return play(make_env, policy, seeds)
+
+    monkeypatch.setattr(evaluation, "play", counted)
+    students = {"b": make_q_module(fcnet_hiddens=[4]), "a": make_q_module(fcnet_hiddens=[8], seed=1)}
+    together = compare_all("cartpole", students, "CartPole-v1", num_episodes=3, seed=5)
+    assert len(played) == 2 + len(students)
+    assert [result.student.name for result in together] == ["b", "a"]
+    for result in together:
+        alone = compare("cartpole", students[result.student.name], "CartPole-v1", num_episodes=3, seed=5)
+        assert alone.student.name == "student"
+        assert untimed(alone) == untimed(result)
+
+
+def untimed(result):
+    """All figures but names and latencies, which differ from run to run."""
+    figures = result.to_dict()
+    for policy in ("teacher", "student", "random"):
+        del figures[policy]["latency_ms"], figures[policy]["name"]
+    return figures
+
+
+def test_a_student_of_another_environment_is_named():
+    stranger = make_q_module(gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(2))
+    with pytest.raises(ValueError, match=r"student 'lost' was made for .*\(3,\).*environment has .*\(4,\)"):
+        compare_all("cartpole", {"fine": "cartpole", "lost": stranger}, "CartPole-v1", num_episodes=1)
+    more_actions = make_q_module(action_space=gym.spaces.Discrete(3))
+    with pytest.raises(ValueError, match=r"The teacher was made for .*Discrete\(3\).*Discrete\(2\)"):
+        compare(Teacher(more_actions), "cartpole", "CartPole-v1", num_episodes=1)
+    with pytest.raises(ValueError, match="`students` is empty"):
+        compare_all("cartpole", {}, "CartPole-v1")
+
+
+def test_a_name_is_no_markup():
+    students = {"[red]x[/red] [/]": "cartpole"}
+    (result,) = compare_all("cartpole", students, "CartPole-v1", num_episodes=1)
+    assert "[red]x" in str(result)
 
 
 def test_takes_algorithms_paths_modules_and_teachers(cartpole_config, build, small_teacher):
@@ -107,6 +166,26 @@ def test_bad_input(kwargs, message):
     arguments = {"teacher": "cartpole", "student": "cartpole", "env": "CartPole-v1", "num_episodes": 2} | kwargs
     with pytest.raises(ValueError, match=message):
         compare(**arguments)
+
+
+def test_connectors_are_refused_not_ignored(cartpole_config, build):
+    algo = build(cartpole_config.env_runners(env_to_module_connector=lambda *args, **kwargs: MeanStdFilter()))
+    with pytest.raises(ValueError, match=r"connectors of its own.*algo\.evaluate"):
+        compare("cartpole", algo, "CartPole-v1", num_episodes=1)
+
+
+def test_one_episode_and_a_useless_teacher_are_still_json(small_teacher):
+    result = compare(small_teacher, "cartpole", "CartPole-v1", num_episodes=1)
+    assert math.isnan(result.return_ratio) or result.return_ratio > 0
+    content = json.dumps(result.to_dict(), allow_nan=False)
+    assert json.loads(content)["student"]["return_ci95"] is None
+    assert "1 episode each" in str(result)
+
+
+def test_an_episode_without_an_end_is_an_error(monkeypatch):
+    monkeypatch.setattr("rllib_kd.evaluation._MAX_EPISODE_STEPS", 50)
+    with pytest.raises(ValueError, match="has not ended after 50 steps"):
+        compare("cartpole", "cartpole", "CartPole-v1", num_episodes=1)
 
 
 def test_a_student_is_copied_not_changed():

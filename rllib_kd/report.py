@@ -1,0 +1,735 @@
+"""What comparisons look like: a table for the terminal, an HTML page with plots, and every figure in JSON."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+if TYPE_CHECKING:  # matplotlib takes a second to import, and torch more
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from rllib_kd.evaluation import Comparison, PolicyReport
+
+Curve = Sequence[tuple[float, float]]  # (env steps, return)
+
+_FOREGROUND, _MUTED, _GRID = "#1b1f24", "#5b6570", "#d5d9de"
+#: Distinct with any colour vision; six, and seven markers, so that forty-two students differ in one or the other.
+_COLOURS = ("#0072b2", "#c44e00", "#00795a", "#a8407f", "#7a5c00", "#5252b8")
+_DARK_COLOURS = ("#5ab4f0", "#ff8f52", "#3fcb9c", "#ea94c6", "#e2c34c", "#aaaaff")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GLYPHS = "●■▲◆▼✚✖"  # the same marks, for the table
+_DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
+#: What matplotlib draws in the colour on the left gets the colour of the page's light or dark theme instead.
+_VARIABLES = {_FOREGROUND: "--fg", _MUTED: "--muted", _GRID: "--grid"}
+_VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(_COLOURS)}
+
+_WIDTH = 5.6  # inches of a plot; the page scales it to about 560 pixels
+_LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
+_CURVE_LABEL_LENGTH = 72  # what tells Tune's trials apart stands behind 40 characters that they share
+_MAX_ACTIONS_WITH_NUMBERS = 6  # cells of larger confusion matrices are too small for text
+
+
+def summary_table(comparisons: Sequence[Comparison]) -> str:
+    """A table of at most 80 columns: a row for each student, and for teacher and random policy.
+
+    Args:
+        comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
+
+    Raises:
+        ValueError: no comparisons, or of different environments, teachers or episodes.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    first = _common(comparisons)
+    # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters to the name, a few
+    # thousand leave twenty, and no figure is ever cut.
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(_title(first) + "\n")
+    )
+    table.add_column("", min_width=8, overflow="fold")
+    for head in ("para-\nmeters", "% of\nteacher", "return\n± 95 % CI", "return\nratio*"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for head in ("agree %†\nT's / S's", "latency\nµs"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for i, row in enumerate(_rows(comparisons)):
+        cells = [row[key] for key in ("parameters", "compression", "return", "return_ratio")]
+        both = [row[f"agreement_on_{whose}_states"] for whose in ("teacher", "student")]
+        table.add_row(Text(row["name"]), *cells, " / ".join(filter(None, both)), row["latency"], end_section=i == 1)
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+        console.print("\n * (student − random) / (teacher − random)")
+        console.print(" † states with one choice, of those that the teacher / the student visits")
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def write_report(
+    comparisons: Sequence[Comparison],
+    out_dir: str | os.PathLike[str],
+    *,
+    curves: Mapping[str, Curve] | None = None,
+) -> Path:
+    """Write `index.html`, a page with plots that requests nothing from elsewhere, and `figures.json`.
+
+    Args:
+        comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
+        out_dir: is made where it does not exist; files of these two names are replaced.
+        curves: learning curves by name, each of (env steps, return); those that have a student's name get its colour.
+
+    Returns:
+        Path of `index.html`.
+
+    Raises:
+        ValueError: no comparisons, or of different environments, teachers or episodes.
+    """
+    _common(comparisons)
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = _figures(comparisons, curves or {})
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    index = folder / "index.html"
+    index.write_text(_page(comparisons, curves or {}), encoding="utf-8")
+    return index
+
+
+def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, list[tuple[float, float]]]:
+    """Learning curves of every run below a directory, from the `result.json` that Ray Tune and RLlib write.
+
+    A run that was evaluated gives the returns of its evaluations, which are the greedy student's; any other one those
+    of its EnvRunners, where the behaviour policy acts. The two are never mixed in one curve.
+
+    Args:
+        run_dir: of a trial, or of an experiment with several.
+
+    Returns:
+        By the run's path below `run_dir`: (env steps, mean return) in the order of env steps. Runs without a finished
+        episode are left out.
+
+    Raises:
+        ValueError: no `result.json` is there.
+    """
+    root = Path(run_dir)
+    files = sorted(root.rglob("result.json"))
+    if not files:
+        raise ValueError(
+            f"There is no result.json in {root} or below it. Expected the directory of a Ray Tune trial or experiment."
+        )
+    curves = {}
+    for file in files:
+        rows = _json_lines(file)
+        curve = _curve(rows, "evaluation", "env_runners") or _curve(rows, "env_runners")
+        if curve:
+            name = root.resolve().name if file.parent == root else file.parent.relative_to(root).as_posix()
+            curves[name] = curve
+    return curves
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[float, float]]:
+    curve: list[tuple[float, float]] = []
+    for row in rows:
+        node: Any = row
+        for key in (*keys, "episode_return_mean"):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        steps = row.get("num_env_steps_sampled_lifetime")
+        if not isinstance(steps, int | float) or not isinstance(node, int | float) or not math.isfinite(node):
+            continue
+        # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
+        while curve and curve[-1][0] >= steps:
+            curve.pop()
+        curve.append((float(steps), float(node)))
+    return curve
+
+
+def _common(comparisons: Sequence[Comparison]) -> Comparison:
+    """The first comparison, after checking that its environment, teacher and random policy are those of all."""
+    if not comparisons:
+        raise ValueError("There is nothing to report: `comparisons` is empty. compare_all() makes some.")
+    first = comparisons[0]
+    for other in comparisons[1:]:
+        names = f"{first.student.name!r} and {other.student.name!r}"
+        if first.env != other.env:
+            raise ValueError(f"{names} played in {first.env!r} and {other.env!r}. Write one report an environment.")
+        if (first.teacher.returns, first.random.returns) != (other.teacher.returns, other.random.returns):
+            raise ValueError(
+                f"{names} were compared with different teachers or over different episodes, so that one table would "
+                "mislead. Compare them together, with compare_all()."
+            )
+    return first
+
+
+def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> dict[str, Any]:
+    """Everything, teacher and random policy once; what is not finite is None, since JSON has no word for it."""
+    from rllib_kd.evaluation import finite_or_none
+
+    shared = ("env", "num_episodes", "teacher", "random")
+    dicts = [comparison.to_dict() for comparison in comparisons]
+    students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
+    figures = {key: dicts[0][key] for key in shared} | {"students": students}
+    return finite_or_none(
+        figures | {"curves": {name: [list(point) for point in curve] for name, curve in curves.items()}}
+    )
+
+
+def _title(first: Comparison) -> str:
+    episodes = "1 episode" if first.num_episodes == 1 else f"{first.num_episodes:,} episodes"
+    return f"{_printable(first.env)}, {episodes} each, same seeds"
+
+
+def _printable(name: str) -> str:
+    """A name without control characters, which would steer a terminal or break a document."""
+    return "".join(character if character.isprintable() else "�" for character in name)
+
+
+def _number(value: float) -> str:
+    """Seven characters at most, and a sign."""
+    return f"{value:,.1f}" if abs(value) < 1e4 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _mean(report: PolicyReport) -> str:
+    """Mean and interval; of one episode there is no interval."""
+    if not math.isfinite(report.return_ci95):
+        return _number(report.return_mean)
+    return f"{_number(report.return_mean)} ± {_number(report.return_ci95)}"
+
+
+def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
+    """The cells of both tables, by row and name; empty where a policy has no such figure."""
+    first = comparisons[0]
+    rows = []
+    for report in (first.teacher, first.random, *(comparison.student for comparison in comparisons)):
+        rows.append(
+            dict.fromkeys(
+                ("agreement_on_teacher_states", "agreement_on_student_states", "return_ratio", "compression"), ""
+            )
+            | dict.fromkeys(("q_regret_on_teacher_states", "q_regret_on_student_states", "speedup"), "")
+            | {
+                "name": _printable(report.name),
+                "return": _mean(report),
+                "parameters": "" if report.num_parameters is None else f"{report.num_parameters:,}",
+                "latency": "" if report.latency_ms is None else f"{1e3 * report.latency_ms:.0f}",
+            }
+        )
+    rows[0] |= {"return_ratio": "1.000", "compression": "100.00", "speedup": "1.00"}
+    rows[1] |= {"return_ratio": "0.000"}
+    for comparison, row in zip(comparisons, rows[2:], strict=True):
+        ratio = comparison.return_ratio
+        row |= {
+            "return_ratio": f"{ratio:.3f}" if abs(ratio) < 10 else f"{ratio:.3g}",
+            "compression": f"{100 * comparison.compression:.2f}",
+            "agreement_on_teacher_states": f"{100 * comparison.agreement_on_teacher_states:.1f}",
+            "agreement_on_student_states": f"{100 * comparison.agreement_on_student_states:.1f}",
+            "q_regret_on_teacher_states": f"{comparison.q_regret_on_teacher_states:#.3g}",
+            "q_regret_on_student_states": f"{comparison.q_regret_on_student_states:#.3g}",
+        }
+        if comparison.teacher.latency_ms and comparison.student.latency_ms:
+            row["speedup"] = f"{comparison.teacher.latency_ms / comparison.student.latency_ms:.2f}"
+    return rows
+
+
+# --- The page -----------------------------------------------------------------------------------------------------
+
+_CSS = """
+:root { color-scheme: light dark; --bg: #f5f6f8; --card: #ffffff; %(light)s }
+@media (prefers-color-scheme: dark) { :root { --bg: #101317; --card: #191d23; %(dark)s } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--bg); color: var(--fg); line-height: 1.5;
+  font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; font-size: 15px; }
+main { max-width: 1180px; margin: 0 auto; padding: 28px 24px 40px; }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 17px; margin: 0 0 4px; }
+h3 { font-size: 15px; margin: 14px 0 0; overflow-wrap: anywhere; }
+p { margin: 0 0 10px; max-width: 78ch; }
+.lead, .note, figcaption { color: var(--muted); }
+.note { font-size: 13px; margin: 10px 0 0; max-width: none; }
+.card { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; padding: 18px 20px;
+  margin: 18px 0 0; min-width: 0; }
+.plots { display: grid; grid-template-columns: 1fr 1fr; gap: 18px; margin-top: 18px; }
+.plots .card { margin: 0; }
+.wide { grid-column: 1 / -1; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%%, 440px), 1fr)); gap: 0 24px; }
+figure { margin: 0; }
+figcaption { font-size: 14px; margin-bottom: 8px; }
+svg { display: block; width: 100%%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }
+svg text { font-family: inherit !important; }
+.if-narrow { display: none; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%%; font-variant-numeric: tabular-nums; font-size: 14px; }
+th, td { padding: 7px 10px; text-align: right; white-space: nowrap; }
+thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.3; }
+thead [colspan] { text-align: center; padding-bottom: 0; }
+thead tr:last-child th, thead [rowspan] { border-bottom: 2px solid var(--grid); }
+tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 9em; max-width: 22em; }
+tbody th, thead tr:first-child th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
+  background: var(--card); }
+tbody tr + tr > * { border-top: 1px solid var(--grid); }
+tr.reference > * { color: var(--muted); }
+.mark { display: inline-block; width: 1.5em; }
+@media (max-width: 860px) {
+  main { padding: 18px 12px 28px; } .plots { grid-template-columns: 1fr; } .card { padding: 14px; }
+  h1 { font-size: 22px; } .if-wide { display: none; } .if-narrow { display: block; }
+}
+@media print { .card { break-inside: avoid; } }
+"""
+
+_STATES = ("teacher’s states", "student’s states")
+#: Heads of the table, each with the keys of its columns.
+_COLUMNS = {
+    "parameters": ("parameters",),
+    "% of teacher": ("compression",),
+    "return, mean ± 95 % CI": ("return",),
+    "return ratio": ("return_ratio",),
+    "agreement (%) on": ("agreement_on_teacher_states", "agreement_on_student_states"),
+    "Q-regret on": ("q_regret_on_teacher_states", "q_regret_on_student_states"),
+    "latency (µs)": ("latency",),
+    "times as fast": ("speedup",),
+}
+
+
+def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> str:
+    first = comparisons[0]
+    count = "1 student" if len(comparisons) == 1 else f"{len(comparisons)} students"
+    title = html.escape(f"{_printable(first.env)}: {count} beside the teacher")
+    themes = {
+        "light": (_FOREGROUND, _MUTED, _GRID, *_COLOURS),
+        "dark": ("#e8eaed", "#a3adb8", "#353c45", *_DARK_COLOURS),
+    }
+    css = _CSS % {
+        theme: " ".join(f"{name}: {colour};" for name, colour in zip(_VARIABLES.values(), colours, strict=True))
+        for theme, colours in themes.items()
+    }
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{css}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p class="lead">{html.escape(_title(first))}. All policies act greedily, but for the random one.</p>
+<section class="card" id="summary">
+{_table(comparisons)}
+<p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
+which student and teacher choose one action. <b>Q-regret</b>: mean of what the student’s choice costs by the teacher’s
+Q-values, in units of return. <b>Latency</b>: median of one forward pass of one observation, on one CPU thread.
+Parameters count what acts, without target networks. All figures, with the return of each episode, are in
+<a href="figures.json">figures.json</a> beside this page.</p>
+</section>
+<div class="plots">
+{"".join(_sections(comparisons, curves))}
+</div>
+</main>
+</body>
+</html>
+"""
+
+
+def _table(comparisons: Sequence[Comparison]) -> str:
+    head = '<tr><th scope="col" rowspan="2">policy</th>'
+    for name, keys in _COLUMNS.items():
+        head += f'<th scope="col" {"rowspan" if len(keys) == 1 else "colspan"}="2">{name}</th>'
+    head += "</tr><tr>" + 2 * "".join(f'<th scope="col">{states}</th>' for states in _STATES) + "</tr>"
+    lines = []
+    for i, row in enumerate(_rows(comparisons)):
+        mark, variable = ("★", "--fg") if i == 0 else ("", "--muted")
+        if i > 1:
+            mark, variable = _GLYPHS[(i - 2) % len(_GLYPHS)], _VARIABLES[_colour(i - 2)]
+        mark = f'<span class="mark" style="color: var({variable})" aria-hidden="true">{mark}</span>'
+        cells = "".join(f"<td>{html.escape(row[key]) or '–'}</td>" for keys in _COLUMNS.values() for key in keys)
+        kind = ' class="reference"' if i < 2 else ""
+        lines.append(f'<tr{kind}><th scope="row">{mark}{html.escape(row["name"])}</th>{cells}</tr>')
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> list[str]:
+    """The plots, each with a sentence that says how to read it."""
+    sections = [
+        _section(
+            "size",
+            "Size and return",
+            "Left is smaller (the scale is logarithmic), up is better: the best student stands at the height of the "
+            "teacher’s dashed line and far to its left. Bars are 95 % confidence intervals of the mean.",
+            _svg(
+                "size-plot",
+                "Size and return",
+                lambda: _scatter(comparisons, lambda report: report.num_parameters, "parameters", log=True),
+            ),
+        ),
+        _section(
+            "latency",
+            "Latency and return",
+            "Left is faster, up is better. Below some size a forward pass costs its overhead only, and a smaller "
+            "student is no faster.",
+            _svg(
+                "latency-plot",
+                "Latency and return",
+                lambda: _scatter(
+                    comparisons,
+                    lambda report: None if report.latency_ms is None else 1e3 * report.latency_ms,
+                    "latency of one observation (µs)",
+                ),
+            ),
+        ),
+        _section(
+            "agreement",
+            "Agreement with the teacher",
+            "Filled: states that the teacher visits; open: states that the student visits. An open mark far left of "
+            "the filled one is a student that drifts to where it does not know what the teacher would do.",
+            _svg("agreement-plot", "Agreement with the teacher", lambda: _agreement_plot(comparisons)),
+        ),
+        _section(
+            "returns",
+            "Distribution of returns",
+            "Each dot is an episode (spread vertically so that equal ones show), the box holds the middle half, its "
+            "line is the median: two policies of one mean may differ in how often they fail.",
+            _svg("returns-plot", "Distribution of returns", lambda: _returns_plot(comparisons)),
+        ),
+    ]
+    finite = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
+    shown = {name: curve for name, curve in finite.items() if curve}
+    if shown:
+        # Twice, for wide and for narrow windows: scaled from one to the other its text would be unreadable.
+        plots = (
+            f'<div class="if-{name}">'
+            + _svg(f"curves-{name}", "Learning curves", partial(_curves_plot, comparisons, shown, width))
+            + "</div>"
+            for name, width in (("wide", 2 * _WIDTH), ("narrow", _WIDTH))
+        )
+        sections.append(
+            _section(
+                "curves",
+                "Learning curves",
+                "Mean return after so many env steps of training: the further left a curve reaches the teacher’s "
+                "dashed line, the fewer steps its student needed. The dotted line is the random policy.",
+                "".join(plots),
+                wide=True,
+            )
+        )
+    matrices = "".join(
+        f"<div><h3>{html.escape(_printable(comparison.student.name))}</h3>"
+        + _svg(
+            f"confusion-{i}",
+            f"Confusion of actions, {_printable(comparison.student.name)}",
+            partial(_confusion_plot, comparison, i),
+        )
+        + "</div>"
+        for i, comparison in enumerate(comparisons)
+    )
+    sections.append(
+        _section(
+            "confusion",
+            "Which actions are confused",
+            "Where the teacher chooses the row’s action, how often the student chooses the column’s: the stronger the "
+            "colour, the larger its share of the row (where cells have room, in percent and number of states). A "
+            "perfect student has colour on the diagonal only. A row without any is an action that the teacher never "
+            "chooses there.",
+            f'<div class="pair">{matrices}</div>',
+            wide=True,
+        )
+    )
+    return sections
+
+
+def _section(key: str, title: str, how_to_read: str, body: str, *, wide: bool = False) -> str:
+    kind = "card wide" if wide else "card"
+    return (
+        f'<section class="{kind}" id="{key}"><h2>{title}</h2><figure><figcaption>{how_to_read}</figcaption>\n'
+        f"{body}</figure></section>\n"
+    )
+
+
+# --- The plots ----------------------------------------------------------------------------------------------------
+
+
+def _svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
+    """Draw a figure as an SVG element for this page: its theme's colours and fonts, ids of its own, no namespaces."""
+    import matplotlib as mpl
+
+    style: Any = {
+        "svg.fonttype": "none",  # text stays text: it can be selected, read aloud, and takes the page's font
+        "svg.hashsalt": "rllib_kd",  # the same figures give the same file
+        "text.parse_math": False,  # a name with a $ is no formula
+        "text.color": _FOREGROUND,
+        "axes.labelcolor": _FOREGROUND,
+        "axes.edgecolor": _MUTED,
+        "xtick.color": _MUTED,
+        "ytick.color": _MUTED,
+        "xtick.labelcolor": _FOREGROUND,
+        "ytick.labelcolor": _FOREGROUND,
+        "grid.color": _GRID,
+        "grid.linewidth": 0.6,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "font.size": 9,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "figure.constrained_layout.use": True,
+    }
+    buffer = io.StringIO()
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has other fonts
+        mpl.rcdefaults()  # a matplotlibrc of the user's would bring colours that no theme knows
+        mpl.rcParams.update(style)
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        draw().savefig(buffer, format="svg", transparent=True, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
+    root = ElementTree.fromstring(buffer.getvalue())  # comments and doctype fall away
+    for element in root.iter():
+        element.tag = element.tag.split("}")[-1]
+        for name, value in list(element.attrib.items()):
+            del element.attrib[name]
+            element.set(name.split("}")[-1], _attribute(key, name.split("}")[-1], value))
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    for definitions in root.findall("defs"):
+        for rule in definitions.findall("style"):  # it would rule the whole page
+            definitions.remove(rule)
+    root.set("role", "img")
+    root.set("aria-label", title)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _attribute(key: str, name: str, value: str) -> str:
+    if name == "id":
+        return f"{key}-{value}"
+    if name == "href":
+        return value.replace("#", f"#{key}-")
+    value = re.sub(r"url\(#", f"url(#{key}-", value)
+    return re.sub(r"#[0-9a-f]{6}", lambda match: _themed(match[0]), value) if name == "style" else value
+
+
+def _themed(colour: str) -> str:
+    return f"var({_VARIABLES[colour]})" if colour in _VARIABLES else colour
+
+
+def _label(name: str, length: int = _LABEL_LENGTH) -> str:
+    name = _printable(name)
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
+    return " " + _label(name, length)  # matplotlib leaves out what begins with an underscore, or is empty
+
+
+def _colour(i: int) -> str:
+    return _COLOURS[i % len(_COLOURS)]
+
+
+def _marker(i: int) -> str:
+    return _MARKERS[i % len(_MARKERS)]
+
+
+def _figure(height: float, *, width: float = _WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the plot, where it covers nothing; in as many columns as have room."""
+    handles, labels = axes.get_legend_handles_labels()
+    column = 45 + 5 * max(map(len, labels))  # points: the mark, and about 5 for a character
+    columns = min(max(1, int(72 * figure.get_figwidth() / column)), 6, len(labels))
+    figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(handles) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.4)
+
+
+def _references(axes: Axes, first: Comparison, teacher: str | None = None) -> None:
+    axes.axhline(first.teacher.return_mean, color=_FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
+    axes.axhline(first.random.return_mean, color=_MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
+
+
+def _scatter(
+    comparisons: Sequence[Comparison],
+    measure: Callable[[PolicyReport], float | None],
+    label: str,
+    *,
+    log: bool = False,
+) -> Figure:
+    """Return over some measure of a policy, one mark each."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, (axes,) = _figure(3.3)
+    _references(axes, comparisons[0])
+    marks = [(comparisons[0].teacher, _FOREGROUND, "*")]
+    marks += [(comparison.student, _colour(i), _marker(i)) for i, comparison in enumerate(comparisons)]
+    values = []
+    for report, colour, marker in marks:
+        value = measure(report)
+        if value is None:
+            continue
+        values.append(value)
+        if math.isfinite(report.return_ci95):
+            bars: dict[str, Any] = {
+                "fmt": "none",
+                "color": colour,
+                "capsize": 4,
+                "elinewidth": 1.2,
+                "zorder": 2,
+            }
+            axes.errorbar(value, report.return_mean, yerr=report.return_ci95, **bars)
+        size = 11 if marker == "*" else 7
+        mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}
+        axes.plot(value, report.return_mean, label=_legend_label(report.name), **mark)
+    if log:
+        axes.set_xscale("log")
+        axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
+        decades = math.log10(max(values) / min(values))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    else:
+        axes.set_xlim(0, 1.08 * max(values))
+    axes.margins(y=0.08)
+    axes.set_xlabel(label)
+    axes.set_ylabel("return, mean of episodes")
+    _legend(figure, axes)
+    return figure
+
+
+def _agreement_plot(comparisons: Sequence[Comparison]) -> Figure:
+    figure, (axes,) = _figure(1.1 + 0.42 * len(comparisons))
+    lowest = 100.0
+    for i, comparison in enumerate(comparisons):
+        on_teachers = 100 * comparison.agreement_on_teacher_states
+        on_students = 100 * comparison.agreement_on_student_states
+        lowest = min(lowest, on_teachers, on_students)
+        axes.plot([on_teachers, on_students], [i, i], color=_colour(i), linewidth=1.6, zorder=2)
+        for value, fill in ((on_teachers, _colour(i)), (on_students, "none")):
+            axes.plot(
+                value,
+                i,
+                color=_colour(i),
+                marker=_marker(i),
+                markersize=9 if fill == "none" else 6,
+                markerfacecolor=fill,
+                markeredgewidth=1.6,
+                zorder=3,
+                clip_on=False,
+            )
+    span = max(100 - lowest, 2.0)
+    axes.set_xlim(max(100 - 1.1 * span, -2), 100)
+    axes.set_ylim(len(comparisons) - 0.4, -0.6)
+    axes.set_yticks(range(len(comparisons)), [_label(comparison.student.name) for comparison in comparisons])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("states with the teacher's action (%)")
+    return figure
+
+
+def _returns_plot(comparisons: Sequence[Comparison]) -> Figure:
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
+    first = comparisons[0]
+    rows = [(first.teacher, _FOREGROUND), (first.random, _MUTED)]
+    rows += [(comparison.student, _colour(i)) for i, comparison in enumerate(comparisons)]
+    figure, (axes,) = _figure(0.8 + 0.46 * len(rows))
+    rng = np.random.default_rng(0)
+    for i, (report, colour) in enumerate(rows):
+        spread = rng.uniform(-0.3, 0.3, len(report.returns))
+        axes.scatter(report.returns, i + spread, s=9, color=colour, alpha=0.45, linewidths=0, zorder=3)
+        low, median, high = np.percentile(report.returns, (25, 50, 75))
+        axes.add_patch(Rectangle((low, i - 0.33), high - low, 0.66, facecolor="none", edgecolor=colour, zorder=2))
+        axes.plot([median, median], [i - 0.33, i + 0.33], color=colour, linewidth=2.4, zorder=4)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [_label(report.name) for report, _ in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("return of an episode")
+    return figure
+
+
+def _curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], width: float) -> Figure:
+    from matplotlib.ticker import EngFormatter
+
+    figure, (axes,) = _figure(3.4, width=width)
+    _references(axes, comparisons[0], "teacher")
+    students = [comparison.student.name for comparison in comparisons]
+    for i, name in enumerate([*students, *(name for name in curves if name not in students)]):
+        if name not in curves:
+            continue
+        steps, returns = zip(*curves[name], strict=True)
+        axes.plot(
+            steps,
+            returns,
+            color=_colour(i),
+            linestyle=_DASHES[i // len(_COLOURS) % len(_DASHES)],
+            linewidth=1.6,
+            marker=_marker(i),
+            markersize=4,
+            markevery=max(1, len(steps) // 12),
+            label=_legend_label(name, _CURVE_LABEL_LENGTH),
+        )
+    axes.margins(x=0.01, y=0.08)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("env steps")
+    axes.set_ylabel("return, mean of episodes")
+    _legend(figure, axes)
+    return figure
+
+
+def _confusion_plot(comparison: Comparison, i: int) -> Figure:
+    from matplotlib.patches import Rectangle
+
+    figure, both = _figure(2.9, columns=2)
+    matrices = (comparison.confusion_on_teacher_states, comparison.confusion_on_student_states)
+    for axes, matrix, whose in zip(both, matrices, ("teacher's", "student's"), strict=True):
+        actions = len(matrix)
+        for row, counts in enumerate(matrix):
+            total = sum(counts)
+            for column, count in enumerate(counts):
+                share = count / total if total else 0.0
+                # Never opaque, so that text in the foreground's colour can be read in every cell of either theme.
+                cell: dict[str, Any] = {"facecolor": _colour(i), "alpha": 0.55 * share, "linewidth": 0}
+                axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, **cell))
+                if actions <= _MAX_ACTIONS_WITH_NUMBERS:
+                    text = f"{100 * share:.1f} %\n({count:,})" if actions < 4 else f"{100 * share:.0f} %"
+                    axes.text(column, row, text if total else "–", ha="center", va="center", fontsize=8)
+        every = math.ceil(actions / 10)
+        axes.set_xticks(range(0, actions, every))
+        axes.set_yticks(range(0, actions, every))
+        axes.set_xlim(-0.5, actions - 0.5)
+        axes.set_ylim(actions - 0.5, -0.5)
+        axes.set_aspect("equal")
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(True)
+        axes.set_title(f"on the {whose} states", fontsize=9)
+        axes.set_xlabel("student's action")
+        axes.set_ylabel("teacher's action" if axes is both[0] else "")
+    return figure

@@ -28,7 +28,7 @@ from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT
 from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from rllib_kd.students import FlattenEncoder
@@ -37,6 +37,9 @@ from rllib_kd.teachers.base import QF_PREDS, Teacher
 FORMATS = ("onnx", "safetensors", "torchscript")
 TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
+#: Beyond about 64 in a Q-value, rounding alone comes near the tolerance: runtimes add in different orders, as PyTorch
+#: itself does for other batch sizes (3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13, measured).
+_ROUNDING_STEPS = 16
 _CHUNK = 256  # observations at once, in the parity check
 _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
 _SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive
@@ -53,6 +56,7 @@ class Exported:
     int8: bool
     num_observations: int
     max_difference: float  # of any Q-value, return units
+    max_difference_allowed: float | None  # None for int8, which is not held to one
     agreement: float  # share of observations in which both choose one action, in [0, 1]
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,8 +95,8 @@ def export(
         obs: real observations `[N, ...]`, N >= 1, for the parity check, as the states that `evaluation.play` returns.
         int8: weights of 8 bits, activations quantised as they come; ONNX only. It is not checked against `tolerance`:
             judge it by `agreement`, and by the return that it plays.
-        tolerance: largest difference to PyTorch in any Q-value, return units. Raise it only for Q-values so large that
-            32 bits are coarser than this (above about 1,000).
+        tolerance: largest difference to PyTorch in any Q-value, return units. Where Q-values are so large that 32 bits
+            cannot keep it (from 64 on, for the default), 16 steps between 32-bit floats of that size are allowed.
 
     Raises:
         ValueError: the format is unknown; `int8` of another format than ONNX; the packages for ONNX are missing; `obs`
@@ -106,8 +110,8 @@ def export(
     if format == "onnx":
         _require("onnx", "onnxscript", "onnxruntime")
     shape = student.observation_space.shape or ()
-    obs = np.asarray(obs, np.float32)
-    if len(obs) == 0 or obs.shape[1:] != shape:
+    obs = np.asarray(obs)
+    if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
         raise ValueError(
             f"`obs` has the shape {list(obs.shape)}, expected [N, {', '.join(map(str, shape))}] with N >= 1: the "
             "observations that the student takes, after any connectors."
@@ -128,14 +132,16 @@ def export(
             _write_torchscript(_network(student), shape, file)
         else:
             _write_safetensors(student, file)
-        max_difference, agreement = _parity(student, q_function(file), obs)
-        if not int8 and not max_difference <= tolerance:  # NaN too
+        max_difference, agreement, largest_q = _parity(student, q_function(file), obs)
+        allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
+        if not int8 and not max_difference <= allowed:  # NaN too
             raise ValueError(
                 f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, over {len(obs)} "
-                f"observations; the largest difference allowed is {tolerance:.3g}. Nothing was written."
+                f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
+                "Nothing was written."
             )
         file.replace(out)
-    return Exported(str(out), format, int8, len(obs), max_difference, agreement)
+    return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
 
 
 def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
@@ -222,19 +228,22 @@ def _network(student: Teacher) -> _QNetwork:
     return _QNetwork(copy.deepcopy(student.module).cpu()).eval()
 
 
-def _parity(student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray) -> tuple[float, float]:
-    """Largest difference of a Q-value (return units), and share of equal greedy actions."""
+def _parity(
+    student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray
+) -> tuple[float, float, float]:
+    """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
     device = next(student.module.parameters()).device
-    differences, agreements = [], []
+    differences, agreements, sizes = [], [], []
     for first in range(0, len(obs), _CHUNK):
-        chunk = obs[first : first + _CHUNK]
+        chunk = obs[first : first + _CHUNK].astype(np.float32)
         expected = student.q_values(torch.as_tensor(chunk, device=device)).cpu().numpy()
         got = artifact(chunk)
         if got.shape != expected.shape:
             raise ValueError(f"The artifact's Q-values have the shape {got.shape}, PyTorch's {expected.shape}.")
         differences.append(np.abs(got - expected).max())  # NaN where there is one
         agreements.append(got.argmax(-1) == expected.argmax(-1))
-    return float(np.max(differences)), float(np.mean(np.concatenate(agreements)))
+        sizes.append(np.abs(expected).max())
+    return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))
 
 
 # --- The formats ------------------------------------------------------------------------------------------------------
@@ -296,7 +305,7 @@ def _write_safetensors(student: Teacher, file: Path) -> None:
         "observation_shape": json.dumps(student.observation_space.shape),
         "num_actions": str(student.action_space.n),
     }
-    save_file(tensors, file, metadata)
+    file.write_bytes(save(tensors, metadata))
 
 
 def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:

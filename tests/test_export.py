@@ -85,6 +85,7 @@ def test_every_network_in_every_format_equals_pytorch(name, artifact_format, tmp
     assert result.max_difference == pytest.approx(difference, abs=1e-6)
     assert result.agreement == 1.0
     assert result.num_observations == 40
+    assert result.max_difference_allowed == TOLERANCE
     # Any batch, and observations of any number type.
     assert artifact(obs[:1].astype(np.float64)) == pytest.approx(expected[:1], abs=1e-5)
     assert artifact_format_of(tmp_path / "student") == artifact_format
@@ -186,6 +187,7 @@ def test_int8_is_smaller_and_plays(cartpole_states, tmp_path):
     assert small.int8
     assert not plain.int8
     assert small.max_difference > TOLERANCE >= plain.max_difference  # it says so, and is not refused
+    assert small.max_difference_allowed is None
     assert 0.8 < small.agreement <= 1.0
     artifact = q_function(small.path)
     returns, _ = play(lambda: gym.make("CartPole-v1"), lambda obs: artifact(obs).argmax(-1), range(10))
@@ -298,7 +300,9 @@ def test_an_artifact_that_differs_is_refused(artifact_format, error, tmp_path, m
 
     monkeypatch.setattr(exports, "q_function", wrong)
     shown = "nan" if np.isnan(error) else "0.00011"
-    with pytest.raises(ValueError, match=rf"differs from PyTorch by {shown}.*over 300 observations.*allowed is 0.0001"):
+    with pytest.raises(
+        ValueError, match=rf"differs from PyTorch by {shown}.*over 300 observations.*allowed is 0.0001 "
+    ):
         export(network(), tmp_path / "s", format=artifact_format, obs=states(300))
     assert os.listdir(tmp_path) == ["s"]
     assert (tmp_path / "s").read_text() == "older"
@@ -306,13 +310,26 @@ def test_an_artifact_that_differs_is_refused(artifact_format, error, tmp_path, m
         assert export(network(), tmp_path / "s", format=artifact_format, obs=states(300), tolerance=2e-4).agreement > 0
 
 
+@pytest.mark.parametrize("artifact_format", FORMATS)
+def test_large_q_values_may_differ_by_their_rounding_and_no_more(artifact_format, tmp_path, monkeypatch):
+    student, obs = network(fcnet_hiddens=[256, 256]), states(300)
+    with torch.no_grad():
+        student.module.af.net.mlp[-1].weight.mul_(2000.0)
+    size = np.abs(student.q_values(torch.as_tensor(obs)).numpy()).max()
+    assert size > 500
+    result = export(student, tmp_path / "s", format=artifact_format, obs=obs)
+    assert result.max_difference_allowed == 16 * np.spacing(size) > TOLERANCE
+    load = exports.q_function
+    monkeypatch.setattr(exports, "q_function", lambda path: lambda obs: load(path)(obs) + 32 * np.spacing(size))
+    with pytest.raises(ValueError, match=r"differs from PyTorch by .* \(Q-values reach"):
+        export(student, tmp_path / "s", format=artifact_format, obs=obs)
+
+
 def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
-    write = exports.save_file
-
-    def save_wrongly(tensors, *arguments):
-        write({name: tensor + 1e-3 for name, tensor in tensors.items()}, *arguments)
-
-    monkeypatch.setattr(exports, "save_file", save_wrongly)
+    save = exports.save
+    monkeypatch.setattr(
+        exports, "save", lambda tensors, metadata: save({k: v + 1e-3 for k, v in tensors.items()}, metadata)
+    )
     with pytest.raises(ValueError, match="differs from PyTorch"):
         export(network(), tmp_path / "s", format="safetensors", obs=states(5))
 
@@ -325,6 +342,7 @@ def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
         ({"obs": states(3)[:, :3]}, r"the shape \[3, 3\], expected \[N, 4\]"),
         ({"obs": states(3)[:0]}, r"the shape \[0, 4\], expected \[N, 4\]"),
         ({"obs": states(3)[0]}, r"the shape \[4\], expected \[N, 4\]"),
+        ({"obs": 1.0}, r"the shape \[\], expected \[N, 4\]"),
     ],
 )
 def test_bad_input(kwargs, message, tmp_path):

@@ -290,7 +290,7 @@ def _forget_origin(model: Any) -> None:
 def _write_torchscript(network: _QNetwork, shape: tuple[int, ...], file: Path) -> None:
     with _quiet(), torch.no_grad():
         script = torch.jit.freeze(torch.jit.trace(network, torch.zeros(2, *shape)))
-        traced = file.with_name("traced")
+        traced = file.with_name(f"{file.name}.traced")
         torch.jit.save(script, traced, _extra_files={_SHAPE_FILE: json.dumps(shape)})
     # Again without the source lines that it notes, with their paths on this machine.
     with zipfile.ZipFile(traced) as source, zipfile.ZipFile(file, "w") as target:

@@ -139,21 +139,21 @@ def compare(
     env: Annotated[str, typer.Option("--env", "-e", help="A gymnasium id.")],
     episodes: Annotated[int, typer.Option(help="That each policy plays.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the first episode.")] = 1_000_000,
-    out: Annotated[Path | None, typer.Option(help="Where to write all figures as JSON.")] = None,
+    runs: Annotated[str | None, typer.Option(help="Folder of training runs, for learning curves.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a report: index.html, figures.json.")] = None,
 ) -> None:
     """Let a teacher and its students play the same episodes.
 
-    Example: rllib compare --teacher cartpole --env CartPole-v1 ~/ray_results/cartpole/.../checkpoint_000000
+    Example: rllib compare --teacher cartpole --env CartPole-v1 ~/ray_results/cartpole/*/checkpoint_000000 --out report
     """
-    from rllib_kd.evaluation import compare as compare_policies
+    from rllib_kd.evaluation import compare_all
+    from rllib_kd.report import read_curves, summary_table, write_report
 
     _set_log_level(0)
-    comparisons = {path: compare_policies(teacher, path, env, num_episodes=episodes, seed=seed) for path in students}
-    for path, comparison in comparisons.items():
-        typer.echo(path)
-        typer.echo(str(comparison))
+    comparisons = compare_all(teacher, _named(students), env, num_episodes=episodes, seed=seed)
+    typer.echo(str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons))
     if out is not None:
-        out.write_text(json.dumps({path: item.to_dict() for path, item in comparisons.items()}, indent=1) + "\n")
+        typer.echo(write_report(comparisons, out, curves=read_curves(runs) if runs else None))
 
 
 @app.command()
@@ -177,6 +177,29 @@ def evaluate(
         out.write_text(json.dumps({"env": env, "seed": seed, "returns": report.returns}, indent=1) + "\n")
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Of a student or a teacher, or 'cartpole'.")],
+    out: Annotated[Path, typer.Option(help="File to write.")],
+    env: Annotated[str, typer.Option("--env", "-e", help="A gymnasium id: its observations check the artifact.")],
+    format: Annotated[str, typer.Option(help="onnx, safetensors or torchscript.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX with weights of 8 bits.")] = False,
+    teacher: Annotated[str | None, typer.Option(help="To show what the student saves.")] = None,
+    episodes: Annotated[int, typer.Option(help="That the artifact plays.")] = 20,
+) -> None:
+    """Write a Q-network as a file that runs without Ray and without this package.
+
+    Example: rllib export CHECKPOINT --env CartPole-v1 --format onnx --out student.onnx --teacher cartpole
+    """
+    from rllib_kd.deployment import deploy, deployment_table
+
+    _set_log_level(0)
+    deployments = [deploy(checkpoint, out, env, format=format, int8=int8, num_episodes=episodes)]
+    if teacher is not None:
+        deployments.append(deploy(teacher, None, env, format=format, int8=int8, num_episodes=episodes))
+    typer.echo(deployment_table(deployments))
+
+
 def main() -> None:
     """Run the command line."""
     for word in sys.argv[1:]:
@@ -194,6 +217,15 @@ def _experiment_file(words: list[str]) -> str:
         case ["file", path] | [path] if path != "file":
             return path
     raise ValueError(f"Expected `rllib train file FILE`, got `rllib train {' '.join(words)}`.")
+
+
+def _named(paths: list[str]) -> dict[str, str]:
+    """The shortest ends of the paths that tell them apart, and the paths."""
+    parts = [Path(path).parts for path in paths]
+    length = 1
+    while len({part[-length:] for part in parts}) < len(set(parts)):
+        length += 1
+    return {str(Path(*part[-length:])): path for part, path in zip(parts, paths, strict=True)}
 
 
 def _summary(result: Any) -> str:

@@ -172,12 +172,12 @@ def compare_all(
         raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
     if not students:
         raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
-    teacher = _as_q_network(teacher)
-    networks = {name: _as_q_network(student) for name, student in students.items()}
-    make_env = _env_maker(env, env_config)
+    teacher = as_q_network(teacher)
+    networks = {name: as_q_network(student) for name, student in students.items()}
+    make_env = env_maker(env, env_config)
     _check_spaces(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
     seeds = range(seed, seed + num_episodes)
-    teacher_returns, teacher_states = play(make_env, _greedy(teacher), seeds)
+    teacher_returns, teacher_states = play(make_env, greedy(teacher), seeds)
     num_actions = int(teacher.action_space.n)
     rng = np.random.default_rng(seed)
     random_returns, _ = play(make_env, lambda obs: rng.integers(num_actions, size=len(obs)), seeds)
@@ -187,7 +187,7 @@ def compare_all(
 
     comparisons = []
     for name, network in networks.items():
-        returns, student_states = play(make_env, _greedy(network), seeds)
+        returns, student_states = play(make_env, greedy(network), seeds)
         report = _report(name, returns, network, teacher_states)
         on_teacher_states, teacher_regret = confusion_and_regret(teacher, network, teacher_states)
         on_student_states, student_regret = confusion_and_regret(teacher, network, student_states)
@@ -233,9 +233,9 @@ def evaluate(
     """
     if num_episodes < 1:
         raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
-    network, make_env = _as_q_network(policy), _env_maker(env, env_config)
+    network, make_env = as_q_network(policy), env_maker(env, env_config)
     _check_spaces(make_env, {"The policy": network})
-    returns, states = play(make_env, _greedy(network), range(seed, seed + num_episodes))
+    returns, states = play(make_env, greedy(network), range(seed, seed + num_episodes))
     return _report("policy", returns, network, states)
 
 
@@ -344,7 +344,7 @@ def _report(
     return PolicyReport(name, returns, mean, half_width, **measured)
 
 
-def _as_q_network(student: Any) -> Teacher:
+def as_q_network(student: Any) -> Teacher:
     """Any student as a frozen copy that can be asked for Q-values."""
     if isinstance(student, Teacher):
         return student
@@ -388,7 +388,8 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _greedy(network: Teacher) -> Callable[[np.ndarray], np.ndarray]:
+def greedy(network: Teacher) -> Callable[[np.ndarray], np.ndarray]:
+    """The policy that `play()` takes: from observations `[N, ...]` to the best actions `[N]`."""
     return lambda obs: network.q_values(torch.as_tensor(obs).float()).argmax(-1).numpy()
 
 
@@ -406,7 +407,7 @@ def check_gymnasium_id(env: str) -> None:
         ) from error
 
 
-def _env_maker(env: str | Callable[..., gym.Env], env_config: Mapping[str, Any] | None) -> Callable[[], gym.Env]:
+def env_maker(env: str | Callable[..., gym.Env], env_config: Mapping[str, Any] | None = None) -> Callable[[], gym.Env]:
     """How RLlib makes single environments: registered names and callables get the config as one argument."""
     config = dict(env_config or {})
     if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):

@@ -43,6 +43,11 @@ class Teacher(Checkpointable):
         return self._module is not None
 
     @property
+    def module(self) -> Any:
+        """The network itself: the frozen RLModule, with `compute_q_values()`."""
+        return self._module
+
+    @property
     def observation_space(self) -> gym.Space:
         """Space of the observations that the network takes (after any connectors)."""
         return self._module.observation_space

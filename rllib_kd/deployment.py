@@ -1,0 +1,88 @@
+"""What decides a deployment: an exported Q-network, what it costs, and how it plays."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rllib_kd.evaluation import as_q_network, env_maker, greedy, mean_and_ci95, play
+from rllib_kd.export import DeploymentCost, Exported, deployment_cost, q_function
+from rllib_kd.export import export as write_artifact
+
+_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An artifact, checked and played."""
+
+    name: str
+    exported: Exported
+    cost: DeploymentCost
+    torch_return: float  # of the network in PyTorch, undiscounted
+    return_mean: float  # of the artifact, on the same episodes
+    return_ci95: float
+
+
+def deploy(
+    checkpoint: Any, out: Path | None, env: str, *, format: str, int8: bool = False, num_episodes: int = 20
+) -> Deployment:
+    """Export a Q-network, check it on the states that it visits, measure what it costs, and let it play.
+
+    Args:
+        checkpoint: as the student of `compare()`.
+        out: the file to write; None keeps nothing.
+        env: as in `compare()`.
+        format: "onnx", "safetensors" or "torchscript".
+        int8: weights of 8 bits, for "onnx".
+        num_episodes: > 0.
+
+    Raises:
+        ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
+    """
+    network, make_env, seeds = as_q_network(checkpoint), env_maker(env), range(_SEED, _SEED + num_episodes)
+    torch_returns, states = play(make_env, greedy(network), seeds)
+    with tempfile.TemporaryDirectory() as folder:
+        path = out if out is not None else Path(folder) / f"network.{format}"
+        exported = write_artifact(network, path, format=format, obs=states, int8=int8)
+        q = q_function(path)
+        returns, _ = play(make_env, lambda obs: q(obs).argmax(-1), seeds)
+        cost = deployment_cost(path)
+    return Deployment(
+        Path(str(checkpoint)).name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)
+    )
+
+
+def deployment_table(deployments: Sequence[Deployment]) -> str:
+    """A table of at most 80 columns, one column an artifact."""
+    table = Table(title=f"{deployments[0].exported.format}{', int8' if deployments[0].exported.int8 else ''}")
+    table.add_column("")
+    for deployment in deployments:
+        table.add_column(escape(deployment.name), justify="right", overflow="fold")
+    rows: dict[str, Callable[[Deployment], str]] = {
+        "return, mean ± 95 % CI": lambda d: f"{d.return_mean:.1f} ± {d.return_ci95:.1f}",
+        "return in PyTorch": lambda d: f"{d.torch_return:.1f}",
+        "bytes on disk": lambda d: f"{d.cost.disk_bytes:,}",
+        "peak memory": lambda d: f"{d.cost.peak_memory_bytes / 2**20:.1f} MiB",
+        "latency, batch of 1": lambda d: f"{1e3 * d.cost.latency_ms:.1f} µs",
+        "difference from PyTorch": lambda d: f"{d.exported.max_difference:.1e}",
+        "allowed": lambda d: _limit(d.exported),
+        "agreement with PyTorch": lambda d: f"{100 * d.exported.agreement:.2f} %",
+    }
+    for title, show in rows.items():
+        table.add_row(title, *map(show, deployments))
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")
+
+
+def _limit(exported: Exported) -> str:
+    return "–" if exported.max_difference_allowed is None else f"{exported.max_difference_allowed:.1e}"

@@ -1,0 +1,417 @@
+"""The student as a file for a small device, which runs it without Ray and without this package.
+
+Whatever the format, the artifact is one function: observations `[B, ...]`, float32, after any connectors, to Q-values
+`[B, A]`. It is loaded again and compared with PyTorch before it takes its place on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.models.base import ENCODER_OUT
+from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from rllib_kd.students import FlattenEncoder
+from rllib_kd.teachers.base import QF_PREDS, Teacher
+
+FORMATS = ("onnx", "safetensors", "torchscript")
+TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
+
+#: Beyond about 64 in a Q-value, rounding alone comes near the tolerance: runtimes add in different orders, as PyTorch
+#: itself does for other batch sizes (3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13, measured).
+_ROUNDING_STEPS = 16
+_CHUNK = 256  # observations at once, in the parity check
+_OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
+_SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive
+_ELEMENTWISE = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ELU: "elu"}
+_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact, and how near it is to PyTorch on the observations of the parity check."""
+
+    path: str
+    format: str
+    int8: bool
+    num_observations: int
+    max_difference: float  # of any Q-value, return units
+    max_difference_allowed: float | None  # None for int8, which is not held to one
+    agreement: float  # share of observations in which both choose one action, in [0, 1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class DeploymentCost:
+    """What decides whether an artifact fits a device."""
+
+    disk_bytes: int
+    peak_memory_bytes: int  # resident, of a process that loads it with its smallest runtime and plays one observation
+    latency_ms: float  # median of one observation, on one thread, in that process
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+def export(
+    student: Teacher,
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    obs: np.ndarray,
+    int8: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write the student to a file, once the file has proved equal to PyTorch.
+
+    Args:
+        student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.
+        out: path of the file; folders on the way are made, and an older file is replaced.
+        format: one of `FORMATS`.
+        obs: real observations `[N, ...]`, N >= 1, for the parity check, as the states that `evaluation.play` returns.
+        int8: weights of 8 bits, activations quantised as they come; ONNX only. It is not checked against `tolerance`:
+            judge it by `agreement`, and by the return that it plays.
+        tolerance: largest difference to PyTorch in any Q-value, return units. Where Q-values are so large that 32 bits
+            cannot keep it (from 64 on, for the default), 16 steps between 32-bit floats of that size are allowed.
+
+    Raises:
+        ValueError: the format is unknown; `int8` of another format than ONNX; the packages for ONNX are missing; `obs`
+            has another shape than the observations of the student; the student is recurrent; it has layers that
+            safetensors has no description for; or the artifact differs from PyTorch. Nothing is written then.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
+    if int8 and format != "onnx":
+        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
+    if format == "onnx":
+        _require("onnx", "onnxscript", "onnxruntime")
+    shape = student.observation_space.shape or ()
+    obs = np.asarray(obs)
+    if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
+        raise ValueError(
+            f"`obs` has the shape {list(obs.shape)}, expected [N, {', '.join(map(str, shape))}] with N >= 1: the "
+            "observations that the student takes, after any connectors."
+        )
+    if student.module.is_stateful():
+        raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"'{out}' is a folder. Expected the path of the file to write.")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that the last step is a rename: nobody finds half a file, or one that failed the check.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        file = Path(folder) / out.name
+        if format == "onnx":
+            _write_onnx(_network(student), shape, file, int8=int8)
+        elif format == "torchscript":
+            _write_torchscript(_network(student), shape, file)
+        else:
+            _write_safetensors(student, file)
+        max_difference, agreement, largest_q = _parity(student, q_function(file), obs)
+        allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
+        if not int8 and not max_difference <= allowed:  # NaN too
+            raise ValueError(
+                f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, over {len(obs)} "
+                f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
+                "Nothing was written."
+            )
+        file.replace(out)
+    return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """Load an artifact of any format, to play it. Its greedy policy takes the largest Q-value.
+
+    Returns:
+        The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays.
+
+    Raises:
+        ValueError: there is no artifact at `path`, or onnxruntime is missing.
+    """
+    artifact_format = artifact_format_of(path)
+    if artifact_format == "onnx":
+        _require("onnxruntime")
+    runner = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
+    return importlib.import_module(f"rllib_kd.runners.{runner[artifact_format]}").load(os.fspath(path))
+
+
+def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
+    """Measure an artifact in a fresh process with the smallest runtime that plays it.
+
+    That is numpy and onnxruntime for ONNX, numpy for safetensors, torch for TorchScript; never Ray or this package.
+    Memory includes the Python interpreter and that runtime.
+
+    Raises:
+        ValueError: there is no artifact at `path`, or onnxruntime is missing.
+        RuntimeError: the fresh process failed; the message has its last words.
+    """
+    artifact_format = artifact_format_of(path)
+    if artifact_format == "onnx":
+        _require("onnxruntime")
+    script = Path(__file__).parent / "runners" / "measure.py"
+    done = subprocess.run(
+        [sys.executable, str(script), artifact_format, os.fspath(path), json.dumps(_observation_shape(path))],
+        capture_output=True,
+        text=True,
+        env=os.environ | _SINGLE_THREAD,
+    )
+    if done.returncode:
+        raise RuntimeError(f"The process that measures '{path}' failed:\n{done.stderr[-2000:]}")
+    return DeploymentCost(disk_bytes=os.path.getsize(path), **json.loads(done.stdout.splitlines()[-1]))
+
+
+def artifact_format_of(path: str | os.PathLike[str]) -> str:
+    """Which of `FORMATS` a file has, by its content.
+
+    Raises:
+        ValueError: there is no file, or it is none of them.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no artifact at '{path}'. Expected a file that export() wrote.")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head.startswith(b"PK"):  # a zip archive
+        return "torchscript"
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
+        return "safetensors"
+    if head.startswith(b"\x08"):  # the protobuf tag of ir_version
+        return "onnx"
+    raise ValueError(f"'{path}' is no artifact. Expected a file that export() wrote: {', '.join(FORMATS)}.")
+
+
+# --- PyTorch's side ---------------------------------------------------------------------------------------------------
+
+
+class _QNetwork(nn.Module):
+    """Observations `[B, ...]` to Q-values `[B, A]`, with nothing beside it."""
+
+    def __init__(self, module: Any):
+        super().__init__()
+        self.module = module
+        self._plain_dueling = isinstance(module, DefaultDQNRLModule) and module.uses_dueling and module.num_atoms == 1
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if not self._plain_dueling:
+            return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
+        # RLlib's mean passes over actions of -inf, which these students do not have: a dozen operators on the device.
+        features = self.module.encoder({Columns.OBS: obs})[ENCODER_OUT]
+        advantage = self.module.af(features)
+        return advantage - advantage.mean(-1, keepdim=True) + self.module.vf(features)
+
+
+def _network(student: Teacher) -> _QNetwork:
+    return _QNetwork(copy.deepcopy(student.module).cpu()).eval()
+
+
+def _parity(
+    student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray
+) -> tuple[float, float, float]:
+    """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
+    device = next(student.module.parameters()).device
+    differences, agreements, sizes = [], [], []
+    for first in range(0, len(obs), _CHUNK):
+        chunk = obs[first : first + _CHUNK].astype(np.float32)
+        expected = student.q_values(torch.as_tensor(chunk, device=device)).cpu().numpy()
+        got = artifact(chunk)
+        if got.shape != expected.shape:
+            raise ValueError(f"The artifact's Q-values have the shape {got.shape}, PyTorch's {expected.shape}.")
+        differences.append(np.abs(got - expected).max())  # NaN where there is one
+        agreements.append(got.argmax(-1) == expected.argmax(-1))
+        sizes.append(np.abs(expected).max())
+    return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))
+
+
+# --- The formats ------------------------------------------------------------------------------------------------------
+
+
+def _write_onnx(network: _QNetwork, shape: tuple[int, ...], file: Path, *, int8: bool) -> None:
+    import onnx
+
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, *shape),),  # of a batch of one, the exporter would make a constant
+            input_names=["obs"],
+            output_names=["q_values"],
+            dynamic_shapes={"obs": {0: torch.export.Dim("batch")}},
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None  # with the exporter that is chosen here
+        model = program.model_proto
+        if int8:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            # One scale an output: 93 % agreement with the packaged CartPole teacher, instead of 89 % with one a
+            # layer. Signed weights gave 94 % and 83 %.
+            quantize_dynamic(model, file, per_channel=True, weight_type=QuantType.QUInt8)
+            model = onnx.load(file)
+    _forget_origin(model)
+    file.write_bytes(model.SerializeToString())
+
+
+def _forget_origin(model: Any) -> None:
+    """Remove what the exporter notes about the machine: stack traces with paths, twice the size of a small student."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        for name in ("doc_string", "metadata_props"):
+            if name in part.DESCRIPTOR.fields_by_name:
+                part.ClearField(name)
+    for value in (*model.graph.input, *model.graph.output):
+        value.ClearField("metadata_props")
+    del model.graph.value_info[:]  # shapes in between, which every runtime infers
+
+
+def _write_torchscript(network: _QNetwork, shape: tuple[int, ...], file: Path) -> None:
+    with _quiet(), torch.no_grad():
+        script = torch.jit.freeze(torch.jit.trace(network, torch.zeros(2, *shape)))
+        traced = file.with_name(f"{file.name}.traced")
+        torch.jit.save(script, traced, _extra_files={_SHAPE_FILE: json.dumps(shape)})
+    # Again without the source lines that it notes, with their paths on this machine.
+    with zipfile.ZipFile(traced) as source, zipfile.ZipFile(file, "w") as target:
+        for name in source.namelist():
+            if not name.endswith(".debug_pkl"):
+                target.writestr(name, source.read(name))
+
+
+def _write_safetensors(student: Teacher, file: Path) -> None:
+    layers, tensors = describe(student)
+    metadata = {
+        "layers": json.dumps(layers),
+        "observation_shape": json.dumps(student.observation_space.shape),
+        "num_actions": str(student.action_space.n),
+    }
+    file.write_bytes(save(tensors, metadata))
+
+
+def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The layers of a student in the order in which they run, and their weights by name.
+
+    Each layer is `{"op": ..., ...}`; `docs/numpy_runner.md` lists them. Images are `[B, H, W, C]` throughout, weights
+    have PyTorch's shapes.
+
+    Raises:
+        ValueError: it is not RLlib's own DQN module, or has a layer that is not in that list.
+    """
+    module = student.module
+    encoder = getattr(module, "encoder", None)
+    if not isinstance(module, DefaultDQNRLModule) or not isinstance(
+        encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder
+    ):
+        raise ValueError(
+            f"safetensors describes students of RLlib's DQN module with an MLP or a CNN, not a "
+            f"{type(module).__name__} with a {type(encoder).__name__}. Use format='onnx' or 'torchscript'."
+        )
+    tensors: dict[str, Tensor] = {}
+
+    def described(name: str) -> list[dict[str, Any]]:
+        leaves = ((n, layer) for n, layer in getattr(module, name).named_modules() if not list(layer.children()))
+        return [_describe_layer(f"{name}.{n}", layer, tensors) for n, layer in leaves]
+
+    layers: list[dict[str, Any]]
+    if isinstance(encoder, FlattenEncoder):
+        layers = [{"op": "flatten"}] if len(module.observation_space.shape) > 1 else []
+    else:
+        layers = described("encoder")
+    if module.num_atoms > 1:
+        # A value that is added to all atoms of an action changes no probability: a dueling C51's does nothing.
+        expectation = {"v_min": module.v_min, "v_max": module.v_max, "num_atoms": module.num_atoms}
+        layers += [*described("af"), {"op": "expectation", **expectation}]
+    elif module.uses_dueling:
+        layers.append({"op": "dueling", "advantage": described("af"), "value": described("vf")})
+    else:
+        layers += described("af")
+    return layers, tensors
+
+
+def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if type(layer) in _ELEMENTWISE and not (isinstance(layer, nn.ELU) and layer.alpha != 1):
+        return {"op": _ELEMENTWISE[type(layer)]}
+    if isinstance(layer, nn.Flatten):
+        return {"op": "flatten"}
+    if isinstance(layer, nn.ZeroPad2d):
+        return {"op": "zero_pad", "padding": list(layer.padding)}  # left, right, top, bottom
+    tensor_names = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
+    if isinstance(layer, nn.Linear):
+        description: dict[str, Any] = {"op": "linear"}
+    elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine and len(layer.normalized_shape) == 1:
+        description = {"op": "layer_norm", "eps": layer.eps}
+    elif isinstance(layer, nn.Conv2d) and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1):
+        description = {"op": "conv2d", "stride": list(layer.stride)}
+    else:
+        raise ValueError(
+            f"safetensors has no description of the layer {layer}. Known are linear, conv2d, layer_norm, zero_pad, "
+            f"flatten, {', '.join(_ELEMENTWISE.values())}. Use format='onnx' or 'torchscript'."
+        )
+    weight = layer.weight.detach().cpu().float().contiguous()
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu().float().contiguous()
+    tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    return description | tensor_names
+
+
+# --- Small parts ------------------------------------------------------------------------------------------------------
+
+
+def _observation_shape(path: str | os.PathLike[str]) -> list[int]:
+    """Shape of one observation, as the artifact itself says."""
+    artifact_format = artifact_format_of(path)
+    if artifact_format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        return list(session.get_inputs()[0].shape[1:])
+    if artifact_format == "safetensors":
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return json.loads(header["__metadata__"]["observation_shape"])
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(_SHAPE_FILE))
+        return json.loads(archive.read(name))
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f"ONNX needs the package '{package}', which is not installed. pip install 'rllib-kd[onnx]'"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporters say about themselves: deprecations, other packages, advice for larger models."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,66 @@
+"""Runs a student from safetensors with numpy alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ELEMENTWISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "sigmoid": lambda x: 0.5 + 0.5 * np.tanh(0.5 * x),  # as tanh, which cannot overflow
+    "silu": lambda x: x * (0.5 + 0.5 * np.tanh(0.5 * x)),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
+}
+
+
+def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from observations `[B, ...]` to Q-values `[B, A]` of a safetensors file."""
+    data = Path(path).read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    layers = json.loads(header.pop("__metadata__")["layers"])
+    tensors = {
+        name: np.frombuffer(data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], "<f4").reshape(
+            entry["shape"]
+        )
+        for name, entry in header.items()
+    }
+    return lambda obs: run(layers, tensors, np.asarray(obs, np.float32))
+
+
+def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Outputs of the layers for inputs `x`; images are `[B, H, W, C]` throughout."""
+    for layer in layers:
+        op = layer["op"]
+        if op in ELEMENTWISE:
+            x = ELEMENTWISE[op](x)
+        elif op == "linear":
+            x = x @ tensors[layer["weight"]].T + tensors[layer["bias"]]
+        elif op == "layer_norm":
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + np.float32(layer["eps"]))
+            x = x * tensors[layer["weight"]] + tensors[layer["bias"]]
+        elif op == "flatten":
+            x = x.reshape(len(x), -1)
+        elif op == "zero_pad":
+            left, right, top, bottom = layer["padding"]
+            x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        elif op == "conv2d":
+            weight, (down, along) = tensors[layer["weight"]], layer["stride"]  # weight [O, C, h, w]
+            patches = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], (1, 2))[:, ::down, ::along]
+            x = np.tensordot(patches, weight, ((3, 4, 5), (1, 2, 3))) + tensors[layer["bias"]]
+        elif op == "dueling":
+            advantage = run(layer["advantage"], tensors, x)
+            x = run(layer["value"], tensors, x) + advantage - advantage.mean(-1, keepdims=True)
+        elif op == "expectation":  # of a C51's distribution over atoms
+            logits = x.reshape(len(x), -1, layer["num_atoms"])  # [B, A, atoms]
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            atoms = np.linspace(layer["v_min"], layer["v_max"], layer["num_atoms"], dtype=np.float32)
+            x = weights @ atoms / weights.sum(-1)
+        else:
+            raise ValueError(f"This runner does not know the layer '{op}'.")
+    return x

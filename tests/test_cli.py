@@ -26,7 +26,7 @@ def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
 
 
 def test_help_is_quick_fits_a_screen_and_shows_an_example():
-    for command in ([], ["train"], ["compare"], ["evaluate"]):
+    for command in ([], ["train"], ["compare"], ["evaluate"], ["export"]):
         start = time.perf_counter()
         done = run(*command, "--help")
         assert done.returncode == 0
@@ -70,6 +70,14 @@ BAD = {
     "nothing to resume": ([*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none"], "no experiment to resume"),
     "no student": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1"], "Missing argument"),
     "student is not there": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "/none"], "at '/none'"),
+    "unknown format": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.gguf", "--format", "gguf", "--episodes", "1"],
+        "Unknown format 'gguf'. Known are onnx, safetensors, torchscript",
+    ),
+    "int8 of another format": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "x", "--format", "safetensors", "--int8"],
+        "int8",
+    ),
     "no episodes": (["evaluate", "cartpole", "--env", "CartPole-v1", "--episodes", "0"], "at least 1"),
     "environment unknown": (["train", "--algo", "DQN", "--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
     "environment unknown to evaluate": (["evaluate", "cartpole", "--env", "CartPool-v1"], "CartPool"),
@@ -89,7 +97,8 @@ def test_bad_usage_is_one_line_and_exit_code_2(cluster, arguments, message, monk
 
 
 def test_trains_evaluates_compares_and_goes_on(tmp_path):
-    train = [*DISTIL, "--compression", "0.05", "--config", json.dumps(FAST), "--storage-path", str(tmp_path)]
+    config = json.dumps(FAST | {"evaluation_interval": 1, "evaluation_duration": 1})
+    train = [*DISTIL, "--compression", "0.05", "--config", config, "--storage-path", str(tmp_path)]
     done = run(*train, "--stop", '{"training_iteration": 3}', "--experiment-name", "first")
     assert done.returncode == 0, done.stderr
     summary, checkpoint = done.stdout.splitlines()
@@ -102,12 +111,23 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path):
     assert re.fullmatch(r"return [\d.]+ ± [\d.]+ \(95 % CI, 5 episodes of CartPole-v1\)\n", done.stdout), done
     assert len(json.loads(report.read_text())["returns"]) == 5
 
-    figures = tmp_path / "figures.json"
     arguments = ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", checkpoint, "--episodes", "3"]
-    done = run(*arguments, "--out", str(figures))
+    done = run(*arguments, "--out", str(tmp_path / "report"), "--runs", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "student / teacher" in done.stdout
-    assert checkpoint in json.loads(figures.read_text())
+    assert Path(checkpoint).name in done.stdout
+    figures = json.loads((tmp_path / "report" / "figures.json").read_text())
+    assert [student["name"] for student in figures["students"]] == [Path(checkpoint).name]
+    assert figures["curves"]
+    assert (tmp_path / "report" / "index.html").is_file()
+
+    artifact = tmp_path / "student.onnx"
+    arguments = ["export", checkpoint, "--env", "CartPole-v1", "--out", str(artifact), "--teacher", "cartpole"]
+    done = run(*arguments, "--episodes", "2")
+    assert done.returncode == 0, done.stderr
+    assert artifact.is_file()
+    for row in ("bytes on disk", "peak memory", "latency, batch of 1", "difference from PyTorch"):
+        assert row in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
     done = run(*train, "--stop", '{"training_iteration": 5}', "-n", "second", "--restore", checkpoint)
     assert done.returncode == 0, done.stderr

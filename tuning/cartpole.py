@@ -33,7 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--seed", type=int, help="makes the run repeatable")
     args = parser.parse_args()
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # RLlib's notes on its own deprecations
+    for name in ("ray.rllib", "ray._common.deprecation"):  # RLlib's notes on its own deprecations
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     algo = config.debugging(seed=args.seed).build_algo()
     start = time.perf_counter()

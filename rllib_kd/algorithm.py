@@ -10,7 +10,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 import ray
@@ -36,9 +35,10 @@ from ray.rllib.utils.metrics import (
 from ray.tune.registry import register_trainable
 
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
-from rllib_kd.env_runner import check_spaces
 from rllib_kd.learner import DISTILLATION_COLUMNS, NUM_GRADIENT_STEPS, TD_COLUMNS
 from rllib_kd.schedules import value_at
+from rllib_kd.spaces import brief, check_spaces, same_space
+from rllib_kd.students import compress, count_parameters
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Teacher
 
@@ -79,9 +79,9 @@ class DistillDQN(DQN):
         self._steps_since_start = 0  # in this process: the replay starts empty
         try:
             super().setup(self.config)
-        except IndexError as error:  # what RLlib makes of remote EnvRunners that could not be built
+        except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
             self._explain_failed_env_runners()
-            raise error
+            raise
         self._student_parameters = self._count_student_parameters()
         if self._teacher.is_loaded:
             self._warn_of_a_large_student()
@@ -156,8 +156,6 @@ class DistillDQN(DQN):
         """The config with `compression` turned into layer widths."""
         config = self.config.copy(copy_frozen=False)
         if config._rl_module_spec is None and not WIDTH_KEYS & set(config.given_model_config):
-            from rllib_kd.students import compress
-
             if self._teacher.model_config is None:
                 raise ValueError(
                     f"The teacher '{self._teacher.source}' has a network of its own, which cannot be scaled by "
@@ -178,8 +176,6 @@ class DistillDQN(DQN):
         return config
 
     def _count_student_parameters(self) -> int:
-        from rllib_kd.students import count_parameters
-
         counts = self.learner_group.foreach_learner(
             lambda learner: count_parameters(learner.module[DEFAULT_MODULE_ID].unwrapped())
         )
@@ -211,10 +207,10 @@ class DistillDQN(DQN):
             ("observation", self._teacher.observation_space, observation_space),
             ("action", self._teacher.action_space, action_space),
         ):
-            if not _same_space(teacher_space, student_space):
+            if not same_space(teacher_space, student_space):
                 raise ValueError(
-                    f"The teacher's {what} space is {_brief(teacher_space)}, but the student's is "
-                    f"{_brief(student_space)} in '{self.config.env}'. Distil in the environment in which the teacher "
+                    f"The teacher's {what} space is {brief(teacher_space)}, but the student's is "
+                    f"{brief(student_space)} in '{self.config.env}'. Distil in the environment in which the teacher "
                     "was trained, with the same wrappers and connectors."
                 )
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
@@ -415,17 +411,6 @@ def _limit_threads(num_cpus: int) -> None:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, int(num_cpus)))
-
-
-def _brief(space: Any) -> str:
-    return f"Box{space.shape}" if isinstance(space, gym.spaces.Box) else str(space)
-
-
-def _same_space(teacher_space: Any, student_space: Any) -> bool:
-    """Equal kind and shape. Bounds and float types may differ: they do not change what a network takes."""
-    if type(teacher_space) is not type(student_space) or teacher_space.shape != student_space.shape:
-        return False
-    return getattr(teacher_space, "n", None) == getattr(student_space, "n", None)
 
 
 register_trainable("DistillDQN", DistillDQN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
 
+from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, values_of
 from rllib_kd.teachers import absolute_teacher_uri
 
@@ -206,9 +206,7 @@ class DistillDQNConfig(DQNConfig):
         known = set(vars(type(self)()))
         for name in vars(self):
             if name not in known and name != "class" and not name.startswith("__"):  # Tune's own start with "__"
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean '{near[0]}'?" if near else ""
-                raise ValueError(f"DistillDQN has no config field '{name}'.{hint}")
+                raise ValueError(f"DistillDQN has no config field '{name}'.{did_you_mean(name, known)}")
 
     def _check_distillation(self) -> None:
         from rllib_kd.losses import LOSSES, VALUE_LOSSES
@@ -219,8 +217,7 @@ class DistillDQNConfig(DQNConfig):
                 ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
             )
         if self.loss not in LOSSES:
-            near = difflib.get_close_matches(str(self.loss).lower(), LOSSES, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(str(self.loss).lower(), LOSSES)
             raise ValueError(f"Unknown loss {self.loss!r}.{hint} Known are: {', '.join(LOSSES)}.")
         if self.rollout_policy not in ROLLOUT_POLICIES:
             raise ValueError(

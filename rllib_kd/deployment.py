@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rllib_kd.evaluation import as_q_network, env_maker, greedy, mean_and_ci95, play
+from rllib_kd.evaluation import as_q_network, env_maker, episode_seeds, greedy, mean_and_ci95, play
 from rllib_kd.export import DeploymentCost, Exported, deployment_cost, q_function
 from rllib_kd.export import export as write_artifact
 
@@ -47,7 +47,7 @@ def deploy(
     Raises:
         ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
     """
-    network, make_env, seeds = as_q_network(checkpoint), env_maker(env), range(_SEED, _SEED + num_episodes)
+    network, make_env, seeds = as_q_network(checkpoint), env_maker(env), episode_seeds(num_episodes, _SEED)
     torch_returns, states = play(make_env, greedy(network), seeds)
     with tempfile.TemporaryDirectory() as folder:
         path = out if out is not None else Path(folder) / f"network.{format}"

@@ -24,6 +24,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
 from rllib_kd.replay import VALID
+from rllib_kd.spaces import check_spaces
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
 logger = logging.getLogger(__name__)
@@ -346,25 +347,6 @@ def has_plain_connectors(env_runner: SingleAgentEnvRunner) -> bool:
         type(connector).__name__ in _PLAIN_CONNECTORS and type(connector).__module__.startswith("ray.rllib.connectors.")
         for connector in connectors
     )
-
-
-def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Whether a Q-network suits them.
-
-    Raises:
-        ValueError: it does not; the message says what to do.
-    """
-    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
-        raise ValueError(
-            f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
-            "Wrap the environment."
-        )
-    if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
-        raise ValueError(
-            f"The networks need observations in a Box of floats, but get {observation_space}. Wrap the environment "
-            "(bytes of images: divide by 255), or use a connector: env_runners(env_to_module_connector="
-            "lambda *args, **kwargs: FlattenObservations())."
-        )
 
 
 class _ActingModule:

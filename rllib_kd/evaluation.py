@@ -22,6 +22,7 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 from torch import Tensor
 
 from rllib_kd.env_runner import has_plain_connectors
+from rllib_kd.spaces import brief, same_space
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Teacher
 
@@ -168,15 +169,13 @@ def compare_all(
     Raises:
         ValueError: no students, or one of the errors of `compare()`.
     """
-    if num_episodes < 1:
-        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    seeds = episode_seeds(num_episodes, seed)
     if not students:
         raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
     teacher = as_q_network(teacher)
     networks = {name: as_q_network(student) for name, student in students.items()}
     make_env = env_maker(env, env_config)
     _check_spaces(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
-    seeds = range(seed, seed + num_episodes)
     teacher_returns, teacher_states = play(make_env, greedy(teacher), seeds)
     num_actions = int(teacher.action_space.n)
     rng = np.random.default_rng(seed)
@@ -231,12 +230,22 @@ def evaluate(
     Raises:
         ValueError: the policy cannot be loaded, or its spaces differ from the environment's.
     """
-    if num_episodes < 1:
-        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    seeds = episode_seeds(num_episodes, seed)
     network, make_env = as_q_network(policy), env_maker(env, env_config)
     _check_spaces(make_env, {"The policy": network})
-    returns, states = play(make_env, greedy(network), range(seed, seed + num_episodes))
+    returns, states = play(make_env, greedy(network), seeds)
     return _report("policy", returns, network, states)
+
+
+def episode_seeds(num_episodes: int, seed: int) -> range:
+    """One seed an episode.
+
+    Raises:
+        ValueError: there are to be none.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    return range(seed, seed + num_episodes)
 
 
 def play(
@@ -372,10 +381,10 @@ def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Teache
     env.close()
     for name, network in networks.items():
         own = network.observation_space, network.action_space
-        if own[0].shape != spaces[0].shape or getattr(own[1], "n", None) != getattr(spaces[1], "n", None):
+        if not all(map(same_space, own, spaces)):
             raise ValueError(
-                f"{name} was made for observations of shape {own[0].shape} and actions {own[1]}, but the environment "
-                f"has {spaces[0].shape} and {spaces[1]}. Compare networks where they were trained."
+                f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
+                f"has {brief(spaces[0])} and {brief(spaces[1])}. Compare networks where they were trained."
             )
 
 

@@ -6,7 +6,6 @@ An experiment comes from flags, from a Python file with a `config`, or from a YA
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import os
@@ -31,7 +30,8 @@ from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import check_gymnasium_id
-from rllib_kd.teachers import load_teacher
+from rllib_kd.hints import did_you_mean
+from rllib_kd.teachers import absolute_uri, load_teacher
 
 #: Stop criteria of the old API stack, and where a result holds them now.
 RENAMED_METRICS = {
@@ -101,9 +101,8 @@ class Experiment:
             check_gymnasium_id(config.env)
         config.validate()
         _check_teacher(config)
-        if isinstance(teacher := self.config.get("teacher"), str):
-            # A trial runs in another working directory.
-            self.config["teacher"] = config.teacher if teacher == _first(teacher) else teacher
+        if isinstance(self.config.get("teacher"), str):
+            self.config["teacher"] = config.teacher  # absolute: a trial runs in another working directory
         self.config = {_ATTRIBUTE_NAMES.get(key, key): value for key, value in self.config.items()}
         return self
 
@@ -125,8 +124,7 @@ def algorithm_class(algorithm: str) -> type[Algorithm]:
         return ALGORITHMS[algorithm]()[0]
     if not _global_registry.contains(TRAINABLE_CLASS, algorithm):
         known = [DistillDQN.__name__, *ALGORITHMS]
-        near = difflib.get_close_matches(algorithm, known, n=1, cutoff=0.4)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(algorithm, known, cutoff=0.4)
         raise ValueError(f"Unknown algorithm '{algorithm}'.{hint} Known are: {', '.join(known)}.")
     return _global_registry.get(TRAINABLE_CLASS, algorithm)
 
@@ -147,9 +145,7 @@ def apply_config(config: AlgorithmConfig, values: Mapping[str, Any]) -> Algorith
     }
     for name, value in values.items():
         if name not in methods:
-            near = difflib.get_close_matches(name, methods, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{type(config).__name__} has no setting '{name}'.{hint}")
+            raise ValueError(f"{type(config).__name__} has no setting '{name}'.{did_you_mean(name, methods)}")
         try:
             getattr(config, methods[name])(**{name: value})
         except (TypeError, AttributeError) as error:
@@ -241,7 +237,7 @@ def run(experiment: Experiment, options: RunOptions) -> tuple[tune.ResultGrid, b
     Raises:
         ValueError: an unknown scheduler, or nothing to resume.
     """
-    storage = str(Path(options.storage_path or "~/ray_results").expanduser())
+    storage = absolute_uri(options.storage_path or "~/ray_results")
     if options.resume:
         return _resume(experiment, storage), False
     config = experiment.config
@@ -289,8 +285,7 @@ def _resume(experiment: Experiment, storage: str) -> tune.ResultGrid:
 
 def _restoring(experiment: Experiment, checkpoint: str) -> AlgorithmConfig | dict[str, Any]:
     """The experiment's config, whose algorithms start from a checkpoint."""
-    path = str(Path(checkpoint).expanduser().absolute()) if "://" not in checkpoint else checkpoint
-    restore = partial(_restore, path)
+    restore = partial(_restore, absolute_uri(checkpoint))
     if isinstance(experiment.config, AlgorithmConfig):
         return experiment.config.copy(copy_frozen=False).callbacks(on_algorithm_init=restore)
     return {**experiment.config, "callbacks_on_algorithm_init": restore}

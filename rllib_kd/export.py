@@ -34,7 +34,9 @@ from torch import Tensor, nn
 from rllib_kd.students import FlattenEncoder
 from rllib_kd.teachers.base import QF_PREDS, Teacher
 
-FORMATS = ("onnx", "safetensors", "torchscript")
+#: Formats, and the file in runners/ that plays each.
+_RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
+FORMATS = tuple(_RUNNERS)
 TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
 #: Beyond about 64 in a Q-value, rounding alone comes near the tolerance: runtimes add in different orders, as PyTorch
@@ -156,8 +158,7 @@ def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarra
     artifact_format = artifact_format_of(path)
     if artifact_format == "onnx":
         _require("onnxruntime")
-    runner = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
-    return importlib.import_module(f"rllib_kd.runners.{runner[artifact_format]}").load(os.fspath(path))
+    return importlib.import_module(f"rllib_kd.runners.{_RUNNERS[artifact_format]}").load(os.fspath(path))
 
 
 def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
@@ -175,7 +176,7 @@ def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
         _require("onnxruntime")
     script = Path(__file__).parent / "runners" / "measure.py"
     done = subprocess.run(
-        [sys.executable, str(script), artifact_format, os.fspath(path), json.dumps(_observation_shape(path))],
+        [sys.executable, str(script), _RUNNERS[artifact_format], os.fspath(path), json.dumps(_observation_shape(path))],
         capture_output=True,
         text=True,
         env=os.environ | _SINGLE_THREAD,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -251,7 +252,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         if not fresh or len(fresh[TEACHER_Q]) == 0:
             return
         teacher_q = fresh[TEACHER_Q]
-        student_q = self.module[DEFAULT_MODULE_ID].compute_q_values({Columns.OBS: fresh[Columns.OBS].float()})[QF_PREDS]
+        student_q = self.module[DEFAULT_MODULE_ID].compute_q_values(fresh)[QF_PREDS]
         student_q = student_q.masked_fill(teacher_q == -torch.inf, -torch.inf)
         chosen = student_q.argmax(-1, keepdim=True)
         regret = teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)
@@ -306,11 +307,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     def _gather(self, rows: Tensor, uses_td: bool, config: Any) -> dict[str, Tensor]:
         batch = self.replay.gather(rows, DISTILLATION_COLUMNS)
-        batch[Columns.OBS] = batch[Columns.OBS].float()
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=config.n_step, gamma=config.gamma)
-            batch[Columns.NEXT_OBS] = batch[Columns.NEXT_OBS].float()
         return batch
 
     def _distillation_loss(self, config: Any, student_q: Tensor, teacher_q: Tensor) -> Tensor:
@@ -403,7 +402,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     def _log_learning(self, sums: Mapping[str, Tensor], num_steps: int, num_rows: int) -> None:
         means = {name: (value / num_steps).item() for name, value in sums.items()}
-        if not all(map(torch.isfinite, map(torch.tensor, means.values()))):
+        if not all(map(math.isfinite, means.values())):
             raise FloatingPointError(
                 f"The loss is not finite: {means}. Usual causes are a learning rate that is too high, or Q-values that "
                 "are not finite."

@@ -1,5 +1,6 @@
 import pickle
 import shutil
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +12,7 @@ from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPP
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from rllib_kd.teachers import absolute_teacher_uri, load_teacher
+from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
 
@@ -73,6 +74,13 @@ def test_relative_paths_become_absolute_at_once(small_teacher, tmp_path, monkeyp
     assert uri == str(tmp_path / "here")
     assert load_teacher(uri).num_parameters == 1_282
     assert absolute_teacher_uri("s3://bucket/teacher") == "s3://bucket/teacher"
+
+
+def test_uris_stay_and_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute_uri("s3://bucket/results") == "s3://bucket/results"
+    assert absolute_uri("results") == str(tmp_path / "results")
+    assert absolute_uri("~/results") == str(Path.home() / "results")
 
 
 def test_the_packaged_teacher_resolves_by_name_from_everywhere(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """A script: what one artifact costs the process that plays it. Prints JSON.
 
-    python measure.py FORMAT ARTIFACT OBSERVATION_SHAPE
+    python measure.py RUNNER ARTIFACT OBSERVATION_SHAPE
 
 It is run by its path, so that the runners beside it are imported without the package around them: what is measured is
 what a device needs. Only one observation is seen at a time.
@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-_RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
 _WARM_UP_CALLS = 50
 _CALLS = 1000
 
@@ -35,9 +34,9 @@ def peak_memory_bytes() -> int:
 
 def main() -> None:
     """Load, play one observation, look at the memory; then measure the time, in this order."""
-    artifact_format, path, shape_text = sys.argv[1:]
-    runner = importlib.import_module(_RUNNERS[artifact_format])
-    if artifact_format == "torchscript":
+    runner_name, path, shape_text = sys.argv[1:]
+    runner = importlib.import_module(runner_name)
+    if runner_name == "torchscript_runner":
         runner.torch.set_num_threads(1)
     import numpy as np
 

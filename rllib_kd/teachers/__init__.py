@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 PACKAGED_TEACHERS = {"cartpole": Path(__file__).parent / "cartpole"}
 
 
+def absolute_uri(path: str) -> str:
+    """A URI as it is, and a path that means the same in every working directory."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
 def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     """Name, URI or path of a teacher as a string that means the same in every working directory.
 
@@ -25,9 +30,7 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
             f"{teacher!r}; several teachers at once are not supported yet."
         )
     text = os.fspath(teacher)
-    if text in PACKAGED_TEACHERS or "://" in text:
-        return text
-    return str(Path(text).expanduser().absolute())
+    return text if text in PACKAGED_TEACHERS else absolute_uri(text)
 
 
 def load_teacher(teacher: str | os.PathLike[str]) -> Teacher:

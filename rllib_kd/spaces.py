@@ -1,0 +1,37 @@
+"""Spaces: which of them a Q-network suits, and whether two mean the same."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+
+
+def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
+    """Whether a Q-network suits them.
+
+    Raises:
+        ValueError: it does not; the message says what to do.
+    """
+    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+        raise ValueError(
+            f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
+            "Wrap the environment."
+        )
+    if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
+        raise ValueError(
+            f"The networks need observations in a Box of floats, but get {observation_space}. Wrap the environment "
+            "(bytes of images: divide by 255), or use a connector: env_runners(env_to_module_connector="
+            "lambda *args, **kwargs: FlattenObservations())."
+        )
+
+
+def same_space(one: gym.Space, other: gym.Space) -> bool:
+    """Equal kind and shape. Bounds and float types may differ: they do not change what a network takes."""
+    if type(one) is not type(other) or one.shape != other.shape:
+        return False
+    return getattr(one, "n", None) == getattr(other, "n", None)
+
+
+def brief(space: gym.Space) -> str:
+    """A space in a few characters, without the bounds of a Box."""
+    return f"Box{space.shape}" if isinstance(space, gym.spaces.Box) else str(space)

@@ -18,8 +18,9 @@ import torch
 from hypothesis import settings
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.tune.registry import register_trainable
 
-from rllib_kd import DistillDQNConfig
+from rllib_kd import DistillDQN, DistillDQNConfig
 
 torch.set_num_threads(1)
 settings.register_profile("no_deadline", deadline=None)
@@ -56,10 +57,16 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_q_module().save_to_path(str(tmp_path_factory.mktemp("teachers") / "small"))
 
 
+def start_ray(**kwargs: Any) -> None:
+    """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
+    ray.init(log_to_driver=False, **kwargs)
+    register_trainable("DistillDQN", DistillDQN)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local Ray with four logical CPUs."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    start_ray(num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
 

@@ -10,30 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import ray
 from ray import tune
 from ray._private import state as ray_state
-from ray.cluster_utils import Cluster
 
 from rllib_kd import DistillDQNConfig, Sweep, compare
 
 LEARNER = "_WrappedExecutable"  # the class of the actor that RLlib puts a Learner in
 ENV_STEPS = 20_000
 FRESH_SEED = 1_000_000
-
-
-@pytest.fixture
-def nodes():
-    """A cluster of several raylets on this machine, in the place of the Ray that the other tests share."""
-    was_running = ray.is_initialized()
-    ray.shutdown()
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-    if was_running:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
 
 
 def actors():

@@ -1,0 +1,44 @@
+"""Where actors go on a cluster of several nodes."""
+
+import json
+
+import pytest
+import ray
+from ray import tune
+from ray.rllib.callbacks.callbacks import RLlibCallback
+
+
+class Places(RLlibCallback):
+    """Reports the node of the main process, and of each EnvRunner."""
+
+    def on_train_result(self, *, algorithm, result, **kwargs):
+        def place(env_runner=None):
+            return ray.get_runtime_context().get_node_id()
+
+        result["runners"] = algorithm.env_runner_group.foreach_env_runner(place, local_env_runner=False)
+        result["main"] = place()
+
+
+def places(tmp_path, **config):
+    param_space = {"env": "CartPole-v1", "teacher": "cartpole", "num_baseline_episodes": 0, "callbacks_class": Places}
+    (result,) = tune.Tuner(
+        "DistillDQN",
+        param_space={**param_space, "num_env_runners": 2, **config},
+        run_config=tune.RunConfig(storage_path=str(tmp_path), stop={"training_iteration": 1}, verbose=0),
+    ).fit()
+    assert result.error is None
+    return json.loads(json.dumps({name: result.metrics[name] for name in ("main", "runners")}))
+
+
+@pytest.mark.parametrize(("strategy", "count"), [("SPREAD", 3), ("PACK", 1)])
+def test_env_runners_spread_over_nodes(nodes, tmp_path, strategy, count):
+    for _ in range(2):
+        nodes.add_node(num_cpus=3)
+    found = places(tmp_path, placement_strategy=strategy)
+    assert len({found["main"], *found["runners"]}) == count
+
+
+def test_custom_resources_say_which_nodes(nodes, tmp_path):
+    node = nodes.add_node(num_cpus=3, resources={"runner": 2})
+    nodes.add_node(num_cpus=3)
+    assert places(tmp_path, custom_resources_per_env_runner={"runner": 1})["runners"] == [node.node_id] * 2

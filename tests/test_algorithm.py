@@ -209,6 +209,22 @@ def test_the_teacher_never_changes_and_enters_nothing_of_the_student(cartpole_co
     assert holders == [path / "teacher" / "state.pkl"]
 
 
+def test_a_loaded_teacher_enters_no_config_of_actors_and_checkpoints(cartpole_config, build, tmp_path):
+    teacher = load_teacher("cartpole")
+    algo = build(cartpole_config.env_runners(num_env_runners=1).distillation(teacher=teacher))
+    algo.train()
+    remote = algo.env_runner_group.foreach_env_runner(
+        lambda env_runner: env_runner.config.teacher, local_env_runner=False
+    )
+    assert remote == [algo.config.teacher] == [teacher.source]
+    needle = bytes_of(teacher)[0][:64]
+    path = Path(algo.save_to_path(str(tmp_path / "checkpoint")))
+    holders = [file for file in path.rglob("*") if file.is_file() and needle in file.read_bytes()]
+    assert holders == [path / "teacher" / "state.pkl"]
+    algo.restore_from_path(path)
+    assert algo._teacher is not teacher  # which other algorithms may share
+
+
 def test_a_state_brings_its_teacher_to_remote_env_runners(cartpole_config, build, tmp_path):
     other = make_q_module(seed=5).save_to_path(str(tmp_path / "other"))
     first = build(cartpole_config.env_runners(num_env_runners=1))

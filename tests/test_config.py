@@ -9,7 +9,7 @@ from ray import tune
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
-from rllib_kd import DistillDQN, DistillDQNConfig
+from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
 
 OWN_FIELDS = set(vars(DistillDQNConfig())) - set(vars(DistillDQN.__mro__[1].get_default_config()))
 
@@ -155,3 +155,10 @@ def test_every_field_has_an_argument_a_description_and_a_reader():
         assert name in parameters
         assert f"{name}:" in descriptions
         assert name in read, f"nobody reads `{name}`"
+
+
+def test_a_loaded_teacher_is_a_teacher(cartpole_config):
+    teacher = load_teacher("cartpole")
+    config = cartpole_config.distillation(teacher=teacher)
+    config.validate()
+    assert config.teacher is teacher

@@ -276,10 +276,10 @@ class SweepResult:
                 _ratio(student.return_ratio_lower),
                 str(len(student.return_ratios)),
                 f"{student.env_steps:,}",
-                describe(student),
             ]
             kind = "" if student.finished else ' class="reference"'
             row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            row += f'<td class="words">{html.escape(describe(student))}</td>'
             lines.append(
                 f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>'
             )

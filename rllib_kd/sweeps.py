@@ -440,7 +440,7 @@ class Sweep:
             num_parameters=metrics["student_params"],
             compression=metrics["compression"],
             return_ratios=tuple(metrics["return_ratios"]),
-            env_steps=metrics["num_env_steps_sampled_lifetime"],
+            env_steps=int(metrics["num_env_steps_sampled_lifetime"]),
             finished=metrics["training_iteration"] >= _NUM_REPORTS,
             checkpoint=result.checkpoint.path if result.checkpoint else None,
         )

@@ -33,17 +33,18 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     return text if text in PACKAGED_TEACHERS else absolute_uri(text)
 
 
-def load_teacher(teacher: str | os.PathLike[str]) -> Teacher:
+def load_teacher(teacher: str | os.PathLike[str], *, trust_checkpoint: bool = False) -> Teacher:
     """Load a teacher.
 
     Args:
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint: an Algorithm's
             directory, or its rl_module folder.
+        trust_checkpoint: whether what a checkpoint holds may be executed: for RLModules and connectors of one's own.
 
     Raises:
-        ValueError: nothing is there, or it is no teacher; the message says what was expected.
+        ValueError: nothing is there, it is no teacher, or it holds more than data; the message says what to do.
     """
     from rllib_kd.teachers.rllib import load_rllib
 
     uri = absolute_teacher_uri(teacher)
-    return load_rllib(str(PACKAGED_TEACHERS.get(uri, uri)))
+    return load_rllib(str(PACKAGED_TEACHERS.get(uri, uri)), trust_checkpoint=trust_checkpoint)

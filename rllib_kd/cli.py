@@ -84,7 +84,7 @@ def train(
     and: rllib train file tuning/cartpole.py
     """
     from rllib_kd import experiment as experiments
-    from rllib_kd.progress import ProgressLine
+    from rllib_kd.callbacks import ProgressLine
 
     _set_log_level(verbose)
     shortcuts = {"env": env, "teacher": teacher, "compression": compression, "loss": loss}
@@ -229,7 +229,7 @@ def _named(paths: list[str]) -> dict[str, str]:
 
 
 def _summary(result: Any) -> str:
-    from rllib_kd.progress import describe
+    from rllib_kd.callbacks import describe
 
     if result.error is not None:
         return f"{Path(result.path).name} failed: {str(result.error).strip().splitlines()[-1]}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rllib_kd import cli
-from rllib_kd.progress import describe
+from rllib_kd.callbacks import describe
 
 ROOT = Path(__file__).parents[1]
 FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}

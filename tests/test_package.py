@@ -11,8 +11,8 @@ import rllib_kd
 
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that stand on their own, and those that may be imported by learner, env_runner and students.
-FOUNDATIONS = {"hints", "losses", "replay", "schedules", "spaces", "statistics", "teachers"}
-FREE_OF_RAY = {"hints", "losses", "replay", "schedules", "spaces", "statistics"}
+FOUNDATIONS = {"hints", "losses", "progress", "replay", "schedules", "spaces", "statistics", "teachers"}
+FREE_OF_RAY = {"hints", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
 
 
 def imports(name: str) -> set[str]:

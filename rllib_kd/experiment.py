@@ -29,8 +29,8 @@ from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
 from rllib_kd.config import DistillDQNConfig
-from rllib_kd.evaluation import check_gymnasium_id
 from rllib_kd.hints import did_you_mean
+from rllib_kd.playing import check_gymnasium_id
 from rllib_kd.teachers import absolute_uri, load_teacher
 
 #: Stop criteria of the old API stack, and where a result holds them now.

@@ -12,7 +12,7 @@ from rich.table import Column
 
 
 @contextmanager
-def bar(title: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
+def bar(title: str, *, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
     """A bar on stderr that vanishes at the end; in a file or pipe nothing is printed.
 
         with bar("teacher", total=num_episodes) as advance:
@@ -21,6 +21,7 @@ def bar(title: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
     Args:
         title: what is being done; of up to 20 characters.
         total: how much there is to do; None: nobody knows.
+        shown: False: not even on a terminal.
 
     Yields:
         A function to be called with how much has been done since its last call.
@@ -34,7 +35,7 @@ def bar(title: str, *, total: int | None) -> Iterator[Callable[[int], None]]:
         console=Console(stderr=True),
         transient=True,
         expand=True,
-        disable=not watched(),
+        disable=not (shown and watched()),
     ) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

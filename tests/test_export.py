@@ -16,8 +16,17 @@ from torch import nn
 
 from rllib_kd import export as exports
 from rllib_kd import load_teacher
-from rllib_kd.evaluation import play
-from rllib_kd.export import FORMATS, TOLERANCE, artifact_format_of, deployment_cost, describe, export, q_function
+from rllib_kd.export import (
+    FORMATS,
+    TOLERANCE,
+    artifact_format_of,
+    artifact_view,
+    deployment_cost,
+    describe,
+    export,
+    q_function,
+)
+from rllib_kd.playing import Reflex, play
 from rllib_kd.students import student_module_spec
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
@@ -153,7 +162,8 @@ def cartpole_states() -> np.ndarray:
         greedy = teacher.q_values(torch.as_tensor(obs)).argmax(-1).numpy()
         return np.where(rng.random(len(obs)) < 0.2, 1 - greedy, greedy)
 
-    return play(lambda: gym.make("CartPole-v1"), policy, range(10))[1]
+    view = artifact_view(teacher)
+    return play(lambda: gym.make("CartPole-v1"), Reflex(policy), range(10), views=[view])[1][0]
 
 
 @pytest.mark.parametrize("artifact_format", FORMATS)
@@ -168,7 +178,7 @@ def test_artifacts_play_a_whole_evaluation_as_pytorch_does(artifact_format, cart
             greedy = q_values(obs).argmax(-1)
             return np.where(weakness & (obs[:, 0] > 0.05), 1 - greedy, greedy)
 
-        return play(lambda: gym.make("CartPole-v1"), policy, seeds)[0]
+        return play(lambda: gym.make("CartPole-v1"), Reflex(policy), seeds)[0]
 
     def pytorch(obs):
         return teacher.q_values(torch.as_tensor(obs)).numpy()
@@ -190,7 +200,7 @@ def test_int8_is_smaller_and_plays(cartpole_states, tmp_path):
     assert small.max_difference_allowed is None
     assert 0.8 < small.agreement <= 1.0
     artifact = q_function(small.path)
-    returns, _ = play(lambda: gym.make("CartPole-v1"), lambda obs: artifact(obs).argmax(-1), range(10))
+    returns, _ = play(lambda: gym.make("CartPole-v1"), Reflex(lambda obs: artifact(obs).argmax(-1)), range(10))
     assert np.mean(returns) > 400
 
 

@@ -41,11 +41,15 @@ class Tag:
     """What stands for a global while a pickle is read: its subclasses for names, its instances for calls of them."""
 
     of: Name
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: Any
+    items: list[Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Tag:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Tag:  # noqa: D102
         self = object.__new__(cls)
         self.args, self.kwargs, self.state = args, kwargs, None
-        self.items: list[Any] = []
+        self.items = []
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -160,14 +164,14 @@ _Build = Callable[[Any], Any]
 def _dtype(tag: Tag, build: _Build) -> np.dtype:
     text = tag.args[0]
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
-        raise CheckpointError(f"Arrays of numbers were expected, got some of the type {text!r}.")
-    order = tag.state[1] if tag.state is not None else "="
-    return np.dtype(text).newbyteorder(order if order in ("<", ">") else "=")
+        raise ValueError(f"arrays of numbers were expected, got the type {text!r}")
+    is_big_endian = tag.state is not None and tag.state[1] == ">"
+    return np.dtype(text).newbyteorder(">" if is_big_endian else "<")
 
 
-def _array(data: Any, dtype: np.dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
+def _array(data: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
     if not isinstance(data, bytes | bytearray) or len(data) != dtype.itemsize * math.prod(shape):
-        raise CheckpointError(f"An array of the shape {shape} has too few numbers, or too many.")
+        raise ValueError(f"an array of the shape {shape} has too few numbers, or too many")
     return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
 
 
@@ -212,6 +216,8 @@ def _tuple_space(tag: Tag, build: _Build) -> gym.spaces.Tuple:
 
 
 def _ordered_dict(tag: Tag, build: _Build) -> dict[Any, Any]:
+    if tag.state is not None:
+        raise ValueError("it has attributes")
     return build(dict([*(tag.args[0] if tag.args else ()), *tag.items]))
 
 

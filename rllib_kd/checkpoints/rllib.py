@@ -72,7 +72,10 @@ _DEFAULT_CONNECTORS = {
     "TensorToNumpy",
     "UnBatchToIndividualItems",
 }
-_MAX_STATISTICS = 2**30  # bytes, unpacked
+_MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
+
+#: Class, constructor's keyword arguments, state.
+_ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,10 @@ class RLlibCheckpoint:
         if self.trusted:
             return pipeline_of(self._load_trusted(ConnectorPipelineV2, folder), module)
         observation_space, specs = self._read_connectors(folder)
-        stages = _stages(specs, observation_space)
+        try:
+            stages = _stages(specs, observation_space)
+        except Exception as error:  # what a broken state may be, nobody knows
+            raise CheckpointError(f"'{folder}' has a broken connector ({type(error).__name__}: {error}).") from error
         if stages is None:
             unknown = [str(name) for name, _, _ in specs if _stage_name(name) is None]
             raise CheckpointError(
@@ -164,13 +170,7 @@ class RLlibCheckpoint:
         folder = self._connectors("module_to_env")
         if folder is None:
             return True
-        _, specs = self._read_connectors(folder)
-        for name, kwargs, _ in specs:
-            if not _is_default(name):
-                raise CheckpointError(f"'{folder}' has the module-to-env connector {name}, which cannot be reproduced.")
-            if name.name == "NormalizeAndClipActions":
-                return bool(kwargs.get("normalize_actions", True))
-        return False
+        return _normalizes_actions(self._read_connectors(folder)[1])
 
     def environment(self) -> tuple[str | None, dict[str, Any]]:
         """Name and config of the environment in which it was trained; None where it has no name."""
@@ -206,7 +206,7 @@ class RLlibCheckpoint:
             args, pipeline_kwargs = content["ctor_args_and_kwargs"]
             connectors = pipeline_kwargs["connectors"]
             observation_space = build(args[0], class_file)
-            specs = []
+            specs: list[_ConnectorSpec] = []
             for tag, _, kwargs in connectors:
                 name = _name_of(tag)
                 if _stage_name(name) is None:
@@ -251,9 +251,7 @@ class RLlibCheckpoint:
             ) from error
 
 
-def open_checkpoint(
-    uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_checkpoint: bool = False
-) -> RLlibCheckpoint:
+def open_checkpoint(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_checkpoint: bool = False) -> RLlibCheckpoint:
     """Find a policy in any kind of RLlib checkpoint.
 
     Args:
@@ -300,22 +298,46 @@ def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None)
         module: the network, for connectors that want to know it.
     """
     space = connectors.input_observation_space
-    own = [c for c in connectors.connectors if not _is_default(Name(type(c).__module__, type(c).__name__))]
-    specs = [
-        (Name(type(c).__module__, type(c).__name__), c.get_ctor_args_and_kwargs()[1], c.get_state()) for c in own
-    ]
-    stages = _stages(specs, space)
+    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
+    stages = _stages([_spec(connector) for connector in own], space)
     if stages is None:
         alone = type(connectors)(space, connectors.input_action_space, connectors=own)
         stages = (RLlibConnectors(alone, module),)
     return ObservationPipeline(space, stages)
 
 
+def is_default_connector(connector: Any) -> bool:
+    """Whether RLlib adds it by itself, so that it does nothing that every player does not."""
+    return _is_default(_spec(connector)[0])
+
+
+def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
+    """Whether a running module-to-env pipeline takes actions in a Box from [−1, 1] to its bounds.
+
+    Raises:
+        CheckpointError: there are connectors beside RLlib's own in it.
+    """
+    return _normalizes_actions([_spec(connector) for connector in connectors.connectors])
+
+
 # --- Connectors -------------------------------------------------------------------------------------------------------
 
-#: Class, constructor's keyword arguments, state.
-_ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
 _STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
+
+
+def _spec(connector: Any) -> _ConnectorSpec:
+    name = Name(type(connector).__module__, type(connector).__name__)
+    return name, connector.get_ctor_args_and_kwargs()[1], connector.get_state()
+
+
+def _normalizes_actions(specs: Sequence[_ConnectorSpec]) -> bool:
+    normalizes = False
+    for name, kwargs, _ in specs:
+        if not _is_default(name):
+            raise CheckpointError(f"The module-to-env connector {name} cannot be reproduced.")
+        if name.name == "NormalizeAndClipActions":
+            normalizes = bool(kwargs.get("normalize_actions", True))
+    return normalizes
 
 
 def _is_default(name: Name) -> bool:
@@ -377,7 +399,7 @@ def _unpack(text: str) -> np.ndarray:
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(base64.b64decode(text), _MAX_STATISTICS)
     if unpacker.unconsumed_tail:
-        raise CheckpointError(f"The statistics of a MeanStdFilter unpack to more than {_MAX_STATISTICS} bytes.")
+        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {_MAX_STATISTICS} bytes")
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 

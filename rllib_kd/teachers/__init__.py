@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
 
-#: Teachers that come with the package, by name.
-PACKAGED_TEACHERS = {"cartpole": Path(__file__).parent / "cartpole"}
+
+class PackagedTeacher(NamedTuple):
+    """A teacher that comes with the package."""
+
+    path: Path
+    env: str  # in which it was trained
+
+
+#: By name.
+PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
 
 
 def absolute_uri(path: str) -> str:
@@ -47,4 +55,6 @@ def load_teacher(teacher: str | os.PathLike[str], *, trust_checkpoint: bool = Fa
     from rllib_kd.teachers.rllib import load_rllib
 
     uri = absolute_teacher_uri(teacher)
-    return load_rllib(str(PACKAGED_TEACHERS.get(uri, uri)), trust_checkpoint=trust_checkpoint)
+    if uri in PACKAGED_TEACHERS:
+        uri = str(PACKAGED_TEACHERS[uri].path)
+    return load_rllib(uri, trust_checkpoint=trust_checkpoint)

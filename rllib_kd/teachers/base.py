@@ -29,7 +29,7 @@ class Teacher(Checkpointable):
         module: an RLModule with `compute_q_values()`, which is copied without its target networks; None makes an empty
             teacher, to be filled by `set_state()`.
         pipeline: what the environment's observations go through on their way to the network; None where that is not
-            known: then it takes what the student takes, or what the environment shows.
+            known: then it takes what the environment shows, if that fits, or else what the student takes.
         source: where it came from, for messages.
     """
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from ray.rllib.algorithms.sac.default_sac_rl_module import DefaultSACRLModule
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.apis import QNetAPI
+from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.teachers.base import Teacher
@@ -25,9 +26,14 @@ def load_rllib(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_checkpoint
     """
     checkpoint = open_checkpoint(uri, module_id=module_id, trust_checkpoint=trust_checkpoint)
     module = checkpoint.load_module()
-    if not isinstance(module, QNetAPI):
+    if not is_q_network(module):
         raise ValueError(
             f"'{uri}' is a {type(module).__name__}, which has no Q-values. Expected the checkpoint of a DQN, or of "
             "another RLModule that implements compute_q_values()."
         )
     return Teacher(module, pipeline=checkpoint.load_observation_pipeline(module), source=uri)
+
+
+def is_q_network(module: RLModule) -> bool:
+    """Whether it has a Q-value for each of its actions. SAC's critics judge one action at a time."""
+    return hasattr(module, "compute_q_values") and not isinstance(module, DefaultSACRLModule)

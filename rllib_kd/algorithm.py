@@ -129,7 +129,7 @@ class DistillDQN(DQN):
         if uri == TEACHER_IN_CHECKPOINT:
             return Teacher()  # restore_from_path() will fill it
         try:
-            return load_teacher(uri)
+            return load_teacher(uri, trust_checkpoint=self.config.trust_checkpoint)
         except ValueError:
             # Tune rebuilds a trial from its config before it restores it, maybe on another machine.
             if teacher := self._load_teacher_of_trial():

@@ -43,6 +43,7 @@ class DistillDQNConfig(DQNConfig):
 
         super().__init__(algo_class=algo_class or DistillDQN)
         self.teacher: str | None = None
+        self.trust_checkpoint = False
         self.loss = "kl"
         self.temperature: float | Literal["auto"] = "auto"
         self.student_temperature: float | None = None
@@ -76,6 +77,7 @@ class DistillDQNConfig(DQNConfig):
         self,
         *,
         teacher: str | os.PathLike[str] = NotProvided,
+        trust_checkpoint: bool = NotProvided,
         loss: str = NotProvided,
         temperature: float | Literal["auto"] = NotProvided,
         student_temperature: float | None = NotProvided,
@@ -94,6 +96,8 @@ class DistillDQNConfig(DQNConfig):
         Args:
             teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
                 teacher that comes with the package. A path becomes absolute at once.
+            trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors of
+                your own. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action): the
                 student's outputs rank the actions; "mse" or "huber": they are Q-values.
             temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy
@@ -129,6 +133,7 @@ class DistillDQNConfig(DQNConfig):
         if teacher is not NotProvided:
             self.teacher = None if teacher is None else absolute_teacher_uri(teacher)
         given = {
+            "trust_checkpoint": trust_checkpoint,
             "loss": loss,
             "temperature": temperature,
             "student_temperature": student_temperature,

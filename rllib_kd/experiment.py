@@ -110,7 +110,7 @@ class Experiment:
 def _check_teacher(config: AlgorithmConfig) -> None:
     """Now, where the user sees it, and not in every trial."""
     if isinstance(config, DistillDQNConfig):
-        load_teacher(str(config.teacher))
+        load_teacher(str(config.teacher), trust_checkpoint=config.trust_checkpoint)
 
 
 def algorithm_class(algorithm: str) -> type[Algorithm]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -230,8 +231,10 @@ def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Ca
         if env.render_mode != "rgb_array":
             env.close()
             raise ValueError(f"The environment does not render to arrays: its render_mode is {env.render_mode!r}.")
-        return gym.wrappers.RecordVideo(
-            env, str(folder), episode_trigger=lambda i: i == 0, name_prefix=name, disable_logger=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are videos in the folder: they have other names
+            return gym.wrappers.RecordVideo(
+                env, str(folder), episode_trigger=lambda i: i == 0, name_prefix=name, disable_logger=True
+            )
 
     return make

@@ -188,6 +188,7 @@ def evaluate(
     video: Annotated[Path | None, typer.Option(help="Folder for films of the first episodes.")] = None,
     num_videos: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     render: Annotated[bool, typer.Option("--render", help="Show the episodes on the screen.")] = False,
+    algo: Annotated[str | None, typer.Option("--algo", "--run", help="The checkpoint knows it: checked.")] = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Play a policy of any algorithm without exploration, and report its return.
@@ -197,10 +198,13 @@ def evaluate(
     from rllib_kd.evaluation import evaluate as evaluate_policy
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
+    from rllib_kd.policies import algorithm_of
     from rllib_kd.runs import find_student
 
     _set_log_level(0)
     checkpoint = find_student(checkpoint)
+    if algo is not None and algo != (trained_by := algorithm_of(checkpoint) or algo):
+        raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
     where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
     report = evaluate_policy(
         checkpoint,

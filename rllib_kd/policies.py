@@ -140,6 +140,12 @@ def as_q_network(source: Any, *, trust_checkpoint: bool = False) -> Teacher:
     return Teacher(module, pipeline=_pipeline_of(source), source=type(source).__name__)
 
 
+def algorithm_of(path: str) -> str | None:
+    """Name of the algorithm that trained a checkpoint; None where it does not say."""
+    uri = absolute_teacher_uri(path)
+    return None if uri in PACKAGED_TEACHERS else open_checkpoint(uri).algorithm()
+
+
 def environment_of(source: Any) -> tuple[Any, dict[str, Any]]:
     """In which environment a policy was trained, and its config; None where it does not say.
 

@@ -171,24 +171,26 @@ class RLlibCheckpoint:
             return True
         return _normalizes_actions(self._read_connectors(folder)[1])
 
+    def algorithm(self) -> str | None:
+        """Name of the Algorithm's class; None where only the RLModule was saved."""
+        algorithm = self._read_algorithm().get("class")
+        return _name_of(algorithm).name.split(".")[-1] if algorithm is not None else None
+
     def environment(self) -> tuple[str | None, dict[str, Any]]:
         """Name and config of the environment in which it was trained; None where it has no name."""
+        try:
+            config = self._read_algorithm()["ctor_args_and_kwargs"][0][0]
+            config = config.state if isinstance(config, Tag) else config
+            env, env_config = config["env"], build(config.get("env_config", {}), self.uri)
+        except (KeyError, IndexError, TypeError, AttributeError, CheckpointError):
+            return None, {}  # it lacks them, or has more than data: whoever plays must say it again
+        return (env, env_config) if isinstance(env, str) and isinstance(env_config, dict) else (None, {})
+
+    def _read_algorithm(self) -> dict[str, Any]:
         if self.algorithm_path is None:
-            return None, {}
-        class_file = posixpath.join(self.algorithm_path, _CLASS_FILE)
-        content = self._read_tags(class_file)
-        try:
-            config = content["ctor_args_and_kwargs"][0][0]
-        except (KeyError, IndexError, TypeError):
-            return None, {}
-        config = config.state if isinstance(config, Tag) else config
-        if not isinstance(config, dict) or not isinstance(config.get("env"), str):
-            return None, {}
-        try:
-            env_config = build(config.get("env_config", {}), class_file)
-        except CheckpointError:  # more than data: whoever plays must say it again
-            return None, {}
-        return config["env"], env_config if isinstance(env_config, dict) else {}
+            return {}
+        content = self._read_tags(posixpath.join(self.algorithm_path, _CLASS_FILE))
+        return content if isinstance(content, dict) else {}
 
     def _connectors(self, kind: str) -> str | None:
         if self.algorithm_path is None:

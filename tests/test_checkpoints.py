@@ -126,8 +126,9 @@ def test_where_it_was_trained(saved, tmp_path):
     assert open_checkpoint(alone).load_observation_pipeline() is None
 
 
-def test_an_environments_name_imports_nothing(checkpoint):
-    config = {"env": "antigravity:CartPole-v1", "env_config": {}}
+@pytest.mark.parametrize("env", ["antigravity:CartPole-v1", "antigravity.Env"])
+def test_an_environments_name_imports_nothing(checkpoint, env):
+    config = {"env": env, "env_config": {}}
     (checkpoint / FILES["algorithm"]).write_bytes(pickle.dumps({"ctor_args_and_kwargs": ((config,), {})}))
     with pytest.raises(ValueError, match="names a module to import"):
         evaluate(str(checkpoint), num_episodes=1)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 _RESULTS = "result.json"
 _CHECKPOINT = "checkpoint_"
+#: Algorithm_environment_experiment_number_and-again_what=it varies_date_time
+_TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")
 
 #: (env steps, mean return) in the order of env steps.
 Curve = list[tuple[float, float]]
@@ -103,7 +106,12 @@ def _newest_checkpoint(trial: Path) -> Path:
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends that tell them apart; of Tune's names of trials what they vary, or their number."""
     parts = [Path(path).parts for path in paths]
+    brief = [
+        tuple(_TRIAL.sub(lambda match: match["varied"] or match["number"], part) for part in path) for path in parts
+    ]
+    parts = brief if len(set(brief)) == len(set(parts)) else parts
     length = 1
     while len({part[-length:] for part in parts}) < len(set(parts)):
         length += 1

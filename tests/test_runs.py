@@ -81,3 +81,14 @@ def test_a_run_without_a_checkpoint_says_so(tmp_path):
     write_results(tmp_path / "one" / "a", row(10, 1.0))
     with pytest.raises(ValueError, match="one/a' has no checkpoint"):
         find_students([tmp_path / "one"])
+
+
+def test_names_of_tunes_trials_are_what_they_vary(tmp_path):
+    date = "2026-11-24_03-58-14"
+    trials = [f"DistillDQN_CartPole-v1_45b79_0000{i}_{i}_compression=0.0{i}_{date}" for i in range(2)]
+    for trial in [*trials, f"DQN_env_12345_00000_0_{date}", f"DQN_env_12345_00001_1_{date}"]:
+        write_results(tmp_path / trial, row(10, 1.0))
+        (tmp_path / trial / "checkpoint_000000").mkdir()
+    assert set(find_students([tmp_path])) == {"compression=0.00", "compression=0.01", "00000", "00001"}
+    checkpoints = [tmp_path / trial / "checkpoint_000000" for trial in trials]
+    assert set(find_students(checkpoints)) == {f"compression=0.0{i}/checkpoint_000000" for i in range(2)}

@@ -18,7 +18,7 @@ _HOME = {
     "compare_all": "evaluation",
     "connect": "experiment",
     "load_teacher": "teachers",
-    "read_curves": "report",
+    "read_curves": "runs",
     "search_space": "sweep_space",
     "summary_table": "report",
     "sweep_loggers": "sweeps",

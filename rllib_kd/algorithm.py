@@ -139,7 +139,7 @@ class DistillDQN(DQN):
         if uri == TEACHER_IN_CHECKPOINT:
             return Teacher()  # restore_from_path() will fill it
         try:
-            return load_teacher(uri)
+            return load_teacher(uri, trust_checkpoint=self.config.trust_checkpoint)
         except ValueError:
             # Tune rebuilds a trial from its config before it restores it, maybe on another machine.
             if teacher := self._load_teacher_of_trial():
@@ -173,13 +173,18 @@ class DistillDQN(DQN):
                     f"The teacher '{self._teacher.source}' has a network of its own, which cannot be scaled by "
                     "`compression`. Shape the student with rl_module(model_config={'fcnet_hiddens': [...]})."
                 )
+            # Before there is an environment: with connectors of its own the student sees what the teacher's network
+            # sees, or nearly; the widths hardly depend on it.
+            has_connectors = config._env_to_module_connector is not None
+            observation_space = self._teacher.input_space if has_connectors else self._teacher.observation_space
+            check_spaces(observation_space, self._teacher.action_space)
             config.rl_module(
                 model_config=compress(
                     {**self._teacher.model_config, **config.given_model_config},
                     head_config=config.model_config,
                     compression=config.compression or DEFAULT_COMPRESSION,
                     teacher_parameters=self._teacher.num_parameters,
-                    observation_space=self._teacher.observation_space,
+                    observation_space=observation_space,
                     action_space=self._teacher.action_space,
                 )
             )
@@ -200,7 +205,7 @@ class DistillDQN(DQN):
         except Exception as error:
             raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
         has_connectors = self.config._env_to_module_connector is not None
-        check_spaces(self._teacher.observation_space if has_connectors else env.observation_space, env.action_space)
+        check_spaces(self._teacher.input_space if has_connectors else env.observation_space, env.action_space)
 
     def _warn_of_a_large_student(self) -> None:
         if self._student_parameters >= 0.9 * self._teacher.num_parameters:
@@ -213,17 +218,18 @@ class DistillDQN(DQN):
 
     def _check_fit(self) -> None:
         """Whether teacher, student and environment speak of the same things."""
-        observation_space, _ = self.spaces[DEFAULT_MODULE_ID]
-        _, action_space = self.spaces[INPUT_ENV_SINGLE_SPACES]
-        for what, teacher_space, student_space in (
-            ("observation", self._teacher.observation_space, observation_space),
+        shown_space, action_space = self.spaces[INPUT_ENV_SINGLE_SPACES]
+        if self._teacher.pipeline is None and not same_space(self._teacher.observation_space, shown_space):
+            shown_space, _ = self.spaces[DEFAULT_MODULE_ID]  # then it takes what the student takes
+        for what, teacher_space, own_space in (
+            ("observation", self._teacher.observation_space, shown_space),
             ("action", self._teacher.action_space, action_space),
         ):
-            if not same_space(teacher_space, student_space):
+            if not same_space(teacher_space, own_space):
                 raise ValueError(
-                    f"The teacher's {what} space is {brief(teacher_space)}, but the student's is "
-                    f"{brief(student_space)} in '{self.config.env}'. Distil in the environment in which the teacher "
-                    "was trained, with the same wrappers and connectors."
+                    f"The teacher's {what} space is {brief(teacher_space)}, but in '{self.config.env}' it is "
+                    f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
+                    "wrappers, and connectors where its checkpoint has none."
                 )
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
         modes = {str(mode) for mode in reported if mode is not None}

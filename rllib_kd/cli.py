@@ -84,7 +84,7 @@ def train(
     and: rllib train file tuning/cartpole.py
     """
     from rllib_kd import experiment as experiments
-    from rllib_kd.progress import ProgressLine
+    from rllib_kd.callbacks import ProgressLine
 
     _set_log_level(verbose)
     shortcuts = {"env": env, "teacher": teacher, "compression": compression, "loss": loss}
@@ -132,71 +132,142 @@ def train(
         raise typer.Exit(1)
 
 
+Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or folder of a run, or 'cartpole'.")]
+Env = Annotated[str | None, typer.Option("--env", "-e", help="Default: where it was trained, if the checkpoint says.")]
+EnvConfig = Annotated[str, typer.Option(help="Of the environment, as JSON, or @FILE.")]
+Seed = Annotated[int, typer.Option(help="Of the first episode.")]
+Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute what it holds: classes of your own.")]
+
+
 @app.command()
 def compare(
-    students: Annotated[list[str], typer.Argument(metavar="STUDENT...", help="Checkpoints.")],
+    students: Annotated[list[str], typer.Argument(metavar="STUDENT...", help="Checkpoints, or folders of runs.")],
     teacher: Annotated[str, typer.Option(help="Checkpoint, or 'cartpole'.")],
-    env: Annotated[str, typer.Option("--env", "-e", help="A gymnasium id.")],
+    env: Env = None,
+    env_config: EnvConfig = "{}",
     episodes: Annotated[int, typer.Option(help="That each policy plays.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the first episode.")] = 1_000_000,
-    runs: Annotated[str | None, typer.Option(help="Folder of training runs, for learning curves.")] = None,
+    seed: Seed = 1_000_000,
     out: Annotated[Path | None, typer.Option(help="Folder for a report: index.html, figures.json.")] = None,
+    trust_checkpoint: Trust = False,
 ) -> None:
     """Let a teacher and its students play the same episodes.
 
-    Example: rllib compare --teacher cartpole --env CartPole-v1 ~/ray_results/cartpole/*/checkpoint_000000 --out report
+    Example: rllib compare --teacher cartpole ~/ray_results/cartpole --out report
     """
     from rllib_kd.evaluation import compare_all
-    from rllib_kd.report import read_curves, summary_table, write_report
+    from rllib_kd.experiment import parse_json
+    from rllib_kd.report import summary_table, write_report
+    from rllib_kd.runs import find_students
 
     _set_log_level(0)
-    comparisons = compare_all(teacher, _named(students), env, num_episodes=episodes, seed=seed)
+    found = find_students(students)
+    comparisons = compare_all(
+        teacher,
+        {name: student.checkpoint for name, student in found.items()},
+        env,
+        num_episodes=episodes,
+        seed=seed,
+        env_config=parse_json(env_config, "--env-config"),
+        trust_checkpoint=trust_checkpoint,
+        progress=True,
+    )
     typer.echo(str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons))
     if out is not None:
-        typer.echo(write_report(comparisons, out, curves=read_curves(runs) if runs else None))
+        curves = {name: student.curve for name, student in found.items() if student.curve}
+        typer.echo(write_report(comparisons, out, curves=curves))
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="Of a student or a teacher, or 'cartpole'.")],
-    env: Annotated[str, typer.Option("--env", "-e", help="A gymnasium id.")],
+    checkpoint: Policy,
+    env: Env = None,
+    env_config: EnvConfig = "{}",
     episodes: Annotated[int, typer.Option(help="To play.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the first episode.")] = 1_000_000,
+    seed: Seed = 1_000_000,
     out: Annotated[Path | None, typer.Option(help="Where to write all returns as JSON.")] = None,
+    video: Annotated[Path | None, typer.Option(help="Folder for films of the first episodes.")] = None,
+    num_videos: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    render: Annotated[bool, typer.Option("--render", help="Show the episodes on the screen.")] = False,
+    algo: Annotated[str | None, typer.Option("--algo", "--run", help="The checkpoint knows it: checked.")] = None,
+    trust_checkpoint: Trust = False,
 ) -> None:
-    """Play a Q-network greedily, and report its return.
+    """Play a policy of any algorithm without exploration, and report its return.
 
-    Example: rllib evaluate ~/ray_results/cartpole/.../checkpoint_000000 --env CartPole-v1
+    Example: rllib evaluate ~/ray_results/cartpole/.../checkpoint_000000 --video videos
     """
     from rllib_kd.evaluation import evaluate as evaluate_policy
+    from rllib_kd.evaluation import resolve_environment
+    from rllib_kd.experiment import parse_json
+    from rllib_kd.policies import algorithm_of
+    from rllib_kd.runs import find_student
 
     _set_log_level(0)
-    report = evaluate_policy(checkpoint, env, num_episodes=episodes, seed=seed)
-    typer.echo(f"return {report.return_mean:.1f} ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {env})")
+    checkpoint = find_student(checkpoint)
+    if algo is not None and algo != (trained_by := algorithm_of(checkpoint) or algo):
+        raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
+    where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
+    report = evaluate_policy(
+        checkpoint,
+        where,
+        num_episodes=episodes,
+        seed=seed,
+        env_config=config,
+        trust_checkpoint=trust_checkpoint,
+        video_dir=video,
+        num_videos=num_videos,
+        render=render,
+        progress=True,
+    )
+    typer.echo(f"return {report.return_mean:.1f} ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {where})")
+    if video is not None:
+        typer.echo(video)
     if out is not None:
-        out.write_text(json.dumps({"env": env, "seed": seed, "returns": report.returns}, indent=1) + "\n")
+        out.write_text(json.dumps({"env": where, "seed": seed, "returns": report.returns}, indent=1) + "\n")
 
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Of a student or a teacher, or 'cartpole'.")],
+    checkpoint: Policy,
     out: Annotated[Path, typer.Option(help="File to write.")],
-    env: Annotated[str, typer.Option("--env", "-e", help="A gymnasium id: its observations check the artifact.")],
+    env: Env = None,
+    env_config: EnvConfig = "{}",
     format: Annotated[str, typer.Option(help="onnx, safetensors or torchscript.")] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="ONNX with weights of 8 bits.")] = False,
     teacher: Annotated[str | None, typer.Option(help="To show what the student saves.")] = None,
     episodes: Annotated[int, typer.Option(help="That the artifact plays.")] = 20,
+    trust_checkpoint: Trust = False,
 ) -> None:
     """Write a Q-network as a file that runs without Ray and without this package.
 
-    Example: rllib export CHECKPOINT --env CartPole-v1 --format onnx --out student.onnx --teacher cartpole
+    Its environment's observations check the file. Example:
+    rllib export CHECKPOINT --format onnx --out student.onnx --teacher cartpole
     """
     from rllib_kd.deployment import deploy, deployment_table
+    from rllib_kd.evaluation import resolve_environment
+    from rllib_kd.experiment import parse_json
+    from rllib_kd.progress import bar
+    from rllib_kd.runs import find_student
 
     _set_log_level(0)
-    deployments = [deploy(checkpoint, out, env, format=format, int8=int8, num_episodes=episodes)]
-    if teacher is not None:
-        deployments.append(deploy(teacher, None, env, format=format, int8=int8, num_episodes=episodes))
+    checkpoint = find_student(checkpoint)
+    where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
+    written = [(checkpoint, out)] + ([] if teacher is None else [(teacher, None)])
+    deployments = []
+    with bar("artifacts", total=len(written)) as advance:
+        for source, path in written:
+            deployments.append(
+                deploy(
+                    source,
+                    path,
+                    where,
+                    format=format,
+                    int8=int8,
+                    num_episodes=episodes,
+                    env_config=config,
+                    trust_checkpoint=trust_checkpoint,
+                )
+            )
+            advance(1)
     typer.echo(deployment_table(deployments))
 
 
@@ -219,17 +290,8 @@ def _experiment_file(words: list[str]) -> str:
     raise ValueError(f"Expected `rllib train file FILE`, got `rllib train {' '.join(words)}`.")
 
 
-def _named(paths: list[str]) -> dict[str, str]:
-    """The shortest ends of the paths that tell them apart, and the paths."""
-    parts = [Path(path).parts for path in paths]
-    length = 1
-    while len({part[-length:] for part in parts}) < len(set(parts)):
-        length += 1
-    return {str(Path(*part[-length:])): path for part, path in zip(parts, paths, strict=True)}
-
-
 def _summary(result: Any) -> str:
-    from rllib_kd.progress import describe
+    from rllib_kd.callbacks import describe
 
     if result.error is not None:
         return f"{Path(result.path).name} failed: {str(result.error).strip().splitlines()[-1]}"

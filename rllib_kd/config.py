@@ -44,6 +44,7 @@ class DistillDQNConfig(DQNConfig):
 
         super().__init__(algo_class=algo_class or DistillDQN)
         self.teacher: str | Teacher | None = None
+        self.trust_checkpoint = False
         self.loss = "kl"
         self.temperature: float | Literal["auto"] = "auto"
         self.student_temperature: float | None = None
@@ -80,6 +81,7 @@ class DistillDQNConfig(DQNConfig):
         self,
         *,
         teacher: str | os.PathLike[str] | Teacher = NotProvided,
+        trust_checkpoint: bool = NotProvided,
         loss: str = NotProvided,
         temperature: float | Literal["auto"] = NotProvided,
         student_temperature: float | None = NotProvided,
@@ -99,6 +101,8 @@ class DistillDQNConfig(DQNConfig):
             teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
                 teacher that comes with the package. A path becomes absolute at once. Or a teacher that is loaded
                 already, by `load_teacher()`: it then travels with the config, to where the path does not exist.
+            trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
+                of your own. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action): the
                 student's outputs rank the actions; "mse" or "huber": they are Q-values.
             temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy
@@ -134,6 +138,7 @@ class DistillDQNConfig(DQNConfig):
         if teacher is not NotProvided:
             self.teacher = teacher if isinstance(teacher, Teacher | None) else absolute_teacher_uri(teacher)
         given = {
+            "trust_checkpoint": trust_checkpoint,
             "loss": loss,
             "temperature": temperature,
             "student_temperature": student_temperature,

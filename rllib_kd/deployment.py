@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rllib_kd.evaluation import as_q_network, env_maker, episode_seeds, greedy, mean_and_ci95, play
-from rllib_kd.export import DeploymentCost, Exported, deployment_cost, q_function
+from rllib_kd.evaluation import mean_and_ci95, resolve_environment
+from rllib_kd.export import DeploymentCost, Exported, artifact_view, deployment_cost, q_function
 from rllib_kd.export import export as write_artifact
+from rllib_kd.observations import View
+from rllib_kd.playing import Act, env_maker, episode_seeds, play
+from rllib_kd.policies import GreedyQ, as_q_network
 
 _SEED = 1_000_000
 
@@ -31,8 +36,28 @@ class Deployment:
     return_ci95: float
 
 
+class _Artifact:
+    """An exported Q-network as a player, with nothing of PyTorch's side but the stack of frames."""
+
+    def __init__(self, q_values: Callable[[np.ndarray], np.ndarray], view: Callable[[], View]):
+        self._q_values, self._view = q_values, view
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        view = self._view()
+        return lambda shown: self._q_values(view(shown)).argmax(-1)
+
+
 def deploy(
-    checkpoint: Any, out: Path | None, env: str, *, format: str, int8: bool = False, num_episodes: int = 20
+    checkpoint: Any,
+    out: Path | None,
+    env: str | Callable[..., gym.Env] | None = None,
+    *,
+    format: str,
+    int8: bool = False,
+    num_episodes: int = 20,
+    env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
 ) -> Deployment:
     """Export a Q-network, check it on the states that it visits, measure what it costs, and let it play.
 
@@ -43,17 +68,22 @@ def deploy(
         format: "onnx", "safetensors" or "torchscript".
         int8: weights of 8 bits, for "onnx".
         num_episodes: > 0.
+        env_config: passed to the env.
+        trust_checkpoint: as in `compare()`.
 
     Raises:
         ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
     """
-    network, make_env, seeds = as_q_network(checkpoint), env_maker(env), episode_seeds(num_episodes, _SEED)
-    torch_returns, states = play(make_env, greedy(network), seeds)
+    seeds = episode_seeds(num_episodes, _SEED)
+    env, env_config = resolve_environment([checkpoint], env, env_config)
+    network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(env, env_config)
+    view = artifact_view(network)
+    torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view])
     with tempfile.TemporaryDirectory() as folder:
         path = out if out is not None else Path(folder) / f"network.{format}"
         exported = write_artifact(network, path, format=format, obs=states, int8=int8)
         q = q_function(path)
-        returns, _ = play(make_env, lambda obs: q(obs).argmax(-1), seeds)
+        returns, _ = play(make_env, _Artifact(q, view), seeds)
         cost = deployment_cost(path)
     return Deployment(
         Path(str(checkpoint)).name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)

@@ -23,26 +23,14 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
+from rllib_kd.checkpoints.rllib import is_default_connector
+from rllib_kd.observations import Shown, View
 from rllib_kd.replay import VALID
-from rllib_kd.spaces import check_spaces
+from rllib_kd.spaces import check_spaces, same_space
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
 logger = logging.getLogger(__name__)
 
-#: RLlib's default connectors. A pipeline of these alone does nothing that the direct way leaves out.
-_PLAIN_CONNECTORS = {
-    "AddObservationsFromEpisodesToBatch",
-    "AddStatesFromEpisodesToBatch",
-    "AddTimeDimToBatchAndZeroPad",
-    "BatchIndividualItems",
-    "GetActions",
-    "ListifyDataForVectorEnv",
-    "NormalizeAndClipActions",
-    "NumpyToTensor",
-    "RemoveSingleTsTimeRankFromBatch",
-    "TensorToNumpy",
-    "UnBatchToIndividualItems",
-}
 #: Callbacks that get RLlib's episodes, which only its own loop makes.
 _EPISODE_CALLBACKS = (
     "on_episode_created",
@@ -154,6 +142,9 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         self.module: Any = None
         super().__init__(**kwargs)
         self._teacher: Any = None
+        self._teacher_view: View | None = None  # None: the teacher takes what the student takes
+        self._shown: Any = None  # what the env shows now
+        self._reset_next = np.zeros(self.num_envs, dtype=bool)  # where the next step will only reset
         self._rng = np.random.default_rng(self._seed)
         self._obs: Any = None  # [N, ...], where the direct way goes on
         self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode
@@ -176,6 +167,14 @@ class DistillEnvRunner(SingleAgentEnvRunner):
     def set_teacher(self, teacher: Teacher) -> None:
         """Take the teacher whose Q-values are the labels."""
         self._teacher = teacher.to(self._device)
+        self._teacher_view = None
+        if self.env is not None and not self._samples_directly:
+            # Connectors stand between the env and the student, and are none of the teacher's.
+            takes_what_is_shown = same_space(teacher.observation_space, self.env.single_observation_space)
+            self._teacher_view = teacher.start() if takes_what_is_shown else None
+        elif teacher.pipeline is not None and teacher.pipeline.stages:
+            self._teacher_view = teacher.start()
+        self._needs_initial_reset = True  # a view starts with an episode
 
     def autoreset_mode(self) -> Any:
         """When the vector env resets its sub-environments; None without an env."""
@@ -257,7 +256,10 @@ class DistillEnvRunner(SingleAgentEnvRunner):
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[np.ndarray, np.ndarray]:
         """The teacher's Q-values `[N, A]` and the actions `[N]`, in one pass."""
         obs = obs.to(self._device, torch.float32)
-        teacher_q = self._teacher.q_values(obs).cpu().numpy()
+        teacher_obs = obs
+        if self._teacher_view is not None:
+            teacher_obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
+        teacher_q = self._teacher.q_values(teacher_obs).cpu().numpy()
         if policy.teacher_fraction == 1.0:
             return teacher_q, policy.act(None, teacher_q)
         with torch.inference_mode():
@@ -328,25 +330,34 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             self.module, self._recording = student, None
         fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].cpu().numpy())
 
+    # --- Between RLlib and the env ------------------------------------------------------------------------------------
+
+    @override(SingleAgentEnvRunner)
+    def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
+        obs, infos = super()._try_env_reset(*args, **kwargs)
+        self._shown = Shown(obs, first=np.ones(self.num_envs, dtype=bool))
+        self._reset_next = np.zeros(self.num_envs, dtype=bool)
+        return obs, infos
+
     @override(SingleAgentEnvRunner)
     def _try_env_step(self, actions: Any) -> Any:
         results = super()._try_env_step(actions)
-        if self._recording is not None:
-            if results == ENV_STEP_FAILURE:
+        if results == ENV_STEP_FAILURE:
+            if self._recording is not None:
                 self._recording.restart()
-            else:
-                _, rewards, terminateds, truncateds, _ = results
-                self._recording.step(rewards, terminateds, truncateds)
+            return results
+        obs, rewards, terminateds, truncateds, _ = results
+        self._shown = Shown(obs, self._reset_next, actions, rewards)
+        self._reset_next = terminateds | truncateds
+        if self._recording is not None:
+            self._recording.step(rewards, terminateds, truncateds)
         return results
 
 
 def has_plain_connectors(env_runner: SingleAgentEnvRunner) -> bool:
     """Whether networks see what the environment shows, and the environment gets what they choose."""
     connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
-    return all(
-        type(connector).__name__ in _PLAIN_CONNECTORS and type(connector).__module__.startswith("ray.rllib.connectors.")
-        for connector in connectors
-    )
+    return all(map(is_default_connector, connectors))
 
 
 class _ActingModule:

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import scipy.stats
 import torch
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.rl_module.rl_module import RLModule
-from ray.rllib.env.env_context import EnvContext
-from ray.tune.registry import ENV_CREATOR, _global_registry
 from torch import Tensor
 
-from rllib_kd.env_runner import has_plain_connectors
+from rllib_kd.observations import View
+from rllib_kd.playing import RandomActions, env_maker, episode_seeds, play, recording
+from rllib_kd.policies import GreedyQ, as_policy, as_q_network, environment_of
+from rllib_kd.progress import bar
 from rllib_kd.spaces import brief, same_space
-from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Teacher
 
-_ENVS_AT_ONCE = 50
-_MAX_STATES = 10_000  # of each policy, for agreement and regret
 _STATES_AT_ONCE = 1_000  # in one forward pass: 10,000 stacks of frames and their features would fill the memory
 _LATENCY_CALLS = 500
-_MAX_EPISODE_STEPS = 30_000  # Atari's own limit is 27,000
 
 
 @dataclass(frozen=True)
@@ -120,38 +115,56 @@ class Comparison:
 def compare(
     teacher: Any,
     student: RLModule | Any,
-    env: str | Callable[..., gym.Env],
+    env: str | Callable[..., gym.Env] | None = None,
     *,
     num_episodes: int = 100,
     seed: int = 0,
     env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    progress: bool = False,
 ) -> Comparison:
     """Let teacher, student and a random policy play the same episodes, and compare them.
+
+    Each sees the environment through the connectors with which it was trained, where its checkpoint has them. Filters
+    stay as they are.
 
     Args:
         teacher: as in `.distillation(teacher=...)`, or as the student.
         student: an RLModule with `compute_q_values()`, the Algorithm that trains it, or path or URI of a checkpoint.
-            Networks see what the environment shows: an Algorithm with connectors of its own is refused.
-        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, or a callable.
+        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, or a callable. None
+            (default): in which the student, or else the teacher, was trained, where its checkpoint says it.
         num_episodes: that each policy plays, > 0; episode i is reset with `seed + i`.
         seed: of the first episode. Use seeds that were not used for choosing the student.
         env_config: passed to the env.
+        trust_checkpoint: whether what checkpoints hold may be executed, for modules and connectors of one's own.
+        progress: whether to show a bar on a terminal.
 
     Raises:
         ValueError: teacher or student cannot be loaded, or their spaces differ from the environment's.
     """
-    students = {"student": student}
-    return compare_all(teacher, students, env, num_episodes=num_episodes, seed=seed, env_config=env_config)[0]
+    comparisons = compare_all(
+        teacher,
+        {"student": student},
+        env,
+        num_episodes=num_episodes,
+        seed=seed,
+        env_config=env_config,
+        trust_checkpoint=trust_checkpoint,
+        progress=progress,
+    )
+    return comparisons[0]
 
 
 def compare_all(
     teacher: Any,
     students: Mapping[str, RLModule | Any],
-    env: str | Callable[..., gym.Env],
+    env: str | Callable[..., gym.Env] | None = None,
     *,
     num_episodes: int = 100,
     seed: int = 0,
     env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    progress: bool = False,
 ) -> list[Comparison]:
     """Compare several students with one teacher, which plays its episodes once, as the random policy does.
 
@@ -162,6 +175,8 @@ def compare_all(
         num_episodes: as in `compare()`.
         seed: as in `compare()`.
         env_config: as in `compare()`.
+        trust_checkpoint: as in `compare()`.
+        progress: as in `compare()`.
 
     Returns:
         One comparison for each student, in their order; `.student.name` is the name.
@@ -172,142 +187,158 @@ def compare_all(
     seeds = episode_seeds(num_episodes, seed)
     if not students:
         raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
-    teacher = as_q_network(teacher)
-    networks = {name: as_q_network(student) for name, student in students.items()}
+    env, env_config = resolve_environment([*students.values(), teacher], env, env_config)
+    teacher = as_q_network(teacher, trust_checkpoint=trust_checkpoint)
+    networks = {name: as_q_network(student, trust_checkpoint=trust_checkpoint) for name, student in students.items()}
     make_env = env_maker(env, env_config)
     _check_spaces(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
-    teacher_returns, teacher_states = play(make_env, greedy(teacher), seeds)
-    num_actions = int(teacher.action_space.n)
-    rng = np.random.default_rng(seed)
-    random_returns, _ = play(make_env, lambda obs: rng.integers(num_actions, size=len(obs)), seeds)
-    teacher_report = _report("teacher", teacher_returns, teacher, teacher_states)
-    random_report = _report("random", random_returns)
-    gap = teacher_report.return_mean - random_report.return_mean
 
-    comparisons = []
-    for name, network in networks.items():
-        returns, student_states = play(make_env, greedy(network), seeds)
-        report = _report(name, returns, network, teacher_states)
-        on_teacher_states, teacher_regret = confusion_and_regret(teacher, network, teacher_states)
-        on_student_states, student_regret = confusion_and_regret(teacher, network, student_states)
-        comparisons.append(
-            Comparison(
-                env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
-                num_episodes=num_episodes,
-                teacher=teacher_report,
-                student=report,
-                random=random_report,
-                return_ratio=(report.return_mean - random_report.return_mean) / gap if gap > 0 else math.nan,
-                compression=network.num_parameters / teacher.num_parameters,
-                agreement_on_teacher_states=agreement(on_teacher_states),
-                agreement_on_student_states=agreement(on_student_states),
-                q_regret_on_teacher_states=teacher_regret,
-                q_regret_on_student_states=student_regret,
-                confusion_on_teacher_states=on_teacher_states.tolist(),
-                confusion_on_student_states=on_student_states.tolist(),
+    with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
+        views = _views([teacher, *networks.values()])
+        teacher_returns, seen = play(make_env, GreedyQ(teacher), seeds, views=list(views.values()), advance=advance)
+        teacher_states = dict(zip(views, seen, strict=True))
+        random_policy = RandomActions(int(teacher.action_space.n), seed=seed)
+        random_returns, _ = play(make_env, random_policy, seeds, advance=advance)
+        teacher_report = _report("teacher", teacher_returns, teacher, teacher_states[_eyes(teacher)])
+        random_report = _report("random", random_returns)
+        gap = teacher_report.return_mean - random_report.return_mean
+
+        comparisons = []
+        for name, network in networks.items():
+            views = _views([teacher, network])
+            returns, seen = play(make_env, GreedyQ(network), seeds, views=list(views.values()), advance=advance)
+            student_states = dict(zip(views, seen, strict=True))
+            report = _report(name, returns, network, student_states[_eyes(network)])
+            on_teacher_states, teacher_regret = confusion_and_regret(
+                teacher, network, teacher_states[_eyes(teacher)], teacher_states[_eyes(network)]
             )
-        )
+            on_student_states, student_regret = confusion_and_regret(
+                teacher, network, student_states[_eyes(teacher)], student_states[_eyes(network)]
+            )
+            comparisons.append(
+                Comparison(
+                    env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
+                    num_episodes=num_episodes,
+                    teacher=teacher_report,
+                    student=report,
+                    random=random_report,
+                    return_ratio=(report.return_mean - random_report.return_mean) / gap if gap > 0 else math.nan,
+                    compression=network.num_parameters / teacher.num_parameters,
+                    agreement_on_teacher_states=agreement(on_teacher_states),
+                    agreement_on_student_states=agreement(on_student_states),
+                    q_regret_on_teacher_states=teacher_regret,
+                    q_regret_on_student_states=student_regret,
+                    confusion_on_teacher_states=on_teacher_states.tolist(),
+                    confusion_on_student_states=on_student_states.tolist(),
+                )
+            )
     return comparisons
 
 
 def evaluate(
     policy: Any,
-    env: str | Callable[..., gym.Env],
+    env: str | Callable[..., gym.Env] | None = None,
     *,
     num_episodes: int = 100,
     seed: int = 0,
     env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    video_dir: Path | None = None,
+    num_videos: int = 3,
+    render: bool = False,
+    progress: bool = False,
 ) -> PolicyReport:
-    """Play a Q-network greedily.
+    """Play a policy without exploration: a Q-network its best action, any other RLModule its likeliest.
 
     Args:
-        policy: teacher or student, as in `compare()`.
+        policy: teacher or student, as in `compare()`; or an RLModule, Algorithm or checkpoint of another algorithm.
         env: as in `compare()`.
         num_episodes: > 0; episode i is reset with `seed + i`.
         seed: of the first episode.
         env_config: passed to the env.
+        trust_checkpoint: as in `compare()`.
+        video_dir: folder to which the first episodes are written as MP4 files.
+        num_videos: how many of them, > 0.
+        render: show the episodes on the screen, one after the other (`render_mode="human"`).
+        progress: whether to show a bar on a terminal.
 
     Raises:
-        ValueError: the policy cannot be loaded, or its spaces differ from the environment's.
+        ValueError: the policy cannot be loaded, its spaces differ from the environment's, or it cannot be rendered.
     """
     seeds = episode_seeds(num_episodes, seed)
-    network, make_env = as_q_network(policy), env_maker(env, env_config)
-    _check_spaces(make_env, {"The policy": network})
-    returns, states = play(make_env, greedy(network), seeds)
-    return _report("policy", returns, network, states)
+    env, env_config = resolve_environment([policy], env, env_config)
+    player = as_policy(policy, trust_checkpoint=trust_checkpoint)
+    if render and video_dir is not None:
+        raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
+    make_env = env_maker(env, env_config, render_mode="human" if render else None)
+    _check_spaces(env_maker(env, env_config), {"The policy": player})
+    filmed = seeds[: num_videos if video_dir is not None else 0]
+    returns: list[float] = []
+    with bar("episodes", total=num_episodes, shown=progress) as advance:
+        for film_seed in filmed:
+            make_filmed = recording(
+                env_maker(env, env_config, render_mode="rgb_array"), Path(str(video_dir)), name=f"seed-{film_seed}"
+            )
+            returns += play(make_filmed, player, [film_seed], advance=advance)[0]
+        rest = seeds[len(filmed) :]
+        returns += play(make_env, player, rest, num_envs=1 if render else 50, advance=advance)[0]
+    if isinstance(player, GreedyQ):
+        return _report("policy", returns, player.network, np.zeros((1, *(player.network.input_space.shape or ()))))
+    return _report("policy", returns, num_parameters=player.num_parameters)
 
 
-def episode_seeds(num_episodes: int, seed: int) -> range:
-    """One seed an episode.
-
-    Raises:
-        ValueError: there are to be none.
-    """
-    if num_episodes < 1:
-        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
-    return range(seed, seed + num_episodes)
-
-
-def play(
-    make_env: Callable[[], gym.Env], policy: Callable[[np.ndarray], np.ndarray], seeds: Sequence[int]
-) -> tuple[list[float], np.ndarray]:
-    """Play one episode for each seed, each in an environment of its own.
+def resolve_environment(
+    sources: Sequence[Any], env: str | Callable[..., gym.Env] | None, env_config: Mapping[str, Any] | None = None
+) -> tuple[str | Callable[..., gym.Env], Mapping[str, Any]]:
+    """The environment that was asked for, or in which the first of the sources was trained that says so.
 
     Args:
-        make_env: makes one environment.
-        policy: from observations `[N, ...]` to actions `[N]`.
-        seeds: of the resets.
+        sources: policies, as in `compare()`.
+        env: what was asked for; None leaves it to the sources.
+        env_config: what was asked for; over what a source says.
 
     Raises:
-        ValueError: an episode does not end.
-
-    Returns:
-        Undiscounted returns in the order of the seeds; and states `[M, ...]` on the way, evenly from all episodes.
+        ValueError: nobody says it.
     """
-    returns: list[float] = []
-    states: list[np.ndarray] = []
-    for first in range(0, len(seeds), _ENVS_AT_ONCE):
-        chunk = list(seeds[first : first + _ENVS_AT_ONCE])
-        envs = gym.vector.SyncVectorEnv([make_env] * len(chunk))
-        obs, _ = envs.reset(seed=chunk)
-        totals, running = np.zeros(len(chunk)), np.ones(len(chunk), dtype=bool)
-        steps = 0
-        while running.any():
-            if (steps := steps + 1) > _MAX_EPISODE_STEPS:
-                raise ValueError(
-                    f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
-                    "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."
-                )
-            states.append(obs[running].copy())
-            obs, rewards, terminateds, truncateds, _ = envs.step(policy(obs))
-            totals += rewards * running
-            running &= ~(terminateds | truncateds)
-        envs.close()
-        returns += totals.tolist()
-    visited = np.concatenate(states)
-    return returns, visited[:: math.ceil(len(visited) / _MAX_STATES)]
+    if env is not None:
+        return env, dict(env_config or {})
+    for source in sources:
+        own_env, own_config = environment_of(source)
+        if own_env is not None:
+            return own_env, {**own_config, **(env_config or {})}
+    raise ValueError(
+        "In which environment? The checkpoint does not say it (only those of whole Algorithms do, where it is a name). "
+        "Give it: env=..., or --env on the command line."
+    )
 
 
-def confusion_and_regret(teacher: Teacher, student: Teacher, states: np.ndarray) -> tuple[np.ndarray, float]:
+def confusion_and_regret(
+    teacher: Teacher, student: Teacher, teacher_inputs: np.ndarray, student_inputs: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Who chooses what, and what the student's choices cost by the teacher's Q-values.
 
     Args:
-        teacher: from observations `[M, ...]` to Q-values `[M, A]`.
+        teacher: from its inputs `[M, ...]` to Q-values `[M, A]`.
         student: the same; it has as many actions.
-        states: observations `[M, ...]`, M > 0.
+        teacher_inputs: states as the teacher's network takes them, `[M, ...]`, M > 0.
+        student_inputs: the same states as the student's network takes them.
 
     Returns:
         Counts of states `[A, A]`, rows the teacher's choice, columns the student's; and the mean of
         max_a Q_T(s, a) − Q_T(s, a_S), in return units, ≥ 0.
     """
-    chunks = torch.as_tensor(states).split(_STATES_AT_ONCE)
-    teacher_q = torch.cat([teacher.q_values(obs.float()) for obs in chunks])  # [M, A]
-    student_q = torch.cat([student.q_values(obs.float()) for obs in chunks])  # [M, A]
+    teacher_q = _all_q_values(teacher, teacher_inputs)  # [M, A]
+    student_q = _all_q_values(student, student_inputs)  # [M, A]
     num_actions = teacher_q.shape[-1]
     best, chosen = teacher_q.argmax(-1), student_q.argmax(-1)  # [M]
     confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
     regret = (teacher_q.max(-1).values - teacher_q.gather(-1, chosen[:, None])[:, 0]).mean()
     return confusion.numpy(), regret.item()
+
+
+def _all_q_values(network: Teacher, inputs: np.ndarray) -> Tensor:
+    chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
+    return torch.cat([network.q_values(chunk) for chunk in chunks])
 
 
 def agreement(confusion: np.ndarray) -> float:
@@ -340,42 +371,34 @@ def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _report(
-    name: str, returns: list[float], network: Teacher | None = None, states: np.ndarray | None = None
+    name: str,
+    returns: list[float],
+    network: Teacher | None = None,
+    inputs: np.ndarray | None = None,
+    *,
+    num_parameters: int | None = None,
 ) -> PolicyReport:
     mean, half_width = mean_and_ci95(returns)
-    measured: dict[str, Any] = {}
-    if network is not None and states is not None:
-        observation = torch.as_tensor(states[:1]).float()
-        measured = {
-            "num_parameters": network.num_parameters,
-            "latency_ms": latency_ms(network.q_values, observation),
-        }
-    return PolicyReport(name, returns, mean, half_width, **measured)
+    latency = None
+    if network is not None and inputs is not None:
+        num_parameters = network.num_parameters
+        latency = latency_ms(network.q_values, torch.as_tensor(inputs[:1]).float())
+    return PolicyReport(name, returns, mean, half_width, num_parameters, latency)
 
 
-def as_q_network(student: Any) -> Teacher:
-    """Any student as a frozen copy that can be asked for Q-values."""
-    if isinstance(student, Teacher):
-        return student
-    if isinstance(student, str | os.PathLike):
-        return load_teacher(student)
-    if isinstance(student, Algorithm):
-        if student.env_runner is not None and not has_plain_connectors(student.env_runner):
-            raise ValueError(
-                "compare() shows networks what the environment shows, but this Algorithm has connectors of its own in "
-                "between. Evaluate it by algo.evaluate()."
-            )
-        student = student.get_module()
-    if not hasattr(student, "compute_q_values"):
-        raise ValueError(
-            f"Expected an RLModule with Q-values, an Algorithm, or the path of a checkpoint, got a "
-            f"{type(student).__name__} without compute_q_values()."
-        )
-    return Teacher(student, source=type(student).__name__)
+def _eyes(network: Teacher) -> int | None:
+    """Equal for networks that see the same: None without stages."""
+    has_stages = network.pipeline is not None and network.pipeline.stages
+    return id(network.pipeline) if has_stages else None
 
 
-def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Teacher]) -> None:
-    """Say which network does not fit the environment, before torch fails in the middle of an episode."""
+def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
+    """What starts the view of each, once for all that see the same."""
+    return {_eyes(network): network.start for network in networks}
+
+
+def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
+    """Say which policy does not fit the environment, before torch fails in the middle of an episode."""
     env = make_env()
     spaces = env.observation_space, env.action_space
     env.close()
@@ -395,33 +418,3 @@ def finite_or_none(value: Any) -> Any:
     if isinstance(value, list):
         return [finite_or_none(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def greedy(network: Teacher) -> Callable[[np.ndarray], np.ndarray]:
-    """The policy that `play()` takes: from observations `[N, ...]` to the best actions `[N]`."""
-    return lambda obs: network.q_values(torch.as_tensor(obs).float()).argmax(-1).numpy()
-
-
-def check_gymnasium_id(env: str) -> None:
-    """Whether gymnasium can make it.
-
-    Raises:
-        ValueError: it cannot; the message has gymnasium's reason.
-    """
-    try:
-        gym.spec(env)
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise ValueError(
-            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}"
-        ) from error
-
-
-def env_maker(env: str | Callable[..., gym.Env], env_config: Mapping[str, Any] | None = None) -> Callable[[], gym.Env]:
-    """How RLlib makes single environments: registered names and callables get the config as one argument."""
-    config = dict(env_config or {})
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
-        env = _global_registry.get(ENV_CREATOR, env)
-    if isinstance(env, str):
-        check_gymnasium_id(env)
-        return partial(gym.make, env, **config)
-    return partial(env, EnvContext(config, worker_index=0))

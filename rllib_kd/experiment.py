@@ -29,9 +29,10 @@ from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
 from rllib_kd.config import DistillDQNConfig
-from rllib_kd.evaluation import check_gymnasium_id
 from rllib_kd.hints import did_you_mean
+from rllib_kd.playing import check_gymnasium_id
 from rllib_kd.teachers import absolute_uri, load_teacher
+from rllib_kd.teachers.base import Teacher
 
 #: Stop criteria of the old API stack, and where a result holds them now.
 RENAMED_METRICS = {
@@ -109,8 +110,8 @@ class Experiment:
 
 def _check_teacher(config: AlgorithmConfig) -> None:
     """Now, where the user sees it, and not in every trial."""
-    if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str):
-        load_teacher(config.teacher)
+    if isinstance(config, DistillDQNConfig) and not isinstance(config.teacher, Teacher):
+        load_teacher(str(config.teacher), trust_checkpoint=config.trust_checkpoint)
 
 
 def algorithm_class(algorithm: str) -> type[Algorithm]:

@@ -1,7 +1,8 @@
 """The student as a file for a small device, which runs it without Ray and without this package.
 
-Whatever the format, the artifact is one function: observations `[B, ...]`, float32, after any connectors, to Q-values
-`[B, A]`. It is loaded again and compared with PyTorch before it takes its place on disk.
+Whatever the format, the artifact is one function: observations `[B, ...]` as the environment shows them, float32, to
+Q-values `[B, A]`. Filters and one-hot encodings are in it; only frames are stacked outside. It is loaded again and
+compared with PyTorch before it takes its place on disk.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
@@ -31,6 +33,16 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rllib_kd.observations import (
+    Flatten,
+    Normalize,
+    ObservationPipeline,
+    RLlibConnectors,
+    Shown,
+    StackFrames,
+    Stage,
+    View,
+)
 from rllib_kd.students import FlattenEncoder
 from rllib_kd.teachers.base import QF_PREDS, Teacher
 
@@ -94,7 +106,7 @@ def export(
         student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.
         out: path of the file; folders on the way are made, and an older file is replaced.
         format: one of `FORMATS`.
-        obs: real observations `[N, ...]`, N >= 1, for the parity check, as the states that `evaluation.play` returns.
+        obs: real observations `[N, ...]`, N >= 1, for the parity check, as `artifact_view(student)` sees them.
         int8: weights of 8 bits, activations quantised as they come; ONNX only. It is not checked against `tolerance`:
             judge it by `agreement`, and by the return that it plays.
         tolerance: largest difference to PyTorch in any Q-value, return units. Where Q-values are so large that 32 bits
@@ -102,8 +114,9 @@ def export(
 
     Raises:
         ValueError: the format is unknown; `int8` of another format than ONNX; the packages for ONNX are missing; `obs`
-            has another shape than the observations of the student; the student is recurrent; it has layers that
-            safetensors has no description for; or the artifact differs from PyTorch. Nothing is written then.
+            has another shape than the observations of the student; the student is recurrent, or has connectors that no
+            artifact can hold; it has layers that safetensors has no description for; or the artifact differs from
+            PyTorch. Nothing is written then.
     """
     if format not in FORMATS:
         raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
@@ -111,12 +124,12 @@ def export(
         raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
     if format == "onnx":
         _require("onnx", "onnxscript", "onnxruntime")
-    shape = student.observation_space.shape or ()
+    shape = _input_shape(student)
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
         raise ValueError(
-            f"`obs` has the shape {list(obs.shape)}, expected [N, {', '.join(map(str, shape))}] with N >= 1: the "
-            "observations that the student takes, after any connectors."
+            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
+            "observations that the environment shows."
         )
     if student.module.is_stateful():
         raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
@@ -144,6 +157,13 @@ def export(
             )
         file.replace(out)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def artifact_view(student: Teacher) -> Callable[[], View]:
+    """Starts the view of what an artifact takes: observations as they are, or stacked frames."""
+    stages = student.pipeline.stages if student.pipeline is not None else ()
+    frames = tuple(stage for stage in stages if isinstance(stage, StackFrames))
+    return ObservationPipeline(student.observation_space, frames).start
 
 
 def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
@@ -211,12 +231,14 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
 class _QNetwork(nn.Module):
     """Observations `[B, ...]` to Q-values `[B, A]`, with nothing beside it."""
 
-    def __init__(self, module: Any):
+    def __init__(self, module: Any, preprocessing: nn.Module):
         super().__init__()
+        self.preprocessing = preprocessing
         self.module = module
         self._plain_dueling = isinstance(module, DefaultDQNRLModule) and module.uses_dueling and module.num_atoms == 1
 
     def forward(self, obs: Tensor) -> Tensor:
+        obs = self.preprocessing(obs)
         if not self._plain_dueling:
             return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
         # RLlib's mean passes over actions of -inf, which these students do not have: a dozen operators on the device.
@@ -226,7 +248,7 @@ class _QNetwork(nn.Module):
 
 
 def _network(student: Teacher) -> _QNetwork:
-    return _QNetwork(copy.deepcopy(student.module).cpu()).eval()
+    return _QNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
 
 
 def _parity(
@@ -234,10 +256,13 @@ def _parity(
 ) -> tuple[float, float, float]:
     """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
     device = next(student.module.parameters()).device
+    stages = tuple(stage for stage in _stages(student) if not isinstance(stage, StackFrames))
+    view = ObservationPipeline(student.observation_space, stages).start()
     differences, agreements, sizes = [], [], []
     for first in range(0, len(obs), _CHUNK):
         chunk = obs[first : first + _CHUNK].astype(np.float32)
-        expected = student.q_values(torch.as_tensor(chunk, device=device)).cpu().numpy()
+        inputs = view(Shown(obs[first : first + _CHUNK], first=np.ones(len(chunk), dtype=bool)))
+        expected = student.q_values(torch.as_tensor(inputs, device=device)).cpu().numpy()
         got = artifact(chunk)
         if got.shape != expected.shape:
             raise ValueError(f"The artifact's Q-values have the shape {got.shape}, PyTorch's {expected.shape}.")
@@ -245,6 +270,83 @@ def _parity(
         agreements.append(got.argmax(-1) == expected.argmax(-1))
         sizes.append(np.abs(expected).max())
     return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))
+
+
+# --- What happens to an observation first -----------------------------------------------------------------------------
+
+
+class _OneHot(nn.Module):
+    """Numbers `[B, ...]` to one-hot vectors, side by side `[B, sum of lengths]`."""
+
+    def __init__(self, lengths: Sequence[int]):
+        super().__init__()
+        self.lengths = list(lengths)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        numbers = obs.reshape(obs.shape[0], len(self.lengths))
+        columns = [numbers[:, i : i + 1] == torch.arange(n) for i, n in enumerate(self.lengths)]
+        return torch.cat(columns, dim=-1).float()
+
+
+class _Normalize(nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, stage: Normalize, shape: tuple[int, ...]):
+        super().__init__()
+        mean = np.zeros(shape) if stage.mean is None else stage.mean
+        std = np.ones(shape) if stage.std is None else stage.std
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32))
+        self.clip = stage.clip
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = (obs - self.mean) / self.std
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+
+def _stages(student: Teacher) -> tuple[Stage, ...]:
+    """The stages of its pipeline.
+
+    Raises:
+        ValueError: they cannot be in an artifact.
+    """
+    stages = student.pipeline.stages if student.pipeline is not None else ()
+    space = student.observation_space
+    if any(isinstance(stage, RLlibConnectors) for stage in stages):
+        raise ValueError("The student has connectors of its own, which no artifact can hold. Wrap the environment.")
+    if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
+        raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")
+    if not isinstance(space, gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        raise ValueError(f"An artifact takes one array, but the environment shows {space}. Wrap the environment.")
+    return stages
+
+
+def _input_shape(student: Teacher) -> tuple[int, ...]:
+    """Shape of one observation, as the artifact takes it."""
+    has_frames = any(isinstance(stage, StackFrames) for stage in _stages(student))
+    return tuple((student.input_space if has_frames else student.observation_space).shape or ())
+
+
+def _preprocessing(student: Teacher) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    shape = _input_shape(student)
+    for stage in _stages(student):
+        if isinstance(stage, Normalize):
+            layers.append(_Normalize(stage, shape))
+        elif isinstance(stage, Flatten):
+            lengths = _one_hot_lengths(stage.space)
+            layers.append(nn.Flatten() if lengths is None else _OneHot(lengths))
+            shape = student.input_space.shape or ()
+    return layers
+
+
+def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
+    if isinstance(space, gym.spaces.Discrete):
+        return (int(space.n),)
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return tuple(int(n) for n in np.ravel(space.nvec))
+    return None
 
 
 # --- The formats ------------------------------------------------------------------------------------------------------
@@ -304,7 +406,7 @@ def _write_safetensors(student: Teacher, file: Path) -> None:
     layers, tensors = describe(student)
     metadata = {
         "layers": json.dumps(layers),
-        "observation_shape": json.dumps(student.observation_space.shape),
+        "observation_shape": json.dumps(_input_shape(student)),
         "num_actions": str(student.action_space.n),
     }
     file.write_bytes(save(tensors, metadata))
@@ -334,11 +436,13 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
         leaves = ((n, layer) for n, layer in getattr(module, name).named_modules() if not list(layer.children()))
         return [_describe_layer(f"{name}.{n}", layer, tensors) for n, layer in leaves]
 
-    layers: list[dict[str, Any]]
-    if isinstance(encoder, FlattenEncoder):
-        layers = [{"op": "flatten"}] if len(module.observation_space.shape) > 1 else []
-    else:
-        layers = described("encoder")
+    layers: list[dict[str, Any]] = []
+    for i, layer in enumerate(_preprocessing(student)):
+        layers.append(_describe_layer(f"preprocessing.{i}", layer, tensors))
+    if not isinstance(encoder, FlattenEncoder):
+        layers += described("encoder")
+    elif len(module.observation_space.shape) > 1:
+        layers.append({"op": "flatten"})
     if module.num_atoms > 1:
         # A value that is added to all atoms of an action changes no probability: a dueling C51's does nothing.
         expectation = {"v_min": module.v_min, "v_max": module.v_max, "num_atoms": module.num_atoms}
@@ -357,6 +461,11 @@ def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> 
         return {"op": "flatten"}
     if isinstance(layer, nn.ZeroPad2d):
         return {"op": "zero_pad", "padding": list(layer.padding)}  # left, right, top, bottom
+    if isinstance(layer, _OneHot):
+        return {"op": "one_hot", "lengths": layer.lengths}
+    if isinstance(layer, _Normalize):
+        tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.std": layer.std.contiguous()}
+        return {"op": "normalize", "mean": f"{name}.mean", "std": f"{name}.std", "clip": layer.clip}
     tensor_names = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
     if isinstance(layer, nn.Linear):
         description: dict[str, Any] = {"op": "linear"}

@@ -1,75 +1,46 @@
-"""One line on the terminal that says how far training is."""
+"""How far a long command is, on the terminal; nothing where nobody watches."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from ray import tune
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 
-class ProgressLine(tune.Callback):
-    """Shows env steps, gradient steps per second, return, return ratio and time left of the trial that reported last.
+@contextmanager
+def bar(title: str, *, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr that vanishes at the end; in a file or pipe nothing is printed.
 
-    Only on a terminal: in a file or pipe nothing is printed.
-
-    Args:
-        stop: metric → value at which training stops, for the time left.
-    """
-
-    def __init__(self, stop: Mapping[str, float]):
-        self._stop = dict(stop)
-        self._start = time.monotonic()
-        self._live: Live | None = None
-
-    def setup(self, stop: Any = None, num_samples: int | None = None, **info: Any) -> None:
-        """Tune's hook before the first trial."""
-        console = Console(stderr=True)
-        if console.is_terminal:
-            self._live = Live(Text("starting"), console=console, transient=True)
-            self._live.start()
-
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        """Tune's hook at every result."""
-        if self._live is not None:
-            running = sum(other.status == "RUNNING" for other in trials)
-            prefix = f"{running} of {len(trials)} trials · " if len(trials) > 1 else ""
-            self._live.update(Text(prefix + describe(result, self._stop, time.monotonic() - self._start)))
-
-    def on_experiment_end(self, trials: Any, **info: Any) -> None:
-        """Tune's hook at the end."""
-        if self._live is not None:
-            self._live.stop()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_live": None}  # Tune pickles callbacks with the experiment
-
-
-def describe(result: Mapping[str, Any], stop: Mapping[str, float], seconds: float) -> str:
-    """The line for one result.
+        with bar("teacher", total=num_episodes) as advance:
+            advance(1)
 
     Args:
-        result: of `algo.train()`.
-        stop: metric → value at which training stops.
-        seconds: since training started.
+        title: what is being done; of up to 20 characters.
+        total: how much there is to do; None: nobody knows.
+        shown: False: not even on a terminal.
+
+    Yields:
+        A function to be called with how much has been done since its last call.
     """
-    steps = result.get("num_env_steps_sampled_lifetime", 0)
-    parts = [f"{steps:,.0f} env steps"]
-    own = result.get("distillation", {})
-    if (gradient_steps := own.get("num_gradient_steps_lifetime")) and result.get("time_total_s"):
-        parts.append(f"{gradient_steps / result['time_total_s']:,.0f} gradient steps/s")
-    returns = [result.get("evaluation", {}), result]
-    mean = next((r["env_runners"].get("episode_return_mean") for r in returns if "env_runners" in r), None)
-    if mean is not None and mean == mean:
-        parts.append(f"return {mean:.1f}")
-    if (ratio := own.get("return_ratio")) is not None and ratio == ratio:
-        parts.append(f"ratio {ratio:.3f}")
-    goal = stop.get("num_env_steps_sampled_lifetime")
-    if goal and steps:
-        left = max(0.0, seconds * (goal - steps) / steps)
-        parts.append(f"{left:.0f} s left" if left < 120 else f"{left / 60:.0f} min left")
-    return " · ".join(parts)
+    short = Column(no_wrap=True, overflow="ellipsis", max_width=20)  # room for the bar at 40 columns
+    with Progress(
+        TextColumn("{task.description}", markup=False, table_column=short),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        transient=True,
+        expand=True,
+        disable=not (shown and watched()),
+    ) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def watched() -> bool:
+    """Whether stderr is a terminal. Rich also calls a file one, where FORCE_COLOR is set."""
+    return sys.stderr.isatty()

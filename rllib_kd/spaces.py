@@ -27,9 +27,15 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
 
 def same_space(one: gym.Space, other: gym.Space) -> bool:
     """Equal kind and shape. Bounds and float types may differ: they do not change what a network takes."""
-    if type(one) is not type(other) or one.shape != other.shape:
+    if type(one) is not type(other):
         return False
-    return getattr(one, "n", None) == getattr(other, "n", None)
+    if isinstance(one, gym.spaces.Dict):
+        return one.keys() == other.keys() and all(same_space(one[key], other[key]) for key in one)
+    if isinstance(one, gym.spaces.Tuple):
+        return len(one) == len(other) and all(map(same_space, one, other))
+    if isinstance(one, gym.spaces.MultiDiscrete):
+        return np.array_equal(one.nvec, other.nvec)
+    return one.shape == other.shape and getattr(one, "n", None) == getattr(other, "n", None)
 
 
 def brief(space: gym.Space) -> str:

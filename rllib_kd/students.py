@@ -81,10 +81,9 @@ def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
 
 def count_parameters(module: RLModule) -> int:
     """Parameters that act: without target networks."""
-    skipped = tuple(module.get_non_inference_attributes()) if isinstance(module, InferenceOnlyAPI) else ()
-    return sum(
-        parameter.numel() for name, parameter in module.named_parameters() if name.split(".", 1)[0] not in skipped
-    )
+    attributes = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else ()
+    skipped = tuple(f"{attribute}." for attribute in attributes)
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if not name.startswith(skipped))
 
 
 def compress(

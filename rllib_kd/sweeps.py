@@ -27,10 +27,12 @@ from ray.tune.search.sample import Domain
 
 from rllib_kd.algorithm import DistillDQN
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
-from rllib_kd.evaluation import as_q_network, env_maker, greedy, mean_and_ci95, play
+from rllib_kd.evaluation import mean_and_ci95
 from rllib_kd.experiment import apply_config, connect
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
+from rllib_kd.playing import RandomActions, env_maker, play
+from rllib_kd.policies import GreedyQ, as_q_network
 from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
@@ -112,7 +114,7 @@ class StudentTrial(tune.Trainable):
         first, count = (_FINAL_SEED, _NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
         make_env = env_maker(task.env, self._students[0].config.env_config)
         networks = [as_q_network(student) for student in self._students]
-        returns = [play(make_env, greedy(network), range(first, first + count))[0] for network in networks]
+        returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]
         ratios = [task.return_ratio(float(np.mean(values))) for values in returns]
         return {
             "return_ratio": float(np.mean(ratios)),
@@ -272,10 +274,10 @@ class Sweep:
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(0.2, self.num_samples / 100):g}")
         os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
         connect()
-        teacher = load_teacher(self.teacher)
+        teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
         seeds = range(_FINAL_SEED, _FINAL_SEED + _NUM_EPISODES)
-        returns, states = play(make_env, greedy(teacher), seeds)
+        returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
         task = self._task(teacher, returns, make_env, seeds)
         median_gap = _median_gap(teacher, states)
         space = self._space(teacher, median_gap)
@@ -293,8 +295,7 @@ class Sweep:
     # --- Before the first trial ---------------------------------------------------------------------------------------
 
     def _task(self, teacher: Teacher, teacher_returns: list[float], make_env: Any, seeds: Sequence[int]) -> Task:
-        num_actions, rng = int(teacher.action_space.n), np.random.default_rng(self.seed)
-        random_returns, _ = play(make_env, lambda obs: rng.integers(num_actions, size=len(obs)), seeds)
+        random_returns, _ = play(make_env, RandomActions(int(teacher.action_space.n), seed=self.seed), seeds)
         (teacher_mean, teacher_ci), (random_mean, random_ci) = map(mean_and_ci95, (teacher_returns, random_returns))
         if teacher_mean - random_mean <= math.hypot(teacher_ci, random_ci):
             raise ValueError(

@@ -512,7 +512,10 @@ def teacher_of(tmp_path, *spaces):
 @pytest.mark.parametrize(
     ("spaces", "message"),
     [
-        ((gym.spaces.Box(-1, 1, (6,), np.float32),), r"observation space is Box\(6,\), but the student's is Box\(4,\)"),
+        (
+            (gym.spaces.Box(-1, 1, (6,), np.float32),),
+            r"observation space is Box\(6,\), but in 'CartPole-v1' it is Box\(4,\)",
+        ),
         (
             (gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(3)),
             r"action space is Discrete\(3\).*Discrete\(2\)",

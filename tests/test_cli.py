@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rllib_kd import cli
-from rllib_kd.progress import describe
+from rllib_kd.callbacks import describe
 
 ROOT = Path(__file__).parents[1]
 FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}
@@ -116,7 +116,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path):
     assert len(json.loads(report.read_text())["returns"]) == 5
 
     arguments = ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", checkpoint, "--episodes", "3"]
-    done = run(*arguments, "--out", str(tmp_path / "report"), "--runs", str(tmp_path))
+    done = run(*arguments, "--out", str(tmp_path / "report"))
     assert done.returncode == 0, done.stderr
     assert Path(checkpoint).name in done.stdout
     figures = json.loads((tmp_path / "report" / "figures.json").read_text())

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from ray.rllib.connectors.env_to_module import MeanStdFilter
 
 from rllib_kd import compare, compare_all, evaluation, load_teacher
-from rllib_kd.evaluation import agreement, confusion_and_regret, mean_and_ci95, play
+from rllib_kd.evaluation import agreement, confusion_and_regret, mean_and_ci95
+from rllib_kd.playing import Reflex, play
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
+
+
+def as_shown():
+    return lambda shown: shown.obs
 
 
 def test_play_gives_the_returns_that_a_plain_loop_gives():
@@ -30,7 +34,7 @@ def test_play_gives_the_returns_that_a_plain_loop_gives():
             obs, reward, terminated, truncated, _ = env.step(policy(obs[None])[0])
             total, done = total + reward, terminated or truncated
         expected.append(total)
-    returns, visited = play(lambda: gym.make("CartPole-v1"), policy, seeds)
+    returns, (visited,) = play(lambda: gym.make("CartPole-v1"), Reflex(policy), seeds, views=[as_shown])
     assert returns == expected
     assert len(visited) == sum(expected)
     assert len(set(expected)) > 1
@@ -53,7 +57,7 @@ def test_confusion_agreement_and_regret_by_hand(monkeypatch, states_at_once):
     teacher = Table([1.0, 3.0, 2.0], [5.0, 4.0, 0.0], [0.0, 0.0, 8.0])  # chooses 1, 0, 2
     student = Table([0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [9.0, 0.0, 0.0])  # chooses 1, 1, 0, which costs 0, 1, 8
     visited = np.array([[0], [1], [1], [2], [0]])
-    confusion, regret = confusion_and_regret(teacher, student, visited)
+    confusion, regret = confusion_and_regret(teacher, student, visited, visited)
     assert confusion.tolist() == [[0, 2, 0], [0, 2, 0], [1, 0, 0]]
     assert agreement(confusion) == 2 / 5
     assert regret == pytest.approx((0 + 1 + 1 + 8 + 0) / 5)
@@ -98,9 +102,9 @@ def test_a_teacher_compared_with_itself_is_equal():
 def test_several_students_are_compared_as_each_alone_while_the_teacher_plays_once(monkeypatch):
     played = []
 
-    def counted(make_env, policy, seeds):
+    def counted(make_env, policy, seeds, **kwargs):
         played.append(seeds)
-        return play(make_env, policy, seeds)
+        return play(make_env, policy, seeds, **kwargs)
 
     monkeypatch.setattr(evaluation, "play", counted)
     students = {"b": make_q_module(fcnet_hiddens=[4]), "a": make_q_module(fcnet_hiddens=[8], seed=1)}
@@ -168,12 +172,6 @@ def test_bad_input(kwargs, message):
         compare(**arguments)
 
 
-def test_connectors_are_refused_not_ignored(cartpole_config, build):
-    algo = build(cartpole_config.env_runners(env_to_module_connector=lambda *args, **kwargs: MeanStdFilter()))
-    with pytest.raises(ValueError, match=r"connectors of its own.*algo\.evaluate"):
-        compare("cartpole", algo, "CartPole-v1", num_episodes=1)
-
-
 def test_one_episode_and_a_useless_teacher_are_still_json(small_teacher):
     result = compare(small_teacher, "cartpole", "CartPole-v1", num_episodes=1)
     assert math.isnan(result.return_ratio) or result.return_ratio > 0
@@ -183,7 +181,7 @@ def test_one_episode_and_a_useless_teacher_are_still_json(small_teacher):
 
 
 def test_an_episode_without_an_end_is_an_error(monkeypatch):
-    monkeypatch.setattr("rllib_kd.evaluation._MAX_EPISODE_STEPS", 50)
+    monkeypatch.setattr("rllib_kd.playing._MAX_EPISODE_STEPS", 50)
     with pytest.raises(ValueError, match="has not ended after 50 steps"):
         compare("cartpole", "cartpole", "CartPole-v1", num_episodes=1)
 

@@ -44,6 +44,13 @@ def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndar
         elif op == "layer_norm":
             x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + np.float32(layer["eps"]))
             x = x * tensors[layer["weight"]] + tensors[layer["bias"]]
+        elif op == "normalize":
+            x = (x - tensors[layer["mean"]]) / tensors[layer["std"]]
+            x = x if layer["clip"] is None else np.clip(x, -layer["clip"], layer["clip"])
+        elif op == "one_hot":
+            numbers = x.reshape(len(x), -1)
+            x = np.concatenate([numbers[:, [i]] == np.arange(n) for i, n in enumerate(layer["lengths"])], -1)
+            x = x.astype(np.float32)
         elif op == "flatten":
             x = x.reshape(len(x), -1)
         elif op == "zero_pad":

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
 
-#: Teachers that come with the package, by name.
-PACKAGED_TEACHERS = {"cartpole": Path(__file__).parent / "cartpole"}
+
+class PackagedTeacher(NamedTuple):
+    """A teacher that comes with the package."""
+
+    path: Path
+    env: str  # in which it was trained
+
+
+#: By name.
+PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
 
 
 def absolute_uri(path: str) -> str:
@@ -33,17 +41,20 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     return text if text in PACKAGED_TEACHERS else absolute_uri(text)
 
 
-def load_teacher(teacher: str | os.PathLike[str]) -> Teacher:
+def load_teacher(teacher: str | os.PathLike[str], *, trust_checkpoint: bool = False) -> Teacher:
     """Load a teacher.
 
     Args:
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint: an Algorithm's
             directory, or its rl_module folder.
+        trust_checkpoint: whether what a checkpoint holds may be executed: for RLModules and connectors of one's own.
 
     Raises:
-        ValueError: nothing is there, or it is no teacher; the message says what was expected.
+        ValueError: nothing is there, it is no teacher, or it holds more than data; the message says what to do.
     """
     from rllib_kd.teachers.rllib import load_rllib
 
     uri = absolute_teacher_uri(teacher)
-    return load_rllib(str(PACKAGED_TEACHERS.get(uri, uri)))
+    if uri in PACKAGED_TEACHERS:
+        uri = str(PACKAGED_TEACHERS[uri].path)
+    return load_rllib(uri, trust_checkpoint=trust_checkpoint)

@@ -13,6 +13,8 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from torch import Tensor
 
+from rllib_kd.observations import ObservationPipeline, View
+
 QF_PREDS = "qf_preds"  # the key of RLlib's QNetAPI.compute_q_values()
 TEACHER_Q = "teacher_q"  # the column of labels
 
@@ -26,16 +28,29 @@ class Teacher(Checkpointable):
     Args:
         module: an RLModule with `compute_q_values()`, which is copied without its target networks; None makes an empty
             teacher, to be filled by `set_state()`.
+        pipeline: what the environment's observations go through on their way to the network; None where that is not
+            known: then it takes what the environment shows, if that fits, or else what the student takes.
         source: where it came from, for messages.
     """
 
-    def __init__(self, module: RLModule | None = None, *, source: str = ""):
+    def __init__(
+        self, module: RLModule | None = None, *, pipeline: ObservationPipeline | None = None, source: str = ""
+    ):
         self._module: Any = None
+        self.pipeline = pipeline
         self.source = source
         if module is not None:
             constructor_kwargs = module.get_ctor_args_and_kwargs()[1] | {"inference_only": True}
             weights = module.get_state(inference_only=True)
-            self.set_state({"class": type(module), "kwargs": constructor_kwargs, "weights": weights, "source": source})
+            self.set_state(
+                {
+                    "class": type(module),
+                    "kwargs": constructor_kwargs,
+                    "weights": weights,
+                    "pipeline": pipeline,
+                    "source": source,
+                }
+            )
 
     @property
     def is_loaded(self) -> bool:
@@ -49,7 +64,12 @@ class Teacher(Checkpointable):
 
     @property
     def observation_space(self) -> gym.Space:
-        """Space of the observations that the network takes (after any connectors)."""
+        """Space of the observations that it is shown, before its pipeline."""
+        return self.input_space if self.pipeline is None else self.pipeline.observation_space
+
+    @property
+    def input_space(self) -> gym.Space:
+        """Space of what the network takes, after its pipeline."""
         return self._module.observation_space
 
     @property
@@ -72,9 +92,13 @@ class Teacher(Checkpointable):
         self._module.to(device)
         return self
 
+    def start(self) -> View:
+        """A view for one vector env: from what it shows to what `q_values()` takes."""
+        return (self.pipeline or ObservationPipeline(self.input_space)).start()
+
     @torch.inference_mode()
     def q_values(self, obs: Tensor) -> Tensor:
-        """Q-values `[B, A]` (return units) of observations `[B, ...]`; expectations, where the teacher is a C51."""
+        """Q-values `[B, A]` (return units) of the network's inputs `[B, ...]`; expectations, where it is a C51."""
         return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     @override(Checkpointable)
@@ -86,7 +110,8 @@ class Teacher(Checkpointable):
         """
         if not self.is_loaded:
             raise ValueError("There is no teacher to save: none was loaded, or restored from a checkpoint.")
-        return {**self._recipe, "weights": self._module.get_state(), "source": self.source}
+        weights = self._module.get_state()
+        return {**self._recipe, "weights": weights, "pipeline": self.pipeline, "source": self.source}
 
     @override(Checkpointable)
     def set_state(self, state: dict[str, Any]) -> None:
@@ -97,6 +122,7 @@ class Teacher(Checkpointable):
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self._module, self.source = module, state["source"]
+        self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none
         self._recipe = {"class": state["class"], "kwargs": state["kwargs"]}
 
     @override(Checkpointable)

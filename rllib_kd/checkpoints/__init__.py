@@ -1,0 +1,1 @@
+"""Reading checkpoints without executing what they hold: pickles as data, and RLlib's layout of files."""

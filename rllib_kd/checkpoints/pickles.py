@@ -1,0 +1,254 @@
+"""Checkpoints as data: their pickles are read without executing anything that is in them.
+
+A pickle is a program: it names functions and calls them. Here no name is ever looked up. Each becomes an inert `Tag`,
+each call of one a record of its arguments, and `build()` makes values from those few records that it knows: numpy
+arrays, gymnasium spaces, plain containers. Whatever else is in a file is refused by its name.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
+
+import gymnasium as gym
+import numpy as np
+
+#: Numbers and truth values. Not objects, which are pickles again, nor structured types.
+_DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
+_MAX_DEPTH = 100  # of containers in containers
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or that holds more than data."""
+
+
+@dataclass(frozen=True)
+class Name:
+    """A class or function that a checkpoint names; nothing but its name."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Tag:
+    """What stands for a global while a pickle is read: its subclasses for names, its instances for calls of them."""
+
+    of: Name
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    state: Any
+    items: list[Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Tag:  # noqa: D102
+        self = object.__new__(cls)
+        self.args, self.kwargs, self.state = args, kwargs, None
+        self.items = []
+        return self
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items.append((key, value))
+
+    def append(self, value: Any) -> None:
+        """As pickle fills a list."""
+        self.items.append(value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tag:
+        """What a call returned is called: a record too."""
+        return type(self)(*args, **kwargs)
+
+
+class _Reader(pickle._Unpickler):  # the one in Python: a few bytes make the one in C take gigabytes for its memo
+    def find_class(self, module: str, name: str) -> Any:
+        return type("Tag", (Tag,), {"of": Name(_today(module), name)})
+
+
+def read_pickle(file: IO[bytes], where: str) -> Any:
+    """What a pickle holds, with tags for everything that it names.
+
+    Args:
+        file: open for reading.
+        where: its path, for messages.
+
+    Raises:
+        CheckpointError: it is no whole pickle.
+    """
+    try:
+        return _Reader(file).load()
+    except RecursionError as error:
+        raise CheckpointError(f"'{where}' nests its parts too deeply to be a checkpoint.") from error
+    except Exception as error:  # a broken pickle fails in as many ways as there are opcodes
+        raise CheckpointError(
+            f"'{where}' cannot be read: it is no whole pickle ({type(error).__name__}: {error}). Is the file complete?"
+        ) from error
+
+
+def build(value: Any, where: str) -> Any:
+    """The data that was read: numbers, texts, containers, numpy arrays, gymnasium spaces and bare `Name`s.
+
+    Args:
+        value: of `read_pickle()`, or a part of it.
+        where: its file, for messages.
+
+    Raises:
+        CheckpointError: there is something else in it; the message names it.
+    """
+    return _Builder(where).build(value)
+
+
+class _Builder:
+    def __init__(self, where: str):
+        self._where = where
+        # Pickles share parts: without a memo, twenty lists of two references each would make a million.
+        self._built: dict[int, Any] = {}
+        self._depth = 0
+
+    def build(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
+            return value
+        if id(value) in self._built:
+            return self._built[id(value)]
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise CheckpointError(f"'{self._where}' nests its parts too deeply to be a checkpoint.")
+        built = self._built[id(value)] = self._build(value)
+        self._depth -= 1
+        return built
+
+    def _build(self, value: Any) -> Any:
+        if isinstance(value, list | tuple | set | frozenset):
+            return type(value)([self.build(part) for part in value])
+        if isinstance(value, dict):
+            return {self._key(key): self.build(part) for key, part in value.items()}
+        if isinstance(value, type) and issubclass(value, Tag):
+            return value.of
+        if isinstance(value, Tag) and value.of in _BUILDERS:
+            try:
+                return _BUILDERS[value.of](value, self.build)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                raise CheckpointError(
+                    f"'{self._where}' has a broken {value.of} ({type(error).__name__}: {error}). Is the file complete?"
+                ) from error
+        what = value.of if isinstance(value, Tag) else type(value).__name__
+        raise CheckpointError(
+            f"'{self._where}' was refused: it calls '{what}', which is no data. If you trust its origin, say so with "
+            "trust_checkpoint=True (--trust-checkpoint), which executes what it holds."
+        )
+
+    def _key(self, key: Any) -> Any:
+        key = self.build(key)
+        if key is not None and not isinstance(key, bool | int | float | str):
+            raise CheckpointError(f"'{self._where}' has a {type(key).__name__} as a key.")
+        return key
+
+
+# --- What is known ----------------------------------------------------------------------------------------------------
+
+_Build = Callable[[Any], Any]
+
+
+def _dtype(tag: Tag, build: _Build) -> np.dtype:
+    text = tag.args[0]
+    if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+        raise ValueError(f"arrays of numbers were expected, got the type {text!r}")
+    is_big_endian = tag.state is not None and tag.state[1] == ">"
+    return np.dtype(text).newbyteorder(">" if is_big_endian else "<")
+
+
+def _array(data: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    if not isinstance(data, bytes | bytearray) or len(data) != dtype.itemsize * math.prod(shape):
+        raise ValueError(f"an array of the shape {shape} has too few numbers, or too many")
+    return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
+
+
+def _from_buffer(tag: Tag, build: _Build) -> np.ndarray:
+    data, dtype, shape, order = tag.args
+    return _array(data, build(dtype), build(shape), order)
+
+
+def _reconstruct(tag: Tag, build: _Build) -> np.ndarray:
+    _, shape, dtype, is_fortran, data = tag.state
+    return _array(data, build(dtype), build(shape), "F" if is_fortran else "C")
+
+
+def _scalar(tag: Tag, build: _Build) -> Any:
+    dtype, data = tag.args
+    return _array(data, build(dtype), (), "C")[()]
+
+
+def _box(tag: Tag, build: _Build) -> gym.spaces.Box:
+    low, high, dtype = (build(tag.state[key]) for key in ("low", "high", "dtype"))
+    return gym.spaces.Box(low, high, dtype=dtype)
+
+
+def _discrete(tag: Tag, build: _Build) -> gym.spaces.Discrete:
+    return gym.spaces.Discrete(int(build(tag.state["n"])), start=int(build(tag.state.get("start", 0))))
+
+
+def _multi_discrete(tag: Tag, build: _Build) -> gym.spaces.MultiDiscrete:
+    return gym.spaces.MultiDiscrete(build(tag.state["nvec"]), dtype=build(tag.state["dtype"]))
+
+
+def _multi_binary(tag: Tag, build: _Build) -> gym.spaces.MultiBinary:
+    return gym.spaces.MultiBinary(build(tag.state["n"]))
+
+
+def _dict_space(tag: Tag, build: _Build) -> gym.spaces.Dict:
+    return gym.spaces.Dict(build(tag.state["spaces"]))
+
+
+def _tuple_space(tag: Tag, build: _Build) -> gym.spaces.Tuple:
+    return gym.spaces.Tuple(build(tag.state["spaces"]))
+
+
+def _ordered_dict(tag: Tag, build: _Build) -> dict[Any, Any]:
+    if tag.state is not None:
+        raise ValueError("it has attributes")
+    return build(dict([*(tag.args[0] if tag.args else ()), *tag.items]))
+
+
+def _fields(tag: Tag, build: _Build) -> dict[str, Any]:
+    return build(tag.state)
+
+
+def _left_out(tag: Tag, build: _Build) -> None:
+    """Random states of spaces and devices of another machine."""
+
+
+_BUILDERS: dict[Name, Callable[[Tag, _Build], Any]] = {
+    Name("collections", "OrderedDict"): _ordered_dict,
+    Name("gymnasium.spaces.box", "Box"): _box,
+    Name("gymnasium.spaces.dict", "Dict"): _dict_space,
+    Name("gymnasium.spaces.discrete", "Discrete"): _discrete,
+    Name("gymnasium.spaces.multi_binary", "MultiBinary"): _multi_binary,
+    Name("gymnasium.spaces.multi_discrete", "MultiDiscrete"): _multi_discrete,
+    Name("gymnasium.spaces.tuple", "Tuple"): _tuple_space,
+    Name("numpy", "dtype"): _dtype,
+    Name("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    Name("numpy._core.multiarray", "scalar"): _scalar,
+    Name("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    Name("numpy.random._pickle", "__bit_generator_ctor"): _left_out,
+    Name("numpy.random._pickle", "__generator_ctor"): _left_out,
+    Name("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"): _left_out,
+    Name("ray.rllib.core.rl_module.default_model_config", "DefaultModelConfig"): _fields,
+    Name("torch", "device"): _left_out,
+}
+
+
+def _today(module: str) -> str:
+    """Modules of numpy before 2.0 under their names of today."""
+    return re.sub(r"^numpy\.core\b", "numpy._core", module)

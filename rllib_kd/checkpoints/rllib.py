@@ -1,0 +1,476 @@
+"""RLlib's checkpoints of the new API stack: the network, what it saw, and where it was trained.
+
+They are read as data, unless they are trusted: classes that they name are looked up in the tables below, and made from
+plain values.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+import posixpath
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow.fs
+import torch
+from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.numpy import SMALL_NUMBER
+
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
+from rllib_kd.observations import Flatten, Normalize, ObservationPipeline, RLlibConnectors, StackFrames, Stage
+
+_MULTI_RL_MODULE = "learner_group/learner/rl_module"
+_CONNECTORS = "env_runner/{}_connector"
+_CLASS_FILE = "class_and_ctor_args.pkl"
+_MODULE_STATE_FILE = "module_state.pkl"
+
+#: RLModules that may be built from their model config: by the names that they have, or had, and where they are.
+_DQN = "ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module.DefaultDQNTorchRLModule"
+_PPO = "ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module.DefaultPPOTorchRLModule"
+_SAC = "ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module.DefaultSACTorchRLModule"
+_MODULES = {
+    "DefaultAPPOTorchRLModule": "ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module.DefaultAPPOTorchRLModule",
+    "DefaultBCTorchRLModule": "ray.rllib.algorithms.bc.torch.default_bc_torch_rl_module.DefaultBCTorchRLModule",
+    "DefaultDQNTorchRLModule": _DQN,
+    "DQNRainbowTorchRLModule": _DQN,
+    "DQNTorchRLModule": _DQN,
+    "DefaultPPOTorchRLModule": _PPO,
+    "PPOTorchRLModule": _PPO,
+    "DefaultSACTorchRLModule": _SAC,
+    "SACTorchRLModule": _SAC,
+}
+_CATALOGS = {
+    "BCCatalog": "ray.rllib.algorithms.bc.bc_catalog.BCCatalog",
+    "DQNCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
+    "DQNRainbowCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
+    "EncoderFreeDQNCatalog": "rllib_kd.students.EncoderFreeDQNCatalog",
+    "PPOCatalog": "ray.rllib.algorithms.ppo.ppo_catalog.PPOCatalog",
+    "SACCatalog": "ray.rllib.algorithms.sac.sac_catalog.SACCatalog",
+}
+#: By their names RLlib looks them up in torch.nn.
+_ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
+#: Connectors that RLlib adds by itself: what they do, every vectorised player does.
+_DEFAULT_CONNECTORS = {
+    "AddObservationsFromEpisodesToBatch",
+    "AddStatesFromEpisodesToBatch",
+    "AddTimeDimToBatchAndZeroPad",
+    "BatchIndividualItems",
+    "GetActions",
+    "ListifyDataForVectorEnv",
+    "NormalizeAndClipActions",
+    "NumpyToTensor",
+    "RemoveSingleTsTimeRankFromBatch",
+    "TensorToNumpy",
+    "UnBatchToIndividualItems",
+}
+_MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
+
+#: Class, constructor's keyword arguments, state.
+_ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
+
+
+@dataclass(frozen=True)
+class RLlibCheckpoint:
+    """Where the parts of one policy lie.
+
+    Args:
+        uri: as it was given, for messages.
+        filesystem: that holds it.
+        module_path: folder of the RLModule.
+        algorithm_path: folder of the Algorithm; None where only the RLModule was saved.
+        trusted: whether its pickles may be executed.
+    """
+
+    uri: str
+    filesystem: pyarrow.fs.FileSystem
+    module_path: str
+    algorithm_path: str | None
+    trusted: bool
+
+    def load_module(self) -> RLModule:
+        """The network, with its weights.
+
+        Raises:
+            CheckpointError: it cannot be read, or is not of a class that can be built without executing it.
+        """
+        if self.trusted:
+            return self._load_trusted(RLModule, self.module_path)
+        class_file = posixpath.join(self.module_path, _CLASS_FILE)
+        content = self._read(class_file)
+        try:
+            name, kwargs = content["class"], content["ctor_args_and_kwargs"][1]
+            observation_space, action_space = kwargs["observation_space"], kwargs["action_space"]
+            model_config, catalog = kwargs["model_config"], kwargs.get("catalog_class")
+        except (KeyError, IndexError, TypeError) as error:
+            raise CheckpointError(f"'{class_file}' does not describe an RLModule: it lacks {error}.") from error
+        module_class = _known_class(name, _MODULES, "RLModule", class_file)
+        constructor_kwargs: dict[str, Any] = {
+            "observation_space": observation_space,
+            "action_space": action_space,
+            "inference_only": True,
+            "model_config": _checked_model_config(model_config, class_file),
+            "catalog_class": None if catalog is None else _known_class(catalog, _CATALOGS, "catalog", class_file),
+        }
+        state_file = posixpath.join(self.module_path, _MODULE_STATE_FILE)
+        state = self._read(state_file)
+        try:
+            with torch.device("meta"):  # shapes without memory: the model config may name any size
+                expected = module_class(**constructor_kwargs).state_dict()
+        except Exception as error:
+            raise CheckpointError(
+                f"No {module_class.__name__} can be built as '{class_file}' says ({type(error).__name__}: {error})."
+            ) from error
+        _check_weights(state, expected, state_file)
+        module = module_class(**constructor_kwargs)
+        module.load_state_dict({key: torch.as_tensor(state[key]) for key in expected})
+        return module
+
+    def load_observation_pipeline(self, module: RLModule | None = None) -> ObservationPipeline | None:
+        """What the environment's observations go through on their way to the network; None where nothing says it.
+
+        Args:
+            module: the network, for connectors that want to know it.
+
+        Raises:
+            CheckpointError: it cannot be read, or has connectors that cannot be built without executing it.
+        """
+        folder = self._connectors("env_to_module")
+        if folder is None:
+            return None
+        if self.trusted:
+            return pipeline_of(self._load_trusted(ConnectorPipelineV2, folder), module)
+        observation_space, specs = self._read_connectors(folder)
+        try:
+            stages = _stages(specs, observation_space)
+        except Exception as error:  # what a broken state may be, nobody knows
+            raise CheckpointError(f"'{folder}' has a broken connector ({type(error).__name__}: {error}).") from error
+        if stages is None:
+            unknown = [str(name) for name, _, _ in specs if _stage_name(name) is None]
+            raise CheckpointError(
+                f"'{folder}' was refused: its connectors {', '.join(unknown)} can only be had by executing it. If you "
+                "trust its origin, say so with trust_checkpoint=True (--trust-checkpoint)."
+            )
+        return ObservationPipeline(observation_space, stages)
+
+    def normalizes_actions(self) -> bool:
+        """Whether actions in a Box are taken from [−1, 1] to its bounds (RLlib's `normalize_actions`).
+
+        Raises:
+            CheckpointError: there are module-to-env connectors beside RLlib's own.
+        """
+        folder = self._connectors("module_to_env")
+        if folder is None:
+            return True
+        return _normalizes_actions(self._read_connectors(folder)[1])
+
+    def algorithm(self) -> str | None:
+        """Name of the Algorithm's class; None where only the RLModule was saved."""
+        algorithm = self._read_algorithm().get("class")
+        return _name_of(algorithm).name.split(".")[-1] if algorithm is not None else None
+
+    def environment(self) -> tuple[str | None, dict[str, Any]]:
+        """Name and config of the environment in which it was trained; None where it has no name."""
+        try:
+            config = self._read_algorithm()["ctor_args_and_kwargs"][0][0]
+            config = config.state if isinstance(config, Tag) else config
+            env, env_config = config["env"], build(config.get("env_config", {}), self.uri)
+        except (KeyError, IndexError, TypeError, AttributeError, CheckpointError):
+            return None, {}  # it lacks them, or has more than data: whoever plays must say it again
+        return (env, env_config) if isinstance(env, str) and isinstance(env_config, dict) else (None, {})
+
+    def _read_algorithm(self) -> dict[str, Any]:
+        if self.algorithm_path is None:
+            return {}
+        content = self._read_tags(posixpath.join(self.algorithm_path, _CLASS_FILE))
+        return content if isinstance(content, dict) else {}
+
+    def _connectors(self, kind: str) -> str | None:
+        if self.algorithm_path is None:
+            return None
+        folder = posixpath.join(self.algorithm_path, _CONNECTORS.format(kind))
+        info = self.filesystem.get_file_info(posixpath.join(folder, _CLASS_FILE))
+        return folder if info.type == pyarrow.fs.FileType.File else None
+
+    def _read_connectors(self, folder: str) -> tuple[gym.Space, list[_ConnectorSpec]]:
+        """The space of what comes in, and the connectors."""
+        class_file = posixpath.join(folder, _CLASS_FILE)
+        content = self._read_tags(class_file)
+        try:
+            args, pipeline_kwargs = content["ctor_args_and_kwargs"]
+            connectors = pipeline_kwargs["connectors"]
+            observation_space = build(args[0], class_file)
+            specs: list[_ConnectorSpec] = []
+            for tag, _, kwargs in connectors:
+                name = _name_of(tag)
+                if _stage_name(name) is None:
+                    specs.append((name, {}, {}))
+                    continue
+                kwargs = {key: value for key, value in kwargs.items() if not key.startswith("input_")}
+                state_file = posixpath.join(folder, name.name, "state.pkl")
+                state = self._read(state_file) if _stage_name(name) == "MeanStdFilter" else {}
+                specs.append((name, build(kwargs, class_file), state))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointError(f"'{class_file}' does not describe connectors: {error!r}.") from error
+        return observation_space, specs
+
+    def _read(self, path: str) -> Any:
+        return build(self._read_tags(path), path)
+
+    def _read_tags(self, path: str) -> Any:
+        try:
+            with self.filesystem.open_input_file(path) as file:
+                return read_pickle(io.BytesIO(file.read()), path)
+        except OSError as error:
+            raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
+
+    def _load_trusted(self, kind: Any, path: str) -> Any:
+        try:
+            return kind.from_checkpoint(path, filesystem=self.filesystem)
+        except Exception as error:
+            raise CheckpointError(
+                f"'{path}' cannot be read ({type(error).__name__}: {error}). Is it complete, and are the classes that "
+                "it names importable here?"
+            ) from error
+
+
+def open_checkpoint(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_checkpoint: bool = False) -> RLlibCheckpoint:
+    """Find a policy in any kind of RLlib checkpoint.
+
+    Args:
+        uri: an absolute path, or a URI that pyarrow knows (`file://`, `s3://`, `gs://`), of an Algorithm's checkpoint
+            directory, or of an rl_module folder in it or by itself.
+        module_id: which RLModule.
+        trust_checkpoint: whether its pickles may be executed.
+
+    Raises:
+        CheckpointError: there is nothing at `uri`, or no RLlib checkpoint.
+    """
+    filesystem, path = open_uri(uri)
+    module_path = _find_module(filesystem, path, module_id, uri)
+    for folder in (_MULTI_RL_MODULE, posixpath.join(_MULTI_RL_MODULE, module_id)):
+        if module_path.endswith(f"/{folder}"):
+            return RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
+    return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
+
+
+def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem, and the path in it.
+
+    Raises:
+        CheckpointError: nothing is there.
+    """
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+        found = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
+    if not found:
+        raise CheckpointError(
+            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN (in the config of a "
+            "Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', which comes with rllib_kd."
+        )
+    return filesystem, path.rstrip("/")
+
+
+def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None) -> ObservationPipeline:
+    """A running env-to-module pipeline as it stands, its statistics frozen.
+
+    Args:
+        connectors: RLlib's.
+        module: the network, for connectors that want to know it.
+    """
+    space = connectors.input_observation_space
+    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
+    stages = _stages([_spec(connector) for connector in own], space)
+    if stages is None:
+        alone = type(connectors)(space, connectors.input_action_space, connectors=own)
+        stages = (RLlibConnectors(alone, module),)
+    return ObservationPipeline(space, stages)
+
+
+def is_default_connector(connector: Any) -> bool:
+    """Whether RLlib adds it by itself, so that it does nothing that every player does not."""
+    return _is_default(_spec(connector)[0])
+
+
+def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
+    """Whether a running module-to-env pipeline takes actions in a Box from [−1, 1] to its bounds.
+
+    Raises:
+        CheckpointError: there are connectors beside RLlib's own in it.
+    """
+    return _normalizes_actions([_spec(connector) for connector in connectors.connectors])
+
+
+# --- Connectors -------------------------------------------------------------------------------------------------------
+
+_STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
+
+
+def _spec(connector: Any) -> _ConnectorSpec:
+    name = Name(type(connector).__module__, type(connector).__name__)
+    return name, connector.get_ctor_args_and_kwargs()[1], connector.get_state()
+
+
+def _normalizes_actions(specs: Sequence[_ConnectorSpec]) -> bool:
+    normalizes = False
+    for name, kwargs, _ in specs:
+        if not _is_default(name):
+            raise CheckpointError(f"The module-to-env connector {name} cannot be reproduced.")
+        if name.name == "NormalizeAndClipActions":
+            normalizes = bool(kwargs.get("normalize_actions", True))
+    return normalizes
+
+
+def _is_default(name: Name) -> bool:
+    return name.module.startswith("ray.rllib.connectors.") and name.name in _DEFAULT_CONNECTORS
+
+
+def _stage_name(name: Name) -> str | None:
+    """Which known connector it is; default ones count as known."""
+    known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
+    return name.name if known else None
+
+
+def _stages(specs: Sequence[_ConnectorSpec], space: gym.Space) -> tuple[Stage, ...] | None:
+    """What the connectors do; None where one of them is not known, or does what these stages do not."""
+    stages: list[Stage] = []
+    for name, kwargs, state in specs:
+        if _is_default(name):
+            continue
+        stage = _stage(_stage_name(name), kwargs, state, space)
+        # RLlib's frame stacking writes to the batch: a connector after it would be without effect.
+        if stage is None or any(isinstance(earlier, StackFrames) for earlier in stages):
+            return None
+        stages.append(stage)
+        if isinstance(stage, Flatten):
+            space = gym.spaces.Box(-np.inf, np.inf, shape=(), dtype=np.float32)  # a vector: nothing to flatten again
+    return tuple(stages)
+
+
+def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any], space: gym.Space) -> Stage | None:
+    if kwargs.get("multi_agent") or kwargs.get("as_learner_connector"):
+        return None
+    if kind == "FlattenObservations":
+        return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
+    if kind == "FrameStacking":
+        return StackFrames(int(kwargs["num_frames"]))
+    if kind == "MeanStdFilter" and set(state) == {None} and len(state[None]["running_stats"]) == 1:
+        return _normalize(state[None])
+    return None
+
+
+def _normalize(state: Mapping[str, Any]) -> Normalize | None:
+    statistics = state["running_stats"][0]
+    if statistics is None:
+        return None
+    mean, sum_of_squares = (_unpack(statistics[key]) for key in ("mean_array", "sum_sq_diff_array"))
+    count = int(statistics["num_pushes"])
+    variance = (sum_of_squares / (count - 1) if count > 1 else np.zeros_like(mean)).astype(np.float32)
+    std = np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER
+    clip = state["clip_by_value"]
+    return Normalize(
+        mean=mean if state["de_mean_to_zero"] else None,
+        std=std if state["de_std_to_one"] else None,
+        clip=float(clip) if clip else None,
+    )
+
+
+def _unpack(text: str) -> np.ndarray:
+    """RLlib's text form of an array. RLlib's own reader would unpickle objects in it."""
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(base64.b64decode(text), _MAX_STATISTICS)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {_MAX_STATISTICS} bytes")
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+# --- The module -------------------------------------------------------------------------------------------------------
+
+
+def _known_class(name: Any, known: Mapping[str, str], what: str, where: str) -> Any:
+    if not isinstance(name, Name) or name.name not in known or name.module.split(".")[0] not in ("ray", "rllib_kd"):
+        raise CheckpointError(
+            f"'{where}' was refused: its {what} '{name}' is none of RLlib's own ({', '.join(sorted(known))}), and can "
+            "only be had by executing it. If you trust its origin, say so with trust_checkpoint=True "
+            "(--trust-checkpoint)."
+        )
+    module, _, attribute = known[name.name].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _checked_model_config(model_config: Any, where: str) -> dict[str, Any]:
+    """The model config without initialisers, which weights make superfluous, and which RLlib looks up by name."""
+    if not isinstance(model_config, dict):
+        raise CheckpointError(f"'{where}' has a {type(model_config).__name__} as model config; expected a dict.")
+    for key, value in model_config.items():
+        if "activation" in key and not (value is None or str(value).lower() in _ACTIVATIONS):
+            raise CheckpointError(
+                f"'{where}' was refused: its {key} '{value}' is none of {', '.join(sorted(_ACTIVATIONS))}."
+            )
+    return {key: value for key, value in model_config.items() if "initializer" not in key}
+
+
+def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str) -> None:
+    if not isinstance(state, dict):
+        raise CheckpointError(f"'{where}' holds a {type(state).__name__}; expected arrays by name.")
+    for key, tensor in expected.items():
+        value = state.get(key)
+        if not isinstance(value, np.ndarray) or value.shape != tuple(tensor.shape):
+            got = f"of the shape {list(value.shape)}" if isinstance(value, np.ndarray) else "missing"
+            raise CheckpointError(
+                f"'{where}' does not fit its model config: the weight '{key}' is {got}, expected {list(tensor.shape)}."
+            )
+
+
+def _name_of(tag: Any) -> Name:
+    if isinstance(tag, type) and issubclass(tag, Tag):
+        return tag.of
+    return Name("pickled by value", str(tag.args[1]) if isinstance(tag, Tag) and len(tag.args) > 1 else "a class")
+
+
+def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, uri: str) -> str:
+    """The folder of the single RLModule inside any kind of checkpoint."""
+    for folder in (path, posixpath.join(path, module_id), posixpath.join(path, _MULTI_RL_MODULE, module_id)):
+        if _holds_module(filesystem, folder):
+            others = _modules_in(filesystem, folder)
+            if not others:
+                return folder
+            if module_id not in others:
+                raise CheckpointError(
+                    f"'{uri}' is not an RLlib checkpoint of one policy: it holds the RLModules {others}, none of which "
+                    f"is '{module_id}'. Name the folder of the one to take."
+                )
+    if filesystem.get_file_info(posixpath.join(path, "policies")).type == pyarrow.fs.FileType.Directory:
+        raise CheckpointError(
+            f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
+            "read: train the teacher with config.api_stack(enable_rl_module_and_learner=True, "
+            "enable_env_runner_and_connector_v2=True)."
+        )
+    raise CheckpointError(
+        f"'{uri}' is not an RLlib checkpoint: found no RLModule '{module_id}' ({_CLASS_FILE} and "
+        f"{_MODULE_STATE_FILE}) in it, nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or "
+        "`module.save_to_path()` wrote; files of other libraries cannot be read yet."
+    )
+
+
+def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
+    infos = filesystem.get_file_info([posixpath.join(folder, name) for name in (_CLASS_FILE, _MODULE_STATE_FILE)])
+    return all(info.type == pyarrow.fs.FileType.File for info in infos)
+
+
+def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
+    """The parts of a MultiRLModule, which has both files too."""
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(folder))
+    folders = [entry for entry in entries if entry.type == pyarrow.fs.FileType.Directory]
+    return sorted(entry.base_name for entry in folders if _holds_module(filesystem, entry.path))

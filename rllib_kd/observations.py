@@ -1,0 +1,188 @@
+"""Observation pipelines: from what an environment shows to what a network takes.
+
+These are RLlib's env-to-module connectors, with their statistics frozen, for a whole vector env at a time. Connectors
+that are not known here run as RLlib runs them, an episode at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import tree
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
+from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a vector env has shown after a step, or a reset.
+
+    Args:
+        obs: `[N, ...]`, or a dict or tuple of such.
+        first: `[N]`, where an episode starts with it.
+        actions: `[N, ...]`, that led to it; None after a reset of all.
+        rewards: `[N]`, that came with it; None after a reset of all.
+    """
+
+    obs: Any
+    first: np.ndarray
+    actions: Any = None
+    rewards: Any = None
+
+
+#: One stage at work, or several: from what was shown to what the next one sees. It may remember earlier steps.
+View = Callable[[Shown], Any]
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot.
+
+    Args:
+        space: of the observations that come in.
+        keys_to_remove: parts of a Dict that are left out.
+    """
+
+    space: gym.Space
+    keys_to_remove: tuple[str, ...] = ()
+
+    def start(self) -> View:
+        """Remembers nothing."""
+        struct = self._kept(get_base_struct_from_space(self.space))
+
+        def view(shown: Shown) -> np.ndarray:
+            obs = tree.map_structure(np.asarray, self._kept(shown.obs))
+            return flatten_inputs_to_1d_tensor(obs, spaces_struct=struct, batch_axis=True)
+
+        return view
+
+    def _kept(self, parts: Any) -> Any:
+        if not self.keys_to_remove:
+            return parts
+        return {key: part for key, part in parts.items() if key not in self.keys_to_remove}
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """RLlib's `MeanStdFilter` of arrays, as its statistics stand: (x − mean) / std, clipped.
+
+    Args:
+        mean: like one observation, or None to leave it.
+        std: like one observation, > 0, or None to leave it.
+        clip: largest size of what comes out; None for none.
+    """
+
+    mean: np.ndarray | None
+    std: np.ndarray | None
+    clip: float | None
+
+    def start(self) -> View:
+        """Remembers nothing."""
+        return lambda shown: self._normalize(np.asarray(shown.obs))
+
+    def _normalize(self, obs: np.ndarray) -> np.ndarray:
+        x = obs if self.mean is None else obs - self.mean
+        x = x if self.std is None else x / self.std
+        return np.asarray(x if self.clip is None else np.clip(x, -self.clip, self.clip), obs.dtype)
+
+
+@dataclass(frozen=True)
+class StackFrames:
+    """RLlib's `FrameStackingEnvToModule`: the last frames `[N, H, W, 1]` as `[N, H, W, num_frames]`, newest last.
+
+    Before an episode's first frame come zeros.
+    """
+
+    num_frames: int
+
+    def start(self) -> View:
+        """Remembers the last frames of each environment."""
+        stack: np.ndarray | None = None
+
+        def view(shown: Shown) -> np.ndarray:
+            nonlocal stack
+            frame = np.asarray(shown.obs)
+            if stack is None:
+                stack = np.zeros((*frame.shape[:-1], self.num_frames), frame.dtype)
+            stack[shown.first] = 0
+            stack = np.concatenate([stack[..., 1:], frame], axis=-1)
+            return stack.copy()
+
+        return view
+
+
+@dataclass(frozen=True)
+class RLlibConnectors:
+    """Connectors of any kind, run by RLlib over episodes of its own.
+
+    Args:
+        pipeline: RLlib's env-to-module pipeline, without the default connectors at its end.
+        rl_module: that they are told about.
+    """
+
+    pipeline: Any
+    rl_module: Any = None
+
+    def start(self) -> View:
+        """Remembers the running episodes."""
+        pipeline = copy.deepcopy(self.pipeline)
+        for connector in pipeline.connectors:
+            if hasattr(connector, "_update_stats"):
+                connector._update_stats = False  # playing is no training
+        episodes: list[SingleAgentEpisode] = []
+
+        def view(shown: Shown) -> np.ndarray:
+            num_envs = len(shown.first)
+            episodes.extend(SingleAgentEpisode() for _ in range(num_envs - len(episodes)))
+            for i in range(num_envs):
+                obs = tree.map_structure(lambda part, i=i: np.asarray(part)[i], shown.obs)
+                if shown.first[i]:
+                    episodes[i] = SingleAgentEpisode(
+                        observation_space=pipeline.input_observation_space, action_space=pipeline.input_action_space
+                    )
+                    episodes[i].add_env_reset(obs)
+                else:
+                    episodes[i].add_env_step(obs, shown.actions[i], float(shown.rewards[i]))
+            batch = pipeline(
+                rl_module=self.rl_module, batch={}, episodes=episodes, explore=False, shared_data={}, metrics=None
+            )
+            if Columns.OBS in batch:  # by episode
+                return np.stack([np.asarray(items[-1]) for items in batch[Columns.OBS].values()])
+            return np.stack([np.asarray(episode.get_observations(-1)) for episode in episodes])
+
+        return view
+
+
+Stage = Flatten | Normalize | StackFrames | RLlibConnectors
+
+
+@dataclass(frozen=True)
+class ObservationPipeline:
+    """Stages, one after the other.
+
+    Args:
+        observation_space: of what the environment shows.
+        stages: none leave it as it is.
+    """
+
+    observation_space: gym.Space
+    stages: tuple[Stage, ...] = ()
+
+    def start(self) -> View:
+        """A view for one vector env: the inputs `[N, ...]` of the network, float32."""
+        views = [stage.start() for stage in self.stages]
+
+        def view(shown: Shown) -> np.ndarray:
+            obs = shown.obs
+            for stage_view in views:
+                obs = stage_view(Shown(obs, shown.first, shown.actions, shown.rewards))
+            return np.asarray(obs, np.float32)
+
+        return view

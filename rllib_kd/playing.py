@@ -1,0 +1,257 @@
+"""Playing: environments as RLlib makes them, one for each episode, and policies that play them side by side."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.env.env_context import EnvContext
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_kd.observations import Shown, View
+
+_ENVS_AT_ONCE = 50
+_MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
+_MAX_EPISODE_STEPS = 30_000  # Atari's own limit is 27,000
+
+#: From what a vector env shows to actions `[N, ...]`. It may remember earlier steps.
+Act = Callable[[Shown], np.ndarray]
+
+
+class Player(Protocol):
+    """Whatever can play."""
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+
+
+class RandomActions:
+    """The random policy.
+
+    Args:
+        num_actions: it draws from all.
+        seed: of its draws.
+    """
+
+    def __init__(self, num_actions: int, *, seed: int):
+        self._num_actions = num_actions
+        self._rng = np.random.default_rng(seed)
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        return lambda shown: self._rng.integers(self._num_actions, size=len(shown.first))
+
+
+class Reflex:
+    """A policy that remembers nothing.
+
+    Args:
+        function: from observations `[N, ...]` to actions `[N, ...]`.
+    """
+
+    def __init__(self, function: Callable[[Any], np.ndarray]):
+        self._function = function
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        return lambda shown: self._function(shown.obs)
+
+
+def play(
+    make_env: Callable[[], gym.Env],
+    policy: Player,
+    seeds: Sequence[int],
+    *,
+    views: Sequence[Callable[[], View]] = (),
+    num_envs: int = _ENVS_AT_ONCE,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[list[float], list[np.ndarray]]:
+    """Play one episode for each seed, each in an environment of its own.
+
+    Args:
+        make_env: makes one environment.
+        policy: that plays.
+        seeds: of the resets.
+        views: through each of which all states are seen as well, for what others would have done; called for each
+            vector env.
+        num_envs: episodes at once.
+        advance: is told how many episodes have ended since it was last told.
+
+    Raises:
+        ValueError: an episode does not end.
+
+    Returns:
+        Undiscounted returns in the order of the seeds; and for each view what it saw, `[M, ...]`, in the same states:
+        evenly from all episodes, and up to 10,000.
+    """
+    returns: list[float] = []
+    seen = _Sample(len(views))
+    for first in range(0, len(seeds), num_envs):
+        chunk = list(seeds[first : first + num_envs])
+        envs = gym.vector.SyncVectorEnv([make_env] * len(chunk))
+        try:
+            returns += _play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)
+        finally:
+            envs.close()
+    return returns, seen.states()
+
+
+def _play_chunk(
+    envs: gym.vector.VectorEnv,
+    act: Act,
+    seeds: list[int],
+    views: list[View],
+    seen: _Sample,
+    advance: Callable[[int], None],
+) -> list[float]:
+    obs, _ = envs.reset(seed=seeds)
+    shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
+    totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
+    for _ in range(_MAX_EPISODE_STEPS):
+        seen.add([np.asarray(view(shown))[running] for view in views])
+        actions = act(shown)
+        obs, rewards, terminateds, truncateds, _ = envs.step(actions)
+        shown = Shown(obs, ~running, actions, rewards)  # who has ended is reset in the next step
+        totals += rewards * running
+        ended = running & (terminateds | truncateds)
+        running &= ~ended
+        advance(int(ended.sum()))
+        if not running.any():
+            return totals.tolist()
+    raise ValueError(
+        f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
+        "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."
+    )
+
+
+class _Sample:
+    """States, evenly thinned whenever they become too many: frames of long episodes would fill the memory."""
+
+    def __init__(self, num_views: int):
+        self._kept: list[list[np.ndarray]] = [[] for _ in range(num_views)]
+        self._stride = 1
+        self._num_seen = 0
+
+    def add(self, inputs: list[np.ndarray]) -> None:
+        """The same states `[M, ...]` as each view saw them."""
+        if not inputs:
+            return
+        indices = np.arange(self._num_seen, self._num_seen + len(inputs[0]))
+        self._num_seen += len(inputs[0])
+        chosen = np.flatnonzero(indices % self._stride == 0)
+        for kept, rows in zip(self._kept, inputs, strict=True):
+            kept += [rows[i].copy() for i in chosen]
+        if len(self._kept[0]) > _MAX_STATES:
+            self._kept = [kept[::2] for kept in self._kept]
+            self._stride *= 2
+
+    def states(self) -> list[np.ndarray]:
+        """`[M, ...]` for each view."""
+        return [np.stack(kept) for kept in self._kept]
+
+
+def episode_seeds(num_episodes: int, seed: int) -> range:
+    """One seed an episode.
+
+    Raises:
+        ValueError: there are to be none.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    return range(seed, seed + num_episodes)
+
+
+# --- Environments -----------------------------------------------------------------------------------------------------
+
+
+def env_maker(
+    env: str | Callable[..., gym.Env],
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    render_mode: str | None = None,
+) -> Callable[[], gym.Env]:
+    """How RLlib makes single environments: registered names and callables get the config as one argument.
+
+    Args:
+        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, the path of a class
+            ("package.module.Class"), or a callable.
+        env_config: passed to the env.
+        render_mode: gymnasium's; an entry of the config, for environments that are no gymnasium ids.
+
+    Raises:
+        ValueError: gymnasium does not know the id, or there is no such class.
+    """
+    config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
+    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
+        env = _global_registry.get(ENV_CREATOR, env)
+    if isinstance(env, str):
+        if not names_class(env):
+            check_gymnasium_id(env)
+            return partial(gym.make, env, **config)
+        env = _class_at(env)
+    return partial(env, EnvContext(config, worker_index=0))
+
+
+def names_class(env: str) -> bool:
+    """Whether RLlib takes the name of an environment for the path of a class."""
+    return "." in env and env not in gym.registry and not _global_registry.contains(ENV_CREATOR, env)
+
+
+def _class_at(path: str) -> Callable[..., gym.Env]:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"There is no environment class '{path}': {error}.") from error
+
+
+def check_gymnasium_id(env: str) -> None:
+    """Whether gymnasium can make it.
+
+    Raises:
+        ValueError: it cannot; the message has gymnasium's reason.
+    """
+    try:
+        gym.spec(env)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(
+            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}"
+        ) from error
+
+
+def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Callable[[], gym.Env]:
+    """The environment that writes its first episode to a video.
+
+    Args:
+        make_env: makes an environment that renders to arrays (`render_mode="rgb_array"`).
+        folder: is made where it is missing.
+        name: the file's begins with it.
+
+    Raises:
+        ValueError: the package that writes videos is missing.
+    """
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame complains at length where there is no sound card
+    try:
+        import moviepy  # noqa: F401
+    except ImportError as error:
+        raise ValueError("Videos need the package 'moviepy'. pip install 'rllib-kd[video]'") from error
+
+    def make() -> gym.Env:
+        env = make_env()
+        if env.render_mode != "rgb_array":
+            env.close()
+            raise ValueError(f"The environment does not render to arrays: its render_mode is {env.render_mode!r}.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are videos in the folder: they have other names
+            return gym.wrappers.RecordVideo(
+                env, str(folder), episode_trigger=lambda i: i == 0, name_prefix=name, disable_logger=True
+            )
+
+    return make

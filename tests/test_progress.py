@@ -1,0 +1,38 @@
+"""Bars, seen in terminals of several widths."""
+
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import pytest
+
+SHOW = """
+from rllib_kd.progress import bar
+with bar("teacher", total=50) as advance:
+    for _ in range(5):
+        advance(10)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_bar_fills_its_terminal_and_vanishes(columns):
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
+    done = subprocess.run([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=environment, timeout=60)
+    os.close(theirs)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+    assert any(line.startswith("teacher") and "50/50" in line for line in lines)
+    assert max(map(len, lines)) <= columns
+    assert text.rstrip().endswith("\x1b[2Kdone")  # the bar's line is erased before it
+
+
+def test_no_bar_in_a_file_even_where_colours_are_forced():
+    environment = os.environ | {"FORCE_COLOR": "1"}
+    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, timeout=60)
+    assert (done.stdout, done.stderr) == ("done\n", "")

@@ -59,6 +59,10 @@ def _option(help: str, *flags: str, metavar: str | None = None) -> Any:
     return typer.Option(*flags, help=help, metavar=metavar, show_default=False)
 
 
+def _writable_option(help: str, *, metavar: str) -> Any:
+    return typer.Option(callback=_writable, help=help, metavar=metavar, show_default=False)
+
+
 def _writable(path: Path | None) -> Path | None:
     """The path, to which a long command will be able to write at its end."""
     if path is not None:
@@ -204,30 +208,44 @@ def train(
         raise typer.Exit(1)
 
 
-Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or folder of a run, or 'cartpole'.")]
-Env = Annotated[str | None, typer.Option("--env", "-e", help="Default: where it was trained, if the checkpoint says.")]
-EnvConfig = Annotated[str, typer.Option(help="Of the environment, as JSON, or @FILE.")]
-Seed = Annotated[int, typer.Option(help="Of the first episode.")]
-Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute what it holds: classes of your own.")]
+Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or the folder of a run, or 'cartpole'.")]
+Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoints, or folders of runs.")]
+OwnEnv = Annotated[str | None, _option("Default: as the checkpoint says.", "--env", "-e", metavar="ID")]
+EnvConfig = Annotated[str, _option("Of the environment, or @FILE.", metavar="JSON")]
+Episodes = Annotated[int, _option("That each policy plays; default 100.", metavar="N")]
+Seed = Annotated[int, _option("Of the first episode; default 1000000.", metavar="N")]
+Report = Annotated[Path | None, _writable_option("For index.html and figures.json.", metavar="FOLDER")]
+Returns = Annotated[Path | None, _writable_option("Write all returns as JSON.", metavar="FILE")]
+Video = Annotated[Path | None, _writable_option("Films of the first episodes.", metavar="FOLDER")]
+NumVideos = Annotated[int, typer.Option(min=1, help="Default: 3.", metavar="N", show_default=False)]
+Render = Annotated[bool, _option("Show the episodes on the screen.", "--render")]
+CheckedAlgo = Annotated[
+    str | None, _option("Checked: the checkpoint says.", "--algo", "--run", "-a", "-r", metavar="NAME")
+]
+Artifact = Annotated[Path, _writable_option("The file to write.", metavar="FILE")]
+Format = Annotated[str, _option("onnx (default), safetensors, torchscript.", metavar="NAME")]
+Int8 = Annotated[bool, _option("ONNX with weights of 8 bits.", "--int8")]
+OtherTeacher = Annotated[str | None, _option("To show what the student saves.", metavar="PATH")]
+FewEpisodes = Annotated[int, _option("That the file plays; default 20.", metavar="N")]
+Trust = Annotated[bool, _option("Execute what it holds: your own classes.", "--trust-checkpoint")]
 
 
 @app.command()
 def compare(
-    students: Annotated[list[str], typer.Argument(metavar="STUDENT...", help="Checkpoints, or folders of runs.")],
-    teacher: Annotated[str, typer.Option(help="Checkpoint, or 'cartpole'.")],
-    env: Env = None,
+    students: Students,
+    teacher: Annotated[str, _option("Checkpoint, or 'cartpole'.", metavar="PATH")],
+    env: OwnEnv = None,
     env_config: EnvConfig = "{}",
-    episodes: Annotated[int, typer.Option(help="That each policy plays.")] = 100,
+    episodes: Episodes = 100,
     seed: Seed = 1_000_000,
-    out: Annotated[
-        Path | None, typer.Option(callback=_writable, help="Folder for a report: index.html, figures.json.")
-    ] = None,
+    out: Report = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Let a teacher and its students play the same episodes.
 
-    Example: rllib compare --teacher cartpole ~/ray_results/cartpole --out report
-    """
+    \b
+    rllib compare --teacher cartpole ~/ray_results/cartpole --out report
+    """  # noqa: D301
     from rllib_kd.evaluation import compare_all
     from rllib_kd.experiment import parse_json
     from rllib_kd.report import summary_table, write_report
@@ -235,6 +253,8 @@ def compare(
 
     _set_log_level(0)
     found = find_students(students)
+    if len(found) == 1:
+        found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
         teacher,
         {name: student.checkpoint for name, student in found.items()},
@@ -254,25 +274,22 @@ def compare(
 @app.command()
 def evaluate(
     checkpoint: Policy,
-    env: Env = None,
+    env: OwnEnv = None,
     env_config: EnvConfig = "{}",
-    episodes: Annotated[int, typer.Option(help="To play.")] = 100,
+    episodes: Episodes = 100,
     seed: Seed = 1_000_000,
-    out: Annotated[Path | None, typer.Option(callback=_writable, help="Where to write all returns as JSON.")] = None,
-    video: Annotated[
-        Path | None, typer.Option(callback=_writable, help="Folder for films of the first episodes.")
-    ] = None,
-    num_videos: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
-    render: Annotated[bool, typer.Option("--render", help="Show the episodes on the screen.")] = False,
-    algo: Annotated[
-        str | None, typer.Option("--algo", "--run", "-a", "-r", help="The checkpoint knows it: checked.")
-    ] = None,
+    out: Returns = None,
+    video: Video = None,
+    num_videos: NumVideos = 3,
+    render: Render = False,
+    algo: CheckedAlgo = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Play a policy of any algorithm without exploration, and report its return.
 
-    Example: rllib evaluate ~/ray_results/cartpole/.../checkpoint_000000 --video videos
-    """
+    \b
+    rllib evaluate ~/ray_results/cartpole --video videos
+    """  # noqa: D301
     from rllib_kd.evaluation import evaluate as evaluate_policy
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
@@ -306,20 +323,22 @@ def evaluate(
 @app.command()
 def export(
     checkpoint: Policy,
-    out: Annotated[Path, typer.Option(callback=_writable, help="File to write.")],
-    env: Env = None,
+    out: Artifact,
+    env: OwnEnv = None,
     env_config: EnvConfig = "{}",
-    format: Annotated[str, typer.Option(help="onnx, safetensors or torchscript.")] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8", help="ONNX with weights of 8 bits.")] = False,
-    teacher: Annotated[str | None, typer.Option(help="To show what the student saves.")] = None,
-    episodes: Annotated[int, typer.Option(help="That the artifact plays.")] = 20,
+    format: Format = "onnx",
+    int8: Int8 = False,
+    teacher: OtherTeacher = None,
+    episodes: FewEpisodes = 20,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Write a Q-network as a file that runs without Ray and without this package.
 
-    Its environment's observations check the file. Example:
-    rllib export CHECKPOINT --format onnx --out student.onnx --teacher cartpole
-    """
+    It is checked against PyTorch on what its environment shows.
+
+    \b
+    rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
+    """  # noqa: D301
     from rllib_kd.deployment import deploy, deployment_table
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
@@ -330,22 +349,21 @@ def export(
     checkpoint = find_student(checkpoint)
     where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
     written = [(checkpoint, out)] + ([] if teacher is None else [(teacher, None)])
-    deployments = []
-    with bar("artifacts", total=len(written)) as advance:
-        for source, path in written:
-            deployments.append(
-                deploy(
-                    source,
-                    path,
-                    where,
-                    format=format,
-                    int8=int8,
-                    num_episodes=episodes,
-                    env_config=config,
-                    trust_checkpoint=trust_checkpoint,
-                )
+    with bar("episodes", total=2 * episodes * len(written)) as advance:
+        deployments = [
+            deploy(
+                source,
+                path,
+                where,
+                format=format,
+                int8=int8,
+                num_episodes=episodes,
+                env_config=config,
+                trust_checkpoint=trust_checkpoint,
+                advance=advance,
             )
-            advance(1)
+            for source, path in written
+        ]
     typer.echo(deployment_table(deployments))
 
 

@@ -16,7 +16,6 @@ _HOME = {
     "Teacher": "teachers.base",
     "compare": "evaluation",
     "compare_all": "evaluation",
-    "connect": "experiment",
     "load_teacher": "teachers",
     "read_curves": "runs",
     "search_space": "sweep_space",
@@ -29,6 +28,10 @@ __all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rllib-kd")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import_module("rllib_kd.algorithm")  # registers the algorithm

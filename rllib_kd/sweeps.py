@@ -26,13 +26,15 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
 from rllib_kd.algorithm import DistillDQN
+from rllib_kd.callbacks import wandb_callback
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.connection import connection
 from rllib_kd.evaluation import mean_and_ci95
-from rllib_kd.experiment import apply_config, connect
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
 from rllib_kd.policies import GreedyQ, as_q_network
+from rllib_kd.settings import apply_settings, validate
 from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
@@ -175,7 +177,7 @@ def student_config(env: Any, teacher: Teacher, settings: Mapping[str, Any], *, s
     config = DistillDQNConfig().distillation(teacher=teacher, num_baseline_episodes=0).environment(env)
     # The monitor of CPU and memory takes 0.4 s to stop.
     config.debugging(seed=seed, log_sys_usage=False)
-    apply_config(config, settings)
+    apply_settings(config, settings)
     return config
 
 
@@ -251,12 +253,13 @@ class Sweep:
         """Path or URI of the sweep's folder."""
         return f"{self.storage_path}/{self.name}"
 
-    def run(self, *, resume: bool = False) -> SweepResult:
+    def run(self, *, resume: bool = False, address: str | None = None) -> SweepResult:
         """Train, and write the result into `report/` in the sweep's folder.
 
-        Uses the Ray that runs, or starts one.
+        Uses the Ray that this process has, or joins or starts one.
 
         Args:
+            address: of a Ray cluster to join, or "auto"; None: a Ray of our own on this machine.
             resume: go on with the sweep that lies in the folder: trials from their last checkpoints, the search from
                 what it knows. Where none lies, it starts.
 
@@ -273,7 +276,6 @@ class Sweep:
         # sweeps of thousands of trials.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(0.2, self.num_samples / 100):g}")
         os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
-        connect()
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
         seeds = range(_FINAL_SEED, _FINAL_SEED + _NUM_EPISODES)
@@ -282,13 +284,16 @@ class Sweep:
         median_gap = _median_gap(teacher, states)
         space = self._space(teacher, median_gap)
         self._check(space, teacher)
-        trainable = self._trainable(teacher, task)
-        if is_there:
-            tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
-        else:
-            self._write_spec()
-            tuner = self._tuner(trainable, space, median_gap)
-        result = self._result(tuner.fit(), teacher, task)
+        resources = self._resources(teacher)
+        with connection(resources.required_resources, address=address):
+            shared = tune.with_parameters(StudentTrial, teacher=teacher, task=task)  # in the object store
+            trainable = tune.with_resources(shared, resources)
+            if is_there:
+                tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
+            else:
+                self._write_spec()
+                tuner = self._tuner(trainable, space, median_gap)
+            result = self._result(tuner.fit(), teacher, task)
         self._write(result)
         return result
 
@@ -321,14 +326,13 @@ class Sweep:
             raise ValueError("There is nothing to search: `config` fixes every setting of the space.")
         sample = {name: domain.sample() for name, domain in space.items()}
         settings = {**self.config, **settings_of(sample, self.config)}
-        student_config(self.env, teacher, settings, seed=self.seed).validate()
+        validate(student_config(self.env, teacher, settings, seed=self.seed))
 
-    def _trainable(self, teacher: Teacher, task: Task) -> Any:
-        """The trial, with what it shares in the object store, and with the resources of all its students."""
+    def _resources(self, teacher: Teacher) -> tune.PlacementGroupFactory:
+        """Of a trial: one main process, and the EnvRunners and Learners of all its students."""
         request = DistillDQN.default_resource_request(student_config(self.env, teacher, self.config, seed=self.seed))
         main_process, *others = request.bundles
-        resources = tune.PlacementGroupFactory([main_process, *(self.num_seeds * others)], strategy=request.strategy)
-        return tune.with_resources(tune.with_parameters(StudentTrial, teacher=teacher, task=task), resources)
+        return tune.PlacementGroupFactory([main_process, *(self.num_seeds * others)], strategy=request.strategy)
 
     # --- Tune ---------------------------------------------------------------------------------------------------------
 
@@ -489,25 +493,18 @@ def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = 
         mlflow_uri: of an MLflow tracking server, or a folder.
 
     Raises:
-        ValueError: the service's library is not installed.
+        ValueError: a package is not installed, or nobody is logged in.
     """
     callbacks: list[tune.Callback] = [SettingLines()]
     if wandb_project is not None:
-        _require("wandb", "--wandb-project")
-        from ray.air.integrations.wandb import WandbLoggerCallback
-
-        callbacks.append(WandbLoggerCallback(project=wandb_project))
+        callbacks.append(wandb_callback(project=wandb_project))
     if mlflow_uri is not None:
-        _require("mlflow", "--mlflow-uri")
+        if find_spec("mlflow") is None:
+            raise ValueError("Logging to MLflow needs its package: pip install mlflow")
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         callbacks.append(MLflowLoggerCallback(tracking_uri=mlflow_uri, experiment_name="rllib_kd"))
     return callbacks
-
-
-def _require(library: str, flag: str) -> None:
-    if find_spec(library) is None:
-        raise ValueError(f"{flag} needs a library that is not installed: pip install {library}")
 
 
 class SettingLines(tune.Callback):

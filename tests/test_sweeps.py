@@ -14,6 +14,7 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Float
 
 from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
+from rllib_kd.experiment import Experiment
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space
 from rllib_kd.sweeps import StudentTrial, Task, settings_of, student_config
 from tests.conftest import make_q_module
@@ -162,7 +163,8 @@ def test_a_teacher_that_knows_nothing_has_nothing_to_give(cluster, tmp_path, sma
 
 
 def test_loggers_that_are_not_installed_say_so(monkeypatch):
-    monkeypatch.setattr("rllib_kd.sweeps.find_spec", lambda name: None)
+    for module in ("sweeps", "callbacks"):
+        monkeypatch.setattr(f"rllib_kd.{module}.find_spec", lambda name: None)
     for flag, library in (("wandb_project", "wandb"), ("mlflow_uri", "mlflow")):
         with pytest.raises(ValueError, match=f"pip install {library}"):
             sweep_loggers(**{flag: "somewhere"})
@@ -310,10 +312,11 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
     assert student is not None, result
     words = shlex.split(result.command(student))
     config = json.loads(words[words.index("--config") + 1])
-    from rllib_kd.experiment import Experiment
-
-    experiment = Experiment("x", "DistillDQN", {"env": "CartPole-v1", "teacher": "cartpole", **config}).checked()
-    algo = DistillDQN(config=experiment.config)
+    algo = (
+        Experiment("x", "DistillDQN", settings={"env": "CartPole-v1", "teacher": "cartpole", **config})
+        .checked()
+        .param_space.build_algo()
+    )
     assert sum(p.numel() for p in algo.get_module().parameters()) == student.num_parameters == 10
     assert algo.config.lr == student.settings["lr"]
     algo.stop()

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from rllib_kd import Sweep, connect, sweep_loggers
+from rllib_kd import Sweep, sweep_loggers
 
 
 def parse() -> argparse.Namespace:
@@ -59,8 +59,7 @@ def main() -> None:
         callbacks=sweep_loggers(wandb_project=args.wandb_project, mlflow_uri=args.mlflow_uri),
         **optional,
     )
-    connect(address=args.address)
-    print(sweep.run(resume=args.resume))
+    print(sweep.run(resume=args.resume, address=args.address))
     print(f"\n{sweep.path}/report/index.html, pareto.png, sweep.csv, sweep.json ({time.perf_counter() - start:.0f} s)")
 
 

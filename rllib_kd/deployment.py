@@ -64,7 +64,7 @@ def deploy(
 
     Args:
         checkpoint: as the student of `compare()`.
-        out: the file to write; None keeps nothing.
+        out: the file to write; None keeps nothing: of a teacher, to compare with.
         env: as in `compare()`.
         format: "onnx", "safetensors" or "torchscript".
         int8: weights of 8 bits, for "onnx".
@@ -88,7 +88,7 @@ def deploy(
         returns, _ = play(make_env, _Artifact(q, view), seeds, advance=advance)
         cost = deployment_cost(path)
     return Deployment(
-        Path(str(checkpoint)).name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)
+        "teacher" if out is None else out.name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)
     )
 
 

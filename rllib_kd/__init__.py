@@ -12,12 +12,16 @@ _HOME = {
     "DistillDQNConfig": "config",
     "DistillDQNTorchLearner": "learner",
     "DistillEnvRunner": "env_runner",
+    "Sweep": "sweeps",
     "Teacher": "teachers.base",
     "compare": "evaluation",
     "compare_all": "evaluation",
+    "connect": "experiment",
     "load_teacher": "teachers",
     "read_curves": "report",
+    "search_space": "search_space",
     "summary_table": "report",
+    "sweep_loggers": "sweeps",
     "write_report": "report",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -101,10 +102,17 @@ class DistillDQN(DQN):
             shards = self._sample()
         if not shards:
             return  # no EnvRunner is left; RLlib restarts them before the next step
-        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-            self._update(shards)
-        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-            self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        try:
+            with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+                self._update(shards)
+            with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+                self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+        except ray.exceptions.RayActorError as error:  # a dead EnvRunner raises none
+            raise RuntimeError(
+                "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
+                "Learners. Stop this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). "
+                "Under Ray Tune FailureConfig(max_failures=...) does so."
+            ) from error
 
     @override(DQN)
     def step(self) -> dict[str, Any]:
@@ -125,6 +133,8 @@ class DistillDQN(DQN):
     # --- Teacher and student ------------------------------------------------------------------------------------------
 
     def _load_teacher(self) -> Teacher:
+        if isinstance(self.config.teacher, Teacher):
+            return copy.deepcopy(self.config.teacher)  # a restored state replaces its network
         uri = str(self.config.teacher)
         if uri == TEACHER_IN_CHECKPOINT:
             return Teacher()  # restore_from_path() will fill it
@@ -153,8 +163,10 @@ class DistillDQN(DQN):
         return None
 
     def _settle_student(self) -> DistillDQNConfig:
-        """The config with `compression` turned into layer widths."""
+        """The config with `compression` turned into layer widths, and without the teacher itself."""
         config = self.config.copy(copy_frozen=False)
+        if isinstance(config.teacher, Teacher):
+            config.teacher = config.teacher.source  # what actors and checkpoints get of it, they get by itself
         if config._rl_module_spec is None and not WIDTH_KEYS & set(config.given_model_config):
             if self._teacher.model_config is None:
                 raise ValueError(

@@ -15,6 +15,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, values_of
 from rllib_kd.teachers import absolute_teacher_uri
+from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -42,7 +43,7 @@ class DistillDQNConfig(DQNConfig):
         from rllib_kd.env_runner import DistillEnvRunner
 
         super().__init__(algo_class=algo_class or DistillDQN)
-        self.teacher: str | None = None
+        self.teacher: str | Teacher | None = None
         self.loss = "kl"
         self.temperature: float | Literal["auto"] = "auto"
         self.student_temperature: float | None = None
@@ -75,7 +76,7 @@ class DistillDQNConfig(DQNConfig):
     def distillation(
         self,
         *,
-        teacher: str | os.PathLike[str] = NotProvided,
+        teacher: str | os.PathLike[str] | Teacher = NotProvided,
         loss: str = NotProvided,
         temperature: float | Literal["auto"] = NotProvided,
         student_temperature: float | None = NotProvided,
@@ -93,7 +94,8 @@ class DistillDQNConfig(DQNConfig):
 
         Args:
             teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
-                teacher that comes with the package. A path becomes absolute at once.
+                teacher that comes with the package. A path becomes absolute at once. Or a teacher that is loaded
+                already, by `load_teacher()`: it then travels with the config, to where the path does not exist.
             loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action): the
                 student's outputs rank the actions; "mse" or "huber": they are Q-values.
             temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy
@@ -127,7 +129,8 @@ class DistillDQNConfig(DQNConfig):
             This config.
         """
         if teacher is not NotProvided:
-            self.teacher = None if teacher is None else absolute_teacher_uri(teacher)
+            is_settled = teacher is None or isinstance(teacher, Teacher)
+            self.teacher = teacher if is_settled else absolute_teacher_uri(teacher)
         given = {
             "loss": loss,
             "temperature": temperature,
@@ -211,7 +214,7 @@ class DistillDQNConfig(DQNConfig):
     def _check_distillation(self) -> None:
         from rllib_kd.losses import LOSSES, VALUE_LOSSES
 
-        if not isinstance(self.teacher, str | os.PathLike):
+        if not isinstance(self.teacher, str | os.PathLike | Teacher):
             raise ValueError(
                 f"DistillDQN needs a teacher, got {self.teacher!r}. Name one with "
                 ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."

@@ -109,8 +109,8 @@ class Experiment:
 
 def _check_teacher(config: AlgorithmConfig) -> None:
     """Now, where the user sees it, and not in every trial."""
-    if isinstance(config, DistillDQNConfig):
-        load_teacher(str(config.teacher))
+    if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str):
+        load_teacher(config.teacher)
 
 
 def algorithm_class(algorithm: str) -> type[Algorithm]:

@@ -195,6 +195,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     @override(DQNTorchLearner)
     def set_state(self, state: dict[str, Any]) -> None:
         super().set_state(state)
+        for optimizer, schedule in self._optimizer_lr_schedules.items():
+            if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
+                self._set_optimizer_lr(optimizer, lr=schedule.get_current_value())
         if COMPONENT_RL_MODULE in state:
             self._forget_training_weights()
         if _DISTILLATION in state:

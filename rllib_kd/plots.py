@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and torch more
     from matplotlib.figure import Figure
 
     from rllib_kd.evaluation import Comparison, PolicyReport
+    from rllib_kd.pareto import SweepResult
 
 Curve = Sequence[tuple[float, float]]  # (env steps, return)
 
@@ -46,8 +49,9 @@ def printable(name: str) -> str:
     return "".join(character if character.isprintable() else "�" for character in name)
 
 
-def svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
-    """Draw a figure as an SVG element for this page: its theme's colours and fonts, ids of its own, no namespaces."""
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib as these plots want it, whatever the user's matplotlibrc says."""
     import matplotlib as mpl
 
     style: Any = {
@@ -73,11 +77,23 @@ def svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
         "legend.fontsize": 9,
         "figure.constrained_layout.use": True,
     }
-    buffer = io.StringIO()
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has other fonts
         mpl.rcdefaults()  # a matplotlibrc of the user's would bring colours that no theme knows
         mpl.rcParams.update(style)
+        yield
+
+
+def png(path: str | os.PathLike[str], draw: Callable[[], Figure]) -> None:
+    """Draw a figure into a PNG file, dark on white."""
+    with _style():
+        draw().savefig(path, dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+
+
+def svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
+    """Draw a figure as an SVG element for this page: its theme's colours and fonts, ids of its own, no namespaces."""
+    buffer = io.StringIO()
+    with _style():
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         draw().savefig(buffer, format="svg", transparent=True, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
     root = ElementTree.fromstring(buffer.getvalue())  # comments and doctype fall away
@@ -156,8 +172,6 @@ def scatter(
     log: bool = False,
 ) -> Figure:
     """Return over some measure of a policy, one mark each."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     figure, (axes,) = _figure(3.3)
     _references(axes, comparisons[0])
     marks = [(comparisons[0].teacher, _FOREGROUND, "*")]
@@ -181,17 +195,60 @@ def scatter(
         mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}
         axes.plot(value, report.return_mean, label=_legend_label(report.name), **mark)
     if log:
-        axes.set_xscale("log")
-        axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
-        decades = math.log10(max(values) / min(values))
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        _log_axis(axes, values)
     else:
         axes.set_xlim(0, 1.08 * max(values))
     axes.margins(y=0.08)
     axes.set_xlabel(label)
     axes.set_ylabel("return, mean of episodes")
+    _legend(figure, axes)
+    return figure
+
+
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
+    decades = math.log10(max(values) / min(values))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def front_plot(result: SweepResult) -> Figure:
+    """Every student of a sweep on size against return ratio, with the Pareto front."""
+    figure, (axes,) = _figure(3.6, width=1.4 * WIDTH)
+    axes.axhline(1.0, color=_FOREGROUND, linestyle="--", linewidth=1, zorder=1, label="teacher")
+    axes.axhline(0.0, color=_MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
+    front, best = result.front, result.recommended
+    if front:
+        sizes = [student.num_parameters for student in front]
+        line: dict[str, Any] = {"color": colour_of(0), "linewidth": 1.6, "drawstyle": "steps-post", "zorder": 2}
+        axes.plot([*sizes, result.teacher_parameters], [*(s.return_ratio for s in front), front[-1].return_ratio], **line)
+    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
+        "stopped early": (lambda s: not s.finished, {"marker": "o", "markersize": 5, "markerfacecolor": "none"}),
+        "student": (lambda s: s.finished and s not in front, {"marker": "o", "markersize": 5}),
+        "Pareto front": (lambda s: s in front and s is not best, {"marker": "o", "markersize": 7}),
+        "recommended": (lambda s: s is best, {"marker": "*", "markersize": 15}),
+    }
+    for (label, (belongs, mark)), colour in zip(
+        kinds.items(), (_MUTED, _MUTED, colour_of(0), colour_of(1)), strict=True
+    ):
+        chosen = [student for student in result.students if belongs(student)]
+        if not chosen:
+            continue
+        ratios = [student.return_ratio for student in chosen]
+        sizes = [student.num_parameters for student in chosen]
+        drops = [r - s.return_ratio_lower if math.isfinite(s.return_ratio_lower) else 0.0 for r, s in zip(ratios, chosen, strict=True)]
+        axes.errorbar(sizes, ratios, yerr=[drops, [0.0] * len(drops)], fmt="none", color=colour, elinewidth=1.0, zorder=2)
+        axes.plot(sizes, ratios, label=label, color=colour, linestyle="none", zorder=3, **mark)
+    axes.plot(result.teacher_parameters, 1.0, color=_FOREGROUND, marker="*", markersize=11, linestyle="none", zorder=3)
+    sizes = [student.num_parameters for student in result.students]
+    _log_axis(axes, [*sizes, result.teacher_parameters])
+    axes.set_ylim(min(-0.08, *(student.return_ratio - 0.08 for student in result.students)), None)
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("return ratio, mean of seeds")
     _legend(figure, axes)
     return figure
 

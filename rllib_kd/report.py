@@ -263,6 +263,7 @@ tbody th, thead tr:first-child th:first-child { text-align: left; padding-left: 
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tr.reference > * { color: var(--muted); }
 .mark { display: inline-block; width: 1.5em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 0; }
 @media (max-width: 860px) {
   main { padding: 18px 12px 28px; } .plots { grid-template-columns: 1fr; } .card { padding: 14px; }
   h1 { font-size: 22px; } .if-wide { display: none; } .if-narrow { display: block; }
@@ -287,7 +288,26 @@ _COLUMNS = {
 def _page(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curve]) -> str:
     first = comparisons[0]
     count = "1 student" if len(comparisons) == 1 else f"{len(comparisons)} students"
-    title = html.escape(f"{plots.printable(first.env)}: {count} beside the teacher")
+    title = f"{plots.printable(first.env)}: {count} beside the teacher"
+    return page(
+        title,
+        f"""<p class="lead">{html.escape(_title(first))}. All policies act greedily, but for the random one.</p>
+<section class="card" id="summary">
+{_table(comparisons)}
+<p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
+which student and teacher choose one action. <b>Q-regret</b>: mean of what the student’s choice costs by the teacher’s
+Q-values, in units of return. <b>Latency</b>: median of one forward pass of one observation, on one CPU thread.
+Parameters count what acts, without target networks. All figures, with the return of each episode, are in
+<a href="figures.json">figures.json</a> beside this page.</p>
+</section>
+<div class="plots">
+{"".join(_sections(comparisons, curves))}
+</div>""",
+    )
+
+
+def page(title: str, body: str) -> str:
+    """An HTML page with the report's look, which requests nothing; `title` is text, `body` is HTML."""
     css = _CSS % {
         theme: " ".join(f"{name}: {colour};" for name, colour in zip(plots.VARIABLES.values(), colours, strict=True))
         for theme, colours in plots.THEMES.items()
@@ -299,24 +319,13 @@ def _page(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curve]) 
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
-<title>{title}</title>
+<title>{html.escape(title)}</title>
 <style>{css}</style>
 </head>
 <body>
 <main>
-<h1>{title}</h1>
-<p class="lead">{html.escape(_title(first))}. All policies act greedily, but for the random one.</p>
-<section class="card" id="summary">
-{_table(comparisons)}
-<p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
-which student and teacher choose one action. <b>Q-regret</b>: mean of what the student’s choice costs by the teacher’s
-Q-values, in units of return. <b>Latency</b>: median of one forward pass of one observation, on one CPU thread.
-Parameters count what acts, without target networks. All figures, with the return of each episode, are in
-<a href="figures.json">figures.json</a> beside this page.</p>
-</section>
-<div class="plots">
-{"".join(_sections(comparisons, curves))}
-</div>
+<h1>{html.escape(title)}</h1>
+{body}
 </main>
 </body>
 </html>
@@ -343,7 +352,7 @@ def _table(comparisons: Sequence[Comparison]) -> str:
 def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curve]) -> list[str]:
     """The plots, each with a sentence that says how to read it."""
     sections = [
-        _section(
+        section(
             "size",
             "Size and return",
             "Left is smaller (the scale is logarithmic), up is better: the best student stands at the height of the "
@@ -354,7 +363,7 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curv
                 lambda: plots.scatter(comparisons, lambda report: report.num_parameters, "parameters", log=True),
             ),
         ),
-        _section(
+        section(
             "latency",
             "Latency and return",
             "Left is faster, up is better. Below some size a forward pass costs its overhead only, and a smaller "
@@ -369,14 +378,14 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curv
                 ),
             ),
         ),
-        _section(
+        section(
             "agreement",
             "Agreement with the teacher",
             "Filled: states that the teacher visits; open: states that the student visits. An open mark far left of "
             "the filled one is a student that drifts to where it does not know what the teacher would do.",
             plots.svg("agreement-plot", "Agreement with the teacher", lambda: plots.agreement_plot(comparisons)),
         ),
-        _section(
+        section(
             "returns",
             "Distribution of returns",
             "Each dot is an episode (spread vertically so that equal ones show), the box holds the middle half, its "
@@ -395,7 +404,7 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curv
             for name, width in (("wide", 2 * plots.WIDTH), ("narrow", plots.WIDTH))
         )
         sections.append(
-            _section(
+            section(
                 "curves",
                 "Learning curves",
                 "Mean return after so many env steps of training: the further left a curve reaches the teacher’s "
@@ -415,7 +424,7 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curv
         for i, comparison in enumerate(comparisons)
     )
     sections.append(
-        _section(
+        section(
             "confusion",
             "Which actions are confused",
             "Where the teacher chooses the row’s action, how often the student chooses the column’s: the stronger the "
@@ -429,7 +438,8 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curv
     return sections
 
 
-def _section(key: str, title: str, how_to_read: str, body: str, *, wide: bool = False) -> str:
+def section(key: str, title: str, how_to_read: str, body: str, *, wide: bool = False) -> str:
+    """A card of the page: what a figure shows, and the figure."""
     kind = "card wide" if wide else "card"
     return (
         f'<section class="{kind}" id="{key}"><h2>{title}</h2><figure><figcaption>{how_to_read}</figcaption>\n'

@@ -1,0 +1,530 @@
+"""Sweeps by Ray Tune: how small can the student be?
+
+A trial is one setting. It trains several students, one for each seed, side by side, and reports what they reach on
+average: searcher and scheduler see settings, not luck.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search.sample import Domain
+
+from rllib_kd.algorithm import DistillDQN
+from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.evaluation import as_q_network, env_maker, greedy, mean_and_ci95, play
+from rllib_kd.experiment import apply_config, connect
+from rllib_kd.hints import did_you_mean
+from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
+from rllib_kd.search_space import POPULATION_SETTINGS, default_points, population_space, search_space
+from rllib_kd.statistics import QStatistics
+from rllib_kd.teachers import absolute_uri, load_teacher
+from rllib_kd.teachers.base import Teacher
+
+SEARCHES = ("optuna", "random")
+SCHEDULERS = ("none", "asha", "pbt")
+Space = Callable[..., Mapping[str, Domain]]
+
+#: Losses that read `temperature`.
+_SOFTENED = ("kl",)
+_NUM_EPISODES = 100  # behind a final return: of the teacher, of the random policy, and of each seed
+_NUM_EPISODES_ON_THE_WAY = 20  # of each seed, at every other report
+_FINAL_SEED, _SEED_ON_THE_WAY = 1_000_000, 2_000_000  # of the first episode: none that is trained on
+_NUM_REPORTS = 8  # of a trial: evaluation, checkpoint, and the scheduler's decision
+_MAX_FAILURES = 3  # of a trial, that send it back to its last checkpoint
+_SPEC = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a sweep share, beside the teacher.
+
+    Args:
+        env: that all students play.
+        config: settings of all students.
+        env_steps: that each student is trained for.
+        num_seeds: students of each setting.
+        seed: of the first one.
+        teacher_return: mean of the greedy teacher.
+        random_return: mean of a random policy.
+    """
+
+    env: Any
+    config: Mapping[str, Any]
+    env_steps: int
+    num_seeds: int
+    seed: int
+    teacher_return: float
+    random_return: float
+
+    def return_ratio(self, student_return: float) -> float:
+        """(student − random) / (teacher − random)."""
+        return (student_return - self.random_return) / (self.teacher_return - self.random_return)
+
+
+class StudentTrial(tune.Trainable):
+    """One setting: students that differ in their seeds only, trained side by side.
+
+    Every step trains all of them for a share of the env steps, lets them play, and reports the mean of their return
+    ratios. A checkpoint holds a folder for each, `seed_0` and so on, that is a checkpoint of a `DistillDQN`.
+    """
+
+    def setup(self, config: dict[str, Any], *, teacher: Teacher, task: Task) -> None:
+        """Build the students; `teacher` and `task` come through the object store."""
+        self._teacher, self._task = teacher, task
+        self._build(config)
+
+    def _build(self, config: Mapping[str, Any]) -> None:
+        settings = {**self._task.config, **settings_of(config, self._task.config)}
+        self._students = [
+            student_config(self._task.env, self._teacher, settings, seed=self._task.seed + i).build_algo()
+            for i in range(self._task.num_seeds)
+        ]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start anew with other settings, in the same process."""
+        self.cleanup()
+        self._build(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train all students on to the next report, and let them play."""
+        task = self._task
+        goal = math.ceil(task.env_steps * (self.iteration + 1) / _NUM_REPORTS)
+        results = [_train_until(student, goal) for student in self._students]
+        is_done = goal >= task.env_steps
+        first, count = (_FINAL_SEED, _NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
+        make_env = env_maker(task.env, self._students[0].config.env_config)
+        networks = [as_q_network(student) for student in self._students]
+        returns = [play(make_env, greedy(network), range(first, first + count))[0] for network in networks]
+        ratios = [task.return_ratio(float(np.mean(values))) for values in returns]
+        return {
+            "return_ratio": float(np.mean(ratios)),
+            "return_ratio_lower": lower_bound(ratios),
+            "return_ratios": ratios,
+            "student_params": networks[0].num_parameters,
+            "compression": networks[0].num_parameters / self._teacher.num_parameters,
+            # Of the student that has made the fewest.
+            "num_env_steps_sampled_lifetime": min(result["num_env_steps_sampled_lifetime"] for result in results),
+            "num_gradient_steps_lifetime": min(r["distillation"]["num_gradient_steps_lifetime"] for r in results),
+            "done": is_done,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A folder for each student."""
+        for i, student in enumerate(self._students):
+            student.save_to_path(str(Path(checkpoint_dir) / f"seed_{i}"))
+
+    def load_checkpoint(self, checkpoint: str | None) -> None:
+        """Go on where the students of a checkpoint stand, maybe those of another trial."""
+        for i, student in enumerate(self._students):
+            student.restore_from_path(str(Path(str(checkpoint)) / f"seed_{i}"))
+
+    def cleanup(self) -> None:
+        """Stop all students."""
+        for student in self._students:
+            student.stop()
+
+
+def _train_until(student: DistillDQN, env_steps: int) -> dict[str, Any]:
+    while (result := student.train())["num_env_steps_sampled_lifetime"] < env_steps:
+        pass
+    return result
+
+
+def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student's config gets of a point in the space: under RLlib's names, and only what its loss reads.
+
+    Numbers have three digits, so that the command that trains such a student can be read.
+    """
+    settings = {name: _three_digits(value) for name, value in sample.items()}
+    if settings.get("loss", fixed.get("loss", DistillDQNConfig().loss)) not in _SOFTENED:
+        settings.pop("temperature", None)
+    if widths := {name: settings.pop(name) for name in sorted(WIDTH_KEYS & set(settings))}:
+        settings["model_config"] = {"fcnet_activation": "relu", **fixed.get("model_config", {}), **widths}
+    return settings
+
+
+def _three_digits(value: Any) -> Any:
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def student_config(env: Any, teacher: Teacher, settings: Mapping[str, Any], *, seed: int) -> DistillDQNConfig:
+    """The config of one student.
+
+    Raises:
+        ValueError: a setting that is unknown, or that the config refuses.
+    """
+    config = DistillDQNConfig().distillation(teacher=teacher, num_baseline_episodes=0).environment(env)
+    # The monitor of CPU and memory takes 0.4 s to stop.
+    config.debugging(seed=seed, log_sys_usage=False)
+    apply_config(config, settings)
+    return config
+
+
+@dataclass
+class Sweep:
+    """What is swept, and how.
+
+    Args:
+        teacher: what `load_teacher()` takes. Only this process reads it: trials get it through Ray's object store.
+        env: a gymnasium id, or a name that is registered with Tune.
+        num_samples: settings to try, > 0; under "pbt" the population.
+        search: "optuna" (two objectives: return ratio up, parameters down) or "random"; None: "optuna" without a
+            scheduler, "random" with one.
+        scheduler: "none"; "asha" stops the settings whose students return least; "pbt" gives the weights of the best
+            to the others, and varies `kd_coeff`, `temperature` and `lr` on the way.
+        num_seeds: students of each setting, > 0. Their mean is the setting's value.
+        env_steps: that each student is trained for, > 0.
+        config: settings of all students, by the names that `rllib train --config` takes. What stands here is not
+            searched.
+        space: makes the space, with the signature of `search_space()`, which it is by default.
+        storage_path: folder or URI of all results; on several nodes all must reach it. None: `~/ray_results`.
+        name: of the sweep's folder in `storage_path`. None: `sweep-` and the env.
+        seed: of the search, and of the first student.
+        callbacks: of Ray Tune, beside those that always write CSV, JSON and TensorBoard files.
+
+    Raises:
+        ValueError: a value that cannot be, or a search and a scheduler that do not go together.
+    """
+
+    teacher: Any
+    env: str
+    num_samples: int = 16
+    search: str | None = None
+    scheduler: str = "none"
+    num_seeds: int = 3
+    env_steps: int = 20_000
+    config: Mapping[str, Any] = field(default_factory=dict)
+    space: Space = search_space
+    storage_path: str | None = None
+    name: str | None = None
+    seed: int = 0
+    callbacks: Sequence[tune.Callback] = ()
+
+    def __post_init__(self) -> None:
+        for field_name in ("num_samples", "num_seeds", "env_steps"):
+            value = getattr(self, field_name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{field_name}` must be an integer of at least 1, got {value!r}.")
+        if self.scheduler not in SCHEDULERS:
+            hint = did_you_mean(str(self.scheduler), SCHEDULERS)
+            raise ValueError(f"Unknown scheduler {self.scheduler!r}.{hint} Known are: {', '.join(SCHEDULERS)}.")
+        self.search = self.search or ("optuna" if self.scheduler == "none" else "random")
+        if self.search not in SEARCHES:
+            hint = did_you_mean(str(self.search), SEARCHES)
+            raise ValueError(f"Unknown search {self.search!r}.{hint} Known are: {', '.join(SEARCHES)}.")
+        if self.search == "optuna" and self.scheduler == "asha":
+            raise ValueError(
+                "Search 'optuna' has two objectives and needs the final value of both, but the scheduler 'asha' stops "
+                "students by their return alone, the small ones first. Take search 'random' with it, or no scheduler."
+            )
+        if self.search == "optuna" and self.scheduler == "pbt":
+            raise ValueError(
+                "The scheduler 'pbt' changes settings while they are tried, so that the search 'optuna' would learn "
+                "from values that belong to other settings. Take search 'random' with it, or no scheduler."
+            )
+        if self.search == "optuna" and find_spec("optuna") is None:
+            raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or take search 'random'.")
+        self.name = self.name or f"sweep-{self.env.replace('/', '-')}"
+        self.storage_path = absolute_uri(self.storage_path or "~/ray_results")
+
+    @property
+    def path(self) -> str:
+        """Path or URI of the sweep's folder."""
+        return f"{self.storage_path}/{self.name}"
+
+    def run(self, *, resume: bool = False) -> SweepResult:
+        """Train, and write the result into `report/` in the sweep's folder.
+
+        Uses the Ray that runs, or starts one.
+
+        Args:
+            resume: go on with the sweep that lies in the folder: trials from their last checkpoints, the search from
+                what it knows. Where none lies, it starts.
+
+        Raises:
+            ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
+                holds a sweep already, or another one than this.
+        """
+        connect()
+        teacher = load_teacher(self.teacher)
+        make_env = env_maker(self.env, self.config.get("env_config"))
+        seeds = range(_FINAL_SEED, _FINAL_SEED + _NUM_EPISODES)
+        returns, states = play(make_env, greedy(teacher), seeds)
+        task = self._task(teacher, returns, make_env, seeds)
+        median_gap = _median_gap(teacher, states)
+        space = self._space(teacher, median_gap)
+        self._check(space, teacher)
+        trainable = self._trainable(teacher, task)
+        is_there = self._holds_a_sweep()
+        if is_there and not resume:
+            raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
+        if is_there:
+            self._check_spec()
+            tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
+        else:
+            self._write_spec()
+            tuner = self._tuner(trainable, space, median_gap)
+        result = self._result(tuner.fit(), teacher, task)
+        self._write(result)
+        return result
+
+    # --- Before the first trial ---------------------------------------------------------------------------------------
+
+    def _task(self, teacher: Teacher, teacher_returns: list[float], make_env: Any, seeds: Sequence[int]) -> Task:
+        num_actions, rng = int(teacher.action_space.n), np.random.default_rng(self.seed)
+        random_returns, _ = play(make_env, lambda obs: rng.integers(num_actions, size=len(obs)), seeds)
+        (teacher_mean, teacher_ci), (random_mean, random_ci) = map(mean_and_ci95, (teacher_returns, random_returns))
+        if teacher_mean - random_mean <= math.hypot(teacher_ci, random_ci):
+            raise ValueError(
+                f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
+                f"{teacher_mean:.4g} and {random_mean:.4g} over {len(seeds)} episodes. There is nothing to distil."
+            )
+        return Task(
+            self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean
+        )
+
+    def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
+        space = dict(self.space(teacher, median_gap=median_gap, env_steps=self.env_steps))
+        if self.scheduler == "pbt":
+            space = population_space(space)
+            if self.config.get("loss", DistillDQNConfig().loss) not in _SOFTENED:
+                space.pop("temperature", None)
+        sizes = {"compression", *WIDTH_KEYS}
+        given = set(self.config) | set(self.config.get("model_config", {}))
+        fixed = given | sizes if given & sizes else given
+        return {name: domain for name, domain in space.items() if name not in fixed}
+
+    def _check(self, space: Mapping[str, Domain], teacher: Teacher) -> None:
+        """Now, where the user sees it, and not in every trial."""
+        if not space:
+            raise ValueError("There is nothing to search: `config` fixes every setting of the space.")
+        sample = {name: domain.sample() for name, domain in space.items()}
+        settings = {**self.config, **settings_of(sample, self.config)}
+        student_config(self.env, teacher, settings, seed=self.seed).validate()
+
+    def _trainable(self, teacher: Teacher, task: Task) -> Any:
+        """The trial, with what it shares in the object store, and with the resources of all its students."""
+        request = DistillDQN.default_resource_request(
+            student_config(self.env, teacher, self.config, seed=self.seed)
+        )
+        main_process, *others = request.bundles
+        resources = tune.PlacementGroupFactory([main_process, *(self.num_seeds * others)], strategy=request.strategy)
+        return tune.with_resources(tune.with_parameters(StudentTrial, teacher=teacher, task=task), resources)
+
+    # --- Tune ---------------------------------------------------------------------------------------------------------
+
+    def _tuner(self, trainable: Any, space: dict[str, Domain], median_gap: float) -> tune.Tuner:
+        points = default_points(space, median_gap=median_gap, env_steps=self.env_steps)
+        points = _evenly(points, self.num_samples // 2)
+        return tune.Tuner(
+            trainable,
+            param_space=space if self.search == "random" else {},
+            tune_config=tune.TuneConfig(
+                num_samples=self.num_samples,
+                search_alg=self._searcher(space, points),
+                scheduler=self._scheduler(space),
+                reuse_actors=True,
+                trial_dirname_creator=_trial_name,
+                trial_name_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=self.name,
+                storage_path=self.storage_path,
+                verbose=0,
+                callbacks=list(self.callbacks),
+                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_frequency=1,
+                    checkpoint_at_end=True,
+                    num_to_keep=4 if self.scheduler == "pbt" else 2,  # PBT hands older ones to other trials
+                ),
+            ),
+        )
+
+    def _searcher(self, space: Mapping[str, Domain], points: list[dict[str, Any]]) -> Searcher | SearchAlgorithm:
+        if self.search == "random":
+            return BasicVariantGenerator(points_to_evaluate=points, random_state=self.seed)
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Choices for a categorical")  # lists; the study is in memory
+            return OptunaSearch(
+                space=OptunaSearch.convert_search_space(dict(space)),
+                metric=["return_ratio", "student_params"],
+                mode=["max", "min"],
+                points_to_evaluate=points,
+                seed=self.seed,
+            )
+
+    def _scheduler(self, space: Mapping[str, Domain]) -> TrialScheduler | None:
+        objective: dict[str, Any] = {"metric": "return_ratio", "mode": "max", "time_attr": "training_iteration"}
+        if self.scheduler == "asha":
+            return ASHAScheduler(**objective, max_t=_NUM_REPORTS, grace_period=2, reduction_factor=2)
+        if self.scheduler == "pbt":
+            mutations = {name: space[name] for name in POPULATION_SETTINGS if name in space}
+            return PopulationBasedTraining(**objective, perturbation_interval=2, hyperparam_mutations=mutations)
+        return None
+
+    # --- Resuming -----------------------------------------------------------------------------------------------------
+
+    def _holds_a_sweep(self) -> bool:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
+        entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+        names = [entry.base_name for entry in entries]
+        # Without the latter Tune has not begun yet.
+        return "tuner.pkl" in names and any(name.startswith("experiment_state") for name in names)
+
+    def _spec(self) -> dict[str, Any]:
+        names = ("env", "num_samples", "search", "scheduler", "num_seeds", "env_steps", "config", "seed")
+        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
+
+    def _write_spec(self) -> None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
+        filesystem.create_dir(path, recursive=True)
+        with filesystem.open_output_stream(f"{path}/{_SPEC}") as stream:
+            stream.write(json.dumps(self._spec(), indent=1).encode())
+
+    def _check_spec(self) -> None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
+        with filesystem.open_input_stream(f"{path}/{_SPEC}") as stream:
+            begun = json.loads(stream.read())
+        if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
+            told = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
+            raise ValueError(f"The sweep in '{self.path}' was begun with {told}. Resume it with the same, or rename it.")
+
+    # --- The result ---------------------------------------------------------------------------------------------------
+
+    def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task) -> SweepResult:
+        reported = [result for result in grid if result.error is None and "return_ratio" in (result.metrics or {})]
+        failed = {
+            Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error
+        }
+        return SweepResult(
+            env=self.env,
+            teacher=str(self.teacher),
+            teacher_parameters=teacher.num_parameters,
+            teacher_return=task.teacher_return,
+            random_return=task.random_return,
+            num_episodes=_NUM_EPISODES,
+            env_steps=self.env_steps,
+            fixed=dict(self.config),
+            students=[self._student(result) for result in reported],
+            failed=failed,
+            note=_NOTES.get(self.scheduler, ""),
+        )
+
+    def _student(self, result: tune.Result) -> SweptStudent:
+        metrics: Any = result.metrics
+        return SweptStudent(
+            name=Path(result.path).name,
+            settings=settings_of(result.config or {}, self.config),
+            num_parameters=metrics["student_params"],
+            compression=metrics["compression"],
+            return_ratios=tuple(metrics["return_ratios"]),
+            env_steps=metrics["num_env_steps_sampled_lifetime"],
+            finished=metrics["training_iteration"] >= _NUM_REPORTS,
+            checkpoint=result.checkpoint.path if result.checkpoint else None,
+        )
+
+    def _write(self, result: SweepResult) -> None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
+        with tempfile.TemporaryDirectory() as folder:
+            result.write(Path(folder))
+            filesystem.create_dir(f"{path}/report", recursive=True)
+            pyarrow.fs.copy_files(folder, f"{path}/report", destination_filesystem=filesystem)
+
+
+_NOTES = {
+    "asha": "ASHA goes by return alone: what it stopped early, small students more often, is not on the front.",
+    "pbt": "Settings are those at the end: PBT has changed them on the way, together with the weights.",
+}
+
+
+def _median_gap(teacher: Teacher, states: np.ndarray) -> float:
+    statistics = QStatistics(int(teacher.action_space.n))
+    for chunk in torch.as_tensor(states).split(1_000):
+        statistics.update(teacher.q_values(chunk.float()))
+    return statistics.gap_quantile(0.5)
+
+
+def _evenly(items: list[Any], count: int) -> list[Any]:
+    """At most `count` of the items, the first and the last among them where two fit."""
+    if len(items) <= count:
+        return items
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+# --- Callbacks --------------------------------------------------------------------------------------------------------
+
+
+def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = None) -> list[tune.Callback]:
+    """A printed line for each setting, and Ray's own loggers of other services.
+
+    Args:
+        wandb_project: of Weights & Biases.
+        mlflow_uri: of an MLflow tracking server, or a folder.
+
+    Raises:
+        ValueError: the service's library is not installed.
+    """
+    callbacks: list[tune.Callback] = [SettingLines()]
+    if wandb_project is not None:
+        _require("wandb", "--wandb-project")
+        from ray.air.integrations.wandb import WandbLoggerCallback
+
+        callbacks.append(WandbLoggerCallback(project=wandb_project))
+    if mlflow_uri is not None:
+        _require("mlflow", "--mlflow-uri")
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        callbacks.append(MLflowLoggerCallback(tracking_uri=mlflow_uri, experiment_name="rllib_kd"))
+    return callbacks
+
+
+def _require(library: str, flag: str) -> None:
+    if find_spec(library) is None:
+        raise ValueError(f"{flag} needs a library that is not installed: pip install {library}")
+
+
+class SettingLines(tune.Callback):
+    """Prints a line for each setting that ends."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook."""
+        result = trial.last_result
+        if "return_ratio" in result:
+            lower = result["return_ratio_lower"]
+            bound = f" (at least {lower:.3f})" if math.isfinite(lower) else ""
+            self._print(trials, trial, f"{result['student_params']:>9,} parameters  ratio {result['return_ratio']:6.3f}{bound}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook, also for failures after which the trial goes on."""
+        self._print(trials, trial, f"failed: see error.txt in {trial.path}")
+
+    def _print(self, trials: list[Any], trial: Any, line: str) -> None:
+        ended = sum(other is trial or other.status in ("TERMINATED", "ERROR") for other in trials)
+        print(f"{ended:>4} settings  {line}", flush=True)

@@ -1,0 +1,71 @@
+"""How small can the student be? A sweep by Ray Tune, whose result is the Pareto front of size and return.
+
+python tuning/sweep.py --teacher cartpole --env CartPole-v1 [--address auto] [--num-samples 16] [--resume]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import runpy
+import sys
+import time
+from typing import Any
+
+from rllib_kd import Sweep, connect, sweep_loggers
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--teacher", required=True, help="path or URI of a checkpoint, or 'cartpole'; read on this machine only")
+    add("--env", required=True, help="a gymnasium id")
+    add("--address", help="Ray cluster to join: auto, or HOST:PORT; default: a Ray of its own on this machine")
+    add("--num-samples", type=int, default=16, help="settings to try (default: 16)")
+    add("--num-seeds", type=int, default=3, help="students of each setting, whose mean counts (default: 3)")
+    add("--env-steps", type=int, default=20_000, help="that each student is trained for (default: 20,000)")
+    add("--search", choices=("optuna", "random"), help="default: optuna; random with a scheduler")
+    add("--scheduler", choices=("asha", "pbt", "none"), default="none")
+    add("--config", default="{}", help='settings of all students, as JSON: {"loss": "kl"}; they are not searched')
+    add("--space", help="Python file with a search_space(), like tuning/search_space.py")
+    add("--storage-path", help="folder or URI of all results (default: ~/ray_results)")
+    add("--name", help="of the sweep's folder there (default: sweep-ENV)")
+    add("--resume", action="store_true", help="go on with the sweep of this name")
+    add("--seed", type=int, default=0, help="of the search, and of the first student")
+    add("--wandb-project", help="log to Weights & Biases too")
+    add("--mlflow-uri", help="log to this MLflow tracking server or folder too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    for name in ("ray.rllib", "ray._common.deprecation"):  # RLlib's notes on its own deprecations
+        logging.getLogger(name).setLevel(logging.ERROR)
+    start = time.perf_counter()
+    optional: dict[str, Any] = {"space": runpy.run_path(args.space)["search_space"]} if args.space else {}
+    sweep = Sweep(
+        teacher=args.teacher,
+        env=args.env,
+        num_samples=args.num_samples,
+        search=args.search,
+        scheduler=args.scheduler,
+        num_seeds=args.num_seeds,
+        env_steps=args.env_steps,
+        config=json.loads(args.config),
+        storage_path=args.storage_path,
+        name=args.name,
+        seed=args.seed,
+        callbacks=sweep_loggers(wandb_project=args.wandb_project, mlflow_uri=args.mlflow_uri),
+        **optional,
+    )
+    connect(address=args.address)
+    print(sweep.run(resume=args.resume))
+    print(f"\n{sweep.path}/report/index.html, pareto.png, sweep.csv, sweep.json ({time.perf_counter() - start:.0f} s)")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

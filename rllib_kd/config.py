@@ -129,8 +129,7 @@ class DistillDQNConfig(DQNConfig):
             This config.
         """
         if teacher is not NotProvided:
-            is_settled = teacher is None or isinstance(teacher, Teacher)
-            self.teacher = teacher if is_settled else absolute_teacher_uri(teacher)
+            self.teacher = teacher if isinstance(teacher, Teacher | None) else absolute_teacher_uri(teacher)
         given = {
             "loss": loss,
             "temperature": temperature,

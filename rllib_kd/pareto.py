@@ -127,10 +127,11 @@ class SweepResult:
         """The recommended student in a sentence, or why there is none."""
         good = f"at least {100 * GOOD_RATIO:.0f} % of the teacher's return"
         if (student := self.recommended) is not None:
+            each = ", ".join(map(_ratio, student.return_ratios))
             return (
                 f"Recommended: {student.size}, {student.num_parameters:,} parameters "
                 f"({100 * student.compression:.2g} % of the teacher's). It is the smallest with {good} over at least "
-                f"{MIN_SEEDS} seeds: {_ratio(student.return_ratio)}, each {', '.join(map(_ratio, student.return_ratios))}."
+                f"{MIN_SEEDS} seeds: {_ratio(student.return_ratio)}, the mean of {each}."
             )
         if not self.front:
             return "No student has finished its training, so there is none to recommend."
@@ -160,7 +161,7 @@ class SweepResult:
             mark = "→ " if student is self.recommended else ""
             table.add_row(
                 f"{mark}{student.num_parameters:,}",
-                f"{100 * student.compression:.2f}",
+                f"{100 * student.compression:.2g}",
                 _ratio(student.return_ratio),
                 _ratio(student.return_ratio_lower),
                 Text(describe(student)),
@@ -179,7 +180,11 @@ class SweepResult:
 
     def _failures(self) -> str:
         count = len(self.failed)
-        return f"{count} of {count + len(self.students)} settings failed: {next(iter(self.failed.values()))}" if count else ""
+        return (
+            f"{count} of {count + len(self.students)} settings failed: {next(iter(self.failed.values()))}"
+            if count
+            else ""
+        )
 
     def write(self, folder: Path) -> None:
         """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`."""
@@ -261,7 +266,7 @@ class SweepResult:
             mark = "★ recommended" if student is self.recommended else "● front" if student in self.front else ""
             cells = [
                 f"{student.num_parameters:,}",
-                f"{100 * student.compression:.2f}",
+                f"{100 * student.compression:.2g}",
                 _ratio(student.return_ratio),
                 _ratio(student.return_ratio_lower),
                 str(len(student.return_ratios)),
@@ -270,7 +275,9 @@ class SweepResult:
             ]
             kind = "" if student.finished else ' class="reference"'
             row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-            lines.append(f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>')
+            lines.append(
+                f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>'
+            )
         return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
@@ -281,7 +288,9 @@ def describe(student: SweptStudent) -> str:
         if name == "teacher_fraction" and isinstance(value, list):
             words.append(f"{name} 1→0 by {value[-1][0]:,}" if value[-1][1] == 0.0 else f"{name} {value}")
         elif name not in ("model_config", "compression"):
-            words.append(str(value) if name == "loss" else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+            words.append(
+                str(value) if name == "loss" else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            )
     return ", ".join(words)
 
 

@@ -225,7 +225,9 @@ def front_plot(result: SweepResult) -> Figure:
     if front:
         sizes = [student.num_parameters for student in front]
         line: dict[str, Any] = {"color": colour_of(0), "linewidth": 1.6, "drawstyle": "steps-post", "zorder": 2}
-        axes.plot([*sizes, result.teacher_parameters], [*(s.return_ratio for s in front), front[-1].return_ratio], **line)
+        axes.plot(
+            [*sizes, result.teacher_parameters], [*(s.return_ratio for s in front), front[-1].return_ratio], **line
+        )
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
         "stopped early": (lambda s: not s.finished, {"marker": "o", "markersize": 5, "markerfacecolor": "none"}),
         "student": (lambda s: s.finished and s not in front, {"marker": "o", "markersize": 5}),
@@ -240,8 +242,13 @@ def front_plot(result: SweepResult) -> Figure:
             continue
         ratios = [student.return_ratio for student in chosen]
         sizes = [student.num_parameters for student in chosen]
-        drops = [r - s.return_ratio_lower if math.isfinite(s.return_ratio_lower) else 0.0 for r, s in zip(ratios, chosen, strict=True)]
-        axes.errorbar(sizes, ratios, yerr=[drops, [0.0] * len(drops)], fmt="none", color=colour, elinewidth=1.0, zorder=2)
+        drops = [
+            r - s.return_ratio_lower if math.isfinite(s.return_ratio_lower) else 0.0
+            for r, s in zip(ratios, chosen, strict=True)
+        ]
+        axes.errorbar(
+            sizes, ratios, yerr=[drops, [0.0] * len(drops)], fmt="none", color=colour, elinewidth=1.0, zorder=2
+        )
         axes.plot(sizes, ratios, label=label, color=colour, linestyle="none", zorder=3, **mark)
     axes.plot(result.teacher_parameters, 1.0, color=_FOREGROUND, marker="*", markersize=11, linestyle="none", zorder=3)
     sizes = [student.num_parameters for student in result.students]

@@ -40,7 +40,9 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
         "lr": tune.loguniform(5e-4, 2e-2),
         # β, share of the teacher's actions, over env steps: from its states to the student's own. Late: the student
         # sees good states for longer; early, or never the teacher's (0): it learns sooner to mend its own mistakes.
-        "teacher_fraction": tune.choice([0.0, *([[0, 1.0], [round(share * env_steps), 0.0]] for share in (0.25, 0.5, 1.0))]),
+        "teacher_fraction": tune.choice(
+            [0.0, *([[0, 1.0], [round(share * env_steps), 0.0]] for share in (0.25, 0.5, 1.0))]
+        ),
         # Replay ratio, rows learned from / env steps sampled: gradient steps for the same env steps, in proportion to
         # the time that a trial takes.
         "training_intensity": tune.loguniform(8.0, 64.0),

@@ -6,7 +6,6 @@ average: searcher and scheduler see settings, not luck.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -263,6 +262,8 @@ class Sweep:
             ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
                 holds a sweep already, or another one than this.
         """
+        # What is not in Tune's snapshot of the sweep is lost with this process: every second, not every ten.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
         connect()
         teacher = load_teacher(self.teacher)
         make_env = env_maker(self.env, self.config.get("env_config"))
@@ -297,9 +298,7 @@ class Sweep:
                 f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
                 f"{teacher_mean:.4g} and {random_mean:.4g} over {len(seeds)} episodes. There is nothing to distil."
             )
-        return Task(
-            self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean
-        )
+        return Task(self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean)
 
     def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
         space = dict(self.space(teacher, median_gap=median_gap, env_steps=self.env_steps))
@@ -322,9 +321,7 @@ class Sweep:
 
     def _trainable(self, teacher: Teacher, task: Task) -> Any:
         """The trial, with what it shares in the object store, and with the resources of all its students."""
-        request = DistillDQN.default_resource_request(
-            student_config(self.env, teacher, self.config, seed=self.seed)
-        )
+        request = DistillDQN.default_resource_request(student_config(self.env, teacher, self.config, seed=self.seed))
         main_process, *others = request.bundles
         resources = tune.PlacementGroupFactory([main_process, *(self.num_seeds * others)], strategy=request.strategy)
         return tune.with_resources(tune.with_parameters(StudentTrial, teacher=teacher, task=task), resources)
@@ -354,7 +351,7 @@ class Sweep:
                 checkpoint_config=tune.CheckpointConfig(
                     checkpoint_frequency=1,
                     checkpoint_at_end=True,
-                    num_to_keep=4 if self.scheduler == "pbt" else 2,  # PBT hands older ones to other trials
+                    num_to_keep=4,  # a snapshot may name an older one, and PBT hands older ones to other trials
                 ),
             ),
         )
@@ -410,15 +407,15 @@ class Sweep:
             begun = json.loads(stream.read())
         if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
             told = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
-            raise ValueError(f"The sweep in '{self.path}' was begun with {told}. Resume it with the same, or rename it.")
+            raise ValueError(
+                f"The sweep in '{self.path}' was begun with {told}. Resume it with the same, or rename it."
+            )
 
     # --- The result ---------------------------------------------------------------------------------------------------
 
     def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task) -> SweepResult:
         reported = [result for result in grid if result.error is None and "return_ratio" in (result.metrics or {})]
-        failed = {
-            Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error
-        }
+        failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         return SweepResult(
             env=self.env,
             teacher=str(self.teacher),
@@ -519,7 +516,9 @@ class SettingLines(tune.Callback):
         if "return_ratio" in result:
             lower = result["return_ratio_lower"]
             bound = f" (at least {lower:.3f})" if math.isfinite(lower) else ""
-            self._print(trials, trial, f"{result['student_params']:>9,} parameters  ratio {result['return_ratio']:6.3f}{bound}")
+            self._print(
+                trials, trial, f"{result['student_params']:>9,} parameters  ratio {result['return_ratio']:6.3f}{bound}"
+            )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook, also for failures after which the trial goes on."""

@@ -1,0 +1,223 @@
+"""What dies on a cluster of several nodes, and what goes on. Real actors and real nodes are killed."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import ray
+from ray import tune
+from ray._private import state as ray_state
+from ray.cluster_utils import Cluster
+
+from rllib_kd import DistillDQNConfig, Sweep, compare
+
+ENV_STEPS = 20_000
+FRESH_SEED = 1_000_000
+
+
+@pytest.fixture
+def nodes():
+    """A cluster of several raylets on this machine, in the place of the Ray that the other tests share."""
+    was_running = ray.is_initialized()
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    if was_running:
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+
+
+def living(class_name):
+    """Actors of a class: node id and process id of each."""
+    return [
+        (actor["Address"]["NodeID"], actor["Pid"])
+        for actor in ray_state.actors().values()
+        if actor["State"] == "ALIVE" and actor["ActorClassName"].split(".")[-1] == class_name
+    ]
+
+
+def remove_node(nodes, node_id):
+    (node,) = [node for node in nodes.list_all_nodes() if node.node_id == node_id]
+    nodes.remove_node(node, allow_graceful=False)
+
+
+def wait_for(what: Callable[[], object], seconds: float = 120.0):
+    deadline = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.05)
+    return value
+
+
+def config(**env_runners):
+    return (
+        DistillDQNConfig()
+        .environment("CartPole-v1")
+        .env_runners(**env_runners)
+        .rl_module(model_config={"fcnet_hiddens": [16], "fcnet_activation": "relu"})
+        .distillation(teacher="cartpole", num_baseline_episodes=0)
+        .debugging(seed=0)
+    )
+
+
+def assert_counters(rows):
+    """Env steps only grow, and the gradient steps are those of the replay ratio."""
+    steps = [row["num_env_steps_sampled_lifetime"] for row in rows]
+    assert all(later > earlier for earlier, later in pairwise(steps))
+    for row in rows:
+        made = row.get("distillation", row)["num_gradient_steps_lifetime"]
+        # What is sampled before learning starts, here and after a restart, is not learned from.
+        assert 32 * (row["num_env_steps_sampled_lifetime"] - 5_000) / 256 < made
+        assert made <= 32 * row["num_env_steps_sampled_lifetime"] / 256
+
+
+# --- In the Python API ------------------------------------------------------------------------------------------------
+
+
+def test_a_dead_node_of_env_runners_is_replaced(nodes):
+    places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
+    runners = {"num_env_runners": 2, "num_cpus_per_env_runner": 1, "custom_resources_per_env_runner": {"place": 1}}
+    algo = config(**runners).build_algo()
+    rows = [algo.train() for _ in range(2)]
+    assert {node for node, _ in living("DistillEnvRunner")} == {node.node_id for node in places}
+    nodes.remove_node(places[0], allow_graceful=False)
+    rows += [algo.train() for _ in range(3)]
+    assert algo.env_runner_group.num_healthy_remote_workers() == 1
+    new = nodes.add_node(num_cpus=1, resources={"place": 1})
+    while (
+        algo.env_runner_group.num_healthy_remote_workers() < 2 or rows[-1]["num_env_steps_sampled_lifetime"] < ENV_STEPS
+    ):
+        rows.append(algo.train())
+        assert len(rows) < 300
+    assert new.node_id in {node for node, _ in living("DistillEnvRunner")}
+    taught = algo.env_runner_group.foreach_env_runner(
+        lambda runner: runner._teacher is not None, local_env_runner=False
+    )
+    assert taught == [True, True]
+    assert_counters(rows)
+    result = compare("cartpole", algo, "CartPole-v1", num_episodes=50, seed=FRESH_SEED)
+    algo.stop()
+    assert result.return_ratio >= 0.95
+
+
+def test_a_dead_learner_is_an_error_that_says_how_to_go_on(nodes, tmp_path):
+    nodes.add_node(num_cpus=1, resources={"learner": 1})
+    algo = config().learners(num_learners=1, num_cpus_per_learner=1).build_algo()
+    before = algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    ((_, pid),) = living("DistillDQNTorchLearner")
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not living("DistillDQNTorchLearner"))
+    with pytest.raises(RuntimeError, match=r"A Learner has died.*never Learners.*from_checkpoint\(path\)"):
+        algo.train()
+    algo.stop()
+    resumed = type(algo).from_checkpoint(path)
+    rows = [before, resumed.train()]
+    while rows[-1]["num_env_steps_sampled_lifetime"] < ENV_STEPS:
+        rows.append(resumed.train())
+    assert_counters(rows)
+    result = compare("cartpole", resumed, "CartPole-v1", num_episodes=50, seed=FRESH_SEED)
+    resumed.stop()
+    assert result.return_ratio >= 0.95
+
+
+# --- In a sweep -------------------------------------------------------------------------------------------------------
+
+
+def sweep_and_break(tmp_path, break_it, **settings):
+    """A sweep of one setting, in whose third report something dies; its result and its reports."""
+    space = {"fcnet_hiddens": tune.choice([[16]])}
+    sweep = Sweep(
+        "cartpole",
+        "CartPole-v1",
+        num_samples=1,
+        num_seeds=1,
+        search="random",
+        env_steps=40_000,
+        config=settings,
+        space=lambda teacher, **facts: space,
+        storage_path=str(tmp_path),
+    )
+    errors = []
+
+    def rows():
+        files = list(Path(sweep.path).glob("*/result.json"))
+        return [json.loads(line) for line in files[0].read_text().splitlines()] if files else []
+
+    def wait_and_break():
+        try:
+            wait_for(lambda: len(rows()) >= 3)
+            break_it()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=wait_and_break)
+    thread.start()
+    result = sweep.run()
+    thread.join()
+    assert not errors
+    assert not result.failed
+    (student,) = result.students
+    assert student.finished
+    assert student.return_ratio >= 0.95
+    assert_counters(rows()[-4:])
+    iterations = [row["training_iteration"] for row in rows()]
+    assert iterations[-1] == 8
+    return list(Path(sweep.path).glob("*/error.txt")), iterations
+
+
+def test_a_dead_env_runner_does_not_end_a_trial(nodes, tmp_path):
+    nodes.add_node(num_cpus=2)
+    errors, iterations = sweep_and_break(
+        tmp_path, lambda: os.kill(living("DistillEnvRunner")[0][1], signal.SIGKILL), num_env_runners=2
+    )
+    assert not errors
+    assert iterations == list(range(1, 9))
+
+
+def test_a_dead_node_of_env_runners_does_not_end_a_trial(nodes, tmp_path):
+    places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
+    errors, iterations = sweep_and_break(
+        tmp_path,
+        lambda: nodes.remove_node(places[1], allow_graceful=False),
+        num_env_runners=2,
+        custom_resources_per_env_runner={"place": 1},
+    )
+    assert not errors
+    assert iterations == list(range(1, 9))
+
+
+def test_a_dead_learner_sends_a_trial_back_to_its_last_checkpoint(nodes, tmp_path):
+    errors, iterations = sweep_and_break(
+        tmp_path,
+        lambda: os.kill(living("DistillDQNTorchLearner")[0][1], signal.SIGKILL),
+        num_learners=1,
+        num_cpus_per_learner=1,
+    )
+    assert "A Learner has died" in errors[0].read_text()
+    assert iterations == list(range(1, 9))  # not one is made twice
+
+
+def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes, tmp_path):
+    places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
+    removed = []
+
+    def remove():
+        ((node_id, _),) = living("StudentTrial")
+        assert node_id in {node.node_id for node in places}
+        remove_node(nodes, node_id)
+        removed.append(node_id)
+
+    errors, iterations = sweep_and_break(tmp_path, remove, custom_resources_for_main_process={"place": 1})
+    assert removed
+    assert errors
+    assert set(iterations) == set(range(1, 9))
+    assert len(iterations) <= 9  # at most one is made twice

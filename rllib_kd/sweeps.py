@@ -323,7 +323,9 @@ class Sweep:
         """The trial, with what it shares in the object store, and with the resources of all its students."""
         request = DistillDQN.default_resource_request(student_config(self.env, teacher, self.config, seed=self.seed))
         main_process, *others = request.bundles
-        resources = tune.PlacementGroupFactory([main_process, *(self.num_seeds * others)], strategy=request.strategy)
+        # RLlib asks for the i-th bundle for the i-th EnvRunner of every student.
+        shared = [{name: self.num_seeds * amount for name, amount in bundle.items()} for bundle in others]
+        resources = tune.PlacementGroupFactory([main_process, *shared], strategy=request.strategy)
         return tune.with_resources(tune.with_parameters(StudentTrial, teacher=teacher, task=task), resources)
 
     # --- Tune ---------------------------------------------------------------------------------------------------------

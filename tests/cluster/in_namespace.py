@@ -1,6 +1,8 @@
 """Starts an autoscaling Ray, runs a command on it, and writes down what it saw of workers and actors.
 
-python in_namespace.py CONFIG OUT COMMAND...: the first process in the namespaces that `fake_cloud.py` makes. What it started dies with it.
+python in_namespace.py CONFIG SEEN COMMAND...
+
+is the first process in the namespaces that `fake_cloud.py` makes. What it starts dies with it.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
-import yaml
 
-GIVE_UP = 60  # seconds for idle workers to leave
+PATIENCE, PATIENCE_WITH_IDLE = 200, 60  # seconds for the command to end, and for workers to leave then
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1  # of <linux/sockios.h> and <linux/if.h>
 
 
@@ -34,8 +36,8 @@ def isolate() -> None:
 
 
 def start_head(config_path: str) -> None:
-    """The `ray start` of cluster.yaml, for the fake provider, with the version of the autoscaler that `ray up` takes."""
-    config = yaml.safe_load(Path(config_path).read_text())
+    """Start it as cluster.yaml does, with the autoscaler that `ray up` takes."""
+    config = json.loads(Path(config_path).read_text())
     resources = config["available_node_types"][config["head_node_type"]]["resources"]
     environment = {
         "RAY_FAKE_CLUSTER": "1",
@@ -43,49 +45,56 @@ def start_head(config_path: str) -> None:
         "RAY_CLOUD_INSTANCE_ID": config["provider"]["head_node_id"],
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     }
-    command = ["ray", "start", "--head", "--port=6379", f"--autoscaling-config={config_path}"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--port=6379"]
+    command += [f"--autoscaling-config={config_path}", "--include-dashboard=false"]
     command += [f"--num-cpus={resources['CPU']}", f"--object-store-memory={resources['object_store_memory']}"]
-    subprocess.run([*command, "--include-dashboard=false"], env=os.environ | environment, check=True)
+    subprocess.run(command, env=os.environ | environment, check=True)
 
 
 class Watch:
-    """What was seen of the cluster, in looks one after another."""
+    """What was seen of the cluster, look by look."""
 
     def __init__(self) -> None:
-        self.workers: list[dict[str, int]] = []  # how many of each node type, whenever it changed
-        self.actors: dict[str, dict[str, str]] = {}  # class -> actor's id -> type of the node that it lived on
-        self._types: dict[str, str] = {}
+        self.workers: list[dict[str, int]] = []
+        self._node_types: dict[str, str] = {}  # of every node that ever was
+        self._actors: dict[str, tuple[str, str]] = {}  # by id: class, and the node that it lived on
 
     def look(self) -> None:
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        print([n["Labels"] for n in alive], flush=True)
-        self._types |= {node["NodeID"]: node["Labels"].get("ray.io/node-group", "head") for node in alive}
-        workers = Counter(node_type for node in alive if (node_type := self._types[node["NodeID"]]) != "head")
+        alive = {node["NodeID"]: node["Labels"].get("node_type", "head") for node in ray.nodes() if node["Alive"]}
+        self._node_types |= alive
+        workers = dict(Counter(node_type for node_type in alive.values() if node_type != "head"))
         if not self.workers or workers != self.workers[-1]:
-            self.workers.append(dict(workers))
+            self.workers.append(workers)
         for actor in ray._private.state.actors().values():  # the public list needs the dashboard
-            if actor["Address"]["NodeID"] in self._types:
-                lived = self.actors.setdefault(actor["ActorClassName"], {})
-                lived[actor["ActorID"]] = self._types[actor["Address"]["NodeID"]]
+            if actor["Address"]["NodeID"] in self._node_types:  # else it has not found its place yet
+                self._actors[actor["ActorID"]] = (actor["ActorClassName"], actor["Address"]["NodeID"])
+
+    def look_until(self, happened: Callable[[], bool], patience: float) -> None:
+        start = time.monotonic()
+        while not happened() and time.monotonic() - start < patience:
+            time.sleep(0.25)
+            self.look()
+
+    def actors(self) -> dict[str, list[str]]:
+        by_class: dict[str, list[str]] = {}
+        for class_name, node in self._actors.values():
+            by_class.setdefault(class_name, []).append(self._node_types[node])
+        return by_class
 
 
 def main() -> None:
-    config_path, out, *command = sys.argv[1:]
+    config_path, seen_path, *command = sys.argv[1:]
     isolate()
     start_head(config_path)
     ray.init("auto", log_to_driver=False)
     watch = Watch()
     watch.look()
     running = subprocess.Popen(command)
-    while running.poll() is None:
-        watch.look()
-        time.sleep(0.25)
-    ended = time.monotonic()
-    while watch.workers[-1] and time.monotonic() - ended < GIVE_UP:
-        time.sleep(0.25)
-        watch.look()
-    seen = {"workers": watch.workers, "actors": watch.actors, "exit_code": running.returncode}
-    Path(out).write_text(json.dumps(seen))
+    watch.look_until(lambda: running.poll() is not None, PATIENCE)
+    watch.look_until(lambda: not watch.workers[-1], PATIENCE_WITH_IDLE)
+    seen = {"workers": watch.workers, "actors": watch.actors(), "returncode": running.returncode}
+    Path(seen_path).write_text(json.dumps(seen))
+    print("--- The autoscaler:", Path("/tmp/ray/session_latest/logs/monitor.log").read_text(), sep="\n")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ _HOME = {
     "connect": "experiment",
     "load_teacher": "teachers",
     "read_curves": "report",
-    "search_space": "search_space",
+    "search_space": "sweep_space",
     "summary_table": "report",
     "sweep_loggers": "sweeps",
     "write_report": "report",

@@ -75,7 +75,7 @@ class DistillDQN(DQN):
         self.config = self._settle_student()
         # What is counted here and saved, beside RLlib's metrics.
         self._returns = {"teacher": math.nan, "random": math.nan, "student": math.nan}
-        self._num_gradient_steps = 0  # lifetime
+        self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # in this process: the replay starts empty
         try:
@@ -259,7 +259,7 @@ class DistillDQN(DQN):
         num_shards = max(1, self.config.num_learners)
         kwargs = {
             "teacher_fraction": self._teacher_fraction(),
-            "epsilon": value_at(self.config.epsilon, self._env_steps()) if self.config.explore else 0.0,
+            "epsilon": value_at(self.config.epsilon, self.num_env_steps) if self.config.explore else 0.0,
             "names": DISTILLATION_COLUMNS + (TD_COLUMNS if self.config.uses_td else ()),
             "num_shards": num_shards,
         }
@@ -273,15 +273,15 @@ class DistillDQN(DQN):
                 local_env_runner=False,
                 timeout_seconds=self.config.sample_timeout_s,
             )
-        before = self._env_steps()
+        before = self.num_env_steps
         self.metrics.aggregate([metrics for _, metrics in samples], key=ENV_RUNNER_RESULTS)
-        self._steps_since_start += self._env_steps() - before
+        self._steps_since_start += self.num_env_steps - before
         if self._steps_since_start >= self.config.num_steps_sampled_before_learning_starts:
-            self._rows_due += self.config.training_intensity * (self._env_steps() - before)
+            self._rows_due += self.config.training_intensity * (self.num_env_steps - before)
         return [shards[index] for index in range(num_shards) for shards, _ in samples]
 
     def _update(self, shards: list[ray.ObjectRef]) -> None:
-        env_steps = self._env_steps()
+        env_steps = self.num_env_steps
         # The replay ratio decides how many rows are learned from; what is left of a batch waits for the next update.
         num_steps = int(self._rows_due // self.config.total_train_batch_size)
         self._rows_due -= num_steps * self.config.total_train_batch_size
@@ -293,17 +293,19 @@ class DistillDQN(DQN):
             kd_coeff=value_at(self.config.kd_coeff, env_steps),
             td_coeff=value_at(self.config.td_coeff, env_steps),
         )
-        self._num_gradient_steps += int(results[0][DEFAULT_MODULE_ID][NUM_GRADIENT_STEPS].peek())
+        self.num_gradient_steps += int(results[0][DEFAULT_MODULE_ID][NUM_GRADIENT_STEPS].peek())
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
 
-    def _env_steps(self) -> int:
+    @property
+    def num_env_steps(self) -> int:
+        """Env steps sampled so far, over restarts."""
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
 
     def _teacher_fraction(self) -> float:
         fixed = {"teacher": 1.0, "student": 0.0}
         if self.config.rollout_policy in fixed:
             return fixed[self.config.rollout_policy]
-        return value_at(self.config.teacher_fraction, self._env_steps())
+        return value_at(self.config.teacher_fraction, self.num_env_steps)
 
     # --- Results ------------------------------------------------------------------------------------------------------
 
@@ -351,10 +353,10 @@ class DistillDQN(DQN):
             "teacher_return": returns["teacher"],
             "random_return": returns["random"],
             "return_ratio": (returns["student"] - returns["random"]) / gap if gap > 0 else math.nan,
-            "kd_coeff": value_at(self.config.kd_coeff, self._env_steps()),
-            "td_coeff": value_at(self.config.td_coeff, self._env_steps()),
+            "kd_coeff": value_at(self.config.kd_coeff, self.num_env_steps),
+            "td_coeff": value_at(self.config.td_coeff, self.num_env_steps),
             "teacher_fraction": self._teacher_fraction(),
-            "num_gradient_steps_lifetime": self._num_gradient_steps,
+            "num_gradient_steps_lifetime": self.num_gradient_steps,
             "temperature": float(learner.get("temperature", math.nan)),
         }
 
@@ -390,7 +392,7 @@ class DistillDQN(DQN):
             state[_STATE] = {
                 "returns": dict(self._returns),
                 "rows_due": self._rows_due,
-                "num_gradient_steps": self._num_gradient_steps,
+                "num_gradient_steps": self.num_gradient_steps,
             }
         return state
 
@@ -403,7 +405,7 @@ class DistillDQN(DQN):
         if _STATE in state:
             self._returns |= state[_STATE]["returns"]
             self._rows_due = state[_STATE]["rows_due"]
-            self._num_gradient_steps = state[_STATE]["num_gradient_steps"]
+            self.num_gradient_steps = state[_STATE]["num_gradient_steps"]
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:

@@ -207,8 +207,11 @@ class SweepResult:
         text = json.dumps(finite_or_none(content), indent=1, allow_nan=False)
         (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
         if self.students:
-            plots.png(folder / "pareto.png", lambda: plots.front_plot(self))
+            plots.png(folder / "pareto.png", self._plot)
         (folder / "index.html").write_text(self._page(), encoding="utf-8")
+
+    def _plot(self) -> Any:
+        return plots.front_plot(self)
 
     def _sorted(self) -> list[SweptStudent]:
         return sorted(self.students, key=lambda s: (not s.finished, s.num_parameters, -s.return_ratio))
@@ -246,13 +249,15 @@ class SweepResult:
             body += f"<pre>{html.escape(self.command(self.recommended or self.front[-1]))}</pre>"
         body += "</section>\n"
         if self.students:
+            plot = plots.svg("front-plot", "Size and return", self._plot)
             body += '<div class="plots">' + section(
                 "front",
                 "Size and return",
                 "Left is smaller (the scale is logarithmic), up is better. The line is the Pareto front: no student "
                 "found is both smaller and better than one on it. Bars reach down to the lower bound of the mean over "
                 "seeds (95 % confidence). Open marks were stopped early.",
-                plots.svg("front-plot", "Size and return", lambda: plots.front_plot(self)),
+                # Twice as wide as other plots: narrow windows scroll.
+                f'<div class="scroll"><div class="broad">{plot}</div></div>',
                 wide=True,
             )
             body += "</div>\n" + f'<section class="card" id="settings">{self._table()}</section>'

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and torch more
     from matplotlib.figure import Figure
 
     from rllib_kd.evaluation import Comparison, PolicyReport
-    from rllib_kd.pareto import SweepResult
+    from rllib_kd.pareto import SweepResult, SweptStudent
 
 Curve = Sequence[tuple[float, float]]  # (env steps, return)
 
@@ -217,47 +217,54 @@ def _log_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def front_plot(result: SweepResult) -> Figure:
-    """Every student of a sweep on size against return ratio, with the Pareto front."""
-    figure, (axes,) = _figure(3.6, width=1.4 * WIDTH)
+    """Every student of a sweep on size against return ratio, with the Pareto front: all, and those near the teacher."""
+    from rllib_kd.pareto import GOOD_RATIO
+
+    figure, both = _figure(3.4, width=2 * WIDTH, columns=2)
+    for axes in both:
+        _draw_front(axes, result)
+    every, near = both
+    lowest = min(student.return_ratio for student in result.students)
+    every.set_ylim(min(0.0, lowest) - 0.06, None)
+    every.set_ylabel("return ratio, mean of seeds")
+    near.axhline(GOOD_RATIO, color=_FOREGROUND, linestyle="-.", linewidth=0.8, zorder=1)
+    near.annotate(f"{GOOD_RATIO:g}", (0.995, GOOD_RATIO), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    near.set_ylim(0.9, max(1.01, 0.01 + max(student.return_ratio for student in result.students)))
+    near.set_title("from 0.9 on", fontsize=9)
+    every.set_title("all", fontsize=9)
+    _legend(figure, every)
+    return figure
+
+
+def _draw_front(axes: Axes, result: SweepResult) -> None:
     axes.axhline(1.0, color=_FOREGROUND, linestyle="--", linewidth=1, zorder=1, label="teacher")
     axes.axhline(0.0, color=_MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
     front, best = result.front, result.recommended
-    if front:
-        sizes = [student.num_parameters for student in front]
-        line: dict[str, Any] = {"color": colour_of(0), "linewidth": 1.6, "drawstyle": "steps-post", "zorder": 2}
-        axes.plot(
-            [*sizes, result.teacher_parameters], [*(s.return_ratio for s in front), front[-1].return_ratio], **line
-        )
-    kinds: dict[str, tuple[Any, dict[str, Any]]] = {
-        "stopped early": (lambda s: not s.finished, {"marker": "o", "markersize": 5, "markerfacecolor": "none"}),
-        "student": (lambda s: s.finished and s not in front, {"marker": "o", "markersize": 5}),
-        "Pareto front": (lambda s: s in front and s is not best, {"marker": "o", "markersize": 7}),
-        "recommended": (lambda s: s is best, {"marker": "*", "markersize": 15}),
+    if front:  # up to the size of the teacher
+        sizes = [*(student.num_parameters for student in front), result.teacher_parameters]
+        ratios = [*(student.return_ratio for student in front), front[-1].return_ratio]
+        axes.plot(sizes, ratios, color=colour_of(0), linewidth=1.6, drawstyle="steps-post", zorder=2)
+    kinds: dict[str, tuple[str, list[SweptStudent], dict[str, Any]]] = {
+        "stopped early": (_MUTED, [], {"marker": "o", "markersize": 5, "markerfacecolor": "none"}),
+        "student": (_MUTED, [], {"marker": "o", "markersize": 5}),
+        "Pareto front": (colour_of(0), [], {"marker": "o", "markersize": 7}),
+        "recommended": (colour_of(1), [], {"marker": "*", "markersize": 15}),
     }
-    for (label, (belongs, mark)), colour in zip(
-        kinds.items(), (_MUTED, _MUTED, colour_of(0), colour_of(1)), strict=True
-    ):
-        chosen = [student for student in result.students if belongs(student)]
-        if not chosen:
-            continue
-        ratios = [student.return_ratio for student in chosen]
-        sizes = [student.num_parameters for student in chosen]
-        drops = [
-            r - s.return_ratio_lower if math.isfinite(s.return_ratio_lower) else 0.0
-            for r, s in zip(ratios, chosen, strict=True)
-        ]
-        axes.errorbar(
-            sizes, ratios, yerr=[drops, [0.0] * len(drops)], fmt="none", color=colour, elinewidth=1.0, zorder=2
-        )
-        axes.plot(sizes, ratios, label=label, color=colour, linestyle="none", zorder=3, **mark)
+    for student in result.students:
+        kind = "recommended" if student is best else "Pareto front" if student in front else "student"
+        kinds[kind if student.finished else "stopped early"][1].append(student)
+    for label, (colour, students, mark) in kinds.items():
+        sizes = [student.num_parameters for student in students]
+        ratios = [student.return_ratio for student in students]
+        lower = [student.return_ratio_lower for student in students]
+        drops = [r - low if math.isfinite(low) else 0.0 for r, low in zip(ratios, lower, strict=True)]
+        if students:
+            bars: dict[str, Any] = {"fmt": "none", "color": colour, "elinewidth": 1.0, "zorder": 2}
+            axes.errorbar(sizes, ratios, yerr=[drops, [0.0] * len(drops)], **bars)
+            axes.plot(sizes, ratios, label=label, color=colour, linestyle="none", zorder=3, **mark)
     axes.plot(result.teacher_parameters, 1.0, color=_FOREGROUND, marker="*", markersize=11, linestyle="none", zorder=3)
-    sizes = [student.num_parameters for student in result.students]
-    _log_axis(axes, [*sizes, result.teacher_parameters])
-    axes.set_ylim(min(-0.08, *(student.return_ratio - 0.08 for student in result.students)), None)
+    _log_axis(axes, [result.teacher_parameters, *(student.num_parameters for student in result.students)])
     axes.set_xlabel("parameters")
-    axes.set_ylabel("return ratio, mean of seeds")
-    _legend(figure, axes)
-    return figure
 
 
 def agreement_plot(comparisons: Sequence[Comparison]) -> Figure:

@@ -252,6 +252,7 @@ svg { display: block; width: 100%%; height: auto; stroke-linejoin: round; stroke
 svg text { font-family: inherit !important; }
 .if-narrow { display: none; }
 .scroll { overflow-x: auto; }
+.broad { min-width: 820px; }
 table { border-collapse: collapse; width: 100%%; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 7px 10px; text-align: right; white-space: nowrap; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.3; }

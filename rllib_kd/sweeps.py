@@ -31,8 +31,8 @@ from rllib_kd.evaluation import as_q_network, env_maker, greedy, mean_and_ci95, 
 from rllib_kd.experiment import apply_config, connect
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
-from rllib_kd.search_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.statistics import QStatistics
+from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
 
@@ -106,7 +106,8 @@ class StudentTrial(tune.Trainable):
         """Train all students on to the next report, and let them play."""
         task = self._task
         goal = math.ceil(task.env_steps * (self.iteration + 1) / _NUM_REPORTS)
-        results = [_train_until(student, goal) for student in self._students]
+        for student in self._students:
+            _train_until(student, min(goal, task.env_steps))
         is_done = goal >= task.env_steps
         first, count = (_FINAL_SEED, _NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
         make_env = env_maker(task.env, self._students[0].config.env_config)
@@ -115,13 +116,13 @@ class StudentTrial(tune.Trainable):
         ratios = [task.return_ratio(float(np.mean(values))) for values in returns]
         return {
             "return_ratio": float(np.mean(ratios)),
-            "return_ratio_lower": lower_bound(ratios),
+            **({"return_ratio_lower": lower_bound(ratios)} if len(ratios) > 1 else {}),
             "return_ratios": ratios,
             "student_params": networks[0].num_parameters,
             "compression": networks[0].num_parameters / self._teacher.num_parameters,
             # Of the student that has made the fewest.
-            "num_env_steps_sampled_lifetime": min(result["num_env_steps_sampled_lifetime"] for result in results),
-            "num_gradient_steps_lifetime": min(r["distillation"]["num_gradient_steps_lifetime"] for r in results),
+            "num_env_steps_sampled_lifetime": min(student.num_env_steps for student in self._students),
+            "num_gradient_steps_lifetime": min(student.num_gradient_steps for student in self._students),
             "done": is_done,
         }
 
@@ -141,10 +142,9 @@ class StudentTrial(tune.Trainable):
             student.stop()
 
 
-def _train_until(student: DistillDQN, env_steps: int) -> dict[str, Any]:
-    while (result := student.train())["num_env_steps_sampled_lifetime"] < env_steps:
-        pass
-    return result
+def _train_until(student: DistillDQN, env_steps: int) -> None:
+    while student.num_env_steps < env_steps:  # none, where a trial has ended and its driver did not live to note it
+        student.train()
 
 
 def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,8 +262,15 @@ class Sweep:
             ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
                 holds a sweep already, or another one than this.
         """
-        # What is not in Tune's snapshot of the sweep is lost with this process: every second, not every ten.
-        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+        is_there = self._holds_a_sweep()
+        if is_there and not resume:
+            raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
+        if is_there:
+            self._check_spec()
+        # What is not in Tune's snapshot of the sweep is lost with this process. By default it is taken every ten seconds
+        # for the sake of sweeps of thousands of trials.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(0.2, self.num_samples / 100):g}")
+        os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
         connect()
         teacher = load_teacher(self.teacher)
         make_env = env_maker(self.env, self.config.get("env_config"))
@@ -274,11 +281,7 @@ class Sweep:
         space = self._space(teacher, median_gap)
         self._check(space, teacher)
         trainable = self._trainable(teacher, task)
-        is_there = self._holds_a_sweep()
-        if is_there and not resume:
-            raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
         if is_there:
-            self._check_spec()
             tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
         else:
             self._write_spec()
@@ -332,13 +335,12 @@ class Sweep:
 
     def _tuner(self, trainable: Any, space: dict[str, Domain], median_gap: float) -> tune.Tuner:
         points = default_points(space, median_gap=median_gap, env_steps=self.env_steps)
-        points = _evenly(points, self.num_samples // 2)
         return tune.Tuner(
             trainable,
             param_space=space if self.search == "random" else {},
             tune_config=tune.TuneConfig(
                 num_samples=self.num_samples,
-                search_alg=self._searcher(space, points),
+                search_alg=self._searcher(space, _evenly(points, self.num_samples // 2)),
                 scheduler=self._scheduler(space),
                 reuse_actors=True,
                 trial_dirname_creator=_trial_name,
@@ -360,7 +362,7 @@ class Sweep:
 
     def _searcher(self, space: Mapping[str, Domain], points: list[dict[str, Any]]) -> Searcher | SearchAlgorithm:
         if self.search == "random":
-            return BasicVariantGenerator(points_to_evaluate=points, random_state=self.seed)
+            return BasicVariantGenerator(random_state=self.seed)  # takes no points that hold lists
         import optuna
         from ray.tune.search.optuna import OptunaSearch
 
@@ -515,12 +517,9 @@ class SettingLines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
         result = trial.last_result
-        if "return_ratio" in result:
-            lower = result["return_ratio_lower"]
-            bound = f" (at least {lower:.3f})" if math.isfinite(lower) else ""
-            self._print(
-                trials, trial, f"{result['student_params']:>9,} parameters  ratio {result['return_ratio']:6.3f}{bound}"
-            )
+        size, ratio, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
+        bound = "" if lower is None else f" (at least {lower:.3f})"
+        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio:6.3f}{bound}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook, also for failures after which the trial goes on."""

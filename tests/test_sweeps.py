@@ -14,13 +14,18 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Float
 
 from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
-from rllib_kd.search_space import POPULATION_SETTINGS, default_points, population_space
+from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space
 from rllib_kd.sweeps import StudentTrial, Task, settings_of, student_config
 from tests.conftest import make_q_module
 
 ROOT = Path(__file__).parents[1]
 #: Little to sample and to learn, so that a trial takes a second.
-QUICK = {"training_intensity": 4.0, "min_sample_timesteps_per_iteration": 64, "num_envs_per_env_runner": 4}
+QUICK = {
+    "training_intensity": 4.0,
+    "num_steps_sampled_before_learning_starts": 64,
+    "min_sample_timesteps_per_iteration": 64,
+    "num_envs_per_env_runner": 4,
+}
 
 
 def quick_sweep(tmp_path, **kwargs):
@@ -320,7 +325,7 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
 @pytest.mark.parametrize("search", ["optuna", "random"])
 def test_a_killed_sweep_resumes_where_it_was(tmp_path, search):
     command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher", "cartpole", "--env", "CartPole-v1"]
-    command += ["--num-samples", "3", "--num-seeds", "1", "--env-steps", "60000", "--search", search]
+    command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "60000", "--search", search]
     command += ["--storage-path", str(tmp_path), "--name", "killed", "--config", '{"training_intensity": 32}']
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
@@ -346,9 +351,9 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search):
 
     done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "3 settings" in done.stdout
+    assert "2 settings" in done.stdout
     trials = sorted(path.parent for path in folder.glob("*/result.json"))
-    assert len(trials) == 3
+    assert len(trials) == 2
     for trial in trials:
         rows = rows_of(trial)
         assert rows[-1]["training_iteration"] == 8

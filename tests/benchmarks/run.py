@@ -124,11 +124,11 @@ def our_training() -> list[float]:
     try:
         rates = []
         for _ in range(REPETITIONS + 1):
-            before = algo._num_gradient_steps
+            before = algo.num_gradient_steps
             start = time.perf_counter()
             for _ in range(5):
                 algo.train()
-            rates.append((algo._num_gradient_steps - before) / (time.perf_counter() - start))
+            rates.append((algo.num_gradient_steps - before) / (time.perf_counter() - start))
         return rates[1:]
     finally:
         algo.stop()

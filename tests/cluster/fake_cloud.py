@@ -24,7 +24,7 @@ def why_impossible() -> str | None:
         done = subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
     except FileNotFoundError as error:
         return str(error)
-    return done.stderr.strip() or None if done.returncode else None
+    return done.stderr.strip() or f"unshare ended with {done.returncode}" if done.returncode else None
 
 
 def on_one_machine(cluster: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class DistillDQNConfig(DQNConfig):
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
         self.training_intensity = 32.0
+        # An iteration takes a fraction of a second, and waits that long for each EnvRunner that is not back yet: on a
+        # cluster until a lost node is replaced. RLlib's default is 30 s.
+        self.env_runner_health_probe_timeout_s = 1.0
         self.replay_buffer_config = {
             "type": "ColumnarReplay",
             "capacity": 50_000,

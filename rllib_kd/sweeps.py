@@ -267,8 +267,8 @@ class Sweep:
             raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
         if is_there:
             self._check_spec()
-        # What is not in Tune's snapshot of the sweep is lost with this process. By default it is taken every ten seconds
-        # for the sake of sweeps of thousands of trials.
+        # What is not in Tune's snapshot of the sweep is lost with this process. Tune takes it every ten seconds, for the
+        # sake of thousands of trials.
         os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(0.2, self.num_samples / 100):g}")
         os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
         connect()

@@ -332,7 +332,9 @@ class Sweep:
         """Of a trial: one main process, and the EnvRunners and Learners of all its students."""
         request = DistillDQN.default_resource_request(student_config(self.env, teacher, self.config, seed=self.seed))
         main_process, *others = request.bundles
-        return tune.PlacementGroupFactory([main_process, *(self.num_seeds * others)], strategy=request.strategy)
+        # RLlib asks for the i-th bundle for the i-th EnvRunner of every student.
+        shared = [{name: self.num_seeds * amount for name, amount in bundle.items()} for bundle in others]
+        return tune.PlacementGroupFactory([main_process, *shared], strategy=request.strategy)
 
     # --- Tune ---------------------------------------------------------------------------------------------------------
 

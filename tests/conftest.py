@@ -66,7 +66,7 @@ def start_ray(**kwargs: Any) -> None:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local Ray with four logical CPUs."""
-    start_ray(num_cpus=4, include_dashboard=False)
+    start_ray(address="local", num_cpus=4, include_dashboard=False)
     yield
     ray.shutdown()
 

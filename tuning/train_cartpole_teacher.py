@@ -150,7 +150,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     start = time.perf_counter()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         module, steps = train(args.seed, args.max_env_steps, args.patience)
     finally:

@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where to write the rows")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     rows = [measure(name) for name in ([args.only] if args.only else BENCHMARKS)]
     ray.shutdown()
     table = Table()

@@ -18,4 +18,4 @@ def nodes():
     ray.shutdown()
     cluster.shutdown()
     if was_running:
-        start_ray(num_cpus=4, include_dashboard=False)
+        start_ray(address="local", num_cpus=4, include_dashboard=False)

@@ -4,6 +4,7 @@ import base64
 import builtins
 import contextlib
 import io
+import json
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -24,6 +26,8 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.evaluation import evaluate
+from rllib_kd.observations import Shown
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import build_dqn
 
@@ -122,6 +126,19 @@ def test_where_it_was_trained(saved, tmp_path):
     alone = make_q_module().save_to_path(str(tmp_path / "alone"))
     assert open_checkpoint(alone).environment() == (None, {})
     assert open_checkpoint(alone).load_observation_pipeline() is None
+
+
+def test_what_ray_2_40_wrote():
+    """A dueling DQN with an observation filter; that Ray itself said what they make of some observations."""
+    path = Path(__file__).parent / "checkpoints" / "ray-2.40"
+    expected = json.loads((path / "expected.json").read_text())
+    checkpoint = open_checkpoint(str(path))
+    assert checkpoint.environment() == ("CartPole-v1", {})
+    obs = np.array(expected["obs"], np.float32)
+    teacher = Teacher(checkpoint.load_module())
+    assert teacher.q_values(torch.from_numpy(obs)).numpy() == pytest.approx(np.array(expected["q"]), abs=1e-6)
+    seen = checkpoint.load_observation_pipeline().start()(Shown(obs, first=np.ones(len(obs), dtype=bool)))
+    assert seen == pytest.approx(np.array(expected["seen"]), abs=1e-5)
 
 
 def test_an_environments_name_imports_nothing(checkpoint):

@@ -207,13 +207,13 @@ class DistillDQN(DQN):
     def _check_fit(self) -> None:
         """Whether teacher, student and environment speak of the same things."""
         shown_space, action_space = self.spaces[INPUT_ENV_SINGLE_SPACES]
-        if self._teacher.pipeline is None and not same_space(self._teacher.observation_space, shown_space):
+        if self._teacher.pipeline is None and not self._teacher.takes(shown_space):
             shown_space, _ = self.spaces[DEFAULT_MODULE_ID]  # then it takes what the student takes
-        for what, teacher_space, own_space in (
-            ("observation", self._teacher.observation_space, shown_space),
-            ("action", self._teacher.action_space, action_space),
+        for what, fits, teacher_space, own_space in (
+            ("observation", self._teacher.takes(shown_space), self._teacher.observation_space, shown_space),
+            ("action", same_space(self._teacher.action_space, action_space), self._teacher.action_space, action_space),
         ):
-            if not same_space(teacher_space, own_space):
+            if not fits:
                 raise ValueError(
                     f"The teacher's {what} space is {brief(teacher_space)}, but in '{self.config.env}' it is "
                     f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "

@@ -286,8 +286,9 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
         raise CheckpointError(
-            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN (in the config of a "
-            "Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', which comes with rllib_kd."
+            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN, a file of another "
+            "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
+            "which comes with rllib_kd."
         )
     return filesystem, path.rstrip("/")
 
@@ -474,5 +475,5 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
     raise CheckpointError(
         f"'{uri}' is not an RLlib checkpoint: found no RLModule '{module_id}' ({_CLASS_FILE} and "
         f"{_MODULE_STATE_FILES[0]}) in it, nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or "
-        "`module.save_to_path()` wrote; files of other libraries cannot be read yet."
+        "`module.save_to_path()` wrote, or the folder of a Tune experiment; of other libraries name the file itself."
     )

@@ -162,9 +162,9 @@ class DistillDQN(DQN):
                     "`compression`. Shape the student with rl_module(model_config={'fcnet_hiddens': [...]})."
                 )
             # Before there is an environment: with connectors of its own the student sees what the teacher's network
-            # sees, or nearly; the widths hardly depend on it.
-            has_connectors = config._env_to_module_connector is not None
-            observation_space = self._teacher.input_space if has_connectors else self._teacher.observation_space
+            # sees, or nearly; the widths hardly depend on it. An environment that shows that is best for both.
+            sees_inputs = config._env_to_module_connector is not None or self._teacher.takes(self._teacher.input_space)
+            observation_space = self._teacher.input_space if sees_inputs else self._teacher.observation_space
             check_spaces(observation_space, self._teacher.action_space)
             config.rl_module(
                 model_config=compress(
@@ -312,7 +312,9 @@ class DistillDQN(DQN):
         returns = {who: self._play_episodes(num_episodes, teacher=who == "teacher") for who in ("teacher", "random")}
         self._returns |= {who: float(np.mean(values)) for who, values in returns.items()}
         noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in returns.values()))
-        if self._returns["teacher"] - self._returns["random"] <= noise:
+        gain = self._returns["teacher"] - self._returns["random"]
+        trained_return = self._teacher.trained_return
+        if gain <= noise:
             logger.warning(
                 "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
                 "episodes. It may have been trained in another environment, or with other wrappers and connectors "
@@ -322,6 +324,18 @@ class DistillDQN(DQN):
                 self._returns["teacher"],
                 self._returns["random"],
                 num_episodes,
+            )
+        elif trained_return is not None and gain < 0.5 * (trained_return - self._returns["random"]):
+            logger.warning(
+                "The teacher '%s' plays '%s' far worse than in its training: a mean return of %.4g over %d episodes, "
+                "where its training ended with %.4g, and a random policy has %.4g. The environment may differ from the "
+                "one of its training, in its wrappers, its config or its connectors.",
+                self._teacher.source,
+                config.env,
+                self._returns["teacher"],
+                num_episodes,
+                trained_return,
+                self._returns["random"],
             )
 
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:

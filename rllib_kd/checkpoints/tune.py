@@ -61,20 +61,24 @@ def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
     return [folder for folder in folders if _is_file(filesystem, posixpath.join(folder, _RESULTS))]
 
 
-def _checkpoints(filesystem: pyarrow.fs.FileSystem, trial: str, keys: tuple[str, ...]) -> Iterator[TrainedCheckpoint]:
-    """Those that are still there, each with the last return before it was written."""
+def _checkpoints(filesystem: pyarrow.fs.FileSystem, trial: str, keys: tuple[str, ...]) -> list[TrainedCheckpoint]:
+    """Those of a trial, each with the last return before it was written."""
     if not _is_file(filesystem, posixpath.join(trial, _RESULTS)):
-        return
-    last = -math.inf
+        return []
+    last, by_name = -math.inf, {}
     for row in _rows(filesystem, posixpath.join(trial, _RESULTS)):
         value = _look_up(row, keys)
         last = last if value is None else value
-        name = row.get("checkpoint_dir_name")
-        if not isinstance(name, str) or "/" in name or name in ("", ".", ".."):
-            continue
-        path = posixpath.join(trial, name)
-        if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
-            yield TrainedCheckpoint(path, last)
+        by_name[str(row.get("checkpoint_dir_name"))] = last
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(trial))
+    folders = sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
+    names = [folder.rpartition("/")[2] for folder in folders]
+    # One that was written at the end of training is in no result.
+    return [
+        TrainedCheckpoint(folder, by_name.get(name, last))
+        for folder, name in zip(folders, names, strict=True)
+        if name.startswith("checkpoint_")
+    ]
 
 
 def _rows(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[dict[str, Any]]:

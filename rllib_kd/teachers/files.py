@@ -185,7 +185,8 @@ def _check_onnx(model: Any, uri: str) -> int:
             raise CheckpointError(
                 f"'{uri}' was refused: its weight '{tensor.name}' lies in another file. Save it in one file."
             )
-    return sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+    weights = (tensor for tensor in model.graph.initializer if tensor.data_type != onnx.TensorProto.INT64)  # shapes
+    return sum(math.prod(tensor.dims) for tensor in weights)
 
 
 def _onnx_tensors(graph: Any) -> Iterator[Any]:
@@ -213,7 +214,7 @@ class TorchScriptFunction:
         self._content = content
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # newer torch announces the end of TorchScript each time
-            self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+            self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval().requires_grad_(False)
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Q-values `[B, A]` of observations `[B, ...]`."""

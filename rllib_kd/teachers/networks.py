@@ -17,7 +17,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor, nn
 
 from rllib_kd.layers import Layer, build_layers, weights_of
-from rllib_kd.observations import Flatten, Normalize, ObservationPipeline, Stage
+from rllib_kd.observations import Flatten, Images, Normalize, ObservationPipeline, Stage
 from rllib_kd.students import student_module_spec
 from rllib_kd.teachers.base import QF_PREDS, Teacher
 
@@ -115,7 +115,8 @@ def layered_teacher(
         raise ValueError(f"it has {num_outputs} outputs, but there are {num_actions} actions")
     layers, own_stages, shape, shown_space = _split(layers, tensors, shape)
     action_space = gym.spaces.Discrete(num_outputs)
-    input_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+    low, high = (0, 1) if any(isinstance(stage, Images) and stage.scaled for stage in stages) else (-np.inf, np.inf)
+    input_space = gym.spaces.Box(low, high, shape, np.float32)
     module = as_rllib_module(layers, tensors, input_space, action_space)
     network = module or QNetwork(build_layers(layers, tensors), input_space, action_space)
     stages = (*stages, *own_stages)

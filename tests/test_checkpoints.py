@@ -1,7 +1,6 @@
 """A checkpoint is data: whatever is put into one, nothing of it runs, and what is broken is said in one error."""
 
 import base64
-import builtins
 import contextlib
 import io
 import json
@@ -9,7 +8,6 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
 import sys
 import zlib
 from collections import OrderedDict
@@ -29,6 +27,7 @@ from rllib_kd.evaluation import evaluate
 from rllib_kd.observations import Shown
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
+from tests.payloads import Payload, payloads
 from tests.rllib_checkpoints import build_dqn
 
 MODULE = "learner_group/learner/rl_module/default_policy"
@@ -150,42 +149,6 @@ def test_an_environments_name_imports_nothing(checkpoint):
 
 
 # --- What is not executed ---------------------------------------------------------------------------------------------
-
-
-class Payload:
-    """Calls a function when it is unpickled."""
-
-    def __init__(self, function, *args):
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
-
-
-class Late(Payload):
-    """Calls it when its state is set."""
-
-    def __reduce__(self):
-        return (OrderedDict, (), Payload(*self.call[:1], *self.call[1]))
-
-
-def payloads(mark: Path) -> dict[str, object]:
-    """Each makes the file when it runs."""
-    touch = f"open({str(mark)!r}, 'w').close()"
-    system = Payload(os.system, f"touch {mark}")
-    return {
-        "os.system": system,
-        "eval": Payload(builtins.eval, touch),
-        "exec": Payload(builtins.exec, touch),
-        "subprocess": Payload(subprocess.check_call, ["touch", str(mark)]),
-        "in a state": Late(os.system, f"touch {mark}"),
-        "in an object array": np.array([system], dtype=object),
-        "in a list": [1, [2, {"a": system}]],
-        "as a key": {(system, 1): 2},
-        "in a space": Payload(gym.spaces.Dict, {"a": system}),
-        "behind getattr": Payload(getattr, Payload(__import__, "os"), "sep"),
-        "a chain": Payload(map, Payload(eval, f"lambda _: {touch}"), [1]),
-    }
 
 
 NAMES = sorted(payloads(Path()))

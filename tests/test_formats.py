@@ -166,13 +166,14 @@ def test_teachers_of_others_score_what_they_should(name):
     with zipfile.ZipFile(path) as archive, archive.open("policy.pth") as file:
         weights = torch.load(file, weights_only=True)
     kind = "quantile_net" if name.startswith("qr") else "q_net"
-    x = obs = np.random.default_rng(0).normal(size=(200, *gym.make(env).observation_space.shape)).astype(np.float32)
+    obs = np.random.default_rng(0).normal(size=(200, *gym.make(env).observation_space.shape)).astype(np.float32)
+    x = torch.from_numpy(obs)
     for i in (0, 2, 4):
-        x = x @ weights[f"{kind}.{kind}.{i}.weight"].numpy().T + weights[f"{kind}.{kind}.{i}.bias"].numpy()
-        x = np.maximum(x, 0) if i < 4 else x
+        x = nn.functional.linear(x, weights[f"{kind}.{kind}.{i}.weight"], weights[f"{kind}.{kind}.{i}.bias"])
+        x = x.relu() if i < 4 else x
     teacher = load_teacher(path)
-    expected = x.reshape(len(x), -1, int(teacher.action_space.n)).mean(1)
-    assert q_values(teacher, obs) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    expected = x.unflatten(1, (-1, int(teacher.action_space.n))).mean(1).numpy()
+    assert q_values(teacher, obs) == pytest.approx(expected, abs=1e-5)
     returns = evaluate(path, env, num_episodes=50).returns
     assert np.mean(returns) == pytest.approx(mean, abs=max(0.06, 2 * std / 50**0.5))
 

@@ -214,7 +214,9 @@ class TorchScriptFunction:
         self._content = content
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # newer torch announces the end of TorchScript each time
-            self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval().requires_grad_(False)
+            self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+        for parameter in self._script.parameters():
+            parameter.requires_grad_(False)
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Q-values `[B, A]` of observations `[B, ...]`."""

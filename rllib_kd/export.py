@@ -49,6 +49,7 @@ from rllib_kd.observations import (
 from rllib_kd.students import FlattenEncoder
 from rllib_kd.teachers.base import QF_PREDS, Teacher
 from rllib_kd.teachers.files import SHAPE_FILE
+from rllib_kd.teachers.networks import QNetwork
 
 #: Formats, and the file in runners/ that plays each.
 _RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
@@ -132,6 +133,11 @@ def export(
         raise ValueError(
             f"`obs` has the shape {list(obs.shape)}, expected {['N', *shape]} with N >= 1: the observations that the "
             "environment shows."
+        )
+    if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
+        raise ValueError(
+            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
+            "it was made of, or a student of it."
         )
     if student.module.is_stateful():
         raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
@@ -257,7 +263,7 @@ def _parity(
     student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray
 ) -> tuple[float, float, float]:
     """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
-    device = next(student.module.parameters()).device
+    device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     stages = tuple(stage for stage in _stages(student) if not isinstance(stage, StackFrames))
     view = ObservationPipeline(student.observation_space, stages).start()
     differences, agreements, sizes = [], [], []

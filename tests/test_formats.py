@@ -308,6 +308,17 @@ def test_torchscript_is_a_program_that_needs_trust(tmp_path):
     assert teacher.num_parameters == 58
 
 
+def test_what_can_be_exported_again(tmp_path):
+    network, obs = nature_cnn(4, 3), frames(2)
+    space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    teacher = load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(network, has_images=True), space, 3))
+    export(teacher, tmp_path / "a.onnx", format="onnx", obs=obs)  # with its channels first, and its division
+    again = load_teacher(tmp_path / "a.onnx")
+    assert q_values(again, obs) == pytest.approx(say(network, obs / np.float32(255)), abs=1e-5)
+    with pytest.raises(ValueError, match="function of another library, which cannot be exported"):
+        export(again, tmp_path / "b.onnx", format="onnx", obs=obs)
+
+
 # --- Any callable -----------------------------------------------------------------------------------------------------
 
 

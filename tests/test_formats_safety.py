@@ -1,4 +1,4 @@
-"""Files of other libraries are data: nothing in them runs, nothing leaves them, and what is broken is said in one error."""
+"""Files of other libraries are data: nothing in them runs or leaves them, and what is broken is said in one error."""
 
 import base64
 import contextlib
@@ -10,7 +10,6 @@ import resource
 import shutil
 import zipfile
 
-import gymnasium as gym
 import numpy as np
 import onnx
 import pytest
@@ -44,6 +43,16 @@ def refuse(path, match=None):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=match):
         evaluate(path, "CartPole-v1", num_episodes=1)
+
+
+def load_or_refuse(path):
+    """It loads, or there is one error of our own: not one of the many kinds of ValueError from the depths."""
+    error = None
+    try:
+        load_teacher(path)
+    except ValueError as caught:
+        error = caught
+    assert error is None or (type(error) in (CheckpointError, ValueError) and "\n" not in str(error))
 
 
 # --- Payloads ---------------------------------------------------------------------------------------------------------
@@ -174,6 +183,7 @@ def test_weights_that_are_no_plain_tensors(tmp_path, value):
 # --- Descriptions -----------------------------------------------------------------------------------------------------
 
 LINEAR = {"op": "linear", "weight": "w", "bias": "b"}
+SUPPORT = {"v_min": 0.0, "v_max": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -308,9 +318,6 @@ def write_onnx(path):
 
 WRITERS = {
     "sb3": sb3,
-    "sb3 of images": lambda path: sb3_zip(
-        path, sb3_weights(mlp(4, 8, 2)), gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), 2
-    ),
     "sb3 itself": write_vec_normalized,
     "cleanrl": write_cleanrl,
     "safetensors": write_safetensors,
@@ -318,7 +325,7 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind != "sb3 of images"])
+@pytest.mark.parametrize("kind", WRITERS)
 def test_a_file_cut_short_is_one_error(tmp_path, kind):
     path = tmp_path / "a"
     WRITERS[kind](path)
@@ -349,8 +356,7 @@ def test_flipped_bytes_are_read_or_refused(tmp_path_factory, kind, data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = original.with_name(f"flipped {kind}")
     path.write_bytes(bytes(content))
-    with contextlib.suppress(ValueError):  # anything else would fail the test
-        load_teacher(path)
+    load_or_refuse(path)
 
 
 @pytest.mark.parametrize("which", ["data", "policy.pth"])
@@ -366,8 +372,7 @@ def test_flipped_bytes_inside_of_a_zip(tmp_path_factory, which, data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = original.with_name("flipped inside")
     sb3(path, files={which: bytes(content)})
-    with contextlib.suppress(ValueError):
-        load_teacher(path)
+    load_or_refuse(path)
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -380,8 +385,7 @@ def test_flipped_bytes_of_vec_normalize(tmp_path_factory, data):
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (folder / "vecnormalize.pkl").write_bytes(bytes(content))
-    with contextlib.suppress(ValueError):
-        load_teacher(folder / "dqn.zip")
+    load_or_refuse(folder / "dqn.zip")
 
 
 def test_results_of_tune_that_lead_elsewhere(tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor
 from rllib_kd.checkpoints.archives import Archive
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.networks import QNetwork, layered_teacher
+from rllib_kd.teachers.networks import MAX_INPUTS, QNetwork, layered_teacher
 
 SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive that export() wrote
 
@@ -109,14 +109,19 @@ class OnnxFunction:
         options.intra_op_num_threads = options.inter_op_num_threads = max(1, torch.get_num_threads())
         options.log_severity_level = 4  # fatal; errors are raised
         self._content = content
-        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._dtype = _ONNX_TYPES.get(self.inputs[0].type, np.float32) if self.inputs else np.float32
+        self._session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or not outputs:
+            raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
+        self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
+        self._input, self._output = inputs[0].name, outputs[0].name
+        self._dtype = _ONNX_TYPES.get(inputs[0].type, np.float32)
 
     def __call__(self, obs: Tensor) -> np.ndarray:
         """Q-values `[B, A]` of observations `[B, ...]`."""
-        inputs = {self.inputs[0].name: obs.cpu().numpy().astype(self._dtype)}
-        return self._session.run([self.outputs[0].name], inputs)[0]
+        return self._session.run([self._output], {self._input: obs.cpu().numpy().astype(self._dtype)})[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._content,)
@@ -155,12 +160,9 @@ def load_onnx(content: bytes, uri: str) -> Teacher:
         raise
     except Exception as error:
         raise CheckpointError(f"'{uri}' cannot be read as ONNX: {_first_line(error)}. Is the file complete?") from error
-    if len(function.inputs) != 1 or not function.outputs:
-        raise CheckpointError(f"'{uri}' has {len(function.inputs)} inputs. Expected one: observations.")
-    shape = function.inputs[0].shape[1:]
-    if not all(isinstance(length, int) and 0 < length < 2**22 for length in shape):
-        raise CheckpointError(f"'{uri}' takes observations of the shape {shape}. Expected fixed lengths.")
-    return _teacher_of(function, tuple(shape), uri, num_parameters)
+    if not all(isinstance(length, int) and length > 0 for length in function.shape):
+        raise CheckpointError(f"'{uri}' takes observations of the shape {function.shape}. Expected fixed lengths.")
+    return _teacher_of(function, function.shape, uri, num_parameters)
 
 
 def _check_onnx(model: Any, uri: str) -> int:
@@ -277,6 +279,8 @@ def load_torchscript(
 def _teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None) -> Teacher:
     """A teacher of a function, which is asked how many actions there are."""
     try:
+        if math.prod(shape) > MAX_INPUTS:
+            raise ValueError("these are too many numbers")
         q = torch.as_tensor(function(torch.zeros(2, *shape)))
     except Exception as error:
         raise CheckpointError(

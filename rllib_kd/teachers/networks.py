@@ -23,7 +23,7 @@ from rllib_kd.teachers.base import QF_PREDS, Teacher
 
 #: Activations that RLlib knows under these names, too.
 _RLLIB_ACTIVATIONS = ("relu", "tanh", "silu", "elu")
-_MAX_INPUTS = 2**22  # numbers in one observation
+MAX_INPUTS = 2**22  # numbers in one observation
 
 
 class QNetwork(nn.Module):
@@ -108,7 +108,7 @@ def layered_teacher(
         ValueError: the layers do not fit each other, their inputs or the actions.
     """
     shape = tuple(int(n) for n in observation_shape)
-    if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) > _MAX_INPUTS:
+    if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) > MAX_INPUTS:
         raise ValueError(f"its observations have the shape {list(shape)}")
     num_outputs = _num_outputs(layers, tensors, shape)
     if num_actions not in (None, num_outputs):

@@ -34,6 +34,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.learner import DISTILLATION_COLUMNS, NUM_GRADIENT_STEPS, TD_COLUMNS
 from rllib_kd.schedules import value_at
@@ -49,6 +50,7 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
+_BASELINES = ("teacher", "random")
 
 
 class DistillDQN(DQN):
@@ -309,7 +311,13 @@ class DistillDQN(DQN):
             num_episodes = config.evaluation_duration if isinstance(config.evaluation_duration, int) else 10
         if num_episodes == 0:
             return
-        returns = {who: self._play_episodes(num_episodes, teacher=who == "teacher") for who in ("teacher", "random")}
+        key = None
+        if config._env_to_module_connector is None and config._module_to_env_connector is None:
+            counts = (num_episodes, config.num_env_runners, config.num_envs_per_env_runner, config.seed)
+            key = baseline_key(self._teacher, config.env, config.env_config, counts)
+        returns = cached(
+            key, lambda: {who: self._play_episodes(num_episodes, teacher=who == "teacher") for who in _BASELINES}
+        )
         self._returns |= {who: float(np.mean(values)) for who, values in returns.items()}
         noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in returns.values()))
         gain = self._returns["teacher"] - self._returns["random"]

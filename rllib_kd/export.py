@@ -304,7 +304,7 @@ def _stages(student: Teacher) -> tuple[Stage, ...]:
     space = student.observation_space
     if any(isinstance(stage, RLlibConnectors | Function) for stage in stages):
         raise ValueError(
-            "The student has connectors or functions of its own, which no artifact can hold. Wrap the environment."
+            "The student has connectors of its own, or functions, which no artifact can hold. Wrap the environment."
         )
     if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
         raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")

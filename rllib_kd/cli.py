@@ -7,66 +7,135 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-#: Flags of the command that Ray shipped until 2.40, and what does their work now.
-_GONE = {
-    "--framework": "RLlib's new API stack is PyTorch only; leave it out",
-    "--local-mode": "Ray has no local mode any more; use --config '{\"num_env_runners\": 0}'",
-    "--resources-per-trial": "set num_env_runners, num_learners and their CPUs and GPUs in --config",
-    "--trace": "there is no TensorFlow eager mode any more; leave it out",
-    "--upload-dir": "use --storage-path, which takes a URI too",
-    "--type": "the file's ending, .py or .yaml, says its type; leave it out",
-    "--steps": "use --episodes",
-    "--track-progress": "progress is shown on a terminal; leave it out",
-    "--save-info": "use --out, which writes all returns as JSON",
-    "--use-shelve": "use --out, which writes all returns as JSON",
+#: Commands and flags that Ray shipped until 2.40 and before, and what does their work now.
+_GONE_COMMANDS = {
+    "rollout": "use `rllib evaluate`",
+    "example": "use `rllib train file FILE` with a file of your own, or one of this package's folder tuning/",
 }
+_GONE = {
+    "-f": "use `rllib train file FILE`",
+    "--config-file": "use `rllib train file FILE`",
+    "--eager": "RLlib's new API stack is PyTorch only; leave it out",
+    "--framework": "RLlib's new API stack is PyTorch only; leave it out",
+    "--local-dir": "use --storage-path",
+    "--local-mode": "Ray has no local mode any more; leave it out, or set num_env_runners to 0 in --config",
+    "--log-debug": "use -vv",
+    "--log-info": "use -v",
+    "--monitor": "use --video",
+    "--no-ray-ui": "the dashboard is off, unless --ray-ui asks for it",
+    "--no-render": "leave it out",
+    "--queue-trials": "trials always wait for resources; leave it out",
+    "--resources-per-trial": "set num_env_runners, num_learners and their CPUs and GPUs in --config",
+    "--save-info": "use --out, which writes all returns as JSON",
+    "--steps": "use --episodes",
+    "--torch": "RLlib's new API stack is PyTorch only; leave it out",
+    "--trace": "there is no TensorFlow eager mode any more; leave it out",
+    "--track-progress": "progress is shown on a terminal; leave it out",
+    "--type": "the file's ending, .py or .yaml, says its type; leave it out",
+    "--upload-dir": "use --storage-path, which takes a URI too",
+    "--use-shelve": "use --out, which writes all returns as JSON",
+    "--video-dir": "use --video",
+}
+#: The same of evaluate alone.
+_GONE_FROM_EVALUATE = {"--config": "use --env-config", "-c": "use --env-config"}
 
-Config = Annotated[str, typer.Option("--config", "-c", help="Settings as JSON, or @FILE.")]
-Stop = Annotated[str, typer.Option("--stop", "-s", help='Criteria as JSON: {"training_iteration": 10}.')]
-Name = Annotated[str | None, typer.Option("--experiment-name", "-n", help="Folder of the results.")]
-NumSamples = Annotated[int, typer.Option(help="Trials of each setting.")]
-CheckpointFreq = Annotated[int, typer.Option(help="Iterations between checkpoints; 0: none.")]
-CheckpointAtEnd = Annotated[bool, typer.Option(help="Save one at the end.")]
-Keep = Annotated[int | None, typer.Option("--keep-checkpoints-num", help="Checkpoints kept; default: all.")]
-ScoreAttr = Annotated[str | None, typer.Option("--checkpoint-score-attr", help="Metric by which the best are kept.")]
-Storage = Annotated[str | None, typer.Option(help="Path or URI of all results; default: ~/ray_results.")]
-Restore = Annotated[str | None, typer.Option(help="Start from this checkpoint.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the experiment of this name.")]
-Scheduler = Annotated[str | None, typer.Option(help="Tune's: asha, pbt, ...")]
-SchedulerConfig = Annotated[str, typer.Option(help="Its arguments as JSON.")]
-RayAddress = Annotated[str | None, typer.Option(help="Cluster to join.")]
-RayNumCpus = Annotated[int | None, typer.Option(help="CPUs of a local Ray.")]
-RayNumGpus = Annotated[int | None, typer.Option(help="GPUs of a local Ray.")]
-RayObjectStore = Annotated[int | None, typer.Option("--ray-object-store-memory", help="Bytes.")]
-RayUi = Annotated[bool, typer.Option("--ray-ui", help="Start the dashboard.")]
+
+def _option(help: str, *flags: str, metavar: str | None = None) -> Any:
+    """An option that takes one line of the help."""
+    return typer.Option(*flags, help=help, metavar=metavar, show_default=False)
+
+
+def _writable_option(help: str, *, metavar: str) -> Any:
+    return typer.Option(callback=_writable, help=help, metavar=metavar, show_default=False)
+
+
+def _writable(path: Path | None) -> Path | None:
+    """The path, to which a long command will be able to write at its end."""
+    if path is not None:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise typer.BadParameter(f"'{path}' cannot be written: '{folder}' is no folder that one may write to.")
+    return path
+
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="file FILE", help="A .py or .yaml experiment.")]
+Algo = Annotated[str | None, _option("DistillDQN, DQN, PPO …", "--algo", "--run", "-a", "-r", metavar="NAME")]
+TrainEnv = Annotated[str | None, _option("Of gymnasium, or a registered name.", "--env", "-e", metavar="ID")]
+Teacher = Annotated[str | None, _option("DistillDQN: checkpoint, or 'cartpole'.", metavar="PATH")]
+Compression = Annotated[float | None, _option("DistillDQN: student / teacher size.", metavar="X")]
+Loss = Annotated[str | None, _option("DistillDQN: kl, nll, mse or huber.", metavar="NAME")]
+Config = Annotated[str, _option("Settings, as text or as @FILE.", "--config", "-c", metavar="JSON")]
+Stop = Annotated[str, _option('{"training_iteration": 10}, or @FILE.', "--stop", "-s", metavar="JSON")]
+NumSamples = Annotated[int | None, _option("Trials of each setting; default 1.", metavar="N")]
+CompareEpisodes = Annotated[int | None, _option("Played by student and teacher at last.", metavar="N")]
+Name = Annotated[str | None, _option("Folder of the results.", "--experiment-name", "-n", metavar="NAME")]
+Storage = Annotated[str, _option("Above it, or a URI; default ~/ray_results.", metavar="PATH")]
+CheckpointFreq = Annotated[int, _option("Iterations between checkpoints.", metavar="N")]
+CheckpointAtEnd = Annotated[bool, _option("Default: save one.")]
+Keep = Annotated[int | None, _option("Default: all.", "--keep-checkpoints-num", metavar="N")]
+ScoreAttr = Annotated[str | None, _option("Metric of the best.", "--checkpoint-score-attr", metavar="X")]
+Restore = Annotated[str | None, _option("Start from this checkpoint.", metavar="PATH")]
+Resume = Annotated[bool, _option("Go on with an interrupted experiment.", "--resume")]
+Scheduler = Annotated[str | None, _option("Of Tune: async_hyperband, pbt …", metavar="NAME")]
+SchedulerConfig = Annotated[str, _option("Its arguments: metric, mode …", metavar="JSON")]
+RayAddress = Annotated[str | None, _option("Of a cluster to join.", metavar="ADDRESS")]
+RayNumCpus = Annotated[int | None, _option("Of a local Ray, or of each node.", metavar="N")]
+RayNumGpus = Annotated[int | None, _option("The same.", metavar="N")]
+RayNumNodes = Annotated[int | None, _option("Emulate a cluster of N nodes.", metavar="N")]
+RayObjectStore = Annotated[int | None, _option("Bytes.", "--ray-object-store-memory", metavar="N")]
+RayUi = Annotated[bool, _option("Start the dashboard.", "--ray-ui")]
+WandbKey = Annotated[str | None, _option("Log to Weights & Biases.", metavar="KEY")]
+WandbProject = Annotated[str | None, _option("Default: algorithm and environment.", metavar="NAME")]
+WandbRunName = Annotated[str | None, _option("Default: the trial's.", metavar="NAME")]
 Verbose = Annotated[int, typer.Option("-v", count=True, show_default=False, help="Log more: -v INFO, -vv DEBUG.")]
+
+
+@app.callback(invoke_without_command=True)
+def rllib(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show it and exit.")] = False
+) -> None:
+    """Train, distil, compare and export policies with Ray RLlib."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"rllib-kd {version_of('rllib-kd')}, ray {version_of('ray')}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command()
 def train(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[file FILE]", help="A .py or .yaml experiment.")] = None,
-    algo: Annotated[str | None, typer.Option("--algo", "--run", "-a", "-r", help="DistillDQN, DQN, PPO, ...")] = None,
-    env: Annotated[str | None, typer.Option("--env", "-e", help="A gymnasium id, or a registered name.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="DistillDQN: checkpoint, or 'cartpole'.")] = None,
-    compression: Annotated[float | None, typer.Option(help="DistillDQN: student / teacher size.")] = None,
-    loss: Annotated[str | None, typer.Option(help="DistillDQN: kl, nll, mse or huber.")] = None,
+    words: Words = None,
+    algo: Algo = None,
+    env: TrainEnv = None,
+    teacher: Teacher = None,
+    compression: Compression = None,
+    loss: Loss = None,
     config: Config = "{}",
     stop: Stop = "{}",
+    num_samples: NumSamples = None,
+    compare_episodes: CompareEpisodes = None,
     experiment_name: Name = None,
-    num_samples: NumSamples = 1,
+    storage_path: Storage = "~/ray_results",
     checkpoint_freq: CheckpointFreq = 0,
     checkpoint_at_end: CheckpointAtEnd = True,
     keep_checkpoints_num: Keep = None,
     checkpoint_score_attr: ScoreAttr = None,
-    storage_path: Storage = None,
     restore: Restore = None,
     resume: Resume = False,
     scheduler: Scheduler = None,
@@ -74,37 +143,47 @@ def train(
     ray_address: RayAddress = None,
     ray_num_cpus: RayNumCpus = None,
     ray_num_gpus: RayNumGpus = None,
+    ray_num_nodes: RayNumNodes = None,
     ray_object_store_memory: RayObjectStore = None,
     ray_ui: RayUi = False,
+    wandb_key: WandbKey = None,
+    wandb_project: WandbProject = None,
+    wandb_run_name: WandbRunName = None,
     verbose: Verbose = 0,
 ) -> None:
-    """Train an algorithm, from flags or from an experiment file.
+    """Train an algorithm, from flags, or from a file and flags.
 
-    Examples: rllib train --algo DistillDQN --env CartPole-v1 --teacher cartpole --stop '{"training_iteration": 20}'
-    and: rllib train file tuning/cartpole.py
-    """
+    \b
+    rllib train --algo DQN --env CartPole-v1 --stop '{"training_iteration": 20}'
+    rllib train file tuning/cartpole.py
+    """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd import callbacks
     from rllib_kd import experiment as experiments
-    from rllib_kd.callbacks import ProgressLine
+    from rllib_kd.connection import LocalRay, connection
 
     _set_log_level(verbose)
-    shortcuts = {"env": env, "teacher": teacher, "compression": compression, "loss": loss}
-    settings = {name: value for name, value in shortcuts.items() if value is not None}
-    settings |= experiments.parse_json(config, "--config")
-    criteria = experiments.parse_json(stop, "--stop")
     if words:
-        path = _experiment_file(words)
-        if settings or algo:
-            raise ValueError("An experiment file says what is trained: leave out --algo, --env, --config and the like.")
-        experiment = experiments.read_experiment(path, stop=criteria)
-    elif algo is None:
-        raise ValueError("Name what to train: --algo DistillDQN, say, or file FILE. `rllib train --help` shows more.")
+        experiment = experiments.read_experiment(_experiment_file(words))
+        if algo is not None:
+            raise ValueError("An experiment file names its algorithm: leave out --algo.")
+    elif algo is not None:
+        experiment = experiments.Experiment("default", algo)
     else:
-        experiment = experiments.Experiment("default", algo, settings, criteria)
-    if experiment_name is not None:
-        experiment.name = experiment_name
-    experiment = experiment.checked()
+        raise ValueError("Name what to train: --algo DistillDQN, say, or file FILE. `rllib train --help` shows more.")
+    shortcuts = {"env": env, "teacher": teacher, "compression": compression, "loss": loss}
+    experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
+    experiment.settings |= experiments.parse_json(config, "--config")
+    experiment.stop |= experiments.parse_json(stop, "--stop")
+    fields = {"name": experiment_name, "num_samples": num_samples, "compare_episodes": compare_episodes}
+    for name, value in fields.items():
+        if value is not None:
+            setattr(experiment, name, value)
+    checked = experiment.checked()
+    loggers = []
+    if wandb_key or wandb_project or wandb_run_name:
+        project = wandb_project or checked.title
+        loggers.append(callbacks.wandb_callback(project=project, key=wandb_key, run_name=wandb_run_name))
     options = experiments.RunOptions(
-        num_samples=num_samples,
         checkpoint_freq=checkpoint_freq,
         checkpoint_at_end=checkpoint_at_end,
         keep_checkpoints_num=keep_checkpoints_num,
@@ -114,46 +193,59 @@ def train(
         resume=resume,
         scheduler=scheduler,
         scheduler_config=experiments.parse_json(scheduler_config, "--scheduler-config"),
-        callbacks=(ProgressLine(experiment.stop),),
+        callbacks=(callbacks.ProgressLine(checked.stop), *loggers),
     )
-    experiments.connect(
-        address=ray_address,
-        num_cpus=ray_num_cpus,
-        num_gpus=ray_num_gpus,
-        object_store_memory=ray_object_store_memory,
-        include_dashboard=ray_ui if ray_address is None else None,
-    )
-    results, interrupted = experiments.run(experiment, options)
+    local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
+    with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
+        results, interrupted = experiments.run(checked, options)
     for result in results:
-        typer.echo(_summary(result))
+        typer.echo(experiments.summary(result))
     if interrupted:
-        typer.echo("interrupted: go on with the same command and --restore CHECKPOINT, the path above", err=True)
+        typer.echo(f"interrupted; go on by: {_resuming_command()}", err=True)
+    elif table := experiments.comparison(checked, results):
+        typer.echo(table)
     if interrupted or results.errors:
         raise typer.Exit(1)
 
 
-Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or folder of a run, or 'cartpole'.")]
-Env = Annotated[str | None, typer.Option("--env", "-e", help="Default: where it was trained, if the checkpoint says.")]
-EnvConfig = Annotated[str, typer.Option(help="Of the environment, as JSON, or @FILE.")]
-Seed = Annotated[int, typer.Option(help="Of the first episode.")]
-Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute what it holds: classes of your own.")]
+Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or the folder of a run, or 'cartpole'.")]
+Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoints, or folders of runs.")]
+OwnEnv = Annotated[str | None, _option("Default: as the checkpoint says.", "--env", "-e", metavar="ID")]
+EnvConfig = Annotated[str, _option("Of the environment, or @FILE.", metavar="JSON")]
+Episodes = Annotated[int, _option("That each policy plays; default 100.", metavar="N")]
+Seed = Annotated[int, _option("Of the first episode; default 1000000.", metavar="N")]
+Report = Annotated[Path | None, _writable_option("For index.html and figures.json.", metavar="FOLDER")]
+Returns = Annotated[Path | None, _writable_option("Write all returns as JSON.", metavar="FILE")]
+Video = Annotated[Path | None, _writable_option("Films of the first episodes.", metavar="FOLDER")]
+NumVideos = Annotated[int, typer.Option(min=1, help="Default: 3.", metavar="N", show_default=False)]
+Render = Annotated[bool, _option("Show the episodes on the screen.", "--render")]
+CheckedAlgo = Annotated[
+    str | None, _option("Checked: the checkpoint says.", "--algo", "--run", "-a", "-r", metavar="NAME")
+]
+Artifact = Annotated[Path, _writable_option("The file to write.", metavar="FILE")]
+Format = Annotated[str, _option("onnx (default), safetensors, torchscript.", metavar="NAME")]
+Int8 = Annotated[bool, _option("ONNX with weights of 8 bits.", "--int8")]
+OtherTeacher = Annotated[str | None, _option("To show what the student saves.", metavar="PATH")]
+FewEpisodes = Annotated[int, _option("That the file plays; default 20.", metavar="N")]
+Trust = Annotated[bool, _option("Execute what it holds: your own classes.", "--trust-checkpoint")]
 
 
 @app.command()
 def compare(
-    students: Annotated[list[str], typer.Argument(metavar="STUDENT...", help="Checkpoints, or folders of runs.")],
-    teacher: Annotated[str, typer.Option(help="Checkpoint, or 'cartpole'.")],
-    env: Env = None,
+    students: Students,
+    teacher: Annotated[str, _option("Checkpoint, or 'cartpole'.", metavar="PATH")],
+    env: OwnEnv = None,
     env_config: EnvConfig = "{}",
-    episodes: Annotated[int, typer.Option(help="That each policy plays.")] = 100,
+    episodes: Episodes = 100,
     seed: Seed = 1_000_000,
-    out: Annotated[Path | None, typer.Option(help="Folder for a report: index.html, figures.json.")] = None,
+    out: Report = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Let a teacher and its students play the same episodes.
 
-    Example: rllib compare --teacher cartpole ~/ray_results/cartpole --out report
-    """
+    \b
+    rllib compare --teacher cartpole ~/ray_results/cartpole --out report
+    """  # noqa: D301
     from rllib_kd.evaluation import compare_all
     from rllib_kd.experiment import parse_json
     from rllib_kd.report import summary_table, write_report
@@ -161,6 +253,8 @@ def compare(
 
     _set_log_level(0)
     found = find_students(students)
+    if len(found) == 1:
+        found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
         teacher,
         {name: student.checkpoint for name, student in found.items()},
@@ -180,21 +274,22 @@ def compare(
 @app.command()
 def evaluate(
     checkpoint: Policy,
-    env: Env = None,
+    env: OwnEnv = None,
     env_config: EnvConfig = "{}",
-    episodes: Annotated[int, typer.Option(help="To play.")] = 100,
+    episodes: Episodes = 100,
     seed: Seed = 1_000_000,
-    out: Annotated[Path | None, typer.Option(help="Where to write all returns as JSON.")] = None,
-    video: Annotated[Path | None, typer.Option(help="Folder for films of the first episodes.")] = None,
-    num_videos: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
-    render: Annotated[bool, typer.Option("--render", help="Show the episodes on the screen.")] = False,
-    algo: Annotated[str | None, typer.Option("--algo", "--run", help="The checkpoint knows it: checked.")] = None,
+    out: Returns = None,
+    video: Video = None,
+    num_videos: NumVideos = 3,
+    render: Render = False,
+    algo: CheckedAlgo = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Play a policy of any algorithm without exploration, and report its return.
 
-    Example: rllib evaluate ~/ray_results/cartpole/.../checkpoint_000000 --video videos
-    """
+    \b
+    rllib evaluate ~/ray_results/cartpole --video videos
+    """  # noqa: D301
     from rllib_kd.evaluation import evaluate as evaluate_policy
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
@@ -228,20 +323,22 @@ def evaluate(
 @app.command()
 def export(
     checkpoint: Policy,
-    out: Annotated[Path, typer.Option(help="File to write.")],
-    env: Env = None,
+    out: Artifact,
+    env: OwnEnv = None,
     env_config: EnvConfig = "{}",
-    format: Annotated[str, typer.Option(help="onnx, safetensors or torchscript.")] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8", help="ONNX with weights of 8 bits.")] = False,
-    teacher: Annotated[str | None, typer.Option(help="To show what the student saves.")] = None,
-    episodes: Annotated[int, typer.Option(help="That the artifact plays.")] = 20,
+    format: Format = "onnx",
+    int8: Int8 = False,
+    teacher: OtherTeacher = None,
+    episodes: FewEpisodes = 20,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Write a Q-network as a file that runs without Ray and without this package.
 
-    Its environment's observations check the file. Example:
-    rllib export CHECKPOINT --format onnx --out student.onnx --teacher cartpole
-    """
+    It is checked against PyTorch on what its environment shows.
+
+    \b
+    rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
+    """  # noqa: D301
     from rllib_kd.deployment import deploy, deployment_table
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
@@ -252,35 +349,71 @@ def export(
     checkpoint = find_student(checkpoint)
     where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
     written = [(checkpoint, out)] + ([] if teacher is None else [(teacher, None)])
-    deployments = []
-    with bar("artifacts", total=len(written)) as advance:
-        for source, path in written:
-            deployments.append(
-                deploy(
-                    source,
-                    path,
-                    where,
-                    format=format,
-                    int8=int8,
-                    num_episodes=episodes,
-                    env_config=config,
-                    trust_checkpoint=trust_checkpoint,
-                )
+    with bar("episodes", total=2 * episodes * len(written)) as advance:
+        deployments = [
+            deploy(
+                source,
+                path,
+                where,
+                format=format,
+                int8=int8,
+                num_episodes=episodes,
+                env_config=config,
+                trust_checkpoint=trust_checkpoint,
+                advance=advance,
             )
-            advance(1)
+            for source, path in written
+        ]
     typer.echo(deployment_table(deployments))
 
 
 def main() -> None:
     """Run the command line."""
-    for word in sys.argv[1:]:
-        flag = word.split("=")[0]
-        if flag in _GONE:
-            _fail(f"{flag} no longer exists: {_GONE[flag]}.", code=2)
+    with _ending_on_signals():
+        _refuse_what_is_gone(sys.argv[1:])
+        try:
+            code = app(prog_name="rllib", standalone_mode=False)
+        except _UsageError as error:
+            command = error.ctx.command_path if error.ctx is not None else "rllib"
+            _fail(f"{error.format_message()} `{command} --help` shows more.", code=2)
+        except ValueError as error:
+            _fail(str(error), code=2)
+        except OSError as error:
+            _fail(str(error), code=1)
+    raise SystemExit(code)
+
+
+#: Of typer, which in some versions comes with its own copy of click.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end with one line, and run what must be run at the end. Training has handlers of its own."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        typer.echo("error: interrupted", err=True)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(1)  # an import may swallow an exception, or print it; and nothing runs yet
+            frame = frame.f_back
+        raise SystemExit(1)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        app(prog_name="rllib")
-    except ValueError as error:
-        _fail(str(error), code=2)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _refuse_what_is_gone(arguments: list[str]) -> None:
+    if arguments and arguments[0] in _GONE_COMMANDS:
+        _fail(f"`rllib {arguments[0]}` no longer exists: {_GONE_COMMANDS[arguments[0]]}.", code=2)
+    gone = _GONE | (_GONE_FROM_EVALUATE if arguments[:1] == ["evaluate"] else {})
+    for flag in (argument.split("=")[0] for argument in arguments):
+        if flag in gone:
+            _fail(f"{flag} no longer exists: {gone[flag]}.", code=2)
 
 
 def _experiment_file(words: list[str]) -> str:
@@ -290,13 +423,9 @@ def _experiment_file(words: list[str]) -> str:
     raise ValueError(f"Expected `rllib train file FILE`, got `rllib train {' '.join(words)}`.")
 
 
-def _summary(result: Any) -> str:
-    from rllib_kd.callbacks import describe
-
-    if result.error is not None:
-        return f"{Path(result.path).name} failed: {str(result.error).strip().splitlines()[-1]}"
-    where = result.checkpoint.path if result.checkpoint is not None else result.path
-    return f"{describe(result.metrics, {}, 0.0)}\n{where}"
+def _resuming_command() -> str:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["rllib", *arguments, "--resume"])
 
 
 def _set_log_level(verbose: int) -> None:
@@ -306,6 +435,6 @@ def _set_log_level(verbose: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-def _fail(message: str, *, code: int) -> None:
-    typer.echo(f"error: {message}", err=True)
+def _fail(message: str, *, code: int) -> NoReturn:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
     raise SystemExit(code)

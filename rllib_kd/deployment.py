@@ -58,6 +58,7 @@ def deploy(
     num_episodes: int = 20,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Deployment:
     """Export a Q-network, check it on the states that it visits, measure what it costs, and let it play.
 
@@ -70,6 +71,7 @@ def deploy(
         num_episodes: > 0.
         env_config: passed to the env.
         trust_checkpoint: as in `compare()`.
+        advance: is told of the episodes that have ended: `num_episodes` of PyTorch, as many of the artifact.
 
     Raises:
         ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
@@ -78,12 +80,12 @@ def deploy(
     env, env_config = resolve_environment([checkpoint], env, env_config)
     network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(env, env_config)
     view = artifact_view(network)
-    torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view])
+    torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)
     with tempfile.TemporaryDirectory() as folder:
         path = out if out is not None else Path(folder) / f"network.{format}"
         exported = write_artifact(network, path, format=format, obs=states, int8=int8)
         q = q_function(path)
-        returns, _ = play(make_env, _Artifact(q, view), seeds)
+        returns, _ = play(make_env, _Artifact(q, view), seeds, advance=advance)
         cost = deployment_cost(path)
     return Deployment(
         Path(str(checkpoint)).name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)

@@ -6,20 +6,19 @@ An experiment comes from flags, from a Python file with a `config`, or from a YA
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
 import runpy
-import signal
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import ray
 import yaml
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -28,40 +27,30 @@ from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
+from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric_at, saving_on_interrupt, say
 from rllib_kd.config import DistillDQNConfig
+from rllib_kd.evaluation import compare_all
 from rllib_kd.hints import did_you_mean
 from rllib_kd.playing import check_gymnasium_id
-from rllib_kd.teachers import absolute_uri, load_teacher
+from rllib_kd.report import summary_table
+from rllib_kd.settings import apply_settings, has_space, param_space, validate, variants
+from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 
-#: Stop criteria of the old API stack, and where a result holds them now.
+#: Metrics of the old API stack, and where a result holds them now.
 RENAMED_METRICS = {
     "timesteps_total": "num_env_steps_sampled_lifetime",
     "episode_reward_mean": "env_runners/episode_return_mean",
+    "episode_reward_min": "env_runners/episode_return_min",
+    "episode_reward_max": "env_runners/episode_return_max",
+    "episode_len_mean": "env_runners/episode_len_mean",
     "sampler_results/episode_reward_mean": "env_runners/episode_return_mean",
+    "evaluation/episode_reward_mean": "evaluation/env_runners/episode_return_mean",
     "episodes_total": "env_runners/num_episodes_lifetime",
 }
-#: The fluent methods whose arguments may be keys of a config dict.
-_FLUENT_METHODS = (
-    "environment",
-    "env_runners",
-    "learners",
-    "training",
-    "distillation",
-    "evaluation",
-    "rl_module",
-    "reporting",
-    "fault_tolerance",
-    "debugging",
-    "multi_agent",
-    "callbacks",
-    "checkpointing",
-    "framework",
-    "api_stack",
-    "resources",
-    "python_environment",
-)
-#: Keys of a config dict that are attributes of another name.
-_ATTRIBUTE_NAMES = {"model_config": "_model_config"}
+#: Of the first episode that judges students: none that they were trained on.
+FRESH_SEED = 1_000_000
+
+_YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 
 
 @dataclass
@@ -70,225 +59,360 @@ class Experiment:
 
     Args:
         name: of the experiment's folder.
-        algorithm: a name that Tune knows.
-        config: a config, or keys of one, whose values may be Tune's search spaces (`{"grid_search": [...]}`).
+        algorithm: a name that Tune knows, `package.module.Class`, or the class.
+        config: a config; None: the algorithm's default one.
+        settings: fields of the config by name, whose values may be Tune's search spaces (`{"grid_search": [...]}`).
         stop: metric → value at which to stop.
+        num_samples: trials of each combination of values.
+        compare_episodes: that teacher and student play at the end, each; 0: none.
     """
 
     name: str
-    algorithm: str
-    config: AlgorithmConfig | dict[str, Any]
-    stop: dict[str, Any] = field(default_factory=dict)
+    algorithm: str | type[Algorithm]
+    config: AlgorithmConfig | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    stop: dict[str, float] = field(default_factory=dict)
+    num_samples: int = 1
+    compare_episodes: int = 0
 
-    def checked(self) -> Experiment:
-        """This experiment, with its stop criteria under today's names, and its config validated.
+    def checked(self) -> CheckedExperiment:
+        """This experiment, with every combination of its values validated.
 
         Raises:
-            ValueError: an unknown algorithm or key, or a value that the config refuses; the message names what is near.
+            ValueError: an unknown algorithm or setting, or a value that the config refuses; the message names what is
+                near.
         """
-        self.stop = {RENAMED_METRICS.get(metric, metric): value for metric, value in self.stop.items()}
-        if isinstance(self.config, AlgorithmConfig):
-            self.config.validate()
-            _check_teacher(self.config)
-            return self
-        config = apply_config(
-            algorithm_class(self.algorithm).get_default_config(), {k: _first(v) for k, v in self.config.items()}
+        _check_at_least(1, num_samples=self.num_samples)
+        _check_at_least(0, compare_episodes=self.compare_episodes)
+        cls = algorithm_class(self.algorithm)
+        settings = dict(self.settings)
+        if "teacher" in settings:
+            settings["teacher"] = _absolute_teachers(settings["teacher"])
+        base = cls.get_default_config() if self.config is None else self.config
+        own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
+        configs = [
+            apply_settings(base.copy(copy_frozen=False).update_from_dict(chosen), variant)
+            for chosen in variants(own)
+            for variant in variants(settings)
+        ]
+        for config in configs:
+            _check_env(config)
+            validate(config)
+        distilled = [config for config in configs if isinstance(config, DistillDQNConfig)]
+        teachers = {str(config.teacher): config.trust_checkpoint for config in distilled}
+        for teacher, trust in teachers.items():  # now, where the user sees what is wrong, and not in every trial
+            load_teacher(teacher, trust_checkpoint=trust)
+        if self.compare_episodes and len(teachers) != 1:
+            raise ValueError(f"A comparison at the end needs DistillDQN and one teacher, got {len(teachers)} teachers.")
+        first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
+        return CheckedExperiment(
+            name=self.name,
+            trainable=cls,
+            param_space=param_space(first, own | settings) if own or has_space(settings) else first,
+            stop=_checked_stop(self.stop),
+            num_samples=self.num_samples,
+            compare_episodes=self.compare_episodes,
+            trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
+            title=f"{cls.__name__}-{getattr(first.env, '__name__', first.env)}",
         )
-        if config.env is None:
-            raise ValueError("An environment is needed: --env CartPole-v1, say, or `env` in the file.")
-        is_class_path = isinstance(config.env, str) and "." in config.env
-        if isinstance(config.env, str) and not is_class_path and not _global_registry.contains(ENV_CREATOR, config.env):
-            check_gymnasium_id(config.env)
-        config.validate()
-        _check_teacher(config)
-        if isinstance(self.config.get("teacher"), str):
-            self.config["teacher"] = config.teacher  # absolute: a trial runs in another working directory
-        self.config = {_ATTRIBUTE_NAMES.get(key, key): value for key, value in self.config.items()}
-        return self
 
 
-def _check_teacher(config: AlgorithmConfig) -> None:
-    """Now, where the user sees it, and not in every trial."""
-    if isinstance(config, DistillDQNConfig):
-        load_teacher(str(config.teacher), trust_checkpoint=config.trust_checkpoint)
+@dataclass(frozen=True)
+class CheckedExperiment:
+    """An experiment that can be run."""
 
-
-def algorithm_class(algorithm: str) -> type[Algorithm]:
-    """The class of a registered algorithm.
-
-    Raises:
-        ValueError: nobody has registered the name.
-    """
-    # Not by tune.registry.get_trainable_cls(): that imports all of RLlib's algorithms, and some need more packages.
-    if algorithm in ALGORITHMS:
-        return ALGORITHMS[algorithm]()[0]
-    if not _global_registry.contains(TRAINABLE_CLASS, algorithm):
-        known = [DistillDQN.__name__, *ALGORITHMS]
-        hint = did_you_mean(algorithm, known, cutoff=0.4)
-        raise ValueError(f"Unknown algorithm '{algorithm}'.{hint} Known are: {', '.join(known)}.")
-    return _global_registry.get(TRAINABLE_CLASS, algorithm)
-
-
-def apply_config(config: AlgorithmConfig, values: Mapping[str, Any]) -> AlgorithmConfig:
-    """Set config fields by name, each through the fluent method that takes it.
-
-    Raises:
-        ValueError: a name that no fluent method takes; the message has the nearest one.
-    """
-    methods = {
-        argument: method
-        for method in _FLUENT_METHODS
-        for cls in type(config).__mro__
-        if method in vars(cls)
-        for argument in inspect.signature(vars(cls)[method]).parameters
-        if argument not in ("self", "kwargs")
-    }
-    for name, value in values.items():
-        if name not in methods:
-            raise ValueError(f"{type(config).__name__} has no setting '{name}'.{did_you_mean(name, methods)}")
-        try:
-            getattr(config, methods[name])(**{name: value})
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"The setting '{name}' cannot be {value!r}: {error}") from error
-    return config
-
-
-def read_experiment(path: str | os.PathLike[str], *, stop: Mapping[str, Any]) -> Experiment:
-    """Read an experiment from a Python or YAML file.
-
-    Args:
-        path: a `.py` file with a `config` (an AlgorithmConfig) and perhaps a `stop`, or a `.yaml` file with one
-            experiment: name → run, env, config, stop.
-        stop: criteria that go before those of the file.
-
-    Raises:
-        ValueError: the file is not there, or does not hold that; the message says what was found.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no experiment file at '{path}'.")
-    if path.suffix == ".py":
-        return _read_python(path, stop)
-    if path.suffix in (".yaml", ".yml"):
-        return _read_yaml(path, stop)
-    raise ValueError(f"An experiment file ends in .py or .yaml, got '{path.name}'.")
-
-
-def _read_python(path: Path, stop: Mapping[str, Any]) -> Experiment:
-    sys.path.insert(0, str(path.parent))  # as `python FILE` does
-    try:
-        names = runpy.run_path(str(path), run_name="experiment")
-    except Exception as error:
-        raise ValueError(f"'{path}' cannot be run: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.pop(0)
-    config = names.get("config")
-    if not isinstance(config, AlgorithmConfig):
-        raise ValueError(
-            f"'{path}' must define `config`, an AlgorithmConfig, at its top level. Got "
-            f"{type(config).__name__ if 'config' in names else 'none'}."
-        )
-    return Experiment(path.stem, config.algo_class.__name__, config, {**names.get("stop", {}), **stop})
-
-
-def _read_yaml(path: Path, stop: Mapping[str, Any]) -> Experiment:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is not YAML: {error}") from error
-    if not isinstance(content, dict) or len(content) != 1 or not isinstance(next(iter(content.values())), dict):
-        raise ValueError(f"'{path}' must hold one experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}.")
-    ((name, entry),) = content.items()
-    if unknown := set(entry) - {"run", "env", "config", "stop"}:
-        raise ValueError(f"Unknown keys in '{path}': {sorted(unknown)}. Known are: run, env, config, stop.")
-    if "run" not in entry:
-        raise ValueError(f"'{path}' must name the algorithm: `run: DQN`, say.")
-    config = dict(entry.get("config") or {})
-    if "env" in entry:
-        config["env"] = entry["env"]
-    return Experiment(str(name), entry["run"], config, {**(entry.get("stop") or {}), **stop})
+    name: str
+    trainable: type[Algorithm]
+    param_space: AlgorithmConfig | dict[str, Any]
+    stop: dict[str, float]
+    num_samples: int
+    compare_episodes: int
+    trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
+    title: str  # algorithm and environment
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How an experiment is run: the flags of `rllib train` that are not about the algorithm."""
+    """How an experiment is run: the flags of `rllib train` that are not about what is trained."""
 
-    num_samples: int = 1
     checkpoint_freq: int = 0  # training iterations; 0: never
     checkpoint_at_end: bool = True
     keep_checkpoints_num: int | None = None
-    checkpoint_score_attr: str | None = None
-    storage_path: str | None = None
+    checkpoint_score_attr: str | None = None  # "min-..." where low is good
+    storage_path: str = "~/ray_results"
     restore: str | None = None
     resume: bool = False
     scheduler: str | None = None
     scheduler_config: Mapping[str, Any] = field(default_factory=dict)
-    callbacks: tuple[tune.Callback, ...] = ()
+    callbacks: Sequence[tune.Callback] = ()
+
+    def __post_init__(self) -> None:
+        _check_at_least(0, checkpoint_freq=self.checkpoint_freq)
+        _check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
 
 
-def run(experiment: Experiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
-    """Train by Ray Tune.
+# --- What is trained --------------------------------------------------------------------------------------------------
 
-    Ctrl-C lets every trial end its iteration and save a checkpoint; a second one ends at once.
 
-    Returns:
-        The results, and whether Ctrl-C has ended training.
+def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
+    """The class of a registered algorithm, or of one at `package.module.Class`.
 
     Raises:
-        ValueError: an unknown scheduler, or nothing to resume.
+        ValueError: nobody has registered the name, or it cannot be imported.
     """
-    storage = absolute_uri(options.storage_path or "~/ray_results")
-    if options.resume:
-        return _resume(experiment, storage), False
-    config = experiment.config
+    if not isinstance(algorithm, str):
+        return algorithm
+    # Not by tune.registry.get_trainable_cls(): that imports all of RLlib's algorithms, and some need more packages.
+    if algorithm in ALGORITHMS:
+        try:
+            return ALGORITHMS[algorithm]()[0]
+        except ImportError as error:
+            raise ValueError(f"The algorithm '{algorithm}' needs a package that is not installed: {error}") from error
+    if _global_registry.contains(TRAINABLE_CLASS, algorithm):
+        return _global_registry.get(TRAINABLE_CLASS, algorithm)
+    if "." in algorithm:
+        return _imported(algorithm)
+    known = [DistillDQN.__name__, *ALGORITHMS]
+    hint = did_you_mean(algorithm, known, cutoff=0.4)
+    raise ValueError(f"Unknown algorithm '{algorithm}'.{hint} Known are: {', '.join(known)}; or package.module.Class.")
+
+
+def _imported(path: str) -> type[Algorithm]:
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"The algorithm '{path}' cannot be imported: {error}") from error
+    if not (inspect.isclass(cls) and issubclass(cls, Algorithm)):
+        raise ValueError(f"'{path}' is no RLlib Algorithm.")
+    return cls
+
+
+def _absolute_teachers(value: Any) -> Any:
+    """Teachers under names that mean the same in every trial's working directory."""
+    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
+        return {"grid_search": [absolute_teacher_uri(teacher) for teacher in value["grid_search"]]}
+    return absolute_teacher_uri(value)
+
+
+def _check_env(config: AlgorithmConfig) -> None:
+    """Whether there is an environment, before every trial fails to make it."""
+    env = config.env
+    if env is None:
+        raise ValueError("An environment is needed: --env CartPole-v1, say, or `env` in the file.")
+    if isinstance(env, str) and "." not in env and not _global_registry.contains(ENV_CREATOR, env):
+        check_gymnasium_id(env)
+
+
+def _check_at_least(low: int, **numbers: Any) -> None:
+    for name, number in numbers.items():
+        if number is not None and (not isinstance(number, int) or number < low):
+            raise ValueError(f"`{name}` must be at least {low}, got {number!r}.")
+
+
+def _checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
+    for metric, value in stop.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"Training stops when a metric reaches a number, got {value!r} for '{metric}'.")
+    return {RENAMED_METRICS.get(metric, metric): value for metric, value in stop.items()}
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def read_experiment(path: str | os.PathLike[str]) -> Experiment:
+    """Read an experiment from a Python or YAML file.
+
+    Args:
+        path: a `.py` file with a `config` (an AlgorithmConfig), and perhaps `stop`, `num_samples` and
+            `compare_episodes`; or a `.yaml` file with one experiment: name → run, env, config, stop, and the others.
+
+    Raises:
+        ValueError: the file is not there, or does not hold that; the message says what was found.
+    """
+    if "://" in str(path):
+        raise ValueError(f"Experiments are read from this machine only: download '{path}' first.")
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no experiment file at '{path}'.")
+    if path.suffix == ".py":
+        return _read_python(path)
+    if path.suffix in (".yaml", ".yml"):
+        return _read_yaml(path)
+    raise ValueError(f"An experiment file ends in .py or .yaml, got '{path.name}'.")
+
+
+def _read_python(path: Path) -> Experiment:
+    folder = str(path.parent.absolute())
+    sys.path.insert(0, folder)  # as `python FILE` does; and so do the processes of a local Ray
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+    try:
+        names = runpy.run_path(str(path), run_name="experiment")
+    except Exception as error:
+        raise ValueError(f"'{path}' cannot be run: {type(error).__name__}: {error}") from error
+    config = names.get("config")
+    if not isinstance(config, AlgorithmConfig) or config.algo_class is None:
+        raise ValueError(
+            f"'{path}' must define `config`, an AlgorithmConfig of an algorithm, at its top level. Got "
+            f"{type(config).__name__ if 'config' in names else 'none'}."
+        )
+    return _with_entries(Experiment(path.stem, config.algo_class, config), path, names)
+
+
+def _read_yaml(path: Path) -> Experiment:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise ValueError(f"'{path}' must hold an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}.")
+    if len(content) != 1:
+        raise ValueError(
+            f"'{path}' must hold one experiment, got {len(content)}: {list(content)}. Use a file for each."
+        )
+    ((name, entry),) = content.items()
+    for key in entry:
+        if key not in _YAML_KEYS:
+            hint = did_you_mean(str(key), _YAML_KEYS)
+            raise ValueError(f"Unknown key '{key}' in '{path}'.{hint} Known are: {', '.join(_YAML_KEYS)}.")
+    if not isinstance(entry.get("run"), str):
+        raise ValueError(f"'{path}' must name the algorithm: `run: DQN`, say.")
+    settings = entry.get("config") or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"`config` in '{path}' must hold settings, like {{lr: 0.001}}. Got {settings!r}.")
+    if "env" in entry:
+        settings = {**settings, "env": entry["env"]}
+    return _with_entries(Experiment(str(name), entry["run"], settings=settings), path, entry)
+
+
+def _with_entries(experiment: Experiment, path: Path, entries: Mapping[str, Any]) -> Experiment:
+    """What Python and YAML files may hold beside the config."""
+    stop = entries.get("stop") or {}
+    if not isinstance(stop, Mapping):
+        raise ValueError(f"`stop` in '{path}' must be like {{training_iteration: 10}}. Got {stop!r}.")
+    experiment.stop = dict(stop)
+    experiment.num_samples = entries.get("num_samples", 1)
+    experiment.compare_episodes = entries.get("compare_episodes", 0)
+    return experiment
+
+
+def parse_json(text: str, what: str) -> dict[str, Any]:
+    """A JSON object, or the one in a JSON or YAML file, where `text` is `@file`.
+
+    Raises:
+        ValueError: it is no such object; the message shows what was got.
+    """
+    example = '{"training_iteration": 10}' if what == "--stop" else '{"lr": 0.001}'
+    source = text
+    if text.startswith("@"):
+        path = Path(text[1:])
+        if not path.is_file():
+            raise ValueError(f"{what}: there is no file '{path}'.")
+        text, source = path.read_text(), f"the file '{path}'"
+        parse = yaml.safe_load if path.suffix in (".yaml", ".yml") else json.loads
+    else:
+        parse = json.loads
+    try:
+        value = parse(text)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source}."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object like '{example}', got {source}.")
+    return value
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+
+def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
+    """Train by Ray Tune.
+
+    Ctrl-C or SIGTERM lets every trial end its iteration and save a checkpoint; a second one ends at once.
+
+    Returns:
+        The results, and whether Ctrl-C has ended training, which can then be resumed.
+
+    Raises:
+        ValueError: an unknown scheduler, nothing to resume or to restore, or no place for the results.
+    """
+    storage = absolute_uri(options.storage_path)
+    space = experiment.param_space
     if options.restore is not None:
-        config = _restoring(experiment, options.restore)
-    stopper = _StopOnInterrupt(experiment.stop)
-    tuner = tune.Tuner(
-        algorithm_class(experiment.algorithm),
-        param_space=config,
-        tune_config=tune.TuneConfig(
-            num_samples=options.num_samples,
-            scheduler=_scheduler(options.scheduler, options.scheduler_config),
-        ),
-        run_config=tune.RunConfig(
-            name=experiment.name,
-            storage_path=storage,
-            stop=stopper,
-            verbose=0,
-            callbacks=list(options.callbacks),
-            checkpoint_config=tune.CheckpointConfig(
-                checkpoint_frequency=options.checkpoint_freq,
-                checkpoint_at_end=options.checkpoint_at_end,
-                num_to_keep=options.keep_checkpoints_num,
-                checkpoint_score_attribute=options.checkpoint_score_attr,
+        space = _restoring(space, _checkpoint_uri(options.restore))
+    if options.resume:
+        tuner = _resumed(experiment, space, storage)
+    else:
+        _check_writable(storage)
+        scheduler = _scheduler(options.scheduler, options.scheduler_config)
+        watched = [*experiment.stop, *([scheduler.metric] if getattr(scheduler, "metric", None) else [])]
+        tuner = tune.Tuner(
+            experiment.trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(num_samples=experiment.num_samples, scheduler=scheduler),
+            run_config=tune.RunConfig(
+                name=experiment.name,
+                storage_path=storage,
+                stop=partial(_reached, experiment.stop),
+                verbose=0,
+                callbacks=[*options.callbacks, SaveOnInterrupt(), MissingMetrics(watched)],
+                checkpoint_config=_checkpoint_config(options),
             ),
-        ),
-    )
-    with stopper:
-        return tuner.fit(), stopper.interrupted
+        )
+        if not experiment.stop:
+            say("note: there is no --stop, so training goes on until Ctrl-C.")
+    with saving_on_interrupt() as interrupted:
+        return tuner.fit(), interrupted.is_set()
 
 
-def _resume(experiment: Experiment, storage: str) -> tune.ResultGrid:
+def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
     path = f"{storage}/{experiment.name}"
     if not tune.Tuner.can_restore(path):
         raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
-    tuner = tune.Tuner.restore(
-        path,
-        trainable=algorithm_class(experiment.algorithm),
-        param_space=experiment.config,
-        resume_unfinished=True,
-        resume_errored=True,
+    return tune.Tuner.restore(
+        path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )
-    return tuner.fit()
 
 
-def _restoring(experiment: Experiment, checkpoint: str) -> AlgorithmConfig | dict[str, Any]:
-    """The experiment's config, whose algorithms start from a checkpoint."""
-    restore = partial(_restore, absolute_uri(checkpoint))
-    if isinstance(experiment.config, AlgorithmConfig):
-        return experiment.config.copy(copy_frozen=False).callbacks(on_algorithm_init=restore)
-    return {**experiment.config, "callbacks_on_algorithm_init": restore}
+def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:
+    attribute, order = options.checkpoint_score_attr, "max"
+    if attribute is not None and attribute.startswith("min-"):
+        attribute, order = attribute.removeprefix("min-"), "min"
+    return tune.CheckpointConfig(
+        checkpoint_frequency=options.checkpoint_freq,
+        checkpoint_at_end=options.checkpoint_at_end,
+        num_to_keep=options.keep_checkpoints_num,
+        checkpoint_score_attribute=None if attribute is None else RENAMED_METRICS.get(attribute, attribute),
+        checkpoint_score_order=order,
+    )
+
+
+def _check_writable(storage: str) -> None:
+    if "://" in storage:
+        return
+    try:
+        Path(storage).mkdir(parents=True, exist_ok=True)
+        writable = os.access(storage, os.W_OK)
+    except OSError as error:
+        raise ValueError(f"Results cannot be written to '{storage}': {error.strerror}. Set --storage-path.") from error
+    if not writable:
+        raise ValueError(f"Results cannot be written to '{storage}': permission denied. Set --storage-path.")
+
+
+def _checkpoint_uri(path: str) -> str:
+    uri = absolute_uri(path)
+    if "://" not in uri and not (Path(uri) / "rllib_checkpoint.json").is_file():
+        raise ValueError(f"There is no checkpoint of an Algorithm at '{path}' to restore.")
+    return uri
+
+
+def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> AlgorithmConfig | dict[str, Any]:
+    """The same, with algorithms that start from a checkpoint."""
+    restore = partial(_restore, checkpoint)
+    if isinstance(space, AlgorithmConfig):
+        return space.copy(copy_frozen=False).callbacks(on_algorithm_init=restore)
+    return {**space, "callbacks_on_algorithm_init": restore}
 
 
 def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:
@@ -297,94 +421,78 @@ def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:
 
 def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
     if name is None:
+        if arguments:
+            raise ValueError("--scheduler-config needs a --scheduler.")
         return None
     from ray.tune.schedulers import SCHEDULER_IMPORT
 
-    known = sorted(key for key in SCHEDULER_IMPORT if "_" not in key)
-    if name.lower() not in SCHEDULER_IMPORT:
-        raise ValueError(f"Unknown scheduler '{name}'. Known are: {', '.join(known)}.")
+    cls = SCHEDULER_IMPORT.get(name.lower())
+    if cls is None:
+        hint = did_you_mean(name.lower(), SCHEDULER_IMPORT)
+        raise ValueError(f"Unknown scheduler '{name}'.{hint} Known are: {', '.join(SCHEDULER_IMPORT)}.")
+    known = inspect.signature(cls() if inspect.isfunction(cls) else cls).parameters
+    for key in arguments:  # Tune leaves out what it does not know, without a word
+        if key not in known:
+            raise ValueError(f"The scheduler '{name}' has no argument '{key}'.{did_you_mean(key, known)}")
+    arguments = dict(arguments)
+    if "metric" in arguments:
+        arguments["metric"] = RENAMED_METRICS.get(arguments["metric"], arguments["metric"])
+        arguments.setdefault("mode", "max")
+    elif "metric" in known:
+        raise ValueError(
+            f"The scheduler '{name}' needs a metric: --scheduler-config "
+            '\'{"metric": "env_runners/episode_return_mean", "mode": "max"}\'.'
+        )
     try:
         return tune.create_scheduler(name, **arguments)
-    except TypeError as error:
-        raise ValueError(f"The scheduler '{name}' does not take {dict(arguments)}: {error}") from error
+    except Exception as error:  # TuneError, TypeError, AssertionError, ...
+        raise ValueError(f"The scheduler '{name}' does not take {arguments}: {error}") from error
 
 
-class _StopOnInterrupt(tune.Stopper):
-    """Stops trials at their criteria; after Ctrl-C at their next result, with a checkpoint."""
-
-    def __init__(self, criteria: Mapping[str, float]):
-        self._criteria = dict(criteria)
-        self.interrupted = False
-        self._previous: Any = None
-
-    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        return self.interrupted or any(_at(result, path) >= value for path, value in self._criteria.items())
-
-    def stop_all(self) -> bool:
-        return False  # each trial stops by itself, after its checkpoint
-
-    def __enter__(self) -> _StopOnInterrupt:
-        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-        self._previous = signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        if self.interrupted:
-            raise KeyboardInterrupt
-        self.interrupted = True
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_criteria": self._criteria, "interrupted": False, "_previous": None}
+def _reached(stop: Mapping[str, float], trial_id: str, result: Mapping[str, Any]) -> bool:
+    """Whether one of the criteria is met. Tune's own check fails where a result does not hold a metric yet."""
+    return any(metric_at(result, path) >= value for path, value in stop.items())
 
 
-def _at(result: Mapping[str, Any], path: str) -> float:
-    """The metric at `a/b/c`; −inf where the result does not hold it (yet)."""
-    value: Any = result
-    for key in path.split("/"):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return -float("inf") if value is None else float(value)
+# --- What came of it --------------------------------------------------------------------------------------------------
 
 
-def _first(value: Any) -> Any:
-    """One value of a search space."""
-    if isinstance(value, Mapping):
-        return (
-            _first(value["grid_search"][0])
-            if set(value) == {"grid_search"}
-            else {k: _first(v) for k, v in value.items()}
-        )
-    return value.sample() if hasattr(value, "sample") else value
+def summary(result: tune.Result) -> str:
+    """How far a trial came, and where its checkpoint lies; or why it failed, in one line."""
+    if result.error is not None:
+        return f"{Path(result.path).name} failed: {str(result.error).strip().splitlines()[-1]}"
+    if not result.metrics or "training_iteration" not in result.metrics:
+        return f"{Path(result.path).name}: nothing was trained yet"
+    where = result.path if result.checkpoint is None else _location(result.checkpoint)
+    return f"{describe([result.metrics])}\n{where}"
 
 
-def parse_json(text: str, what: str) -> dict[str, Any]:
-    """A JSON object, or the one in a file, where `text` is `@file`.
+def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
+    """The students beside their teacher, who play what was asked for; else the command that compares them.
 
-    Raises:
-        ValueError: it is no JSON object; the message shows what was got.
+    Empty where there is nothing to compare.
     """
-    if text.startswith("@"):
-        path = Path(text[1:])
-        if not path.is_file():
-            raise ValueError(f"{what}: there is no file '{path}'.")
-        text = path.read_text()
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{what} must be a JSON object like '{{\"lr\": 0.001}}': {error}. Got {text!r}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{what} must be a JSON object like '{{\"lr\": 0.001}}', got {text!r}.")
-    return value
+    students = [r for r in results if r.checkpoint is not None and r.config and r.config.get("teacher")]
+    if not students:
+        return ""
+    config = students[0].config
+    if not experiment.compare_episodes:
+        paths = [_location(student.checkpoint) for student in students]
+        return "compare by: " + shlex.join(["rllib", "compare", "--teacher", str(config["teacher"]), *paths])
+    comparisons = compare_all(
+        config["teacher"],
+        {"student" if len(students) == 1 else Path(s.path).name: _location(s.checkpoint) for s in students},
+        config["env"],
+        num_episodes=experiment.compare_episodes,
+        seed=FRESH_SEED,
+        env_config=config["env_config"],
+        trust_checkpoint=config["trust_checkpoint"],
+        progress=True,
+    )
+    return str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons)
 
 
-def connect(**kwargs: Any) -> None:
-    """Start or join Ray, quietly."""
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # Tune's tables, beside which a progress line has no place
-    if not ray.is_initialized():
-        ray.init(
-            **{key: value for key, value in kwargs.items() if value is not None},
-            logging_level="ERROR",
-            log_to_driver=False,
-        )
+def _location(checkpoint: tune.Checkpoint) -> str:
+    """Where a checkpoint lies, as `rllib evaluate` takes it."""
+    kind = checkpoint.filesystem.type_name
+    return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"

@@ -164,7 +164,7 @@ class DistillDQN(DQN):
                     "`compression`. Shape the student with rl_module(model_config={'fcnet_hiddens': [...]})."
                 )
             # Before there is an environment: with connectors of its own the student sees what the teacher's network
-            # sees, or nearly; the widths hardly depend on it. An environment that shows that is best for both.
+            # sees, or nearly; the widths hardly depend on it. So it does where any kind of image is turned into that.
             sees_inputs = config._env_to_module_connector is not None or self._teacher.takes(self._teacher.input_space)
             observation_space = self._teacher.input_space if sees_inputs else self._teacher.observation_space
             check_spaces(observation_space, self._teacher.action_space)

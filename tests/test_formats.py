@@ -13,7 +13,7 @@ from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQ
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
 from torch import nn
 
-from rllib_kd import compare, load_teacher
+from rllib_kd import DistillDQNConfig, compare, load_teacher
 from rllib_kd.evaluation import evaluate
 from rllib_kd.export import export
 from rllib_kd.observations import Function, Normalize, ObservationPipeline, Shown
@@ -322,7 +322,7 @@ def test_what_can_be_exported_again(tmp_path):
 # --- Any callable -----------------------------------------------------------------------------------------------------
 
 
-def test_any_function_is_a_teacher():
+def test_any_function_is_a_teacher(tmp_path):
     def balance(obs):  # of arrays
         push_right = np.asarray(obs)[:, 2] + 0.5 * np.asarray(obs)[:, 3]
         return np.stack([-push_right, push_right], axis=-1)
@@ -332,8 +332,10 @@ def test_any_function_is_a_teacher():
     assert np.isnan(teacher.num_parameters)
     import ray.cloudpickle
 
-    copy = ray.cloudpickle.loads(ray.cloudpickle.dumps(teacher))
-    assert np.array_equal(q_values(copy, states(5)), q_values(teacher, states(5)))
+    restored = Teacher()
+    restored.restore_from_path(teacher.save_to_path(str(tmp_path / "teacher")))
+    for copy in (ray.cloudpickle.loads(ray.cloudpickle.dumps(teacher)), restored):
+        assert np.array_equal(q_values(copy, states(5)), q_values(teacher, states(5)))
     comparison = compare(teacher, make_q_module(), "CartPole-v1", num_episodes=2)
     assert np.isnan(comparison.compression)
     assert json.dumps(comparison.to_dict(), allow_nan=False)
@@ -482,6 +484,42 @@ def test_a_student_learns_from_a_teacher_that_sees_more(build, monkeypatch, cart
     assert algo.get_module().observation_space.shape == (2,)
     result = algo.train()
     assert result["distillation"]["teacher_return"] == 500.0
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+
+
+class Frames(gym.Env):
+    """Random frames as RLlib's networks take them."""
+
+    observation_space = gym.spaces.Box(0, 1, (84, 84, 4), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, config=None):
+        self.t = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.random((84, 84, 4), dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.np_random.random((84, 84, 4), dtype=np.float32), 0.0, self.t > 5, False, {}
+
+
+def test_a_teacher_of_bytes_and_a_student_of_floats(build, tmp_path):
+    weights = sb3_weights(nature_cnn(4, 3), has_images=True)
+    path = sb3_zip(tmp_path / "a.zip", weights, gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), 3)
+    algo = build(
+        DistillDQNConfig()
+        .environment(Frames)
+        .env_runners(num_envs_per_env_runner=2, rollout_fragment_length=8)
+        .training(train_batch_size_per_learner=8, num_steps_sampled_before_learning_starts=8, training_intensity=1)
+        .reporting(min_sample_timesteps_per_iteration=16)
+        .distillation(teacher=path, compression=0.02, num_baseline_episodes=0)
+    )
+    result = algo.train()
+    assert 0.01 < result["distillation"]["compression"] <= 0.02
+    assert algo.get_module().model_config["conv_filters"][0][1:] == [8, 4, "valid"]
     assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
 
 

@@ -41,7 +41,7 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
         tensors = {name: tensor.float() for name, tensor in _safetensors(content).items()}
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = {name: _parsed(text) for name, text in header.get("__metadata__", {}).items()}
-        if description is not None:
+        if "layers" not in metadata and description is not None:
             metadata |= _read_description(description)
     except Exception as error:  # of safetensors and of JSON
         raise CheckpointError(f"'{uri}' cannot be read as safetensors: {error}. Is the file complete?") from error
@@ -254,10 +254,10 @@ def load_torchscript(
     archive = Archive(content, uri)
     own = next((name for name in sorted(archive.names) if name.endswith(f"/extra/{SHAPE_FILE}")), None)
     try:
-        if description is not None:
-            shape = _read_description(description)["observation_shape"]
-        elif own is not None:
+        if own is not None:
             shape = json.loads(archive.read(own))
+        elif description is not None:
+            shape = _read_description(description)["observation_shape"]
         else:
             raise CheckpointError(
                 f"'{uri}' does not say what it takes. Put a file '{description_name(uri)}' beside it: "
@@ -269,7 +269,8 @@ def load_torchscript(
     except Exception as error:
         raise CheckpointError(f"'{uri}' cannot be read as TorchScript: {_first_line(error)}.") from error
     # Of 32 bits each: those of a frozen program lie among its constants.
-    num_parameters = sum(archive.size(name) for name in archive.names if name.split("/")[1] in ("data", "constants"))
+    weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
+    num_parameters = sum(map(archive.size, weights))
     return _teacher_of(function, tuple(int(n) for n in shape), uri, num_parameters // 4)
 
 

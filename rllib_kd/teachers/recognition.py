@@ -15,7 +15,7 @@ from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
 from rllib_kd.teachers import sb3
 from rllib_kd.teachers.files import description_name
 
-FORMATS = (
+_FORMATS = (
     "the directory of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
     "(.cleanrl_model), safetensors, ONNX or TorchScript"
 )
@@ -94,7 +94,7 @@ def _origin(content: bytes, uri: str) -> str:
         return "safetensors"
     if content.startswith(b"\x08"):  # the protobuf tag of ir_version
         return "onnx"
-    raise CheckpointError(f"'{uri}' is no teacher that is known, or is not complete. Expected {FORMATS}.")
+    raise CheckpointError(f"'{uri}' is no teacher that is known, or is not complete. Expected {_FORMATS}.")
 
 
 def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:

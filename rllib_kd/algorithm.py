@@ -35,6 +35,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.learner import DISTILLATION_COLUMNS, NUM_GRADIENT_STEPS, TD_COLUMNS
 from rllib_kd.schedules import value_at
@@ -50,6 +51,7 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
+_BASELINES = ("teacher", "random")
 
 
 class DistillDQN(DQN):
@@ -174,9 +176,9 @@ class DistillDQN(DQN):
                     "`compression`. Shape the student with rl_module(model_config={'fcnet_hiddens': [...]})."
                 )
             # Before there is an environment: with connectors of its own the student sees what the teacher's network
-            # sees, or nearly; the widths hardly depend on it.
-            has_connectors = config._env_to_module_connector is not None
-            observation_space = self._teacher.input_space if has_connectors else self._teacher.observation_space
+            # sees, or nearly; the widths hardly depend on it. So it does where any kind of image is turned into that.
+            sees_inputs = config._env_to_module_connector is not None or self._teacher.takes(self._teacher.input_space)
+            observation_space = self._teacher.input_space if sees_inputs else self._teacher.observation_space
             check_spaces(observation_space, self._teacher.action_space)
             config.rl_module(
                 model_config=compress(
@@ -219,13 +221,13 @@ class DistillDQN(DQN):
     def _check_fit(self) -> None:
         """Whether teacher, student and environment speak of the same things."""
         shown_space, action_space = self.spaces[INPUT_ENV_SINGLE_SPACES]
-        if self._teacher.pipeline is None and not same_space(self._teacher.observation_space, shown_space):
+        if self._teacher.pipeline is None and not self._teacher.takes(shown_space):
             shown_space, _ = self.spaces[DEFAULT_MODULE_ID]  # then it takes what the student takes
-        for what, teacher_space, own_space in (
-            ("observation", self._teacher.observation_space, shown_space),
-            ("action", self._teacher.action_space, action_space),
+        for what, fits, teacher_space, own_space in (
+            ("observation", self._teacher.takes(shown_space), self._teacher.observation_space, shown_space),
+            ("action", same_space(self._teacher.action_space, action_space), self._teacher.action_space, action_space),
         ):
-            if not same_space(teacher_space, own_space):
+            if not fits:
                 raise ValueError(
                     f"The teacher's {what} space is {brief(teacher_space)}, but in '{self.config.env}' it is "
                     f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
@@ -323,10 +325,18 @@ class DistillDQN(DQN):
             num_episodes = config.evaluation_duration if isinstance(config.evaluation_duration, int) else 10
         if num_episodes == 0:
             return
-        returns = {who: self._play_episodes(num_episodes, teacher=who == "teacher") for who in ("teacher", "random")}
+        key = None
+        if config._env_to_module_connector is None and config._module_to_env_connector is None:
+            counts = (num_episodes, config.num_env_runners, config.num_envs_per_env_runner, config.seed)
+            key = baseline_key(self._teacher, config.env, config.env_config, counts)
+        returns = cached(
+            key, lambda: {who: self._play_episodes(num_episodes, teacher=who == "teacher") for who in _BASELINES}
+        )
         self._returns |= {who: float(np.mean(values)) for who, values in returns.items()}
         noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in returns.values()))
-        if self._returns["teacher"] - self._returns["random"] <= noise:
+        gain = self._returns["teacher"] - self._returns["random"]
+        trained_return = self._teacher.trained_return
+        if gain <= noise:
             logger.warning(
                 "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
                 "episodes. It may have been trained in another environment, or with other wrappers and connectors "
@@ -336,6 +346,18 @@ class DistillDQN(DQN):
                 self._returns["teacher"],
                 self._returns["random"],
                 num_episodes,
+            )
+        elif trained_return is not None and gain < 0.5 * (trained_return - self._returns["random"]):
+            logger.warning(
+                "The teacher '%s' plays '%s' far worse than in its training: a mean return of %.4g over %d episodes, "
+                "where its training ended with %.4g, and a random policy has %.4g. The environment may differ from the "
+                "one of its training, in its wrappers, its config or its connectors.",
+                self._teacher.source,
+                config.env,
+                self._returns["teacher"],
+                num_episodes,
+                trained_return,
+                self._returns["random"],
             )
 
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:

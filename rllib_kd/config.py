@@ -98,11 +98,12 @@ class DistillDQNConfig(DQNConfig):
         """Sets what is distilled from whom, how, and on which states.
 
         Args:
-            teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
-                teacher that comes with the package. A path becomes absolute at once. Or a teacher that is loaded
-                already, by `load_teacher()`: it then travels with the config, to where the path does not exist.
+            teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
+                Stable-Baselines3, CleanRL, safetensors, ONNX or TorchScript; or "cartpole", the teacher that comes with
+                the package. A path becomes absolute at once. Or a teacher that is loaded already, by `load_teacher()`:
+                it then travels with the config, to where the path does not exist.
             trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
-                of your own. False (default): it is read as data.
+                of your own, and for TorchScript. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action): the
                 student's outputs rank the actions; "mse" or "huber": they are Q-values.
             temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy

@@ -26,7 +26,7 @@ from ray.rllib.utils.metrics import SAMPLE_TIMER
 from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.observations import Shown, View
 from rllib_kd.replay import VALID
-from rllib_kd.spaces import check_spaces, same_space
+from rllib_kd.spaces import check_spaces
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         self._teacher_view = None
         if self.env is not None and not self._samples_directly:
             # Connectors stand between the env and the student, and are none of the teacher's.
-            takes_what_is_shown = same_space(teacher.observation_space, self.env.single_observation_space)
+            takes_what_is_shown = teacher.takes(self.env.single_observation_space)
             self._teacher_view = teacher.start() if takes_what_is_shown else None
         elif teacher.pipeline is not None and teacher.pipeline.stages:
             self._teacher_view = teacher.start()

@@ -404,7 +404,7 @@ def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) 
     env.close()
     for name, network in networks.items():
         own = network.observation_space, network.action_space
-        if not all(map(same_space, own, spaces)):
+        if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
             raise ValueError(
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
                 f"has {brief(spaces[0])} and {brief(spaces[1])}. Compare networks where they were trained."

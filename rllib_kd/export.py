@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,11 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rllib_kd.layers import Normalized, OneHot, describe_layer
 from rllib_kd.observations import (
     Flatten,
+    Function,
+    Images,
     Normalize,
     ObservationPipeline,
     RLlibConnectors,
@@ -45,6 +48,8 @@ from rllib_kd.observations import (
 )
 from rllib_kd.students import FlattenEncoder
 from rllib_kd.teachers.base import QF_PREDS, Teacher
+from rllib_kd.teachers.files import SHAPE_FILE
+from rllib_kd.teachers.networks import QNetwork
 
 #: Formats, and the file in runners/ that plays each.
 _RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
@@ -56,8 +61,6 @@ TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 _ROUNDING_STEPS = 16
 _CHUNK = 256  # observations at once, in the parity check
 _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
-_SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive
-_ELEMENTWISE = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu", nn.ELU: "elu"}
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -130,6 +133,11 @@ def export(
         raise ValueError(
             f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
             "observations that the environment shows."
+        )
+    if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
+        raise ValueError(
+            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
+            "it was made of, or a student of it."
         )
     if student.module.is_stateful():
         raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
@@ -255,7 +263,7 @@ def _parity(
     student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray
 ) -> tuple[float, float, float]:
     """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
-    device = next(student.module.parameters()).device
+    device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     stages = tuple(stage for stage in _stages(student) if not isinstance(stage, StackFrames))
     view = ObservationPipeline(student.observation_space, stages).start()
     differences, agreements, sizes = [], [], []
@@ -275,34 +283,15 @@ def _parity(
 # --- What happens to an observation first -----------------------------------------------------------------------------
 
 
-class _OneHot(nn.Module):
-    """Numbers `[B, ...]` to one-hot vectors, side by side `[B, sum of lengths]`."""
+class _Images(nn.Module):
+    """The stage `Images`, for what the environment shows: `[B, C, H, W]` or `[B, H, W, C]`."""
 
-    def __init__(self, lengths: Sequence[int]):
+    def __init__(self, *, channels_first: bool, divisor: float):
         super().__init__()
-        self.lengths = list(lengths)
+        self.channels_first, self.divisor = channels_first, divisor
 
     def forward(self, obs: Tensor) -> Tensor:
-        numbers = obs.reshape(obs.shape[0], len(self.lengths))
-        columns = [numbers[:, i : i + 1] == torch.arange(n) for i, n in enumerate(self.lengths)]
-        return torch.cat(columns, dim=-1).float()
-
-
-class _Normalize(nn.Module):
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, stage: Normalize, shape: tuple[int, ...]):
-        super().__init__()
-        mean = np.zeros(shape) if stage.mean is None else stage.mean
-        std = np.ones(shape) if stage.std is None else stage.std
-        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32))
-        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float32))
-        self.clip = stage.clip
-
-    def forward(self, obs: Tensor) -> Tensor:
-        x = (obs - self.mean) / self.std
-        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+        return (obs.permute(0, 2, 3, 1) if self.channels_first else obs) / self.divisor
 
 
 def _stages(student: Teacher) -> tuple[Stage, ...]:
@@ -313,8 +302,10 @@ def _stages(student: Teacher) -> tuple[Stage, ...]:
     """
     stages = student.pipeline.stages if student.pipeline is not None else ()
     space = student.observation_space
-    if any(isinstance(stage, RLlibConnectors) for stage in stages):
-        raise ValueError("The student has connectors of its own, which no artifact can hold. Wrap the environment.")
+    if any(isinstance(stage, RLlibConnectors | Function) for stage in stages):
+        raise ValueError(
+            "The student has connectors of its own, or functions, which no artifact can hold. Wrap the environment."
+        )
     if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
         raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")
     if not isinstance(space, gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete):
@@ -333,11 +324,20 @@ def _preprocessing(student: Teacher) -> list[nn.Module]:
     shape = _input_shape(student)
     for stage in _stages(student):
         if isinstance(stage, Normalize):
-            layers.append(_Normalize(stage, shape))
+            mean = np.zeros(shape) if stage.mean is None else stage.mean
+            std = np.ones(shape) if stage.std is None else stage.std
+            layers.append(Normalized(torch.tensor(mean).float(), torch.tensor(std).float(), stage.clip))
         elif isinstance(stage, Flatten):
             lengths = _one_hot_lengths(stage.space)
-            layers.append(nn.Flatten() if lengths is None else _OneHot(lengths))
+            layers.append(nn.Flatten() if lengths is None else OneHot(lengths))
             shape = student.input_space.shape or ()
+        elif isinstance(stage, Images):
+            space = student.observation_space
+            is_bytes = space.dtype == np.uint8
+            layers.append(
+                _Images(channels_first=space.shape != stage.shape, divisor=255.0 if stage.scaled and is_bytes else 1.0)
+            )
+            shape = stage.shape
     return layers
 
 
@@ -394,7 +394,7 @@ def _write_torchscript(network: _QNetwork, shape: tuple[int, ...], file: Path) -
     with _quiet(), torch.no_grad():
         script = torch.jit.freeze(torch.jit.trace(network, torch.zeros(2, *shape)))
         traced = file.with_name(f"{file.name}.traced")
-        torch.jit.save(script, traced, _extra_files={_SHAPE_FILE: json.dumps(shape)})
+        torch.jit.save(script, traced, _extra_files={SHAPE_FILE: json.dumps(shape)})
     # Again without the source lines that it notes, with their paths on this machine.
     with zipfile.ZipFile(traced) as source, zipfile.ZipFile(file, "w") as target:
         for name in source.namelist():
@@ -434,11 +434,11 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
 
     def described(name: str) -> list[dict[str, Any]]:
         leaves = ((n, layer) for n, layer in getattr(module, name).named_modules() if not list(layer.children()))
-        return [_describe_layer(f"{name}.{n}", layer, tensors) for n, layer in leaves]
+        return [describe_layer(f"{name}.{n}", layer, tensors) for n, layer in leaves]
 
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(_preprocessing(student)):
-        layers.append(_describe_layer(f"preprocessing.{i}", layer, tensors))
+        layers.append(describe_layer(f"preprocessing.{i}", layer, tensors))
     if not isinstance(encoder, FlattenEncoder):
         layers += described("encoder")
     elif len(module.observation_space.shape) > 1:
@@ -452,36 +452,6 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     else:
         layers += described("af")
     return layers, tensors
-
-
-def _describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    if type(layer) in _ELEMENTWISE and not (isinstance(layer, nn.ELU) and layer.alpha != 1):
-        return {"op": _ELEMENTWISE[type(layer)]}
-    if isinstance(layer, nn.Flatten):
-        return {"op": "flatten"}
-    if isinstance(layer, nn.ZeroPad2d):
-        return {"op": "zero_pad", "padding": list(layer.padding)}  # left, right, top, bottom
-    if isinstance(layer, _OneHot):
-        return {"op": "one_hot", "lengths": layer.lengths}
-    if isinstance(layer, _Normalize):
-        tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.std": layer.std.contiguous()}
-        return {"op": "normalize", "mean": f"{name}.mean", "std": f"{name}.std", "clip": layer.clip}
-    tensor_names = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
-    if isinstance(layer, nn.Linear):
-        description: dict[str, Any] = {"op": "linear"}
-    elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine and len(layer.normalized_shape) == 1:
-        description = {"op": "layer_norm", "eps": layer.eps}
-    elif isinstance(layer, nn.Conv2d) and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1):
-        description = {"op": "conv2d", "stride": list(layer.stride)}
-    else:
-        raise ValueError(
-            f"safetensors has no description of the layer {layer}. Known are linear, conv2d, layer_norm, zero_pad, "
-            f"flatten, {', '.join(_ELEMENTWISE.values())}. Use format='onnx' or 'torchscript'."
-        )
-    weight = layer.weight.detach().cpu().float().contiguous()
-    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu().float().contiguous()
-    tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
-    return description | tensor_names
 
 
 # --- Small parts ------------------------------------------------------------------------------------------------------
@@ -500,7 +470,7 @@ def _observation_shape(path: str | os.PathLike[str]) -> list[int]:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return json.loads(header["__metadata__"]["observation_shape"])
     with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(_SHAPE_FILE))
+        name = next(name for name in archive.namelist() if name.endswith(SHAPE_FILE))
         return json.loads(archive.read(name))
 
 

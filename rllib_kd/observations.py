@@ -1,7 +1,8 @@
 """Observation pipelines: from what an environment shows to what a network takes.
 
 These are RLlib's env-to-module connectors, with their statistics frozen, for a whole vector env at a time. Connectors
-that are not known here run as RLlib runs them, an episode at a time.
+that are not known here run as RLlib runs them, an episode at a time. `Images` and `Function` are for teachers from
+elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
+
+from rllib_kd.spaces import same_space
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,54 @@ class StackFrames:
 
 
 @dataclass(frozen=True)
+class Images:
+    """Images as RLlib's networks take them: floats, channels last. Networks of other libraries took channels first.
+
+    Args:
+        shape: (height, width, channels) of what comes out.
+        scaled: whether bytes are divided by 255, so that the network takes 0 to 1.
+    """
+
+    shape: tuple[int, int, int]
+    scaled: bool = True
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether images of this space come out right: channels first or last; where scaled, bytes, or 0 to 1."""
+        height, width, channels = self.shape
+        if not isinstance(space, gym.spaces.Box) or space.shape not in (self.shape, (channels, height, width)):
+            return False
+        is_0_to_1 = bool(np.all(space.low >= 0) and np.all(space.high <= 1))
+        return not self.scaled or space.dtype == np.uint8 or is_0_to_1
+
+    def start(self) -> View:
+        """Remembers nothing."""
+
+        def view(shown: Shown) -> np.ndarray:
+            obs = np.asarray(shown.obs)
+            if obs.shape[1:] != self.shape:
+                obs = np.moveaxis(obs, 1, -1)
+            return obs / np.float32(255) if self.scaled and obs.dtype == np.uint8 else obs
+
+        return view
+
+
+@dataclass(frozen=True)
+class Function:
+    """Any function of what the environment shows, such as the part of a Dict that a teacher may see.
+
+    Args:
+        function: from observations `[N, ...]`, or a dict or tuple of such, to what the next stage takes. It must pickle
+            by cloudpickle, which takes lambdas.
+    """
+
+    function: Callable[[Any], Any]
+
+    def start(self) -> View:
+        """Remembers nothing."""
+        return lambda shown: self.function(shown.obs)
+
+
+@dataclass(frozen=True)
 class RLlibConnectors:
     """Connectors of any kind, run by RLlib over episodes of its own.
 
@@ -160,7 +211,7 @@ class RLlibConnectors:
         return view
 
 
-Stage = Flatten | Normalize | StackFrames | RLlibConnectors
+Stage = Flatten | Normalize | StackFrames | Images | Function | RLlibConnectors
 
 
 @dataclass(frozen=True)
@@ -174,6 +225,12 @@ class ObservationPipeline:
 
     observation_space: gym.Space
     stages: tuple[Stage, ...] = ()
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether an environment that shows this space suits it."""
+        if self.stages and isinstance(self.stages[0], Images):
+            return self.stages[0].takes(space)
+        return same_space(self.observation_space, space)
 
     def start(self) -> View:
         """A view for one vector env: the inputs `[N, ...]` of the network, float32."""

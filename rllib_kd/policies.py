@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 import tree
@@ -20,6 +21,7 @@ from rllib_kd.playing import Act, names_class
 from rllib_kd.students import count_parameters
 from rllib_kd.teachers import PACKAGED_TEACHERS, absolute_teacher_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.recognition import find
 from rllib_kd.teachers.rllib import is_q_network
 
 
@@ -30,6 +32,10 @@ class GreedyQ:
         self.network = network
         self.observation_space, self.action_space = network.observation_space, network.action_space
         self.num_parameters = network.num_parameters
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether it can look at an environment that shows this space."""
+        return self.network.takes(space)
 
     def player(self) -> Act:
         """Plays one vector env."""
@@ -52,6 +58,10 @@ class LikeliestAction:
         self._normalize_actions = normalize_actions
         self.observation_space, self.action_space = pipeline.observation_space, module.action_space
         self.num_parameters = count_parameters(module)
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether it can look at an environment that shows this space."""
+        return self._pipeline.takes(space)
 
     def player(self) -> Act:
         """Plays one vector env."""
@@ -103,8 +113,8 @@ def as_policy(source: Any, *, trust_checkpoint: bool = False) -> GreedyQ | Likel
     """
     if isinstance(source, str | os.PathLike):
         uri = absolute_teacher_uri(source)
-        if uri not in PACKAGED_TEACHERS:
-            checkpoint = open_checkpoint(uri, trust_checkpoint=trust_checkpoint)
+        if uri not in PACKAGED_TEACHERS and (found := find(uri)).origin == "rllib":
+            checkpoint = open_checkpoint(found.uri, trust_checkpoint=trust_checkpoint)
             module = checkpoint.load_module()
             if not is_q_network(module):
                 pipeline = checkpoint.load_observation_pipeline(module)
@@ -162,7 +172,10 @@ def environment_of(source: Any) -> tuple[Any, dict[str, Any]]:
     uri = absolute_teacher_uri(source)
     if uri in PACKAGED_TEACHERS:
         return PACKAGED_TEACHERS[uri].env, {}
-    env, env_config = open_checkpoint(uri).environment()
+    found = find(uri)
+    if found.origin != "rllib":
+        return None, {}
+    env, env_config = open_checkpoint(found.uri).environment()
     if env is not None and (":" in env or names_class(env)):  # gymnasium, or RLlib, imports what stands before it
         raise ValueError(f"'{uri}' was trained in '{env}', which names a module to import. If you trust it, give env.")
     return env, env_config

@@ -51,6 +51,12 @@ def make_q_module(
     ).build()
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is remembered from earlier tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a CartPole teacher with random weights: quick to load, and knows nothing."""

@@ -1,14 +1,13 @@
 """A checkpoint is data: whatever is put into one, nothing of it runs, and what is broken is said in one error."""
 
 import base64
-import builtins
 import contextlib
 import io
+import json
 import os
 import pickle
 import shutil
 import struct
-import subprocess
 import sys
 import zlib
 from collections import OrderedDict
@@ -17,6 +16,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -24,7 +24,10 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.evaluation import evaluate
+from rllib_kd.observations import Shown
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
+from tests.payloads import Payload, payloads
 from tests.rllib_checkpoints import build_dqn
 
 MODULE = "learner_group/learner/rl_module/default_policy"
@@ -126,6 +129,19 @@ def test_where_it_was_trained(saved, tmp_path):
     assert open_checkpoint(alone).load_observation_pipeline() is None
 
 
+def test_what_ray_2_40_wrote():
+    """A dueling DQN with an observation filter; that Ray itself said what they make of some observations."""
+    path = Path(__file__).parent / "checkpoints" / "ray-2.40"
+    expected = json.loads((path / "expected.json").read_text())
+    checkpoint = open_checkpoint(str(path))
+    assert checkpoint.environment() == ("CartPole-v1", {})
+    obs = np.array(expected["obs"], np.float32)
+    teacher = Teacher(checkpoint.load_module())
+    assert teacher.q_values(torch.from_numpy(obs)).numpy() == pytest.approx(np.array(expected["q"]), abs=1e-6)
+    seen = checkpoint.load_observation_pipeline().start()(Shown(obs, first=np.ones(len(obs), dtype=bool)))
+    assert seen == pytest.approx(np.array(expected["seen"]), abs=1e-5)
+
+
 @pytest.mark.parametrize("env", ["antigravity:CartPole-v1", "antigravity.Env"])
 def test_an_environments_name_imports_nothing(checkpoint, env):
     config = {"env": env, "env_config": {}}
@@ -136,42 +152,6 @@ def test_an_environments_name_imports_nothing(checkpoint, env):
 
 
 # --- What is not executed ---------------------------------------------------------------------------------------------
-
-
-class Payload:
-    """Calls a function when it is unpickled."""
-
-    def __init__(self, function, *args):
-        self.call = (function, args)
-
-    def __reduce__(self):
-        return self.call
-
-
-class Late(Payload):
-    """Calls it when its state is set."""
-
-    def __reduce__(self):
-        return (OrderedDict, (), Payload(*self.call[:1], *self.call[1]))
-
-
-def payloads(mark: Path) -> dict[str, object]:
-    """Each makes the file when it runs."""
-    touch = f"open({str(mark)!r}, 'w').close()"
-    system = Payload(os.system, f"touch {mark}")
-    return {
-        "os.system": system,
-        "eval": Payload(builtins.eval, touch),
-        "exec": Payload(builtins.exec, touch),
-        "subprocess": Payload(subprocess.check_call, ["touch", str(mark)]),
-        "in a state": Late(os.system, f"touch {mark}"),
-        "in an object array": np.array([system], dtype=object),
-        "in a list": [1, [2, {"a": system}]],
-        "as a key": {(system, 1): 2},
-        "in a space": Payload(gym.spaces.Dict, {"a": system}),
-        "behind getattr": Payload(getattr, Payload(__import__, "os"), "sep"),
-        "a chain": Payload(map, Payload(eval, f"lambda _: {touch}"), [1]),
-    }
 
 
 NAMES = sorted(payloads(Path()))

@@ -14,14 +14,15 @@ PACKAGE = Path(rllib_kd.__file__).parent
 FOUNDATIONS: dict[str, set[str]] = {
     "checkpoints": {"observations"},
     "hints": set(),
+    "layers": set(),
     "losses": set(),
-    "observations": set(),
+    "observations": {"spaces"},
     "progress": set(),
     "replay": set(),
     "schedules": set(),
     "spaces": set(),
     "statistics": set(),
-    "teachers": {"checkpoints", "observations"},
+    "teachers": {"checkpoints", "layers", "observations", "students"},
 }
 FREE_OF_RAY = {"hints", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
 

@@ -11,6 +11,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from torch.nn import functional as F
 
 from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
@@ -145,12 +146,22 @@ def test_an_unknown_scheme_says_so():
 
 @pytest.mark.parametrize(("game", "num_actions"), [("pong", 6), ("breakout", 4)])
 def test_loads_the_atari_teachers_without_their_environment(game, num_actions):
-    teacher = load_teacher(shared_teacher(f"atari/{game}"))
+    path = shared_teacher(f"atari/{game}")
+    teacher = load_teacher(path)
     assert teacher.observation_space.shape == (84, 84, 4)
     assert teacher.action_space == gym.spaces.Discrete(num_actions)
     assert 1.68e6 < teacher.num_parameters < 1.70e6
-    frames = torch.as_tensor(np.random.default_rng(0).random((2, 84, 84, 4), dtype=np.float32))
-    assert torch.isfinite(teacher.q_values(frames)).all()
+    frames = torch.as_tensor(np.random.default_rng(0).random((20, 84, 84, 4), dtype=np.float32))
+    file = path / "learner_group" / "learner" / "rl_module" / "default_policy" / "module_state.pkl"
+    weights = {name: torch.as_tensor(value) for name, value in pickle.loads(file.read_bytes()).items()}
+    x = frames.permute(0, 3, 1, 2)
+    for i, stride in ((0, 4), (2, 2), (4, 1)):
+        name = f"encoder.net.0.cnn.{i}"
+        x = F.conv2d(x, weights[f"{name}.weight"], weights[f"{name}.bias"], stride).relu()
+    x = x.permute(0, 2, 3, 1).flatten(1)
+    x = F.linear(x, weights["af.net.mlp.0.weight"], weights["af.net.mlp.0.bias"]).relu()
+    expected = F.linear(x, weights["af.net.mlp.2.weight"], weights["af.net.mlp.2.bias"])
+    assert teacher.q_values(frames).numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_ray_ships_it_through_the_object_store(cluster, small_teacher):

@@ -1,1 +1,1 @@
-"""Reading checkpoints without executing what they hold: pickles as data, and RLlib's layout of files."""
+"""Reading checkpoints without executing what they hold: pickles and archives as data, RLlib's and Tune's folders."""

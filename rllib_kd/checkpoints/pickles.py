@@ -243,6 +243,7 @@ _BUILDERS: dict[Name, Callable[[Tag, _Build], Any]] = {
     Name("numpy._core.numeric", "_frombuffer"): _from_buffer,
     Name("numpy.random._pickle", "__bit_generator_ctor"): _left_out,
     Name("numpy.random._pickle", "__generator_ctor"): _left_out,
+    Name("numpy.random._pickle", "__randomstate_ctor"): _left_out,
     Name("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"): _left_out,
     Name("ray.rllib.core.rl_module.default_model_config", "DefaultModelConfig"): _fields,
     Name("torch", "device"): _left_out,
@@ -250,5 +251,5 @@ _BUILDERS: dict[Name, Callable[[Tag, _Build], Any]] = {
 
 
 def _today(module: str) -> str:
-    """Modules of numpy before 2.0 under their names of today."""
-    return re.sub(r"^numpy\.core\b", "numpy._core", module)
+    """Modules of numpy before 2.0, and of gym, under their names of today."""
+    return re.sub(r"^gym\.spaces\b", "gymnasium.spaces", re.sub(r"^numpy\.core\b", "numpy._core", module))

@@ -30,7 +30,7 @@ from rllib_kd.observations import Flatten, Normalize, ObservationPipeline, RLlib
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
 _CONNECTORS = "env_runner/{}_connector"
 _CLASS_FILE = "class_and_ctor_args.pkl"
-_MODULE_STATE_FILE = "module_state.pkl"
+_MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
 
 #: RLModules that may be built from their model config: by the names that they have, or had, and where they are.
 _DQN = "ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module.DefaultDQNTorchRLModule"
@@ -71,6 +71,7 @@ _DEFAULT_CONNECTORS = {
     "TensorToNumpy",
     "UnBatchToIndividualItems",
 }
+_SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
 _MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
 
 #: Class, constructor's keyword arguments, state.
@@ -119,7 +120,8 @@ class RLlibCheckpoint:
             "model_config": _checked_model_config(model_config, class_file),
             "catalog_class": None if catalog is None else _known_class(catalog, _CATALOGS, "catalog", class_file),
         }
-        state_file = posixpath.join(self.module_path, _MODULE_STATE_FILE)
+        state_file = _first_file(self.filesystem, self.module_path, _MODULE_STATE_FILES)
+        assert state_file is not None  # or the folder would not have been found
         state = self._read(state_file)
         try:
             with torch.device("meta"):  # shapes without memory: the model config may name any size
@@ -276,8 +278,9 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
         raise CheckpointError(
-            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN (in the config of a "
-            "Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', which comes with rllib_kd."
+            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN, a file of another "
+            "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
+            "which comes with rllib_kd."
         )
     return filesystem, path.rstrip("/")
 
@@ -374,9 +377,11 @@ def _normalize(state: Mapping[str, Any]) -> Normalize | None:
     statistics = state["running_stats"][0]
     if statistics is None:
         return None
-    mean, sum_of_squares = (_unpack(statistics[key]) for key in ("mean_array", "sum_sq_diff_array"))
+    is_old = "std_array" in statistics  # up to Ray 2.44 at least; the name was wrong, it is the sum of squares, too
+    mean, sum_of_squares = (_unpack(statistics[key]) for key in ("mean_array", _SUM_OF_SQUARES[is_old]))
     count = int(statistics["num_pushes"])
-    variance = (sum_of_squares / (count - 1) if count > 1 else np.zeros_like(mean)).astype(np.float32)
+    without_spread = np.square(mean) if is_old else np.zeros_like(mean)
+    variance = (sum_of_squares / (count - 1) if count > 1 else without_spread).astype(np.float32)
     std = np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER
     clip = state["clip_by_value"]
     return Normalize(
@@ -439,6 +444,12 @@ def _name_of(tag: Any) -> Name:
     return Name("pickled by value", str(tag.args[1]) if isinstance(tag, Tag) and len(tag.args) > 1 else "a class")
 
 
+def _first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[str]) -> str | None:
+    """The first of these files that is there."""
+    infos = filesystem.get_file_info([posixpath.join(folder, name) for name in names])
+    return next((info.path for info in infos if info.type == pyarrow.fs.FileType.File), None)
+
+
 def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, uri: str) -> str:
     """The folder of the single RLModule inside any kind of checkpoint."""
     for folder in (path, posixpath.join(path, module_id), posixpath.join(path, _MULTI_RL_MODULE, module_id)):
@@ -459,14 +470,13 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
         )
     raise CheckpointError(
         f"'{uri}' is not an RLlib checkpoint: found no RLModule '{module_id}' ({_CLASS_FILE} and "
-        f"{_MODULE_STATE_FILE}) in it, nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or "
-        "`module.save_to_path()` wrote; files of other libraries cannot be read yet."
+        f"{_MODULE_STATE_FILES[0]}) in it, nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or "
+        "`module.save_to_path()` wrote, or the folder of a Tune experiment; of other libraries name the file itself."
     )
 
 
 def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
-    infos = filesystem.get_file_info([posixpath.join(folder, name) for name in (_CLASS_FILE, _MODULE_STATE_FILE)])
-    return all(info.type == pyarrow.fs.FileType.File for info in infos)
+    return all(_first_file(filesystem, folder, names) for names in ((_CLASS_FILE,), _MODULE_STATE_FILES))
 
 
 def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:

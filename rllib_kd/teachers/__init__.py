@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from rllib_kd.observations import ObservationPipeline
     from rllib_kd.teachers.base import Teacher
 
 
@@ -41,20 +43,51 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     return text if text in PACKAGED_TEACHERS else absolute_uri(text)
 
 
-def load_teacher(teacher: str | os.PathLike[str], *, trust_checkpoint: bool = False) -> Teacher:
-    """Load a teacher.
+def load_teacher(
+    teacher: str | os.PathLike[str],
+    *,
+    pipeline: ObservationPipeline | None = None,
+    trust_checkpoint: bool = False,
+) -> Teacher:
+    """Load a teacher of any origin, recognised by its content.
 
     Args:
-        teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint: an Algorithm's
-            directory, or its rl_module folder.
-        trust_checkpoint: whether what a checkpoint holds may be executed: for RLModules and connectors of one's own.
+        teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
+            directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by return), of a
+            Stable-Baselines3 zip of DQN or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript.
+        pipeline: from what the environment shows to what it showed this teacher in training. It comes before what the
+            checkpoint itself brings: connectors, VecNormalize, channel order. With it a teacher may see more than its
+            student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
+        trust_checkpoint: whether what a checkpoint holds may be executed: for RLModules and connectors of one's own,
+            and for TorchScript.
 
     Raises:
-        ValueError: nothing is there, it is no teacher, or it holds more than data; the message says what to do.
+        ValueError: nothing is there, it is no teacher, holds more than data, or does not answer with finite Q-values;
+            the message says what to do.
     """
+    from rllib_kd.teachers.cleanrl import load_cleanrl
+    from rllib_kd.teachers.files import load_onnx, load_safetensors, load_torchscript
+    from rllib_kd.teachers.recognition import find
     from rllib_kd.teachers.rllib import load_rllib
+    from rllib_kd.teachers.sb3 import load_sb3
 
     uri = absolute_teacher_uri(teacher)
-    if uri in PACKAGED_TEACHERS:
-        uri = str(PACKAGED_TEACHERS[uri].path)
-    return load_rllib(uri, trust_checkpoint=trust_checkpoint)
+    found = find(str(PACKAGED_TEACHERS[uri].path) if uri in PACKAGED_TEACHERS else uri)
+    match found.origin:
+        case "sb3":
+            loaded = load_sb3(found.content, uri, found.vec_normalize())
+        case "cleanrl":
+            loaded = load_cleanrl(found.content, uri)
+        case "safetensors":
+            loaded = load_safetensors(found.content, uri, found.description())
+        case "onnx":
+            loaded = load_onnx(found.content, uri)
+        case "torchscript":
+            loaded = load_torchscript(found.content, uri, found.description(), trust_checkpoint=trust_checkpoint)
+        case _:
+            loaded = load_rllib(found.uri, trust_checkpoint=trust_checkpoint)
+    loaded.trained_return = found.trained_return
+    if pipeline is not None:
+        own_stages = () if loaded.pipeline is None else loaded.pipeline.stages
+        loaded.pipeline = dataclasses.replace(pipeline, stages=(*pipeline.stages, *own_stages))
+    return loaded.checked()

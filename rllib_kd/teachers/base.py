@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from rllib_kd.observations import ObservationPipeline, View
 
+if TYPE_CHECKING:
+    from rllib_kd.teachers.networks import QNetwork
+
 QF_PREDS = "qf_preds"  # the key of RLlib's QNetAPI.compute_q_values()
 TEACHER_Q = "teacher_q"  # the column of labels
 
@@ -26,21 +30,30 @@ class Teacher(Checkpointable):
     checkpoints of the student.
 
     Args:
-        module: an RLModule with `compute_q_values()`, which is copied without its target networks; None makes an empty
-            teacher, to be filled by `set_state()`.
+        module: an RLModule with `compute_q_values()`, which is copied without its target networks, or a `QNetwork`.
+            None makes an empty teacher, to be filled by `set_state()`.
         pipeline: what the environment's observations go through on their way to the network; None where that is not
             known: then it takes what the environment shows, if that fits, or else what the student takes.
         source: where it came from, for messages.
+        trained_return: mean return at the end of its training, where a result of Tune says it; None otherwise.
     """
 
     def __init__(
-        self, module: RLModule | None = None, *, pipeline: ObservationPipeline | None = None, source: str = ""
+        self,
+        module: RLModule | QNetwork | None = None,
+        *,
+        pipeline: ObservationPipeline | None = None,
+        source: str = "",
+        trained_return: float | None = None,
     ):
         self._module: Any = None
         self.pipeline = pipeline
         self.source = source
+        self.trained_return = trained_return
         if module is not None:
-            constructor_kwargs = module.get_ctor_args_and_kwargs()[1] | {"inference_only": True}
+            constructor_kwargs = module.get_ctor_args_and_kwargs()[1]
+            if isinstance(module, RLModule):
+                constructor_kwargs = constructor_kwargs | {"inference_only": True}
             weights = module.get_state(inference_only=True)
             self.set_state(
                 {
@@ -49,8 +62,38 @@ class Teacher(Checkpointable):
                     "weights": weights,
                     "pipeline": pipeline,
                     "source": source,
+                    "trained_return": trained_return,
                 }
             )
+
+    @classmethod
+    def from_callable(
+        cls,
+        function: Callable[[Tensor], Any],
+        *,
+        observation_space: gym.Space,
+        action_space: gym.spaces.Discrete,
+        pipeline: ObservationPipeline | None = None,
+        num_parameters: int | None = None,
+    ) -> Teacher:
+        """A teacher of any function, for research.
+
+        Args:
+            function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]`, as tensor or numpy array. It
+                must pickle by cloudpickle. A `torch.nn.Module` is copied, and moves to GPUs with the EnvRunners.
+            observation_space: of one observation that it takes.
+            action_space: Discrete, from 0.
+            pipeline: what the environment's observations go through on their way to it, as in `load_teacher()`.
+            num_parameters: for the compression ratio, which is NaN without; a `torch.nn.Module` is counted.
+
+        Raises:
+            ValueError: the function does not answer with finite Q-values of that many actions.
+        """
+        from rllib_kd.teachers.networks import QNetwork
+
+        network = QNetwork(function, observation_space, action_space, num_parameters)
+        source = getattr(function, "__name__", type(function).__name__)
+        return cls(network, pipeline=pipeline, source=source).checked()
 
     @property
     def is_loaded(self) -> bool:
@@ -78,8 +121,10 @@ class Teacher(Checkpointable):
         return self._module.action_space
 
     @property
-    def num_parameters(self) -> int:
-        """Parameters that act: without target networks."""
+    def num_parameters(self) -> Any:
+        """Parameters that act: without target networks. NaN for a function of which nobody knows."""
+        if not isinstance(self._module, RLModule):
+            return self._module.num_parameters
         return sum(parameter.numel() for parameter in self._module.parameters())
 
     @property
@@ -90,6 +135,37 @@ class Teacher(Checkpointable):
     def to(self, device: torch.device | str) -> Teacher:
         """This teacher, moved to a device."""
         self._module.to(device)
+        return self
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether it can look at an environment that shows this space."""
+        return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
+
+    def checked(self) -> Teacher:
+        """This teacher, once it has answered.
+
+        Raises:
+            ValueError: its action space is not Discrete; or what its network says of zeros are no Q-values.
+        """
+        action_space, shape = self.action_space, self.input_space.shape
+        if not isinstance(action_space, gym.spaces.Discrete):
+            raise ValueError(f"The teacher '{self.source}' has the action space {action_space}. Expected Discrete.")
+        if shape is None:
+            raise ValueError(f"The network of '{self.source}' takes {self.input_space}. Expected arrays of numbers.")
+        try:
+            q = self.q_values(torch.zeros(2, *shape))
+        except Exception as error:  # any network may stand here
+            raise ValueError(
+                f"The network of '{self.source}' fails on observations of the shape {list(shape)}: "
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            ) from error
+        if q.shape != (2, action_space.n):
+            raise ValueError(
+                f"The network of '{self.source}' says {list(q.shape)} of two observations, expected Q-values "
+                f"{[2, int(action_space.n)]}."
+            )
+        if torch.isnan(q).any() or torch.isposinf(q).any() or torch.isneginf(q).all():
+            raise ValueError(f"The Q-values of '{self.source}' are not finite: {q[0].tolist()[:10]}. Is it complete?")
         return self
 
     def start(self) -> View:
@@ -111,7 +187,13 @@ class Teacher(Checkpointable):
         if not self.is_loaded:
             raise ValueError("There is no teacher to save: none was loaded, or restored from a checkpoint.")
         weights = self._module.get_state()
-        return {**self._recipe, "weights": weights, "pipeline": self.pipeline, "source": self.source}
+        return {
+            **self._recipe,
+            "weights": weights,
+            "pipeline": self.pipeline,
+            "source": self.source,
+            "trained_return": self.trained_return,
+        }
 
     @override(Checkpointable)
     def set_state(self, state: dict[str, Any]) -> None:
@@ -122,7 +204,8 @@ class Teacher(Checkpointable):
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self._module, self.source = module, state["source"]
-        self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none
+        self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none of these two
+        self.trained_return = state.get("trained_return")
         self._recipe = {"class": state["class"], "kwargs": state["kwargs"]}
 
     @override(Checkpointable)

@@ -1,0 +1,120 @@
+"""Zip archives and PyTorch's files of weights, as data: nothing is extracted, and nothing takes more than it holds."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rllib_kd.checkpoints.pickles import CheckpointError
+
+_MAX_RATIO = 200  # unpacked / packed bytes; text compresses to a hundredth
+_MAX_SMALL = 2**20  # bytes that may be unpacked from anything
+
+
+class Archive:
+    """A zip archive in memory.
+
+    Args:
+        content: of the file.
+        where: its path, for messages.
+
+    Raises:
+        CheckpointError: it is no zip archive.
+    """
+
+    def __init__(self, content: bytes, where: str):
+        self._where = where
+        try:
+            self._zip = zipfile.ZipFile(io.BytesIO(content))
+            self.names = frozenset(self._zip.namelist())
+        except Exception as error:  # zipfile has several, and those of struct
+            raise CheckpointError(
+                f"'{where}' cannot be read: it is no whole zip archive ({error}). Is the file complete?"
+            ) from error
+        self._num_bytes = len(content)
+
+    def read(self, name: str) -> bytes:
+        """What one of its files holds, by its exact name.
+
+        Raises:
+            CheckpointError: there is none, it is broken, or it would unpack to far more than the archive has.
+        """
+        try:
+            info = self._zip.getinfo(name)
+            if info.file_size > max(_MAX_SMALL, _MAX_RATIO * min(info.compress_size, self._num_bytes)):
+                raise CheckpointError(
+                    f"'{self._where}' was refused: '{name}' in it would unpack from {info.compress_size} to "
+                    f"{info.file_size} bytes."
+                )
+            with self._zip.open(info) as file:
+                return file.read(info.file_size)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"'{self._where}' cannot be read: '{name}' in it is broken or missing ({error}). Is the file complete?"
+            ) from error
+
+    def size(self, name: str) -> int:
+        """Of one of its files, unpacked, in bytes."""
+        return self._zip.getinfo(name).file_size
+
+    def holds_only_itself(self) -> bool:
+        """Whether its files are stored as they are, and fit in it together: what PyTorch writes, and no bomb."""
+        infos = self._zip.infolist()
+        is_stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
+        return is_stored and sum(info.file_size for info in infos) <= self._num_bytes
+
+
+def is_torchscript(names: frozenset[str]) -> bool:
+    """Whether a zip archive with these files is a TorchScript program; PyTorch's weights have no code."""
+    return any(name.split("/")[1:2] in (["code"], ["constants.pkl"]) for name in names)
+
+
+def read_weights(content: bytes, where: str) -> Any:
+    """What `torch.save()` wrote, if that is data: tensors, numbers and texts in plain containers.
+
+    Args:
+        content: of the file.
+        where: its path, for messages.
+
+    Raises:
+        CheckpointError: it is no whole file of PyTorch (1.6 or newer), or holds more than data.
+    """
+    if not Archive(content, where).holds_only_itself():
+        raise CheckpointError(f"'{where}' was refused: its parts are packed, or larger than itself.")
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file fails in many ways
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"'{where}' was refused or is broken: {reason[:300]} It must hold weights, and nothing but data. Save "
+            "those of a module with torch.save(module.state_dict(), path)."
+        ) from error
+
+
+def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
+    """A state dict as plain tensors of 32-bit floats.
+
+    Raises:
+        CheckpointError: there is something else in it.
+    """
+    if not isinstance(weights, Mapping) or not weights:
+        raise CheckpointError(f"'{where}' holds a {type(weights).__name__}. Expected the weights of a module by name.")
+    tensors = {}
+    for name, tensor in weights.items():
+        is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
+        # A tensor may claim any shape over few bytes, by strides of zero.
+        if not isinstance(name, str) or not is_plain or _claimed_bytes(tensor) > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"'{where}' was refused: its weight {name!r} is no plain tensor.")
+        tensors[name] = tensor.detach().float().contiguous()
+    return tensors
+
+
+def _claimed_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

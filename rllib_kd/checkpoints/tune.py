@@ -1,0 +1,105 @@
+"""Folders of Ray Tune: the best checkpoint of an experiment or a trial, by the return that its results tell."""
+
+from __future__ import annotations
+
+import json
+import math
+import posixpath
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow.fs
+
+from rllib_kd.checkpoints.pickles import CheckpointError
+
+_RESULTS = "result.json"
+#: Where the return of a result stands: an evaluation's says more than one of training, in which policies explore.
+_RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
+
+
+class TrainedCheckpoint(NamedTuple):
+    """A checkpoint that Tune wrote."""
+
+    path: str
+    trained_return: float  # mean, of the result that came with it; −inf where it has none
+
+
+def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> TrainedCheckpoint | None:
+    """The best checkpoint of a trial's folder, or of the trials in an experiment's; None where it is neither.
+
+    Among trials that were evaluated and others, the evaluated ones come first.
+
+    Raises:
+        CheckpointError: it has results, but no checkpoints.
+    """
+    trials = [path] if _is_file(filesystem, posixpath.join(path, _RESULTS)) else _trials(filesystem, path)
+    if not trials:
+        return None
+    for keys in _RETURNS:
+        found = [checkpoint for trial in trials for checkpoint in _checkpoints(filesystem, trial, keys)]
+        if any(math.isfinite(checkpoint.trained_return) for checkpoint in found) or (found and keys == _RETURNS[-1]):
+            return max(found, key=lambda checkpoint: checkpoint.trained_return)
+    raise CheckpointError(
+        f"'{uri}' is a folder of Ray Tune without checkpoints. Let Tune write some: CheckpointConfig("
+        "checkpoint_at_end=True), or --checkpoint-freq on the command line."
+    )
+
+
+def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None:
+    """The mean return that Tune's results tell of a checkpoint; None where they do not."""
+    trial, _, name = path.rpartition("/")
+    for keys in _RETURNS:
+        for checkpoint in _checkpoints(filesystem, trial, keys):
+            if checkpoint.path.rpartition("/")[2] == name and math.isfinite(checkpoint.trained_return):
+                return checkpoint.trained_return
+    return None
+
+
+def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    folders = sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
+    return [folder for folder in folders if _is_file(filesystem, posixpath.join(folder, _RESULTS))]
+
+
+def _checkpoints(filesystem: pyarrow.fs.FileSystem, trial: str, keys: tuple[str, ...]) -> list[TrainedCheckpoint]:
+    """Those of a trial, each with the last return before it was written."""
+    if not _is_file(filesystem, posixpath.join(trial, _RESULTS)):
+        return []
+    last, by_name = -math.inf, {}
+    for row in _rows(filesystem, posixpath.join(trial, _RESULTS)):
+        value = _look_up(row, keys)
+        last = last if value is None else value
+        by_name[str(row.get("checkpoint_dir_name"))] = last
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(trial))
+    folders = sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
+    names = [folder.rpartition("/")[2] for folder in folders]
+    # One that was written at the end of training is in no result.
+    return [
+        TrainedCheckpoint(folder, by_name.get(name, last))
+        for folder, name in zip(folders, names, strict=True)
+        if name.startswith("checkpoint_")
+    ]
+
+
+def _rows(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[dict[str, Any]]:
+    """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
+    with filesystem.open_input_file(path) as file:
+        text = file.read().decode("utf-8", errors="replace")
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:
+    for key in keys:
+        row = row.get(key) if isinstance(row, Mapping) else None
+    is_number = isinstance(row, int | float) and not isinstance(row, bool)
+    return float(row) if is_number and math.isfinite(row) else None
+
+
+def _is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
+    return filesystem.get_file_info(path).type == pyarrow.fs.FileType.File

@@ -1,0 +1,105 @@
+"""What a path holds: recognised by its content, never by its name."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from dataclasses import dataclass
+
+import pyarrow.fs
+
+from rllib_kd.checkpoints.archives import Archive, is_torchscript
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.rllib import open_uri
+from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
+from rllib_kd.teachers import sb3
+from rllib_kd.teachers.files import description_name
+
+_FORMATS = (
+    "the directory of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
+    "(.cleanrl_model), safetensors, ONNX or TorchScript"
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies at a path.
+
+    Args:
+        origin: "rllib", "sb3", "cleanrl", "safetensors", "onnx" or "torchscript".
+        uri: of the checkpoint itself, where a folder of Tune was named; else as it was given.
+        content: of a file; nothing of a directory.
+        trained_return: mean return that Tune's results tell of it.
+        filesystem: that holds it.
+        path: in the filesystem.
+    """
+
+    origin: str
+    uri: str
+    content: bytes
+    trained_return: float | None
+    filesystem: pyarrow.fs.FileSystem
+    path: str
+
+    def beside(self, *names: str) -> bytes | None:
+        """Content of the first of these files that lies beside it; None where there is none."""
+        folder = self.path.rpartition("/")[0]
+        for name in names:
+            path = posixpath.join(folder, name)
+            if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
+                return _read(self.filesystem, path)
+        return None
+
+    def description(self) -> bytes | None:
+        """Content of the JSON file that describes it."""
+        return self.beside(description_name(self.path))
+
+    def vec_normalize(self) -> bytes | None:
+        """Content of Stable-Baselines3's `vecnormalize.pkl`: beside the zip, or in the folder of its name (RL zoo)."""
+        stem = self.path.rpartition("/")[2].rpartition(".")[0]
+        return self.beside("vecnormalize.pkl", f"{stem}/vecnormalize.pkl")
+
+
+def find(uri: str) -> Found:
+    """Recognise what lies at a path.
+
+    Args:
+        uri: an absolute path, or a URI that pyarrow knows (`file://`, `s3://`, `gs://`).
+
+    Raises:
+        CheckpointError: nothing is there, or nothing that is known.
+    """
+    filesystem, path = open_uri(uri)
+    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+        best = best_checkpoint(filesystem, path, uri)
+        if best is None:
+            return Found("rllib", uri, b"", trained_return(filesystem, path), filesystem, path)
+        best_uri = uri.rstrip("/") + best.path[len(path) :]
+        value = best.trained_return if math.isfinite(best.trained_return) else None
+        return Found("rllib", best_uri, b"", value, filesystem, best.path)
+    content = _read(filesystem, path)
+    return Found(_origin(content, uri), uri, content, None, filesystem, path)
+
+
+def _origin(content: bytes, uri: str) -> str:
+    if content.startswith(b"PK"):
+        names = Archive(content, uri).names
+        if names >= sb3.FILES:
+            return "sb3"
+        if is_torchscript(names):
+            return "torchscript"
+        if any(name.endswith("/data.pkl") for name in names):
+            return "cleanrl"
+    if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):  # length of a JSON header
+        return "safetensors"
+    if content.startswith(b"\x08"):  # the protobuf tag of ir_version
+        return "onnx"
+    raise CheckpointError(f"'{uri}' is no teacher that is known, or is not complete. Expected {_FORMATS}.")
+
+
+def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+    try:
+        with filesystem.open_input_file(path) as file:
+            return file.read()
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be opened: {error}") from error

@@ -1,0 +1,234 @@
+"""Teachers from Stable-Baselines3: zips of DQN and QR-DQN, back to version 1.0 and `gym`.
+
+Neither Stable-Baselines3 nor `gym` is needed. Of the zip, `data` is JSON; the pickles in it are read as data. The
+weights are PyTorch's.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from torch import Tensor
+
+from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
+from rllib_kd.layers import Layer
+from rllib_kd.observations import Flatten, Images, Normalize, Stage
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.networks import layered_teacher
+
+FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
+
+#: Where the Q-network is in the weights: of DQN, and of QR-DQN.
+_NETWORKS = ("q_net.q_net.", "quantile_net.quantile_net.")
+_EXTRACTOR = "features_extractor."
+_ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu", "SiLU": "silu", "Sigmoid": "sigmoid"}
+_EXTRACTORS = ("FlattenExtractor", "NatureCNN")
+_NATURE_STRIDES = (4, 2, 1)
+#: Spaces that an MLP takes as vectors, discrete ones as one-hot.
+_VECTORS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+
+
+def load_sb3(content: bytes, uri: str, vec_normalize: bytes | None = None) -> Teacher:
+    """Load the Q-network of a zip that `DQN.save()` or `QRDQN.save()` wrote.
+
+    Args:
+        content: of the zip.
+        uri: its path, for messages.
+        vec_normalize: content of the `vecnormalize.pkl` that belongs to it, if there is one.
+
+    Raises:
+        ValueError: it is no whole zip, of another algorithm, or has a network that is not known.
+    """
+    archive = Archive(content, uri)
+    data = _read_data(archive, uri)
+    weights = as_tensors(read_weights(archive.read("policy.pth"), f"{uri}/policy.pth"), uri)
+    prefix = next((name for name in _NETWORKS if any(key.startswith(name) for key in weights)), None)
+    if prefix is None:
+        raise CheckpointError(
+            f"'{uri}' is a zip of Stable-Baselines3 without a Q-network: its weights begin with "
+            f"'{next(iter(weights))}'. Expected a DQN, or a QR-DQN."
+        )
+    observation_space, action_space = (_read_pickle_in(data, key, uri) for key in ("observation_space", "action_space"))
+    policy_kwargs = _read_policy_kwargs(data, uri)
+    try:
+        layers, tensors, stages, shape = _read_network(weights, prefix, observation_space, action_space, policy_kwargs)
+        if vec_normalize is not None:
+            stages = [*_read_vec_normalize(vec_normalize, observation_space), *stages]
+        return layered_teacher(
+            layers,
+            tensors,
+            observation_shape=shape,
+            num_actions=int(action_space.n),
+            observation_space=observation_space,
+            stages=stages,
+            source=uri,
+        )
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"'{uri}' has a network that does not fit: {error}") from error
+
+
+# --- What `data` says -------------------------------------------------------------------------------------------------
+
+
+def _read_data(archive: Archive, uri: str) -> dict[str, Any]:
+    try:
+        data = json.loads(archive.read("data"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"'{uri}' cannot be read: its 'data' is no JSON ({error}).") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"'{uri}' cannot be read: its 'data' is no JSON object.")
+    return data
+
+
+def _read_pickle_in(data: Mapping[str, Any], key: str, uri: str) -> Any:
+    """What Stable-Baselines3 has put into the JSON as the text of a pickle."""
+    where = f"{uri}/data/{key}"
+    entry = data.get(key)
+    try:
+        content = base64.b64decode(entry[":serialized:"])  # type: ignore[index]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"'{where}' is missing or broken ({error!r}). Is the file complete?") from error
+    return build(read_pickle(io.BytesIO(content), where), where)
+
+
+def _read_policy_kwargs(data: Mapping[str, Any], uri: str) -> Mapping[str, Any]:
+    policy_kwargs = data.get("policy_kwargs") or {}
+    if isinstance(policy_kwargs, dict) and ":serialized:" in policy_kwargs:
+        policy_kwargs = _read_pickle_in(data, "policy_kwargs", uri)
+    if not isinstance(policy_kwargs, dict):
+        raise CheckpointError(f"'{uri}' has a {type(policy_kwargs).__name__} as policy_kwargs; expected a dict.")
+    return policy_kwargs
+
+
+def _known(policy_kwargs: Mapping[str, Any], key: str, default: str, known: Any) -> str:
+    value = policy_kwargs.get(key, Name("", default))
+    name = value.name if isinstance(value, Name) else str(value)
+    if name not in known:
+        raise ValueError(f"its {key} is {name}, and only {', '.join(known)} are known")
+    return name
+
+
+# --- The network ------------------------------------------------------------------------------------------------------
+
+
+def _read_network(
+    weights: Mapping[str, Tensor],
+    prefix: str,
+    observation_space: gym.Space,
+    action_space: gym.Space,
+    policy_kwargs: Mapping[str, Any],
+) -> tuple[list[Layer], dict[str, Tensor], list[Stage], tuple[int, ...]]:
+    """Layers, weights, preprocessing, and the shape of the inputs."""
+    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+        raise ValueError(f"its action space is {action_space}")
+    activation = _ACTIVATIONS[_known(policy_kwargs, "activation_fn", "ReLU", _ACTIVATIONS)]
+    _known(policy_kwargs, "features_extractor_class", "FlattenExtractor", _EXTRACTORS)
+    normalizes_images = bool(policy_kwargs.get("normalize_images", True))
+    own_prefix = prefix.split(".")[0] + "."
+    own = {name.removeprefix(own_prefix): value for name, value in weights.items() if name.startswith(own_prefix)}
+    head = own_prefix.removesuffix(".")
+    tensors = dict(own)
+    is_box = isinstance(observation_space, gym.spaces.Box)
+    is_image = is_box and len(observation_space.shape) == 3 and observation_space.dtype == np.uint8
+    if f"{_EXTRACTOR}cnn.0.weight" in own:
+        if not is_box or len(observation_space.shape) != 3 or (normalizes_images and not is_image):
+            raise ValueError(f"it has convolutions, but sees {observation_space}")
+        channels, height, width = _channels_first(observation_space.shape)
+        shape: tuple[int, ...] = (height, width, channels)
+        stages: list[Stage] = [Images((height, width, channels), scaled=normalizes_images)]
+        layers = nature_cnn([f"{_EXTRACTOR}cnn.{i}" for i in (0, 2, 4)], f"{_EXTRACTOR}linear.0", tensors)
+    else:
+        if is_image:
+            raise ValueError("it is an MLP that sees images, which is not supported")
+        layers, stages = [], []
+        shape = tuple(observation_space.shape or ())
+        if not isinstance(observation_space, _VECTORS):
+            raise ValueError(f"it sees {observation_space}, which is not supported")
+        if not is_box or len(shape) != 1:
+            stages = [Flatten(observation_space)]
+            shape = (gym.spaces.flatdim(observation_space),)
+    layers += mlp(f"{head}.", tensors, activation)
+    if prefix == _NETWORKS[1]:
+        _average_quantiles(layers[-1], tensors, int(action_space.n))
+    used = {layer[key] for layer in layers for key in ("weight", "bias") if key in layer}
+    if unknown := sorted(set(own) - used):
+        raise ValueError(f"it has weights of layers that are not known: {', '.join(unknown[:5])}")
+    return layers, tensors, stages, shape
+
+
+def mlp(prefix: str, tensors: Mapping[str, Tensor], activation: str) -> list[Layer]:
+    """Linear layers of a `torch.nn.Sequential`, with the activation between them."""
+    names = [name.removesuffix(".weight") for name in tensors if name.startswith(prefix) and name.endswith(".weight")]
+    layers: list[Layer] = []
+    for name in sorted(names, key=lambda name: int(name.removeprefix(prefix))):
+        layers += [{"op": "linear", "weight": f"{name}.weight", "bias": f"{name}.bias"}, {"op": activation}]
+    return layers[:-1]
+
+
+def nature_cnn(convolutions: list[str], linear: str, tensors: dict[str, Tensor]) -> list[Layer]:
+    """The network of Mnih et al. 2015 up to its last hidden layer; the rows after `flatten` are put in our order.
+
+    Args:
+        convolutions: names of the three.
+        linear: name of the layer that follows.
+        tensors: all weights; that of the linear layer is replaced.
+    """
+    layers: list[Layer] = []
+    for name, stride in zip(convolutions, _NATURE_STRIDES, strict=True):
+        conv = {"op": "conv2d", "weight": f"{name}.weight", "bias": f"{name}.bias", "stride": [stride, stride]}
+        layers += [conv, {"op": "relu"}]
+    weight = tensors[f"{linear}.weight"]
+    channels = len(tensors[f"{convolutions[-1]}.weight"])
+    # Theirs flattens channel by channel, ours pixel by pixel.
+    weight = weight.unflatten(1, (channels, -1)).transpose(1, 2).flatten(1).contiguous()
+    tensors[f"{linear}.weight"] = weight
+    layers.append({"op": "flatten"})
+    return [*layers, {"op": "linear", "weight": f"{linear}.weight", "bias": f"{linear}.bias"}, {"op": "relu"}]
+
+
+def _average_quantiles(head: Layer, tensors: dict[str, Tensor], num_actions: int) -> None:
+    """Q-values are the mean over quantiles, and the mean of linear outputs is linear."""
+    for key in ("weight", "bias"):
+        rows = tensors[head[key]]  # [quantiles · actions, ...], the action changes fastest
+        tensors[head[key]] = rows.unflatten(0, (-1, num_actions)).mean(0)
+
+
+def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """As Stable-Baselines3 guesses: the shortest axis has the channels, and is the first or the last one."""
+    a, b, c = shape
+    return (a, b, c) if a == min(shape) else (c, a, b)
+
+
+# --- VecNormalize -----------------------------------------------------------------------------------------------------
+
+
+def _read_vec_normalize(content: bytes, space: gym.Space) -> list[Stage]:
+    """The statistics of a `VecNormalize`, as they stand."""
+    where = "vecnormalize.pkl"
+    tag = read_pickle(io.BytesIO(content), where)
+    if not isinstance(tag, Tag) or tag.of.name != "VecNormalize" or not isinstance(tag.state, dict):
+        raise CheckpointError(f"'{where}' beside the zip is no VecNormalize.")
+    state = tag.state
+    if not build(state.get("norm_obs", True), where):
+        return []
+    statistics = state.get("obs_rms")
+    if not isinstance(statistics, Tag) or not isinstance(statistics.state, dict):
+        raise CheckpointError(f"'{where}' has statistics of several parts; those of one array were expected.")
+    if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+        raise CheckpointError(f"'{where}' normalises {space}; a Box of floats was expected.")
+    mean, variance = (np.asarray(build(statistics.state[key], where), np.float64) for key in ("mean", "var"))
+    epsilon, clip = (float(build(state[key], where)) for key in ("epsilon", "clip_obs"))
+    if mean.shape != space.shape or variance.shape != space.shape:
+        raise CheckpointError(f"'{where}' normalises observations of the shape {mean.shape}, not {space.shape}.")
+    return [Normalize(mean, np.sqrt(variance + epsilon), clip)]

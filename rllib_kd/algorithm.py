@@ -17,6 +17,7 @@ import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -35,12 +36,12 @@ from ray.rllib.utils.metrics import (
 from ray.tune.registry import register_trainable
 
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
-from rllib_kd.learner import DISTILLATION_COLUMNS, NUM_GRADIENT_STEPS, TD_COLUMNS
+from rllib_kd.learner import NUM_GRADIENT_STEPS, TD_COLUMNS
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, same_space
 from rllib_kd.students import compress, count_parameters
 from rllib_kd.teachers import load_teacher
-from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.base import Support, Teacher, support_of
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class DistillDQN(DQN):
         except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
             self._explain_failed_env_runners()
             raise
-        self._student_parameters = self._count_student_parameters()
+        self._student_parameters, self._student_support = self._measure_student()
         if self._teacher.is_loaded:
             self._warn_of_a_large_student()
             self._check_fit()
@@ -180,11 +181,14 @@ class DistillDQN(DQN):
         config.freeze()
         return config
 
-    def _count_student_parameters(self) -> int:
-        counts = self.learner_group.foreach_learner(
-            lambda learner: count_parameters(learner.module[DEFAULT_MODULE_ID].unwrapped())
-        )
-        return next(iter(counts)).get()
+    def _measure_student(self) -> tuple[int, Support | None]:
+        """Its parameters, and the support of its return distributions."""
+
+        def measure(learner: Any) -> tuple[int, Support | None]:
+            module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+            return count_parameters(module), support_of(module)
+
+        return next(iter(self.learner_group.foreach_learner(measure))).get()
 
     def _explain_failed_env_runners(self) -> None:
         """Raise the reason as a ValueError, if one shows here."""
@@ -219,6 +223,12 @@ class DistillDQN(DQN):
                     f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
                     "wrappers, and connectors where its checkpoint has none."
                 )
+        if self.config.loss == "categorical" and self._teacher.support != self._student_support:
+            raise ValueError(
+                "The loss 'categorical' needs return distributions on one support, but the teacher's is "
+                f"{self._teacher.support} and the student's {self._student_support}. Set training(num_atoms=..., "
+                "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
+            )
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
         modes = {str(mode) for mode in reported if mode is not None}
         if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
@@ -254,7 +264,7 @@ class DistillDQN(DQN):
         kwargs = {
             "teacher_fraction": self._teacher_fraction(),
             "epsilon": value_at(self.config.epsilon, self._env_steps()) if self.config.explore else 0.0,
-            "names": DISTILLATION_COLUMNS + (TD_COLUMNS if self.config.uses_td else ()),
+            "names": (Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())),
             "num_shards": num_shards,
         }
         group = self.env_runner_group

@@ -15,6 +15,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, values_of
 from rllib_kd.teachers import absolute_teacher_uri
+from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -48,6 +49,8 @@ class DistillDQNConfig(DQNConfig):
         self.temperature: float | Literal["auto"] = "auto"
         self.student_temperature: float | None = None
         self.huber_delta = 1.0
+        self.jsd_beta = 0.5
+        self.margin = 0.8
         self.normalize_q_values = True
         self.weight_averaging = 0.1
         self.rollout_policy = "mixture"
@@ -82,6 +85,8 @@ class DistillDQNConfig(DQNConfig):
         temperature: float | Literal["auto"] = NotProvided,
         student_temperature: float | None = NotProvided,
         huber_delta: float = NotProvided,
+        jsd_beta: float = NotProvided,
+        margin: float = NotProvided,
         normalize_q_values: bool = NotProvided,
         weight_averaging: float = NotProvided,
         rollout_policy: str = NotProvided,
@@ -98,16 +103,26 @@ class DistillDQNConfig(DQNConfig):
                 teacher that comes with the package. A path becomes absolute at once.
             trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors of
                 your own. False (default): it is read as data.
-            loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action): the
-                student's outputs rank the actions; "mse" or "huber": they are Q-values.
-            temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy
-                action; high: it copies all preferences, and learns less about the best one. "auto" (default): a tenth
-                of the teacher's median action gap, measured as states come in. Rusu et al. 2015, arXiv 1511.06295.
-            student_temperature: divides the student's outputs in "kl" and "nll"; > 0. None (default): such that the
-                outputs count in median action gaps of the teacher; with `td_coeff`, such that they are Q-values. 1: the
-                paper's form, in which they are logits, and must grow far before they are as sharp as the teacher's.
+            loss: "kl" (default; forward KL of the action probabilities), "reverse_kl", "jsd" (between the two), "nll"
+                (the teacher's greedy action) or "margin" (that action wins by a margin): the student's outputs rank the
+                actions. "mse" or "huber": they are Q-values. "categorical": return distributions of a C51 student,
+                `training(num_atoms=...)`, with the support of its C51 teacher. losses.py has formulas and sources.
+            temperature: divides the teacher's Q-values in "kl", "reverse_kl" and "jsd"; > 0, return units. Low: the
+                student copies the greedy action; high: it copies all preferences, and learns less about the best one.
+                "auto" (default): a tenth of the teacher's median action gap, measured as states come in. Rusu et al.
+                2015, arXiv 1511.06295.
+            student_temperature: divides the student's outputs in the same losses and "nll"; > 0. None (default): such
+                that the outputs count in median action gaps of the teacher; with `td_coeff`, such that they are
+                Q-values. 1: the paper's form, in which they are logits, and must grow far before they are as sharp as
+                the teacher's.
             huber_delta: where "huber" turns from quadratic to linear; > 0, return units, or normalised ones with
                 `normalize_q_values`. Low: robust; high: half of "mse".
+            jsd_beta: β of "jsd"; in [0, 1]. Low: as "kl", a student that covers all that the teacher does; high: as
+                "reverse_kl", one that keeps to what the teacher does most. Default: 0.5, the Jensen-Shannon divergence.
+                Agarwal et al. 2023, arXiv 2306.13649.
+            margin: by how much the teacher's action must win in "margin"; > 0, in units of the student's outputs (with
+                `td_coeff`: return). Low: it need only rank first; high: other actions are pushed further down than they
+                deserve. Default: 0.8, as Hester et al. 2017, arXiv 1704.03732, for rewards around 1.
             normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
                 and the differences between actions have one scale each (default). False: on the raw Q-values, where
                 the level takes most of the student's attention. The student puts out Q-values either way.
@@ -138,6 +153,8 @@ class DistillDQNConfig(DQNConfig):
             "temperature": temperature,
             "student_temperature": student_temperature,
             "huber_delta": huber_delta,
+            "jsd_beta": jsd_beta,
+            "margin": margin,
             "normalize_q_values": normalize_q_values,
             "weight_averaging": weight_averaging,
             "rollout_policy": rollout_policy,
@@ -200,6 +217,11 @@ class DistillDQNConfig(DQNConfig):
         return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
 
     @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns in which EnvRunners write down what the teacher says of a state."""
+        return (TEACHER_Q, TEACHER_PROBS) if self.loss == "categorical" else (TEACHER_Q,)
+
+    @property
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
         return any(values_of(self.td_coeff))
@@ -214,7 +236,7 @@ class DistillDQNConfig(DQNConfig):
                 raise ValueError(f"DistillDQN has no config field '{name}'.{did_you_mean(name, known)}")
 
     def _check_distillation(self) -> None:
-        from rllib_kd.losses import LOSSES, VALUE_LOSSES
+        from rllib_kd.losses import LOSSES, POLICY_LOSSES
 
         if not isinstance(self.teacher, str | os.PathLike):
             raise ValueError(
@@ -233,6 +255,9 @@ class DistillDQNConfig(DQNConfig):
         if self.student_temperature is not None:
             _check_positive("student_temperature", self.student_temperature, "a number, or None")
         _check_positive("huber_delta", self.huber_delta, "a number")
+        _check_positive("margin", self.margin, "a number")
+        if not isinstance(self.jsd_beta, Real) or not 0.0 <= self.jsd_beta <= 1.0:
+            raise ValueError(f"`jsd_beta` must be in [0, 1], got {self.jsd_beta!r}.")
         if not isinstance(self.weight_averaging, Real) or not 0.0 <= self.weight_averaging < 1.0:
             raise ValueError(f"`weight_averaging` must be in [0, 1), got {self.weight_averaging!r}.")
         check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
@@ -250,10 +275,17 @@ class DistillDQNConfig(DQNConfig):
                     f"Both `compression`={self.compression:g} and {sorted(widths)} in rl_module(model_config=...) set "
                     "the widths of the student's layers. Set one of them."
                 )
-        if self.uses_td and self.loss not in VALUE_LOSSES and self.student_temperature is not None:
+        own_scale = self.student_temperature not in (None, self.temperature)
+        if self.uses_td and self.loss in POLICY_LOSSES and own_scale:
             raise ValueError(
                 f"With `td_coeff`, the student's outputs must be Q-values, but student_temperature="
-                f"{self.student_temperature} makes them logits. Leave it at None, or use the loss 'mse'."
+                f"{self.student_temperature} beside temperature={self.temperature} gives them another scale. Leave it "
+                "at None."
+            )
+        if self.loss == "categorical" and self.model_config.get("num_atoms", 1) < 2:
+            raise ValueError(
+                "The loss 'categorical' is for a C51 student, but this one has one output an action. Give it the "
+                "teacher's support: training(num_atoms=51, v_min=..., v_max=...), or use another loss."
             )
         if not (self.uses_td or any(values_of(self.kd_coeff))):
             raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")

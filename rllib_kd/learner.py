@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
+from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -30,12 +30,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from rllib_kd import losses, students
 from rllib_kd.replay import VALID, ColumnarReplay
 from rllib_kd.statistics import QScale, QStatistics
-from rllib_kd.teachers.base import TEACHER_Q
+from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q
 
 logger = logging.getLogger(__name__)
 
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
-#: Columns that distillation alone needs, and what TD needs beside them.
+#: Columns that distillation alone needs (by most losses), and what TD needs beside them.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
 
@@ -152,15 +152,17 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         Args:
             module_id: the student's.
             config: the student's.
-            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; for TD also RLlib's DQN columns.
-            fwd_out: `qf_preds` `[B, A]`; for TD also what `forward_train()` puts out.
+            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; for "categorical" also `teacher_probs` `[B, A, atoms]`, for
+                TD also RLlib's DQN columns.
+            fwd_out: `qf_preds` `[B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; for TD also what `forward_train()`
+                puts out.
 
         Returns:
             A scalar.
         """
         terms = {}
         if self._coefficients["kd"]:
-            terms["kd_loss"] = self._distillation_loss(config, fwd_out[QF_PREDS], batch[TEACHER_Q]).mean()
+            terms["kd_loss"] = self._distillation_loss(config, fwd_out, batch).mean()
         if self._coefficients["td"]:
             terms["td_loss"] = losses.td(
                 batch,
@@ -306,30 +308,35 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._log_learning(sums, num_steps, num_steps * batch_size)
 
     def _gather(self, rows: Tensor, uses_td: bool, config: Any) -> dict[str, Tensor]:
-        batch = self.replay.gather(rows, DISTILLATION_COLUMNS)
+        batch = self.replay.gather(rows, (Columns.OBS, *config.label_columns))
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=config.n_step, gamma=config.gamma)
         return batch
 
-    def _distillation_loss(self, config: Any, student_q: Tensor, teacher_q: Tensor) -> Tensor:
+    def _distillation_loss(self, config: Any, fwd_out: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """D, unreduced: `[B]`."""
+        student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
         if self._scale is not None:
             teacher_q = self._scale.normalize(teacher_q)
+        temperatures = {"temperature": self._temperature, "student_temperature": self._student_temperature}
         match config.loss:
             case "mse":
                 return losses.mse(student_q, teacher_q)
             case "huber":
                 return losses.huber(student_q, teacher_q, delta=config.huber_delta)
             case "kl":
-                return losses.policy_kl(
-                    student_q,
-                    teacher_q,
-                    temperature=self._temperature,
-                    student_temperature=self._student_temperature,
-                )
+                return losses.policy_kl(student_q, teacher_q, **temperatures)
+            case "reverse_kl":
+                return losses.reverse_kl(student_q, teacher_q, **temperatures)
+            case "jsd":
+                return losses.jsd(student_q, teacher_q, beta=config.jsd_beta, **temperatures)
             case "nll":
                 return losses.nll(student_q, teacher_q, student_temperature=self._student_temperature)
+            case "margin":
+                return losses.margin(student_q, teacher_q, margin=config.margin)
+            case "categorical":
+                return losses.categorical(fwd_out[QF_LOGITS], batch[TEACHER_PROBS])
         raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
 
     def _temperatures(self) -> tuple[float, float]:
@@ -340,7 +347,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             temperature = self.config.AUTO_TEMPERATURE_GAPS * median_gap
         if self.config.student_temperature is not None:
             return temperature, self.config.student_temperature
-        if self.config.loss in losses.VALUE_LOSSES or self.config.uses_td:
+        if self.config.loss not in losses.POLICY_LOSSES or self.config.uses_td:
             return temperature, temperature  # both put out Q-values
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 

@@ -228,6 +228,33 @@ def test_teachers_of_other_kinds(cartpole_config, build, tmp_path, variant):
     assert math.isfinite(result["learners"]["default_policy"]["kd_loss"])
 
 
+C51 = {"num_atoms": 11, "v_min": -5.0, "v_max": 5.0}
+
+
+def test_a_c51_teaches_a_c51(cartpole_config, build, tmp_path):
+    path = make_q_module(**C51).save_to_path(str(tmp_path / "teacher"))
+    config = cartpole_config.training(**C51, lr=1e-2).distillation(teacher=path, loss="categorical")
+    algo = build(config.env_runners(num_env_runners=1))
+    first = algo.train()["learners"]["default_policy"]["kd_loss"]
+    for _ in range(20):
+        last = algo.train()["learners"]["default_policy"]["kd_loss"]
+    assert last < first
+    assert algo.get_module().num_atoms == 11
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({**C51, "v_max": 6.0}, r"v_max=6\.0, num_atoms=11\) and the student's Support\(v_min=-5\.0, v_max=5\.0"),
+        ({}, r"the teacher's is None"),
+    ],
+)
+def test_supports_that_differ_are_both_named(cartpole_config, build, tmp_path, teacher, message):
+    path = make_q_module(**teacher).save_to_path(str(tmp_path / "teacher"))
+    with pytest.raises(ValueError, match=message):
+        build(cartpole_config.training(**C51).distillation(teacher=path, loss="categorical"))
+
+
 def test_compression_settles_the_widths_before_any_actor_starts(cartpole_config, build, tmp_path):
     path = make_q_module(fcnet_hiddens=[64, 64]).save_to_path(str(tmp_path / "teacher"))
     config = cartpole_config.rl_module(model_config={}).distillation(teacher=path, compression=0.1)

@@ -33,6 +33,9 @@ def test_the_defaults_are_valid():
         ({"student_temperature": -1.0}, "`student_temperature` must be positive"),
         ({"weight_averaging": 1.0}, r"`weight_averaging` must be in \[0, 1\)"),
         ({"huber_delta": 0}, "`huber_delta` must be positive"),
+        ({"jsd_beta": 1.5}, r"`jsd_beta` must be in \[0, 1\], got 1.5"),
+        ({"margin": 0.0}, "`margin` must be positive"),
+        ({"loss": "categorical"}, r"for a C51 student.*training\(num_atoms=51"),
         ({"rollout_policy": "expert"}, "Unknown rollout_policy 'expert'. Known are: teacher, student, mixture"),
         ({"teacher_fraction": 1.5}, r"`teacher_fraction` must be in \[0, 1\], got 1.5"),
         ({"teacher_fraction": [[10, 1.0]]}, "`teacher_fraction` must be a number or a schedule"),
@@ -43,6 +46,7 @@ def test_the_defaults_are_valid():
         ({"compression": 4}, r"`compression` must be in \(0, 1\]"),
         ({"num_baseline_episodes": -1}, "`num_baseline_episodes` must be None or an integer"),
         ({"td_coeff": 1.0, "student_temperature": 1.0}, "the student's outputs must be Q-values"),
+        ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "beside temperature=0.5"),
     ],
 )
 def test_bad_distillation_settings_are_refused(settings, message):
@@ -92,6 +96,10 @@ def test_bad_settings_elsewhere_are_refused(change, message):
 def test_a_teacher_is_one_path(teacher):
     with pytest.raises(ValueError, match="A teacher is the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
+
+
+def test_with_td_the_students_temperature_may_be_the_teachers():
+    valid().distillation(td_coeff=1.0, temperature=0.5, student_temperature=0.5).validate()
 
 
 def test_rllibs_auto_fragments_have_a_length():

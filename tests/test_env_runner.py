@@ -139,6 +139,20 @@ def test_labels_are_the_teachers_values_of_the_very_state(counting_config, direc
         np.testing.assert_allclose(columns["teacher_q"][valid], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_labels_of_a_c51_are_its_return_distributions(counting_config, tmp_path, direct):
+    support = {"num_atoms": 7, "v_min": -1.0, "v_max": 2.0}
+    module = make_q_module(Counting.observation_space, Counting.action_space, **support)
+    config = counting_config.training(**support).distillation(
+        teacher=module.save_to_path(str(tmp_path / "c51")), loss="categorical"
+    )
+    (columns,), _ = sample(make_runner(config if direct else config.callbacks(Silent)), ("obs", *config.label_columns))
+    expected = module.compute_q_values({"obs": torch.tensor(columns["obs"])})
+    assert columns["teacher_probs"].shape == (len(columns["obs"]), 3, 7)
+    np.testing.assert_allclose(columns["teacher_probs"], expected["qf_probs"].detach(), atol=1e-6)
+    np.testing.assert_allclose(columns["teacher_q"], expected["qf_preds"].detach(), atol=1e-5)
+
+
 def test_both_ways_give_the_same_data(cartpole_config, cluster):
     """Fragments end at other places (RLlib counts transitions, the direct way steps): compare their beginnings."""
     sampled = []
@@ -188,6 +202,8 @@ def test_a_crashing_env_is_made_anew_and_its_fragment_dropped(counting_config, d
 
 def test_states_that_the_teacher_cannot_label_are_never_drawn(counting_config):
     class Forgetful:
+        pipeline = None
+
         def to(self, device):
             return self
 

@@ -13,6 +13,7 @@ from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
 
 MODEL = {"fcnet_hiddens": [16], "fcnet_activation": "relu"}
+C51 = {"num_atoms": 11, "v_min": 80.0, "v_max": 120.0}
 
 
 def config_of(loss="kl", **distillation) -> DistillDQNConfig:
@@ -20,7 +21,7 @@ def config_of(loss="kl", **distillation) -> DistillDQNConfig:
         DistillDQNConfig()
         .environment("CartPole-v1")
         .rl_module(model_config=MODEL)
-        .training(train_batch_size_per_learner=32, lr=1e-2)
+        .training(train_batch_size_per_learner=32, lr=1e-2, **(C51 if loss == "categorical" else {}))
         .distillation(teacher="cartpole", loss=loss, **distillation)
         .debugging(seed=0)
     )
@@ -99,16 +100,25 @@ def learnable(count: int) -> dict:
     return columns
 
 
+def nearest_atom(teacher_q: np.ndarray) -> np.ndarray:
+    """Return distributions without any spread, on the support of `C51`."""
+    atoms = np.linspace(C51["v_min"], C51["v_max"], C51["num_atoms"])
+    nearest = np.abs(teacher_q[..., None] - atoms).argmin(-1)
+    return np.eye(C51["num_atoms"], dtype=np.float32)[nearest]
+
+
 @pytest.mark.parametrize("loss", losses.LOSSES)
 def test_every_loss_learns(cluster, loss):
-    learner = make_learner(config_of(loss))
-    first = learner.update([ray.put(learnable(512))], num_gradient_steps=5)["default_policy"]["kd_loss"].peek()
+    learner, columns = make_learner(config_of(loss)), learnable(512)
+    if loss == "categorical":
+        columns["teacher_probs"] = nearest_atom(columns["teacher_q"])
+    first = learner.update([ray.put(columns)], num_gradient_steps=5)["default_policy"]["kd_loss"].peek()
     for _ in range(20):
         last = learner.update([], num_gradient_steps=10)["default_policy"]["kd_loss"].peek()
     assert last < 0.5 * first
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", [*losses.VALUE_LOSSES, *losses.POLICY_LOSSES])
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_every_loss_goes_with_td(cluster, loss, n_step):
     learner = make_learner(config_of(loss, td_coeff=0.5).training(n_step=n_step))
@@ -116,6 +126,42 @@ def test_every_loss_goes_with_td(cluster, loss, n_step):
     results = learner.update([data], num_gradient_steps=20)["default_policy"]
     terms = {name: results[name].peek() for name in ("kd_loss", "td_loss", "total_loss")}
     assert terms["total_loss"] == pytest.approx(terms["kd_loss"] + 0.5 * terms["td_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "formula"),
+    [
+        ({"loss": "mse", "normalize_q_values": False}, losses.mse),
+        (
+            {"loss": "huber", "normalize_q_values": False, "huber_delta": 0.3},
+            lambda s, t: losses.huber(s, t, delta=0.3),
+        ),
+        (
+            {"loss": "kl", "temperature": 0.5, "student_temperature": 2.0},
+            lambda s, t: losses.policy_kl(s, t, temperature=0.5, student_temperature=2.0),
+        ),
+        (
+            {"loss": "reverse_kl", "temperature": 0.5, "student_temperature": 2.0},
+            lambda s, t: losses.reverse_kl(s, t, temperature=0.5, student_temperature=2.0),
+        ),
+        (
+            {"loss": "jsd", "jsd_beta": 0.2, "temperature": 0.5, "student_temperature": 2.0},
+            lambda s, t: losses.jsd(s, t, beta=0.2, temperature=0.5, student_temperature=2.0),
+        ),
+        ({"loss": "nll", "student_temperature": 2.0}, lambda s, t: losses.nll(s, t, student_temperature=2.0)),
+        ({"loss": "margin", "margin": 0.3}, lambda s, t: losses.margin(s, t, margin=0.3)),
+    ],
+    ids=lambda value: value["loss"] if isinstance(value, dict) else "",
+)
+def test_each_setting_changes_the_loss_as_its_formula_says(cluster, settings, formula):
+    learner, columns = make_learner(config_of(**settings)), fragment(64)
+    learner.update([ray.put(columns)])
+    batch = {name: torch.as_tensor(column) for name, column in columns.items()}
+    fwd_out = learner.module["default_policy"].compute_q_values(batch)
+    loss = learner.compute_loss_for_module(
+        module_id="default_policy", config=learner.config, batch=batch, fwd_out=fwd_out
+    )
+    torch.testing.assert_close(loss, formula(fwd_out["qf_preds"], batch["teacher_q"]).mean())
 
 
 def test_a_value_loss_is_learned_in_normalised_coordinates_but_puts_out_q_values(cluster):

@@ -101,8 +101,8 @@ class DistillDQNConfig(DQNConfig):
         Args:
             teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
                 teacher that comes with the package. A path becomes absolute at once.
-            trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors of
-                your own. False (default): it is read as data.
+            trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
+                of your own. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities), "reverse_kl", "jsd" (between the two), "nll"
                 (the teacher's greedy action) or "margin" (that action wins by a margin): the student's outputs rank the
                 actions. "mse" or "huber": they are Q-values. "categorical": return distributions of a C51 student,

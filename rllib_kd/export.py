@@ -128,8 +128,8 @@ def export(
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
         raise ValueError(
-            f"`obs` has the shape {list(obs.shape)}, expected {['N', *shape]} with N >= 1: the observations that the "
-            "environment shows."
+            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
+            "observations that the environment shows."
         )
     if student.module.is_stateful():
         raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")

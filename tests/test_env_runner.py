@@ -6,12 +6,14 @@ import pytest
 import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.connectors.env_to_module import MeanStdFilter
+from ray.rllib.connectors.env_to_module import FlattenObservations
 
-from rllib_kd import DistillDQNConfig, DistillEnvRunner, load_teacher
+from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner import BehaviorPolicy
 from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.observations import Normalize, ObservationPipeline, StackFrames
 from tests.conftest import make_q_module
+from tests.rllib_checkpoints import Doubled, Frames, connector
 
 ALL_COLUMNS = DISTILLATION_COLUMNS + TD_COLUMNS
 
@@ -218,16 +220,71 @@ def test_states_that_the_teacher_cannot_label_are_never_drawn(counting_config):
     assert set(columns["obs"][columns["valid"]].ravel()) == {0.0, 1.0, 4.0}
 
 
-def test_connectors_are_respected(cartpole_config, cluster):
-    config = cartpole_config.env_runners(env_to_module_connector=lambda *args, **kwargs: MeanStdFilter())
+def test_students_connectors_are_none_of_the_teachers(counting_config):
+    config = counting_config.env_runners(env_to_module_connector=connector(Doubled))
     runner = make_runner(config)
     assert not runner._samples_directly
-    (columns,), _ = sample(runner)
+    for _ in range(3):
+        (columns,), _ = sample(runner, teacher_fraction=0.5, epsilon=0.2)
+        valid = columns["valid"]
+        assert set(columns["obs"][valid].ravel()) <= {0.0, 2.0, 4.0, 6.0, 8.0}
+        expected = load_teacher(config.teacher).q_values(torch.tensor(columns["obs"][valid] / 2))
+        np.testing.assert_allclose(columns["teacher_q"][valid], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_teacher_that_fits_only_what_the_student_takes_gets_that(cluster, tmp_path):
+    teacher = make_q_module(gym.spaces.Box(0, 1, (16,)), gym.spaces.Discrete(4)).save_to_path(str(tmp_path / "teacher"))
+    config = (
+        DistillDQNConfig()
+        .environment("FrozenLake-v1")
+        .env_runners(env_to_module_connector=connector(FlattenObservations), num_envs_per_env_runner=2)
+        .rl_module(model_config={"fcnet_hiddens": [4]})
+        .distillation(teacher=teacher)
+    )
+    (columns,), _ = sample(make_runner(config))
+    expected = load_teacher(teacher).q_values(torch.tensor(columns["obs"]))
+    np.testing.assert_allclose(columns["teacher_q"][columns["valid"]], expected[columns["valid"]], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_a_teacher_sees_through_its_own_filter(counting_config, direct):
+    space = Counting.observation_space
+    filtered = ObservationPipeline(space, (Normalize(np.array([2.0]), np.array([3.0]), clip=0.5),))
+    teacher = Teacher(make_q_module(space, Counting.action_space), pipeline=filtered)
+    config = counting_config if direct else counting_config.env_runners(env_to_module_connector=connector(Doubled))
+    (columns,), _ = sample(make_runner(config, teacher), teacher_fraction=0.5)
     valid = columns["valid"]
-    # Both networks see what the connector puts out.
-    expected = load_teacher(config.teacher).q_values(torch.tensor(columns["obs"][valid]))
+    shown = columns["obs"][valid] / (1 if direct else 2)
+    expected = teacher.q_values(torch.tensor(np.clip((shown - 2) / 3, -0.5, 0.5)))
     np.testing.assert_allclose(columns["teacher_q"][valid], expected, rtol=1e-5, atol=1e-6)
-    assert abs(columns["obs"][valid].std() - 1.0) < 0.5
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_a_teacher_that_stacks_frames_labels_single_ones(cluster, direct):
+    conv = {"conv_filters": [[2, 4, 2], [4, 4, 1]], "fcnet_hiddens": [4]}
+    module = make_q_module(gym.spaces.Box(0, 1, (8, 8, 3)), Frames.action_space, **conv)
+    teacher = Teacher(module, pipeline=ObservationPipeline(Frames.observation_space, (StackFrames(3),)))
+    config = (
+        DistillDQNConfig()
+        .environment(Frames)
+        .env_runners(num_envs_per_env_runner=2, rollout_fragment_length=10)
+        .rl_module(model_config=conv)
+        .distillation(teacher="cartpole")
+        .debugging(seed=0)
+    )
+    runner = make_runner(config if direct else config.callbacks(Silent), teacher)
+    stacks = np.zeros((2, 8, 8, 3), np.float32)
+    starts = np.ones(2, dtype=bool)
+    for _ in range(3):  # stacks go on from fragment to fragment
+        (columns,), _ = sample(runner)
+        rows = {name: column.reshape(2, -1, *column.shape[1:]) for name, column in columns.items()}
+        for t in range(rows["obs"].shape[1] - 1):  # the last row begins the next fragment
+            stacks[starts] = 0
+            stacks = np.concatenate([stacks[..., 1:], rows["obs"][:, t]], axis=-1)
+            expected = teacher.q_values(torch.tensor(stacks)).numpy()
+            np.testing.assert_allclose(rows["teacher_q"][:, t], expected, rtol=1e-4, atol=1e-5)
+            starts = ~rows["valid"][:, t]
+        assert starts.any() or not rows["valid"][:, :-1].all()
 
 
 def test_a_crash_does_not_spoil_the_baselines(counting_config, tmp_path):

@@ -26,6 +26,7 @@ from rllib_kd.export import (
     export,
     q_function,
 )
+from rllib_kd.observations import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
 from rllib_kd.playing import Reflex, play
 from rllib_kd.students import student_module_spec
 from rllib_kd.teachers.base import Teacher
@@ -101,6 +102,64 @@ def test_every_network_in_every_format_equals_pytorch(name, artifact_format, tmp
     assert np.ptp(expected, axis=0).min() > 0.01  # a constant would be no test
 
 
+FILTER = Normalize(np.array([0.1, -0.2, 0.3, 0.0]), np.array([0.5, 2.0, 1.0, 0.1]) + 1e-8, clip=1.5)
+PIPELINES = {
+    "filter": (CARTPOLE_OBS, CARTPOLE_OBS, (FILTER,)),
+    "filter without bounds": (CARTPOLE_OBS, CARTPOLE_OBS, (Normalize(FILTER.mean, None, None),)),
+    "one-hot": (gym.spaces.Discrete(5), gym.spaces.Box(0, 1, (5,)), (Flatten(gym.spaces.Discrete(5)),)),
+    "one-hots, filtered": (
+        gym.spaces.MultiDiscrete([2, 3]),
+        gym.spaces.Box(0, 1, (5,)),
+        (Flatten(gym.spaces.MultiDiscrete([2, 3])), Normalize(np.full(5, 0.4), np.full(5, 0.3), 10.0)),
+    ),
+    "flat": (gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Box(-1, 1, (6,)), (Flatten(gym.spaces.Box(-1, 1, (2, 3))),)),
+}
+
+
+@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_connectors_do_is_in_the_file(name, artifact_format, tmp_path):
+    shown_space, input_space, stages = PIPELINES[name]
+    pipeline = ObservationPipeline(shown_space, stages)
+    student = Teacher(network(input_space).module, pipeline=pipeline)
+    shown_space.seed(0)
+    obs = np.stack([shown_space.sample() for _ in range(30)])
+    obs = np.clip(obs, -3, 3)  # CartPole's speeds have no bounds
+    result = export(student, tmp_path / "student", format=artifact_format, obs=obs)
+    seen = pipeline.start()(Shown(obs, first=np.ones(len(obs), dtype=bool)))
+    expected = student.q_values(torch.as_tensor(seen)).numpy()
+    assert q_function(tmp_path / "student")(obs) == pytest.approx(expected, abs=1e-5)
+    assert result.max_difference < 1e-5
+    assert np.ptp(expected, axis=0).min() > 0.01
+    assert deployment_cost(tmp_path / "student").latency_ms > 0  # it is played with the right shape
+
+
+def test_frames_are_stacked_outside(tmp_path):
+    space, conv = gym.spaces.Box(0, 1, (8, 8, 1)), {"conv_filters": [[2, 4, 2], [4, 4, 1]]}
+    pipeline = ObservationPipeline(space, (StackFrames(3),))
+    student = Teacher(network(gym.spaces.Box(0, 1, (8, 8, 3)), **conv).module, pipeline=pipeline)
+    seen = artifact_view(student)()(Shown(np.ones((4, 8, 8, 1)), np.ones(4, dtype=bool)))
+    assert seen.shape == (4, 8, 8, 3)
+    export(student, tmp_path / "student", format="onnx", obs=seen)
+    assert q_function(tmp_path / "student")(seen) == pytest.approx(
+        student.q_values(torch.as_tensor(seen)).numpy(), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "stages", "message"),
+    [
+        (gym.spaces.Dict(a=CARTPOLE_OBS), (Flatten(gym.spaces.Dict(a=CARTPOLE_OBS)),), "takes one array"),
+        (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked after another connector"),
+        (CARTPOLE_OBS, (RLlibConnectors(None),), "connectors of its own"),
+    ],
+)
+def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):
+    student = Teacher(network().module, pipeline=ObservationPipeline(space, stages))
+    with pytest.raises(ValueError, match=message):
+        export(student, tmp_path / "student", format="onnx", obs=states(2))
+
+
 def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
     """Output of a fresh process in which those packages cannot be imported."""
     wall = f"import sys\nfor name in {without!r}: sys.modules[name] = None\n"
@@ -111,11 +170,13 @@ def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["linear", *MLPS])
+@pytest.mark.parametrize("name", ["linear", "filter", *MLPS])
 def test_the_numpy_runner_in_the_docs(name, tmp_path):
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "numpy_runner.md").read_text(), re.DOTALL)[1]
     assert len([line for line in code.splitlines() if line]) <= 20
-    student = linear_student() if name == "linear" else network(**MLPS[name])
+    student = linear_student() if name == "linear" else network(**MLPS.get(name, {}))
+    if name == "filter":
+        student = Teacher(student.module, pipeline=ObservationPipeline(CARTPOLE_OBS, (FILTER,)))
     obs = states(20)
     export(student, tmp_path / "s.safetensors", format="safetensors", obs=obs)
     np.save(tmp_path / "obs.npy", obs)
@@ -126,7 +187,8 @@ def test_the_numpy_runner_in_the_docs(name, tmp_path):
         tmp_path / "obs.npy",
         without=("ray", "torch", "rllib_kd", "safetensors", "onnxruntime", "gymnasium"),
     )
-    expected = student.q_values(torch.as_tensor(obs)).numpy()
+    seen = student.start()(Shown(obs, first=np.ones(len(obs), dtype=bool)))
+    expected = student.q_values(torch.as_tensor(seen)).numpy()
     assert np.array(json.loads(printed)) == pytest.approx(expected, abs=1e-5)
 
 
@@ -395,6 +457,8 @@ def test_recurrent_students_are_refused(tmp_path):
 
 class OwnNetwork:
     """The least that an RLModule of the user's own has."""
+
+    pipeline = None
 
     def __init__(self):
         torch.manual_seed(0)

@@ -33,6 +33,10 @@ class DistillDQNConfig(DQNConfig):
     Defaults that differ from `DQNConfig`: ε 0.05 from the start (Rusu et al. 2015), a student that is not dueling, 16
     environments an EnvRunner in fragments of 32 steps, batches of 256 rows drawn from a columnar replay in the Learner,
     and evaluation in an EnvRunner group of its own, always with the greedy student.
+
+    `training(replay_buffer_config={"alpha": 0.6, "beta": 0.4})` makes the replay prioritized (Schaul et al. 2016, arXiv
+    1511.05952), by the TD error, or by the distillation loss where there is no TD. alpha, in [0, 1]: 0 (default) is
+    uniform, 1 draws in proportion to the error. beta, in [0, 1]: 0 corrects nothing of that in the loss, 1 all.
     """
 
     #: `temperature="auto"` is this times the median action gap of the teacher.
@@ -73,6 +77,8 @@ class DistillDQNConfig(DQNConfig):
         self.replay_buffer_config = {
             "type": "ColumnarReplay",
             "capacity": 50_000,
+            "alpha": 0.0,  # above 0: prioritized
+            "beta": 0.4,  # exponent of the importance weights then
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
 
@@ -309,9 +315,14 @@ class DistillDQNConfig(DQNConfig):
             )
         if self.replay_buffer_config.get("type") != "ColumnarReplay":
             raise ValueError(
-                "DistillDQN has a replay of its own, in the Learners. Set only its size: "
-                f"training(replay_buffer_config={{'capacity': ...}}). Got {self.replay_buffer_config}."
+                "DistillDQN has a replay of its own, in the Learners. Set only its size and priorities: "
+                "training(replay_buffer_config={'capacity': ..., 'alpha': ..., 'beta': ...}). Got "
+                f"{self.replay_buffer_config}."
             )
+        for name in ("alpha", "beta"):
+            value = self.replay_buffer_config.get(name, 0.0)
+            if not isinstance(value, Real) or not 0.0 <= value <= 1.0:
+                raise ValueError(f"`replay_buffer_config['{name}']` must be in [0, 1], got {value!r}.")
         _check_positive("training_intensity", self.training_intensity, "rows learned from / env steps sampled")
         _check_integer("replay_buffer_config['capacity']", self.replay_buffer_config.get("capacity"), low=1)
         _check_integer("train_batch_size_per_learner", self.train_batch_size_per_learner, low=1)

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
-from rllib_kd.replay import VALID, ColumnarReplay
+from rllib_kd.replay import VALID, make_replay
 from rllib_kd.statistics import QScale, QStatistics
 from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q
 
@@ -61,8 +61,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 "Use RLlib's DQN module, or one that implements QNetAPI."
             )
         seed = self.config.seed
-        self.replay = ColumnarReplay(
-            self.config.replay_buffer_config["capacity"],
+        self.replay = make_replay(
+            self.config.replay_buffer_config,
             device=self._device,
             # Each shard is drawn in an order of its own.
             seed=None if seed is None else seed + 1_000 * self._learner_index,
@@ -147,31 +147,34 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
-        """kd_coeff · D + td_coeff · TD, averaged over the batch.
+        """kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
 
         Args:
             module_id: the student's.
             config: the student's.
-            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; for "categorical" also `teacher_probs` `[B, A, atoms]`, for
-                TD also RLlib's DQN columns.
+            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
+                RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
             fwd_out: `qf_preds` `[B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; for TD also what `forward_train()`
                 puts out.
 
         Returns:
             A scalar.
         """
-        terms = {}
+        by_row: dict[str, Tensor] = {}  # each [B]
         if self._coefficients["kd"]:
-            terms["kd_loss"] = self._distillation_loss(config, fwd_out, batch).mean()
+            by_row["kd_loss"] = self._priorities = self._distillation_loss(config, fwd_out, batch)
         if self._coefficients["td"]:
-            terms["td_loss"] = losses.td(
+            self._priorities = losses.td_error(
                 batch,
                 self._to_q(fwd_out[QF_PREDS]),
                 fwd_out[QF_TARGET_NEXT_PREDS],
                 next_q=self._to_q(fwd_out[QF_NEXT_PREDS]) if config.double_q else None,
                 gamma=config.gamma,
-                loss_fn=config.td_error_loss_fn,
-            ).mean()
+            )
+            by_row["td_loss"] = losses.td(self._priorities, loss_fn=config.td_error_loss_fn)
+        if "weights" in batch:
+            by_row = {name: batch["weights"] * rows for name, rows in by_row.items()}
+        terms = {name: rows.mean() for name, rows in by_row.items()}
         self._loss_terms = {name: term.detach() for name, term in terms.items()}
         return sum(self._coefficients[name.removesuffix("_loss")] * term for name, term in terms.items())
 
@@ -278,14 +281,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
         params = [param for group in optimizer.param_groups for param in group["params"]]
         batch_size = config.train_batch_size_per_learner
-        draws = self.replay.sample_indices(num_steps, batch_size)
         uses_td = bool(self._coefficients["td"])
         sums: dict[str, Tensor] = {}
 
         averages = self._enter_training(module, params)
         module.train()
-        for rows in draws:
+        for rows, weights in self.replay.draw(num_steps, batch_size):
             batch = self._gather(rows, uses_td, config)
+            if weights is not None:
+                batch["weights"] = weights
             fwd_out = module.forward_train(batch) if uses_td else module.compute_q_values(batch)
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=config, batch=batch, fwd_out=fwd_out
@@ -297,6 +301,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 self._average_gradients(params)
             _clip_gradients(params, config)
             optimizer.step()
+            if weights is not None:
+                self.replay.update_priorities(rows, self._priorities.detach())
             self._num_steps += 1
             if averages:
                 _average_into(

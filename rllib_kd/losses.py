@@ -208,16 +208,17 @@ def categorical(student_logits: Tensor, teacher_probs: Tensor) -> Tensor:
     return -(teacher_probs * log_student).sum((-2, -1)) / legal.sum(-1)
 
 
-def td(
+def td_error(
     batch: Mapping[str, Tensor],
     q: Tensor,
     next_q_target: Tensor,
     *,
     next_q: Tensor | None,
     gamma: float,
-    loss_fn: str = "huber",
 ) -> Tensor:
-    """TD loss of RLlib's DQN: n-step, with or without double Q-learning (van Hasselt et al. 2016, arXiv 1509.06461).
+    """TD error of RLlib's DQN, prediction − target: n-step, with or without double Q-learning.
+
+    van Hasselt et al. 2016, arXiv 1509.06461.
 
     Args:
         batch: `actions` `[B]`, `rewards` `[B]` (already summed and discounted over the n steps), `terminateds` `[B]`
@@ -227,10 +228,9 @@ def td(
         next_q: `[B, A]`, the student at the bootstrap states, which then chooses the action there (double
             Q-learning); None: the target network chooses itself.
         gamma: discount, in [0, 1].
-        loss_fn: "huber" (δ = 1) or "mse", as `DQNConfig.td_error_loss_fn`.
 
     Returns:
-        `[B]`.
+        `[B]`, return units.
 
     Raises:
         ValueError: the shapes differ.
@@ -240,9 +240,21 @@ def td(
     next_value = next_q_target.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
     bootstrap = torch.where(batch["terminateds"].bool(), 0.0, next_value)
     target = (batch["rewards"] + gamma ** batch["n_step"] * bootstrap).detach()
-    prediction = q.gather(-1, batch["actions"].long().unsqueeze(-1)).squeeze(-1)
+    return q.gather(-1, batch["actions"].long().unsqueeze(-1)).squeeze(-1) - target
+
+
+def td(error: Tensor, *, loss_fn: str = "huber") -> Tensor:
+    """TD loss of RLlib's DQN.
+
+    Args:
+        error: `[B]`, of `td_error()`.
+        loss_fn: "huber" (δ = 1) or "mse", as `DQNConfig.td_error_loss_fn`.
+
+    Returns:
+        `[B]`.
+    """
     elementwise = F.huber_loss if loss_fn == "huber" else F.mse_loss
-    return elementwise(prediction, target, reduction="none")
+    return elementwise(error, torch.zeros_like(error), reduction="none")
 
 
 def _legal(teacher_q: Tensor) -> Tensor:

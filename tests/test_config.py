@@ -62,6 +62,8 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.training(training_intensity="x"), "`training_intensity` must be positive"),
         (lambda c: c.training(train_batch_size_per_learner=0), "`train_batch_size_per_learner` must be an integer"),
         (lambda c: c.training(replay_buffer_config={"capacity": 1e4}), "capacity.* must be an integer"),
+        (lambda c: c.training(replay_buffer_config={"alpha": 1.5}), r"replay_buffer_config\['alpha'\]` must be in"),
+        (lambda c: c.training(replay_buffer_config={"beta": "x"}), r"replay_buffer_config\['beta'\]` must be in"),
         (lambda c: c.training(num_steps_sampled_before_learning_starts=-1), "must be an integer of at least 0"),
         (lambda c: setattr(c, "num_envs_per_env_runner", 0), "`num_envs_per_env_runner` must be an integer"),
         (lambda c: c.training(n_step=0).distillation(td_coeff=1.0), "`n_step` must be an integer of at least 1"),

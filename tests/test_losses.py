@@ -229,6 +229,10 @@ def test_shapes_that_would_broadcast_are_refused(loss):
         loss(torch.zeros(4, 1), torch.zeros(4, 3))
 
 
+def td(*args, loss_fn, **kwargs):
+    return losses.td(losses.td_error(*args, **kwargs), loss_fn=loss_fn)
+
+
 def td_batch(**columns):
     defaults = {"actions": [0], "rewards": [1.0], "terminateds": [False], "n_step": [1.0]}
     return {name: torch.tensor(value) for name, value in (defaults | columns).items()}
@@ -236,25 +240,25 @@ def td_batch(**columns):
 
 def test_td_target_by_hand():
     q, next_q_target = torch.tensor([[5.0, 0.0]]), torch.tensor([[2.0, 4.0]])
-    loss = losses.td(td_batch(n_step=[3.0]), q, next_q_target, next_q=None, gamma=0.5, loss_fn="mse")
+    loss = td(td_batch(n_step=[3.0]), q, next_q_target, next_q=None, gamma=0.5, loss_fn="mse")
     assert loss.item() == pytest.approx((5.0 - (1.0 + 0.5**3 * 4.0)) ** 2)
 
 
 def test_double_q_chooses_with_the_student_and_values_with_the_target():
     q, next_q_target, next_q = torch.tensor([[5.0, 0.0]]), torch.tensor([[2.0, 4.0]]), torch.tensor([[9.0, 0.0]])
-    loss = losses.td(td_batch(), q, next_q_target, next_q=next_q, gamma=0.5, loss_fn="mse")
+    loss = td(td_batch(), q, next_q_target, next_q=next_q, gamma=0.5, loss_fn="mse")
     assert loss.item() == pytest.approx((5.0 - (1.0 + 0.5 * 2.0)) ** 2)
 
 
 def test_terminal_states_have_no_value_even_where_the_network_is_not_finite():
     q, next_q_target = torch.tensor([[5.0, 0.0]]), torch.full((1, 2), -INF)
-    loss = losses.td(td_batch(terminateds=[True]), q, next_q_target, next_q=None, gamma=0.9, loss_fn="mse")
+    loss = td(td_batch(terminateds=[True]), q, next_q_target, next_q=None, gamma=0.9, loss_fn="mse")
     assert loss.item() == pytest.approx(16.0)
 
 
 def test_td_gradient_flows_into_the_chosen_action_of_the_student_alone():
     q = torch.tensor([[5.0, 0.0]], requires_grad=True)
     next_q_target = torch.tensor([[2.0, 4.0]], requires_grad=True)
-    losses.td(td_batch(), q, next_q_target, next_q=next_q_target, gamma=0.5, loss_fn="mse").sum().backward()
+    td(td_batch(), q, next_q_target, next_q=next_q_target, gamma=0.5, loss_fn="mse").sum().backward()
     assert q.grad.tolist() == [[2 * (5.0 - 3.0), 0.0]]
     assert next_q_target.grad is None

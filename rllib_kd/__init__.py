@@ -16,7 +16,7 @@ _HOME = {
     "compare": "evaluation",
     "compare_all": "evaluation",
     "load_teacher": "teachers",
-    "read_curves": "report",
+    "read_curves": "runs",
     "summary_table": "report",
     "write_report": "report",
 }

@@ -132,7 +132,7 @@ def train(
         raise typer.Exit(1)
 
 
-Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Of a student or a teacher, or 'cartpole'.")]
+Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or folder of a run, or 'cartpole'.")]
 Env = Annotated[str | None, typer.Option("--env", "-e", help="Default: where it was trained, if the checkpoint says.")]
 EnvConfig = Annotated[str, typer.Option(help="Of the environment, as JSON, or @FILE.")]
 Seed = Annotated[int, typer.Option(help="Of the first episode.")]
@@ -141,28 +141,29 @@ Trust = Annotated[bool, typer.Option("--trust-checkpoint", help="Execute what it
 
 @app.command()
 def compare(
-    students: Annotated[list[str], typer.Argument(metavar="STUDENT...", help="Checkpoints.")],
+    students: Annotated[list[str], typer.Argument(metavar="STUDENT...", help="Checkpoints, or folders of runs.")],
     teacher: Annotated[str, typer.Option(help="Checkpoint, or 'cartpole'.")],
     env: Env = None,
     env_config: EnvConfig = "{}",
     episodes: Annotated[int, typer.Option(help="That each policy plays.")] = 100,
     seed: Seed = 1_000_000,
-    runs: Annotated[str | None, typer.Option(help="Folder of training runs, for learning curves.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a report: index.html, figures.json.")] = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Let a teacher and its students play the same episodes.
 
-    Example: rllib compare --teacher cartpole ~/ray_results/cartpole/*/checkpoint_000000 --out report
+    Example: rllib compare --teacher cartpole ~/ray_results/cartpole --out report
     """
     from rllib_kd.evaluation import compare_all
     from rllib_kd.experiment import parse_json
-    from rllib_kd.report import read_curves, summary_table, write_report
+    from rllib_kd.report import summary_table, write_report
+    from rllib_kd.runs import find_students
 
     _set_log_level(0)
+    found = find_students(students)
     comparisons = compare_all(
         teacher,
-        _named(students),
+        {name: student.checkpoint for name, student in found.items()},
         env,
         num_episodes=episodes,
         seed=seed,
@@ -172,7 +173,8 @@ def compare(
     )
     typer.echo(str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons))
     if out is not None:
-        typer.echo(write_report(comparisons, out, curves=read_curves(runs) if runs else None))
+        curves = {name: student.curve for name, student in found.items() if student.curve}
+        typer.echo(write_report(comparisons, out, curves=curves))
 
 
 @app.command()
@@ -186,6 +188,7 @@ def evaluate(
     video: Annotated[Path | None, typer.Option(help="Folder for films of the first episodes.")] = None,
     num_videos: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     render: Annotated[bool, typer.Option("--render", help="Show the episodes on the screen.")] = False,
+    algo: Annotated[str | None, typer.Option("--algo", "--run", help="The checkpoint knows it: checked.")] = None,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Play a policy of any algorithm without exploration, and report its return.
@@ -195,8 +198,13 @@ def evaluate(
     from rllib_kd.evaluation import evaluate as evaluate_policy
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
+    from rllib_kd.policies import algorithm_of
+    from rllib_kd.runs import find_student
 
     _set_log_level(0)
+    checkpoint = find_student(checkpoint)
+    if algo is not None and algo != (trained_by := algorithm_of(checkpoint) or algo):
+        raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
     where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
     report = evaluate_policy(
         checkpoint,
@@ -238,8 +246,10 @@ def export(
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
     from rllib_kd.progress import bar
+    from rllib_kd.runs import find_student
 
     _set_log_level(0)
+    checkpoint = find_student(checkpoint)
     where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
     written = [(checkpoint, out)] + ([] if teacher is None else [(teacher, None)])
     deployments = []
@@ -278,15 +288,6 @@ def _experiment_file(words: list[str]) -> str:
         case ["file", path] | [path] if path != "file":
             return path
     raise ValueError(f"Expected `rllib train file FILE`, got `rllib train {' '.join(words)}`.")
-
-
-def _named(paths: list[str]) -> dict[str, str]:
-    """The shortest ends of the paths that tell them apart, and the paths."""
-    parts = [Path(path).parts for path in paths]
-    length = 1
-    while len({part[-length:] for part in parts}) < len(set(parts)):
-        length += 1
-    return {str(Path(*part[-length:])): path for part, path in zip(parts, paths, strict=True)}
 
 
 def _summary(result: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -179,20 +180,36 @@ def env_maker(
     """How RLlib makes single environments: registered names and callables get the config as one argument.
 
     Args:
-        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, or a callable.
+        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, the path of a class
+            ("package.module.Class"), or a callable.
         env_config: passed to the env.
         render_mode: gymnasium's; an entry of the config, for environments that are no gymnasium ids.
 
     Raises:
-        ValueError: gymnasium does not know the id.
+        ValueError: gymnasium does not know the id, or there is no such class.
     """
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
         env = _global_registry.get(ENV_CREATOR, env)
     if isinstance(env, str):
-        check_gymnasium_id(env)
-        return partial(gym.make, env, **config)
+        if not names_class(env):
+            check_gymnasium_id(env)
+            return partial(gym.make, env, **config)
+        env = _class_at(env)
     return partial(env, EnvContext(config, worker_index=0))
+
+
+def names_class(env: str) -> bool:
+    """Whether RLlib takes the name of an environment for the path of a class."""
+    return "." in env and env not in gym.registry and not _global_registry.contains(ENV_CREATOR, env)
+
+
+def _class_at(path: str) -> Callable[..., gym.Env]:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"There is no environment class '{path}': {error}.") from error
 
 
 def check_gymnasium_id(env: str) -> None:

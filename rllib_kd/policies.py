@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.rllib import normalizes_actions_of, open_checkpoint, pipeline_of
 from rllib_kd.observations import ObservationPipeline, Shown
-from rllib_kd.playing import Act
+from rllib_kd.playing import Act, names_class
 from rllib_kd.students import count_parameters
 from rllib_kd.teachers import PACKAGED_TEACHERS, absolute_teacher_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
@@ -140,6 +140,12 @@ def as_q_network(source: Any, *, trust_checkpoint: bool = False) -> Teacher:
     return Teacher(module, pipeline=_pipeline_of(source), source=type(source).__name__)
 
 
+def algorithm_of(path: str) -> str | None:
+    """Name of the algorithm that trained a checkpoint; None where it does not say."""
+    uri = absolute_teacher_uri(path)
+    return None if uri in PACKAGED_TEACHERS else open_checkpoint(uri).algorithm()
+
+
 def environment_of(source: Any) -> tuple[Any, dict[str, Any]]:
     """In which environment a policy was trained, and its config; None where it does not say.
 
@@ -157,7 +163,7 @@ def environment_of(source: Any) -> tuple[Any, dict[str, Any]]:
     if uri in PACKAGED_TEACHERS:
         return PACKAGED_TEACHERS[uri].env, {}
     env, env_config = open_checkpoint(uri).environment()
-    if env is not None and ":" in env:  # gymnasium imports what stands before it
+    if env is not None and (":" in env or names_class(env)):  # gymnasium, or RLlib, imports what stands before it
         raise ValueError(f"'{uri}' was trained in '{env}', which names a module to import. If you trust it, give env.")
     return env, env_config
 

@@ -83,67 +83,6 @@ def write_report(
     return index
 
 
-def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, list[tuple[float, float]]]:
-    """Learning curves of every run below a directory, from the `result.json` that Ray Tune and RLlib write.
-
-    A run that was evaluated gives the returns of its evaluations, which are the greedy student's; any other one those
-    of its EnvRunners, where the behaviour policy acts. The two are never mixed in one curve.
-
-    Args:
-        run_dir: of a trial, or of an experiment with several.
-
-    Returns:
-        By the run's path below `run_dir`: (env steps, mean return) in the order of env steps. Runs without a finished
-        episode are left out.
-
-    Raises:
-        ValueError: no `result.json` is there.
-    """
-    root = Path(run_dir)
-    files = sorted(root.rglob("result.json"))
-    if not files:
-        raise ValueError(
-            f"There is no result.json in {root} or below it. Expected the directory of a Ray Tune trial or experiment."
-        )
-    curves = {}
-    for file in files:
-        rows = _json_lines(file)
-        curve = _curve(rows, "evaluation", "env_runners") or _curve(rows, "env_runners")
-        if curve:
-            name = root.resolve().name if file.parent == root else file.parent.relative_to(root).as_posix()
-            curves[name] = curve
-    return curves
-
-
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> list[tuple[float, float]]:
-    curve: list[tuple[float, float]] = []
-    for row in rows:
-        node: Any = row
-        for key in (*keys, "episode_return_mean"):
-            node = node.get(key) if isinstance(node, Mapping) else None
-        steps = row.get("num_env_steps_sampled_lifetime")
-        if not isinstance(steps, int | float) or not isinstance(node, int | float) or not math.isfinite(node):
-            continue
-        # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
-        while curve and curve[-1][0] >= steps:
-            curve.pop()
-        curve.append((float(steps), float(node)))
-    return curve
-
-
 def _common(comparisons: Sequence[Comparison]) -> Comparison:
     """The first comparison, after checking that its environment, teacher and random policy are those of all."""
     if not comparisons:

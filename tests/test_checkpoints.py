@@ -118,14 +118,17 @@ def test_numpys_names_before_2_0():
 
 def test_where_it_was_trained(saved, tmp_path):
     assert open_checkpoint(str(saved)).environment() == ("CartPole-v1", {})
+    assert open_checkpoint(str(saved)).algorithm() == "DQN"
     assert open_checkpoint(str(saved / MODULE)).environment() == ("CartPole-v1", {})  # from a folder in it, too
     alone = make_q_module().save_to_path(str(tmp_path / "alone"))
     assert open_checkpoint(alone).environment() == (None, {})
+    assert open_checkpoint(alone).algorithm() is None
     assert open_checkpoint(alone).load_observation_pipeline() is None
 
 
-def test_an_environments_name_imports_nothing(checkpoint):
-    config = {"env": "antigravity:CartPole-v1", "env_config": {}}
+@pytest.mark.parametrize("env", ["antigravity:CartPole-v1", "antigravity.Env"])
+def test_an_environments_name_imports_nothing(checkpoint, env):
+    config = {"env": env, "env_config": {}}
     (checkpoint / FILES["algorithm"]).write_bytes(pickle.dumps({"ctor_args_and_kwargs": ((config,), {})}))
     with pytest.raises(ValueError, match="names a module to import"):
         evaluate(str(checkpoint), num_episodes=1)

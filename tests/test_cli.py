@@ -116,7 +116,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path):
     assert len(json.loads(report.read_text())["returns"]) == 5
 
     arguments = ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", checkpoint, "--episodes", "3"]
-    done = run(*arguments, "--out", str(tmp_path / "report"), "--runs", str(tmp_path))
+    done = run(*arguments, "--out", str(tmp_path / "report"))
     assert done.returncode == 0, done.stderr
     assert Path(checkpoint).name in done.stdout
     figures = json.loads((tmp_path / "report" / "figures.json").read_text())

@@ -95,3 +95,10 @@ def test_an_environment_that_does_not_render_says_so(tmp_path):
 def test_nobody_says_in_which_environment():
     with pytest.raises(ValueError, match=r"In which environment\?.*--env"):
         evaluate(make_q_module(), num_episodes=1)
+
+
+def test_an_environment_by_the_path_of_its_class():
+    stranger = make_q_module(gym.spaces.Box(0, 1, (8, 8, 1)), gym.spaces.Discrete(3), conv_filters=[[2, 8, 8]])
+    assert len(evaluate(stranger, "tests.rllib_checkpoints.Frames", num_episodes=2).returns) == 2
+    with pytest.raises(ValueError, match=r"no environment class 'tests\.nowhere\.Env'"):
+        evaluate(stranger, "tests.nowhere.Env", num_episodes=1)

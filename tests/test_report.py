@@ -11,7 +11,7 @@ import pytest
 from rich.cells import cell_len
 
 from rllib_kd.evaluation import Comparison, PolicyReport
-from rllib_kd.report import read_curves, summary_table, write_report
+from rllib_kd.report import summary_table, write_report
 
 HOSTILE = (
     "</text></svg><script>alert(1)</script><img src=\"http://evil.example/x\" onerror='x'> & $\\frac{ \x1b[31m\udc80 學"
@@ -240,55 +240,6 @@ def test_what_cannot_stand_in_one_table(tmp_path):
         with pytest.raises(ValueError, match=f"'small' and 'other' .*{message}"):
             write_report([comparison(), other], tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def row(steps, training=None, evaluation=None):
-    result = {"num_env_steps_sampled_lifetime": steps, "env_runners": {"episode_return_mean": training}}
-    return result | ({"evaluation": {"env_runners": {"episode_return_mean": evaluation}}} if evaluation else {})
-
-
-def write_results(folder, *rows, end=""):
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "result.json").write_text("".join(json.dumps(r) + "\n" for r in rows) + end)
-
-
-def test_curves_are_evaluations_where_there_are_some(tmp_path):
-    write_results(tmp_path / "trial_a", row(10, 1.0), row(20, 2.0, 50.0), row(30, 3.0), row(40, 4.0, 60.0))
-    write_results(tmp_path / "deep" / "trial_b", row(10, math.nan), row(20, None), row(30, 3.0), row(40, 4.0))
-    write_results(tmp_path / "no_episode_yet", row(10), end='{"num_env_steps_sampled_lif')
-    assert read_curves(tmp_path) == {
-        "trial_a": [(20.0, 50.0), (40.0, 60.0)],
-        "deep/trial_b": [(30.0, 3.0), (40.0, 4.0)],
-    }
-    assert read_curves(tmp_path / "trial_a") == {"trial_a": [(20.0, 50.0), (40.0, 60.0)]}
-
-
-def test_a_resumed_trial_counts_its_later_rows_and_a_torn_line_none(tmp_path):
-    write_results(tmp_path, row(10, 1.0), row(20, 2.0), row(30, 3.0), row(20, 5.0), row(31, 6.0), [1], end='{"num_')
-    assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (20.0, 5.0), (31.0, 6.0)]}
-
-
-@pytest.mark.parametrize("folder", [".", "absent"])
-def test_a_folder_without_runs(tmp_path, folder):
-    with pytest.raises(ValueError, match=r"no result\.json in"):
-        read_curves(tmp_path / folder)
-
-
-def test_reads_what_tune_writes(cluster, cartpole_config, tmp_path):
-    from ray import tune
-
-    cartpole_config.evaluation(evaluation_interval=1, evaluation_duration=1)
-    results = tune.Tuner(
-        "DistillDQN",
-        param_space=cartpole_config,
-        run_config=tune.RunConfig(name="runs", storage_path=str(tmp_path), stop={"training_iteration": 2}, verbose=0),
-    ).fit()
-    last = results[0].metrics
-    ((name, curve),) = read_curves(tmp_path / "runs").items()
-    assert name.startswith("DistillDQN_")
-    expected = last["num_env_steps_sampled_lifetime"], last["evaluation"]["env_runners"]["episode_return_mean"]
-    assert len(curve) == 2
-    assert curve[-1] == pytest.approx(expected)
 
 
 def test_the_module_imports_neither_torch_nor_matplotlib():

@@ -139,7 +139,7 @@ def test_what_is_no_teacher_says_so(tmp_path, save, message):
 
 
 def test_an_unknown_scheme_says_so():
-    with pytest.raises(ValueError, match="neither an absolute path nor a known URI"):
+    with pytest.raises(ValueError, match="neither an absolute path nor a URI that can be read"):
         load_teacher("nowhere://teacher")
 
 

@@ -21,7 +21,6 @@ import pyarrow.fs
 import torch
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.numpy import SMALL_NUMBER
 
@@ -103,7 +102,7 @@ class RLlibCheckpoint:
             CheckpointError: it cannot be read, or is not of a class that can be built without executing it.
         """
         if self.trusted:
-            return self._load_trusted_module()
+            return self._load_trusted(RLModule, self.module_path)
         class_file = posixpath.join(self.module_path, _CLASS_FILE)
         content = self._read(class_file)
         try:
@@ -172,24 +171,26 @@ class RLlibCheckpoint:
             return True
         return _normalizes_actions(self._read_connectors(folder)[1])
 
+    def algorithm(self) -> str | None:
+        """Name of the Algorithm's class; None where only the RLModule was saved."""
+        algorithm = self._read_algorithm().get("class")
+        return _name_of(algorithm).name.split(".")[-1] if algorithm is not None else None
+
     def environment(self) -> tuple[str | None, dict[str, Any]]:
         """Name and config of the environment in which it was trained; None where it has no name."""
+        try:
+            config = self._read_algorithm()["ctor_args_and_kwargs"][0][0]
+            config = config.state if isinstance(config, Tag) else config
+            env, env_config = config["env"], build(config.get("env_config", {}), self.uri)
+        except (KeyError, IndexError, TypeError, AttributeError, CheckpointError):
+            return None, {}  # it lacks them, or has more than data: whoever plays must say it again
+        return (env, env_config) if isinstance(env, str) and isinstance(env_config, dict) else (None, {})
+
+    def _read_algorithm(self) -> dict[str, Any]:
         if self.algorithm_path is None:
-            return None, {}
-        class_file = posixpath.join(self.algorithm_path, _CLASS_FILE)
-        content = self._read_tags(class_file)
-        try:
-            config = content["ctor_args_and_kwargs"][0][0]
-        except (KeyError, IndexError, TypeError):
-            return None, {}
-        config = config.state if isinstance(config, Tag) else config
-        if not isinstance(config, dict) or not isinstance(config.get("env"), str):
-            return None, {}
-        try:
-            env_config = build(config.get("env_config", {}), class_file)
-        except CheckpointError:  # more than data: whoever plays must say it again
-            return None, {}
-        return config["env"], env_config if isinstance(env_config, dict) else {}
+            return {}
+        content = self._read_tags(posixpath.join(self.algorithm_path, _CLASS_FILE))
+        return content if isinstance(content, dict) else {}
 
     def _connectors(self, kind: str) -> str | None:
         if self.algorithm_path is None:
@@ -231,15 +232,6 @@ class RLlibCheckpoint:
                 return read_pickle(io.BytesIO(file.read()), path)
         except OSError as error:
             raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
-
-    def _load_trusted_module(self) -> RLModule:
-        module = self._load_trusted(RLModule, self.module_path)
-        if isinstance(module, MultiRLModule):
-            raise CheckpointError(
-                f"'{self.uri}' is not an RLlib checkpoint of one policy: it holds the RLModules "
-                f"{sorted(module.keys())}. Name the folder of the one to take."
-            )
-        return module
 
     def _load_trusted(self, kind: Any, path: str) -> Any:
         try:
@@ -450,11 +442,15 @@ def _name_of(tag: Any) -> Name:
 def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, uri: str) -> str:
     """The folder of the single RLModule inside any kind of checkpoint."""
     for folder in (path, posixpath.join(path, module_id), posixpath.join(path, _MULTI_RL_MODULE, module_id)):
-        infos = filesystem.get_file_info([posixpath.join(folder, name) for name in (_CLASS_FILE, _MODULE_STATE_FILE)])
-        # A MultiRLModule's folder has both files too, but its parts lie in folders of their own below it.
-        is_leaf = filesystem.get_file_info(posixpath.join(folder, module_id)).type == pyarrow.fs.FileType.NotFound
-        if is_leaf and all(info.type == pyarrow.fs.FileType.File for info in infos):
-            return folder
+        if _holds_module(filesystem, folder):
+            others = _modules_in(filesystem, folder)
+            if not others:
+                return folder
+            if module_id not in others:
+                raise CheckpointError(
+                    f"'{uri}' is not an RLlib checkpoint of one policy: it holds the RLModules {others}, none of which "
+                    f"is '{module_id}'. Name the folder of the one to take."
+                )
     if filesystem.get_file_info(posixpath.join(path, "policies")).type == pyarrow.fs.FileType.Directory:
         raise CheckpointError(
             f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
@@ -466,3 +462,15 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
         f"{_MODULE_STATE_FILE}) in it, nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or "
         "`module.save_to_path()` wrote; files of other libraries cannot be read yet."
     )
+
+
+def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
+    infos = filesystem.get_file_info([posixpath.join(folder, name) for name in (_CLASS_FILE, _MODULE_STATE_FILE)])
+    return all(info.type == pyarrow.fs.FileType.File for info in infos)
+
+
+def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
+    """The parts of a MultiRLModule, which has both files too."""
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(folder))
+    folders = [entry for entry in entries if entry.type == pyarrow.fs.FileType.Directory]
+    return sorted(entry.base_name for entry in folders if _holds_module(filesystem, entry.path))

@@ -84,6 +84,7 @@ class DistillDQN(DQN):
             self._explain_failed_env_runners()
             raise
         self._student_parameters, self._student_support = self._measure_student()
+        self._check_vector_env()
         if self._teacher.is_loaded:
             self._warn_of_a_large_student()
             self._check_fit()
@@ -93,7 +94,7 @@ class DistillDQN(DQN):
     @override(DQN)
     def training_step(self) -> None:
         """Sample labelled columns, learn from the replay, and send the student's weights to the EnvRunners."""
-        if not self._teacher.is_loaded:
+        if self.config.teacher is not None and not self._teacher.is_loaded:
             raise ValueError(
                 "This algorithm was built from a checkpoint's config, without the teacher. Restore it with "
                 "DistillDQN.from_checkpoint(path), which loads both, or set .distillation(teacher=...)."
@@ -126,9 +127,10 @@ class DistillDQN(DQN):
     # --- Teacher and student ------------------------------------------------------------------------------------------
 
     def _load_teacher(self) -> Teacher:
+        """The teacher; an empty one where there is none, or not yet."""
         uri = str(self.config.teacher)
-        if uri == TEACHER_IN_CHECKPOINT:
-            return Teacher()  # restore_from_path() will fill it
+        if self.config.teacher is None or uri == TEACHER_IN_CHECKPOINT:
+            return Teacher()  # restore_from_path() will fill the latter
         try:
             return load_teacher(uri, trust_checkpoint=self.config.trust_checkpoint)
         except ValueError:
@@ -156,6 +158,8 @@ class DistillDQN(DQN):
     def _settle_student(self) -> DistillDQNConfig:
         """The config with `compression` turned into layer widths."""
         config = self.config.copy(copy_frozen=False)
+        if config.teacher is None:
+            return self.config
         if config._rl_module_spec is None and not WIDTH_KEYS & set(config.given_model_config):
             if self._teacher.model_config is None:
                 raise ValueError(
@@ -197,7 +201,10 @@ class DistillDQN(DQN):
         except Exception as error:
             raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
         has_connectors = self.config._env_to_module_connector is not None
-        check_spaces(self._teacher.input_space if has_connectors else env.observation_space, env.action_space)
+        if not has_connectors:
+            check_spaces(env.observation_space, env.action_space)
+        elif self._teacher.is_loaded:
+            check_spaces(self._teacher.input_space, env.action_space)
 
     def _warn_of_a_large_student(self) -> None:
         if self._student_parameters >= 0.9 * self._teacher.num_parameters:
@@ -229,6 +236,8 @@ class DistillDQN(DQN):
                 f"{self._teacher.support} and the student's {self._student_support}. Set training(num_atoms=..., "
                 "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
             )
+
+    def _check_vector_env(self) -> None:
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
         modes = {str(mode) for mode in reported if mode is not None}
         if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
@@ -294,7 +303,7 @@ class DistillDQN(DQN):
             defer_solve_refs_to_learner=True,
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps},
             num_gradient_steps=num_steps,
-            kd_coeff=value_at(self.config.kd_coeff, env_steps),
+            kd_coeff=self._kd_coeff(),
             td_coeff=value_at(self.config.td_coeff, env_steps),
         )
         self._num_gradient_steps += int(results[0][DEFAULT_MODULE_ID][NUM_GRADIENT_STEPS].peek())
@@ -303,7 +312,18 @@ class DistillDQN(DQN):
     def _env_steps(self) -> int:
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
 
+    def _kd_coeff(self) -> float:
+        return self.config.kd_coeff_at(self._env_steps(), self._return_ratio())
+
+    def _return_ratio(self) -> float:
+        """(student − random) / (teacher − random), by the last evaluation; NaN as long as there is none."""
+        returns = self._returns
+        gap = returns["teacher"] - returns["random"]
+        return (returns["student"] - returns["random"]) / gap if gap > 0 else math.nan
+
     def _teacher_fraction(self) -> float:
+        if self.config.teacher is None:
+            return 0.0
         fixed = {"teacher": 1.0, "student": 0.0}
         if self.config.rollout_policy in fixed:
             return fixed[self.config.rollout_policy]
@@ -322,7 +342,13 @@ class DistillDQN(DQN):
         returns = {who: self._play_episodes(num_episodes, teacher=who == "teacher") for who in ("teacher", "random")}
         self._returns |= {who: float(np.mean(values)) for who, values in returns.items()}
         noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in returns.values()))
-        if self._returns["teacher"] - self._returns["random"] <= noise:
+        gap = self._returns["teacher"] - self._returns["random"]
+        if config.kd_coeff == "qdagger" and gap <= 0:
+            raise ValueError(
+                f"kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
+                f"{self._returns['teacher']:.4g} and {self._returns['random']:.4g} over {num_episodes} episodes."
+            )
+        if gap <= noise:
             logger.warning(
                 "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
                 "episodes. It may have been trained in another environment, or with other wrappers and connectors "
@@ -345,20 +371,22 @@ class DistillDQN(DQN):
         return [value for part in parts for value in part]
 
     def _results(self, results: dict[str, Any]) -> dict[str, float]:
-        learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
-        returns = self._returns
-        gap = returns["teacher"] - returns["random"]
-        return {
+        own = {
             "student_params": self._student_parameters,
+            "td_coeff": value_at(self.config.td_coeff, self._env_steps()),
+            "num_gradient_steps_lifetime": self._num_gradient_steps,
+        }
+        if self.config.teacher is None:
+            return own
+        learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
+        return own | {
             "teacher_params": self._teacher.num_parameters,
             "compression": self._student_parameters / self._teacher.num_parameters,
-            "teacher_return": returns["teacher"],
-            "random_return": returns["random"],
-            "return_ratio": (returns["student"] - returns["random"]) / gap if gap > 0 else math.nan,
-            "kd_coeff": value_at(self.config.kd_coeff, self._env_steps()),
-            "td_coeff": value_at(self.config.td_coeff, self._env_steps()),
+            "teacher_return": self._returns["teacher"],
+            "random_return": self._returns["random"],
+            "return_ratio": self._return_ratio(),
+            "kd_coeff": self._kd_coeff(),
             "teacher_fraction": self._teacher_fraction(),
-            "num_gradient_steps_lifetime": self._num_gradient_steps,
             "temperature": float(learner.get("temperature", math.nan)),
         }
 
@@ -372,12 +400,13 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        return [*super().get_checkpointable_components(), (COMPONENT_TEACHER, self._teacher)]
+        components = super().get_checkpointable_components()
+        return components if self.config.teacher is None else [*components, (COMPONENT_TEACHER, self._teacher)]
 
     @override(DQN)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
         (state,), kwargs = super().get_ctor_args_and_kwargs()
-        return ({**state, "teacher": TEACHER_IN_CHECKPOINT},), kwargs
+        return ({**state, "teacher": self.config.teacher and TEACHER_IN_CHECKPOINT},), kwargs
 
     @override(DQN)
     def get_state(
@@ -388,7 +417,7 @@ class DistillDQN(DQN):
         **kwargs: Any,
     ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_TEACHER, components, not_components):
+        if self.config.teacher is not None and self._check_component(COMPONENT_TEACHER, components, not_components):
             state[COMPONENT_TEACHER] = self._teacher.get_state()
         if self._check_component(_STATE, components, not_components):
             state[_STATE] = {

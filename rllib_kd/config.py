@@ -13,7 +13,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd.hints import did_you_mean
-from rllib_kd.schedules import Schedule, check_schedule, values_of
+from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers import absolute_teacher_uri
 from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q
 
@@ -59,7 +59,7 @@ class DistillDQNConfig(DQNConfig):
         self.weight_averaging = 0.1
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
-        self.kd_coeff: Schedule = 1.0
+        self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
         self.num_baseline_episodes: int | None = None
@@ -85,7 +85,7 @@ class DistillDQNConfig(DQNConfig):
     def distillation(
         self,
         *,
-        teacher: str | os.PathLike[str] = NotProvided,
+        teacher: str | os.PathLike[str] | None = NotProvided,
         trust_checkpoint: bool = NotProvided,
         loss: str = NotProvided,
         temperature: float | Literal["auto"] = NotProvided,
@@ -97,7 +97,7 @@ class DistillDQNConfig(DQNConfig):
         weight_averaging: float = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule = NotProvided,
-        kd_coeff: Schedule = NotProvided,
+        kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
@@ -106,7 +106,8 @@ class DistillDQNConfig(DQNConfig):
 
         Args:
             teacher: path or URI of an RLlib checkpoint (of an Algorithm, or its rl_module folder), or "cartpole", the
-                teacher that comes with the package. A path becomes absolute at once.
+                teacher that comes with the package. A path becomes absolute at once. None: with `td_coeff` above 0 this
+                is DQN itself, and its checkpoints are teachers like any other.
             trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
                 of your own. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities), "reverse_kl", "jsd" (between the two), "nll"
@@ -140,7 +141,10 @@ class DistillDQNConfig(DQNConfig):
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
                 or a schedule over env steps. High: the teacher's states; low: the student's, which it must master in
                 the end. Default: from 1 to 0 over 10,000 env steps.
-            kd_coeff: weight of the distillation loss; ≥ 0, a number or a schedule over env steps.
+            kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: it stays
+                with its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD leads it
+                beyond. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff` and an
+                `evaluation_interval`. Agarwal et al. 2022, arXiv 2206.01626.
             td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
                 with narrower layers. None (default): 0.04, unless `rl_module(model_config=...)` shapes the student.
@@ -225,7 +229,15 @@ class DistillDQNConfig(DQNConfig):
     @property
     def label_columns(self) -> tuple[str, ...]:
         """Columns in which EnvRunners write down what the teacher says of a state."""
+        if self.teacher is None:
+            return ()
         return (TEACHER_Q, TEACHER_PROBS) if self.loss == "categorical" else (TEACHER_Q,)
+
+    def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
+        """λ after so many env steps, with that return ratio of the student (NaN: not known yet)."""
+        if self.teacher is None:
+            return 0.0
+        return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
     @property
     def uses_td(self) -> bool:
@@ -244,7 +256,7 @@ class DistillDQNConfig(DQNConfig):
     def _check_distillation(self) -> None:
         from rllib_kd.losses import LOSSES, POLICY_LOSSES
 
-        if not isinstance(self.teacher, str | os.PathLike):
+        if not isinstance(self.teacher, str | os.PathLike | None):
             raise ValueError(
                 f"DistillDQN needs a teacher, got {self.teacher!r}. Name one with "
                 ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
@@ -262,13 +274,17 @@ class DistillDQNConfig(DQNConfig):
             _check_positive("student_temperature", self.student_temperature, "a number, or None")
         _check_positive("huber_delta", self.huber_delta, "a number")
         _check_positive("margin", self.margin, "a number")
-        if not isinstance(self.jsd_beta, Real) or not 0.0 <= self.jsd_beta <= 1.0:
-            raise ValueError(f"`jsd_beta` must be in [0, 1], got {self.jsd_beta!r}.")
+        _check_share("jsd_beta", self.jsd_beta)
         if not isinstance(self.weight_averaging, Real) or not 0.0 <= self.weight_averaging < 1.0:
             raise ValueError(f"`weight_averaging` must be in [0, 1), got {self.weight_averaging!r}.")
         check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
-        check_schedule("kd_coeff", self.kd_coeff)
         check_schedule("td_coeff", self.td_coeff)
+        if self.kd_coeff == "qdagger":
+            self._check_qdagger()
+        else:
+            check_schedule("kd_coeff", self.kd_coeff, words=("qdagger",))
+        if self.teacher is None:
+            self._check_without_teacher()
         check_schedule("epsilon", self.epsilon, high=1.0)
         if self.compression is not None:
             if not isinstance(self.compression, Real) or not 0.0 < self.compression <= 1.0:
@@ -293,11 +309,38 @@ class DistillDQNConfig(DQNConfig):
                 "The loss 'categorical' is for a C51 student, but this one has one output an action. Give it the "
                 "teacher's support: training(num_atoms=51, v_min=..., v_max=...), or use another loss."
             )
-        if not (self.uses_td or any(values_of(self.kd_coeff))):
+        if not (self.uses_td or self.kd_coeff == "qdagger" or any(values_of(self.kd_coeff))):
             raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
             raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+    def _check_without_teacher(self) -> None:
+        if not self.uses_td:
+            raise ValueError(
+                "DistillDQN needs a teacher, got None. Name one with .distillation(teacher='path/to/checkpoint'), or "
+                "'cartpole', which comes with the package. To learn without one, as DQN does: td_coeff=1.0."
+            )
+        for name, makes_no_sense in (
+            ("rollout_policy", self.rollout_policy == "teacher"),
+            ("kd_coeff", self.kd_coeff == "qdagger"),
+            ("loss", self.loss == "categorical"),
+            ("compression", self.compression is not None),
+        ):
+            if makes_no_sense:
+                raise ValueError(
+                    f"`{name}`={getattr(self, name)!r} needs a teacher, but `teacher` is None. Leave `{name}` at its "
+                    "default, or name a teacher."
+                )
+
+    def _check_qdagger(self) -> None:
+        for missing, reason in (
+            (not self.uses_td, "`td_coeff` is 0: as the student comes near its teacher, nothing is left to learn from"),
+            (not self.evaluation_interval, "there are no evaluations: set .evaluation(evaluation_interval=...)"),
+            (self.num_baseline_episodes == 0, "`num_baseline_episodes` is 0: there is nothing to compare returns with"),
+        ):
+            if missing:
+                raise ValueError(f"kd_coeff='qdagger' is 1 − the student's return ratio, but {reason}.")
 
     def _check_scope(self) -> None:
         if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
@@ -320,9 +363,7 @@ class DistillDQNConfig(DQNConfig):
                 f"{self.replay_buffer_config}."
             )
         for name in ("alpha", "beta"):
-            value = self.replay_buffer_config.get(name, 0.0)
-            if not isinstance(value, Real) or not 0.0 <= value <= 1.0:
-                raise ValueError(f"`replay_buffer_config['{name}']` must be in [0, 1], got {value!r}.")
+            _check_share(f"replay_buffer_config['{name}']", self.replay_buffer_config.get(name, 0.0))
         _check_positive("training_intensity", self.training_intensity, "rows learned from / env steps sampled")
         _check_integer("replay_buffer_config['capacity']", self.replay_buffer_config.get("capacity"), low=1)
         _check_integer("train_batch_size_per_learner", self.train_batch_size_per_learner, low=1)
@@ -361,6 +402,11 @@ class DistillDQNConfig(DQNConfig):
 def _check_integer(name: str, value: object, *, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
 
 
 def _check_positive(name: str, value: object, expected: str) -> None:

@@ -56,17 +56,20 @@ class BehaviorPolicy:
     epsilon: float
     rng: np.random.Generator
 
-    def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray) -> np.ndarray:
-        """Actions `[N]` for the Q-values `[N, A]` of both; `student_q` may be None where β is 1."""
-        actions = teacher_q.argmax(-1)
-        if student_q is not None:
+    def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
+        """Actions `[N]` by Q-values `[N, A]`: the student's may be None where β is 1, the teacher's where β is 0."""
+        guide = student_q if teacher_q is None else teacher_q  # also says which actions are legal
+        if guide is None:
+            raise ValueError("There are no Q-values to act by.")
+        actions = guide.argmax(-1)
+        if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
             legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
             actions = np.where(teacher_acts, actions, legal_student_q.argmax(-1))
         if self.epsilon > 0.0:
             explores = self.rng.random(len(actions)) < self.epsilon
             if explores.any():
-                scores = np.where(np.isneginf(teacher_q), -1.0, self.rng.random(teacher_q.shape))
+                scores = np.where(np.isneginf(guide), -1.0, self.rng.random(guide.shape))
                 actions = np.where(explores, scores.argmax(-1), actions)
         return actions
 
@@ -127,8 +130,8 @@ class Fragment:
         columns[Columns.REWARDS] = columns[Columns.REWARDS].astype(np.float32)
         columns[VALID] = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
         # A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
-        q = columns[TEACHER_Q]
-        columns[VALID] &= np.isfinite(q).any(-1) & ~(np.isnan(q) | np.isposinf(q)).any(-1)
+        if (q := columns.get(TEACHER_Q)) is not None:
+            columns[VALID] &= np.isfinite(q).any(-1) & ~(np.isnan(q) | np.isposinf(q)).any(-1)
         return columns
 
 
@@ -258,10 +261,12 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         if policy.teacher_fraction < 1.0:
             with torch.inference_mode():
                 student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
-        return labels, policy.act(student_q, labels[TEACHER_Q])
+        return labels, policy.act(student_q, labels.get(TEACHER_Q))
 
     def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
-        """What the teacher says of the states that the student sees as `obs`."""
+        """What the teacher says of the states that the student sees as `obs`; nothing without a teacher."""
+        if not self.config.label_columns:
+            return {}
         if self._teacher_view is not None:
             obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
         if TEACHER_PROBS not in self.config.label_columns:

@@ -109,7 +109,7 @@ class Experiment:
 
 def _check_teacher(config: AlgorithmConfig) -> None:
     """Now, where the user sees it, and not in every trial."""
-    if isinstance(config, DistillDQNConfig):
+    if isinstance(config, DistillDQNConfig) and config.teacher is not None:
         load_teacher(str(config.teacher), trust_checkpoint=config.trust_checkpoint)
 
 

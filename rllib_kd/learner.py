@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
-from rllib_kd.replay import VALID, make_replay
+from rllib_kd.replay import VALID, PrioritizedReplay, make_replay
+from rllib_kd.schedules import value_at
 from rllib_kd.statistics import QScale, QStatistics
 from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q
 
@@ -71,6 +72,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._normalizes = (
             self.config.loss in losses.VALUE_LOSSES
             and self.config.normalize_q_values
+            and bool(self.config.label_columns)
             and students.has_scalable_head(module)
         )
         self._averages = self.config.weight_averaging > 0.0 and not self.config.uses_td
@@ -81,7 +83,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._starts_normalized = True
         self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
         self._temperature = self._student_temperature = 1.0  # of the current update
-        self._coefficients = {"kd": self.config.kd_coeff, "td": self.config.td_coeff}
+        self._coefficients = {"kd": self.config.kd_coeff_at(0), "td": value_at(self.config.td_coeff, 0)}
 
     @override(DQNTorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -227,7 +229,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         drawable = torch.tensor(len(self.replay), device=self._device)
         if self.distributed:
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
-        if not drawable and self._statistics.count == 0:
+        if not drawable and self.config.label_columns and self._statistics.count == 0:
             raise ValueError(
                 "There is nothing to learn from: the teacher has given no finite Q-values for any state so far. Does "
                 "it see the observations that it was trained on?"
@@ -235,10 +237,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return num_gradient_steps if drawable else 0
 
     def _take_in(self, fragments: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Add fragments to the replay and their labels to the statistics; returns some of the new states."""
+        """Add fragments to the replay and their labels to the statistics; returns some of the labelled states."""
         fresh: list[dict[str, Tensor]] = []
         for fragment in fragments:
             self.replay.add(fragment)
+            if not self.config.label_columns:
+                continue
             drawable = slice(None) if VALID not in fragment else fragment[VALID]
             fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
         if not fresh:
@@ -301,7 +305,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 self._average_gradients(params)
             _clip_gradients(params, config)
             optimizer.step()
-            if weights is not None:
+            if isinstance(self.replay, PrioritizedReplay):
                 self.replay.update_priorities(rows, self._priorities.detach())
             self._num_steps += 1
             if averages:

@@ -25,7 +25,12 @@ def test_the_defaults_are_valid():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": None}, "needs a teacher, got None"),
+        ({"teacher": None}, "needs a teacher, got None.*To learn without one, as DQN does: td_coeff=1.0"),
+        ({"teacher": None, "td_coeff": 1.0, "rollout_policy": "teacher"}, "`rollout_policy`='teacher' needs a teacher"),
+        ({"teacher": None, "td_coeff": 1.0, "compression": 0.1}, "`compression`=0.1 needs a teacher"),
+        ({"kd_coeff": "qdager"}, r"`kd_coeff` must be a number or a schedule .*, or 'qdagger', got 'qdager'"),
+        ({"kd_coeff": "qdagger"}, "`td_coeff` is 0: as the student comes near its teacher"),
+        ({"kd_coeff": "qdagger", "td_coeff": 1.0}, "there are no evaluations: set .evaluation"),
         ({"loss": "crossentropy"}, "Unknown loss 'crossentropy'. Known are: mse, huber, kl, nll"),
         ({"loss": "KL"}, "Did you mean 'kl'?"),
         ({"temperature": 0.0}, "`temperature` must be positive"),
@@ -57,6 +62,16 @@ def test_bad_distillation_settings_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda c: c.distillation(kd_coeff="qdagger", td_coeff=1.0, num_baseline_episodes=0).evaluation(
+                evaluation_interval=1
+            ),
+            "`num_baseline_episodes` is 0: there is nothing to compare",
+        ),
+        (
+            lambda c: c.distillation(teacher=None, kd_coeff="qdagger", td_coeff=1.0).evaluation(evaluation_interval=1),
+            "`kd_coeff`='qdagger' needs a teacher",
+        ),
         (lambda c: c.training(epsilon=2.0), "`epsilon` must be in"),
         (lambda c: c.training(training_intensity=0), "`training_intensity` must be positive"),
         (lambda c: c.training(training_intensity="x"), "`training_intensity` must be positive"),
@@ -102,6 +117,20 @@ def test_a_teacher_is_one_path(teacher):
 
 def test_with_td_the_students_temperature_may_be_the_teachers():
     valid().distillation(td_coeff=1.0, temperature=0.5, student_temperature=0.5).validate()
+
+
+def test_td_alone_needs_no_teacher():
+    config = valid().distillation(teacher=None, td_coeff=1.0)
+    config.validate()
+    assert config.kd_coeff_at(0) == 0.0
+    assert config.label_columns == ()
+
+
+def test_qdagger_is_a_weight_by_the_return_ratio():
+    config = valid().distillation(kd_coeff="qdagger", td_coeff=1.0).evaluation(evaluation_interval=5)
+    config.validate()
+    assert config.kd_coeff_at(1_000) == 1.0
+    assert config.kd_coeff_at(1_000, 0.9) == pytest.approx(0.1)
 
 
 def test_rllibs_auto_fragments_have_a_length():

@@ -18,6 +18,7 @@ import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -37,12 +38,12 @@ from ray.tune.registry import register_trainable
 
 from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
-from rllib_kd.learner import DISTILLATION_COLUMNS, NUM_GRADIENT_STEPS, TD_COLUMNS
+from rllib_kd.learner import NUM_GRADIENT_STEPS, TD_COLUMNS
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, same_space
 from rllib_kd.students import compress, count_parameters
 from rllib_kd.teachers import load_teacher
-from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.base import Support, Teacher, support_of
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class DistillDQN(DQN):
         except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
             self._explain_failed_env_runners()
             raise
-        self._student_parameters = self._count_student_parameters()
+        self._student_parameters, self._student_support = self._measure_student()
+        self._check_vector_env()
         if self._teacher.is_loaded:
             self._warn_of_a_large_student()
             self._check_fit()
@@ -95,7 +97,7 @@ class DistillDQN(DQN):
     @override(DQN)
     def training_step(self) -> None:
         """Sample labelled columns, learn from the replay, and send the student's weights to the EnvRunners."""
-        if not self._teacher.is_loaded:
+        if self.config.teacher is not None and not self._teacher.is_loaded:
             raise ValueError(
                 "This algorithm was built from a checkpoint's config, without the teacher. Restore it with "
                 "DistillDQN.from_checkpoint(path), which loads both, or set .distillation(teacher=...)."
@@ -135,11 +137,12 @@ class DistillDQN(DQN):
     # --- Teacher and student ------------------------------------------------------------------------------------------
 
     def _load_teacher(self) -> Teacher:
+        """The teacher; an empty one where there is none, or not yet."""
         if isinstance(self.config.teacher, Teacher):
             return copy.deepcopy(self.config.teacher)  # a restored state replaces its network
         uri = str(self.config.teacher)
-        if uri == TEACHER_IN_CHECKPOINT:
-            return Teacher()  # restore_from_path() will fill it
+        if self.config.teacher is None or uri == TEACHER_IN_CHECKPOINT:
+            return Teacher()  # restore_from_path() will fill the latter
         try:
             return load_teacher(uri, trust_checkpoint=self.config.trust_checkpoint)
         except ValueError:
@@ -167,6 +170,8 @@ class DistillDQN(DQN):
     def _settle_student(self) -> DistillDQNConfig:
         """The config with `compression` turned into layer widths, and without the teacher itself."""
         config = self.config.copy(copy_frozen=False)
+        if config.teacher is None:
+            return self.config
         if isinstance(config.teacher, Teacher):
             config.teacher = config.teacher.source  # what actors and checkpoints get of it, they get by itself
         if config._rl_module_spec is None and not WIDTH_KEYS & set(config.given_model_config):
@@ -194,11 +199,14 @@ class DistillDQN(DQN):
         config.freeze()
         return config
 
-    def _count_student_parameters(self) -> int:
-        counts = self.learner_group.foreach_learner(
-            lambda learner: count_parameters(learner.module[DEFAULT_MODULE_ID].unwrapped())
-        )
-        return next(iter(counts)).get()
+    def _measure_student(self) -> tuple[int, Support | None]:
+        """Its parameters, and the support of its return distributions."""
+
+        def measure(learner: Any) -> tuple[int, Support | None]:
+            module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+            return count_parameters(module), support_of(module)
+
+        return next(iter(self.learner_group.foreach_learner(measure))).get()
 
     def _explain_failed_env_runners(self) -> None:
         """Raise the reason as a ValueError, if one shows here."""
@@ -207,7 +215,10 @@ class DistillDQN(DQN):
         except Exception as error:
             raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
         has_connectors = self.config._env_to_module_connector is not None
-        check_spaces(self._teacher.input_space if has_connectors else env.observation_space, env.action_space)
+        if not has_connectors:
+            check_spaces(env.observation_space, env.action_space)
+        elif self._teacher.is_loaded:
+            check_spaces(self._teacher.input_space, env.action_space)
 
     def _warn_of_a_large_student(self) -> None:
         if self._student_parameters >= 0.9 * self._teacher.num_parameters:
@@ -233,6 +244,14 @@ class DistillDQN(DQN):
                     f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
                     "wrappers, and connectors where its checkpoint has none."
                 )
+        if self.config.loss == "categorical" and self._teacher.support != self._student_support:
+            raise ValueError(
+                "The loss 'categorical' needs return distributions on one support, but the teacher's is "
+                f"{self._teacher.support} and the student's {self._student_support}. Set training(num_atoms=..., "
+                "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
+            )
+
+    def _check_vector_env(self) -> None:
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
         modes = {str(mode) for mode in reported if mode is not None}
         if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
@@ -268,7 +287,7 @@ class DistillDQN(DQN):
         kwargs = {
             "teacher_fraction": self._teacher_fraction(),
             "epsilon": value_at(self.config.epsilon, self.num_env_steps) if self.config.explore else 0.0,
-            "names": DISTILLATION_COLUMNS + (TD_COLUMNS if self.config.uses_td else ()),
+            "names": (Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())),
             "num_shards": num_shards,
         }
         group = self.env_runner_group
@@ -298,7 +317,7 @@ class DistillDQN(DQN):
             defer_solve_refs_to_learner=True,
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps},
             num_gradient_steps=num_steps,
-            kd_coeff=value_at(self.config.kd_coeff, env_steps),
+            kd_coeff=self._kd_coeff(),
             td_coeff=value_at(self.config.td_coeff, env_steps),
         )
         self.num_gradient_steps += int(results[0][DEFAULT_MODULE_ID][NUM_GRADIENT_STEPS].peek())
@@ -309,7 +328,18 @@ class DistillDQN(DQN):
         """Env steps sampled so far, over restarts."""
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
 
+    def _kd_coeff(self) -> float:
+        return self.config.kd_coeff_at(self.num_env_steps, self._return_ratio())
+
+    def _return_ratio(self) -> float:
+        """(student − random) / (teacher − random), by the last evaluation; NaN as long as there is none."""
+        returns = self._returns
+        gap = returns["teacher"] - returns["random"]
+        return (returns["student"] - returns["random"]) / gap if gap > 0 else math.nan
+
     def _teacher_fraction(self) -> float:
+        if self.config.teacher is None:
+            return 0.0
         fixed = {"teacher": 1.0, "student": 0.0}
         if self.config.rollout_policy in fixed:
             return fixed[self.config.rollout_policy]
@@ -336,6 +366,11 @@ class DistillDQN(DQN):
         noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in returns.values()))
         gain = self._returns["teacher"] - self._returns["random"]
         trained_return = self._teacher.trained_return
+        if config.kd_coeff == "qdagger" and gain <= 0:
+            raise ValueError(
+                f"kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
+                f"{self._returns['teacher']:.4g} and {self._returns['random']:.4g} over {num_episodes} episodes."
+            )
         if gain <= noise:
             logger.warning(
                 "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
@@ -371,20 +406,22 @@ class DistillDQN(DQN):
         return [value for part in parts for value in part]
 
     def _results(self, results: dict[str, Any]) -> dict[str, float]:
-        learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
-        returns = self._returns
-        gap = returns["teacher"] - returns["random"]
-        return {
+        own = {
             "student_params": self._student_parameters,
+            "td_coeff": value_at(self.config.td_coeff, self.num_env_steps),
+            "num_gradient_steps_lifetime": self.num_gradient_steps,
+        }
+        if self.config.teacher is None:
+            return own
+        learner = results.get(LEARNER_RESULTS, {}).get(DEFAULT_MODULE_ID, {})
+        return own | {
             "teacher_params": self._teacher.num_parameters,
             "compression": self._student_parameters / self._teacher.num_parameters,
-            "teacher_return": returns["teacher"],
-            "random_return": returns["random"],
-            "return_ratio": (returns["student"] - returns["random"]) / gap if gap > 0 else math.nan,
-            "kd_coeff": value_at(self.config.kd_coeff, self.num_env_steps),
-            "td_coeff": value_at(self.config.td_coeff, self.num_env_steps),
+            "teacher_return": self._returns["teacher"],
+            "random_return": self._returns["random"],
+            "return_ratio": self._return_ratio(),
+            "kd_coeff": self._kd_coeff(),
             "teacher_fraction": self._teacher_fraction(),
-            "num_gradient_steps_lifetime": self.num_gradient_steps,
             "temperature": float(learner.get("temperature", math.nan)),
         }
 
@@ -398,12 +435,13 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        return [*super().get_checkpointable_components(), (COMPONENT_TEACHER, self._teacher)]
+        components = super().get_checkpointable_components()
+        return components if self.config.teacher is None else [*components, (COMPONENT_TEACHER, self._teacher)]
 
     @override(DQN)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
         (state,), kwargs = super().get_ctor_args_and_kwargs()
-        return ({**state, "teacher": TEACHER_IN_CHECKPOINT},), kwargs
+        return ({**state, "teacher": self.config.teacher and TEACHER_IN_CHECKPOINT},), kwargs
 
     @override(DQN)
     def get_state(
@@ -414,7 +452,7 @@ class DistillDQN(DQN):
         **kwargs: Any,
     ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
-        if self._check_component(COMPONENT_TEACHER, components, not_components):
+        if self.config.teacher is not None and self._check_component(COMPONENT_TEACHER, components, not_components):
             state[COMPONENT_TEACHER] = self._teacher.get_state()
         if self._check_component(_STATE, components, not_components):
             state[_STATE] = {

@@ -77,7 +77,7 @@ Algo = Annotated[str | None, _option("DistillDQN, DQN, PPO …", "--algo", "--ru
 TrainEnv = Annotated[str | None, _option("Of gymnasium, or a registered name.", "--env", "-e", metavar="ID")]
 Teacher = Annotated[str | None, _option("DistillDQN: checkpoint, or 'cartpole'.", metavar="PATH")]
 Compression = Annotated[float | None, _option("DistillDQN: student / teacher size.", metavar="X")]
-Loss = Annotated[str | None, _option("DistillDQN: kl, nll, mse or huber.", metavar="NAME")]
+Loss = Annotated[str | None, _option("DistillDQN: kl, nll, mse …", metavar="NAME")]
 Config = Annotated[str, _option("Settings, as text or as @FILE.", "--config", "-c", metavar="JSON")]
 Stop = Annotated[str, _option('{"training_iteration": 10}, or @FILE.', "--stop", "-s", metavar="JSON")]
 NumSamples = Annotated[int | None, _option("Trials of each setting; default 1.", metavar="N")]

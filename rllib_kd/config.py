@@ -13,9 +13,9 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd.hints import did_you_mean
-from rllib_kd.schedules import Schedule, check_schedule, values_of
+from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers import absolute_teacher_uri
-from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q, Teacher
 
 if TYPE_CHECKING:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -33,6 +33,10 @@ class DistillDQNConfig(DQNConfig):
     Defaults that differ from `DQNConfig`: ε 0.05 from the start (Rusu et al. 2015), a student that is not dueling, 16
     environments an EnvRunner in fragments of 32 steps, batches of 256 rows drawn from a columnar replay in the Learner,
     and evaluation in an EnvRunner group of its own, always with the greedy student.
+
+    `training(replay_buffer_config={"alpha": 0.6, "beta": 0.4})` makes the replay prioritized (Schaul et al. 2016, arXiv
+    1511.05952), by the TD error, or by the distillation loss where there is no TD. alpha, in [0, 1]: 0 (default) is
+    uniform, 1 draws in proportion to the error. beta, in [0, 1]: 0 corrects nothing of that in the loss, 1 all.
     """
 
     #: `temperature="auto"` is this times the median action gap of the teacher.
@@ -49,11 +53,13 @@ class DistillDQNConfig(DQNConfig):
         self.temperature: float | Literal["auto"] = "auto"
         self.student_temperature: float | None = None
         self.huber_delta = 1.0
+        self.jsd_beta = 0.5
+        self.margin = 0.8
         self.normalize_q_values = True
         self.weight_averaging = 0.1
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
-        self.kd_coeff: Schedule = 1.0
+        self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
         self.num_baseline_episodes: int | None = None
@@ -74,23 +80,27 @@ class DistillDQNConfig(DQNConfig):
         self.replay_buffer_config = {
             "type": "ColumnarReplay",
             "capacity": 50_000,
+            "alpha": 0.0,  # above 0: prioritized
+            "beta": 0.4,  # exponent of the importance weights then
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
 
     def distillation(
         self,
         *,
-        teacher: str | os.PathLike[str] | Teacher = NotProvided,
+        teacher: str | os.PathLike[str] | Teacher | None = NotProvided,
         trust_checkpoint: bool = NotProvided,
         loss: str = NotProvided,
         temperature: float | Literal["auto"] = NotProvided,
         student_temperature: float | None = NotProvided,
         huber_delta: float = NotProvided,
+        jsd_beta: float = NotProvided,
+        margin: float = NotProvided,
         normalize_q_values: bool = NotProvided,
         weight_averaging: float = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule = NotProvided,
-        kd_coeff: Schedule = NotProvided,
+        kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
@@ -101,19 +111,30 @@ class DistillDQNConfig(DQNConfig):
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
                 Stable-Baselines3, CleanRL, safetensors, ONNX or TorchScript; or "cartpole", the teacher that comes with
                 the package. A path becomes absolute at once. Or a teacher that is loaded already, by `load_teacher()`:
-                it then travels with the config, to where the path does not exist.
+                it then travels with the config, to where the path does not exist. None: with `td_coeff` above 0 this is
+                DQN itself, and its checkpoints are teachers like any other.
             trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
                 of your own, and for TorchScript. False (default): it is read as data.
-            loss: "kl" (default; forward KL of the action probabilities) or "nll" (the teacher's greedy action): the
-                student's outputs rank the actions; "mse" or "huber": they are Q-values.
-            temperature: divides the teacher's Q-values in "kl"; > 0, return units. Low: the student copies the greedy
-                action; high: it copies all preferences, and learns less about the best one. "auto" (default): a tenth
-                of the teacher's median action gap, measured as states come in. Rusu et al. 2015, arXiv 1511.06295.
-            student_temperature: divides the student's outputs in "kl" and "nll"; > 0. None (default): such that the
-                outputs count in median action gaps of the teacher; with `td_coeff`, such that they are Q-values. 1: the
-                paper's form, in which they are logits, and must grow far before they are as sharp as the teacher's.
+            loss: "kl" (default; forward KL of the action probabilities), "reverse_kl", "jsd" (between the two), "nll"
+                (the teacher's greedy action) or "margin" (that action wins by a margin): the student's outputs rank the
+                actions. "mse" or "huber": they are Q-values. "categorical": return distributions of a C51 student,
+                `training(num_atoms=...)`, with the support of its C51 teacher. losses.py has formulas and sources.
+            temperature: divides the teacher's Q-values in "kl", "reverse_kl" and "jsd"; > 0, return units. Low: the
+                student copies the greedy action; high: it copies all preferences, and learns less about the best one.
+                "auto" (default): a tenth of the teacher's median action gap, measured as states come in. Rusu et al.
+                2015, arXiv 1511.06295.
+            student_temperature: divides the student's outputs in the same losses and "nll"; > 0. None (default): such
+                that the outputs count in median action gaps of the teacher; with `td_coeff`, such that they are
+                Q-values. 1: the paper's form, in which they are logits, and must grow far before they are as sharp as
+                the teacher's.
             huber_delta: where "huber" turns from quadratic to linear; > 0, return units, or normalised ones with
                 `normalize_q_values`. Low: robust; high: half of "mse".
+            jsd_beta: β of "jsd"; in [0, 1]. Low: as "kl", a student that covers all that the teacher does; high: as
+                "reverse_kl", one that keeps to what the teacher does most. Default: 0.5, the Jensen-Shannon divergence.
+                Agarwal et al. 2023, arXiv 2306.13649.
+            margin: by how much the teacher's action must win in "margin"; > 0, in units of the student's outputs (with
+                `td_coeff`: return). Low: it need only rank first; high: other actions are pushed further down than they
+                deserve. Default: 0.8, as Hester et al. 2017, arXiv 1704.03732, for rewards around 1.
             normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
                 and the differences between actions have one scale each (default). False: on the raw Q-values, where
                 the level takes most of the student's attention. The student puts out Q-values either way.
@@ -125,7 +146,10 @@ class DistillDQNConfig(DQNConfig):
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
                 or a schedule over env steps. High: the teacher's states; low: the student's, which it must master in
                 the end. Default: from 1 to 0 over 10,000 env steps.
-            kd_coeff: weight of the distillation loss; ≥ 0, a number or a schedule over env steps.
+            kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: it stays
+                with its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD leads it
+                beyond. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff` and an
+                `evaluation_interval`. Agarwal et al. 2022, arXiv 2206.01626.
             td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
                 with narrower layers. None (default): 0.04, unless `rl_module(model_config=...)` shapes the student.
@@ -144,6 +168,8 @@ class DistillDQNConfig(DQNConfig):
             "temperature": temperature,
             "student_temperature": student_temperature,
             "huber_delta": huber_delta,
+            "jsd_beta": jsd_beta,
+            "margin": margin,
             "normalize_q_values": normalize_q_values,
             "weight_averaging": weight_averaging,
             "rollout_policy": rollout_policy,
@@ -206,6 +232,19 @@ class DistillDQNConfig(DQNConfig):
         return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
 
     @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Columns in which EnvRunners write down what the teacher says of a state."""
+        if self.teacher is None:
+            return ()
+        return (TEACHER_Q, TEACHER_PROBS) if self.loss == "categorical" else (TEACHER_Q,)
+
+    def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
+        """λ after so many env steps, with that return ratio of the student (NaN: not known yet)."""
+        if self.teacher is None:
+            return 0.0
+        return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
+
+    @property
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
         return any(values_of(self.td_coeff))
@@ -220,9 +259,9 @@ class DistillDQNConfig(DQNConfig):
                 raise ValueError(f"DistillDQN has no config field '{name}'.{did_you_mean(name, known)}")
 
     def _check_distillation(self) -> None:
-        from rllib_kd.losses import LOSSES, VALUE_LOSSES
+        from rllib_kd.losses import LOSSES, POLICY_LOSSES
 
-        if not isinstance(self.teacher, str | os.PathLike | Teacher):
+        if not isinstance(self.teacher, str | os.PathLike | Teacher | None):
             raise ValueError(
                 f"DistillDQN needs a teacher, got {self.teacher!r}. Name one with "
                 ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
@@ -239,11 +278,18 @@ class DistillDQNConfig(DQNConfig):
         if self.student_temperature is not None:
             _check_positive("student_temperature", self.student_temperature, "a number, or None")
         _check_positive("huber_delta", self.huber_delta, "a number")
+        _check_positive("margin", self.margin, "a number")
+        _check_share("jsd_beta", self.jsd_beta)
         if not isinstance(self.weight_averaging, Real) or not 0.0 <= self.weight_averaging < 1.0:
             raise ValueError(f"`weight_averaging` must be in [0, 1), got {self.weight_averaging!r}.")
         check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
-        check_schedule("kd_coeff", self.kd_coeff)
         check_schedule("td_coeff", self.td_coeff)
+        if self.kd_coeff == "qdagger":
+            self._check_qdagger()
+        else:
+            check_schedule("kd_coeff", self.kd_coeff, words=("qdagger",))
+        if self.teacher is None:
+            self._check_without_teacher()
         check_schedule("epsilon", self.epsilon, high=1.0)
         if self.compression is not None:
             if not isinstance(self.compression, Real) or not 0.0 < self.compression <= 1.0:
@@ -256,16 +302,50 @@ class DistillDQNConfig(DQNConfig):
                     f"Both `compression`={self.compression:g} and {sorted(widths)} in rl_module(model_config=...) set "
                     "the widths of the student's layers. Set one of them."
                 )
-        if self.uses_td and self.loss not in VALUE_LOSSES and self.student_temperature is not None:
+        own_scale = self.student_temperature not in (None, self.temperature)
+        if self.uses_td and self.loss in POLICY_LOSSES and own_scale:
             raise ValueError(
                 f"With `td_coeff`, the student's outputs must be Q-values, but student_temperature="
-                f"{self.student_temperature} makes them logits. Leave it at None, or use the loss 'mse'."
+                f"{self.student_temperature} beside temperature={self.temperature} gives them another scale. Leave it "
+                "at None."
             )
-        if not (self.uses_td or any(values_of(self.kd_coeff))):
+        if self.loss == "categorical" and self.model_config.get("num_atoms", 1) < 2:
+            raise ValueError(
+                "The loss 'categorical' is for a C51 student, but this one has one output an action. Give it the "
+                "teacher's support: training(num_atoms=51, v_min=..., v_max=...), or use another loss."
+            )
+        if not (self.uses_td or self.kd_coeff == "qdagger" or any(values_of(self.kd_coeff))):
             raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
             raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+    def _check_without_teacher(self) -> None:
+        if not self.uses_td:
+            raise ValueError(
+                "DistillDQN needs a teacher, got None. Name one with .distillation(teacher='path/to/checkpoint'), or "
+                "'cartpole', which comes with the package. To learn without one, as DQN does: td_coeff=1.0."
+            )
+        for name, makes_no_sense in (
+            ("rollout_policy", self.rollout_policy == "teacher"),
+            ("kd_coeff", self.kd_coeff == "qdagger"),
+            ("loss", self.loss == "categorical"),
+            ("compression", self.compression is not None),
+        ):
+            if makes_no_sense:
+                raise ValueError(
+                    f"`{name}`={getattr(self, name)!r} needs a teacher, but `teacher` is None. Leave `{name}` at its "
+                    "default, or name a teacher."
+                )
+
+    def _check_qdagger(self) -> None:
+        for missing, reason in (
+            (not self.uses_td, "`td_coeff` is 0: as the student comes near its teacher, nothing is left to learn from"),
+            (not self.evaluation_interval, "there are no evaluations: set .evaluation(evaluation_interval=...)"),
+            (self.num_baseline_episodes == 0, "`num_baseline_episodes` is 0: there is nothing to compare returns with"),
+        ):
+            if missing:
+                raise ValueError(f"kd_coeff='qdagger' is 1 − the student's return ratio, but {reason}.")
 
     def _check_scope(self) -> None:
         if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
@@ -283,9 +363,12 @@ class DistillDQNConfig(DQNConfig):
             )
         if self.replay_buffer_config.get("type") != "ColumnarReplay":
             raise ValueError(
-                "DistillDQN has a replay of its own, in the Learners. Set only its size: "
-                f"training(replay_buffer_config={{'capacity': ...}}). Got {self.replay_buffer_config}."
+                "DistillDQN has a replay of its own, in the Learners. Set only its size and priorities: "
+                "training(replay_buffer_config={'capacity': ..., 'alpha': ..., 'beta': ...}). Got "
+                f"{self.replay_buffer_config}."
             )
+        for name in ("alpha", "beta"):
+            _check_share(f"replay_buffer_config['{name}']", self.replay_buffer_config.get(name, 0.0))
         _check_positive("training_intensity", self.training_intensity, "rows learned from / env steps sampled")
         _check_integer("replay_buffer_config['capacity']", self.replay_buffer_config.get("capacity"), low=1)
         _check_integer("train_batch_size_per_learner", self.train_batch_size_per_learner, low=1)
@@ -324,6 +407,11 @@ class DistillDQNConfig(DQNConfig):
 def _check_integer(name: str, value: object, *, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
         raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
 
 
 def _check_positive(name: str, value: object, expected: str) -> None:

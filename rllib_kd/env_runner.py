@@ -27,7 +27,7 @@ from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.observations import Shown, View
 from rllib_kd.replay import VALID
 from rllib_kd.spaces import check_spaces
-from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
+from rllib_kd.teachers.base import QF_PREDS, TEACHER_PROBS, TEACHER_Q, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -56,23 +56,26 @@ class BehaviorPolicy:
     epsilon: float
     rng: np.random.Generator
 
-    def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray) -> np.ndarray:
-        """Actions `[N]` for the Q-values `[N, A]` of both; `student_q` may be None where β is 1."""
-        actions = teacher_q.argmax(-1)
-        if student_q is not None:
+    def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
+        """Actions `[N]` by Q-values `[N, A]`: the student's may be None where β is 1, the teacher's where β is 0."""
+        guide = student_q if teacher_q is None else teacher_q  # also says which actions are legal
+        if guide is None:
+            raise ValueError("There are no Q-values to act by.")
+        actions = guide.argmax(-1)
+        if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
             legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
             actions = np.where(teacher_acts, actions, legal_student_q.argmax(-1))
         if self.epsilon > 0.0:
             explores = self.rng.random(len(actions)) < self.epsilon
             if explores.any():
-                scores = np.where(np.isneginf(teacher_q), -1.0, self.rng.random(teacher_q.shape))
+                scores = np.where(np.isneginf(guide), -1.0, self.rng.random(guide.shape))
                 actions = np.where(explores, scores.argmax(-1), actions)
         return actions
 
 
 class Fragment:
-    """What one call of sampling saw: a list entry for each step of the vector env, each `[N, ...]`.
+    """What one call of sampling saw: columns `[N, ...]` for each step of the vector env.
 
     Gymnasium's vector envs reset in the step after an episode's end (NEXT_STEP), and ignore the action of that step.
     So an episode's last state is a row like the others, in which no action counts.
@@ -83,19 +86,24 @@ class Fragment:
 
     def __init__(self, ended_before: np.ndarray):
         self.ended_before = ended_before
-        self.steps: list[tuple[np.ndarray, ...]] = []  # obs, teacher_q, actions, rewards, terminateds, truncateds
+        self.steps: list[dict[str, np.ndarray]] = []
         self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
         self.restarted = False
-        self._decision: tuple[np.ndarray, ...] = ()
+        self._decision: dict[str, np.ndarray] = {}
 
-    def decide(self, obs: np.ndarray, teacher_q: np.ndarray, actions: np.ndarray) -> None:
-        """What was seen and chosen, `[N, ...]`."""
-        self._decision = (obs, teacher_q, actions)
+    def decide(self, obs: np.ndarray, labels: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
+        """What was seen, what the teacher says of it, and what was chosen, `[N, ...]`."""
+        self._decision = {Columns.OBS: obs, **labels, Columns.ACTIONS: actions}
 
     def step(self, rewards: np.ndarray, terminateds: np.ndarray, truncateds: np.ndarray) -> None:
         """What came of it, each `[N]`."""
         # Copies: vector envs may write the next ones into the same arrays.
-        self.steps.append((*self._decision, np.array(rewards), np.array(terminateds), np.array(truncateds)))
+        outcome = {
+            Columns.REWARDS: np.array(rewards),
+            Columns.TERMINATEDS: np.array(terminateds),
+            Columns.TRUNCATEDS: np.array(truncateds),
+        }
+        self.steps.append(self._decision | outcome)
 
     def restart(self) -> None:
         """Forget everything: the env has failed and was made anew."""
@@ -106,33 +114,25 @@ class Fragment:
     @property
     def ended_after(self) -> np.ndarray:
         """`[N]`, whose last step ended an episode."""
-        return self.steps[-1][4] | self.steps[-1][5]
+        return _ends(self.steps[-1])
 
     def transitions(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """For each step: where an action counted `[N]`, rewards `[N]`, and where an episode ended `[N]`."""
         ended = self.ended_before
-        for *_, rewards, terminateds, truncateds in self.steps:
+        for step in self.steps:
             counts = ~ended
-            ended = terminateds | truncateds
-            yield counts, rewards, ended
+            ended = _ends(step)
+            yield counts, step[Columns.REWARDS], ended
 
     def columns(self) -> dict[str, np.ndarray]:
         """Everything as columns `[N, T, ...]`."""
-        obs, teacher_q, actions, rewards, terminateds, truncateds = (
-            np.stack(parts, axis=1) for parts in zip(*self.steps, strict=True)
-        )
-        counts = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
+        columns = {name: np.stack([step[name] for step in self.steps], axis=1) for name in self.steps[0]}
+        columns[Columns.REWARDS] = columns[Columns.REWARDS].astype(np.float32)
+        columns[VALID] = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
         # A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
-        labelled = np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
-        return {
-            Columns.OBS: obs,
-            TEACHER_Q: teacher_q,
-            Columns.ACTIONS: actions,
-            Columns.REWARDS: rewards.astype(np.float32),
-            Columns.TERMINATEDS: terminateds,
-            Columns.TRUNCATEDS: truncateds,
-            VALID: counts & labelled,
-        }
+        if (q := columns.get(TEACHER_Q)) is not None:
+            columns[VALID] &= np.isfinite(q).any(-1) & ~(np.isnan(q) | np.isposinf(q)).any(-1)
+        return columns
 
 
 class DistillEnvRunner(SingleAgentEnvRunner):
@@ -253,18 +253,26 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         self._ended = fragment.ended_after
         return fragment
 
-    def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[np.ndarray, np.ndarray]:
-        """The teacher's Q-values `[N, A]` and the actions `[N]`, in one pass."""
+    def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Labels `[N, ...]` and actions `[N]`, in one pass of each network."""
         obs = obs.to(self._device, torch.float32)
-        teacher_obs = obs
+        labels = self._label(obs)
+        student_q = None
+        if policy.teacher_fraction < 1.0:
+            with torch.inference_mode():
+                student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
+        return labels, policy.act(student_q, labels.get(TEACHER_Q))
+
+    def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
+        """What the teacher says of the states that the student sees as `obs`; nothing without a teacher."""
+        if not self.config.label_columns:
+            return {}
         if self._teacher_view is not None:
-            teacher_obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
-        teacher_q = self._teacher.q_values(teacher_obs).cpu().numpy()
-        if policy.teacher_fraction == 1.0:
-            return teacher_q, policy.act(None, teacher_q)
-        with torch.inference_mode():
-            student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
-        return teacher_q, policy.act(student_q, teacher_q)
+            obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
+        if TEACHER_PROBS not in self.config.label_columns:
+            return {TEACHER_Q: self._teacher.q_values(obs).cpu().numpy()}
+        q, probs = self._teacher.distributions(obs)
+        return {TEACHER_Q: q.cpu().numpy(), TEACHER_PROBS: probs.cpu().numpy()}
 
     # --- The direct way -----------------------------------------------------------------------------------------------
 
@@ -280,8 +288,8 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         if self._needs_initial_reset:
             self._reset_directly(seed=self._seed)
         while len(fragment.steps) < self.config.get_rollout_fragment_length():
-            teacher_q, actions = self._decide(torch.from_numpy(self._obs), policy)
-            fragment.decide(self._obs, teacher_q, actions)
+            labels, actions = self._decide(torch.from_numpy(self._obs), policy)
+            fragment.decide(self._obs, labels, actions)
             results = self._try_env_step(actions)
             if results == ENV_STEP_FAILURE:  # RLlib has made a new env
                 self._reset_directly()
@@ -318,8 +326,8 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         student: Any = self.module
 
         def act(batch: Mapping[str, Any]) -> dict[str, Any]:
-            teacher_q, actions = self._decide(batch[Columns.OBS], policy)
-            fragment.decide(_as_column(batch[Columns.OBS].cpu().numpy()), teacher_q, actions)
+            labels, actions = self._decide(batch[Columns.OBS], policy)
+            fragment.decide(_as_column(batch[Columns.OBS].cpu().numpy()), labels, actions)
             return {Columns.ACTIONS: torch.from_numpy(actions)}
 
         self.module = _ActingModule(student, act)
@@ -372,6 +380,11 @@ class _ActingModule:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._student, name)
+
+
+def _ends(step: Mapping[str, np.ndarray]) -> np.ndarray:
+    """`[N]`, whose episode the step ends."""
+    return step[Columns.TERMINATEDS] | step[Columns.TRUNCATEDS]
 
 
 def _as_column(obs: np.ndarray) -> np.ndarray:

@@ -35,7 +35,6 @@ from rllib_kd.playing import check_gymnasium_id
 from rllib_kd.report import summary_table
 from rllib_kd.settings import apply_settings, has_space, param_space, validate, variants
 from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
-from rllib_kd.teachers.base import Teacher
 
 #: Metrics of the old API stack, and where a result holds them now.
 RENAMED_METRICS = {
@@ -100,9 +99,7 @@ class Experiment:
             _check_env(config)
             validate(config)
         distilled = [
-            config
-            for config in configs
-            if isinstance(config, DistillDQNConfig) and not isinstance(config.teacher, Teacher)
+            config for config in configs if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str)
         ]
         teachers = {str(config.teacher): config.trust_checkpoint for config in distilled}
         for teacher, trust in teachers.items():  # now, where the user sees what is wrong, and not in every trial
@@ -196,8 +193,8 @@ def _imported(path: str) -> type[Algorithm]:
 def _absolute_teachers(value: Any) -> Any:
     """Teachers under names that mean the same in every trial's working directory."""
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        return {"grid_search": [absolute_teacher_uri(teacher) for teacher in value["grid_search"]]}
-    return absolute_teacher_uri(value)
+        return {"grid_search": [_absolute_teachers(teacher) for teacher in value["grid_search"]]}
+    return None if value is None else absolute_teacher_uri(value)
 
 
 def _check_env(config: AlgorithmConfig) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
+from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -28,14 +28,15 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
-from rllib_kd.replay import VALID, ColumnarReplay
+from rllib_kd.replay import VALID, PrioritizedReplay, make_replay
+from rllib_kd.schedules import value_at
 from rllib_kd.statistics import QScale, QStatistics
-from rllib_kd.teachers.base import TEACHER_Q
+from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q
 
 logger = logging.getLogger(__name__)
 
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
-#: Columns that distillation alone needs, and what TD needs beside them.
+#: Columns that distillation alone needs (by most losses), and what TD needs beside them.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
 
@@ -61,8 +62,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 "Use RLlib's DQN module, or one that implements QNetAPI."
             )
         seed = self.config.seed
-        self.replay = ColumnarReplay(
-            self.config.replay_buffer_config["capacity"],
+        self.replay = make_replay(
+            self.config.replay_buffer_config,
             device=self._device,
             # Each shard is drawn in an order of its own.
             seed=None if seed is None else seed + 1_000 * self._learner_index,
@@ -71,6 +72,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._normalizes = (
             self.config.loss in losses.VALUE_LOSSES
             and self.config.normalize_q_values
+            and bool(self.config.label_columns)
             and students.has_scalable_head(module)
         )
         self._averages = self.config.weight_averaging > 0.0 and not self.config.uses_td
@@ -81,7 +83,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._starts_normalized = True
         self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
         self._temperature = self._student_temperature = 1.0  # of the current update
-        self._coefficients = {"kd": self.config.kd_coeff, "td": self.config.td_coeff}
+        self._coefficients = {"kd": self.config.kd_coeff_at(0), "td": value_at(self.config.td_coeff, 0)}
 
     @override(DQNTorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
@@ -147,29 +149,34 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
-        """kd_coeff · D + td_coeff · TD, averaged over the batch.
+        """kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
 
         Args:
             module_id: the student's.
             config: the student's.
-            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; for TD also RLlib's DQN columns.
-            fwd_out: `qf_preds` `[B, A]`; for TD also what `forward_train()` puts out.
+            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
+                RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
+            fwd_out: `qf_preds` `[B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; for TD also what `forward_train()`
+                puts out.
 
         Returns:
             A scalar.
         """
-        terms = {}
+        by_row: dict[str, Tensor] = {}  # each [B]
         if self._coefficients["kd"]:
-            terms["kd_loss"] = self._distillation_loss(config, fwd_out[QF_PREDS], batch[TEACHER_Q]).mean()
+            by_row["kd_loss"] = self._priorities = self._distillation_loss(config, fwd_out, batch)
         if self._coefficients["td"]:
-            terms["td_loss"] = losses.td(
+            self._priorities = losses.td_error(
                 batch,
                 self._to_q(fwd_out[QF_PREDS]),
                 fwd_out[QF_TARGET_NEXT_PREDS],
                 next_q=self._to_q(fwd_out[QF_NEXT_PREDS]) if config.double_q else None,
                 gamma=config.gamma,
-                loss_fn=config.td_error_loss_fn,
-            ).mean()
+            )
+            by_row["td_loss"] = losses.td(self._priorities, loss_fn=config.td_error_loss_fn)
+        if "weights" in batch:
+            by_row = {name: batch["weights"] * rows for name, rows in by_row.items()}
+        terms = {name: rows.mean() for name, rows in by_row.items()}
         self._loss_terms = {name: term.detach() for name, term in terms.items()}
         return sum(self._coefficients[name.removesuffix("_loss")] * term for name, term in terms.items())
 
@@ -225,7 +232,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         drawable = torch.tensor(len(self.replay), device=self._device)
         if self.distributed:
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
-        if not drawable and self._statistics.count == 0:
+        if not drawable and self.config.label_columns and self._statistics.count == 0:
             raise ValueError(
                 "There is nothing to learn from: the teacher has given no finite Q-values for any state so far. Does "
                 "it see the observations that it was trained on?"
@@ -233,10 +240,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return num_gradient_steps if drawable else 0
 
     def _take_in(self, fragments: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Add fragments to the replay and their labels to the statistics; returns some of the new states."""
+        """Add fragments to the replay and their labels to the statistics; returns some of the labelled states."""
         fresh: list[dict[str, Tensor]] = []
         for fragment in fragments:
             self.replay.add(fragment)
+            if not self.config.label_columns:
+                continue
             drawable = slice(None) if VALID not in fragment else fragment[VALID]
             fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
         if not fresh:
@@ -279,14 +288,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
         params = [param for group in optimizer.param_groups for param in group["params"]]
         batch_size = config.train_batch_size_per_learner
-        draws = self.replay.sample_indices(num_steps, batch_size)
         uses_td = bool(self._coefficients["td"])
         sums: dict[str, Tensor] = {}
 
         averages = self._enter_training(module, params)
         module.train()
-        for rows in draws:
+        for rows, weights in self.replay.draw(num_steps, batch_size):
             batch = self._gather(rows, uses_td, config)
+            if weights is not None:
+                batch["weights"] = weights
             fwd_out = module.forward_train(batch) if uses_td else module.compute_q_values(batch)
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=config, batch=batch, fwd_out=fwd_out
@@ -298,6 +308,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 self._average_gradients(params)
             _clip_gradients(params, config)
             optimizer.step()
+            if isinstance(self.replay, PrioritizedReplay):
+                self.replay.update_priorities(rows, self._priorities.detach())
             self._num_steps += 1
             if averages:
                 _average_into(
@@ -309,30 +321,35 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._log_learning(sums, num_steps, num_steps * batch_size)
 
     def _gather(self, rows: Tensor, uses_td: bool, config: Any) -> dict[str, Tensor]:
-        batch = self.replay.gather(rows, DISTILLATION_COLUMNS)
+        batch = self.replay.gather(rows, (Columns.OBS, *config.label_columns))
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=config.n_step, gamma=config.gamma)
         return batch
 
-    def _distillation_loss(self, config: Any, student_q: Tensor, teacher_q: Tensor) -> Tensor:
+    def _distillation_loss(self, config: Any, fwd_out: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
         """D, unreduced: `[B]`."""
+        student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
         if self._scale is not None:
             teacher_q = self._scale.normalize(teacher_q)
+        temperatures = {"temperature": self._temperature, "student_temperature": self._student_temperature}
         match config.loss:
             case "mse":
                 return losses.mse(student_q, teacher_q)
             case "huber":
                 return losses.huber(student_q, teacher_q, delta=config.huber_delta)
             case "kl":
-                return losses.policy_kl(
-                    student_q,
-                    teacher_q,
-                    temperature=self._temperature,
-                    student_temperature=self._student_temperature,
-                )
+                return losses.policy_kl(student_q, teacher_q, **temperatures)
+            case "reverse_kl":
+                return losses.reverse_kl(student_q, teacher_q, **temperatures)
+            case "jsd":
+                return losses.jsd(student_q, teacher_q, beta=config.jsd_beta, **temperatures)
             case "nll":
                 return losses.nll(student_q, teacher_q, student_temperature=self._student_temperature)
+            case "margin":
+                return losses.margin(student_q, teacher_q, margin=config.margin)
+            case "categorical":
+                return losses.categorical(fwd_out[QF_LOGITS], batch[TEACHER_PROBS])
         raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
 
     def _temperatures(self) -> tuple[float, float]:
@@ -343,7 +360,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             temperature = self.config.AUTO_TEMPERATURE_GAPS * median_gap
         if self.config.student_temperature is not None:
             return temperature, self.config.student_temperature
-        if self.config.loss in losses.VALUE_LOSSES or self.config.uses_td:
+        if self.config.loss not in losses.POLICY_LOSSES or self.config.uses_td:
             return temperature, temperature  # both put out Q-values
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 

@@ -8,7 +8,7 @@ drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 VALID = "valid"
+_PRIORITY = "priority"
 
 
 class ColumnarReplay:
@@ -88,6 +89,11 @@ class ColumnarReplay:
         )
         return self._drawable[draws]
 
+    def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """For each batch its rows and their importance weights, both `[batch_size]`; here None, since all weigh 1."""
+        for rows in self.sample_indices(num_batches, batch_size):
+            yield rows, None
+
     def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         """The named columns at `rows` (`[B]`), each `[B, ...]`."""
         return {name: self._columns[name].index_select(0, rows) for name in names}
@@ -148,3 +154,85 @@ class ColumnarReplay:
                     f"Column `{name}` of this replay has rows of shape {tuple(self._columns[name].shape[1:])}, "
                     f"got {tuple(row.shape[1:])}."
                 )
+
+
+class PrioritizedReplay(ColumnarReplay):
+    """Ring buffer of columns with proportional prioritized sampling (Schaul et al. 2016, arXiv 1511.05952).
+
+    A row is drawn with a probability proportional to its priority^alpha. A new row has the highest priority so far.
+    Batches are drawn a few at a time, so priorities that change meanwhile count from the next few on. The importance
+    weights are those of the probabilities with which the rows were really drawn.
+
+    Args:
+        capacity: as in `ColumnarReplay`.
+        alpha: in [0, 1]. Low: uniform sampling; high: rows with large errors nearly alone.
+        beta: in [0, 1], exponent of the importance weights. 0: no correction for the rows that are drawn more often;
+            1: a full one.
+        device: as in `ColumnarReplay`.
+        seed: as in `ColumnarReplay`.
+    """
+
+    _BATCHES_AT_ONCE = 16  # sums over all rows are needed only so often
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        alpha: float,
+        beta: float,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+    ):
+        super().__init__(capacity, device=device, seed=seed)
+        self._alpha = alpha
+        self._beta = beta
+        self._highest = torch.ones((), device=self.device)  # priority
+
+    def add(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
+        """As `ColumnarReplay.add`."""
+        count = len(next(iter(columns.values())))
+        priority = np.full(count, float(self._highest) ** self._alpha, dtype=np.float32)
+        super().add({_PRIORITY: priority, **columns})
+
+    def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch its rows and their importance weights, both `[batch_size]`.
+
+        As in RLlib, the weight of a row is (lowest probability / its probability)^beta: 1 at most.
+        """
+        for first in range(0, num_batches, self._BATCHES_AT_ONCE):
+            shape = (min(self._BATCHES_AT_ONCE, num_batches - first), batch_size)
+            priorities = self._columns[_PRIORITY][self._drawable]
+            sums = priorities.cumsum(0, dtype=torch.float64)
+            points = sums[-1] * torch.rand(shape, generator=self._generator, device=self.device, dtype=torch.float64)
+            drawn = torch.searchsorted(sums, points, right=True).clamp_(max=len(priorities) - 1)
+            weights = (priorities.min() / priorities[drawn]) ** self._beta
+            yield from zip(self._drawable[drawn], weights, strict=True)
+
+    def update_priorities(self, rows: Tensor, errors: Tensor) -> None:
+        """Give rows a new priority.
+
+        Args:
+            rows: `[B]`, as drawn.
+            errors: `[B]`, of any unit and sign: the priority is their absolute value, and never quite 0.
+        """
+        priorities = errors.abs().clamp(min=1e-12)  # as in RLlib
+        self._columns[_PRIORITY][rows] = priorities**self._alpha
+        self._highest = torch.maximum(self._highest, priorities.max())
+
+    def get_state(self) -> dict[str, Any]:
+        """As `ColumnarReplay.get_state`; the priorities are a column."""
+        return super().get_state() | {"highest_priority": float(self._highest)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """As `ColumnarReplay.set_state`."""
+        super().set_state(state)
+        self._highest.fill_(state["highest_priority"])
+
+
+def make_replay(
+    config: Mapping[str, Any], *, device: torch.device | str = "cpu", seed: int | None = None
+) -> ColumnarReplay:
+    """The replay of a `replay_buffer_config`: prioritized where its `alpha` is above 0."""
+    if alpha := config.get("alpha"):
+        return PrioritizedReplay(config["capacity"], alpha=alpha, beta=config["beta"], device=device, seed=seed)
+    return ColumnarReplay(config["capacity"], device=device, seed=seed)

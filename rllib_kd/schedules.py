@@ -20,13 +20,37 @@ def value_at(schedule: Schedule, env_steps: int) -> float:
     return float(np.interp(env_steps, times, values))
 
 
+def qdagger(return_ratio: float) -> float:
+    """Weight of the distillation loss beside TD: what the student still lacks, 1 − return ratio, in [0, 1].
+
+    Agarwal et al. 2022, arXiv 2206.01626, with the return ratio in which a random policy counts as 0: the ratio of the
+    plain returns grows as the student gets worse, where returns are negative.
+
+    Args:
+        return_ratio: (student − random) / (teacher − random); NaN as long as it is not known.
+
+    Returns:
+        In [0, 1]; 1 for NaN.
+    """
+    return 1.0 if math.isnan(return_ratio) else min(max(1.0 - return_ratio, 0.0), 1.0)
+
+
 def values_of(schedule: Schedule) -> list[float]:
     """Every value that the schedule names (for checks of their range)."""
     return [float(value) for _, value in schedule] if isinstance(schedule, Sequence) else [float(schedule)]
 
 
-def check_schedule(name: str, schedule: object, *, low: float = 0.0, high: float = math.inf) -> None:
+def check_schedule(
+    name: str, schedule: object, *, low: float = 0.0, high: float = math.inf, words: Sequence[str] = ()
+) -> None:
     """Check form and range of a schedule.
+
+    Args:
+        name: of the field, for messages.
+        schedule: what the user gave.
+        low: the lowest value that is allowed.
+        high: the highest one.
+        words: that the field also understands, for messages.
 
     Raises:
         ValueError: `schedule` is neither a number nor `[[env_steps, value], ...]` with increasing steps from 0, or one
@@ -34,6 +58,7 @@ def check_schedule(name: str, schedule: object, *, low: float = 0.0, high: float
     """
     expected = (
         f"`{name}` must be a number or a schedule [[0, value], [env_steps, value], ...] with increasing env_steps"
+        + "".join(f", or '{word}'" for word in words)
     )
     if not _is_number(schedule):
         if not isinstance(schedule, Sequence) or isinstance(schedule, str) or not schedule:

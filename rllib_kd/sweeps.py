@@ -45,7 +45,7 @@ SCHEDULERS = ("none", "asha", "pbt")
 Space = Callable[..., Mapping[str, Domain]]
 
 #: Losses that read `temperature`.
-_SOFTENED = ("kl",)
+_SOFTENED = ("kl", "reverse_kl", "jsd")
 _NUM_EPISODES = 100  # behind a final return: of the teacher, of the random policy, and of each seed
 _NUM_EPISODES_ON_THE_WAY = 20  # of each seed, at every other report
 _FINAL_SEED, _SEED_ON_THE_WAY = 1_000_000, 2_000_000  # of the first episode: none that is trained on

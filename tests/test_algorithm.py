@@ -244,6 +244,33 @@ def test_teachers_of_other_kinds(cartpole_config, build, tmp_path, variant):
     assert math.isfinite(result["learners"]["default_policy"]["kd_loss"])
 
 
+C51 = {"num_atoms": 11, "v_min": -5.0, "v_max": 5.0}
+
+
+def test_a_c51_teaches_a_c51(cartpole_config, build, tmp_path):
+    path = make_q_module(**C51).save_to_path(str(tmp_path / "teacher"))
+    config = cartpole_config.training(**C51, lr=1e-2).distillation(teacher=path, loss="categorical")
+    algo = build(config.env_runners(num_env_runners=1))
+    first = algo.train()["learners"]["default_policy"]["kd_loss"]
+    for _ in range(20):
+        last = algo.train()["learners"]["default_policy"]["kd_loss"]
+    assert last < first
+    assert algo.get_module().num_atoms == 11
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({**C51, "v_max": 6.0}, r"v_max=6\.0, num_atoms=11\) and the student's Support\(v_min=-5\.0, v_max=5\.0"),
+        ({}, r"the teacher's is None"),
+    ],
+)
+def test_supports_that_differ_are_both_named(cartpole_config, build, tmp_path, teacher, message):
+    path = make_q_module(**teacher).save_to_path(str(tmp_path / "teacher"))
+    with pytest.raises(ValueError, match=message):
+        build(cartpole_config.training(**C51).distillation(teacher=path, loss="categorical"))
+
+
 def test_compression_settles_the_widths_before_any_actor_starts(cartpole_config, build, tmp_path):
     path = make_q_module(fcnet_hiddens=[64, 64]).save_to_path(str(tmp_path / "teacher"))
     config = cartpole_config.rl_module(model_config={}).distillation(teacher=path, compression=0.1)
@@ -262,6 +289,95 @@ def test_a_linear_student(cartpole_config, build):
 def test_a_teacher_no_better_than_chance_is_a_warning_with_both_numbers(cartpole_config, build, caplog):
     build(cartpole_config.distillation(num_baseline_episodes=8))
     assert "no better than a random policy: mean returns of" in caplog.text
+
+
+# --- TD beside distillation, and alone --------------------------------------------------------------------------------
+
+
+class Penalties(gym.Env):
+    """Every step costs 1, or 2 with the second action; an episode has 10 steps."""
+
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, config=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.ones(4, np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.ones(4, np.float32), -1.0 - action, self.t == 10, False, {}
+
+
+def biased_to(action: int, tmp_path) -> str:
+    """A teacher that always prefers one action."""
+    module = make_q_module(Penalties.observation_space)
+    list(module.af.parameters())[-1].data[action] += 100.0
+    return module.save_to_path(str(tmp_path / f"to_{action}"))
+
+
+def test_qdagger_is_right_where_returns_are_negative(cartpole_config, build, tmp_path):
+    config = (
+        cartpole_config.environment(Penalties)
+        .distillation(
+            teacher=biased_to(0, tmp_path), kd_coeff="qdagger", td_coeff=1.0, num_baseline_episodes=20, loss="mse"
+        )
+        .evaluation(evaluation_interval=1)
+    )
+    algo = build(config)
+    result = algo.train()
+    own = result["distillation"]
+    assert own["teacher_return"] == -10.0
+    assert -17.0 < own["random_return"] < -13.0
+    for student, expected in ((-20.0, 1.0), (own["random_return"], 1.0), (-10.0, 0.0), (-9.0, 0.0)):
+        algo._returns["student"] = student
+        assert algo._kd_coeff() == pytest.approx(expected)
+    algo._returns["student"] = 0.25 * own["random_return"] + 0.75 * -10.0
+    assert algo._kd_coeff() == pytest.approx(0.25)
+    algo.train()
+    assert algo.learner_group._learner._coefficients["kd"] == pytest.approx(0.25)  # by the evaluation before
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    resumed = DistillDQN.from_checkpoint(path)
+    assert resumed._kd_coeff() == algo._kd_coeff()
+    resumed.stop()
+
+
+def test_qdagger_needs_a_teacher_that_is_better_than_chance(cartpole_config, build, tmp_path):
+    config = cartpole_config.environment(Penalties).distillation(
+        teacher=biased_to(1, tmp_path), kd_coeff="qdagger", td_coeff=1.0, num_baseline_episodes=20
+    )
+    with pytest.raises(ValueError, match="mean returns are -20 and -1"):
+        build(config.evaluation(evaluation_interval=1))
+
+
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(0, 0), (1, 0), (0, 2)])
+def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_runners, num_learners):
+    config = (
+        cartpole_config.distillation(teacher=None, td_coeff=1.0)
+        .training(replay_buffer_config={"alpha": 0.6})
+        .env_runners(num_env_runners=num_env_runners)
+        .learners(num_learners=num_learners, num_cpus_per_learner=1)
+    )
+    algo = build(config.evaluation(evaluation_interval=1, evaluation_duration=2))
+    for _ in range(3):
+        result = algo.train()
+    assert set(result["distillation"]) == {"student_params", "td_coeff", "num_gradient_steps_lifetime"}
+    assert result["distillation"]["num_gradient_steps_lifetime"] > 0
+    learner = result["learners"]["default_policy"]
+    assert math.isfinite(learner["td_loss"])
+    assert not {"kd_loss", "teacher_agreement", "q_regret", "kl_to_teacher", "temperature"} & set(learner)
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    assert not (Path(path) / "teacher").exists()
+
+    resumed = DistillDQN.from_checkpoint(path)
+    assert_equal_weights(student_weights(resumed), student_weights(algo))
+    assert resumed.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
+    resumed.stop()
+    student = build(cartpole_config.copy(copy_frozen=False).learners(num_learners=0).distillation(teacher=path))
+    assert student.train()["distillation"]["teacher_params"] == 58
 
 
 # --- Where it runs ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,12 @@ def test_the_defaults_are_valid():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": None}, "needs a teacher, got None"),
+        ({"teacher": None}, "needs a teacher, got None.*To learn without one, as DQN does: td_coeff=1.0"),
+        ({"teacher": None, "td_coeff": 1.0, "rollout_policy": "teacher"}, "`rollout_policy`='teacher' needs a teacher"),
+        ({"teacher": None, "td_coeff": 1.0, "compression": 0.1}, "`compression`=0.1 needs a teacher"),
+        ({"kd_coeff": "qdager"}, r"`kd_coeff` must be a number or a schedule .*, or 'qdagger', got 'qdager'"),
+        ({"kd_coeff": "qdagger"}, "`td_coeff` is 0: as the student comes near its teacher"),
+        ({"kd_coeff": "qdagger", "td_coeff": 1.0}, "there are no evaluations: set .evaluation"),
         ({"loss": "crossentropy"}, "Unknown loss 'crossentropy'. Known are: mse, huber, kl, nll"),
         ({"loss": "KL"}, "Did you mean 'kl'?"),
         ({"temperature": 0.0}, "`temperature` must be positive"),
@@ -33,6 +38,9 @@ def test_the_defaults_are_valid():
         ({"student_temperature": -1.0}, "`student_temperature` must be positive"),
         ({"weight_averaging": 1.0}, r"`weight_averaging` must be in \[0, 1\)"),
         ({"huber_delta": 0}, "`huber_delta` must be positive"),
+        ({"jsd_beta": 1.5}, r"`jsd_beta` must be in \[0, 1\], got 1.5"),
+        ({"margin": 0.0}, "`margin` must be positive"),
+        ({"loss": "categorical"}, r"for a C51 student.*training\(num_atoms=51"),
         ({"rollout_policy": "expert"}, "Unknown rollout_policy 'expert'. Known are: teacher, student, mixture"),
         ({"teacher_fraction": 1.5}, r"`teacher_fraction` must be in \[0, 1\], got 1.5"),
         ({"teacher_fraction": [[10, 1.0]]}, "`teacher_fraction` must be a number or a schedule"),
@@ -43,6 +51,7 @@ def test_the_defaults_are_valid():
         ({"compression": 4}, r"`compression` must be in \(0, 1\]"),
         ({"num_baseline_episodes": -1}, "`num_baseline_episodes` must be None or an integer"),
         ({"td_coeff": 1.0, "student_temperature": 1.0}, "the student's outputs must be Q-values"),
+        ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "beside temperature=0.5"),
     ],
 )
 def test_bad_distillation_settings_are_refused(settings, message):
@@ -53,11 +62,23 @@ def test_bad_distillation_settings_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda c: c.distillation(kd_coeff="qdagger", td_coeff=1.0, num_baseline_episodes=0).evaluation(
+                evaluation_interval=1
+            ),
+            "`num_baseline_episodes` is 0: there is nothing to compare",
+        ),
+        (
+            lambda c: c.distillation(teacher=None, kd_coeff="qdagger", td_coeff=1.0).evaluation(evaluation_interval=1),
+            "`kd_coeff`='qdagger' needs a teacher",
+        ),
         (lambda c: c.training(epsilon=2.0), "`epsilon` must be in"),
         (lambda c: c.training(training_intensity=0), "`training_intensity` must be positive"),
         (lambda c: c.training(training_intensity="x"), "`training_intensity` must be positive"),
         (lambda c: c.training(train_batch_size_per_learner=0), "`train_batch_size_per_learner` must be an integer"),
         (lambda c: c.training(replay_buffer_config={"capacity": 1e4}), "capacity.* must be an integer"),
+        (lambda c: c.training(replay_buffer_config={"alpha": 1.5}), r"replay_buffer_config\['alpha'\]` must be in"),
+        (lambda c: c.training(replay_buffer_config={"beta": "x"}), r"replay_buffer_config\['beta'\]` must be in"),
         (lambda c: c.training(num_steps_sampled_before_learning_starts=-1), "must be an integer of at least 0"),
         (lambda c: setattr(c, "num_envs_per_env_runner", 0), "`num_envs_per_env_runner` must be an integer"),
         (lambda c: c.training(n_step=0).distillation(td_coeff=1.0), "`n_step` must be an integer of at least 1"),
@@ -92,6 +113,24 @@ def test_bad_settings_elsewhere_are_refused(change, message):
 def test_a_teacher_is_one_path(teacher):
     with pytest.raises(ValueError, match="A teacher is the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
+
+
+def test_with_td_the_students_temperature_may_be_the_teachers():
+    valid().distillation(td_coeff=1.0, temperature=0.5, student_temperature=0.5).validate()
+
+
+def test_td_alone_needs_no_teacher():
+    config = valid().distillation(teacher=None, td_coeff=1.0)
+    config.validate()
+    assert config.kd_coeff_at(0) == 0.0
+    assert config.label_columns == ()
+
+
+def test_qdagger_is_a_weight_by_the_return_ratio():
+    config = valid().distillation(kd_coeff="qdagger", td_coeff=1.0).evaluation(evaluation_interval=5)
+    config.validate()
+    assert config.kd_coeff_at(1_000) == 1.0
+    assert config.kd_coeff_at(1_000, 0.9) == pytest.approx(0.1)
 
 
 def test_rllibs_auto_fragments_have_a_length():

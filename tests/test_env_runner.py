@@ -100,6 +100,13 @@ def test_never_chooses_an_illegal_action(epsilon):
     assert set(actions) <= {1, 2}
 
 
+def test_without_a_teacher_the_student_acts_and_explores_what_is_legal():
+    student_q = np.tile([-np.inf, 0.0, 1.0], (4_000, 1))
+    assert set(policy(0.0, 0.0).act(student_q, None)) == {2}
+    shares = np.bincount(policy(0.0, 0.5).act(student_q, None), minlength=3) / 4_000
+    np.testing.assert_allclose(shares, [0.0, 0.25, 0.75], atol=5 * 0.5 / np.sqrt(4_000))
+
+
 def test_explores_actions_whose_value_is_exactly_zero():
     actions = policy(1.0, 1.0).act(None, np.zeros((1_000, 2)))
     assert set(actions) == {0, 1}
@@ -141,6 +148,20 @@ def test_labels_are_the_teachers_values_of_the_very_state(counting_config, direc
         np.testing.assert_allclose(columns["teacher_q"][valid], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_labels_of_a_c51_are_its_return_distributions(counting_config, tmp_path, direct):
+    support = {"num_atoms": 7, "v_min": -1.0, "v_max": 2.0}
+    module = make_q_module(Counting.observation_space, Counting.action_space, **support)
+    config = counting_config.training(**support).distillation(
+        teacher=module.save_to_path(str(tmp_path / "c51")), loss="categorical"
+    )
+    (columns,), _ = sample(make_runner(config if direct else config.callbacks(Silent)), ("obs", *config.label_columns))
+    expected = module.compute_q_values({"obs": torch.tensor(columns["obs"])})
+    assert columns["teacher_probs"].shape == (len(columns["obs"]), 3, 7)
+    np.testing.assert_allclose(columns["teacher_probs"], expected["qf_probs"].detach(), atol=1e-6)
+    np.testing.assert_allclose(columns["teacher_q"], expected["qf_preds"].detach(), atol=1e-5)
+
+
 def test_both_ways_give_the_same_data(cartpole_config, cluster):
     """Fragments end at other places (RLlib counts transitions, the direct way steps): compare their beginnings."""
     sampled = []
@@ -149,6 +170,22 @@ def test_both_ways_give_the_same_data(cartpole_config, cluster):
         sampled.append({name: column.reshape(4, -1, *column.shape[1:])[:, :16] for name, column in columns.items()})
     for name in ("obs", "teacher_q", "actions", "rewards", "terminateds", "valid"):
         np.testing.assert_array_equal(sampled[0][name], sampled[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_without_a_teacher_there_are_transitions_only(counting_config, direct):
+    config = counting_config.distillation(teacher=None, td_coeff=1.0)
+    config = (config if direct else config.callbacks(Silent)).copy(copy_frozen=False)
+    config.validate()
+    runner = DistillEnvRunner(config=config, worker_index=0)
+    names = ("obs", *TD_COLUMNS)
+    (columns,), _ = sample(runner, names, teacher_fraction=0.0, epsilon=0.1)
+    assert set(columns) == set(names)
+    rows = {name: columns[name].reshape(3, -1) for name in ("obs", "rewards", "valid")}
+    steps = np.diff(rows["obs"], axis=1)[rows["valid"][:, :-1]]
+    assert (steps == 1).all()
+    greedy = runner.module.compute_q_values({"obs": torch.tensor(columns["obs"])})["qf_preds"].argmax(-1).numpy()
+    assert (greedy == columns["actions"])[columns["valid"]].mean() > 0.7
 
 
 def test_distillation_alone_sends_only_the_states_in_which_one_acts(counting_config):

@@ -7,12 +7,14 @@ import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core.columns import Columns
+from ray.rllib.utils.metrics import TD_ERROR_KEY
 
 from rllib_kd import DistillDQNConfig, DistillDQNTorchLearner, losses
 from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
 
 MODEL = {"fcnet_hiddens": [16], "fcnet_activation": "relu"}
+C51 = {"num_atoms": 11, "v_min": 80.0, "v_max": 120.0}
 
 
 def config_of(loss="kl", **distillation) -> DistillDQNConfig:
@@ -20,7 +22,7 @@ def config_of(loss="kl", **distillation) -> DistillDQNConfig:
         DistillDQNConfig()
         .environment("CartPole-v1")
         .rl_module(model_config=MODEL)
-        .training(train_batch_size_per_learner=32, lr=1e-2)
+        .training(train_batch_size_per_learner=32, lr=1e-2, **(C51 if loss == "categorical" else {}))
         .distillation(teacher="cartpole", loss=loss, **distillation)
         .debugging(seed=0)
     )
@@ -76,7 +78,7 @@ def test_without_distillation_the_loss_is_rllibs_dqn(cluster, double_q, dueling,
     batch |= {
         Columns.NEXT_OBS: torch.as_tensor(states(64, seed=1)),
         "n_step": torch.randint(1, 4, (64,)).float(),
-        "weights": torch.ones(64),
+        "weights": torch.rand(64),  # of a prioritized replay
     }
     values, gradients = [], []
     for learner in (ours, theirs):
@@ -89,6 +91,8 @@ def test_without_distillation_the_loss_is_rllibs_dqn(cluster, double_q, dueling,
         values.append(loss.item())
         gradients.append([p.grad for n, p in module.named_parameters() if not n.startswith("_target")])
     assert values[0] == pytest.approx(values[1], rel=1e-5)
+    their_errors = theirs.metrics.peek(("default_policy", TD_ERROR_KEY))
+    np.testing.assert_allclose(ours._priorities.detach().abs(), np.concatenate(their_errors), rtol=1e-4)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
@@ -99,16 +103,25 @@ def learnable(count: int) -> dict:
     return columns
 
 
+def nearest_atom(teacher_q: np.ndarray) -> np.ndarray:
+    """Return distributions without any spread, on the support of `C51`."""
+    atoms = np.linspace(C51["v_min"], C51["v_max"], C51["num_atoms"])
+    nearest = np.abs(teacher_q[..., None] - atoms).argmin(-1)
+    return np.eye(C51["num_atoms"], dtype=np.float32)[nearest]
+
+
 @pytest.mark.parametrize("loss", losses.LOSSES)
 def test_every_loss_learns(cluster, loss):
-    learner = make_learner(config_of(loss))
-    first = learner.update([ray.put(learnable(512))], num_gradient_steps=5)["default_policy"]["kd_loss"].peek()
+    learner, columns = make_learner(config_of(loss)), learnable(512)
+    if loss == "categorical":
+        columns["teacher_probs"] = nearest_atom(columns["teacher_q"])
+    first = learner.update([ray.put(columns)], num_gradient_steps=5)["default_policy"]["kd_loss"].peek()
     for _ in range(20):
         last = learner.update([], num_gradient_steps=10)["default_policy"]["kd_loss"].peek()
     assert last < 0.5 * first
 
 
-@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("loss", [*losses.VALUE_LOSSES, *losses.POLICY_LOSSES])
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_every_loss_goes_with_td(cluster, loss, n_step):
     learner = make_learner(config_of(loss, td_coeff=0.5).training(n_step=n_step))
@@ -116,6 +129,42 @@ def test_every_loss_goes_with_td(cluster, loss, n_step):
     results = learner.update([data], num_gradient_steps=20)["default_policy"]
     terms = {name: results[name].peek() for name in ("kd_loss", "td_loss", "total_loss")}
     assert terms["total_loss"] == pytest.approx(terms["kd_loss"] + 0.5 * terms["td_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "formula"),
+    [
+        ({"loss": "mse", "normalize_q_values": False}, losses.mse),
+        (
+            {"loss": "huber", "normalize_q_values": False, "huber_delta": 0.3},
+            lambda s, t: losses.huber(s, t, delta=0.3),
+        ),
+        (
+            {"loss": "kl", "temperature": 0.5, "student_temperature": 2.0},
+            lambda s, t: losses.policy_kl(s, t, temperature=0.5, student_temperature=2.0),
+        ),
+        (
+            {"loss": "reverse_kl", "temperature": 0.5, "student_temperature": 2.0},
+            lambda s, t: losses.reverse_kl(s, t, temperature=0.5, student_temperature=2.0),
+        ),
+        (
+            {"loss": "jsd", "jsd_beta": 0.2, "temperature": 0.5, "student_temperature": 2.0},
+            lambda s, t: losses.jsd(s, t, beta=0.2, temperature=0.5, student_temperature=2.0),
+        ),
+        ({"loss": "nll", "student_temperature": 2.0}, lambda s, t: losses.nll(s, t, student_temperature=2.0)),
+        ({"loss": "margin", "margin": 0.3}, lambda s, t: losses.margin(s, t, margin=0.3)),
+    ],
+    ids=lambda value: value["loss"] if isinstance(value, dict) else "",
+)
+def test_each_setting_changes_the_loss_as_its_formula_says(cluster, settings, formula):
+    learner, columns = make_learner(config_of(**settings)), fragment(64)
+    learner.update([ray.put(columns)])
+    batch = {name: torch.as_tensor(column) for name, column in columns.items()}
+    fwd_out = learner.module["default_policy"].compute_q_values(batch)
+    loss = learner.compute_loss_for_module(
+        module_id="default_policy", config=learner.config, batch=batch, fwd_out=fwd_out
+    )
+    torch.testing.assert_close(loss, formula(fwd_out["qf_preds"], batch["teacher_q"]).mean())
 
 
 def test_a_value_loss_is_learned_in_normalised_coordinates_but_puts_out_q_values(cluster):
@@ -176,6 +225,70 @@ def test_coefficients_change_the_loss_as_the_formula_says(cluster):
         ).item()
 
     assert total(2.0, 3.0) == pytest.approx(2 * total(1.0, 0.0) + 3 * total(0.0, 1.0), rel=1e-5)
+
+
+PRIORITIZED = {"replay_buffer_config": {"alpha": 0.6, "beta": 0.4}}
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES)
+def test_every_loss_heeds_the_weights(cluster, loss):
+    """Rows that weigh nothing might as well not be there."""
+    learner = make_learner(config_of(loss))
+    columns = fragment(64)
+    if loss == "categorical":
+        columns["teacher_probs"] = nearest_atom(columns["teacher_q"])
+    learner.update([ray.put(columns)])
+    batch = {name: torch.as_tensor(column) for name, column in columns.items()}
+
+    def loss_of(batch):
+        fwd_out = learner.module["default_policy"].compute_q_values(batch)
+        return learner.compute_loss_for_module(
+            module_id="default_policy", config=learner.config, batch=batch, fwd_out=fwd_out
+        )
+
+    half = {name: column[:32] for name, column in batch.items()}
+    weights = (torch.arange(64) < 32).float()
+    torch.testing.assert_close(loss_of({**batch, "weights": weights}), 0.5 * loss_of(half))
+
+
+@pytest.mark.parametrize(("td_coeff", "by"), [(0.0, "loss"), (1.0, "td_error")])
+def test_priorities_are_td_errors_or_losses(cluster, td_coeff, by):
+    """After one step each row that was drawn has the error that it was learned from."""
+    config = config_of("huber", normalize_q_values=False, td_coeff=td_coeff).training(**PRIORITIZED)
+    learner = make_learner(config.training(train_batch_size_per_learner=2_048))  # every row, nearly
+    columns = fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS)
+    rows = torch.arange(256)[torch.as_tensor(columns["valid"])]
+    module = learner.module["default_policy"]
+    learner.update([ray.put(columns)])
+    batch = learner._gather(rows, True, learner.config)
+    with torch.no_grad():
+        fwd_out = module.forward_train(batch)
+        if by == "loss":
+            expected = losses.huber(fwd_out["qf_preds"], batch["teacher_q"])
+        else:
+            expected = losses.td_error(
+                batch,
+                fwd_out["qf_preds"],
+                fwd_out["qf_target_next_preds"],
+                next_q=fwd_out["qf_next_preds"],
+                gamma=learner.config.gamma,
+            )
+    learner.update([], num_gradient_steps=1)
+    priorities = learner.replay.gather(rows, ("priority",))["priority"]
+    is_drawn = priorities != 1.0
+    assert is_drawn.float().mean() > 0.99
+    torch.testing.assert_close(priorities[is_drawn], (expected.abs() ** 0.6)[is_drawn], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_learns_from_a_prioritized_replay(cluster, loss):
+    learner = make_learner(config_of(loss).training(**PRIORITIZED))
+    columns = learnable(512)
+    learner.update([ray.put(columns)])
+    before = learner.update([ray.put(columns)])["default_policy"]["kl_to_teacher"].peek()
+    for _ in range(20):
+        learner.update([], num_gradient_steps=10)
+    assert learner.update([ray.put(columns)])["default_policy"]["kl_to_teacher"].peek() < 0.5 * before
 
 
 def test_the_automatic_temperature_is_a_share_of_the_median_gap(cluster):

@@ -25,7 +25,12 @@ ALL = {
     "kl": lambda s, t: losses.policy_kl(s, t, temperature=0.5),
     "kl_on_q_scale": lambda s, t: losses.policy_kl(s, t, temperature=0.5, student_temperature=0.5),
     "nll": losses.nll,
+    "reverse_kl": lambda s, t: losses.reverse_kl(s, t, temperature=0.5, student_temperature=0.5),
+    "jsd": lambda s, t: losses.jsd(s, t, beta=0.3, temperature=0.5, student_temperature=0.5),
+    "margin": lambda s, t: losses.margin(s, t, margin=0.8),
 }
+#: Those whose minimum is where student and teacher are equal.
+ZERO_WHERE_EQUAL = ("mse", "huber", "kl_on_q_scale", "reverse_kl", "jsd")
 every_loss = pytest.mark.parametrize("loss", ALL.values(), ids=ALL.keys())
 
 q_values = st.lists(st.floats(-50, 50, width=32), min_size=3, max_size=3)
@@ -78,6 +83,100 @@ def test_kl_becomes_nll_as_the_temperature_goes_to_zero():
     )
 
 
+def policies(student_q, teacher_q, temperature, student_temperature=1.0):
+    return Categorical(logits=teacher_q / temperature), Categorical(logits=student_q / student_temperature)
+
+
+def test_reverse_kl_is_the_kl_the_other_way_round():
+    student_q, teacher_q = torch.tensor([[0.2, 1.0, -0.5]]), torch.tensor([[3.0, 2.0, 1.0]])
+    teacher, student = policies(student_q, teacher_q, 0.7)
+    value = losses.reverse_kl(student_q, teacher_q, temperature=0.7)
+    torch.testing.assert_close(value, kl_divergence(student, teacher))
+    # d/dz_a KL(p_S ‖ p_T) = p_a (log p_a − log t_a − KL)
+    expected = student.probs * (student.probs.log() - teacher.probs.log() - value)
+    torch.testing.assert_close(grad_of(losses.reverse_kl, student_q, teacher_q, temperature=0.7), expected)
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5, 0.8])
+def test_jsd_mixes_the_divergences_from_the_mixture(beta):
+    student_q, teacher_q = torch.tensor([[0.2, 1.0, -0.5]]), torch.tensor([[3.0, 2.0, 1.0]])
+    kwargs = {"beta": beta, "temperature": 0.7, "student_temperature": 0.4}
+    teacher, student = policies(student_q, teacher_q, 0.7, 0.4)
+    mixture = Categorical(probs=beta * teacher.probs + (1 - beta) * student.probs)
+    expected = beta * kl_divergence(teacher, mixture) + (1 - beta) * kl_divergence(student, mixture)
+    torch.testing.assert_close(losses.jsd(student_q, teacher_q, **kwargs), expected)
+    # d/dp_a = (1 − β) (log p_a − log m_a); through the softmax, and its temperature.
+    slope = (1 - beta) * (student.probs.log() - mixture.probs.log())
+    gradient = student.probs * (slope - (student.probs * slope).sum(-1, keepdim=True)) / 0.4
+    torch.testing.assert_close(grad_of(losses.jsd, student_q, teacher_q, **kwargs), gradient)
+
+
+@given(student=q_values, teacher=q_values)
+def test_jsd_leads_from_forward_to_reverse_kl(student, teacher):
+    student_q, teacher_q = torch.tensor([student]), torch.tensor([teacher])
+    kwargs = {"temperature": 20.0, "student_temperature": 20.0}
+    forward, reverse = (
+        losses.policy_kl(student_q, teacher_q, **kwargs),
+        losses.reverse_kl(student_q, teacher_q, **kwargs),
+    )
+    assert torch.equal(losses.jsd(student_q, teacher_q, beta=0.0, **kwargs), forward)
+    assert torch.equal(losses.jsd(student_q, teacher_q, beta=1.0, **kwargs), reverse)
+    # Inside, the same limits after division by β and 1 − β; symmetric in the middle, and bounded.
+    args = (student_q.double(), teacher_q.double())
+    near = [losses.jsd(*args, beta=beta, **kwargs).item() for beta in (1e-5, 1 - 1e-5)]
+    assert near[0] / 1e-5 == pytest.approx(forward.item(), rel=1e-2, abs=1e-5)
+    assert near[1] / 1e-5 == pytest.approx(reverse.item(), rel=1e-2, abs=1e-5)
+    middle = losses.jsd(*args, beta=0.5, **kwargs)
+    torch.testing.assert_close(middle, losses.jsd(*reversed(args), beta=0.5, **kwargs))
+    assert middle.item() <= math.log(2.0)
+
+
+def test_margin_is_what_the_teachers_action_lacks():
+    teacher_q = torch.tensor([[5.0, 1.0, 0.0]]).expand(3, 3)
+    student_q = torch.tensor([[2.0, 1.0, 1.5], [2.0, 1.0, 0.0], [0.0, 3.0, 1.0]])
+    value = losses.margin(student_q, teacher_q, margin=0.8)
+    # The nearest rival is 0.5 behind; 1.0 behind, which is enough; 3.0 ahead.
+    torch.testing.assert_close(value, torch.tensor([0.8 - 0.5, 0.0, 0.8 + 3.0]))
+    # Up with the teacher's action, down with the best rival, where the margin is not met.
+    expected = [[-1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [-1.0, 1.0, 0.0]]
+    assert grad_of(losses.margin, student_q, teacher_q, margin=0.8).tolist() == expected
+
+
+def test_categorical_is_the_cross_entropy_of_the_returns_of_each_action():
+    torch.manual_seed(0)
+    logits, probs = torch.randn(4, 3, 5), torch.randn(4, 3, 5).softmax(-1)
+    teacher, student = Categorical(probs=probs), Categorical(logits=logits)
+    value = losses.categorical(logits, probs)
+    torch.testing.assert_close(value, (kl_divergence(teacher, student) + teacher.entropy()).mean(-1))
+    # d/dz = (p_S − p_T) / A: nothing is left to learn where they are equal, and the loss is the entropy.
+    torch.testing.assert_close(grad_of(losses.categorical, logits, probs), (student.probs - probs) / 3)
+    torch.testing.assert_close(losses.categorical(probs.log(), probs), teacher.entropy().mean(-1))
+
+
+def test_categorical_leaves_out_illegal_actions():
+    torch.manual_seed(0)
+    logits, probs = torch.randn(1, 3, 5), torch.randn(1, 3, 5).softmax(-1)
+    legal = losses.categorical(logits[:, :2], probs[:, :2])
+    probs[:, 2] = 0.0  # no distribution at all
+    for at_illegal in (0.0, 1e6, -INF):
+        logits[:, 2] = at_illegal
+        torch.testing.assert_close(losses.categorical(logits, probs), legal)
+        gradient = grad_of(losses.categorical, logits, probs)
+        assert torch.isfinite(gradient).all()
+        assert (gradient[:, 2] == 0.0).all()
+
+
+def test_categorical_is_finite_where_the_student_is_sure_of_something_else():
+    logits, probs = torch.tensor([[[1e4, -1e4]]]), torch.tensor([[[0.0, 1.0]]])
+    assert losses.categorical(logits, probs).item() == pytest.approx(2e4)
+    assert grad_of(losses.categorical, logits, probs).tolist() == [[[1.0, -1.0]]]
+
+
+def test_other_supports_are_refused():
+    with pytest.raises(ValueError, match=r"\[batch, actions, atoms\].*\(4, 2, 1\).*\(4, 2, 51\)"):
+        losses.categorical(torch.zeros(4, 2, 1), torch.zeros(4, 2, 51))
+
+
 @given(student=q_values, teacher=q_values)
 def test_losses_are_finite_not_negative_and_zero_where_equal(student, teacher):
     student_q, teacher_q = torch.tensor([student]), torch.tensor([teacher])
@@ -87,7 +186,7 @@ def test_losses_are_finite_not_negative_and_zero_where_equal(student, teacher):
         assert torch.isfinite(value).all()
         assert value.item() >= -1e-5
         assert torch.isfinite(grad_of(loss, student_q, teacher_q)).all()
-        if name in ("mse", "huber", "kl_on_q_scale"):
+        if name in ZERO_WHERE_EQUAL:
             assert loss(teacher_q, teacher_q).item() == pytest.approx(0.0, abs=1e-5)
 
 
@@ -130,6 +229,10 @@ def test_shapes_that_would_broadcast_are_refused(loss):
         loss(torch.zeros(4, 1), torch.zeros(4, 3))
 
 
+def td(*args, loss_fn, **kwargs):
+    return losses.td(losses.td_error(*args, **kwargs), loss_fn=loss_fn)
+
+
 def td_batch(**columns):
     defaults = {"actions": [0], "rewards": [1.0], "terminateds": [False], "n_step": [1.0]}
     return {name: torch.tensor(value) for name, value in (defaults | columns).items()}
@@ -137,25 +240,25 @@ def td_batch(**columns):
 
 def test_td_target_by_hand():
     q, next_q_target = torch.tensor([[5.0, 0.0]]), torch.tensor([[2.0, 4.0]])
-    loss = losses.td(td_batch(n_step=[3.0]), q, next_q_target, next_q=None, gamma=0.5, loss_fn="mse")
+    loss = td(td_batch(n_step=[3.0]), q, next_q_target, next_q=None, gamma=0.5, loss_fn="mse")
     assert loss.item() == pytest.approx((5.0 - (1.0 + 0.5**3 * 4.0)) ** 2)
 
 
 def test_double_q_chooses_with_the_student_and_values_with_the_target():
     q, next_q_target, next_q = torch.tensor([[5.0, 0.0]]), torch.tensor([[2.0, 4.0]]), torch.tensor([[9.0, 0.0]])
-    loss = losses.td(td_batch(), q, next_q_target, next_q=next_q, gamma=0.5, loss_fn="mse")
+    loss = td(td_batch(), q, next_q_target, next_q=next_q, gamma=0.5, loss_fn="mse")
     assert loss.item() == pytest.approx((5.0 - (1.0 + 0.5 * 2.0)) ** 2)
 
 
 def test_terminal_states_have_no_value_even_where_the_network_is_not_finite():
     q, next_q_target = torch.tensor([[5.0, 0.0]]), torch.full((1, 2), -INF)
-    loss = losses.td(td_batch(terminateds=[True]), q, next_q_target, next_q=None, gamma=0.9, loss_fn="mse")
+    loss = td(td_batch(terminateds=[True]), q, next_q_target, next_q=None, gamma=0.9, loss_fn="mse")
     assert loss.item() == pytest.approx(16.0)
 
 
 def test_td_gradient_flows_into_the_chosen_action_of_the_student_alone():
     q = torch.tensor([[5.0, 0.0]], requires_grad=True)
     next_q_target = torch.tensor([[2.0, 4.0]], requires_grad=True)
-    losses.td(td_batch(), q, next_q_target, next_q=next_q_target, gamma=0.5, loss_fn="mse").sum().backward()
+    td(td_batch(), q, next_q_target, next_q=next_q_target, gamma=0.5, loss_fn="mse").sum().backward()
     assert q.grad.tolist() == [[2 * (5.0 - 3.0), 0.0]]
     assert next_q_target.grad is None

@@ -7,8 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.replay_buffers import PrioritizedEpisodeReplayBuffer
 
-from rllib_kd.replay import ColumnarReplay
+from rllib_kd.replay import ColumnarReplay, PrioritizedReplay, make_replay
 
 
 def rows(first: int, count: int) -> dict[str, np.ndarray]:
@@ -98,6 +100,116 @@ def test_fragments_that_do_not_fit_are_refused(second, message):
 def test_a_capacity_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         ColumnarReplay(0)
+
+
+# --- Priorities -------------------------------------------------------------------------------------------------------
+
+
+def prioritized(capacity=100, *, alpha=0.6, beta=0.4, seed=0):
+    return PrioritizedReplay(capacity, alpha=alpha, beta=beta, seed=seed)
+
+
+def drawn(replay, num_batches, batch_size):
+    """Actions and weights of every row that is drawn."""
+    rows, weights = (torch.cat(parts) for parts in zip(*replay.draw(num_batches, batch_size), strict=True))
+    return replay.gather(rows, ("action",))["action"], weights
+
+
+def test_uniform_unless_there_is_an_alpha():
+    assert type(make_replay({"capacity": 4, "alpha": 0.0, "beta": 0.4})) is ColumnarReplay
+    assert type(make_replay({"capacity": 4})) is ColumnarReplay
+    assert type(make_replay({"capacity": 4, "alpha": 0.1, "beta": 0.4})) is PrioritizedReplay
+
+
+def test_uniform_batches_have_no_weights():
+    replay = ColumnarReplay(10, seed=0)
+    replay.add(rows(0, 10))
+    batches = list(replay.draw(3, 5))
+    assert [(len(drawn), weights) for drawn, weights in batches] == [(5, None)] * 3
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_draws_in_proportion_to_the_priorities(alpha):
+    replay = prioritized(alpha=alpha)
+    valid = np.array([True, True, False, True, True])
+    replay.add(rows(0, 5) | {"valid": valid})
+    errors = torch.tensor([1.0, -4.0, 9.0, 0.25, 0.0])  # of any sign; the invalid row is never drawn
+    replay.update_priorities(torch.arange(5), errors)
+    actions, _ = drawn(replay, 200, 200)
+    shares = np.bincount(actions.numpy(), minlength=5) / len(actions)
+    expected = errors.abs().numpy() ** alpha * valid
+    np.testing.assert_allclose(shares, expected / expected.sum(), atol=5 * 0.5 / np.sqrt(40_000))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_weights_are_rllibs(beta):
+    """The same priorities in RLlib's own buffer."""
+    errors = np.array([0.5, 3.0, 0.01, 1.0, 7.0, 0.2])
+    theirs = PrioritizedEpisodeReplayBuffer(100, alpha=0.6)
+    observations = [np.array([float(i)], np.float32) for i in range(7)]
+    theirs.add(SingleAgentEpisode(observations=observations, actions=[0] * 6, rewards=[0.0] * 6, len_lookback_buffer=0))
+    seen = {}
+    first = theirs.sample(200, beta=beta)  # every row once, at least: it gets its priority
+    theirs.update_priorities(errors[[int(episode.get_observations(0)[0]) for episode in first]])
+    for episode in theirs.sample(2_000, beta=beta):
+        seen[int(episode.get_observations(0)[0])] = episode.get_extra_model_outputs("weights", 0)
+    assert set(seen) == set(range(6))
+
+    ours = prioritized(beta=beta)
+    ours.add(rows(0, 6))
+    ours.update_priorities(torch.arange(6), torch.tensor(errors).float())
+    actions, weights = drawn(ours, 20, 50)
+    for action, weight in zip(actions.tolist(), weights.tolist(), strict=True):
+        assert weight == pytest.approx(seen[action], rel=1e-4)
+    assert set(actions.tolist()) == set(range(6))
+
+
+def test_a_full_correction_gives_the_uniform_mean_back():
+    replay = prioritized(beta=1.0)
+    replay.add(rows(0, 10))
+    replay.update_priorities(torch.arange(10), torch.linspace(0.1, 3.0, 10))
+    actions, weights = drawn(replay, 100, 500)
+    assert (weights * actions).sum() / weights.sum() == pytest.approx(np.mean(range(10)), rel=0.02)
+    assert weights.max() == 1.0
+
+
+def test_new_rows_come_first():
+    replay = prioritized(alpha=1.0)
+    replay.add(rows(0, 10))
+    replay.update_priorities(torch.arange(10), torch.tensor([20.0] + [1e-9] * 9))
+    replay.add(rows(10, 1))
+    actions, _ = drawn(replay, 10, 200)
+    shares = np.bincount(actions.numpy(), minlength=11) / len(actions)
+    np.testing.assert_allclose(shares[[0, 10]], 0.5, atol=0.06)  # as high as the highest
+
+
+def test_priorities_change_between_batches_of_one_call():
+    replay = prioritized(alpha=1.0)
+    replay.add(rows(0, 4))
+    batches = []
+    for batch_rows, _ in replay.draw(2 * PrioritizedReplay._BATCHES_AT_ONCE, 50):
+        batches.append(set(batch_rows.tolist()))
+        replay.update_priorities(torch.arange(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
+    assert batches[0] == {0, 1, 2, 3}
+    assert batches[-1] == {3}
+
+
+@given(capacity=st.integers(1, 20), counts=st.lists(st.integers(0, 30), min_size=1, max_size=8))
+def test_a_priority_stays_with_its_row(capacity, counts):
+    replay, written = prioritized(capacity, alpha=1.0), 0
+    for count in counts:
+        replay.add(rows(written, count))
+        written += count
+        if len(replay):
+            held = replay._columns["action"][: len(replay)]
+            replay.update_priorities(torch.arange(len(replay)), held + 1.0)
+    if len(replay):
+        state = contents(replay)
+        np.testing.assert_array_equal(state["priority"], state["action"] + 1.0)
+        copy = prioritized(capacity)
+        copy.set_state(replay.get_state())
+        assert copy.get_state()["highest_priority"] == max(1.0, written)
+        np.testing.assert_array_equal(contents(copy)["priority"], state["priority"])
 
 
 # --- Transitions ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rllib_kd.schedules import check_schedule, value_at, values_of
+from rllib_kd.schedules import check_schedule, qdagger, value_at, values_of
 
 schedules = st.lists(
     st.tuples(st.integers(1, 10_000), st.floats(0, 1)), min_size=1, max_size=5, unique_by=lambda pair: pair[0]
@@ -47,3 +49,10 @@ def test_passes_through_its_points_and_stays_between_them(schedule, time):
 def test_nonsense_is_refused_by_name(schedule):
     with pytest.raises(ValueError, match="`teacher_fraction` must be"):
         check_schedule("teacher_fraction", schedule, high=1.0)
+
+
+@pytest.mark.parametrize(
+    ("return_ratio", "weight"), [(math.nan, 1.0), (-0.5, 1.0), (0.0, 1.0), (0.75, 0.25), (1.0, 0.0), (1.3, 0.0)]
+)
+def test_qdagger_is_what_the_student_still_lacks(return_ratio, weight):
+    assert qdagger(return_ratio) == pytest.approx(weight)

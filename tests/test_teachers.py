@@ -168,3 +168,27 @@ def test_ray_ships_it_through_the_object_store(cluster, small_teacher):
     teacher = load_teacher(small_teacher)
     copy = ray.get(ray.put(teacher))
     assert torch.equal(copy.q_values(torch.as_tensor(states(5))), teacher.q_values(torch.as_tensor(states(5))))
+
+
+def test_return_distributions_of_a_c51():
+    module = make_q_module(num_atoms=11, v_min=-2.0, v_max=3.0)
+    teacher = Teacher(module)
+    assert teacher.support == (-2.0, 3.0, 11)
+    q, probs = teacher.distributions(torch.as_tensor(states(10)))
+    assert torch.equal(q, q_values(module, states(10)))
+    torch.testing.assert_close((probs * torch.linspace(-2.0, 3.0, 11)).sum(-1), q)
+    assert Teacher(make_q_module()).support is None
+
+
+def test_illegal_actions_have_no_return_distribution(monkeypatch):
+    teacher = Teacher(make_q_module(num_atoms=11))
+    compute = teacher.module.compute_q_values
+
+    def masked(batch):
+        outputs = compute(batch)
+        outputs["qf_preds"][:, 1] = -torch.inf
+        return outputs
+
+    monkeypatch.setattr(teacher.module, "compute_q_values", masked)
+    _, probs = teacher.distributions(torch.as_tensor(states(10)))
+    torch.testing.assert_close(probs.sum(-1), torch.tensor([[1.0, 0.0]]).expand(10, 2))

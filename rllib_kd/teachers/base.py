@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -19,8 +19,24 @@ from rllib_kd.observations import ObservationPipeline, View
 if TYPE_CHECKING:
     from rllib_kd.teachers.networks import QNetwork
 
-QF_PREDS = "qf_preds"  # the key of RLlib's QNetAPI.compute_q_values()
-TEACHER_Q = "teacher_q"  # the column of labels
+QF_PREDS = "qf_preds"  # the keys of RLlib's QNetAPI.compute_q_values(); the second one of C51 only
+QF_PROBS = "qf_probs"
+#: Columns of labels: Q-values `[A]`, and return distributions `[A, atoms]`.
+TEACHER_Q, TEACHER_PROBS = "teacher_q", "teacher_probs"
+
+
+class Support(NamedTuple):
+    """The returns that a distributional (C51) network knows: `num_atoms` of them, evenly from `v_min` to `v_max`."""
+
+    v_min: float
+    v_max: float
+    num_atoms: int
+
+
+def support_of(module: Any) -> Support | None:
+    """The support of a Q-network; None where it has one output an action."""
+    num_atoms = getattr(module, "num_atoms", 1)
+    return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
 
 
 class Teacher(Checkpointable):
@@ -132,6 +148,11 @@ class Teacher(Checkpointable):
         """RLlib's model config of the network; None where the network is not RLlib's default one."""
         return dict(self._module.model_config) if isinstance(self._module, DefaultDQNRLModule) else None
 
+    @property
+    def support(self) -> Support | None:
+        """Of the return distributions; None where it has none."""
+        return support_of(self._module)
+
     def to(self, device: torch.device | str) -> Teacher:
         """This teacher, moved to a device."""
         self._module.to(device)
@@ -176,6 +197,13 @@ class Teacher(Checkpointable):
     def q_values(self, obs: Tensor) -> Tensor:
         """Q-values `[B, A]` (return units) of the network's inputs `[B, ...]`; expectations, where it is a C51."""
         return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
+
+    @torch.inference_mode()
+    def distributions(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Q-values `[B, A]`, and probabilities `[B, A, atoms]` over `support`; zeros for illegal actions."""
+        outputs = self._module.compute_q_values({Columns.OBS: obs})
+        illegal = outputs[QF_PREDS] == -torch.inf
+        return outputs[QF_PREDS], outputs[QF_PROBS].masked_fill(illegal.unsqueeze(-1), 0.0)
 
     @override(Checkpointable)
     def get_state(self, components=None, *, not_components=None, **kwargs) -> dict[str, Any]:

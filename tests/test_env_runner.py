@@ -12,6 +12,7 @@ from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner import BehaviorPolicy
 from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations import Normalize, ObservationPipeline, StackFrames
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import Doubled, Frames, connector
 
@@ -226,9 +227,7 @@ def test_a_crashing_env_is_made_anew_and_its_fragment_dropped(counting_config, d
 
 
 def test_states_that_the_teacher_cannot_label_are_never_drawn(counting_config):
-    class Forgetful:
-        pipeline = None
-
+    class Forgetful(Teacher):
         def to(self, device):
             return self
 

@@ -244,6 +244,11 @@ class DistillDQN(DQN):
                     f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
                     "wrappers, and connectors where its checkpoint has none."
                 )
+        if self.config.feature_coeff and self._teacher.model_config is None:
+            raise ValueError(
+                f"`feature_coeff` needs a teacher with RLlib's DQN architecture, but '{self._teacher.source}' has a "
+                "network of its own. Set feature_coeff=0."
+            )
         if self.config.loss == "categorical" and self._teacher.support != self._student_support:
             raise ValueError(
                 "The loss 'categorical' needs return distributions on one support, but the teacher's is "

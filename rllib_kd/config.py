@@ -15,7 +15,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers import absolute_teacher_uri
-from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q, Teacher
+from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Teacher
 
 if TYPE_CHECKING:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -56,6 +56,9 @@ class DistillDQNConfig(DQNConfig):
         self.jsd_beta = 0.5
         self.margin = 0.8
         self.normalize_q_values = True
+        self.gap_weighting = False
+        self.value_gate = False
+        self.feature_coeff = 0.0
         self.weight_averaging = 0.1
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
@@ -97,6 +100,9 @@ class DistillDQNConfig(DQNConfig):
         jsd_beta: float = NotProvided,
         margin: float = NotProvided,
         normalize_q_values: bool = NotProvided,
+        gap_weighting: bool = NotProvided,
+        value_gate: bool = NotProvided,
+        feature_coeff: float = NotProvided,
         weight_averaging: float = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule = NotProvided,
@@ -138,6 +144,15 @@ class DistillDQNConfig(DQNConfig):
             normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
                 and the differences between actions have one scale each (default). False: on the raw Q-values, where
                 the level takes most of the student's attention. The student puts out Q-values either way.
+            gap_weighting: whether a state counts by how much the choice of action matters there, the teacher's best
+                minus worst Q-value, with a mean of 1. Default: False, all states alike. Bastani et al. 2018 (VIPER),
+                arXiv 1805.08328.
+            value_gate: whether only the states are distilled in which the teacher expects a higher return than the
+                student; needs `td_coeff`. Default: False. Czarnecki et al. 2019, arXiv 1902.02186.
+            feature_coeff: weight of the squared distance between the features of the last hidden layers, the student's
+                after a linear map that is learned beside it and saved nowhere in it; ≥ 0. Low: the student finds
+                features of its own; high: it copies the teacher's. Default: 0; 0.01 in Parisotto et al. 2015, arXiv
+                1511.06342.
             weight_averaging: the student is the average of the weights over about this share of the gradient steps so
                 far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) does for the last
                 student what a decaying learning rate does, for any length of training. Not used with `td_coeff`.
@@ -171,6 +186,9 @@ class DistillDQNConfig(DQNConfig):
             "jsd_beta": jsd_beta,
             "margin": margin,
             "normalize_q_values": normalize_q_values,
+            "gap_weighting": gap_weighting,
+            "value_gate": value_gate,
+            "feature_coeff": feature_coeff,
             "weight_averaging": weight_averaging,
             "rollout_policy": rollout_policy,
             "teacher_fraction": teacher_fraction,
@@ -236,7 +254,8 @@ class DistillDQNConfig(DQNConfig):
         """Columns in which EnvRunners write down what the teacher says of a state."""
         if self.teacher is None:
             return ()
-        return (TEACHER_Q, TEACHER_PROBS) if self.loss == "categorical" else (TEACHER_Q,)
+        optional = {TEACHER_PROBS: self.loss == "categorical", TEACHER_FEATURES: self.feature_coeff > 0.0}
+        return (TEACHER_Q, *(name for name, needed in optional.items() if needed))
 
     def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
         """λ after so many env steps, with that return ratio of the student (NaN: not known yet)."""
@@ -280,6 +299,13 @@ class DistillDQNConfig(DQNConfig):
         _check_positive("huber_delta", self.huber_delta, "a number")
         _check_positive("margin", self.margin, "a number")
         _check_share("jsd_beta", self.jsd_beta)
+        if self.feature_coeff != 0:
+            _check_positive("feature_coeff", self.feature_coeff, "a number, or 0 for no feature matching")
+        if self.value_gate and not self.uses_td:
+            raise ValueError(
+                "`value_gate` compares the teacher's values with those that the student learns from rewards, but "
+                "`td_coeff` is 0: a value above the teacher's would never be corrected. Set td_coeff, or no gate."
+            )
         if not isinstance(self.weight_averaging, Real) or not 0.0 <= self.weight_averaging < 1.0:
             raise ValueError(f"`weight_averaging` must be in [0, 1), got {self.weight_averaging!r}.")
         check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
@@ -331,6 +357,9 @@ class DistillDQNConfig(DQNConfig):
             ("kd_coeff", self.kd_coeff == "qdagger"),
             ("loss", self.loss == "categorical"),
             ("compression", self.compression is not None),
+            ("gap_weighting", bool(self.gap_weighting)),
+            ("value_gate", bool(self.value_gate)),
+            ("feature_coeff", bool(self.feature_coeff)),
         ):
             if makes_no_sense:
                 raise ValueError(

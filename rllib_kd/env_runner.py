@@ -27,7 +27,7 @@ from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.observations import Shown, View
 from rllib_kd.replay import VALID
 from rllib_kd.spaces import check_spaces
-from rllib_kd.teachers.base import QF_PREDS, TEACHER_PROBS, TEACHER_Q, Teacher
+from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -269,10 +269,8 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             return {}
         if self._teacher_view is not None:
             obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
-        if TEACHER_PROBS not in self.config.label_columns:
-            return {TEACHER_Q: self._teacher.q_values(obs).cpu().numpy()}
-        q, probs = self._teacher.distributions(obs)
-        return {TEACHER_Q: q.cpu().numpy(), TEACHER_PROBS: probs.cpu().numpy()}
+        labels = self._teacher.labels(obs, self.config.label_columns)
+        return {name: column.cpu().numpy() for name, column in labels.items()}
 
     # --- The direct way -----------------------------------------------------------------------------------------------
 

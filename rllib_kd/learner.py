@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
@@ -24,14 +25,14 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
 from rllib_kd.replay import VALID, PrioritizedReplay, make_replay
 from rllib_kd.schedules import value_at
 from rllib_kd.statistics import QScale, QStatistics
-from rllib_kd.teachers.base import TEACHER_PROBS, TEACHER_Q
+from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, last_linear
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._starts_normalized = True
         self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
         self._temperature = self._student_temperature = 1.0  # of the current update
+        self._feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
+        if self.config.feature_coeff:
+            self._watch_features(module)
         self._coefficients = {"kd": self.config.kd_coeff_at(0), "td": value_at(self.config.td_coeff, 0)}
 
     @override(DQNTorchLearner)
@@ -197,10 +201,18 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 "num_steps": self._num_steps,
                 "training_weights": [weight.cpu().numpy().copy() for weight in self._training_weights or ()],
             }
+            if self._feature_map is not None:
+                state[_DISTILLATION]["feature_map"] = {
+                    name: value.cpu().numpy().copy() for name, value in self._feature_map.state_dict().items()
+                }
         return state
 
     @override(DQNTorchLearner)
     def set_state(self, state: dict[str, Any]) -> None:
+        feature_map = state.get(_DISTILLATION, {}).get("feature_map")
+        if feature_map is not None:  # before the optimizer's state, which counts its parameters
+            own_map = self._feature_map or self._make_feature_map(len(feature_map["bias"]))
+            own_map.load_state_dict({name: torch.as_tensor(np.asarray(value)) for name, value in feature_map.items()})
         super().set_state(state)
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
@@ -246,6 +258,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self.replay.add(fragment)
             if not self.config.label_columns:
                 continue
+            if TEACHER_FEATURES in fragment and self._feature_map is None:
+                self._make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
             drawable = slice(None) if VALID not in fragment else fragment[VALID]
             fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
         if not fresh:
@@ -328,7 +342,20 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return batch
 
     def _distillation_loss(self, config: Any, fwd_out: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-        """D, unreduced: `[B]`."""
+        """D with its options, unreduced: `[B]`."""
+        loss = self._divergence(config, fwd_out, batch)
+        if config.gap_weighting:
+            loss = loss * losses.gap_weights(batch[TEACHER_Q])
+        if config.value_gate:
+            loss = loss * losses.value_gate(self._to_q(fwd_out[QF_PREDS]), batch[TEACHER_Q])
+        if self._feature_map is not None:
+            features = self._features[: len(loss)]  # with double Q-learning those of the next states follow
+            hint = losses.feature_matching(self._feature_map(features), batch[TEACHER_FEATURES])
+            loss = loss + config.feature_coeff * hint
+        return loss
+
+    def _divergence(self, config: Any, fwd_out: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+        """The named loss, unreduced: `[B]`."""
         student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
         if self._scale is not None:
             teacher_q = self._scale.normalize(teacher_q)
@@ -363,6 +390,32 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         if self.config.loss not in losses.POLICY_LOSSES or self.config.uses_td:
             return temperature, temperature  # both put out Q-values
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
+
+    # --- Feature matching ---------------------------------------------------------------------------------------------
+
+    def _watch_features(self, module: Any) -> None:
+        """Keep what the student's last layer gets, at each forward pass."""
+        if not isinstance(module, DefaultDQNRLModule):
+            raise ValueError(
+                f"`feature_coeff` needs a student with RLlib's DQN architecture, got {type(module).__name__}. Set it "
+                "to 0."
+            )
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._features = inputs[0]
+
+        last_linear(module.af).register_forward_pre_hook(keep)
+
+    def _make_feature_map(self, num_teacher_units: int) -> nn.Linear:
+        """The linear map from the student's features to the teacher's: of the Learner, and in its optimizer."""
+        num_units = last_linear(self.module[DEFAULT_MODULE_ID].unwrapped().af).in_features
+        self._feature_map = nn.Linear(num_units, num_teacher_units, device=self._device)
+        parameters = list(self._feature_map.parameters())
+        for parameter in parameters:
+            nn.init.zeros_(parameter)  # on all Learners alike
+        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
+        optimizer.add_param_group({"params": parameters, "lr": optimizer.param_groups[0]["lr"]})
+        return self._feature_map
 
     # --- Inside and outside of an update ------------------------------------------------------------------------------
     #

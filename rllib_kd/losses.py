@@ -197,15 +197,67 @@ def categorical(student_logits: Tensor, teacher_probs: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    if student_logits.shape != teacher_probs.shape:
-        raise ValueError(
-            "The return distributions of student and teacher must have one shape, [batch, actions, atoms], but the "
-            f"student's is {tuple(student_logits.shape)} and the teacher's {tuple(teacher_probs.shape)}."
-        )
+    _check_same_shape(student_logits, teacher_probs, what="return distributions", axes="[batch, actions, atoms]")
     teacher_probs = teacher_probs.detach()
     legal = teacher_probs.sum(-1) > 0.0  # [B, A]
     log_student = F.log_softmax(student_logits.masked_fill(~legal.unsqueeze(-1), 0.0), dim=-1)
     return -(teacher_probs * log_student).sum((-2, -1)) / legal.sum(-1)
+
+
+def feature_matching(student_features: Tensor, teacher_features: Tensor) -> Tensor:
+    """Squared distance ‖f(h_S) − h_T‖² of hidden features.
+
+    Parisotto et al. 2015 (Actor-Mimic), arXiv 1511.06342.
+
+    Args:
+        student_features: `[B, H]`, of the student's hidden layer, after a linear map f to the teacher's width.
+        teacher_features: `[B, H]`, of the teacher's hidden layer.
+
+    Returns:
+        `[B]`, in units of the features squared.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_same_shape(student_features, teacher_features, what="features", axes="[batch, units]")
+    return (student_features - teacher_features.detach()).square().sum(-1)
+
+
+def gap_weights(teacher_q: Tensor) -> Tensor:
+    """How much the choice of action matters, max_a q_T − min_a q_T over the legal actions, with a mean of 1.
+
+    Bastani et al. 2018 (VIPER), arXiv 1805.08328, eq. 1.
+
+    Args:
+        teacher_q: `[B, A]`, return units.
+
+    Returns:
+        `[B]`, without unit; 1 everywhere where no choice matters in the whole batch.
+    """
+    teacher_q = teacher_q.detach()
+    worst = teacher_q.masked_fill(~_legal(teacher_q), torch.inf).min(-1).values
+    gaps = teacher_q.max(-1).values - worst
+    return torch.where(gaps.sum() > 0.0, gaps / gaps.mean(), 1.0)
+
+
+def value_gate(student_q: Tensor, teacher_q: Tensor) -> Tensor:
+    """1 where the teacher expects more than the student, max_a q_T > max_a q_S over the legal actions, otherwise 0.
+
+    Czarnecki et al. 2019, arXiv 1902.02186.
+
+    Args:
+        student_q: `[B, A]`, return units.
+        teacher_q: `[B, A]`, return units.
+
+    Returns:
+        `[B]`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_same_shape(student_q, teacher_q)
+    student_value = student_q.detach().masked_fill(~_legal(teacher_q), -torch.inf).max(-1).values
+    return (teacher_q.detach().max(-1).values > student_value).to(student_q.dtype)
 
 
 def td_error(
@@ -290,9 +342,11 @@ def _mean_over_legal(per_action: Tensor, teacher_q: Tensor) -> Tensor:
     return per_action.sum(-1) / _legal(teacher_q).sum(-1)
 
 
-def _check_same_shape(student_q: Tensor, teacher_q: Tensor) -> None:
-    if student_q.shape != teacher_q.shape:
+def _check_same_shape(
+    student: Tensor, teacher: Tensor, *, what: str = "Q-values", axes: str = "[batch, actions]"
+) -> None:
+    if student.shape != teacher.shape:
         raise ValueError(
-            "The Q-values of student and teacher must have one shape, [batch, actions], but the student's is "
-            f"{tuple(student_q.shape)} and the teacher's {tuple(teacher_q.shape)}."
+            f"The {what} of student and teacher must have one shape, {axes}, but the student's is "
+            f"{tuple(student.shape)} and the teacher's {tuple(teacher.shape)}."
         )

@@ -26,6 +26,7 @@ from ray.rllib.utils.annotations import override
 from torch import nn
 
 from rllib_kd.statistics import QScale
+from rllib_kd.teachers.base import last_linear
 
 #: Keys of a model config that shape the network (the others belong to the algorithm that trains it).
 _ARCHITECTURE_KEYS = tuple(
@@ -188,7 +189,7 @@ def to_normalized(module: Any, scale: QScale) -> None:
 
 def _head_maps(module: Any, scale: QScale) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
     """(layer, M, m) for each output layer, so that M · output + m turns normalised outputs into Q-values."""
-    head = _last_linear(module.af)
+    head = last_linear(module.af)
     kwargs: dict[str, Any] = {"dtype": torch.float64, "device": head.weight.device}
     deviation_mean = torch.as_tensor(scale.deviation_mean, **kwargs)
     identity = torch.eye(len(deviation_mean), **kwargs)
@@ -198,12 +199,8 @@ def _head_maps(module: Any, scale: QScale) -> list[tuple[nn.Linear, torch.Tensor
         value_offset = torch.full((1,), scale.value_mean, **kwargs)
         return [
             (head, scale.deviation_scale * identity, deviation_mean),
-            (_last_linear(module.vf), value_matrix, value_offset),
+            (last_linear(module.vf), value_matrix, value_offset),
         ]
     average = torch.full_like(identity, 1.0 / len(identity))
     matrix = scale.value_scale * average + scale.deviation_scale * (identity - average)
     return [(head, matrix, scale.value_mean + deviation_mean)]
-
-
-def _last_linear(head: nn.Module) -> nn.Linear:
-    return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]

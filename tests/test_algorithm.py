@@ -258,6 +258,29 @@ def test_a_c51_teaches_a_c51(cartpole_config, build, tmp_path):
     assert algo.get_module().num_atoms == 11
 
 
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(0, 0), (1, 2)])
+def test_features_of_another_width_are_matched(cartpole_config, build, tmp_path, num_env_runners, num_learners):
+    config = (
+        cartpole_config.distillation(feature_coeff=0.01)
+        .env_runners(num_env_runners=num_env_runners)
+        .learners(num_learners=num_learners, num_cpus_per_learner=1)
+    )
+    algo = build(config)
+    for _ in range(3):
+        result = algo.train()
+    assert math.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    maps = [
+        weight.get()
+        for weight in algo.learner_group.foreach_learner(lambda learner: learner._feature_map.weight.tolist())
+    ]
+    assert np.shape(maps[0]) == (32, 8)  # from the student's units to the teacher's
+    assert all(weight == maps[0] for weight in maps)
+    assert result["distillation"]["student_params"] == 58
+    resumed = DistillDQN.from_checkpoint(algo.save_to_path(str(tmp_path / "checkpoint")))
+    resumed.train()
+    resumed.stop()
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [

@@ -153,11 +153,20 @@ def test_every_loss_goes_with_td(cluster, loss, n_step):
         ),
         ({"loss": "nll", "student_temperature": 2.0}, lambda s, t: losses.nll(s, t, student_temperature=2.0)),
         ({"loss": "margin", "margin": 0.3}, lambda s, t: losses.margin(s, t, margin=0.3)),
+        (
+            {"loss": "mse", "normalize_q_values": False, "gap_weighting": True},
+            lambda s, t: losses.mse(s, t) * losses.gap_weights(t),
+        ),
+        (
+            {"loss": "mse", "normalize_q_values": False, "td_coeff": [[0, 0.0], [1, 1.0]], "value_gate": True},
+            lambda s, t: losses.mse(s, t) * losses.value_gate(s, t),
+        ),
     ],
-    ids=lambda value: value["loss"] if isinstance(value, dict) else "",
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_each_setting_changes_the_loss_as_its_formula_says(cluster, settings, formula):
     learner, columns = make_learner(config_of(**settings)), fragment(64)
+    columns["teacher_q"][::2] -= 200.0  # the student is above some of the values
     learner.update([ray.put(columns)])
     batch = {name: torch.as_tensor(column) for name, column in columns.items()}
     fwd_out = learner.module["default_policy"].compute_q_values(batch)
@@ -226,6 +235,63 @@ def test_coefficients_change_the_loss_as_the_formula_says(cluster):
 
     assert total(2.0, 3.0) == pytest.approx(2 * total(1.0, 0.0) + 3 * total(0.0, 1.0), rel=1e-5)
 
+
+# --- Feature matching -------------------------------------------------------------------------------------------------
+
+
+def with_features(count: int = 256, names=DISTILLATION_COLUMNS) -> dict:
+    """Features of which the student's 16 units can learn any three: linear in the observation."""
+    columns = fragment(count, names=names)
+    mixing = np.random.default_rng(1).normal(size=(4, 5)).astype(np.float32)
+    return columns | {"teacher_features": columns["obs"] @ mixing}
+
+
+@pytest.mark.parametrize("td_coeff", [0.0, 1.0])
+def test_feature_matching_adds_the_distance_of_the_mapped_features(cluster, td_coeff):
+    learner = make_learner(config_of("mse", normalize_q_values=False, feature_coeff=0.1, td_coeff=td_coeff))
+    columns = with_features(64, names=DISTILLATION_COLUMNS + TD_COLUMNS)
+    learner.update([ray.put(columns)])
+    torch.nn.init.normal_(learner._feature_map.weight)
+    module = learner.module["default_policy"]
+    batch = {name: torch.as_tensor(column) for name, column in columns.items()}
+    batch |= {Columns.NEXT_OBS: torch.as_tensor(states(64, seed=1)), "n_step": torch.ones(64)}
+    learner._coefficients = {"kd": 1.0, "td": 0.0}
+    fwd_out = module.forward_train(batch) if td_coeff else module.compute_q_values(batch)
+    loss = learner.compute_loss_for_module(
+        module_id="default_policy", config=learner.config, batch=batch, fwd_out=fwd_out
+    )
+    hidden = module.encoder({"obs": batch["obs"]})["encoder_out"]
+    expected = losses.mse(fwd_out["qf_preds"], batch["teacher_q"]) + 0.1 * (
+        learner._feature_map(hidden) - batch["teacher_features"]
+    ).square().sum(-1)
+    torch.testing.assert_close(loss, expected.mean())
+    learned = [*module.encoder.parameters(), *learner._feature_map.parameters()]
+    gradients = torch.autograd.grad(loss, learned, retain_graph=True)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected.mean(), learned))
+
+
+def test_the_map_learns_with_the_student_and_is_no_part_of_it(cluster):
+    learner = make_learner(config_of("kl", feature_coeff=1.0))
+    plain = make_learner(config_of("kl"))
+    names = list(learner.get_state()["rl_module"]["default_policy"])
+    learner.update([ray.put(with_features(512))], num_gradient_steps=1)
+    first = learner.update([], num_gradient_steps=1)["default_policy"]["kd_loss"].peek()
+    for _ in range(20):
+        last = learner.update([], num_gradient_steps=10)["default_policy"]["kd_loss"].peek()
+    assert last < 0.3 * first
+    assert list(learner.get_state()["rl_module"]["default_policy"]) == names
+    assert names == list(plain.get_state()["rl_module"]["default_policy"])
+
+    copy = make_learner(config_of("kl", feature_coeff=1.0))
+    copy.set_state(learner.get_state())
+    torch.testing.assert_close(copy._feature_map.state_dict(), learner._feature_map.state_dict())
+    torch.testing.assert_close(copy._training_weights, learner._training_weights)
+    moments = [each.get_optimizer("default_policy").state_dict()["state"] for each in (learner, copy)]
+    assert len(moments[0]) == len(moments[1]) == 6  # two layers and the map
+    copy.update([ray.put(with_features(512))], num_gradient_steps=1)
+
+
+# --- Priorities -------------------------------------------------------------------------------------------------------
 
 PRIORITIZED = {"replay_buffer_config": {"alpha": 0.6, "beta": 0.4}}
 

@@ -229,6 +229,32 @@ def test_shapes_that_would_broadcast_are_refused(loss):
         loss(torch.zeros(4, 1), torch.zeros(4, 3))
 
 
+def test_feature_matching_by_hand():
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 4.0], [0.0, 0.0]])
+    assert losses.feature_matching(student, teacher).tolist() == [1.0 + 4.0, 0.0]
+    assert grad_of(losses.feature_matching, student, teacher).tolist() == [[2.0, -4.0], [0.0, 0.0]]
+    with pytest.raises(ValueError, match=r"features.*\[batch, units\].*\(4, 1\).*\(4, 3\)"):
+        losses.feature_matching(torch.zeros(4, 1), torch.zeros(4, 3))
+
+
+def test_gap_weights_are_best_minus_worst_with_a_mean_of_one():
+    teacher_q = torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0], [0.0, -4.0, -INF]], requires_grad=True)
+    weights = losses.gap_weights(teacher_q)
+    torch.testing.assert_close(weights, torch.tensor([1.0, 0.0, 2.0]))  # 2, 0 and 4 by their mean of 2
+    assert not weights.requires_grad
+    assert losses.gap_weights(torch.tensor([[1.0, 1.0], [2.0, -INF]])).tolist() == [1.0, 1.0]
+
+
+def test_the_value_gate_is_open_where_the_teacher_expects_more():
+    teacher_q = torch.tensor([[3.0, 1.0], [3.0, 1.0], [3.0, 1.0], [1.0, -INF]])
+    student_q = torch.tensor([[2.0, 2.9], [0.0, 4.0], [3.0, 0.0], [0.5, 9.0]], requires_grad=True)
+    gate = losses.value_gate(student_q, teacher_q)
+    assert gate.tolist() == [1.0, 0.0, 0.0, 1.0]  # an illegal action has no value
+    assert not gate.requires_grad
+    with pytest.raises(ValueError, match=r"\(4, 1\).*\(4, 3\)"):
+        losses.value_gate(torch.zeros(4, 1), torch.zeros(4, 3))
+
+
 def td(*args, loss_fn, **kwargs):
     return losses.td(losses.td_error(*args, **kwargs), loss_fn=loss_fn)
 

@@ -174,9 +174,10 @@ def test_return_distributions_of_a_c51():
     module = make_q_module(num_atoms=11, v_min=-2.0, v_max=3.0)
     teacher = Teacher(module)
     assert teacher.support == (-2.0, 3.0, 11)
-    q, probs = teacher.distributions(torch.as_tensor(states(10)))
-    assert torch.equal(q, q_values(module, states(10)))
-    torch.testing.assert_close((probs * torch.linspace(-2.0, 3.0, 11)).sum(-1), q)
+    labels = teacher.labels(torch.as_tensor(states(10)), ("teacher_q", "teacher_probs"))
+    assert torch.equal(labels["teacher_q"], q_values(module, states(10)))
+    expectation = (labels["teacher_probs"] * torch.linspace(-2.0, 3.0, 11)).sum(-1)
+    torch.testing.assert_close(expectation, labels["teacher_q"])
     assert Teacher(make_q_module()).support is None
 
 
@@ -190,5 +191,14 @@ def test_illegal_actions_have_no_return_distribution(monkeypatch):
         return outputs
 
     monkeypatch.setattr(teacher.module, "compute_q_values", masked)
-    _, probs = teacher.distributions(torch.as_tensor(states(10)))
+    probs = teacher.labels(torch.as_tensor(states(10)), ("teacher_q", "teacher_probs"))["teacher_probs"]
     torch.testing.assert_close(probs.sum(-1), torch.tensor([[1.0, 0.0]]).expand(10, 2))
+
+
+@pytest.mark.parametrize("head", [[], [24]], ids=["encoder", "head"])
+def test_features_are_what_the_last_layer_makes_q_values_of(head):
+    module = make_q_module(fcnet_hiddens=[32, 16], head_fcnet_hiddens=head)
+    labels = Teacher(module).labels(torch.as_tensor(states(10)), ("teacher_q", "teacher_features"))
+    assert labels["teacher_features"].shape == (10, 24 if head else 16)
+    weight, bias = list(module.af.parameters())[-2:]
+    torch.testing.assert_close(labels["teacher_features"] @ weight.detach().T + bias.detach(), labels["teacher_q"])

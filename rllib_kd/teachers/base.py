@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
-from torch import Tensor
+from torch import Tensor, nn
 
 from rllib_kd.observations import ObservationPipeline, View
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 QF_PREDS = "qf_preds"  # the keys of RLlib's QNetAPI.compute_q_values(); the second one of C51 only
 QF_PROBS = "qf_probs"
-#: Columns of labels: Q-values `[A]`, and return distributions `[A, atoms]`.
-TEACHER_Q, TEACHER_PROBS = "teacher_q", "teacher_probs"
+#: Columns of labels: Q-values `[A]`, return distributions `[A, atoms]`, and what the last layer gets, `[units]`.
+TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"
 
 
 class Support(NamedTuple):
@@ -37,6 +38,11 @@ def support_of(module: Any) -> Support | None:
     """The support of a Q-network; None where it has one output an action."""
     num_atoms = getattr(module, "num_atoms", 1)
     return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
+
+
+def last_linear(head: nn.Module) -> nn.Linear:
+    """The output layer of a head of RLlib's DQN module; its inputs are the features of the last hidden layer."""
+    return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 class Teacher(Checkpointable):
@@ -198,12 +204,28 @@ class Teacher(Checkpointable):
         """Q-values `[B, A]` (return units) of the network's inputs `[B, ...]`; expectations, where it is a C51."""
         return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
-    @torch.inference_mode()
-    def distributions(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Q-values `[B, A]`, and probabilities `[B, A, atoms]` over `support`; zeros for illegal actions."""
-        outputs = self._module.compute_q_values({Columns.OBS: obs})
-        illegal = outputs[QF_PREDS] == -torch.inf
-        return outputs[QF_PREDS], outputs[QF_PROBS].masked_fill(illegal.unsqueeze(-1), 0.0)
+    def labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """What the columns `names` say of the network's inputs `[B, ...]`, in one pass.
+
+        Returns:
+            `teacher_q` `[B, A]`; `teacher_probs` `[B, A, atoms]`, a distribution over `support` for each legal action,
+            and zeros for an illegal one (a Q-value of −inf); `teacher_features` `[B, units]`.
+        """
+        if tuple(names) == (TEACHER_Q,):
+            return {TEACHER_Q: self.q_values(obs)}
+        labels: dict[str, Tensor] = {}
+        watch: AbstractContextManager = nullcontext()
+        if TEACHER_FEATURES in names:
+            watch = last_linear(self._module.af).register_forward_pre_hook(
+                lambda _, inputs: labels.update({TEACHER_FEATURES: inputs[0]})
+            )
+        with watch, torch.inference_mode():
+            outputs = self._module.compute_q_values({Columns.OBS: obs})
+        labels[TEACHER_Q] = outputs[QF_PREDS]
+        if TEACHER_PROBS in names:
+            illegal = outputs[QF_PREDS] == -torch.inf
+            labels[TEACHER_PROBS] = outputs[QF_PROBS].masked_fill(illegal.unsqueeze(-1), 0.0)
+        return labels
 
     @override(Checkpointable)
     def get_state(self, components=None, *, not_components=None, **kwargs) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQ
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
 from torch import nn
 
-from rllib_kd import DistillDQNConfig, compare, load_teacher
+from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.evaluation import evaluate
 from rllib_kd.export import export
 from rllib_kd.observations import Function, Normalize, ObservationPipeline, Shown
@@ -342,6 +342,21 @@ def test_any_function_is_a_teacher(tmp_path):
     assert "balance" in teacher.source
 
 
+def test_a_student_learns_from_a_function(build, cartpole_config, tmp_path):
+    def lean(obs):
+        return torch.stack([-obs[:, 2], obs[:, 2]], dim=-1)
+
+    teacher = Teacher.from_callable(lean, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    algo = build(cartpole_config.distillation(teacher=teacher))
+    result = algo.train()
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    assert np.isnan(result["distillation"]["compression"])
+    path = algo.save_to_path(str(tmp_path / "algo"))
+    restored = DistillDQN.from_checkpoint(path)
+    assert restored.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
+    restored.stop()
+
+
 def test_a_torch_module_is_copied_and_frozen():
     network = mlp(4, 8, 2)
     teacher = Teacher.from_callable(network, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
@@ -473,13 +488,11 @@ def test_a_pipeline_comes_before_what_the_checkpoint_brings(tmp_path):
     )
 
 
-def test_a_student_learns_from_a_teacher_that_sees_more(build, monkeypatch, cartpole_config):
-    teacher = privileged()
-    monkeypatch.setattr("rllib_kd.algorithm.load_teacher", lambda uri, **kwargs: teacher)
+def test_a_student_learns_from_a_teacher_that_sees_more(build, cartpole_config):
     algo = build(
         cartpole_config.environment(TwoViews)
         .env_runners(env_to_module_connector=lambda env=None, spaces=None, device=None: Camera())
-        .distillation(num_baseline_episodes=4, rollout_policy="teacher")
+        .distillation(teacher=privileged(), num_baseline_episodes=4, rollout_policy="teacher")
     )
     assert algo.get_module().observation_space.shape == (2,)
     result = algo.train()
@@ -523,10 +536,9 @@ def test_a_teacher_of_bytes_and_a_student_of_floats(build, tmp_path):
     assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
 
 
-def test_a_teacher_that_plays_far_worse_than_it_trained_is_named(build, caplog, monkeypatch, cartpole_config):
+def test_a_teacher_that_plays_far_worse_than_it_trained_is_named(build, caplog, cartpole_config):
     teacher = load_teacher("cartpole")
     teacher.trained_return = 5000.0
-    monkeypatch.setattr("rllib_kd.algorithm.load_teacher", lambda uri, **kwargs: teacher)
-    build(cartpole_config.distillation(num_baseline_episodes=4))
+    build(cartpole_config.distillation(teacher=teacher, num_baseline_episodes=4))
     assert "far worse than in its training: a mean return of 500 over 4 episodes" in caplog.text
     assert "ended with 5000" in caplog.text

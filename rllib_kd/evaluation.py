@@ -191,7 +191,7 @@ def compare_all(
     teacher = as_q_network(teacher, trust_checkpoint=trust_checkpoint)
     networks = {name: as_q_network(student, trust_checkpoint=trust_checkpoint) for name, student in students.items()}
     make_env = env_maker(env, env_config)
-    _check_spaces(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
+    check_networks(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
 
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
         views = _views([teacher, *networks.values()])
@@ -271,7 +271,7 @@ def evaluate(
     if render and video_dir is not None:
         raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
     make_env = env_maker(env, env_config, render_mode="human" if render else None)
-    _check_spaces(env_maker(env, env_config), {"The policy": player})
+    check_networks(env_maker(env, env_config), {"The policy": player})
     filmed = seeds[: num_videos if video_dir is not None else 0]
     returns: list[float] = []
     with bar("episodes", total=num_episodes, shown=progress) as advance:
@@ -397,8 +397,16 @@ def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
     return {_eyes(network): network.start for network in networks}
 
 
-def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
-    """Say which policy does not fit the environment, before torch fails in the middle of an episode."""
+def check_networks(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
+    """Whether all fit the environment, before torch fails in the middle of an episode.
+
+    Args:
+        make_env: makes one environment.
+        networks: to play in it, by what an error calls them.
+
+    Raises:
+        ValueError: one does not; the message names it, and both sides' spaces.
+    """
     env = make_env()
     spaces = env.observation_space, env.action_space
     env.close()
@@ -407,7 +415,7 @@ def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) 
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
             raise ValueError(
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
-                f"has {brief(spaces[0])} and {brief(spaces[1])}. Compare networks where they were trained."
+                f"has {brief(spaces[0])} and {brief(spaces[1])}. Networks play where they were trained."
             )
 
 

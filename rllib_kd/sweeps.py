@@ -492,10 +492,10 @@ def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = 
 
     Args:
         wandb_project: of Weights & Biases.
-        mlflow_uri: of an MLflow tracking server, or a folder.
+        mlflow_uri: MLflow's tracking URI, of a server (`http://...`) or a database (`sqlite:///FILE`).
 
     Raises:
-        ValueError: a package is not installed, or nobody is logged in.
+        ValueError: a package is not installed, nobody is logged in, or MLflow does not take the URI.
     """
     callbacks: list[tune.Callback] = [SettingLines()]
     if wandb_project is not None:
@@ -503,9 +503,14 @@ def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = 
     if mlflow_uri is not None:
         if find_spec("mlflow") is None:
             raise ValueError("Logging to MLflow needs its package: pip install mlflow")
+        from mlflow.exceptions import MlflowException
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         callbacks.append(MLflowLoggerCallback(tracking_uri=mlflow_uri, experiment_name="rllib_kd"))
+        try:
+            callbacks[-1].setup()  # as Tune does, in the middle of things
+        except MlflowException as error:
+            raise ValueError(f"MLflow does not take '{mlflow_uri}': {error}") from error
     return callbacks
 
 

@@ -182,6 +182,16 @@ def test_loggers_that_are_not_installed_say_so(monkeypatch):
             sweep_loggers(**{flag: "somewhere"})
 
 
+def test_mlflow_gets_every_setting(cluster, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="MLflow is not installed")
+    with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
+        sweep_loggers(mlflow_uri="nonsense://")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # out of fashion, but needs neither server nor database
+    loggers = sweep_loggers(mlflow_uri=str(tmp_path / "mlflow"))
+    assert len(quick_sweep(tmp_path, search="random", callbacks=loggers).run().students) == 2
+    assert len(list(tmp_path.glob("mlflow/*/*/metrics/return_ratio"))) == 2
+
+
 # --- A trial ----------------------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ def parse() -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with the sweep of this name")
     add("--seed", type=int, default=0, help="of the search, and of the first student")
     add("--wandb-project", help="log to Weights & Biases too")
-    add("--mlflow-uri", help="log to this MLflow tracking server or folder too")
+    add("--mlflow-uri", help="log to this MLflow tracking URI too: http://HOST:PORT, sqlite:///FILE")
     return parser.parse_args()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,14 @@ import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
 from rllib_kd.checkpoints.rllib import is_default_connector
+from rllib_kd.family import FamilyQValues, FamilyTurns
 from rllib_kd.observations import Shown, View
 from rllib_kd.replay import VALID
 from rllib_kd.spaces import check_spaces
@@ -135,12 +138,64 @@ class Fragment:
         return columns
 
 
-class DistillEnvRunner(SingleAgentEnvRunner):
+class StudentsEnvRunner(SingleAgentEnvRunner):
+    """RLlib's single-agent EnvRunner, with all students of a family, of whom one acts.
+
+    Without a family it is RLlib's.
+    """
+
+    #: All of them. None: there is one student, `module`.
+    family: MultiRLModule | None = None
+
+    @override(SingleAgentEnvRunner)
+    def make_module(self) -> None:
+        if not self.config.students:
+            super().make_module()
+            return
+        self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
+        for module in self.family.values():
+            module.to(self._device)
+        self.let_act(next(iter(self.config.students)))
+
+    def let_act(self, name: str) -> None:
+        """Let that student act."""
+        self.module = self.family[name]
+
+    @override(SingleAgentEnvRunner)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with self._all_students():
+            return super().get_state(*args, **kwargs)
+
+    @override(SingleAgentEnvRunner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        with self._all_students():
+            super().set_state(state)
+
+    @override(SingleAgentEnvRunner)
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        with self._all_students():
+            return super().get_checkpointable_components()
+
+    @contextmanager
+    def _all_students(self) -> Iterator[None]:
+        """Where RLlib reads or writes the module, it means the whole family."""
+        acting = self.module
+        self.module = acting if self.family is None else self.family
+        try:
+            yield
+        finally:
+            self.module = acting
+
+
+class DistillEnvRunner(StudentsEnvRunner):
     """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
 
     def __init__(self, **kwargs: Any):
         self.module: Any = None
         super().__init__(**kwargs)
+        if self.family is not None:
+            self._turns = FamilyTurns(len(self.family), self.num_envs, offset=self.worker_index * self.num_envs)
+            self._family_q = FamilyQValues(dict(self.family.items()))
         self._teacher: Any = None
         self._teacher_view: View | None = None  # None: the teacher takes what the student takes
         self._shown: Any = None  # what the env shows now
@@ -163,6 +218,12 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         if self.env is not None:
             check_spaces(self._env_to_module.observation_space, self.env.single_action_space)
         super().make_module()
+
+    @override(StudentsEnvRunner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if self.family is not None:
+            self._family_q.refresh()
 
     def set_teacher(self, teacher: Teacher) -> None:
         """Take the teacher whose Q-values are the labels."""
@@ -259,9 +320,15 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         labels = self._label(obs)
         student_q = None
         if policy.teacher_fraction < 1.0:
-            with torch.inference_mode():
-                student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
+            student_q = self._student_q(obs).cpu().numpy()
         return labels, policy.act(student_q, labels.get(TEACHER_Q))
+
+    @torch.inference_mode()
+    def _student_q(self, obs: torch.Tensor) -> torch.Tensor:
+        """`[N, A]`, of whoever acts."""
+        if self.family is not None:
+            return self._family_q(obs, self._turns.acting)
+        return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
         """What the teacher says of the states that the student sees as `obs`; nothing without a teacher."""
@@ -355,6 +422,8 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         obs, rewards, terminateds, truncateds, _ = results
         self._shown = Shown(obs, self._reset_next, actions, rewards)
         self._reset_next = terminateds | truncateds
+        if self.family is not None:
+            self._turns.end_episodes(self._reset_next)
         if self._recording is not None:
             self._recording.step(rewards, terminateds, truncateds)
         return results

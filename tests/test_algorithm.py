@@ -278,7 +278,9 @@ def test_features_of_another_width_are_matched(cartpole_config, build, tmp_path,
     assert np.shape(maps[0]) == (32, 8)  # from the student's units to the teacher's
     assert all(weight == maps[0] for weight in maps)
     assert result["distillation"]["student_params"] == 58
-    resumed = DistillDQN.from_checkpoint(algo.save_to_path(str(tmp_path / "checkpoint")))
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()  # its Learners have the CPUs that the next ones need
+    resumed = DistillDQN.from_checkpoint(path)
     resumed.train()
     resumed.stop()
 

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
+from rllib_kd.frames import observations
+from rllib_kd.observations import as_input
 from rllib_kd.replay import VALID, PrioritizedReplay, make_replay
 from rllib_kd.schedules import value_at
 from rllib_kd.statistics import QScale, QStatistics
@@ -69,6 +71,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             # Each shard is drawn in an order of its own.
             seed=None if seed is None else seed + 1_000 * self._learner_index,
         )
+        self._input_shape = module.observation_space.shape
         self._statistics = QStatistics(int(module.action_space.n), device=self._device)
         self._normalizes = (
             self.config.loss in losses.VALUE_LOSSES
@@ -260,8 +263,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 continue
             if TEACHER_FEATURES in fragment and self._feature_map is None:
                 self._make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
-            drawable = slice(None) if VALID not in fragment else fragment[VALID]
-            fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
+            rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
+            room = _MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
+            seen, labels = observations(fragment, rows[:room]), fragment[TEACHER_Q][rows]
+            fresh.append({Columns.OBS: torch.tensor(seen), TEACHER_Q: torch.tensor(labels)})
         if not fresh:
             num_actions = int(self.module[DEFAULT_MODULE_ID].action_space.n)
             labels, states = torch.zeros(0, num_actions), {}
@@ -270,7 +275,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             labels = states[TEACHER_Q]
         # Also without new states: every Learner takes part in the all-reduce.
         self._statistics.update(labels.to(self._device), reduce=self._sum_over_learners)
-        return {name: column[:_MAX_METRIC_STATES].to(self._device) for name, column in states.items()}
+        states = {name: column[:_MAX_METRIC_STATES].to(self._device) for name, column in states.items()}
+        return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
     @torch.no_grad()
     def _log_agreement(self, fresh: Mapping[str, Tensor]) -> None:
@@ -339,6 +345,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=config.n_step, gamma=config.gamma)
+            batch[Columns.NEXT_OBS] = as_input(batch[Columns.NEXT_OBS], self._input_shape)
+        batch[Columns.OBS] = as_input(batch[Columns.OBS], self._input_shape)
         return batch
 
     def _distillation_loss(self, config: Any, fwd_out: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:

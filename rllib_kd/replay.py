@@ -80,7 +80,7 @@ class ColumnarReplay:
                 columns = {**columns, OBS: np.moveaxis(columns[OBS], -1, 1)}
         elif not is_packed and self._num_frames > 1:
             columns = pack(columns, (*self._columns[OBS].shape[1:], self._num_frames), always=True)
-        return {name: column for name, column in columns.items() if name != CONTEXT}
+        return dict(columns)
 
     def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
         # Copies: arrays from the object store are read-only, which torch does not have.
@@ -151,7 +151,7 @@ class ColumnarReplay:
         steps = torch.ones_like(rewards)
         last = rows  # the last transition inside the window
         for _ in range(1, n_step):
-            following = (last + 1) % self.capacity
+            following = self._following(last)
             ended = columns["terminateds"][last] | columns["truncateds"][last] | ~columns[VALID][following]
             going = ~ended
             rewards = rewards + torch.where(going, gamma**steps * columns["rewards"][following], 0.0)
@@ -159,7 +159,7 @@ class ColumnarReplay:
             last = torch.where(going, following, last)
             # A row that has ended stays where it is, so it ends again in the next round.
         return {
-            "new_obs": self._observations((last + 1) % self.capacity),
+            "new_obs": self._observations(self._following(last)),
             "rewards": rewards,
             "terminateds": columns["terminateds"][last],
             "n_step": steps,
@@ -169,6 +169,13 @@ class ColumnarReplay:
     def nbytes(self) -> int:
         """Bytes of all columns."""
         return sum(column.nbytes for column in self._columns.values())
+
+    def _following(self, rows: Tensor) -> Tensor:
+        """The states after those at `rows`, beyond the context that a stack may need which does not go on."""
+        following = (rows + 1) % self.capacity
+        if self._num_frames == 1:
+            return following
+        return (following + (self._num_frames - 1) * self._columns[CONTEXT][following]) % self.capacity
 
     def get_state(self) -> dict[str, Any]:
         """Contents (oldest row first), and the state of the sampling order."""

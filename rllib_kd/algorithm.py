@@ -38,7 +38,8 @@ from ray.tune.registry import register_trainable
 
 from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
-from rllib_kd.learner import NUM_GRADIENT_STEPS, TD_COLUMNS
+from rllib_kd.learner import NUM_GRADIENT_STEPS
+from rllib_kd.learning import TD_COLUMNS
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, input_space, same_space
 from rllib_kd.students import PRESETS, compress, count_parameters

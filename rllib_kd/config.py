@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_kd import atari
 from rllib_kd.hints import did_you_mean
@@ -290,6 +291,12 @@ class DistillDQNConfig(DQNConfig):
         if self.teacher is None:
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
+
+    def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
+        """Which of the modules learn from one teacher and one stream of states, by the name of the group."""
+        if isinstance(self.teacher, Mapping):
+            return {module_id: [module_id] for module_id in self.teacher}
+        return {DEFAULT_MODULE_ID: list(module_ids)}
 
     @property
     def uses_td(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, atari, compare, load_teacher
 from rllib_kd.frames import observations
-from rllib_kd.learner import DISTILLATION_COLUMNS
+from rllib_kd.learning import DISTILLATION_COLUMNS
 from rllib_kd.playing import env_maker
 from rllib_kd.students import PRESETS, count_parameters
 from tests.conftest import make_q_module, shared_teacher
@@ -175,7 +175,7 @@ def test_vector_env_and_single_ones_give_the_same_labels(config, game):
 def test_a_state_takes_less_than_8_kb(config, build):
     algo = build(config.distillation(student="rusu-net3", td_coeff=0.5).env_runners(rollout_fragment_length=32))
     algo.train()
-    replay = algo.learner_group._learner.replay
+    replay = algo.learner_group._learner.groups["default_policy"].replay
     bytes_per_row = replay.nbytes / replay.capacity
     rows_per_state = (32 + 3 + 1) / 32  # a fragment's context and last state
     assert bytes_per_row * rows_per_state < 8_000

@@ -14,7 +14,7 @@ from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, compare, load_
 from rllib_kd.env_runner import BehaviorPolicy
 from rllib_kd.export import FORMATS, export, q_function
 from rllib_kd.frames import CONTEXT, observations
-from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations import Images, ObservationPipeline, Shown, as_input
 from rllib_kd.spaces import input_space
 from tests.conftest import make_q_module
@@ -224,7 +224,7 @@ def test_trains_evaluates_and_plays_again(config, build, env_config, td_coeff, t
     evaluated = algo.evaluate()["env_runners"]
     assert 8 <= evaluated["episode_len_mean"] <= 14
 
-    columns = algo.learner_group._learner.replay._columns
+    columns = algo.learner_group._learner.groups["default_policy"].replay._columns
     assert columns["obs"].dtype == torch.uint8
     assert columns["obs"].shape[1:] == (SIDE, SIDE)
 

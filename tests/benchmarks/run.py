@@ -34,7 +34,7 @@ from torch import nn
 
 from rllib_kd import DistillDQNConfig, load_teacher, losses
 from rllib_kd.env_runner import DistillEnvRunner
-from rllib_kd.learner import DISTILLATION_COLUMNS
+from rllib_kd.learning import DISTILLATION_COLUMNS
 
 BATCH_SIZE = 256
 UNITS = 32

@@ -41,8 +41,8 @@ from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.learner import NUM_GRADIENT_STEPS
 from rllib_kd.learning import TD_COLUMNS
 from rllib_kd.schedules import value_at
-from rllib_kd.spaces import brief, check_spaces, same_space
-from rllib_kd.students import compress, count_parameters
+from rllib_kd.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.students import PRESETS, compress, count_parameters
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Support, Teacher, support_of
 
@@ -169,10 +169,14 @@ class DistillDQN(DQN):
         return None
 
     def _settle_student(self) -> DistillDQNConfig:
-        """The config with `compression` turned into layer widths, and without the teacher itself."""
+        """The config with `student` or `compression` turned into layer widths, and without the teacher itself."""
         config = self.config.copy(copy_frozen=False)
+        if config.student is not None:
+            config.rl_module(model_config={**PRESETS[config.student], **config.given_model_config})
+            config.student = None
         if config.teacher is None:
-            return self.config
+            config.freeze()
+            return config
         if isinstance(config.teacher, Teacher):
             config.teacher = config.teacher.source  # what actors and checkpoints get of it, they get by itself
         if config._rl_module_spec is None and not WIDTH_KEYS & set(config.given_model_config):
@@ -217,7 +221,7 @@ class DistillDQN(DQN):
             raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
         has_connectors = self.config._env_to_module_connector is not None
         if not has_connectors:
-            check_spaces(env.observation_space, env.action_space)
+            check_spaces(input_space(env.observation_space), env.action_space)
         elif self._teacher.is_loaded:
             check_spaces(self._teacher.input_space, env.action_space)
 

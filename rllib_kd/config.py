@@ -13,12 +13,14 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from rllib_kd import atari
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers import absolute_teacher_uri
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Teacher
 
 if TYPE_CHECKING:
+    from ray.rllib.connectors.env_to_module import EnvToModulePipeline
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 ROLLOUT_POLICIES = ("teacher", "student", "mixture")
@@ -66,6 +68,7 @@ class DistillDQNConfig(DQNConfig):
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
+        self.student: str | None = None
         self.num_baseline_episodes: int | None = None
 
         # RLlib's own fields.
@@ -110,6 +113,7 @@ class DistillDQNConfig(DQNConfig):
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
+        student: str | None = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
     ) -> DistillDQNConfig:
         """Sets what is distilled from whom, how, and on which states.
@@ -168,7 +172,11 @@ class DistillDQNConfig(DQNConfig):
                 `evaluation_interval`. Agarwal et al. 2022, arXiv 2206.01626.
             td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
-                with narrower layers. None (default): 0.04, unless `rl_module(model_config=...)` shapes the student.
+                with narrower layers. None (default): 0.04, unless `student` or `rl_module(model_config=...)` shapes the
+                student.
+            student: one of the networks for 84 × 84 images of Rusu et al. 2015, by name: "rusu-net1", "rusu-net2" or
+                "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None (default): as
+                `compression` says.
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
                 algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
                 `evaluation_duration`. 0: none, and no return ratio.
@@ -196,6 +204,7 @@ class DistillDQNConfig(DQNConfig):
             "kd_coeff": kd_coeff,
             "td_coeff": td_coeff,
             "compression": compression,
+            "student": student,
             "num_baseline_episodes": num_baseline_episodes,
         }
         for name, value in given.items():
@@ -210,9 +219,16 @@ class DistillDQNConfig(DQNConfig):
             ValueError: saying what was got, what was expected and what to do.
         """
         self._check_field_names()
+        self._settle_atari()
         self._check_distillation()
         self._check_scope()
         super().validate()
+
+    def _settle_atari(self) -> None:
+        """A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env."""
+        if atari.is_game(self.env) and self._env_to_module_connector is None and not self._is_frozen:
+            self.environment(env_config={**atari.VECTOR_DEFAULTS, **self.env_config})
+            self.env_runners(gym_env_vectorize_mode="vector_entry_point")
 
     def get_default_learner_class(self) -> type:
         """`DistillDQNTorchLearner`."""
@@ -225,6 +241,18 @@ class DistillDQNConfig(DQNConfig):
         from rllib_kd.students import student_module_spec
 
         return student_module_spec(self.model_config)
+
+    def build_env_to_module_connector(
+        self, env: Any = None, spaces: Any = None, device: Any = None
+    ) -> EnvToModulePipeline:
+        """RLlib's pipeline; without connectors of one's own, images of bytes become what networks take."""
+        from rllib_kd.observations import ImagesToFloats
+        from rllib_kd.spaces import is_byte_image
+
+        pipeline = super().build_env_to_module_connector(env, spaces, device)
+        if self._env_to_module_connector is None and is_byte_image(pipeline.input_observation_space):
+            pipeline.prepend(ImagesToFloats())
+        return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
         """The greedy student alone, in RLlib's standard EnvRunner, an environment at a time unless set otherwise.
@@ -335,6 +363,8 @@ class DistillDQNConfig(DQNConfig):
                     f"Both `compression`={self.compression:g} and {sorted(widths)} in rl_module(model_config=...) set "
                     "the widths of the student's layers. Set one of them."
                 )
+        if self.student is not None:
+            self._check_preset()
         own_scale = self.student_temperature not in (None, self.temperature)
         if self.uses_td and self.loss in POLICY_LOSSES and own_scale:
             raise ValueError(
@@ -352,6 +382,23 @@ class DistillDQNConfig(DQNConfig):
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
             raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+    def _check_preset(self) -> None:
+        from rllib_kd.students import PRESETS
+
+        if self.student not in PRESETS:
+            hint = did_you_mean(str(self.student).lower(), PRESETS)
+            raise ValueError(f"Unknown student {self.student!r}.{hint} Known are: {', '.join(PRESETS)}.")
+        if widths := WIDTH_KEYS & set(self.given_model_config):
+            raise ValueError(
+                f"Both `student`={self.student!r} and {sorted(widths)} in rl_module(model_config=...) set the widths "
+                "of the student's layers. Set one of them."
+            )
+        if self.compression is not None:
+            raise ValueError(
+                f"Both `student`={self.student!r} and `compression`={self.compression:g} set the size of the student. "
+                "Set one of them."
+            )
 
     def _check_without_teacher(self) -> None:
         if not self.uses_td:

@@ -27,9 +27,9 @@ from ray.rllib.utils.metrics import SAMPLE_TIMER
 
 from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.family import FamilyQValues, FamilyTurns
-from rllib_kd.observations import Shown, View
-from rllib_kd.replay import VALID
-from rllib_kd.spaces import check_spaces
+from rllib_kd.frames import VALID, pack
+from rllib_kd.observations import Images, ImagesToFloats, ObservationPipeline, Shown, View, as_input
+from rllib_kd.spaces import check_spaces, is_byte_image
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
 logger = logging.getLogger(__name__)
@@ -206,6 +206,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
+        self._has_plain_connectors = has_plain_connectors(self)
         self._samples_directly = self._needs_no_episodes()
         if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
             logger.warning(
@@ -228,14 +229,19 @@ class DistillEnvRunner(StudentsEnvRunner):
     def set_teacher(self, teacher: Teacher) -> None:
         """Take the teacher whose Q-values are the labels."""
         self._teacher = teacher.to(self._device)
-        self._teacher_view = None
-        if self.env is not None and not self._samples_directly:
-            # Connectors stand between the env and the student, and are none of the teacher's.
-            takes_what_is_shown = teacher.takes(self.env.single_observation_space)
-            self._teacher_view = teacher.start() if takes_what_is_shown else None
-        elif teacher.pipeline is not None and teacher.pipeline.stages:
-            self._teacher_view = teacher.start()
+        self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
         self._needs_initial_reset = True  # a view starts with an episode
+
+    def _looks_for_itself(self, teacher: Teacher) -> bool:
+        """Whether the teacher takes something else than the student, of what the environment shows."""
+        shown = self.env.single_observation_space
+        if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
+            return teacher.takes(shown)
+        pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
+        images = pipeline.images
+        is_students = images == Images(self.module.observation_space.shape)
+        sees_the_same = is_students or (images is None and not is_byte_image(shown))
+        return teacher.takes(shown) and not (sees_the_same and all(stage == images for stage in pipeline.stages))
 
     def autoreset_mode(self) -> Any:
         """When the vector env resets its sub-environments; None without an env."""
@@ -256,7 +262,8 @@ class DistillEnvRunner(StudentsEnvRunner):
             num_shards: how many Learners share the fragment. Each gets the rows of environments of its own.
 
         Returns:
-            References to `num_shards` dicts of columns (`[R, ...]`), and RLlib's metrics.
+            References to `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), and
+            RLlib's metrics.
         """
         fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
         if self._samples_directly:
@@ -268,7 +275,9 @@ class DistillEnvRunner(StudentsEnvRunner):
         for envs in np.array_split(np.arange(self.num_envs), num_shards):
             valid = columns[VALID][envs]
             rows = np.ones_like(valid) if VALID in names else valid
-            shards.append(ray.put({name: columns[name][envs][rows] for name in names}))
+            shard = {name: columns[name][envs][rows] for name in names}
+            shape = self.module.observation_space.shape
+            shards.append(ray.put(pack(shard, shape) if len(shape) == 3 else shard))
         return shards, self.get_metrics()
 
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:
@@ -316,7 +325,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Labels `[N, ...]` and actions `[N]`, in one pass of each network."""
-        obs = obs.to(self._device, torch.float32)
+        obs = as_input(obs.to(self._device), self.module.observation_space.shape)
         labels = self._label(obs)
         student_q = None
         if policy.teacher_fraction < 1.0:
@@ -347,7 +356,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             for callbacks in self._callbacks
             for name in _EPISODE_CALLBACKS
         ) or any(getattr(self.config, f"callbacks_{name}") for name in _EPISODE_CALLBACKS)
-        return has_plain_connectors(self) and not has_callbacks
+        return self._has_plain_connectors and not has_callbacks
 
     def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         if self._needs_initial_reset:
@@ -392,7 +401,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
         def act(batch: Mapping[str, Any]) -> dict[str, Any]:
             labels, actions = self._decide(batch[Columns.OBS], policy)
-            fragment.decide(_as_column(batch[Columns.OBS].cpu().numpy()), labels, actions)
+            fragment.decide(self._seen(batch), labels, actions)
             return {Columns.ACTIONS: torch.from_numpy(actions)}
 
         self.module = _ActingModule(student, act)
@@ -401,7 +410,11 @@ class DistillEnvRunner(StudentsEnvRunner):
             self.sample(num_timesteps=self.config.get_rollout_fragment_length() * self.num_envs, explore=True)
         finally:
             self.module, self._recording = student, None
-        fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].cpu().numpy())
+        fragment.final_obs = self._seen(self._cached_to_module)
+
+    def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """What is kept of the states: what the environment shows, or else what connectors have made of it."""
+        return _as_column(self._shown.obs if self._has_plain_connectors else batch[Columns.OBS].cpu().numpy())
 
     # --- Between RLlib and the env ------------------------------------------------------------------------------------
 
@@ -432,7 +445,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 def has_plain_connectors(env_runner: SingleAgentEnvRunner) -> bool:
     """Whether networks see what the environment shows, and the environment gets what they choose."""
     connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
-    return all(map(is_default_connector, connectors))
+    return all(isinstance(piece, ImagesToFloats) or is_default_connector(piece) for piece in connectors)
 
 
 class _ActingModule:
@@ -455,8 +468,8 @@ def _ends(step: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
-    """A copy (vector envs write the next observations into the same array), as networks take it."""
-    return np.array(obs, dtype=np.float32)
+    """A copy (vector envs write the next observations into the same array), of bytes or 32-bit floats."""
+    return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)
 
 
 def _append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
+from rllib_kd.frames import observations
+from rllib_kd.observations import as_input
 from rllib_kd.replay import VALID, make_replay
 from rllib_kd.stacking import StackedMLPs
 from rllib_kd.statistics import QScale, QStatistics
@@ -213,6 +215,7 @@ class StudentGroup:
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = 1.0  # of the current update
         self._num_actions = num_actions
+        self._input_shape = next(iter(self.students.values())).module.observation_space.shape
 
     def take_in(
         self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
@@ -235,15 +238,18 @@ class StudentGroup:
                 for student in self.students.values():
                     if student.feature_map is None:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
-            drawable = slice(None) if VALID not in fragment else fragment[VALID]
-            fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
+            rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
+            room = _MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
+            seen, labels = observations(fragment, rows[:room]), fragment[TEACHER_Q][rows]
+            fresh.append({Columns.OBS: torch.tensor(seen), TEACHER_Q: torch.tensor(labels)})
         device = self.replay.device
         states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS} if fresh else {}
         labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
         # Also without new states: every Learner takes part in the all-reduce.
         self.statistics.update(labels.to(device), reduce=reduce)
         self.temperature, self.student_temperature = self._temperatures()
-        return {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
     def q_values(self, obs: Tensor) -> Tensor:
         """Of the students as they act, outside of an update: `[students, B, A]`."""
@@ -256,6 +262,8 @@ class StudentGroup:
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=self.config.n_step, gamma=self.config.gamma)
+            batch[Columns.NEXT_OBS] = as_input(batch[Columns.NEXT_OBS], self._input_shape)
+        batch[Columns.OBS] = as_input(batch[Columns.OBS], self._input_shape)
         return batch
 
     def get_state(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
@@ -26,6 +27,7 @@ from ray.rllib.utils.metrics import SAMPLE_TIMER
 from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.observations import Shown, View
 from rllib_kd.replay import VALID
+from rllib_kd.sampling import Sample
 from rllib_kd.spaces import check_spaces
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
@@ -209,6 +211,19 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             rows = np.ones_like(valid) if VALID in names else valid
             shards.append(ray.put({name: columns[name][envs][rows] for name in names}))
         return shards, self.get_metrics()
+
+    def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
+        """Take a state, and sample: both in one remote call.
+
+        Args:
+            state: of the student with its `weights_seq_no`, and of connectors, as `set_state()` takes it.
+            kwargs: of `sample_columns()`.
+        """
+        self.set_state(state)
+        shards, metrics = self.sample_columns(**kwargs)
+        connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
+        connector_states = {} if has_plain_connectors(self) else self.get_state(components=connectors)
+        return Sample(self.worker_index, shards, metrics, self._weights_seq_no, connector_states)
 
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:
         """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.

@@ -19,6 +19,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "observations": {"spaces"},
     "progress": set(),
     "replay": set(),
+    "sampling": set(),
     "schedules": set(),
     "spaces": set(),
     "statistics": set(),

@@ -70,6 +70,7 @@ class DistillDQNConfig(DQNConfig):
         self.compression: float | None = None
         self.student: str | None = None
         self.num_baseline_episodes: int | None = None
+        self.max_staleness: int | None = None
 
         # RLlib's own fields.
         self.env_runner_cls = DistillEnvRunner
@@ -81,8 +82,11 @@ class DistillDQNConfig(DQNConfig):
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
         self.training_intensity = 32.0
-        # An iteration takes a fraction of a second, and waits that long for each EnvRunner that is not back yet: on a
-        # cluster until a lost node is replaced. RLlib's default is 30 s.
+        # One that is worked on while the Learner learns, and one after it.
+        self.max_requests_in_flight_per_env_runner = 2
+        # Asks every EnvRunner, at each iteration, and waits for all; what it is for comes with the samples.
+        self._dont_auto_sync_env_runner_states = True
+        # How long to wait for the first of them to come back when all EnvRunners are lost. RLlib's default is 30 s.
         self.env_runner_health_probe_timeout_s = 1.0
         self.replay_buffer_config = {
             "type": "ColumnarReplay",
@@ -115,6 +119,7 @@ class DistillDQNConfig(DQNConfig):
         compression: float | None = NotProvided,
         student: str | None = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
+        max_staleness: int | None = NotProvided,
     ) -> DistillDQNConfig:
         """Sets what is distilled from whom, how, and on which states.
 
@@ -180,6 +185,11 @@ class DistillDQNConfig(DQNConfig):
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
                 algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
                 `evaluation_duration`. 0: none, and no return ratio.
+            max_staleness: how many updates of the student a sample of a remote EnvRunner may miss before it is learned
+                from; ≥ 0. 0: none, so that EnvRunners and Learner take turns, and a seed gives one result. 1: they work
+                at the same time, but EnvRunners wait for the slowest of them. None (default): nobody waits for anybody;
+                what a sample misses is limited by `env_runners(max_requests_in_flight_per_env_runner=...)` alone, and
+                shows in the result's `staleness_max`.
 
         Returns:
             This config.
@@ -206,6 +216,7 @@ class DistillDQNConfig(DQNConfig):
             "compression": compression,
             "student": student,
             "num_baseline_episodes": num_baseline_episodes,
+            "max_staleness": max_staleness,
         }
         for name, value in given.items():
             if value is not NotProvided:
@@ -379,6 +390,8 @@ class DistillDQNConfig(DQNConfig):
             )
         if not (self.uses_td or self.kd_coeff == "qdagger" or any(values_of(self.kd_coeff))):
             raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
+        if self.max_staleness is not None:
+            _check_integer("max_staleness", self.max_staleness, low=0)
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
             raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")

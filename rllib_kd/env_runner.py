@@ -18,6 +18,7 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
@@ -29,6 +30,7 @@ from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.family import FamilyQValues, FamilyTurns
 from rllib_kd.frames import VALID, pack
 from rllib_kd.observations import Images, ImagesToFloats, ObservationPipeline, Shown, View, as_input
+from rllib_kd.sampling import Sample
 from rllib_kd.spaces import check_spaces, is_byte_image
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
@@ -279,6 +281,19 @@ class DistillEnvRunner(StudentsEnvRunner):
             shape = self.module.observation_space.shape
             shards.append(ray.put(pack(shard, shape) if len(shape) == 3 else shard))
         return shards, self.get_metrics()
+
+    def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
+        """Take a state, and sample: both in one remote call.
+
+        Args:
+            state: of the student with its `weights_seq_no`, and of connectors, as `set_state()` takes it.
+            kwargs: of `sample_columns()`.
+        """
+        self.set_state(state)
+        shards, metrics = self.sample_columns(**kwargs)
+        connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
+        connector_states = {} if has_plain_connectors(self) else self.get_state(components=connectors)
+        return Sample(self.worker_index, shards, metrics, self._weights_seq_no, connector_states)
 
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:
         """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import losses, students
-from rllib_kd.frames import observations
+from rllib_kd.frames import VALID, make_replay, observations
 from rllib_kd.observations import as_input
-from rllib_kd.replay import VALID, make_replay
 from rllib_kd.stacking import StackedMLPs
 from rllib_kd.statistics import QScale, QStatistics
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_FEATURES, TEACHER_Q, last_linear

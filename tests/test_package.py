@@ -20,6 +20,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "observations": {"spaces"},
     "progress": set(),
     "replay": {"frames"},
+    "sampling": set(),
     "schedules": set(),
     "spaces": set(),
     "statistics": set(),

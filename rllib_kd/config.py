@@ -20,6 +20,7 @@ from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, T
 if TYPE_CHECKING:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+INITS = ("random", "teacher")
 ROLLOUT_POLICIES = ("teacher", "student", "mixture")
 #: Keys of a model config that set how wide the student is.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
@@ -65,6 +66,7 @@ class DistillDQNConfig(DQNConfig):
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
+        self.init = "random"
         self.num_baseline_episodes: int | None = None
 
         # RLlib's own fields.
@@ -109,6 +111,7 @@ class DistillDQNConfig(DQNConfig):
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
+        init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
     ) -> DistillDQNConfig:
         """Sets what is distilled from whom, how, and on which states.
@@ -168,6 +171,10 @@ class DistillDQNConfig(DQNConfig):
             td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
                 with narrower layers. None (default): 0.04, unless `rl_module(model_config=...)` shapes the student.
+            init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
+                useful units, fitted by least squares to what it computes on the first states that come in, before the
+                first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
+                architecture that see the same, and layers no more and no wider than the teacher's.
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
                 algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
                 `evaluation_duration`. 0: none, and no return ratio.
@@ -195,6 +202,7 @@ class DistillDQNConfig(DQNConfig):
             "kd_coeff": kd_coeff,
             "td_coeff": td_coeff,
             "compression": compression,
+            "init": init,
             "num_baseline_episodes": num_baseline_episodes,
         }
         for name, value in given.items():
@@ -263,6 +271,21 @@ class DistillDQNConfig(DQNConfig):
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
+    def temperatures(self, median_gap: float) -> tuple[float, float]:
+        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp.
+
+        Args:
+            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
+        """
+        from rllib_kd.losses import POLICY_LOSSES
+
+        temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
+        if self.student_temperature is not None:
+            return temperature, self.student_temperature
+        if self.loss not in POLICY_LOSSES or self.uses_td:
+            return temperature, temperature  # both put out Q-values
+        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
+
     @property
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
@@ -292,6 +315,8 @@ class DistillDQNConfig(DQNConfig):
             raise ValueError(
                 f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
             )
+        if self.init not in INITS:
+            raise ValueError(f"Unknown init {self.init!r}. Known are: {', '.join(INITS)}.")
         if not (isinstance(self.temperature, str) and self.temperature == "auto"):
             _check_positive("temperature", self.temperature, "a number, or 'auto'")
         if self.student_temperature is not None:
@@ -360,6 +385,7 @@ class DistillDQNConfig(DQNConfig):
             ("gap_weighting", bool(self.gap_weighting)),
             ("value_gate", bool(self.value_gate)),
             ("feature_coeff", bool(self.feature_coeff)),
+            ("init", self.init != "random"),
         ):
             if makes_no_sense:
                 raise ValueError(

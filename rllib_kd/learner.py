@@ -140,7 +140,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
         module_config = self.config.get_config_for_module(DEFAULT_MODULE_ID)
         fresh = self._take_in(_resolve(training_data.batch_refs if training_data is not None else batch_refs))
-        self._temperature, self._student_temperature = self._temperatures()
+        self._temperature, self._student_temperature = self.config.temperatures(self._statistics.gap_quantile(0.5))
         self._log_agreement(fresh)
         num_steps = self._steps_to_make(num_gradient_steps)
         if num_steps:
@@ -378,18 +378,6 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             case "categorical":
                 return losses.categorical(fwd_out[QF_LOGITS], batch[TEACHER_PROBS])
         raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
-
-    def _temperatures(self) -> tuple[float, float]:
-        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp."""
-        median_gap = self._statistics.gap_quantile(0.5)
-        temperature = self.config.temperature
-        if temperature == "auto":
-            temperature = self.config.AUTO_TEMPERATURE_GAPS * median_gap
-        if self.config.student_temperature is not None:
-            return temperature, self.config.student_temperature
-        if self.config.loss not in losses.POLICY_LOSSES or self.config.uses_td:
-            return temperature, temperature  # both put out Q-values
-        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
     # --- Feature matching ---------------------------------------------------------------------------------------------
 

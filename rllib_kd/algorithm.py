@@ -37,16 +37,20 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd import initialization
 from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.frames import VALID
 from rllib_kd.learner import NUM_GRADIENT_STEPS
 from rllib_kd.learning import TD_COLUMNS
+from rllib_kd.losses import POLICY_LOSSES
 from rllib_kd.sampling import Sample, SampleRequests
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.statistics import QStatistics
 from rllib_kd.students import PRESETS, compress, count_parameters
 from rllib_kd.teachers import load_teacher
-from rllib_kd.teachers.base import Support, Teacher, support_of
+from rllib_kd.teachers.base import TEACHER_Q, Support, Teacher, support_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,7 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
+_INIT_STATES = 2_048  # at most so many, or one fragment, decide on the first weights
 _BASELINES = ("teacher", "random")
 
 
@@ -84,6 +89,7 @@ class DistillDQN(DQN):
         self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # in this process: the replay starts empty
+        self._first_states: list[tuple[np.ndarray, np.ndarray]] = []  # and labels, until learning starts
         try:
             super().setup(self.config)
         except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
@@ -101,6 +107,8 @@ class DistillDQN(DQN):
         if self._teacher.is_loaded:
             self._warn_of_a_large_student()
             self._check_fit()
+            if self.config.init == "teacher":
+                initialization.check(self._new_student(), self._teacher.module)
             self._send_teacher(self.env_runner_group)
             self._measure_baselines()
 
@@ -381,6 +389,10 @@ class DistillDQN(DQN):
         # The replay ratio decides how many rows are learned from; what is left of a batch waits for the next update.
         num_steps = int(self._rows_due // self.config.total_train_batch_size)
         self._rows_due -= num_steps * self.config.total_train_batch_size
+        if self.config.init == "teacher" and self.num_gradient_steps == 0:
+            self._keep_first_states(shards)
+            if num_steps:
+                self._initialize_student()
         results = self.learner_group.update(
             batch_refs=shards,
             defer_solve_refs_to_learner=True,
@@ -391,6 +403,48 @@ class DistillDQN(DQN):
         )
         self.num_gradient_steps += int(results[0][DEFAULT_MODULE_ID][NUM_GRADIENT_STEPS].peek())
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    # --- The first weights --------------------------------------------------------------------------------------------
+
+    def _keep_first_states(self, shards: list[ray.ObjectRef]) -> None:
+        for fragment in ray.get(shards):
+            drawable = fragment.get(VALID, slice(None))
+            self._first_states.append((fragment[Columns.OBS][drawable], fragment[TEACHER_Q][drawable]))
+        while sum(len(obs) for obs, _ in self._first_states[1:]) >= _INIT_STATES:
+            del self._first_states[0]
+
+    def _initialize_student(self) -> None:
+        """Send the first weights to all Learners, and from there to the EnvRunners, as after any update."""
+        obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._first_states, strict=True))
+        own_q = torch.cat([self._teacher.q_values(part) for part in obs.float().split(64)])
+        if not torch.allclose(own_q, teacher_q, rtol=1e-3, atol=1e-3 * float(teacher_q.abs().max())):
+            raise ValueError(
+                f"init='teacher' needs a student that sees what its teacher '{self._teacher.source}' sees, but the "
+                "observations differ. Give both the same connectors, or leave init at 'random'."
+            )
+        statistics = QStatistics(teacher_q.shape[-1])
+        statistics.update(teacher_q)
+        temperature, student_temperature = self.config.temperatures(statistics.gap_quantile(0.5))
+        ranks = self.config.loss in POLICY_LOSSES and not self.config.uses_td
+        student = self._new_student()
+        initialization.initialize(
+            student, self._teacher.module, obs, unit=temperature / student_temperature if ranks else None
+        )
+        weights = {DEFAULT_MODULE_ID: student.get_state()}
+
+        def start(learner: Any) -> None:
+            learner.set_state({COMPONENT_RL_MODULE: weights})
+            module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+            for network, target in module.get_target_network_pairs():
+                target.load_state_dict(network.state_dict())
+
+        for result in self.learner_group.foreach_learner(start):
+            result.get()
+        self._first_states.clear()
+
+    def _new_student(self) -> Any:
+        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
+        return spec.rl_module_specs[DEFAULT_MODULE_ID].build()
 
     @property
     def num_env_steps(self) -> int:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ray.rllib.connectors.env_to_module import EnvToModulePipeline
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+INITS = ("random", "teacher")
 ROLLOUT_POLICIES = ("teacher", "student", "mixture")
 #: Keys of a model config that set how wide the student is.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
@@ -69,6 +70,7 @@ class DistillDQNConfig(DQNConfig):
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
         self.student: str | None = None
+        self.init = "random"
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
 
@@ -118,6 +120,7 @@ class DistillDQNConfig(DQNConfig):
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
         student: str | None = NotProvided,
+        init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
         max_staleness: int | None = NotProvided,
     ) -> DistillDQNConfig:
@@ -182,6 +185,10 @@ class DistillDQNConfig(DQNConfig):
             student: one of the networks for 84 × 84 images of Rusu et al. 2015, by name: "rusu-net1", "rusu-net2" or
                 "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None (default): as
                 `compression` says.
+            init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
+                useful units, fitted by least squares to what it computes on the first states that come in, before the
+                first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
+                architecture that see the same, and layers no more and no wider than the teacher's.
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
                 algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
                 `evaluation_duration`. 0: none, and no return ratio.
@@ -215,6 +222,7 @@ class DistillDQNConfig(DQNConfig):
             "td_coeff": td_coeff,
             "compression": compression,
             "student": student,
+            "init": init,
             "num_baseline_episodes": num_baseline_episodes,
             "max_staleness": max_staleness,
         }
@@ -309,6 +317,21 @@ class DistillDQNConfig(DQNConfig):
             return {module_id: [module_id] for module_id in self.teacher}
         return {DEFAULT_MODULE_ID: list(module_ids)}
 
+    def temperatures(self, median_gap: float) -> tuple[float, float]:
+        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp.
+
+        Args:
+            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
+        """
+        from rllib_kd.losses import POLICY_LOSSES
+
+        temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
+        if self.student_temperature is not None:
+            return temperature, self.student_temperature
+        if self.loss not in POLICY_LOSSES or self.uses_td:
+            return temperature, temperature  # both put out Q-values
+        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
+
     @property
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
@@ -338,6 +361,8 @@ class DistillDQNConfig(DQNConfig):
             raise ValueError(
                 f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
             )
+        if self.init not in INITS:
+            raise ValueError(f"Unknown init {self.init!r}. Known are: {', '.join(INITS)}.")
         if not (isinstance(self.temperature, str) and self.temperature == "auto"):
             _check_positive("temperature", self.temperature, "a number, or 'auto'")
         if self.student_temperature is not None:
@@ -427,6 +452,7 @@ class DistillDQNConfig(DQNConfig):
             ("gap_weighting", bool(self.gap_weighting)),
             ("value_gate", bool(self.value_gate)),
             ("feature_coeff", bool(self.feature_coeff)),
+            ("init", self.init != "random"),
         ):
             if makes_no_sense:
                 raise ValueError(

@@ -17,9 +17,10 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rllib_kd import losses, students
-from rllib_kd.frames import VALID, make_replay, observations
+from rllib_kd import students
+from rllib_kd.frames import VALID, observations
 from rllib_kd.observations import as_input
+from rllib_kd.replay import make_replay
 from rllib_kd.stacking import StackedMLPs
 from rllib_kd.statistics import QScale, QStatistics
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_FEATURES, TEACHER_Q, last_linear
@@ -246,7 +247,7 @@ class StudentGroup:
         labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
         # Also without new states: every Learner takes part in the all-reduce.
         self.statistics.update(labels.to(device), reduce=reduce)
-        self.temperature, self.student_temperature = self._temperatures()
+        self.temperature, self.student_temperature = self.config.temperatures(self.statistics.gap_quantile(0.5))
         states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
         return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
@@ -280,19 +281,6 @@ class StudentGroup:
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)
-
-    def _temperatures(self) -> tuple[float, float]:
-        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp."""
-        config = self.config
-        median_gap = self.statistics.gap_quantile(0.5)
-        temperature = config.temperature
-        if temperature == "auto":
-            temperature = config.AUTO_TEMPERATURE_GAPS * median_gap
-        if config.student_temperature is not None:
-            return temperature, config.student_temperature
-        if config.loss not in losses.POLICY_LOSSES or config.uses_td:
-            return temperature, temperature  # both put out Q-values
-        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
 
 def members_of(learner: Student | StackedStudents) -> list[Student]:

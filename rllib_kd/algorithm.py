@@ -17,7 +17,7 @@ import ray
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
@@ -33,17 +33,24 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
     SYNCH_WORKER_WEIGHTS_TIMER,
     TIMERS,
+    WEIGHTS_SEQ_NO,
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd import initialization
 from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
-from rllib_kd.learner import NUM_GRADIENT_STEPS, TD_COLUMNS
+from rllib_kd.frames import VALID
+from rllib_kd.learner import NUM_GRADIENT_STEPS
+from rllib_kd.learning import TD_COLUMNS
+from rllib_kd.losses import POLICY_LOSSES
+from rllib_kd.sampling import Sample, SampleRequests
 from rllib_kd.schedules import value_at
-from rllib_kd.spaces import brief, check_spaces, same_space
-from rllib_kd.students import compress, count_parameters
+from rllib_kd.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.statistics import QStatistics
+from rllib_kd.students import PRESETS, compress, count_parameters
 from rllib_kd.teachers import load_teacher
-from rllib_kd.teachers.base import Support, Teacher, support_of
+from rllib_kd.teachers.base import TEACHER_Q, Support, Teacher, support_of
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +59,7 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
+_INIT_STATES = 2_048  # at most so many, or one fragment, decide on the first weights
 _BASELINES = ("teacher", "random")
 
 
@@ -81,16 +89,26 @@ class DistillDQN(DQN):
         self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # in this process: the replay starts empty
+        self._first_states: list[tuple[np.ndarray, np.ndarray]] = []  # and labels, until learning starts
         try:
             super().setup(self.config)
         except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
             self._explain_failed_env_runners()
             raise
+        self._requests = SampleRequests(
+            self.env_runner_group, max_staleness=self.config.max_staleness, timeout_s=self.config.sample_timeout_s
+        )
+        self._student_state: ray.ObjectRef | None = None  # what the next request carries; None: to be asked for
+        self._weights_seq_no = 0  # updates that the student in it has seen
+        self._staleness: list[int] = []  # of the samples of this iteration, in updates
+        self._connector_states: dict[int, dict[str, Any]] = {}  # by EnvRunner with connectors of its own
         self._student_parameters, self._student_support = self._measure_student()
         self._check_vector_env()
         if self._teacher.is_loaded:
             self._warn_of_a_large_student()
             self._check_fit()
+            if self.config.init == "teacher":
+                initialization.check(self._new_student(), self._teacher.module)
             self._send_teacher(self.env_runner_group)
             self._measure_baselines()
 
@@ -110,7 +128,7 @@ class DistillDQN(DQN):
             with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
                 self._update(shards)
             with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-                self.env_runner_group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+                self._take_student()
         except ray.exceptions.RayActorError as error:  # a dead EnvRunner raises none
             raise RuntimeError(
                 "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
@@ -122,11 +140,21 @@ class DistillDQN(DQN):
     def step(self) -> dict[str, Any]:
         """RLlib's training iteration, with the result's `distillation` entry."""
         results = super().step()
+        if self._connector_states or not self._samples_remotely:
+            # As RLlib would, but without asking EnvRunners that are busy.
+            self.env_runner_group.sync_env_runner_states(
+                config=self.config,
+                connector_states=list(self._connector_states.values()),
+                env_steps_sampled=self.num_env_steps,
+                env_to_module=self.env_to_module_connector,
+                module_to_env=self.module_to_env_connector,
+            )
         evaluation = results.get(EVALUATION_RESULTS, {}).get(ENV_RUNNER_RESULTS, {})
         student_return = float(evaluation.get(EPISODE_RETURN_MEAN, math.nan))
         if math.isfinite(student_return):  # RLlib goes on reporting an evaluation after its iteration, as NaN
             self._returns["student"] = student_return
         results["distillation"] = self._results(results)
+        self._staleness, self._connector_states = [], {}
         return results
 
     def __repr__(self) -> str:
@@ -168,10 +196,14 @@ class DistillDQN(DQN):
         return None
 
     def _settle_student(self) -> DistillDQNConfig:
-        """The config with `compression` turned into layer widths, and without the teacher itself."""
+        """The config with `student` or `compression` turned into layer widths, and without the teacher itself."""
         config = self.config.copy(copy_frozen=False)
+        if config.student is not None:
+            config.rl_module(model_config={**PRESETS[config.student], **config.given_model_config})
+            config.student = None
         if config.teacher is None:
-            return self.config
+            config.freeze()
+            return config
         if isinstance(config.teacher, Teacher):
             config.teacher = config.teacher.source  # what actors and checkpoints get of it, they get by itself
         if config._rl_module_spec is None and not WIDTH_KEYS & set(config.given_model_config):
@@ -216,7 +248,7 @@ class DistillDQN(DQN):
             raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
         has_connectors = self.config._env_to_module_connector is not None
         if not has_connectors:
-            check_spaces(env.observation_space, env.action_space)
+            check_spaces(input_space(env.observation_space), env.action_space)
         elif self._teacher.is_loaded:
             check_spaces(self._teacher.input_space, env.action_space)
 
@@ -278,9 +310,13 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """As RLlib; a restarted EnvRunner also needs the teacher again."""
+        """As RLlib; but the others do not wait, and a restarted EnvRunner also needs the teacher again."""
+        samples = env_runner_group is self.env_runner_group
+        is_back = samples and self._requests.ping_the_dead()
+        if samples and env_runner_group.num_healthy_remote_env_runners() and not is_back:
+            return []
         restored = super().restore_env_runners(env_runner_group)
-        if restored and env_runner_group is self.env_runner_group and self._teacher.is_loaded:
+        if restored and samples and self._teacher.is_loaded:
             self._send_teacher(env_runner_group, restored)
         return restored
 
@@ -289,34 +325,74 @@ class DistillDQN(DQN):
     def _sample(self) -> list[ray.ObjectRef]:
         """References to new columns: those of the first Learner first."""
         num_shards = max(1, self.config.num_learners)
+        if self._samples_remotely:
+            samples = self._sample_remotely()
+        else:
+            shards, metrics = self.env_runner_group.local_env_runner.sample_columns(**self._sampling_kwargs())
+            samples = [Sample(0, shards, metrics, self._weights_seq_no, {})]
+        before = self.num_env_steps
+        self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
+        self._steps_since_start += self.num_env_steps - before
+        if self._steps_since_start >= self.config.num_steps_sampled_before_learning_starts:
+            self._rows_due += self.config.training_intensity * (self.num_env_steps - before)
+        self._staleness += [self._weights_seq_no - sample.weights_seq_no for sample in samples]
+        return [sample.shards[index] for index in range(num_shards) for sample in samples]
+
+    def _sample_remotely(self) -> list[Sample]:
+        """Samples that have come meanwhile; every EnvRunner has a request when this returns, and while we learn.
+
+        The queues are filled up when the Learner is done, and not before, so that requests carry its newest student.
+        """
+        if self._student_state is None:
+            self._take_student()
+        synchronous = self.config.max_staleness == 0
+        newest = self._weights_seq_no
+        self._requests.send(self._sampling_kwargs(), weights_seq_no=newest, only_to_idle=synchronous)
+        samples = self._requests.fetch(weights_seq_no=newest)
+        if not synchronous:
+            self._requests.send(self._sampling_kwargs(), weights_seq_no=newest, only_to_idle=True)
+        self._connector_states |= {
+            each.worker_index: each.connector_states for each in samples if each.connector_states
+        }
+        return samples
+
+    def _sampling_kwargs(self) -> dict[str, Any]:
         kwargs = {
             "teacher_fraction": self._teacher_fraction(),
             "epsilon": value_at(self.config.epsilon, self.num_env_steps) if self.config.explore else 0.0,
             "names": (Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())),
-            "num_shards": num_shards,
+            "num_shards": max(1, self.config.num_learners),
         }
+        return kwargs | ({"state": self._student_state} if self._samples_remotely else {})
+
+    def _take_student(self) -> None:
+        """Hand the Learner's student to those who sample: to a local EnvRunner at once, else with the next requests."""
         group = self.env_runner_group
-        if group.num_remote_env_runners() == 0:
-            samples = [group.local_env_runner.sample_columns(**kwargs)]
-        else:
-            samples = group.foreach_env_runner(
-                "sample_columns",
-                kwargs=kwargs,
-                local_env_runner=False,
-                timeout_seconds=self.config.sample_timeout_s,
-            )
-        before = self.num_env_steps
-        self.metrics.aggregate([metrics for _, metrics in samples], key=ENV_RUNNER_RESULTS)
-        self._steps_since_start += self.num_env_steps - before
-        if self._steps_since_start >= self.config.num_steps_sampled_before_learning_starts:
-            self._rows_due += self.config.training_intensity * (self.num_env_steps - before)
-        return [shards[index] for index in range(num_shards) for shards, _ in samples]
+        if not self._samples_remotely:
+            group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
+            return
+        learner = self.learner_group.get_state(
+            components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=True
+        )[COMPONENT_LEARNER]
+        state = {name: learner[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+        state[NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.num_env_steps
+        if group.local_env_runner is not None:  # which restarted EnvRunners get their state from
+            group.local_env_runner.set_state(state)
+        self._student_state, self._weights_seq_no = ray.put(state), state[WEIGHTS_SEQ_NO]
+
+    @property
+    def _samples_remotely(self) -> bool:
+        return self.env_runner_group.num_remote_env_runners() > 0
 
     def _update(self, shards: list[ray.ObjectRef]) -> None:
         env_steps = self.num_env_steps
         # The replay ratio decides how many rows are learned from; what is left of a batch waits for the next update.
         num_steps = int(self._rows_due // self.config.total_train_batch_size)
         self._rows_due -= num_steps * self.config.total_train_batch_size
+        if self.config.init == "teacher" and self.num_gradient_steps == 0:
+            self._keep_first_states(shards)
+            if num_steps:
+                self._initialize_student()
         results = self.learner_group.update(
             batch_refs=shards,
             defer_solve_refs_to_learner=True,
@@ -327,6 +403,48 @@ class DistillDQN(DQN):
         )
         self.num_gradient_steps += int(results[0][DEFAULT_MODULE_ID][NUM_GRADIENT_STEPS].peek())
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+
+    # --- The first weights --------------------------------------------------------------------------------------------
+
+    def _keep_first_states(self, shards: list[ray.ObjectRef]) -> None:
+        for fragment in ray.get(shards):
+            drawable = fragment.get(VALID, slice(None))
+            self._first_states.append((fragment[Columns.OBS][drawable], fragment[TEACHER_Q][drawable]))
+        while sum(len(obs) for obs, _ in self._first_states[1:]) >= _INIT_STATES:
+            del self._first_states[0]
+
+    def _initialize_student(self) -> None:
+        """Send the first weights to all Learners, and from there to the EnvRunners, as after any update."""
+        obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._first_states, strict=True))
+        own_q = torch.cat([self._teacher.q_values(part) for part in obs.float().split(64)])
+        if not torch.allclose(own_q, teacher_q, rtol=1e-3, atol=1e-3 * float(teacher_q.abs().max())):
+            raise ValueError(
+                f"init='teacher' needs a student that sees what its teacher '{self._teacher.source}' sees, but the "
+                "observations differ. Give both the same connectors, or leave init at 'random'."
+            )
+        statistics = QStatistics(teacher_q.shape[-1])
+        statistics.update(teacher_q)
+        temperature, student_temperature = self.config.temperatures(statistics.gap_quantile(0.5))
+        ranks = self.config.loss in POLICY_LOSSES and not self.config.uses_td
+        student = self._new_student()
+        initialization.initialize(
+            student, self._teacher.module, obs, unit=temperature / student_temperature if ranks else None
+        )
+        weights = {DEFAULT_MODULE_ID: student.get_state()}
+
+        def start(learner: Any) -> None:
+            learner.set_state({COMPONENT_RL_MODULE: weights})
+            module = learner.module[DEFAULT_MODULE_ID].unwrapped()
+            for network, target in module.get_target_network_pairs():
+                target.load_state_dict(network.state_dict())
+
+        for result in self.learner_group.foreach_learner(start):
+            result.get()
+        self._first_states.clear()
+
+    def _new_student(self) -> Any:
+        spec = self.config.get_multi_rl_module_spec(spaces=self.spaces, inference_only=True)
+        return spec.rl_module_specs[DEFAULT_MODULE_ID].build()
 
     @property
     def num_env_steps(self) -> int:
@@ -415,6 +533,8 @@ class DistillDQN(DQN):
             "student_params": self._student_parameters,
             "td_coeff": value_at(self.config.td_coeff, self.num_env_steps),
             "num_gradient_steps_lifetime": self.num_gradient_steps,
+            "staleness_mean": float(np.mean(self._staleness)) if self._staleness else math.nan,
+            "staleness_max": max(self._staleness, default=0),
         }
         if self.config.teacher is None:
             return own
@@ -469,6 +589,7 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def set_state(self, state: dict[str, Any]) -> None:
+        self._forget_samples()
         super().set_state(state)
         if COMPONENT_TEACHER in state:
             self._teacher.set_state(state[COMPONENT_TEACHER])
@@ -480,9 +601,15 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if self._teacher.is_loaded:
             self._use_restored_teacher()
+
+    def _forget_samples(self) -> None:
+        """Those under way are of the student, and maybe of the teacher, before the restore."""
+        self._requests.forget()
+        self._student_state, self._staleness, self._connector_states = None, [], {}
 
     def _use_restored_teacher(self) -> None:
         self._check_fit()

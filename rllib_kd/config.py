@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
 
+from rllib_kd import atari
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers import absolute_teacher_uri
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Teacher
 
 if TYPE_CHECKING:
+    from ray.rllib.connectors.env_to_module import EnvToModulePipeline
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+INITS = ("random", "teacher")
 ROLLOUT_POLICIES = ("teacher", "student", "mixture")
 #: Keys of a model config that set how wide the student is.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
@@ -65,7 +69,10 @@ class DistillDQNConfig(DQNConfig):
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
+        self.student: str | None = None
+        self.init = "random"
         self.num_baseline_episodes: int | None = None
+        self.max_staleness: int | None = None
 
         # RLlib's own fields.
         self.env_runner_cls = DistillEnvRunner
@@ -77,8 +84,11 @@ class DistillDQNConfig(DQNConfig):
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
         self.training_intensity = 32.0
-        # An iteration takes a fraction of a second, and waits that long for each EnvRunner that is not back yet: on a
-        # cluster until a lost node is replaced. RLlib's default is 30 s.
+        # One that is worked on while the Learner learns, and one after it.
+        self.max_requests_in_flight_per_env_runner = 2
+        # Asks every EnvRunner, at each iteration, and waits for all; what it is for comes with the samples.
+        self._dont_auto_sync_env_runner_states = True
+        # How long to wait for the first of them to come back when all EnvRunners are lost. RLlib's default is 30 s.
         self.env_runner_health_probe_timeout_s = 1.0
         self.replay_buffer_config = {
             "type": "ColumnarReplay",
@@ -109,7 +119,10 @@ class DistillDQNConfig(DQNConfig):
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
+        student: str | None = NotProvided,
+        init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
+        max_staleness: int | None = NotProvided,
     ) -> DistillDQNConfig:
         """Sets what is distilled from whom, how, and on which states.
 
@@ -167,10 +180,23 @@ class DistillDQNConfig(DQNConfig):
                 `evaluation_interval`. Agarwal et al. 2022, arXiv 2206.01626.
             td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
-                with narrower layers. None (default): 0.04, unless `rl_module(model_config=...)` shapes the student.
+                with narrower layers. None (default): 0.04, unless `student` or `rl_module(model_config=...)` shapes the
+                student.
+            student: one of the networks for 84 × 84 images of Rusu et al. 2015, by name: "rusu-net1", "rusu-net2" or
+                "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None (default): as
+                `compression` says.
+            init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
+                useful units, fitted by least squares to what it computes on the first states that come in, before the
+                first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
+                architecture that see the same, and layers no more and no wider than the teacher's.
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
                 algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
                 `evaluation_duration`. 0: none, and no return ratio.
+            max_staleness: how many updates of the student a sample of a remote EnvRunner may miss before it is learned
+                from; ≥ 0. 0: none, so that EnvRunners and Learner take turns, and a seed gives one result. 1: they work
+                at the same time, but EnvRunners wait for the slowest of them. None (default): nobody waits for anybody;
+                what a sample misses is limited by `env_runners(max_requests_in_flight_per_env_runner=...)` alone, and
+                shows in the result's `staleness_max`.
 
         Returns:
             This config.
@@ -195,7 +221,10 @@ class DistillDQNConfig(DQNConfig):
             "kd_coeff": kd_coeff,
             "td_coeff": td_coeff,
             "compression": compression,
+            "student": student,
+            "init": init,
             "num_baseline_episodes": num_baseline_episodes,
+            "max_staleness": max_staleness,
         }
         for name, value in given.items():
             if value is not NotProvided:
@@ -209,9 +238,16 @@ class DistillDQNConfig(DQNConfig):
             ValueError: saying what was got, what was expected and what to do.
         """
         self._check_field_names()
+        self._settle_atari()
         self._check_distillation()
         self._check_scope()
         super().validate()
+
+    def _settle_atari(self) -> None:
+        """A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env."""
+        if atari.is_game(self.env) and self._env_to_module_connector is None and not self._is_frozen:
+            self.environment(env_config={**atari.VECTOR_DEFAULTS, **self.env_config})
+            self.env_runners(gym_env_vectorize_mode="vector_entry_point")
 
     def get_default_learner_class(self) -> type:
         """`DistillDQNTorchLearner`."""
@@ -224,6 +260,18 @@ class DistillDQNConfig(DQNConfig):
         from rllib_kd.students import student_module_spec
 
         return student_module_spec(self.model_config)
+
+    def build_env_to_module_connector(
+        self, env: Any = None, spaces: Any = None, device: Any = None
+    ) -> EnvToModulePipeline:
+        """RLlib's pipeline; without connectors of one's own, images of bytes become what networks take."""
+        from rllib_kd.observations import ImagesToFloats
+        from rllib_kd.spaces import is_byte_image
+
+        pipeline = super().build_env_to_module_connector(env, spaces, device)
+        if self._env_to_module_connector is None and is_byte_image(pipeline.input_observation_space):
+            pipeline.prepend(ImagesToFloats())
+        return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
         """The greedy student alone, in RLlib's standard EnvRunner, an environment at a time unless set otherwise.
@@ -263,6 +311,27 @@ class DistillDQNConfig(DQNConfig):
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
+    def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
+        """Which of the modules learn from one teacher and one stream of states, by the name of the group."""
+        if isinstance(self.teacher, Mapping):
+            return {module_id: [module_id] for module_id in self.teacher}
+        return {DEFAULT_MODULE_ID: list(module_ids)}
+
+    def temperatures(self, median_gap: float) -> tuple[float, float]:
+        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp.
+
+        Args:
+            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
+        """
+        from rllib_kd.losses import POLICY_LOSSES
+
+        temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
+        if self.student_temperature is not None:
+            return temperature, self.student_temperature
+        if self.loss not in POLICY_LOSSES or self.uses_td:
+            return temperature, temperature  # both put out Q-values
+        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
+
     @property
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
@@ -292,6 +361,8 @@ class DistillDQNConfig(DQNConfig):
             raise ValueError(
                 f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
             )
+        if self.init not in INITS:
+            raise ValueError(f"Unknown init {self.init!r}. Known are: {', '.join(INITS)}.")
         if not (isinstance(self.temperature, str) and self.temperature == "auto"):
             _check_positive("temperature", self.temperature, "a number, or 'auto'")
         if self.student_temperature is not None:
@@ -328,6 +399,8 @@ class DistillDQNConfig(DQNConfig):
                     f"Both `compression`={self.compression:g} and {sorted(widths)} in rl_module(model_config=...) set "
                     "the widths of the student's layers. Set one of them."
                 )
+        if self.student is not None:
+            self._check_preset()
         own_scale = self.student_temperature not in (None, self.temperature)
         if self.uses_td and self.loss in POLICY_LOSSES and own_scale:
             raise ValueError(
@@ -342,9 +415,28 @@ class DistillDQNConfig(DQNConfig):
             )
         if not (self.uses_td or self.kd_coeff == "qdagger" or any(values_of(self.kd_coeff))):
             raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
+        if self.max_staleness is not None:
+            _check_integer("max_staleness", self.max_staleness, low=0)
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
             raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+    def _check_preset(self) -> None:
+        from rllib_kd.students import PRESETS
+
+        if self.student not in PRESETS:
+            hint = did_you_mean(str(self.student).lower(), PRESETS)
+            raise ValueError(f"Unknown student {self.student!r}.{hint} Known are: {', '.join(PRESETS)}.")
+        if widths := WIDTH_KEYS & set(self.given_model_config):
+            raise ValueError(
+                f"Both `student`={self.student!r} and {sorted(widths)} in rl_module(model_config=...) set the widths "
+                "of the student's layers. Set one of them."
+            )
+        if self.compression is not None:
+            raise ValueError(
+                f"Both `student`={self.student!r} and `compression`={self.compression:g} set the size of the student. "
+                "Set one of them."
+            )
 
     def _check_without_teacher(self) -> None:
         if not self.uses_td:
@@ -360,6 +452,7 @@ class DistillDQNConfig(DQNConfig):
             ("gap_weighting", bool(self.gap_weighting)),
             ("value_gate", bool(self.value_gate)),
             ("feature_coeff", bool(self.feature_coeff)),
+            ("init", self.init != "random"),
         ):
             if makes_no_sense:
                 raise ValueError(

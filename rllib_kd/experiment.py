@@ -34,6 +34,7 @@ from rllib_kd.hints import did_you_mean
 from rllib_kd.playing import check_gymnasium_id
 from rllib_kd.report import summary_table
 from rllib_kd.settings import apply_settings, has_space, param_space, validate, variants
+from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 
 #: Metrics of the old API stack, and where a result holds them now.
@@ -358,7 +359,7 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                 storage_path=storage,
                 stop=partial(_reached, experiment.stop),
                 verbose=0,
-                callbacks=[*options.callbacks, SaveOnInterrupt(), MissingMetrics(watched)],
+                callbacks=[*options.callbacks, SaveOnInterrupt(), MissingMetrics(watched), Snapshots()],
                 checkpoint_config=_checkpoint_config(options),
             ),
         )
@@ -372,6 +373,8 @@ def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, A
     path = f"{storage}/{experiment.name}"
     if not tune.Tuner.can_restore(path):
         raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    if has_snapshot(path):
+        put_back(path)
     return tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )

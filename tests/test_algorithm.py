@@ -92,7 +92,7 @@ def test_steps_are_counted_where_they_are_made(cartpole_config, build):
     algo = build(cartpole_config.distillation(kd_coeff=[[0, 1.0], [150, 0.0]]))
     for _ in range(5):
         result = algo.train()
-    made = algo.learner_group._learner._num_steps
+    made = algo.learner_group._learner.groups["default_policy"].num_steps
     assert result["distillation"]["num_gradient_steps_lifetime"] == made > 0
     assert result["learners"]["default_policy"]["num_gradient_steps"] == 0
 
@@ -271,12 +271,16 @@ def test_features_of_another_width_are_matched(cartpole_config, build, tmp_path,
     assert math.isfinite(result["learners"]["default_policy"]["kd_loss"])
     maps = [
         weight.get()
-        for weight in algo.learner_group.foreach_learner(lambda learner: learner._feature_map.weight.tolist())
+        for weight in algo.learner_group.foreach_learner(
+            lambda learner: learner.groups["default_policy"].students["default_policy"].feature_map.weight.tolist()
+        )
     ]
     assert np.shape(maps[0]) == (32, 8)  # from the student's units to the teacher's
     assert all(weight == maps[0] for weight in maps)
     assert result["distillation"]["student_params"] == 58
-    resumed = DistillDQN.from_checkpoint(algo.save_to_path(str(tmp_path / "checkpoint")))
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()  # its Learners have the CPUs that the next ones need
+    resumed = DistillDQN.from_checkpoint(path)
     resumed.train()
     resumed.stop()
 
@@ -433,9 +437,9 @@ def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_con
     algo.train()
 
     def gradient(learner: DistillDQNTorchLearner):
-        module = learner.module["default_policy"]
-        rows = learner.replay.sample_indices(1, 32)[0]
-        batch = learner._gather(rows, False, learner.config)
+        module, group = learner.module["default_policy"], learner.groups["default_policy"]
+        rows = group.replay.sample_indices(1, 32)[0]
+        batch = group.gather(rows, uses_td=False)
         module.zero_grad()
         loss = learner.compute_loss_for_module(
             module_id="default_policy",
@@ -449,7 +453,7 @@ def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_con
         return {
             "batch": {name: column.numpy().copy() for name, column in batch.items()},
             "state": {name: value.numpy().copy() for name, value in module.state_dict().items()},
-            "temperatures": (learner._temperature, learner._student_temperature),
+            "temperatures": (group.temperature, group.student_temperature),
             "gradients": [p.grad.numpy().copy() for p in params],
         }
 

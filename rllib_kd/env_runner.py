@@ -18,7 +18,7 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR
+from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
@@ -155,12 +155,14 @@ class StudentsEnvRunner(SingleAgentEnvRunner):
             super().make_module()
             return
         self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
+        assert self.family is not None
         for module in self.family.values():
             module.to(self._device)
         self.let_act(next(iter(self.config.students)))
 
     def let_act(self, name: str) -> None:
         """Let that student act."""
+        assert self.family is not None
         self.module = self.family[name]
 
     @override(SingleAgentEnvRunner)
@@ -295,11 +297,14 @@ class DistillEnvRunner(StudentsEnvRunner):
         connector_states = {} if has_plain_connectors(self) else self.get_state(components=connectors)
         return Sample(self.worker_index, shards, metrics, self._weights_seq_no, connector_states)
 
-    def play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:
+    def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.
 
         Each environment plays its share, so that short episodes count no more than long ones. Sampling starts anew
         afterwards.
+
+        Returns:
+            One return an episode, under the name of the only module.
         """
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
         self._needs_initial_reset = True
@@ -324,7 +329,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             connector.set_state(state)
         self.get_metrics()  # not samples: drop what RLlib has logged
         self._needs_initial_reset = True
-        return returns
+        return {DEFAULT_MODULE_ID: returns}
 
     def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
         if self._needs_initial_reset:

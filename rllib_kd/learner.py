@@ -134,10 +134,11 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             "kd": self._coefficients["kd"] if kd_coeff is None else kd_coeff,
             "td": self._coefficients["td"] if td_coeff is None else td_coeff,
         }
-        fragments = _resolve(training_data.batch_refs if training_data is not None else batch_refs)
+        refs = training_data.batch_refs if training_data is not None else batch_refs
+        fragments = [self.config.by_group(fragment) for fragment in _resolve(refs)]
         reduce = self._sum_over_learners if self.distributed else None
         for group_id, group in self.groups.items():
-            own = [fragment[group_id] for fragment in fragments] if self.config.is_multi_agent else fragments
+            own = [fragment[group_id] for fragment in fragments if group_id in fragment]
             fresh = group.take_in(own, reduce=reduce)
             self._log_agreement(group, fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)

@@ -202,7 +202,7 @@ tbody th, thead tr:first-child th:first-child { text-align: left; padding-left: 
   background: var(--card); }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tr.reference > * { color: var(--muted); }
-td.words { text-align: left; white-space: normal; }
+td.words, th.words { text-align: left; white-space: normal; }
 .mark { display: inline-block; width: 1.5em; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 0; }
 @media (max-width: 860px) {

@@ -12,16 +12,25 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     Raises:
         ValueError: it does not; the message says what to do.
     """
-    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
-        raise ValueError(
-            f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
-            "Wrap the environment."
-        )
+    check_actions(action_space)
     if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
         raise ValueError(
             f"The networks need observations in a Box of floats, but get {observation_space}. Wrap the environment "
             "(bytes of images: divide by 255), or use a connector: env_runners(env_to_module_connector="
             "lambda *args, **kwargs: FlattenObservations())."
+        )
+
+
+def check_actions(action_space: gym.Space) -> None:
+    """Whether a Q-network can choose among them.
+
+    Raises:
+        ValueError: it cannot; the message says what to do.
+    """
+    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+        raise ValueError(
+            f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
+            "Wrap the environment."
         )
 
 

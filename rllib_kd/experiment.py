@@ -35,9 +35,10 @@ from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import compare_all
 from rllib_kd.hints import did_you_mean
 from rllib_kd.playing import env_maker, names_class
+from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
 from rllib_kd.runs import find_student
-from rllib_kd.settings import apply_settings, has_space, param_space, validate, variants
+from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
 from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 
@@ -421,13 +422,16 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
     storage = absolute_uri(options.storage_path)
     space = experiment.param_space
     if options.restore is not None:
-        space = _restoring(space, _checkpoint_uri(options.restore))
+        space = _restoring(space, _checkpoint_uri(options.restore, experiment.trainable))
     if options.resume:
         tuner = _resumed(experiment, space, storage)
     else:
         _check_writable(storage)
-        scheduler = _scheduler(options.scheduler, options.scheduler_config)
-        watched = [*experiment.stop, *([scheduler.metric] if getattr(scheduler, "metric", None) else [])]
+        check_names(
+            type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
+        )
+        scheduler, checkpoints = _scheduler(options.scheduler, options.scheduler_config), _checkpoint_config(options)
+        metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]
         tuner = tune.Tuner(
             experiment.trainable,
             param_space=space,
@@ -437,8 +441,8 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                 storage_path=storage,
                 stop=partial(_reached, experiment.stop),
                 verbose=0,
-                callbacks=[*options.callbacks, SaveOnInterrupt(), MissingMetrics(watched)],
-                checkpoint_config=_checkpoint_config(options),
+                callbacks=[*options.callbacks, SaveOnInterrupt(), MissingMetrics([m for m in metrics if m])],
+                checkpoint_config=checkpoints,
             ),
         )
         if not experiment.stop:
@@ -481,10 +485,15 @@ def _check_writable(storage: str) -> None:
         raise ValueError(f"Results cannot be written to '{storage}': permission denied. Set --storage-path.")
 
 
-def _checkpoint_uri(path: str) -> str:
+def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     uri = absolute_uri(find_student(path))
-    if "://" not in uri and not (Path(uri) / "rllib_checkpoint.json").is_file():
+    if "://" in uri:
+        return uri
+    if not all((Path(uri) / name).is_file() for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")):
         raise ValueError(f"There is no checkpoint of an Algorithm at '{path}' to restore.")
+    trained_by = algorithm_of(uri)
+    if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
+        raise ValueError(f"The checkpoint '{path}' is one of {trained_by}, which {trainable.__name__} cannot restore.")
     return uri
 
 

@@ -113,6 +113,18 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
     return config
 
 
+def check_names(cls: type[AlgorithmConfig], names: Iterable[str]) -> None:
+    """Whether all are names of settings.
+
+    Raises:
+        ValueError: one is not, with the nearest known name.
+    """
+    known = _fluent_arguments(cls)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{cls.__name__} has no setting '{name}'.{did_you_mean(name, known)}")
+
+
 def validate(config: AlgorithmConfig) -> AlgorithmConfig:
     """The config, validated.
 
@@ -218,6 +230,8 @@ def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) ->
 def _check_model(key: str, value: Any, type_hint: Any) -> None:
     if not _fits(value, type_hint):
         raise ValueError(f"'model_config' has no {key}={value!r}: expected {_spell(type_hint)}.")
+    if key.endswith("_hiddens") and not all(isinstance(width, int) and width > 0 for width in value):
+        raise ValueError(f"'model_config' has no {key}={value!r}: expected a list of integers of at least 1.")
     if key.endswith("_activation") and value is not None:
         try:
             get_activation_fn(value, framework="torch")

@@ -66,6 +66,11 @@ class Flatten:
 
         return view
 
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(map(gym.spaces.flatdim, tree.flatten(self._kept(get_base_struct_from_space(self.space)))))
+
     def _kept(self, parts: Any) -> Any:
         if not self.keys_to_remove:
             return parts

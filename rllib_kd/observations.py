@@ -91,6 +91,11 @@ class Normalize:
     std: np.ndarray | None
     clip: float | None
 
+    def __post_init__(self) -> None:
+        for name, values, fits in (("mean", self.mean, np.isfinite), ("std", self.std, lambda std: std > 0)):
+            if values is not None and not np.all(fits(values)):
+                raise ValueError(f"a filter of observations has a {name} of {np.ravel(values)[:10].tolist()}")
+
     def start(self) -> View:
         """Remembers nothing."""
         return lambda shown: self._normalize(np.asarray(shown.obs))

@@ -7,6 +7,7 @@ arrays, gymnasium spaces, plain containers. Whatever else is in a file is refuse
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import re
@@ -92,10 +93,13 @@ class _Reader(pickle._Unpickler):
 
     def __init__(self, file: IO[bytes]):
         super().__init__(file)
+        self.names: set[Name] = set()
         self._depths: dict[int, int] = {}  # of tuples on the stack, and in the memo, by their ids
 
     def find_class(self, module: str, name: str) -> Any:
-        return type("Tag", (Tag,), {"of": Name(_today(module), name)})
+        of = Name(_today(module), name)
+        self.names.add(of)
+        return type("Tag", (Tag,), {"of": of})
 
     def get_extension(self, code: int) -> Any:
         """Not from the cache of classes, which this process may have filled."""
@@ -112,6 +116,12 @@ class _Reader(pickle._Unpickler):
         if depth > _MAX_DEPTH:
             raise RecursionError
         self._depths[id(value)] = depth
+
+
+class _ReaderOfTensors(_Reader):
+    def persistent_load(self, pid: Any) -> Any:
+        """The numbers of a tensor, which are in another file."""
+        return pid
 
 
 def _shallow(load: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -139,14 +149,33 @@ def read_pickle(file: IO[bytes], where: str) -> Any:
     Raises:
         CheckpointError: it is no whole pickle.
     """
+    return _load(_Reader(file), where)
+
+
+def _load(reader: _Reader, where: str) -> Any:
     try:
-        return _Reader(file).load()
+        return reader.load()
     except RecursionError as error:
         raise CheckpointError(f"'{where}' nests its parts too deeply to be a checkpoint.") from error
     except Exception as error:  # a broken pickle fails in as many ways as there are opcodes
         raise CheckpointError(
             f"'{where}' cannot be read: it is no whole pickle ({type(error).__name__}: {error}). Is the file complete?"
         ) from error
+
+
+def names_in(content: bytes, where: str) -> set[Name]:
+    """Every class and function that a pickle of PyTorch names, in tensors too.
+
+    Args:
+        content: of the pickle.
+        where: its path, for messages.
+
+    Raises:
+        CheckpointError: it is no whole pickle.
+    """
+    reader = _ReaderOfTensors(io.BytesIO(content))
+    _load(reader, where)
+    return reader.names
 
 
 def build(value: Any, where: str) -> Any:

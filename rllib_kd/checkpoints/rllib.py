@@ -26,6 +26,7 @@ from ray.rllib.utils.numpy import SMALL_NUMBER
 
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
 from rllib_kd.checkpoints.uris import open_uri, read_file
+from rllib_kd.layers import MAX_LAYERS, MAX_OUTPUTS
 from rllib_kd.observations import Flatten, Normalize, ObservationPipeline, RLlibConnectors, StackFrames, Stage
 
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
@@ -74,8 +75,6 @@ _DEFAULT_CONNECTORS = {
 }
 _SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
 _MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
-_MAX_LAYERS = 1_000
-_MAX_PIXELS = 2**27  # in all channels that a convolution puts out, at most; Atari's have 84 * 84 * 64 or fewer
 
 #: Class, constructor's keyword arguments, state.
 _ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
@@ -407,7 +406,7 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
             raise CheckpointError(
                 f"'{where}' was refused: its {key} '{value}' is none of {', '.join(sorted(_ACTIVATIONS))}."
             )
-        if isinstance(value, list) and len(value) > _MAX_LAYERS:
+        if isinstance(value, list) and len(value) > MAX_LAYERS:
             raise CheckpointError(f"'{where}' was refused: its {key} names {len(value)} layers.")
     _check_convolutions(model_config.get("conv_filters"), observation_space, where)
     return {key: value for key, value in model_config.items() if "initializer" not in key}
@@ -416,13 +415,14 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
 def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: str) -> None:
     """Few weights can make much of a large image: of all layers only these put out more than their weights have."""
     shape: tuple[int, ...] = getattr(observation_space, "shape", None) or ()
-    height, width, *_ = (*shape, 1, 1)
-    for conv_filter in conv_filters if isinstance(conv_filters, list | tuple) else ():
-        channels = conv_filter[0] if isinstance(conv_filter, list | tuple) and conv_filter else 0
-        if not isinstance(channels, int) or height * width * channels > _MAX_PIXELS:
-            raise CheckpointError(
-                f"'{where}' was refused: a convolution to {channels} channels of {height} x {width} pixels."
-            )
+    size = np.array((*shape, 1, 1)[:2], object)
+    try:
+        for channels, _, stride, *_ in conv_filters or ():
+            size = -(-size // np.array(stride, object))
+            if channels * size.prod() > MAX_OUTPUTS:
+                raise ValueError(f"{channels} channels of {size.tolist()} pixels")
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(f"'{where}' was refused: its convolutions make no sense ({error}).") from error
 
 
 def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str) -> None:

@@ -263,7 +263,8 @@ def _dtype(tag: Tag, builder: _Builder) -> np.dtype:
     text = tag.args[0]
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
         raise ValueError(f"arrays of numbers were expected, got the type {text!r}")
-    is_big_endian = tag.state is not None and tag.state[1] == ">"
+    state = builder.build(tag.state)
+    is_big_endian = state is not None and state[1] == ">"
     return np.dtype(text).newbyteorder(">" if is_big_endian else "<")
 
 
@@ -284,29 +285,30 @@ def _scalar(tag: Tag, builder: _Builder) -> Any:
 
 
 def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
-    low, high, dtype = (builder.build(tag.state[key]) for key in ("low", "high", "dtype"))
-    return gym.spaces.Box(low, high, dtype=dtype)
+    state = builder.build(tag.state)
+    return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
 
 
 def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
-    n, start = builder.build(tag.state["n"]), builder.build(tag.state.get("start", 0))
-    return gym.spaces.Discrete(int(n), start=int(start))
+    state = builder.build(tag.state)
+    return gym.spaces.Discrete(int(state["n"]), start=int(state.get("start", 0)))
 
 
 def _multi_discrete(tag: Tag, builder: _Builder) -> gym.spaces.MultiDiscrete:
-    return gym.spaces.MultiDiscrete(builder.build(tag.state["nvec"]), dtype=builder.build(tag.state["dtype"]))
+    state = builder.build(tag.state)
+    return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"])
 
 
 def _multi_binary(tag: Tag, builder: _Builder) -> gym.spaces.MultiBinary:
-    return gym.spaces.MultiBinary(builder.build(tag.state["n"]))
+    return gym.spaces.MultiBinary(builder.build(tag.state)["n"])
 
 
 def _dict_space(tag: Tag, builder: _Builder) -> gym.spaces.Dict:
-    return gym.spaces.Dict(builder.build(tag.state["spaces"]))
+    return gym.spaces.Dict(builder.build(tag.state)["spaces"])
 
 
 def _tuple_space(tag: Tag, builder: _Builder) -> gym.spaces.Tuple:
-    return gym.spaces.Tuple(builder.build(tag.state["spaces"]))
+    return gym.spaces.Tuple(builder.build(tag.state)["spaces"])
 
 
 def _ordered_dict(tag: Tag, builder: _Builder) -> dict[Any, Any]:
@@ -320,7 +322,8 @@ def _fields(tag: Tag, builder: _Builder) -> dict[str, Any]:
 
 
 def _left_out(tag: Tag, builder: _Builder) -> None:
-    """Random states of spaces and devices of another machine."""
+    """Random states of spaces and devices of another machine: data, too."""
+    builder.build([tag.args, tag.kwargs, tag.state])
 
 
 _BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {

@@ -201,8 +201,7 @@ class RLlibCheckpoint:
         if self.algorithm_path is None:
             return None
         folder = posixpath.join(self.algorithm_path, _CONNECTORS.format(kind))
-        info = self.filesystem.get_file_info(posixpath.join(folder, _CLASS_FILE))
-        return folder if info.type == pyarrow.fs.FileType.File else None
+        return folder if self.filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory else None
 
     def _read_connectors(self, folder: str) -> tuple[gym.Space, list[_ConnectorSpec]]:
         """The space of what comes in, and the connectors."""
@@ -407,7 +406,7 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
                 f"'{where}' was refused: its {key} '{value}' is none of {', '.join(sorted(_ACTIVATIONS))}."
             )
         if isinstance(value, list) and len(value) > MAX_LAYERS:
-            raise CheckpointError(f"'{where}' was refused: its {key} names {len(value)} layers.")
+            raise CheckpointError(f"'{where}' was refused: its {key} has {len(value)} parts.")
     _check_convolutions(model_config.get("conv_filters"), observation_space, where)
     return {key: value for key, value in model_config.items() if "initializer" not in key}
 

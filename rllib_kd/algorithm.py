@@ -39,7 +39,7 @@ from ray.tune.registry import register_trainable
 from rllib_kd import initialization
 from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
-from rllib_kd.learner import NUM_GRADIENT_STEPS, TD_COLUMNS
+from rllib_kd.learner import NUM_GRADIENT_STEPS, TD_COLUMNS, temperatures
 from rllib_kd.losses import POLICY_LOSSES
 from rllib_kd.replay import VALID
 from rllib_kd.schedules import value_at
@@ -360,7 +360,7 @@ class DistillDQN(DQN):
             )
         statistics = QStatistics(teacher_q.shape[-1])
         statistics.update(teacher_q)
-        temperature, student_temperature = self.config.temperatures(statistics.gap_quantile(0.5))
+        temperature, student_temperature = temperatures(self.config, statistics)
         ranks = self.config.loss in POLICY_LOSSES and not self.config.uses_td
         student = self._new_student()
         initialization.initialize(

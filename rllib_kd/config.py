@@ -271,21 +271,6 @@ class DistillDQNConfig(DQNConfig):
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
-    def temperatures(self, median_gap: float) -> tuple[float, float]:
-        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp.
-
-        Args:
-            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
-        """
-        from rllib_kd.losses import POLICY_LOSSES
-
-        temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
-        if self.student_temperature is not None:
-            return temperature, self.student_temperature
-        if self.loss not in POLICY_LOSSES or self.uses_td:
-            return temperature, temperature  # both put out Q-values
-        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
-
     @property
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""

@@ -140,7 +140,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
         module_config = self.config.get_config_for_module(DEFAULT_MODULE_ID)
         fresh = self._take_in(_resolve(training_data.batch_refs if training_data is not None else batch_refs))
-        self._temperature, self._student_temperature = self.config.temperatures(self._statistics.gap_quantile(0.5))
+        self._temperature, self._student_temperature = temperatures(self.config, self._statistics)
         self._log_agreement(fresh)
         num_steps = self._steps_to_make(num_gradient_steps)
         if num_steps:
@@ -476,6 +476,17 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED_LIFETIME),
         ):
             self.metrics.log_value(key, num_rows, reduce="lifetime_sum")
+
+
+def temperatures(config: Any, statistics: QStatistics) -> tuple[float, float]:
+    """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp."""
+    median_gap = statistics.gap_quantile(0.5)
+    temperature = config.AUTO_TEMPERATURE_GAPS * median_gap if config.temperature == "auto" else config.temperature
+    if config.student_temperature is not None:
+        return temperature, config.student_temperature
+    if config.loss not in losses.POLICY_LOSSES or config.uses_td:
+        return temperature, temperature  # both put out Q-values
+    return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
 
 def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ PACKAGE = Path(rllib_kd.__file__).parent
 FOUNDATIONS: dict[str, set[str]] = {
     "checkpoints": {"observations"},
     "hints": set(),
+    "initialization": {"teachers"},
     "layers": set(),
     "losses": set(),
     "observations": {"spaces"},
@@ -24,7 +25,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "statistics": set(),
     "teachers": {"checkpoints", "layers", "observations", "students"},
 }
-FREE_OF_RAY = {"hints", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {"hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
 
 
 def imports(name: str) -> set[str]:

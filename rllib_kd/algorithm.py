@@ -56,7 +56,8 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
-_INIT_STATES = 2_048  # at most so many, or one fragment, decide on the first weights
+#: What decides on the first weights: the last states before learning starts, at most so many, and so many numbers.
+_INIT_STATES, _INIT_NUMBERS = 2_048, 2**24
 _BASELINES = ("teacher", "random")
 
 
@@ -352,6 +353,8 @@ class DistillDQN(DQN):
     def _initialize_student(self) -> None:
         """Send the first weights to all Learners, and from there to the EnvRunners, as after any update."""
         obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._first_states, strict=True))
+        stride = math.ceil(max(len(obs) / _INIT_STATES, obs.numel() / _INIT_NUMBERS))
+        obs, teacher_q = obs[::stride], teacher_q[::stride]
         own_q = torch.cat([self._teacher.q_values(part) for part in obs.float().split(64)])
         if not torch.allclose(own_q, teacher_q, rtol=1e-3, atol=1e-3 * float(teacher_q.abs().max())):
             raise ValueError(

@@ -103,7 +103,7 @@ def init_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> lis
 STUDIES = {
     "returns": (returns_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15)),
     "temperature": (temperature_study, list(TASKS), 30_000, range(20, 23)),
-    "init": (init_study, ["CartPole-v1", "Acrobot-v1"], 20_000, range(30, 35)),
+    "init": (init_study, ["CartPole-v1", "MountainCar-v0"], 20_000, range(30, 35)),
 }
 
 

@@ -93,7 +93,7 @@ def test_steps_are_counted_where_they_are_made(cartpole_config, build):
     algo = build(cartpole_config.distillation(kd_coeff=[[0, 1.0], [150, 0.0]]))
     for _ in range(5):
         result = algo.train()
-    made = algo.learner_group._learner._num_steps
+    made = algo.learner_group._learner.groups["default_policy"].num_steps
     assert result["distillation"]["num_gradient_steps_lifetime"] == made > 0
     assert result["learners"]["default_policy"]["num_gradient_steps"] == 0
 
@@ -180,10 +180,10 @@ def test_the_same_seed_gives_the_same_student(cartpole_config, build):
 
 def test_the_teacher_never_changes_and_enters_nothing_of_the_student(cartpole_config, build, tmp_path):
     algo = build(cartpole_config.env_runners(num_env_runners=1).distillation(td_coeff=0.5))
-    before = bytes_of(algo._teacher)
+    before = bytes_of(algo._teachers["default_policy"])
     for _ in range(5):
         algo.train()
-    assert bytes_of(algo._teacher) == before == bytes_of(load_teacher(cartpole_config.teacher))
+    assert bytes_of(algo._teachers["default_policy"]) == before == bytes_of(load_teacher(cartpole_config.teacher))
     remote = algo.env_runner_group.foreach_env_runner(
         lambda env_runner: [p.numpy().tobytes() for p in env_runner._teacher._module.parameters()],
         local_env_runner=False,
@@ -223,7 +223,7 @@ def test_a_loaded_teacher_enters_no_config_of_actors_and_checkpoints(cartpole_co
     holders = [file for file in path.rglob("*") if file.is_file() and needle in file.read_bytes()]
     assert holders == [path / "teacher" / "state.pkl"]
     algo.restore_from_path(path)
-    assert algo._teacher is not teacher  # which other algorithms may share
+    assert algo._teachers["default_policy"] is not teacher  # which other algorithms may share
 
 
 def test_a_state_brings_its_teacher_to_remote_env_runners(cartpole_config, build, tmp_path):
@@ -235,7 +235,7 @@ def test_a_state_brings_its_teacher_to_remote_env_runners(cartpole_config, build
         lambda env_runner: [p.numpy().tobytes() for p in env_runner._teacher._module.parameters()],
         local_env_runner=False,
     )
-    assert remote == [bytes_of(first._teacher)]
+    assert remote == [bytes_of(first._teachers["default_policy"])]
 
 
 @pytest.mark.parametrize("variant", [{"dueling": True}, {"num_atoms": 11}], ids=["dueling", "c51"])
@@ -272,12 +272,16 @@ def test_features_of_another_width_are_matched(cartpole_config, build, tmp_path,
     assert math.isfinite(result["learners"]["default_policy"]["kd_loss"])
     maps = [
         weight.get()
-        for weight in algo.learner_group.foreach_learner(lambda learner: learner._feature_map.weight.tolist())
+        for weight in algo.learner_group.foreach_learner(
+            lambda learner: learner.groups["default_policy"].students["default_policy"].feature_map.weight.tolist()
+        )
     ]
     assert np.shape(maps[0]) == (32, 8)  # from the student's units to the teacher's
     assert all(weight == maps[0] for weight in maps)
     assert result["distillation"]["student_params"] == 58
-    resumed = DistillDQN.from_checkpoint(algo.save_to_path(str(tmp_path / "checkpoint")))
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()  # its Learners have the CPUs that the next ones need
+    resumed = DistillDQN.from_checkpoint(path)
     resumed.train()
     resumed.stop()
 
@@ -357,9 +361,9 @@ def test_qdagger_is_right_where_returns_are_negative(cartpole_config, build, tmp
     assert own["teacher_return"] == -10.0
     assert -17.0 < own["random_return"] < -13.0
     for student, expected in ((-20.0, 1.0), (own["random_return"], 1.0), (-10.0, 0.0), (-9.0, 0.0)):
-        algo._returns["student"] = student
+        algo._returns["default_policy"].student = student
         assert algo._kd_coeff() == pytest.approx(expected)
-    algo._returns["student"] = 0.25 * own["random_return"] + 0.75 * -10.0
+    algo._returns["default_policy"].student = 0.25 * own["random_return"] + 0.75 * -10.0
     assert algo._kd_coeff() == pytest.approx(0.25)
     algo.train()
     assert algo.learner_group._learner._coefficients["kd"] == pytest.approx(0.25)  # by the evaluation before
@@ -521,9 +525,9 @@ def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_con
     algo.train()
 
     def gradient(learner: DistillDQNTorchLearner):
-        module = learner.module["default_policy"]
-        rows = learner.replay.sample_indices(1, 32)[0]
-        batch = learner._gather(rows, False, learner.config)
+        module, group = learner.module["default_policy"], learner.groups["default_policy"]
+        rows = group.replay.sample_indices(1, 32)[0]
+        batch = group.gather(rows, uses_td=False)
         module.zero_grad()
         loss = learner.compute_loss_for_module(
             module_id="default_policy",
@@ -537,7 +541,7 @@ def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_con
         return {
             "batch": {name: column.numpy().copy() for name, column in batch.items()},
             "state": {name: value.numpy().copy() for name, value in module.state_dict().items()},
-            "temperatures": (learner._temperature, learner._student_temperature),
+            "temperatures": (group.temperature, group.student_temperature),
             "gradients": [p.grad.numpy().copy() for p in params],
         }
 
@@ -673,7 +677,7 @@ def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_
         resumed = cls.from_checkpoint(path)
     assert isinstance(resumed, DistillDQN)
     assert_equal_weights(student_weights(resumed), student_weights(algo))
-    assert bytes_of(resumed._teacher) == bytes_of(algo._teacher)
+    assert bytes_of(resumed._teachers["default_policy"]) == bytes_of(algo._teachers["default_policy"])
     states_of = [a.learner_group._learner.get_state() for a in (algo, resumed)]
     moments = [tree.flatten(state["optimizer"]) for state in states_of]
     assert len(moments[0]) == len(moments[1]) > 10

@@ -37,6 +37,7 @@ from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, l
 logger = logging.getLogger(__name__)
 
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
+STATE_AFTER_UPDATE = "_rl_module_state_after_update"  # RLlib's name
 #: Columns that distillation alone needs (by most losses), and what TD needs beside them.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
@@ -113,6 +114,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         num_gradient_steps: int = 0,
         kd_coeff: float | None = None,
         td_coeff: float | None = None,
+        return_state: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Take in new columns, and make minibatch steps.
@@ -124,6 +126,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             num_gradient_steps: minibatch steps of this call; the same on every Learner.
             kd_coeff: weight of the distillation loss from here on; None keeps it.
             td_coeff: weight of the TD loss from here on; None keeps it.
+            return_state: whether to add the student, as it is then, to the results; as in RLlib's IMPALA.
             kwargs: what LearnerGroup passes to every Learner.
 
         Returns:
@@ -147,7 +150,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self._learn(num_steps, module_config)
         self.metrics.log_value((DEFAULT_MODULE_ID, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
-        return self.metrics.reduce()
+        results = self.metrics.reduce()
+        if return_state:
+            state = self.get_state(components=COMPONENT_RL_MODULE, inference_only=True)
+            # By reference: the weights go to EnvRunners, not through whoever calls.
+            results[STATE_AFTER_UPDATE] = state | {COMPONENT_RL_MODULE: ray.put(state[COMPONENT_RL_MODULE])}
+        return results
 
     @override(DQNTorchLearner)
     def compute_loss_for_module(
@@ -311,7 +319,11 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             batch = self._gather(rows, uses_td, config)
             if weights is not None:
                 batch["weights"] = weights
-            fwd_out = module.forward_train(batch) if uses_td else module.compute_q_values(batch)
+            # The weights, the loss and the optimizer stay in float32.
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bf16):
+                fwd_out = module.forward_train(batch) if uses_td else module.compute_q_values(batch)
+            if config.bf16:
+                fwd_out = {name: output.float() for name, output in fwd_out.items()}
             loss = self.compute_loss_for_module(
                 module_id=DEFAULT_MODULE_ID, config=config, batch=batch, fwd_out=fwd_out
             )
@@ -349,7 +361,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         if config.value_gate:
             loss = loss * losses.value_gate(self._to_q(fwd_out[QF_PREDS]), batch[TEACHER_Q])
         if self._feature_map is not None:
-            features = self._features[: len(loss)]  # with double Q-learning those of the next states follow
+            features = self._features[: len(loss)].float()  # with double Q-learning those of the next states follow
             hint = losses.feature_matching(self._feature_map(features), batch[TEACHER_FEATURES])
             loss = loss + config.feature_coeff * hint
         return loss
@@ -513,12 +525,14 @@ def _average_into(averages: list[Tensor], params: list[Tensor], *, share: float)
 
 
 def _clip_gradients(params: Sequence[Tensor], config: Any) -> None:
+    """In place, without a Python loop over the parameters, and without waiting for the device."""
     if config.grad_clip is None:
         return
     if config.grad_clip_by == "value":
         torch.nn.utils.clip_grad_value_(params, config.grad_clip)
     elif config.grad_clip_by == "norm":  # of each tensor
-        for param in params:
-            torch.nn.utils.clip_grad_norm_([param], config.grad_clip)
+        grads = [param.grad for param in params if param.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads))
+        torch._foreach_mul_(grads, (config.grad_clip / (norms + 1e-6)).clamp(max=1.0).unbind())
     else:
         torch.nn.utils.clip_grad_norm_(params, config.grad_clip)

@@ -7,14 +7,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
-from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.apis import QNetAPI
 from ray.rllib.utils.annotations import override
@@ -25,25 +24,21 @@ from ray.rllib.utils.metrics import (
     NUM_MODULE_STEPS_TRAINED,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
 )
-from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor
 
-from rllib_kd import losses, students
-from rllib_kd.replay import VALID, PrioritizedReplay, make_replay
+from rllib_kd import losses
+from rllib_kd.learning import StackedStudents, Student, StudentGroup, average_into, members_of
+from rllib_kd.replay import PrioritizedReplay
 from rllib_kd.schedules import value_at
-from rllib_kd.statistics import QScale, QStatistics
-from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, last_linear
+from rllib_kd.stacking import stacking_key
+from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 logger = logging.getLogger(__name__)
 
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
 STATE_AFTER_UPDATE = "_rl_module_state_after_update"  # RLlib's name
-#: Columns that distillation alone needs (by most losses), and what TD needs beside them.
-DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
-TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
 
 _DISTILLATION = "distillation"
-_MAX_METRIC_STATES = 2_048
 
 
 class DistillDQNTorchLearner(DQNTorchLearner):
@@ -56,53 +51,54 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     @override(DQNTorchLearner)
     def build(self) -> None:
+        #: By module ID in multi-agent settings; otherwise one.
+        self.groups: dict[str, StudentGroup] = {}
         super().build()
-        module = self.module[DEFAULT_MODULE_ID].unwrapped()
-        if not isinstance(module, QNetAPI):
-            raise ValueError(
-                f"The student must have Q-values, but {type(module).__name__} does not implement compute_q_values(). "
-                "Use RLlib's DQN module, or one that implements QNetAPI."
-            )
-        seed = self.config.seed
-        self.replay = make_replay(
-            self.config.replay_buffer_config,
-            device=self._device,
-            # Each shard is drawn in an order of its own.
-            seed=None if seed is None else seed + 1_000 * self._learner_index,
-        )
-        self._statistics = QStatistics(int(module.action_space.n), device=self._device)
-        self._normalizes = (
-            self.config.loss in losses.VALUE_LOSSES
-            and self.config.normalize_q_values
-            and bool(self.config.label_columns)
-            and students.has_scalable_head(module)
-        )
-        self._averages = self.config.weight_averaging > 0.0 and not self.config.uses_td
-        # While the student is an average, what it is the average of. None: it is the training weights themselves.
-        self._training_weights: list[Tensor] | None = None
-        self._num_steps = 0  # lifetime
-        # A student that has learned nothing yet starts in the middle of the normalised coordinates.
-        self._starts_normalized = True
-        self._scale: QScale | None = None  # set while the student's outputs are normalised: inside an update
-        self._temperature = self._student_temperature = 1.0  # of the current update
-        self._feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
-        if self.config.feature_coeff:
-            self._watch_features(module)
+        for group in self.groups.values():
+            if group.config.feature_coeff:
+                for student in group.students.values():
+                    student.watch_features()  # now that the target networks are made, which are copies
         self._coefficients = {"kd": self.config.kd_coeff_at(0), "td": value_at(self.config.td_coeff, 0)}
+
+    @override(DQNTorchLearner)
+    def configure_optimizers(self) -> None:
+        """One optimizer a student, or one for several that are stacked."""
+        for group_id, module_ids in self.config.student_groups(self.module.keys()).items():
+            for module_id in module_ids:
+                self._check_has_q_values(self.module[module_id].unwrapped())
+            config = self.config.get_config_for_module(module_ids[0])
+            learners: list[Student | StackedStudents] = []
+            for members in self._stackable(module_ids, config):
+                if len(members) == 1:
+                    self.configure_optimizers_for_module(members[0], config)
+                    optimizer = self.get_optimizer(members[0])
+                    learners.append(self._make_student(members[0], optimizer, config))
+                    continue
+                stack = StackedStudents([self._make_student(member, None, config) for member in members])
+                stack.optimizer = self._make_optimizer(ALL_MODULES, "_".join(members), stack.params, config)
+                learners.append(stack)
+            seed = self.config.seed
+            self.groups[group_id] = StudentGroup(
+                learners,
+                config,
+                num_actions=int(self.module[module_ids[0]].action_space.n),
+                device=self._device,
+                # Each shard is drawn in an order of its own.
+                seed=None if seed is None else seed + 1_000 * self._learner_index + len(self.groups),
+            )
 
     @override(DQNTorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
         """As RLlib's, with the fused Adam, and reading `adam_epsilon`."""
-        params = self.get_parameters(self._module[module_id])
-        optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
-        self.register_optimizer(module_id=module_id, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr)
+        self._make_optimizer(module_id, DEFAULT_OPTIMIZER, self.get_parameters(self._module[module_id]), config)
 
     @override(DQNTorchLearner)
     def _make_modules_ddp_if_necessary(self) -> None:
         """No DDP wrapper: equal weights at the start, and one all-reduce of all gradients a step."""
         if self.distributed:
-            for tensor in self.module[DEFAULT_MODULE_ID].state_dict().values():
-                torch.distributed.broadcast(tensor, src=0)
+            for module in self.module.values():
+                for tensor in module.state_dict().values():
+                    torch.distributed.broadcast(tensor, src=0)
 
     @override(DQNTorchLearner)
     def update(
@@ -120,13 +116,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """Take in new columns, and make minibatch steps.
 
         Args:
-            batch_refs: references to columns, as `DistillEnvRunner.sample_columns()` makes them.
+            batch_refs: references to columns, as `DistillEnvRunner.sample_columns()` makes them; in multi-agent
+                settings to dicts of such by module.
             training_data: the same, as a LearnerGroup passes them.
             timesteps: with the lifetime env steps, for schedules and target updates.
-            num_gradient_steps: minibatch steps of this call; the same on every Learner.
+            num_gradient_steps: minibatch steps of each student in this call; the same on every Learner.
             kd_coeff: weight of the distillation loss from here on; None keeps it.
             td_coeff: weight of the TD loss from here on; None keeps it.
-            return_state: whether to add the student, as it is then, to the results; as in RLlib's IMPALA.
+            return_state: whether to add the students, as they are then, to the results; as in RLlib's IMPALA.
             kwargs: what LearnerGroup passes to every Learner.
 
         Returns:
@@ -140,15 +137,18 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             "kd": self._coefficients["kd"] if kd_coeff is None else kd_coeff,
             "td": self._coefficients["td"] if td_coeff is None else td_coeff,
         }
-
-        module_config = self.config.get_config_for_module(DEFAULT_MODULE_ID)
-        fresh = self._take_in(_resolve(training_data.batch_refs if training_data is not None else batch_refs))
-        self._temperature, self._student_temperature = self._temperatures()
-        self._log_agreement(fresh)
-        num_steps = self._steps_to_make(num_gradient_steps)
-        if num_steps:
-            self._learn(num_steps, module_config)
-        self.metrics.log_value((DEFAULT_MODULE_ID, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
+        refs = training_data.batch_refs if training_data is not None else batch_refs
+        fragments = [self.config.by_group(fragment) for fragment in _resolve(refs)]
+        reduce = self._sum_over_learners if self.distributed else None
+        for group_id, group in self.groups.items():
+            own = [fragment[group_id] for fragment in fragments if group_id in fragment]
+            fresh = group.take_in(own, reduce=reduce)
+            self._log_agreement(group, fresh)
+            num_steps = self._steps_to_make(group, num_gradient_steps)
+            if num_steps:
+                self._learn(group, num_steps)
+            for name in group.students:
+                self.metrics.log_value((name, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
         results = self.metrics.reduce()
         if return_state:
@@ -174,23 +174,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         Returns:
             A scalar.
         """
-        by_row: dict[str, Tensor] = {}  # each [B]
-        if self._coefficients["kd"]:
-            by_row["kd_loss"] = self._priorities = self._distillation_loss(config, fwd_out, batch)
-        if self._coefficients["td"]:
-            self._priorities = losses.td_error(
-                batch,
-                self._to_q(fwd_out[QF_PREDS]),
-                fwd_out[QF_TARGET_NEXT_PREDS],
-                next_q=self._to_q(fwd_out[QF_NEXT_PREDS]) if config.double_q else None,
-                gamma=config.gamma,
-            )
-            by_row["td_loss"] = losses.td(self._priorities, loss_fn=config.td_error_loss_fn)
-        if "weights" in batch:
-            by_row = {name: batch["weights"] * rows for name, rows in by_row.items()}
-        terms = {name: rows.mean() for name, rows in by_row.items()}
-        self._loss_terms = {name: term.detach() for name, term in terms.items()}
-        return sum(self._coefficients[name.removesuffix("_loss")] * term for name, term in terms.items())
+        group = next(group for group in self.groups.values() if module_id in group.students)
+        by_row = self._loss_by_row(group, group.students[module_id], batch, fwd_out, config)
+        return self._weigh({name: rows.unsqueeze(0) for name, rows in by_row.items()})
 
     # --- State --------------------------------------------------------------------------------------------------------
 
@@ -204,35 +190,23 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     ) -> dict[str, Any]:
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(_DISTILLATION, components, not_components):
-            state[_DISTILLATION] = {
-                "q_statistics": self._statistics.get_state(),
-                "num_steps": self._num_steps,
-                "training_weights": [weight.cpu().numpy().copy() for weight in self._training_weights or ()],
-            }
-            if self._feature_map is not None:
-                state[_DISTILLATION]["feature_map"] = {
-                    name: value.cpu().numpy().copy() for name, value in self._feature_map.state_dict().items()
-                }
+            state[_DISTILLATION] = {group_id: group.get_state() for group_id, group in self.groups.items()}
         return state
 
     @override(DQNTorchLearner)
     def set_state(self, state: dict[str, Any]) -> None:
-        feature_map = state.get(_DISTILLATION, {}).get("feature_map")
-        if feature_map is not None:  # before the optimizer's state, which counts its parameters
-            own_map = self._feature_map or self._make_feature_map(len(feature_map["bias"]))
-            own_map.load_state_dict({name: torch.as_tensor(np.asarray(value)) for name, value in feature_map.items()})
+        own = state.get(_DISTILLATION, {})
+        for group_id, group_state in own.items():
+            for name, student_state in group_state["students"].items():
+                self.groups[group_id].students[name].restore_feature_map(student_state)
         super().set_state(state)
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
                 self._set_optimizer_lr(optimizer, lr=schedule.get_current_value())
         if COMPONENT_RL_MODULE in state:
             self._forget_training_weights()
-        if _DISTILLATION in state:
-            own = state[_DISTILLATION]
-            self._statistics.set_state(own["q_statistics"])
-            self._num_steps = own["num_steps"]
-            weights = [torch.as_tensor(np.asarray(weight), device=self._device) for weight in own["training_weights"]]
-            self._training_weights = weights or None
+        for group_id, group_state in own.items():
+            self.groups[group_id].set_state(group_state)
 
     @override(DQNTorchLearner)
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
@@ -240,138 +214,215 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         super().restore_from_path(path, **kwargs)
 
     def _forget_training_weights(self) -> None:
-        """Whatever is loaded into the module is where learning goes on, and puts out Q-values."""
-        self._training_weights, self._starts_normalized = None, False
+        for group in self.groups.values():
+            for student in group.students.values():
+                student.forget()
+
+    # --- Who learns ---------------------------------------------------------------------------------------------------
+
+    def _check_has_q_values(self, module: Any) -> None:
+        if not isinstance(module, QNetAPI):
+            raise ValueError(
+                f"The student must have Q-values, but {type(module).__name__} does not implement compute_q_values(). "
+                "Use RLlib's DQN module, or one that implements QNetAPI."
+            )
+
+    def _stackable(self, module_ids: Sequence[str], config: Any) -> list[list[str]]:
+        """The students, together with those that they can be stacked with."""
+        plain = (
+            not config.uses_td
+            and config.feature_coeff == 0.0
+            and config.grad_clip is None
+            and type(self).compute_loss_for_module is DistillDQNTorchLearner.compute_loss_for_module
+        )
+        stacks: dict[Any, list[str]] = {}
+        for module_id in module_ids:
+            key = stacking_key(self.module[module_id].unwrapped()) if plain else None
+            stacks.setdefault(key or module_id, []).append(module_id)
+        return list(stacks.values())
+
+    def _make_student(self, module_id: str, optimizer: torch.optim.Optimizer | None, config: Any) -> Student:
+        return Student(
+            module_id,
+            self.module[module_id].unwrapped(),
+            optimizer,
+            normalizes=(
+                config.loss in losses.VALUE_LOSSES and config.normalize_q_values and bool(config.label_columns)
+            ),
+            averages=config.weight_averaging > 0.0 and not config.uses_td,
+        )
+
+    def _make_optimizer(self, module_id: str, name: str, params: Sequence[Tensor], config: Any) -> torch.optim.Adam:
+        optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
+        self.register_optimizer(
+            module_id=module_id, optimizer_name=name, optimizer=optimizer, params=params, lr_or_lr_schedule=config.lr
+        )
+        return optimizer
 
     # --- One update ---------------------------------------------------------------------------------------------------
 
-    def _steps_to_make(self, num_gradient_steps: int) -> int:
+    def _steps_to_make(self, group: StudentGroup, num_gradient_steps: int) -> int:
         """None while no loss has a weight, or while a Learner has nothing to draw: all must make equally many."""
         if not num_gradient_steps or not any(self._coefficients.values()):
             return 0
-        drawable = torch.tensor(len(self.replay), device=self._device)
+        drawable = torch.tensor(len(group.replay), device=self._device)
         if self.distributed:
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
-        if not drawable and self.config.label_columns and self._statistics.count == 0:
+        if not drawable and self.config.label_columns and group.statistics.count == 0:
             raise ValueError(
                 "There is nothing to learn from: the teacher has given no finite Q-values for any state so far. Does "
                 "it see the observations that it was trained on?"
             )
         return num_gradient_steps if drawable else 0
 
-    def _take_in(self, fragments: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Add fragments to the replay and their labels to the statistics; returns some of the labelled states."""
-        fresh: list[dict[str, Tensor]] = []
-        for fragment in fragments:
-            self.replay.add(fragment)
-            if not self.config.label_columns:
-                continue
-            if TEACHER_FEATURES in fragment and self._feature_map is None:
-                self._make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
-            drawable = slice(None) if VALID not in fragment else fragment[VALID]
-            fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
-        if not fresh:
-            num_actions = int(self.module[DEFAULT_MODULE_ID].action_space.n)
-            labels, states = torch.zeros(0, num_actions), {}
-        else:
-            states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS}
-            labels = states[TEACHER_Q]
-        # Also without new states: every Learner takes part in the all-reduce.
-        self._statistics.update(labels.to(self._device), reduce=self._sum_over_learners)
-        return {name: column[:_MAX_METRIC_STATES].to(self._device) for name, column in states.items()}
-
     @torch.no_grad()
-    def _log_agreement(self, fresh: Mapping[str, Tensor]) -> None:
-        """How well the student knows states that it has not been trained on yet."""
+    def _log_agreement(self, group: StudentGroup, fresh: Mapping[str, Tensor]) -> None:
+        """How well the students know states that they have not been trained on yet."""
         if not fresh or len(fresh[TEACHER_Q]) == 0:
             return
-        teacher_q = fresh[TEACHER_Q]
-        student_q = self.module[DEFAULT_MODULE_ID].compute_q_values(fresh)[QF_PREDS]
+        teacher_q = fresh[TEACHER_Q].unsqueeze(0)  # [1, M, A]
+        student_q = group.q_values(fresh[Columns.OBS])  # [students, M, A]
         student_q = student_q.masked_fill(teacher_q == -torch.inf, -torch.inf)
         chosen = student_q.argmax(-1, keepdim=True)
-        regret = teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)
-        divergence = losses.policy_kl(
-            student_q, teacher_q, temperature=self._temperature, student_temperature=self._student_temperature
-        )
-        agreement = (chosen.squeeze(-1) == teacher_q.argmax(-1)).float()
-        self.metrics.log_dict(
-            {
-                "teacher_agreement": agreement.mean().item(),
-                "q_regret": regret.mean().item(),
-                "kl_to_teacher": divergence.mean().item(),
-                "temperature": self._temperature,
-            },
-            key=DEFAULT_MODULE_ID,
-            window=1,
-        )
+        teacher_q = teacher_q.expand_as(student_q)
+        by_state = {
+            "teacher_agreement": (chosen.squeeze(-1) == teacher_q.argmax(-1)).float(),
+            "q_regret": teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1),
+            "kl_to_teacher": losses.policy_kl(
+                student_q, teacher_q, temperature=group.temperature, student_temperature=group.student_temperature
+            ),
+        }
+        means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
+        for name, own in zip(group.students, means, strict=True):
+            metrics = dict(zip(by_state, own, strict=True)) | {"temperature": group.temperature}
+            self.metrics.log_dict(metrics, key=name, window=1)
 
-    def _learn(self, num_steps: int, config: Any) -> None:
-        module = self.module[DEFAULT_MODULE_ID]
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
-        params = [param for group in optimizer.param_groups for param in group["params"]]
+    def _learn(self, group: StudentGroup, num_steps: int) -> None:
+        config = group.config
         batch_size = config.train_batch_size_per_learner
         uses_td = bool(self._coefficients["td"])
-        sums: dict[str, Tensor] = {}
+        prioritized = isinstance(group.replay, PrioritizedReplay)
+        sums: list[dict[str, Tensor]] = [{} for _ in group.learners]  # of each loss term, `[members]`
 
-        averages = self._enter_training(module, params)
-        module.train()
-        for rows, weights in self.replay.draw(num_steps, batch_size):
-            batch = self._gather(rows, uses_td, config)
+        scale = group.statistics.scale()
+        for learner in group.learners:
+            learner.enter(scale)
+        for rows, weights in group.replay.draw(num_steps, batch_size):
+            batch = group.gather(rows, uses_td=uses_td)
             if weights is not None:
                 batch["weights"] = weights
-            # The weights, the loss and the optimizer stay in float32.
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=config.bf16):
-                fwd_out = module.forward_train(batch) if uses_td else module.compute_q_values(batch)
-            if config.bf16:
+            group.num_steps += 1
+            errors = []
+            for learner, own_sums in zip(group.learners, sums, strict=True):
+                self._step(learner, self._loss(group, learner, batch))
+                if learner.averages:
+                    share = 1.0 / (1.0 + config.weight_averaging * (group.num_steps - 1))
+                    average_into(learner.averages, learner.params, share=share)
+                for name, value in self._loss_terms.items():
+                    own_sums[name] = own_sums[name] + value if name in own_sums else value
+                if prioritized:
+                    errors.append(self._errors.detach().abs().view(-1, len(rows)).mean(0))
+            if isinstance(group.replay, PrioritizedReplay):
+                group.replay.update_priorities(rows, torch.stack(errors).mean(0))
+        for learner, own_sums in zip(group.learners, sums, strict=True):
+            learner.leave()
+            self._log_learning(members_of(learner), own_sums, num_steps, num_steps * batch_size)
+
+    def _loss(self, group: StudentGroup, learner: Student | StackedStudents, batch: Mapping[str, Tensor]) -> Tensor:
+        """The sum of what each of them minimises: a scalar."""
+        bf16 = torch.autocast(self._device.type, torch.bfloat16, enabled=group.config.bf16)
+        if isinstance(learner, Student):
+            module = learner.module
+            with bf16:
+                fwd_out = module.forward_train(batch) if self._coefficients["td"] else module.compute_q_values(batch)
+            if group.config.bf16:  # the loss is float32's
                 fwd_out = {name: output.float() for name, output in fwd_out.items()}
-            loss = self.compute_loss_for_module(
-                module_id=DEFAULT_MODULE_ID, config=config, batch=batch, fwd_out=fwd_out
+            return self.compute_loss_for_module(
+                module_id=learner.name, config=group.config, batch=batch, fwd_out=fwd_out
             )
-            for param in params:
-                param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
-            loss.backward()
-            if self.distributed:
-                self._average_gradients(params)
-            _clip_gradients(params, config)
-            optimizer.step()
-            if isinstance(self.replay, PrioritizedReplay):
-                self.replay.update_priorities(rows, self._priorities.detach())
-            self._num_steps += 1
-            if averages:
-                _average_into(
-                    averages, params, share=1.0 / (1.0 + self.config.weight_averaging * (self._num_steps - 1))
-                )
-            for name, value in {self.TOTAL_LOSS_KEY: loss.detach(), **self._loss_terms}.items():
-                sums[name] = sums[name] + value if name in sums else value
-        self._leave_training(module, params, averages)
-        self._log_learning(sums, num_steps, num_steps * batch_size)
+        with bf16:
+            outputs = learner.q_values(batch[Columns.OBS]).float()  # [N, B, A]
+        count, size, _ = outputs.shape
+        labels = {name: column for name, column in batch.items() if name != Columns.OBS}
+        tiled = {name: column.repeat(count, *[1] * (column.ndim - 1)) for name, column in labels.items()}
+        fwd_out = {QF_PREDS: outputs.flatten(0, 1)}
+        by_row = self._loss_by_row(group, learner.members[0], tiled, fwd_out, group.config)
+        return self._weigh({name: rows.view(count, size) for name, rows in by_row.items()})
 
-    def _gather(self, rows: Tensor, uses_td: bool, config: Any) -> dict[str, Tensor]:
-        batch = self.replay.gather(rows, (Columns.OBS, *config.label_columns))
-        if uses_td:
-            batch |= self.replay.gather(rows, (Columns.ACTIONS,))
-            batch |= self.replay.gather_transitions(rows, n_step=config.n_step, gamma=config.gamma)
-        return batch
+    def _step(self, learner: Student | StackedStudents, loss: Tensor) -> None:
+        for param in learner.params:
+            param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
+        loss.backward()
+        if self.distributed:
+            self._average_gradients(learner.params)
+        _clip_gradients(learner.params, self.config)
+        assert learner.optimizer is not None  # it has one, or is a member of a stack
+        learner.optimizer.step()
 
-    def _distillation_loss(self, config: Any, fwd_out: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    # --- The loss -----------------------------------------------------------------------------------------------------
+
+    def _loss_by_row(
+        self,
+        group: StudentGroup,
+        student: Student,
+        batch: Mapping[str, Tensor],
+        fwd_out: Mapping[str, Tensor],
+        config: Any,
+    ) -> dict[str, Tensor]:
+        """Each loss that has a coefficient, times its importance weights: `[B]`."""
+        by_row: dict[str, Tensor] = {}
+        if self._coefficients["kd"]:
+            by_row["kd_loss"] = self._errors = self._distillation_loss(group, student, batch, fwd_out, config)
+        if self._coefficients["td"]:
+            self._errors = losses.td_error(
+                batch,
+                student.to_q(fwd_out[QF_PREDS]),
+                fwd_out[QF_TARGET_NEXT_PREDS],
+                next_q=student.to_q(fwd_out[QF_NEXT_PREDS]) if config.double_q else None,
+                gamma=config.gamma,
+            )
+            by_row["td_loss"] = losses.td(self._errors, loss_fn=config.td_error_loss_fn)
+        return {name: batch["weights"] * rows for name, rows in by_row.items()} if "weights" in batch else by_row
+
+    def _weigh(self, by_row: Mapping[str, Tensor]) -> Tensor:
+        """Σ coefficient · mean over the batch, of losses `[N, B]` of N students."""
+        terms = {name: rows.mean(-1) for name, rows in by_row.items()}
+        total = sum(self._coefficients[name.removesuffix("_loss")] * term for name, term in terms.items())
+        self._loss_terms = {name: term.detach() for name, term in {**terms, self.TOTAL_LOSS_KEY: total}.items()}
+        return total.sum()
+
+    def _distillation_loss(
+        self,
+        group: StudentGroup,
+        student: Student,
+        batch: Mapping[str, Tensor],
+        fwd_out: Mapping[str, Tensor],
+        config: Any,
+    ) -> Tensor:
         """D with its options, unreduced: `[B]`."""
-        loss = self._divergence(config, fwd_out, batch)
+        loss = self._divergence(group, student, batch, fwd_out, config)
         if config.gap_weighting:
             loss = loss * losses.gap_weights(batch[TEACHER_Q])
         if config.value_gate:
-            loss = loss * losses.value_gate(self._to_q(fwd_out[QF_PREDS]), batch[TEACHER_Q])
-        if self._feature_map is not None:
-            features = self._features[: len(loss)].float()  # with double Q-learning those of the next states follow
-            hint = losses.feature_matching(self._feature_map(features), batch[TEACHER_FEATURES])
+            loss = loss * losses.value_gate(student.to_q(fwd_out[QF_PREDS]), batch[TEACHER_Q])
+        if student.feature_map is not None:
+            hint = losses.feature_matching(student.mapped_features(len(loss)), batch[TEACHER_FEATURES])
             loss = loss + config.feature_coeff * hint
         return loss
 
-    def _divergence(self, config: Any, fwd_out: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> Tensor:
+    def _divergence(
+        self,
+        group: StudentGroup,
+        student: Student,
+        batch: Mapping[str, Tensor],
+        fwd_out: Mapping[str, Tensor],
+        config: Any,
+    ) -> Tensor:
         """The named loss, unreduced: `[B]`."""
         student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
-        if self._scale is not None:
-            teacher_q = self._scale.normalize(teacher_q)
-        temperatures = {"temperature": self._temperature, "student_temperature": self._student_temperature}
+        if student.scale is not None:
+            teacher_q = student.scale.normalize(teacher_q)
+        temperatures = {"temperature": group.temperature, "student_temperature": group.student_temperature}
         match config.loss:
             case "mse":
                 return losses.mse(student_q, teacher_q)
@@ -384,95 +435,17 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             case "jsd":
                 return losses.jsd(student_q, teacher_q, beta=config.jsd_beta, **temperatures)
             case "nll":
-                return losses.nll(student_q, teacher_q, student_temperature=self._student_temperature)
+                return losses.nll(student_q, teacher_q, student_temperature=group.student_temperature)
             case "margin":
                 return losses.margin(student_q, teacher_q, margin=config.margin)
             case "categorical":
                 return losses.categorical(fwd_out[QF_LOGITS], batch[TEACHER_PROBS])
         raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
 
-    def _temperatures(self) -> tuple[float, float]:
-        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp."""
-        median_gap = self._statistics.gap_quantile(0.5)
-        temperature = self.config.temperature
-        if temperature == "auto":
-            temperature = self.config.AUTO_TEMPERATURE_GAPS * median_gap
-        if self.config.student_temperature is not None:
-            return temperature, self.config.student_temperature
-        if self.config.loss not in losses.POLICY_LOSSES or self.config.uses_td:
-            return temperature, temperature  # both put out Q-values
-        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
-
-    # --- Feature matching ---------------------------------------------------------------------------------------------
-
-    def _watch_features(self, module: Any) -> None:
-        """Keep what the student's last layer gets, at each forward pass."""
-        if not isinstance(module, DefaultDQNRLModule):
-            raise ValueError(
-                f"`feature_coeff` needs a student with RLlib's DQN architecture, got {type(module).__name__}. Set it "
-                "to 0."
-            )
-
-        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._features = inputs[0]
-
-        last_linear(module.af).register_forward_pre_hook(keep)
-
-    def _make_feature_map(self, num_teacher_units: int) -> nn.Linear:
-        """The linear map from the student's features to the teacher's: of the Learner, and in its optimizer."""
-        num_units = last_linear(self.module[DEFAULT_MODULE_ID].unwrapped().af).in_features
-        self._feature_map = nn.Linear(num_units, num_teacher_units, device=self._device)
-        parameters = list(self._feature_map.parameters())
-        for parameter in parameters:
-            nn.init.zeros_(parameter)  # on all Learners alike
-        optimizer = self.get_optimizer(DEFAULT_MODULE_ID)
-        optimizer.add_param_group({"params": parameters, "lr": optimizer.param_groups[0]["lr"]})
-        return self._feature_map
-
-    # --- Inside and outside of an update ------------------------------------------------------------------------------
-    #
-    # Outside, the module is the student that acts and is saved. Inside, it holds the weights that learn. Two things
-    # come between them: normalised coordinates (students.py), and an average over the last steps, which spares the
-    # user a schedule of the learning rate (Polyak & Juditsky 1992; over a share of the steps so far: Shamir & Zhang
-    # 2013, arXiv 1212.1824).
-
-    def _enter_training(self, module: Any, params: Sequence[Tensor]) -> list[Tensor]:
-        """Put the training weights into the module; returns the averages, or nothing."""
-        if self._normalizes:
-            self._scale = self._statistics.scale()
-        self._normalize_head(module)
-        if not self._averages:
-            return []
-        averages = [param.detach().clone() for param in params]
-        if self._training_weights is not None:
-            _copy_into(params, self._training_weights)
-            self._normalize_head(module)
-        return averages
-
-    def _leave_training(self, module: Any, params: Sequence[Tensor], averages: Sequence[Tensor]) -> None:
-        self._denormalize_head(module)
-        if averages:
-            self._training_weights = [param.detach().clone() for param in params]
-            _copy_into(params, averages)
-            self._denormalize_head(module)
-        self._scale, self._starts_normalized = None, False
-
-    def _normalize_head(self, module: Any) -> None:
-        if self._scale is not None and not self._starts_normalized:
-            students.to_normalized(module, self._scale)
-
-    def _denormalize_head(self, module: Any) -> None:
-        if self._scale is not None:
-            students.to_q_values(module, self._scale)
-
-    def _to_q(self, outputs: Tensor) -> Tensor:
-        return outputs if self._scale is None else self._scale.denormalize(outputs)
-
     # --- Several Learners --------------------------------------------------------------------------------------------
 
     def _sum_over_learners(self, tensor: Tensor) -> None:
-        if self.distributed:
-            torch.distributed.all_reduce(tensor)
+        torch.distributed.all_reduce(tensor)
 
     def _average_gradients(self, params: Sequence[Tensor]) -> None:
         """One all-reduce of one flat buffer."""
@@ -485,21 +458,22 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     # --- Metrics -----------------------------------------------------------------------------------------------------
 
-    def _log_learning(self, sums: Mapping[str, Tensor], num_steps: int, num_rows: int) -> None:
-        means = {name: (value / num_steps).item() for name, value in sums.items()}
-        if not all(map(math.isfinite, means.values())):
-            raise FloatingPointError(
-                f"The loss is not finite: {means}. Usual causes are a learning rate that is too high, or Q-values that "
-                "are not finite."
-            )
-        self.metrics.log_dict(means, key=DEFAULT_MODULE_ID, window=1)
-        for key in ((ALL_MODULES, NUM_ENV_STEPS_TRAINED), (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED)):
-            self.metrics.log_value(key, num_rows, reduce="sum")
-        for key in (
-            (ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME),
-            (DEFAULT_MODULE_ID, NUM_MODULE_STEPS_TRAINED_LIFETIME),
-        ):
-            self.metrics.log_value(key, num_rows, reduce="lifetime_sum")
+    def _log_learning(
+        self, members: Sequence[Student], sums: Mapping[str, Tensor], num_steps: int, num_rows: int
+    ) -> None:
+        means = {name: (value / num_steps).tolist() for name, value in sums.items()}
+        for i, student in enumerate(members):
+            own = {name: values[i] for name, values in means.items()}
+            if not all(map(math.isfinite, own.values())):
+                raise FloatingPointError(
+                    f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "
+                    "high, or Q-values that are not finite."
+                )
+            self.metrics.log_dict(own, key=student.name, window=1)
+            self.metrics.log_value((student.name, NUM_MODULE_STEPS_TRAINED), num_rows, reduce="sum")
+            self.metrics.log_value((student.name, NUM_MODULE_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")
+        self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED), num_rows, reduce="sum")
+        self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")
 
 
 def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, Any]]:
@@ -511,17 +485,6 @@ def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, An
         except ray.exceptions.ObjectLostError as error:
             logger.warning("A fragment is lost with the EnvRunner that sampled it: %s", error)
     return fragments
-
-
-@torch.no_grad()
-def _copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-    for param, weight in zip(params, weights, strict=True):
-        param.copy_(weight)
-
-
-def _average_into(averages: list[Tensor], params: list[Tensor], *, share: float) -> None:
-    """Adds share · (params − averages), in place."""
-    get_ema_multi_avg_fn(1.0 - share)(averages, params, None)
 
 
 def _clip_gradients(params: Sequence[Tensor], config: Any) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd import atari
 from rllib_kd.observations import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -194,7 +195,7 @@ def env_maker(
     if isinstance(env, str):
         if not names_class(env):
             check_gymnasium_id(env)
-            return partial(gym.make, env, **config)
+            return partial(atari.make if atari.is_game(env) else gym.make, env, **config)
         env = _class_at(env)
     return partial(env, EnvContext(config, worker_index=0))
 
@@ -221,8 +222,10 @@ def check_gymnasium_id(env: str) -> None:
     try:
         gym.spec(env)
     except (gym.error.Error, ModuleNotFoundError) as error:
+        is_missing = env.startswith("ALE/") and isinstance(error, gym.error.NamespaceNotFound)
+        hint = " pip install 'rllib-kd[atari]'" if is_missing else ""
         raise ValueError(
-            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}"
+            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}{hint}"
         ) from error
 
 

@@ -10,7 +10,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner import BehaviorPolicy
-from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations import Normalize, ObservationPipeline, StackFrames
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import Doubled, Frames, connector
@@ -227,6 +227,8 @@ def test_a_crashing_env_is_made_anew_and_its_fragment_dropped(counting_config, d
 
 def test_states_that_the_teacher_cannot_label_are_never_drawn(counting_config):
     class Forgetful(Teacher):
+        input_space = Counting.observation_space
+
         def to(self, device):
             return self
 

@@ -10,7 +10,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import TD_ERROR_KEY
 
 from rllib_kd import DistillDQNConfig, DistillDQNTorchLearner, losses
-from rllib_kd.learner import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
 
 MODEL = {"fcnet_hiddens": [16], "fcnet_activation": "relu"}
@@ -26,6 +26,14 @@ def config_of(loss="kl", **distillation) -> DistillDQNConfig:
         .distillation(teacher="cartpole", loss=loss, **distillation)
         .debugging(seed=0)
     )
+
+
+def group_of(learner):
+    return learner.groups["default_policy"]
+
+
+def student_of(learner):
+    return group_of(learner).students["default_policy"]
 
 
 def make_learner(config, learner_class=DistillDQNTorchLearner):
@@ -92,7 +100,7 @@ def test_without_distillation_the_loss_is_rllibs_dqn(cluster, double_q, dueling,
         gradients.append([p.grad for n, p in module.named_parameters() if not n.startswith("_target")])
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     their_errors = theirs.metrics.peek(("default_policy", TD_ERROR_KEY))
-    np.testing.assert_allclose(ours._priorities.detach().abs(), np.concatenate(their_errors), rtol=1e-4)
+    np.testing.assert_allclose(ours._errors.detach().abs(), np.concatenate(their_errors), rtol=1e-4)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
@@ -203,7 +211,7 @@ def test_an_update_without_steps_only_takes_in_data(cluster):
     before = q_values(learner, states(8))
     results = learner.update([ray.put(fragment())])
     assert torch.equal(q_values(learner, states(8)), before)
-    assert len(learner.replay) == 256
+    assert len(group_of(learner).replay) == 256
     assert "kd_loss" not in results["default_policy"]
     assert 0 <= results["default_policy"]["teacher_agreement"].peek() <= 1
 
@@ -251,7 +259,7 @@ def test_feature_matching_adds_the_distance_of_the_mapped_features(cluster, td_c
     learner = make_learner(config_of("mse", normalize_q_values=False, feature_coeff=0.1, td_coeff=td_coeff))
     columns = with_features(64, names=DISTILLATION_COLUMNS + TD_COLUMNS)
     learner.update([ray.put(columns)])
-    torch.nn.init.normal_(learner._feature_map.weight)
+    torch.nn.init.normal_(student_of(learner).feature_map.weight)
     module = learner.module["default_policy"]
     batch = {name: torch.as_tensor(column) for name, column in columns.items()}
     batch |= {Columns.NEXT_OBS: torch.as_tensor(states(64, seed=1)), "n_step": torch.ones(64)}
@@ -262,10 +270,10 @@ def test_feature_matching_adds_the_distance_of_the_mapped_features(cluster, td_c
     )
     hidden = module.encoder({"obs": batch["obs"]})["encoder_out"]
     expected = losses.mse(fwd_out["qf_preds"], batch["teacher_q"]) + 0.1 * (
-        learner._feature_map(hidden) - batch["teacher_features"]
+        student_of(learner).feature_map(hidden) - batch["teacher_features"]
     ).square().sum(-1)
     torch.testing.assert_close(loss, expected.mean())
-    learned = [*module.encoder.parameters(), *learner._feature_map.parameters()]
+    learned = [*module.encoder.parameters(), *student_of(learner).feature_map.parameters()]
     gradients = torch.autograd.grad(loss, learned, retain_graph=True)
     torch.testing.assert_close(gradients, torch.autograd.grad(expected.mean(), learned))
 
@@ -284,8 +292,8 @@ def test_the_map_learns_with_the_student_and_is_no_part_of_it(cluster):
 
     copy = make_learner(config_of("kl", feature_coeff=1.0))
     copy.set_state(learner.get_state())
-    torch.testing.assert_close(copy._feature_map.state_dict(), learner._feature_map.state_dict())
-    torch.testing.assert_close(copy._training_weights, learner._training_weights)
+    torch.testing.assert_close(student_of(copy).feature_map.state_dict(), student_of(learner).feature_map.state_dict())
+    torch.testing.assert_close(student_of(copy).training_weights, student_of(learner).training_weights)
     moments = [each.get_optimizer("default_policy").state_dict()["state"] for each in (learner, copy)]
     assert len(moments[0]) == len(moments[1]) == 6  # two layers and the map
     copy.update([ray.put(with_features(512))], num_gradient_steps=1)
@@ -326,7 +334,7 @@ def test_priorities_are_td_errors_or_losses(cluster, td_coeff, by):
     rows = torch.arange(256)[torch.as_tensor(columns["valid"])]
     module = learner.module["default_policy"]
     learner.update([ray.put(columns)])
-    batch = learner._gather(rows, True, learner.config)
+    batch = group_of(learner).gather(rows, uses_td=True)
     with torch.no_grad():
         fwd_out = module.forward_train(batch)
         if by == "loss":
@@ -340,7 +348,7 @@ def test_priorities_are_td_errors_or_losses(cluster, td_coeff, by):
                 gamma=learner.config.gamma,
             )
     learner.update([], num_gradient_steps=1)
-    priorities = learner.replay.gather(rows, ("priority",))["priority"]
+    priorities = group_of(learner).replay.gather(rows, ("priority",))["priority"]
     is_drawn = priorities != 1.0
     assert is_drawn.float().mean() > 0.99
     torch.testing.assert_close(priorities[is_drawn], (expected.abs() ** 0.6)[is_drawn], rtol=1e-4, atol=1e-5)
@@ -362,10 +370,10 @@ def test_the_automatic_temperature_is_a_share_of_the_median_gap(cluster):
     columns = fragment(4_096)
     learner.update([ray.put(columns)])
     median_gap = np.median(np.abs(np.diff(columns["teacher_q"], axis=1)))
-    assert learner._temperature == pytest.approx(DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap, rel=0.2)
+    assert group_of(learner).temperature == pytest.approx(DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap, rel=0.2)
     fixed = make_learner(config_of("kl", temperature=0.3))
     fixed.update([ray.put(columns)])
-    assert fixed._temperature == 0.3
+    assert group_of(fixed).temperature == 0.3
 
 
 def test_nothing_is_learned_while_a_schedule_says_so(cluster):
@@ -379,7 +387,7 @@ def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
     columns = ray.put(fragment(4_096, names=DISTILLATION_COLUMNS + TD_COLUMNS))
     for settings, expected in (
         ({"temperature": "auto"}, lambda learner: DistillDQNConfig.AUTO_TEMPERATURE_GAPS),
-        ({"temperature": 0.5}, lambda learner: 0.5 / learner._statistics.gap_quantile(0.5)),
+        ({"temperature": 0.5}, lambda learner: 0.5 / group_of(learner).statistics.gap_quantile(0.5)),
         ({"temperature": 0.5, "td_coeff": 1.0}, lambda learner: 0.5),
         ({"temperature": 0.5, "td_coeff": [[0, 0.0], [100, 1.0]]}, lambda learner: 0.5),  # all the time
         ({"temperature": 0.5, "loss": "mse"}, lambda learner: 0.5),
@@ -387,7 +395,7 @@ def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
     ):
         learner = make_learner(config_of(**settings))
         learner.update([columns])
-        assert learner._student_temperature == pytest.approx(expected(learner))
+        assert group_of(learner).student_temperature == pytest.approx(expected(learner))
 
 
 def test_the_student_is_the_average_of_the_weights(cluster, monkeypatch):
@@ -409,14 +417,14 @@ def test_the_student_is_the_average_of_the_weights(cluster, monkeypatch):
     for t, weights in enumerate(history[1:], start=2):
         average = [a + (w - a) / (1 + 0.5 * (t - 1)) for a, w in zip(average, weights, strict=True)]
     torch.testing.assert_close([p.detach() for p in params], average)
-    torch.testing.assert_close(learner._training_weights, history[-1])
+    torch.testing.assert_close(student_of(learner).training_weights, history[-1])
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
 def test_without_averaging_the_student_is_the_last_weights(cluster, loss):
     learner = make_learner(config_of(loss, weight_averaging=0.0))
     learner.update([ray.put(fragment())], num_gradient_steps=4)
-    assert learner._training_weights is None
+    assert student_of(learner).training_weights is None
 
 
 @pytest.mark.parametrize("grad_clip_by", ["global_norm", "value", "norm"])
@@ -507,4 +515,4 @@ def test_what_was_lost_with_its_env_runner_is_left_out(cluster, monkeypatch):
     monkeypatch.setattr(ray, "get", get_or_fail)
     learner = make_learner(config_of())
     learner.update([lost, kept])
-    assert len(learner.replay) == 256
+    assert len(group_of(learner).replay) == 256

@@ -20,39 +20,53 @@ LIMIT = 2  # requests under way
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Runner(FaultAwareApply):
-    """Answers at once, or as soon as a file is there."""
+    """Answers as soon as a file is there; `open_gate` always is."""
 
-    def __init__(self, worker_index: int, gate: str | None):
+    def __init__(self, worker_index: int, open_gate: str):
         self.config = SimpleNamespace(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0)
         self.worker_index = worker_index
-        self.gate = gate
+        self.start(open_gate)
+
+    def start(self, gate: str) -> None:
+        self.gate = Path(gate)
         self.count = 0
 
     def set_state_and_sample(self, state: dict, names: tuple) -> Sample:
-        while self.gate is not None and not Path(self.gate).exists():
+        while not self.gate.exists():
             time.sleep(0.01)
         self.count += 1
         return Sample(self.worker_index, [], {"names": names}, state["weights_seq_no"], {})
 
 
-@pytest.fixture
-def make_requests(cluster):
-    groups = []
+@pytest.fixture(scope="module")
+def group(cluster):
+    """Two EnvRunners."""
+    config = DistillDQNConfig().environment("CartPole-v1")
+    config.env_runners(max_requests_in_flight_per_env_runner=LIMIT)
+    group = EnvRunnerGroup(config=config, local_env_runner=False, _setup=False)
+    group._remote_config = config
+    group._worker_manager.add_actors([Runner.remote(index, __file__) for index in (1, 2)])
+    yield group
+    group._worker_manager.clear()
 
-    def make(*gates: str | None, **settings) -> tuple[EnvRunnerGroup, SampleRequests]:
-        """A group of one EnvRunner for each gate; None: always open."""
-        config = DistillDQNConfig().environment("CartPole-v1")
-        config.env_runners(max_requests_in_flight_per_env_runner=LIMIT)
-        group = EnvRunnerGroup(config=config, local_env_runner=False, _setup=False)
-        group._remote_config = config
-        runners = [Runner.remote(index, gate and str(gate)) for index, gate in enumerate(gates, start=1)]
-        group._worker_manager.add_actors(runners)
-        groups.append(group)
-        return group, SampleRequests(group, **({"max_staleness": None, "timeout_s": 60.0} | settings))
+
+@pytest.fixture
+def make_requests(group, tmp_path):
+    gate = tmp_path / "gate"
+
+    def make(*, open_gates: int, **settings) -> SampleRequests:
+        """Requests to both EnvRunners; the second answers when the gate is opened, unless that is open, too."""
+        wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)
+        for index in (1, 2):
+            path = str(gate if index > open_gates else __file__)
+            group.foreach_env_runner(
+                lambda runner, path=path: runner.start(path), remote_worker_ids=[index], local_env_runner=False
+            )
+        return SampleRequests(group, **({"max_staleness": None, "timeout_s": 60.0} | settings))
 
     yield make
-    for group in groups:
-        group._worker_manager.clear()
+    gate.touch()
+    SampleRequests(group, max_staleness=None, timeout_s=None).forget()
 
 
 def send(requests, seq_no, **kwargs):
@@ -76,8 +90,8 @@ def counts(group):
     return group.foreach_env_runner(lambda runner: runner.count, local_env_runner=False)
 
 
-def test_never_more_than_the_limit_are_under_way(make_requests):
-    group, requests = make_requests(None, None)
+def test_never_more_than_the_limit_are_under_way(group, make_requests):
+    requests = make_requests(open_gates=2)
     for _ in range(5):
         send(requests, 0)
         assert len(requests) == 2 * LIMIT
@@ -90,8 +104,8 @@ def test_never_more_than_the_limit_are_under_way(make_requests):
     assert counts(group) == [2 * LIMIT, 2 * LIMIT]
 
 
-def test_only_those_without_a_request_are_asked_when_told_so(make_requests, tmp_path):
-    group, requests = make_requests(None, tmp_path / "gate")
+def test_only_those_without_a_request_are_asked_when_told_so(group, make_requests, tmp_path):
+    requests = make_requests(open_gates=1)
     send(requests, 0, only_to_idle=True)
     assert len(requests) == 2
     assert of(requests.fetch(weights_seq_no=0)) == [1]
@@ -101,16 +115,16 @@ def test_only_those_without_a_request_are_asked_when_told_so(make_requests, tmp_
     assert counts(group) == [2, 1]
 
 
-def test_each_request_carries_what_it_was_sent_with(make_requests):
-    _, requests = make_requests(None)
+def test_each_request_carries_what_it_was_sent_with(group, make_requests):
+    requests = make_requests(open_gates=2)
     send(requests, 7)
     (first, *_) = requests.fetch(weights_seq_no=7)
     assert first.metrics == {"names": ("obs",)}
     assert first.weights_seq_no == 7
 
 
-def test_a_slow_env_runner_keeps_nobody_waiting(make_requests, tmp_path):
-    group, requests = make_requests(None, tmp_path / "gate")
+def test_a_slow_env_runner_keeps_nobody_waiting(group, make_requests, tmp_path):
+    requests = make_requests(open_gates=1)
     for seq_no in range(20):
         send(requests, seq_no)
         assert set(of(requests.fetch(weights_seq_no=seq_no))) == {1}
@@ -121,8 +135,8 @@ def test_a_slow_env_runner_keeps_nobody_waiting(make_requests, tmp_path):
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
-def test_whoever_would_be_too_stale_is_waited_for(make_requests, tmp_path, max_staleness):
-    _, requests = make_requests(None, tmp_path / "gate", max_staleness=max_staleness)
+def test_whoever_would_be_too_stale_is_waited_for(group, make_requests, tmp_path, max_staleness):
+    requests = make_requests(open_gates=1, max_staleness=max_staleness)
     send(requests, 0)
     for seq_no in range(max_staleness):
         assert set(of(requests.fetch(weights_seq_no=seq_no))) == {1}
@@ -139,9 +153,8 @@ def test_whoever_would_be_too_stale_is_waited_for(make_requests, tmp_path, max_s
     assert all(sample.weights_seq_no == 0 for sample in late[:LIMIT])
 
 
-def test_one_that_hangs_is_waited_for_once_and_then_left_out(make_requests, tmp_path, caplog):
-    group, requests = make_requests(None, tmp_path / "gate", max_staleness=0, timeout_s=5.0)
-    assert counts(group) == [0, 0]  # they have started
+def test_one_that_hangs_is_waited_for_once_and_then_left_out(group, make_requests, tmp_path, caplog):
+    requests = make_requests(open_gates=1, max_staleness=0, timeout_s=5.0)
     send(requests, 0, only_to_idle=True)
     assert of(requests.fetch(weights_seq_no=0)) == [1]
     assert "1 samples have not come within sample_timeout_s=5.0" in caplog.text
@@ -164,8 +177,8 @@ def pid_of(group, worker_index):
     return pid
 
 
-def test_one_that_is_killed_in_mid_flight_comes_back(make_requests, tmp_path):
-    group, requests = make_requests(None, tmp_path / "gate")
+def test_one_that_is_killed_in_mid_flight_comes_back(group, make_requests, tmp_path):
+    requests = make_requests(open_gates=1)
     pid = pid_of(group, 2)
     send(requests, 0)
     os.kill(pid, signal.SIGKILL)
@@ -189,18 +202,19 @@ def test_one_that_is_killed_in_mid_flight_comes_back(make_requests, tmp_path):
     assert [sample.weights_seq_no for sample in late] == [100, 100]
 
 
-def test_when_nobody_is_left_there_are_no_samples(make_requests, tmp_path):
-    group, requests = make_requests(tmp_path / "gate")
-    pid = pid_of(group, 1)
+def test_when_nobody_is_left_there_are_no_samples(group, make_requests, tmp_path):
+    requests = make_requests(open_gates=0)
+    pids = [pid_of(group, index) for index in (1, 2)]
     send(requests, 0)
-    os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
     assert requests.fetch(weights_seq_no=0) == []
     send(requests, 0)
     assert len(requests) == 0
 
 
-def test_what_is_forgotten_is_not_fetched(make_requests):
-    group, requests = make_requests(None, None)
+def test_what_is_forgotten_is_not_fetched(group, make_requests):
+    requests = make_requests(open_gates=2)
     send(requests, 0)
     requests.forget()
     assert len(requests) == 0

@@ -227,7 +227,7 @@ def test_what_pbt_exchanges_is_the_students_and_not_the_settings(cluster, teache
     taker.train()
     for student in taker._students:
         learner = student.learner_group._learner
-        assert (learner._temperature, learner._coefficients["kd"]) == (0.5, 3.0)
+        assert (learner.groups["default_policy"].temperature, learner._coefficients["kd"]) == (0.5, 3.0)
         assert {group["lr"] for group in learner.get_optimizer("default_policy").param_groups} == {0.002}
     donor.stop(), taker.stop()
 

@@ -25,7 +25,17 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.numpy import SMALL_NUMBER
 
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
-from rllib_kd.observations import Flatten, Normalize, ObservationPipeline, RLlibConnectors, StackFrames, Stage
+from rllib_kd.observations import (
+    Flatten,
+    Images,
+    ImagesToFloats,
+    Normalize,
+    ObservationPipeline,
+    RLlibConnectors,
+    StackFrames,
+    Stage,
+)
+from rllib_kd.spaces import input_space, is_byte_image
 
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
 _CONNECTORS = "env_runner/{}_connector"
@@ -318,6 +328,7 @@ def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
 # --- Connectors -------------------------------------------------------------------------------------------------------
 
 _STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
+_IMAGES = Name(ImagesToFloats.__module__, ImagesToFloats.__name__)
 
 
 def _spec(connector: Any) -> _ConnectorSpec:
@@ -341,6 +352,8 @@ def _is_default(name: Name) -> bool:
 
 def _stage_name(name: Name) -> str | None:
     """Which known connector it is; default ones count as known."""
+    if name == _IMAGES:
+        return name.name
     known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
     return name.name if known else None
 
@@ -352,8 +365,8 @@ def _stages(specs: Sequence[_ConnectorSpec], space: gym.Space) -> tuple[Stage, .
         if _is_default(name):
             continue
         stage = _stage(_stage_name(name), kwargs, state, space)
-        # RLlib's frame stacking writes to the batch: a connector after it would be without effect.
-        if stage is None or any(isinstance(earlier, StackFrames) for earlier in stages):
+        # These write to the batch: a connector after them would be without effect.
+        if stage is None or any(isinstance(earlier, StackFrames | Images) for earlier in stages):
             return None
         stages.append(stage)
         if isinstance(stage, Flatten):
@@ -368,6 +381,8 @@ def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any]
         return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
     if kind == "FrameStacking":
         return StackFrames(int(kwargs["num_frames"]))
+    if kind == _IMAGES.name and is_byte_image(space):
+        return Images(input_space(space).shape)
     if kind == "MeanStdFilter" and set(state) == {None} and len(state[None]["running_stats"]) == 1:
         return _normalize(state[None])
     return None

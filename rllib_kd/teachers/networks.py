@@ -115,11 +115,11 @@ def layered_teacher(
         raise ValueError(f"it has {num_outputs} outputs, but there are {num_actions} actions")
     layers, own_stages, shape, shown_space = _split(layers, tensors, shape)
     action_space = gym.spaces.Discrete(num_outputs)
+    stages = (*stages, *own_stages)
     low, high = (0, 1) if any(isinstance(stage, Images) and stage.scaled for stage in stages) else (-np.inf, np.inf)
     input_space = gym.spaces.Box(low, high, shape, np.float32)
     module = as_rllib_module(layers, tensors, input_space, action_space)
     network = module or QNetwork(build_layers(layers, tensors), input_space, action_space)
-    stages = (*stages, *own_stages)
     pipeline = ObservationPipeline(observation_space or shown_space, stages) if stages else None
     return Teacher(network, pipeline=pipeline, source=source)
 
@@ -153,6 +153,12 @@ def _split(
         clip = layers[0]["clip"]
         stages.append(Normalize(mean, std, None if clip is None else float(clip)))
         layers = layers[1:]
+    if layers and layers[0]["op"] == "pixels" and layers[0]["divisor"] == 255:
+        shown = gym.spaces.Box(0, 255, shape, np.uint8)
+        first, middle, last = shape
+        images = Images((middle, last, first) if layers[0]["channels_first"] else (first, middle, last))
+        stages.append(images)
+        layers, shape = layers[1:], images.shape
     return layers, tuple(stages), shape, shown
 
 

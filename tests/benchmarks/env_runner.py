@@ -15,7 +15,7 @@ from torch import nn
 
 from rllib_kd import load_teacher
 from rllib_kd.env_runner import DistillEnvRunner
-from rllib_kd.learner import DISTILLATION_COLUMNS
+from rllib_kd.learning import DISTILLATION_COLUMNS
 from tests.benchmarks.harness import NUM_ENVS, UNITS, VECTOR_STEPS, compare, distillation_config, rate
 
 

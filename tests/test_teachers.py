@@ -247,3 +247,16 @@ def test_features_are_what_the_last_layer_makes_q_values_of(head):
     assert labels["teacher_features"].shape == (10, 24 if head else 16)
     weight, bias = list(module.af.parameters())[-2:]
     torch.testing.assert_close(labels["teacher_features"] @ weight.detach().T + bias.detach(), labels["teacher_q"])
+
+
+def test_processes_of_a_node_share_the_weights(cluster, small_teacher):
+    """What comes out of the object store is used where it lies there."""
+    teacher = load_teacher(small_teacher)
+    reference = ray.put(teacher)
+    first, second = ray.get(reference), ray.get(reference)
+    addresses = [[p.data_ptr() for p in each.module.parameters()] for each in (teacher, first, second)]
+    assert addresses[1] == addresses[2]
+    assert not set(addresses[0]) & set(addresses[1])
+    assert not any(p.requires_grad for p in first.module.parameters())
+    obs = torch.as_tensor(states(8))
+    assert torch.equal(first.q_values(obs), teacher.q_values(obs))

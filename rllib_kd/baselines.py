@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import ray.cloudpickle
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
@@ -23,11 +26,74 @@ logger = logging.getLogger(__name__)
 #: Packages whose environments change with their version alone. Others may be edited between two runs.
 _FIXED_ENVIRONMENTS = {"gymnasium": "gymnasium", "ale_py": "ale-py"}
 
+BASELINES = ("teacher", "random")
 #: Undiscounted returns of each episode, by who played.
-Returns = dict[str, list[float]]
+Played = dict[str, list[float]]
 
 
-def cached(key: str | None, measure: Callable[[], Returns]) -> Returns:
+@dataclass
+class Returns:
+    """Mean undiscounted returns in one student's environment; NaN as long as they are not known."""
+
+    teacher: float = math.nan
+    random: float = math.nan
+    student: float = math.nan  # by the last evaluation
+
+    @property
+    def ratio(self) -> float:
+        """(student − random) / (teacher − random); NaN where the teacher is no better than a random policy."""
+        gap = self.teacher - self.random
+        return (self.student - self.random) / gap if gap > 0 else math.nan
+
+
+def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bool) -> None:
+    """Warn of a teacher that plays no better than a random policy, or far worse than in its training.
+
+    Args:
+        played: returns of the "teacher" and the "random" policy.
+        teacher: that played.
+        env: in which, for messages.
+        must_gain: whether it must be better than a random policy.
+
+    Raises:
+        ValueError: it is not, but must be.
+    """
+    num_episodes = len(played["teacher"])
+    teacher_return, random_return = (float(np.mean(played[who])) for who in BASELINES)
+    noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in played.values()))
+    gain = teacher_return - random_return
+    trained_return = teacher.trained_return
+    if must_gain and gain <= 0:
+        raise ValueError(
+            "kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
+            f"{teacher_return:.4g} and {random_return:.4g} over {num_episodes} episodes."
+        )
+    if gain <= noise:
+        logger.warning(
+            "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
+            "episodes. It may have been trained in another environment, or with other wrappers and connectors "
+            "(e.g. a missing frame stack or observation filter).",
+            teacher.source,
+            env,
+            teacher_return,
+            random_return,
+            num_episodes,
+        )
+    elif trained_return is not None and gain < 0.5 * (trained_return - random_return):
+        logger.warning(
+            "The teacher '%s' plays '%s' far worse than in its training: a mean return of %.4g over %d episodes, "
+            "where its training ended with %.4g, and a random policy has %.4g. The environment may differ from the "
+            "one of its training, in its wrappers, its config or its connectors.",
+            teacher.source,
+            env,
+            teacher_return,
+            num_episodes,
+            trained_return,
+            random_return,
+        )
+
+
+def cached(key: str | None, measure: Callable[[], Played]) -> Played:
     """What was measured once under this key, or is measured now. None as key: always now.
 
     The cache is a folder of small JSON files: `$XDG_CACHE_HOME/rllib_kd`, by default `~/.cache/rllib_kd`.

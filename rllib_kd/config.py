@@ -5,22 +5,28 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
+from rllib_kd import atari
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers import absolute_teacher_uri
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Teacher
 
 if TYPE_CHECKING:
+    from ray.rllib.connectors.env_to_module import EnvToModulePipeline
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+INITS = ("random", "teacher")
 ROLLOUT_POLICIES = ("teacher", "student", "mixture")
 #: Keys of a model config that set how wide the student is.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
@@ -48,7 +54,7 @@ class DistillDQNConfig(DQNConfig):
         from rllib_kd.env_runner import DistillEnvRunner
 
         super().__init__(algo_class=algo_class or DistillDQN)
-        self.teacher: str | Teacher | None = None
+        self.teacher: str | Teacher | Mapping[str, str | Teacher] | None = None
         self.trust_checkpoint = False
         self.loss = "kl"
         self.temperature: float | Literal["auto"] = "auto"
@@ -61,12 +67,17 @@ class DistillDQNConfig(DQNConfig):
         self.value_gate = False
         self.feature_coeff = 0.0
         self.weight_averaging = 0.1
+        self.bf16 = False
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
+        self.student: str | None = None
+        self.students: dict[str, Any] = {}
+        self.init = "random"
         self.num_baseline_episodes: int | None = None
+        self.max_staleness: int | None = None
 
         # RLlib's own fields.
         self.env_runner_cls = DistillEnvRunner
@@ -78,8 +89,11 @@ class DistillDQNConfig(DQNConfig):
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
         self.training_intensity = 32.0
-        # An iteration takes a fraction of a second, and waits that long for each EnvRunner that is not back yet: on a
-        # cluster until a lost node is replaced. RLlib's default is 30 s.
+        # One that is worked on while the Learner learns, and one after it.
+        self.max_requests_in_flight_per_env_runner = 2
+        # Asks every EnvRunner, at each iteration, and waits for all; what it is for comes with the samples.
+        self._dont_auto_sync_env_runner_states = True
+        # How long to wait for the first of them to come back when all EnvRunners are lost. RLlib's default is 30 s.
         self.env_runner_health_probe_timeout_s = 1.0
         self.replay_buffer_config = {
             "type": "ColumnarReplay",
@@ -92,7 +106,7 @@ class DistillDQNConfig(DQNConfig):
     def distillation(
         self,
         *,
-        teacher: str | os.PathLike[str] | Teacher | None = NotProvided,
+        teacher: str | os.PathLike[str] | Teacher | Mapping[str, Any] | None = NotProvided,
         trust_checkpoint: bool = NotProvided,
         loss: str = NotProvided,
         temperature: float | Literal["auto"] = NotProvided,
@@ -105,12 +119,17 @@ class DistillDQNConfig(DQNConfig):
         value_gate: bool = NotProvided,
         feature_coeff: float = NotProvided,
         weight_averaging: float = NotProvided,
+        bf16: bool = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule = NotProvided,
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
+        student: str | None = NotProvided,
+        students: Mapping[str, str | Mapping[str, Any]] = NotProvided,
+        init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
+        max_staleness: int | None = NotProvided,
     ) -> DistillDQNConfig:
         """Sets what is distilled from whom, how, and on which states.
 
@@ -118,8 +137,9 @@ class DistillDQNConfig(DQNConfig):
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
                 Stable-Baselines3, CleanRL, safetensors, ONNX or TorchScript; or "cartpole", the teacher that comes with
                 the package. A path becomes absolute at once. Or a teacher that is loaded already, by `load_teacher()`:
-                it then travels with the config, to where the path does not exist. None: with `td_coeff` above 0 this is
-                DQN itself, and its checkpoints are teachers like any other.
+                it then travels with the config, to where the path does not exist. In multi-agent settings: a dict of
+                one teacher for each policy that is to learn. None: with `td_coeff` above 0 this is DQN itself, and its
+                checkpoints are teachers like any other.
             trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
                 of your own, and for TorchScript. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities), "reverse_kl", "jsd" (between the two), "nll"
@@ -157,6 +177,9 @@ class DistillDQNConfig(DQNConfig):
             weight_averaging: the student is the average of the weights over about this share of the gradient steps so
                 far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) does for the last
                 student what a decaying learning rate does, for any length of training. Not used with `td_coeff`.
+            bf16: whether the student's forward and backward passes in the Learner compute in bfloat16
+                (`torch.autocast`); its weights, the loss and the optimizer stay in float32. For convolutions on a GPU;
+                small networks, and most CPUs, gain nothing. Default: False.
             rollout_policy: who acts in the EnvRunners, and so whose states are learned: "teacher", "student", or
                 "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
@@ -168,16 +191,34 @@ class DistillDQNConfig(DQNConfig):
                 `evaluation_interval`. Agarwal et al. 2022, arXiv 2206.01626.
             td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
-                with narrower layers. None (default): 0.04, unless `rl_module(model_config=...)` shapes the student.
+                with narrower layers. None (default): 0.04, unless `student` or `rl_module(model_config=...)` shapes the
+                student.
+            student: one of the networks for 84 × 84 images of Rusu et al. 2015, by name: "rusu-net1", "rusu-net2" or
+                "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None (default): as
+                `compression` says.
+            students: a family that learns from one stream of states, instead of one student. By name a model config, as
+                {"s16": {"fcnet_hiddens": [16]}, "linear": {"fcnet_hiddens": []}}, {"compression": 0.01}, or what
+                `student` takes; `rl_module(model_config=...)` has what they share. They take turns in acting, an
+                episode each. Plain MLPs of one depth learn side by side: eight cost little more than one.
+            init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
+                useful units, fitted by least squares to what it computes on the first states that come in, before the
+                first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
+                architecture that see the same, and layers no more and no wider than the teacher's.
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
                 algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
                 `evaluation_duration`. 0: none, and no return ratio.
+            max_staleness: how many updates of the student a sample of a remote EnvRunner may miss before it is learned
+                from; ≥ 0. 0: none, so that EnvRunners and Learner take turns, and a seed gives one result. 1: they work
+                at the same time, but EnvRunners wait for the slowest of them. None (default): nobody waits for anybody;
+                what a sample misses is limited by `env_runners(max_requests_in_flight_per_env_runner=...)` alone, and
+                shows in the result's `staleness_max`.
 
         Returns:
             This config.
         """
         if teacher is not NotProvided:
-            self.teacher = teacher if isinstance(teacher, Teacher | None) else absolute_teacher_uri(teacher)
+            self.teacher = teacher  # type: ignore[assignment]  # paths become strings at once
+            self.set_teachers(lambda _, one: one if isinstance(one, Teacher) else absolute_teacher_uri(one))
         given = {
             "trust_checkpoint": trust_checkpoint,
             "loss": loss,
@@ -191,12 +232,17 @@ class DistillDQNConfig(DQNConfig):
             "value_gate": value_gate,
             "feature_coeff": feature_coeff,
             "weight_averaging": weight_averaging,
+            "bf16": bf16,
             "rollout_policy": rollout_policy,
             "teacher_fraction": teacher_fraction,
             "kd_coeff": kd_coeff,
             "td_coeff": td_coeff,
             "compression": compression,
+            "student": student,
+            "students": students,
+            "init": init,
             "num_baseline_episodes": num_baseline_episodes,
+            "max_staleness": max_staleness,
         }
         for name, value in given.items():
             if value is not NotProvided:
@@ -210,9 +256,24 @@ class DistillDQNConfig(DQNConfig):
             ValueError: saying what was got, what was expected and what to do.
         """
         self._check_field_names()
+        self._settle_atari()
+        self._settle_env_runner()
         self._check_distillation()
         self._check_scope()
         super().validate()
+
+    def _settle_atari(self) -> None:
+        """A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env."""
+        if atari.is_game(self.env) and self._env_to_module_connector is None and not self._is_frozen:
+            self.environment(env_config={**atari.VECTOR_DEFAULTS, **self.env_config})
+            self.env_runners(gym_env_vectorize_mode="vector_entry_point")
+
+    def _settle_env_runner(self) -> None:
+        from rllib_kd.env_runner import DistillEnvRunner
+        from rllib_kd.multi_agent_env_runner import DistillMultiAgentEnvRunner
+
+        if self.is_multi_agent and self.env_runner_cls is DistillEnvRunner and not self._is_frozen:
+            self.env_runner_cls = DistillMultiAgentEnvRunner
 
     def get_default_learner_class(self) -> type:
         """`DistillDQNTorchLearner`."""
@@ -226,16 +287,42 @@ class DistillDQNConfig(DQNConfig):
 
         return student_module_spec(self.model_config)
 
+    def get_multi_rl_module_spec(self, **kwargs: Any) -> MultiRLModuleSpec:
+        """RLlib's; of a family, all students."""
+        from rllib_kd.students import student_module_spec
+
+        if not self.students:
+            return super().get_multi_rl_module_spec(**kwargs)
+        specs = {name: student_module_spec(self.model_config | shape) for name, shape in self.students.items()}
+        for spec in specs.values():
+            spec.observation_space, spec.action_space = kwargs["spaces"][DEFAULT_MODULE_ID]
+            spec.inference_only = kwargs.get("inference_only", False)
+        return MultiRLModuleSpec(rl_module_specs=specs)
+
+    def build_env_to_module_connector(
+        self, env: Any = None, spaces: Any = None, device: Any = None
+    ) -> EnvToModulePipeline:
+        """RLlib's pipeline; without connectors of one's own, images of bytes become what networks take."""
+        from rllib_kd.observations import ImagesToFloats
+        from rllib_kd.spaces import is_byte_image
+
+        pipeline = super().build_env_to_module_connector(env, spaces, device)
+        if self._env_to_module_connector is None and is_byte_image(pipeline.input_observation_space):
+            pipeline.prepend(ImagesToFloats())
+        return pipeline
+
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
         """The greedy student alone, in RLlib's standard EnvRunner, an environment at a time unless set otherwise.
 
         With several environments RLlib counts the episodes that end first, which favours short ones.
         """
+        from rllib_kd.env_runner import StudentsEnvRunner
+
         config = super().get_evaluation_config_object()
         if config is not None:
             overrides = self.evaluation_config
             given = overrides if isinstance(overrides, Mapping) else {}
-            config.env_runner_cls = given.get("env_runner_cls")
+            config.env_runner_cls = given.get("env_runner_cls", StudentsEnvRunner if self.students else None)
             config.explore = given.get("explore", False)
             config.num_envs_per_env_runner = given.get("num_envs_per_env_runner", 1)
         return config
@@ -264,11 +351,45 @@ class DistillDQNConfig(DQNConfig):
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
-    def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
-        """Which of the modules learn from one teacher and one stream of states, by the name of the group."""
+    # A *group* is one teacher, one stream of states, and the students that learn from it: in multi-agent settings there
+    # is one for each module with a teacher, named like it; otherwise there is one.
+
+    @property
+    def teachers(self) -> dict[str, str | Teacher]:
+        """The teacher of each group; none without a teacher."""
         if isinstance(self.teacher, Mapping):
-            return {module_id: [module_id] for module_id in self.teacher}
+            return dict(self.teacher)
+        return {} if self.teacher is None else {DEFAULT_MODULE_ID: self.teacher}
+
+    def set_teachers(self, change: Callable[[str, Any], str | Teacher]) -> None:
+        """Replace the teacher of each group by `change(group, teacher)`."""
+        changed = {group_id: change(group_id, teacher) for group_id, teacher in self.teachers.items()}
+        self.teacher = changed if isinstance(self.teacher, Mapping) else changed.get(DEFAULT_MODULE_ID)
+
+    def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
+        """The modules of each group's students."""
+        if self.is_multi_agent:
+            return {group_id: [group_id] for group_id in self.teachers}
         return {DEFAULT_MODULE_ID: list(module_ids)}
+
+    def by_group(self, fragment: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """The columns for each group, of a fragment as EnvRunners send it."""
+        return fragment if self.is_multi_agent else {DEFAULT_MODULE_ID: fragment}
+
+    def temperatures(self, median_gap: float) -> tuple[float, float]:
+        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp.
+
+        Args:
+            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
+        """
+        from rllib_kd.losses import POLICY_LOSSES
+
+        temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
+        if self.student_temperature is not None:
+            return temperature, self.student_temperature
+        if self.loss not in POLICY_LOSSES or self.uses_td:
+            return temperature, temperature  # both put out Q-values
+        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
     @property
     def uses_td(self) -> bool:
@@ -287,11 +408,12 @@ class DistillDQNConfig(DQNConfig):
     def _check_distillation(self) -> None:
         from rllib_kd.losses import LOSSES, POLICY_LOSSES
 
-        if not isinstance(self.teacher, str | os.PathLike | Teacher | None):
-            raise ValueError(
-                f"DistillDQN needs a teacher, got {self.teacher!r}. Name one with "
-                ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
-            )
+        for teacher in self.teachers.values():
+            if not isinstance(teacher, str | os.PathLike | Teacher):
+                raise ValueError(
+                    f"DistillDQN needs a teacher, got {teacher!r}. Name one with "
+                    ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
+                )
         if self.loss not in LOSSES:
             hint = did_you_mean(str(self.loss).lower(), LOSSES)
             raise ValueError(f"Unknown loss {self.loss!r}.{hint} Known are: {', '.join(LOSSES)}.")
@@ -299,6 +421,8 @@ class DistillDQNConfig(DQNConfig):
             raise ValueError(
                 f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
             )
+        if self.init not in INITS:
+            raise ValueError(f"Unknown init {self.init!r}. Known are: {', '.join(INITS)}.")
         if not (isinstance(self.temperature, str) and self.temperature == "auto"):
             _check_positive("temperature", self.temperature, "a number, or 'auto'")
         if self.student_temperature is not None:
@@ -325,16 +449,14 @@ class DistillDQNConfig(DQNConfig):
             self._check_without_teacher()
         check_schedule("epsilon", self.epsilon, high=1.0)
         if self.compression is not None:
-            if not isinstance(self.compression, Real) or not 0.0 < self.compression <= 1.0:
-                raise ValueError(
-                    "`compression` must be in (0, 1]: student parameters / teacher parameters. Got "
-                    f"{self.compression!r}."
-                )
+            _check_compression("`compression`", self.compression)
             if widths := WIDTH_KEYS & set(self.given_model_config):
                 raise ValueError(
                     f"Both `compression`={self.compression:g} and {sorted(widths)} in rl_module(model_config=...) set "
                     "the widths of the student's layers. Set one of them."
                 )
+        if self.student is not None:
+            self._check_preset()
         own_scale = self.student_temperature not in (None, self.temperature)
         if self.uses_td and self.loss in POLICY_LOSSES and own_scale:
             raise ValueError(
@@ -349,9 +471,24 @@ class DistillDQNConfig(DQNConfig):
             )
         if not (self.uses_td or self.kd_coeff == "qdagger" or any(values_of(self.kd_coeff))):
             raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
+        if self.max_staleness is not None:
+            _check_integer("max_staleness", self.max_staleness, low=0)
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
             raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+    def _check_preset(self) -> None:
+        _check_preset("student", self.student)
+        if widths := WIDTH_KEYS & set(self.given_model_config):
+            raise ValueError(
+                f"Both `student`={self.student!r} and {sorted(widths)} in rl_module(model_config=...) set the widths "
+                "of the student's layers. Set one of them."
+            )
+        if self.compression is not None:
+            raise ValueError(
+                f"Both `student`={self.student!r} and `compression`={self.compression:g} set the size of the student. "
+                "Set one of them."
+            )
 
     def _check_without_teacher(self) -> None:
         if not self.uses_td:
@@ -367,6 +504,7 @@ class DistillDQNConfig(DQNConfig):
             ("gap_weighting", bool(self.gap_weighting)),
             ("value_gate", bool(self.value_gate)),
             ("feature_coeff", bool(self.feature_coeff)),
+            ("init", self.init != "random"),
         ):
             if makes_no_sense:
                 raise ValueError(
@@ -388,8 +526,8 @@ class DistillDQNConfig(DQNConfig):
             raise ValueError("DistillDQN runs on RLlib's new API stack only. Leave `api_stack(...)` at its defaults.")
         if self.framework_str != "torch":
             raise ValueError(f"DistillDQN needs framework 'torch', got {self.framework_str!r}.")
-        if self.is_multi_agent:
-            raise ValueError("DistillDQN distils single-agent policies; multi-agent settings are not supported.")
+        self._check_multi_agent()
+        self._check_students()
         if self.model_config.get("use_lstm"):
             raise ValueError("Recurrent students (`use_lstm=True`) are not supported. Stack frames instead.")
         if self.uses_td and self.num_atoms > 1:
@@ -421,23 +559,98 @@ class DistillDQNConfig(DQNConfig):
                 f"num_envs_per_env_runner to at least {self.num_learners}, got {self.num_envs_per_env_runner}."
             )
 
+    def _check_multi_agent(self) -> None:
+        if not self.is_multi_agent:
+            if isinstance(self.teacher, Mapping):
+                raise ValueError(
+                    f"There is a teacher for each of {sorted(self.teacher)}, but no such policies. Name them: "
+                    ".multi_agent(policies=..., policy_mapping_fn=...)."
+                )
+            return
+        policies = sorted(self.policies)
+        example = "{" + ", ".join(f"'{policy}': ..." for policy in policies[:2]) + "}"
+        if not isinstance(self.teacher, Mapping) or not self.teacher or not set(self.teacher) <= set(policies):
+            got = sorted(self.teacher) if isinstance(self.teacher, Mapping) else repr(self.teacher)
+            raise ValueError(
+                f"In multi-agent settings each policy that is to learn needs a teacher of its own: "
+                f".distillation(teacher={example}), with policies of {policies}. Got {got}."
+            )
+        trained = policies if self.policies_to_train is None else self.policies_to_train
+        if not callable(trained) and set(trained) != set(self.teacher):
+            raise ValueError(
+                f"The policies with a teacher are {sorted(self.teacher)}, but those to be trained are "
+                f"{sorted(trained)}. Set multi_agent(policies_to_train={sorted(self.teacher)})."
+            )
+        if self._env_to_module_connector is not None or self._module_to_env_connector is not None:
+            raise ValueError("Connectors of your own are not supported in multi-agent settings. Wrap the environment.")
+        if self.students or self.student:
+            raise ValueError(
+                "`student` and `students` are for single-agent settings. Shape the students of several policies by "
+                "`compression`, or by rl_module(...)."
+            )
+
+    def _check_students(self) -> None:
+        """The family, if there is one."""
+        if not self.students:
+            return
+        for name in ("student", "compression", "_rl_module_spec"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"Both `students` and `{name.removeprefix('_')}` say what is trained. Set one of them."
+                )
+        known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression"}
+        for name, shape in self.students.items():
+            where = f"`students['{name}']`"
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+                raise ValueError(f"The name of a student becomes that of a folder: a word, got {name!r}.")
+            if isinstance(shape, str):
+                _check_preset(f"student {where}:", shape)
+                continue
+            if not isinstance(shape, Mapping):
+                raise ValueError(f"{where} must be a model config such as {{'fcnet_hiddens': [16]}}, got {shape!r}.")
+            for key in shape:
+                if key not in known:
+                    raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
+            if len({"compression"} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
+                raise ValueError(
+                    f"{where} must have either `compression` or widths ({', '.join(sorted(WIDTH_KEYS))}), got "
+                    f"{dict(shape)}."
+                )
+            if "compression" in shape:
+                _check_compression(f"{where}: `compression`", shape["compression"])
+
     def _check_pieces(self) -> None:
         """RLlib's pieces that this algorithm replaces: whoever replaces them again must start from ours."""
         from rllib_kd.env_runner import DistillEnvRunner
         from rllib_kd.learner import DistillDQNTorchLearner
+        from rllib_kd.multi_agent_env_runner import DistillMultiAgentEnvRunner
 
         if not issubclass(self.learner_class, DistillDQNTorchLearner):
             raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {self.learner_class.__name__}.")
         if self.in_evaluation:
             return
-        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, DistillEnvRunner)):
-            raise ValueError(f"`env_runner_cls` must be a DistillEnvRunner, got {self.env_runner_cls}.")
+        expected = DistillMultiAgentEnvRunner if self.is_multi_agent else DistillEnvRunner
+        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, expected)):
+            raise ValueError(f"`env_runner_cls` must be a {expected.__name__}, got {self.env_runner_cls}.")
         if self._learner_connector is not None:
             raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
         if self.batch_mode != "truncate_episodes":
             raise ValueError(f"`batch_mode` must be 'truncate_episodes', got {self.batch_mode!r}.")
         if self.store_buffer_in_checkpoints:
             raise ValueError("`store_buffer_in_checkpoints` is not supported yet: the replay refills after a restore.")
+
+
+def _check_preset(what: str, name: object) -> None:
+    from rllib_kd.students import PRESETS
+
+    if name not in PRESETS:
+        hint = did_you_mean(str(name).lower(), PRESETS)
+        raise ValueError(f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}.")
+
+
+def _check_compression(what: str, value: object) -> None:
+    if not isinstance(value, Real) or not 0.0 < float(value) <= 1.0:
+        raise ValueError(f"{what} must be in (0, 1]: student parameters / teacher parameters. Got {value!r}.")
 
 
 def _check_integer(name: str, value: object, *, low: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +18,20 @@ import numpy as np
 import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
 from rllib_kd.checkpoints.rllib import is_default_connector
-from rllib_kd.observations import Shown, View
-from rllib_kd.replay import VALID
-from rllib_kd.spaces import check_spaces
+from rllib_kd.family import FamilyQValues, FamilyTurns
+from rllib_kd.frames import VALID, pack
+from rllib_kd.observations import Images, ImagesToFloats, ObservationPipeline, Shown, View, as_input
+from rllib_kd.sampling import Sample
+from rllib_kd.spaces import check_spaces, is_byte_image
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
 logger = logging.getLogger(__name__)
@@ -135,12 +140,66 @@ class Fragment:
         return columns
 
 
-class DistillEnvRunner(SingleAgentEnvRunner):
+class StudentsEnvRunner(SingleAgentEnvRunner):
+    """RLlib's single-agent EnvRunner, with all students of a family, of whom one acts.
+
+    Without a family it is RLlib's.
+    """
+
+    #: All of them. None: there is one student, `module`.
+    family: MultiRLModule | None = None
+
+    @override(SingleAgentEnvRunner)
+    def make_module(self) -> None:
+        if not self.config.students:
+            super().make_module()
+            return
+        self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
+        assert self.family is not None
+        for module in self.family.values():
+            module.to(self._device)
+        self.let_act(next(iter(self.config.students)))
+
+    def let_act(self, name: str) -> None:
+        """Let that student act."""
+        assert self.family is not None
+        self.module = self.family[name]
+
+    @override(SingleAgentEnvRunner)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with self._all_students():
+            return super().get_state(*args, **kwargs)
+
+    @override(SingleAgentEnvRunner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        with self._all_students():
+            super().set_state(state)
+
+    @override(SingleAgentEnvRunner)
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        with self._all_students():
+            return super().get_checkpointable_components()
+
+    @contextmanager
+    def _all_students(self) -> Iterator[None]:
+        """Where RLlib reads or writes the module, it means the whole family."""
+        acting = self.module
+        self.module = acting if self.family is None else self.family
+        try:
+            yield
+        finally:
+            self.module = acting
+
+
+class DistillEnvRunner(StudentsEnvRunner):
     """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
 
     def __init__(self, **kwargs: Any):
         self.module: Any = None
         super().__init__(**kwargs)
+        if self.family is not None:
+            self._turns = FamilyTurns(len(self.family), self.num_envs, offset=self.worker_index * self.num_envs)
+            self._family_q = FamilyQValues(dict(self.family.items()))
         self._teacher: Any = None
         self._teacher_view: View | None = None  # None: the teacher takes what the student takes
         self._shown: Any = None  # what the env shows now
@@ -151,6 +210,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
+        self._has_plain_connectors = has_plain_connectors(self)
         self._samples_directly = self._needs_no_episodes()
         if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
             logger.warning(
@@ -164,17 +224,28 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             check_spaces(self._env_to_module.observation_space, self.env.single_action_space)
         super().make_module()
 
+    @override(StudentsEnvRunner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if self.family is not None:
+            self._family_q.refresh()
+
     def set_teacher(self, teacher: Teacher) -> None:
         """Take the teacher whose Q-values are the labels."""
         self._teacher = teacher.to(self._device)
-        self._teacher_view = None
-        if self.env is not None and not self._samples_directly:
-            # Connectors stand between the env and the student, and are none of the teacher's.
-            takes_what_is_shown = teacher.takes(self.env.single_observation_space)
-            self._teacher_view = teacher.start() if takes_what_is_shown else None
-        elif teacher.pipeline is not None and teacher.pipeline.stages:
-            self._teacher_view = teacher.start()
+        self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
         self._needs_initial_reset = True  # a view starts with an episode
+
+    def _looks_for_itself(self, teacher: Teacher) -> bool:
+        """Whether the teacher takes something else than the student, of what the environment shows."""
+        shown = self.env.single_observation_space
+        if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
+            return teacher.takes(shown)
+        pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
+        images = pipeline.images
+        is_students = images == Images(self.module.observation_space.shape)
+        sees_the_same = is_students or (images is None and not is_byte_image(shown))
+        return teacher.takes(shown) and not (sees_the_same and all(stage == images for stage in pipeline.stages))
 
     def autoreset_mode(self) -> Any:
         """When the vector env resets its sub-environments; None without an env."""
@@ -195,7 +266,8 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             num_shards: how many Learners share the fragment. Each gets the rows of environments of its own.
 
         Returns:
-            References to `num_shards` dicts of columns (`[R, ...]`), and RLlib's metrics.
+            References to `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), and
+            RLlib's metrics.
         """
         fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
         if self._samples_directly:
@@ -207,14 +279,28 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         for envs in np.array_split(np.arange(self.num_envs), num_shards):
             valid = columns[VALID][envs]
             rows = np.ones_like(valid) if VALID in names else valid
-            shards.append(ray.put({name: columns[name][envs][rows] for name in names}))
+            shard = {name: columns[name][envs][rows] for name in names}
+            shape = self.module.observation_space.shape
+            shards.append(ray.put(pack(shard, shape) if len(shape) == 3 else shard))
         return shards, self.get_metrics()
 
-    def play_episodes(self, num_episodes: int, *, teacher: bool) -> list[float]:
+    def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
+        """Take a state, and sample: both in one remote call.
+
+        Args:
+            state: of the student with its `weights_seq_no`, and of connectors, as `set_state()` takes it.
+            kwargs: of `sample_columns()`.
+        """
+        return set_state_and_sample(self, state, kwargs)
+
+    def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.
 
         Each environment plays its share, so that short episodes count no more than long ones. Sampling starts anew
         afterwards.
+
+        Returns:
+            One return an episode, under the name of the only module.
         """
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
         self._needs_initial_reset = True
@@ -239,7 +325,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             connector.set_state(state)
         self.get_metrics()  # not samples: drop what RLlib has logged
         self._needs_initial_reset = True
-        return returns
+        return {DEFAULT_MODULE_ID: returns}
 
     def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
         if self._needs_initial_reset:
@@ -255,13 +341,19 @@ class DistillEnvRunner(SingleAgentEnvRunner):
 
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Labels `[N, ...]` and actions `[N]`, in one pass of each network."""
-        obs = obs.to(self._device, torch.float32)
+        obs = as_input(obs.to(self._device), self.module.observation_space.shape)
         labels = self._label(obs)
         student_q = None
         if policy.teacher_fraction < 1.0:
-            with torch.inference_mode():
-                student_q = self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
+            student_q = self._student_q(obs).cpu().numpy()
         return labels, policy.act(student_q, labels.get(TEACHER_Q))
+
+    @torch.inference_mode()
+    def _student_q(self, obs: torch.Tensor) -> torch.Tensor:
+        """`[N, A]`, of whoever acts."""
+        if self.family is not None:
+            return self._family_q(obs, self._turns.acting)
+        return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
         """What the teacher says of the states that the student sees as `obs`; nothing without a teacher."""
@@ -280,7 +372,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             for callbacks in self._callbacks
             for name in _EPISODE_CALLBACKS
         ) or any(getattr(self.config, f"callbacks_{name}") for name in _EPISODE_CALLBACKS)
-        return has_plain_connectors(self) and not has_callbacks
+        return self._has_plain_connectors and not has_callbacks
 
     def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         if self._needs_initial_reset:
@@ -325,7 +417,7 @@ class DistillEnvRunner(SingleAgentEnvRunner):
 
         def act(batch: Mapping[str, Any]) -> dict[str, Any]:
             labels, actions = self._decide(batch[Columns.OBS], policy)
-            fragment.decide(_as_column(batch[Columns.OBS].cpu().numpy()), labels, actions)
+            fragment.decide(self._seen(batch), labels, actions)
             return {Columns.ACTIONS: torch.from_numpy(actions)}
 
         self.module = _ActingModule(student, act)
@@ -334,7 +426,11 @@ class DistillEnvRunner(SingleAgentEnvRunner):
             self.sample(num_timesteps=self.config.get_rollout_fragment_length() * self.num_envs, explore=True)
         finally:
             self.module, self._recording = student, None
-        fragment.final_obs = _as_column(self._cached_to_module[Columns.OBS].cpu().numpy())
+        fragment.final_obs = self._seen(self._cached_to_module)
+
+    def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """What is kept of the states: what the environment shows, or else what connectors have made of it."""
+        return _as_column(self._shown.obs if self._has_plain_connectors else batch[Columns.OBS].cpu().numpy())
 
     # --- Between RLlib and the env ------------------------------------------------------------------------------------
 
@@ -355,15 +451,26 @@ class DistillEnvRunner(SingleAgentEnvRunner):
         obs, rewards, terminateds, truncateds, _ = results
         self._shown = Shown(obs, self._reset_next, actions, rewards)
         self._reset_next = terminateds | truncateds
+        if self.family is not None:
+            self._turns.end_episodes(self._reset_next)
         if self._recording is not None:
             self._recording.step(rewards, terminateds, truncateds)
         return results
 
 
-def has_plain_connectors(env_runner: SingleAgentEnvRunner) -> bool:
+def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
+    """What an EnvRunner with `sample_columns()` answers to a request."""
+    env_runner.set_state(state)
+    shards, metrics = env_runner.sample_columns(**kwargs)
+    connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
+    connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
+    return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
+
+
+def has_plain_connectors(env_runner: Any) -> bool:
     """Whether networks see what the environment shows, and the environment gets what they choose."""
     connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
-    return all(map(is_default_connector, connectors))
+    return all(isinstance(piece, ImagesToFloats) or is_default_connector(piece) for piece in connectors)
 
 
 class _ActingModule:
@@ -386,8 +493,8 @@ def _ends(step: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
-    """A copy (vector envs write the next observations into the same array), as networks take it."""
-    return np.array(obs, dtype=np.float32)
+    """A copy (vector envs write the next observations into the same array), of bytes or 32-bit floats."""
+    return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)
 
 
 def _append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:

@@ -417,7 +417,7 @@ def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> N
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
             raise ValueError(
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
-                f"has {brief(spaces[0])} and {brief(spaces[1])}. Compare networks where they were trained."
+                f"has {brief(spaces[0])} and {brief(spaces[1])}. Networks play where they were trained."
             )
 
 

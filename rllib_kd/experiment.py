@@ -39,6 +39,7 @@ from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
 from rllib_kd.runs import find_student
 from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
+from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 
@@ -441,7 +442,12 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                 storage_path=storage,
                 stop=partial(_reached, experiment.stop),
                 verbose=0,
-                callbacks=[*options.callbacks, SaveOnInterrupt(), MissingMetrics([m for m in metrics if m])],
+                callbacks=[
+                    *options.callbacks,
+                    SaveOnInterrupt(),
+                    MissingMetrics([m for m in metrics if m]),
+                    Snapshots(),
+                ],
                 checkpoint_config=checkpoints,
             ),
         )
@@ -455,6 +461,8 @@ def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, A
     path = f"{storage}/{experiment.name}"
     if not tune.Tuner.can_restore(path):
         raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    if has_snapshot(path):
+        put_back(path)
     return tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )

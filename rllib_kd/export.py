@@ -33,7 +33,7 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from rllib_kd.layers import Normalized, OneHot, describe_layer
+from rllib_kd.layers import Normalized, OneHot, Pixels, describe_layer
 from rllib_kd.observations import (
     Flatten,
     Function,
@@ -291,17 +291,6 @@ def _parity(
 # --- What happens to an observation first -----------------------------------------------------------------------------
 
 
-class _Images(nn.Module):
-    """The stage `Images`, for what the environment shows: `[B, C, H, W]` or `[B, H, W, C]`."""
-
-    def __init__(self, *, channels_first: bool, divisor: float):
-        super().__init__()
-        self.channels_first, self.divisor = channels_first, divisor
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return (obs.permute(0, 2, 3, 1) if self.channels_first else obs) / self.divisor
-
-
 def _stages(student: Teacher) -> tuple[Stage, ...]:
     """The stages of its pipeline.
 
@@ -343,7 +332,7 @@ def _preprocessing(student: Teacher) -> list[nn.Module]:
             space = student.observation_space
             is_bytes = space.dtype == np.uint8
             layers.append(
-                _Images(channels_first=space.shape != stage.shape, divisor=255.0 if stage.scaled and is_bytes else 1.0)
+                Pixels(channels_first=space.shape != stage.shape, divisor=255.0 if stage.scaled and is_bytes else 1.0)
             )
             shape = stage.shape
     return layers

@@ -22,6 +22,10 @@ ELEMENTWISE: dict[str, type[nn.Module]] = {
 }
 _NAMES = {kind: name for name, kind in ELEMENTWISE.items()}
 
+#: Numbers that a layer may make of one observation. Atari's make 12,800; few weights could make millions of millions.
+MAX_OUTPUTS = 2**21
+MAX_LAYERS = 1_000
+
 #: One layer, without its weights.
 Layer = Mapping[str, Any]
 
@@ -60,6 +64,17 @@ class Normalized(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
         x = (obs - self.mean) / self.std
         return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+
+class Pixels(nn.Module):
+    """Images as they are shown, `[B, C, H, W]` or `[B, H, W, C]`, to `[B, H, W, C]` between 0 and 1."""
+
+    def __init__(self, *, channels_first: bool, divisor: float):
+        super().__init__()
+        self.channels_first, self.divisor = channels_first, divisor
+
+    def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
+        return (obs.permute(0, 2, 3, 1) if self.channels_first else obs) / self.divisor
 
 
 class _Conv(nn.Conv2d):
@@ -110,6 +125,8 @@ def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> d
         return {"op": "zero_pad", "padding": list(layer.padding)}  # left, right, top, bottom
     if isinstance(layer, OneHot):
         return {"op": "one_hot", "lengths": layer.lengths}
+    if isinstance(layer, Pixels):
+        return {"op": "pixels", "channels_first": layer.channels_first, "divisor": layer.divisor}
     if isinstance(layer, Normalized):
         tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.std": layer.std.contiguous()}
         return {"op": "normalize", "mean": f"{name}.mean", "std": f"{name}.std", "clip": layer.clip}
@@ -210,6 +227,10 @@ def _one_hot(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
     return OneHot(lengths)
 
 
+def _pixels(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    return Pixels(channels_first=bool(layer["channels_first"]), divisor=float(layer["divisor"]))
+
+
 def _dueling(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
     return _Dueling(build_layers(layer["value"], tensors), build_layers(layer["advantage"], tensors))
 
@@ -232,6 +253,7 @@ _BUILDERS = {
     "flatten": lambda layer, tensors: nn.Flatten(),
     "normalize": _normalize,
     "one_hot": _one_hot,
+    "pixels": _pixels,
     "dueling": _dueling,
     "expectation": _expectation,
 }

@@ -17,8 +17,10 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from rllib_kd import losses, students
-from rllib_kd.replay import VALID, make_replay
+from rllib_kd import students
+from rllib_kd.frames import VALID, observations
+from rllib_kd.observations import as_input
+from rllib_kd.replay import make_replay
 from rllib_kd.stacking import StackedMLPs
 from rllib_kd.statistics import QScale, QStatistics
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_FEATURES, TEACHER_Q, last_linear
@@ -147,7 +149,9 @@ class Student:
         """`[count, units of the teacher]`, of the first rows of the last forward pass."""
         assert self.feature_map is not None
         assert self._features is not None
-        return self.feature_map(self._features[:count])  # with double Q-learning those of the next states follow
+        return self.feature_map(
+            self._features[:count].float()
+        )  # with double Q-learning those of the next states follow
 
 
 class StackedStudents:
@@ -213,6 +217,7 @@ class StudentGroup:
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = 1.0  # of the current update
         self._num_actions = num_actions
+        self._input_shape = next(iter(self.students.values())).module.observation_space.shape
 
     def take_in(
         self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
@@ -235,15 +240,18 @@ class StudentGroup:
                 for student in self.students.values():
                     if student.feature_map is None:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
-            drawable = slice(None) if VALID not in fragment else fragment[VALID]
-            fresh.append({name: torch.tensor(fragment[name][drawable]) for name in DISTILLATION_COLUMNS})
+            rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
+            room = _MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
+            seen, labels = observations(fragment, rows[:room]), fragment[TEACHER_Q][rows]
+            fresh.append({Columns.OBS: torch.tensor(seen), TEACHER_Q: torch.tensor(labels)})
         device = self.replay.device
         states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS} if fresh else {}
         labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
         # Also without new states: every Learner takes part in the all-reduce.
         self.statistics.update(labels.to(device), reduce=reduce)
-        self.temperature, self.student_temperature = self._temperatures()
-        return {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        self.temperature, self.student_temperature = self.config.temperatures(self.statistics.gap_quantile(0.5))
+        states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
     def q_values(self, obs: Tensor) -> Tensor:
         """Of the students as they act, outside of an update: `[students, B, A]`."""
@@ -256,6 +264,8 @@ class StudentGroup:
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=self.config.n_step, gamma=self.config.gamma)
+            batch[Columns.NEXT_OBS] = as_input(batch[Columns.NEXT_OBS], self._input_shape)
+        batch[Columns.OBS] = as_input(batch[Columns.OBS], self._input_shape)
         return batch
 
     def get_state(self) -> dict[str, Any]:
@@ -273,19 +283,6 @@ class StudentGroup:
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)
-
-    def _temperatures(self) -> tuple[float, float]:
-        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp."""
-        config = self.config
-        median_gap = self.statistics.gap_quantile(0.5)
-        temperature = config.temperature
-        if temperature == "auto":
-            temperature = config.AUTO_TEMPERATURE_GAPS * median_gap
-        if config.student_temperature is not None:
-            return temperature, config.student_temperature
-        if config.loss not in losses.POLICY_LOSSES or config.uses_td:
-            return temperature, temperature  # both put out Q-values
-        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
 
 def members_of(learner: Student | StackedStudents) -> list[Student]:

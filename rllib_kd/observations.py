@@ -1,26 +1,31 @@
 """Observation pipelines: from what an environment shows to what a network takes.
 
 These are RLlib's env-to-module connectors, with their statistics frozen, for a whole vector env at a time. Connectors
-that are not known here run as RLlib runs them, an episode at a time. `Images` and `Function` are for teachers from
-elsewhere.
+that are not known here run as RLlib runs them, an episode at a time. `Function` is for teachers from elsewhere.
+
+Images stay bytes, with channels where the environment puts them, until a network takes them: `as_input()` does it for
+tensors, `Images` in a pipeline, and `ImagesToFloats` where RLlib's own EnvRunners play.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 import tree
+from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
-from rllib_kd.spaces import same_space
+from rllib_kd.spaces import input_space, is_float_image, same_space
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,36 @@ class Shown:
     first: np.ndarray
     actions: Any = None
     rewards: Any = None
+
+
+def as_input(obs: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor:
+    """Observations `[B, ...]` as a network takes them, float32: bytes are divided by 255, channels come last.
+
+    Args:
+        obs: what the environment shows.
+        shape: of one of the network's inputs. Images of another shape have their channels first.
+    """
+    if len(shape or ()) == 3 and obs.shape[1:] != torch.Size(shape or ()):
+        obs = obs.movedim(1, -1)
+    return obs / 255.0 if obs.dtype == torch.uint8 else obs.to(torch.float32)
+
+
+class ImagesToFloats(ConnectorV2):
+    """The same as an env-to-module connector, for images of bytes. The episodes keep the bytes."""
+
+    @override(ConnectorV2)
+    def recompute_output_observation_space(
+        self, input_observation_space: gym.Space, input_action_space: gym.Space
+    ) -> gym.Space:
+        return input_space(input_observation_space)
+
+    @override(ConnectorV2)
+    def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:
+        for episode in self.single_agent_episode_iterator(episodes):
+            obs = torch.as_tensor(episode.get_observations(-1)).unsqueeze(0)
+            item = as_input(obs, self.observation_space.shape)[0].numpy()
+            self.add_batch_item(batch, Columns.OBS, item_to_add=item, single_agent_episode=episode)
+        return batch
 
 
 #: One stage at work, or several: from what was shown to what the next one sees. It may remember earlier steps.
@@ -66,6 +101,11 @@ class Flatten:
 
         return view
 
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(map(gym.spaces.flatdim, tree.flatten(self._kept(get_base_struct_from_space(self.space)))))
+
     def _kept(self, parts: Any) -> Any:
         if not self.keys_to_remove:
             return parts
@@ -85,6 +125,11 @@ class Normalize:
     mean: np.ndarray | None
     std: np.ndarray | None
     clip: float | None
+
+    def __post_init__(self) -> None:
+        for name, values, fits in (("mean", self.mean, np.isfinite), ("std", self.std, lambda std: std > 0)):
+            if values is not None and not np.all(fits(values)):
+                raise ValueError(f"a filter of observations has a {name} of {np.ravel(values)[:10].tolist()}")
 
     def start(self) -> View:
         """Remembers nothing."""
@@ -123,7 +168,7 @@ class StackFrames:
 
 @dataclass(frozen=True)
 class Images:
-    """Images as RLlib's networks take them: floats, channels last. Networks of other libraries took channels first.
+    """Images of bytes, or with channels first, as RLlib's networks take them: floats, channels last.
 
     Args:
         shape: (height, width, channels) of what comes out.
@@ -146,9 +191,7 @@ class Images:
 
         def view(shown: Shown) -> np.ndarray:
             obs = np.asarray(shown.obs)
-            if obs.shape[1:] != self.shape:
-                obs = np.moveaxis(obs, 1, -1)
-            return obs / np.float32(255) if self.scaled and obs.dtype == np.uint8 else obs
+            return as_input(torch.as_tensor(obs if self.scaled else obs.astype(np.float32)), self.shape).numpy()
 
         return view
 
@@ -220,21 +263,28 @@ class ObservationPipeline:
 
     Args:
         observation_space: of what the environment shows.
-        stages: none leave it as it is.
+        stages: none leave it as it is. But images of floats from 0 to 1 may always come as bytes, or channels first.
     """
 
     observation_space: gym.Space
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def images(self) -> Images | None:
+        """How images come in; None where other observations do."""
+        if self.stages and isinstance(self.stages[0], Images):
+            return self.stages[0]
+        return Images(self.observation_space.shape) if is_float_image(self.observation_space) else None
+
     def takes(self, space: gym.Space) -> bool:
         """Whether an environment that shows this space suits it."""
-        if self.stages and isinstance(self.stages[0], Images):
-            return self.stages[0].takes(space)
-        return same_space(self.observation_space, space)
+        return self.images.takes(space) if self.images else same_space(self.observation_space, space)
 
     def start(self) -> View:
         """A view for one vector env: the inputs `[N, ...]` of the network, float32."""
-        views = [stage.start() for stage in self.stages]
+        images = () if self.images is None or self.images in self.stages[:1] else (self.images,)
+        stages = (*images, *self.stages)
+        views = [stage.start() for stage in stages]
 
         def view(shown: Shown) -> np.ndarray:
             obs = shown.obs

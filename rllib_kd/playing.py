@@ -15,6 +15,7 @@ import numpy as np
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd import atari
 from rllib_kd.observations import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -199,7 +200,8 @@ def env_maker(
     if isinstance(env, str):
         if not names_class(env):
             check_gymnasium_id(env)
-            return partial(_make, name, partial(gym.make, env, **config))
+            make = atari.make if atari.is_game(env) else gym.make
+            return partial(_make, name, partial(make, env, **config))
         env = _class_at(env)
     return partial(_make, name, partial(env, EnvContext(config, worker_index=0)))
 
@@ -233,8 +235,10 @@ def check_gymnasium_id(env: str) -> None:
     try:
         gym.spec(env)
     except (gym.error.Error, ModuleNotFoundError) as error:
+        is_missing = env.startswith("ALE/") and isinstance(error, gym.error.NamespaceNotFound)
+        hint = " pip install 'rllib-kd[atari]'" if is_missing else ""
         raise ValueError(
-            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}"
+            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}{hint}"
         ) from error
 
 

@@ -4,6 +4,9 @@ Rows are *states*, in the order in which one environment visited them, so that t
 next observation is an index, never a copy. States in which no action was taken (the last one of an episode, and the
 last one of a fragment) are there for their predecessor only; the column `valid` marks them False, and they are never
 drawn.
+
+Stacks of frames come packed (frames.py) and stay so: one frame a row, and a stack is gathered from a row and those
+before it. A state of 4 × 84 × 84 bytes takes 7 KB instead of 28.
 """
 
 from __future__ import annotations
@@ -15,18 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VALID = "valid"
+from rllib_kd.frames import CONTEXT, OBS, VALID, num_frames_of, pack, unpack
+
 _PRIORITY = "priority"
 
 
 class ColumnarReplay:
     """Ring buffer of columns with uniform sampling.
 
-    Columns, their dtypes and shapes are those of the first `add`. Memory is `capacity` times the bytes of one row.
+    Columns, their dtypes and shapes are those of the first `add`, and whether stacks are packed. Memory is `capacity`
+    times the bytes of one row.
 
     Args:
-        capacity: rows kept, > 0. Low: recent states only; high: more diverse batches, more memory. Usually 50,000 to
-            1,000,000.
+        capacity: rows kept, > 0; those that are never drawn count, too. Low: recent states only; high: more diverse
+            batches, more memory. Usually 50,000 to 1,000,000.
         device: where the columns live and batches are gathered.
         seed: of the sampling order; None draws one.
     """
@@ -39,6 +44,7 @@ class ColumnarReplay:
         self._columns: dict[str, Tensor] = {}
         self._head = 0  # the row that is written next
         self._size = 0
+        self._num_frames = 1  # in a stack, of which a row has the newest
         self._drawable = torch.empty(0, dtype=torch.long, device=self.device)
         self._generator = torch.Generator(self.device)
         if seed is None:
@@ -50,23 +56,40 @@ class ColumnarReplay:
         """Number of rows that can be drawn."""
         return len(self._drawable)
 
-    def add(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
+    def add(self, columns: Mapping[str, Any]) -> None:
         """Append rows, overwriting the oldest ones.
 
         Args:
-            columns: each `[R, ...]`; a fragment with more than `capacity` rows keeps its last ones. Without the column
-                `valid`, every row can be drawn.
+            columns: arrays `[R, ...]`, packed or not; a fragment with more than `capacity` rows keeps its last ones.
+                Without the column `valid`, every row can be drawn.
 
         Raises:
             ValueError: the columns differ in length, or from those added before.
         """
+        if not self._columns:
+            self._num_frames = num_frames_of(columns)
+        self._append(self._in_own_form(columns))
+
+    def _in_own_form(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns as packed as those that are here: one env may have shown stacks, and another one none."""
+        is_packed = CONTEXT in columns
+        if is_packed and self._num_frames == 1:
+            columns = unpack(columns)
+            shape = self._columns[OBS].shape[1:]
+            if columns[OBS].shape[1:] != shape:
+                columns = {**columns, OBS: np.moveaxis(columns[OBS], -1, 1)}
+        elif not is_packed and self._num_frames > 1:
+            columns = pack(columns, (*self._columns[OBS].shape[1:], self._num_frames), always=True)
+        return dict(columns)
+
+    def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
         # Copies: arrays from the object store are read-only, which torch does not have.
         rows = {name: torch.tensor(column) for name, column in columns.items()}
         rows.setdefault(VALID, torch.ones(len(next(iter(rows.values()))), dtype=torch.bool))
         count = len(rows[VALID])
-        self._check(rows, count)
-        if count == 0:
+        if not any(map(len, rows.values())):
             return
+        self._check(rows, count)
         if not self._columns:
             self._columns = {
                 name: torch.zeros((self.capacity, *row.shape[1:]), dtype=row.dtype, device=self.device)
@@ -80,7 +103,13 @@ class ColumnarReplay:
             self._columns[name][: written - first] = newest[first:]
         self._head = (self._head + written) % self.capacity
         self._size = min(self._size + written, self.capacity)
-        self._drawable = self._columns[VALID][: self._size].nonzero().squeeze(-1)
+        drawable = self._columns[VALID][: self._size].clone()
+        drawable[self._oldest(self._num_frames - 1)] = False  # the rest of their stacks is overwritten
+        self._drawable = drawable.nonzero().squeeze(-1)
+
+    def _oldest(self, count: int) -> Tensor:
+        """The rows that have been here longest, oldest first."""
+        return (torch.arange(min(count, self._size), device=self.device) + self._head - self._size) % self.capacity
 
     def sample_indices(self, num_batches: int, batch_size: int) -> Tensor:
         """Rows drawn uniformly with replacement, `[num_batches, batch_size]`."""
@@ -95,8 +124,18 @@ class ColumnarReplay:
             yield rows, None
 
     def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """The named columns at `rows` (`[B]`), each `[B, ...]`."""
-        return {name: self._columns[name].index_select(0, rows) for name in names}
+        """The named columns at `rows` (`[B]`), each `[B, ...]`; `obs` of packed stacks is `[B, H, W, k]`."""
+        return {
+            name: self._observations(rows) if name == OBS else self._columns[name].index_select(0, rows)
+            for name in names
+        }
+
+    def _observations(self, rows: Tensor) -> Tensor:
+        if self._num_frames == 1:
+            return self._columns[OBS].index_select(0, rows)
+        ages = torch.arange(1 - self._num_frames, 1, device=self.device)
+        stacks = ((rows.unsqueeze(-1) + ages) % self.capacity).flatten()
+        return self._columns[OBS].index_select(0, stacks).unflatten(0, (len(rows), -1)).movedim(1, -1)
 
     def gather_transitions(self, rows: Tensor, *, n_step: int, gamma: float) -> dict[str, Tensor]:
         """TD columns at `rows`, looking `n_step` states ahead, or fewer where the episode or the fragment ends before.
@@ -112,7 +151,7 @@ class ColumnarReplay:
         steps = torch.ones_like(rewards)
         last = rows  # the last transition inside the window
         for _ in range(1, n_step):
-            following = (last + 1) % self.capacity
+            following = self._following(last)
             ended = columns["terminateds"][last] | columns["truncateds"][last] | ~columns[VALID][following]
             going = ~ended
             rewards = rewards + torch.where(going, gamma**steps * columns["rewards"][following], 0.0)
@@ -120,16 +159,29 @@ class ColumnarReplay:
             last = torch.where(going, following, last)
             # A row that has ended stays where it is, so it ends again in the next round.
         return {
-            "new_obs": columns["obs"][(last + 1) % self.capacity],
+            "new_obs": self._observations(self._following(last)),
             "rewards": rewards,
             "terminateds": columns["terminateds"][last],
             "n_step": steps,
         }
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(column.nbytes for column in self._columns.values())
+
+    def _following(self, rows: Tensor) -> Tensor:
+        """The states after those at `rows`, beyond the context that a stack may need which does not go on."""
+        following = (rows + 1) % self.capacity
+        if self._num_frames == 1:
+            return following
+        return (following + (self._num_frames - 1) * self._columns[CONTEXT][following]) % self.capacity
+
     def get_state(self) -> dict[str, Any]:
         """Contents (oldest row first), and the state of the sampling order."""
-        order = (torch.arange(self._size, device=self.device) + self._head - self._size) % self.capacity
+        order = self._oldest(self._size)
         return {
+            "num_frames": self._num_frames,
             "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()},
             "generator": self._generator.get_state().numpy(),
         }
@@ -138,8 +190,9 @@ class ColumnarReplay:
         """Replace the contents by those of `get_state()`."""
         self._columns, self._head, self._size = {}, 0, 0
         self._drawable = self._drawable[:0]
+        self._num_frames = state["num_frames"]
         if state["columns"]:
-            self.add(state["columns"])
+            self._append(state["columns"])
         self._generator.set_state(torch.from_numpy(np.asarray(state["generator"])))
 
     def _check(self, rows: Mapping[str, Tensor], count: int) -> None:
@@ -188,11 +241,10 @@ class PrioritizedReplay(ColumnarReplay):
         self._beta = beta
         self._highest = torch.ones((), device=self.device)  # priority
 
-    def add(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
-        """As `ColumnarReplay.add`."""
+    def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
         count = len(next(iter(columns.values())))
         priority = np.full(count, float(self._highest) ** self._alpha, dtype=np.float32)
-        super().add({_PRIORITY: priority, **columns})
+        super()._append({_PRIORITY: priority, **columns})
 
     def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """For each batch its rows and their importance weights, both `[batch_size]`.

@@ -15,10 +15,34 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     check_actions(action_space)
     if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
         raise ValueError(
-            f"The networks need observations in a Box of floats, but get {observation_space}. Wrap the environment "
-            "(bytes of images: divide by 255), or use a connector: env_runners(env_to_module_connector="
-            "lambda *args, **kwargs: FlattenObservations())."
+            "The networks need observations in a Box of floats, or images of bytes (three dimensions, no connectors of "
+            f"your own), but get {observation_space}. Wrap the environment, or use a connector: env_runners("
+            "env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
         )
+
+
+def is_byte_image(space: gym.Space | None) -> bool:
+    """Whether it shows images of bytes, with channels first or last."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+
+
+def is_float_image(space: gym.Space | None) -> bool:
+    """Whether it shows images of floats from 0 to 1."""
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3 or not np.issubdtype(space.dtype, np.floating):
+        return False
+    return bool(np.all(space.low >= 0) and np.all(space.high <= 1))
+
+
+def input_space(space: gym.Space) -> gym.Space:
+    """What a network takes where an environment shows this: images of bytes become floats from 0 to 1, channels last.
+
+    The channels' axis is the first or the last, whichever is shorter.
+    """
+    if not is_byte_image(space):
+        return space
+    first, *middle, last = space.shape
+    shape = (*middle, last, first) if first < last else space.shape
+    return gym.spaces.Box(0.0, 1.0, shape, np.float32)
 
 
 def check_actions(action_space: gym.Space) -> None:

@@ -6,7 +6,7 @@ Only a student without an encoder (a linear one) needs a catalog of ours, becaus
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -34,6 +34,27 @@ _ARCHITECTURE_KEYS = tuple(
     for field in dataclasses.fields(DefaultModelConfig)
     if field.name.startswith(("fcnet_", "conv_", "head_fcnet_"))
 )
+
+
+def _nature_cnn(channels: Sequence[int], units: int) -> dict[str, Any]:
+    """Model config of the network of Mnih et al. 2015 for images of 84 × 84, with other widths."""
+    kernels_and_strides = ((8, 4), (4, 2), (3, 1))
+    return {
+        "conv_filters": [[n, *sizes, "valid"] for n, sizes in zip(channels, kernels_and_strides, strict=True)],
+        "conv_activation": "relu",
+        "head_fcnet_hiddens": [units],
+        "head_fcnet_activation": "relu",
+    }
+
+
+#: Model configs by name: the networks of Rusu et al. 2015, arXiv 1511.06295. With the 18 actions of a joystick they
+#: have 1,693,362, 427,874, 113,346 and 61,954 parameters.
+PRESETS: dict[str, dict[str, Any]] = {
+    "rusu-teacher": _nature_cnn((32, 64, 64), 512),
+    "rusu-net1": _nature_cnn((16, 32, 32), 256),
+    "rusu-net2": _nature_cnn((16, 16, 16), 128),
+    "rusu-net3": _nature_cnn((16, 16, 16), 64),
+}
 
 
 class FlattenEncoder(TorchModel, Encoder):

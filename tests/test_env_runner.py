@@ -227,6 +227,8 @@ def test_a_crashing_env_is_made_anew_and_its_fragment_dropped(counting_config, d
 
 def test_states_that_the_teacher_cannot_label_are_never_drawn(counting_config):
     class Forgetful(Teacher):
+        input_space = Counting.observation_space
+
         def to(self, device):
             return self
 

@@ -12,19 +12,21 @@ import rllib_kd
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that may be imported by learner, env_runner and students, and what they may import themselves.
 FOUNDATIONS: dict[str, set[str]] = {
-    "checkpoints": {"observations"},
+    "checkpoints": {"layers", "observations", "spaces"},
+    "frames": set(),
     "hints": set(),
     "layers": set(),
     "losses": set(),
     "observations": {"spaces"},
     "progress": set(),
-    "replay": set(),
+    "replay": {"frames"},
+    "sampling": set(),
     "schedules": set(),
     "spaces": set(),
     "statistics": set(),
     "teachers": {"checkpoints", "layers", "observations", "students"},
 }
-FREE_OF_RAY = {"hints", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {"frames", "hints", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
 
 
 def imports(name: str) -> set[str]:

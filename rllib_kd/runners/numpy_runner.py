@@ -51,6 +51,8 @@ def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndar
             numbers = x.reshape(len(x), -1)
             x = np.concatenate([numbers[:, [i]] == np.arange(n) for i, n in enumerate(layer["lengths"])], -1)
             x = x.astype(np.float32)
+        elif op == "pixels":
+            x = (np.moveaxis(x, 1, -1) if layer["channels_first"] else x) / np.float32(layer["divisor"])
         elif op == "flatten":
             x = x.reshape(len(x), -1)
         elif op == "zero_pad":

@@ -1,0 +1,76 @@
+"""The EnvRunner: labelled env steps beside a bare vector env with both networks, and beside RLlib's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from torch import nn
+
+from rllib_kd import load_teacher
+from rllib_kd.env_runner import DistillEnvRunner
+from rllib_kd.learning import DISTILLATION_COLUMNS
+from tests.benchmarks.harness import NUM_ENVS, UNITS, VECTOR_STEPS, compare, distillation_config, rate
+
+
+@contextlib.contextmanager
+def our_env_runner() -> Iterator[Callable]:
+    config = distillation_config()
+    config.validate()
+    runner = DistillEnvRunner(config=config, worker_index=0)
+    runner.set_teacher(load_teacher("cartpole"))
+
+    def run() -> None:
+        runner.sample_columns(teacher_fraction=0.5, epsilon=0.05, names=DISTILLATION_COLUMNS, num_shards=1)
+
+    yield lambda: rate(NUM_ENVS * VECTOR_STEPS, run)
+
+
+@contextlib.contextmanager
+def bare_env_loop() -> Iterator[Callable]:
+    envs = gym.make_vec("CartPole-v1", NUM_ENVS, vectorization_mode="vector_entry_point")
+    teacher = load_teacher("cartpole")
+    student = nn.Sequential(nn.Linear(4, UNITS), nn.ReLU(), nn.Linear(UNITS, 2))
+    rng = np.random.default_rng(0)
+    obs, _ = envs.reset(seed=0)
+
+    def run() -> None:
+        nonlocal obs
+        seen, labels = [], []
+        for _ in range(VECTOR_STEPS):
+            states = torch.from_numpy(obs.copy())
+            teacher_q = teacher.q_values(states).numpy()
+            with torch.inference_mode():
+                student_q = student(states).numpy()
+            actions = np.where(rng.random(NUM_ENVS) < 0.5, teacher_q.argmax(1), student_q.argmax(1))
+            actions = np.where(rng.random(NUM_ENVS) < 0.05, rng.integers(2, size=NUM_ENVS), actions)
+            seen.append(states)
+            labels.append(teacher_q)
+            obs, *_ = envs.step(actions)
+
+    yield lambda: rate(NUM_ENVS * VECTOR_STEPS, run)
+
+
+@contextlib.contextmanager
+def rllib_env_runner() -> Iterator[Callable]:
+    config = (
+        DQNConfig()
+        .environment("CartPole-v1")
+        .env_runners(num_envs_per_env_runner=NUM_ENVS, gym_env_vectorize_mode="vector_entry_point")
+        .rl_module(model_config={"fcnet_hiddens": [UNITS], "fcnet_activation": "relu"})
+    )
+    config.validate()
+    runner = SingleAgentEnvRunner(config=config, worker_index=0)
+    yield lambda: rate(2_048, lambda: runner.sample(num_timesteps=2_048))
+
+
+BENCHMARKS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "env_runner_vs_bare": lambda name: compare(name, "env steps/s", our_env_runner, bare_env_loop),
+    "env_runner_vs_rllib": lambda name: compare(name, "env steps/s", our_env_runner, rllib_env_runner),
+}

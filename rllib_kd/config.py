@@ -67,6 +67,7 @@ class DistillDQNConfig(DQNConfig):
         self.value_gate = False
         self.feature_coeff = 0.0
         self.weight_averaging = 0.1
+        self.bf16 = False
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
@@ -118,6 +119,7 @@ class DistillDQNConfig(DQNConfig):
         value_gate: bool = NotProvided,
         feature_coeff: float = NotProvided,
         weight_averaging: float = NotProvided,
+        bf16: bool = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule = NotProvided,
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
@@ -175,6 +177,9 @@ class DistillDQNConfig(DQNConfig):
             weight_averaging: the student is the average of the weights over about this share of the gradient steps so
                 far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) does for the last
                 student what a decaying learning rate does, for any length of training. Not used with `td_coeff`.
+            bf16: whether the student's forward and backward passes in the Learner compute in bfloat16
+                (`torch.autocast`); its weights, the loss and the optimizer stay in float32. For convolutions on a GPU;
+                small networks, and most CPUs, gain nothing. Default: False.
             rollout_policy: who acts in the EnvRunners, and so whose states are learned: "teacher", "student", or
                 "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
@@ -227,6 +232,7 @@ class DistillDQNConfig(DQNConfig):
             "value_gate": value_gate,
             "feature_coeff": feature_coeff,
             "weight_averaging": weight_averaging,
+            "bf16": bf16,
             "rollout_policy": rollout_policy,
             "teacher_fraction": teacher_fraction,
             "kd_coeff": kd_coeff,

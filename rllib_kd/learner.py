@@ -36,6 +36,7 @@ from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 logger = logging.getLogger(__name__)
 
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
+STATE_AFTER_UPDATE = "_rl_module_state_after_update"  # RLlib's name
 
 _DISTILLATION = "distillation"
 
@@ -109,6 +110,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         num_gradient_steps: int = 0,
         kd_coeff: float | None = None,
         td_coeff: float | None = None,
+        return_state: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Take in new columns, and make minibatch steps.
@@ -121,6 +123,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             num_gradient_steps: minibatch steps of each student in this call; the same on every Learner.
             kd_coeff: weight of the distillation loss from here on; None keeps it.
             td_coeff: weight of the TD loss from here on; None keeps it.
+            return_state: whether to add the students, as they are then, to the results; as in RLlib's IMPALA.
             kwargs: what LearnerGroup passes to every Learner.
 
         Returns:
@@ -147,7 +150,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             for name in group.students:
                 self.metrics.log_value((name, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
-        return self.metrics.reduce()
+        results = self.metrics.reduce()
+        if return_state:
+            state = self.get_state(components=COMPONENT_RL_MODULE, inference_only=True)
+            # By reference: the weights go to EnvRunners, not through whoever calls.
+            results[STATE_AFTER_UPDATE] = state | {COMPONENT_RL_MODULE: ray.put(state[COMPONENT_RL_MODULE])}
+        return results
 
     @override(DQNTorchLearner)
     def compute_loss_for_module(
@@ -322,13 +330,18 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     def _loss(self, group: StudentGroup, learner: Student | StackedStudents, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum of what each of them minimises: a scalar."""
+        bf16 = torch.autocast(self._device.type, torch.bfloat16, enabled=group.config.bf16)
         if isinstance(learner, Student):
             module = learner.module
-            fwd_out = module.forward_train(batch) if self._coefficients["td"] else module.compute_q_values(batch)
+            with bf16:
+                fwd_out = module.forward_train(batch) if self._coefficients["td"] else module.compute_q_values(batch)
+            if group.config.bf16:  # the loss is float32's
+                fwd_out = {name: output.float() for name, output in fwd_out.items()}
             return self.compute_loss_for_module(
                 module_id=learner.name, config=group.config, batch=batch, fwd_out=fwd_out
             )
-        outputs = learner.q_values(batch[Columns.OBS])  # [N, B, A]
+        with bf16:
+            outputs = learner.q_values(batch[Columns.OBS]).float()  # [N, B, A]
         count, size, _ = outputs.shape
         labels = {name: column for name, column in batch.items() if name != Columns.OBS}
         tiled = {name: column.repeat(count, *[1] * (column.ndim - 1)) for name, column in labels.items()}
@@ -475,12 +488,14 @@ def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, An
 
 
 def _clip_gradients(params: Sequence[Tensor], config: Any) -> None:
+    """In place, without a Python loop over the parameters, and without waiting for the device."""
     if config.grad_clip is None:
         return
     if config.grad_clip_by == "value":
         torch.nn.utils.clip_grad_value_(params, config.grad_clip)
     elif config.grad_clip_by == "norm":  # of each tensor
-        for param in params:
-            torch.nn.utils.clip_grad_norm_([param], config.grad_clip)
+        grads = [param.grad for param in params if param.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads))
+        torch._foreach_mul_(grads, (config.grad_clip / (norms + 1e-6)).clamp(max=1.0).unbind())
     else:
         torch.nn.utils.clip_grad_norm_(params, config.grad_clip)

@@ -149,7 +149,9 @@ class Student:
         """`[count, units of the teacher]`, of the first rows of the last forward pass."""
         assert self.feature_map is not None
         assert self._features is not None
-        return self.feature_map(self._features[:count])  # with double Q-learning those of the next states follow
+        return self.feature_map(
+            self._features[:count].float()
+        )  # with double Q-learning those of the next states follow
 
 
 class StackedStudents:

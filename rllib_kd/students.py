@@ -36,8 +36,8 @@ _ARCHITECTURE_KEYS = tuple(
 )
 
 
-#: He et al. 2015. With PyTorch's own weights a signal of few pixels is a thousandth of what it was when it leaves three
-#: convolutions and two layers (on Pong: nothing learned in 1,500 steps at any rate, where these took 600).
+#: He et al. 2015, arXiv 1502.01852. With PyTorch's own weights, what a few pixels change in the outputs is a hundredth
+#: of what it is with these (on Pong nothing was learned in 1,500 steps at any rate, where these took 600).
 _DEEP_INITIALIZERS = {
     f"{part}_kernel_initializer{suffix}": value
     for part in ("conv", "head_fcnet")

@@ -197,7 +197,7 @@ class DistillDQNConfig(DQNConfig):
                 "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None (default): as
                 `compression` says.
             students: a family that learns from one stream of states, instead of one student. By name a model config, as
-                in {"s16": {"fcnet_hiddens": [16]}, "linear": {"fcnet_hiddens": []}}, {"compression": 0.01}, or what
+                {"s16": {"fcnet_hiddens": [16]}, "linear": {"fcnet_hiddens": []}}, {"compression": 0.01}, or what
                 `student` takes; `rl_module(model_config=...)` has what they share. They take turns in acting, an
                 episode each. Plain MLPs of one depth learn side by side: eight cost little more than one.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
@@ -624,13 +624,15 @@ class DistillDQNConfig(DQNConfig):
         """RLlib's pieces that this algorithm replaces: whoever replaces them again must start from ours."""
         from rllib_kd.env_runner import DistillEnvRunner
         from rllib_kd.learner import DistillDQNTorchLearner
+        from rllib_kd.multi_agent_env_runner import DistillMultiAgentEnvRunner
 
         if not issubclass(self.learner_class, DistillDQNTorchLearner):
             raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {self.learner_class.__name__}.")
         if self.in_evaluation:
             return
-        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, DistillEnvRunner)):
-            raise ValueError(f"`env_runner_cls` must be a DistillEnvRunner, got {self.env_runner_cls}.")
+        expected = DistillMultiAgentEnvRunner if self.is_multi_agent else DistillEnvRunner
+        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, expected)):
+            raise ValueError(f"`env_runner_cls` must be a {expected.__name__}, got {self.env_runner_cls}.")
         if self._learner_connector is not None:
             raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
         if self.batch_mode != "truncate_episodes":

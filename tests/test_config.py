@@ -79,6 +79,8 @@ def test_bad_distillation_settings_are_refused(settings, message):
             "`kd_coeff`='qdagger' needs a teacher",
         ),
         (lambda c: c.training(epsilon=2.0), "`epsilon` must be in"),
+        (lambda c: c.distillation(init="svd"), "Unknown init 'svd'. Known are: random, teacher"),
+        (lambda c: c.distillation(teacher=None, td_coeff=1.0, init="teacher"), "`init`='teacher' needs a teacher"),
         (lambda c: c.training(training_intensity=0), "`training_intensity` must be positive"),
         (lambda c: c.training(training_intensity="x"), "`training_intensity` must be positive"),
         (lambda c: c.training(train_batch_size_per_learner=0), "`train_batch_size_per_learner` must be an integer"),

@@ -12,7 +12,7 @@ import rllib_kd
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that may be imported by learner, env_runner and students, and what they may import themselves.
 FOUNDATIONS: dict[str, set[str]] = {
-    "checkpoints": {"observations", "spaces"},
+    "checkpoints": {"layers", "observations", "spaces"},
     "frames": set(),
     "hints": set(),
     "layers": set(),

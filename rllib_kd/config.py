@@ -547,6 +547,7 @@ class DistillDQNConfig(DQNConfig):
         _check_integer("replay_buffer_config['capacity']", self.replay_buffer_config.get("capacity"), low=1)
         _check_integer("train_batch_size_per_learner", self.train_batch_size_per_learner, low=1)
         _check_integer("num_envs_per_env_runner", self.num_envs_per_env_runner, low=1)
+        _check_integer("max_requests_in_flight_per_env_runner", self.max_requests_in_flight_per_env_runner, low=1)
         _check_integer("num_steps_sampled_before_learning_starts", self.num_steps_sampled_before_learning_starts, low=0)
         _check_integer("rollout_fragment_length", self.get_rollout_fragment_length(), low=1)
         if self.uses_td:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -27,7 +28,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from rllib_kd import losses
-from rllib_kd.learning import StackedStudents, Student, StudentGroup, average_into, members_of
+from rllib_kd.learning import StackedStudents, Student, StudentGroup, members_of
 from rllib_kd.replay import PrioritizedReplay
 from rllib_kd.schedules import value_at
 from rllib_kd.stacking import stacking_key
@@ -175,8 +176,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             A scalar.
         """
         group = next(group for group in self.groups.values() if module_id in group.students)
-        by_row = self._loss_by_row(group, group.students[module_id], batch, fwd_out, config)
-        return self._weigh({name: rows.unsqueeze(0) for name, rows in by_row.items()})
+        return self._weigh(self._loss_by_row(group, group.students[module_id], batch, fwd_out, config))
 
     # --- State --------------------------------------------------------------------------------------------------------
 
@@ -317,7 +317,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 self._step(learner, self._loss(group, learner, batch))
                 if learner.averages:
                     share = 1.0 / (1.0 + config.weight_averaging * (group.num_steps - 1))
-                    average_into(learner.averages, learner.params, share=share)
+                    torch._foreach_lerp_(learner.averages, learner.weights, share)
                 for name, value in self._loss_terms.items():
                     own_sums[name] = own_sums[name] + value if name in own_sums else value
                 if prioritized:
@@ -330,7 +330,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     def _loss(self, group: StudentGroup, learner: Student | StackedStudents, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum of what each of them minimises: a scalar."""
-        bf16 = torch.autocast(self._device.type, torch.bfloat16, enabled=group.config.bf16)
+        bf16 = torch.autocast(self._device.type, torch.bfloat16) if group.config.bf16 else nullcontext()
         if isinstance(learner, Student):
             module = learner.module
             with bf16:
@@ -385,11 +385,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return {name: batch["weights"] * rows for name, rows in by_row.items()} if "weights" in batch else by_row
 
     def _weigh(self, by_row: Mapping[str, Tensor]) -> Tensor:
-        """Σ coefficient · mean over the batch, of losses `[N, B]` of N students."""
+        """Σ coefficient · mean over the batch, of losses `[B]`, or `[N, B]` of N students: a scalar."""
         terms = {name: rows.mean(-1) for name, rows in by_row.items()}
-        total = sum(self._coefficients[name.removesuffix("_loss")] * term for name, term in terms.items())
-        self._loss_terms = {name: term.detach() for name, term in {**terms, self.TOTAL_LOSS_KEY: total}.items()}
-        return total.sum()
+        self._loss_terms = {name: term.detach() for name, term in terms.items()}
+        total: Any = None
+        for name, term in terms.items():
+            coefficient = self._coefficients[name.removesuffix("_loss")]
+            weighted = term if coefficient == 1.0 else coefficient * term
+            total = weighted if total is None else total + weighted
+        return total.sum() if total.ndim else total
 
     def _distillation_loss(
         self,
@@ -461,9 +465,11 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def _log_learning(
         self, members: Sequence[Student], sums: Mapping[str, Tensor], num_steps: int, num_rows: int
     ) -> None:
-        means = {name: (value / num_steps).tolist() for name, value in sums.items()}
+        means = {name: (value / num_steps).view(-1).tolist() for name, value in sums.items()}
+        coefficients = {name: self._coefficients[name.removesuffix("_loss")] for name in means}
         for i, student in enumerate(members):
             own = {name: values[i] for name, values in means.items()}
+            own[self.TOTAL_LOSS_KEY] = sum(coefficients[name] * value for name, value in own.items())
             if not all(map(math.isfinite, own.values())):
                 raise FloatingPointError(
                     f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "

@@ -54,6 +54,8 @@ def test_the_defaults_are_valid():
         ({"compression": 0.0}, r"`compression` must be in \(0, 1\]"),
         ({"compression": 4}, r"`compression` must be in \(0, 1\]"),
         ({"num_baseline_episodes": -1}, "`num_baseline_episodes` must be None or an integer"),
+        ({"max_staleness": -1}, "`max_staleness` must be an integer of at least 0, got -1"),
+        ({"max_staleness": 0.5}, "`max_staleness` must be an integer of at least 0, got 0.5"),
         ({"td_coeff": 1.0, "student_temperature": 1.0}, "the student's outputs must be Q-values"),
         ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "beside temperature=0.5"),
     ],

@@ -29,7 +29,7 @@ from rllib_kd.algorithm import DistillDQN
 from rllib_kd.callbacks import SaveOnInterrupt, saving_on_interrupt, wandb_callback
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
-from rllib_kd.evaluation import check_networks, mean_and_ci95
+from rllib_kd.evaluation import check_fit, mean_and_ci95
 from rllib_kd.experiment import location
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
@@ -281,7 +281,7 @@ class Sweep:
         os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
-        check_networks(make_env, {f"The teacher '{teacher.source}'": teacher})
+        check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         seeds = range(_FINAL_SEED, _FINAL_SEED + _NUM_EPISODES)
         returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
         task = self._task(teacher, returns, make_env, seeds)

@@ -207,7 +207,7 @@ class ColumnarReplay:
                 self._head = (int(state["head"]) - count) % self.capacity
             self._append(state["columns"])
         if "generator" in state:
-            self._generator.set_state(torch.from_numpy(np.asarray(state["generator"])))
+            self._generator.set_state(torch.tensor(state["generator"]))  # a copy: it may be read-only
 
     def _check(self, rows: Mapping[str, Tensor], count: int) -> None:
         lengths = {name: len(row) for name, row in rows.items()}

@@ -683,12 +683,12 @@ class DistillDQN(DQN):
         return saved
 
     @override(DQN)
-    def restore_from_path(self, path: str | Path, *args: Any, component: str | None = None, **kwargs: Any) -> None:
+    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         self._forget_samples()
-        super().restore_from_path(path, *args, component=component, **kwargs)
+        super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):
             self._use_restored_teachers()
-        if component is None:
+        if "component" not in kwargs:
             self._refill_replay(*resume.resolve(path, kwargs.get("filesystem")))
 
     def _refill_replay(self, path: str, filesystem: pyarrow.fs.FileSystem) -> None:

@@ -63,23 +63,31 @@ def capture_sampling(env_runner: Any) -> bytes:
     """
     try:
         return cloudpickle.dumps(
-            {"runner": _attributes(env_runner, _RLLIB_ATTRIBUTES + _OUR_ATTRIBUTES), "env": _env_state(env_runner.env)}
+            {
+                "runner": _attributes(env_runner, _RLLIB_ATTRIBUTES + _OUR_ATTRIBUTES),
+                "env": _env_state(env_runner.env),
+                "setting": _setting(env_runner),
+            }
         )
     except Exception as error:  # each environment has its own reason why it cannot be pickled
         logger.info("The environments cannot be captured (%s): they begin new episodes at every checkpoint.", error)
         restart_sampling(env_runner)
-        return cloudpickle.dumps({"runner": _attributes(env_runner, _LASTING_ATTRIBUTES)})
+        return cloudpickle.dumps(
+            {"runner": _attributes(env_runner, _LASTING_ATTRIBUTES), "setting": _setting(env_runner)}
+        )
 
 
 def put_back_sampling(env_runner: Any, state: bytes) -> None:
     """Go on from `capture_sampling()`; where that fails, with new episodes."""
     try:
         captured = cloudpickle.loads(state)
+        if captured["setting"] != _setting(env_runner):
+            raise ValueError(f"they were {captured['setting']}, and are {_setting(env_runner)}")
         if "env" in captured:
             for layer, attributes in zip(_layers(env_runner.env), captured["env"], strict=True):
                 vars(layer).update(attributes)
         vars(env_runner).update(captured["runner"])
-    except Exception as error:  # another version of the environment's package, or another number of wrappers
+    except Exception as error:  # another config, or another version of the environment's package
         logger.warning("The environments of the checkpoint do not fit (%s): they begin new episodes.", error)
         env_runner.make_env()
         restart_sampling(env_runner)
@@ -97,6 +105,16 @@ def restart_sampling(env_runner: Any, salt: int | None = None) -> None:
             env_runner._rng = np.random.default_rng((env_runner._seed, salt))
         env_runner._seed = int(env_runner._rng.integers(2**31))
     env_runner._needs_initial_reset = True
+
+
+def _setting(env_runner: Any) -> dict[str, Any]:
+    """What must be equal, so that environments can go on."""
+    return {
+        "env": str(env_runner.config.env),
+        "env_config": dict(env_runner.config.env_config),
+        "num_envs": env_runner.num_envs,
+        "layers": [type(layer).__qualname__ for layer in _layers(env_runner.env)],
+    }
 
 
 def _attributes(env_runner: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 import pytest
@@ -197,20 +196,24 @@ def test_remote_env_runners_do_not_sample_the_same_again(build, tmp_path):
     assert resumed.num_gradient_steps > before  # at once: the replay is full
 
 
-class Changed(gym.Wrapper):
-    """An environment that is not what it was when the checkpoint was written."""
-
-
-def test_environments_that_have_changed_begin_new_episodes(build, tmp_path, caplog):
-    path = build(_config()).save_to_path(str(tmp_path / "checkpoint"))
-    resumed = DistillDQN.from_checkpoint(path)
-    captured = resume.capture_sampling(resumed.env_runner)
-    resumed.env_runner.env = Changed(resumed.env_runner.env)
-    resume.put_back_sampling(resumed.env_runner, captured)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.env_runners(num_envs_per_env_runner=3),
+        lambda config: config.env_runners(gym_env_vectorize_mode="vector_entry_point"),
+        lambda config: config.environment(env_config={"sutton_barto_reward": True}),
+    ],
+    ids=["num_envs", "vectorize_mode", "env_config"],
+)
+def test_environments_that_have_changed_begin_new_episodes(build, tmp_path, change, caplog):
+    algo = build(_config())
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    changed = build(change(_config()))
+    changed.restore_from_path(path)
     assert "do not fit" in caplog.text
-    assert resumed.env_runner._needs_initial_reset
-    resumed.train()
-    resumed.stop()
+    assert changed.env_runner._needs_initial_reset
+    changed.train()
 
 
 # --- The replay -------------------------------------------------------------------------------------------------------

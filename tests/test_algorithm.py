@@ -476,7 +476,7 @@ def test_first_weights_are_given_once(cartpole_config, build, tmp_path, monkeypa
     algo = build(cartpole_config.distillation(init="teacher"))
     while algo.num_gradient_steps == 0:
         algo.train()
-    monkeypatch.delattr(DistillDQN, "_initialize_student")
+    monkeypatch.delattr(DistillDQN, "_initialize_students")
     algo.train()
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     before = student_weights(algo)

@@ -15,6 +15,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "checkpoints": {"layers", "observations", "spaces"},
     "frames": set(),
     "hints": set(),
+    "initialization": {"teachers"},
     "layers": set(),
     "losses": set(),
     "observations": {"spaces"},
@@ -26,7 +27,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "statistics": set(),
     "teachers": {"checkpoints", "layers", "observations", "students"},
 }
-FREE_OF_RAY = {"frames", "hints", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {"frames", "hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
 
 
 def imports(name: str) -> set[str]:

@@ -102,7 +102,7 @@ def init_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> lis
 #: Runs; environments; env steps of each run; training seeds.
 STUDIES = {
     "returns": (returns_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15)),
-    "temperature": (temperature_study, list(TASKS), 30_000, range(20, 23)),
+    "temperature": (temperature_study, list(TASKS), 20_000, range(20, 23)),
     "init": (init_study, ["CartPole-v1", "MountainCar-v0"], 20_000, range(30, 35)),
 }
 

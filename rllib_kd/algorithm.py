@@ -43,7 +43,7 @@ from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.first_weights import FirstStates
-from rllib_kd.learner import NUM_GRADIENT_STEPS
+from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
 from rllib_kd.sampling import Sample, SampleRequests
 from rllib_kd.schedules import value_at
@@ -130,9 +130,14 @@ class DistillDQN(DQN):
             return  # no EnvRunner is left; RLlib restarts them before the next step
         try:
             with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-                self._update(shards)
+                student = self._update(shards)
             with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-                self._take_student()
+                if student is not None:
+                    self._take_student(student)
+                else:
+                    self.env_runner_group.sync_weights(
+                        from_worker_or_learner_group=self.learner_group, inference_only=True
+                    )
         except ray.exceptions.RayActorError as error:  # a dead EnvRunner raises none
             raise RuntimeError(
                 "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
@@ -144,6 +149,7 @@ class DistillDQN(DQN):
     def step(self) -> dict[str, Any]:
         """RLlib's training iteration, with the result's `distillation` entry."""
         results = super().step()
+        self._show_student()
         if self._connector_states or not self._samples_remotely:
             # As RLlib would, but without asking EnvRunners that are busy.
             self.env_runner_group.sync_env_runner_states(
@@ -363,13 +369,15 @@ class DistillDQN(DQN):
             )
 
     def _send_teachers(self, group: EnvRunnerGroup, worker_ids: list[int] | None = None) -> None:
-        """Through the object store: nodes share no disk."""
+        """Through the object store: nodes share no disk, and hold the weights once."""
         teachers = self._teachers if self.config.is_multi_agent else self._teachers.get(DEFAULT_MODULE_ID)
         if not teachers:
             return
         if group.local_env_runner is not None and worker_ids is None:
             group.local_env_runner.set_teacher(teachers)
-        reference = ray.put(teachers)
+        if worker_ids is None:
+            self._teachers_reference = ray.put(teachers)  # kept for those that will be restarted
+        reference = self._teachers_reference
         group.foreach_env_runner(
             lambda env_runner: env_runner.set_teacher(ray.get(reference)),
             local_env_runner=False,
@@ -412,7 +420,8 @@ class DistillDQN(DQN):
         The queues are filled up when the Learner is done, and not before, so that requests carry its newest student.
         """
         if self._student_state is None:
-            self._take_student()
+            component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+            self._take_student(self.learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER])
         synchronous = self.config.max_staleness == 0
         newest = self._weights_seq_no
         self._requests.send(self._sampling_kwargs(), weights_seq_no=newest, only_to_idle=synchronous)
@@ -433,26 +442,27 @@ class DistillDQN(DQN):
         }
         return kwargs | ({"state": self._student_state} if self._samples_remotely else {})
 
-    def _take_student(self) -> None:
-        """Hand the Learner's student to those who sample: to a local EnvRunner at once, else with the next requests."""
-        group = self.env_runner_group
-        if not self._samples_remotely:
-            group.sync_weights(from_worker_or_learner_group=self.learner_group, inference_only=True)
-            return
-        learner = self.learner_group.get_state(
-            components=[f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"], inference_only=True
-        )[COMPONENT_LEARNER]
-        state = {name: learner[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+    def _take_student(self, state: dict[str, Any]) -> None:
+        """The next requests carry this student."""
+        self._weights_seq_no = state[WEIGHTS_SEQ_NO]
+        state = {COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE], WEIGHTS_SEQ_NO: self._weights_seq_no}
         state[NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.num_env_steps
-        if group.local_env_runner is not None:  # which restarted EnvRunners get their state from
-            group.local_env_runner.set_state(state)
-        self._student_state, self._weights_seq_no = ray.put(state), state[WEIGHTS_SEQ_NO]
+        self._student_state = ray.put(state)
+
+    def _show_student(self) -> None:
+        """Give the newest student to the EnvRunner of this process: get_module() and restarts of others take it there.
+
+        Once an iteration: it samples nothing here, and with each update this would be a fifth of the driver's work.
+        """
+        if self._student_state is not None and self.env_runner_group.local_env_runner is not None:
+            self.env_runner_group.local_env_runner.set_state(ray.get(self._student_state))
 
     @property
     def _samples_remotely(self) -> bool:
         return self.env_runner_group.num_remote_env_runners() > 0
 
-    def _update(self, shards: list[ray.ObjectRef]) -> None:
+    def _update(self, shards: list[ray.ObjectRef]) -> dict[str, Any] | None:
+        """Learn as much as is due; returns the student, for remote EnvRunners only."""
         env_steps = self.num_env_steps
         # The replay ratio decides how many rows are learned from; what is left of a batch waits for the next update.
         num_steps = int(self._rows_due // self.config.total_train_batch_size)
@@ -468,9 +478,12 @@ class DistillDQN(DQN):
             num_gradient_steps=num_steps,
             kd_coeff=self._kd_coeff(),
             td_coeff=value_at(self.config.td_coeff, env_steps),
+            return_state=self._samples_remotely,
         )
+        student = results[0].pop(STATE_AFTER_UPDATE, None)
         self.num_gradient_steps += max(int(results[0][name][NUM_GRADIENT_STEPS].peek()) for name in self._returns)
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
+        return student
 
     def _keep_first_states(self, shards: list[ray.ObjectRef]) -> None:
         for fragment in ray.get(shards):

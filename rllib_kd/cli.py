@@ -60,15 +60,23 @@ def _option(help: str, *flags: str, metavar: str | None = None) -> Any:
 
 
 def _writable_option(help: str, *, metavar: str) -> Any:
-    return typer.Option(callback=_writable, help=help, metavar=metavar, show_default=False)
+    return typer.Option(
+        callback=lambda path: _writable(path, is_folder=metavar == "FOLDER"),
+        help=help,
+        metavar=metavar,
+        show_default=False,
+    )
 
 
-def _writable(path: Path | None) -> Path | None:
+def _writable(path: Path | None, *, is_folder: bool) -> Path | None:
     """The path, to which a long command will be able to write at its end."""
-    if path is not None:
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise typer.BadParameter(f"'{path}' cannot be written: '{folder}' is no folder that one may write to.")
+    if path is None:
+        return None
+    if path.exists() and path.is_dir() != is_folder:
+        raise typer.BadParameter(f"'{path}' is a folder: name a file." if path.is_dir() else f"'{path}' is no folder.")
+    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK) or not (there.is_dir() or there == path.absolute()):
+        raise typer.BadParameter(f"'{path}' cannot be written: '{there}' is no folder that one may write to.")
     return path
 
 
@@ -198,6 +206,8 @@ def train(
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
     with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
         results, interrupted = experiments.run(checked, options)
+    if (refusal := experiments.refusal(results)) is not None:
+        raise ValueError(refusal)
     for result in results:
         typer.echo(experiments.summary(result))
     if interrupted:
@@ -223,7 +233,7 @@ CheckedAlgo = Annotated[
     str | None, _option("Checked: the checkpoint says.", "--algo", "--run", "-a", "-r", metavar="NAME")
 ]
 Artifact = Annotated[Path, _writable_option("The file to write.", metavar="FILE")]
-Format = Annotated[str, _option("onnx (default), safetensors, torchscript.", metavar="NAME")]
+Format = Annotated[str | None, _option("onnx, safetensors, torchscript; default: by FILE.", metavar="NAME")]
 Int8 = Annotated[bool, _option("ONNX with weights of 8 bits.", "--int8")]
 OtherTeacher = Annotated[str | None, _option("To show what the student saves.", metavar="PATH")]
 FewEpisodes = Annotated[int, _option("That the file plays; default 20.", metavar="N")]
@@ -313,7 +323,8 @@ def evaluate(
         render=render,
         progress=True,
     )
-    typer.echo(f"return {report.return_mean:.1f} ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {where})")
+    interval = f" ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {where})"
+    typer.echo(f"return {report.return_mean:.1f}" + (interval if episodes > 1 else f" (1 episode of {where})"))
     if video is not None:
         typer.echo(video)
     if out is not None:
@@ -326,7 +337,7 @@ def export(
     out: Artifact,
     env: OwnEnv = None,
     env_config: EnvConfig = "{}",
-    format: Format = "onnx",
+    format: Format = None,
     int8: Int8 = False,
     teacher: OtherTeacher = None,
     episodes: FewEpisodes = 20,
@@ -342,6 +353,7 @@ def export(
     from rllib_kd.deployment import deploy, deployment_table
     from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
+    from rllib_kd.export import format_of_ending
     from rllib_kd.progress import bar
     from rllib_kd.runs import find_student
 
@@ -355,7 +367,7 @@ def export(
                 source,
                 path,
                 where,
-                format=format,
+                format=format or format_of_ending(out),
                 int8=int8,
                 num_episodes=episodes,
                 env_config=config,

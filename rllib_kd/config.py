@@ -67,6 +67,7 @@ class DistillDQNConfig(DQNConfig):
         self.value_gate = False
         self.feature_coeff = 0.0
         self.weight_averaging = 0.1
+        self.bf16 = False
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
@@ -119,6 +120,7 @@ class DistillDQNConfig(DQNConfig):
         value_gate: bool = NotProvided,
         feature_coeff: float = NotProvided,
         weight_averaging: float = NotProvided,
+        bf16: bool = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule = NotProvided,
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
@@ -176,6 +178,9 @@ class DistillDQNConfig(DQNConfig):
             weight_averaging: the student is the average of the weights over about this share of the gradient steps so
                 far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) does for the last
                 student what a decaying learning rate does, for any length of training. Not used with `td_coeff`.
+            bf16: whether the student's forward and backward passes in the Learner compute in bfloat16
+                (`torch.autocast`); its weights, the loss and the optimizer stay in float32. For convolutions on a GPU;
+                small networks, and most CPUs, gain nothing. Default: False.
             rollout_policy: who acts in the EnvRunners, and so whose states are learned: "teacher", "student", or
                 "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
@@ -192,7 +197,7 @@ class DistillDQNConfig(DQNConfig):
             student: one of the networks for 84 × 84 images of Rusu et al. 2015, by name: "rusu-net1", "rusu-net2" or
                 "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None (default): as
                 `compression` says.
-            students: a family that learns from one stream of states, instead of one student. By name a model config, as in
+            students: a family that learns from one stream of states, instead of one student. By name a model config, as
                 {"s16": {"fcnet_hiddens": [16]}, "linear": {"fcnet_hiddens": []}}, {"compression": 0.01}, or what
                 `student` takes; `rl_module(model_config=...)` has what they share. They take turns in acting, an
                 episode each. Plain MLPs of one depth learn side by side: eight cost little more than one.
@@ -228,6 +233,7 @@ class DistillDQNConfig(DQNConfig):
             "value_gate": value_gate,
             "feature_coeff": feature_coeff,
             "weight_averaging": weight_averaging,
+            "bf16": bf16,
             "rollout_policy": rollout_policy,
             "teacher_fraction": teacher_fraction,
             "kd_coeff": kd_coeff,
@@ -542,6 +548,7 @@ class DistillDQNConfig(DQNConfig):
         _check_integer("replay_buffer_config['capacity']", self.replay_buffer_config.get("capacity"), low=1)
         _check_integer("train_batch_size_per_learner", self.train_batch_size_per_learner, low=1)
         _check_integer("num_envs_per_env_runner", self.num_envs_per_env_runner, low=1)
+        _check_integer("max_requests_in_flight_per_env_runner", self.max_requests_in_flight_per_env_runner, low=1)
         _check_integer("num_steps_sampled_before_learning_starts", self.num_steps_sampled_before_learning_starts, low=0)
         _check_integer("rollout_fragment_length", self.get_rollout_fragment_length(), low=1)
         if self.uses_td:
@@ -618,13 +625,15 @@ class DistillDQNConfig(DQNConfig):
         """RLlib's pieces that this algorithm replaces: whoever replaces them again must start from ours."""
         from rllib_kd.env_runner import DistillEnvRunner
         from rllib_kd.learner import DistillDQNTorchLearner
+        from rllib_kd.multi_agent_env_runner import DistillMultiAgentEnvRunner
 
         if not issubclass(self.learner_class, DistillDQNTorchLearner):
             raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {self.learner_class.__name__}.")
         if self.in_evaluation:
             return
-        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, DistillEnvRunner)):
-            raise ValueError(f"`env_runner_cls` must be a DistillEnvRunner, got {self.env_runner_cls}.")
+        expected = DistillMultiAgentEnvRunner if self.is_multi_agent else DistillEnvRunner
+        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, expected)):
+            raise ValueError(f"`env_runner_cls` must be a {expected.__name__}, got {self.env_runner_cls}.")
         if self._learner_connector is not None:
             raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
         if self.batch_mode != "truncate_episodes":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 
 from rllib_kd.callbacks import say
 
@@ -27,6 +28,13 @@ class LocalRay:
     num_nodes: int | None = None  # emulates a cluster of so many on this machine
     object_store_memory: int | None = None  # bytes
     dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"num_cpus": 1, "num_gpus": 0, "num_nodes": 1, "object_store_memory": OBJECT_STORE_MINIMUM_MEMORY_BYTES}
+        for name, low in least.items():
+            number = getattr(self, name)
+            if number is not None and number < low:
+                raise ValueError(f"--ray-{name.replace('_', '-')} must be at least {low:,}, got {number:,}.")
 
 
 @contextmanager

@@ -296,11 +296,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             state: of the student with its `weights_seq_no`, and of connectors, as `set_state()` takes it.
             kwargs: of `sample_columns()`.
         """
-        self.set_state(state)
-        shards, metrics = self.sample_columns(**kwargs)
-        connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
-        connector_states = {} if has_plain_connectors(self) else self.get_state(components=connectors)
-        return Sample(self.worker_index, shards, metrics, self._weights_seq_no, connector_states)
+        return set_state_and_sample(self, state, kwargs)
 
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.
@@ -489,7 +485,16 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
     return usable
 
 
-def has_plain_connectors(env_runner: SingleAgentEnvRunner) -> bool:
+def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
+    """What an EnvRunner with `sample_columns()` answers to a request."""
+    env_runner.set_state(state)
+    shards, metrics = env_runner.sample_columns(**kwargs)
+    connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
+    connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
+    return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
+
+
+def has_plain_connectors(env_runner: Any) -> bool:
     """Whether networks see what the environment shows, and the environment gets what they choose."""
     connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
     return all(isinstance(piece, ImagesToFloats) or is_default_connector(piece) for piece in connectors)

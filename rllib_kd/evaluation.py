@@ -18,7 +18,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor
 
 from rllib_kd.observations import View
-from rllib_kd.playing import RandomActions, env_maker, episode_seeds, play, recording
+from rllib_kd.playing import RandomActions, check_renders, env_maker, episode_seeds, play, recording
 from rllib_kd.policies import GreedyQ, as_policy, as_q_network, environment_of
 from rllib_kd.progress import bar
 from rllib_kd.spaces import brief, same_space
@@ -191,7 +191,7 @@ def compare_all(
     teacher = as_q_network(teacher, trust_checkpoint=trust_checkpoint)
     networks = {name: as_q_network(student, trust_checkpoint=trust_checkpoint) for name, student in students.items()}
     make_env = env_maker(env, env_config)
-    _check_spaces(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
+    check_fit(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
 
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
         views = _views([teacher, *networks.values()])
@@ -270,15 +270,17 @@ def evaluate(
     player = as_policy(policy, trust_checkpoint=trust_checkpoint)
     if render and video_dir is not None:
         raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
-    make_env = env_maker(env, env_config, render_mode="human" if render else None)
-    _check_spaces(env_maker(env, env_config), {"The policy": player})
+    check_fit(env_maker(env, env_config), {"The policy": player})
+    mode = "human" if render else "rgb_array" if video_dir is not None else None
+    make_shown = env_maker(env, env_config, render_mode=mode)
+    if mode is not None:
+        check_renders(make_shown, mode)
+    make_env = make_shown if render else env_maker(env, env_config)
     filmed = seeds[: num_videos if video_dir is not None else 0]
     returns: list[float] = []
     with bar("episodes", total=num_episodes, shown=progress) as advance:
         for film_seed in filmed:
-            make_filmed = recording(
-                env_maker(env, env_config, render_mode="rgb_array"), Path(str(video_dir)), name=f"seed-{film_seed}"
-            )
+            make_filmed = recording(make_shown, Path(str(video_dir)), name=f"seed-{film_seed}")
             returns += play(make_filmed, player, [film_seed], advance=advance)[0]
         rest = seeds[len(filmed) :]
         returns += play(make_env, player, rest, num_envs=1 if render else 50, advance=advance)[0]
@@ -397,8 +399,16 @@ def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
     return {_eyes(network): network.start for network in networks}
 
 
-def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
-    """Say which policy does not fit the environment, before torch fails in the middle of an episode."""
+def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
+    """Whether policies fit the environment, before torch fails in the middle of an episode.
+
+    Args:
+        make_env: makes the environment.
+        networks: by what to call them at the beginning of a sentence.
+
+    Raises:
+        ValueError: one of them does not; the message names both spaces.
+    """
     env = make_env()
     spaces = env.observation_space, env.action_space
     env.close()
@@ -407,7 +417,7 @@ def _check_spaces(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) 
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
             raise ValueError(
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
-                f"has {brief(spaces[0])} and {brief(spaces[1])}. Compare networks where they were trained."
+                f"has {brief(spaces[0])} and {brief(spaces[1])}. Networks play where they were trained."
             )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import os
+import re
 import runpy
 import shlex
 import sys
@@ -23,6 +25,7 @@ import yaml
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 
@@ -31,9 +34,13 @@ from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import compare_all
 from rllib_kd.hints import did_you_mean
-from rllib_kd.playing import check_gymnasium_id
+from rllib_kd.playing import env_maker, names_class
+from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
-from rllib_kd.settings import apply_settings, has_space, param_space, validate, variants
+from rllib_kd.runs import find_student
+from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
+from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
+from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 
 #: Metrics of the old API stack, and where a result holds them now.
@@ -44,13 +51,42 @@ RENAMED_METRICS = {
     "episode_reward_max": "env_runners/episode_return_max",
     "episode_len_mean": "env_runners/episode_len_mean",
     "sampler_results/episode_reward_mean": "env_runners/episode_return_mean",
+    "env_runners/episode_reward_mean": "env_runners/episode_return_mean",
     "evaluation/episode_reward_mean": "evaluation/env_runners/episode_return_mean",
+    "evaluation/env_runners/episode_reward_mean": "evaluation/env_runners/episode_return_mean",
+    "evaluation/sampler_results/episode_reward_mean": "evaluation/env_runners/episode_return_mean",
     "episodes_total": "env_runners/num_episodes_lifetime",
 }
+#: What results hold at their top level. Callbacks may add to it, so that other names are errors only if near to these.
+_METRICS = (
+    "distillation",
+    "env_runners",
+    "evaluation",
+    "iterations_since_restore",
+    "learners",
+    "num_env_steps_sampled_lifetime",
+    "num_training_step_calls_per_iteration",
+    "time_since_restore",
+    "time_this_iter_s",
+    "time_total_s",
+    "training_iteration",
+)
 #: Of the first episode that judges students: none that they were trained on.
 FRESH_SEED = 1_000_000
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
+#: Other keys of the old layout, and what does their work.
+_YAML_FLAGS = {
+    "checkpoint_at_end": "--checkpoint-at-end, which is the default",
+    "checkpoint_freq": "--checkpoint-freq",
+    "checkpoint_score_attr": "--checkpoint-score-attr",
+    "keep_checkpoints_num": "--keep-checkpoints-num",
+    "local_dir": "--storage-path",
+    "restore": "--restore",
+    "scheduler": "--scheduler",
+    "storage_path": "--storage-path",
+    "upload_dir": "--storage-path",
+}
 
 
 @dataclass
@@ -82,6 +118,7 @@ class Experiment:
             ValueError: an unknown algorithm or setting, or a value that the config refuses; the message names what is
                 near.
         """
+        _check_not_empty(experiment_name=self.name)
         _check_at_least(1, num_samples=self.num_samples)
         _check_at_least(0, compare_episodes=self.compare_episodes)
         cls = algorithm_class(self.algorithm)
@@ -98,6 +135,8 @@ class Experiment:
         for config in configs:
             _check_env(config)
             validate(config)
+        for config in {repr((config.env, config.env_config)): config for config in configs}.values():
+            _check_made(config)
         distilled = [
             config for config in configs if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str)
         ]
@@ -151,6 +190,9 @@ class RunOptions:
     def __post_init__(self) -> None:
         _check_at_least(0, checkpoint_freq=self.checkpoint_freq)
         _check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
+        _check_not_empty(
+            storage_path=self.storage_path, checkpoint_score_attr=self.checkpoint_score_attr, restore=self.restore
+        )
 
 
 # --- What is trained --------------------------------------------------------------------------------------------------
@@ -175,7 +217,7 @@ def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
     if "." in algorithm:
         return _imported(algorithm)
     known = [DistillDQN.__name__, *ALGORITHMS]
-    hint = did_you_mean(algorithm, known, cutoff=0.4)
+    hint = did_you_mean(algorithm, known, cutoff=0.5)
     raise ValueError(f"Unknown algorithm '{algorithm}'.{hint} Known are: {', '.join(known)}; or package.module.Class.")
 
 
@@ -198,12 +240,24 @@ def _absolute_teachers(value: Any) -> Any:
 
 
 def _check_env(config: AlgorithmConfig) -> None:
-    """Whether there is an environment, before every trial fails to make it."""
-    env = config.env
-    if env is None:
+    """Whether an environment is named that there is."""
+    if config.env is None:
         raise ValueError("An environment is needed: --env CartPole-v1, say, or `env` in the file.")
-    if isinstance(env, str) and "." not in env and not _global_registry.contains(ENV_CREATOR, env):
-        check_gymnasium_id(env)
+    env_maker(config.env)
+
+
+def _check_made(config: AlgorithmConfig) -> None:
+    """Whether gymnasium can make the environment, and whether it suits DQN, before every trial fails.
+
+    Environments of the user's own are not made here: they may need what only the trials have.
+    """
+    env = config.env
+    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
+        return
+    made = env_maker(env, config.env_config)()
+    made.close()
+    if isinstance(config, DQNConfig) and not config.is_multi_agent:
+        check_actions(made.action_space)
 
 
 def _check_at_least(low: int, **numbers: Any) -> None:
@@ -212,11 +266,32 @@ def _check_at_least(low: int, **numbers: Any) -> None:
             raise ValueError(f"`{name}` must be at least {low}, got {number!r}.")
 
 
+def _check_not_empty(**texts: str | None) -> None:
+    """An empty text is a variable of the shell that is not set."""
+    for name, text in texts.items():
+        if text is not None and not text.strip():
+            raise ValueError(f"`{name}` is empty.")
+
+
 def _checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
     for metric, value in stop.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
             raise ValueError(f"Training stops when a metric reaches a number, got {value!r} for '{metric}'.")
-    return {RENAMED_METRICS.get(metric, metric): value for metric, value in stop.items()}
+    return {_checked_metric(metric): value for metric, value in stop.items()}
+
+
+def _checked_metric(metric: Any) -> str:
+    """Its name in results."""
+    if not isinstance(metric, str):
+        raise ValueError(f"A metric has a name, like 'training_iteration'. Got {metric!r}.")
+    metric = RENAMED_METRICS.get(metric, metric)
+    for path in RENAMED_METRICS.values():
+        if "/" not in metric and path.endswith(f"/{metric}"):
+            raise ValueError(f"Results hold no metric '{metric}'. Did you mean '{path}'?")
+    top = metric.split("/")[0]
+    if top not in _METRICS and (hint := did_you_mean(top, _METRICS, cutoff=0.8)):
+        raise ValueError(f"Results hold no metric '{metric}'.{hint}")
+    return metric
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------
@@ -274,8 +349,10 @@ def _read_yaml(path: Path) -> Experiment:
         )
     ((name, entry),) = content.items()
     for key in entry:
+        if key in _YAML_FLAGS:
+            raise ValueError(f"'{key}' in '{path}' is a flag now: {_YAML_FLAGS[key]}. Leave it out of the file.")
         if key not in _YAML_KEYS:
-            hint = did_you_mean(str(key), _YAML_KEYS)
+            hint = did_you_mean(key, _YAML_KEYS)
             raise ValueError(f"Unknown key '{key}' in '{path}'.{hint} Known are: {', '.join(_YAML_KEYS)}.")
     if not isinstance(entry.get("run"), str):
         raise ValueError(f"'{path}' must name the algorithm: `run: DQN`, say.")
@@ -310,19 +387,23 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
         path = Path(text[1:])
         if not path.is_file():
             raise ValueError(f"{what}: there is no file '{path}'.")
-        text, source = path.read_text(), f"the file '{path}'"
-        parse = yaml.safe_load if path.suffix in (".yaml", ".yml") else json.loads
+        text, source = path.read_text(errors="replace"), f"the file '{path}'"
+        is_yaml = path.suffix in (".yaml", ".yml")
     else:
-        parse = json.loads
+        is_yaml = False
     try:
-        value = parse(text)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        value = yaml.safe_load(text) if is_yaml else json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
-            f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source}."
+            f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."
         ) from error
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be a JSON object like '{example}', got {source}.")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------
@@ -342,13 +423,16 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
     storage = absolute_uri(options.storage_path)
     space = experiment.param_space
     if options.restore is not None:
-        space = _restoring(space, _checkpoint_uri(options.restore))
+        space = _restoring(space, _checkpoint_uri(options.restore, experiment.trainable))
     if options.resume:
         tuner = _resumed(experiment, space, storage)
     else:
         _check_writable(storage)
-        scheduler = _scheduler(options.scheduler, options.scheduler_config)
-        watched = [*experiment.stop, *([scheduler.metric] if getattr(scheduler, "metric", None) else [])]
+        check_names(
+            type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
+        )
+        scheduler, checkpoints = _scheduler(options.scheduler, options.scheduler_config), _checkpoint_config(options)
+        metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]
         tuner = tune.Tuner(
             experiment.trainable,
             param_space=space,
@@ -358,8 +442,13 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                 storage_path=storage,
                 stop=partial(_reached, experiment.stop),
                 verbose=0,
-                callbacks=[*options.callbacks, SaveOnInterrupt(), MissingMetrics(watched)],
-                checkpoint_config=_checkpoint_config(options),
+                callbacks=[
+                    *options.callbacks,
+                    SaveOnInterrupt(),
+                    MissingMetrics([m for m in metrics if m]),
+                    Snapshots(),
+                ],
+                checkpoint_config=checkpoints,
             ),
         )
         if not experiment.stop:
@@ -372,6 +461,8 @@ def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, A
     path = f"{storage}/{experiment.name}"
     if not tune.Tuner.can_restore(path):
         raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    if has_snapshot(path):
+        put_back(path)
     return tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )
@@ -385,7 +476,7 @@ def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:
         checkpoint_frequency=options.checkpoint_freq,
         checkpoint_at_end=options.checkpoint_at_end,
         num_to_keep=options.keep_checkpoints_num,
-        checkpoint_score_attribute=None if attribute is None else RENAMED_METRICS.get(attribute, attribute),
+        checkpoint_score_attribute=None if attribute is None else _checked_metric(attribute),
         checkpoint_score_order=order,
     )
 
@@ -402,10 +493,15 @@ def _check_writable(storage: str) -> None:
         raise ValueError(f"Results cannot be written to '{storage}': permission denied. Set --storage-path.")
 
 
-def _checkpoint_uri(path: str) -> str:
-    uri = absolute_uri(path)
-    if "://" not in uri and not (Path(uri) / "rllib_checkpoint.json").is_file():
+def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
+    uri = absolute_uri(find_student(path))
+    if "://" in uri:
+        return uri
+    if not all((Path(uri) / name).is_file() for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")):
         raise ValueError(f"There is no checkpoint of an Algorithm at '{path}' to restore.")
+    trained_by = algorithm_of(uri)
+    if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
+        raise ValueError(f"The checkpoint '{path}' is one of {trained_by}, which {trainable.__name__} cannot restore.")
     return uri
 
 
@@ -430,7 +526,7 @@ def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
 
     cls = SCHEDULER_IMPORT.get(name.lower())
     if cls is None:
-        hint = did_you_mean(name.lower(), SCHEDULER_IMPORT)
+        hint = did_you_mean(name, SCHEDULER_IMPORT)
         raise ValueError(f"Unknown scheduler '{name}'.{hint} Known are: {', '.join(SCHEDULER_IMPORT)}.")
     known = inspect.signature(cls() if inspect.isfunction(cls) else cls).parameters
     for key in arguments:  # Tune leaves out what it does not know, without a word
@@ -438,7 +534,7 @@ def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
             raise ValueError(f"The scheduler '{name}' has no argument '{key}'.{did_you_mean(key, known)}")
     arguments = dict(arguments)
     if "metric" in arguments:
-        arguments["metric"] = RENAMED_METRICS.get(arguments["metric"], arguments["metric"])
+        arguments["metric"] = _checked_metric(arguments["metric"])
         arguments.setdefault("mode", "max")
     elif "metric" in known:
         raise ValueError(
@@ -459,14 +555,31 @@ def _reached(stop: Mapping[str, float], trial_id: str, result: Mapping[str, Any]
 # --- What came of it --------------------------------------------------------------------------------------------------
 
 
+def refusal(results: tune.ResultGrid) -> str | None:
+    """Why no trial could begin, where each was refused by a ValueError, and so for its settings."""
+    unbegun = [result for result in results if "training_iteration" not in (result.metrics or {})]
+    reasons = [_reason(result.error) for result in unbegun if result.error is not None]
+    if not reasons or len(reasons) < len(results) or not all(reason.startswith("ValueError: ") for reason in reasons):
+        return None
+    return reasons[0].removeprefix("ValueError: ")
+
+
+def _reason(error: Exception) -> str:
+    """The exception at the end of the traceback that an actor's error holds, in one line."""
+    lines = str(error).strip().splitlines()
+    begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
+    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())
+
+
 def summary(result: tune.Result) -> str:
     """How far a trial came, and where its checkpoint lies; or why it failed, in one line."""
     if result.error is not None:
-        return f"{Path(result.path).name} failed: {str(result.error).strip().splitlines()[-1]}"
-    if not result.metrics or "training_iteration" not in result.metrics:
+        return f"{Path(result.path).name} failed: {_reason(result.error)}"
+    metrics = result.metrics or {}
+    if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: nothing was trained yet"
     where = result.path if result.checkpoint is None else _location(result.checkpoint)
-    return f"{describe([result.metrics])}\n{where}"
+    return f"{describe([metrics])}\n{where}"
 
 
 def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:

@@ -56,6 +56,8 @@ _RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript":
 FORMATS = tuple(_RUNNERS)
 TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
+#: What a file's name ends with, by format.
+_ENDINGS = {"onnx": (".onnx",), "safetensors": (".safetensors",), "torchscript": (".pt", ".ts", ".torchscript")}
 #: Beyond about 64 in a Q-value, rounding alone comes near the tolerance: runtimes add in different orders, as PyTorch
 #: itself does for other batch sizes (3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13, measured).
 _ROUNDING_STEPS = 16
@@ -165,6 +167,12 @@ def export(
             )
         file.replace(out)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def format_of_ending(path: str | os.PathLike[str]) -> str:
+    """Which of `FORMATS` the name of a file asks for; "onnx" where it does not say."""
+    ending = Path(path).suffix.lower()
+    return next((format for format, endings in _ENDINGS.items() if ending in endings), "onnx")
 
 
 def artifact_view(student: Teacher) -> Callable[[], View]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from rllib_kd.observations import as_input
 from rllib_kd.statistics import QStatistics
 from rllib_kd.teachers.base import TEACHER_Q, Teacher
 
-_NUM_STATES = 2_048  # at most so many, or one fragment, decide
+_NUM_STATES, _NUM_NUMBERS = 2_048, 2**24  # at most so many states decide, of so many numbers altogether
 _AT_ONCE = 64  # images would fill the memory
 
 
@@ -53,6 +54,8 @@ class FirstStates:
             ValueError: the teacher sees something else than the student.
         """
         obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._parts, strict=True))
+        stride = math.ceil(max(len(obs) / _NUM_STATES, obs.numel() / _NUM_NUMBERS))
+        obs, teacher_q = obs[::stride], teacher_q[::stride]
         obs = torch.cat([as_input(part, student.observation_space.shape) for part in obs.split(_AT_ONCE)])
         own_q = torch.cat([teacher.q_values(part) for part in obs.split(_AT_ONCE)])
         if not torch.allclose(own_q, teacher_q, rtol=1e-3, atol=1e-3 * float(teacher_q.abs().max())):

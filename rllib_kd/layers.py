@@ -22,6 +22,10 @@ ELEMENTWISE: dict[str, type[nn.Module]] = {
 }
 _NAMES = {kind: name for name, kind in ELEMENTWISE.items()}
 
+#: Numbers that a layer may make of one observation. Atari's make 12,800; few weights could make millions of millions.
+MAX_OUTPUTS = 2**21
+MAX_LAYERS = 1_000
+
 #: One layer, without its weights.
 Layer = Mapping[str, Any]
 

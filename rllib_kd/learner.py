@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from ray.rllib.utils.metrics import (
 from torch import Tensor
 
 from rllib_kd import losses
-from rllib_kd.learning import StackedStudents, Student, StudentGroup, average_into, members_of
+from rllib_kd.learning import StackedStudents, Student, StudentGroup, members_of
 from rllib_kd.replay import PrioritizedReplay
 from rllib_kd.schedules import value_at
 from rllib_kd.stacking import stacking_key
@@ -37,6 +38,7 @@ from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 logger = logging.getLogger(__name__)
 
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
+STATE_AFTER_UPDATE = "_rl_module_state_after_update"  # RLlib's name
 
 _DISTILLATION = "distillation"
 _TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of each target network
@@ -111,6 +113,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         num_gradient_steps: int = 0,
         kd_coeff: float | None = None,
         td_coeff: float | None = None,
+        return_state: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Take in new columns, and make minibatch steps.
@@ -123,6 +126,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             num_gradient_steps: minibatch steps of each student in this call; the same on every Learner.
             kd_coeff: weight of the distillation loss from here on; None keeps it.
             td_coeff: weight of the TD loss from here on; None keeps it.
+            return_state: whether to add the students, as they are then, to the results; as in RLlib's IMPALA.
             kwargs: what LearnerGroup passes to every Learner.
 
         Returns:
@@ -149,7 +153,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             for name in group.students:
                 self.metrics.log_value((name, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
-        return self.metrics.reduce()
+        results = self.metrics.reduce()
+        if return_state:
+            state = self.get_state(components=COMPONENT_RL_MODULE, inference_only=True)
+            # By reference: the weights go to EnvRunners, not through whoever calls.
+            results[STATE_AFTER_UPDATE] = state | {COMPONENT_RL_MODULE: ray.put(state[COMPONENT_RL_MODULE])}
+        return results
 
     @override(DQNTorchLearner)
     def compute_loss_for_module(
@@ -169,8 +178,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             A scalar.
         """
         group = next(group for group in self.groups.values() if module_id in group.students)
-        by_row = self._loss_by_row(group, group.students[module_id], batch, fwd_out, config)
-        return self._weigh({name: rows.unsqueeze(0) for name, rows in by_row.items()})
+        return self._weigh(self._loss_by_row(group, group.students[module_id], batch, fwd_out, config))
 
     # --- State --------------------------------------------------------------------------------------------------------
 
@@ -337,7 +345,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 self._step(learner, self._loss(group, learner, batch))
                 if learner.averages:
                     share = 1.0 / (1.0 + config.weight_averaging * (group.num_steps - 1))
-                    average_into(learner.averages, learner.params, share=share)
+                    torch._foreach_lerp_(learner.averages, learner.weights, share)
                 for name, value in self._loss_terms.items():
                     own_sums[name] = own_sums[name] + value if name in own_sums else value
                 if prioritized:
@@ -350,13 +358,18 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     def _loss(self, group: StudentGroup, learner: Student | StackedStudents, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum of what each of them minimises: a scalar."""
+        bf16 = torch.autocast(self._device.type, torch.bfloat16) if group.config.bf16 else nullcontext()
         if isinstance(learner, Student):
             module = learner.module
-            fwd_out = module.forward_train(batch) if self._coefficients["td"] else module.compute_q_values(batch)
+            with bf16:
+                fwd_out = module.forward_train(batch) if self._coefficients["td"] else module.compute_q_values(batch)
+            if group.config.bf16:  # the loss is float32's
+                fwd_out = {name: output.float() for name, output in fwd_out.items()}
             return self.compute_loss_for_module(
                 module_id=learner.name, config=group.config, batch=batch, fwd_out=fwd_out
             )
-        outputs = learner.q_values(batch[Columns.OBS])  # [N, B, A]
+        with bf16:
+            outputs = learner.q_values(batch[Columns.OBS]).float()  # [N, B, A]
         count, size, _ = outputs.shape
         labels = {name: column for name, column in batch.items() if name != Columns.OBS}
         tiled = {name: column.repeat(count, *[1] * (column.ndim - 1)) for name, column in labels.items()}
@@ -400,11 +413,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return {name: batch["weights"] * rows for name, rows in by_row.items()} if "weights" in batch else by_row
 
     def _weigh(self, by_row: Mapping[str, Tensor]) -> Tensor:
-        """Σ coefficient · mean over the batch, of losses `[N, B]` of N students."""
+        """Σ coefficient · mean over the batch, of losses `[B]`, or `[N, B]` of N students: a scalar."""
         terms = {name: rows.mean(-1) for name, rows in by_row.items()}
-        total = sum(self._coefficients[name.removesuffix("_loss")] * term for name, term in terms.items())
-        self._loss_terms = {name: term.detach() for name, term in {**terms, self.TOTAL_LOSS_KEY: total}.items()}
-        return total.sum()
+        self._loss_terms = {name: term.detach() for name, term in terms.items()}
+        total: Any = None
+        for name, term in terms.items():
+            coefficient = self._coefficients[name.removesuffix("_loss")]
+            weighted = term if coefficient == 1.0 else coefficient * term
+            total = weighted if total is None else total + weighted
+        return total.sum() if total.ndim else total
 
     def _distillation_loss(
         self,
@@ -476,9 +493,11 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def _log_learning(
         self, members: Sequence[Student], sums: Mapping[str, Tensor], num_steps: int, num_rows: int
     ) -> None:
-        means = {name: (value / num_steps).tolist() for name, value in sums.items()}
+        means = {name: (value / num_steps).view(-1).tolist() for name, value in sums.items()}
+        coefficients = {name: self._coefficients[name.removesuffix("_loss")] for name in means}
         for i, student in enumerate(members):
             own = {name: values[i] for name, values in means.items()}
+            own[self.TOTAL_LOSS_KEY] = sum(coefficients[name] * value for name, value in own.items())
             if not all(map(math.isfinite, own.values())):
                 raise FloatingPointError(
                     f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "
@@ -503,12 +522,14 @@ def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, An
 
 
 def _clip_gradients(params: Sequence[Tensor], config: Any) -> None:
+    """In place, without a Python loop over the parameters, and without waiting for the device."""
     if config.grad_clip is None:
         return
     if config.grad_clip_by == "value":
         torch.nn.utils.clip_grad_value_(params, config.grad_clip)
     elif config.grad_clip_by == "norm":  # of each tensor
-        for param in params:
-            torch.nn.utils.clip_grad_norm_([param], config.grad_clip)
+        grads = [param.grad for param in params if param.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads))
+        torch._foreach_mul_(grads, (config.grad_clip / (norms + 1e-6)).clamp(max=1.0).unbind())
     else:
         torch.nn.utils.clip_grad_norm_(params, config.grad_clip)

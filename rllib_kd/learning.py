@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rllib_kd import students
 from rllib_kd.frames import VALID, observations
@@ -51,6 +50,7 @@ class Student:
         self.module = module
         self.optimizer = optimizer
         self.params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.weights: list[Tensor] = []  # inside an update: the parameters, without the record of what is done to them
         self.averages: list[Tensor] = []  # inside an update: of the weights that learn, where they are averaged
         #: Outside of an update: the weights that learn, where those of the module are their average.
         self.training_weights: list[Tensor] | None = None
@@ -68,8 +68,9 @@ class Student:
         if self._normalizes:
             self.scale = scale
         self._normalize()
+        self.weights = [param.detach() for param in self.params]
         if self._averages:
-            self.averages = [param.detach().clone() for param in self.params]
+            self.averages = [weight.clone() for weight in self.weights]
             if self.training_weights is not None:
                 _copy_into(self.params, self.training_weights)
                 self._normalize()
@@ -154,7 +155,9 @@ class Student:
         """`[count, units of the teacher]`, of the first rows of the last forward pass."""
         assert self.feature_map is not None
         assert self._features is not None
-        return self.feature_map(self._features[:count])  # with double Q-learning those of the next states follow
+        return self.feature_map(
+            self._features[:count].float()
+        )  # with double Q-learning those of the next states follow
 
 
 class StackedStudents:
@@ -168,6 +171,7 @@ class StackedStudents:
         self.members = list(members)
         self._mlps = StackedMLPs([student.module for student in members])
         self.params = [weight.requires_grad_() for weight in self._mlps.pack(self._mlps.weights)]
+        self.weights = [param.detach() for param in self.params]
         self.averages: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
 
@@ -325,11 +329,6 @@ class StudentGroup:
 def members_of(learner: Student | StackedStudents) -> list[Student]:
     """Who learns there."""
     return learner.members if isinstance(learner, StackedStudents) else [learner]
-
-
-def average_into(averages: list[Tensor], params: list[Tensor], *, share: float) -> None:
-    """Adds share · (params − averages), in place."""
-    get_ema_multi_avg_fn(1.0 - share)(averages, params, None)
 
 
 @torch.no_grad()

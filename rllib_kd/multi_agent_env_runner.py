@@ -18,7 +18,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
-from rllib_kd.env_runner import NUM_STATES_DROPPED_LIFETIME, BehaviorPolicy, is_usable
+from rllib_kd.env_runner import NUM_STATES_DROPPED_LIFETIME, BehaviorPolicy, is_usable, set_state_and_sample
 from rllib_kd.frames import VALID
 from rllib_kd.sampling import Sample
 from rllib_kd.spaces import check_spaces
@@ -78,9 +78,7 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
         """Take a state, and sample: both in one remote call. As `DistillEnvRunner.set_state_and_sample()`."""
-        self.set_state(state)
-        shards, metrics = self.sample_columns(**kwargs)
-        return Sample(self.worker_index, shards, metrics, self._weights_seq_no, {})
+        return set_state_and_sample(self, state, kwargs)
 
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         """Undiscounted returns of the greedy teachers, or of random policies: by module, one an episode.

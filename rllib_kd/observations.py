@@ -101,6 +101,11 @@ class Flatten:
 
         return view
 
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(map(gym.spaces.flatdim, tree.flatten(self._kept(get_base_struct_from_space(self.space)))))
+
     def _kept(self, parts: Any) -> Any:
         if not self.keys_to_remove:
             return parts
@@ -120,6 +125,11 @@ class Normalize:
     mean: np.ndarray | None
     std: np.ndarray | None
     clip: float | None
+
+    def __post_init__(self) -> None:
+        for name, values, fits in (("mean", self.mean, np.isfinite), ("std", self.std, lambda std: std > 0)):
+            if values is not None and not np.all(fits(values)):
+                raise ValueError(f"a filter of observations has a {name} of {np.ravel(values)[:10].tolist()}")
 
     def start(self) -> View:
         """Remembers nothing."""

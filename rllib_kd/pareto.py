@@ -92,6 +92,7 @@ class SweepResult:
         students: one for each setting that has reported.
         failed: trial name → reason, of those that have not.
         note: what one should know about how the settings were chosen.
+        is_complete: False: it was interrupted, and can be resumed.
     """
 
     env: str
@@ -105,6 +106,7 @@ class SweepResult:
     students: Sequence[SweptStudent]
     failed: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
+    is_complete: bool = True
 
     @property
     def front(self) -> list[SweptStudent]:
@@ -171,20 +173,21 @@ class SweepResult:
             console.print(table)
             console.print("\n* (student − random) / (teacher − random), mean of the seeds")
             console.print("† lower bound of that mean, 95 % confidence\n")
-            for line in filter(None, (self.verdict(), self.note, self._failures())):
+            for line in self._remarks():
                 console.print(Text(line))
         text = "\n".join(line.rstrip() for line in capture.get().splitlines())
         if self.front:  # not wrapped: it is there to be copied
             text += f"\n\n{self.command(self.recommended or self.front[-1])}"
         return text
 
-    def _failures(self) -> str:
-        count = len(self.failed)
-        return (
-            f"{count} of {count + len(self.students)} settings failed: {next(iter(self.failed.values()))}"
-            if count
-            else ""
-        )
+    def _remarks(self) -> list[str]:
+        remarks = [self.verdict(), self.note]
+        if not self.is_complete:
+            remarks.append("The sweep was interrupted. The same command with --resume goes on.")
+        if count := len(self.failed):
+            of = count + len(self.students)
+            remarks.append(f"{count} of {of} settings failed: {next(iter(self.failed.values()))}")
+        return [remark for remark in remarks if remark]
 
     def write(self, folder: Path) -> None:
         """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`."""
@@ -200,7 +203,7 @@ class SweepResult:
                 {k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in row.items()} for row in rows
             )
         shared = ("env", "teacher", "teacher_parameters", "teacher_return", "random_return", "num_episodes")
-        content = {name: getattr(self, name) for name in (*shared, "env_steps", "note")}
+        content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict(), "students": rows}
         if self.front:
             content["command"] = self.command(self.recommended or self.front[-1])
@@ -244,7 +247,7 @@ class SweepResult:
             f"policy gets {self.random_return:.1f} ({self.num_episodes} episodes each)."
         )
         body = f'<p class="lead">{html.escape(lead)}</p>\n<section class="card" id="recommended">'
-        body += "".join(f"<p>{html.escape(line)}</p>" for line in (self.verdict(), self.note, self._failures()) if line)
+        body += "".join(f"<p>{html.escape(line)}</p>" for line in self._remarks())
         if self.front:
             body += f"<pre>{html.escape(self.command(self.recommended or self.front[-1]))}</pre>"
         body += "</section>\n"

@@ -162,10 +162,12 @@ def episode_seeds(num_episodes: int, seed: int) -> range:
     """One seed an episode.
 
     Raises:
-        ValueError: there are to be none.
+        ValueError: there are to be none, or a seed is negative.
     """
     if num_episodes < 1:
         raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {seed}.")
     return range(seed, seed + num_episodes)
 
 
@@ -180,6 +182,8 @@ def env_maker(
 ) -> Callable[[], gym.Env]:
     """How RLlib makes single environments: registered names and callables get the config as one argument.
 
+    What it returns raises a ValueError where the environment cannot be made.
+
     Args:
         env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, the path of a class
             ("package.module.Class"), or a callable.
@@ -189,15 +193,24 @@ def env_maker(
     Raises:
         ValueError: gymnasium does not know the id, or there is no such class.
     """
+    name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
         env = _global_registry.get(ENV_CREATOR, env)
     if isinstance(env, str):
         if not names_class(env):
             check_gymnasium_id(env)
-            return partial(atari.make if atari.is_game(env) else gym.make, env, **config)
+            make = atari.make if atari.is_game(env) else gym.make
+            return partial(_make, name, partial(make, env, **config))
         env = _class_at(env)
-    return partial(env, EnvContext(config, worker_index=0))
+    return partial(_make, name, partial(env, EnvContext(config, worker_index=0)))
+
+
+def _make(name: str, make: Callable[[], gym.Env]) -> gym.Env:
+    try:
+        return make()
+    except Exception as error:  # anything may stand there
+        raise ValueError(f"The environment '{name}' cannot be made: {type(error).__name__}: {error}") from error
 
 
 def names_class(env: str) -> bool:
@@ -229,6 +242,31 @@ def check_gymnasium_id(env: str) -> None:
         ) from error
 
 
+def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
+    """Whether an environment shows something, before it plays.
+
+    Args:
+        make_env: makes an environment with this `render_mode`.
+        mode: gymnasium's "human" or "rgb_array".
+
+    Raises:
+        ValueError: it does not; the message has the environment's reason.
+    """
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame complains at length where there is no sound card
+    env = make_env()
+    try:
+        if env.render_mode != mode:
+            raise ValueError(f"The environment cannot render as '{mode}': its render_mode is {env.render_mode!r}.")
+        env.reset(seed=0)
+        env.render()
+    except ValueError:
+        raise
+    except Exception as error:  # a package or a display is missing
+        raise ValueError(f"The environment cannot be shown: {type(error).__name__}: {error}") from error
+    finally:
+        env.close()
+
+
 def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Callable[[], gym.Env]:
     """The environment that writes its first episode to a video.
 
@@ -240,7 +278,6 @@ def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Ca
     Raises:
         ValueError: the package that writes videos is missing.
     """
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame complains at length where there is no sound card
     try:
         import moviepy  # noqa: F401
     except ImportError as error:
@@ -248,9 +285,6 @@ def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Ca
 
     def make() -> gym.Env:
         env = make_env()
-        if env.render_mode != "rgb_array":
-            env.close()
-            raise ValueError(f"The environment does not render to arrays: its render_mode is {env.render_mode!r}.")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are videos in the folder: they have other names
             return gym.wrappers.RecordVideo(

@@ -153,7 +153,10 @@ def as_q_network(source: Any, *, trust_checkpoint: bool = False) -> Teacher:
 def algorithm_of(path: str) -> str | None:
     """Name of the algorithm that trained a checkpoint; None where it does not say."""
     uri = absolute_teacher_uri(path)
-    return None if uri in PACKAGED_TEACHERS else open_checkpoint(uri).algorithm()
+    if uri in PACKAGED_TEACHERS:
+        return "DQN"
+    found = find(uri)
+    return open_checkpoint(found.uri).algorithm() if found.origin == "rllib" else None
 
 
 def environment_of(source: Any) -> tuple[Any, dict[str, Any]]:

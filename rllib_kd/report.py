@@ -197,13 +197,14 @@ th, td { padding: 7px 10px; text-align: right; white-space: nowrap; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.3; }
 thead [colspan] { text-align: center; padding-bottom: 0; }
 thead tr:last-child th, thead [rowspan] { border-bottom: 2px solid var(--grid); }
-tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 9em; max-width: 22em; }
-tbody th, thead tr:first-child th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
-  background: var(--card); }
+tbody th { font-weight: 600; white-space: normal; overflow-wrap: anywhere; min-width: 13em; max-width: 22em; }
+tbody th, thead tr:first-child th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
+tbody th { padding-left: 1.5em; }
+thead tr:first-child th:first-child { padding-left: 0; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tr.reference > * { color: var(--muted); }
 td.words { text-align: left; white-space: normal; }
-.mark { display: inline-block; width: 1.5em; }
+.mark { float: left; width: 1.5em; margin-left: -1.5em; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 0; }
 @media (max-width: 860px) {
   main { padding: 18px 12px 28px; } .plots { grid-template-columns: 1fr; } .card { padding: 14px; }
@@ -217,7 +218,7 @@ _STATES = ("teacher’s states", "student’s states")
 _COLUMNS = {
     "parameters": ("parameters",),
     "% of teacher": ("compression",),
-    "return, mean ± 95 % CI": ("return",),
+    "return, mean ± 95&nbsp;%&nbsp;CI": ("return",),
     "return ratio": ("return_ratio",),
     "agreement (%) on": ("agreement_on_teacher_states", "agreement_on_student_states"),
     "Q-regret on": ("q_regret_on_teacher_states", "q_regret_on_student_states"),

@@ -106,16 +106,30 @@ def _newest_checkpoint(trial: Path) -> Path:
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends that tell them apart; of Tune's names of trials what they vary, or their number."""
+    """The shortest ends that tell them apart, without checkpoints; of Tune's names of trials what they vary.
+
+    Trials that vary nothing have the name of their experiment, or their number where there are several.
+    """
     parts = [Path(path).parts for path in paths]
-    brief = [
-        tuple(_TRIAL.sub(lambda match: match["varied"] or match["number"], part) for part in path) for path in parts
-    ]
-    parts = brief if len(set(brief)) == len(set(parts)) else parts
+    for shorten in (_without_checkpoint, _with_brief_trial, _without_number):
+        shorter = list(map(shorten, parts))
+        parts = shorter if len(set(shorter)) == len(set(parts)) and all(shorter) else parts
     length = 1
     while len({part[-length:] for part in parts}) < len(set(parts)):
         length += 1
     return [str(Path(*part[-length:])) for part in parts]
+
+
+def _without_checkpoint(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return parts[:-1] if parts[-1].startswith(_CHECKPOINT) else parts
+
+
+def _with_brief_trial(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_TRIAL.sub(lambda match: match["varied"] or match["number"], part) for part in parts)
+
+
+def _without_number(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return parts[:-1] if re.fullmatch(r"\d{5}", parts[-1]) else parts
 
 
 def _json_lines(file: Path) -> list[dict[str, Any]]:
@@ -124,7 +138,7 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             rows.append(row)

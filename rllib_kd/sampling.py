@@ -73,7 +73,7 @@ class SampleRequests:
             ids = set(ids) - set(self._manager._filter_calls_by_tag(_SAMPLE)[1])
         # An empty list of ids means all to RLlib.
         while ids and self._group.foreach_env_runner_async(
-            "set_state_and_sample", tag=_SAMPLE, kwargs=dict(kwargs), remote_worker_ids=sorted(ids)
+            _answer, tag=_SAMPLE, kwargs=dict(kwargs), remote_worker_ids=sorted(ids)
         ):
             if only_to_idle:
                 break
@@ -131,3 +131,8 @@ class SampleRequests:
 
     def _is_stale(self, weights_seq_no: int, learner_weights_seq_no: int) -> bool:
         return self._max_staleness is not None and learner_weights_seq_no - weights_seq_no > self._max_staleness
+
+
+def _answer(env_runner: Any, **kwargs: Any) -> Sample:
+    # A function of a module pickles in no time; what RLlib makes of a method's name does not.
+    return env_runner.set_state_and_sample(**kwargs)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import inspect
+import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +13,8 @@ from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.models.utils import get_activation_fn
+from ray.rllib.utils import replay_buffers
 from ray.tune.search.variant_generator import generate_variants
 
 from rllib_kd.hints import did_you_mean
@@ -70,6 +73,15 @@ _FLUENT_METHODS = (
     "python_environment",
     "experimental",
 )
+#: The least and the largest number that makes sense, and whether it must be whole, by the first pattern that the whole
+#: name matches. RLlib itself takes any number, and trains on: a learning rate of -1, say.
+_RANGES = {
+    r"gamma|lambda_|tau|epsilon": (0, 1, False),
+    r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
+    r"num_(?!cpus|gpus).*|seed|.*_(freq|interval)": (0, math.inf, True),
+    r"num_.*|(.*_)?lr|.*_timeout_s|(min|max)_.*|grad_clip": (0, math.inf, False),
+    r".*": (-math.inf, math.inf, False),
+}
 #: Settings whose name in a config's dict is another.
 _ATTRIBUTES = {"model_config": "_model_config"}
 
@@ -91,6 +103,7 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
         method, type_hint = known[name]
         if not _fits(value, type_hint):
             raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {_spell(type_hint)}.")
+        _check_range(name, value)
         if isinstance(value, Mapping):
             _check_keys(config, name, value)
         try:
@@ -98,6 +111,18 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
         except (TypeError, AttributeError) as error:
             raise ValueError(f"The setting '{name}' cannot be {value!r}: {error}") from error
     return config
+
+
+def check_names(cls: type[AlgorithmConfig], names: Iterable[str]) -> None:
+    """Whether all are names of settings.
+
+    Raises:
+        ValueError: one is not, with the nearest known name.
+    """
+    known = _fluent_arguments(cls)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{cls.__name__} has no setting '{name}'.{did_you_mean(name, known)}")
 
 
 def validate(config: AlgorithmConfig) -> AlgorithmConfig:
@@ -116,7 +141,12 @@ def validate(config: AlgorithmConfig) -> AlgorithmConfig:
 
 
 def variants(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The settings with each combination of values of their search spaces."""
+    """The settings with each combination of values of their search spaces.
+
+    Raises:
+        ValueError: a `grid_search` without a list of values.
+    """
+    _check_grids(settings)
     for _, variant in generate_variants(dict(settings)):
         yield variant
 
@@ -136,6 +166,20 @@ def param_space(config: AlgorithmConfig, settings: Mapping[str, Any]) -> dict[st
             name = _ATTRIBUTES.get(RENAMED.get(given, given), RENAMED.get(given, given))
             space[name] = _overlay(space.get(name), value)
     return space
+
+
+def _check_grids(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if not isinstance(name, str):
+            raise ValueError(f"Settings have names, like 'lr'. Got {name!r}: {value!r}.")
+        if not isinstance(value, Mapping):
+            continue
+        values = value.get("grid_search")
+        if "grid_search" in value and not (len(value) == 1 and isinstance(values, list) and values):
+            raise ValueError(
+                f"The values that '{name}' is to take must be a list: {{\"grid_search\": [...]}}. Got {dict(value)}."
+            )
+        _check_grids(value)
 
 
 def _overlay(applied: Any, given: Any) -> Any:
@@ -165,9 +209,10 @@ def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) ->
     """Unknown keys in dicts whose keys RLlib knows."""
     known: Iterable[str]
     if name == "model_config":
-        known = {field.name for field in dataclasses.fields(DefaultModelConfig)} | set(
-            config._model_config_auto_includes
-        )
+        hints = typing.get_type_hints(DefaultModelConfig)
+        for key in set(value) & set(hints):
+            _check_model(key, value[key], hints[key])
+        known = {*hints, *config._model_config_auto_includes}
     elif name == "replay_buffer_config":
         known = set(config.replay_buffer_config) | _buffer_arguments(
             value.get("type", config.replay_buffer_config.get("type"))
@@ -182,11 +227,34 @@ def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) ->
             raise ValueError(f"'{name}' has no key '{key}'.{did_you_mean(key, known)}")
 
 
-def _buffer_arguments(buffer: Any) -> set[str]:
-    from ray.rllib.utils import replay_buffers
+def _check_model(key: str, value: Any, type_hint: Any) -> None:
+    if not _fits(value, type_hint):
+        raise ValueError(f"'model_config' has no {key}={value!r}: expected {_spell(type_hint)}.")
+    if key.endswith("_hiddens") and not all(isinstance(width, int) and width > 0 for width in value):
+        raise ValueError(f"'model_config' has no {key}={value!r}: expected a list of integers of at least 1.")
+    if key.endswith("_activation") and value is not None:
+        try:
+            get_activation_fn(value, framework="torch")
+        except ValueError as error:
+            raise ValueError(f"'model_config' has no {key}={value!r}: PyTorch knows relu, tanh, silu, ….") from error
 
-    cls = getattr(replay_buffers, str(buffer).rsplit(".")[-1], None) if not isinstance(buffer, type) else buffer
-    if cls is None:
+
+def _check_range(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high, whole = next(limits for pattern, limits in _RANGES.items() if re.fullmatch(pattern, name))
+    if not low <= value <= high or (whole and value % 1):
+        kind = "an integer" if whole else "a number"
+        limits = f" between {low} and {high}" if high < math.inf else f" of at least {low}" if low > -math.inf else ""
+        raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {kind}{limits}.")
+
+
+def _buffer_arguments(buffer: Any) -> set[str]:
+    if isinstance(buffer, str) and "." not in buffer and not hasattr(replay_buffers, buffer):
+        known = [name for name, value in vars(replay_buffers).items() if inspect.isclass(value)]
+        raise ValueError(f"There is no replay buffer '{buffer}'.{did_you_mean(buffer, known)} Known are: {known}.")
+    cls = buffer if isinstance(buffer, type) else getattr(replay_buffers, str(buffer).rsplit(".")[-1], None)
+    if cls is None:  # the path of one's own
         return set()
     return {name for base in cls.__mro__ for name in inspect.signature(base).parameters if base is not object}
 

@@ -12,11 +12,7 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     Raises:
         ValueError: it does not; the message says what to do.
     """
-    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
-        raise ValueError(
-            f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
-            "Wrap the environment."
-        )
+    check_actions(action_space)
     if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
         raise ValueError(
             "The networks need observations in a Box of floats, or images of bytes (three dimensions, no connectors of "
@@ -47,6 +43,19 @@ def input_space(space: gym.Space) -> gym.Space:
     first, *middle, last = space.shape
     shape = (*middle, last, first) if first < last else space.shape
     return gym.spaces.Box(0.0, 1.0, shape, np.float32)
+
+
+def check_actions(action_space: gym.Space) -> None:
+    """Whether a Q-network can choose among them.
+
+    Raises:
+        ValueError: it cannot; the message says what to do.
+    """
+    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+        raise ValueError(
+            f"A Q-network needs discrete actions 0 to A − 1, but this environment's action space is {action_space}. "
+            "Wrap the environment."
+        )
 
 
 def same_space(one: gym.Space, other: gym.Space) -> bool:

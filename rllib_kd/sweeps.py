@@ -26,15 +26,16 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
 from rllib_kd.algorithm import DistillDQN
-from rllib_kd.callbacks import wandb_callback
+from rllib_kd.callbacks import SaveOnInterrupt, saving_on_interrupt, wandb_callback
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
-from rllib_kd.evaluation import mean_and_ci95
+from rllib_kd.evaluation import check_fit, mean_and_ci95
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
 from rllib_kd.policies import GreedyQ, as_q_network
 from rllib_kd.settings import apply_settings, validate
+from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
@@ -256,7 +257,8 @@ class Sweep:
     def run(self, *, resume: bool = False, address: str | None = None) -> SweepResult:
         """Train, and write the result into `report/` in the sweep's folder.
 
-        Uses the Ray that this process has, or joins or starts one.
+        Uses the Ray that this process has, or joins or starts one. Ctrl-C or SIGTERM ends the sweep after each trial's
+        next checkpoint; a second one ends it at once. Either way it can be resumed.
 
         Args:
             address: of a Ray cluster to join, or "auto"; None: a Ray of our own on this machine.
@@ -267,7 +269,7 @@ class Sweep:
             ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
                 holds a sweep already, or another one than this.
         """
-        is_there = self._holds_a_sweep()
+        is_there = has_snapshot(self.path)
         if is_there and not resume:
             raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
         if is_there:
@@ -278,6 +280,7 @@ class Sweep:
         os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
+        check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         seeds = range(_FINAL_SEED, _FINAL_SEED + _NUM_EPISODES)
         returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
         task = self._task(teacher, returns, make_env, seeds)
@@ -289,11 +292,14 @@ class Sweep:
             shared = tune.with_parameters(StudentTrial, teacher=teacher, task=task)  # in the object store
             trainable = tune.with_resources(shared, resources)
             if is_there:
+                put_back(self.path)
                 tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
             else:
                 self._write_spec()
                 tuner = self._tuner(trainable, space, median_gap)
-            result = self._result(tuner.fit(), teacher, task)
+            with saving_on_interrupt() as interrupted:
+                grid = tuner.fit()
+            result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
         self._write(result)
         return result
 
@@ -355,7 +361,7 @@ class Sweep:
                 name=self.name,
                 storage_path=self.storage_path,
                 verbose=0,
-                callbacks=list(self.callbacks),
+                callbacks=[*self.callbacks, SaveOnInterrupt(), Snapshots()],
                 failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
                 checkpoint_config=tune.CheckpointConfig(
                     checkpoint_frequency=1,
@@ -393,13 +399,6 @@ class Sweep:
 
     # --- Resuming -----------------------------------------------------------------------------------------------------
 
-    def _holds_a_sweep(self) -> bool:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
-        entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-        names = [entry.base_name for entry in entries]
-        # Without the latter Tune has not begun yet.
-        return "tuner.pkl" in names and any(name.startswith("experiment_state") for name in names)
-
     def _spec(self) -> dict[str, Any]:
         names = ("env", "num_samples", "search", "scheduler", "num_seeds", "env_steps", "config", "seed")
         return json.loads(json.dumps({name: getattr(self, name) for name in names}))
@@ -422,7 +421,7 @@ class Sweep:
 
     # --- The result ---------------------------------------------------------------------------------------------------
 
-    def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task) -> SweepResult:
+    def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task, *, is_complete: bool) -> SweepResult:
         reported = [result for result in grid if result.error is None and "return_ratio" in (result.metrics or {})]
         failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         return SweepResult(
@@ -437,6 +436,7 @@ class Sweep:
             students=[self._student(result) for result in reported],
             failed=failed,
             note=_NOTES.get(self.scheduler, ""),
+            is_complete=is_complete,
         )
 
     def _student(self, result: tune.Result) -> SweptStudent:
@@ -492,10 +492,10 @@ def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = 
 
     Args:
         wandb_project: of Weights & Biases.
-        mlflow_uri: of an MLflow tracking server, or a folder.
+        mlflow_uri: MLflow's tracking URI, of a server (`http://...`) or a database (`sqlite:///FILE`).
 
     Raises:
-        ValueError: a package is not installed, or nobody is logged in.
+        ValueError: a package is not installed, nobody is logged in, or MLflow does not take the URI.
     """
     callbacks: list[tune.Callback] = [SettingLines()]
     if wandb_project is not None:
@@ -503,9 +503,14 @@ def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = 
     if mlflow_uri is not None:
         if find_spec("mlflow") is None:
             raise ValueError("Logging to MLflow needs its package: pip install mlflow")
+        from mlflow.exceptions import MlflowException
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         callbacks.append(MLflowLoggerCallback(tracking_uri=mlflow_uri, experiment_name="rllib_kd"))
+        try:
+            callbacks[-1].setup()  # as Tune does, in the middle of things
+        except MlflowException as error:
+            raise ValueError(f"MLflow does not take '{mlflow_uri}': {error}") from error
     return callbacks
 
 

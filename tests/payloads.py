@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import os
 import subprocess
 from collections import OrderedDict
@@ -44,5 +45,8 @@ def payloads(mark: Path) -> dict[str, object]:
         "as a key": {(system, 1): 2},
         "in a space": Payload(gym.spaces.Dict, {"a": system}),
         "behind getattr": Payload(getattr, Payload(__import__, "os"), "sep"),
+        "a dotted name": Payload(Path.touch, mark),
+        "a partial": Payload(functools.partial(os.system, f"touch {mark}")),
+        "in metadata": np.dtype("f4", metadata={"a": system}),
         "a chain": Payload(map, Payload(eval, f"lambda _: {touch}"), [1]),
     }

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner, load_teacher
@@ -410,6 +412,93 @@ def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_r
 # --- Where it runs ----------------------------------------------------------------------------------------------------
 
 
+# --- First weights ----------------------------------------------------------------------------------------------------
+
+
+def standing_still(config, **kwargs):
+    """A student as wide as its teacher, whose learning rate is too small to change it."""
+    return (
+        config.rl_module(model_config={"fcnet_hiddens": [32, 32], "fcnet_activation": "relu"})
+        .training(lr=1e-12)
+        .distillation(init="teacher", **kwargs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_env_runners", "num_learners"),
+    [
+        ({"loss": "mse"}, 0, 0),
+        ({"loss": "mse", "normalize_q_values": False}, 0, 0),
+        ({"loss": "kl"}, 0, 0),
+        ({"loss": "kl", "student_temperature": 1.0}, 0, 0),
+        ({"loss": "huber", "td_coeff": 1.0}, 1, 2),
+    ],
+    ids=str,
+)
+def test_the_student_starts_as_its_teacher(
+    cartpole_config, build, small_teacher, settings, num_env_runners, num_learners
+):
+    config = standing_still(cartpole_config, **settings).env_runners(num_env_runners=num_env_runners)
+    algo = build(config.learners(num_learners=num_learners, num_cpus_per_learner=1))
+    drawn = student_weights(algo)
+    while algo.num_gradient_steps == 0:
+        result = algo.train()
+    assert result["learners"]["default_policy"]["kd_loss"] < 1e-4
+    obs = torch.as_tensor(states(50, seed=9))
+    teacher_q = load_teacher(small_teacher).q_values(obs)
+    deviation = teacher_q - teacher_q.mean(-1, keepdim=True)
+    weights = student_weights(algo)
+    assert any(not np.array_equal(weights[name], drawn[name]) for name in weights)
+    student = make_q_module()
+    student.set_state(weights)
+    student_q = student.compute_q_values({"obs": obs})["qf_preds"].detach()
+    if settings["loss"] == "kl":  # the student's outputs say nothing of the level, and have a scale of their own
+        temperature = result["distillation"]["temperature"]
+        own_temperature = settings.get("student_temperature", DistillDQNConfig.AUTO_TEMPERATURE_GAPS)
+        torch.testing.assert_close(student_q, deviation * own_temperature / temperature, rtol=1e-3, atol=1e-3)
+    else:
+        torch.testing.assert_close(student_q, teacher_q, rtol=1e-4, atol=1e-5)
+    for targets in algo.learner_group.foreach_learner(target_weights):
+        for target, own in targets.get():
+            np.testing.assert_allclose(target, own, atol=1e-6)
+
+
+def target_weights(learner):
+    pairs = learner.module["default_policy"].unwrapped().get_target_network_pairs()
+    return [
+        (target.detach().numpy(), own.detach().numpy())
+        for network, target_network in pairs
+        for own, target in zip(network.parameters(), target_network.parameters(), strict=True)
+    ]
+
+
+def test_first_weights_are_given_once(cartpole_config, build, tmp_path, monkeypatch):
+    algo = build(cartpole_config.distillation(init="teacher"))
+    while algo.num_gradient_steps == 0:
+        algo.train()
+    monkeypatch.delattr(DistillDQN, "_initialize_students")
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    before = student_weights(algo)
+    restored = DistillDQN.from_checkpoint(path)
+    assert_equal_weights(student_weights(restored), before)
+    restored.train()
+    restored.stop()
+
+
+def test_a_student_too_wide_for_its_teacher_is_refused_at_once(cartpole_config, build):
+    config = cartpole_config.rl_module(model_config={"fcnet_hiddens": [64], "fcnet_activation": "relu"})
+    with pytest.raises(ValueError, match="at most as wide as its teacher's, but number 1 of its hidden layers has 64"):
+        build(config.distillation(init="teacher"))
+
+
+def test_a_student_that_sees_something_else_cannot_start_from_its_teacher(cartpole_config, build):
+    config = cartpole_config.env_runners(env_to_module_connector=lambda *_: MeanStdFilter())
+    algo = build(config.distillation(init="teacher").training(num_steps_sampled_before_learning_starts=0))
+    with pytest.raises(ValueError, match=r"needs a student that sees what its teacher .* sees"):
+        algo.train()
+
+
 @pytest.mark.parametrize(("num_env_runners", "num_learners"), [(2, 0), (0, 1), (2, 2)])
 def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runners, num_learners):
     algo = build(
@@ -431,74 +520,153 @@ def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runn
         assert_equal_weights(weights[0], other)
 
 
-def test_two_learners_make_the_step_of_one_on_both_batches(cluster, cartpole_config, build):
-    """The gradients of two shards, averaged, against the gradient of their union."""
-    algo = build(cartpole_config.learners(num_learners=2, num_cpus_per_learner=1))
-    algo.train()
+@pytest.mark.parametrize("td_coeff", [0.0, 0.5])
+def test_two_learners_make_the_step_of_one_on_both_batches(cartpole_config, build, td_coeff):
+    """The gradients that two Learners step along, against those of one Learner on the union of their batches."""
+    config = cartpole_config.distillation(weight_averaging=0.0, td_coeff=td_coeff)
+    one = build(config.copy(copy_frozen=False)).learner_group._learner
+    two = build(config.learners(num_learners=2, num_cpus_per_learner=1))
+    two.train()
 
-    def gradient(learner: DistillDQNTorchLearner):
-        module, group = learner.module["default_policy"], learner.groups["default_policy"]
-        rows = group.replay.sample_indices(1, 32)[0]
-        batch = group.gather(rows, uses_td=False)
-        module.zero_grad()
-        loss = learner.compute_loss_for_module(
-            module_id="default_policy",
-            config=learner.config,
-            batch=batch,
-            fwd_out=module.compute_q_values(batch),
+    def next_batch(learner: DistillDQNTorchLearner):
+        group = learner.groups["default_policy"]
+        generator = group.replay._generator
+        before = generator.get_state()
+        ((rows, _),) = group.replay.draw(1, 32)
+        generator.set_state(before)
+        batch = group.gather(rows, uses_td=bool(td_coeff))
+        return {name: column.clone() for name, column in batch.items()}, learner.get_state("rl_module")
+
+    def gradients(learner: DistillDQNTorchLearner):
+        return [p.grad.clone() for p in learner.module["default_policy"].parameters() if p.grad is not None]
+
+    (first, state), (second, _) = (result.get() for result in two.learner_group.foreach_learner(next_batch))
+    assert not torch.equal(first["obs"], second["obs"])
+    two.learner_group.update(
+        batch_refs=[ray.put({name: column[:0] for name, column in shard(td_coeff).items()})] * 2,
+        defer_solve_refs_to_learner=True,
+        num_gradient_steps=1,
+    )
+    temperatures = [
+        result.get()
+        for result in two.learner_group.foreach_learner(
+            lambda each: (each.groups["default_policy"].temperature, each.groups["default_policy"].student_temperature)
         )
-        loss.backward()
-        params = [p for p in module.parameters() if p.grad is not None]
-        learner._average_gradients(params)
-        return {
-            "batch": {name: column.numpy().copy() for name, column in batch.items()},
-            "state": {name: value.numpy().copy() for name, value in module.state_dict().items()},
-            "temperatures": (group.temperature, group.student_temperature),
-            "gradients": [p.grad.numpy().copy() for p in params],
-        }
+    ]
+    assert temperatures[0] == temperatures[1]
 
-    first, second = (result.get() for result in algo.learner_group.foreach_learner(gradient))
-    assert not np.array_equal(first["batch"]["obs"], second["batch"]["obs"])
-    student = make_q_module(fcnet_hiddens=[8], inference_only=False)
-    student.make_target_networks()
-    student.load_state_dict({name: torch.as_tensor(value) for name, value in first["state"].items()})
-    from rllib_kd import losses
+    one.set_state(state)
+    group = one.groups["default_policy"]
+    group.temperature, group.student_temperature = temperatures[0]
+    module = one.module["default_policy"]
+    union = {name: torch.cat([first[name], second[name]]) for name in first}
+    fwd_out = module.forward_train(union) if td_coeff else module.compute_q_values(union)
+    one.compute_loss_for_module(module_id="default_policy", config=one.config, batch=union, fwd_out=fwd_out).backward()
+    expected = gradients(one)
+    assert max(gradient.abs().max() for gradient in expected) > 1e-3
+    for result in two.learner_group.foreach_learner(gradients):
+        torch.testing.assert_close(result.get(), expected, rtol=1e-5, atol=1e-6)
 
-    both = {
-        name: torch.as_tensor(np.concatenate([first["batch"][name], second["batch"][name]]))
-        for name in ("obs", "teacher_q")
-    }
-    q = student.compute_q_values(both)["qf_preds"]
-    temperature, student_temperature = first["temperatures"]
-    assert first["temperatures"] == second["temperatures"]
-    losses.policy_kl(
-        q, both["teacher_q"], temperature=temperature, student_temperature=student_temperature
-    ).mean().backward()
-    expected = [p.grad.numpy() for p in student.parameters() if p.grad is not None]
-    for gradients in (first["gradients"], second["gradients"]):
-        assert len(gradients) == len(expected)
-        for ours, theirs in zip(gradients, expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+def shard(td_coeff):
+    """A fragment as EnvRunners send it."""
+    columns = {"obs": states(4), "teacher_q": np.ones((4, 2), np.float32)}
+    if td_coeff:
+        columns |= {"actions": np.zeros(4, np.int64), "rewards": np.ones(4, np.float32)}
+        columns |= {name: np.ones(4, dtype=bool) for name in ("terminateds", "truncateds", "valid")}
+    return columns
+
+
+# --- Sampling while the Learner learns --------------------------------------------------------------------------------
+
+
+def rows_in_replay(learner):
+    return len(learner.groups["default_policy"].replay)
+
+
+@pytest.mark.parametrize("num_learners", [0, 1])
+def test_counters_are_those_of_the_states_that_came(cartpole_config, build, num_learners):
+    config = cartpole_config.env_runners(num_env_runners=2).learners(num_learners=num_learners, num_cpus_per_learner=1)
+    algo = build(config.training(num_steps_sampled_before_learning_starts=0))
+    assert algo.config.max_staleness is None
+    for _ in range(10):
+        result = algo.train()
+    (rows,) = (result.get() for result in algo.learner_group.foreach_learner(rows_in_replay))
+    assert result["num_env_steps_sampled_lifetime"] == rows >= 10 * 64
+    due = 8 * rows
+    assert due - 32 < 32 * result["distillation"]["num_gradient_steps_lifetime"] <= due
+    assert result["distillation"]["staleness_max"] >= result["distillation"]["staleness_mean"] > 0
+    assert len(algo._requests) <= 2 * 2
+
+
+@pytest.mark.parametrize("max_staleness", [0, 1])
+def test_no_sample_is_staler_than_allowed(cartpole_config, build, max_staleness):
+    algo = build(cartpole_config.env_runners(num_env_runners=2).distillation(max_staleness=max_staleness))
+    stalest = [algo.train()["distillation"]["staleness_max"] for _ in range(10)]
+    assert max(stalest) == max_staleness
+
+
+def test_taking_turns_the_same_seed_gives_the_same_student(cartpole_config, build):
+    config = cartpole_config.env_runners(num_env_runners=2).distillation(max_staleness=0)
+    algos = [build(config.copy(copy_frozen=False)) for _ in range(2)]
+    for algo in algos:
+        for _ in range(3):
+            algo.train()
+    assert_equal_weights(student_weights(algos[0]), student_weights(algos[1]))
+
+
+def test_the_states_of_connectors_come_with_the_samples(cartpole_config, build):
+    config = cartpole_config.env_runners(
+        num_env_runners=2, env_to_module_connector=lambda env, spaces, device: MeanStdFilter()
+    )
+    algo = build(config)
+    for _ in range(5):
+        algo.train()
+
+    def seen(env_runner):
+        (own,) = (each for each in env_runner._env_to_module.connectors if isinstance(each, MeanStdFilter))
+        return next(iter(own.get_state().values()))["running_stats"][0]["num_pushes"]
+
+    merged = seen(algo.env_runner)
+    assert min(algo.env_runner_group.foreach_env_runner(seen, local_env_runner=False)) >= merged > 0
+
+
+def test_a_restore_forgets_what_is_under_way(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config.env_runners(num_env_runners=2))
+    before = algo.train()["num_env_steps_sampled_lifetime"]
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    for _ in range(3):
+        algo.train()
+    assert len(algo._requests)
+    algo.restore_from_path(path)
+    assert len(algo._requests) == 0
+    assert algo.num_env_steps == before
+    result = algo.train()
+    assert result["num_env_steps_sampled_lifetime"] > before
+    assert result["distillation"]["staleness_mean"] >= 0
 
 
 def test_a_killed_env_runner_comes_back_with_the_teacher(cartpole_config, build):
     algo = build(cartpole_config.env_runners(num_env_runners=2).fault_tolerance(restart_failed_env_runners=True))
     algo.train()
     pid = algo.env_runner_group.foreach_env_runner(lambda env_runner: os.getpid(), local_env_runner=False)[0]
+    algo.train()  # requests are under way
     os.kill(pid, signal.SIGKILL)
-    for _ in range(30):
+    deadline = time.monotonic() + 120
+    while algo.env_runner_group.num_remote_worker_restarts() == 0:
+        assert time.monotonic() < deadline
+        before = algo.num_env_steps
         result = algo.train()
-        if (
-            result["fault_tolerance"]["num_remote_worker_restarts"]
-            and algo.env_runner_group.num_healthy_remote_workers() == 2
-        ):
-            break
+        assert algo.num_env_steps > before  # the other goes on
     assert algo.env_runner_group.num_healthy_remote_workers() == 2
-    algo.train()
     has_teacher = algo.env_runner_group.foreach_env_runner(
         lambda env_runner: env_runner._teacher is not None, local_env_runner=False
     )
     assert has_teacher == [True, True]
+    result = algo.train()
+    kept = rows_in_replay(algo.learner_group._learner)
+    assert kept <= result["num_env_steps_sampled_lifetime"] <= kept + 2 * 64  # what came from it, but was lost with it
+    assert 32 * result["distillation"]["num_gradient_steps_lifetime"] <= 8 * result["num_env_steps_sampled_lifetime"]
 
 
 def test_tune_runs_it_from_a_plain_dict(cluster, small_teacher, tmp_path):

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import copyreg
 import io
 import json
 import os
@@ -113,6 +114,11 @@ def test_plain_values():
     assert there_and_back(OrderedDict) == Name("collections", "OrderedDict")  # by its name alone
 
 
+def test_many_ordered_dicts():
+    value = [OrderedDict(a=OrderedDict(b=i), c=[OrderedDict(d=-i)]) for i in range(2_000)]
+    assert there_and_back(value) == value
+
+
 def test_numpys_names_before_2_0():
     old = pickle.dumps(np.arange(3), 3).replace(b"numpy._core", b"numpy.core")
     assert b"numpy.core" in old
@@ -157,7 +163,13 @@ def test_an_environments_name_imports_nothing(checkpoint, env):
 NAMES = sorted(payloads(Path()))
 
 
-@pytest.mark.parametrize("which", ["os.system", "eval", "exec", "subprocess", "in a state", "in a list", "in a space"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        *("os.system", "eval", "exec", "subprocess", "in a state", "in a list", "in a space", "in an object array"),
+        *("a dotted name", "a partial", "in metadata"),
+    ],
+)
 def test_the_payloads_would_do_harm(which, tmp_path):
     mark = tmp_path / "mark"
     with contextlib.suppress(Exception):  # some fail when it is done
@@ -231,6 +243,32 @@ def test_the_statistics_of_a_filter_are_no_pickle(checkpoint, tmp_path):
     assert not mark.exists()
 
 
+def test_a_class_that_this_process_has_met_by_its_number(tmp_path, monkeypatch):
+    mark = tmp_path / "mark"
+    monkeypatch.setitem(copyreg._extension_cache, 240, os.system)
+    text = f"touch {mark}".encode()
+    content = b"\x80\x04\x82\xf0X" + struct.pack("<I", len(text)) + text + b"\x85R."
+    with pytest.raises(CheckpointError, match="extension code 240"):
+        read_pickle(io.BytesIO(content), "it")
+    pickle._loads(content)
+    assert mark.exists()  # otherwise it would have run
+
+
+@pytest.mark.parametrize("kind", [np.matrix, np.ma.MaskedArray, np.recarray])
+def test_arrays_of_other_classes_are_refused(kind):
+    with pytest.raises(CheckpointError, match=kind.__name__ if kind is not np.ma.MaskedArray else "_mareconstruct"):
+        there_and_back(np.arange(4.0).reshape(2, 2).view(kind))
+
+
+def test_messages_are_one_line_without_control_characters():
+    name = "os\x1b[2J\nAll is well.\r" + "x" * 10**6
+    content = b"\x80\x04X" + struct.pack("<I", len(name)) + name.encode() + b"\x8c\x01a\x93)R."
+    with pytest.raises(CheckpointError, match=r"refused: it calls 'os.\[2J All is well. x+ \.\.\. .*") as caught:
+        build(read_pickle(io.BytesIO(content), "it"), "it")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1_100
+
+
 def test_trusting_is_a_word_of_its_own(checkpoint, tmp_path):
     mark = tmp_path / "mark"
     (checkpoint / FILES["module"]).write_bytes(pickle.dumps(payloads(mark)["os.system"]))
@@ -270,6 +308,41 @@ def test_a_few_bytes_take_no_gigabytes():
         read_pickle(io.BytesIO(long), "it")
 
 
+def test_a_byte_array_takes_what_it_has():
+    claims = b"\x80\x05\x96" + struct.pack("<Q", 2**36) + b"x."
+    with pytest.raises(CheckpointError, match="no whole pickle"):
+        read_pickle(io.BytesIO(claims), "it")
+    assert read_pickle(io.BytesIO(pickle.dumps(bytearray(b"xyz"), 5)), "it") == bytearray(b"xyz")
+
+
+@pytest.mark.parametrize("end", [b"}\x94h\x00K\x01s.", b"(h\x00\x91."], ids=["a key", "in a set"])
+def test_what_python_would_die_of(end):
+    """Hashing a tuple in a tuple in a tuple... takes a stack frame each."""
+    content = b"\x80\x04)" + b"\x85" * 2_000_000 + b"\x94" + end
+    with pytest.raises(CheckpointError, match="too deeply"):
+        read_pickle(io.BytesIO(content), "it")
+
+
+def test_arrays_that_share_their_bytes():
+    data = bytes(2**20)
+
+    class Shared:
+        def __reduce__(self):
+            return np._core.numeric._frombuffer, (data, np.dtype("u1"), (2**20,), "C")
+
+    with pytest.raises(CheckpointError, match="several arrays share the same 1048576 bytes"):
+        there_and_back([Shared() for _ in range(10_000)])
+    array = np.arange(100)
+    first, second = there_and_back([array, array])  # one array twice is another thing
+    assert first is second
+
+
+@pytest.mark.parametrize("value", [{np.dtype("f4")}, {(1, 2): 3}, {b"x": 1}])
+def test_keys_that_are_no_names_or_numbers(value):
+    with pytest.raises(CheckpointError, match="as a key, or in a set"):
+        there_and_back(value)
+
+
 def test_statistics_that_unpack_to_gigabytes(checkpoint):
     replace_statistics(checkpoint, b"\x93NUMPY" + b"\0" * 2**28)
     with pytest.raises(CheckpointError, match="unpack to more than"):
@@ -277,7 +350,7 @@ def test_statistics_that_unpack_to_gigabytes(checkpoint):
 
 
 def test_a_network_of_any_size_is_not_built(checkpoint):
-    change_model_config(checkpoint, fcnet_hiddens=[10**7, 10**7])
+    change_model_config(checkpoint, {"fcnet_hiddens": [10**7, 10**7]})
     with pytest.raises(CheckpointError, match=r"does not fit its model config.*expected \[10000000"):
         read_all(checkpoint)
 
@@ -286,14 +359,63 @@ def test_a_network_of_any_size_is_not_built(checkpoint):
 
 
 def test_a_weight_that_does_not_fit_is_named(checkpoint):
-    change_model_config(checkpoint, fcnet_hiddens=[9])
+    change_model_config(checkpoint, {"fcnet_hiddens": [9]})
     with pytest.raises(CheckpointError, match=r"the weight '.*' is of the shape \[8, 4\], expected \[9, 4\]"):
         read_all(checkpoint)
 
 
 def test_an_unknown_activation_is_refused(checkpoint):
-    change_model_config(checkpoint, fcnet_activation="Module")
+    change_model_config(checkpoint, {"fcnet_activation": "Module"})
     with pytest.raises(CheckpointError, match="fcnet_activation 'Module' is none of"):
+        read_all(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({5: 1}, "has the int 5 in its model config"),
+        ({"fcnet_hiddens": [8] * 10_000}, "its fcnet_hiddens has 10000 parts"),
+        ({"fcnet_hiddens": ["x"]}, "No DefaultDQNTorchRLModule can be built"),
+        ({"conv_filters": [[10**7, 1, 1]]}, r"make no sense \(10000000 channels of \[4, 1\] pixels\)"),
+        ({"conv_filters": [None]}, "make no sense"),
+        ({"conv_filters": [[4, 3, 0]]}, "make no sense"),
+        ({"num_atoms": 10**12}, "does not fit its model config"),
+    ],
+)
+def test_model_configs_that_make_no_sense(checkpoint, changes, message):
+    change_model_config(checkpoint, changes)
+    with pytest.raises(CheckpointError, match=message):
+        read_all(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((1000, 1, 1)), r"of the shape \(1000, 1, 1\) is for observations of the shape \(4,\)"),
+        (np.full(4, np.nan), r"has a mean of \[nan"),
+    ],
+)
+def test_statistics_that_make_no_sense(checkpoint, array, message):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    replace_statistics(checkpoint, buffer.getvalue())
+    with pytest.raises(CheckpointError, match=message):
+        read_all(checkpoint)
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name != "algorithm"])
+@pytest.mark.parametrize("kind", ["a device", "a pipe", "a loop", "a hole"])
+def test_what_is_no_plain_file_is_not_read(checkpoint, file, kind):
+    path = checkpoint / FILES[file]
+    path.unlink()
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a hole":
+        with open(path, "wb") as sparse:
+            sparse.truncate(2**38)
+    else:
+        path.symlink_to("/dev/zero" if kind == "a device" else path.name)
+    with pytest.raises(CheckpointError):
         read_all(checkpoint)
 
 
@@ -339,7 +461,7 @@ def test_flipped_bits_are_read_or_refused(saved, tmp_path_factory, file, data):
 # --- Helpers ----------------------------------------------------------------------------------------------------------
 
 
-def change_model_config(checkpoint: Path, **changes) -> None:
+def change_model_config(checkpoint: Path, changes: dict) -> None:
     path = checkpoint / FILES["module"]
     content = pickle.loads(path.read_bytes())
     content["ctor_args_and_kwargs"][1]["model_config"] |= changes

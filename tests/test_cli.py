@@ -21,6 +21,9 @@ from ray import tune
 
 import rllib_kd
 from rllib_kd import cli
+from rllib_kd.experiment import Experiment, RunOptions
+from rllib_kd.experiment import run as run_experiment
+from rllib_kd.export import artifact_format_of
 
 ROOT = Path(__file__).parents[1]
 FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}
@@ -65,9 +68,18 @@ BAD = {
     "class that is no algorithm": (["train", "--algo", "json.JSONDecoder"], "no RLlib Algorithm"),
     "no environment": (["train", "--algo", "DQN"], "--env CartPole-v1"),
     "environment unknown": (["train", "--algo", "DQN", "--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
+    "environment empty": (["train", "--algo", "DQN", "--env", ""], "Malformed environment ID"),
+    "environment class that is not there": (["train", "--algo", "DQN", "--env", "no.such.Env"], "no environment class"),
+    "environment refuses its config": ([*RUN, "-c", '{"env_config": {"wrong": 1}}'], "'wrong'"),
+    "actions that DQN cannot choose": (["train", "--algo", "DQN", "--env", "Pendulum-v1"], "discrete actions"),
+    "algorithm in another case": (["train", "--algo", "dqn", "--env", "CartPole-v1"], "Did you mean 'DQN'?"),
     "environment of a package that is not there": (["train", "--algo", "DQN", "--env", "none:X-v0"], "none"),
     "no teacher": (["train", "--algo", "DistillDQN", "--env", "CartPole-v1"], "needs a teacher"),
     "teacher is not there": ([*DISTIL[:-1], "/does/not/exist"], "There is no checkpoint at '/does/not/exist'"),
+    "teacher of another environment": (
+        ["train", "--algo", "DistillDQN", "--env", "Acrobot-v1", "--teacher", "cartpole", "--ray-num-cpus", "1"],
+        "The teacher's observation space is Box(4,), but in 'Acrobot-v1' it is Box(6,)",
+    ),
     "teacher for another algorithm": ([*RUN, "--teacher", "cartpole"], "DQNConfig has no setting 'teacher'"),
     "unknown setting": ([*DISTIL, "--config", '{"temprature": 1}'], "Did you mean 'temperature'?"),
     "unknown setting of DQN": ([*RUN, "-c", '{"gama": 1}'], "Did you mean 'gamma'?"),
@@ -77,6 +89,15 @@ BAD = {
     "unknown key of the replay": ([*RUN, "-c", '{"replay_buffer_config": {"capacty": 8}}'], "'capacity'"),
     "unknown key of the evaluation": ([*RUN, "-c", '{"evaluation_config": {"explor": true}}'], "'explore'"),
     "unknown key in a grid": ([*DISTIL, "-c", '{"model_config": {"grid_search": [{}, {"x": 1}]}}'], "no key 'x'"),
+    "grid without values": ([*RUN, "-c", '{"lr": {"grid_search": []}}'], "must be a list"),
+    "grid of one value": ([*RUN, "-c", '{"lr": {"grid_search": 0.1}}'], '{"grid_search": [...]}'),
+    "negative number": ([*RUN, "-c", '{"lr": -1}'], "expected a number of at least 0"),
+    "number that is none": ([*RUN, "-c", '{"lr": NaN}'], "JSON has no NaN"),
+    "number that is too large": ([*RUN, "-c", '{"gamma": 5}'], "between 0 and 1"),
+    "half a process": ([*RUN, "-c", '{"num_env_runners": 1.5}'], "expected an integer"),
+    "unknown activation": ([*RUN, "-c", '{"model_config": {"fcnet_activation": "no"}}'], "fcnet_activation='no'"),
+    "widths that are none": ([*RUN, "-c", '{"model_config": {"fcnet_hiddens": ["x"]}}'], "list of integers"),
+    "unknown replay": ([*RUN, "-c", '{"replay_buffer_config": {"type": "Replay"}}'], "no replay buffer 'Replay'"),
     "string for a number": ([*RUN, "-c", '{"lr": "fast"}'], "expected a list or a number"),
     "number for a list": ([*DISTIL, "-c", '{"model_config": 8}'], "expected an object"),
     "list for a truth": ([*RUN, "-c", '{"double_q": [1]}'], "expected true or false"),
@@ -91,11 +112,18 @@ BAD = {
         "Set one of them",
     ),
     "config is no JSON": ([*DISTIL, "--config", '{"lr": 1,}'], "line 1 column"),
+    "config is empty": ([*DISTIL, "--config", ""], "Got nothing"),
     "config is a list": ([*DISTIL, "--config", "[1]"], "--config must be a JSON object"),
     "config file is not there": ([*DISTIL, "--config", "@nowhere.json"], "there is no file 'nowhere.json'"),
     "config file is no JSON": ([*DISTIL, "--config", "@README.md"], "the file 'README.md'"),
     "stop is no JSON": ([*DISTIL, "--stop", "soon"], "--stop must be JSON"),
     "stop at a word": ([*DISTIL, "--stop", '{"training_iteration": "ten"}'], "reaches a number"),
+    "stop at no number": ([*DISTIL, "--stop", '{"training_iteration": NaN}'], "JSON has no NaN"),
+    "stop at an unknown metric": ([*DISTIL, "--stop", '{"training_iteraton": 9}'], "mean 'training_iteration'?"),
+    "stop at half a metric": (
+        [*DISTIL, "--stop", '{"episode_return_mean": 9}'],
+        "mean 'env_runners/episode_return_mean'?",
+    ),
     "unknown flag": ([*DISTIL, "--lr", "1"], "No such option: --lr"),
     "flag without its value": ([*DISTIL, "--stop"], "requires an argument"),
     "a flag that is gone": ([*DISTIL, "--local-mode"], "no longer exists"),
@@ -105,6 +133,16 @@ BAD = {
     "checkpoints in the past": ([*DISTIL, "--checkpoint-freq", "-1"], "`checkpoint_freq` must be at least 0"),
     "no checkpoints to keep": ([*DISTIL, "--keep-checkpoints-num", "0"], "must be at least 1"),
     "no comparison without a student": ([*RUN, "--compare-episodes", "3"], "needs DistillDQN"),
+    "an experiment without a name": ([*DISTIL, "-n", ""], "`experiment_name` is empty"),
+    "results nowhere": ([*DISTIL, "--storage-path", ""], "`storage_path` is empty"),
+    "unknown metric of the best": ([*DISTIL, "--checkpoint-score-attr", "env_runner/x"], "mean 'env_runners'?"),
+    "no CPUs": ([*DISTIL, "--ray-num-cpus", "0"], "--ray-num-cpus must be at least 1"),
+    "no nodes": ([*DISTIL, "--ray-num-nodes", "0"], "--ray-num-nodes must be at least 1"),
+    "no memory": ([*DISTIL, "--ray-object-store-memory", "5"], "must be at least"),
+    "unknown setting to mutate": (
+        [*RUN, "--scheduler", "pbt", "--scheduler-config", '{"metric": "x", "hyperparam_mutations": {"lrr": [1]}}'],
+        "no setting 'lrr'",
+    ),
     "unknown scheduler": ([*DISTIL, "--scheduler", "magic"], "Unknown scheduler 'magic'"),
     "scheduler without a metric": ([*DISTIL, "--scheduler", "hyperband"], "needs a metric"),
     "argument of no scheduler": (
@@ -141,6 +179,18 @@ BAD = {
         ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.onnx", "--episodes", "0"],
         "at least 1",
     ),
+    "environment that an artifact does not fit": (
+        ["export", "cartpole", "--env", "Acrobot-v1", "--out", "x.onnx"],
+        "The student was made for observations Box(4,)",
+    ),
+    "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder: name a file"),
+    "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is no folder"),
+    "environment refuses its config in evaluate": (
+        ["evaluate", "cartpole", "--env-config", '{"wrong": 1}'],
+        "The environment 'CartPole-v1' cannot be made",
+    ),
+    "negative seed": (["evaluate", "cartpole", "--seed", "-1"], "`seed` must be at least 0"),
+    "policy of another algorithm": (["evaluate", "cartpole", "--algo", "PPO"], "is one of DQN, not of PPO"),
     "no episodes": (["evaluate", "cartpole", "--env", "CartPole-v1", "--episodes", "0"], "at least 1"),
     "report where nothing can be written": (
         ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "cartpole", "--out", "/dev/null/x"],
@@ -169,7 +219,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(cluster, arguments, message, monk
     output, error = capsys.readouterr()
     assert exit_.value.code == 2
     assert message in error + output
-    assert not arguments or re.fullmatch(r"error: .*\n", error), error
+    assert not arguments or re.fullmatch(r"(note: .*\n)?error: .*\n", error), error
 
 
 def test_trains_evaluates_compares_and_goes_on(tmp_path):
@@ -209,6 +259,10 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path):
     assert done.returncode == 0, done.stderr
     (result,) = (tmp_path / "second").glob("*/result.json")
     assert json.loads(result.read_text().splitlines()[0])["training_iteration"] == 4
+
+    ppo = Experiment("third", "PPO", settings={"env": "CartPole-v1"}).checked()
+    with pytest.raises(ValueError, match="is one of DistillDQN, which PPO cannot restore"):
+        run_experiment(ppo, RunOptions(restore=checkpoint, storage_path=str(tmp_path)))
 
 
 def test_the_old_spellings_train_a_teacher(tmp_path):
@@ -279,9 +333,41 @@ def test_an_algorithm_of_ones_own_and_modules_beside_the_file(tmp_path):
 
 
 def test_a_trial_that_fails_says_why_in_one_line(tmp_path):
-    done = run(*RUN, "--config", '{"env_config": {"wrong": 1}}', "--storage-path", str(tmp_path))
+    (tmp_path / "broken.py").write_text(
+        "import gymnasium as gym\n"
+        "from ray.rllib.algorithms.dqn import DQNConfig\n"
+        "class Env(gym.Env):\n"
+        "    def __init__(self, config):\n"
+        "        raise RuntimeError('the simulator\\nis away')\n"
+        "config = DQNConfig().environment(Env)\n"
+    )
+    done = run("train", "file", str(tmp_path / "broken.py"), "--storage-path", str(tmp_path), "--ray-num-cpus", "1")
     assert done.returncode == 1
-    assert re.fullmatch(r"DQN_CartPole-v1_\S+ failed: .*'wrong'.*\n", done.stdout), done.stdout
+    assert re.fullmatch(r"DQN_Env_\S+ failed: RuntimeError: the simulator is away\n", done.stdout), done.stdout
+
+
+def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    monkeypatch.setattr(sys, "argv", ["rllib", "evaluate", "cartpole", "--video", str(tmp_path / "films")])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    assert re.fullmatch(r"error: The environment cannot be shown: .*pip install.*\n", capsys.readouterr().err)
+    assert not (tmp_path / "films").exists()
+
+
+def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_path, monkeypatch, capsys):
+    artifact = tmp_path / "student.safetensors"
+    monkeypatch.setattr(sys, "argv", ["rllib", "export", "cartpole", "--out", str(artifact), "--episodes", "1"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert not exit_.value.code
+    assert artifact_format_of(artifact) == "safetensors"
+    monkeypatch.setattr(sys, "argv", ["rllib", "evaluate", str(artifact), "--env", "CartPole-v1", "--episodes", "1"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().out == "return 500.0 (1 episode of CartPole-v1)\n"
 
 
 @pytest.mark.parametrize(
@@ -299,6 +385,11 @@ def test_a_trial_that_fails_says_why_in_one_line(tmp_path):
         ("a.yaml", "a: {run: DQN}", "An environment is needed"),
         ("a.yaml", "a: {env: CartPole-v1}", "must name the algorithm"),
         ("a.yaml", "a: {run: DQN, confg: {}}", "Did you mean 'config'?"),
+        ("a.yaml", "a: {run: DQN, checkpoint_freq: 5}", "is a flag now: --checkpoint-freq"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "Settings have names"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric has a name"),
+        ("a.yaml", "", "must hold an experiment"),
+        ("a.py", "", "must define `config`"),
     ],
 )
 def test_files_that_hold_no_experiment_say_so(tmp_path, monkeypatch, capsys, name, content, message):

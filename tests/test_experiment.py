@@ -34,7 +34,7 @@ def test_a_trial_needs_what_the_largest_of_its_variants_needs():
 
 
 def test_stop_criteria_have_todays_names():
-    stop = {"episode_reward_mean": 100, "timesteps_total": 5, "x/y": 1}
+    stop = {"env_runners/episode_reward_mean": 100, "timesteps_total": 5, "x/y": 1}
     checked = Experiment("x", "DQN", settings={"env": "CartPole-v1"}, stop=stop).checked()
     assert checked.stop == {"env_runners/episode_return_mean": 100, "num_env_steps_sampled_lifetime": 5, "x/y": 1}
 

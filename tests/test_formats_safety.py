@@ -171,7 +171,45 @@ def test_a_weight_that_claims_more_than_it_has(tmp_path):
     weights = {"network.0.weight": torch.zeros(1).expand(10**6, 10**6), "network.0.bias": torch.zeros(2)}
     (tmp_path / "a").write_bytes(to_bytes(weights))
     assert (tmp_path / "a").stat().st_size < 10_000
-    refuse(tmp_path / "a", r"its weight 'network\.0\.weight' is no plain tensor")
+    refuse(tmp_path / "a", r"its weight 'network\.0\.weight' claims more numbers than there are")
+
+
+def write_weights(path, content, files=()):
+    """As `torch.save()`, with a pickle of our own."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {"a/data.pkl": content, "a/version": b"3\n", "a/byteorder": b"little", **dict(files)}.items():
+            archive.writestr(name, data)
+
+
+def test_names_that_pytorch_admits_and_weights_do_not_have(tmp_path):
+    length = b"\x8a\x05" + (2**36).to_bytes(5, "little")
+    write_weights(tmp_path / "a", b"\x80\x02cbuiltins\nbytearray\n" + length + b"\x85R.")
+    refuse(tmp_path / "a", r"refused: it calls 'builtins\.bytearray', and weights do not")
+
+
+def test_a_second_pickle_that_pytorch_might_read(tmp_path):
+    """PyTorch looks for its files without regard to case."""
+    write_cleanrl(tmp_path / "a")
+    expected = load_teacher(tmp_path / "a").q_values(torch.as_tensor(states(5)))
+    with zipfile.ZipFile(tmp_path / "a") as archive:
+        (own,) = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    for other, count in ((own.replace("data", "DATA"), 1), ("b/data.pkl", 2)):
+        with zipfile.ZipFile(tmp_path / "b", "w") as archive:
+            for name, content in {other: pickle.dumps({}, 2), **contents}.items():
+                archive.writestr(name, content)
+        if count == 1:
+            assert torch.equal(load_teacher(tmp_path / "b").q_values(torch.as_tensor(states(5))), expected)
+        else:
+            refuse(tmp_path / "b", "holds 2 pickles; one of weights was expected")
+
+
+def test_weights_that_share_their_numbers(tmp_path):
+    numbers = torch.zeros(2**20)
+    weights = {f"network.{2 * i}.weight": numbers.view(2**10, 2**10) for i in range(1_000)}
+    (tmp_path / "a").write_bytes(to_bytes(weights))
+    assert (tmp_path / "a").stat().st_size < 2**23
+    refuse(tmp_path / "a", "claims more numbers than there are")
 
 
 @pytest.mark.parametrize("value", [torch.zeros(2, 4).to_sparse(), torch.zeros(2, 4, device="meta"), "text", 3])
@@ -183,6 +221,7 @@ def test_weights_that_are_no_plain_tensors(tmp_path, value):
 # --- Descriptions -----------------------------------------------------------------------------------------------------
 
 LINEAR = {"op": "linear", "weight": "w", "bias": "b"}
+SHRINK = [{"op": "conv2d", "weight": "k", "bias": "k1", "stride": [60_001, 60_001]}, {"op": "flatten"}]
 SUPPORT = {"v_min": 0.0, "v_max": 1.0}
 
 
@@ -203,10 +242,21 @@ SUPPORT = {"v_min": 0.0, "v_max": 1.0}
         {"layers": 3, "observation_shape": "x"},
         {"layers": [{"op": "dueling", "value": [LINEAR], "advantage": None}], "observation_shape": [4]},
         {"layers": [LINEAR], "observation_shape": [4], "num_actions": 3},
+        {"layers": [*[LINEAR, {"op": "relu"}] * 100, LINEAR], "observation_shape": [4]},
+        {"layers": [*[{"op": "relu"}] * 10_000, LINEAR], "observation_shape": [4]},
+        {
+            "layers": [*[{"op": "zero_pad", "padding": [1_000] * 4}] * 30, *SHRINK, LINEAR],
+            "observation_shape": [1, 1, 4],
+        },
+        {"layers": [{"op": "conv2d", "weight": "k", "bias": "k1", "stride": [0, 1]}], "observation_shape": [4, 4, 1]},
+        {"layers": [{"op": "normalize", "mean": "b", "std": "b", "clip": 1}, LINEAR], "observation_shape": [2]},
+        {"layers": [{"op": "normalize", "mean": "m", "std": "m", "clip": 1}, LINEAR], "observation_shape": [4]},
+        {"layers": [{"op": "one_hot", "lengths": [10**6] * 4}, LINEAR], "observation_shape": [4]},
     ],
 )
 def test_descriptions_of_what_cannot_be(tmp_path, description):
-    weights = safetensors.torch.save({"w": torch.zeros(2, 4), "b": torch.zeros(2)})
+    weights = {"w": (2, 4), "b": (2,), "m": (1_000, 1, 4), "k": (4, 4, 1, 1), "k1": (4,)}
+    weights = safetensors.torch.save({name: torch.zeros(shape) for name, shape in weights.items()})
     (tmp_path / "a.safetensors").write_bytes(weights)
     (tmp_path / "a.json").write_text(json.dumps(description))
     refuse(tmp_path / "a.safetensors", "does not fit")
@@ -221,14 +271,14 @@ def test_a_description_that_nests_too_deeply(tmp_path):
 # --- ONNX -------------------------------------------------------------------------------------------------------------
 
 
-def onnx_model(nodes, *, weight=None, functions=(), domains=("",)):
+def onnx_model(nodes, *, weight=None, weights=(), functions=(), domains=("",)):
     weight = weight or helper.make_tensor("w", TensorProto.FLOAT, [4, 2], np.ones(8))
     graph = helper.make_graph(
         nodes,
         "graph",
         [helper.make_tensor_value_info("obs", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info("q", TensorProto.FLOAT, ["n", 2])],
-        [weight],
+        [weight, *weights],
     )
     opsets = [helper.make_opsetid(domain, 18 if domain == "" else 1) for domain in domains]
     model = helper.make_model(graph, functions=functions, opset_imports=opsets, ir_version=9)
@@ -249,6 +299,9 @@ def test_operators_of_a_library_are_refused(tmp_path):
     node = helper.make_node("Evil", ["obs"], ["q"], domain="my.library")
     (tmp_path / "a").write_bytes(onnx_model([node], domains=("", "my.library")))
     refuse(tmp_path / "a", r"refused: its operator 'my\.library\.Evil'")
+    node = helper.make_node("Gelu", ["obs"], ["q"], domain="com.microsoft")
+    (tmp_path / "b").write_bytes(onnx_model([node], domains=("", "com.microsoft")))
+    refuse(tmp_path / "b", r"refused: its operator 'com\.microsoft\.Gelu'")
 
 
 def test_weights_in_another_file_are_refused(tmp_path):
@@ -280,6 +333,37 @@ def test_endless_loops_are_refused(tmp_path):
     nodes = [helper.make_node("Constant", [], ["go"], value=yes), helper.make_node("Loop", ["", "go"], [], body=body)]
     (tmp_path / "a").write_bytes(onnx_model([*nodes, MATMUL]))
     refuse(tmp_path / "a", "'Loop' is control flow")
+
+
+@pytest.mark.parametrize("kind", ["zeros", "a large matrix", "doubled and doubled", "as many as a value says"])
+def test_a_few_bytes_make_no_gigabytes(tmp_path, kind):
+    large = [helper.make_tensor(name, TensorProto.FLOAT, shape, [0] * 50_000) for name, shape in LARGE.items()]
+    lengths = helper.make_tensor("lengths", TensorProto.INT64, [1], [2**31])
+    makes = {
+        "zeros": [helper.make_node("ConstantOfShape", ["lengths"], ["x"])],
+        "a large matrix": [helper.make_node("MatMul", ["column", "row"], ["x"])],
+        "doubled and doubled": [
+            helper.make_node("Concat", [f"x{i}" if i else "obs"] * 2, [f"x{i + 1}" if i < 29 else "x"], axis=0)
+            for i in range(30)
+        ],
+        "as many as a value says": [
+            helper.make_node("ReduceSum", ["obs"], ["sum"], keepdims=0),
+            helper.make_node("Cast", ["sum"], ["number"], to=TensorProto.INT64),
+            helper.make_node("Reshape", ["number", "one"], ["numbers"]),
+            helper.make_node("ConstantOfShape", ["numbers"], ["x"]),
+        ],
+    }[kind]
+    ends = [
+        helper.make_node("ReduceSum", ["x"], ["x sum"], keepdims=0),
+        helper.make_node("MatMul", ["obs", "w"], ["y"]),
+        helper.make_node("Add", ["x sum", "y"], ["q"]),
+    ]
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    (tmp_path / "a").write_bytes(onnx_model([*makes, *ends], weights=[*large, lengths, one]))
+    refuse(tmp_path / "a", r"was refused: of 1 observations its operator '\w+' makes numbers of the shape \[")
+
+
+LARGE = {"column": [50_000, 1], "row": [1, 50_000]}
 
 
 def test_functions_of_functions_are_refused(tmp_path):

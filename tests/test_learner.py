@@ -427,21 +427,49 @@ def test_without_averaging_the_student_is_the_last_weights(cluster, loss):
     assert student_of(learner).training_weights is None
 
 
-@pytest.mark.parametrize(("grad_clip_by", "expected"), [("global_norm", 0.1), ("value", None), ("norm", None)])
-def test_gradients_are_clipped_as_configured(cluster, grad_clip_by, expected):
-    config = config_of("mse", normalize_q_values=False, weight_averaging=0.0).training(
-        grad_clip=0.1, grad_clip_by=grad_clip_by
-    )
-    learner = make_learner(config)
-    learner.update([ray.put(fragment())], num_gradient_steps=1)
-    grads = [p.grad for n, p in learner.module["default_policy"].named_parameters() if p.grad is not None]
-    assert grads
-    if grad_clip_by == "value":
-        assert max(grad.abs().max() for grad in grads) <= 0.1
-    elif grad_clip_by == "norm":
-        assert max(grad.norm() for grad in grads) <= 0.1 + 1e-6
-    else:
-        assert torch.stack([grad.norm() for grad in grads]).norm() == pytest.approx(0.1, rel=1e-4)
+@pytest.mark.parametrize("grad_clip_by", ["global_norm", "value", "norm"])
+@pytest.mark.parametrize("grad_clip", [0.1, 1e6])
+def test_gradients_are_clipped_as_configured(cluster, grad_clip_by, grad_clip):
+    def gradients(**training):
+        config = config_of("mse", normalize_q_values=False, weight_averaging=0.0).training(**training)
+        learner = make_learner(config)
+        torch.manual_seed(0)
+        for parameter in learner.module["default_policy"].parameters():
+            torch.nn.init.normal_(parameter)
+        learner.update([ray.put(fragment())], num_gradient_steps=1)
+        return [p.grad for p in learner.module["default_policy"].parameters() if p.grad is not None]
+
+    raw, clipped = gradients(), gradients(grad_clip=grad_clip, grad_clip_by=grad_clip_by)
+    total = torch.stack([grad.norm() for grad in raw]).norm()
+    expected = {
+        "value": lambda grad: grad.clamp(-grad_clip, grad_clip),
+        "norm": lambda grad: grad * min(1.0, grad_clip / grad.norm()),
+        "global_norm": lambda grad: grad * min(1.0, grad_clip / total),
+    }[grad_clip_by]
+    assert total > 0.1
+    torch.testing.assert_close(clipped, [expected(grad) for grad in raw], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("settings", [{}, {"td_coeff": 0.5}, {"loss": "mse"}, {"feature_coeff": 0.1}])
+def test_bf16_computes_in_bfloat16_and_learns_in_float32(cluster, settings):
+    learners = [make_learner(config_of(**settings, bf16=bf16)) for bf16 in (True, False)]
+    for learner in learners:
+        learner.set_state(learners[0].get_state())
+    seen = []
+    learners[0].module["default_policy"].af.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
+    columns = with_features(512, names=DISTILLATION_COLUMNS + (TD_COLUMNS if "td_coeff" in settings else ()))
+    if "feature_coeff" not in settings:
+        del columns["teacher_features"]
+    data = ray.put(columns)
+    first = [learner.update([data], num_gradient_steps=1) for learner in learners]
+    losses_of = [results["default_policy"]["total_loss"].peek() for results in first]
+    assert torch.bfloat16 in seen
+    assert losses_of[0] == pytest.approx(losses_of[1], rel=0.05)
+    for _ in range(20):
+        last = learners[0].update([], num_gradient_steps=10)["default_policy"]["total_loss"].peek()
+    assert last < losses_of[0]
+    params = list(learners[0].module["default_policy"].parameters())
+    assert {param.dtype for param in params} == {torch.float32}
 
 
 def test_a_loss_that_is_not_finite_is_an_error(cluster):

@@ -12,9 +12,10 @@ import rllib_kd
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that may be imported by learner, env_runner and students, and what they may import themselves.
 FOUNDATIONS: dict[str, set[str]] = {
-    "checkpoints": {"observations", "spaces"},
+    "checkpoints": {"layers", "observations", "spaces"},
     "frames": set(),
     "hints": set(),
+    "initialization": {"teachers"},
     "layers": set(),
     "losses": set(),
     "observations": {"spaces"},
@@ -26,7 +27,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "statistics": set(),
     "teachers": {"checkpoints", "layers", "observations", "students"},
 }
-FREE_OF_RAY = {"frames", "hints", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {"frames", "hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
 
 
 def imports(name: str) -> set[str]:

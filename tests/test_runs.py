@@ -73,7 +73,9 @@ def test_students_are_checkpoints_trials_and_experiments(tmp_path):
     with pytest.raises(ValueError, match="holds 2 runs: a, b"):
         find_student(tmp_path / "one")
     old = tmp_path / "one" / "a" / "checkpoint_000000"
-    assert find_students([old]) == {"checkpoint_000000": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
+    assert find_students([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
+    both = [old, tmp_path / "one" / "a" / "checkpoint_000001"]
+    assert set(find_students(both)) == {"checkpoint_000000", "checkpoint_000001"}
     assert find_students(["s3://bucket/x", "cartpole"]) == {"x": ("s3://bucket/x", []), "cartpole": ("cartpole", [])}
 
 
@@ -91,4 +93,8 @@ def test_names_of_tunes_trials_are_what_they_vary(tmp_path):
         (tmp_path / trial / "checkpoint_000000").mkdir()
     assert set(find_students([tmp_path])) == {"compression=0.00", "compression=0.01", "00000", "00001"}
     checkpoints = [tmp_path / trial / "checkpoint_000000" for trial in trials]
-    assert set(find_students(checkpoints)) == {f"compression=0.0{i}/checkpoint_000000" for i in range(2)}
+    assert set(find_students(checkpoints)) == {"compression=0.00", "compression=0.01"}
+    only = tmp_path / "sizes" / f"DQN_env_12345_00000_0_{date}"
+    write_results(only, row(10, 1.0))
+    (only / "checkpoint_000000").mkdir()
+    assert set(find_students([*checkpoints, tmp_path / "sizes"])) == {"compression=0.00", "compression=0.01", "sizes"}

@@ -15,6 +15,15 @@ MISTYPED = {"hiddens", "offline_sampling"}
 
 
 @pytest.mark.parametrize("cls", [BCConfig, DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
+def test_every_default_is_in_the_range_of_its_setting(cls):
+    from rllib_kd.settings import _check_range, _fluent_arguments
+
+    config = cls()
+    for name in set(_fluent_arguments(cls)) & set(vars(config)):
+        _check_range(name, vars(config)[name])
+
+
+@pytest.mark.parametrize("cls", [BCConfig, DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
 def test_every_default_is_a_value_that_its_setting_takes(cls):
     from rllib_kd.settings import _fits, _fluent_arguments
 
@@ -44,6 +53,12 @@ def test_names_of_the_old_api_stack_still_mean_what_they_meant():
     ("settings", "message"),
     [
         ({"gama": 0.9}, r"DQNConfig has no setting 'gama'. Did you mean 'gamma'\?"),
+        ({"train_batch_size_per_learner": 0}, "expected an integer of at least 1"),
+        ({"num_gpus_per_learner": 0.5, "num_cpus_per_env_runner": 0.5, "min_time_s_per_iteration": 0.1}, None),
+        ({"seed": 1.5}, "expected an integer of at least 0"),
+        ({"epsilon": 1.1}, "expected a number between 0 and 1"),
+        ({"epsilon": [[0, 1.0], [10, 0.1]], "n_step": [1, 5]}, None),
+        ({"v_min": float("nan")}, "'v_min' cannot be nan: expected a number"),
         ({"num_gpus": 1}, "no longer exists: set num_gpus_per_learner"),
         ({"lr": "high"}, "'lr' cannot be 'high': expected a list or a number"),
         ({"double_q": 1}, "expected true or false"),

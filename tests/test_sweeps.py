@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -116,11 +117,9 @@ def test_what_is_fixed_is_not_searched(tmp_path, fixed):
     assert "loss" in names
 
 
-def test_the_space_of_the_file_in_tuning_is_one(tmp_path):
-    import runpy
-
-    make = runpy.run_path(str(ROOT / "tuning" / "search_space.py"))["search_space"]
-    names = quick_sweep(tmp_path, space=make)._space(load_teacher("cartpole"), 0.12)
+def test_the_space_of_the_file_in_tuning_is_one(tmp_path, read_space):
+    space = read_space(str(ROOT / "tuning" / "search_space.py"))
+    names = quick_sweep(tmp_path, space=space)._space(load_teacher("cartpole"), 0.12)
     assert isinstance(names["fcnet_hiddens"], Categorical)
 
 
@@ -148,6 +147,7 @@ def test_what_cannot_be_is_refused(tmp_path, values, message):
         ({"config": {"learning_rate": 0.1}}, "has no setting 'learning_rate'"),
         ({"config": {"td_coeff": -1.0}}, "`td_coeff` must be at least 0"),
         ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
+        ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
         ({"space": lambda teacher, **facts: {}}, "There is nothing to search"),
     ],
 )
@@ -162,12 +162,34 @@ def test_a_teacher_that_knows_nothing_has_nothing_to_give(cluster, tmp_path, sma
         quick_sweep(tmp_path, teacher=small_teacher).run()
 
 
+@pytest.fixture(scope="module")
+def read_space():
+    return runpy.run_path(str(ROOT / "tuning" / "sweep.py"))["read_space"]
+
+
+def test_a_file_without_a_space_says_so(read_space):
+    with pytest.raises(ValueError, match=r"there is no file 'nowhere.py'"):
+        read_space("nowhere.py")
+    with pytest.raises(ValueError, match=r"cartpole.py' defines no search_space\(\)"):
+        read_space(str(ROOT / "tuning" / "cartpole.py"))
+
+
 def test_loggers_that_are_not_installed_say_so(monkeypatch):
     for module in ("sweeps", "callbacks"):
         monkeypatch.setattr(f"rllib_kd.{module}.find_spec", lambda name: None)
     for flag, library in (("wandb_project", "wandb"), ("mlflow_uri", "mlflow")):
         with pytest.raises(ValueError, match=f"pip install {library}"):
             sweep_loggers(**{flag: "somewhere"})
+
+
+def test_mlflow_gets_every_setting(cluster, tmp_path, monkeypatch):
+    pytest.importorskip("mlflow", reason="MLflow is not installed")
+    with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
+        sweep_loggers(mlflow_uri="nonsense://")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # out of fashion, but needs neither server nor database
+    loggers = sweep_loggers(mlflow_uri=str(tmp_path / "mlflow"))
+    assert len(quick_sweep(tmp_path, search="random", callbacks=loggers).run().students) == 2
+    assert len(list(tmp_path.glob("mlflow/*/*/metrics/return_ratio"))) == 2
 
 
 # --- A trial ----------------------------------------------------------------------------------------------------------
@@ -325,13 +347,13 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
 # --- Killed -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("search", ["optuna", "random"])
-def test_a_killed_sweep_resumes_where_it_was(tmp_path, search):
+@pytest.mark.parametrize(("search", "end"), [("optuna", signal.SIGKILL), ("random", signal.SIGINT)])
+def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
     command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher", "cartpole", "--env", "CartPole-v1"]
     command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "60000", "--search", search]
     command += ["--storage-path", str(tmp_path), "--name", "killed", "--config", '{"training_intensity": 32}']
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = tmp_path / "killed"
     deadline = time.monotonic() + 120
 
@@ -346,11 +368,17 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search):
         assert driver.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
+    os.kill(driver.pid, end)
+    printed, _ = driver.communicate()
     before = saved()
     assert any(iteration < 8 for iteration in before.values())
-    time.sleep(3)  # its trials see that their driver is gone
+    if end == signal.SIGINT:
+        assert driver.returncode == 1
+        assert "interrupted. The same command with --resume goes on." in " ".join(printed.split())
+    else:
+        time.sleep(3)  # its trials see that their driver is gone
+        for state in folder.glob("*state-*"):  # as if it had died while it wrote them
+            os.truncate(state, state.stat().st_size // 2)
 
     done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,18 +1,22 @@
+import json
 import pickle
 import shutil
 from pathlib import Path
 
+import boto3
 import gymnasium as gym
 import numpy as np
 import pytest
 import ray
 import torch
+from moto.server import ThreadedMotoServer
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch.nn import functional as F
 
+from rllib_kd.evaluation import evaluate
 from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
@@ -82,6 +86,47 @@ def test_uris_stay_and_paths_become_absolute(tmp_path, monkeypatch):
     assert absolute_uri("s3://bucket/results") == "s3://bucket/results"
     assert absolute_uri("results") == str(tmp_path / "results")
     assert absolute_uri("~/results") == str(Path.home() / "results")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of S3 in this process: its URI, and the options that lead there."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="teachers")
+    yield client, f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    server.stop()
+
+
+def upload(client, folder, key):
+    for file in (file for file in Path(folder).rglob("*") if file.is_file()):
+        client.upload_file(str(file), "teachers", f"{key}/{file.relative_to(folder).as_posix()}")
+
+
+def test_teachers_in_a_bucket(bucket, tmp_path):
+    client, options = bucket
+    for i, value in enumerate((5.0, 9.0)):
+        name = f"checkpoint_{i:06d}"
+        make_q_module(seed=i).save_to_path(str(tmp_path / "experiment" / "trial" / name))
+        row = {"env_runners": {"episode_return_mean": value}, "checkpoint_dir_name": name}
+        with open(tmp_path / "experiment" / "trial" / "result.json", "a") as file:
+            file.write(json.dumps(row) + "\n")
+    upload(client, tmp_path / "experiment", "runs/experiment")
+    upload(client, Path(__file__).parent / "checkpoints" / "sb3-2.9", "sb3")
+    best = q_values(make_q_module(seed=1), states(5))
+    for path in ("runs/experiment", "runs/experiment/trial", "runs/experiment/trial/checkpoint_000001"):
+        teacher = load_teacher(f"s3://teachers/{path}{options}")
+        assert torch.equal(teacher.q_values(torch.as_tensor(states(5))), best)
+        assert teacher.source == f"s3://teachers/runs/experiment/trial/checkpoint_000001{options}"
+    zipped = load_teacher(f"s3://teachers/sb3/dqn.zip{options}")  # with what lies beside it
+    assert [type(stage).__name__ for stage in zipped.pipeline.stages] == ["Normalize"]
+    assert evaluate(f"s3://teachers/runs/experiment{options}", "CartPole-v1", num_episodes=1).num_parameters == 1_282
+    with pytest.raises(ValueError, match="There is no checkpoint at 's3://teachers/nothing"):
+        load_teacher(f"s3://teachers/nothing{options}")
 
 
 def test_the_packaged_teacher_resolves_by_name_from_everywhere(tmp_path, monkeypatch):
@@ -202,3 +247,16 @@ def test_features_are_what_the_last_layer_makes_q_values_of(head):
     assert labels["teacher_features"].shape == (10, 24 if head else 16)
     weight, bias = list(module.af.parameters())[-2:]
     torch.testing.assert_close(labels["teacher_features"] @ weight.detach().T + bias.detach(), labels["teacher_q"])
+
+
+def test_processes_of_a_node_share_the_weights(cluster, small_teacher):
+    """What comes out of the object store is used where it lies there."""
+    teacher = load_teacher(small_teacher)
+    reference = ray.put(teacher)
+    first, second = ray.get(reference), ray.get(reference)
+    addresses = [[p.data_ptr() for p in each.module.parameters()] for each in (teacher, first, second)]
+    assert addresses[1] == addresses[2]
+    assert not set(addresses[0]) & set(addresses[1])
+    assert not any(p.requires_grad for p in first.module.parameters())
+    obs = torch.as_tensor(states(8))
+    assert torch.equal(first.q_values(obs), teacher.q_values(obs))

@@ -12,12 +12,13 @@ config = (
     DistillDQNConfig()
     # ALE's v5 makes actions stick; most teachers were trained without.
     .environment("ALE/Pong-v5", env_config={"repeat_action_probability": 0.0})
+    .env_runners(rollout_fragment_length=64)  # the longer, the fewer frames are sent twice
     .training(
         lr=5e-4,
         train_batch_size_per_learner=64,
         training_intensity=8,  # rows learned from / env steps sampled
         num_steps_sampled_before_learning_starts=2_000,  # env steps
-        replay_buffer_config={"capacity": 100_000},  # 7.2 KB a state
+        replay_buffer_config={"capacity": 100_000},  # 7.6 KB a state
     )
     .distillation(
         loss="kl",

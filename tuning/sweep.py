@@ -6,14 +6,16 @@ python tuning/sweep.py --teacher cartpole --env CartPole-v1 [--address auto] [--
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import runpy
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rllib_kd import Sweep, sweep_loggers
+from rllib_kd.experiment import parse_json
 
 
 def parse() -> argparse.Namespace:
@@ -34,8 +36,17 @@ def parse() -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with the sweep of this name")
     add("--seed", type=int, default=0, help="of the search, and of the first student")
     add("--wandb-project", help="log to Weights & Biases too")
-    add("--mlflow-uri", help="log to this MLflow tracking server or folder too")
+    add("--mlflow-uri", help="log to this MLflow tracking URI too: http://HOST:PORT, sqlite:///FILE")
     return parser.parse_args()
+
+
+def read_space(path: str) -> Callable[..., Any]:
+    if not Path(path).is_file():
+        raise ValueError(f"--space: there is no file '{path}'.")
+    space = runpy.run_path(path).get("search_space")
+    if space is None:
+        raise ValueError(f"--space: '{path}' defines no search_space(). tuning/search_space.py is an example.")
+    return space
 
 
 def main() -> None:
@@ -43,7 +54,7 @@ def main() -> None:
     for name in ("ray.rllib", "ray._common.deprecation"):  # RLlib's notes on its own deprecations
         logging.getLogger(name).setLevel(logging.ERROR)
     start = time.perf_counter()
-    optional: dict[str, Any] = {"space": runpy.run_path(args.space)["search_space"]} if args.space else {}
+    optional: dict[str, Any] = {"space": read_space(args.space)} if args.space else {}
     sweep = Sweep(
         teacher=args.teacher,
         env=args.env,
@@ -52,19 +63,22 @@ def main() -> None:
         scheduler=args.scheduler,
         num_seeds=args.num_seeds,
         env_steps=args.env_steps,
-        config=json.loads(args.config),
+        config=parse_json(args.config, "--config"),
         storage_path=args.storage_path,
         name=args.name,
         seed=args.seed,
         callbacks=sweep_loggers(wandb_project=args.wandb_project, mlflow_uri=args.mlflow_uri),
         **optional,
     )
-    print(sweep.run(resume=args.resume, address=args.address))
+    result = sweep.run(resume=args.resume, address=args.address)
+    print(result)
     print(f"\n{sweep.path}/report/index.html, pareto.png, sweep.csv, sweep.json ({time.perf_counter() - start:.0f} s)")
+    if not result.is_complete:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:  # the latter of storage
+        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, names_in
 
-_MAX_RATIO = 200  # unpacked / packed bytes; text compresses to a hundredth
+_MAX_RATIO = 20  # unpacked / packed bytes: weights hardly compress, and the text beside them is small
 _MAX_SMALL = 2**20  # bytes that may be unpacked from anything
+
+#: What weights are made of. PyTorch's own list is longer, and has `bytearray`, which takes what memory it is told to.
+_WEIGHT_NAMES = frozenset(
+    {
+        Name("collections", "OrderedDict"),
+        Name("torch._utils", "_rebuild_parameter"),
+        Name("torch._utils", "_rebuild_tensor_v2"),
+        *(
+            Name("torch", f"{kind}Storage")
+            for kind in ("BFloat16", "Bool", "Byte", "Char", "Double", "Float", "Half", "Int", "Long", "Short")
+        ),
+    }
+)
+_WEIGHT_FILES = re.compile(r"data\.pkl|data/\d+|byteorder|version")
 
 
 class Archive:
@@ -86,16 +101,34 @@ def read_weights(content: bytes, where: str) -> Any:
     Raises:
         CheckpointError: it is no whole file of PyTorch (1.6 or newer), or holds more than data.
     """
-    if not Archive(content, where).holds_only_itself():
+    archive = Archive(content, where)
+    if not archive.holds_only_itself():
         raise CheckpointError(f"'{where}' was refused: its parts are packed, or larger than itself.")
+    pickles = [name for name in archive.names if name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise CheckpointError(f"'{where}' holds {len(pickles)} pickles; one of weights was expected.")
+    if others := names_in(archive.read(pickles[0]), where) - _WEIGHT_NAMES:
+        raise CheckpointError(f"'{where}' was refused: it calls '{min(map(str, others))}', and weights do not.")
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return torch.load(_repacked(archive, pickles[0]), map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file fails in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"'{where}' was refused or is broken: {reason[:300]} It must hold weights, and nothing but data. Save "
             "those of a module with torch.save(module.state_dict(), path)."
         ) from error
+
+
+def _repacked(archive: Archive, pickle_name: str) -> IO[bytes]:
+    """An archive of the parts that were looked at: PyTorch might find others in the original."""
+    folder = pickle_name.removesuffix("data.pkl")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        for name in sorted(archive.names):
+            if _WEIGHT_FILES.fullmatch(name.removeprefix(folder)):
+                target.writestr(f"weights/{name.removeprefix(folder)}", archive.read(name))
+    buffer.seek(0)
+    return buffer
 
 
 def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
@@ -107,14 +140,15 @@ def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
     if not isinstance(weights, Mapping) or not weights:
         raise CheckpointError(f"'{where}' holds a {type(weights).__name__}. Expected the weights of a module by name.")
     tensors = {}
+    claimed, held = 0, {}  # bytes
     for name, tensor in weights.items():
         is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
-        # A tensor may claim any shape over few bytes, by strides of zero.
-        if not isinstance(name, str) or not is_plain or _claimed_bytes(tensor) > tensor.untyped_storage().nbytes():
+        if not isinstance(name, str) or not is_plain:
             raise CheckpointError(f"'{where}' was refused: its weight {name!r} is no plain tensor.")
+        # Tensors may claim any shape over few bytes, by strides of zero; and share them.
+        claimed += tensor.numel() * tensor.element_size()
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        if claimed > sum(held.values()):
+            raise CheckpointError(f"'{where}' was refused: its weight {name!r} claims more numbers than there are.")
         tensors[name] = tensor.detach().float().contiguous()
     return tensors
-
-
-def _claimed_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -7,12 +7,14 @@ arrays, gymnasium spaces, plain containers. Whatever else is in a file is refuse
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -20,10 +22,21 @@ import numpy as np
 #: Numbers and truth values. Not objects, which are pickles again, nor structured types.
 _DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
 _MAX_DEPTH = 100  # of containers in containers
+_MAX_SHARED = 64  # bytes of an array that another one may have, too
+_MAX_MESSAGE = 1_000  # characters
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or that holds more than data."""
+    """A checkpoint that cannot be read, or that holds more than data.
+
+    Its message is one line of a bounded length, without control characters: checkpoints put their words into it.
+    """
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
+        if len(line) > _MAX_MESSAGE:
+            line = f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
+        super().__init__(line)
 
 
 @dataclass(frozen=True)
@@ -70,9 +83,60 @@ class Tag:
         return type(self)(*args, **kwargs)
 
 
-class _Reader(pickle._Unpickler):  # the one in Python: a few bytes make the one in C take gigabytes for its memo
+class _Reader(pickle._Unpickler):
+    """The one in Python: a few bytes make the one in C take gigabytes for its memo."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]  # to the stack
+    stack: list[Any]
+
+    def __init__(self, file: IO[bytes]):
+        super().__init__(file)
+        self.names: set[Name] = set()
+        self._depths: dict[int, int] = {}  # of tuples on the stack, and in the memo, by their ids
+
     def find_class(self, module: str, name: str) -> Any:
-        return type("Tag", (Tag,), {"of": Name(_today(module), name)})
+        of = Name(_today(module), name)
+        self.names.add(of)
+        return type("Tag", (Tag,), {"of": of})
+
+    def get_extension(self, code: int) -> Any:
+        """Not from the cache of classes, which this process may have filled."""
+        raise pickle.UnpicklingError(f"extension code {code}")
+
+    def load_bytearray(self) -> None:
+        """As pickle's own, which takes as much memory as the pickle claims to need."""
+        (length,) = struct.unpack("<Q", self.read(8))
+        self.append(bytearray(self.read(length)))
+
+    def _note_depth(self) -> None:
+        value = self.stack[-1]
+        depth = 1 + max((self._depths[id(part)] for part in value if isinstance(part, tuple) and part), default=0)
+        if depth > _MAX_DEPTH:
+            raise RecursionError
+        self._depths[id(value)] = depth
+
+
+class _ReaderOfTensors(_Reader):
+    def persistent_load(self, pid: Any) -> Any:
+        """The numbers of a tensor, which are in another file."""
+        return pid
+
+
+def _shallow(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Loads a tuple, if it is not deep: Python dies when it hashes one in one in one in one."""
+
+    def load_shallow(reader: Any) -> None:
+        load(reader)
+        reader._note_depth()
+
+    return load_shallow
+
+
+_Reader.dispatch[pickle.BYTEARRAY8[0]] = _Reader.load_bytearray
+for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
+    _Reader.dispatch[_opcode[0]] = _shallow(_Reader.dispatch[_opcode[0]])
 
 
 def read_pickle(file: IO[bytes], where: str) -> Any:
@@ -85,14 +149,33 @@ def read_pickle(file: IO[bytes], where: str) -> Any:
     Raises:
         CheckpointError: it is no whole pickle.
     """
+    return _load(_Reader(file), where)
+
+
+def _load(reader: _Reader, where: str) -> Any:
     try:
-        return _Reader(file).load()
+        return reader.load()
     except RecursionError as error:
         raise CheckpointError(f"'{where}' nests its parts too deeply to be a checkpoint.") from error
     except Exception as error:  # a broken pickle fails in as many ways as there are opcodes
         raise CheckpointError(
             f"'{where}' cannot be read: it is no whole pickle ({type(error).__name__}: {error}). Is the file complete?"
         ) from error
+
+
+def names_in(content: bytes, where: str) -> set[Name]:
+    """Every class and function that a pickle of PyTorch names, in tensors too.
+
+    Args:
+        content: of the pickle.
+        where: its path, for messages.
+
+    Raises:
+        CheckpointError: it is no whole pickle.
+    """
+    reader = _ReaderOfTensors(io.BytesIO(content))
+    _load(reader, where)
+    return reader.names
 
 
 def build(value: Any, where: str) -> Any:
@@ -111,8 +194,10 @@ def build(value: Any, where: str) -> Any:
 class _Builder:
     def __init__(self, where: str):
         self._where = where
-        # Pickles share parts: without a memo, twenty lists of two references each would make a million.
+        # Pickles share parts: without a memo, twenty lists of two references each would make a million. And bytes:
+        # a thousand arrays of the same million would take a thousand.
         self._built: dict[int, Any] = {}
+        self._used: set[int] = set()
         self._depth = 0
 
     def build(self, value: Any) -> Any:
@@ -129,14 +214,15 @@ class _Builder:
 
     def _build(self, value: Any) -> Any:
         if isinstance(value, list | tuple | set | frozenset):
-            return type(value)([self.build(part) for part in value])
+            build = self._key if isinstance(value, set | frozenset) else self.build
+            return type(value)([build(part) for part in value])
         if isinstance(value, dict):
-            return {self._key(key): self.build(part) for key, part in value.items()}
+            return self.build_items(value.items())
         if isinstance(value, type) and issubclass(value, Tag):
             return value.of
         if isinstance(value, Tag) and value.of in _BUILDERS:
             try:
-                return _BUILDERS[value.of](value, self.build)
+                return _BUILDERS[value.of](value, self)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -149,87 +235,98 @@ class _Builder:
             "trust_checkpoint=True (--trust-checkpoint), which executes what it holds."
         )
 
+    def build_items(self, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+        """A dict of built keys and values."""
+        return {self._key(key): self.build(value) for key, value in items}
+
+    def build_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+        """An array of numbers that no other array has."""
+        dtype, shape = self.build(dtype), self.build(shape)
+        if not isinstance(data, bytes | bytearray) or len(data) != dtype.itemsize * math.prod(shape):
+            raise ValueError(f"an array of the shape {shape} has too few numbers, or too many")
+        if len(data) > _MAX_SHARED and id(data) in self._used:
+            raise ValueError(f"several arrays share the same {len(data)} bytes")
+        self._used.add(id(data))
+        return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
+
     def _key(self, key: Any) -> Any:
         key = self.build(key)
         if key is not None and not isinstance(key, bool | int | float | str):
-            raise CheckpointError(f"'{self._where}' has a {type(key).__name__} as a key.")
+            raise CheckpointError(f"'{self._where}' has a {type(key).__name__} as a key, or in a set.")
         return key
 
 
 # --- What is known ----------------------------------------------------------------------------------------------------
 
-_Build = Callable[[Any], Any]
 
-
-def _dtype(tag: Tag, build: _Build) -> np.dtype:
+def _dtype(tag: Tag, builder: _Builder) -> np.dtype:
     text = tag.args[0]
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
         raise ValueError(f"arrays of numbers were expected, got the type {text!r}")
-    is_big_endian = tag.state is not None and tag.state[1] == ">"
+    state = builder.build(tag.state)
+    is_big_endian = state is not None and state[1] == ">"
     return np.dtype(text).newbyteorder(">" if is_big_endian else "<")
 
 
-def _array(data: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
-    if not isinstance(data, bytes | bytearray) or len(data) != dtype.itemsize * math.prod(shape):
-        raise ValueError(f"an array of the shape {shape} has too few numbers, or too many")
-    return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
+def _from_buffer(tag: Tag, builder: _Builder) -> np.ndarray:
+    return builder.build_array(*tag.args)
 
 
-def _from_buffer(tag: Tag, build: _Build) -> np.ndarray:
-    data, dtype, shape, order = tag.args
-    return _array(data, build(dtype), build(shape), order)
-
-
-def _reconstruct(tag: Tag, build: _Build) -> np.ndarray:
+def _reconstruct(tag: Tag, builder: _Builder) -> np.ndarray:
+    if (kind := builder.build(tag.args[0])) != Name("numpy", "ndarray"):
+        raise ValueError(f"a numpy.ndarray was expected, got a {kind}")
     _, shape, dtype, is_fortran, data = tag.state
-    return _array(data, build(dtype), build(shape), "F" if is_fortran else "C")
+    return builder.build_array(data, dtype, shape, "F" if is_fortran else "C")
 
 
-def _scalar(tag: Tag, build: _Build) -> Any:
+def _scalar(tag: Tag, builder: _Builder) -> Any:
     dtype, data = tag.args
-    return _array(data, build(dtype), (), "C")[()]
+    return builder.build_array(data, dtype, (), "C")[()]
 
 
-def _box(tag: Tag, build: _Build) -> gym.spaces.Box:
-    low, high, dtype = (build(tag.state[key]) for key in ("low", "high", "dtype"))
-    return gym.spaces.Box(low, high, dtype=dtype)
+def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
+    state = builder.build(tag.state)
+    return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
 
 
-def _discrete(tag: Tag, build: _Build) -> gym.spaces.Discrete:
-    return gym.spaces.Discrete(int(build(tag.state["n"])), start=int(build(tag.state.get("start", 0))))
+def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
+    state = builder.build(tag.state)
+    return gym.spaces.Discrete(int(state["n"]), start=int(state.get("start", 0)))
 
 
-def _multi_discrete(tag: Tag, build: _Build) -> gym.spaces.MultiDiscrete:
-    return gym.spaces.MultiDiscrete(build(tag.state["nvec"]), dtype=build(tag.state["dtype"]))
+def _multi_discrete(tag: Tag, builder: _Builder) -> gym.spaces.MultiDiscrete:
+    state = builder.build(tag.state)
+    return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"])
 
 
-def _multi_binary(tag: Tag, build: _Build) -> gym.spaces.MultiBinary:
-    return gym.spaces.MultiBinary(build(tag.state["n"]))
+def _multi_binary(tag: Tag, builder: _Builder) -> gym.spaces.MultiBinary:
+    return gym.spaces.MultiBinary(builder.build(tag.state)["n"])
 
 
-def _dict_space(tag: Tag, build: _Build) -> gym.spaces.Dict:
-    return gym.spaces.Dict(build(tag.state["spaces"]))
+def _dict_space(tag: Tag, builder: _Builder) -> gym.spaces.Dict:
+    return gym.spaces.Dict(builder.build(tag.state)["spaces"])
 
 
-def _tuple_space(tag: Tag, build: _Build) -> gym.spaces.Tuple:
-    return gym.spaces.Tuple(build(tag.state["spaces"]))
+def _tuple_space(tag: Tag, builder: _Builder) -> gym.spaces.Tuple:
+    return gym.spaces.Tuple(builder.build(tag.state)["spaces"])
 
 
-def _ordered_dict(tag: Tag, build: _Build) -> dict[Any, Any]:
+def _ordered_dict(tag: Tag, builder: _Builder) -> dict[Any, Any]:
     if tag.state is not None:
         raise ValueError("it has attributes")
-    return build(dict([*(tag.args[0] if tag.args else ()), *tag.items]))
+    return builder.build_items([*(tag.args[0] if tag.args else ()), *tag.items])
 
 
-def _fields(tag: Tag, build: _Build) -> dict[str, Any]:
-    return build(tag.state)
+def _fields(tag: Tag, builder: _Builder) -> dict[str, Any]:
+    return builder.build(tag.state)
 
 
-def _left_out(tag: Tag, build: _Build) -> None:
-    """Random states of spaces and devices of another machine."""
+def _left_out(tag: Tag, builder: _Builder) -> None:
+    """Random states of spaces and devices of another machine: data, too."""
+    builder.build([tag.args, tag.kwargs, tag.state])
 
 
-_BUILDERS: dict[Name, Callable[[Tag, _Build], Any]] = {
+_BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {
     Name("collections", "OrderedDict"): _ordered_dict,
     Name("gymnasium.spaces.box", "Box"): _box,
     Name("gymnasium.spaces.dict", "Dict"): _dict_space,

@@ -25,6 +25,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.numpy import SMALL_NUMBER
 
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
+from rllib_kd.checkpoints.uris import open_uri, read_file
+from rllib_kd.layers import MAX_LAYERS, MAX_OUTPUTS
 from rllib_kd.observations import (
     Flatten,
     Images,
@@ -127,7 +129,7 @@ class RLlibCheckpoint:
             "observation_space": observation_space,
             "action_space": action_space,
             "inference_only": True,
-            "model_config": _checked_model_config(model_config, class_file),
+            "model_config": _checked_model_config(model_config, observation_space, class_file),
             "catalog_class": None if catalog is None else _known_class(catalog, _CATALOGS, "catalog", class_file),
         }
         state_file = _first_file(self.filesystem, self.module_path, _MODULE_STATE_FILES)
@@ -196,7 +198,8 @@ class RLlibCheckpoint:
             env, env_config = config["env"], build(config.get("env_config", {}), self.uri)
         except (KeyError, IndexError, TypeError, AttributeError, CheckpointError):
             return None, {}  # it lacks them, or has more than data: whoever plays must say it again
-        return (env, env_config) if isinstance(env, str) and isinstance(env_config, dict) else (None, {})
+        is_name = isinstance(env, str) and env.isprintable()
+        return (env, env_config) if is_name and isinstance(env_config, dict) else (None, {})
 
     def _read_algorithm(self) -> dict[str, Any]:
         if self.algorithm_path is None:
@@ -208,8 +211,7 @@ class RLlibCheckpoint:
         if self.algorithm_path is None:
             return None
         folder = posixpath.join(self.algorithm_path, _CONNECTORS.format(kind))
-        info = self.filesystem.get_file_info(posixpath.join(folder, _CLASS_FILE))
-        return folder if info.type == pyarrow.fs.FileType.File else None
+        return folder if self.filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory else None
 
     def _read_connectors(self, folder: str) -> tuple[gym.Space, list[_ConnectorSpec]]:
         """The space of what comes in, and the connectors."""
@@ -217,33 +219,29 @@ class RLlibCheckpoint:
         content = self._read_tags(class_file)
         try:
             args, pipeline_kwargs = content["ctor_args_and_kwargs"]
-            connectors = pipeline_kwargs["connectors"]
-            observation_space = build(args[0], class_file)
-            specs: list[_ConnectorSpec] = []
-            for tag, _, kwargs in connectors:
-                name = _name_of(tag)
-                if _stage_name(name) is None:
-                    specs.append((name, {}, {}))
-                    continue
-                kwargs = {key: value for key, value in kwargs.items() if not key.startswith("input_")}
-                state_file = posixpath.join(folder, name.name, "state.pkl")
-                state = self._read(state_file) if _stage_name(name) == "MeanStdFilter" else {}
-                specs.append((name, build(kwargs, class_file), state))
+            connectors = [(_name_of(tag), kwargs) for tag, _, kwargs in pipeline_kwargs["connectors"]]
+            own_kwargs = [
+                {key: kwargs[key] for key in kwargs if _stage_name(name) and not key.startswith("input_")}
+                for name, kwargs in connectors
+            ]
+            observation_space, own_kwargs = build([args[0], own_kwargs], class_file)
+            names = [name for name, _ in connectors]
+            filters = {name for name in names if _stage_name(name) == "MeanStdFilter"}
+            if len(filters) != sum(name in filters for name in names):
+                raise ValueError("several observation filters, of which RLlib saves the state of one")
+            states = {name: self._read(posixpath.join(folder, name.name, "state.pkl")) for name in filters}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"'{class_file}' does not describe connectors: {error!r}.") from error
+        specs = [(name, kwargs, states.get(name, {})) for name, kwargs in zip(names, own_kwargs, strict=True)]
         return observation_space, specs
 
     def _read(self, path: str) -> Any:
         return build(self._read_tags(path), path)
 
     def _read_tags(self, path: str) -> Any:
-        try:
-            with self.filesystem.open_input_file(path) as file:
-                return read_pickle(io.BytesIO(file.read()), path)
-        except OSError as error:
-            raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
+        return read_pickle(io.BytesIO(read_file(self.filesystem, path)), path)
 
     def _load_trusted(self, kind: Any, path: str) -> Any:
         try:
@@ -273,26 +271,6 @@ def open_checkpoint(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_check
         if module_path.endswith(f"/{folder}"):
             return RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
-
-
-def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The filesystem, and the path in it.
-
-    Raises:
-        CheckpointError: nothing is there.
-    """
-    try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-        found = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
-    if not found:
-        raise CheckpointError(
-            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN, a file of another "
-            "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
-            "which comes with rllib_kd."
-        )
-    return filesystem, path.rstrip("/")
 
 
 def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None) -> ObservationPipeline:
@@ -370,7 +348,7 @@ def _stages(specs: Sequence[_ConnectorSpec], space: gym.Space) -> tuple[Stage, .
             return None
         stages.append(stage)
         if isinstance(stage, Flatten):
-            space = gym.spaces.Box(-np.inf, np.inf, shape=(), dtype=np.float32)  # a vector: nothing to flatten again
+            space = gym.spaces.Box(-np.inf, np.inf, (stage.size,), np.float32)
     return tuple(stages)
 
 
@@ -384,16 +362,18 @@ def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any]
     if kind == _IMAGES.name and is_byte_image(space):
         return Images(input_space(space).shape)
     if kind == "MeanStdFilter" and set(state) == {None} and len(state[None]["running_stats"]) == 1:
-        return _normalize(state[None])
+        return _normalize(state[None], space)
     return None
 
 
-def _normalize(state: Mapping[str, Any]) -> Normalize | None:
+def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
     statistics = state["running_stats"][0]
-    if statistics is None:
+    if statistics is None or space.shape is None:
         return None
     is_old = "std_array" in statistics  # up to Ray 2.44 at least; the name was wrong, it is the sum of squares, too
     mean, sum_of_squares = (_unpack(statistics[key]) for key in ("mean_array", _SUM_OF_SQUARES[is_old]))
+    if not mean.shape == sum_of_squares.shape == space.shape:
+        raise ValueError(f"a MeanStdFilter of the shape {mean.shape} is for observations of the shape {space.shape}")
     count = int(statistics["num_pushes"])
     without_spread = np.square(mean) if is_old else np.zeros_like(mean)
     variance = (sum_of_squares / (count - 1) if count > 1 else without_spread).astype(np.float32)
@@ -429,16 +409,34 @@ def _known_class(name: Any, known: Mapping[str, str], what: str, where: str) -> 
     return getattr(importlib.import_module(module), attribute)
 
 
-def _checked_model_config(model_config: Any, where: str) -> dict[str, Any]:
+def _checked_model_config(model_config: Any, observation_space: gym.Space, where: str) -> dict[str, Any]:
     """The model config without initialisers, which weights make superfluous, and which RLlib looks up by name."""
     if not isinstance(model_config, dict):
         raise CheckpointError(f"'{where}' has a {type(model_config).__name__} as model config; expected a dict.")
     for key, value in model_config.items():
+        if not isinstance(key, str):
+            raise CheckpointError(f"'{where}' has the {type(key).__name__} {key} in its model config.")
         if "activation" in key and not (value is None or str(value).lower() in _ACTIVATIONS):
             raise CheckpointError(
                 f"'{where}' was refused: its {key} '{value}' is none of {', '.join(sorted(_ACTIVATIONS))}."
             )
+        if isinstance(value, list) and len(value) > MAX_LAYERS:
+            raise CheckpointError(f"'{where}' was refused: its {key} has {len(value)} parts.")
+    _check_convolutions(model_config.get("conv_filters"), observation_space, where)
     return {key: value for key, value in model_config.items() if "initializer" not in key}
+
+
+def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: str) -> None:
+    """Few weights can make much of a large image: of all layers only these put out more than their weights have."""
+    shape: tuple[int, ...] = getattr(observation_space, "shape", None) or ()
+    size = np.array((*shape, 1, 1)[:2], object)
+    try:
+        for channels, _, stride, *_ in conv_filters or ():
+            size = -(-size // np.array(stride, object))
+            if channels * size.prod() > MAX_OUTPUTS:
+                raise ValueError(f"{channels} channels of {size.tolist()} pixels")
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise CheckpointError(f"'{where}' was refused: its convolutions make no sense ({error}).") from error
 
 
 def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str) -> None:

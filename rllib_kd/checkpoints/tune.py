@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow.fs
 
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.uris import read_file
 
 _RESULTS = "result.json"
 #: Where the return of a result stands: an evaluation's says more than one of training, in which policies explore.
@@ -83,8 +84,7 @@ def _checkpoints(filesystem: pyarrow.fs.FileSystem, trial: str, keys: tuple[str,
 
 def _rows(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[dict[str, Any]]:
     """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
-    with filesystem.open_input_file(path) as file:
-        text = file.read().decode("utf-8", errors="replace")
+    text = read_file(filesystem, path).decode("utf-8", errors="replace")
     for line in text.splitlines():
         try:
             row = json.loads(line)

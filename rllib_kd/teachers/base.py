@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -269,3 +270,9 @@ class Teacher(Checkpointable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.set_state(state)
+        # What Ray hands out lies in memory that all processes of a node share. It is used there, and not copied: the
+        # weights are on each node once, however many EnvRunners label with them.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: nobody writes to a teacher
+            weights = {name: torch.as_tensor(array) for name, array in state["weights"].items()}
+        self._module.load_state_dict(weights, strict=False, assign=True)

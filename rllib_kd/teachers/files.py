@@ -91,8 +91,8 @@ def _read_description(content: bytes) -> dict[str, Any]:
 
 # --- ONNX -------------------------------------------------------------------------------------------------------------
 
-#: Of operators that come with onnxruntime. Others would need a library.
-_ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+#: Of ONNX's own operators. Others would need a library.
+_ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 
 
 class OnnxFunction:
@@ -187,8 +187,42 @@ def _check_onnx(model: Any, uri: str) -> int:
             raise CheckpointError(
                 f"'{uri}' was refused: its weight '{tensor.name}' lies in another file. Save it in one file."
             )
+    _check_onnx_sizes(model, uri)
     weights = (tensor for tensor in model.graph.initializer if tensor.data_type != onnx.TensorProto.INT64)  # shapes
     return sum(math.prod(tensor.dims) for tensor in weights)
+
+
+def _check_onnx_sizes(model: Any, uri: str) -> None:
+    """A few bytes of ONNX can make gigabytes of zeros: what comes out of each operator must be known, and small."""
+    for num_observations in (1, 1_000):  # so much of each, and no more of all together
+        shapes = _onnx_shapes(model, num_observations)
+        operators = {name: node.op_type for node in model.graph.node for name in node.output if name}
+        for name, operator in operators.items():
+            shape = shapes.get(name, [-1])
+            if -1 in shape or math.prod(shape) > num_observations * MAX_INPUTS:
+                raise CheckpointError(
+                    f"'{uri}' was refused: of {num_observations} observations its operator '{operator}' makes numbers "
+                    f"of the shape {shape}. Expected at most {MAX_INPUTS} of each, and lengths that do not depend on "
+                    "values (-1)."
+                )
+
+
+def _onnx_shapes(model: Any, num_observations: int) -> dict[str, list[int]]:
+    """What comes out of its operators, by name; −1 for a length that depends on values."""
+    import onnx
+
+    inferred = type(model)()
+    inferred.CopyFrom(model)
+    del inferred.graph.value_info[:]  # which may say anything
+    for value in inferred.graph.input:
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_value = num_observations
+    inferred = onnx.shape_inference.infer_shapes(inferred, strict_mode=True, data_prop=True)
+    return {
+        value.name: [dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.graph.value_info, *inferred.graph.output)
+        if value.type.tensor_type.HasField("shape")
+    }
 
 
 def _onnx_tensors(graph: Any) -> Iterator[Any]:

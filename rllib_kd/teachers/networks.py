@@ -16,14 +16,14 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor, nn
 
-from rllib_kd.layers import Layer, build_layers, weights_of
+from rllib_kd.layers import MAX_LAYERS, MAX_OUTPUTS, Layer, build_layers, weights_of
 from rllib_kd.observations import Flatten, Images, Normalize, ObservationPipeline, Stage
 from rllib_kd.students import student_module_spec
 from rllib_kd.teachers.base import QF_PREDS, Teacher
 
 #: Activations that RLlib knows under these names, too.
 _RLLIB_ACTIVATIONS = ("relu", "tanh", "silu", "elu")
-MAX_INPUTS = 2**22  # numbers in one observation
+MAX_INPUTS = MAX_OUTPUTS  # numbers in one observation
 
 
 class QNetwork(nn.Module):
@@ -110,6 +110,11 @@ def layered_teacher(
     shape = tuple(int(n) for n in observation_shape)
     if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) > MAX_INPUTS:
         raise ValueError(f"its observations have the shape {list(shape)}")
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"it has {len(layers)} layers")
+    used = [id(weight) for weight in weights_of(layers, tensors)]
+    if len(used) != len(set(used)):
+        raise ValueError("several of its layers have the same weights")
     num_outputs = _num_outputs(layers, tensors, shape)
     if num_actions not in (None, num_outputs):
         raise ValueError(f"it has {num_outputs} outputs, but there are {num_actions} actions")
@@ -129,12 +134,20 @@ def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: 
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
     try:
         with torch.device("meta"):
-            outputs = build_layers(layers, meta)(torch.zeros(1, *shape))
+            network = build_layers(layers, meta)
+            for module in network.modules():
+                module.register_forward_hook(_check_size)
+            outputs = network(torch.zeros(1, *shape))
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"its layers do not fit each other: {str(error).splitlines()[0]}") from error
     if outputs.ndim != 2 or outputs.shape[0] != 1 or outputs.shape[1] == 0:
         raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one Q-value an action")
     return int(outputs.shape[1])
+
+
+def _check_size(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+    if outputs.numel() > MAX_OUTPUTS:
+        raise ValueError(f"a layer makes {outputs.numel()} numbers of one observation")
 
 
 def _split(
@@ -150,6 +163,8 @@ def _split(
         layers, shape = layers[1:], (sum(lengths),)
     if layers and layers[0]["op"] == "normalize":
         mean, std = (tensors[layers[0][name]].numpy() for name in ("mean", "std"))
+        if not mean.shape == std.shape == shape:
+            raise ValueError(f"a filter of the shape {list(mean.shape)} is for observations of the shape {list(shape)}")
         clip = layers[0]["clip"]
         stages.append(Normalize(mean, std, None if clip is None else float(clip)))
         layers = layers[1:]

@@ -10,8 +10,8 @@ import pyarrow.fs
 
 from rllib_kd.checkpoints.archives import Archive, is_torchscript
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.checkpoints.rllib import open_uri
 from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
+from rllib_kd.checkpoints.uris import open_uri, read_file, uri_of
 from rllib_kd.teachers import sb3
 from rllib_kd.teachers.files import description_name
 
@@ -47,7 +47,7 @@ class Found:
         for name in names:
             path = posixpath.join(folder, name)
             if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
-                return _read(self.filesystem, path)
+                return read_file(self.filesystem, path)
         return None
 
     def description(self) -> bytes | None:
@@ -74,10 +74,9 @@ def find(uri: str) -> Found:
         best = best_checkpoint(filesystem, path, uri)
         if best is None:
             return Found("rllib", uri, b"", trained_return(filesystem, path), filesystem, path)
-        best_uri = uri.rstrip("/") + best.path[len(path) :]
         value = best.trained_return if math.isfinite(best.trained_return) else None
-        return Found("rllib", best_uri, b"", value, filesystem, best.path)
-    content = _read(filesystem, path)
+        return Found("rllib", uri_of(uri, path, best.path), b"", value, filesystem, best.path)
+    content = read_file(filesystem, path)
     return Found(_origin(content, uri), uri, content, None, filesystem, path)
 
 
@@ -95,11 +94,3 @@ def _origin(content: bytes, uri: str) -> str:
     if content.startswith(b"\x08"):  # the protobuf tag of ir_version
         return "onnx"
     raise CheckpointError(f"'{uri}' is no teacher that is known, or is not complete. Expected {_FORMATS}.")
-
-
-def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
-    try:
-        with filesystem.open_input_file(path) as file:
-            return file.read()
-    except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be opened: {error}") from error

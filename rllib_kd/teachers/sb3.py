@@ -201,7 +201,7 @@ def _average_quantiles(head: Layer, tensors: dict[str, Tensor], num_actions: int
     """Q-values are the mean over quantiles, and the mean of linear outputs is linear."""
     for key in ("weight", "bias"):
         rows = tensors[head[key]]  # [quantiles · actions, ...], the action changes fastest
-        tensors[head[key]] = rows.unflatten(0, (-1, num_actions)).mean(0)
+        tensors[head[key]] = rows.double().unflatten(0, (-1, num_actions)).mean(0).float()
 
 
 def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:

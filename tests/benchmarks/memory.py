@@ -12,12 +12,19 @@ import numpy as np
 import ray
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 
+from rllib_kd import DistillDQNConfig, DistillEnvRunner
+from rllib_kd.frames import observations
+from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.replay import ColumnarReplay
+from rllib_kd.students import PRESETS
 from rllib_kd.teachers.base import Teacher
 from tests.benchmarks.harness import algorithm, distillation_config, row
 
 WINDOWS = 5
 STATES = 1_000_000
 MB = 1e6
+ATARI_STEPS = 64  # of a fragment, as in tuning/atari.py
+ATARI_CAPACITY = 4_000  # rows
 
 
 def kilobytes(field: str, file: str = "smaps_rollup") -> int:
@@ -81,7 +88,30 @@ def teacher_memory_vs_weights(name: str) -> dict[str, Any]:
     return row(name, "MB", {"value": taken, "baseline": [teacher.num_parameters * 4 / MB]})
 
 
+def bytes_per_state(name: str) -> dict[str, Any]:
+    """Of a full replay, for each state of a game of Atari that can be drawn, beside the bytes of its stack of frames.
+
+    With or without the columns of TD; each figure is of another filling.
+    """
+    config = DistillDQNConfig().environment("ALE/Breakout-v5").env_runners(rollout_fragment_length=ATARI_STEPS)
+    config.rl_module(model_config=PRESETS["rusu-net3"]).distillation(teacher="cartpole").validate()
+    runner = DistillEnvRunner(config=config, worker_index=0)
+    runner.set_teacher(Teacher(runner.module))  # nobody need know the game
+    names = DISTILLATION_COLUMNS + (TD_COLUMNS if "td" in name else ())
+    replay, values, stack = ColumnarReplay(ATARI_CAPACITY), [], 0
+    while len(values) < WINDOWS:
+        for _ in range(1 + ATARI_CAPACITY // (config.num_envs_per_env_runner * ATARI_STEPS)):
+            (reference,), _ = runner.sample_columns(teacher_fraction=1.0, epsilon=1.0, names=names, num_shards=1)
+            fragment = ray.get(reference)
+            replay.add(fragment)
+        stack = observations(fragment, np.flatnonzero(fragment["valid"])[:1]).nbytes
+        values.append(replay.nbytes / len(replay))
+    return row(name, "bytes", {"value": values, "baseline": [stack]})
+
+
 BENCHMARKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "memory_after_a_million_states": memory_after_a_million_states,
     "teacher_memory_vs_weights": teacher_memory_vs_weights,
+    "bytes_per_state": bytes_per_state,
+    "bytes_per_state_with_td": bytes_per_state,
 }

@@ -1,0 +1,292 @@
+"""What students reach, measured over training seeds: three studies of the defaults.
+
+    python tests/benchmarks/learning.py returns FOLDER --rows rows.jsonl [--csv table.csv] [--env Acrobot-v1 ...]
+    python tests/benchmarks/learning.py temperature FOLDER --rows rows.jsonl [--csv table.csv]
+    python tests/benchmarks/learning.py init FOLDER --rows rows.jsonl [--csv table.csv]
+
+FOLDER holds the teachers of `TASKS`. A run that is in the rows already is not made again, so that a study can be
+interrupted, and continued by the same command.
+
+`returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
+`temperature="auto"` beside fixed ones, and `mse` with normalised Q-values beside raw ones. `init`: env steps until a
+student has 95 % of its teacher's return, with random first weights and with those from its teacher.
+
+Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import ray
+import scipy.stats
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd.playing import RandomActions, env_maker, play
+from rllib_kd.policies import GreedyQ, as_q_network
+
+TASKS = {
+    "CartPole-v1": "dqn-CartPole-v1.zip",
+    "Acrobot-v1": "dqn-Acrobot-v1.zip",
+    "MountainCar-v0": "dqn-MountainCar-v0.zip",
+}
+FIRST_EPISODE_SEED = 3_000_000  # of the resets that judge a student: far from those of its training
+GOOD = 0.95  # return ratio
+TEMPERATURES = (0.001, 0.01, 0.1, 1.0, 10.0)  # return units
+BOOTSTRAPS = 10_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student: the defaults, and what is set beside them."""
+
+    env: str
+    seed: int
+    env_steps: int
+    num_episodes: int  # that judge it
+    hiddens: tuple[int, ...] = (32,)
+    settings: tuple[tuple[str, Any], ...] = ()
+    curve: int = 0  # env steps between the points of a curve that ends where it stays good; 0: the last student only
+
+    @property
+    def key(self) -> str:
+        """The same for the same run."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+# --- Studies ----------------------------------------------------------------------------------------------------------
+
+
+def returns_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
+    """The defaults."""
+    return [Run(env, seed, env_steps, num_episodes=500) for env in envs for seed in seeds]
+
+
+def temperature_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
+    """τ of `kl`, and the coordinates of `mse`."""
+    varied: list[dict[str, Any]] = [{"temperature": value} for value in ("auto", *TEMPERATURES)]
+    varied += [{"loss": "mse", "normalize_q_values": value} for value in (True, False)]
+    return [
+        Run(env, seed, env_steps, num_episodes=100, settings=tuple(settings.items()))
+        for env in envs
+        for settings in varied
+        for seed in seeds
+    ]
+
+
+def init_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
+    """First weights, at several shapes of the student."""
+    return [
+        Run(env, seed, env_steps, num_episodes=50, hiddens=hiddens, settings=(("init", init),), curve=1_000)
+        for env in envs
+        for hiddens in ((8,), (32,), (16, 16))
+        for init in ("random", "teacher")
+        for seed in seeds
+    ]
+
+
+#: Runs; environments; env steps of each run; training seeds.
+STUDIES = {
+    "returns": (returns_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15)),
+    "temperature": (temperature_study, list(TASKS), 20_000, range(20, 23)),
+    "init": (init_study, ["CartPole-v1", "MountainCar-v0"], 20_000, range(30, 35)),
+}
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(run: Run, teachers: Path) -> dict[str, Any]:
+    """A row: the run, and what its student reached."""
+    path = teachers / TASKS[run.env]
+    teacher, random = baselines(run.env, path, run.num_episodes)
+    config = (
+        DistillDQNConfig()
+        .environment(run.env)
+        .rl_module(model_config={"fcnet_hiddens": list(run.hiddens), "fcnet_activation": "relu"})
+        .distillation(teacher=path, num_baseline_episodes=0, **dict(run.settings))
+        .debugging(seed=run.seed)
+    )
+    algo = config.build_algo()
+    row = asdict(run) | {"key": run.key, "teacher_returns": teacher.tolist(), "random_returns": random.tolist()}
+    was_good = None
+    try:
+        for env_steps in _sampled(algo):
+            is_last = env_steps >= run.env_steps
+            if not is_last and not run.curve:
+                continue
+            returns = play_greedily(as_q_network(algo), run.env, run.num_episodes)
+            ratio = float(return_ratio(returns, teacher, random))
+            is_good = ratio >= GOOD
+            now = {"env_steps": env_steps, "gradient_steps": algo.num_gradient_steps}
+            row |= {"returns": returns.tolist(), "return_ratio": ratio}
+            # Good twice in a row: a single evaluation is good by chance.
+            if run.curve and is_good and was_good:
+                return row | {"good_after": was_good}
+            was_good = now if is_good else None
+            if is_last:
+                return row | {"good_after": None}
+    finally:
+        algo.stop()
+    raise AssertionError("Training does not end by itself.")
+
+
+def _sampled(algo: Any) -> Iterator[int]:
+    while True:
+        yield int(algo.train()["num_env_steps_sampled_lifetime"])
+
+
+def play_greedily(network: Any, env: str, num_episodes: int) -> np.ndarray:
+    """Undiscounted returns `[num_episodes]`."""
+    return _returns(GreedyQ(network), env, num_episodes)
+
+
+@cache
+def baselines(env: str, teacher: Path, num_episodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of the teacher and of a random policy in the same episodes."""
+    network = load_teacher(teacher)
+    random = RandomActions(int(network.action_space.n), seed=0)
+    return play_greedily(network, env, num_episodes), _returns(random, env, num_episodes)
+
+
+def _returns(policy: Any, env: str, num_episodes: int) -> np.ndarray:
+    return np.asarray(play(env_maker(env), policy, range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + num_episodes))[0])
+
+
+def return_ratio(student: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> np.ndarray:
+    """(student − random) / (teacher − random), of means over the last axis."""
+    return (student.mean(-1) - random.mean(-1)) / (teacher.mean(-1) - random.mean(-1))
+
+
+# --- Intervals --------------------------------------------------------------------------------------------------------
+
+
+def interval_over_seeds(ratios: np.ndarray) -> tuple[float, float, float]:
+    """Mean of the seeds `[S]`, and its 95 % interval (Student's t), which takes the episodes as they are."""
+    mean, spread = ratios.mean(), ratios.std(ddof=1) / np.sqrt(len(ratios))
+    half = scipy.stats.t.ppf(0.975, len(ratios) - 1) * spread
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def bootstrap_interval(students: np.ndarray, teacher: np.ndarray, random: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean return ratio, for other training seeds and other episodes.
+
+    Both are drawn with replacement: seeds by themselves, and episodes for all policies at once, because all have played
+    the same ones. With few seeds it is a little narrow.
+
+    Args:
+        students: returns `[S, episodes]`.
+        teacher: `[episodes]`.
+        random: `[episodes]`.
+    """
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(BOOTSTRAPS):
+        seeds, episodes = (rng.integers(size, size=size) for size in students.shape)
+        ratios.append(return_ratio(students[seeds][:, episodes].mean(0), teacher[episodes], random[episodes]))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+# --- Tables -----------------------------------------------------------------------------------------------------------
+
+
+def groups_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows that differ in nothing but the seed."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        what = [row["env"], row["hiddens"], row["settings"], row["env_steps"]]
+        groups.setdefault(json.dumps(what), []).append(row)
+    return list(groups.values())
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each setting."""
+    return [_line(group) for group in groups_of(rows)]
+
+
+def _line(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    first = group[0]
+    line = {
+        "env": first["env"],
+        "student": " × ".join(map(str, first["hiddens"])),
+        "settings": ", ".join(f"{name}={value}" for name, value in first["settings"]) or "defaults",
+        "env_steps": first["env_steps"],
+        "seeds": len(group),
+        "episodes": first["num_episodes"],
+    }
+    if first["curve"]:
+        good = [row["good_after"] for row in group]
+        for unit in ("env_steps", "gradient_steps"):
+            steps = [np.inf if where is None else where[unit] for where in good]
+            line[f"{unit}_to_95"] = f"{np.median(steps):.0f} ({min(steps):.0f} to {max(steps):.0f})"
+        return line
+    ratios = np.array([row["return_ratio"] for row in group])
+    line["return"] = round(float(np.mean([row["returns"] for row in group])), 2)
+    line["teacher"] = round(float(np.mean(first["teacher_returns"])), 2)
+    line["random"] = round(float(np.mean(first["random_returns"])), 2)
+    line["ratios"] = " ".join(f"{ratio:.3f}" for ratio in ratios)
+    line["ratio"] = round(float(ratios.mean()), 4)
+    if len(group) > 1:
+        both = bootstrap_interval(
+            np.array([row["returns"] for row in group]),
+            np.array(first["teacher_returns"]),
+            np.array(first["random_returns"]),
+        )
+        line |= {"ratio_lower_t": round(interval_over_seeds(ratios)[1], 4), "ratio_lower_bootstrap": round(both[0], 4)}
+    return line
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("teachers", type=Path)
+    parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
+    parser.add_argument("--csv", type=Path, help="where to write the table")
+    parser.add_argument("--env", nargs="+", choices=TASKS)
+    parser.add_argument("--env-steps", type=int)
+    parser.add_argument("--seeds", nargs="+", type=int)
+    args = parser.parse_args()
+
+    make_runs, envs, env_steps, seeds = STUDIES[args.study]
+    runs = make_runs(args.env or envs, args.env_steps or env_steps, args.seeds or seeds)
+    rows = (
+        {row["key"]: row for row in map(json.loads, args.rows.read_text().splitlines())} if args.rows.exists() else {}
+    )
+    torch.set_num_threads(1)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    for run in runs:
+        if run.key not in rows:
+            rows[run.key] = measure(run, args.teachers)
+            with args.rows.open("a") as file:
+                file.write(json.dumps(rows[run.key]) + "\n")
+    ray.shutdown()
+
+    lines = summary([rows[run.key] for run in runs])
+    table = Table(*lines[0])
+    for line in lines:
+        table.add_row(*map(str, line.values()))
+    Console(width=180).print(table)
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,6 +59,7 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
+_SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
 
 
 class DistillDQN(DQN):
@@ -162,6 +163,13 @@ class DistillDQN(DQN):
         results["distillation"] = self._results(results)
         self._staleness, self._connector_states = [], {}
         return results
+
+    @override(DQN)
+    def cleanup(self) -> None:
+        """As RLlib's, also where the environment of a remote EnvRunner hangs."""
+        if hasattr(self, "_requests"):  # setup() came that far
+            self._requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
+        super().cleanup()
 
     def __repr__(self) -> str:
         # Ray asks for it when __init__ has failed in an actor, before there is a config: without an answer the actor

@@ -222,7 +222,7 @@ def test_environments_that_have_changed_begin_new_episodes(build, tmp_path, chan
 def rows_by_learner(algo):
     """The observations in the replay of each Learner."""
     results = algo.learner_group.foreach_learner(lambda own: own.replay_arrays()["default_policy/columns/obs"])
-    return [result.get() for result in results] if not algo.learner_group.is_local else list(results)
+    return [result.get() for result in results]
 
 
 def as_set(obs):

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,8 @@ class DistillDQN(DQN):
     """Trains a compact student Q-network to act like a trained teacher, on states that EnvRunners visit."""
 
     config: DistillDQNConfig
+    _is_set_up = False
+    _restore_when_set_up: Callable[[], None] | None = None
 
     @classmethod
     @override(DQN)
@@ -114,6 +117,9 @@ class DistillDQN(DQN):
                         initialization.check(self._new_student(name), teacher.module)
             self._send_teachers(self.env_runner_group)
             self._measure_baselines()
+        self._is_set_up = True
+        if self._restore_when_set_up is not None:
+            self._restore_when_set_up()
 
     @override(DQN)
     def training_step(self) -> None:
@@ -664,6 +670,9 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        if not self._is_set_up:  # RLlib calls callbacks `on_algorithm_init` before setup() has ended
+            self._restore_when_set_up = partial(self.restore_from_path, path, *args, **kwargs)
+            return
         self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):

@@ -9,6 +9,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ class DistillDQN(DQN):
     """Trains a compact student Q-network to act like a trained teacher, on states that EnvRunners visit."""
 
     config: DistillDQNConfig
+    _is_set_up = False
+    _restore_when_set_up: Callable[[], None] | None = None
 
     @classmethod
     @override(DQN)
@@ -91,7 +94,6 @@ class DistillDQN(DQN):
         self._steps_since_start = 0  # since the replay was empty
         self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
         self._first_states = {group_id: FirstStates() for group_id in self._teachers}
-        self._is_set_up = False  # RLlib lets callbacks restore a checkpoint before
         try:
             super().setup(self.config)
         except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
@@ -106,8 +108,7 @@ class DistillDQN(DQN):
         self._connector_states: dict[int, dict[str, Any]] = {}  # by EnvRunner with connectors of its own
         #: By group, and then by name.
         self._students: dict[str, dict[str, StudentSize]] = self._measure_students()
-        names = [name for students in self._students.values() for name in students]
-        self._returns = {name: self._returns.get(name, Returns()) for name in names}
+        self._returns |= {name: Returns() for students in self._students.values() for name in students}
         self._check_vector_env()
         if all(teacher.is_loaded for teacher in self._teachers.values()):
             self._warn_of_large_students()
@@ -119,6 +120,8 @@ class DistillDQN(DQN):
             self._send_teachers(self.env_runner_group)
             self._measure_baselines()
         self._is_set_up = True
+        if self._restore_when_set_up is not None:
+            self._restore_when_set_up()
 
     @override(DQN)
     def training_step(self) -> None:
@@ -708,6 +711,9 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        if not self._is_set_up:  # RLlib calls callbacks `on_algorithm_init` before setup() has ended
+            self._restore_when_set_up = partial(self.restore_from_path, path, *args, **kwargs)
+            return
         self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):
@@ -739,14 +745,10 @@ class DistillDQN(DQN):
 
     def _forget_samples(self) -> None:
         """Those under way are of the student, and maybe of the teacher, before the restore."""
-        if not self._is_set_up:
-            return
         self._requests.forget()
         self._student_state, self._staleness, self._connector_states = None, [], {}
 
     def _use_restored_teachers(self) -> None:
-        if not self._is_set_up:
-            return  # setup() goes on with them
         self._check_fit()
         self._send_teachers(self.env_runner_group)
         self._resume_sampling()

@@ -743,6 +743,21 @@ def test_a_bad_trial_says_why(cluster, tmp_path):
 # --- Checkpoints ------------------------------------------------------------------------------------------------------
 
 
+def test_a_callback_restores_before_setup_has_ended(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config.distillation(num_baseline_episodes=2))
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    restored = build(
+        cartpole_config.copy(copy_frozen=False)
+        .distillation(num_baseline_episodes=0)
+        .callbacks(on_algorithm_init=lambda *, algorithm, **kwargs: algorithm.restore_from_path(path))
+    )
+    assert restored.num_env_steps == algo.num_env_steps > 0
+    assert_equal_weights(student_weights(restored), student_weights(algo))
+    expected = algo.train()["distillation"]["teacher_return"]
+    assert restored.train()["distillation"]["teacher_return"] == expected > 0
+
+
 @pytest.mark.parametrize("restore", ["Algorithm.from_checkpoint", "DistillDQN.from_checkpoint", "restore_from_path"])
 @pytest.mark.parametrize("num_env_runners", [0, 1])
 def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_path, restore, num_env_runners):

@@ -393,7 +393,8 @@ def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_r
     algo = build(config.evaluation(evaluation_interval=1, evaluation_duration=2))
     for _ in range(3):
         result = algo.train()
-    assert set(result["distillation"]) == {"student_params", "td_coeff", "num_gradient_steps_lifetime"}
+    staleness = {"staleness_mean", "staleness_max"}
+    assert set(result["distillation"]) == {"student_params", "td_coeff", "num_gradient_steps_lifetime"} | staleness
     assert result["distillation"]["num_gradient_steps_lifetime"] > 0
     learner = result["learners"]["default_policy"]
     assert math.isfinite(learner["td_loss"])
@@ -769,10 +770,10 @@ def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_
     assert len(moments[0]) == len(moments[1]) > 10
     for ours, theirs in zip(*moments, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    own = [state["distillation"] for state in states_of]
+    own = [state["distillation"]["default_policy"] for state in states_of]
     np.testing.assert_array_equal(*(state["q_statistics"]["sums"] for state in own))
     assert own[0]["num_steps"] == own[1]["num_steps"] > 0
-    for ours, theirs in zip(*(state["training_weights"] for state in own), strict=True):
+    for ours, theirs in zip(*(state["students"]["default_policy"]["training_weights"] for state in own), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     after = resumed.train()
     resumed.stop()

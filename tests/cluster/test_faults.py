@@ -75,16 +75,18 @@ def test_a_dead_node_of_env_runners_is_replaced(nodes):
     places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
     runners = {"num_env_runners": 2, "num_cpus_per_env_runner": 1, "custom_resources_per_env_runner": {"place": 1}}
     algo = config(**runners).build_algo()
-    rows = [algo.train() for _ in range(2)]
+    rows = []
+
+    def train():
+        rows.append(algo.train())
+        return algo.env_runner_group.num_healthy_remote_workers()
+
+    train(), train()
     assert {node for node, _ in living("DistillEnvRunner")} == {node.node_id for node in places}
     nodes.remove_node(places[0], allow_graceful=False)
-    # The other goes on while nobody knows yet, and when all do.
-    wait_for(lambda: rows.append(algo.train()) or algo.env_runner_group.num_healthy_remote_workers() == 1)
-    rows += [algo.train() for _ in range(3)]
+    wait_for(lambda: train() == 1)  # the other one goes on
     new = nodes.add_node(num_cpus=1, resources={"place": 1})
-    wait_for(lambda: rows.append(algo.train()) or algo.env_runner_group.num_healthy_remote_workers() == 2)
-    while rows[-1]["num_env_steps_sampled_lifetime"] < ENV_STEPS:
-        rows.append(algo.train())
+    wait_for(lambda: train() == 2 and rows[-1]["num_env_steps_sampled_lifetime"] >= ENV_STEPS)
     assert new.node_id in {node for node, _ in living("DistillEnvRunner")}
     taught = algo.env_runner_group.foreach_env_runner(
         lambda runner: runner._teacher is not None, local_env_runner=False

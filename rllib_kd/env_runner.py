@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import SAMPLE_TIMER
+from ray.rllib.utils.metrics import SAMPLE_TIMER, WEIGHTS_SEQ_NO
 
 from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.family import FamilyQValues, FamilyTurns
@@ -465,6 +465,8 @@ class DistillEnvRunner(StudentsEnvRunner):
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
     """What an EnvRunner with `sample_columns()` answers to a request."""
+    if state[WEIGHTS_SEQ_NO] < env_runner._weights_seq_no:
+        env_runner._weights_seq_no = 0  # the Learner was restored: RLlib would keep the newer student
     env_runner.set_state(state)
     shards, metrics = env_runner.sample_columns(**kwargs)
     connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)

@@ -463,6 +463,15 @@ class DistillEnvRunner(StudentsEnvRunner):
         return results
 
 
+def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
+    """What an EnvRunner with `sample_columns()` answers to a request."""
+    env_runner.set_state(state)
+    shards, metrics = env_runner.sample_columns(**kwargs)
+    connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
+    connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
+    return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
+
+
 def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | None) -> np.ndarray:
     """Whether something can be learned from a row: its state, the next one and its reward are finite, and labelled.
 
@@ -483,15 +492,6 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
     if teacher_q is not None:
         usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
     return usable
-
-
-def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
-    """What an EnvRunner with `sample_columns()` answers to a request."""
-    env_runner.set_state(state)
-    shards, metrics = env_runner.sample_columns(**kwargs)
-    connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
-    connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
-    return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
 
 
 def has_plain_connectors(env_runner: Any) -> bool:

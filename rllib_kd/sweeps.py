@@ -30,6 +30,7 @@ from rllib_kd.callbacks import SaveOnInterrupt, saving_on_interrupt, wandb_callb
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
 from rllib_kd.evaluation import check_fit, mean_and_ci95
+from rllib_kd.experiment import location
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
@@ -426,7 +427,7 @@ class Sweep:
         failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         return SweepResult(
             env=self.env,
-            teacher=str(self.teacher),
+            teacher=list(map(str, self.teacher)) if isinstance(self.teacher, list | tuple) else str(self.teacher),
             teacher_parameters=teacher.num_parameters,
             teacher_return=task.teacher_return,
             random_return=task.random_return,
@@ -449,7 +450,7 @@ class Sweep:
             return_ratios=tuple(metrics["return_ratios"]),
             env_steps=int(metrics["num_env_steps_sampled_lifetime"]),
             finished=metrics["training_iteration"] >= _NUM_REPORTS,
-            checkpoint=result.checkpoint.path if result.checkpoint else None,
+            checkpoint=location(result.checkpoint) if result.checkpoint else None,
         )
 
     def _write(self, result: SweepResult) -> None:

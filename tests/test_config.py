@@ -100,7 +100,6 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.rl_module(model_config={"use_lstm": True}), "Recurrent students"),
         (lambda c: c.training(num_atoms=11).distillation(td_coeff=1.0), "distributional student"),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": [4]}).distillation(compression=0.1), "Set one of them"),
-        (lambda c: c.multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda *_: "a"), "single-agent"),
         (
             lambda c: c.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False),
             "new API stack",

@@ -40,7 +40,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
-from rllib_kd import initialization
+from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.first_weights import FirstStates
@@ -60,6 +60,7 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
+_SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
 
 
 class DistillDQN(DQN):
@@ -90,7 +91,8 @@ class DistillDQN(DQN):
         self._returns: dict[str, Returns] = {}  # by student
         self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
-        self._steps_since_start = 0  # in this process: the replay starts empty
+        self._steps_since_start = 0  # since the replay was empty
+        self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
         self._first_states = {group_id: FirstStates() for group_id in self._teachers}
         try:
             super().setup(self.config)
@@ -167,6 +169,13 @@ class DistillDQN(DQN):
         results["distillation"] = self._results(results)
         self._staleness, self._connector_states = [], {}
         return results
+
+    @override(DQN)
+    def cleanup(self) -> None:
+        """As RLlib's, also where the environment of a remote EnvRunner hangs."""
+        if hasattr(self, "_requests"):  # setup() came that far
+            self._requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
+        super().cleanup()
 
     def __repr__(self) -> str:
         # Ray asks for it when __init__ has failed in an actor, before there is a config: without an answer the actor
@@ -651,7 +660,13 @@ class DistillDQN(DQN):
                 "returns": {name: dataclasses.asdict(returns) for name, returns in self._returns.items()},
                 "rows_due": self._rows_due,
                 "num_gradient_steps": self.num_gradient_steps,
+                "steps_since_start": self._steps_since_start,
+                "first_states": {name: states.get_state() for name, states in self._first_states.items()},
             }
+            if not self._samples_remotely:
+                state[_STATE]["sampling"] = resume.capture_sampling(self.env_runner)
+            if self.config.seed is not None:
+                state[_STATE]["random_state"] = resume.capture_random_state()
         return state
 
     @override(DQN)
@@ -661,12 +676,38 @@ class DistillDQN(DQN):
         restored = {group_id for group_id in self._teachers if _component(group_id) in state}
         for group_id in restored:
             self._teachers[group_id].set_state(state[_component(group_id)])
-        if restored:
-            self._use_restored_teachers()
         if _STATE in state:
-            self._returns |= {name: Returns(**returns) for name, returns in state[_STATE]["returns"].items()}
-            self._rows_due = state[_STATE]["rows_due"]
-            self.num_gradient_steps = state[_STATE]["num_gradient_steps"]
+            own = state[_STATE]
+            self._returns |= {name: Returns(**returns) for name, returns in own["returns"].items()}
+            self._rows_due = own["rows_due"]
+            self.num_gradient_steps = own["num_gradient_steps"]
+            self._steps_since_start = own.get("steps_since_start", 0)
+            for group_id, states in own.get("first_states", {}).items():
+                self._first_states[group_id].set_state(states)
+            self._to_put_back = {name: own[name] for name in ("sampling", "random_state") if name in own}
+        if restored or not self._teachers:
+            self._use_restored_teachers()
+
+    @override(DQN)
+    def save_to_path(
+        self,
+        path: str | Path | None = None,
+        *,
+        state: dict[str, Any] | None = None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """As RLlib's, with the replay of each Learner; a checkpoint that lies there is replaced by a whole one only."""
+        if (older := resume.local_checkpoint(path, filesystem)) is not None:
+            with resume.replacing(older) as folder:
+                self.save_to_path(folder, state=state, **kwargs)
+            return str(older)
+        saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
+        if state is None and self.config.store_buffer_in_checkpoints:
+            _, filesystem = resume.resolve(saved if path is None else path, filesystem)
+            for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
+                resume.write_replay(saved, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
+        return saved
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -677,6 +718,30 @@ class DistillDQN(DQN):
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):
             self._use_restored_teachers()
+        if "component" not in kwargs:
+            self._refill_replay(*resume.resolve(path, kwargs.get("filesystem")))
+
+    def _refill_replay(self, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
+        shards = resume.read_replays(path, filesystem) if self.config.store_buffer_in_checkpoints else []
+        if shards:
+            reference = ray.put(shards)
+            num_learners = max(1, self.config.num_learners)
+            if len(shards) != num_learners:
+                logger.warning("The replay of %d Learners goes to %d: rows are shared anew.", len(shards), num_learners)
+            fits = [
+                self._ask_learner(index, lambda own: own.refill_replay(ray.get(reference)))
+                for index in range(num_learners)
+            ]
+            if all(fits):
+                return
+            logger.warning("The replay of the checkpoint lacks columns that are learned from now, and begins empty.")
+        self._steps_since_start = 0
+
+    def _ask_learner(self, index: int, question: Callable[[Any], Any]) -> Any:
+        if self.learner_group.is_local:
+            return question(self.learner_group._learner)
+        (answer,) = self.learner_group.foreach_learner(question, remote_actor_ids=[index])
+        return answer.get()
 
     def _forget_samples(self) -> None:
         """Those under way are of the student, and maybe of the teacher, before the restore."""
@@ -686,6 +751,20 @@ class DistillDQN(DQN):
     def _use_restored_teachers(self) -> None:
         self._check_fit()
         self._send_teachers(self.env_runner_group)
+        self._resume_sampling()
+
+    def _resume_sampling(self) -> None:
+        """Let EnvRunners sample on: a local one exactly there; remote ones not what they have sampled already."""
+        state, self._to_put_back = self._to_put_back, {}
+        if self._samples_remotely:
+            salt = self.num_env_steps
+            self.env_runner_group.foreach_env_runner(
+                lambda env_runner: resume.restart_sampling(env_runner, salt), local_env_runner=False
+            )
+        elif "sampling" in state:
+            resume.put_back_sampling(self.env_runner, state["sampling"])
+        if "random_state" in state:
+            resume.put_back_random_state(state["random_state"])
 
 
 class StudentSize(NamedTuple):

@@ -102,6 +102,7 @@ class DistillDQNConfig(DQNConfig):
             "beta": 0.4,  # exponent of the importance weights then
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
+        self.store_buffer_in_checkpoints = True  # what is resumed goes on at once, and as it would have
 
     def distillation(
         self,
@@ -637,8 +638,6 @@ class DistillDQNConfig(DQNConfig):
             raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
         if self.batch_mode != "truncate_episodes":
             raise ValueError(f"`batch_mode` must be 'truncate_episodes', got {self.batch_mode!r}.")
-        if self.store_buffer_in_checkpoints:
-            raise ValueError("`store_buffer_in_checkpoints` is not supported yet: the replay refills after a restore.")
 
 
 def _check_preset(what: str, name: object) -> None:

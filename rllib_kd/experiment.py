@@ -578,7 +578,7 @@ def summary(result: tune.Result) -> str:
     metrics = result.metrics or {}
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: nothing was trained yet"
-    where = result.path if result.checkpoint is None else _location(result.checkpoint)
+    where = result.path if result.checkpoint is None else location(result.checkpoint)
     return f"{describe([metrics])}\n{where}"
 
 
@@ -592,11 +592,11 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
         return ""
     config = students[0].config
     if not experiment.compare_episodes:
-        paths = [_location(student.checkpoint) for student in students]
+        paths = [location(student.checkpoint) for student in students]
         return "compare by: " + shlex.join(["rllib", "compare", "--teacher", str(config["teacher"]), *paths])
     comparisons = compare_all(
         config["teacher"],
-        {"student" if len(students) == 1 else Path(s.path).name: _location(s.checkpoint) for s in students},
+        {"student" if len(students) == 1 else Path(s.path).name: location(s.checkpoint) for s in students},
         config["env"],
         num_episodes=experiment.compare_episodes,
         seed=FRESH_SEED,
@@ -607,7 +607,7 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     return str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons)
 
 
-def _location(checkpoint: tune.Checkpoint) -> str:
-    """Where a checkpoint lies, as `rllib evaluate` takes it."""
+def location(checkpoint: tune.Checkpoint) -> str:
+    """Path or URI of a checkpoint, as `rllib evaluate` takes it."""
     kind = checkpoint.filesystem.type_name
     return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"

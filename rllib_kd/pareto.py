@@ -268,7 +268,8 @@ class SweepResult:
 
     def _table(self) -> str:
         heads = ("", "parameters", "% of teacher", "return ratio", "at least", "seeds", "env steps", "setting")
-        head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+        head = "".join(f'<th scope="col">{name}</th>' for name in heads[:-1])
+        head += f'<th scope="col" class="words">{heads[-1]}</th>'
         lines = []
         for student in self._sorted():
             mark = "★ recommended" if student is self.recommended else "● front" if student in self.front else ""

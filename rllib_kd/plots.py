@@ -243,15 +243,17 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
     if front:  # up to the size of the teacher
         sizes = [*(student.num_parameters for student in front), result.teacher_parameters]
         ratios = [*(student.return_ratio for student in front), front[-1].return_ratio]
-        axes.plot(sizes, ratios, color=colour_of(0), linewidth=1.6, drawstyle="steps-post", zorder=2)
+        line: dict[str, Any] = {"color": colour_of(0), "linewidth": 1.6, "drawstyle": "steps-post", "zorder": 2}
+        axes.plot(sizes, ratios, label="Pareto front", **line)
+    # With an underscore Matplotlib leaves a label out of the legend: the line has one.
     kinds: dict[str, tuple[str, list[SweptStudent], dict[str, Any]]] = {
         "stopped early": (_MUTED, [], {"marker": "o", "markersize": 5, "markerfacecolor": "none"}),
         "student": (_MUTED, [], {"marker": "o", "markersize": 5}),
-        "Pareto front": (colour_of(0), [], {"marker": "o", "markersize": 7}),
+        "_front": (colour_of(0), [], {"marker": "o", "markersize": 7}),
         "recommended": (colour_of(1), [], {"marker": "*", "markersize": 15}),
     }
     for student in result.students:
-        kind = "recommended" if student is best else "Pareto front" if student in front else "student"
+        kind = "recommended" if student is best else "_front" if student in front else "student"
         kinds[kind if student.finished else "stopped early"][1].append(student)
     for label, (colour, students, mark) in kinds.items():
         sizes = [student.num_parameters for student in students]

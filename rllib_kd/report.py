@@ -203,7 +203,7 @@ tbody th { padding-left: 1.5em; }
 thead tr:first-child th:first-child { padding-left: 0; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 tr.reference > * { color: var(--muted); }
-td.words { text-align: left; white-space: normal; }
+td.words, th.words { text-align: left; white-space: normal; }
 .mark { float: left; width: 1.5em; margin-left: -1.5em; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 0; }
 @media (max-width: 860px) {

@@ -30,6 +30,7 @@ from rllib_kd.callbacks import SaveOnInterrupt, saving_on_interrupt, wandb_callb
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
 from rllib_kd.evaluation import check_fit, mean_and_ci95
+from rllib_kd.experiment import location
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
@@ -449,7 +450,7 @@ class Sweep:
             return_ratios=tuple(metrics["return_ratios"]),
             env_steps=int(metrics["num_env_steps_sampled_lifetime"]),
             finished=metrics["training_iteration"] >= _NUM_REPORTS,
-            checkpoint=result.checkpoint.path if result.checkpoint else None,
+            checkpoint=location(result.checkpoint) if result.checkpoint else None,
         )
 
     def _write(self, result: SweepResult) -> None:

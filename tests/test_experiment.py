@@ -1,12 +1,14 @@
 """Experiments as files and as objects."""
 
+from types import SimpleNamespace
+
 import pytest
 from ray import tune
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.experiment import Experiment, parse_json, read_experiment
+from rllib_kd.experiment import Experiment, location, parse_json, read_experiment
 
 
 def test_flags_change_a_config_and_leave_it_as_it_was():
@@ -65,3 +67,8 @@ def test_a_yaml_file_in_the_old_layout(tmp_path):
 def test_objects_are_read_from_files(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     assert parse_json(f"@{tmp_path / name}", "--config") == {"lr": 0.1}
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("local", "results/x"), ("s3", "s3://results/x")])
+def test_checkpoints_are_named_so_that_they_can_be_found(kind, expected):
+    assert location(SimpleNamespace(path="results/x", filesystem=SimpleNamespace(type_name=kind))) == expected

@@ -75,17 +75,18 @@ def test_a_dead_node_of_env_runners_is_replaced(nodes):
     places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
     runners = {"num_env_runners": 2, "num_cpus_per_env_runner": 1, "custom_resources_per_env_runner": {"place": 1}}
     algo = config(**runners).build_algo()
-    rows = [algo.train() for _ in range(2)]
+    rows = []
+
+    def train():
+        rows.append(algo.train())
+        return algo.env_runner_group.num_healthy_remote_workers()
+
+    train(), train()
     assert {node for node, _ in living("DistillEnvRunner")} == {node.node_id for node in places}
     nodes.remove_node(places[0], allow_graceful=False)
-    rows += [algo.train() for _ in range(3)]
-    assert algo.env_runner_group.num_healthy_remote_workers() == 1
+    wait_for(lambda: train() == 1)  # the other one goes on
     new = nodes.add_node(num_cpus=1, resources={"place": 1})
-    while (
-        algo.env_runner_group.num_healthy_remote_workers() < 2 or rows[-1]["num_env_steps_sampled_lifetime"] < ENV_STEPS
-    ):
-        rows.append(algo.train())
-        assert len(rows) < 300
+    wait_for(lambda: train() == 2 and rows[-1]["num_env_steps_sampled_lifetime"] >= ENV_STEPS)
     assert new.node_id in {node for node, _ in living("DistillEnvRunner")}
     taught = algo.env_runner_group.foreach_env_runner(
         lambda runner: runner._teacher is not None, local_env_runner=False
@@ -179,7 +180,7 @@ def test_a_dead_node_of_env_runners_does_not_end_a_trial(nodes, tmp_path):
         lambda: nodes.remove_node(places[1], allow_graceful=False),
         num_env_runners=2,
         custom_resources_per_env_runner={"place": 1},
-        min_sample_timesteps_per_iteration=2_500,  # each iteration waits a second for the one that does not come back
+        min_sample_timesteps_per_iteration=2_500,
     )
     assert not errors
     assert iterations == list(range(1, 9))

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import ray
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
@@ -30,15 +29,11 @@ def places(tmp_path, **config):
     return json.loads(json.dumps({name: result.metrics[name] for name in ("main", "runners")}))
 
 
-@pytest.mark.parametrize(("strategy", "count"), [("SPREAD", 3), ("PACK", 1)])
-def test_env_runners_spread_over_nodes(nodes, tmp_path, strategy, count):
-    for _ in range(2):
-        nodes.add_node(num_cpus=3)
-    found = places(tmp_path, placement_strategy=strategy)
-    assert len({found["main"], *found["runners"]}) == count
-
-
-def test_custom_resources_say_which_nodes(nodes, tmp_path):
+def test_env_runners_go_where_the_config_says(nodes, tmp_path):
     node = nodes.add_node(num_cpus=3, resources={"runner": 2})
     nodes.add_node(num_cpus=3)
-    assert places(tmp_path, custom_resources_per_env_runner={"runner": 1})["runners"] == [node.node_id] * 2
+    for strategy, count in (("SPREAD", 3), ("PACK", 1)):
+        found = places(tmp_path / strategy, placement_strategy=strategy)
+        assert len({found["main"], *found["runners"]}) == count
+    chosen = places(tmp_path / "chosen", custom_resources_per_env_runner={"runner": 1})
+    assert chosen["runners"] == [node.node_id] * 2

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
-from rllib_kd import initialization
+from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.first_weights import FirstStates
@@ -51,6 +52,7 @@ from rllib_kd.spaces import brief, check_spaces, input_space, same_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Support, Teacher, support_of
+from rllib_kd.teachers.ensemble import as_configured
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +61,15 @@ COMPONENT_TEACHER = "teacher"
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 _STATE = "distillation"
+_SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
 
 
 class DistillDQN(DQN):
     """Trains a compact student Q-network to act like a trained teacher, on states that EnvRunners visit."""
 
     config: DistillDQNConfig
+    _is_set_up = False
+    _restore_when_set_up: Callable[[], None] | None = None
 
     @classmethod
     @override(DQN)
@@ -87,7 +92,8 @@ class DistillDQN(DQN):
         self._returns: dict[str, Returns] = {}  # by student
         self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
-        self._steps_since_start = 0  # in this process: the replay starts empty
+        self._steps_since_start = 0  # since the replay was empty
+        self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
         self._first_states = {group_id: FirstStates() for group_id in self._teachers}
         try:
             super().setup(self.config)
@@ -114,6 +120,9 @@ class DistillDQN(DQN):
                         initialization.check(self._new_student(name), teacher.module)
             self._send_teachers(self.env_runner_group)
             self._measure_baselines()
+        self._is_set_up = True
+        if self._restore_when_set_up is not None:
+            self._restore_when_set_up()
 
     @override(DQN)
     def training_step(self) -> None:
@@ -162,6 +171,13 @@ class DistillDQN(DQN):
         self._staleness, self._connector_states = [], {}
         return results
 
+    @override(DQN)
+    def cleanup(self) -> None:
+        """As RLlib's, also where the environment of a remote EnvRunner hangs."""
+        if hasattr(self, "_requests"):  # setup() came that far
+            self._requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
+        super().cleanup()
+
     def __repr__(self) -> str:
         # Ray asks for it when __init__ has failed in an actor, before there is a config: without an answer the actor
         # dies, and takes the error that explains why with it.
@@ -207,12 +223,14 @@ class DistillDQN(DQN):
     def _load_teacher(self, group_id: str) -> Teacher:
         """A teacher; an empty one that is still to come from a checkpoint."""
         given = self.config.teachers[group_id]
-        if isinstance(given, Teacher):
-            return copy.deepcopy(given)  # a restored state replaces its network
-        if str(given) == TEACHER_IN_CHECKPOINT:
+        if isinstance(given, str) and given == TEACHER_IN_CHECKPOINT:
             return Teacher()  # restore_from_path() will fill it
         try:
-            return load_teacher(given, trust_checkpoint=self.config.trust_checkpoint)
+            if isinstance(given, Teacher):
+                loaded = copy.deepcopy(given)  # a restored state replaces its network
+            else:
+                loaded = load_teacher(given, trust_checkpoint=self.config.trust_checkpoint)
+            return as_configured(loaded, self.config.ensemble, self.config.temperature)
         except ValueError:
             # Tune rebuilds a trial from its config before it restores it, maybe on another machine.
             if teacher := self._load_teacher_of_trial(_component(group_id)):
@@ -253,7 +271,7 @@ class DistillDQN(DQN):
                 config.rl_module(model_config=shapes[DEFAULT_MODULE_ID])
         config.student = config.compression = None
         # What actors and checkpoints get of a teacher that is loaded already, they get by itself.
-        config.set_teachers(lambda group_id, teacher: teacher.source if isinstance(teacher, Teacher) else teacher)
+        config.set_teachers(lambda _, teacher: _without_networks(teacher))
         config.freeze()
         return config
 
@@ -263,7 +281,7 @@ class DistillDQN(DQN):
             return dict(PRESETS[shape])
         if "compression" not in shape:
             return dict(shape)
-        config, teacher = self.config, self._teachers[group_id]
+        config, teacher = self.config, self._teachers[group_id].members[0]
         if teacher.model_config is None:
             raise ValueError(
                 f"The teacher '{teacher.source}' has a network of its own, which cannot be scaled by `compression`. "
@@ -279,7 +297,7 @@ class DistillDQN(DQN):
             {**teacher.model_config, **config.given_model_config, **given},
             head_config=config.model_config,
             compression=shape["compression"],
-            teacher_parameters=teacher.num_parameters,
+            teacher_parameters=self._teachers[group_id].num_parameters,
             observation_space=observation_space,
             action_space=teacher.action_space,
         )
@@ -345,6 +363,11 @@ class DistillDQN(DQN):
 
     def _check_spaces(self, group_id: str, teacher: Teacher) -> None:
         shown_space, action_space = self.spaces[group_id if self.config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
+        if self.config.is_multi_agent and teacher.pipeline is not None and teacher.pipeline.stages:
+            raise ValueError(
+                f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
+                "settings do not have. Name one that takes what the environment shows."
+            )
         if teacher.pipeline is None and not teacher.takes(shown_space):
             shown_space, _ = self.spaces[group_id]  # then it takes what the student takes
         for what, fits, teacher_space, own_space in (
@@ -645,7 +668,13 @@ class DistillDQN(DQN):
                 "returns": {name: dataclasses.asdict(returns) for name, returns in self._returns.items()},
                 "rows_due": self._rows_due,
                 "num_gradient_steps": self.num_gradient_steps,
+                "steps_since_start": self._steps_since_start,
+                "first_states": {name: states.get_state() for name, states in self._first_states.items()},
             }
+            if not self._samples_remotely:
+                state[_STATE]["sampling"] = resume.capture_sampling(self.env_runner)
+            if self.config.seed is not None:
+                state[_STATE]["random_state"] = resume.capture_random_state()
         return state
 
     @override(DQN)
@@ -655,19 +684,72 @@ class DistillDQN(DQN):
         restored = {group_id for group_id in self._teachers if _component(group_id) in state}
         for group_id in restored:
             self._teachers[group_id].set_state(state[_component(group_id)])
-        if restored:
-            self._use_restored_teachers()
         if _STATE in state:
-            self._returns |= {name: Returns(**returns) for name, returns in state[_STATE]["returns"].items()}
-            self._rows_due = state[_STATE]["rows_due"]
-            self.num_gradient_steps = state[_STATE]["num_gradient_steps"]
+            own = state[_STATE]
+            self._returns |= {name: Returns(**returns) for name, returns in own["returns"].items()}
+            self._rows_due = own["rows_due"]
+            self.num_gradient_steps = own["num_gradient_steps"]
+            self._steps_since_start = own.get("steps_since_start", 0)
+            for group_id, states in own.get("first_states", {}).items():
+                self._first_states[group_id].set_state(states)
+            self._to_put_back = {name: own[name] for name in ("sampling", "random_state") if name in own}
+        if restored or not self._teachers:
+            self._use_restored_teachers()
+
+    @override(DQN)
+    def save_to_path(
+        self,
+        path: str | Path | None = None,
+        *,
+        state: dict[str, Any] | None = None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> str:
+        """As RLlib's, with the replay of each Learner; a checkpoint that lies there is replaced by a whole one only."""
+        if (older := resume.local_checkpoint(path, filesystem)) is not None:
+            with resume.replacing(older) as folder:
+                self.save_to_path(folder, state=state, **kwargs)
+            return str(older)
+        saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
+        if state is None and self.config.store_buffer_in_checkpoints:
+            _, filesystem = resume.resolve(saved if path is None else path, filesystem)
+            for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
+                resume.write_replay(saved, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
+        return saved
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        if not self._is_set_up:  # RLlib calls callbacks `on_algorithm_init` before setup() has ended
+            self._restore_when_set_up = partial(self.restore_from_path, path, *args, **kwargs)
+            return
         self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):
             self._use_restored_teachers()
+        if "component" not in kwargs:
+            self._refill_replay(*resume.resolve(path, kwargs.get("filesystem")))
+
+    def _refill_replay(self, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
+        shards = resume.read_replays(path, filesystem) if self.config.store_buffer_in_checkpoints else []
+        if shards:
+            reference = ray.put(shards)
+            num_learners = max(1, self.config.num_learners)
+            if len(shards) != num_learners:
+                logger.warning("The replay of %d Learners goes to %d: rows are shared anew.", len(shards), num_learners)
+            fits = [
+                self._ask_learner(index, lambda own: own.refill_replay(ray.get(reference)))
+                for index in range(num_learners)
+            ]
+            if all(fits):
+                return
+            logger.warning("The replay of the checkpoint lacks columns that are learned from now, and begins empty.")
+        self._steps_since_start = 0
+
+    def _ask_learner(self, index: int, question: Callable[[Any], Any]) -> Any:
+        if self.learner_group.is_local:
+            return question(self.learner_group._learner)
+        (answer,) = self.learner_group.foreach_learner(question, remote_actor_ids=[index])
+        return answer.get()
 
     def _forget_samples(self) -> None:
         """Those under way are of the student, and maybe of the teacher, before the restore."""
@@ -677,6 +759,20 @@ class DistillDQN(DQN):
     def _use_restored_teachers(self) -> None:
         self._check_fit()
         self._send_teachers(self.env_runner_group)
+        self._resume_sampling()
+
+    def _resume_sampling(self) -> None:
+        """Let EnvRunners sample on: a local one exactly there; remote ones not what they have sampled already."""
+        state, self._to_put_back = self._to_put_back, {}
+        if self._samples_remotely:
+            salt = self.num_env_steps
+            self.env_runner_group.foreach_env_runner(
+                lambda env_runner: resume.restart_sampling(env_runner, salt), local_env_runner=False
+            )
+        elif "sampling" in state:
+            resume.put_back_sampling(self.env_runner, state["sampling"])
+        if "random_state" in state:
+            resume.put_back_random_state(state["random_state"])
 
 
 class StudentSize(NamedTuple):
@@ -689,6 +785,13 @@ class StudentSize(NamedTuple):
 def _component(group_id: str) -> str:
     """The name of a teacher's folder in a checkpoint."""
     return COMPONENT_TEACHER if group_id == DEFAULT_MODULE_ID else f"{COMPONENT_TEACHER}_{group_id}"
+
+
+def _without_networks(teacher: Any) -> Any:
+    """What a config says of a teacher, of each in a list, where it is loaded already."""
+    if isinstance(teacher, list | tuple):
+        return [_without_networks(member) for member in teacher]
+    return teacher.source if isinstance(teacher, Teacher) else teacher
 
 
 def _limit_threads(num_cpus: int) -> None:

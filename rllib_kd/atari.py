@@ -19,6 +19,7 @@ with contextlib.suppress(ImportError):  # the extra [atari]
     import ale_py
 
     gym.register_envs(ale_py)  # wherever a config comes: EnvRunners know the games by their names
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner in the output of commands
 
 #: What ALE's vector env does unless told otherwise, and single environments do not; and as many threads as Ray gives an
 #: EnvRunner CPUs.

@@ -44,6 +44,8 @@ _EPISODE_CALLBACKS = (
     "on_episode_end",
     "on_sample_end",
 )
+#: Metric: states from which nothing can be learned, since the environment or the teacher gave no finite numbers.
+NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
 _ENDLESS = 10_000  # steps after which a baseline episode is cut
 
 
@@ -94,6 +96,7 @@ class Fragment:
         self.steps: list[dict[str, np.ndarray]] = []
         self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
         self.restarted = False
+        self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
         self._decision: dict[str, np.ndarray] = {}
 
     def decide(self, obs: np.ndarray, labels: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
@@ -134,9 +137,10 @@ class Fragment:
         columns = {name: np.stack([step[name] for step in self.steps], axis=1) for name in self.steps[0]}
         columns[Columns.REWARDS] = columns[Columns.REWARDS].astype(np.float32)
         columns[VALID] = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
-        # A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
-        if (q := columns.get(TEACHER_Q)) is not None:
-            columns[VALID] &= np.isfinite(q).any(-1) & ~(np.isnan(q) | np.isposinf(q)).any(-1)
+        states = np.concatenate([columns[Columns.OBS], np.asarray(self.final_obs)[:, None]], axis=1)
+        usable = is_usable(states, columns[Columns.REWARDS], columns.get(TEACHER_Q))
+        self.num_dropped = int((columns[VALID] & ~usable).sum())
+        columns[VALID] &= usable
         return columns
 
 
@@ -273,6 +277,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         columns = fragment.columns()
+        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, fragment.num_dropped, reduce="lifetime_sum")
         if VALID in names:
             columns = _append_final_states(columns, fragment.final_obs)
         shards = []
@@ -465,6 +470,28 @@ def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapp
     connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
     connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
     return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
+
+
+def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | None) -> np.ndarray:
+    """Whether something can be learned from a row: its state, the next one and its reward are finite, and labelled.
+
+    A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
+
+    Args:
+        states: `[..., T + 1, *obs]`, with the one that follows the last row.
+        rewards: `[..., T]`.
+        teacher_q: `[..., T, A]`; None without a teacher.
+
+    Returns:
+        `[..., T]`.
+    """
+    usable = np.isfinite(rewards)
+    if states.dtype != np.uint8:
+        finite = np.isfinite(states).reshape(*states.shape[: rewards.ndim], -1).all(-1)
+        usable &= finite[..., :-1] & finite[..., 1:]
+    if teacher_q is not None:
+        usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
+    return usable
 
 
 def has_plain_connectors(env_runner: Any) -> bool:

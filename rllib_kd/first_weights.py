@@ -34,6 +34,14 @@ class FirstStates:
         while sum(len(obs) for obs, _ in self._parts[1:]) >= _NUM_STATES:
             del self._parts[0]
 
+    def get_state(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The states and their labels."""
+        return list(self._parts)
+
+    def set_state(self, state: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Go on from `get_state()`."""
+        self._parts = list(state)
+
     def initial_weights(self, student: Any, teacher: Teacher, config: Any) -> dict[str, Any]:
         """The state of a student that computes what its teacher does, as nearly as its size permits.
 

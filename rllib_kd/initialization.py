@@ -202,13 +202,11 @@ def choose_units(gram: Tensor, cross: Tensor, num_units: int, count: int) -> Ten
         gram: XᵀX of the columns X, `[num_units · g + 1, ...]`, grouped by unit; the last column is constant.
         cross: XᵀY with the targets Y, `[num_units · g + 1, D]`.
         num_units: to choose from.
-        count: how many.
+        count: how many, at most `num_units`.
 
     Returns:
         Their numbers, in order.
     """
-    if count == num_units:
-        return torch.arange(count)
     width = (len(gram) - 1) // num_units
     everything = torch.arange(len(gram) - 1).unflatten(0, (num_units, width))
     gram, cross = _swept(gram, cross, torch.tensor([len(gram) - 1]), ridge=0.0)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
@@ -40,6 +41,7 @@ NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
 STATE_AFTER_UPDATE = "_rl_module_state_after_update"  # RLlib's name
 
 _DISTILLATION = "distillation"
+_TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of each target network
 
 
 class DistillDQNTorchLearner(DQNTorchLearner):
@@ -191,6 +193,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         state = super().get_state(components, not_components=not_components, **kwargs)
         if self._check_component(_DISTILLATION, components, not_components):
             state[_DISTILLATION] = {group_id: group.get_state() for group_id, group in self.groups.items()}
+            state[_TARGET_UPDATES] = dict(self.last_update_ts_by_mid)
         return state
 
     @override(DQNTorchLearner)
@@ -207,6 +210,31 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self._forget_training_weights()
         for group_id, group_state in own.items():
             self.groups[group_id].set_state(group_state)
+        self.last_update_ts_by_mid.update(state.get(_TARGET_UPDATES, {}))
+
+    def replay_arrays(self) -> dict[str, np.ndarray]:
+        """The replay of this Learner, which is in no state: each Learner has another one."""
+        return {
+            f"{group_id}/{name}": array
+            for group_id, group in self.groups.items()
+            for name, array in group.replay_arrays().items()
+        }
+
+    def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]]) -> bool:
+        """Fill the replay from `replay_arrays()` of all Learners, of whom there may have been more or fewer.
+
+        Returns:
+            Whether they had the columns that are learned from now; otherwise nothing has changed.
+        """
+        count = max(1, self.config.num_learners)
+        is_own = len(shards) == count
+        taken = shards[self._learner_index :: count] or [shards[self._learner_index % len(shards)]]
+        by_group: dict[str, list[dict[str, np.ndarray]]] = {group_id: [{} for _ in taken] for group_id in self.groups}
+        for place, shard in enumerate(taken):
+            for name, array in shard.items():
+                group_id, _, rest = name.partition("/")
+                by_group[group_id][place][rest] = array
+        return all(self.groups[group_id].refill_replay(own, is_own=is_own) for group_id, own in by_group.items())
 
     @override(DQNTorchLearner)
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:

@@ -29,6 +29,7 @@ DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
 
 _MAX_METRIC_STATES = 2_048
+_COLUMNS = "columns/"  # before the names of a replay's columns, among other arrays
 
 
 class Student:
@@ -94,7 +95,10 @@ class Student:
 
     def get_state(self) -> dict[str, Any]:
         """What the module and the optimizer do not hold."""
-        state: dict[str, Any] = {"training_weights": [_as_array(weight) for weight in self.training_weights or ()]}
+        state: dict[str, Any] = {
+            "training_weights": [_as_array(weight) for weight in self.training_weights or ()],
+            "starts_normalized": self._starts_normalized,
+        }
         if self.feature_map is not None:
             state["feature_map"] = {name: _as_array(value) for name, value in self.feature_map.state_dict().items()}
         return state
@@ -104,6 +108,7 @@ class Student:
         device = self.params[0].device
         weights = [torch.as_tensor(np.asarray(weight), device=device) for weight in state["training_weights"]]
         self.training_weights = weights or None
+        self._starts_normalized = state.get("starts_normalized", False)
 
     def _normalize(self) -> None:
         if self.scale is not None and not self._starts_normalized:
@@ -285,6 +290,40 @@ class StudentGroup:
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)
+
+    def replay_arrays(self) -> dict[str, np.ndarray]:
+        """The replay, as arrays alone: columns by `columns/<name>`, and the rest by its name."""
+        state = self.replay.get_state()
+        columns = {f"{_COLUMNS}{name}": column for name, column in state.pop("columns").items()}
+        return columns | {name: np.asarray(value) for name, value in state.items()}
+
+    def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
+        """Fill the replay with those of `replay_arrays()`, if they have the columns that are learned from.
+
+        Args:
+            shards: of one or more Learners.
+            is_own: whether this Learner has written the only one, and draws on in that order.
+
+        Returns:
+            Whether they had.
+        """
+        needed = {Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())}
+        states: list[dict[str, Any]] = []
+        for shard in shards:
+            given = {name.removeprefix(_COLUMNS): shard[name] for name in shard if name.startswith(_COLUMNS)}
+            if given and not needed <= given.keys():
+                return False
+            columns = {name: given[name] for name in given if name in {*needed, *self.replay.OWN_COLUMNS}}
+            rest = {name: shard[name] for name in shard if not name.startswith(_COLUMNS)}
+            states.append({"columns": columns, **rest})
+        first, *others = states
+        if not is_own:
+            del first["generator"]
+        self.replay.set_state(first)
+        for state in others:
+            if state["columns"]:
+                self.replay.add(state["columns"])
+        return True
 
 
 def members_of(learner: Student | StackedStudents) -> list[Student]:

@@ -18,7 +18,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
-from rllib_kd.env_runner import BehaviorPolicy, set_state_and_sample
+from rllib_kd.env_runner import NUM_STATES_DROPPED_LIFETIME, BehaviorPolicy, is_usable, set_state_and_sample
 from rllib_kd.frames import VALID
 from rllib_kd.sampling import Sample
 from rllib_kd.spaces import check_spaces
@@ -134,14 +134,13 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
             Columns.REWARDS: np.asarray(episode.get_rewards(), np.float32),
             Columns.TERMINATEDS: np.zeros(num_steps, dtype=bool),
             Columns.TRUNCATEDS: np.zeros(num_steps, dtype=bool),
-            VALID: np.ones(num_steps, dtype=bool),
         }
         columns[Columns.TERMINATEDS][-1] = episode.is_terminated
         columns[Columns.TRUNCATEDS][-1] = episode.is_truncated
         for name in self.config.label_columns:
             columns[name] = np.asarray(episode.get_extra_model_outputs(name))
-        q = columns[TEACHER_Q]
-        columns[VALID] &= np.isfinite(q).any(-1) & ~(np.isnan(q) | np.isposinf(q)).any(-1)
+        columns[VALID] = is_usable(columns[Columns.OBS], columns[Columns.REWARDS], columns[TEACHER_Q])
+        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, int((~columns[VALID]).sum()), reduce="lifetime_sum")
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {

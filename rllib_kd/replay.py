@@ -12,7 +12,7 @@ before it. A state of 4 × 84 × 84 bytes takes 7 KB instead of 28.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ _PRIORITY = "priority"
 class ColumnarReplay:
     """Ring buffer of columns with uniform sampling.
 
+    Attributes:
+        OWN_COLUMNS: columns that nobody but the replay reads.
+
     Columns, their dtypes and shapes are those of the first `add`, and whether stacks are packed. Memory is `capacity`
     times the bytes of one row.
 
@@ -35,6 +38,8 @@ class ColumnarReplay:
         device: where the columns live and batches are gathered.
         seed: of the sampling order; None draws one.
     """
+
+    OWN_COLUMNS: ClassVar[tuple[str, ...]] = (VALID, CONTEXT)
 
     def __init__(self, capacity: int, *, device: torch.device | str = "cpu", seed: int | None = None):
         if capacity < 1:
@@ -178,22 +183,31 @@ class ColumnarReplay:
         return (following + (self._num_frames - 1) * self._columns[CONTEXT][following]) % self.capacity
 
     def get_state(self) -> dict[str, Any]:
-        """Contents (oldest row first), and the state of the sampling order."""
+        """Contents (oldest row first), where they lie in the ring, and the state of the sampling order."""
         order = self._oldest(self._size)
         return {
             "num_frames": self._num_frames,
+            "capacity": self.capacity,
+            "head": self._head,
             "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()},
             "generator": self._generator.get_state().numpy(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the contents by those of `get_state()`."""
+        """Replace the contents by those of `get_state()`; without `generator`, rows are drawn in an order of its own.
+
+        In a ring of the same capacity every row lies where it lay, so that the same draws give the same rows.
+        """
         self._columns, self._head, self._size = {}, 0, 0
         self._drawable = self._drawable[:0]
-        self._num_frames = state["num_frames"]
+        self._num_frames = int(state["num_frames"])
         if state["columns"]:
+            if int(state["capacity"]) == self.capacity:
+                count = len(next(iter(state["columns"].values())))
+                self._head = (int(state["head"]) - count) % self.capacity
             self._append(state["columns"])
-        self._generator.set_state(torch.from_numpy(np.asarray(state["generator"])))
+        if "generator" in state:
+            self._generator.set_state(torch.tensor(state["generator"]))  # a copy: it may be read-only
 
     def _check(self, rows: Mapping[str, Tensor], count: int) -> None:
         lengths = {name: len(row) for name, row in rows.items()}
@@ -225,6 +239,7 @@ class PrioritizedReplay(ColumnarReplay):
         seed: as in `ColumnarReplay`.
     """
 
+    OWN_COLUMNS = (VALID, CONTEXT, _PRIORITY)
     _BATCHES_AT_ONCE = 16  # sums over all rows are needed only so often
 
     def __init__(
@@ -278,7 +293,7 @@ class PrioritizedReplay(ColumnarReplay):
     def set_state(self, state: Mapping[str, Any]) -> None:
         """As `ColumnarReplay.set_state`."""
         super().set_state(state)
-        self._highest.fill_(state["highest_priority"])
+        self._highest.fill_(float(state.get("highest_priority", 1.0)))  # of a uniform replay it has none
 
 
 def make_replay(

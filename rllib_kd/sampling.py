@@ -114,6 +114,15 @@ class SampleRequests:
         for actor_id in set(self._manager._filter_calls_by_tag(_SAMPLE)[1]):
             self._manager._remove_async_state(actor_id)
 
+    def kill_the_hung(self, *, seconds: float) -> None:
+        """End EnvRunners that do not answer in time: what RLlib asks of them at the end, it waits for endlessly."""
+        by_ping = {actor.ping.remote(): actor for actor in self._manager.actors().values()}
+        if by_ping:
+            _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)
+            for ping in hung:
+                logger.warning("An EnvRunner does not end its sample within %g s, and is killed.", seconds)
+                ray.kill(by_ping[ping])
+
     def ping_the_dead(self) -> bool:
         """Whether an EnvRunner that died has answered since: without waiting for it."""
         dead = set(self._manager.actor_ids()) - set(self._group.healthy_env_runner_ids())

@@ -11,7 +11,9 @@ from tests.conftest import make_q_module
 def test_the_second_algorithm_plays_no_baselines(build, cartpole_config, monkeypatch):
     config = cartpole_config.distillation(teacher="cartpole", num_baseline_episodes=3)
     first = build(config.copy(copy_frozen=False)).train()["distillation"]
-    monkeypatch.setattr("rllib_kd.env_runner.DistillEnvRunner.play_episodes", lambda *args, **kwargs: [1.0])
+    monkeypatch.setattr(
+        "rllib_kd.env_runner.DistillEnvRunner.play_episodes", lambda *args, **kwargs: {"default_policy": [1.0]}
+    )
     second = build(config.copy(copy_frozen=False)).train()["distillation"]
     assert second["teacher_return"] == first["teacher_return"] == 500.0
     assert second["random_return"] == first["random_return"]

@@ -498,7 +498,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     folder = tmp_path / "default"
     arguments = ["--config", json.dumps(FAST), "--storage-path", str(tmp_path), "--num-samples", "2"]
     terminal = Terminal(*DISTIL, *arguments, "--stop", '{"training_iteration": 1e6}', "--ray-num-cpus", "1")
-    terminal.wait_for(lambda: num_results(folder) > 0)
+    terminal.wait_for(lambda: "env steps" in terminal.text)
     terminal.press_ctrl_c()
     assert terminal.wait() == 1, terminal.text
     assert len(checkpoints(folder)) == 1  # the other one has not begun
@@ -509,9 +509,10 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     assert command is not None, terminal.text
 
     terminal = Terminal(*shlex.split(command[1]), columns=40)
-    terminal.wait_for(lambda: num_results(folder) > before + 2)
+    terminal.wait_for(lambda: len(set(re.findall(r"trials done[^\r\n]*", terminal.text))) > 2)
     terminal.press_ctrl_c()
     assert terminal.wait() == 1, terminal.text
+    assert num_results(folder) > before
     assert len(checkpoints(folder)) == 2
     (result,) = folder.glob("*/result.json")
     iterations = [json.loads(line)["training_iteration"] for line in result.read_text().splitlines()]
@@ -524,7 +525,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path):
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     config = json.dumps(FAST | {"evaluation_interval": 2, "evaluation_duration": 1_000_000})  # that will never end
     terminal = Terminal(*DISTIL, "--config", config, "--storage-path", str(tmp_path))
-    terminal.wait_for(lambda: num_results(tmp_path / "default") == 1)
+    terminal.wait_for(lambda: "env steps" in terminal.text)
     terminal.press_ctrl_c()
     terminal.wait_for(lambda: "stopping" in terminal.text)
     terminal.press_ctrl_c()

@@ -91,7 +91,6 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: setattr(c, "num_envs_per_env_runner", 0), "`num_envs_per_env_runner` must be an integer"),
         (lambda c: c.training(n_step=0).distillation(td_coeff=1.0), "`n_step` must be an integer of at least 1"),
         (lambda c: c.training(gamma=2.0).distillation(td_coeff=1.0), "`gamma` must be in"),
-        (lambda c: c.training(store_buffer_in_checkpoints=True), "not supported yet"),
         (lambda c: c.training(learner_connector=lambda *_: None), "`learner_connector` has no place here"),
         (lambda c: c.training(learner_class=DQNTorchLearner), "must be a DistillDQNTorchLearner"),
         (lambda c: c.env_runners(env_runner_cls=SingleAgentEnvRunner), "must be a DistillEnvRunner"),
@@ -101,7 +100,6 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.rl_module(model_config={"use_lstm": True}), "Recurrent students"),
         (lambda c: c.training(num_atoms=11).distillation(td_coeff=1.0), "distributional student"),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": [4]}).distillation(compression=0.1), "Set one of them"),
-        (lambda c: c.multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda *_: "a"), "single-agent"),
         (
             lambda c: c.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False),
             "new API stack",

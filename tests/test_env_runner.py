@@ -313,13 +313,13 @@ def test_a_teacher_that_stacks_frames_labels_single_ones(cluster, direct):
 def test_a_crash_does_not_spoil_the_baselines(counting_config, tmp_path):
     config = counting_config.environment(env_config={"length": 5, "fails_at": 7, "mark": tmp_path / "crashed"})
     config.fault_tolerance(restart_failed_sub_environments=True).env_runners(rollout_fragment_length=4)
-    assert make_runner(config).play_episodes(6, teacher=True) == [15.0] * 6
+    assert make_runner(config).play_episodes(6, teacher=True) == {"default_policy": [15.0] * 6}
     assert (tmp_path / "crashed").exists()
 
 
 def test_baseline_episodes_are_whole_and_evenly_shared(counting_config):
     runner = make_runner(counting_config)
-    assert runner.play_episodes(7, teacher=True) == [15.0] * 7
+    assert runner.play_episodes(7, teacher=True) == {"default_policy": [15.0] * 7}
     before, _ = sample(make_runner(counting_config))
     after, metrics = sample(runner)
     for name in ALL_COLUMNS:  # sampling starts as if nothing had been

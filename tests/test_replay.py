@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers import PrioritizedEpisodeReplayBuffer
 
+from rllib_kd.frames import CONTEXT, pack
 from rllib_kd.replay import ColumnarReplay, PrioritizedReplay, make_replay
 
 
@@ -271,3 +272,32 @@ def test_n_step_looks_ahead_as_a_walk_along_the_episode(fragments, n_step, capac
         assert ahead["rewards"][i].item() == pytest.approx(total, rel=1e-5)
         assert bool(ahead["terminateds"][i]) == terminated
         assert ahead["n_step"][i].item() == length
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [ColumnarReplay, lambda capacity, seed: PrioritizedReplay(capacity, alpha=0.7, beta=0.4, seed=seed)],
+    ids=["uniform", "prioritized"],
+)
+@pytest.mark.parametrize("num_rows", [9, 16, 23])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_restored_replay_draws_the_very_rows_before_and_after_it_wraps_around(kind, num_rows, packed):
+    def fragment(first, count):
+        columns = {"obs": np.arange(first, first + count, dtype=np.float32)[:, None], "valid": np.ones(count, bool)}
+        if packed:
+            frames = np.arange(first, first + count + 2, dtype=np.uint8)
+            stacks = np.stack([frames[i : i + count] for i in range(3)], axis=-1)
+            columns = pack({**columns, "obs": stacks[:, None, None, :] * np.ones((1, 2, 2, 1), np.uint8)}, (2, 2, 3))
+            assert CONTEXT in columns
+        return columns
+
+    replay, copy = kind(16, seed=3), kind(16, seed=4)
+    replay.add(fragment(0, num_rows))
+    if isinstance(replay, PrioritizedReplay):
+        replay.update_priorities(replay.sample_indices(1, 4)[0], torch.arange(4.0))
+    copy.set_state(replay.get_state())
+    for first in (50, 60):
+        drawn = [[each.gather(rows, ("obs",))["obs"] for rows, _ in each.draw(3, 8)] for each in (replay, copy)]
+        assert torch.equal(*map(torch.stack, drawn))
+        for each in (replay, copy):
+            each.add(fragment(first, 6))

@@ -53,14 +53,13 @@ def test_ray_takes_the_file(cluster):
     validate_config(prepare_config(cluster))  # as `ray up` does, with the provider's defaults
 
 
-def test_all_nodes_have_one_python_and_the_ray_of_pyproject(cluster):
+def test_all_nodes_have_one_python_and_a_ray_that_pyproject_admits(cluster):
     images = [image for key, image in entries(cluster) if key.endswith("image")]
     assert len(images) == 2
     versions = {re.fullmatch(r"rayproject/ray:([\d.]+)-py(\d)(\d+)(?:-gpu)?", image).groups() for image in images}
     [(ray_version, *python)] = versions
     required = Requirement(re.search(r'"(ray\[[^"]+)"', PYPROJECT)[1]).specifier
-    [lowest] = [bound.version for bound in required if bound.operator == ">="]
-    assert Version(ray_version) == Version(lowest)
+    assert Version(ray_version) in required
     assert ".".join(python) in SpecifierSet(re.search(r'requires-python = "(.+)"', PYPROJECT)[1])
 
 

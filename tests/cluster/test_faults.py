@@ -180,7 +180,7 @@ def test_a_dead_node_of_env_runners_does_not_end_a_trial(nodes, tmp_path):
         lambda: nodes.remove_node(places[1], allow_graceful=False),
         num_env_runners=2,
         custom_resources_per_env_runner={"place": 1},
-        min_sample_timesteps_per_iteration=2_500,  # each iteration waits a second for the one that does not come back
+        min_sample_timesteps_per_iteration=2_500,
     )
     assert not errors
     assert iterations == list(range(1, 9))

@@ -1,0 +1,109 @@
+"""Every private name of RLlib that this package depends on: a Ray that moves one fails here, by that name."""
+
+import ast
+import inspect
+import textwrap
+
+import pytest
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
+from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
+from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
+from ray.rllib.core.learner.learner import Learner
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+from ray.tune.trainable import Trainable
+
+from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner, resume
+from rllib_kd.env_runner import DistillEnvRunner, StudentsEnvRunner
+from rllib_kd.multi_agent_env_runner import DistillMultiAgentEnvRunner
+
+OUR_CLASSES = (
+    DistillDQN,
+    DistillDQNConfig,
+    DistillDQNTorchLearner,
+    DistillEnvRunner,
+    StudentsEnvRunner,
+    DistillMultiAgentEnvRunner,
+)
+#: What is reached in objects of RLlib from outside of them.
+REACHED = {
+    EnvRunnerGroup: ("_worker_manager",),
+    FaultTolerantActorManager: ("_filter_calls_by_tag", "_remove_async_state", "actors"),
+    AlgorithmConfig: ("_env_to_module_connector", "_module_to_env_connector", "_rl_module_spec", "_is_frozen"),
+    LearnerGroup: ("_learner",),
+    Learner: ("_learner_index", "_weights_seq_no", "_optimizer_lr_schedules"),
+    DQNLearner: ("last_update_ts_by_mid",),
+    SingleAgentEnvRunner: ("_env_to_module", "_module_to_env"),
+    MeanStdFilter: ("_update_stats",),
+    Trainable: ("_storage", "_iteration"),
+}
+
+
+def source_of(classes) -> str:
+    return "\n".join(inspect.getsource(cls) for cls in classes)
+
+
+def missing_in(cls: type, names) -> set[str]:
+    """Those that a class neither has nor assigns to itself."""
+    source = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
+    return {name for name in names if not hasattr(cls, name) and f"self.{name}" not in source}
+
+
+def private_names(cls: type) -> set[str]:
+    """`self._x` and `super()._x` in the body of a class, that it neither defines nor assigns."""
+    used, own = set(), set()
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls)))):
+        if isinstance(node, ast.FunctionDef):
+            own.add(node.name)
+        if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
+            continue
+        of_self = isinstance(node.value, ast.Name) and node.value.id == "self"
+        of_super = isinstance(node.value, ast.Call) and getattr(node.value.func, "id", None) == "super"
+        if of_self and isinstance(node.ctx, ast.Store):
+            own.add(node.attr)
+        elif of_self or of_super:
+            used.add(node.attr)
+    return used - own
+
+
+def message(cls: type, missing: set[str]) -> str:
+    return f"Ray {ray.__version__} has no {sorted(missing)} in {cls.__name__}, which rllib_kd depends on."
+
+
+@pytest.mark.parametrize("cls", OUR_CLASSES)
+def test_what_our_classes_use_of_their_base_classes_is_there(cls):
+    inherited = source_of(base for base in cls.__mro__[1:] if base.__module__.startswith("rllib_kd."))
+    names = {name for name in private_names(cls) if f"def {name}" not in inherited}
+    assert names
+    missing = missing_in(cls, names)
+    assert not missing, message(cls, missing)
+
+
+@pytest.mark.parametrize("cls", REACHED)
+def test_what_is_reached_from_outside_is_there(cls):
+    missing = missing_in(cls, REACHED[cls])
+    assert not missing, message(cls, missing)
+
+
+@pytest.mark.parametrize("cls", [DistillEnvRunner, DistillMultiAgentEnvRunner])
+def test_what_sampling_goes_on_from_is_there(cls):
+    names = resume._RLLIB_ATTRIBUTES
+    source = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
+    missing = {name for name in names if f"self.{name}" not in source}
+    assert not missing, message(cls, missing)
+
+
+def test_a_name_that_is_gone_is_named():
+    assert missing_in(Algorithm, ["_iteration", "_gone"]) == {"_gone"}
+    assert "has no ['_gone'] in Algorithm" in message(Algorithm, {"_gone"})
+
+
+def test_the_default_connectors_are_known_by_their_classes():
+    from rllib_kd.checkpoints.rllib import is_default_connector
+
+    assert is_default_connector(NumpyToTensor())

@@ -307,6 +307,10 @@ class DistillEnvRunner(StudentsEnvRunner):
         Returns:
             One return an episode, under the name of the only module.
         """
+        with fixed_seed(self):
+            return self._play_episodes(num_episodes, teacher=teacher)
+
+    def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
         self._needs_initial_reset = True
         due = np.full(self.num_envs, num_episodes // self.num_envs)
@@ -494,6 +498,18 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
     if teacher_q is not None:
         usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
     return usable
+
+
+@contextmanager
+def fixed_seed(env_runner: Any) -> Iterator[None]:
+    """Episodes that are the same in every run, whether the user has set a seed or not."""
+    own_seed = env_runner._seed
+    env_runner._seed = env_runner.worker_index if own_seed is None else own_seed
+    try:
+        yield
+    finally:  # without a seed by chance again: environments keep their random state when they are reset without one
+        chance = int(np.random.default_rng().integers(2**31))
+        env_runner._seed = chance if own_seed is None else own_seed
 
 
 def has_plain_connectors(env_runner: Any) -> bool:

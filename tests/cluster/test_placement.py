@@ -1,6 +1,7 @@
 """Where actors go on a cluster of several nodes."""
 
 import json
+import time
 
 import ray
 from ray import tune
@@ -19,6 +20,10 @@ class Places(RLlibCallback):
 
 
 def places(tmp_path, **config):
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the actors of the last trial have not gone"
+        time.sleep(0.1)
     param_space = {"env": "CartPole-v1", "teacher": "cartpole", "num_baseline_episodes": 0, "callbacks_class": Places}
     (result,) = tune.Tuner(
         "DistillDQN",

@@ -52,6 +52,7 @@ from rllib_kd.spaces import brief, check_spaces, input_space, same_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Support, Teacher, support_of
+from rllib_kd.teachers.ensemble import as_configured
 
 logger = logging.getLogger(__name__)
 
@@ -222,12 +223,14 @@ class DistillDQN(DQN):
     def _load_teacher(self, group_id: str) -> Teacher:
         """A teacher; an empty one that is still to come from a checkpoint."""
         given = self.config.teachers[group_id]
-        if isinstance(given, Teacher):
-            return copy.deepcopy(given)  # a restored state replaces its network
-        if str(given) == TEACHER_IN_CHECKPOINT:
+        if isinstance(given, str) and given == TEACHER_IN_CHECKPOINT:
             return Teacher()  # restore_from_path() will fill it
         try:
-            return load_teacher(given, trust_checkpoint=self.config.trust_checkpoint)
+            if isinstance(given, Teacher):
+                loaded = copy.deepcopy(given)  # a restored state replaces its network
+            else:
+                loaded = load_teacher(given, trust_checkpoint=self.config.trust_checkpoint)
+            return as_configured(loaded, self.config.ensemble, self.config.temperature)
         except ValueError:
             # Tune rebuilds a trial from its config before it restores it, maybe on another machine.
             if teacher := self._load_teacher_of_trial(_component(group_id)):
@@ -268,7 +271,7 @@ class DistillDQN(DQN):
                 config.rl_module(model_config=shapes[DEFAULT_MODULE_ID])
         config.student = config.compression = None
         # What actors and checkpoints get of a teacher that is loaded already, they get by itself.
-        config.set_teachers(lambda group_id, teacher: teacher.source if isinstance(teacher, Teacher) else teacher)
+        config.set_teachers(lambda _, teacher: _without_networks(teacher))
         config.freeze()
         return config
 
@@ -278,7 +281,7 @@ class DistillDQN(DQN):
             return dict(PRESETS[shape])
         if "compression" not in shape:
             return dict(shape)
-        config, teacher = self.config, self._teachers[group_id]
+        config, teacher = self.config, self._teachers[group_id].members[0]
         if teacher.model_config is None:
             raise ValueError(
                 f"The teacher '{teacher.source}' has a network of its own, which cannot be scaled by `compression`. "
@@ -294,7 +297,7 @@ class DistillDQN(DQN):
             {**teacher.model_config, **config.given_model_config, **given},
             head_config=config.model_config,
             compression=shape["compression"],
-            teacher_parameters=teacher.num_parameters,
+            teacher_parameters=self._teachers[group_id].num_parameters,
             observation_space=observation_space,
             action_space=teacher.action_space,
         )
@@ -360,6 +363,11 @@ class DistillDQN(DQN):
 
     def _check_spaces(self, group_id: str, teacher: Teacher) -> None:
         shown_space, action_space = self.spaces[group_id if self.config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
+        if self.config.is_multi_agent and teacher.pipeline is not None and teacher.pipeline.stages:
+            raise ValueError(
+                f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
+                "settings do not have. Name one that takes what the environment shows."
+            )
         if teacher.pipeline is None and not teacher.takes(shown_space):
             shown_space, _ = self.spaces[group_id]  # then it takes what the student takes
         for what, fits, teacher_space, own_space in (
@@ -777,6 +785,13 @@ class StudentSize(NamedTuple):
 def _component(group_id: str) -> str:
     """The name of a teacher's folder in a checkpoint."""
     return COMPONENT_TEACHER if group_id == DEFAULT_MODULE_ID else f"{COMPONENT_TEACHER}_{group_id}"
+
+
+def _without_networks(teacher: Any) -> Any:
+    """What a config says of a teacher, of each in a list, where it is loaded already."""
+    if isinstance(teacher, list | tuple):
+        return [_without_networks(member) for member in teacher]
+    return teacher.source if isinstance(teacher, Teacher) else teacher
 
 
 def _limit_threads(num_cpus: int) -> None:

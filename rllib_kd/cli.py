@@ -83,7 +83,7 @@ def _writable(path: Path | None, *, is_folder: bool) -> Path | None:
 Words = Annotated[list[str] | None, typer.Argument(metavar="file FILE", help="A .py or .yaml experiment.")]
 Algo = Annotated[str | None, _option("DistillDQN, DQN, PPO …", "--algo", "--run", "-a", "-r", metavar="NAME")]
 TrainEnv = Annotated[str | None, _option("Of gymnasium, or a registered name.", "--env", "-e", metavar="ID")]
-Teacher = Annotated[str | None, _option("DistillDQN: checkpoint, or 'cartpole'.", metavar="PATH")]
+Teacher = Annotated[list[str] | None, _option("Checkpoint, or 'cartpole'; several: as one.", metavar="PATH")]
 Compression = Annotated[float | None, _option("DistillDQN: student / teacher size.", metavar="X")]
 Loss = Annotated[str | None, _option("DistillDQN: kl, nll, mse …", metavar="NAME")]
 Config = Annotated[str, _option("Settings, as text or as @FILE.", "--config", "-c", metavar="JSON")]
@@ -178,7 +178,7 @@ def train(
         experiment = experiments.Experiment("default", algo)
     else:
         raise ValueError("Name what to train: --algo DistillDQN, say, or file FILE. `rllib train --help` shows more.")
-    shortcuts = {"env": env, "teacher": teacher, "compression": compression, "loss": loss}
+    shortcuts = {"env": env, "teacher": _one_or_all(teacher), "compression": compression, "loss": loss}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     experiment.settings |= experiments.parse_json(config, "--config")
     experiment.stop |= experiments.parse_json(stop, "--stop")
@@ -243,7 +243,7 @@ Trust = Annotated[bool, _option("Execute what it holds: your own classes.", "--t
 @app.command()
 def compare(
     students: Students,
-    teacher: Annotated[str, _option("Checkpoint, or 'cartpole'.", metavar="PATH")],
+    teacher: Annotated[list[str], _option("Checkpoint, or 'cartpole'; several: as one.", metavar="PATH")],
     env: OwnEnv = None,
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
@@ -266,7 +266,7 @@ def compare(
     if len(found) == 1:
         found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
-        teacher,
+        _one_or_all(teacher),
         {name: student.checkpoint for name, student in found.items()},
         env,
         num_episodes=episodes,
@@ -377,6 +377,11 @@ def export(
             for source, path in written
         ]
     typer.echo(deployment_table(deployments))
+
+
+def _one_or_all(teachers: list[str] | None) -> str | list[str] | None:
+    """What was given several times is an ensemble."""
+    return teachers[0] if teachers and len(teachers) == 1 else teachers or None
 
 
 def main() -> None:

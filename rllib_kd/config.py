@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from rllib_kd import atari
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
-from rllib_kd.teachers import absolute_teacher_uri
+from rllib_kd.teachers import absolute_teachers
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Teacher
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 INITS = ("random", "teacher")
+ENSEMBLES = ("q", "policy")
 ROLLOUT_POLICIES = ("teacher", "student", "mixture")
 #: Keys of a model config that set how wide the student is.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
@@ -54,7 +55,8 @@ class DistillDQNConfig(DQNConfig):
         from rllib_kd.env_runner import DistillEnvRunner
 
         super().__init__(algo_class=algo_class or DistillDQN)
-        self.teacher: str | Teacher | Mapping[str, str | Teacher] | None = None
+        self.teacher: str | Teacher | list[Any] | Mapping[str, Any] | None = None
+        self.ensemble = "q"
         self.trust_checkpoint = False
         self.loss = "kl"
         self.temperature: float | Literal["auto"] = "auto"
@@ -107,7 +109,8 @@ class DistillDQNConfig(DQNConfig):
     def distillation(
         self,
         *,
-        teacher: str | os.PathLike[str] | Teacher | Mapping[str, Any] | None = NotProvided,
+        teacher: str | os.PathLike[str] | Teacher | Sequence[Any] | Mapping[str, Any] | None = NotProvided,
+        ensemble: str = NotProvided,
         trust_checkpoint: bool = NotProvided,
         loss: str = NotProvided,
         temperature: float | Literal["auto"] = NotProvided,
@@ -138,9 +141,14 @@ class DistillDQNConfig(DQNConfig):
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
                 Stable-Baselines3, CleanRL, safetensors, ONNX or TorchScript; or "cartpole", the teacher that comes with
                 the package. A path becomes absolute at once. Or a teacher that is loaded already, by `load_teacher()`:
-                it then travels with the config, to where the path does not exist. In multi-agent settings: a dict of
-                one teacher for each policy that is to learn. None: with `td_coeff` above 0 this is DQN itself, and its
-                checkpoints are teachers like any other.
+                it then travels with the config, to where the path does not exist. A list of these is an ensemble. In
+                multi-agent settings: a dict of one teacher (or list) for each policy that is to learn. None: with
+                `td_coeff` above 0 this is DQN itself, and its checkpoints are teachers like any other.
+            ensemble: what several teachers say together. "q" (default): the mean of their Q-values, in return units; of
+                teachers with rewards on one scale and one discount, since otherwise the largest values decide.
+                "policy": the mean of their softmaxes at `temperature`, which must be a number then, for losses that
+                rank actions. Low temperatures count their best actions as votes, high ones weigh how much they prefer
+                them. Rusu et al. 2015, arXiv 1511.06295.
             trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
                 of your own, and for TorchScript. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities), "reverse_kl", "jsd" (between the two), "nll"
@@ -219,8 +227,9 @@ class DistillDQNConfig(DQNConfig):
         """
         if teacher is not NotProvided:
             self.teacher = teacher  # type: ignore[assignment]  # paths become strings at once
-            self.set_teachers(lambda _, one: one if isinstance(one, Teacher) else absolute_teacher_uri(one))
+            self.set_teachers(lambda _, given: absolute_teachers(given))
         given = {
+            "ensemble": ensemble,
             "trust_checkpoint": trust_checkpoint,
             "loss": loss,
             "temperature": temperature,
@@ -356,13 +365,13 @@ class DistillDQNConfig(DQNConfig):
     # is one for each module with a teacher, named like it; otherwise there is one.
 
     @property
-    def teachers(self) -> dict[str, str | Teacher]:
-        """The teacher of each group; none without a teacher."""
+    def teachers(self) -> dict[str, Any]:
+        """The teacher of each group, a list where it is an ensemble; none without a teacher."""
         if isinstance(self.teacher, Mapping):
             return dict(self.teacher)
         return {} if self.teacher is None else {DEFAULT_MODULE_ID: self.teacher}
 
-    def set_teachers(self, change: Callable[[str, Any], str | Teacher]) -> None:
+    def set_teachers(self, change: Callable[[str, Any], Any]) -> None:
         """Replace the teacher of each group by `change(group, teacher)`."""
         changed = {group_id: change(group_id, teacher) for group_id, teacher in self.teachers.items()}
         self.teacher = changed if isinstance(self.teacher, Mapping) else changed.get(DEFAULT_MODULE_ID)
@@ -410,7 +419,8 @@ class DistillDQNConfig(DQNConfig):
         from rllib_kd.losses import LOSSES, POLICY_LOSSES
 
         for teacher in self.teachers.values():
-            if not isinstance(teacher, str | os.PathLike | Teacher):
+            members = teacher if isinstance(teacher, list | tuple) else [teacher]
+            if not members or not all(isinstance(member, str | os.PathLike | Teacher) for member in members):
                 raise ValueError(
                     f"DistillDQN needs a teacher, got {teacher!r}. Name one with "
                     ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
@@ -418,6 +428,7 @@ class DistillDQNConfig(DQNConfig):
         if self.loss not in LOSSES:
             hint = did_you_mean(str(self.loss).lower(), LOSSES)
             raise ValueError(f"Unknown loss {self.loss!r}.{hint} Known are: {', '.join(LOSSES)}.")
+        self._check_ensemble()
         if self.rollout_policy not in ROLLOUT_POLICIES:
             raise ValueError(
                 f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
@@ -477,6 +488,35 @@ class DistillDQNConfig(DQNConfig):
         episodes = self.num_baseline_episodes
         if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
             raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+    def _check_ensemble(self) -> None:
+        from rllib_kd.losses import POLICY_LOSSES
+
+        if self.ensemble not in ENSEMBLES:
+            raise ValueError(f"Unknown ensemble {self.ensemble!r}. Known are: {', '.join(ENSEMBLES)}.")
+        if self.loss == "categorical" and any(isinstance(teacher, list | tuple) for teacher in self.teachers.values()):
+            raise ValueError(
+                "The loss 'categorical' learns return distributions, but an ensemble has the mean of Q-values. Use "
+                "another loss, or one teacher."
+            )
+        if self.ensemble != "policy":
+            return
+        if self.temperature == "auto":
+            raise ValueError(
+                "ensemble='policy' is the mean of the teachers' policies at `temperature`, but 'auto' is measured on "
+                "that mean. Set a number, in return units: about a tenth of the usual gap between the best two "
+                "Q-values. Or use ensemble='q'."
+            )
+        for name, makes_no_sense in (
+            ("loss", self.loss not in POLICY_LOSSES),
+            ("gap_weighting", bool(self.gap_weighting)),
+            ("value_gate", bool(self.value_gate)),
+        ):
+            if makes_no_sense:
+                raise ValueError(
+                    f"`{name}`={getattr(self, name)!r} needs the teachers' Q-values, but ensemble='policy' has only "
+                    "their mean policy. Use ensemble='q', or leave it out."
+                )
 
     def _check_preset(self) -> None:
         _check_preset("student", self.student)

@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import SAMPLE_TIMER
+from ray.rllib.utils.metrics import SAMPLE_TIMER, WEIGHTS_SEQ_NO
 
 from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.family import FamilyQValues, FamilyTurns
@@ -307,6 +307,10 @@ class DistillEnvRunner(StudentsEnvRunner):
         Returns:
             One return an episode, under the name of the only module.
         """
+        with fixed_seed(self):
+            return self._play_episodes(num_episodes, teacher=teacher)
+
+    def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
         self._needs_initial_reset = True
         due = np.full(self.num_envs, num_episodes // self.num_envs)
@@ -465,6 +469,8 @@ class DistillEnvRunner(StudentsEnvRunner):
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
     """What an EnvRunner with `sample_columns()` answers to a request."""
+    if state[WEIGHTS_SEQ_NO] < env_runner._weights_seq_no:
+        env_runner._weights_seq_no = 0  # the Learner was restored: RLlib would keep the newer student
     env_runner.set_state(state)
     shards, metrics = env_runner.sample_columns(**kwargs)
     connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
@@ -492,6 +498,18 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
     if teacher_q is not None:
         usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
     return usable
+
+
+@contextmanager
+def fixed_seed(env_runner: Any) -> Iterator[None]:
+    """Episodes that are the same in every run, whether the user has set a seed or not."""
+    own_seed = env_runner._seed
+    env_runner._seed = env_runner.worker_index if own_seed is None else own_seed
+    try:
+        yield
+    finally:  # without a seed by chance again: environments keep their random state when they are reset without one
+        chance = int(np.random.default_rng().integers(2**31))
+        env_runner._seed = chance if own_seed is None else own_seed
 
 
 def has_plain_connectors(env_runner: Any) -> bool:

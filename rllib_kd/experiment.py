@@ -41,7 +41,8 @@ from rllib_kd.runs import find_student
 from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.spaces import check_actions
-from rllib_kd.teachers import absolute_teacher_uri, absolute_uri, load_teacher
+from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
+from rllib_kd.teachers.ensemble import as_configured
 
 #: Metrics of the old API stack, and where a result holds them now.
 RENAMED_METRICS = {
@@ -137,11 +138,12 @@ class Experiment:
             validate(config)
         for config in {repr((config.env, config.env_config)): config for config in configs}.values():
             _check_made(config)
-        distilled = [
-            config for config in configs if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str)
-        ]
-        teachers = {str(config.teacher): config.trust_checkpoint for config in distilled}
-        for teacher, trust in teachers.items():  # now, where the user sees what is wrong, and not in every trial
+        teachers = {
+            repr(config.teacher): (config.teacher, config.trust_checkpoint)
+            for config in configs
+            if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str | list)
+        }
+        for teacher, trust in teachers.values():  # now, where the user sees what is wrong, and not in every trial
             load_teacher(teacher, trust_checkpoint=trust)
         if self.compare_episodes and len(teachers) != 1:
             raise ValueError(f"A comparison at the end needs DistillDQN and one teacher, got {len(teachers)} teachers.")
@@ -236,7 +238,7 @@ def _absolute_teachers(value: Any) -> Any:
     """Teachers under names that mean the same in every trial's working directory."""
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
         return {"grid_search": [_absolute_teachers(teacher) for teacher in value["grid_search"]]}
-    return None if value is None else absolute_teacher_uri(value)
+    return None if value is None else absolute_teachers(value)
 
 
 def _check_env(config: AlgorithmConfig) -> None:
@@ -593,9 +595,12 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     config = students[0].config
     if not experiment.compare_episodes:
         paths = [location(student.checkpoint) for student in students]
-        return "compare by: " + shlex.join(["rllib", "compare", "--teacher", str(config["teacher"]), *paths])
+        teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]
+        named = [word for teacher in teachers for word in ("--teacher", str(teacher))]
+        return "compare by: " + shlex.join(["rllib", "compare", *named, *paths])
+    teacher = load_teacher(config["teacher"], trust_checkpoint=config["trust_checkpoint"])
     comparisons = compare_all(
-        config["teacher"],
+        as_configured(teacher, config["ensemble"], config["temperature"]),
         {"student" if len(students) == 1 else Path(s.path).name: location(s.checkpoint) for s in students},
         config["env"],
         num_episodes=experiment.compare_episodes,

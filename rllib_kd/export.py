@@ -273,7 +273,7 @@ def _parity(
     """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
     device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     stages = tuple(stage for stage in _stages(student) if not isinstance(stage, StackFrames))
-    view = ObservationPipeline(student.observation_space, stages).start()
+    view = ObservationPipeline(_artifact_space(student), stages).start()
     differences, agreements, sizes = [], [], []
     for first in range(0, len(obs), _CHUNK):
         chunk = obs[first : first + _CHUNK].astype(np.float32)
@@ -312,8 +312,13 @@ def _stages(student: Teacher) -> tuple[Stage, ...]:
 
 def _input_shape(student: Teacher) -> tuple[int, ...]:
     """Shape of one observation, as the artifact takes it."""
+    return tuple(_artifact_space(student).shape or ())
+
+
+def _artifact_space(student: Teacher) -> gym.Space:
+    """What the artifact takes: what the environment shows, or stacks of it."""
     has_frames = any(isinstance(stage, StackFrames) for stage in _stages(student))
-    return tuple((student.input_space if has_frames else student.observation_space).shape or ())
+    return student.input_space if has_frames else student.observation_space
 
 
 def _preprocessing(student: Teacher) -> list[nn.Module]:

@@ -60,6 +60,9 @@ class FamilyQValues:
     @torch.inference_mode()
     def __call__(self, obs: Tensor, acting: np.ndarray) -> Tensor:
         """`[N, A]` of observations `[N, ...]`, each by the student `acting` (`[N]`)."""
+        if len(self._stacks) == 1 and not self._alone:  # the usual case, at a third of the cost
+            (_, mlps), (packed,) = self._stacks[0], self._packed
+            return mlps.q_values(packed, obs)[torch.from_numpy(acting), torch.arange(len(obs))]
         num_actions = int(self._students[0].action_space.n)
         q = torch.empty(len(obs), num_actions, device=obs.device)
         for i in self._alone:

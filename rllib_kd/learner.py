@@ -370,12 +370,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             )
         with bf16:
             outputs = learner.q_values(batch[Columns.OBS]).float()  # [N, B, A]
-        count, size, _ = outputs.shape
-        labels = {name: column for name, column in batch.items() if name != Columns.OBS}
-        tiled = {name: column.repeat(count, *[1] * (column.ndim - 1)) for name, column in labels.items()}
-        fwd_out = {QF_PREDS: outputs.flatten(0, 1)}
-        by_row = self._loss_by_row(group, learner.members[0], tiled, fwd_out, group.config)
-        return self._weigh({name: rows.view(count, size) for name, rows in by_row.items()})
+        by_row = self._loss_by_row(group, learner.members[0], batch, {QF_PREDS: outputs}, group.config)
+        return self._weigh(by_row)
 
     def _step(self, learner: Student | StackedStudents, loss: Tensor) -> None:
         for param in learner.params:

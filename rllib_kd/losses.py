@@ -3,6 +3,9 @@
 The Learner weights, averages and adds them up. Every function treats `teacher_q` (and TD targets) as constants, and
 leaves its arguments unchanged. An action with a teacher's Q-value of -inf is illegal in that state (an action mask):
 it takes no part in the loss, whatever the student predicts for it.
+
+Where Q-values of a student are `[B, A]`, those of several students of one teacher may stand, `[students, B, A]`: then
+the loss is `[students, B]`, and what depends on the teacher alone is computed once.
 """
 
 from __future__ import annotations
@@ -154,7 +157,7 @@ def nll(student_q: Tensor, teacher_q: Tensor, *, student_temperature: float = 1.
     """
     _check_same_shape(student_q, teacher_q)
     logits = student_q.masked_fill(~_legal(teacher_q), -torch.inf) / student_temperature
-    return F.cross_entropy(logits, teacher_q.argmax(-1), reduction="none")
+    return -F.log_softmax(logits, dim=-1).gather(-1, _greedy(student_q, teacher_q)).squeeze(-1)
 
 
 def margin(student_q: Tensor, teacher_q: Tensor, *, margin: float) -> Tensor:
@@ -175,7 +178,7 @@ def margin(student_q: Tensor, teacher_q: Tensor, *, margin: float) -> Tensor:
         ValueError: the shapes differ.
     """
     _check_same_shape(student_q, teacher_q)
-    chosen = teacher_q.argmax(-1, keepdim=True)  # [B, 1]
+    chosen = _greedy(student_q, teacher_q)
     handicap = torch.full_like(student_q, margin).scatter(-1, chosen, 0.0)
     best = (student_q + handicap).masked_fill(~_legal(teacher_q), -torch.inf).max(-1).values
     return best - student_q.gather(-1, chosen).squeeze(-1)
@@ -313,6 +316,11 @@ def _legal(teacher_q: Tensor) -> Tensor:
     return teacher_q != -torch.inf
 
 
+def _greedy(student_q: Tensor, teacher_q: Tensor) -> Tensor:
+    """The teacher's greedy actions `[..., B, 1]`, for each of the student's rows."""
+    return teacher_q.argmax(-1, keepdim=True).expand(*student_q.shape[:-1], 1)
+
+
 def _log_policies(
     student_q: Tensor, teacher_q: Tensor, temperature: float, student_temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -345,7 +353,8 @@ def _mean_over_legal(per_action: Tensor, teacher_q: Tensor) -> Tensor:
 def _check_same_shape(
     student: Tensor, teacher: Tensor, *, what: str = "Q-values", axes: str = "[batch, actions]"
 ) -> None:
-    if student.shape != teacher.shape:
+    one_of_many = student.shape[1:] if student.ndim == 3 and teacher.ndim == 2 else student.shape
+    if one_of_many != teacher.shape:
         raise ValueError(
             f"The {what} of student and teacher must have one shape, {axes}, but the student's is "
             f"{tuple(student.shape)} and the teacher's {tuple(teacher.shape)}."

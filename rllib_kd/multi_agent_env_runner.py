@@ -18,7 +18,13 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
-from rllib_kd.env_runner import NUM_STATES_DROPPED_LIFETIME, BehaviorPolicy, is_usable, set_state_and_sample
+from rllib_kd.env_runner import (
+    NUM_STATES_DROPPED_LIFETIME,
+    BehaviorPolicy,
+    fixed_seed,
+    is_usable,
+    set_state_and_sample,
+)
 from rllib_kd.frames import VALID
 from rllib_kd.sampling import Sample
 from rllib_kd.spaces import check_spaces
@@ -85,6 +91,10 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
 
         Sampling starts anew afterwards.
         """
+        with fixed_seed(self):
+            return self._play_episodes(num_episodes, teacher=teacher)
+
+    def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
         returns: dict[str, list[float]] = {module_id: [] for module_id in self._teachers}
         for episode in self._act_by(policy, num_episodes=num_episodes):

@@ -254,7 +254,27 @@ class RLlibConnectors:
         return view
 
 
-Stage = Flatten | Normalize | StackFrames | Images | Function | RLlibConnectors
+@dataclass(frozen=True)
+class SideBySide:
+    """What several networks take, side by side in one vector: each sees in a way of its own.
+
+    Args:
+        pipelines: one for each network.
+    """
+
+    pipelines: tuple[ObservationPipeline, ...]
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether an environment that shows this space suits all."""
+        return all(pipeline.takes(space) for pipeline in self.pipelines)
+
+    def start(self) -> View:
+        """Remembers what they remember."""
+        views = [pipeline.start() for pipeline in self.pipelines]
+        return lambda shown: np.concatenate([view(shown).reshape(len(shown.first), -1) for view in views], axis=1)
+
+
+Stage = Flatten | Normalize | StackFrames | Images | Function | RLlibConnectors | SideBySide
 
 
 @dataclass(frozen=True)
@@ -272,12 +292,14 @@ class ObservationPipeline:
     @property
     def images(self) -> Images | None:
         """How images come in; None where other observations do."""
-        if self.stages and isinstance(self.stages[0], Images):
-            return self.stages[0]
+        if self.stages and isinstance(self.stages[0], Images | SideBySide):
+            return self.stages[0] if isinstance(self.stages[0], Images) else None
         return Images(self.observation_space.shape) if is_float_image(self.observation_space) else None
 
     def takes(self, space: gym.Space) -> bool:
         """Whether an environment that shows this space suits it."""
+        if self.stages and isinstance(self.stages[0], SideBySide):
+            return self.stages[0].takes(space)
         return self.images.takes(space) if self.images else same_space(self.observation_space, space)
 
     def start(self) -> View:

@@ -82,7 +82,7 @@ class SweepResult:
 
     Args:
         env: that all students play.
-        teacher: where it came from.
+        teacher: where it came from; several of an ensemble.
         teacher_parameters: that act.
         teacher_return: mean of the greedy teacher.
         random_return: mean of a random policy.
@@ -96,7 +96,7 @@ class SweepResult:
     """
 
     env: str
-    teacher: str
+    teacher: str | list[str]
     teacher_parameters: int
     teacher_return: float
     random_return: float
@@ -120,7 +120,9 @@ class SweepResult:
 
     def command(self, student: SweptStudent) -> str:
         """What trains such a student, for a shell."""
-        words = ["rllib", "train", "--algo", "DistillDQN", "--env", self.env, "--teacher", self.teacher]
+        words = ["rllib", "train", "--algo", "DistillDQN", "--env", self.env]
+        for teacher in [self.teacher] if isinstance(self.teacher, str) else self.teacher:
+            words += ["--teacher", teacher]
         words += ["--config", json.dumps({**self.fixed, **student.settings})]
         words += ["--stop", json.dumps({"num_env_steps_sampled_lifetime": self.env_steps})]
         return shlex.join(words)

@@ -131,7 +131,7 @@ def as_q_network(source: Any, *, trust_checkpoint: bool = False) -> Teacher:
 
     Args:
         source: a `Teacher`, an RLModule with `compute_q_values()`, the Algorithm that trains it, or name, path or URI
-            of a checkpoint.
+            of a checkpoint. A list of teachers is an ensemble.
         trust_checkpoint: whether what a checkpoint holds may be executed.
 
     Raises:
@@ -139,7 +139,7 @@ def as_q_network(source: Any, *, trust_checkpoint: bool = False) -> Teacher:
     """
     if isinstance(source, Teacher):
         return source
-    if isinstance(source, str | os.PathLike):
+    if isinstance(source, str | os.PathLike | list | tuple):
         return load_teacher(source, trust_checkpoint=trust_checkpoint)
     module = _module_of(source)
     if not hasattr(module, "compute_q_values"):
@@ -170,6 +170,8 @@ def environment_of(source: Any) -> tuple[Any, dict[str, Any]]:
     """
     if isinstance(source, Algorithm):
         return source.config.env, dict(source.config.env_config)
+    if isinstance(source, list | tuple):  # an ensemble
+        return next((said for member in source if (said := environment_of(member))[0] is not None), (None, {}))
     if not isinstance(source, str | os.PathLike):
         return None, {}
     uri = absolute_teacher_uri(source)

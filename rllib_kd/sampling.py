@@ -129,10 +129,9 @@ class SampleRequests:
         if not dead:
             return False
         back = self._manager.fetch_ready_async_reqs(tags=_PING, mark_healthy=True).ignore_errors()
-        answered = [result.actor_id for result in back]
-        self._manager.foreach_actor_async(
-            "ping", tag=_PING, healthy_only=False, remote_actor_ids=sorted(dead.difference(answered))
-        )
+        answered = {result.actor_id for result in back}
+        if silent := dead - answered:
+            self._manager.foreach_actor_async("ping", tag=_PING, healthy_only=False, remote_actor_ids=sorted(silent))
         return bool(answered)
 
     def _under_way(self) -> list[ray.ObjectRef]:

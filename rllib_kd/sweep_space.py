@@ -53,8 +53,9 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
 
 
 def _student_size(teacher: Teacher) -> dict[str, Domain]:
-    model_config = teacher.model_config or {}
-    if len(teacher.input_space.shape or ()) == 3 or model_config.get("conv_filters"):
+    first = teacher.members[0]  # of an ensemble
+    model_config = first.model_config or {}
+    if len(first.input_space.shape or ()) == 3 or model_config.get("conv_filters"):
         # Student parameters / teacher parameters: the teacher's convolutions with fewer channels.
         return {"compression": tune.loguniform(0.005, 0.2)}
     # Units of each hidden layer. [] is linear, the least that there is; two layers see what one of as many parameters

@@ -427,7 +427,7 @@ class Sweep:
         failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         return SweepResult(
             env=self.env,
-            teacher=str(self.teacher),
+            teacher=list(map(str, self.teacher)) if isinstance(self.teacher, list | tuple) else str(self.teacher),
             teacher_parameters=teacher.num_parameters,
             teacher_return=task.teacher_return,
             random_return=task.random_return,

@@ -785,10 +785,10 @@ def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_
     assert len(moments[0]) == len(moments[1]) > 10
     for ours, theirs in zip(*moments, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    own = [state["distillation"] for state in states_of]
-    np.testing.assert_array_equal(*(state["default_policy"]["q_statistics"]["sums"] for state in own))
+    own = [state["distillation"]["default_policy"] for state in states_of]
+    np.testing.assert_array_equal(*(state["q_statistics"]["sums"] for state in own))
     assert own[0]["num_steps"] == own[1]["num_steps"] > 0
-    for ours, theirs in zip(*(state["training_weights"] for state in own), strict=True):
+    for ours, theirs in zip(*(state["students"]["default_policy"]["training_weights"] for state in own), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     after = resumed.train()
     resumed.stop()

@@ -1,7 +1,9 @@
 """Baselines are measured once for a teacher and an environment, and again where either differs."""
 
 import gymnasium as gym
+import numpy as np
 import pytest
+import ray
 
 from rllib_kd.baselines import baseline_key, cached
 from rllib_kd.teachers.base import Teacher
@@ -19,6 +21,20 @@ def test_the_second_algorithm_plays_no_baselines(build, cartpole_config, monkeyp
     assert second["random_return"] == first["random_return"]
     other = build(config.copy(copy_frozen=False).environment(env_config={"sutton_barto_reward": True}))
     assert other.train()["distillation"]["teacher_return"] == 1.0
+
+
+def test_episodes_are_the_same_in_every_run_and_training_is_not(build, cartpole_config, monkeypatch):
+    monkeypatch.setattr("rllib_kd.algorithm.baseline_key", lambda *args: None)  # nothing is kept
+    config = cartpole_config.distillation(num_baseline_episodes=9).debugging(seed=None)
+    runs = [build(config.copy(copy_frozen=False)) for _ in range(2)]
+    returns = [run._returns["default_policy"] for run in runs]
+    assert returns[0].teacher == returns[1].teacher
+    assert returns[0].random == returns[1].random
+    shown = [
+        run.env_runner.sample_columns(teacher_fraction=1.0, epsilon=0.0, names=["obs"], num_shards=1) for run in runs
+    ]
+    first, second = (ray.get(shards[0])["obs"] for shards, _ in shown)
+    assert not np.array_equal(first[:4], second[:4])
 
 
 def test_keys():

@@ -12,6 +12,7 @@ from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner import BehaviorPolicy
 from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations import Normalize, ObservationPipeline, StackFrames
+from rllib_kd.teachers.base import last_linear
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import Doubled, Frames, connector
 
@@ -325,3 +326,17 @@ def test_baseline_episodes_are_whole_and_evenly_shared(counting_config):
     for name in ALL_COLUMNS:  # sampling starts as if nothing had been
         np.testing.assert_array_equal(before[0][name], after[0][name])
     assert metrics["num_env_steps_sampled_lifetime"].peek() == 3 * 7
+
+
+def test_a_request_brings_the_student_that_acts_an_older_one_too(counting_config):
+    runner = make_runner(counting_config)
+    kwargs = {"teacher_fraction": 0.0, "epsilon": 0.0, "names": DISTILLATION_COLUMNS, "num_shards": 1}
+    for weights_seq_no in (3, 4, 2):  # the last one from a checkpoint that was restored
+        student = make_q_module(
+            Counting.observation_space, Counting.action_space, seed=weights_seq_no, fcnet_hiddens=[4]
+        )
+        state = {"rl_module": {"default_policy": student.get_state()}, "weights_seq_no": weights_seq_no}
+        sampled = runner.set_state_and_sample(state, **kwargs)
+        assert sampled.weights_seq_no == weights_seq_no
+        assert sampled.connector_states == {}
+        assert torch.equal(last_linear(runner.module.af).bias, last_linear(student.af).bias)

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.env_runner import NUM_STATES_DROPPED_LIFETIME
@@ -157,7 +158,7 @@ def test_an_environment_that_raises_is_made_anew_where_one_asks_for_it(build, nu
     algo = build(settings.fault_tolerance(restart_failed_sub_environments=True))
     rows = [algo.train() for _ in range(4)]
     assert_counters(rows)
-    assert rows[-1]["env_runners"]["num_env_step_failures_lifetime"] > 0
+    assert rows[-1]["env_runners"][NUM_ENV_STEP_FAILURES_LIFETIME] > 0
 
 
 def test_an_environment_that_raises_is_otherwise_an_error_with_its_reason(build):
@@ -199,8 +200,8 @@ class Forgetful(Teacher):
 
     def labels(self, obs, names):
         labels = super().labels(obs, names)
-        labels[TEACHER_Q][obs[:, 0] > 0] = torch.nan
-        return labels
+        q = labels[TEACHER_Q]
+        return {**labels, TEACHER_Q: torch.where(obs[:, :1] > 0, torch.nan, q)}
 
 
 @pytest.mark.parametrize("num_env_runners", [0, 1])

@@ -288,3 +288,13 @@ def test_td_gradient_flows_into_the_chosen_action_of_the_student_alone():
     td(td_batch(), q, next_q_target, next_q=next_q_target, gamma=0.5, loss_fn="mse").sum().backward()
     assert q.grad.tolist() == [[2 * (5.0 - 3.0), 0.0]]
     assert next_q_target.grad is None
+
+
+@every_loss
+def test_several_students_of_one_teacher_at_once(loss):
+    generator = torch.Generator().manual_seed(0)
+    student_q, teacher_q = torch.randn(5, 7, 3, generator=generator), torch.randn(7, 3, generator=generator)
+    teacher_q[2, 1] = -torch.inf
+    expected = torch.stack([loss(one, teacher_q) for one in student_q])
+    torch.testing.assert_close(loss(student_q, teacher_q), expected)
+    torch.testing.assert_close(grad_of(loss, student_q, teacher_q)[3], grad_of(loss, student_q[3], teacher_q))

@@ -102,5 +102,5 @@ def test_importing_anything_registers_the_algorithm(name):
 def test_ci_runs_the_readmes_test_command():
     root = PACKAGE.parent
     lines = (root / ".ci" / "run").read_text().splitlines()
-    (command,) = [line for line in lines if line.endswith("pytest")]
+    (command,) = [line.strip() for line in lines if line.endswith("pytest")]
     assert command in (root / "README.md").read_text()

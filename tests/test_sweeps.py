@@ -355,7 +355,7 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = tmp_path / "killed"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
 
     def saved():
         """Trial → iterations that it has saved."""

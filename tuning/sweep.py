@@ -21,7 +21,8 @@ from rllib_kd.experiment import parse_json
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--teacher", required=True, help="path or URI of a checkpoint, or 'cartpole'; read on this machine only")
+    teacher_help = "path or URI of a checkpoint, or 'cartpole'; read on this machine only; several are an ensemble"
+    add("--teacher", required=True, action="append", help=teacher_help)
     add("--env", required=True, help="a gymnasium id")
     add("--address", help="Ray cluster to join: auto, or HOST:PORT; default: a Ray of its own on this machine")
     add("--num-samples", type=int, default=16, help="settings to try (default: 16)")
@@ -56,7 +57,7 @@ def main() -> None:
     start = time.perf_counter()
     optional: dict[str, Any] = {"space": read_space(args.space)} if args.space else {}
     sweep = Sweep(
-        teacher=args.teacher,
+        teacher=args.teacher[0] if len(args.teacher) == 1 else args.teacher,
         env=args.env,
         num_samples=args.num_samples,
         search=args.search,

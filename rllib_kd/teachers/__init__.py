@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from rllib_kd.observations import ObservationPipeline
@@ -28,6 +29,15 @@ def absolute_uri(path: str) -> str:
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
+def absolute_teachers(teacher: Any) -> Any:
+    """As `absolute_teacher_uri()`; of each in a list; and what is loaded already as it is."""
+    from rllib_kd.teachers.base import Teacher
+
+    if isinstance(teacher, list | tuple):
+        return [absolute_teachers(member) for member in teacher]
+    return teacher if isinstance(teacher, Teacher) else absolute_teacher_uri(teacher)
+
+
 def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     """Name, URI or path of a teacher as a string that means the same in every working directory.
 
@@ -36,15 +46,15 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
     """
     if not isinstance(teacher, str | os.PathLike):
         raise ValueError(
-            f"A teacher is the path or URI of a checkpoint, or one of the names {sorted(PACKAGED_TEACHERS)}. Got "
-            f"{teacher!r}; several teachers at once are not supported yet."
+            f"A teacher is the path or URI of a checkpoint, or one of the names {sorted(PACKAGED_TEACHERS)}; a list of "
+            f"them is an ensemble. Got {teacher!r}."
         )
     text = os.fspath(teacher)
     return text if text in PACKAGED_TEACHERS else absolute_uri(text)
 
 
 def load_teacher(
-    teacher: str | os.PathLike[str],
+    teacher: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Teacher],
     *,
     pipeline: ObservationPipeline | None = None,
     trust_checkpoint: bool = False,
@@ -54,7 +64,8 @@ def load_teacher(
     Args:
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
             directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by return), of a
-            Stable-Baselines3 zip of DQN or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript.
+            Stable-Baselines3 zip of DQN or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of
+            them, or of teachers that are loaded already, is an ensemble, which says the mean of their Q-values.
         pipeline: from what the environment shows to what it showed this teacher in training. It comes before what the
             checkpoint itself brings: connectors, VecNormalize, channel order. With it a teacher may see more than its
             student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
@@ -65,12 +76,22 @@ def load_teacher(
         ValueError: nothing is there, it is no teacher, holds more than data, or does not answer with finite Q-values;
             the message says what to do.
     """
+    from rllib_kd.teachers.base import Teacher
     from rllib_kd.teachers.cleanrl import load_cleanrl
+    from rllib_kd.teachers.ensemble import ensemble_of
     from rllib_kd.teachers.files import load_onnx, load_safetensors, load_torchscript
     from rllib_kd.teachers.recognition import find
     from rllib_kd.teachers.rllib import load_rllib
     from rllib_kd.teachers.sb3 import load_sb3
 
+    if isinstance(teacher, Sequence) and not isinstance(teacher, str):
+        members = (
+            member
+            if isinstance(member, Teacher)
+            else load_teacher(member, pipeline=pipeline, trust_checkpoint=trust_checkpoint)
+            for member in teacher
+        )
+        return ensemble_of(list(members))
     uri = absolute_teacher_uri(teacher)
     found = find(str(PACKAGED_TEACHERS[uri].path) if uri in PACKAGED_TEACHERS else uri)
     match found.origin:

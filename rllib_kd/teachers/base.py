@@ -129,6 +129,14 @@ class Teacher(Checkpointable):
         return self._module
 
     @property
+    def members(self) -> Sequence[Teacher]:
+        """Of an ensemble its teachers; otherwise this one."""
+        from rllib_kd.teachers.ensemble import Members
+
+        function = getattr(self._module, "function", None)
+        return function.teachers if isinstance(function, Members) else (self,)
+
+    @property
     def observation_space(self) -> gym.Space:
         """Space of the observations that it is shown, before its pipeline."""
         return self.input_space if self.pipeline is None else self.pipeline.observation_space

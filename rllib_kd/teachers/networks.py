@@ -56,6 +56,12 @@ class QNetwork(nn.Module):
             return sum(parameter.numel() for parameter in self.parameters())
         return math.nan if self._num_parameters is None else self._num_parameters
 
+    def to(self, device: torch.device | str) -> QNetwork:  # type: ignore[override]  # all that is needed
+        """Moved to a device, with a function that can move."""
+        if not isinstance(self.function, nn.Module) and hasattr(self.function, "to"):
+            self.function.to(device)
+        return super().to(device)
+
     def compute_q_values(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As RLlib's `QNetAPI`."""
         obs = batch[Columns.OBS]

@@ -41,7 +41,7 @@ def run(num_states: int, path: Path) -> None:
         start, states = time.monotonic(), 0
         while states < num_states:
             before, cpu, then = states, time.process_time(), time.monotonic()
-            states = algo.train()["num_env_steps_sampled_lifetime"]
+            states = int(algo.train()["num_env_steps_sampled_lifetime"])
             new = states - before
             cpu_us = 1e6 * (time.process_time() - cpu) / new
             numbers = (new / (time.monotonic() - then), cpu_us, resident_mb())
@@ -58,8 +58,9 @@ def plot(path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     panels = zip(figure.subplots(2, 1, sharex=True), ("rss_mb", "cpu_us_per_state"), strict=True)
     for axes, name in panels:
-        axes.plot(millions, [float(row[name]) for row in rows])
-        axes.set_ylim(bottom=0)
+        values = [float(row[name]) for row in rows]
+        axes.plot(millions, values)
+        axes.set_ylim(0, 1.2 * max(values))
         axes.set_ylabel(name)
     axes.set_xlabel("million labelled states")
     figure.suptitle(lines[0].removeprefix("# "), fontsize=8)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
-from tests.benchmarks import concurrency, env_runner, learner, memory  # isort: skip
+from tests.benchmarks import concurrency, env_runner, family, learner, memory  # isort: skip
 import ray
 import torch
 from rich.console import Console
 from rich.table import Table
 
-BENCHMARKS = learner.BENCHMARKS | env_runner.BENCHMARKS | concurrency.BENCHMARKS | memory.BENCHMARKS
+BENCHMARKS = learner.BENCHMARKS | family.BENCHMARKS | env_runner.BENCHMARKS | concurrency.BENCHMARKS | memory.BENCHMARKS
 
 
 def main() -> None:

@@ -1,0 +1,135 @@
+"""Several teachers as one: an ensemble, whose labels are the mean of what its members say."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rllib_kd.observations import ObservationPipeline, SideBySide
+from rllib_kd.spaces import brief, same_space
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.networks import QNetwork
+
+
+def mean_q(members_q: Tensor) -> Tensor:
+    """Mean Q-values `[B, A]` of members' `[M, B, A]`: for members with rewards on one scale, and one discount."""
+    return members_q.mean(0)
+
+
+def mean_policy(members_q: Tensor, *, temperature: float) -> Tensor:
+    """Outputs whose softmax at this temperature is the mean of the members' softmaxes at it.
+
+    Policies are on one scale where Q-values are not. Of one member they are its Q-values, less a constant in each
+    state. Rusu et al. 2015, arXiv 1511.06295, distil policies of several teachers likewise.
+
+    Args:
+        members_q: `[M, B, A]`, return units; −inf for an illegal action.
+        temperature: > 0, return units.
+
+    Returns:
+        `[B, A]`, return units: at most 0, and −inf where an action is illegal for all.
+    """
+    log_policies = F.log_softmax(members_q / temperature, dim=-1)
+    return temperature * (torch.logsumexp(log_policies, dim=0) - math.log(len(members_q)))
+
+
+class Members:
+    """The network of an ensemble: from what its members take to their mean.
+
+    Args:
+        teachers: the members.
+        policy_temperature: of `mean_policy()`; None: `mean_q()`.
+        splits: whether each takes a part of its own, side by side in one vector; otherwise all take the same.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], *, policy_temperature: float | None, splits: bool):
+        self.teachers = tuple(teachers)
+        self._policy_temperature = policy_temperature
+        self._splits = splits
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """`[B, A]` of inputs `[B, ...]`."""
+        shapes = [teacher.input_space.shape or () for teacher in self.teachers]
+        parts = obs.split([math.prod(shape) for shape in shapes], dim=1) if self._splits else [obs] * len(shapes)
+        q = torch.stack(
+            [
+                teacher.q_values(part.reshape(-1, *shape))
+                for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
+            ]
+        )
+        return mean_q(q) if self._policy_temperature is None else mean_policy(q, temperature=self._policy_temperature)
+
+    def to(self, device: torch.device | str) -> Members:
+        """Moved to a device."""
+        for teacher in self.teachers:
+            teacher.to(device)
+        return self
+
+
+def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None = None) -> Teacher:
+    """One teacher of several, each of which sees what it saw in its training.
+
+    Args:
+        teachers: the members, which are copied.
+        policy_temperature: None (default): the labels are mean Q-values. Otherwise they are such that their softmax at
+            this temperature, in return units, is the mean of the members' policies.
+
+    Raises:
+        ValueError: there are none, or they do not act in one environment: the message names the spaces of two.
+    """
+    if not teachers:
+        raise ValueError("An ensemble needs at least one teacher, got an empty list.")
+    for one, other in itertools.combinations(teachers, 2):
+        _check_pair(one, other)
+    shown = next((member for member in teachers if all(t.takes(member.observation_space) for t in teachers)), None)
+    if shown is None:
+        raise ValueError(f"No environment shows what each of these teachers takes: {_names(teachers)}.")
+    own = [teacher.pipeline for teacher in teachers if teacher.pipeline is not None]
+    sees_alike = not any(pipeline.stages for pipeline in own)
+    pipelines = tuple(teacher.pipeline or ObservationPipeline(teacher.input_space) for teacher in teachers)
+    if sees_alike:
+        pipeline, input_space = shown.pipeline, shown.input_space
+    else:
+        pipeline = ObservationPipeline(shown.observation_space, (SideBySide(pipelines),))
+        size = sum(math.prod(teacher.input_space.shape or ()) for teacher in teachers)
+        input_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    members = Members(copy.deepcopy(list(teachers)), policy_temperature=policy_temperature, splits=not sees_alike)
+    num_parameters = sum(teacher.num_parameters for teacher in teachers)
+    network = QNetwork(
+        members, input_space, teachers[0].action_space, None if math.isnan(num_parameters) else num_parameters
+    )
+    return Teacher(network, pipeline=pipeline, source=_names(teachers)).checked()
+
+
+def as_configured(teacher: Teacher, ensemble: str, temperature: Any) -> Teacher:
+    """This teacher; of an ensemble the mean that a config names, "q" or "policy" (at its temperature)."""
+    if len(teacher.members) == 1:
+        return teacher
+    return ensemble_of(teacher.members, policy_temperature=float(temperature) if ensemble == "policy" else None)
+
+
+def _check_pair(one: Teacher, other: Teacher) -> None:
+    sees = one.takes(other.observation_space) or other.takes(one.observation_space)
+    for what, fits, spaces in (
+        ("action", same_space(one.action_space, other.action_space), (one.action_space, other.action_space)),
+        ("observation", sees, (one.observation_space, other.observation_space)),
+    ):
+        if not fits:
+            raise ValueError(
+                f"An ensemble is for one environment, but the {what} space of '{one.source}' is {brief(spaces[0])}, "
+                f"and that of '{other.source}' {brief(spaces[1])}. Where the environment shows more than a teacher "
+                "takes, load that one with load_teacher(..., pipeline=...)."
+            )
+
+
+def _names(teachers: Sequence[Teacher]) -> str:
+    return ", ".join(teacher.source for teacher in teachers)

@@ -69,6 +69,8 @@ def connection(
                 ray.init(**where, logging_level="INFO" if verbose else "ERROR", log_to_driver=verbose)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+            except Exception as error:  # of no other kind where the machine is too busy
+                raise OSError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
         _check_resources(needs, may_grow=address is not None)
         yield
 

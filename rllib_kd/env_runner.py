@@ -503,13 +503,13 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
 @contextmanager
 def fixed_seed(env_runner: Any) -> Iterator[None]:
     """Episodes that are the same in every run, whether the user has set a seed or not."""
-    own_seed = env_runner._seed
-    env_runner._seed = env_runner.worker_index if own_seed is None else own_seed
+    own_seed, is_given = env_runner._seed, env_runner.config.seed is not None
+    env_runner._seed = own_seed if is_given else env_runner.worker_index
     try:
         yield
     finally:  # without a seed by chance again: environments keep their random state when they are reset without one
         chance = int(np.random.default_rng().integers(2**31))
-        env_runner._seed = chance if own_seed is None else own_seed
+        env_runner._seed = own_seed if is_given else chance
 
 
 def has_plain_connectors(env_runner: Any) -> bool:

@@ -5,7 +5,6 @@ import inspect
 from pathlib import Path
 
 import pytest
-from ray import tune
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
@@ -115,8 +114,8 @@ def test_bad_settings_elsewhere_are_refused(change, message):
         config.validate()
 
 
-@pytest.mark.parametrize("teacher", [["a", "b"], 3, b"x", tune.grid_search(["a", "b"])])
-def test_a_teacher_is_one_path(teacher):
+@pytest.mark.parametrize("teacher", [3, b"x", {"left": 3}])
+def test_a_teacher_is_a_path(teacher):
     with pytest.raises(ValueError, match="A teacher is the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
 

@@ -26,7 +26,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "spaces": set(),
     "stacking": {"students"},
     "statistics": set(),
-    "teachers": {"checkpoints", "layers", "observations", "students"},
+    "teachers": {"checkpoints", "layers", "observations", "spaces", "students"},
 }
 FREE_OF_RAY = {"frames", "hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
 

@@ -1,6 +1,6 @@
 """What students reach, measured over training seeds: three studies of the defaults.
 
-    python tests/benchmarks/learning.py returns FOLDER --rows rows.jsonl [--csv table.csv] [--env Acrobot-v1 ...]
+    python tests/benchmarks/learning.py returns FOLDER --rows rows.jsonl [--csv table.csv] [--env-steps 100000 200000]
     python tests/benchmarks/learning.py temperature FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py init FOLDER --rows rows.jsonl [--csv table.csv]
 
@@ -8,8 +8,9 @@ FOLDER holds the teachers of `TASKS`. A run that is in the rows already is not m
 interrupted, and continued by the same command.
 
 `returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
-`temperature="auto"` beside fixed ones, and `mse` with normalised Q-values beside raw ones. `init`: env steps until a
-student has 95 % of its teacher's return, with random first weights and with those from its teacher.
+`temperature="auto"` beside fixed ones, and `mse` with normalised Q-values, with raw ones, and with first weights from
+the teacher. `init`: env steps until two evaluations in a row give a student 95 % of its teacher's return, with random
+first weights and with those from its teacher.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -77,9 +78,10 @@ def returns_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> 
 
 
 def temperature_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
-    """τ of `kl`, and the coordinates of `mse`."""
+    """τ of `kl`; coordinates and first weights of `mse`."""
     varied: list[dict[str, Any]] = [{"temperature": value} for value in ("auto", *TEMPERATURES)]
     varied += [{"loss": "mse", "normalize_q_values": value} for value in (True, False)]
+    varied += [{"loss": "mse", "init": "teacher"}]
     return [
         Run(env, seed, env_steps, num_episodes=100, settings=tuple(settings.items()))
         for env in envs
@@ -102,7 +104,7 @@ def init_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> lis
 #: Runs; environments; env steps of each run; training seeds.
 STUDIES = {
     "returns": (returns_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15)),
-    "temperature": (temperature_study, list(TASKS), 20_000, range(20, 23)),
+    "temperature": (temperature_study, list(TASKS), 20_000, range(20, 28)),
     "init": (init_study, ["CartPole-v1", "MountainCar-v0"], 20_000, range(30, 35)),
 }
 
@@ -215,8 +217,24 @@ def groups_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each setting."""
-    return [_line(group) for group in groups_of(rows)]
+    """A line for each setting; `minus_first` compares it with the first one of the same environment and length."""
+    lines, firsts = [], {}
+    for group in groups_of(rows):
+        line = _line(group)
+        first = firsts.setdefault((line["env"], line["env_steps"]), group)
+        if group[0]["settings"] and not group[0]["curve"] and len(group) > 1:
+            line["minus_first"] = "" if first is group else _difference(group, first)
+        lines.append(line)
+    return lines
+
+
+def _difference(group: Sequence[dict[str, Any]], first: Sequence[dict[str, Any]]) -> str:
+    """Of the mean return ratios, with its 95 % interval (Welch's t)."""
+    own, others = ([row["return_ratio"] for row in rows] for rows in (group, first))
+    if np.ptp(own) == np.ptp(others) == 0.0:
+        return f"{own[0] - others[0]:+.3f}"
+    interval = scipy.stats.ttest_ind(own, others, equal_var=False).confidence_interval()
+    return f"{np.mean(own) - np.mean(others):+.3f} ({interval.low:+.3f} to {interval.high:+.3f})"
 
 
 def _line(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -258,12 +276,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
     parser.add_argument("--csv", type=Path, help="where to write the table")
     parser.add_argument("--env", nargs="+", choices=TASKS)
-    parser.add_argument("--env-steps", type=int)
+    parser.add_argument("--env-steps", nargs="+", type=int, help="of each run; several make runs of each length")
     parser.add_argument("--seeds", nargs="+", type=int)
     args = parser.parse_args()
 
     make_runs, envs, env_steps, seeds = STUDIES[args.study]
-    runs = make_runs(args.env or envs, args.env_steps or env_steps, args.seeds or seeds)
+    lengths = args.env_steps or [env_steps]
+    runs = [run for steps in lengths for run in make_runs(args.env or envs, steps, args.seeds or seeds)]
     rows = (
         {row["key"]: row for row in map(json.loads, args.rows.read_text().splitlines())} if args.rows.exists() else {}
     )

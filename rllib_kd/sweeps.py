@@ -395,7 +395,11 @@ class Sweep:
             return ASHAScheduler(**objective, max_t=_NUM_REPORTS, grace_period=2, reduction_factor=2)
         if self.scheduler == "pbt":
             mutations = {name: space[name] for name in POPULATION_SETTINGS if name in space}
-            return PopulationBasedTraining(**objective, perturbation_interval=2, hyperparam_mutations=mutations)
+            # Compared after equal training. Whoever reports first would else find nobody to learn from, and whoever
+            # reports last lead: where fewer trials run at once than there are, nothing would be exchanged.
+            return PopulationBasedTraining(
+                **objective, perturbation_interval=2, hyperparam_mutations=mutations, synch=True
+            )
         return None
 
     # --- Resuming -----------------------------------------------------------------------------------------------------

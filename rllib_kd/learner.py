@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
+from ray.rllib.algorithms.dqn.dqn_learner import (
+    QF_LOGITS,
+    QF_NEXT_PREDS,
+    QF_PREDS,
+    QF_TARGET_NEXT_PREDS,
+    DQNLearner,
+)
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.columns import Columns
@@ -21,10 +27,13 @@ from ray.rllib.core.rl_module.apis import QNetAPI
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ALL_MODULES,
+    LAST_TARGET_UPDATE_TS,
+    NUM_ENV_STEPS_SAMPLED_LIFETIME,
     NUM_ENV_STEPS_TRAINED,
     NUM_ENV_STEPS_TRAINED_LIFETIME,
     NUM_MODULE_STEPS_TRAINED,
     NUM_MODULE_STEPS_TRAINED_LIFETIME,
+    NUM_TARGET_UPDATES,
 )
 from torch import Tensor
 
@@ -134,6 +143,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """
         self._check_is_built()
         timesteps = timesteps or {}
+        env_steps = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
         self.before_gradient_based_update(timesteps=timesteps)
         self._weights_seq_no += 1
         self._coefficients = {
@@ -149,7 +159,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self._log_agreement(group, fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)
             if num_steps:
-                self._learn(group, num_steps)
+                self._learn(group, num_steps, env_steps)
             for name in group.students:
                 self.metrics.log_value((name, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
@@ -325,8 +335,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             metrics = dict(zip(by_state, own, strict=True)) | {"temperature": group.temperature}
             self.metrics.log_dict(metrics, key=name, window=1)
 
-    def _learn(self, group: StudentGroup, num_steps: int) -> None:
+    def _learn(self, group: StudentGroup, num_steps: int, env_steps: int) -> None:
         config = group.config
+        target_updates = self._target_updates(group, num_steps, env_steps) if config.uses_td else [False] * num_steps
         batch_size = config.train_batch_size_per_learner
         uses_td = bool(self._coefficients["td"])
         prioritized = isinstance(group.replay, PrioritizedReplay)
@@ -335,7 +346,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         scale = group.statistics.scale()
         for learner in group.learners:
             learner.enter(scale)
-        for rows, weights in group.replay.draw(num_steps, batch_size):
+        draws = group.replay.draw(num_steps, batch_size)
+        for (rows, weights), is_target_update in zip(draws, target_updates, strict=True):
             batch = group.gather(rows, uses_td=uses_td)
             if weights is not None:
                 batch["weights"] = weights
@@ -348,6 +360,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     torch._foreach_lerp_(learner.averages, learner.weights, share)
                 for name, value in self._loss_terms.items():
                     own_sums[name] = own_sums[name] + value if name in own_sums else value
+                if is_target_update and isinstance(learner, Student):  # what learns by TD is never stacked
+                    learner.update_targets(config.tau)
                 if prioritized:
                     errors.append(self._errors.detach().abs().view(-1, len(rows)).mean(0))
             if isinstance(group.replay, PrioritizedReplay):
@@ -355,6 +369,30 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for learner, own_sums in zip(group.learners, sums, strict=True):
             learner.leave()
             self._log_learning(members_of(learner), own_sums, num_steps, num_steps * batch_size)
+
+    def _target_updates(self, group: StudentGroup, num_steps: int, env_steps: int) -> list[bool]:
+        """After which of these gradient steps the target networks move, as if each came at env steps of its own.
+
+        RLlib makes one gradient step a call, and looks at `target_network_update_freq` after each.
+        """
+        due = 0
+        for name in group.students:
+            since = env_steps - self.last_update_ts_by_mid[name]
+            freq = group.config.target_network_update_freq
+            due = min(num_steps, since // freq) if freq else num_steps
+            if due:
+                self.last_update_ts_by_mid[name] = env_steps - (since % freq if freq else 0)
+                self.metrics.log_value((name, NUM_TARGET_UPDATES), due, reduce="lifetime_sum")
+                self.metrics.log_value((name, LAST_TARGET_UPDATE_TS), self.last_update_ts_by_mid[name], reduce="max")
+        return [(step + 1) * due // num_steps > step * due // num_steps for step in range(num_steps)]
+
+    @override(DQNTorchLearner)
+    def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
+        """With TD without RLlib's update of the target networks: theirs come between the gradient steps."""
+        if self.config.uses_td:
+            super(DQNLearner, self).after_gradient_based_update(timesteps=timesteps)
+        else:
+            super().after_gradient_based_update(timesteps=timesteps)
 
     def _loss(self, group: StudentGroup, learner: Student | StackedStudents, batch: Mapping[str, Tensor]) -> Tensor:
         """The sum of what each of them minimises: a scalar."""

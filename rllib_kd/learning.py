@@ -89,6 +89,19 @@ class Student:
         """Q-values of what the module puts out inside an update."""
         return outputs if self.scale is None else self.scale.denormalize(outputs)
 
+    def update_targets(self, tau: float) -> None:
+        """Inside an update: move the target networks towards the weights that learn, by a share of `tau`."""
+        self._denormalize()  # they put out Q-values
+        for network, target in self.module.get_target_network_pairs():
+            targets, weights = (
+                [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
+                for net in (target, network)
+            )
+            with torch.no_grad():
+                torch._foreach_lerp_(targets, weights, tau)
+        if self.scale is not None:
+            students.to_normalized(self.module, self.scale)
+
     def forget(self) -> None:
         """Whatever is loaded into the module is where learning goes on, and puts out Q-values."""
         self.training_weights, self._starts_normalized = None, False

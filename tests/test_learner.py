@@ -503,6 +503,22 @@ def test_target_networks_follow(cluster):
     assert distance() == 0
 
 
+@pytest.mark.parametrize("loss", ["kl", "mse"])  # with mse the weights that learn are normalised, the targets not
+@pytest.mark.parametrize(("freq", "updates"), [(0, 6), (50, 4), (30, 6), (150, 1), (300, 0)])
+def test_target_networks_follow_between_the_gradient_steps(cluster, loss, freq, updates):
+    tau = 0.1
+    settings = {"target_network_update_freq": freq, "tau": tau, "lr": 0.0}
+    learner = make_learner(config_of(loss, td_coeff=1.0).training(**settings))
+    data = ray.put(fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS))
+    ((network, target), *_) = learner.module["default_policy"].get_target_network_pairs()
+    with torch.no_grad():
+        for weight in target.parameters():
+            weight.zero_()
+    learner.update([data], num_gradient_steps=6, timesteps={"num_env_steps_sampled_lifetime": 220})
+    for weight, own in zip(target.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(weight, (1 - (1 - tau) ** updates) * own)
+
+
 def test_what_was_lost_with_its_env_runner_is_left_out(cluster, monkeypatch):
     lost, kept = ray.put(fragment()), ray.put(fragment(seed=1))
     get = ray.get

@@ -1,0 +1,114 @@
+"""Can a student end above its teacher? CartPole-v1, with a teacher that has not learned to the end.
+
+    python tests/benchmarks/weak_teacher.py [--seeds 5] [--csv FILE]
+
+The teacher of each seed is DQN of 64 units after 5,000 env steps. Its student has as many units, and learns for
+40,000: from the teacher and by TD at first, by TD alone later. Beside it stands TD without a teacher, from the same
+seed and as long. All play the same 100 episodes, greedily, with their last weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+import ray
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from rllib_kd import DistillDQNConfig
+from rllib_kd.playing import env_maker, play
+from rllib_kd.policies import GreedyQ, as_q_network
+
+ENV = "CartPole-v1"
+TEACHER_ENV_STEPS, STUDENT_ENV_STEPS = 5_000, 40_000
+FIRST_EPISODE_SEED, NUM_EPISODES = 3_000_000, 100
+
+WITHOUT_TEACHER: dict[str, Any] = {"teacher": None, "td_coeff": 1.0}
+FROM_TEACHER: dict[str, Any] = {
+    "td_coeff": 1.0,
+    "kd_coeff": [[0, 1.0], [STUDENT_ENV_STEPS // 2, 0.0]],  # env steps
+    "teacher_fraction": [[0, 1.0], [TEACHER_ENV_STEPS, 0.0]],  # env steps
+    "loss": "kl",
+    "num_baseline_episodes": 0,
+}
+
+
+def config(seed: int, **distillation: Any) -> DistillDQNConfig:
+    """DQN with 3-step targets, a soft target, and 64 rows learned from per env step."""
+    return (
+        DistillDQNConfig()
+        .environment(ENV)
+        .env_runners(num_envs_per_env_runner=8)
+        .rl_module(model_config={"fcnet_hiddens": [64, 64], "fcnet_activation": "relu"})
+        .training(
+            n_step=3,
+            lr=[[0, 1e-3], [STUDENT_ENV_STEPS, 1e-4]],  # env steps
+            grad_clip=10.0,
+            train_batch_size_per_learner=128,
+            training_intensity=64.0,
+            target_network_update_freq=0,  # env steps; 0: after each gradient step
+            tau=0.01,
+            epsilon=[[0, 1.0], [5_000, 0.05]],  # env steps
+        )
+        .distillation(**distillation)
+        .debugging(seed=seed, log_level="ERROR")
+    )
+
+
+def train(config: DistillDQNConfig, env_steps: int, path: Path | None = None) -> float:
+    """Mean return after training; where `path` is given, what was trained lies there then."""
+    algo = config.build_algo()
+    try:
+        while algo.num_env_steps < env_steps:
+            algo.train()
+        if path:
+            algo.save_to_path(str(path))
+        seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + NUM_EPISODES)
+        return float(np.mean(play(env_maker(ENV), GreedyQ(as_q_network(algo)), seeds)[0]))
+    finally:
+        algo.stop()
+
+
+def measure(seed: int, folder: Path) -> dict[str, float]:
+    """A row of the table."""
+    path = folder / f"teacher_{seed}"
+    return {
+        "seed": seed,
+        "teacher": train(config(seed, **WITHOUT_TEACHER), TEACHER_ENV_STEPS, path),
+        "student": train(config(100 + seed, teacher=path, **FROM_TEACHER), STUDENT_ENV_STEPS),
+        "without_teacher": train(config(100 + seed, **WITHOUT_TEACHER), STUDENT_ENV_STEPS),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--csv", type=Path, help="where to write the table")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [measure(seed, Path(folder)) for seed in range(args.seeds)]
+    ray.shutdown()
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
+    if args.csv:
+        with args.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

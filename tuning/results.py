@@ -1,0 +1,263 @@
+"""What students reach on real environments: distils, plays, and writes the page of results.
+
+    python tuning/results.py --teachers FOLDER [--only ROW ...] [--seeds N]
+
+FOLDER holds the teachers that `TASKS` names; `cartpole` needs none. Rows whose teacher is not there are left out,
+with a word on where it comes from. What each seed of a row has reached goes to `tuning/results/ROW.json`; a seed that
+is in there is not trained again, so that the command goes on where it was interrupted, and within a long run from its
+last checkpoint. To measure a row anew, delete its file. `tuning/results/README.md` and its figure are made of these
+files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import runpy
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import ray
+import torch
+
+from rllib_kd import DistillDQNConfig, compare_all
+
+from results_page import write_page  # isort: skip
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+#: Of the resets that judge a student: far from those of its training.
+FIRST_EPISODE_SEED = 3_000_000
+SECONDS_BETWEEN_CHECKPOINTS = 300
+
+
+@dataclass(frozen=True)
+class Task:
+    """An environment and its teacher.
+
+    Args:
+        env: gymnasium's id.
+        teacher: folder or file below `--teachers`, or "cartpole".
+        source: where that teacher comes from.
+        env_steps: that each student is trained for.
+        experiment: file in this folder whose config the students share; None: the defaults.
+        env_config: passed to the env.
+        num_episodes: that teacher, students and a random policy play.
+    """
+
+    env: str
+    teacher: str
+    source: str
+    env_steps: int
+    experiment: str | None = None
+    env_config: Mapping[str, Any] = field(default_factory=dict)
+    num_episodes: int = 100
+
+    def config(self) -> DistillDQNConfig:
+        """What is common to its rows."""
+        base = runpy.run_path(str(HERE / self.experiment))["config"] if self.experiment else DistillDQNConfig()
+        return base.environment(self.env, env_config=dict(self.env_config)).distillation(num_baseline_episodes=0)
+
+
+_ZOO = "Stable-Baselines3's zoo (DLR-RM/rl-trained-agents), DQN"
+_OURS = "`rllib train file tuning/{0}_teacher.py --experiment-name {0}`"
+_STEADY = {"repeat_action_probability": 0.0}
+TASKS = {
+    "cartpole": Task("CartPole-v1", "cartpole", "packaged: `tuning/train_cartpole_teacher.py`", 50_000),
+    "acrobot": Task("Acrobot-v1", "sb3/dqn-Acrobot-v1.zip", _ZOO, 200_000),
+    "mountaincar": Task("MountainCar-v0", "sb3/dqn-MountainCar-v0.zip", _ZOO, 200_000),
+    "lunarlander": Task("LunarLander-v3", "lunarlander", _OURS.format("lunarlander"), 200_000),
+    "pong": Task("ALE/Pong-v5", "atari/pong", "RLlib DQN, NatureCNN", 600_000, "atari.py", _STEADY, num_episodes=30),
+    "breakout": Task(
+        "ALE/Breakout-v5", "atari/breakout", "RLlib DQN, NatureCNN", 600_000, "atari.py", _STEADY, num_episodes=30
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A family of students, trained on the same states with every seed.
+
+    Args:
+        task: a name of `TASKS`.
+        students: their model configs by name, as in `.distillation(students=...)`.
+        settings: of `.distillation()`, beside the task's own.
+        num_seeds: that it has by default; seed i trains with `seed=i`.
+    """
+
+    task: str
+    students: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    num_seeds: int = 5
+
+
+_MLPS = {str(n): {"fcnet_hiddens": [n], "fcnet_activation": "relu"} for n in (64, 32, 16, 8)}
+_MLPS["linear"] = {"fcnet_hiddens": []}
+
+
+def _rows() -> dict[str, Row]:
+    rows = {
+        f"{task}-{loss}-{states}": Row(task, _MLPS, {"loss": loss, "rollout_policy": states})
+        for task in ("cartpole", "acrobot", "mountaincar", "lunarlander")
+        for loss in ("kl", "mse")
+        for states in ("mixture", "student", "teacher")
+    }
+    rows["pong"] = Row("pong", {"net3": "rusu-net3", "percent1": {"compression": 0.01}}, num_seeds=1)
+    rows["breakout"] = Row("breakout", {"net2": "rusu-net2", "net3": "rusu-net3"}, num_seeds=1)
+    return rows
+
+
+ROWS = _rows()
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, seed: int, teacher: str, work: Path) -> dict[str, Any]:
+    """Train the students of a row with one seed, and let them play.
+
+    Args:
+        name: of the row.
+        seed: of the training.
+        teacher: its path.
+        work: folder for checkpoints, which is removed at the end.
+
+    Returns:
+        The comparison of each student with its teacher, and what the training took.
+    """
+    row = ROWS[name]
+    task = TASKS[row.task]
+    settings = {"teacher": teacher, "student": None, "students": dict(row.students), **row.settings}
+    config = task.config().distillation(**settings).debugging(seed=seed)
+    algo = config.build_algo()
+    try:
+        seconds = _train(algo, task.env_steps, work)
+        folders = algo.save_to_path(str(work / "end"))
+        paths = {student: f"{folders}/learner_group/learner/rl_module/{student}" for student in row.students}
+        comparisons = compare_all(
+            teacher,
+            paths,
+            task.env,
+            env_config=task.env_config,
+            num_episodes=task.num_episodes,
+            seed=FIRST_EPISODE_SEED,
+            progress=True,
+        )
+        measured = {
+            "env_steps": algo.num_env_steps,
+            "gradient_steps": algo.num_gradient_steps,
+            "seconds": round(seconds, 1),
+            "machine": machine(),
+            "students": {comparison.student.name: comparison.to_dict() for comparison in comparisons},
+        }
+    finally:
+        algo.stop()
+    shutil.rmtree(work)
+    return measured
+
+
+def _train(algo: Any, env_steps: int, work: Path) -> float:
+    """Train to the end, from the last checkpoint in `work` if there is one; returns seconds of training."""
+    clock, checkpoint = work / "seconds.json", work / "checkpoint"
+    spent = 0.0
+    if clock.exists():
+        algo.restore_from_path(str(checkpoint))
+        spent = json.loads(clock.read_text())
+    start = saved = time.perf_counter()
+    while algo.num_env_steps < env_steps:
+        algo.train()
+        now = time.perf_counter()
+        if now - saved > SECONDS_BETWEEN_CHECKPOINTS:
+            algo.save_to_path(str(checkpoint))
+            clock.write_text(json.dumps(spent + now - start))
+            saved = time.perf_counter()
+    return spent + time.perf_counter() - start
+
+
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    names = ("ray", "torch", "gymnasium", "numpy")
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def teacher_path(task: Task, teachers: Path | None) -> str | None:
+    """Where the teacher of a task lies; None: nowhere."""
+    if task.teacher == "cartpole":
+        return task.teacher
+    path = teachers / task.teacher if teachers else None
+    return str(path.resolve()) if path and path.exists() else None
+
+
+def chosen(names: Sequence[str] | None) -> list[str]:
+    """The rows that a name stands for: its own, or those that begin with it."""
+    if not names:
+        return list(ROWS)
+    found = [row for row in ROWS if any(row == name or row.startswith(f"{name}-") for name in names)]
+    if unknown := [name for name in names if not any(row == name or row.startswith(f"{name}-") for row in ROWS)]:
+        raise SystemExit(f"There is no row {', '.join(unknown)}. There are: {', '.join(ROWS)}.")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--teachers", type=Path, help="folder of the teachers")
+    add("--only", nargs="+", metavar="ROW", help="a row, or all that begin with a name: acrobot, acrobot-kl")
+    add("--seeds", type=int, help="of each row (default: 5; images: 1)")
+    add("--work", type=Path, default=Path("~/rllib_kd_results"), help="folder for checkpoints of what is running")
+    add("--list", action="store_true", help="print the names of the rows, and end")
+    args = parser.parse_args()
+
+    names = chosen(args.only)
+    if args.list:
+        print("\n".join(names))
+        return
+    torch.set_num_threads(1)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    RESULTS.mkdir(exist_ok=True)
+    for name in names:
+        row = ROWS[name]
+        task = TASKS[row.task]
+        path = teacher_path(task, args.teachers)
+        if path is None:
+            print(f"{name}: left out, --teachers has no {task.teacher} ({task.source})")
+            continue
+        file = RESULTS / f"{name}.json"
+        done: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"row": name, "seeds": {}}
+        done |= {"env": task.env, "source": task.source, "settings": dict(row.settings)}
+        for seed in range(args.seeds or row.num_seeds):
+            if str(seed) not in done["seeds"]:
+                done["seeds"][str(seed)] = measure(name, seed, path, args.work.expanduser() / f"{name}-{seed}")
+                partial = file.with_suffix(".partial")
+                partial.write_text(json.dumps(done))
+                partial.replace(file)
+            students = done["seeds"][str(seed)]["students"]
+            ratios = "  ".join(f"{student}: {c['return_ratio']:.3f}" for student, c in students.items())
+            print(f"{name}, seed {seed}: {ratios}", flush=True)
+    ray.shutdown()
+    print(write_page(RESULTS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The page of results: tables and a figure, from the files that `results.py` writes.
+
+Return ratios are (student − random) / (teacher − random), of mean returns over the same reset seeds. Over training
+seeds they are summed up by their interquartile mean, with intervals from a stratified bootstrap (Agarwal et al. 2021,
+arXiv 2108.13264).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import trim_mean
+
+_BOOTSTRAPS = 2_000
+_STATES = ("mixture", "student", "teacher")
+_COLOURS = {"kl": "#0072b2", "mse": "#c44e00"}
+_DASHES = {"mixture": "-", "student": "--", "teacher": ":"}
+
+Row = Mapping[str, Any]
+
+
+# --- Statistics -------------------------------------------------------------------------------------------------------
+
+
+def iqm(ratios: np.ndarray) -> float:
+    """Interquartile mean of return ratios: of all that lie between the quartiles."""
+    return float(trim_mean(ratios, 0.25))
+
+
+def resampled_ratios(row: Row, student: str) -> np.ndarray:
+    """Return ratios as other seeds and other episodes would have given them.
+
+    Both are drawn with replacement: seeds by themselves, and episodes for all policies at once, because all have played
+    the same ones.
+
+    Returns:
+        `[bootstraps, seeds]`.
+    """
+    runs = [seed["students"][student] for seed in row["seeds"].values()]
+    students = np.array([run["student"]["returns"] for run in runs])  # [S, episodes]
+    teacher, random = (np.array(runs[0][who]["returns"]) for who in ("teacher", "random"))
+    rng = np.random.default_rng(0)
+    seeds, episodes = (rng.integers(size, size=(_BOOTSTRAPS, size)) for size in students.shape)
+    means = students[seeds[:, :, None], episodes[:, None, :]].mean(-1)  # [bootstraps, S]
+    teacher_means, random_means = (returns[episodes].mean(-1, keepdims=True) for returns in (teacher, random))
+    return (means - random_means) / (teacher_means - random_means)
+
+
+def interval(rows: Sequence[Row], student: str) -> tuple[float, float, float]:
+    """IQM over the seeds of all rows, and its 95 % interval: each row, an environment, is a stratum."""
+    ratios = np.concatenate([own_ratios(row, student) for row in rows])
+    resampled = np.concatenate([resampled_ratios(row, student) for row in rows], axis=1)
+    low, high = np.percentile(trim_mean(resampled, 0.25, axis=1), [2.5, 97.5])
+    return iqm(ratios), float(low), float(high)
+
+
+def own_ratios(row: Row, student: str) -> np.ndarray:
+    """`[seeds]`."""
+    return np.array([seed["students"][student]["return_ratio"] for seed in row["seeds"].values()])
+
+
+# --- Text -------------------------------------------------------------------------------------------------------------
+
+
+def write_page(folder: Path) -> str:
+    """Write README.md and its figure beside the rows; returns the path of the page."""
+    rows = {row["row"]: row for row in (json.loads(path.read_text()) for path in sorted(folder.glob("*.json")))}
+    compared = {name: row for name, row in rows.items() if {"loss", "rollout_policy"} <= row["settings"].keys()}
+    parts = [_INTRODUCTION, _environments(rows)]
+    if compared:
+        _figure(compared, folder / "sizes.png")
+        parts += [_SIZES, *(_size_table(env, group) for env, group in _by_env(compared).items()), _all(compared)]
+        parts += [_AGREEMENT, _detail_table(compared)]
+    if images := {name: row for name, row in rows.items() if row["env"].startswith("ALE/")}:
+        parts += [_IMAGES, _image_table(images)]
+    parts.append(_machines(rows))
+    page = folder / "README.md"
+    page.write_text("\n\n".join(parts) + "\n")
+    return str(page)
+
+
+_INTRODUCTION = """# Results
+
+Made by `python tuning/results.py --teachers FOLDER`, which trains, plays and writes this page; a JSON file beside it
+has every figure of each row, with the return of every episode. The **last** student of each run is judged, greedily,
+on reset seeds that no training used, and on the same ones as its teacher and a random policy. Return ratio = (student
+− random) / (teacher − random). What stands for several training seeds is the interquartile mean of their ratios, with
+a 95 % interval by a stratified bootstrap over seeds and episodes (2,000 draws); with a single seed it is over
+episodes alone."""
+
+_SIZES = """## Size against return
+
+One hidden layer of 64, 32, 16 or 8 units, or none (linear). The students of a row learn in one run, as a family: they
+take turns in acting, so that the states of `student` and `mixture` are everyone's. `mixture` (the default) moves from
+the teacher's states to the students'. Nothing else is set.
+
+![size against return ratio](sizes.png)"""
+
+_AGREEMENT = """## What it took
+
+`kl`, `mixture`; share: parameters of the student over those of its teacher; agreement: share of states, the teacher's
+(d^T) or the student's own (d^S), in which both choose one action; medians over seeds. The time is that of the whole
+family."""
+
+_IMAGES = """## Images
+
+`tuning/atari.py` with other students: `kl`, temperature 0.01, one seed, all students of a game in one run. Rusu et
+al. (2015) report, as geometric means over ten games, 108.3 % of the teacher's score at 25.3 % of its parameters
+(net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 % (net3)."""
+
+
+def _environments(rows: Mapping[str, Row]) -> str:
+    lines = ["| environment | teacher | its return | random | episodes |", "|---|---|---|---|---|"]
+    seen = set()
+    for row in rows.values():
+        one = _first(row)
+        line = (
+            f"| {row['env']} | {row['source']}, {one['teacher']['num_parameters']:,} parameters "
+            f"| {one['teacher']['return_mean']:.1f} ± {one['teacher']['return_ci95']:.1f} "
+            f"| {one['random']['return_mean']:.1f} ± {one['random']['return_ci95']:.1f} | {one['num_episodes']} |"
+        )
+        if line not in seen:
+            seen.add(line)
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _size_table(env: str, rows: Mapping[str, Row]) -> str:
+    students = list(_first_run(next(iter(rows.values())))["students"])
+    lines = [f"### {env}", "", f"| loss, states | {' | '.join(students)} |", "|---" * (1 + len(students)) + "|"]
+    for row in sorted(rows.values(), key=_order):
+        cells = [_cell(*interval([row], student)) for student in students]
+        lines.append(f"| `{row['settings']['loss']}`, {row['settings']['rollout_policy']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _all(rows: Mapping[str, Row]) -> str:
+    """Over environments, for each loss and d^π."""
+    students = list(_first_run(next(iter(rows.values())))["students"])
+    lines = ["### All environments", "", f"| loss, states | {' | '.join(students)} |"]
+    lines.append("|---" * (1 + len(students)) + "|")
+    kinds: dict[tuple[int, int], list[Row]] = {}
+    for row in rows.values():
+        kinds.setdefault(_order(row), []).append(row)
+    for _, group in sorted(kinds.items()):
+        cells = [_cell(*interval(group, student)) for student in students]
+        settings = group[0]["settings"]
+        lines.append(f"| `{settings['loss']}`, {settings['rollout_policy']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _detail_table(rows: Mapping[str, Row]) -> str:
+    lines = [
+        "| environment | student | parameters | share | agreement d^T | d^S | env steps | gradient steps | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        if (row["settings"]["loss"], row["settings"]["rollout_policy"]) == ("kl", "mixture"):
+            lines += [f"| {row['env']} | {student} {_details(row, student)}" for student in _first_run(row)["students"]]
+    return "\n".join(lines)
+
+
+def _image_table(rows: Mapping[str, Row]) -> str:
+    lines = [
+        "| environment | student | parameters | share | agreement d^T | d^S | env steps | gradient steps | seconds "
+        "| return | return ratio |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.values():
+        for student, run in _first_run(row)["students"].items():
+            played = f"{run['student']['return_mean']:.1f} ± {run['student']['return_ci95']:.1f}"
+            ratio = _cell(*interval([row], student))
+            lines.append(f"| {row['env']} | {student} {_details(row, student)} {played} | {ratio} |")
+    return "\n".join(lines)
+
+
+def _details(row: Row, student: str) -> str:
+    """Cells that say what a student is, how alike it is, and what it took."""
+    seeds = list(row["seeds"].values())
+    runs = [seed["students"][student] for seed in seeds]
+    on_teacher, on_student = (
+        np.median([run[f"agreement_on_{whose}_states"] for run in runs]) for whose in ("teacher", "student")
+    )
+    taken = {name: np.median([seed[name] for seed in seeds]) for name in ("env_steps", "gradient_steps", "seconds")}
+    return (
+        f"| {runs[0]['student']['num_parameters']:,} | {100 * runs[0]['compression']:.3g} % "
+        f"| {100 * on_teacher:.1f} % | {100 * on_student:.1f} % "
+        f"| {taken['env_steps']:,.0f} | {taken['gradient_steps']:,.0f} | {taken['seconds']:,.0f} |"
+    )
+
+
+def _machines(rows: Mapping[str, Row]) -> str:
+    machines = {
+        ", ".join(f"{name} {value}" for name, value in run["machine"].items())
+        for row in rows.values()
+        for run in row["seeds"].values()
+    }
+    return "## Machine\n\n" + "\n".join(f"- {line}" for line in sorted(machines))
+
+
+def _cell(middle: float, low: float, high: float) -> str:
+    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _order(row: Row) -> tuple[int, int]:
+    settings = row["settings"]
+    return list(_COLOURS).index(settings["loss"]), _STATES.index(settings["rollout_policy"])
+
+
+def _by_env(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
+    groups: dict[str, dict[str, Row]] = {}
+    for name, row in rows.items():
+        groups.setdefault(row["env"], {})[name] = row
+    return groups
+
+
+def _first_run(row: Row) -> Any:
+    return next(iter(row["seeds"].values()))
+
+
+def _first(row: Row) -> Any:
+    return next(iter(_first_run(row)["students"].values()))
+
+
+# --- Figure -----------------------------------------------------------------------------------------------------------
+
+
+def _figure(rows: Mapping[str, Row], path: Path) -> None:
+    """Parameters against return ratio, a panel for each environment."""
+    groups = _by_env(rows)
+    figure, panels = plt.subplots(
+        1, len(groups), figsize=(3.1 * len(groups), 3.2), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (env, group) in zip(panels[0], groups.items(), strict=True):
+        for row in sorted(group.values(), key=_order):
+            students = _first_run(row)["students"]
+            sizes = [run["student"]["num_parameters"] for run in students.values()]
+            points = np.array([interval([row], student) for student in students])
+            loss, states = row["settings"]["loss"], row["settings"]["rollout_policy"]
+            errors = np.abs(points[:, 1:] - points[:, :1]).T if states == "mixture" else None
+            axes.errorbar(
+                sizes,
+                points[:, 0],
+                yerr=errors,
+                color=_COLOURS[loss],
+                linestyle=_DASHES[states],
+                marker="o" if states == "mixture" else None,
+                markersize=4,
+                linewidth=1.6 if states == "mixture" else 1.0,
+                capsize=2,
+                label=f"{loss}, {states}",
+            )
+        axes.axhline(1.0, color="#8a8f98", linewidth=0.8)
+        axes.set(title=env, xscale="log", xlabel="parameters", ylim=(-0.1, 1.15))
+        axes.grid(color="#d5d9de", linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("return ratio")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

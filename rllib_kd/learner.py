@@ -400,7 +400,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         if isinstance(learner, Student):
             module = learner.module
             with bf16:
-                fwd_out = module.forward_train(batch) if self._coefficients["td"] else module.compute_q_values(batch)
+                fwd_out = (
+                    self._forward_td(module, batch) if self._coefficients["td"] else module.compute_q_values(batch)
+                )
             if group.config.bf16:  # the loss is float32's
                 fwd_out = {name: output.float() for name, output in fwd_out.items()}
             return self.compute_loss_for_module(
@@ -410,6 +412,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             outputs = learner.q_values(batch[Columns.OBS]).float()  # [N, B, A]
         by_row = self._loss_by_row(group, learner.members[0], batch, {QF_PREDS: outputs}, group.config)
         return self._weigh(by_row)
+
+    def _forward_td(self, module: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What RLlib's `forward_train()` puts out, which would also send zeros back through all of the next states."""
+        next_states = {Columns.OBS: batch[Columns.NEXT_OBS]}
+        with torch.no_grad():
+            outputs = {QF_TARGET_NEXT_PREDS: module.forward_target(next_states)[QF_PREDS]}
+            if self.config.double_q:
+                outputs[QF_NEXT_PREDS] = module.compute_q_values(next_states)[QF_PREDS]
+        return outputs | module.compute_q_values(batch)  # last: its features are the ones that are watched
 
     def _step(self, learner: Student | StackedStudents, loss: Tensor) -> None:
         for param in learner.params:

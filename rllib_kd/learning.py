@@ -168,9 +168,8 @@ class Student:
         """`[count, units of the teacher]`, of the first rows of the last forward pass."""
         assert self.feature_map is not None
         assert self._features is not None
-        return self.feature_map(
-            self._features[:count].float()
-        )  # with double Q-learning those of the next states follow
+        # RLlib's forward_train() with double Q-learning has those of the next states behind them.
+        return self.feature_map(self._features[:count].float())
 
 
 class StackedStudents:

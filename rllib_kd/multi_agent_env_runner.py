@@ -116,7 +116,8 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
                 module_id: self._decide(module_id, part[Columns.OBS], policy)
                 if module_id in self._teachers
                 else module[module_id].forward_exploration(part, **kwargs)
-                for module_id, part in batch.items()
+                # In one order in every process: they share a generator, and the user's `policies` may be a set.
+                for module_id, part in sorted(batch.items())
             }
 
         module.forward_exploration = act  # of this object alone: connectors want RLlib's class

@@ -109,8 +109,10 @@ def restart_sampling(env_runner: Any, salt: int | None = None) -> None:
 
 def _setting(env_runner: Any) -> dict[str, Any]:
     """What must be equal, so that environments can go on."""
+    env = env_runner.config.env
     return {
-        "env": str(env_runner.config.env),
+        # A class that is pickled by value has another module and qualified name where it arrives.
+        "env": env.__name__ if isinstance(env, type) else str(env),
         "env_config": dict(env_runner.config.env_config),
         "num_envs": env_runner.num_envs,
         "layers": [type(layer).__qualname__ for layer in _layers(env_runner.env)],

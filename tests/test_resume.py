@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.fs
 import pytest
 from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig, resume
 from tests.conftest import start_ray
@@ -63,12 +64,26 @@ def _family() -> DistillDQNConfig:
     return config
 
 
+def _multi_agent() -> DistillDQNConfig:
+    return (
+        _config(num_envs_per_env_runner=2)
+        .environment(MultiAgentCartPole, env_config={"num_agents": 3})
+        .multi_agent(policies={"even", "odd"}, policy_mapping_fn=by_parity)
+        .distillation(teacher={"even": "cartpole", "odd": "cartpole"})
+    )
+
+
+def by_parity(agent_id, *args, **kwargs):
+    return "odd" if agent_id % 2 else "even"
+
+
 CONFIGS = {
     "sync": _config,
     "td-and-prioritized": _td,
     "values-and-features": lambda: _config().distillation(loss="mse", feature_coeff=0.1),
     "family": _family,
     "through-rllib": lambda: _config().callbacks(CountsSteps),
+    "multi-agent": _multi_agent,
     "without-a-teacher": lambda: _config().distillation(teacher=None, td_coeff=1.0, teacher_fraction=0.0),
     "before-learning-starts": lambda: (
         _config().training(num_steps_sampled_before_learning_starts=64 * N + 1).distillation(init="teacher")

@@ -183,7 +183,6 @@ def test_loggers_that_are_not_installed_say_so(monkeypatch):
 
 
 def test_mlflow_gets_every_setting(cluster, tmp_path, monkeypatch):
-    pytest.importorskip("mlflow", reason="MLflow is not installed")
     with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
         sweep_loggers(mlflow_uri="nonsense://")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # out of fashion, but needs neither server nor database

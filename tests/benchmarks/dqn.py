@@ -1,6 +1,6 @@
 """Seconds of training until DQN plays CartPole-v1 at 475: this package's loop without a teacher, and RLlib's DQN.
 
-    python tests/benchmarks/dqn.py [--seeds 3] [--json FILE]
+    python tests/benchmarks/dqn.py [--units 64] [--seeds 3] [--json FILE]
 
 Both with one config (`settings()`), one environment process and one thread. Every 2,500 env steps the greedy policy
 plays 20 episodes, whose time does not count; the run ends when their mean is 475.
@@ -34,15 +34,15 @@ ENV_STEPS_BETWEEN, MAX_ENV_STEPS = 2_500, 100_000
 FIRST_EPISODE_SEED, NUM_EPISODES = 1_000_000, 20
 
 
-def settings(config: Any, seed: int) -> Any:
-    """Dueling double DQN of 256 × 256 units, 3-step targets, a soft target, 64 rows learned from per env step."""
+def settings(config: Any, units: int, seed: int) -> Any:
+    """Dueling double DQN of two hidden layers, 3-step targets, a soft target, 64 rows learned from per env step."""
     # This package's replay is in the Learners, and has no type.
     replay_type = {} if isinstance(config, DistillDQNConfig) else {"type": "PrioritizedEpisodeReplayBuffer"}
     return (
         config.environment(ENV)
         .env_runners(num_env_runners=0, num_envs_per_env_runner=8)
         .learners(num_learners=0)
-        .rl_module(model_config={"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"})
+        .rl_module(model_config={"fcnet_hiddens": [units, units], "fcnet_activation": "relu"})
         .training(
             dueling=True,
             double_q=True,
@@ -63,9 +63,9 @@ def settings(config: Any, seed: int) -> Any:
     )
 
 
-def seconds_to_goal(config: Any, seed: int) -> dict[str, float]:
+def seconds_to_goal(config: Any, units: int, seed: int) -> dict[str, float]:
     """Of training, and the env steps that were needed; infinite where it was not reached."""
-    algo = settings(config, seed).build_algo()
+    algo = settings(config, units, seed).build_algo()
     seconds, next_look = 0.0, ENV_STEPS_BETWEEN
     try:
         while True:
@@ -86,6 +86,7 @@ def seconds_to_goal(config: Any, seed: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--units", type=int, default=64, help="of each of two hidden layers")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -95,7 +96,7 @@ def main() -> None:
     for seed in range(args.seeds):
         ours = DistillDQNConfig().distillation(teacher=None, td_coeff=1.0)
         for key, config in (("value", ours), ("baseline", DQNConfig())):
-            runs[key].append(seconds_to_goal(config, seed))
+            runs[key].append(seconds_to_goal(config, args.units, seed))
             print(f"{'rllib_kd' if key == 'value' else 'RLlib DQN'}, seed {seed}: {runs[key][-1]}", flush=True)
     ray.shutdown()
     seconds = {key: [run["seconds"] for run in own] for key, own in runs.items()}

@@ -3,6 +3,7 @@
 import pytest
 
 from rllib_kd import DistillDQNConfig, compare_all
+from tests.benchmarks import weak_teacher
 from tests.conftest import shared_teacher
 
 pytestmark = pytest.mark.slow
@@ -45,3 +46,17 @@ def test_first_weights_from_the_teacher_save_the_first_thousands_of_steps(build)
     print(ratios)
     assert all(ratio >= 0.95 for name, ratio in ratios.items() if name.startswith("teacher"))
     assert all(ratio < 0.9 for name, ratio in ratios.items() if name.startswith("random"))
+
+
+def test_with_td_a_student_ends_above_a_weak_teacher(cluster, tmp_path):
+    """Over five other seeds, teachers of 123 to 247 had students of 466 to 500."""
+    for seed in (10, 11):
+        path = tmp_path / f"teacher_{seed}"
+        teacher = weak_teacher.train(
+            weak_teacher.config(seed, **weak_teacher.WITHOUT_TEACHER), weak_teacher.TEACHER_ENV_STEPS, path
+        )
+        student = weak_teacher.train(
+            weak_teacher.config(seed, teacher=path, **weak_teacher.FROM_TEACHER), weak_teacher.STUDENT_ENV_STEPS
+        )
+        print(f"teacher {teacher}, student {student}")
+        assert student > teacher + 100

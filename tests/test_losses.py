@@ -298,3 +298,55 @@ def test_several_students_of_one_teacher_at_once(loss):
     expected = torch.stack([loss(one, teacher_q) for one in student_q])
     torch.testing.assert_close(loss(student_q, teacher_q), expected)
     torch.testing.assert_close(grad_of(loss, student_q, teacher_q)[3], grad_of(loss, student_q[3], teacher_q))
+
+
+# --- As others would write it, row by row -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("double_q", [False, True])
+@pytest.mark.parametrize("loss_fn", ["huber", "mse"])
+def test_td_of_a_batch_is_that_of_each_row(double_q, loss_fn):
+    generator = torch.Generator().manual_seed(0)
+    q, next_q_target, next_q = 3 * torch.randn(3, 8, 4, generator=generator)
+    batch = td_batch(
+        actions=[0, 1, 2, 3, 0, 1, 2, 3],
+        rewards=[1.0, -2.0, 0.5, 3.0, 0.0, 1.0, 1.0, 9.0],
+        terminateds=[False, True] * 4,
+        n_step=[1.0, 1.0, 2.0, 3.0] * 2,
+    )
+    errors = losses.td_error(batch, q, next_q_target, next_q=next_q if double_q else None, gamma=0.9)
+    for i in range(8):
+        chosen = int((next_q if double_q else next_q_target)[i].argmax())
+        future = 0.0 if batch["terminateds"][i] else 0.9 ** batch["n_step"][i].item() * next_q_target[i, chosen].item()
+        error = q[i, batch["actions"][i]].item() - (batch["rewards"][i].item() + future)
+        assert errors[i].item() == pytest.approx(error, rel=1e-5)
+        expected = error**2 if loss_fn == "mse" else 0.5 * error**2 if abs(error) < 1 else abs(error) - 0.5
+        assert losses.td(errors, loss_fn=loss_fn)[i].item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(losses.td(errors), losses.td(errors, loss_fn="huber"))  # RLlib's default
+
+
+def test_hard_targets_at_any_student_temperature():
+    student_q, teacher_q = torch.tensor([[0.2, 1.0, -0.5], [3.0, 0.0, 1.0]]), torch.tensor([[3.0, 2.0, 1.0], [0, 1, 2]])
+    expected = -Categorical(logits=student_q / 0.3).log_prob(torch.tensor([0, 2]))
+    torch.testing.assert_close(losses.nll(student_q, teacher_q, student_temperature=0.3), expected)
+
+
+def test_defaults_are_the_papers():
+    student_q, teacher_q = torch.tensor([[0.2, 9.0, -0.5]]), torch.tensor([[3.0, 2.0, 1.0]])
+    torch.testing.assert_close(losses.huber(student_q, teacher_q), losses.huber(student_q, teacher_q, delta=1.0))
+    jsd = {"beta": 0.3, "temperature": 0.5}
+    torch.testing.assert_close(
+        losses.jsd(student_q, teacher_q, **jsd), losses.jsd(student_q, teacher_q, **jsd, student_temperature=1.0)
+    )
+
+
+def test_gaps_of_any_unit_have_weights():
+    small = torch.tensor([[1e-4, 0.0], [3e-4, 0.0]])
+    torch.testing.assert_close(losses.gap_weights(small), torch.tensor([0.5, 1.5]))
+
+
+def test_shapes_are_named_as_they_are():
+    with pytest.raises(ValueError, match=r"Q-values .*\[batch, actions\]"):
+        losses.mse(torch.zeros(4, 1), torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"return distributions .*\[batch, actions, atoms\]"):
+        losses.categorical(torch.zeros(4, 1, 5), torch.zeros(4, 3, 5))

@@ -184,6 +184,59 @@ def test_new_rows_come_first():
     np.testing.assert_allclose(shares[[0, 10]], 0.5, atol=0.06)  # as high as the highest
 
 
+def test_every_batch_that_is_asked_for_is_drawn():
+    replay = prioritized()
+    replay.add(rows(0, 10))
+    count = 2 * PrioritizedReplay._BATCHES_AT_ONCE + 3
+    assert [len(batch_rows) for batch_rows, _ in replay.draw(count, 7)] == [7] * count
+
+
+@pytest.mark.parametrize("config", [{"capacity": 10}, {"capacity": 10, "alpha": 0.6, "beta": 0.4}])
+def test_a_seed_sets_the_order(config):
+    def order(seed):
+        replay = make_replay(config, seed=seed)
+        replay.add(rows(0, 10))
+        return torch.cat([batch_rows for batch_rows, _ in replay.draw(5, 20)]).tolist()
+
+    assert order(1) == order(1) != order(2)
+
+
+def test_the_config_sets_both_exponents():
+    replay = make_replay({"capacity": 4, "alpha": 0.5, "beta": 0.25}, seed=0)
+    replay.add(rows(0, 2))
+    replay.update_priorities(torch.arange(2), torch.tensor([1.0, 16.0]))
+    actions, weights = drawn(replay, 50, 200)
+    # Probabilities 1 : 16^0.5, weights (1 / 4)^0.25.
+    assert (actions == 1).float().mean() == pytest.approx(0.8, abs=0.02)
+    torch.testing.assert_close(weights[actions == 1].unique(), torch.tensor([0.25**0.25]))
+    # A new row has the highest priority, to the same exponent.
+    replay.add(rows(2, 1))
+    actions, _ = drawn(replay, 50, 200)
+    np.testing.assert_allclose(np.bincount(actions) / len(actions), [1 / 9, 4 / 9, 4 / 9], atol=0.02)
+
+
+def test_a_prioritized_replay_takes_the_state_of_a_uniform_one():
+    uniform = ColumnarReplay(6, seed=0)
+    uniform.add(rows(0, 5))
+    replay = prioritized(6)
+    replay.add(rows(0, 1))
+    replay.update_priorities(torch.arange(1), torch.tensor([50.0]))
+    replay.set_state(uniform.get_state())
+    assert replay.get_state()["highest_priority"] == 1.0
+    actions, _ = drawn(replay, 20, 100)
+    assert set(actions.tolist()) == set(range(5))
+
+
+def test_the_last_rows_of_the_ring_can_be_drawn():
+    """The sums of priorities are exact enough that rounding prefers no row."""
+    replay = prioritized(100_000, alpha=1.0)
+    replay.add(rows(0, 100_000))
+    replay.update_priorities(torch.arange(100_000), torch.full((100_000,), 1e-3))
+    actions, _ = drawn(replay, 200, 1_000)
+    counts = np.bincount(actions.numpy() // 10_000, minlength=10)
+    np.testing.assert_allclose(counts, 20_000, atol=5 * np.sqrt(20_000))
+
+
 def test_priorities_change_between_batches_of_one_call():
     replay = prioritized(alpha=1.0)
     replay.add(rows(0, 4))

@@ -51,6 +51,11 @@ def test_nonsense_is_refused_by_name(schedule):
         check_schedule("teacher_fraction", schedule, high=1.0)
 
 
+def test_words_that_a_field_understands_are_named():
+    with pytest.raises(ValueError, match=r"increasing env_steps, or 'auto', or 'qdagger', got 'x'\.$"):
+        check_schedule("kd_coeff", "x", words=("auto", "qdagger"))
+
+
 @pytest.mark.parametrize(
     ("return_ratio", "weight"), [(math.nan, 1.0), (-0.5, 1.0), (0.0, 1.0), (0.75, 0.25), (1.0, 0.0), (1.3, 0.0)]
 )

@@ -2,10 +2,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.models.utils import get_filter_config
 
 from rllib_kd.statistics import QStatistics
 from rllib_kd.students import (
     PRESETS,
+    _nature_cnn,
     compress,
     count_parameters,
     has_scalable_head,
@@ -149,3 +151,56 @@ def test_what_moves_in_a_picture_reaches_the_outputs(shape):
         assert min(spreads) > 5e-3
     plain = {key: value for key, value in config.items() if "initializer" not in key}
     assert q_values(make_q_module(space, **plain), pictures).std(0).mean() < 1e-3
+
+
+def test_presets_are_the_networks_of_the_paper():
+    for name, (channels, units) in {
+        "rusu-teacher": ((32, 64, 64), 512),
+        "rusu-net1": ((16, 32, 32), 256),
+        "rusu-net2": ((16, 16, 16), 128),
+        "rusu-net3": ((16, 16, 16), 64),
+    }.items():
+        first, second, third = channels
+        expected = {
+            "conv_filters": [[first, 8, 4, "valid"], [second, 4, 2, "valid"], [third, 3, 1, "valid"]],
+            "conv_activation": "relu",
+            "head_fcnet_hiddens": [units],
+            "head_fcnet_activation": "relu",
+            "conv_kernel_initializer": "kaiming_uniform_",
+            "conv_kernel_initializer_kwargs": {"nonlinearity": "relu"},
+            "head_fcnet_kernel_initializer": "kaiming_uniform_",
+            "head_fcnet_kernel_initializer_kwargs": {"nonlinearity": "relu"},
+        }
+        assert PRESETS[name] == _nature_cnn(channels, units) == expected
+
+
+def compressed(model_config, compression, *, space=CARTPOLE_OBS, teacher_parameters):
+    return compress(
+        model_config,
+        head_config=HEAD,
+        compression=compression,
+        teacher_parameters=teacher_parameters,
+        observation_space=space,
+        action_space=CARTPOLE_ACTIONS,
+    )
+
+
+def test_a_budget_may_be_spent_to_the_last_parameter():
+    params = 4 * 5 + 5 + 5 * 2 + 2  # with 5 units
+    assert compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * params)["fcnet_hiddens"] == [5]
+    smallest = 4 * 1 + 1 + 1 * 2 + 2
+    assert compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * smallest)["fcnet_hiddens"] == [1]
+    with pytest.raises(ValueError, match=r"own: rl_module\(.*\); fcnet_hiddens=\[\] is a linear student\.$"):
+        compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * smallest - 1)
+
+
+def test_a_teacher_of_images_without_filters_has_rllibs():
+    """RLlib chooses convolutions by the shape of the images where the config names none."""
+    scaled = compressed({"fcnet_hiddens": [64]}, 0.1, space=ATARI_OBS, teacher_parameters=1_000_000)
+    assert [filters[1:] for filters in scaled["conv_filters"]] == [f[1:] for f in get_filter_config((84, 84, 4))]
+    assert scaled["conv_kernel_initializer"] == "kaiming_uniform_"
+    # Vectors keep the weights that RLlib begins with, and so does a teacher that chose its own.
+    assert compressed({"fcnet_hiddens": [64]}, 0.5, teacher_parameters=450)["conv_kernel_initializer"] is None
+    own = {"conv_filters": NATURE_CNN["conv_filters"], "conv_kernel_initializer": "xavier_uniform_"}
+    scaled = compressed(own, 0.1, space=ATARI_OBS, teacher_parameters=1_000_000)
+    assert scaled["conv_kernel_initializer"] == "xavier_uniform_"

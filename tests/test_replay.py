@@ -77,6 +77,29 @@ def test_state_restores_contents_and_order_of_drawing():
     assert contents(copy)["action"].tolist() == contents(replay)["action"].tolist()
 
 
+@pytest.mark.parametrize(("capacity", "kept"), [(10, 10), (7, 7), (20, 10)])
+def test_a_ring_of_any_capacity_takes_the_newest_rows(capacity, kept):
+    full = ColumnarReplay(10, seed=0)
+    full.add(rows(0, 13))  # it has wrapped around
+    replay = ColumnarReplay(capacity, seed=0)
+    replay.add(rows(90, 3))
+    replay.set_state(full.get_state())
+    np.testing.assert_array_equal(contents(replay)["action"], range(13 - kept, 13))
+    same_places = torch.equal(replay._columns["action"], full._columns["action"])
+    assert same_places == (capacity == 10)
+    replay.add(rows(13, 1))
+    assert contents(replay)["action"][-1] == 13
+
+
+def test_the_state_of_an_empty_replay_empties_another():
+    replay = ColumnarReplay(6, seed=0)
+    replay.add(rows(0, 5))
+    replay.set_state(ColumnarReplay(6).get_state())
+    assert len(replay) == 0
+    replay.add(rows(7, 2))
+    assert replay.gather(torch.arange(2), ("action",))["action"].tolist() == [7, 8]
+
+
 def test_keeps_the_type_of_a_column():
     replay = ColumnarReplay(4)
     replay.add({"obs": np.full((2, 3), 255, dtype=np.uint8)})

@@ -77,7 +77,9 @@ def write_page(folder: Path) -> str:
     parts = [_INTRODUCTION, _environments(rows)]
     if compared:
         _figure(compared, folder / "sizes.png")
-        parts += [_SIZES, *(_size_table(env, group) for env, group in _by_env(compared).items()), _all(compared)]
+        groups = _by_env(compared)
+        parts += [_SIZES, *(_size_table(env, group) for env, group in groups.items())]
+        parts += [_all(compared)] if len(groups) > 1 else []
         parts += [_AGREEMENT, _detail_table(compared)]
     if images := {name: row for name, row in rows.items() if row["env"].startswith("ALE/")}:
         parts += [_IMAGES, _image_table(images)]
@@ -237,7 +239,7 @@ def _figure(rows: Mapping[str, Row], path: Path) -> None:
     """Parameters against return ratio, a panel for each environment."""
     groups = _by_env(rows)
     figure, panels = plt.subplots(
-        1, len(groups), figsize=(3.1 * len(groups), 3.2), sharey=True, squeeze=False, layout="constrained"
+        1, len(groups), figsize=(3.1 * len(groups), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (env, group) in zip(panels[0], groups.items(), strict=True):
         for row in sorted(group.values(), key=_order):
@@ -264,6 +266,6 @@ def _figure(rows: Mapping[str, Row], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("return ratio")
     handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, 2 * len(groups)), frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)

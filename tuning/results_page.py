@@ -145,7 +145,7 @@ def _size_table(env: str, rows: Mapping[str, Row]) -> str:
 
 
 def _all(rows: Mapping[str, Row]) -> str:
-    """Over environments, for each loss and d^π."""
+    """For each loss and d^π that was measured in all environments."""
     students = list(_first_run(next(iter(rows.values())))["students"])
     lines = ["### All environments", "", f"| loss, states | {' | '.join(students)} |"]
     lines.append("|---" * (1 + len(students)) + "|")
@@ -153,6 +153,8 @@ def _all(rows: Mapping[str, Row]) -> str:
     for row in rows.values():
         kinds.setdefault(_order(row), []).append(row)
     for _, group in sorted(kinds.items()):
+        if len(group) < len(_by_env(rows)):
+            continue
         cells = [_cell(*interval(group, student)) for student in students]
         settings = group[0]["settings"]
         lines.append(f"| `{settings['loss']}`, {settings['rollout_policy']} | {' | '.join(cells)} |")

@@ -375,15 +375,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
         RLlib makes one gradient step a call, and looks at `target_network_update_freq` after each.
         """
-        due = 0
-        for name in group.students:
-            since = env_steps - self.last_update_ts_by_mid[name]
-            freq = group.config.target_network_update_freq
-            due = min(num_steps, since // freq) if freq else num_steps
-            if due:
-                self.last_update_ts_by_mid[name] = env_steps - (since % freq if freq else 0)
-                self.metrics.log_value((name, NUM_TARGET_UPDATES), due, reduce="lifetime_sum")
-                self.metrics.log_value((name, LAST_TARGET_UPDATE_TS), self.last_update_ts_by_mid[name], reduce="max")
+        freq = group.config.target_network_update_freq
+        since = env_steps - self.last_update_ts_by_mid[next(iter(group.students))]  # they all move together
+        due = min(num_steps, since // freq) if freq else num_steps
+        last = env_steps - since % freq if freq else env_steps
+        for name in group.students if due else ():
+            self.last_update_ts_by_mid[name] = last
+            self.metrics.log_value((name, NUM_TARGET_UPDATES), due, reduce="lifetime_sum")
+            self.metrics.log_value((name, LAST_TARGET_UPDATE_TS), last, reduce="max")
         return [(step + 1) * due // num_steps > step * due // num_steps for step in range(num_steps)]
 
     @override(DQNTorchLearner)

@@ -57,6 +57,8 @@ class Student:
         self.scale: QScale | None = None  # set while the outputs are normalised
         self.feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
         self._features: Tensor | None = None
+        #: Of the target networks, and of those that they follow: listed at the first of many updates.
+        self._target_weights: tuple[list[Tensor], list[Tensor]] | None = None
         self._normalizes = normalizes and students.has_scalable_head(module)
         self._averages = averages
         # A student that has learned nothing yet starts in the middle of the normalised coordinates.
@@ -91,14 +93,11 @@ class Student:
 
     def update_targets(self, tau: float) -> None:
         """Inside an update: move the target networks towards the weights that learn, by a share of `tau`."""
+        if self._target_weights is None:
+            self._target_weights = _weights_of_pairs(self.module)
         self._denormalize()  # they put out Q-values
-        for network, target in self.module.get_target_network_pairs():
-            targets, weights = (
-                [tensor for tensor in net.state_dict().values() if tensor.is_floating_point()]
-                for net in (target, network)
-            )
-            with torch.no_grad():
-                torch._foreach_lerp_(targets, weights, tau)
+        with torch.no_grad():
+            torch._foreach_lerp_(*self._target_weights, tau)
         if self.scale is not None:
             students.to_normalized(self.module, self.scale)
 
@@ -341,6 +340,17 @@ class StudentGroup:
 def members_of(learner: Student | StackedStudents) -> list[Student]:
     """Who learns there."""
     return learner.members if isinstance(learner, StackedStudents) else [learner]
+
+
+def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and running statistics of the target networks, and in the same order of the networks they follow."""
+    pairs = [
+        (target_weight, weight)
+        for network, target in module.get_target_network_pairs()
+        for target_weight, weight in zip(target.state_dict().values(), network.state_dict().values(), strict=True)
+        if weight.is_floating_point()
+    ]
+    return [target_weight for target_weight, _ in pairs], [weight for _, weight in pairs]
 
 
 @torch.no_grad()

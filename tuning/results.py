@@ -213,10 +213,10 @@ def chosen(names: Sequence[str] | None) -> list[str]:
     """The rows that a name stands for: its own, or those that begin with it."""
     if not names:
         return list(ROWS)
-    found = [row for row in ROWS if any(row == name or row.startswith(f"{name}-") for name in names)]
-    if unknown := [name for name in names if not any(row == name or row.startswith(f"{name}-") for row in ROWS)]:
+    named = {name: [row for row in ROWS if row == name or row.startswith(f"{name}-")] for name in names}
+    if unknown := [name for name, rows in named.items() if not rows]:
         raise SystemExit(f"There is no row {', '.join(unknown)}. There are: {', '.join(ROWS)}.")
-    return found
+    return [row for row in ROWS if any(row in rows for rows in named.values())]
 
 
 def main() -> None:

@@ -77,9 +77,7 @@ def write_page(folder: Path) -> str:
     parts = [_INTRODUCTION, _environments(rows)]
     if compared:
         _figure(compared, folder / "sizes.png")
-        groups = _by_env(compared)
-        parts += [_SIZES, *(_size_table(env, group) for env, group in groups.items())]
-        parts += [_all(compared)] if len(groups) > 1 else []
+        parts += [_SIZES, *_size_tables(compared)]
         parts += [_AGREEMENT, _detail_table(compared)]
     if images := {name: row for name, row in rows.items() if row["env"].startswith("ALE/")}:
         parts += [_IMAGES, _image_table(images)]
@@ -121,51 +119,47 @@ al. (2015) report, as geometric means over ten games, 108.3 % of the teacher's s
 
 def _environments(rows: Mapping[str, Row]) -> str:
     lines = ["| environment | teacher | its return | random | episodes |", "|---|---|---|---|---|"]
-    seen = set()
     for row in rows.values():
-        one = _first(row)
+        one = next(iter(_first_run(row)["students"].values()))
         line = (
             f"| {row['env']} | {row['source']}, {one['teacher']['num_parameters']:,} parameters "
             f"| {one['teacher']['return_mean']:.1f} ± {one['teacher']['return_ci95']:.1f} "
             f"| {one['random']['return_mean']:.1f} ± {one['random']['return_ci95']:.1f} | {one['num_episodes']} |"
         )
-        if line not in seen:
-            seen.add(line)
+        if line not in lines:
             lines.append(line)
     return "\n".join(lines)
 
 
-def _size_table(env: str, rows: Mapping[str, Row]) -> str:
-    students = list(_first_run(next(iter(rows.values())))["students"])
-    lines = [f"### {env}", "", f"| loss, states | {' | '.join(students)} |", "|---" * (1 + len(students)) + "|"]
-    for row in sorted(rows.values(), key=_order):
-        cells = [_cell(*interval([row], student)) for student in students]
-        lines.append(f"| `{row['settings']['loss']}`, {row['settings']['rollout_policy']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def _size_tables(rows: Mapping[str, Row]) -> list[str]:
+    """One for each environment, and one of what was measured in all of them."""
+    groups = _by_env(rows)
+    tables = [_size_table(env, [[row] for row in sorted(group, key=_order)]) for env, group in groups.items()]
+    if len(groups) > 1:
+        kinds: dict[tuple[int, int], list[Row]] = {}
+        for row in rows.values():
+            kinds.setdefault(_order(row), []).append(row)
+        everywhere = [kind for _, kind in sorted(kinds.items()) if len(kind) == len(groups)]
+        tables += [_size_table("All environments", everywhere)] if everywhere else []
+    return tables
 
 
-def _all(rows: Mapping[str, Row]) -> str:
-    """For each loss and d^π that was measured in all environments."""
-    students = list(_first_run(next(iter(rows.values())))["students"])
-    lines = ["### All environments", "", f"| loss, states | {' | '.join(students)} |"]
-    lines.append("|---" * (1 + len(students)) + "|")
-    kinds: dict[tuple[int, int], list[Row]] = {}
-    for row in rows.values():
-        kinds.setdefault(_order(row), []).append(row)
-    for _, group in sorted(kinds.items()):
-        if len(group) < len(_by_env(rows)):
-            continue
-        cells = [_cell(*interval(group, student)) for student in students]
+def _size_table(title: str, groups: Sequence[Sequence[Row]]) -> str:
+    """A line for each group of rows, which have the same settings."""
+    students = list(_first_run(groups[0][0])["students"])
+    lines = [f"### {title}", "", f"| loss, states | {' | '.join(students)} |", "|---" * (1 + len(students)) + "|"]
+    for group in groups:
         settings = group[0]["settings"]
+        cells = [_cell(*interval(group, student)) for student in students]
         lines.append(f"| `{settings['loss']}`, {settings['rollout_policy']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+_DETAILS = "| environment | student | parameters | share | agreement d^T | d^S | env steps | gradient steps | seconds |"
+
+
 def _detail_table(rows: Mapping[str, Row]) -> str:
-    lines = [
-        "| environment | student | parameters | share | agreement d^T | d^S | env steps | gradient steps | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [_DETAILS, "|---" * 9 + "|"]
     for row in rows.values():
         if (row["settings"]["loss"], row["settings"]["rollout_policy"]) == ("kl", "mixture"):
             lines += [f"| {row['env']} | {student} {_details(row, student)}" for student in _first_run(row)["students"]]
@@ -173,11 +167,7 @@ def _detail_table(rows: Mapping[str, Row]) -> str:
 
 
 def _image_table(rows: Mapping[str, Row]) -> str:
-    lines = [
-        "| environment | student | parameters | share | agreement d^T | d^S | env steps | gradient steps | seconds "
-        "| return | return ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"{_DETAILS} return | return ratio |", "|---" * 11 + "|"]
     for row in rows.values():
         for student, run in _first_run(row)["students"].items():
             played = f"{run['student']['return_mean']:.1f} ± {run['student']['return_ci95']:.1f}"
@@ -219,19 +209,15 @@ def _order(row: Row) -> tuple[int, int]:
     return list(_COLOURS).index(settings["loss"]), _STATES.index(settings["rollout_policy"])
 
 
-def _by_env(rows: Mapping[str, Row]) -> dict[str, dict[str, Row]]:
-    groups: dict[str, dict[str, Row]] = {}
-    for name, row in rows.items():
-        groups.setdefault(row["env"], {})[name] = row
+def _by_env(rows: Mapping[str, Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows.values():
+        groups.setdefault(row["env"], []).append(row)
     return groups
 
 
 def _first_run(row: Row) -> Any:
     return next(iter(row["seeds"].values()))
-
-
-def _first(row: Row) -> Any:
-    return next(iter(_first_run(row)["students"].values()))
 
 
 # --- Figure -----------------------------------------------------------------------------------------------------------
@@ -244,7 +230,7 @@ def _figure(rows: Mapping[str, Row], path: Path) -> None:
         1, len(groups), figsize=(3.1 * len(groups), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (env, group) in zip(panels[0], groups.items(), strict=True):
-        for row in sorted(group.values(), key=_order):
+        for row in sorted(group, key=_order):
             students = _first_run(row)["students"]
             sizes = [run["student"]["num_parameters"] for run in students.values()]
             points = np.array([interval([row], student) for student in students])

@@ -269,6 +269,19 @@ def _line(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return line
 
 
+def show(lines: Sequence[dict[str, Any]], csv_path: Path | None) -> None:
+    """Print the lines as a table, and write them where a path is given."""
+    table = Table(*lines[0])
+    for line in lines:
+        table.add_row(*map(str, line.values()))
+    Console(width=180).print(table)
+    if csv_path:
+        with csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
@@ -296,15 +309,7 @@ def main() -> None:
     ray.shutdown()
 
     lines = summary([rows[run.key] for run in runs])
-    table = Table(*lines[0])
-    for line in lines:
-        table.add_row(*map(str, line.values()))
-    Console(width=180).print(table)
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, lines[0])
-            writer.writeheader()
-            writer.writerows(lines)
+    show(lines, args.csv)
 
 
 if __name__ == "__main__":

@@ -10,27 +10,23 @@ seed and as long. All play the same 100 episodes, greedily, with their last weig
 from __future__ import annotations
 
 import argparse
-import csv
-import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
-import numpy as np
+from tests.benchmarks.learning import play_greedily, show  # isort: skip  # sets the number of threads
 import ray
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.playing import env_maker, play
-from rllib_kd.policies import GreedyQ, as_q_network
+from rllib_kd.policies import as_q_network
 
 ENV = "CartPole-v1"
 TEACHER_ENV_STEPS, STUDENT_ENV_STEPS = 5_000, 40_000
-FIRST_EPISODE_SEED, NUM_EPISODES = 3_000_000, 100
+NUM_EPISODES = 100
 
 WITHOUT_TEACHER: dict[str, Any] = {"teacher": None, "td_coeff": 1.0}
 FROM_TEACHER: dict[str, Any] = {
@@ -72,8 +68,7 @@ def train(config: DistillDQNConfig, env_steps: int, path: Path | None = None) ->
             algo.train()
         if path:
             algo.save_to_path(str(path))
-        seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + NUM_EPISODES)
-        return float(np.mean(play(env_maker(ENV), GreedyQ(as_q_network(algo)), seeds)[0]))
+        return float(play_greedily(as_q_network(algo), ENV, NUM_EPISODES).mean())
     finally:
         algo.stop()
 
@@ -99,15 +94,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(seed, Path(folder)) for seed in range(args.seeds)]
     ray.shutdown()
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    show(rows, args.csv)
 
 
 if __name__ == "__main__":

@@ -224,6 +224,7 @@ OwnEnv = Annotated[str | None, _option("Default: as the checkpoint says.", "--en
 EnvConfig = Annotated[str, _option("Of the environment, or @FILE.", metavar="JSON")]
 Episodes = Annotated[int, _option("That each policy plays; default 100.", metavar="N")]
 Seed = Annotated[int, _option("Of the first episode; default 1000000.", metavar="N")]
+Epsilon = Annotated[float, _option("Share of random actions; default 0.", metavar="X")]
 Report = Annotated[Path | None, _writable_option("For index.html and figures.json.", metavar="FOLDER")]
 Returns = Annotated[Path | None, _writable_option("Write all returns as JSON.", metavar="FILE")]
 Video = Annotated[Path | None, _writable_option("Films of the first episodes.", metavar="FOLDER")]
@@ -248,6 +249,7 @@ def compare(
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
     seed: Seed = 1_000_000,
+    epsilon: Epsilon = 0.0,
     out: Report = None,
     trust_checkpoint: Trust = False,
 ) -> None:
@@ -271,6 +273,7 @@ def compare(
         env,
         num_episodes=episodes,
         seed=seed,
+        epsilon=epsilon,
         env_config=parse_json(env_config, "--env-config"),
         trust_checkpoint=trust_checkpoint,
         progress=True,
@@ -288,6 +291,7 @@ def evaluate(
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
     seed: Seed = 1_000_000,
+    epsilon: Epsilon = 0.0,
     out: Returns = None,
     video: Video = None,
     num_videos: NumVideos = 3,
@@ -295,7 +299,7 @@ def evaluate(
     algo: CheckedAlgo = None,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Play a policy of any algorithm without exploration, and report its return.
+    """Play a policy of any algorithm, and report its return.
 
     \b
     rllib evaluate ~/ray_results/cartpole --video videos
@@ -316,6 +320,7 @@ def evaluate(
         where,
         num_episodes=episodes,
         seed=seed,
+        epsilon=epsilon,
         env_config=config,
         trust_checkpoint=trust_checkpoint,
         video_dir=video,

@@ -18,8 +18,17 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor
 
 from rllib_kd.observations import View
-from rllib_kd.playing import RandomActions, check_renders, env_maker, episode_seeds, play, recording
-from rllib_kd.policies import GreedyQ, as_policy, as_q_network, environment_of
+from rllib_kd.playing import (
+    EpsilonGreedy,
+    Player,
+    RandomActions,
+    check_renders,
+    env_maker,
+    episode_seeds,
+    play,
+    recording,
+)
+from rllib_kd.policies import GreedyQ, LikeliestAction, as_policy, as_q_network, environment_of
 from rllib_kd.progress import bar
 from rllib_kd.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
@@ -50,6 +59,7 @@ class Comparison:
 
     env: str
     num_episodes: int
+    epsilon: float  # share of random actions that teacher and student played with
     teacher: PolicyReport
     student: PolicyReport
     random: PolicyReport
@@ -66,14 +76,19 @@ class Comparison:
         """Everything, for JSON; what has no finite value is None."""
         return finite_or_none(asdict(self))
 
+    @property
+    def conditions(self) -> str:
+        """How all have played."""
+        episodes = "1 episode" if self.num_episodes == 1 else f"{self.num_episodes:,} episodes"
+        return f"{episodes} each, same seeds" + (f", ε = {self.epsilon:g}" if self.epsilon else "")
+
     def __str__(self) -> str:
         """A table of at most 80 columns."""
         from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
-        episodes = "1 episode" if self.num_episodes == 1 else f"{self.num_episodes} episodes"
-        table = Table(title=escape(f"{self.env}, {episodes} each, same seeds"))
+        table = Table(title=escape(f"{self.env}, {self.conditions}"))
         table.add_column("")
         for name in ("teacher", self.student.name, "student / teacher"):
             table.add_column(escape(name), justify="right")
@@ -119,6 +134,7 @@ def compare(
     *,
     num_episodes: int = 100,
     seed: int = 0,
+    epsilon: float = 0.0,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
     progress: bool = False,
@@ -135,12 +151,16 @@ def compare(
             (default): in which the student, or else the teacher, was trained, where its checkpoint says it.
         num_episodes: that each policy plays, > 0; episode i is reset with `seed + i`.
         seed: of the first episode. Use seeds that were not used for choosing the student.
+        epsilon: share of random actions, in [0, 1], that teacher and student play with. Scores of Atari games are
+            usually taken with one (0.05 in Mnih et al. 2015): a greedy policy may do the same for ever, in games
+            without randomness of their own.
         env_config: passed to the env.
         trust_checkpoint: whether what checkpoints hold may be executed, for modules and connectors of one's own.
         progress: whether to show a bar on a terminal.
 
     Raises:
-        ValueError: teacher or student cannot be loaded, or their spaces differ from the environment's.
+        ValueError: teacher or student cannot be loaded, their spaces differ from the environment's, or `epsilon` is not
+            in [0, 1].
     """
     comparisons = compare_all(
         teacher,
@@ -148,6 +168,7 @@ def compare(
         env,
         num_episodes=num_episodes,
         seed=seed,
+        epsilon=epsilon,
         env_config=env_config,
         trust_checkpoint=trust_checkpoint,
         progress=progress,
@@ -162,6 +183,7 @@ def compare_all(
     *,
     num_episodes: int = 100,
     seed: int = 0,
+    epsilon: float = 0.0,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
     progress: bool = False,
@@ -174,6 +196,7 @@ def compare_all(
         env: as in `compare()`.
         num_episodes: as in `compare()`.
         seed: as in `compare()`.
+        epsilon: as in `compare()`.
         env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
         progress: as in `compare()`.
@@ -191,11 +214,16 @@ def compare_all(
     teacher = as_q_network(teacher, trust_checkpoint=trust_checkpoint)
     networks = {name: as_q_network(student, trust_checkpoint=trust_checkpoint) for name, student in students.items()}
     make_env = env_maker(env, env_config)
+
+    def playing(network: Teacher) -> Player:
+        return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
+
+    teacher_player = playing(teacher)
     check_fit(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
 
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
         views = _views([teacher, *networks.values()])
-        teacher_returns, seen = play(make_env, GreedyQ(teacher), seeds, views=list(views.values()), advance=advance)
+        teacher_returns, seen = play(make_env, teacher_player, seeds, views=list(views.values()), advance=advance)
         teacher_states = dict(zip(views, seen, strict=True))
         random_policy = RandomActions(int(teacher.action_space.n), seed=seed)
         random_returns, _ = play(make_env, random_policy, seeds, advance=advance)
@@ -206,7 +234,7 @@ def compare_all(
         comparisons = []
         for name, network in networks.items():
             views = _views([teacher, network])
-            returns, seen = play(make_env, GreedyQ(network), seeds, views=list(views.values()), advance=advance)
+            returns, seen = play(make_env, playing(network), seeds, views=list(views.values()), advance=advance)
             student_states = dict(zip(views, seen, strict=True))
             report = _report(name, returns, network, student_states[_eyes(network)])
             on_teacher_states, teacher_regret = confusion_and_regret(
@@ -219,6 +247,7 @@ def compare_all(
                 Comparison(
                     env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
                     num_episodes=num_episodes,
+                    epsilon=epsilon,
                     teacher=teacher_report,
                     student=report,
                     random=random_report,
@@ -241,6 +270,7 @@ def evaluate(
     *,
     num_episodes: int = 100,
     seed: int = 0,
+    epsilon: float = 0.0,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
     video_dir: Path | None = None,
@@ -248,13 +278,14 @@ def evaluate(
     render: bool = False,
     progress: bool = False,
 ) -> PolicyReport:
-    """Play a policy without exploration: a Q-network its best action, any other RLModule its likeliest.
+    """Play a policy: a Q-network takes its best action, any other RLModule its likeliest.
 
     Args:
         policy: teacher or student, as in `compare()`; or an RLModule, Algorithm or checkpoint of another algorithm.
         env: as in `compare()`.
         num_episodes: > 0; episode i is reset with `seed + i`.
         seed: of the first episode.
+        epsilon: share of random actions, in [0, 1], as in `compare()`.
         env_config: passed to the env.
         trust_checkpoint: as in `compare()`.
         video_dir: folder to which the first episodes are written as MP4 files.
@@ -267,10 +298,11 @@ def evaluate(
     """
     seeds = episode_seeds(num_episodes, seed)
     env, env_config = resolve_environment([policy], env, env_config)
-    player = as_policy(policy, trust_checkpoint=trust_checkpoint)
+    policy = as_policy(policy, trust_checkpoint=trust_checkpoint)
+    player = _with_epsilon(policy, epsilon, seed=seed)
     if render and video_dir is not None:
         raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
-    check_fit(env_maker(env, env_config), {"The policy": player})
+    check_fit(env_maker(env, env_config), {"The policy": policy})
     mode = "human" if render else "rgb_array" if video_dir is not None else None
     make_shown = env_maker(env, env_config, render_mode=mode)
     if mode is not None:
@@ -284,9 +316,19 @@ def evaluate(
             returns += play(make_filmed, player, [film_seed], advance=advance)[0]
         rest = seeds[len(filmed) :]
         returns += play(make_env, player, rest, num_envs=1 if render else 50, advance=advance)[0]
-    if isinstance(player, GreedyQ):
-        return _report("policy", returns, player.network, np.zeros((1, *(player.network.input_space.shape or ()))))
-    return _report("policy", returns, num_parameters=player.num_parameters)
+    if isinstance(policy, GreedyQ):
+        return _report("policy", returns, policy.network, np.zeros((1, *(policy.network.input_space.shape or ()))))
+    return _report("policy", returns, num_parameters=policy.num_parameters)
+
+
+def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: int) -> Player:
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"`epsilon` is a share of random actions, in [0, 1], got {epsilon}.")
+    if epsilon == 0.0:
+        return policy
+    if not isinstance(policy.action_space, gym.spaces.Discrete):
+        raise ValueError(f"`epsilon` needs discrete actions, but the policy has {brief(policy.action_space)}. Set 0.")
+    return EpsilonGreedy(policy, int(policy.action_space.n), epsilon=epsilon, seed=seed)
 
 
 def resolve_environment(

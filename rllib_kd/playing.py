@@ -50,6 +50,34 @@ class RandomActions:
         return lambda shown: self._rng.integers(self._num_actions, size=len(shown.first))
 
 
+class EpsilonGreedy:
+    """Another player, with random actions in some of its steps: how scores of Atari games are usually taken.
+
+    Args:
+        player: whose actions it takes otherwise.
+        num_actions: random ones are drawn from all.
+        epsilon: share of random actions, in [0, 1].
+        seed: of its draws.
+    """
+
+    def __init__(self, player: Player, num_actions: int, *, epsilon: float, seed: int):
+        self._player = player
+        self._num_actions = num_actions
+        self._epsilon = epsilon
+        self._rng = np.random.default_rng(seed)
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        act = self._player.player()
+
+        def play(shown: Shown) -> np.ndarray:
+            actions = act(shown)
+            is_random = self._rng.random(len(actions)) < self._epsilon
+            return np.where(is_random, self._rng.integers(self._num_actions, size=len(actions)), actions)
+
+        return play
+
+
 class Reflex:
     """A policy that remembers nothing.
 

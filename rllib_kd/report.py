@@ -104,7 +104,7 @@ def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curve
     """Everything, teacher and random policy once; what is not finite is None, since JSON has no word for it."""
     from rllib_kd.evaluation import finite_or_none
 
-    shared = ("env", "num_episodes", "teacher", "random")
+    shared = ("env", "num_episodes", "epsilon", "teacher", "random")
     dicts = [comparison.to_dict() for comparison in comparisons]
     students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
     figures = {key: dicts[0][key] for key in shared} | {"students": students}
@@ -114,8 +114,7 @@ def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curve
 
 
 def _title(first: Comparison) -> str:
-    episodes = "1 episode" if first.num_episodes == 1 else f"{first.num_episodes:,} episodes"
-    return f"{plots.printable(first.env)}, {episodes} each, same seeds"
+    return f"{plots.printable(first.env)}, {first.conditions}"
 
 
 def _number(value: float) -> str:

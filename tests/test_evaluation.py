@@ -8,8 +8,9 @@ import scipy.stats
 import torch
 
 from rllib_kd import compare, compare_all, evaluation, load_teacher
-from rllib_kd.evaluation import agreement, confusion_and_regret, mean_and_ci95
-from rllib_kd.playing import Reflex, play
+from rllib_kd.evaluation import agreement, confusion_and_regret, evaluate, mean_and_ci95
+from rllib_kd.observations import Shown
+from rllib_kd.playing import EpsilonGreedy, Reflex, play
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
 
@@ -89,6 +90,39 @@ def test_compares_two_policies_on_the_same_seeds():
         assert agreement(confusion) == getattr(result, f"agreement_on_{whose}_states")
     assert json.loads(json.dumps(result.to_dict())) == result.to_dict()
     assert max(map(len, str(result).splitlines())) <= 80
+
+
+def test_epsilon_is_the_share_of_random_actions():
+    class Always:
+        def player(self):
+            return lambda shown: np.ones(len(shown.first), dtype=np.int64)
+
+    shown = Shown(np.zeros((20_000, 1)), first=np.zeros(20_000, dtype=bool))
+    actions = EpsilonGreedy(Always(), 4, epsilon=0.3, seed=0).player()(shown)
+    shares = np.bincount(actions, minlength=4) / len(actions)
+    assert shares == pytest.approx([0.075, 0.7 + 0.075, 0.075, 0.075], abs=0.01)
+
+
+def test_teacher_and_student_play_with_epsilon():
+    greedy, noisy, random = (
+        compare("cartpole", "cartpole", "CartPole-v1", num_episodes=4, epsilon=epsilon) for epsilon in (0.0, 0.5, 1.0)
+    )
+    assert greedy.teacher.return_mean > noisy.teacher.return_mean > random.teacher.return_mean
+    assert random.teacher.return_mean < 60  # as a random policy
+    assert noisy.student.returns == noisy.teacher.returns  # the same draws for everyone
+    assert noisy.random.returns == greedy.random.returns
+    assert "4 episodes each, same seeds, ε = 0.5" in str(noisy)
+    assert "ε" not in str(greedy)
+    report = evaluate("cartpole", "CartPole-v1", num_episodes=4, epsilon=0.5)
+    assert report.returns == noisy.teacher.returns
+
+
+def test_epsilon_is_checked_before_anything_is_played(monkeypatch):
+    monkeypatch.setattr(evaluation, "play", None)
+    with pytest.raises(ValueError, match=r"`epsilon` is a share .*, got 5"):
+        compare("cartpole", "cartpole", "CartPole-v1", epsilon=5)
+    with pytest.raises(ValueError, match=r"`epsilon` is a share .*, got -0.1"):
+        evaluate("cartpole", "CartPole-v1", epsilon=-0.1)
 
 
 def test_a_teacher_compared_with_itself_is_equal():

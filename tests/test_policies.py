@@ -70,6 +70,13 @@ def test_a_policy_without_q_values_is_evaluated_but_not_compared(cluster, tmp_pa
         compare("cartpole", path, num_episodes=1)
 
 
+def test_epsilon_needs_discrete_actions(cluster):
+    algo = OTHERS["PPO, continuous"]().env_runners(num_env_runners=0).build_algo()
+    with pytest.raises(ValueError, match=r"`epsilon` needs discrete actions, but the policy has Box"):
+        evaluate(algo, num_episodes=1, epsilon=0.1)
+    algo.stop()
+
+
 def test_films_of_the_first_episodes(tmp_path):
     report = evaluate("cartpole", num_episodes=3, seed=7, video_dir=tmp_path / "films", num_videos=2)
     assert report.returns == evaluate("cartpole", num_episodes=3, seed=7).returns

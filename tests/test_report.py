@@ -28,6 +28,7 @@ def comparison(name="small", *, teacher_confusion=((6, 2), (0, 2)), **changes):
     result = Comparison(
         env="Somewhere-v0",
         num_episodes=2,
+        epsilon=0.0,
         teacher=policy("teacher", 10.0, 30.0, parameters=40_000, latency=0.05),
         student=policy(name, 10.0, 25.0, parameters=1_000, latency=0.025),
         random=policy("random", 0.0, 0.0),
@@ -216,7 +217,7 @@ def test_figures_json_has_everything(tmp_path):
     assert figures["curves"] == {"small": [[0, 1.0], [100, 20.0]]}
     for result, student in zip(both, figures["students"], strict=True):
         expected = result.to_dict()
-        shared = {key: expected.pop(key) for key in ("env", "num_episodes", "teacher", "random")}
+        shared = {key: expected.pop(key) for key in ("env", "num_episodes", "epsilon", "teacher", "random")}
         assert shared == {key: figures[key] for key in shared}
         assert student == expected.pop("student") | expected
 

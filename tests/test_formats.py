@@ -4,11 +4,14 @@ import json
 import pickle
 import shutil
 import zipfile
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray import tune
+from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
 from torch import nn
@@ -425,6 +428,33 @@ def test_the_best_checkpoint_of_an_experiment(tmp_path):
 def test_a_checkpoint_at_the_end_is_in_no_result(tmp_path):
     write_trial(tmp_path / "trial", [10.0], named=False)
     assert load_teacher(tmp_path / "trial").trained_return == 10.0
+
+
+def test_each_checkpoint_of_a_real_trial_has_the_return_of_its_own_iteration(cluster, tmp_path):
+    def say(algorithm, evaluation_metrics, **kwargs):
+        evaluation_metrics["env_runners"]["episode_return_mean"] = returns[algorithm.iteration]
+
+    returns = [20.0, 30.0, 10.0, 30.0, 15.0]
+    config = (
+        DQNConfig()
+        .environment("CartPole-v1")
+        .rl_module(model_config={"fcnet_hiddens": [4]})
+        .reporting(min_sample_timesteps_per_iteration=50)
+        .evaluation(evaluation_interval=1, evaluation_duration=1)
+        .callbacks(on_evaluate_end=say)
+    )
+    checkpoints = tune.CheckpointConfig(checkpoint_frequency=1)
+    run_config = tune.RunConfig(
+        name="run",
+        storage_path=str(tmp_path),
+        stop={"training_iteration": len(returns)},
+        checkpoint_config=checkpoints,
+        verbose=0,
+    )
+    trial = Path(tune.Tuner("DQN", param_space=config, run_config=run_config).fit()[0].path)
+    folders = sorted(trial.glob("checkpoint_*"))
+    assert [load_teacher(folder).trained_return for folder in folders] == returns
+    assert load_teacher(tmp_path / "run").source == str(folders[3])  # of equals the newest
 
 
 def test_a_trial_without_checkpoints_says_so(tmp_path):

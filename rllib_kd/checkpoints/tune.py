@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import posixpath
@@ -10,10 +11,12 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs
 
-from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, read_pickle
 from rllib_kd.checkpoints.uris import read_file
 
 _RESULTS = "result.json"
+_STATE = "algorithm_state.pkl"  # in a checkpoint
+_ITERATION = "training_iteration"  # in that state, and in results
 #: Where the return of a result stands: an evaluation's says more than one of training, in which policies explore.
 _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
 
@@ -39,7 +42,7 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
     for keys in _RETURNS:
         found = [checkpoint for trial in trials for checkpoint in _checkpoints(filesystem, trial, keys)]
         if any(math.isfinite(checkpoint.trained_return) for checkpoint in found) or (found and keys == _RETURNS[-1]):
-            return max(found, key=lambda checkpoint: checkpoint.trained_return)
+            return max(reversed(found), key=lambda checkpoint: checkpoint.trained_return)  # of equals the newest
     raise CheckpointError(
         f"'{uri}' is a folder of Ray Tune without checkpoints. Let Tune write some: CheckpointConfig("
         "checkpoint_at_end=True), or --checkpoint-freq on the command line."
@@ -66,20 +69,33 @@ def _checkpoints(filesystem: pyarrow.fs.FileSystem, trial: str, keys: tuple[str,
     """Those of a trial, each with the last return before it was written."""
     if not _is_file(filesystem, posixpath.join(trial, _RESULTS)):
         return []
-    last, by_name = -math.inf, {}
+    last = -math.inf
+    by_name: dict[Any, float] = {}
+    by_iteration: dict[Any, float] = {}
     for row in _rows(filesystem, posixpath.join(trial, _RESULTS)):
         value = _look_up(row, keys)
         last = last if value is None else value
-        by_name[str(row.get("checkpoint_dir_name"))] = last
+        by_name[str(row.get("checkpoint_dir_name"))] = by_iteration[str(row.get(_ITERATION))] = last
     entries = filesystem.get_file_info(pyarrow.fs.FileSelector(trial))
     folders = sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
-    names = [folder.rpartition("/")[2] for folder in folders]
-    # One that was written at the end of training is in no result.
-    return [
-        TrainedCheckpoint(folder, by_name.get(name, last))
-        for folder, name in zip(folders, names, strict=True)
-        if name.startswith("checkpoint_")
-    ]
+    found = []
+    for folder in folders:
+        name = folder.rpartition("/")[2]
+        if name in by_name:
+            found.append(TrainedCheckpoint(folder, by_name[name]))
+        elif name.startswith("checkpoint_"):  # Tune names it in no result if it is an Algorithm's
+            iteration = str(_iteration(filesystem, posixpath.join(folder, _STATE)))
+            found.append(TrainedCheckpoint(folder, by_iteration.get(iteration, last)))
+    return found
+
+
+def _iteration(filesystem: pyarrow.fs.FileSystem, path: str) -> Any:
+    """How many iterations an Algorithm had trained when this state was written; None where it does not say."""
+    try:
+        state = read_pickle(io.BytesIO(read_file(filesystem, path)), path)
+    except (CheckpointError, OSError):
+        return None
+    return state.get(_ITERATION) if isinstance(state, dict) else None
 
 
 def _rows(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[dict[str, Any]]:

@@ -46,7 +46,7 @@ from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.first_weights import FirstStates
 from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
-from rllib_kd.sampling import Sample, SampleRequests
+from rllib_kd.sampling import Sample, SampleRequests, receive
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, input_space, same_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
@@ -142,10 +142,8 @@ class DistillDQN(DQN):
             with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
                 if student is not None:
                     self._take_student(student)
-                else:
-                    self.env_runner_group.sync_weights(
-                        from_worker_or_learner_group=self.learner_group, inference_only=True
-                    )
+                else:  # as RLlib's sync_weights(), without its way through the object store
+                    self.env_runner_group.local_env_runner.set_state(self._newest_student())
         except ray.exceptions.RayActorError as error:  # a dead EnvRunner raises none
             raise RuntimeError(
                 "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
@@ -420,8 +418,8 @@ class DistillDQN(DQN):
 
     # --- One training step --------------------------------------------------------------------------------------------
 
-    def _sample(self) -> list[ray.ObjectRef]:
-        """References to new columns: those of the first Learner first."""
+    def _sample(self) -> list[Any]:
+        """New columns, as they are handed over: those for the first Learner first."""
         num_shards = max(1, self.config.num_learners)
         if self._samples_remotely:
             samples = self._sample_remotely()
@@ -442,8 +440,7 @@ class DistillDQN(DQN):
         The queues are filled up when the Learner is done, and not before, so that requests carry its newest student.
         """
         if self._student_state is None:
-            component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
-            self._take_student(self.learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER])
+            self._take_student(self._newest_student())
         synchronous = self.config.max_staleness == 0
         newest = self._weights_seq_no
         self._requests.send(self._sampling_kwargs(), weights_seq_no=newest, only_to_idle=synchronous)
@@ -464,6 +461,12 @@ class DistillDQN(DQN):
         }
         return kwargs | ({"state": self._student_state} if self._samples_remotely else {})
 
+    def _newest_student(self) -> dict[str, Any]:
+        """What the Learner would let act now, for `set_state()` of EnvRunners."""
+        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self.learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER]
+        return {name: state[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
+
     def _take_student(self, state: dict[str, Any]) -> None:
         """The next requests carry this student."""
         self._weights_seq_no = state[WEIGHTS_SEQ_NO]
@@ -483,7 +486,7 @@ class DistillDQN(DQN):
     def _samples_remotely(self) -> bool:
         return self.env_runner_group.num_remote_env_runners() > 0
 
-    def _update(self, shards: list[ray.ObjectRef]) -> dict[str, Any] | None:
+    def _update(self, shards: list[Any]) -> dict[str, Any] | None:
         """Learn as much as is due; returns the student, for remote EnvRunners only."""
         env_steps = self.num_env_steps
         # The replay ratio decides how many rows are learned from; what is left of a batch waits for the next update.
@@ -507,9 +510,9 @@ class DistillDQN(DQN):
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         return student
 
-    def _keep_first_states(self, shards: list[ray.ObjectRef]) -> None:
-        for fragment in ray.get(shards):
-            for group_id, part in self.config.by_group(fragment).items():
+    def _keep_first_states(self, shards: list[Any]) -> None:
+        for fragment in shards:
+            for group_id, part in self.config.by_group(receive(fragment)).items():
                 self._first_states[group_id].keep(part)
 
     def _initialize_students(self) -> None:

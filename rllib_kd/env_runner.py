@@ -15,7 +15,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR, DEFAULT_MODULE_ID
@@ -30,7 +29,7 @@ from rllib_kd.checkpoints.rllib import is_default_connector
 from rllib_kd.family import FamilyQValues, FamilyTurns
 from rllib_kd.frames import VALID, pack
 from rllib_kd.observations import Images, ImagesToFloats, ObservationPipeline, Shown, View, as_input
-from rllib_kd.sampling import Sample
+from rllib_kd.sampling import Sample, hand_over
 from rllib_kd.spaces import check_spaces, is_byte_image
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
@@ -259,7 +258,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     def sample_columns(
         self, *, teacher_fraction: float, epsilon: float, names: Sequence[str], num_shards: int
-    ) -> tuple[list[ray.ObjectRef], dict[str, Any]]:
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Sample one fragment of `rollout_fragment_length` steps in every environment.
 
         Args:
@@ -270,8 +269,8 @@ class DistillEnvRunner(StudentsEnvRunner):
             num_shards: how many Learners share the fragment. Each gets the rows of environments of its own.
 
         Returns:
-            References to `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), and
-            RLlib's metrics.
+            `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
+            makes them; and RLlib's metrics.
         """
         fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
         if self._samples_directly:
@@ -286,7 +285,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             rows = np.ones_like(valid) if VALID in names else valid
             shard = {name: columns[name][envs][rows] for name in names}
             shape = self.module.observation_space.shape
-            shards.append(ray.put(pack(shard, shape) if len(shape) == 3 else shard))
+            shards.append(hand_over(self, pack(shard, shape) if len(shape) == 3 else shard))
         return shards, self.get_metrics()
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:

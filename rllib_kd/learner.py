@@ -40,6 +40,7 @@ from torch import Tensor
 from rllib_kd import losses
 from rllib_kd.learning import StackedStudents, Student, StudentGroup, members_of
 from rllib_kd.replay import PrioritizedReplay
+from rllib_kd.sampling import receive
 from rllib_kd.schedules import value_at
 from rllib_kd.stacking import stacking_key
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
@@ -56,9 +57,9 @@ _TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of eac
 class DistillDQNTorchLearner(DQNTorchLearner):
     """RLlib's DQN Learner with a distillation loss, a replay shard of its own and a tight update loop.
 
-    A call of `update()` takes in the columns that it is given (by reference), and makes `num_gradient_steps`
-    minibatch steps on rows drawn from the shard. Several Learners all-reduce their gradients; they must make equally
-    many steps.
+    A call of `update()` takes in the columns that it is given (by reference from other processes), and makes
+    `num_gradient_steps` minibatch steps on rows drawn from the shard. Several Learners all-reduce their gradients; they
+    must make equally many steps.
     """
 
     @override(DQNTorchLearner)
@@ -128,8 +129,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """Take in new columns, and make minibatch steps.
 
         Args:
-            batch_refs: references to columns, as `DistillEnvRunner.sample_columns()` makes them; in multi-agent
-                settings to dicts of such by module.
+            batch_refs: columns or references to them, as `DistillEnvRunner.sample_columns()` returns them; in
+                multi-agent settings of dicts of columns by module.
             training_data: the same, as a LearnerGroup passes them.
             timesteps: with the lifetime env steps, for schedules and target updates.
             num_gradient_steps: minibatch steps of each student in this call; the same on every Learner.
@@ -397,11 +398,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """The sum of what each of them minimises: a scalar."""
         bf16 = torch.autocast(self._device.type, torch.bfloat16) if group.config.bf16 else nullcontext()
         if isinstance(learner, Student):
-            module = learner.module
             with bf16:
-                fwd_out = (
-                    self._forward_td(module, batch) if self._coefficients["td"] else module.compute_q_values(batch)
-                )
+                fwd_out = self._forward_td(learner, batch) if self._coefficients["td"] else learner.outputs(batch)
             if group.config.bf16:  # the loss is float32's
                 fwd_out = {name: output.float() for name, output in fwd_out.items()}
             return self.compute_loss_for_module(
@@ -412,14 +410,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         by_row = self._loss_by_row(group, learner.members[0], batch, {QF_PREDS: outputs}, group.config)
         return self._weigh(by_row)
 
-    def _forward_td(self, module: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _forward_td(self, student: Student, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What RLlib's `forward_train()` puts out, which would also send zeros back through all of the next states."""
         next_states = {Columns.OBS: batch[Columns.NEXT_OBS]}
         with torch.no_grad():
-            outputs = {QF_TARGET_NEXT_PREDS: module.forward_target(next_states)[QF_PREDS]}
+            outputs = {QF_TARGET_NEXT_PREDS: student.module.forward_target(next_states)[QF_PREDS]}
             if self.config.double_q:
-                outputs[QF_NEXT_PREDS] = module.compute_q_values(next_states)[QF_PREDS]
-        return outputs | module.compute_q_values(batch)  # last: its features are the ones that are watched
+                outputs[QF_NEXT_PREDS] = student.outputs(next_states)[QF_PREDS]
+        return outputs | student.outputs(batch)  # last: its features are the ones that are watched
 
     def _step(self, learner: Student | StackedStudents, loss: Tensor) -> None:
         for param in learner.params:
@@ -554,12 +552,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")
 
 
-def _resolve(batch_refs: Sequence[ray.ObjectRef] | None) -> list[Mapping[str, Any]]:
-    """The fragments behind references, one by one: those of an EnvRunner that has died since are lost alone."""
+def _resolve(batch_refs: Sequence[Any] | None) -> list[Mapping[str, Any]]:
+    """The fragments, behind references one by one: those of an EnvRunner that has died since are lost alone."""
     fragments = []
     for ref in batch_refs or ():
         try:
-            fragments.append(ray.get(ref))
+            fragments.append(receive(ref))
         except ray.exceptions.ObjectLostError as error:
             logger.warning("A fragment is lost with the EnvRunner that sampled it: %s", error)
     return fragments

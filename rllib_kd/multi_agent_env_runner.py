@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
@@ -26,7 +25,7 @@ from rllib_kd.env_runner import (
     set_state_and_sample,
 )
 from rllib_kd.frames import VALID
-from rllib_kd.sampling import Sample
+from rllib_kd.sampling import Sample, hand_over
 from rllib_kd.spaces import check_spaces
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
@@ -57,7 +56,7 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
 
     def sample_columns(
         self, *, teacher_fraction: float, epsilon: float, names: Sequence[str], num_shards: int
-    ) -> tuple[list[ray.ObjectRef], dict[str, Any]]:
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Sample `rollout_fragment_length` steps in every environment.
 
         Args:
@@ -67,7 +66,7 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
             num_shards: how many Learners share the sample. Each gets the rows of agents of its own.
 
         Returns:
-            References to `num_shards` dicts from modules to their columns, and RLlib's metrics.
+            `num_shards` dicts from modules to their columns, as `hand_over()` makes them; and RLlib's metrics.
         """
         num_steps = self.config.get_rollout_fragment_length() * self.num_envs
         episodes = self._act_by(BehaviorPolicy(teacher_fraction, epsilon, self._rng), num_timesteps=num_steps)
@@ -79,7 +78,8 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
         shards = []
         for shard in range(num_shards):
             own = {module_id: columns[shard::num_shards] for module_id, columns in parts.items()}
-            shards.append(ray.put({module_id: _joined(columns) for module_id, columns in own.items() if columns}))
+            joined = {module_id: _joined(columns) for module_id, columns in own.items() if columns}
+            shards.append(hand_over(self, joined))
         return shards, self.get_metrics()
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:

@@ -26,17 +26,32 @@ class Sample(NamedTuple):
 
     Args:
         worker_index: whose answer it is.
-        shards: references to columns, one for each Learner.
+        shards: columns as `hand_over()` makes them, for each Learner.
         metrics: RLlib's.
         weights_seq_no: of the student that acted; Learners count their updates by it.
         connector_states: of an EnvRunner with connectors of its own, by component; else empty.
     """
 
     worker_index: int
-    shards: list[ray.ObjectRef]
+    shards: list[Any]
     metrics: dict[str, Any]
     weights_seq_no: int
     connector_states: dict[str, Any]
+
+
+def hand_over(env_runner: Any, columns: Mapping[str, Any]) -> Any:
+    """Columns on their way to a Learner: a reference, or themselves where it is in the process that samples."""
+    is_here = env_runner.worker_index == 0 and env_runner.config.num_learners == 0
+    return columns if is_here else ray.put(columns)
+
+
+def receive(columns: Any) -> Mapping[str, Any]:
+    """What `hand_over()` was given.
+
+    Raises:
+        ray.exceptions.ObjectLostError: it was lost with the EnvRunner that has sampled it.
+    """
+    return ray.get(columns) if isinstance(columns, ray.ObjectRef) else columns
 
 
 class SampleRequests:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 import torch
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, atari, compare, load_teacher
 from rllib_kd.frames import observations
 from rllib_kd.learning import DISTILLATION_COLUMNS
 from rllib_kd.playing import env_maker
+from rllib_kd.sampling import receive
 from rllib_kd.students import PRESETS, count_parameters
 from tests.conftest import make_q_module, shared_teacher
 
@@ -152,7 +152,7 @@ def columns_of(config, teacher, **kwargs):
     runner.set_teacher(teacher)
     kwargs = {"teacher_fraction": 1.0, "epsilon": 0.0, "names": DISTILLATION_COLUMNS, "num_shards": 1} | kwargs
     (ref,), _ = runner.sample_columns(**kwargs)
-    return ray.get(ref)
+    return receive(ref)
 
 
 @pytest.mark.parametrize("game", ["pong", "breakout", None], ids=str)

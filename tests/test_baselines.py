@@ -3,9 +3,9 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 
 from rllib_kd.baselines import baseline_key, cached
+from rllib_kd.sampling import receive
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 
@@ -33,7 +33,7 @@ def test_episodes_are_the_same_in_every_run_and_training_is_not(build, cartpole_
     shown = [
         run.env_runner.sample_columns(teacher_fraction=1.0, epsilon=0.0, names=["obs"], num_shards=1) for run in runs
     ]
-    first, second = (ray.get(shards[0])["obs"] for shards, _ in shown)
+    first, second = (receive(shards[0])["obs"] for shards, _ in shown)
     assert not np.array_equal(first[:4], second[:4])
 
 

@@ -3,7 +3,6 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import FlattenObservations
@@ -12,6 +11,7 @@ from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner import BehaviorPolicy
 from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations import Normalize, ObservationPipeline, StackFrames
+from rllib_kd.sampling import receive
 from rllib_kd.teachers.base import last_linear
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import Doubled, Frames, connector
@@ -62,7 +62,7 @@ def sample(runner, names=ALL_COLUMNS, *, teacher_fraction=1.0, epsilon=0.0, num_
     refs, metrics = runner.sample_columns(
         teacher_fraction=teacher_fraction, epsilon=epsilon, names=names, num_shards=num_shards
     )
-    return [ray.get(ref) for ref in refs], metrics
+    return [receive(ref) for ref in refs], metrics
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gymnasium as gym
 import numpy as np
 import pytest
-import ray
 import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.rl_module.rl_module import RLModule
@@ -16,6 +15,7 @@ from rllib_kd.export import FORMATS, export, q_function
 from rllib_kd.frames import CONTEXT, observations
 from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations import Images, ObservationPipeline, Shown, as_input
+from rllib_kd.sampling import receive
 from rllib_kd.spaces import input_space
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import connector
@@ -96,7 +96,7 @@ def make_runner(config: DistillDQNConfig) -> DistillEnvRunner:
 
 def sample(runner, names, *, epsilon=0.2):
     (ref,), _ = runner.sample_columns(teacher_fraction=0.5, epsilon=epsilon, names=names, num_shards=1)
-    return ray.get(ref)
+    return receive(ref)
 
 
 # --- What a network sees ----------------------------------------------------------------------------------------------

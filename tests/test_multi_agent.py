@@ -7,6 +7,7 @@ from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
 from rllib_kd.frames import VALID
 from rllib_kd.multi_agent_env_runner import DistillMultiAgentEnvRunner
+from rllib_kd.sampling import receive
 from tests.conftest import make_q_module
 
 POLICIES = ("left", "right")
@@ -36,7 +37,6 @@ def config(small_teacher, other_teacher):
 
 
 def shards_of(config, num_shards=1, **kwargs):
-    import ray
 
     config = config.copy(copy_frozen=False)
     config.validate()
@@ -45,7 +45,7 @@ def shards_of(config, num_shards=1, **kwargs):
     names = ("obs", "teacher_q", "actions", "rewards", "terminateds", "truncateds", "valid")
     settings = {"teacher_fraction": 0.5, "epsilon": 0.3, "names": names, "num_shards": num_shards} | kwargs
     refs, metrics = runner.sample_columns(**settings)
-    return runner, [ray.get(ref) for ref in refs], metrics
+    return runner, [receive(ref) for ref in refs], metrics
 
 
 def test_rows_are_labelled_by_the_teacher_of_their_policy(cluster, config):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rllib_kd.family import FamilyQValues, FamilyTurns
-from rllib_kd.stacking import StackedMLPs, stacking_key
+from rllib_kd.stacking import PlainMLP, StackedMLPs, stacking_key
 from rllib_kd.students import student_module_spec
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 
@@ -120,3 +120,14 @@ def test_turns_change_where_an_episode_ends():
     assert turns.acting.tolist() == [2, 2, 1, 2]
     turns.end_episodes([True, True, False, False])
     assert turns.acting.tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("hiddens", [[], [8], [8, 5]])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "silu", "elu"])
+def test_a_plain_mlp_puts_out_what_its_module_does(hiddens, activation):
+    module = make_q_module(fcnet_hiddens=hiddens, fcnet_activation=activation)
+    mlp, obs = PlainMLP(module), torch.from_numpy(states(20))
+    for _ in range(2):
+        assert torch.equal(mlp.q_values(obs), module.compute_q_values({"obs": obs})["qf_preds"])
+        other = make_q_module(fcnet_hiddens=hiddens, fcnet_activation=activation, seed=1)
+        module.load_state_dict(other.state_dict())  # the weights are the module's own

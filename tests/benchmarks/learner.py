@@ -124,7 +124,7 @@ def atari_student(channels: Sequence[int], units: int) -> nn.Module:
 
 @contextlib.contextmanager
 def rllib_dqn() -> Iterator[Callable]:
-    """Gradient steps/s of RLlib's whole training loop, as its users see it."""
+    """Gradient steps/s of RLlib's whole training loop, as its users see it: one for each env step."""
     steps = 20
     config = (
         DQNConfig()
@@ -138,9 +138,10 @@ def rllib_dqn() -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def our_training() -> Iterator[Callable]:
+def our_training(training_intensity: float) -> Iterator[Callable]:
     """Gradient steps/s of the whole training loop, sampling and weight sync included."""
     config = distillation_config().env_runners(num_envs_per_env_runner=16, rollout_fragment_length=32)
+    config.training(training_intensity=training_intensity)
     with algorithm(config) as algo:
 
         def run() -> float:
@@ -153,12 +154,14 @@ def our_training() -> Iterator[Callable]:
         yield run
 
 
-def learner_vs_rllib_dqn(name: str) -> dict[str, Any]:
-    return compare(name, "gradient steps/s", our_training, rllib_dqn)
+def training_vs_rllib_dqn(training_intensity: float) -> Callable[[str], dict[str, Any]]:
+    """With so many rows learned from for each env step."""
+    return lambda name: compare(name, "gradient steps/s", lambda: our_training(training_intensity), rllib_dqn)
 
 
 BENCHMARKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "learner_vs_torch": learner_vs_torch,
     **{f"learner_vs_torch_atari_{network}": atari_learner_vs_torch(network) for network in ATARI_NETWORKS},
-    "learner_vs_rllib_dqn": learner_vs_rllib_dqn,
+    "learner_vs_rllib_dqn": training_vs_rllib_dqn(BATCH_SIZE),  # as RLlib's DQN: a gradient step for each env step
+    "learner_vs_rllib_dqn_at_8": training_vs_rllib_dqn(BATCH_SIZE / 8),  # 8 env steps for each gradient step
 }

@@ -16,6 +16,7 @@ from rllib_kd import DistillDQNConfig, DistillEnvRunner
 from rllib_kd.frames import observations
 from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.replay import ColumnarReplay
+from rllib_kd.sampling import receive
 from rllib_kd.students import PRESETS
 from rllib_kd.teachers.base import Teacher
 from tests.benchmarks.harness import algorithm, distillation_config, row
@@ -102,7 +103,7 @@ def bytes_per_state(name: str) -> dict[str, Any]:
     while len(values) < WINDOWS:
         for _ in range(1 + ATARI_CAPACITY // (config.num_envs_per_env_runner * ATARI_STEPS)):
             (reference,), _ = runner.sample_columns(teacher_fraction=1.0, epsilon=1.0, names=names, num_shards=1)
-            fragment = ray.get(reference)
+            fragment = receive(reference)
             replay.add(fragment)
         stack = observations(fragment, np.flatnonzero(fragment["valid"])[:1]).nbytes
         values.append(replay.nbytes / len(replay))

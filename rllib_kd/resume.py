@@ -7,6 +7,7 @@ saving in place of an older checkpoint, which is whole at every moment.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
@@ -26,6 +27,8 @@ from ray import cloudpickle
 logger = logging.getLogger(__name__)
 
 REPLAY_FOLDER = "replay"
+
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, and the flag of stdio.h
 
 #: What sampling goes on from in RLlib's EnvRunners, and in ours where they have it.
 _RLLIB_ATTRIBUTES = (
@@ -189,8 +192,7 @@ def resolve(path: str | Path, filesystem: pyarrow.fs.FileSystem | None) -> tuple
 def replacing(path: str | Path) -> Iterator[Path]:
     """A folder that takes the place of the checkpoint at `path` when everything is written.
 
-    A kill or a full disk in the meantime leaves the checkpoint that was there. Between two renames at the end, the old
-    one lies beside it as `<name>.previous`. What else lies in the folder stays there.
+    A kill or a full disk in the meantime leaves the checkpoint that was there. What else lies in it stays there.
     """
     path = Path(path)
     written, previous = (path.with_name(f"{path.name}.{suffix}") for suffix in ("saving", "previous"))
@@ -201,12 +203,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(written, ignore_errors=True)
         raise
     shutil.rmtree(previous, ignore_errors=True)
-    path.rename(previous)
-    written.rename(path)
+    if _exchange(written, path):
+        written.rename(previous)
+    else:
+        path.rename(previous)  # a kill right now leaves it there
+        written.rename(path)
     for entry in previous.iterdir():
         if entry.name != REPLAY_FOLDER and not (path / entry.name).exists():
             os.replace(entry, path / entry.name)
     shutil.rmtree(previous)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders change places at one stroke, which Linux can on most filesystems; whether it has."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, bytes(first), _HERE, bytes(second), _RENAME_EXCHANGE) == 0
 
 
 def local_checkpoint(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | None) -> Path | None:

@@ -1,5 +1,7 @@
 """Several nodes on this machine."""
 
+from contextlib import contextmanager
+
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -7,15 +9,24 @@ from ray.cluster_utils import Cluster
 from tests.conftest import start_ray
 
 
-@pytest.fixture
-def nodes():
-    """A cluster of several raylets, in the place of the Ray that the other tests share. The head has two CPUs."""
+@contextmanager
+def only_ray(**kwargs):
+    """A Ray of its own, in the place of the one that the other tests share."""
     was_running = ray.is_initialized()
     ray.shutdown()
+    start_ray(**{"address": "local", "include_dashboard": False} | kwargs)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        if was_running:
+            start_ray(address="local", num_cpus=4, include_dashboard=False)
+
+
+@pytest.fixture
+def nodes():
+    """A cluster of several raylets. The head has two CPUs."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    start_ray(address=cluster.address)
-    yield cluster
-    ray.shutdown()
+    with only_ray(address=cluster.address, include_dashboard=None):
+        yield cluster
     cluster.shutdown()
-    if was_running:
-        start_ray(address="local", num_cpus=4, include_dashboard=False)

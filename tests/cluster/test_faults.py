@@ -9,11 +9,15 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 from ray import tune
 from ray._private import state as ray_state
 
-from rllib_kd import DistillDQNConfig, Sweep, compare
+from rllib_kd import DistillDQNConfig, Sweep, compare, load_teacher
+from rllib_kd.teachers.base import Teacher
+from tests.cluster.conftest import only_ray
 
 LEARNER = "_WrappedExecutable"  # the class of the actor that RLlib puts a Learner in
 ENV_STEPS = 20_000
@@ -117,6 +121,44 @@ def test_a_dead_learner_is_an_error_that_says_how_to_go_on(nodes, tmp_path):
     result = compare("cartpole", resumed, "CartPole-v1", num_episodes=50, seed=FRESH_SEED)
     resumed.stop()
     assert result.return_ratio >= 0.95
+
+
+class Wide(gym.ObservationWrapper):
+    """CartPole in 120 KB of zeros."""
+
+    NUM_ZEROS = 30_000
+
+    def __init__(self, config):
+        super().__init__(gym.make("CartPole-v1"))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4 + self.NUM_ZEROS,), np.float32)
+
+    def observation(self, obs):
+        return np.concatenate([obs, np.zeros(self.NUM_ZEROS, np.float32)])
+
+
+def test_a_full_object_store_loses_nothing(tmp_path):
+    # What may be under way (2 EnvRunners × 2 fragments of 31 MB), and what is learned from, is more than it holds.
+    with only_ray(num_cpus=2, object_store_memory=80 * 2**20, object_spilling_directory=str(tmp_path)):
+        cartpole = load_teacher("cartpole")
+        teacher = Teacher.from_callable(
+            lambda obs: cartpole.q_values(obs[:, :4]),
+            observation_space=Wide({}).observation_space,
+            action_space=cartpole.action_space,
+        )
+        settings = config(num_env_runners=2, num_envs_per_env_runner=8, rollout_fragment_length=32)
+        settings.environment(Wide).training(
+            num_steps_sampled_before_learning_starts=1_000, replay_buffer_config={"capacity": 2_000}
+        )
+        algo = settings.distillation(teacher=teacher).build_algo()
+        rows, spilled = [algo.train()], False
+        while rows[-1]["num_env_steps_sampled_lifetime"] < ENV_STEPS:
+            rows.append(algo.train())
+            spilled |= any(path.is_file() for path in tmp_path.rglob("*"))
+        assert spilled
+        assert_counters(rows)
+        result = compare(teacher, algo, Wide, num_episodes=50, seed=FRESH_SEED)
+        algo.stop()
+        assert result.return_ratio >= 0.95
 
 
 # --- In a sweep -------------------------------------------------------------------------------------------------------

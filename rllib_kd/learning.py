@@ -20,7 +20,7 @@ from rllib_kd import students
 from rllib_kd.frames import VALID, observations
 from rllib_kd.observations import as_input
 from rllib_kd.replay import make_replay
-from rllib_kd.stacking import PlainMLP, StackedMLPs, stacking_key
+from rllib_kd.stacking import PlainMLP, StackedMLPs
 from rllib_kd.statistics import QScale, QStatistics
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_FEATURES, TEACHER_Q, last_linear
 
@@ -57,7 +57,7 @@ class Student:
         self.scale: QScale | None = None  # set while the outputs are normalised
         self.feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
         self._features: Tensor | None = None
-        self._mlp = None if stacking_key(module) is None else PlainMLP(module)
+        self._mlp: PlainMLP | None = None  # inside an update: a shorter way through the module, where there is one
         #: Of the target networks, and of those that they follow: listed at the first of many updates.
         self._target_weights: tuple[list[Tensor], list[Tensor]] | None = None
         self._normalizes = normalizes and students.has_scalable_head(module)
@@ -68,6 +68,7 @@ class Student:
     def enter(self, scale: QScale) -> None:
         """Put the weights that learn into the module."""
         self.module.train()
+        self._mlp = PlainMLP.of(self.module)
         if self._normalizes:
             self.scale = scale
         self._normalize()
@@ -151,7 +152,6 @@ class Student:
             self._features = inputs[0]
 
         last_linear(self.module.af).register_forward_pre_hook(keep)
-        self._mlp = None  # hooks are called by modules
 
     def make_feature_map(self, num_teacher_units: int) -> nn.Linear:
         """The linear map from the student's features to the teacher's: no part of the module, but of its optimizer."""

@@ -60,6 +60,12 @@ class PlainMLP:
         self._hidden = [(layer.weight, layer.bias, act) for layer, act in zip(hidden, activations, strict=True)]
         self._last = last.weight, last.bias
 
+    @classmethod
+    def of(cls, module: Any) -> PlainMLP | None:
+        """None for a module that is no plain MLP, or whose hooks (of users, say) wait for a pass through it."""
+        has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+        return None if has_hooks or stacking_key(module) is None else cls(module)
+
     def q_values(self, obs: Tensor) -> Tensor:
         """Q-values `[B, A]` of observations `[B, inputs]`."""
         x = obs

@@ -122,12 +122,28 @@ def test_turns_change_where_an_episode_ends():
     assert turns.acting.tolist() == [0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("hiddens", [[], [8], [8, 5]])
-@pytest.mark.parametrize("activation", ["relu", "tanh", "silu", "elu"])
-def test_a_plain_mlp_puts_out_what_its_module_does(hiddens, activation):
-    module = make_q_module(fcnet_hiddens=hiddens, fcnet_activation=activation)
-    mlp, obs = PlainMLP(module), torch.from_numpy(states(20))
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda a=a: make_q_module(fcnet_hiddens=[8, 5], fcnet_activation=a) for a in ("relu", "tanh")),
+        *(lambda a=a: make_q_module(fcnet_hiddens=[8], fcnet_activation=a) for a in ("silu", "elu")),
+        linear,
+    ],
+)
+def test_a_plain_mlp_puts_out_what_its_module_does(make):
+    module, obs = make(), torch.from_numpy(states(20))
+    mlp = PlainMLP(module)
     for _ in range(2):
         assert torch.equal(mlp.q_values(obs), module.compute_q_values({"obs": obs})["qf_preds"])
-        other = make_q_module(fcnet_hiddens=hiddens, fcnet_activation=activation, seed=1)
-        module.load_state_dict(other.state_dict())  # the weights are the module's own
+        for parameter in module.parameters():  # they are the MLP's own
+            torch.nn.init.normal_(parameter)
+
+
+def test_hooks_see_every_pass():
+    module, seen = make_q_module(fcnet_hiddens=[8]), []
+    assert PlainMLP.of(module) is not None
+    handle = module.af.register_forward_hook(lambda *args: seen.append(args))
+    assert PlainMLP.of(module) is None
+    handle.remove()
+    assert PlainMLP.of(module) is not None
+    assert PlainMLP.of(make_q_module(dueling=True)) is None

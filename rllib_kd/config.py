@@ -312,13 +312,19 @@ class DistillDQNConfig(DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """RLlib's pipeline; without connectors of one's own, images of bytes become what networks take."""
+        """RLlib's pipeline; without connectors of one's own, images of bytes and matrices become what networks take."""
+        from ray.rllib.connectors.env_to_module import FlattenObservations
+
         from rllib_kd.observations import ImagesToFloats
-        from rllib_kd.spaces import is_byte_image
+        from rllib_kd.spaces import is_byte_image, is_matrix
 
         pipeline = super().build_env_to_module_connector(env, spaces, device)
-        if self._env_to_module_connector is None and is_byte_image(pipeline.input_observation_space):
-            pipeline.prepend(ImagesToFloats())
+        if self._env_to_module_connector is None:
+            space = pipeline.input_observation_space
+            if is_byte_image(space):
+                pipeline.prepend(ImagesToFloats())
+            elif is_matrix(space):
+                pipeline.prepend(FlattenObservations())
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:

@@ -255,13 +255,16 @@ def _class_at(path: str) -> Callable[..., gym.Env]:
 
 
 def check_gymnasium_id(env: str) -> None:
-    """Whether gymnasium can make it.
+    """Whether gymnasium can make it: "Env-v0", or "module:Env-v0", of which it imports the module.
 
     Raises:
         ValueError: it cannot; the message has gymnasium's reason.
     """
+    module, _, name = env.rpartition(":")
     try:
-        gym.spec(env)
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
     except (gym.error.Error, ModuleNotFoundError) as error:
         is_missing = env.startswith("ALE/") and isinstance(error, gym.error.NamespaceNotFound)
         hint = " pip install 'rllib-kd[atari]'" if is_missing else ""

@@ -26,6 +26,11 @@ def is_byte_image(space: gym.Space | None) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
 
 
+def is_matrix(space: gym.Space | None) -> bool:
+    """Whether it shows numbers in rows and columns, which RLlib's networks take as vectors only."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 2
+
+
 def is_float_image(space: gym.Space | None) -> bool:
     """Whether it shows images of floats from 0 to 1."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3 or not np.issubdtype(space.dtype, np.floating):

@@ -2,7 +2,7 @@
 
 rllib train file tuning/highway_teacher.py --checkpoint-freq 1 --storage-path FOLDER --experiment-name highway
 
-FOLDER/highway is a teacher then: the checkpoint with the best evaluation. Needs `pip install 'rllib-kd[results]'`. The
+FOLDER/highway is a teacher then: the checkpoint with the best evaluation. Needs `pip install -e '.[highway]'`. The
 environment makes some 70 steps a second; a return is the sum of 30 rewards in [0, 1], fewer after a crash.
 """
 

@@ -2,7 +2,7 @@
 
 rllib train file tuning/lunarlander_teacher.py --checkpoint-freq 1 --storage-path FOLDER --experiment-name lunarlander
 
-FOLDER/lunarlander is a teacher then: the checkpoint with the best evaluation. Needs `pip install box2d`.
+FOLDER/lunarlander is a teacher then: the checkpoint with the best evaluation. Needs `pip install -e '.[box2d]'`.
 """
 
 from rllib_kd import DistillDQNConfig

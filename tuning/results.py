@@ -51,6 +51,8 @@ class Task:
         env_steps: that each student is trained for.
         experiment: file in this folder whose config the students share; None: the defaults.
         env_config: passed to the env.
+        training: settings of `.training()`, over those of the file.
+        epsilon: share of random actions that teacher and students play with.
         num_episodes: that teacher, students and a random policy play.
     """
 
@@ -60,12 +62,15 @@ class Task:
     env_steps: int
     experiment: str | None = None
     env_config: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    epsilon: float = 0.0
     num_episodes: int = 100
 
     def config(self) -> DistillDQNConfig:
         """What is common to its rows."""
         base = runpy.run_path(str(HERE / self.experiment))["config"] if self.experiment else DistillDQNConfig()
-        return base.environment(self.env, env_config=dict(self.env_config)).distillation(num_baseline_episodes=0)
+        base.environment(self.env, env_config=dict(self.env_config)).training(**self.training)
+        return base.distillation(num_baseline_episodes=0)
 
 
 _ZOO = "Stable-Baselines3's zoo (DLR-RM/rl-trained-agents), DQN"
@@ -76,9 +81,22 @@ TASKS = {
     "acrobot": Task("Acrobot-v1", "sb3/dqn-Acrobot-v1.zip", _ZOO, 200_000),
     "mountaincar": Task("MountainCar-v0", "sb3/dqn-MountainCar-v0.zip", _ZOO, 200_000),
     "lunarlander": Task("LunarLander-v3", "lunarlander", _OURS.format("lunarlander"), 200_000),
+    "highway": Task("highway_env:highway-fast-v0", "highway", _OURS.format("highway"), 20_000, num_episodes=50),
     "pong": Task("ALE/Pong-v5", "atari/pong", "RLlib DQN, NatureCNN", 600_000, "atari.py", _STEADY, num_episodes=30),
     "breakout": Task(
-        "ALE/Breakout-v5", "atari/breakout", "RLlib DQN, NatureCNN", 600_000, "atari.py", _STEADY, num_episodes=30
+        "ALE/Breakout-v5",
+        "atari/breakout",
+        "RLlib DQN, NatureCNN",
+        1_000_000,
+        "atari.py",
+        _STEADY,
+        training={
+            "lr": 1e-3,
+            "train_batch_size_per_learner": 32,
+            "replay_buffer_config": {"capacity": 400_000},
+        },
+        epsilon=0.005,  # with which the teacher's score was taken: without, it stands still in most games
+        num_episodes=30,
     ),
 }
 
@@ -107,12 +125,13 @@ _MLPS["linear"] = {"fcnet_hiddens": []}
 def _rows() -> dict[str, Row]:
     rows = {
         f"{task}-{loss}-{states}": Row(task, _MLPS, {"loss": loss, "rollout_policy": states})
-        for task in ("cartpole", "acrobot", "mountaincar", "lunarlander")
+        for task in ("cartpole", "acrobot", "mountaincar", "lunarlander", "highway")
         for loss in ("kl", "mse")
         for states in ("mixture", "student", "teacher")
     }
     rows["pong"] = Row("pong", {"net3": "rusu-net3", "percent1": {"compression": 0.01}}, num_seeds=1)
-    rows["breakout"] = Row("breakout", {"net2": "rusu-net2", "net3": "rusu-net3"}, num_seeds=1)
+    settings = {"temperature": 0.03}
+    rows["breakout"] = Row("breakout", {"net2": "rusu-net2", "net3": "rusu-net3"}, settings, num_seeds=1)
     return rows
 
 
@@ -150,6 +169,7 @@ def measure(name: str, seed: int, teacher: str, work: Path) -> dict[str, Any]:
             env_config=task.env_config,
             num_episodes=task.num_episodes,
             seed=FIRST_EPISODE_SEED,
+            epsilon=task.epsilon,
             progress=True,
         )
         measured = {

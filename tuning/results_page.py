@@ -90,11 +90,12 @@ def write_page(folder: Path) -> str:
 _INTRODUCTION = """# Results
 
 Made by `python tuning/results.py --teachers FOLDER`, which trains, plays and writes this page; a JSON file beside it
-has every figure of each row, with the return of every episode. The **last** student of each run is judged, greedily,
-on reset seeds that no training used, and on the same ones as its teacher and a random policy. Return ratio = (student
-− random) / (teacher − random). What stands for several training seeds is the interquartile mean of their ratios, with
-a 95 % interval by a stratified bootstrap over seeds and episodes (2,000 draws); with a single seed it is over
-episodes alone."""
+has every figure of each row, with the return of every episode. The **last** student of each run is judged on reset
+seeds that no training used, and on the same ones as its teacher and a random policy; greedily, but for a share ε of
+random actions where the table of environments names one, for teacher and student alike. Return ratio = (student −
+random) / (teacher − random). What stands for several training seeds is the interquartile mean of their ratios, with a
+95 % interval by a stratified bootstrap over seeds and episodes (2,000 draws); with a single seed it is over episodes
+alone."""
 
 _SIZES = """## Size against return
 
@@ -112,19 +113,20 @@ family."""
 
 _IMAGES = """## Images
 
-`tuning/atari.py` with other students: `kl`, temperature 0.01, one seed, all students of a game in one run. Rusu et
-al. (2015) report, as geometric means over ten games, 108.3 % of the teacher's score at 25.3 % of its parameters
-(net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 % (net3)."""
+`tuning/atari.py`, with the settings that `TASKS` in [results.py](../results.py) gives a game: `kl`, one seed, all
+students of a game in one run. Rusu et al. (2015) report, as geometric means over ten games, 108.3 % of the teacher's
+score at 25.3 % of its parameters (net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 % (net3)."""
 
 
 def _environments(rows: Mapping[str, Row]) -> str:
-    lines = ["| environment | teacher | its return | random | episodes |", "|---|---|---|---|---|"]
+    lines = ["| environment | teacher | its return | random | episodes | ε |", "|---|---|---|---|---|---|"]
     for row in rows.values():
         one = next(iter(_first_run(row)["students"].values()))
         line = (
             f"| {row['env']} | {row['source']}, {one['teacher']['num_parameters']:,} parameters "
             f"| {one['teacher']['return_mean']:.1f} ± {one['teacher']['return_ci95']:.1f} "
-            f"| {one['random']['return_mean']:.1f} ± {one['random']['return_ci95']:.1f} | {one['num_episodes']} |"
+            f"| {one['random']['return_mean']:.1f} ± {one['random']['return_ci95']:.1f} | {one['num_episodes']} "
+            f"| {one.get('epsilon', 0.0):g} |"
         )
         if line not in lines:
             lines.append(line)

@@ -192,14 +192,27 @@ class RLlibCheckpoint:
 
     def environment(self) -> tuple[str | None, dict[str, Any]]:
         """Name and config of the environment in which it was trained; None where it has no name."""
+        config = self._read_config()
         try:
-            config = self._read_algorithm()["ctor_args_and_kwargs"][0][0]
-            config = config.state if isinstance(config, Tag) else config
             env, env_config = config["env"], build(config.get("env_config", {}), self.uri)
-        except (KeyError, IndexError, TypeError, AttributeError, CheckpointError):
+        except (KeyError, CheckpointError):
             return None, {}  # it lacks them, or has more than data: whoever plays must say it again
         is_name = isinstance(env, str) and env.isprintable()
         return (env, env_config) if is_name and isinstance(env_config, dict) else (None, {})
+
+    def is_of_family(self, name: str) -> bool:
+        """Whether a student of this name is one of several of the Algorithm, which see all the same."""
+        students = self._read_config().get("students")
+        return isinstance(students, dict) and name in students
+
+    def _read_config(self) -> dict[Any, Any]:
+        """The Algorithm's, unbuilt; empty where there is none, or none that can be read."""
+        try:
+            config = self._read_algorithm()["ctor_args_and_kwargs"][0][0]
+        except (KeyError, IndexError, TypeError):
+            return {}
+        config = config.state if isinstance(config, Tag) else config
+        return config if isinstance(config, dict) else {}
 
     def _read_algorithm(self) -> dict[str, Any]:
         if self.algorithm_path is None:
@@ -267,9 +280,13 @@ def open_checkpoint(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_check
     """
     filesystem, path = open_uri(uri)
     module_path = _find_module(filesystem, path, module_id, uri)
-    for folder in (_MULTI_RL_MODULE, posixpath.join(_MULTI_RL_MODULE, module_id)):
+    name = posixpath.basename(module_path)
+    for folder in (_MULTI_RL_MODULE, posixpath.join(_MULTI_RL_MODULE, name)):
         if module_path.endswith(f"/{folder}"):
-            return RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
+            whole = RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
+            # Policies of several agents see through connectors of several agents.
+            if folder == _MULTI_RL_MODULE or name == module_id or whole.is_of_family(name):
+                return whole
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
 
 

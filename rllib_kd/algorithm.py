@@ -46,7 +46,7 @@ from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.first_weights import FirstStates
 from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
-from rllib_kd.sampling import Sample, SampleRequests, receive
+from rllib_kd.sampling import Sample, SampleRequests, pack_weights, receive
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, input_space, same_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
@@ -103,7 +103,7 @@ class DistillDQN(DQN):
         self._requests = SampleRequests(
             self.env_runner_group, max_staleness=self.config.max_staleness, timeout_s=self.config.sample_timeout_s
         )
-        self._student_state: ray.ObjectRef | None = None  # what the next request carries; None: to be asked for
+        self._student_state: dict[str, Any] | None = None  # what the next request carries; None: to be asked for
         self._weights_seq_no = 0  # updates that the student in it has seen
         self._staleness: list[int] = []  # of the samples of this iteration, in updates
         self._connector_states: dict[int, dict[str, Any]] = {}  # by EnvRunner with connectors of its own
@@ -440,7 +440,8 @@ class DistillDQN(DQN):
         The queues are filled up when the Learner is done, and not before, so that requests carry its newest student.
         """
         if self._student_state is None:
-            self._take_student(self._newest_student())
+            student = self._newest_student()
+            self._take_student(student | {COMPONENT_RL_MODULE: pack_weights(student[COMPONENT_RL_MODULE])})
         synchronous = self.config.max_staleness == 0
         newest = self._weights_seq_no
         self._requests.send(self._sampling_kwargs(), weights_seq_no=newest, only_to_idle=synchronous)
@@ -468,11 +469,13 @@ class DistillDQN(DQN):
         return {name: state[name] for name in (COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO)}
 
     def _take_student(self, state: dict[str, Any]) -> None:
-        """The next requests carry this student."""
+        """The next requests carry this student, whose weights are packed."""
         self._weights_seq_no = state[WEIGHTS_SEQ_NO]
-        state = {COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE], WEIGHTS_SEQ_NO: self._weights_seq_no}
-        state[NUM_ENV_STEPS_SAMPLED_LIFETIME] = self.num_env_steps
-        self._student_state = ray.put(state)
+        self._student_state = {
+            COMPONENT_RL_MODULE: state[COMPONENT_RL_MODULE],
+            WEIGHTS_SEQ_NO: self._weights_seq_no,
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.num_env_steps,
+        }
 
     def _show_student(self) -> None:
         """Give the newest student to the EnvRunner of this process: get_module() and restarts of others take it there.
@@ -480,7 +483,7 @@ class DistillDQN(DQN):
         Once an iteration: it samples nothing here, and with each update this would be a fifth of the driver's work.
         """
         if self._student_state is not None and self.env_runner_group.local_env_runner is not None:
-            self.env_runner_group.local_env_runner.set_state(ray.get(self._student_state))
+            self.env_runner_group.local_env_runner.set_state(self._student_state)
 
     @property
     def _samples_remotely(self) -> bool:

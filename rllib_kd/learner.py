@@ -40,7 +40,7 @@ from torch import Tensor
 from rllib_kd import losses
 from rllib_kd.learning import StackedStudents, Student, StudentGroup, members_of
 from rllib_kd.replay import PrioritizedReplay
-from rllib_kd.sampling import receive
+from rllib_kd.sampling import pack_weights, receive
 from rllib_kd.schedules import value_at
 from rllib_kd.stacking import stacking_key
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
@@ -167,8 +167,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         results = self.metrics.reduce()
         if return_state:
             state = self.get_state(components=COMPONENT_RL_MODULE, inference_only=True)
-            # By reference: the weights go to EnvRunners, not through whoever calls.
-            results[STATE_AFTER_UPDATE] = state | {COMPONENT_RL_MODULE: ray.put(state[COMPONENT_RL_MODULE])}
+            results[STATE_AFTER_UPDATE] = state | {COMPONENT_RL_MODULE: pack_weights(state[COMPONENT_RL_MODULE])}
         return results
 
     @override(DQNTorchLearner)

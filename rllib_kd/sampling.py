@@ -12,12 +12,15 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import ray
+import tree
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 logger = logging.getLogger(__name__)
 
 _SAMPLE, _PING = "sample", "ping"  # tags of requests
+_SMALL = 100_000  # bytes that Ray would rather send along than store
 _NOT_AWAITED = 2**62  # a weights_seq_no that is never stale
 
 
@@ -52,6 +55,15 @@ def receive(columns: Any) -> Mapping[str, Any]:
         ray.exceptions.ObjectLostError: it was lost with the EnvRunner that has sampled it.
     """
     return ray.get(columns) if isinstance(columns, ray.ObjectRef) else columns
+
+
+def pack_weights(weights: Mapping[str, Any]) -> Any:
+    """Weights on their way to EnvRunners: small ones as they are, larger ones by reference, stored once for all.
+
+    RLlib's `set_state()` takes both.
+    """
+    size = sum(np.asarray(leaf).nbytes for leaf in tree.flatten(weights))
+    return weights if size <= _SMALL else ray.put(weights)
 
 
 class SampleRequests:

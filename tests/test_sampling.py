@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.actor_manager import FaultAwareApply
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.sampling import Sample, SampleRequests
+from rllib_kd.sampling import Sample, SampleRequests, pack_weights
 
 LIMIT = 2  # requests under way
 
@@ -221,3 +222,11 @@ def test_what_is_forgotten_is_not_fetched(group, make_requests):
     send(requests, 1)
     counts(group)
     assert {sample.weights_seq_no for sample in requests.fetch(weights_seq_no=1)} == {1}
+
+
+@pytest.mark.parametrize(("width", "is_stored"), [(100, False), (30_000, True)])
+def test_large_weights_go_by_reference(cluster, width, is_stored):
+    weights = {"default_policy": {"layer": np.ones(width, np.float32)}}
+    packed = pack_weights(weights)
+    assert isinstance(packed, ray.ObjectRef) == is_stored
+    np.testing.assert_equal(ray.get(packed) if is_stored else packed, weights)

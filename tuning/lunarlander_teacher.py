@@ -2,7 +2,7 @@
 
 rllib train file tuning/lunarlander_teacher.py --checkpoint-freq 1 --storage-path FOLDER --experiment-name lunarlander
 
-FOLDER/lunarlander is a teacher then: the checkpoint with the best evaluation. They differ by some 80 points, and so each
+FOLDER/lunarlander is a teacher then: the checkpoint with the best evaluation. They differ by 80 points, so that each
 evaluation has many episodes. Needs `pip install -e '.[box2d]'`.
 """
 

@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -216,7 +217,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 def _exchange(first: Path, second: Path) -> bool:
     """Let two folders change places at one stroke, which Linux can on most filesystems; whether it has."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     return rename is not None and rename(_HERE, bytes(first), _HERE, bytes(second), _RENAME_EXCHANGE) == 0
 
 

@@ -58,12 +58,12 @@ def receive(columns: Any) -> Mapping[str, Any]:
 
 
 def pack_weights(weights: Mapping[str, Any]) -> Any:
-    """Weights on their way to EnvRunners: small ones as they are, larger ones by reference, stored once for all.
+    """A copy on its way to EnvRunners: of small weights itself, of larger ones a reference, stored once for all.
 
     RLlib's `set_state()` takes both.
     """
     size = sum(np.asarray(leaf).nbytes for leaf in tree.flatten(weights))
-    return weights if size <= _SMALL else ray.put(weights)
+    return tree.map_structure(np.array, weights) if size <= _SMALL else ray.put(weights)
 
 
 class SampleRequests:

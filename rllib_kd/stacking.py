@@ -36,7 +36,7 @@ def stacking_key(module: Any) -> Hashable | None:
         return None
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         return None
-    layers = layers_of(module)
+    layers = _layers(module)
     kinds = tuple(type(layer) for layer in layers)
     alternate = all(
         (kind is nn.Linear and layer.bias is not None) if i % 2 == 0 else kind in _ACTIVATIONS
@@ -55,8 +55,8 @@ class PlainMLP:
     """
 
     def __init__(self, module: Any):
-        *hidden, last = [layer for layer in layers_of(module) if isinstance(layer, nn.Linear)]
-        activations = [_ACTIVATIONS[type(layer)] for layer in layers_of(module)[1::2]]
+        *hidden, last = [layer for layer in _layers(module) if isinstance(layer, nn.Linear)]
+        activations = [_ACTIVATIONS[type(layer)] for layer in _layers(module)[1::2]]
         self._hidden = [(layer.weight, layer.bias, act) for layer, act in zip(hidden, activations, strict=True)]
         self._last = last.weight, last.bias
 
@@ -82,7 +82,7 @@ class StackedMLPs:
     """
 
     def __init__(self, modules: Sequence[Any]):
-        layers = [layers_of(module) for module in modules]
+        layers = [_layers(module) for module in modules]
         self._linears = [[layer for layer in own if isinstance(layer, nn.Linear)] for own in layers]
         self._activations = [_ACTIVATIONS[type(layer)] for layer in layers[0] if not isinstance(layer, nn.Linear)]
 
@@ -127,7 +127,7 @@ def _matrix(tensor: Tensor) -> Tensor:
     return tensor.t() if tensor.ndim == 2 else tensor.unsqueeze(0)
 
 
-def layers_of(module: Any) -> list[nn.Module]:
+def _layers(module: Any) -> list[nn.Module]:
     """What an observation passes, in this order; layers of which nobody knows are among them."""
     parts = [*module.encoder.modules(), *module.af.modules()]
     without_layers = (nn.Sequential, FlattenEncoder)

@@ -87,13 +87,13 @@ TASKS = {
         "ALE/Breakout-v5",
         "atari/breakout",
         "RLlib DQN, NatureCNN",
-        1_000_000,
+        600_000,
         "atari.py",
         _STEADY,
         training={
             "lr": 1e-3,
             "train_batch_size_per_learner": 32,
-            "replay_buffer_config": {"capacity": 400_000},
+            "replay_buffer_config": {"capacity": 300_000},
         },
         epsilon=0.005,  # with which the teacher's score was taken: without, it stands still in most games
         num_episodes=30,

@@ -209,7 +209,7 @@ class RLlibCheckpoint:
         """The Algorithm's, unbuilt; empty where there is none, or none that can be read."""
         try:
             config = self._read_algorithm()["ctor_args_and_kwargs"][0][0]
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, CheckpointError):
             return {}
         config = config.state if isinstance(config, Tag) else config
         return config if isinstance(config, dict) else {}

@@ -328,12 +328,14 @@ def evaluate(
         render=render,
         progress=True,
     )
-    interval = f" ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {where})"
-    typer.echo(f"return {report.return_mean:.1f}" + (interval if episodes > 1 else f" (1 episode of {where})"))
+    played = where if epsilon == 0.0 else f"{where}, ε = {epsilon:g}"
+    interval = f" ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {played})"
+    typer.echo(f"return {report.return_mean:.1f}" + (interval if episodes > 1 else f" (1 episode of {played})"))
     if video is not None:
         typer.echo(video)
     if out is not None:
-        out.write_text(json.dumps({"env": where, "seed": seed, "returns": report.returns}, indent=1) + "\n")
+        conditions = {"env": where, "seed": seed, "epsilon": epsilon}
+        out.write_text(json.dumps(conditions | {"returns": report.returns}, indent=1) + "\n")
 
 
 @app.command()

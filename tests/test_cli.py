@@ -239,8 +239,9 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path):
     assert len(json.loads(report.read_text())["returns"]) == 5
 
     arguments = ["compare", "--teacher", "cartpole", str(tmp_path / "first"), "--episodes", "3"]
-    done = run(*arguments, "--out", str(tmp_path / "report"))
+    done = run(*arguments, "--epsilon", "0.02", "--out", str(tmp_path / "report"))
     assert done.returncode == 0, done.stderr
+    assert "3 episodes each, same seeds, ε = 0.02" in done.stdout
     assert "student / teacher" in done.stdout
     figures = json.loads((tmp_path / "report" / "figures.json").read_text())
     assert [student["name"] for student in figures["students"]] == list(figures["curves"]) == ["student"]

@@ -252,6 +252,8 @@ def _figure(rows: Mapping[str, Row], path: Path) -> None:
             )
         axes.axhline(1.0, color="#8a8f98", linewidth=0.8)
         axes.set(title=env, xscale="log", xlabel="parameters", ylim=(-0.1, 1.15))
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+        axes.minorticks_off()
         axes.grid(color="#d5d9de", linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("return ratio")

@@ -413,6 +413,17 @@ def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_r
 # --- Where it runs ----------------------------------------------------------------------------------------------------
 
 
+def test_nothing_is_stored_where_sampling_and_learning_share_a_process(cartpole_config, build, monkeypatch):
+    algo = build(cartpole_config)
+    before = student_weights(algo)
+    monkeypatch.setattr(ray, "put", None)
+    algo.train(), algo.train()
+    assert algo.num_gradient_steps > 0
+    after, acting = student_weights(algo), algo.env_runner.module.get_state()
+    assert any((after[name] != before[name]).any() for name in after)
+    assert_equal_weights({name: after[name] for name in acting}, acting)
+
+
 # --- First weights ----------------------------------------------------------------------------------------------------
 
 

@@ -68,7 +68,8 @@ class Student:
     def enter(self, scale: QScale) -> None:
         """Put the weights that learn into the module."""
         self.module.train()
-        self._mlp = PlainMLP.of(self.module)
+        if self.optimizer is not None:  # members of a stack pass through the stack
+            self._mlp = PlainMLP.of(self.module)
         if self._normalizes:
             self.scale = scale
         self._normalize()

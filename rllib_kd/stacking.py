@@ -55,8 +55,7 @@ class PlainMLP:
     """
 
     def __init__(self, module: Any):
-        *hidden, last = [layer for layer in _layers(module) if isinstance(layer, nn.Linear)]
-        activations = [_ACTIVATIONS[type(layer)] for layer in _layers(module)[1::2]]
+        (*hidden, last), activations = _parts(module)
         self._hidden = [(layer.weight, layer.bias, act) for layer, act in zip(hidden, activations, strict=True)]
         self._last = last.weight, last.bias
 
@@ -82,9 +81,9 @@ class StackedMLPs:
     """
 
     def __init__(self, modules: Sequence[Any]):
-        layers = [_layers(module) for module in modules]
-        self._linears = [[layer for layer in own if isinstance(layer, nn.Linear)] for own in layers]
-        self._activations = [_ACTIVATIONS[type(layer)] for layer in layers[0] if not isinstance(layer, nn.Linear)]
+        parts = [_parts(module) for module in modules]
+        self._linears = [linears for linears, _ in parts]
+        self._activations = parts[0][1]
 
     @property
     def weights(self) -> list[list[Tensor]]:
@@ -125,6 +124,13 @@ class StackedMLPs:
 def _matrix(tensor: Tensor) -> Tensor:
     """A matrix as `[inputs, units]`, a bias as `[1, units]`."""
     return tensor.t() if tensor.ndim == 2 else tensor.unsqueeze(0)
+
+
+def _parts(module: Any) -> tuple[list[nn.Linear], list[Callable[[Tensor], Tensor]]]:
+    """The linear layers of a module with a `stacking_key()`, and the activations between them."""
+    layers = _layers(module)
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    return linears, [_ACTIVATIONS[type(layer)] for layer in layers if not isinstance(layer, nn.Linear)]
 
 
 def _layers(module: Any) -> list[nn.Module]:

@@ -37,7 +37,6 @@ def config(small_teacher, other_teacher):
 
 
 def shards_of(config, num_shards=1, **kwargs):
-
     config = config.copy(copy_frozen=False)
     config.validate()
     runner = DistillMultiAgentEnvRunner(config=config, worker_index=0)

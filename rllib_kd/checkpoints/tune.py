@@ -6,7 +6,7 @@ import io
 import json
 import math
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.fs
@@ -40,7 +40,11 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
     if not trials:
         return None
     for keys in _RETURNS:
-        found = [checkpoint for trial in trials for checkpoint in _checkpoints(filesystem, trial, keys)]
+        found = [
+            checkpoint
+            for trial in trials
+            for checkpoint in _checkpoints(filesystem, trial, _folders(filesystem, trial), keys)
+        ]
         if any(math.isfinite(checkpoint.trained_return) for checkpoint in found) or (found and keys == _RETURNS[-1]):
             return max(reversed(found), key=lambda checkpoint: checkpoint.trained_return)  # of equals the newest
     raise CheckpointError(
@@ -51,22 +55,27 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
 
 def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None:
     """The mean return that Tune's results tell of a checkpoint; None where they do not."""
-    trial, _, name = path.rpartition("/")
     for keys in _RETURNS:
-        for checkpoint in _checkpoints(filesystem, trial, keys):
-            if checkpoint.path.rpartition("/")[2] == name and math.isfinite(checkpoint.trained_return):
+        for checkpoint in _checkpoints(filesystem, path.rpartition("/")[0], [path], keys):
+            if math.isfinite(checkpoint.trained_return):
                 return checkpoint.trained_return
     return None
 
 
 def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
-    folders = sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
+    folders = _folders(filesystem, path)
     return [folder for folder in folders if _is_file(filesystem, posixpath.join(folder, _RESULTS))]
 
 
-def _checkpoints(filesystem: pyarrow.fs.FileSystem, trial: str, keys: tuple[str, ...]) -> list[TrainedCheckpoint]:
-    """Those of a trial, each with the last return before it was written."""
+def _folders(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    return sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
+
+
+def _checkpoints(
+    filesystem: pyarrow.fs.FileSystem, trial: str, folders: Sequence[str], keys: tuple[str, ...]
+) -> list[TrainedCheckpoint]:
+    """The checkpoints among folders of a trial, each with the last return before it was written."""
     if not _is_file(filesystem, posixpath.join(trial, _RESULTS)):
         return []
     last = -math.inf
@@ -76,8 +85,6 @@ def _checkpoints(filesystem: pyarrow.fs.FileSystem, trial: str, keys: tuple[str,
         value = _look_up(row, keys)
         last = last if value is None else value
         by_name[str(row.get("checkpoint_dir_name"))] = by_iteration[str(row.get(_ITERATION))] = last
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(trial))
-    folders = sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
     found = []
     for folder in folders:
         name = folder.rpartition("/")[2]

@@ -455,7 +455,7 @@ class DistillDQN(DQN):
 
     def _sampling_kwargs(self) -> dict[str, Any]:
         kwargs = {
-            "teacher_fraction": self._teacher_fraction(),
+            "teacher_fraction": self.config.teacher_fraction_at(self.num_env_steps),
             "epsilon": value_at(self.config.epsilon, self.num_env_steps) if self.config.explore else 0.0,
             "names": (Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())),
             "num_shards": max(1, self.config.num_learners),
@@ -548,14 +548,6 @@ class DistillDQN(DQN):
         """Of the student that is furthest from its teacher, by the last evaluation; NaN as long as there is none."""
         return float(np.min([returns.ratio for returns in self._returns.values()]))
 
-    def _teacher_fraction(self) -> float:
-        if self.config.teacher is None:
-            return 0.0
-        fixed = {"teacher": 1.0, "student": 0.0}
-        if self.config.rollout_policy in fixed:
-            return fixed[self.config.rollout_policy]
-        return value_at(self.config.teacher_fraction, self.num_env_steps)
-
     # --- Results ------------------------------------------------------------------------------------------------------
 
     def _measure_baselines(self) -> None:
@@ -611,7 +603,7 @@ class DistillDQN(DQN):
         if self._teachers:
             own |= {
                 "kd_coeff": self._kd_coeff(),
-                "teacher_fraction": self._teacher_fraction(),
+                "teacher_fraction": self.config.teacher_fraction_at(self.num_env_steps),
                 "return_ratio": self._return_ratio(),
             }
         students = {

@@ -71,7 +71,7 @@ class DistillDQNConfig(DQNConfig):
         self.weight_averaging = 0.1
         self.bf16 = False
         self.rollout_policy = "mixture"
-        self.teacher_fraction: Schedule = [[0, 1.0], [10_000, 0.0]]
+        self.teacher_fraction: Schedule | None = None
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
@@ -125,7 +125,7 @@ class DistillDQNConfig(DQNConfig):
         weight_averaging: float = NotProvided,
         bf16: bool = NotProvided,
         rollout_policy: str = NotProvided,
-        teacher_fraction: Schedule = NotProvided,
+        teacher_fraction: Schedule | None = NotProvided,
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
@@ -193,7 +193,9 @@ class DistillDQNConfig(DQNConfig):
                 "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
                 or a schedule over env steps. High: the teacher's states; low: the student's, which it must master in
-                the end. Default: from 1 to 0 over 10,000 env steps.
+                the end. None (default): from 1 to 0.5 over 10,000 env steps, so that a student too small to do all that
+                its teacher does keeps seeing where that leads; with `td_coeff` to 0, so that it sees what its own
+                actions earn.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: it stays
                 with its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD leads it
                 beyond. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff` and an
@@ -367,6 +369,15 @@ class DistillDQNConfig(DQNConfig):
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
+    def teacher_fraction_at(self, env_steps: int) -> float:
+        """β after so many env steps, whoever acts."""
+        if self.teacher is None or self.rollout_policy == "student":
+            return 0.0
+        if self.rollout_policy == "teacher":
+            return 1.0
+        default = [[0, 1.0], [10_000, 0.0 if self.uses_td else 0.5]]
+        return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
+
     # A *group* is one teacher, one stream of states, and the students that learn from it: in multi-agent settings there
     # is one for each module with a teacher, named like it; otherwise there is one.
 
@@ -457,7 +468,8 @@ class DistillDQNConfig(DQNConfig):
             )
         if not isinstance(self.weight_averaging, Real) or not 0.0 <= self.weight_averaging < 1.0:
             raise ValueError(f"`weight_averaging` must be in [0, 1), got {self.weight_averaging!r}.")
-        check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
+        if self.teacher_fraction is not None:
+            check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
         check_schedule("td_coeff", self.td_coeff)
         if self.kd_coeff == "qdagger":
             self._check_qdagger()

@@ -297,7 +297,8 @@ def describe(student: SweptStudent) -> str:
     words = [student.size]
     for name, value in student.settings.items():
         if name == "teacher_fraction" and isinstance(value, list):
-            words.append(f"{name} 1→0 by {value[-1][0]:,}" if value[-1][1] == 0.0 else f"{name} {value}")
+            env_steps, last = value[-1]
+            words.append(f"{name} {value[0][1]:g}→{last:g} by {env_steps:,}")
         elif name not in ("model_config", "compression"):
             words.append(
                 str(value) if name == "loss" else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"

@@ -38,10 +38,11 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
         "temperature": tune.loguniform(auto / 3, auto * 10),
         # Of Adam, with averaged weights: below, small students do not arrive within the budget; above, they oscillate.
         "lr": tune.loguniform(5e-4, 2e-2),
-        # β, share of the teacher's actions, over env steps: from its states to the student's own. Late: the student
-        # sees good states for longer; early, or never the teacher's (0): it learns sooner to mend its own mistakes.
+        # β, share of the teacher's actions, over env steps: from its states to the student's own, or half way. Late:
+        # the student sees good states for longer; early, or never the teacher's (0): it learns sooner to mend its own
+        # mistakes.
         "teacher_fraction": tune.choice(
-            [0.0, *([[0, 1.0], [round(share * env_steps), 0.0]] for share in (0.25, 0.5, 1.0))]
+            [0.0, *([[0, 1.0], [round(share * env_steps), end]] for end in (0.0, 0.5) for share in (0.25, 1.0))]
         ),
         # Replay ratio, rows learned from / env steps sampled: gradient steps for the same env steps, in proportion to
         # the time that a trial takes.
@@ -78,7 +79,7 @@ def default_points(space: Mapping[str, Domain], *, median_gap: float, env_steps:
         "loss": "kl",
         "temperature": DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap,
         "lr": DistillDQNConfig().lr,
-        "teacher_fraction": [[0, 1.0], [round(0.5 * env_steps), 0.0]],
+        "teacher_fraction": [[0, 1.0], [round(0.25 * env_steps), 0.5]],
         "training_intensity": DistillDQNConfig().training_intensity,
         "td_coeff": 0.0,
     }

@@ -9,7 +9,7 @@ import shlex
 import pytest
 import scipy.stats
 
-from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound, pareto_front, recommend
+from rllib_kd.pareto import SweepResult, SweptStudent, describe, lower_bound, pareto_front, recommend
 
 
 def student(num_parameters, *ratios, finished=True, **settings):
@@ -91,6 +91,14 @@ def test_the_table_has_80_columns_and_the_command_is_one_line():
     words = shlex.split(command)
     assert " ".join(words[:8]) == "rllib train --algo DistillDQN --env CartPole-v1 --teacher my teacher"
     assert json.loads(words[words.index("--config") + 1]) == settings
+
+
+@pytest.mark.parametrize(
+    ("fraction", "words"),
+    [([[0, 1.0], [10_000, 0.5]], "1→0.5 by 10,000"), ([[0, 0.3]], "0.3→0.3 by 0"), (0.25, "0.25")],
+)
+def test_a_schedule_is_described_by_its_ends(fraction, words):
+    assert describe(student(10, 1.0, teacher_fraction=fraction)).endswith(f", teacher_fraction {words}")
 
 
 def test_the_command_has_what_all_students_share():

@@ -110,7 +110,7 @@ def test_the_page_has_every_row(page, tmp_path):
 
 def test_a_name_stands_for_its_rows(results):
     assert results.chosen(["acrobot-kl-mixture"]) == ["acrobot-kl-mixture"]
-    assert len(results.chosen(["acrobot-kl", "pong"])) == 4
+    assert len(results.chosen(["acrobot-kl", "pong"])) == 5
     assert results.chosen(None) == list(results.ROWS)
     with pytest.raises(SystemExit, match="There is no row acro"):
         results.chosen(["acro"])

@@ -13,7 +13,7 @@ config = (
         teacher="cartpole",  # or the path of a checkpoint
         loss="kl",
         rollout_policy="mixture",
-        teacher_fraction=[[0, 1.0], [10_000, 0.0]],  # env steps
+        teacher_fraction=[[0, 1.0], [10_000, 0.5]],  # env steps
         compression=0.04,  # student parameters / teacher parameters, at most
     )
 )

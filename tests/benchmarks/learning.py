@@ -1,8 +1,9 @@
-"""What students reach, measured over training seeds: three studies of the defaults.
+"""What students reach, measured over training seeds: four studies of the defaults.
 
     python tests/benchmarks/learning.py returns FOLDER --rows rows.jsonl [--csv table.csv] [--env-steps 100000 200000]
     python tests/benchmarks/learning.py temperature FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py init FOLDER --rows rows.jsonl [--csv table.csv]
+    python tests/benchmarks/learning.py mixture FOLDER --rows rows.jsonl [--csv table.csv]
 
 FOLDER holds the teachers of `TASKS`. A run that is in the rows already is not made again, so that a study can be
 interrupted, and continued by the same command.
@@ -10,7 +11,7 @@ interrupted, and continued by the same command.
 `returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
 `temperature="auto"` beside fixed ones, and `mse` with normalised Q-values, with raw ones, and with first weights from
 the teacher. `init`: env steps until two evaluations in a row give a student 95 % of its teacher's return, with random
-first weights and with those from its teacher.
+first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -48,6 +49,7 @@ TASKS = {
 FIRST_EPISODE_SEED = 3_000_000  # of the resets that judge a student: far from those of its training
 GOOD = 0.95  # return ratio
 TEMPERATURES = (0.001, 0.01, 0.1, 1.0, 10.0)  # return units
+TEACHER_FRACTIONS = (0.0, 0.25, 0.5, 0.75)  # at the end of training
 BOOTSTRAPS = 10_000
 
 
@@ -101,11 +103,23 @@ def init_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> lis
     ]
 
 
+def mixture_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
+    """Where β ends, for a student that can learn all that its teacher does, and for one that cannot."""
+    return [
+        Run(env, seed, env_steps, num_episodes=100, hiddens=hiddens, settings=(("teacher_fraction", schedule),))
+        for env in envs
+        for hiddens in ((32,), (8,))
+        for schedule in ([[0, 1.0], [10_000, end]] for end in TEACHER_FRACTIONS)
+        for seed in seeds
+    ]
+
+
 #: Runs; environments; env steps of each run; training seeds.
 STUDIES = {
     "returns": (returns_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15)),
     "temperature": (temperature_study, list(TASKS), 20_000, range(20, 28)),
     "init": (init_study, ["CartPole-v1", "MountainCar-v0"], 20_000, range(30, 35)),
+    "mixture": (mixture_study, ["MountainCar-v0"], 100_000, range(40, 45)),
 }
 
 
@@ -217,11 +231,11 @@ def groups_of(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each setting; `minus_first` compares it with the first one of the same environment and length."""
+    """A line for each setting; `minus_first` compares it with the first of the same environment, student and length."""
     lines, firsts = [], {}
     for group in groups_of(rows):
         line = _line(group)
-        first = firsts.setdefault((line["env"], line["env_steps"]), group)
+        first = firsts.setdefault((line["env"], line["student"], line["env_steps"]), group)
         if group[0]["settings"] and not group[0]["curve"] and len(group) > 1:
             line["minus_first"] = "" if first is group else _difference(group, first)
         lines.append(line)

@@ -81,7 +81,14 @@ TASKS = {
     "acrobot": Task("Acrobot-v1", "sb3/dqn-Acrobot-v1.zip", _ZOO, 200_000),
     "mountaincar": Task("MountainCar-v0", "sb3/dqn-MountainCar-v0.zip", _ZOO, 200_000),
     "lunarlander": Task("LunarLander-v3", "lunarlander", _OURS.format("lunarlander"), 200_000),
-    "highway": Task("highway_env:highway-fast-v0", "highway", _OURS.format("highway"), 20_000, num_episodes=50),
+    "highway": Task(
+        "highway_env:highway-fast-v0",
+        "highway",
+        _OURS.format("highway"),
+        20_000,
+        training={"training_intensity": 256.0},  # env steps are dear here: a gradient step for each
+        num_episodes=50,
+    ),
     "pong": Task("ALE/Pong-v5", "atari/pong", "RLlib DQN, NatureCNN", 600_000, "atari.py", _STEADY, num_episodes=30),
     "breakout": Task(
         "ALE/Breakout-v5",
@@ -130,10 +137,13 @@ _CNNS: dict[str, dict[str, Any]] = {
 def _rows() -> dict[str, Row]:
     rows = {
         f"{task}-{loss}-{states}": Row(task, _MLPS, {"loss": loss, "rollout_policy": states})
-        for task in ("cartpole", "acrobot", "mountaincar", "lunarlander", "highway")
+        for task in ("cartpole", "acrobot", "mountaincar", "lunarlander")
         for loss in ("kl", "mse")
         for states in ("mixture", "student", "teacher")
     }
+    for loss in ("kl", "mse"):
+        settings = {"loss": loss, "rollout_policy": "mixture"}
+        rows[f"highway-{loss}-mixture"] = Row("highway", _MLPS, settings, num_seeds=3)
     breakout = {"temperature": 0.03, "teacher_fraction": [[0, 1.0], [50_000, 0.5]]}
     for size, students in _CNNS.items():
         rows[f"pong-{size}"] = Row("pong", students, num_seeds=1)
@@ -250,7 +260,7 @@ def main() -> None:
     add = parser.add_argument
     add("--teachers", type=Path, help="folder of the teachers")
     add("--only", nargs="+", metavar="ROW", help="a row, or all that begin with a name: acrobot, acrobot-kl")
-    add("--seeds", type=int, help="of each row (default: 5; images: 1)")
+    add("--seeds", type=int, help="of each row (default: 5; highway: 3; images: 1)")
     add("--work", type=Path, default=Path("~/rllib_kd_results"), help="folder for checkpoints of what is running")
     add("--list", action="store_true", help="print the names of the rows, and end")
     args = parser.parse_args()

@@ -100,8 +100,9 @@ alone."""
 _SIZES = """## Size against return
 
 One hidden layer of 64, 32, 16 or 8 units, or none (linear). The students of a row learn in one run, as a family: they
-take turns in acting, so that the states of `student` and `mixture` are everyone's. `mixture` (the default) moves from
-the teacher's states to the students'. Nothing else is set.
+take turns in acting, so that the states of `student` and `mixture` are everyone's. Under `mixture` (the default) the
+teacher chooses all actions at first, and half of them from 10,000 env steps on. Nothing else is set, except on highway,
+where env steps are dear: a gradient step for each of them, instead of one for eight.
 
 ![size against return ratio](sizes.png)"""
 

@@ -8,7 +8,7 @@ evaluation has many episodes. Needs `pip install -e '.[box2d]'`.
 
 from rllib_kd import DistillDQNConfig
 
-ENV_STEPS = 400_000
+ENV_STEPS = 600_000
 
 config = (
     DistillDQNConfig()
@@ -18,7 +18,7 @@ config = (
     .training(
         n_step=3,
         gamma=0.99,
-        lr=[[0, 5e-4], [ENV_STEPS, 5e-5]],  # env steps
+        lr=[[0, 5e-4], [ENV_STEPS, 1e-5]],  # env steps
         grad_clip=10.0,
         train_batch_size_per_learner=128,
         training_intensity=128.0,  # rows learned from / env steps sampled
@@ -30,7 +30,7 @@ config = (
     )
     .distillation(teacher=None, td_coeff=1.0)
     .evaluation(evaluation_interval=1, evaluation_duration=200)
-    .reporting(min_sample_timesteps_per_iteration=20_000)
+    .reporting(min_sample_timesteps_per_iteration=30_000)
     .debugging(seed=0)
 )
 stop = {"num_env_steps_sampled_lifetime": ENV_STEPS}

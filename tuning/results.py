@@ -94,11 +94,11 @@ TASKS = {
         "ALE/Breakout-v5",
         "atari/breakout",
         "RLlib DQN, NatureCNN",
-        1_200_000,
+        1_000_000,
         "atari.py",
         _STEADY,
         training={
-            "lr": 1e-3,
+            "lr": [[0, 1e-3], [1_000_000, 1e-4]],  # env steps
             "train_batch_size_per_learner": 32,
             "epsilon": 0.02,  # with 0.05 games end early, and their later states are seen too seldom
             "replay_buffer_config": {"capacity": 400_000},
@@ -128,9 +128,14 @@ class Row:
 
 _MLPS = {str(n): {"fcnet_hiddens": [n], "fcnet_activation": "relu"} for n in (64, 32, 16, 8)}
 _MLPS["linear"] = {"fcnet_hiddens": []}
-_CNNS: dict[str, dict[str, Any]] = {
-    "small": {"net3": "rusu-net3", "percent1": {"compression": 0.01}},
-    "large": {"net1": "rusu-net1", "net2": "rusu-net2"},
+_CNNS: dict[str, Any] = {f"net{n}": f"rusu-net{n}" for n in (1, 2, 3)}
+_CNNS["percent1"] = {"compression": 0.01}
+#: What of them learns together: the more in one run, the longer it takes.
+_GAMES = {
+    "pong-small": ("net3", "percent1"),
+    "pong-large": ("net1", "net2"),
+    "breakout-middle": ("net2", "net3"),
+    "breakout-ends": ("net1", "percent1"),
 }
 
 
@@ -144,10 +149,10 @@ def _rows() -> dict[str, Row]:
     for loss in ("kl", "mse"):
         settings = {"loss": loss, "rollout_policy": "mixture"}
         rows[f"highway-{loss}-mixture"] = Row("highway", _MLPS, settings, num_seeds=3)
-    breakout = {"temperature": 0.03, "teacher_fraction": [[0, 1.0], [50_000, 0.5]]}
-    for size, students in _CNNS.items():
-        rows[f"pong-{size}"] = Row("pong", students, num_seeds=1)
-        rows[f"breakout-{size}"] = Row("breakout", students, breakout, num_seeds=1)
+    settings_of = {"pong": {}, "breakout": {"temperature": 0.03, "teacher_fraction": [[0, 1.0], [50_000, 0.5]]}}
+    for name, students in _GAMES.items():
+        game = name.split("-")[0]
+        rows[name] = Row(game, {student: _CNNS[student] for student in students}, settings_of[game], num_seeds=1)
     return rows
 
 

@@ -292,7 +292,7 @@ class StudentGroup:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
             batch |= self.replay.gather_transitions(rows, n_step=self.config.n_step, gamma=self.config.gamma)
             batch[Columns.NEXT_OBS] = as_input(batch[Columns.NEXT_OBS], self._input_shape)
-        batch[Columns.OBS] = as_input(batch[Columns.OBS], self._input_shape)
+        batch[Columns.OBS] = as_input(batch[Columns.OBS], self._input_shape, contiguous=True)
         return batch
 
     def get_state(self) -> dict[str, Any]:

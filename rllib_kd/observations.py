@@ -45,15 +45,19 @@ class Shown:
     rewards: Any = None
 
 
-def as_input(obs: torch.Tensor, shape: Sequence[int] | None) -> torch.Tensor:
+def as_input(obs: torch.Tensor, shape: Sequence[int] | None, *, contiguous: bool = False) -> torch.Tensor:
     """Observations `[B, ...]` as a network takes them, float32: bytes are divided by 255, channels come last.
 
     Args:
         obs: what the environment shows.
         shape: of one of the network's inputs. Images of another shape have their channels first.
+        contiguous: channels come last in memory, too. The forward pass of a CNN gains nothing by it, the backward
+            pass takes half the time.
     """
     if len(shape or ()) == 3 and obs.shape[1:] != torch.Size(shape or ()):
         obs = obs.movedim(1, -1)
+    if contiguous:
+        obs = obs.contiguous()
     return obs / 255.0 if obs.dtype == torch.uint8 else obs.to(torch.float32)
 
 

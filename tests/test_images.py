@@ -110,6 +110,9 @@ def test_a_network_sees_floats_with_channels_last(shape):
     seen = as_input(torch.tensor(obs), space.shape)
     assert seen.dtype == torch.float32
     np.testing.assert_array_equal(seen, floats(obs))
+    learned_from = as_input(torch.tensor(obs), space.shape, contiguous=True)
+    assert learned_from.is_contiguous()
+    np.testing.assert_array_equal(learned_from, seen)
     np.testing.assert_array_equal(as_input(torch.tensor(floats(obs)), SHAPE), floats(obs))  # already is
     np.testing.assert_array_equal(ObservationPipeline(space).start()(shown(obs)), floats(obs))
 

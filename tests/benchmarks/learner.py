@@ -57,6 +57,7 @@ def bare_torch(student: nn.Module, columns: dict, steps: int) -> Iterator[Callab
         draws = torch.randint(len(tensors["obs"]), (steps, BATCH_SIZE))
         for rows in draws:
             obs, teacher_q = tensors["obs"].index_select(0, rows), tensors["teacher_q"].index_select(0, rows)
+            obs = obs / 255.0 if obs.dtype == torch.uint8 else obs
             loss = losses.policy_kl(student(obs), teacher_q, temperature=0.01, student_temperature=0.1).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -78,12 +79,12 @@ def learner_vs_torch(name: str) -> dict[str, Any]:
 
 
 def atari_learner_vs_torch(network: str) -> Callable[[str], dict[str, Any]]:
-    """On stacks of four frames of 84 × 84 floats."""
+    """On what ALE shows: stacks of four frames of 84 × 84 bytes, the frames first."""
     channels, units = ATARI_NETWORKS[network]
 
     def run(name: str) -> dict[str, Any]:
         rng = np.random.default_rng(0)
-        obs = rng.random((ATARI_STATES, 84, 84, 4), dtype=np.float32)
+        obs = rng.integers(256, size=(ATARI_STATES, 4, 84, 84), dtype=np.uint8)
         columns = {"obs": obs, "teacher_q": rng.normal(size=(ATARI_STATES, ATARI_ACTIONS)).astype(np.float32)}
         config = distillation_config().rl_module(
             model_config={
@@ -98,7 +99,7 @@ def atari_learner_vs_torch(network: str) -> Callable[[str], dict[str, Any]]:
             name,
             "gradient steps/s",
             lambda: our_learner(
-                config, gym.spaces.Box(0, 1, obs.shape[1:], np.float32), ATARI_ACTIONS, columns, ATARI_STEPS
+                config, gym.spaces.Box(0, 1, (84, 84, 4), np.float32), ATARI_ACTIONS, columns, ATARI_STEPS
             ),
             lambda: bare_torch(atari_student(channels, units), columns, ATARI_STEPS),
         )
@@ -107,19 +108,14 @@ def atari_learner_vs_torch(network: str) -> Callable[[str], dict[str, Any]]:
 
 
 def atari_student(channels: Sequence[int], units: int) -> nn.Module:
-    """The same network; the channels of a state come last, as in the replay."""
+    """The same network, as one writes it."""
     layers: list[nn.Module] = []
     depth = 4
     for width, (kernel, stride) in zip(channels, _STRIDES, strict=True):
         layers += [nn.Conv2d(depth, width, kernel, stride), nn.ReLU()]
         depth = width
     layers += [nn.Flatten(), nn.Linear(7 * 7 * depth, units), nn.ReLU(), nn.Linear(units, ATARI_ACTIONS)]
-
-    class ChannelsLast(nn.Sequential):
-        def forward(self, obs: torch.Tensor) -> torch.Tensor:
-            return super().forward(obs.permute(0, 3, 1, 2))
-
-    return ChannelsLast(*layers)
+    return nn.Sequential(*layers)
 
 
 @contextlib.contextmanager

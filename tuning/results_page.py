@@ -109,8 +109,8 @@ where env steps are dear: a gradient step for each of them, instead of one for e
 _AGREEMENT = """## What it took
 
 `kl`, `mixture`; share: parameters of the student over those of its teacher; agreement: share of states, the teacher's
-(d^T) or the student's own (d^S), in which both choose one action; medians over seeds. The time is that of the whole
-family."""
+(d^T) or the student's own (d^S), in which both choose one action; medians over seeds. Seconds are those of the
+whole family, by the clock, beside whatever else the machine did."""
 
 _IMAGES = """## Images
 

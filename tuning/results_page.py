@@ -150,11 +150,13 @@ def _size_tables(rows: Mapping[str, Row]) -> list[str]:
 def _size_table(title: str, groups: Sequence[Sequence[Row]]) -> str:
     """A line for each group of rows, which have the same settings."""
     students = list(_first_run(groups[0][0])["students"])
-    lines = [f"### {title}", "", f"| loss, states | {' | '.join(students)} |", "|---" * (1 + len(students)) + "|"]
+    columns = ["loss, states", *students, "seeds"]
+    lines = [f"### {title}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for group in groups:
         settings = group[0]["settings"]
         cells = [_cell(*interval(group, student)) for student in students]
-        lines.append(f"| `{settings['loss']}`, {settings['rollout_policy']} | {' | '.join(cells)} |")
+        num_seeds = sum(len(row["seeds"]) for row in group)
+        lines.append(f"| `{settings['loss']}`, {settings['rollout_policy']} | {' | '.join(cells)} | {num_seeds} |")
     return "\n".join(lines)
 
 

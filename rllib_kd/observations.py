@@ -52,7 +52,7 @@ def as_input(obs: torch.Tensor, shape: Sequence[int] | None, *, contiguous: bool
         obs: what the environment shows.
         shape: of one of the network's inputs. Images of another shape have their channels first.
         contiguous: channels come last in memory, too. The forward pass of a CNN gains nothing by it, the backward
-            pass takes half the time.
+            pass is 1.4 to 1.8 times as fast.
     """
     if len(shape or ()) == 3 and obs.shape[1:] != torch.Size(shape or ()):
         obs = obs.movedim(1, -1)

@@ -1,9 +1,10 @@
-"""What students reach, measured over training seeds: four studies of the defaults.
+"""What students reach, measured over training seeds: five studies of the defaults.
 
     python tests/benchmarks/learning.py returns FOLDER --rows rows.jsonl [--csv table.csv] [--env-steps 100000 200000]
     python tests/benchmarks/learning.py temperature FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py init FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py mixture FOLDER --rows rows.jsonl [--csv table.csv]
+    python tests/benchmarks/learning.py weighting FOLDER --rows rows.jsonl [--csv table.csv]
 
 FOLDER holds the teachers of `TASKS`. A run that is in the rows already is not made again, so that a study can be
 interrupted, and continued by the same command.
@@ -11,7 +12,8 @@ interrupted, and continued by the same command.
 `returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
 `temperature="auto"` beside fixed ones, and `mse` with normalised Q-values, with raw ones, and with first weights from
 the teacher. `init`: env steps until two evaluations in a row give a student 95 % of its teacher's return, with random
-first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
+first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher. `weighting`: states weighted
+by how much the choice of action matters, beside states that all count the same.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -114,12 +116,24 @@ def mixture_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> 
     ]
 
 
+def weighting_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
+    """`gap_weighting`, for students that can learn all that their teacher does, and for some that cannot."""
+    return [
+        Run(env, seed, env_steps, num_episodes=100, hiddens=hiddens, settings=(("gap_weighting", weighting),))
+        for env in envs
+        for hiddens in ((32,), (8,), ())
+        for weighting in (False, True)
+        for seed in seeds
+    ]
+
+
 #: Runs; environments; env steps of each run; training seeds.
 STUDIES = {
     "returns": (returns_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15)),
     "temperature": (temperature_study, list(TASKS), 20_000, range(20, 28)),
     "init": (init_study, ["CartPole-v1", "MountainCar-v0"], 20_000, range(30, 35)),
     "mixture": (mixture_study, ["MountainCar-v0"], 100_000, range(40, 45)),
+    "weighting": (weighting_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(50, 55)),
 }
 
 

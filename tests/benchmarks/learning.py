@@ -12,8 +12,8 @@ interrupted, and continued by the same command.
 `returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
 `temperature="auto"` beside fixed ones, and `mse` with normalised Q-values, with raw ones, and with first weights from
 the teacher. `init`: env steps until two evaluations in a row give a student 95 % of its teacher's return, with random
-first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher. `weighting`: states weighted
-by how much the choice of action matters, beside states that all count the same.
+first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
+`weighting`: states weighted by how much the choice of action matters, beside states that all count the same.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """

@@ -25,7 +25,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -76,64 +76,75 @@ class Run:
 # --- Studies ----------------------------------------------------------------------------------------------------------
 
 
-def returns_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
-    """The defaults."""
-    return [Run(env, seed, env_steps, num_episodes=500) for env in envs for seed in seeds]
+@dataclass(frozen=True)
+class Study:
+    """Runs in each environment, of each student, with each of the settings, with each seed.
+
+    Args:
+        envs: names of `TASKS`.
+        env_steps: of each run.
+        seeds: of the training.
+        num_episodes: that judge a student.
+        hiddens: of the students.
+        settings: of `.distillation()`, beside the defaults.
+        curve: as in `Run`.
+    """
+
+    envs: Sequence[str]
+    env_steps: int
+    seeds: Sequence[int]
+    num_episodes: int = 100
+    hiddens: Sequence[tuple[int, ...]] = ((32,),)
+    settings: Sequence[dict[str, Any]] = ({},)
+    curve: int = 0
+
+    def runs(self) -> list[Run]:
+        """In the order of the table."""
+        return [
+            Run(env, seed, self.env_steps, self.num_episodes, hiddens, tuple(settings.items()), self.curve)
+            for env in self.envs
+            for hiddens in self.hiddens
+            for settings in self.settings
+            for seed in self.seeds
+        ]
 
 
-def temperature_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
-    """τ of `kl`; coordinates and first weights of `mse`."""
-    varied: list[dict[str, Any]] = [{"temperature": value} for value in ("auto", *TEMPERATURES)]
-    varied += [{"loss": "mse", "normalize_q_values": value} for value in (True, False)]
-    varied += [{"loss": "mse", "init": "teacher"}]
-    return [
-        Run(env, seed, env_steps, num_episodes=100, settings=tuple(settings.items()))
-        for env in envs
-        for settings in varied
-        for seed in seeds
-    ]
-
-
-def init_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
-    """First weights, at several shapes of the student."""
-    return [
-        Run(env, seed, env_steps, num_episodes=50, hiddens=hiddens, settings=(("init", init),), curve=1_000)
-        for env in envs
-        for hiddens in ((8,), (32,), (16, 16))
-        for init in ("random", "teacher")
-        for seed in seeds
-    ]
-
-
-def mixture_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
-    """Where β ends, for a student that can learn all that its teacher does, and for one that cannot."""
-    return [
-        Run(env, seed, env_steps, num_episodes=100, hiddens=hiddens, settings=(("teacher_fraction", schedule),))
-        for env in envs
-        for hiddens in ((32,), (8,))
-        for schedule in ([[0, 1.0], [10_000, end]] for end in TEACHER_FRACTIONS)
-        for seed in seeds
-    ]
-
-
-def weighting_study(envs: Sequence[str], env_steps: int, seeds: Sequence[int]) -> list[Run]:
-    """`gap_weighting`, for students that can learn all that their teacher does, and for some that cannot."""
-    return [
-        Run(env, seed, env_steps, num_episodes=100, hiddens=hiddens, settings=(("gap_weighting", weighting),))
-        for env in envs
-        for hiddens in ((32,), (8,), ())
-        for weighting in (False, True)
-        for seed in seeds
-    ]
-
-
-#: Runs; environments; env steps of each run; training seeds.
 STUDIES = {
-    "returns": (returns_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15)),
-    "temperature": (temperature_study, list(TASKS), 20_000, range(20, 28)),
-    "init": (init_study, ["CartPole-v1", "MountainCar-v0"], 20_000, range(30, 35)),
-    "mixture": (mixture_study, ["MountainCar-v0"], 100_000, range(40, 45)),
-    "weighting": (weighting_study, ["Acrobot-v1", "MountainCar-v0"], 100_000, range(50, 55)),
+    "returns": Study(["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15), num_episodes=500),
+    "temperature": Study(
+        list(TASKS),
+        20_000,
+        range(20, 28),
+        settings=[
+            *({"temperature": value} for value in ("auto", *TEMPERATURES)),
+            *({"loss": "mse", "normalize_q_values": value} for value in (True, False)),
+            {"loss": "mse", "init": "teacher"},
+        ],
+    ),
+    "init": Study(
+        ["CartPole-v1", "MountainCar-v0"],
+        20_000,
+        range(30, 35),
+        num_episodes=50,
+        hiddens=[(8,), (32,), (16, 16)],
+        settings=[{"init": "random"}, {"init": "teacher"}],
+        curve=1_000,
+    ),
+    # Both for students that can learn all that their teacher does, and for some that cannot.
+    "mixture": Study(
+        ["MountainCar-v0"],
+        100_000,
+        range(40, 45),
+        hiddens=[(32,), (8,)],
+        settings=[{"teacher_fraction": [[0, 1.0], [10_000, end]]} for end in TEACHER_FRACTIONS],
+    ),
+    "weighting": Study(
+        ["Acrobot-v1", "MountainCar-v0"],
+        100_000,
+        range(50, 55),
+        hiddens=[(32,), (8,), ()],
+        settings=[{"gap_weighting": False}, {"gap_weighting": True}],
+    ),
 }
 
 
@@ -321,9 +332,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int)
     args = parser.parse_args()
 
-    make_runs, envs, env_steps, seeds = STUDIES[args.study]
-    lengths = args.env_steps or [env_steps]
-    runs = [run for steps in lengths for run in make_runs(args.env or envs, steps, args.seeds or seeds)]
+    study = STUDIES[args.study]
+    study = replace(study, envs=args.env or study.envs, seeds=args.seeds or study.seeds)
+    lengths = args.env_steps or [study.env_steps]
+    runs = [run for env_steps in lengths for run in replace(study, env_steps=env_steps).runs()]
     rows = (
         {row["key"]: row for row in map(json.loads, args.rows.read_text().splitlines())} if args.rows.exists() else {}
     )

@@ -124,7 +124,7 @@ def play(
     seen = _Sample(len(views))
     for first in range(0, len(seeds), num_envs):
         chunk = list(seeds[first : first + num_envs])
-        envs = gym.vector.SyncVectorEnv([make_env] * len(chunk))
+        envs = gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * len(chunk))
         try:
             returns += _play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)
         finally:
@@ -147,7 +147,7 @@ def _play_chunk(
         seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
         obs, rewards, terminateds, truncateds, _ = envs.step(actions)
-        shown = Shown(obs, ~running, actions, rewards)  # who has ended is reset in the next step
+        shown = Shown(obs, ~running, actions, rewards)
         totals += rewards * running
         ended = running & (terminateds | truncateds)
         running &= ~ended
@@ -158,6 +158,24 @@ def _play_chunk(
         f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
         "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."
     )
+
+
+class _OneEpisode(gym.Wrapper):
+    """Stands still once its episode has ended, for nothing, while others of its vector env go on."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self._last: Any = None  # observation, of an episode that has ended
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(**kwargs) if self._last is None else (self._last, {})
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self._last is not None:
+            return self._last, 0.0, False, False, {}
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._last = obs if terminated or truncated else None
+        return obs, reward, terminated, truncated, info
 
 
 class _Sample:

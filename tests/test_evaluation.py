@@ -42,6 +42,29 @@ def test_play_gives_the_returns_that_a_plain_loop_gives():
     assert noisy.any()
 
 
+def test_an_env_whose_episode_has_ended_is_left_alone():
+    class Countdown(gym.Env):
+        """As many steps as the seed says."""
+
+        observation_space = gym.spaces.Box(0, 9, (1,), np.float32)
+        action_space = gym.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            assert seed is not None  # of its episode: no other is begun
+            self.left = seed
+            return np.full(1, self.left, np.float32), {}
+
+        def step(self, action):
+            assert self.left > 0
+            self.left -= 1
+            return np.full(1, self.left, np.float32), 1.0, self.left == 0, False, {}
+
+    policy = Reflex(lambda obs: np.zeros(len(obs), dtype=np.int64))
+    returns, (visited,) = play(Countdown, policy, [2, 5, 3, 1], views=[as_shown], num_envs=3)
+    assert returns == [2.0, 5.0, 3.0, 1.0]
+    assert visited.ravel().tolist() == [2, 5, 3, 1, 4, 2, 3, 1, 2, 1, 1]
+
+
 class Table:
     """A Q-network whose observation is the number of the row that it answers."""
 

@@ -204,13 +204,13 @@ class DistillDQNConfig(DQNConfig):
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
                 with narrower layers. None (default): 0.04, unless `student` or `rl_module(model_config=...)` shapes the
                 student.
-            student: one of the networks for 84 × 84 images of Rusu et al. 2015, by name: "rusu-net1", "rusu-net2" or
-                "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None (default): as
-                `compression` says.
+            student: by name, "linear", or one of the networks for 84 × 84 images of Rusu et al. 2015: "rusu-net1",
+                "rusu-net2" or "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None
+                (default): as `compression` says.
             students: a family that learns from one stream of states, instead of one student. By name a model config, as
-                {"s16": {"fcnet_hiddens": [16]}, "linear": {"fcnet_hiddens": []}}, {"compression": 0.01}, or what
-                `student` takes; `rl_module(model_config=...)` has what they share. They take turns in acting, an
-                episode each. Plain MLPs of one depth learn side by side: eight cost little more than one.
+                {"s16": {"fcnet_hiddens": [16]}}, {"compression": 0.01}, or what `student` takes;
+                `rl_module(model_config=...)` has what they share. They take turns in acting, an episode each. Plain
+                MLPs of one depth learn side by side: eight cost little more than one.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
                 useful units, fitted by least squares to what it computes on the first states that come in, before the
                 first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
@@ -703,7 +703,10 @@ def _check_preset(what: str, name: object) -> None:
 
     if name not in PRESETS:
         hint = did_you_mean(str(name).lower(), PRESETS)
-        raise ValueError(f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}.")
+        raise ValueError(
+            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. Others have no name: compression=..., or "
+            "rl_module(model_config={'fcnet_hiddens': [...]})."
+        )
 
 
 def _check_compression(what: str, value: object) -> None:

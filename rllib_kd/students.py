@@ -56,9 +56,10 @@ def _nature_cnn(channels: Sequence[int], units: int) -> dict[str, Any]:
     }
 
 
-#: Model configs by name: the networks of Rusu et al. 2015, arXiv 1511.06295. With the 18 actions of a joystick they
-#: have 1,693,362, 427,874, 113,346 and 61,954 parameters.
+#: Model configs by name: Q-values that are linear in the observation, and the networks of Rusu et al. 2015, arXiv
+#: 1511.06295. With the 18 actions of a joystick these have 1,693,362, 427,874, 113,346 and 61,954 parameters.
 PRESETS: dict[str, dict[str, Any]] = {
+    "linear": {"fcnet_hiddens": []},
     "rusu-teacher": _nature_cnn((32, 64, 64), 512),
     "rusu-net1": _nature_cnn((16, 32, 32), 256),
     "rusu-net2": _nature_cnn((16, 16, 16), 128),
@@ -161,7 +162,7 @@ def compress(
             f"compression={compression:g} allows {budget:.0f} of the teacher's {teacher_parameters} parameters, but "
             f"its architecture with one unit a layer has {smallest} already "
             f"(compression={smallest / teacher_parameters:.2g}). Choose a larger compression, or a network of your "
-            "own: rl_module(model_config={'fcnet_hiddens': [...]}); fcnet_hiddens=[] is a linear student."
+            "own: rl_module(model_config={'fcnet_hiddens': [...]}), or student='linear'."
         )
     return _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
 

@@ -8,7 +8,7 @@ import torch
 from rllib_kd import DistillDQN, losses
 from tests.test_learner import config_of, fragment, make_learner
 
-WIDTHS = {"s4": {"fcnet_hiddens": [4]}, "s16": {"fcnet_hiddens": [16]}, "linear": {"fcnet_hiddens": []}}
+WIDTHS = {"s4": {"fcnet_hiddens": [4]}, "s16": {"fcnet_hiddens": [16]}, "linear": "linear"}
 
 
 def family_config(cartpole_config, students=WIDTHS, **distillation):

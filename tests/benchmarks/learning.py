@@ -4,7 +4,7 @@
     python tests/benchmarks/learning.py temperature FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py init FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py mixture FOLDER --rows rows.jsonl [--csv table.csv]
-    python tests/benchmarks/learning.py weighting FOLDER --rows rows.jsonl [--csv table.csv]
+    python tests/benchmarks/learning.py small FOLDER --rows rows.jsonl [--csv table.csv]
 
 FOLDER holds the teachers of `TASKS`. A run that is in the rows already is not made again, so that a study can be
 interrupted, and continued by the same command.
@@ -13,7 +13,8 @@ interrupted, and continued by the same command.
 `temperature="auto"` beside fixed ones, and `mse` with normalised Q-values, with raw ones, and with first weights from
 the teacher. `init`: env steps until two evaluations in a row give a student 95 % of its teacher's return, with random
 first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
-`weighting`: states weighted by how much the choice of action matters, beside states that all count the same.
+`small`: what helps a student that is too small for its task: states weighted by how much the choice of action matters,
+and the reverse KL divergence.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -138,12 +139,12 @@ STUDIES = {
         hiddens=[(32,), (8,)],
         settings=[{"teacher_fraction": [[0, 1.0], [10_000, end]]} for end in TEACHER_FRACTIONS],
     ),
-    "weighting": Study(
+    "small": Study(
         ["Acrobot-v1", "MountainCar-v0"],
         100_000,
         range(50, 55),
         hiddens=[(32,), (8,), ()],
-        settings=[{"gap_weighting": False}, {"gap_weighting": True}],
+        settings=[{"gap_weighting": False}, {"gap_weighting": True}, {"loss": "reverse_kl"}],
     ),
 }
 

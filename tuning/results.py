@@ -142,8 +142,8 @@ _GAME_SETTINGS: dict[str, dict[str, Any]] = {
         # Small students cannot follow the teacher everywhere: better one good action than a share of every good one.
         "loss": "reverse_kl",
         "temperature": 0.1,
-        # A student that plays alone meets its own mistakes; with the teacher in half of the steps these are mended before
-        # they cost a ball.
+        # A student that plays alone meets its own mistakes. With the teacher in half of the steps they are mended
+        # before they cost a ball.
         "teacher_fraction": [[0, 1.0], [50_000, 0.5], [_BREAKOUT_ENV_STEPS, 0.0]],
     },
 }

@@ -30,11 +30,11 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
     """
     auto = DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap
     return _student_size(teacher) | {
-        # "kl" and "nll" learn which action to take, and need little capacity; "mse" learns Q-values, which are worth
-        # more where the student goes on to learn by itself.
-        "loss": tune.choice(["kl", "nll", "mse"]),
-        # Return units; for "kl". Around a tenth of the action gap: a third of it hardly differs from the greedy action,
-        # ten times as much tells which mistakes are cheap, and blurs the best action.
+        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" needs least, being content
+        # with one good action of several. "mse" learns Q-values, worth more where the student goes on to learn by itself.
+        "loss": tune.choice(["kl", "reverse_kl", "nll", "mse"]),
+        # Return units; for "kl" and "reverse_kl". Around a tenth of the action gap: a third of it hardly differs from
+        # the greedy action, ten times as much tells which mistakes are cheap, and blurs the best action.
         "temperature": tune.loguniform(auto / 3, auto * 10),
         # Of Adam, with averaged weights: below, small students do not arrive within the budget; above, they oscillate.
         "lr": tune.loguniform(5e-4, 2e-2),

@@ -705,8 +705,8 @@ def _check_preset(what: str, name: object) -> None:
     if name not in PRESETS:
         hint = did_you_mean(str(name).lower(), PRESETS)
         raise ValueError(
-            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. Others have no name: compression=..., or "
-            "rl_module(model_config={'fcnet_hiddens': [...]})."
+            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. Others have no name: give a "
+            "compression, or a model config such as {'fcnet_hiddens': [16]}."
         )
 
 

@@ -147,7 +147,7 @@ def _play_chunk(
         seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
         obs, rewards, terminateds, truncateds, _ = envs.step(actions)
-        shown = Shown(obs, ~running, actions, rewards)
+        shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
         totals += rewards * running
         ended = running & (terminateds | truncateds)
         running &= ~ended
@@ -161,7 +161,7 @@ def _play_chunk(
 
 
 class _OneEpisode(gym.Wrapper):
-    """Stands still once its episode has ended, for nothing, while others of its vector env go on."""
+    """Stands still once its episode has ended, and costs nothing, while others of its vector env go on."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)

@@ -106,7 +106,10 @@ def test_presets_have_the_parameters_of_the_paper(name, num_parameters):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"student": "rusu-net4"}, r"Unknown student 'rusu-net4'. Did you mean 'rusu-net\d'\? Known are: linear, r"),
+        (
+            {"student": "rusu-net4"},
+            r"Unknown student 'rusu-net4'. Did you mean 'rusu-net\d'\? Known are: linear, rusu-teacher",
+        ),
         ({"student": "rusu-net3", "compression": 0.01}, "Both `student`='rusu-net3' and `compression`=0.01"),
     ],
 )

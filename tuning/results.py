@@ -126,8 +126,8 @@ class Row:
     num_seeds: int = 5
 
 
-_MLPS = {str(n): {"fcnet_hiddens": [n], "fcnet_activation": "relu"} for n in (64, 32, 16, 8)}
-_MLPS["linear"] = {"fcnet_hiddens": []}
+_MLPS: dict[str, Any] = {str(n): {"fcnet_hiddens": [n], "fcnet_activation": "relu"} for n in (64, 32, 16, 8)}
+_MLPS["linear"] = "linear"
 _CNNS: dict[str, Any] = {f"net{n}": f"rusu-net{n}" for n in (1, 2, 3)}
 _CNNS["percent1"] = {"compression": 0.01}
 #: What of them learns together: the more in one run, the longer it takes.

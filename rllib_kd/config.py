@@ -151,11 +151,12 @@ class DistillDQNConfig(DQNConfig):
                 them. Rusu et al. 2015, arXiv 1511.06295.
             trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
                 of your own, and for TorchScript. False (default): it is read as data.
-            loss: "kl" (default; forward KL of the action probabilities), "reverse_kl" (better for students that are too
-                small to follow the teacher everywhere), "jsd" (between the two), "nll" (the teacher's greedy action) or
-                "margin" (that action wins by a margin): the student's outputs rank the actions. "mse" or "huber": they
-                are Q-values. "categorical": return distributions of a C51 student, `training(num_atoms=...)`, with the
-                support of its C51 teacher. losses.py has formulas and sources.
+            loss: "kl" (default; forward KL of the action probabilities), "reverse_kl" (keeps to one of the
+                teacher's good actions; for very small students better on some tasks and much worse on others), "jsd"
+                (between the two), "nll" (the teacher's greedy action) or "margin" (that action wins by a margin): the
+                student's outputs rank the actions. "mse" or "huber": they are Q-values. "categorical": return
+                distributions of a C51 student, `training(num_atoms=...)`, with the support of its C51 teacher.
+                losses.py has formulas and sources.
             temperature: divides the teacher's Q-values in "kl", "reverse_kl" and "jsd"; > 0, return units. Low: the
                 student copies the greedy action; high: it copies all preferences, and learns less about the best one.
                 "auto" (default): a tenth of the teacher's median action gap, measured as states come in. Rusu et al.

@@ -30,8 +30,9 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
     """
     auto = DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap
     return _student_size(teacher) | {
-        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" needs least, being content
-        # with one good action of several. "mse" learns Q-values, for a student that goes on to learn by itself.
+        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" asks for one good action of
+        # several: better for very small students on some tasks, much worse on others. "mse" learns Q-values, for a
+        # student that goes on to learn by itself.
         "loss": tune.choice(["kl", "reverse_kl", "nll", "mse"]),
         # Return units; for "kl" and "reverse_kl". Around a tenth of the action gap: a third of it hardly differs from
         # the greedy action, ten times as much tells which mistakes are cheap, and blurs the best action.

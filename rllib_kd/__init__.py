@@ -5,26 +5,56 @@ them registers "DistillDQN" with Ray Tune.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.algorithm import DistillDQN
+    from rllib_kd.algorithm.config import DistillDQNConfig
+    from rllib_kd.checkpoints.runs import read_curves
+    from rllib_kd.env_runner.single_agent import DistillEnvRunner
+    from rllib_kd.evaluation.comparing import compare, compare_all
+    from rllib_kd.learner.learner import DistillDQNTorchLearner
+    from rllib_kd.report.comparisons import summary_table, write_report
+    from rllib_kd.sweeps.loggers import sweep_loggers
+    from rllib_kd.sweeps.space import search_space
+    from rllib_kd.sweeps.sweep import Sweep
+    from rllib_kd.teachers.base import Teacher
+    from rllib_kd.teachers.loading import load_teacher
+
+__all__ = [
+    "DistillDQN",
+    "DistillDQNConfig",
+    "DistillDQNTorchLearner",
+    "DistillEnvRunner",
+    "Sweep",
+    "Teacher",
+    "compare",
+    "compare_all",
+    "load_teacher",
+    "read_curves",
+    "search_space",
+    "summary_table",
+    "sweep_loggers",
+    "write_report",
+]
+
+#: Where each of them is defined: the same table as above, for the interpreter.
 _HOME = {
-    "DistillDQN": "algorithm",
-    "DistillDQNConfig": "config",
-    "DistillDQNTorchLearner": "learner",
-    "DistillEnvRunner": "env_runner",
-    "Sweep": "sweeps",
+    "DistillDQN": "algorithm.algorithm",
+    "DistillDQNConfig": "algorithm.config",
+    "DistillDQNTorchLearner": "learner.learner",
+    "DistillEnvRunner": "env_runner.single_agent",
+    "Sweep": "sweeps.sweep",
     "Teacher": "teachers.base",
-    "compare": "evaluation",
-    "compare_all": "evaluation",
-    "load_teacher": "teachers",
-    "read_curves": "runs",
-    "search_space": "sweep_space",
-    "summary_table": "report",
-    "sweep_loggers": "sweeps",
-    "write_report": "report",
+    "compare": "evaluation.comparing",
+    "compare_all": "evaluation.comparing",
+    "load_teacher": "teachers.loading",
+    "read_curves": "checkpoints.runs",
+    "search_space": "sweeps.space",
+    "summary_table": "report.comparisons",
+    "sweep_loggers": "sweeps.loggers",
+    "write_report": "report.comparisons",
 }
-
-__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
@@ -34,7 +64,7 @@ def __getattr__(name: str) -> Any:
         return version("rllib-kd")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module("rllib_kd.algorithm")  # registers the algorithm
+    import_module("rllib_kd.algorithm.algorithm")  # registers the algorithm
     return getattr(import_module(f"rllib_kd.{_HOME[name]}"), name)
 
 

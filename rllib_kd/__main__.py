@@ -1,5 +1,5 @@
 """`python -m rllib_kd` is the `rllib` command."""
 
-from rllib_kd.cli import main
+from rllib_kd.cli.main import main
 
 main()

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from rllib_kd import compare, load_teacher
-from rllib_kd.evaluation import evaluate
-from rllib_kd.playing import check_gymnasium_id
-from rllib_kd.policies import environment_of
+from rllib_kd.environments.making import check_gymnasium_id
+from rllib_kd.evaluation.comparing import evaluate
+from rllib_kd.evaluation.policies import environment_of
 from rllib_kd.teachers.base import Teacher
 
 FAMILY = {"s8": {"fcnet_hiddens": [8]}, "linear": {"fcnet_hiddens": []}}

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SHOW = """
-from rllib_kd.progress import bar
+from rllib_kd.terminal import bar
 with bar("teacher", total=50) as advance:
     for _ in range(5):
         advance(10)

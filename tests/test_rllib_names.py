@@ -18,9 +18,10 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.tune.trainable import Trainable
 
-from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner, resume
-from rllib_kd.env_runner import DistillEnvRunner, StudentsEnvRunner
-from rllib_kd.multi_agent_env_runner import DistillMultiAgentEnvRunner
+from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner
+from rllib_kd.env_runner.capture import _RLLIB_ATTRIBUTES
+from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 
 OUR_CLASSES = (
     DistillDQN,
@@ -92,7 +93,7 @@ def test_what_is_reached_from_outside_is_there(cls):
 
 @pytest.mark.parametrize("cls", [DistillEnvRunner, DistillMultiAgentEnvRunner])
 def test_what_sampling_goes_on_from_is_there(cls):
-    names = resume._RLLIB_ATTRIBUTES
+    names = _RLLIB_ATTRIBUTES
     source = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
     missing = {name for name in names if f"self.{name}" not in source}
     assert not missing, message(cls, missing)
@@ -104,6 +105,6 @@ def test_a_name_that_is_gone_is_named():
 
 
 def test_the_default_connectors_are_known_by_their_classes():
-    from rllib_kd.checkpoints.rllib import is_default_connector
+    from rllib_kd.checkpoints.connectors import is_default_connector
 
     assert is_default_connector(NumpyToTensor())

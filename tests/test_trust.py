@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from rllib_kd import DistillDQN, DistillDQNConfig, cli, compare
-from rllib_kd.deployment import deploy
-from rllib_kd.evaluation import evaluate
+from rllib_kd import DistillDQN, DistillDQNConfig, compare
+from rllib_kd.cli.main import main
+from rllib_kd.evaluation.comparing import evaluate
+from rllib_kd.export.deployment import deploy
 from tests.conftest import CARTPOLE_OBS
 from tests.formats import mlp, sb3_weights, sb3_zip
 from tests.payloads import Payload, payloads
@@ -121,7 +122,7 @@ def test_it_is_refused_by_its_name_wherever_it_is_given(saved, tmp_path, write, 
     for name, command in COMMANDS.items():
         monkeypatch.setattr("sys.argv", ["rllib", *(part.format(path) for part in command)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         said = capsys.readouterr()
         assert ended.value.code in (1, 2), name
         assert "posix.system" in said.err + said.out, name

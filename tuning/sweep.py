@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_kd import Sweep, sweep_loggers
-from rllib_kd.experiment import parse_json
+from rllib_kd.experiment.files import parse_json
 
 
 def parse() -> argparse.Namespace:

@@ -1,1 +1,1 @@
-"""Reading checkpoints without executing what they hold: pickles and archives as data, RLlib's and Tune's folders."""
+"""Reading and writing checkpoints; those of others are read as data, and nothing in them is executed."""

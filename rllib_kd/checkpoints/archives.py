@@ -14,7 +14,10 @@ from torch import Tensor
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, names_in
 
 _MAX_RATIO = 20  # unpacked / packed bytes: weights hardly compress, and the text beside them is small
+
+
 _MAX_SMALL = 2**20  # bytes that may be unpacked from anything
+
 
 #: What weights are made of. PyTorch's own list is longer, and has `bytearray`, which takes what memory it is told to.
 _WEIGHT_NAMES = frozenset(
@@ -28,6 +31,8 @@ _WEIGHT_NAMES = frozenset(
         ),
     }
 )
+
+
 _WEIGHT_FILES = re.compile(r"data\.pkl|data/\d+|byteorder|version")
 
 

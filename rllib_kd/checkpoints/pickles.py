@@ -21,8 +21,14 @@ import numpy as np
 
 #: Numbers and truth values. Not objects, which are pickles again, nor structured types.
 _DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
+
+
 _MAX_DEPTH = 100  # of containers in containers
+
+
 _MAX_SHARED = 64  # bytes of an array that another one may have, too
+
+
 _MAX_MESSAGE = 1_000  # characters
 
 
@@ -135,6 +141,8 @@ def _shallow(load: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 _Reader.dispatch[pickle.BYTEARRAY8[0]] = _Reader.load_bytearray
+
+
 for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
     _Reader.dispatch[_opcode[0]] = _shallow(_Reader.dispatch[_opcode[0]])
 

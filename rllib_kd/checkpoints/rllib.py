@@ -1,16 +1,10 @@
-"""RLlib's checkpoints of the new API stack: the network, what it saw, and where it was trained.
-
-They are read as data, unless they are trusted: classes that they name are looked up in the tables below, and made from
-plain values.
-"""
+"""RLlib's checkpoints of the new API stack as data: the network, what it saw, and where it was trained."""
 
 from __future__ import annotations
 
-import base64
 import importlib
 import io
 import posixpath
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,32 +16,35 @@ import torch
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
-from ray.rllib.utils.numpy import SMALL_NUMBER
 
+from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
 from rllib_kd.checkpoints.uris import open_uri, read_file
-from rllib_kd.layers import MAX_LAYERS, MAX_OUTPUTS
-from rllib_kd.observations import (
-    Flatten,
-    Images,
-    ImagesToFloats,
-    Normalize,
-    ObservationPipeline,
-    RLlibConnectors,
-    StackFrames,
-    Stage,
-)
-from rllib_kd.spaces import input_space, is_byte_image
+from rllib_kd.networks.layers import MAX_LAYERS, MAX_OUTPUTS
+from rllib_kd.observations.pipeline import ObservationPipeline
 
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
+
+
 _CONNECTORS = "env_runner/{}_connector"
+
+
 _CLASS_FILE = "class_and_ctor_args.pkl"
+
+
 _MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
+
 
 #: RLModules that may be built from their model config: by the names that they have, or had, and where they are.
 _DQN = "ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module.DefaultDQNTorchRLModule"
+
+
 _PPO = "ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module.DefaultPPOTorchRLModule"
+
+
 _SAC = "ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module.DefaultSACTorchRLModule"
+
+
 _MODULES = {
     "DefaultAPPOTorchRLModule": "ray.rllib.algorithms.appo.torch.default_appo_torch_rl_module.DefaultAPPOTorchRLModule",
     "DefaultBCTorchRLModule": "ray.rllib.algorithms.bc.torch.default_bc_torch_rl_module.DefaultBCTorchRLModule",
@@ -59,35 +56,20 @@ _MODULES = {
     "DefaultSACTorchRLModule": _SAC,
     "SACTorchRLModule": _SAC,
 }
+
+
 _CATALOGS = {
     "BCCatalog": "ray.rllib.algorithms.bc.bc_catalog.BCCatalog",
     "DQNCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
     "DQNRainbowCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
-    "EncoderFreeDQNCatalog": "rllib_kd.students.EncoderFreeDQNCatalog",
+    "EncoderFreeDQNCatalog": "rllib_kd.networks.dqn_module.EncoderFreeDQNCatalog",
     "PPOCatalog": "ray.rllib.algorithms.ppo.ppo_catalog.PPOCatalog",
     "SACCatalog": "ray.rllib.algorithms.sac.sac_catalog.SACCatalog",
 }
+
+
 #: By their names RLlib looks them up in torch.nn.
 _ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
-#: Connectors that RLlib adds by itself: what they do, every vectorised player does.
-_DEFAULT_CONNECTORS = {
-    "AddObservationsFromEpisodesToBatch",
-    "AddStatesFromEpisodesToBatch",
-    "AddTimeDimToBatchAndZeroPad",
-    "BatchIndividualItems",
-    "GetActions",
-    "ListifyDataForVectorEnv",
-    "NormalizeAndClipActions",
-    "NumpyToTensor",
-    "RemoveSingleTsTimeRankFromBatch",
-    "TensorToNumpy",
-    "UnBatchToIndividualItems",
-}
-_SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
-_MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
-
-#: Class, constructor's keyword arguments, state.
-_ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -163,11 +145,11 @@ class RLlibCheckpoint:
             return pipeline_of(self._load_trusted(ConnectorPipelineV2, folder), module)
         observation_space, specs = self._read_connectors(folder)
         try:
-            stages = _stages(specs, observation_space)
+            stages = connector_stages(specs, observation_space)
         except Exception as error:  # what a broken state may be, nobody knows
             raise CheckpointError(f"'{folder}' has a broken connector ({type(error).__name__}: {error}).") from error
         if stages is None:
-            unknown = [str(name) for name, _, _ in specs if _stage_name(name) is None]
+            unknown = [str(name) for name, _, _ in specs if stage_name(name) is None]
             raise CheckpointError(
                 f"'{folder}' was refused: its connectors {', '.join(unknown)} can only be had by executing it. If you "
                 "trust its origin, say so with trust_checkpoint=True (--trust-checkpoint)."
@@ -183,7 +165,7 @@ class RLlibCheckpoint:
         folder = self._connectors("module_to_env")
         if folder is None:
             return True
-        return _normalizes_actions(self._read_connectors(folder)[1])
+        return normalizes_actions(self._read_connectors(folder)[1])
 
     def algorithm(self) -> str | None:
         """Name of the Algorithm's class; None where only the RLModule was saved."""
@@ -226,7 +208,7 @@ class RLlibCheckpoint:
         folder = posixpath.join(self.algorithm_path, _CONNECTORS.format(kind))
         return folder if self.filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory else None
 
-    def _read_connectors(self, folder: str) -> tuple[gym.Space, list[_ConnectorSpec]]:
+    def _read_connectors(self, folder: str) -> tuple[gym.Space, list[ConnectorSpec]]:
         """The space of what comes in, and the connectors."""
         class_file = posixpath.join(folder, _CLASS_FILE)
         content = self._read_tags(class_file)
@@ -234,12 +216,12 @@ class RLlibCheckpoint:
             args, pipeline_kwargs = content["ctor_args_and_kwargs"]
             connectors = [(_name_of(tag), kwargs) for tag, _, kwargs in pipeline_kwargs["connectors"]]
             own_kwargs = [
-                {key: kwargs[key] for key in kwargs if _stage_name(name) and not key.startswith("input_")}
+                {key: kwargs[key] for key in kwargs if stage_name(name) and not key.startswith("input_")}
                 for name, kwargs in connectors
             ]
             observation_space, own_kwargs = build([args[0], own_kwargs], class_file)
             names = [name for name, _ in connectors]
-            filters = {name for name in names if _stage_name(name) == "MeanStdFilter"}
+            filters = {name for name in names if stage_name(name) == "MeanStdFilter"}
             if len(filters) != sum(name in filters for name in names):
                 raise ValueError("several observation filters, of which RLlib saves the state of one")
             states = {name: self._read(posixpath.join(folder, name.name, "state.pkl")) for name in filters}
@@ -288,131 +270,6 @@ def open_checkpoint(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_check
             if folder == _MULTI_RL_MODULE or name == module_id or whole.is_of_family(name):
                 return whole
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
-
-
-def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None) -> ObservationPipeline:
-    """A running env-to-module pipeline as it stands, its statistics frozen.
-
-    Args:
-        connectors: RLlib's.
-        module: the network, for connectors that want to know it.
-    """
-    space = connectors.input_observation_space
-    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
-    stages = _stages([_spec(connector) for connector in own], space)
-    if stages is None:
-        alone = type(connectors)(space, connectors.input_action_space, connectors=own)
-        stages = (RLlibConnectors(alone, module),)
-    return ObservationPipeline(space, stages)
-
-
-def is_default_connector(connector: Any) -> bool:
-    """Whether RLlib adds it by itself, so that it does nothing that every player does not."""
-    return _is_default(_spec(connector)[0])
-
-
-def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
-    """Whether a running module-to-env pipeline takes actions in a Box from [−1, 1] to its bounds.
-
-    Raises:
-        CheckpointError: there are connectors beside RLlib's own in it.
-    """
-    return _normalizes_actions([_spec(connector) for connector in connectors.connectors])
-
-
-# --- Connectors -------------------------------------------------------------------------------------------------------
-
-_STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
-_IMAGES = Name(ImagesToFloats.__module__, ImagesToFloats.__name__)
-
-
-def _spec(connector: Any) -> _ConnectorSpec:
-    name = Name(type(connector).__module__, type(connector).__name__)
-    return name, connector.get_ctor_args_and_kwargs()[1], connector.get_state()
-
-
-def _normalizes_actions(specs: Sequence[_ConnectorSpec]) -> bool:
-    normalizes = False
-    for name, kwargs, _ in specs:
-        if not _is_default(name):
-            raise CheckpointError(f"The module-to-env connector {name} cannot be reproduced.")
-        if name.name == "NormalizeAndClipActions":
-            normalizes = bool(kwargs.get("normalize_actions", True))
-    return normalizes
-
-
-def _is_default(name: Name) -> bool:
-    return name.module.startswith("ray.rllib.connectors.") and name.name in _DEFAULT_CONNECTORS
-
-
-def _stage_name(name: Name) -> str | None:
-    """Which known connector it is; default ones count as known."""
-    if name == _IMAGES:
-        return name.name
-    known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
-    return name.name if known else None
-
-
-def _stages(specs: Sequence[_ConnectorSpec], space: gym.Space) -> tuple[Stage, ...] | None:
-    """What the connectors do; None where one of them is not known, or does what these stages do not."""
-    stages: list[Stage] = []
-    for name, kwargs, state in specs:
-        if _is_default(name):
-            continue
-        stage = _stage(_stage_name(name), kwargs, state, space)
-        # These write to the batch: a connector after them would be without effect.
-        if stage is None or any(isinstance(earlier, StackFrames | Images) for earlier in stages):
-            return None
-        stages.append(stage)
-        if isinstance(stage, Flatten):
-            space = gym.spaces.Box(-np.inf, np.inf, (stage.size,), np.float32)
-    return tuple(stages)
-
-
-def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any], space: gym.Space) -> Stage | None:
-    if kwargs.get("multi_agent") or kwargs.get("as_learner_connector"):
-        return None
-    if kind == "FlattenObservations":
-        return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
-    if kind == "FrameStacking":
-        return StackFrames(int(kwargs["num_frames"]))
-    if kind == _IMAGES.name and is_byte_image(space):
-        return Images(input_space(space).shape)
-    if kind == "MeanStdFilter" and set(state) == {None} and len(state[None]["running_stats"]) == 1:
-        return _normalize(state[None], space)
-    return None
-
-
-def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
-    statistics = state["running_stats"][0]
-    if statistics is None or space.shape is None:
-        return None
-    is_old = "std_array" in statistics  # up to Ray 2.44 at least; the name was wrong, it is the sum of squares, too
-    mean, sum_of_squares = (_unpack(statistics[key]) for key in ("mean_array", _SUM_OF_SQUARES[is_old]))
-    if not mean.shape == sum_of_squares.shape == space.shape:
-        raise ValueError(f"a MeanStdFilter of the shape {mean.shape} is for observations of the shape {space.shape}")
-    count = int(statistics["num_pushes"])
-    without_spread = np.square(mean) if is_old else np.zeros_like(mean)
-    variance = (sum_of_squares / (count - 1) if count > 1 else without_spread).astype(np.float32)
-    std = np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER
-    clip = state["clip_by_value"]
-    return Normalize(
-        mean=mean if state["de_mean_to_zero"] else None,
-        std=std if state["de_std_to_one"] else None,
-        clip=float(clip) if clip else None,
-    )
-
-
-def _unpack(text: str) -> np.ndarray:
-    """RLlib's text form of an array. RLlib's own reader would unpickle objects in it."""
-    unpacker = zlib.decompressobj()
-    data = unpacker.decompress(base64.b64decode(text), _MAX_STATISTICS)
-    if unpacker.unconsumed_tail:
-        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {_MAX_STATISTICS} bytes")
-    return np.load(io.BytesIO(data), allow_pickle=False)
-
-
-# --- The module -------------------------------------------------------------------------------------------------------
 
 
 def _known_class(name: Any, known: Mapping[str, str], what: str, where: str) -> Any:

@@ -15,8 +15,14 @@ from rllib_kd.checkpoints.pickles import CheckpointError, read_pickle
 from rllib_kd.checkpoints.uris import read_file
 
 _RESULTS = "result.json"
+
+
 _STATE = "algorithm_state.pkl"  # in a checkpoint
+
+
 _ITERATION = "training_iteration"  # in that state, and in results
+
+
 #: Where the return of a result stands: an evaluation's says more than one of training, in which policies explore.
 _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
 

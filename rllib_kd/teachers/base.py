@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import torch
@@ -14,36 +14,14 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
-from torch import Tensor, nn
+from torch import Tensor
 
-from rllib_kd.observations import ObservationPipeline, View
+from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
+from rllib_kd.observations.pipeline import ObservationPipeline, View
+from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
-    from rllib_kd.teachers.networks import QNetwork
-
-QF_PREDS = "qf_preds"  # the keys of RLlib's QNetAPI.compute_q_values(); the second one of C51 only
-QF_PROBS = "qf_probs"
-#: Columns of labels: Q-values `[A]`, return distributions `[A, atoms]`, and what the last layer gets, `[units]`.
-TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"
-
-
-class Support(NamedTuple):
-    """The returns that a distributional (C51) network knows: `num_atoms` of them, evenly from `v_min` to `v_max`."""
-
-    v_min: float
-    v_max: float
-    num_atoms: int
-
-
-def support_of(module: Any) -> Support | None:
-    """The support of a Q-network; None where it has one output an action."""
-    num_atoms = getattr(module, "num_atoms", 1)
-    return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
-
-
-def last_linear(head: nn.Module) -> nn.Linear:
-    """The output layer of a head of RLlib's DQN module; its inputs are the features of the last hidden layer."""
-    return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
+    from rllib_kd.teachers.function import QNetwork
 
 
 class Teacher(Checkpointable):
@@ -112,7 +90,7 @@ class Teacher(Checkpointable):
         Raises:
             ValueError: the function does not answer with finite Q-values of that many actions.
         """
-        from rllib_kd.teachers.networks import QNetwork
+        from rllib_kd.teachers.function import QNetwork
 
         network = QNetwork(function, observation_space, action_space, num_parameters)
         source = getattr(function, "__name__", type(function).__name__)

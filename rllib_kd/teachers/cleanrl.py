@@ -15,13 +15,15 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.archives import as_tensors, read_weights
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.layers import Layer
-from rllib_kd.observations import Images
+from rllib_kd.networks.layers import Layer
+from rllib_kd.observations.pipeline import Images
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.networks import layered_teacher
+from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.sb3 import mlp, nature_cnn
 
 _NATURE_KERNELS = (8, 4, 3)
+
+
 _PIXELS = 84  # high and wide
 
 

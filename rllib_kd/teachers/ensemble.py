@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rllib_kd.observations import ObservationPipeline, SideBySide
-from rllib_kd.spaces import brief, same_space
+from rllib_kd.observations.pipeline import ObservationPipeline, SideBySide
+from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.networks import QNetwork
+from rllib_kd.teachers.function import QNetwork
 
 
 def mean_q(members_q: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
 from rllib_kd.checkpoints.uris import open_uri, read_file, uri_of
 from rllib_kd.teachers import sb3
-from rllib_kd.teachers.files import description_name
+from rllib_kd.teachers.described import description_name
 
 _FORMATS = (
     "the directory of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "

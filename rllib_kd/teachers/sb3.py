@@ -18,19 +18,30 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
-from rllib_kd.layers import Layer
-from rllib_kd.observations import Flatten, Images, Normalize, Stage
+from rllib_kd.networks.layers import Layer
+from rllib_kd.observations.pipeline import Flatten, Images, Normalize, Stage
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.networks import layered_teacher
+from rllib_kd.teachers.layered import layered_teacher
 
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
 
+
 #: Where the Q-network is in the weights: of DQN, and of QR-DQN.
 _NETWORKS = ("q_net.q_net.", "quantile_net.quantile_net.")
+
+
 _EXTRACTOR = "features_extractor."
+
+
 _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu", "SiLU": "silu", "Sigmoid": "sigmoid"}
+
+
 _EXTRACTORS = ("FlattenExtractor", "NatureCNN")
+
+
 _NATURE_STRIDES = (4, 2, 1)
+
+
 #: Spaces that an MLP takes as vectors, discrete ones as one-hot.
 _VECTORS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 

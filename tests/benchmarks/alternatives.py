@@ -78,7 +78,7 @@ def rllib_kd(path: Path, env: str, env_steps: int, seed: int) -> tuple[Act, floa
     import ray
 
     from rllib_kd import DistillDQNConfig
-    from rllib_kd.policies import as_q_network
+    from rllib_kd.evaluation.policies import as_q_network
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     start = time.perf_counter()

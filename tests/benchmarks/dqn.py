@@ -25,8 +25,9 @@ import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.playing import env_maker, play
-from rllib_kd.policies import GreedyQ, as_q_network
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.playing import play
+from rllib_kd.evaluation.policies import GreedyQ, as_q_network
 
 ENV = "CartPole-v1"
 GOAL = 475.0

@@ -14,8 +14,8 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from torch import nn
 
 from rllib_kd import load_teacher
-from rllib_kd.env_runner import DistillEnvRunner
-from rllib_kd.learning import DISTILLATION_COLUMNS
+from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.learner.group import DISTILLATION_COLUMNS
 from tests.benchmarks.harness import NUM_ENVS, UNITS, VECTOR_STEPS, compare, distillation_config, rate
 
 

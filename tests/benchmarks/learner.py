@@ -13,8 +13,8 @@ import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 from torch import nn
 
-from rllib_kd import losses
-from rllib_kd.learner import DistillDQNTorchLearner
+from rllib_kd.learner import losses
+from rllib_kd.learner.learner import DistillDQNTorchLearner
 from tests.benchmarks.harness import (
     BATCH_SIZE,
     UNITS,

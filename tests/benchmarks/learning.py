@@ -41,8 +41,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rllib_kd import DistillDQNConfig, load_teacher
-from rllib_kd.playing import RandomActions, env_maker, play
-from rllib_kd.policies import GreedyQ, as_q_network
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.playing import RandomActions, play
+from rllib_kd.evaluation.policies import GreedyQ, as_q_network
 
 TASKS = {
     "CartPole-v1": "dqn-CartPole-v1.zip",

@@ -13,12 +13,12 @@ import ray
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner
-from rllib_kd.frames import observations
-from rllib_kd.learning import DISTILLATION_COLUMNS, TD_COLUMNS
-from rllib_kd.replay import ColumnarReplay
-from rllib_kd.sampling import receive
-from rllib_kd.students import PRESETS
+from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.learner.replay import ColumnarReplay
+from rllib_kd.observations.frames import observations
+from rllib_kd.students.sizes import PRESETS
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import receive
 from tests.benchmarks.harness import algorithm, distillation_config, row
 
 WINDOWS = 5

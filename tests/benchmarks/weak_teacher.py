@@ -22,7 +22,7 @@ import ray
 import torch
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.policies import as_q_network
+from rllib_kd.evaluation.policies import as_q_network
 
 ENV = "CartPole-v1"
 TEACHER_ENV_STEPS, STUDENT_ENV_STEPS = 5_000, 40_000

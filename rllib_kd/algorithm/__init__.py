@@ -1,0 +1,1 @@
+"""DistillDQN: the settings of a distillation, and who does what, when."""

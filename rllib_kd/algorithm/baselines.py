@@ -1,0 +1,142 @@
+"""Baseline returns, kept between runs: trials of a sweep need not all let the same teacher play."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import ray.cloudpickle
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_kd.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+#: Packages whose environments change with their version alone. Others may be edited between two runs.
+_FIXED_ENVIRONMENTS = {"gymnasium": "gymnasium", "ale_py": "ale-py"}
+
+
+BASELINES = ("teacher", "random")
+
+
+#: Undiscounted returns of each episode, by who played.
+Played = dict[str, list[float]]
+
+
+@dataclass
+class Returns:
+    """Mean undiscounted returns in one student's environment; NaN as long as they are not known."""
+
+    teacher: float = math.nan
+    random: float = math.nan
+    student: float = math.nan  # by the last evaluation
+
+    @property
+    def ratio(self) -> float:
+        """(student − random) / (teacher − random); NaN where the teacher is no better than a random policy."""
+        gap = self.teacher - self.random
+        return (self.student - self.random) / gap if gap > 0 else math.nan
+
+
+def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bool) -> None:
+    """Warn of a teacher that plays no better than a random policy, or far worse than in its training.
+
+    Args:
+        played: returns of the "teacher" and the "random" policy.
+        teacher: that played.
+        env: in which, for messages.
+        must_gain: whether it must be better than a random policy.
+
+    Raises:
+        ValueError: it is not, but must be.
+    """
+    num_episodes = len(played["teacher"])
+    teacher_return, random_return = (float(np.mean(played[who])) for who in BASELINES)
+    noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in played.values()))
+    gain = teacher_return - random_return
+    trained_return = teacher.trained_return
+    if must_gain and gain <= 0:
+        raise ValueError(
+            "kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
+            f"{teacher_return:.4g} and {random_return:.4g} over {num_episodes} episodes."
+        )
+    if gain <= noise:
+        logger.warning(
+            "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
+            "episodes. It may have been trained in another environment, or with other wrappers and connectors "
+            "(e.g. a missing frame stack or observation filter).",
+            teacher.source,
+            env,
+            teacher_return,
+            random_return,
+            num_episodes,
+        )
+    elif trained_return is not None and gain < 0.5 * (trained_return - random_return):
+        logger.warning(
+            "The teacher '%s' plays '%s' far worse than in its training: a mean return of %.4g over %d episodes, "
+            "where its training ended with %.4g, and a random policy has %.4g. The environment may differ from the "
+            "one of its training, in its wrappers, its config or its connectors.",
+            teacher.source,
+            env,
+            teacher_return,
+            num_episodes,
+            trained_return,
+            random_return,
+        )
+
+
+def cached(key: str | None, measure: Callable[[], Played]) -> Played:
+    """What was measured once under this key, or is measured now. None as key: always now.
+
+    The cache is a folder of small JSON files: `$XDG_CACHE_HOME/rllib_kd`, by default `~/.cache/rllib_kd`.
+    """
+    if key is None:
+        return measure()
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rllib_kd" / f"baselines-{key}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        pass  # not there, or half written
+    returns = measure()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(returns, file)
+        os.replace(file.name, path)  # other trials may read or write it
+    except OSError as error:
+        logger.info("The baselines cannot be kept in %s: %s", path.parent, error)
+    return returns
+
+
+def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], settings: Sequence[Any]) -> str | None:
+    """Equal for equal teachers, environments and settings; None where an environment may change under its name.
+
+    Args:
+        teacher: that plays.
+        env: as in `config.environment()`.
+        env_config: of the environment.
+        settings: whatever else the returns depend on.
+    """
+    if not isinstance(env, str) or env not in gym.registry or _global_registry.contains(ENV_CREATOR, env):
+        return None
+    package = str(gym.registry[env].entry_point).split(".")[0]
+    if package not in _FIXED_ENVIRONMENTS:
+        return None
+    state = {name: value for name, value in teacher.get_state().items() if name not in ("source", "trained_return")}
+    parts = (state, env, sorted(env_config.items()), tuple(settings), version(_FIXED_ENVIRONMENTS[package]))
+    try:
+        return hashlib.sha256(ray.cloudpickle.dumps(parts)).hexdigest()[:32]
+    except Exception:  # what does not pickle is not kept
+        return None

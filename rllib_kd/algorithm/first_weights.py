@@ -1,0 +1,75 @@
+"""The first weights of a student, from its teacher's: on the first states that come in, before the first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.observations.frames import CONTEXT, VALID, observations
+from rllib_kd.observations.images import as_input
+from rllib_kd.students import initialization
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import TEACHER_Q
+
+_NUM_STATES, _NUM_NUMBERS = 2_048, 2**24  # at most so many states decide, of so many numbers altogether
+
+
+_AT_ONCE = 64  # images would fill the memory
+
+
+class FirstStates:
+    """The newest labelled states of one teacher, until learning starts."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # observations and labels
+
+    def keep(self, fragment: Mapping[str, Any]) -> None:
+        """Take in a fragment's columns."""
+        drawable = fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool))
+        rows = np.flatnonzero(drawable & ~fragment.get(CONTEXT, np.zeros_like(drawable)))
+        self._parts.append((observations(fragment, rows), fragment[TEACHER_Q][rows]))
+        while sum(len(obs) for obs, _ in self._parts[1:]) >= _NUM_STATES:
+            del self._parts[0]
+
+    def get_state(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The states and their labels."""
+        return list(self._parts)
+
+    def set_state(self, state: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        """Go on from `get_state()`."""
+        self._parts = list(state)
+
+    def initial_weights(self, student: Any, teacher: Teacher, config: Any) -> dict[str, Any]:
+        """The state of a student that computes what its teacher does, as nearly as its size permits.
+
+        Args:
+            student: a new RLModule; it is changed.
+            teacher: that gave the labels.
+            config: with the loss and its temperatures.
+
+        Raises:
+            ValueError: the teacher sees something else than the student.
+        """
+        obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._parts, strict=True))
+        stride = math.ceil(max(len(obs) / _NUM_STATES, obs.numel() / _NUM_NUMBERS))
+        obs, teacher_q = obs[::stride], teacher_q[::stride]
+        obs = torch.cat([as_input(part, student.observation_space.shape) for part in obs.split(_AT_ONCE)])
+        own_q = torch.cat([teacher.q_values(part) for part in obs.split(_AT_ONCE)])
+        if not torch.allclose(own_q, teacher_q, rtol=1e-3, atol=1e-3 * float(teacher_q.abs().max())):
+            raise ValueError(
+                f"init='teacher' needs a student that sees what its teacher '{teacher.source}' sees, but the "
+                "observations differ. Give both the same connectors, or leave init at 'random'."
+            )
+        statistics = QStatistics(teacher_q.shape[-1])
+        statistics.update(teacher_q)
+        temperature, student_temperature = config.temperatures(statistics.gap_quantile(0.5))
+        ranks = config.loss in POLICY_LOSSES and not config.uses_td
+        unit = temperature / student_temperature if ranks else None
+        initialization.initialize(student, teacher.module, obs, unit=unit)
+        return student.get_state()

@@ -1,0 +1,176 @@
+"""RLlib's connectors, in processes and in checkpoints, as stages of an observation pipeline."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
+from ray.rllib.core.rl_module.rl_module import RLModule
+from ray.rllib.utils.numpy import SMALL_NUMBER
+
+from rllib_kd.checkpoints.pickles import CheckpointError, Name
+from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.pipeline import (
+    Flatten,
+    Images,
+    Normalize,
+    ObservationPipeline,
+    RLlibConnectors,
+    StackFrames,
+    Stage,
+)
+from rllib_kd.observations.spaces import input_space, is_byte_image
+
+#: Connectors that RLlib adds by itself: what they do, every vectorised player does.
+_DEFAULT_CONNECTORS = {
+    "AddObservationsFromEpisodesToBatch",
+    "AddStatesFromEpisodesToBatch",
+    "AddTimeDimToBatchAndZeroPad",
+    "BatchIndividualItems",
+    "GetActions",
+    "ListifyDataForVectorEnv",
+    "NormalizeAndClipActions",
+    "NumpyToTensor",
+    "RemoveSingleTsTimeRankFromBatch",
+    "TensorToNumpy",
+    "UnBatchToIndividualItems",
+}
+
+
+_SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
+
+
+_MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
+
+
+#: Class, constructor's keyword arguments, state.
+ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
+
+
+def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None) -> ObservationPipeline:
+    """A running env-to-module pipeline as it stands, its statistics frozen.
+
+    Args:
+        connectors: RLlib's.
+        module: the network, for connectors that want to know it.
+    """
+    space = connectors.input_observation_space
+    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
+    stages = connector_stages([_spec(connector) for connector in own], space)
+    if stages is None:
+        alone = type(connectors)(space, connectors.input_action_space, connectors=own)
+        stages = (RLlibConnectors(alone, module),)
+    return ObservationPipeline(space, stages)
+
+
+def is_default_connector(connector: Any) -> bool:
+    """Whether RLlib adds it by itself, so that it does nothing that every player does not."""
+    return _is_default(_spec(connector)[0])
+
+
+def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
+    """Whether a running module-to-env pipeline takes actions in a Box from [−1, 1] to its bounds.
+
+    Raises:
+        CheckpointError: there are connectors beside RLlib's own in it.
+    """
+    return normalizes_actions([_spec(connector) for connector in connectors.connectors])
+
+
+_STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
+
+
+_IMAGES = Name(ImagesToFloats.__module__, ImagesToFloats.__name__)
+
+
+def _spec(connector: Any) -> ConnectorSpec:
+    name = Name(type(connector).__module__, type(connector).__name__)
+    return name, connector.get_ctor_args_and_kwargs()[1], connector.get_state()
+
+
+def normalizes_actions(specs: Sequence[ConnectorSpec]) -> bool:
+    """Whether these connectors take actions in a Box from [−1, 1] to its bounds."""
+    normalizes = False
+    for name, kwargs, _ in specs:
+        if not _is_default(name):
+            raise CheckpointError(f"The module-to-env connector {name} cannot be reproduced.")
+        if name.name == "NormalizeAndClipActions":
+            normalizes = bool(kwargs.get("normalize_actions", True))
+    return normalizes
+
+
+def _is_default(name: Name) -> bool:
+    return name.module.startswith("ray.rllib.connectors.") and name.name in _DEFAULT_CONNECTORS
+
+
+def stage_name(name: Name) -> str | None:
+    """Which known connector it is; default ones count as known."""
+    if name == _IMAGES:
+        return name.name
+    known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
+    return name.name if known else None
+
+
+def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[Stage, ...] | None:
+    """What the connectors do; None where one of them is not known, or does what these stages do not."""
+    stages: list[Stage] = []
+    for name, kwargs, state in specs:
+        if _is_default(name):
+            continue
+        stage = _stage(stage_name(name), kwargs, state, space)
+        # These write to the batch: a connector after them would be without effect.
+        if stage is None or any(isinstance(earlier, StackFrames | Images) for earlier in stages):
+            return None
+        stages.append(stage)
+        if isinstance(stage, Flatten):
+            space = gym.spaces.Box(-np.inf, np.inf, (stage.size,), np.float32)
+    return tuple(stages)
+
+
+def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any], space: gym.Space) -> Stage | None:
+    if kwargs.get("multi_agent") or kwargs.get("as_learner_connector"):
+        return None
+    if kind == "FlattenObservations":
+        return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
+    if kind == "FrameStacking":
+        return StackFrames(int(kwargs["num_frames"]))
+    if kind == _IMAGES.name and is_byte_image(space):
+        return Images(input_space(space).shape)
+    if kind == "MeanStdFilter" and set(state) == {None} and len(state[None]["running_stats"]) == 1:
+        return _normalize(state[None], space)
+    return None
+
+
+def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
+    statistics = state["running_stats"][0]
+    if statistics is None or space.shape is None:
+        return None
+    is_old = "std_array" in statistics  # up to Ray 2.44 at least; the name was wrong, it is the sum of squares, too
+    mean, sum_of_squares = (_unpack(statistics[key]) for key in ("mean_array", _SUM_OF_SQUARES[is_old]))
+    if not mean.shape == sum_of_squares.shape == space.shape:
+        raise ValueError(f"a MeanStdFilter of the shape {mean.shape} is for observations of the shape {space.shape}")
+    count = int(statistics["num_pushes"])
+    without_spread = np.square(mean) if is_old else np.zeros_like(mean)
+    variance = (sum_of_squares / (count - 1) if count > 1 else without_spread).astype(np.float32)
+    std = np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER
+    clip = state["clip_by_value"]
+    return Normalize(
+        mean=mean if state["de_mean_to_zero"] else None,
+        std=std if state["de_std_to_one"] else None,
+        clip=float(clip) if clip else None,
+    )
+
+
+def _unpack(text: str) -> np.ndarray:
+    """RLlib's text form of an array. RLlib's own reader would unpickle objects in it."""
+    unpacker = zlib.decompressobj()
+    data = unpacker.decompress(base64.b64decode(text), _MAX_STATISTICS)
+    if unpacker.unconsumed_tail:
+        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {_MAX_STATISTICS} bytes")
+    return np.load(io.BytesIO(data), allow_pickle=False)

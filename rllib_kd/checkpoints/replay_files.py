@@ -1,0 +1,42 @@
+"""The replay of each Learner as a file of arrays, beside RLlib's own checkpoint."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow.fs
+
+REPLAY_FOLDER = "replay"
+
+
+def write_replay(path: str, index: int, arrays: Mapping[str, np.ndarray], filesystem: pyarrow.fs.FileSystem) -> None:
+    """Write the replay of a Learner into the checkpoint at `path`: a compressed .npz, which numpy reads."""
+    filesystem.create_dir(f"{path}/{REPLAY_FOLDER}", recursive=True)
+    with (
+        filesystem.open_output_stream(f"{path}/{REPLAY_FOLDER}/{index}.npz") as stream,
+        # Level 1: half the time of numpy's level 6, for a few percent more bytes.
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+
+
+def read_replays(path: str, filesystem: pyarrow.fs.FileSystem) -> list[dict[str, np.ndarray]]:
+    """What `write_replay()` has written there, in the order of the Learners; nothing where there is none."""
+    selector = pyarrow.fs.FileSelector(f"{path}/{REPLAY_FOLDER}", allow_not_found=True)
+    files = [info.path for info in filesystem.get_file_info(selector) if info.path.endswith(".npz")]
+    replays = []
+    for file in sorted(files, key=lambda file: int(Path(file).stem)):
+        with filesystem.open_input_file(file) as stream, np.load(stream, allow_pickle=False) as archive:
+            replays.append(dict(archive))
+    return replays
+
+
+def resolve(path: str | Path, filesystem: pyarrow.fs.FileSystem | None) -> tuple[str, pyarrow.fs.FileSystem]:
+    """A path or URI as RLlib understands it, and its filesystem."""
+    path = str(path)
+    return (path, filesystem) if filesystem else pyarrow.fs.FileSystem.from_uri(path)[::-1]

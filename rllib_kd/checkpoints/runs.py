@@ -1,0 +1,166 @@
+"""Runs of Ray Tune and RLlib on disk: their checkpoints and learning curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_RESULTS = "result.json"
+
+
+_CHECKPOINT = "checkpoint_"
+
+
+#: Algorithm_environment_experiment_number_and-again_what=it varies_date_time
+_TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")
+
+
+#: (env steps, mean return) in the order of env steps.
+Curve = list[tuple[float, float]]
+
+
+class Student(NamedTuple):
+    """A checkpoint, and how it came about, where that is known."""
+
+    checkpoint: str
+    curve: Curve
+
+
+def find_students(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Student]:
+    """The students that paths stand for, by the shortest ends of their paths that tell them apart.
+
+    Args:
+        paths: of checkpoints; of trials, which stand for their newest checkpoint; or of experiments, which stand for
+            all their trials. What is no run on this machine's disk (a URI, the name of a packaged teacher, a folder of
+            another origin) stands for itself.
+
+    Raises:
+        ValueError: a run has no checkpoint.
+    """
+    students: dict[str, Student] = {}
+    for given in (os.fspath(path) for path in paths):
+        path = Path(given)
+        trials = [path] if (path / _RESULTS).is_file() else sorted(file.parent for file in path.glob(f"*/{_RESULTS}"))
+        for trial in trials:
+            students[str(trial)] = Student(str(_newest_checkpoint(trial)), read_curve(trial / _RESULTS))
+        if not trials:
+            results = path.parent / _RESULTS
+            is_of_a_run = path.name.startswith(_CHECKPOINT) and results.is_file()
+            students[given] = Student(given, read_curve(results) if is_of_a_run else [])
+    return dict(zip(_short_names(list(students)), students.values(), strict=True))
+
+
+def find_student(path: str | os.PathLike[str]) -> str:
+    """The one checkpoint that a path stands for, as in `find_students()`.
+
+    Raises:
+        ValueError: it stands for several.
+    """
+    students = find_students([path])
+    if len(students) != 1:
+        raise ValueError(f"'{path}' holds {len(students)} runs: {', '.join(students)}. Name the folder of one.")
+    return next(iter(students.values())).checkpoint
+
+
+def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
+    """Learning curves of every run below a directory, from the `result.json` that Ray Tune and RLlib write.
+
+    Args:
+        run_dir: of a trial, or of an experiment with several.
+
+    Returns:
+        By the run's path below `run_dir`. Runs without a finished episode are left out.
+
+    Raises:
+        ValueError: no `result.json` is there.
+    """
+    root = Path(run_dir)
+    files = sorted(root.rglob(_RESULTS))
+    if not files:
+        raise ValueError(
+            f"There is no result.json in {root} or below it. Expected the directory of a Ray Tune trial or experiment."
+        )
+    names = [root.resolve().name if file.parent == root else file.parent.relative_to(root).as_posix() for file in files]
+    curves = zip(names, map(read_curve, files), strict=True)
+    return {name: curve for name, curve in curves if curve}
+
+
+def read_curve(file: Path) -> Curve:
+    """The learning curve of one run.
+
+    A run that was evaluated gives the returns of its evaluations, which are the greedy student's; any other one those
+    of its EnvRunners, where the behaviour policy acts. The two are never mixed.
+
+    Args:
+        file: the run's `result.json`.
+    """
+    rows = _json_lines(file)
+    return _curve(rows, "evaluation", "env_runners") or _curve(rows, "env_runners")
+
+
+def _newest_checkpoint(trial: Path) -> Path:
+    checkpoints = sorted(path for path in trial.glob(f"{_CHECKPOINT}*") if path.is_dir())
+    if not checkpoints:
+        raise ValueError(f"The run '{trial}' has no checkpoint. Train with --checkpoint-at-end.")
+    return checkpoints[-1]
+
+
+def _short_names(paths: Sequence[str]) -> list[str]:
+    """The shortest ends that tell them apart, without checkpoints; of Tune's names of trials what they vary.
+
+    Trials that vary nothing have the name of their experiment, or their number where there are several.
+    """
+    parts = [Path(path).parts for path in paths]
+    for shorten in (_without_checkpoint, _with_brief_trial, _without_number):
+        shorter = list(map(shorten, parts))
+        parts = shorter if len(set(shorter)) == len(set(parts)) and all(shorter) else parts
+    length = 1
+    while len({part[-length:] for part in parts}) < len(set(parts)):
+        length += 1
+    return [str(Path(*part[-length:])) for part in parts]
+
+
+def _without_checkpoint(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return parts[:-1] if parts[-1].startswith(_CHECKPOINT) else parts
+
+
+def _with_brief_trial(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_TRIAL.sub(lambda match: match["varied"] or match["number"], part) for part in parts)
+
+
+def _without_number(parts: tuple[str, ...]) -> tuple[str, ...]:
+    return parts[:-1] if re.fullmatch(r"\d{5}", parts[-1]) else parts
+
+
+def _json_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
+    rows = []
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> Curve:
+    curve: Curve = []
+    for row in rows:
+        node: Any = row
+        for key in (*keys, "episode_return_mean"):
+            node = node.get(key) if isinstance(node, Mapping) else None
+        steps = row.get("num_env_steps_sampled_lifetime")
+        if not isinstance(steps, int | float) or not isinstance(node, int | float) or not math.isfinite(node):
+            continue
+        # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
+        while curve and curve[-1][0] >= steps:
+            curve.pop()
+        curve.append((float(steps), float(node)))
+    return curve

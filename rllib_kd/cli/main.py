@@ -1,0 +1,60 @@
+"""main(): signals, errors, exit codes.
+
+Ray is imported when a command runs, not for its help. Exit codes: 0 done, 1 failed, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import typer
+
+from rllib_kd.cli import play, train  # noqa: F401 (importing them adds their commands)
+from rllib_kd.cli.app import app, fail
+from rllib_kd.cli.gone import refuse_what_is_gone
+
+
+def main() -> None:
+    """Run the command line."""
+    with _ending_on_signals():
+        refuse_what_is_gone(sys.argv[1:])
+        try:
+            code = app(prog_name="rllib", standalone_mode=False)
+        except _UsageError as error:
+            command = error.ctx.command_path if error.ctx is not None else "rllib"
+            fail(f"{error.format_message()} `{command} --help` shows more.", code=2)
+        except ValueError as error:
+            fail(str(error), code=2)
+        except OSError as error:
+            fail(str(error), code=1)
+    raise SystemExit(code)
+
+
+#: Of typer, which in some versions comes with its own copy of click.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end with one line, and run what must be run at the end. Training has handlers of its own."""
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        typer.echo("error: interrupted", err=True)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(1)  # an import may swallow an exception, or print it; and nothing runs yet
+            frame = frame.f_back
+        raise SystemExit(1)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

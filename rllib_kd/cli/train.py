@@ -1,0 +1,150 @@
+"""`rllib train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+import typer
+
+from rllib_kd.cli.app import app, one_or_all, set_log_level
+from rllib_kd.cli.options import (
+    Algo,
+    CheckpointAtEnd,
+    CheckpointFreq,
+    CompareEpisodes,
+    Compression,
+    Config,
+    Keep,
+    Loss,
+    Name,
+    NumSamples,
+    RayAddress,
+    RayNumCpus,
+    RayNumGpus,
+    RayNumNodes,
+    RayObjectStore,
+    RayUi,
+    Restore,
+    Resume,
+    Scheduler,
+    SchedulerConfig,
+    ScoreAttr,
+    Stop,
+    Storage,
+    Teacher,
+    TrainEnv,
+    Verbose,
+    WandbKey,
+    WandbProject,
+    WandbRunName,
+    Words,
+)
+
+
+@app.command()
+def train(
+    words: Words = None,
+    algo: Algo = None,
+    env: TrainEnv = None,
+    teacher: Teacher = None,
+    compression: Compression = None,
+    loss: Loss = None,
+    config: Config = "{}",
+    stop: Stop = "{}",
+    num_samples: NumSamples = None,
+    compare_episodes: CompareEpisodes = None,
+    experiment_name: Name = None,
+    storage_path: Storage = "~/ray_results",
+    checkpoint_freq: CheckpointFreq = 0,
+    checkpoint_at_end: CheckpointAtEnd = True,
+    keep_checkpoints_num: Keep = None,
+    checkpoint_score_attr: ScoreAttr = None,
+    restore: Restore = None,
+    resume: Resume = False,
+    scheduler: Scheduler = None,
+    scheduler_config: SchedulerConfig = "{}",
+    ray_address: RayAddress = None,
+    ray_num_cpus: RayNumCpus = None,
+    ray_num_gpus: RayNumGpus = None,
+    ray_num_nodes: RayNumNodes = None,
+    ray_object_store_memory: RayObjectStore = None,
+    ray_ui: RayUi = False,
+    wandb_key: WandbKey = None,
+    wandb_project: WandbProject = None,
+    wandb_run_name: WandbRunName = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Train an algorithm, from flags, or from a file and flags.
+
+    \b
+    rllib train --algo DQN --env CartPole-v1 --stop '{"training_iteration": 20}'
+    rllib train file tuning/cartpole.py
+    """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.experiment.connection import LocalRay, connection
+    from rllib_kd.experiment.experiment import Experiment
+    from rllib_kd.experiment.files import parse_json, read_experiment
+    from rllib_kd.experiment.loggers import wandb_callback
+    from rllib_kd.experiment.outcome import comparison, refusal, summary
+    from rllib_kd.experiment.progress_line import ProgressLine
+    from rllib_kd.experiment.running import RunOptions, run
+
+    set_log_level(verbose)
+    if words:
+        experiment = read_experiment(_experiment_file(words))
+        if algo is not None:
+            raise ValueError("An experiment file names its algorithm: leave out --algo.")
+    elif algo is not None:
+        experiment = Experiment("default", algo)
+    else:
+        raise ValueError("Name what to train: --algo DistillDQN, say, or file FILE. `rllib train --help` shows more.")
+    shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
+    experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
+    experiment.settings |= parse_json(config, "--config")
+    experiment.stop |= parse_json(stop, "--stop")
+    fields = {"name": experiment_name, "num_samples": num_samples, "compare_episodes": compare_episodes}
+    for name, value in fields.items():
+        if value is not None:
+            setattr(experiment, name, value)
+    checked = experiment.checked()
+    loggers = []
+    if wandb_key or wandb_project or wandb_run_name:
+        project = wandb_project or checked.title
+        loggers.append(wandb_callback(project=project, key=wandb_key, run_name=wandb_run_name))
+    options = RunOptions(
+        checkpoint_freq=checkpoint_freq,
+        checkpoint_at_end=checkpoint_at_end,
+        keep_checkpoints_num=keep_checkpoints_num,
+        checkpoint_score_attr=checkpoint_score_attr,
+        storage_path=storage_path,
+        restore=restore,
+        resume=resume,
+        scheduler=scheduler,
+        scheduler_config=parse_json(scheduler_config, "--scheduler-config"),
+        callbacks=(ProgressLine(checked.stop), *loggers),
+    )
+    local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
+    with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
+        results, interrupted = run(checked, options)
+    if (reason := refusal(results)) is not None:
+        raise ValueError(reason)
+    for result in results:
+        typer.echo(summary(result))
+    if interrupted:
+        typer.echo(f"interrupted; go on by: {_resuming_command()}", err=True)
+    elif table := comparison(checked, results):
+        typer.echo(table)
+    if interrupted or results.errors:
+        raise typer.Exit(1)
+
+
+def _experiment_file(words: list[str]) -> str:
+    match words:
+        case ["file", path] | [path] if path != "file":
+            return path
+    raise ValueError(f"Expected `rllib train file FILE`, got `rllib train {' '.join(words)}`.")
+
+
+def _resuming_command() -> str:
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["rllib", *arguments, "--resume"])

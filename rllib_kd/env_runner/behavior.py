@@ -1,0 +1,39 @@
+"""The behaviour policy π: who acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BehaviorPolicy:
+    """π: the teacher with probability β, otherwise the student; a random legal action with probability ε.
+
+    Args:
+        teacher_fraction: β, per step and environment.
+        epsilon: ε, per step and environment.
+        rng: draws both.
+    """
+
+    teacher_fraction: float
+    epsilon: float
+    rng: np.random.Generator
+
+    def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
+        """Actions `[N]` by Q-values `[N, A]`: the student's may be None where β is 1, the teacher's where β is 0."""
+        guide = student_q if teacher_q is None else teacher_q  # also says which actions are legal
+        if guide is None:
+            raise ValueError("There are no Q-values to act by.")
+        actions = guide.argmax(-1)
+        if student_q is not None and teacher_q is not None:
+            teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
+            legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
+            actions = np.where(teacher_acts, actions, legal_student_q.argmax(-1))
+        if self.epsilon > 0.0:
+            explores = self.rng.random(len(actions)) < self.epsilon
+            if explores.any():
+                scores = np.where(np.isneginf(guide), -1.0, self.rng.random(guide.shape))
+                actions = np.where(explores, scores.argmax(-1), actions)
+        return actions

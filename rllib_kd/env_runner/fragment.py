@@ -1,0 +1,101 @@
+"""What one call of sampling saw, as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from ray.rllib.core.columns import Columns
+
+from rllib_kd.observations.frames import VALID
+from rllib_kd.wire import TEACHER_Q
+
+
+class Fragment:
+    """What one call of sampling saw: columns `[N, ...]` for each step of the vector env.
+
+    Gymnasium's vector envs reset in the step after an episode's end (NEXT_STEP), and ignore the action of that step.
+    So an episode's last state is a row like the others, in which no action counts.
+
+    Args:
+        ended_before: `[N]`, whose last step before this fragment ended an episode.
+    """
+
+    def __init__(self, ended_before: np.ndarray):
+        self.ended_before = ended_before
+        self.steps: list[dict[str, np.ndarray]] = []
+        self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
+        self.restarted = False
+        self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
+        self._decision: dict[str, np.ndarray] = {}
+
+    def decide(self, obs: np.ndarray, labels: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
+        """What was seen, what the teacher says of it, and what was chosen, `[N, ...]`."""
+        self._decision = {Columns.OBS: obs, **labels, Columns.ACTIONS: actions}
+
+    def step(self, rewards: np.ndarray, terminateds: np.ndarray, truncateds: np.ndarray) -> None:
+        """What came of it, each `[N]`."""
+        # Copies: vector envs may write the next ones into the same arrays.
+        outcome = {
+            Columns.REWARDS: np.array(rewards),
+            Columns.TERMINATEDS: np.array(terminateds),
+            Columns.TRUNCATEDS: np.array(truncateds),
+        }
+        self.steps.append(self._decision | outcome)
+
+    def restart(self) -> None:
+        """Forget everything: the env has failed and was made anew."""
+        self.ended_before = np.zeros_like(self.ended_before)
+        self.restarted = True
+        self.steps.clear()
+
+    @property
+    def ended_after(self) -> np.ndarray:
+        """`[N]`, whose last step ended an episode."""
+        return _ends(self.steps[-1])
+
+    def transitions(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """For each step: where an action counted `[N]`, rewards `[N]`, and where an episode ended `[N]`."""
+        ended = self.ended_before
+        for step in self.steps:
+            counts = ~ended
+            ended = _ends(step)
+            yield counts, step[Columns.REWARDS], ended
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything as columns `[N, T, ...]`."""
+        columns = {name: np.stack([step[name] for step in self.steps], axis=1) for name in self.steps[0]}
+        columns[Columns.REWARDS] = columns[Columns.REWARDS].astype(np.float32)
+        columns[VALID] = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
+        states = np.concatenate([columns[Columns.OBS], np.asarray(self.final_obs)[:, None]], axis=1)
+        usable = is_usable(states, columns[Columns.REWARDS], columns.get(TEACHER_Q))
+        self.num_dropped = int((columns[VALID] & ~usable).sum())
+        columns[VALID] &= usable
+        return columns
+
+
+def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | None) -> np.ndarray:
+    """Whether something can be learned from a row: its state, the next one and its reward are finite, and labelled.
+
+    A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
+
+    Args:
+        states: `[..., T + 1, *obs]`, with the one that follows the last row.
+        rewards: `[..., T]`.
+        teacher_q: `[..., T, A]`; None without a teacher.
+
+    Returns:
+        `[..., T]`.
+    """
+    usable = np.isfinite(rewards)
+    if states.dtype != np.uint8:
+        finite = np.isfinite(states).reshape(*states.shape[: rewards.ndim], -1).all(-1)
+        usable &= finite[..., :-1] & finite[..., 1:]
+    if teacher_q is not None:
+        usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
+    return usable
+
+
+def _ends(step: Mapping[str, np.ndarray]) -> np.ndarray:
+    """`[N]`, whose episode the step ends."""
+    return step[Columns.TERMINATEDS] | step[Columns.TRUNCATEDS]

@@ -1,0 +1,161 @@
+"""The EnvRunner of multi-agent settings: RLlib's own loop, with a behaviour policy π and a teacher for each module.
+
+The columns are made from RLlib's episodes, those of each agent by itself: slower than the direct way of env_runner.py,
+equal in what it gives.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.annotations import override
+
+from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME, fixed_seed, set_state_and_sample
+from rllib_kd.env_runner.fragment import is_usable
+from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.observations.frames import VALID
+from rllib_kd.observations.spaces import check_spaces
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import TEACHER_Q, Sample, hand_over
+
+
+class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
+    """RLlib's multi-agent EnvRunner, which also hands out labelled columns of each module that has a teacher."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._teachers: dict[str, Teacher] = {}
+        self._rng = np.random.default_rng(self._seed)
+
+    @override(MultiAgentEnvRunner)
+    def make_module(self) -> None:
+        if self.env is not None:
+            spaces = self.get_spaces()
+            for module_id in self.config.teachers:
+                check_spaces(*spaces[module_id])
+        super().make_module()
+
+    def set_teacher(self, teachers: Mapping[str, Teacher]) -> None:
+        """Take the teachers whose Q-values are the labels, by module."""
+        self._teachers = {module_id: teacher.to(self._device) for module_id, teacher in teachers.items()}
+        self._needs_initial_reset = True
+
+    def autoreset_mode(self) -> None:
+        """RLlib resets the environments itself."""
+
+    def sample_columns(
+        self, *, teacher_fraction: float, epsilon: float, names: Sequence[str], num_shards: int
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Sample `rollout_fragment_length` steps in every environment.
+
+        Args:
+            teacher_fraction: β of the behaviour policies.
+            epsilon: ε of the behaviour policies.
+            names: columns to send, as in `DistillEnvRunner.sample_columns()`.
+            num_shards: how many Learners share the sample. Each gets the rows of agents of its own.
+
+        Returns:
+            `num_shards` dicts from modules to their columns, as `hand_over()` makes them; and RLlib's metrics.
+        """
+        num_steps = self.config.get_rollout_fragment_length() * self.num_envs
+        episodes = self._act_by(BehaviorPolicy(teacher_fraction, epsilon, self._rng), num_timesteps=num_steps)
+        parts: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
+        for episode in episodes:
+            for agent_episode in episode.agent_episodes.values():
+                if agent_episode.module_id in self._teachers and len(agent_episode):
+                    parts[agent_episode.module_id].append(self._columns(agent_episode, names))
+        shards = []
+        for shard in range(num_shards):
+            own = {module_id: columns[shard::num_shards] for module_id, columns in parts.items()}
+            joined = {module_id: _joined(columns) for module_id, columns in own.items() if columns}
+            shards.append(hand_over(self, joined))
+        return shards, self.get_metrics()
+
+    def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
+        """Take a state, and sample: both in one remote call. As `DistillEnvRunner.set_state_and_sample()`."""
+        return set_state_and_sample(self, state, kwargs)
+
+    def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
+        """Undiscounted returns of the greedy teachers, or of random policies: by module, one an episode.
+
+        Sampling starts anew afterwards.
+        """
+        with fixed_seed(self):
+            return self._play_episodes(num_episodes, teacher=teacher)
+
+    def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
+        policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
+        returns: dict[str, list[float]] = {module_id: [] for module_id in self._teachers}
+        for episode in self._act_by(policy, num_episodes=num_episodes):
+            sums: dict[str, float] = defaultdict(float)
+            for agent_episode in episode.agent_episodes.values():
+                sums[agent_episode.module_id] += agent_episode.get_return()
+            for module_id in sums.keys() & returns.keys():
+                returns[module_id].append(sums[module_id])
+        self.get_metrics()  # not samples: drop what RLlib has logged
+        self._needs_initial_reset = True
+        return returns
+
+    def _act_by(self, policy: BehaviorPolicy, **duration: int) -> list[Any]:
+        """RLlib's episodes, with π in the place of the students; what the teachers say is among the outputs."""
+        module: Any = self.module
+
+        def act(batch: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> dict[str, dict[str, Any]]:
+            return {
+                module_id: self._decide(module_id, part[Columns.OBS], policy)
+                if module_id in self._teachers
+                else module[module_id].forward_exploration(part, **kwargs)
+                # In one order in every process: they share a generator, and the user's `policies` may be a set.
+                for module_id, part in sorted(batch.items())
+            }
+
+        module.forward_exploration = act  # of this object alone: connectors want RLlib's class
+        try:
+            return self.sample(explore=True, **duration)
+        finally:
+            del module.forward_exploration
+
+    def _decide(self, module_id: str, obs: torch.Tensor, policy: BehaviorPolicy) -> dict[str, Any]:
+        obs = obs.to(self._device, torch.float32)
+        labels = self._teachers[module_id].labels(obs, self.config.label_columns)
+        student_q = None
+        if policy.teacher_fraction < 1.0:
+            with torch.inference_mode():
+                student_q = self.module[module_id].compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
+        actions = policy.act(student_q, labels[TEACHER_Q].cpu().numpy())
+        return {Columns.ACTIONS: torch.from_numpy(actions), **labels}
+
+    def _columns(self, episode: SingleAgentEpisode, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Rows `[T + 1, ...]` of an agent's steps, the last one for its predecessor only; or `[T, ...]`, without it."""
+        num_steps = len(episode)
+        columns = {
+            Columns.OBS: np.asarray(episode.get_observations(), np.float32),
+            Columns.ACTIONS: np.asarray(episode.get_actions()),
+            Columns.REWARDS: np.asarray(episode.get_rewards(), np.float32),
+            Columns.TERMINATEDS: np.zeros(num_steps, dtype=bool),
+            Columns.TRUNCATEDS: np.zeros(num_steps, dtype=bool),
+        }
+        columns[Columns.TERMINATEDS][-1] = episode.is_terminated
+        columns[Columns.TRUNCATEDS][-1] = episode.is_truncated
+        for name in self.config.label_columns:
+            columns[name] = np.asarray(episode.get_extra_model_outputs(name))
+        columns[VALID] = is_usable(columns[Columns.OBS], columns[Columns.REWARDS], columns[TEACHER_Q])
+        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, int((~columns[VALID]).sum()), reduce="lifetime_sum")
+        if VALID not in names:
+            return {name: columns[name][:num_steps][columns[VALID]] for name in names}
+        return {
+            name: columns[name] if name == Columns.OBS else np.concatenate([columns[name], columns[name][:1] * 0])
+            for name in names
+        }
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,406 @@
+"""The EnvRunner: acts, labels and samples, directly or through RLlib's episodes.
+
+Two ways lead to the same columns. The direct one steps the vector env and both networks itself. If a user's config
+needs RLlib's machinery on the way (connectors, callbacks on episodes), RLlib's own sampling loop runs instead, and the
+columns are recorded as it calls the module and the env.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.callbacks.callbacks import RLlibCallback
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
+from ray.rllib.env.env_runner import ENV_STEP_FAILURE
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.annotations import override
+from ray.rllib.utils.metrics import SAMPLE_TIMER
+
+from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.column_sampler import (
+    ENDLESS,
+    NUM_STATES_DROPPED_LIFETIME,
+    fixed_seed,
+    has_plain_connectors,
+    set_state_and_sample,
+)
+from rllib_kd.env_runner.family import FamilyQValues, FamilyTurns
+from rllib_kd.env_runner.fragment import Fragment
+from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.observations.frames import VALID, pack
+from rllib_kd.observations.images import as_input
+from rllib_kd.observations.pipeline import Images, ObservationPipeline, Shown, View
+from rllib_kd.observations.spaces import check_spaces, is_byte_image
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import TEACHER_Q, Sample, hand_over
+
+logger = logging.getLogger(__name__)
+
+
+#: Callbacks that get RLlib's episodes, which only its own loop makes.
+_EPISODE_CALLBACKS = (
+    "on_episode_created",
+    "on_episode_start",
+    "on_episode_step",
+    "on_episode_end",
+    "on_sample_end",
+)
+
+
+class StudentsEnvRunner(SingleAgentEnvRunner):
+    """RLlib's single-agent EnvRunner, with all students of a family, of whom one acts.
+
+    Without a family it is RLlib's.
+    """
+
+    #: All of them. None: there is one student, `module`.
+    family: MultiRLModule | None = None
+
+    @override(SingleAgentEnvRunner)
+    def make_module(self) -> None:
+        if not self.config.students:
+            super().make_module()
+            return
+        self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
+        assert self.family is not None
+        for module in self.family.values():
+            module.to(self._device)
+        self.let_act(next(iter(self.config.students)))
+
+    def let_act(self, name: str) -> None:
+        """Let that student act."""
+        assert self.family is not None
+        self.module = self.family[name]
+
+    @override(SingleAgentEnvRunner)
+    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        with self._all_students():
+            return super().get_state(*args, **kwargs)
+
+    @override(SingleAgentEnvRunner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        with self._all_students():
+            super().set_state(state)
+
+    @override(SingleAgentEnvRunner)
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        with self._all_students():
+            return super().get_checkpointable_components()
+
+    @contextmanager
+    def _all_students(self) -> Iterator[None]:
+        """Where RLlib reads or writes the module, it means the whole family."""
+        acting = self.module
+        self.module = acting if self.family is None else self.family
+        try:
+            yield
+        finally:
+            self.module = acting
+
+
+class DistillEnvRunner(StudentsEnvRunner):
+    """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
+
+    def __init__(self, **kwargs: Any):
+        self.module: Any = None
+        super().__init__(**kwargs)
+        if self.family is not None:
+            self._turns = FamilyTurns(len(self.family), self.num_envs, offset=self.worker_index * self.num_envs)
+            self._family_q = FamilyQValues(dict(self.family.items()))
+        self._teacher: Any = None
+        self._teacher_view: View | None = None  # None: the teacher takes what the student takes
+        self._shown: Any = None  # what the env shows now
+        self._reset_next = np.zeros(self.num_envs, dtype=bool)  # where the next step will only reset
+        self._rng = np.random.default_rng(self._seed)
+        self._obs: Any = None  # [N, ...], where the direct way goes on
+        self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode
+        self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
+        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
+        self._has_plain_connectors = has_plain_connectors(self)
+        self._samples_directly = self._needs_no_episodes()
+        if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
+            logger.warning(
+                "Connectors or callbacks on episodes are set: sampling goes through RLlib's episodes, which is slower "
+                "than the direct way and gives the same data."
+            )
+
+    @override(SingleAgentEnvRunner)
+    def make_module(self) -> None:
+        if self.env is not None:
+            check_spaces(self._env_to_module.observation_space, self.env.single_action_space)
+        super().make_module()
+
+    @override(StudentsEnvRunner)
+    def set_state(self, state: dict[str, Any]) -> None:
+        super().set_state(state)
+        if self.family is not None:
+            self._family_q.refresh()
+
+    def set_teacher(self, teacher: Teacher) -> None:
+        """Take the teacher whose Q-values are the labels."""
+        self._teacher = teacher.to(self._device)
+        self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
+        self._needs_initial_reset = True  # a view starts with an episode
+
+    def _looks_for_itself(self, teacher: Teacher) -> bool:
+        """Whether the teacher takes something else than the student, of what the environment shows."""
+        shown = self.env.single_observation_space
+        if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
+            return teacher.takes(shown)
+        pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
+        images = pipeline.images
+        is_students = images == Images(self.module.observation_space.shape)
+        sees_the_same = is_students or (images is None and not is_byte_image(shown))
+        return teacher.takes(shown) and not (sees_the_same and all(stage == images for stage in pipeline.stages))
+
+    def autoreset_mode(self) -> Any:
+        """When the vector env resets its sub-environments; None without an env."""
+        if self.env is None:
+            return None
+        return self.env.metadata.get("autoreset_mode", gym.vector.AutoresetMode.NEXT_STEP)
+
+    def sample_columns(
+        self, *, teacher_fraction: float, epsilon: float, names: Sequence[str], num_shards: int
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Sample one fragment of `rollout_fragment_length` steps in every environment.
+
+        Args:
+            teacher_fraction: β of the behaviour policy.
+            epsilon: ε of the behaviour policy.
+            names: columns to send. With `valid` among them whole trajectories are sent, each followed by the state that
+                it leads to; without, only the states in which an action was taken.
+            num_shards: how many Learners share the fragment. Each gets the rows of environments of its own.
+
+        Returns:
+            `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
+            makes them; and RLlib's metrics.
+        """
+        fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
+        if self._samples_directly:
+            self._log_fragment(fragment)
+        columns = fragment.columns()
+        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, fragment.num_dropped, reduce="lifetime_sum")
+        if VALID in names:
+            columns = _append_final_states(columns, fragment.final_obs)
+        shards = []
+        for envs in np.array_split(np.arange(self.num_envs), num_shards):
+            valid = columns[VALID][envs]
+            rows = np.ones_like(valid) if VALID in names else valid
+            shard = {name: columns[name][envs][rows] for name in names}
+            shape = self.module.observation_space.shape
+            shards.append(hand_over(self, pack(shard, shape) if len(shape) == 3 else shard))
+        return shards, self.get_metrics()
+
+    def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
+        """Take a state, and sample: both in one remote call.
+
+        Args:
+            state: of the student with its `weights_seq_no`, and of connectors, as `set_state()` takes it.
+            kwargs: of `sample_columns()`.
+        """
+        return set_state_and_sample(self, state, kwargs)
+
+    def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
+        """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.
+
+        Each environment plays its share, so that short episodes count no more than long ones. Sampling starts anew
+        afterwards.
+
+        Returns:
+            One return an episode, under the name of the only module.
+        """
+        with fixed_seed(self):
+            return self._play_episodes(num_episodes, teacher=teacher)
+
+    def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
+        policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
+        self._needs_initial_reset = True
+        due = np.full(self.num_envs, num_episodes // self.num_envs)
+        due[: num_episodes % self.num_envs] += 1
+        running, lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
+        returns: list[float] = []
+        connectors = (self._env_to_module, self._module_to_env)
+        states = [connector.get_state() for connector in connectors]
+        while due.any():
+            fragment = self._sample_fragment(policy)
+            if fragment.restarted:
+                running[:], lengths[:] = 0.0, 0
+            for counts, rewards, ended in fragment.transitions():
+                running += rewards * counts
+                lengths += counts
+                finished = ended | (lengths >= ENDLESS)
+                returns += running[finished & (due > 0)].tolist()
+                due -= finished & (due > 0)
+                running[finished], lengths[finished] = 0.0, 0
+        for connector, state in zip(connectors, states, strict=True):  # filters are for the states of training
+            connector.set_state(state)
+        self.get_metrics()  # not samples: drop what RLlib has logged
+        self._needs_initial_reset = True
+        return {DEFAULT_MODULE_ID: returns}
+
+    def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
+        if self._needs_initial_reset:
+            self._ended = np.zeros(self.num_envs, dtype=bool)
+        fragment = Fragment(self._ended)
+        if self._samples_directly:
+            with self.metrics.log_time(SAMPLE_TIMER):
+                self._sample_directly(fragment, policy)
+        else:
+            self._sample_through_rllib(fragment, policy)
+        self._ended = fragment.ended_after
+        return fragment
+
+    def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Labels `[N, ...]` and actions `[N]`, in one pass of each network."""
+        obs = as_input(obs.to(self._device), self.module.observation_space.shape)
+        labels = self._label(obs)
+        student_q = None
+        if policy.teacher_fraction < 1.0:
+            student_q = self._student_q(obs).cpu().numpy()
+        return labels, policy.act(student_q, labels.get(TEACHER_Q))
+
+    @torch.inference_mode()
+    def _student_q(self, obs: torch.Tensor) -> torch.Tensor:
+        """`[N, A]`, of whoever acts."""
+        if self.family is not None:
+            return self._family_q(obs, self._turns.acting)
+        return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
+
+    def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
+        """What the teacher says of the states that the student sees as `obs`; nothing without a teacher."""
+        if not self.config.label_columns:
+            return {}
+        if self._teacher_view is not None:
+            obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
+        labels = self._teacher.labels(obs, self.config.label_columns)
+        return {name: column.cpu().numpy() for name, column in labels.items()}
+
+    # --- The direct way -----------------------------------------------------------------------------------------------
+
+    def _needs_no_episodes(self) -> bool:
+        has_callbacks = any(
+            getattr(type(callbacks), name) is not getattr(RLlibCallback, name)
+            for callbacks in self._callbacks
+            for name in _EPISODE_CALLBACKS
+        ) or any(getattr(self.config, f"callbacks_{name}") for name in _EPISODE_CALLBACKS)
+        return self._has_plain_connectors and not has_callbacks
+
+    def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
+        if self._needs_initial_reset:
+            self._reset_directly(seed=self._seed)
+        while len(fragment.steps) < self.config.get_rollout_fragment_length():
+            labels, actions = self._decide(torch.from_numpy(self._obs), policy)
+            fragment.decide(self._obs, labels, actions)
+            results = self._try_env_step(actions)
+            if results == ENV_STEP_FAILURE:  # RLlib has made a new env
+                self._reset_directly()
+                fragment.restart()
+                continue
+            obs, rewards, terminateds, truncateds, _ = results
+            fragment.step(rewards, terminateds, truncateds)
+            self._obs = _as_column(obs)
+        fragment.final_obs = self._obs
+
+    def _reset_directly(self, seed: int | None = None) -> None:
+        obs, _ = self._try_env_reset(seed=seed)
+        self._obs = _as_column(obs)
+        self._needs_initial_reset = False
+        self._returns[:], self._lengths[:] = 0.0, 0
+
+    def _log_fragment(self, fragment: Fragment) -> None:
+        """The metrics that RLlib's own loop logs."""
+        num_steps = num_episodes = 0
+        for counts, rewards, ended in fragment.transitions():
+            self._returns += rewards * counts
+            self._lengths += counts
+            for index in np.flatnonzero(ended):
+                self._log_episode_metrics(int(self._lengths[index]), float(self._returns[index]), 0.0)
+            self._returns[ended], self._lengths[ended] = 0.0, 0
+            num_steps += int(counts.sum())
+            num_episodes += int(ended.sum())
+        self._increase_sampled_metrics(num_steps, num_episodes)
+
+    # --- RLlib's way --------------------------------------------------------------------------------------------------
+
+    def _sample_through_rllib(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
+        """RLlib's own loop, with π in the place of the student, and a recorder at the env."""
+        student: Any = self.module
+
+        def act(batch: Mapping[str, Any]) -> dict[str, Any]:
+            labels, actions = self._decide(batch[Columns.OBS], policy)
+            fragment.decide(self._seen(batch), labels, actions)
+            return {Columns.ACTIONS: torch.from_numpy(actions)}
+
+        self.module = _ActingModule(student, act)
+        self._recording = fragment
+        try:
+            self.sample(num_timesteps=self.config.get_rollout_fragment_length() * self.num_envs, explore=True)
+        finally:
+            self.module, self._recording = student, None
+        fragment.final_obs = self._seen(self._cached_to_module)
+
+    def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
+        """What is kept of the states: what the environment shows, or else what connectors have made of it."""
+        return _as_column(self._shown.obs if self._has_plain_connectors else batch[Columns.OBS].cpu().numpy())
+
+    # --- Between RLlib and the env ------------------------------------------------------------------------------------
+
+    @override(SingleAgentEnvRunner)
+    def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
+        obs, infos = super()._try_env_reset(*args, **kwargs)
+        self._shown = Shown(obs, first=np.ones(self.num_envs, dtype=bool))
+        self._reset_next = np.zeros(self.num_envs, dtype=bool)
+        return obs, infos
+
+    @override(SingleAgentEnvRunner)
+    def _try_env_step(self, actions: Any) -> Any:
+        results = super()._try_env_step(actions)
+        if results == ENV_STEP_FAILURE:
+            if self._recording is not None:
+                self._recording.restart()
+            return results
+        obs, rewards, terminateds, truncateds, _ = results
+        self._shown = Shown(obs, self._reset_next, actions, rewards)
+        self._reset_next = terminateds | truncateds
+        if self.family is not None:
+            self._turns.end_episodes(self._reset_next)
+        if self._recording is not None:
+            self._recording.step(rewards, terminateds, truncateds)
+        return results
+
+
+class _ActingModule:
+    """The student, for everything but choosing actions."""
+
+    def __init__(self, student: Any, act: Callable[[Mapping[str, Any]], dict[str, Any]]):
+        self._student = student
+        self._act = act
+
+    def forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
+        return self._act(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._student, name)
+
+
+def _as_column(obs: np.ndarray) -> np.ndarray:
+    """A copy (vector envs write the next observations into the same array), of bytes or 32-bit floats."""
+    return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)
+
+
+def _append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:
+    """Add to each trajectory the state that it leads to: a row that no action was taken in, yet."""
+    extended = {}
+    for name, column in columns.items():
+        last = final_obs if name == Columns.OBS else np.zeros_like(column[:, 0])
+        extended[name] = np.concatenate([column, last[:, None]], axis=1)
+    return extended

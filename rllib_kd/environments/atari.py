@@ -1,0 +1,72 @@
+"""Atari games by ALE's names, such as "ALE/Pong-v5", as agents see them since Mnih et al. 2015.
+
+Single environments, and the vector env in C++ that ALE has for them, then show the same: stacks of 4 grey frames of
+84 × 84, bytes, channels first, each the maximum of the last two of 4 frames; up to 30 steps of nothing after a reset.
+Everything else is as gymnasium registers the game (of a "-v5": an action sticks with a probability of 0.25), with all
+lives in one episode, and rewards that are not clipped. The config of the environment, keyword arguments of
+`ale_py.vector_env.AtariVectorEnv`, changes all that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+with contextlib.suppress(ImportError):  # the extra [atari]
+    import ale_py
+
+    gym.register_envs(ale_py)  # wherever a config comes: EnvRunners know the games by their names
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner in the output of commands
+
+
+#: What ALE's vector env does unless told otherwise, and single environments do not; and as many threads as Ray gives an
+#: EnvRunner CPUs.
+VECTOR_DEFAULTS = {"reward_clipping": False, "use_fire_reset": False, "num_threads": 1}
+
+
+_VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
+
+
+#: Of a vector env, without a meaning in a single one.
+_VECTOR_ONLY = ("batch_size", "num_threads", "thread_affinity_offset", "life_loss_info", "autoreset_mode")
+
+
+def is_game(env: Any) -> bool:
+    """Whether this names one of ALE's games."""
+    return isinstance(env, str) and env in gym.registry and gym.registry[env].vector_entry_point == _VECTOR_ENTRY_POINT
+
+
+def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env:
+    """A single environment that shows what ALE's vector env shows.
+
+    Args:
+        game: of ALE, "ALE/Pong-v5".
+        render_mode: gymnasium's.
+        config: of the environment, as for the vector env.
+
+    Raises:
+        ValueError: the config asks for what only the vector env can do, or for what nobody knows.
+    """
+    config = {name: value for name, value in config.items() if name not in _VECTOR_ONLY}
+    frame_size = (config.pop("img_width", 84), config.pop("img_height", 84))
+    preprocessing = {
+        "noop_max": config.pop("noop_max", 30),
+        "frame_skip": config.pop("frameskip", 4),
+        "terminal_on_life_loss": config.pop("episodic_life", False),
+        "screen_size": frame_size,
+    }
+    num_frames, clips = config.pop("stack_num", 4), config.pop("reward_clipping", False)
+    for name, needed in (("grayscale", True), ("maxpool", True), ("use_fire_reset", False), ("continuous", False)):
+        if config.pop(name, needed) != needed:
+            raise ValueError(f"A single environment of '{game}' needs {name}={needed}. Leave it out of the env_config.")
+    try:
+        env = gym.make(game, frameskip=1, render_mode=render_mode, **config)
+    except TypeError as error:
+        raise ValueError(f"The environment '{game}' does not take this env_config: {error}") from error
+    env = gym.wrappers.AtariPreprocessing(env, **preprocessing)
+    if clips:
+        env = gym.wrappers.TransformReward(env, lambda reward: float(np.clip(reward, -1.0, 1.0)))
+    return gym.wrappers.FrameStackObservation(env, num_frames, padding_type="zero")

@@ -1,0 +1,85 @@
+"""Environments as RLlib makes them: from ids, registered names, classes and callables."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.env.env_context import EnvContext
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_kd.environments import atari
+
+
+def env_maker(
+    env: str | Callable[..., gym.Env],
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    render_mode: str | None = None,
+) -> Callable[[], gym.Env]:
+    """How RLlib makes single environments: registered names and callables get the config as one argument.
+
+    What it returns raises a ValueError where the environment cannot be made.
+
+    Args:
+        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, the path of a class
+            ("package.module.Class"), or a callable.
+        env_config: passed to the env.
+        render_mode: gymnasium's; an entry of the config, for environments that are no gymnasium ids.
+
+    Raises:
+        ValueError: gymnasium does not know the id, or there is no such class.
+    """
+    name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
+    config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
+    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
+        env = _global_registry.get(ENV_CREATOR, env)
+    if isinstance(env, str):
+        if not names_class(env):
+            check_gymnasium_id(env)
+            make = atari.make if atari.is_game(env) else gym.make
+            return partial(_make, name, partial(make, env, **config))
+        env = _class_at(env)
+    return partial(_make, name, partial(env, EnvContext(config, worker_index=0)))
+
+
+def _make(name: str, make: Callable[[], gym.Env]) -> gym.Env:
+    try:
+        return make()
+    except Exception as error:  # anything may stand there
+        raise ValueError(f"The environment '{name}' cannot be made: {type(error).__name__}: {error}") from error
+
+
+def names_class(env: str) -> bool:
+    """Whether RLlib takes the name of an environment for the path of a class."""
+    return "." in env and env not in gym.registry and not _global_registry.contains(ENV_CREATOR, env)
+
+
+def _class_at(path: str) -> Callable[..., gym.Env]:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"There is no environment class '{path}': {error}.") from error
+
+
+def check_gymnasium_id(env: str) -> None:
+    """Whether gymnasium can make it: "Env-v0", or "module:Env-v0", of which it imports the module.
+
+    Raises:
+        ValueError: it cannot; the message has gymnasium's reason.
+    """
+    module, _, name = env.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        gym.spec(name)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        is_missing = env.startswith("ALE/") and isinstance(error, gym.error.NamespaceNotFound)
+        hint = " pip install 'rllib-kd[atari]'" if is_missing else ""
+        raise ValueError(
+            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}{hint}"
+        ) from error

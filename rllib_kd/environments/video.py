@@ -1,0 +1,62 @@
+"""Films, and whether an environment renders."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import gymnasium as gym
+
+
+def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
+    """Whether an environment shows something, before it plays.
+
+    Args:
+        make_env: makes an environment with this `render_mode`.
+        mode: gymnasium's "human" or "rgb_array".
+
+    Raises:
+        ValueError: it does not; the message has the environment's reason.
+    """
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame complains at length where there is no sound card
+    env = make_env()
+    try:
+        if env.render_mode != mode:
+            raise ValueError(f"The environment cannot render as '{mode}': its render_mode is {env.render_mode!r}.")
+        env.reset(seed=0)
+        env.render()
+    except ValueError:
+        raise
+    except Exception as error:  # a package or a display is missing
+        raise ValueError(f"The environment cannot be shown: {type(error).__name__}: {error}") from error
+    finally:
+        env.close()
+
+
+def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Callable[[], gym.Env]:
+    """The environment that writes its first episode to a video.
+
+    Args:
+        make_env: makes an environment that renders to arrays (`render_mode="rgb_array"`).
+        folder: is made where it is missing.
+        name: the file's begins with it.
+
+    Raises:
+        ValueError: the package that writes videos is missing.
+    """
+    try:
+        import moviepy  # noqa: F401
+    except ImportError as error:
+        raise ValueError("Videos need the package 'moviepy'. pip install 'rllib-kd[video]'") from error
+
+    def make() -> gym.Env:
+        env = make_env()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are videos in the folder: they have other names
+            return gym.wrappers.RecordVideo(
+                env, str(folder), episode_trigger=lambda i: i == 0, name_prefix=name, disable_logger=True
+            )
+
+    return make

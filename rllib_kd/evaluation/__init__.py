@@ -1,0 +1,1 @@
+"""How well a policy plays, and how well a student knows its teacher."""

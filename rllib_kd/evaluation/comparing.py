@@ -1,0 +1,303 @@
+"""Teacher and student play the same episodes, and are asked about all states: compare(), evaluate()."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.core.rl_module.rl_module import RLModule
+
+from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.video import check_renders, recording
+from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.measures import agreement, confusion_and_regret, latency_ms
+from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, episode_seeds, play
+from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, as_q_network, environment_of
+from rllib_kd.evaluation.result import Comparison, PolicyReport
+from rllib_kd.observations.pipeline import View
+from rllib_kd.observations.spaces import brief, same_space
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.terminal import bar
+
+
+def compare(
+    teacher: Any,
+    student: RLModule | Any,
+    env: str | Callable[..., gym.Env] | None = None,
+    *,
+    num_episodes: int = 100,
+    seed: int = 0,
+    epsilon: float = 0.0,
+    env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    progress: bool = False,
+) -> Comparison:
+    """Let teacher, student and a random policy play the same episodes, and compare them.
+
+    Each sees the environment through the connectors with which it was trained, where its checkpoint has them. Filters
+    stay as they are.
+
+    Args:
+        teacher: as in `.distillation(teacher=...)`, or as the student.
+        student: an RLModule with `compute_q_values()`, the Algorithm that trains it, or path or URI of a checkpoint.
+        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, or a callable. None
+            (default): in which the student, or else the teacher, was trained, where its checkpoint says it.
+        num_episodes: that each policy plays, > 0; episode i is reset with `seed + i`.
+        seed: of the first episode. Use seeds that were not used for choosing the student.
+        epsilon: share of random actions, in [0, 1], that teacher and student play with. Scores of Atari games are
+            usually taken with one (0.05 in Mnih et al. 2015): a greedy policy may do the same for ever, in games
+            without randomness of their own.
+        env_config: passed to the env.
+        trust_checkpoint: whether what checkpoints hold may be executed, for modules and connectors of one's own.
+        progress: whether to show a bar on a terminal.
+
+    Raises:
+        ValueError: teacher or student cannot be loaded, their spaces differ from the environment's, or `epsilon` is not
+            in [0, 1].
+    """
+    comparisons = compare_all(
+        teacher,
+        {"student": student},
+        env,
+        num_episodes=num_episodes,
+        seed=seed,
+        epsilon=epsilon,
+        env_config=env_config,
+        trust_checkpoint=trust_checkpoint,
+        progress=progress,
+    )
+    return comparisons[0]
+
+
+def compare_all(
+    teacher: Any,
+    students: Mapping[str, RLModule | Any],
+    env: str | Callable[..., gym.Env] | None = None,
+    *,
+    num_episodes: int = 100,
+    seed: int = 0,
+    epsilon: float = 0.0,
+    env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    progress: bool = False,
+) -> list[Comparison]:
+    """Compare several students with one teacher, which plays its episodes once, as the random policy does.
+
+    Args:
+        teacher: as in `compare()`.
+        students: by name, each as in `compare()`; at least one.
+        env: as in `compare()`.
+        num_episodes: as in `compare()`.
+        seed: as in `compare()`.
+        epsilon: as in `compare()`.
+        env_config: as in `compare()`.
+        trust_checkpoint: as in `compare()`.
+        progress: as in `compare()`.
+
+    Returns:
+        One comparison for each student, in their order; `.student.name` is the name.
+
+    Raises:
+        ValueError: no students, or one of the errors of `compare()`.
+    """
+    seeds = episode_seeds(num_episodes, seed)
+    if not students:
+        raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
+    env, env_config = resolve_environment([*students.values(), teacher], env, env_config)
+    teacher = as_q_network(teacher, trust_checkpoint=trust_checkpoint)
+    networks = {name: as_q_network(student, trust_checkpoint=trust_checkpoint) for name, student in students.items()}
+    make_env = env_maker(env, env_config)
+
+    def playing(network: Teacher) -> Player:
+        return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
+
+    teacher_player = playing(teacher)
+    check_fit(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
+
+    with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
+        views = _views([teacher, *networks.values()])
+        teacher_returns, seen = play(make_env, teacher_player, seeds, views=list(views.values()), advance=advance)
+        teacher_states = dict(zip(views, seen, strict=True))
+        random_policy = RandomActions(int(teacher.action_space.n), seed=seed)
+        random_returns, _ = play(make_env, random_policy, seeds, advance=advance)
+        teacher_report = _report("teacher", teacher_returns, teacher, teacher_states[_eyes(teacher)])
+        random_report = _report("random", random_returns)
+        gap = teacher_report.return_mean - random_report.return_mean
+
+        comparisons = []
+        for name, network in networks.items():
+            views = _views([teacher, network])
+            returns, seen = play(make_env, playing(network), seeds, views=list(views.values()), advance=advance)
+            student_states = dict(zip(views, seen, strict=True))
+            report = _report(name, returns, network, student_states[_eyes(network)])
+            on_teacher_states, teacher_regret = confusion_and_regret(
+                teacher, network, teacher_states[_eyes(teacher)], teacher_states[_eyes(network)]
+            )
+            on_student_states, student_regret = confusion_and_regret(
+                teacher, network, student_states[_eyes(teacher)], student_states[_eyes(network)]
+            )
+            comparisons.append(
+                Comparison(
+                    env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
+                    num_episodes=num_episodes,
+                    epsilon=epsilon,
+                    teacher=teacher_report,
+                    student=report,
+                    random=random_report,
+                    return_ratio=(report.return_mean - random_report.return_mean) / gap if gap > 0 else math.nan,
+                    compression=network.num_parameters / teacher.num_parameters,
+                    agreement_on_teacher_states=agreement(on_teacher_states),
+                    agreement_on_student_states=agreement(on_student_states),
+                    q_regret_on_teacher_states=teacher_regret,
+                    q_regret_on_student_states=student_regret,
+                    confusion_on_teacher_states=on_teacher_states.tolist(),
+                    confusion_on_student_states=on_student_states.tolist(),
+                )
+            )
+    return comparisons
+
+
+def evaluate(
+    policy: Any,
+    env: str | Callable[..., gym.Env] | None = None,
+    *,
+    num_episodes: int = 100,
+    seed: int = 0,
+    epsilon: float = 0.0,
+    env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    video_dir: Path | None = None,
+    num_videos: int = 3,
+    render: bool = False,
+    progress: bool = False,
+) -> PolicyReport:
+    """Play a policy: a Q-network takes its best action, any other RLModule its likeliest.
+
+    Args:
+        policy: teacher or student, as in `compare()`; or an RLModule, Algorithm or checkpoint of another algorithm.
+        env: as in `compare()`.
+        num_episodes: > 0; episode i is reset with `seed + i`.
+        seed: of the first episode.
+        epsilon: share of random actions, in [0, 1], as in `compare()`.
+        env_config: passed to the env.
+        trust_checkpoint: as in `compare()`.
+        video_dir: folder to which the first episodes are written as MP4 files.
+        num_videos: how many of them, > 0.
+        render: show the episodes on the screen, one after the other (`render_mode="human"`).
+        progress: whether to show a bar on a terminal.
+
+    Raises:
+        ValueError: the policy cannot be loaded, its spaces differ from the environment's, or it cannot be rendered.
+    """
+    seeds = episode_seeds(num_episodes, seed)
+    env, env_config = resolve_environment([policy], env, env_config)
+    policy = as_policy(policy, trust_checkpoint=trust_checkpoint)
+    player = _with_epsilon(policy, epsilon, seed=seed)
+    if render and video_dir is not None:
+        raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
+    check_fit(env_maker(env, env_config), {"The policy": policy})
+    mode = "human" if render else "rgb_array" if video_dir is not None else None
+    make_shown = env_maker(env, env_config, render_mode=mode)
+    if mode is not None:
+        check_renders(make_shown, mode)
+    make_env = make_shown if render else env_maker(env, env_config)
+    filmed = seeds[: num_videos if video_dir is not None else 0]
+    returns: list[float] = []
+    with bar("episodes", total=num_episodes, shown=progress) as advance:
+        for film_seed in filmed:
+            make_filmed = recording(make_shown, Path(str(video_dir)), name=f"seed-{film_seed}")
+            returns += play(make_filmed, player, [film_seed], advance=advance)[0]
+        rest = seeds[len(filmed) :]
+        returns += play(make_env, player, rest, num_envs=1 if render else 50, advance=advance)[0]
+    if isinstance(policy, GreedyQ):
+        return _report("policy", returns, policy.network, np.zeros((1, *(policy.network.input_space.shape or ()))))
+    return _report("policy", returns, num_parameters=policy.num_parameters)
+
+
+def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: int) -> Player:
+    if not 0.0 <= epsilon <= 1.0:
+        raise ValueError(f"`epsilon` is a share of random actions, in [0, 1], got {epsilon}.")
+    if epsilon == 0.0:
+        return policy
+    if not isinstance(policy.action_space, gym.spaces.Discrete):
+        raise ValueError(f"`epsilon` needs discrete actions, but the policy has {brief(policy.action_space)}. Set 0.")
+    return EpsilonGreedy(policy, int(policy.action_space.n), epsilon=epsilon, seed=seed)
+
+
+def resolve_environment(
+    sources: Sequence[Any], env: str | Callable[..., gym.Env] | None, env_config: Mapping[str, Any] | None = None
+) -> tuple[str | Callable[..., gym.Env], Mapping[str, Any]]:
+    """The environment that was asked for, or in which the first of the sources was trained that says so.
+
+    Args:
+        sources: policies, as in `compare()`.
+        env: what was asked for; None leaves it to the sources.
+        env_config: what was asked for; over what a source says.
+
+    Raises:
+        ValueError: nobody says it.
+    """
+    if env is not None:
+        return env, dict(env_config or {})
+    for source in sources:
+        own_env, own_config = environment_of(source)
+        if own_env is not None:
+            return own_env, {**own_config, **(env_config or {})}
+    raise ValueError(
+        "In which environment? The checkpoint does not say it (only those of whole Algorithms do, where it is a name). "
+        "Give it: env=..., or --env on the command line."
+    )
+
+
+def _report(
+    name: str,
+    returns: list[float],
+    network: Teacher | None = None,
+    inputs: np.ndarray | None = None,
+    *,
+    num_parameters: int | None = None,
+) -> PolicyReport:
+    mean, half_width = mean_and_ci95(returns)
+    latency = None
+    if network is not None and inputs is not None:
+        num_parameters = network.num_parameters
+        latency = latency_ms(network.q_values, torch.as_tensor(inputs[:1]).float())
+    return PolicyReport(name, returns, mean, half_width, num_parameters, latency)
+
+
+def _eyes(network: Teacher) -> int | None:
+    """Equal for networks that see the same: None without stages."""
+    has_stages = network.pipeline is not None and network.pipeline.stages
+    return id(network.pipeline) if has_stages else None
+
+
+def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
+    """What starts the view of each, once for all that see the same."""
+    return {_eyes(network): network.start for network in networks}
+
+
+def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
+    """Whether policies fit the environment, before torch fails in the middle of an episode.
+
+    Args:
+        make_env: makes the environment.
+        networks: by what to call them at the beginning of a sentence.
+
+    Raises:
+        ValueError: one of them does not; the message names both spaces.
+    """
+    env = make_env()
+    spaces = env.observation_space, env.action_space
+    env.close()
+    for name, network in networks.items():
+        own = network.observation_space, network.action_space
+        if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
+            raise ValueError(
+                f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
+                f"has {brief(spaces[0])} and {brief(spaces[1])}. Networks play where they were trained."
+            )

@@ -1,0 +1,18 @@
+"""Means with their confidence intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.stats
+
+
+def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half width of its 95 % confidence interval (Student's t; infinite for one value)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.inf
+    half_width = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return mean, float(half_width)

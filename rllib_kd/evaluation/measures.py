@@ -1,0 +1,67 @@
+"""Agreement, Q-regret and latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_kd.teachers.base import Teacher
+
+_STATES_AT_ONCE = 1_000  # in one forward pass: 10,000 stacks of frames and their features would fill the memory
+
+
+_LATENCY_CALLS = 500
+
+
+def confusion_and_regret(
+    teacher: Teacher, student: Teacher, teacher_inputs: np.ndarray, student_inputs: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Who chooses what, and what the student's choices cost by the teacher's Q-values.
+
+    Args:
+        teacher: from its inputs `[M, ...]` to Q-values `[M, A]`.
+        student: the same; it has as many actions.
+        teacher_inputs: states as the teacher's network takes them, `[M, ...]`, M > 0.
+        student_inputs: the same states as the student's network takes them.
+
+    Returns:
+        Counts of states `[A, A]`, rows the teacher's choice, columns the student's; and the mean of
+        max_a Q_T(s, a) − Q_T(s, a_S), in return units, ≥ 0.
+    """
+    teacher_q = _all_q_values(teacher, teacher_inputs)  # [M, A]
+    student_q = _all_q_values(student, student_inputs)  # [M, A]
+    num_actions = teacher_q.shape[-1]
+    best, chosen = teacher_q.argmax(-1), student_q.argmax(-1)  # [M]
+    confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
+    regret = (teacher_q.max(-1).values - teacher_q.gather(-1, chosen[:, None])[:, 0]).mean()
+    return confusion.numpy(), regret.item()
+
+
+def _all_q_values(network: Teacher, inputs: np.ndarray) -> Tensor:
+    chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
+    return torch.cat([network.q_values(chunk) for chunk in chunks])
+
+
+def agreement(confusion: np.ndarray) -> float:
+    """Share of states, in [0, 1], in which both choose one action, of counts `[A, A]`."""
+    return float(confusion.trace() / confusion.sum())
+
+
+def latency_ms(q_values: Callable[[Tensor], Tensor], obs: Tensor) -> float:
+    """Median time of one forward pass, in milliseconds, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = []
+        for _ in range(_LATENCY_CALLS):
+            start = time.perf_counter()
+            q_values(obs)
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return 1e3 * statistics.median(times)

@@ -1,0 +1,214 @@
+"""Policies play episodes side by side, one environment for each episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_kd.observations.pipeline import Shown, View
+
+_ENVS_AT_ONCE = 50
+
+
+_MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
+
+
+_MAX_EPISODE_STEPS = 30_000  # Atari's own limit is 27,000
+
+
+#: From what a vector env shows to actions `[N, ...]`. It may remember earlier steps.
+Act = Callable[[Shown], np.ndarray]
+
+
+class Player(Protocol):
+    """Whatever can play."""
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+
+
+class RandomActions:
+    """The random policy.
+
+    Args:
+        num_actions: it draws from all.
+        seed: of its draws.
+    """
+
+    def __init__(self, num_actions: int, *, seed: int):
+        self._num_actions = num_actions
+        self._rng = np.random.default_rng(seed)
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        return lambda shown: self._rng.integers(self._num_actions, size=len(shown.first))
+
+
+class EpsilonGreedy:
+    """Another player, with random actions in some of its steps: how scores of Atari games are usually taken.
+
+    Args:
+        player: whose actions it takes otherwise.
+        num_actions: random ones are drawn from all.
+        epsilon: share of random actions, in [0, 1].
+        seed: of its draws.
+    """
+
+    def __init__(self, player: Player, num_actions: int, *, epsilon: float, seed: int):
+        self._player = player
+        self._num_actions = num_actions
+        self._epsilon = epsilon
+        self._rng = np.random.default_rng(seed)
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        act = self._player.player()
+
+        def play(shown: Shown) -> np.ndarray:
+            actions = act(shown)
+            is_random = self._rng.random(len(actions)) < self._epsilon
+            return np.where(is_random, self._rng.integers(self._num_actions, size=len(actions)), actions)
+
+        return play
+
+
+class Reflex:
+    """A policy that remembers nothing.
+
+    Args:
+        function: from observations `[N, ...]` to actions `[N, ...]`.
+    """
+
+    def __init__(self, function: Callable[[Any], np.ndarray]):
+        self._function = function
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        return lambda shown: self._function(shown.obs)
+
+
+def play(
+    make_env: Callable[[], gym.Env],
+    policy: Player,
+    seeds: Sequence[int],
+    *,
+    views: Sequence[Callable[[], View]] = (),
+    num_envs: int = _ENVS_AT_ONCE,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[list[float], list[np.ndarray]]:
+    """Play one episode for each seed, each in an environment of its own.
+
+    Args:
+        make_env: makes one environment.
+        policy: that plays.
+        seeds: of the resets.
+        views: through each of which all states are seen as well, for what others would have done; called for each
+            vector env.
+        num_envs: episodes at once.
+        advance: is told how many episodes have ended since it was last told.
+
+    Raises:
+        ValueError: an episode does not end.
+
+    Returns:
+        Undiscounted returns in the order of the seeds; and for each view what it saw, `[M, ...]`, in the same states:
+        evenly from all episodes, and up to 10,000.
+    """
+    returns: list[float] = []
+    seen = _Sample(len(views))
+    for first in range(0, len(seeds), num_envs):
+        chunk = list(seeds[first : first + num_envs])
+        envs = gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * len(chunk))
+        try:
+            returns += _play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)
+        finally:
+            envs.close()
+    return returns, seen.states()
+
+
+def _play_chunk(
+    envs: gym.vector.VectorEnv,
+    act: Act,
+    seeds: list[int],
+    views: list[View],
+    seen: _Sample,
+    advance: Callable[[int], None],
+) -> list[float]:
+    obs, _ = envs.reset(seed=seeds)
+    shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
+    totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
+    for _ in range(_MAX_EPISODE_STEPS):
+        seen.add([np.asarray(view(shown))[running] for view in views])
+        actions = act(shown)
+        obs, rewards, terminateds, truncateds, _ = envs.step(actions)
+        shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
+        totals += rewards * running
+        ended = running & (terminateds | truncateds)
+        running &= ~ended
+        advance(int(ended.sum()))
+        if not running.any():
+            return totals.tolist()
+    raise ValueError(
+        f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
+        "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."
+    )
+
+
+class _OneEpisode(gym.Wrapper):
+    """Stands still once its episode has ended, and costs nothing, while others of its vector env go on."""
+
+    def __init__(self, env: gym.Env):
+        super().__init__(env)
+        self._last: Any = None  # observation, of an episode that has ended
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(**kwargs) if self._last is None else (self._last, {})
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if self._last is not None:
+            return self._last, 0.0, False, False, {}
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._last = obs if terminated or truncated else None
+        return obs, reward, terminated, truncated, info
+
+
+class _Sample:
+    """States, evenly thinned whenever they become too many: frames of long episodes would fill the memory."""
+
+    def __init__(self, num_views: int):
+        self._kept: list[list[np.ndarray]] = [[] for _ in range(num_views)]
+        self._stride = 1
+        self._num_seen = 0
+
+    def add(self, inputs: list[np.ndarray]) -> None:
+        """The same states `[M, ...]` as each view saw them."""
+        if not inputs:
+            return
+        indices = np.arange(self._num_seen, self._num_seen + len(inputs[0]))
+        self._num_seen += len(inputs[0])
+        chosen = np.flatnonzero(indices % self._stride == 0)
+        for kept, rows in zip(self._kept, inputs, strict=True):
+            kept += [rows[i].copy() for i in chosen]
+        if len(self._kept[0]) > _MAX_STATES:
+            self._kept = [kept[::2] for kept in self._kept]
+            self._stride *= 2
+
+    def states(self) -> list[np.ndarray]:
+        """`[M, ...]` for each view."""
+        return [np.stack(kept) for kept in self._kept]
+
+
+def episode_seeds(num_episodes: int, seed: int) -> range:
+    """One seed an episode.
+
+    Raises:
+        ValueError: there are to be none, or a seed is negative.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
+    if seed < 0:
+        raise ValueError(f"`seed` must be at least 0, got {seed}.")
+    return range(seed, seed + num_episodes)

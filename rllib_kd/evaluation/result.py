@@ -1,0 +1,99 @@
+"""What one policy reached, and how a student compares with its teacher."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rllib_kd.text import finite_or_none
+
+
+@dataclass(frozen=True)
+class PolicyReport:
+    """What one policy is and does."""
+
+    name: str
+    returns: list[float] = field(repr=False)  # of each episode, undiscounted
+    return_mean: float
+    return_ci95: float  # half width of the 95 % confidence interval of the mean (Student's t)
+    num_parameters: int | None = None  # that act: without target networks
+    latency_ms: float | None = None  # median of one forward pass of one observation, on one thread
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A student beside its teacher.
+
+    `confusion_on_..._states[i][j]` counts the states in which the teacher chooses action i and the student action j;
+    agreement is its diagonal's share.
+    """
+
+    env: str
+    num_episodes: int
+    epsilon: float  # share of random actions that teacher and student played with
+    teacher: PolicyReport
+    student: PolicyReport
+    random: PolicyReport
+    return_ratio: float  # (student − random) / (teacher − random); NaN where the teacher is no better than random
+    compression: float  # student parameters / teacher parameters
+    agreement_on_teacher_states: float  # share of states in which both choose one action, in [0, 1]
+    agreement_on_student_states: float
+    q_regret_on_teacher_states: float  # mean of max_a Q_T(s, a) − Q_T(s, a_S), return units, ≥ 0
+    q_regret_on_student_states: float
+    confusion_on_teacher_states: list[list[int]] = field(repr=False)  # [A][A], counts
+    confusion_on_student_states: list[list[int]] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON; what has no finite value is None."""
+        return finite_or_none(asdict(self))
+
+    @property
+    def conditions(self) -> str:
+        """How all have played."""
+        episodes = "1 episode" if self.num_episodes == 1 else f"{self.num_episodes:,} episodes"
+        return f"{episodes} each, same seeds" + (f", ε = {self.epsilon:g}" if self.epsilon else "")
+
+    def __str__(self) -> str:
+        """A table of at most 80 columns."""
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=escape(f"{self.env}, {self.conditions}"))
+        table.add_column("")
+        for name in ("teacher", self.student.name, "student / teacher"):
+            table.add_column(escape(name), justify="right")
+        teacher, student = self.teacher, self.student
+        table.add_row(
+            "return, mean ± 95 % CI",
+            *(f"{report.return_mean:.1f} ± {report.return_ci95:.1f}" for report in (teacher, student)),
+            f"{self.return_ratio:.3f}*" if math.isfinite(self.return_ratio) else "–*",
+        )
+        table.add_row(
+            "parameters",
+            f"{teacher.num_parameters:,}",
+            f"{student.num_parameters:,}",
+            f"{100 * self.compression:.2f} %",
+        )
+        if teacher.latency_ms and student.latency_ms:
+            table.add_row(
+                "latency, batch of 1",
+                *(f"{1e3 * report.latency_ms:.0f} µs" for report in (teacher, student) if report.latency_ms),
+                f"{student.latency_ms / teacher.latency_ms:.2f}",
+            )
+        table.add_row(
+            "agreement on its states",
+            *(f"{100 * a:.1f} %" for a in (self.agreement_on_teacher_states, self.agreement_on_student_states)),
+            "",
+        )
+        table.add_row(
+            "Q-regret on its states",
+            *(f"{regret:.3g}" for regret in (self.q_regret_on_teacher_states, self.q_regret_on_student_states)),
+            "",
+        )
+        table.caption = f"* return ratio, where a random policy ({self.random.return_mean:.1f}) counts as 0"
+        console = Console(width=80, highlight=False)
+        with console.capture() as capture:
+            console.print(table)
+        return capture.get().rstrip("\n")

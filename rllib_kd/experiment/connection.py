@@ -1,0 +1,125 @@
+"""Ray: started or joined, with what a trial needs, and left at the end."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
+
+from rllib_kd.terminal import say
+
+_CONNECT_TIMEOUT = 5.0  # seconds
+
+
+_MAX_SHARED_CPUS = 8  # what RLlib's algorithms need by default, they get on small machines too
+
+
+@dataclass(frozen=True)
+class LocalRay:
+    """What a Ray of our own is like; None: as Ray likes it."""
+
+    num_cpus: int | None = None  # of each node
+    num_gpus: int | None = None  # of each node
+    num_nodes: int | None = None  # emulates a cluster of so many on this machine
+    object_store_memory: int | None = None  # bytes
+    dashboard: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"num_cpus": 1, "num_gpus": 0, "num_nodes": 1, "object_store_memory": OBJECT_STORE_MINIMUM_MEMORY_BYTES}
+        for name, low in least.items():
+            number = getattr(self, name)
+            if number is not None and number < low:
+                raise ValueError(f"--ray-{name.replace('_', '-')} must be at least {low:,}, got {number:,}.")
+
+
+@contextmanager
+def connection(
+    needs: Mapping[str, float], *, address: str | None = None, local: LocalRay = LocalRay(), verbose: bool = False
+) -> Iterator[None]:
+    """Join or start Ray, and leave it at the end; where this process already has one, take that.
+
+    Args:
+        needs: resources of one trial, `{"CPU": 1.0, ...}`.
+        address: of a Ray to join, or "auto" for the one on this machine; None: RAY_ADDRESS, else one of our own.
+        local: that one.
+        verbose: whether Ray's log is shown.
+
+    Raises:
+        ValueError: nobody answers at the address; or a trial would wait forever for what Ray does not have.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address is not None:
+        if local != LocalRay():
+            raise ValueError("CPUs, GPUs, nodes, memory and dashboard are set for a local Ray, not at an address.")
+        _check_reachable(address)
+    # Tune's tables leave no place for a progress line; trials stay in this directory, where relative paths hold.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            where = {"address": address} if address is not None else _started(stack, needs, local)
+            stack.callback(ray.shutdown)
+            try:
+                ray.init(**where, logging_level="INFO" if verbose else "ERROR", log_to_driver=verbose)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+            except Exception as error:  # of no other kind where the machine is too busy
+                raise OSError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
+        _check_resources(needs, may_grow=address is not None)
+        yield
+
+
+def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> dict[str, Any]:
+    """How `ray.init()` starts a Ray of our own, or finds the cluster that is ended with the stack."""
+    settings = {
+        "num_cpus": local.num_cpus,
+        "num_gpus": local.num_gpus,
+        "object_store_memory": local.object_store_memory,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    if local.num_nodes is not None:
+        from ray.cluster_utils import Cluster
+
+        cluster = Cluster()
+        stack.callback(cluster.shutdown)
+        for _ in range(local.num_nodes):
+            cluster.add_node(**{"num_cpus": 1, **settings})
+        return {"address": cluster.address}
+    if local.num_cpus is None and (os.cpu_count() or 1) < needs.get("CPU", 1) <= _MAX_SHARED_CPUS:
+        settings["num_cpus"] = math.ceil(needs["CPU"])
+        say(f"note: a trial has {settings['num_cpus']} processes, more than there are CPUs ({os.cpu_count()}).")
+    return {"address": "local", "include_dashboard": local.dashboard, **settings}
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for a minute."""
+    host, _, port = address.split("://")[-1].rpartition(":")
+    if not port.isdigit():
+        return  # "auto", "local"
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+    except OSError as error:
+        raise ValueError(
+            f"No Ray answers at '{address}': {error}. Start one there by `ray start --head`, or leave the address out."
+        ) from error
+
+
+def _check_resources(needs: Mapping[str, float], *, may_grow: bool) -> None:
+    available = ray.cluster_resources()
+    for name, amount in needs.items():
+        if amount > available.get(name, 0):
+            message = f"A trial needs {amount:g} {name}s, and Ray has {available.get(name, 0):g}"
+            if not may_grow:
+                raise ValueError(
+                    f"{message}. Lower num_env_runners, num_learners or their {name}s in --config, or raise "
+                    f"--ray-num-{name.lower()}s."
+                )
+            say(f"note: {message} now. Training waits until the cluster grows.")

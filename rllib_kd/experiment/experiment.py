@@ -1,0 +1,185 @@
+"""What is trained, checked before anything starts."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.registry import ALGORITHMS
+from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
+
+from rllib_kd.algorithm.algorithm import DistillDQN
+from rllib_kd.algorithm.config import DistillDQNConfig
+from rllib_kd.environments.making import env_maker, names_class
+from rllib_kd.experiment.metrics import checked_stop
+from rllib_kd.experiment.settings import apply_settings, has_space, param_space, validate, variants
+from rllib_kd.observations.spaces import check_actions
+from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.teachers.names import absolute_teachers
+from rllib_kd.text import did_you_mean
+
+
+@dataclass
+class Experiment:
+    """What to train, until when.
+
+    Args:
+        name: of the experiment's folder.
+        algorithm: a name that Tune knows, `package.module.Class`, or the class.
+        config: a config; None: the algorithm's default one.
+        settings: fields of the config by name, whose values may be Tune's search spaces (`{"grid_search": [...]}`).
+        stop: metric → value at which to stop.
+        num_samples: trials of each combination of values.
+        compare_episodes: that teacher and student play at the end, each; 0: none.
+    """
+
+    name: str
+    algorithm: str | type[Algorithm]
+    config: AlgorithmConfig | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    stop: dict[str, float] = field(default_factory=dict)
+    num_samples: int = 1
+    compare_episodes: int = 0
+
+    def checked(self) -> CheckedExperiment:
+        """This experiment, with every combination of its values validated.
+
+        Raises:
+            ValueError: an unknown algorithm or setting, or a value that the config refuses; the message names what is
+                near.
+        """
+        check_not_empty(experiment_name=self.name)
+        check_at_least(1, num_samples=self.num_samples)
+        check_at_least(0, compare_episodes=self.compare_episodes)
+        cls = algorithm_class(self.algorithm)
+        settings = dict(self.settings)
+        if "teacher" in settings:
+            settings["teacher"] = _absolute_teachers(settings["teacher"])
+        base = cls.get_default_config() if self.config is None else self.config
+        own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
+        configs = [
+            apply_settings(base.copy(copy_frozen=False).update_from_dict(chosen), variant)
+            for chosen in variants(own)
+            for variant in variants(settings)
+        ]
+        for config in configs:
+            _check_env(config)
+            validate(config)
+        for config in {repr((config.env, config.env_config)): config for config in configs}.values():
+            _check_made(config)
+        teachers = {
+            repr(config.teacher): (config.teacher, config.trust_checkpoint)
+            for config in configs
+            if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str | list)
+        }
+        for teacher, trust in teachers.values():  # now, where the user sees what is wrong, and not in every trial
+            load_teacher(teacher, trust_checkpoint=trust)
+        if self.compare_episodes and len(teachers) != 1:
+            raise ValueError(f"A comparison at the end needs DistillDQN and one teacher, got {len(teachers)} teachers.")
+        first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
+        return CheckedExperiment(
+            name=self.name,
+            trainable=cls,
+            param_space=param_space(first, own | settings) if own or has_space(settings) else first,
+            stop=checked_stop(self.stop),
+            num_samples=self.num_samples,
+            compare_episodes=self.compare_episodes,
+            trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
+            title=f"{cls.__name__}-{getattr(first.env, '__name__', first.env)}",
+        )
+
+
+@dataclass(frozen=True)
+class CheckedExperiment:
+    """An experiment that can be run."""
+
+    name: str
+    trainable: type[Algorithm]
+    param_space: AlgorithmConfig | dict[str, Any]
+    stop: dict[str, float]
+    num_samples: int
+    compare_episodes: int
+    trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
+    title: str  # algorithm and environment
+
+
+def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
+    """The class of a registered algorithm, or of one at `package.module.Class`.
+
+    Raises:
+        ValueError: nobody has registered the name, or it cannot be imported.
+    """
+    if not isinstance(algorithm, str):
+        return algorithm
+    # Not by tune.registry.get_trainable_cls(): that imports all of RLlib's algorithms, and some need more packages.
+    if algorithm in ALGORITHMS:
+        try:
+            return ALGORITHMS[algorithm]()[0]
+        except ImportError as error:
+            raise ValueError(f"The algorithm '{algorithm}' needs a package that is not installed: {error}") from error
+    if _global_registry.contains(TRAINABLE_CLASS, algorithm):
+        return _global_registry.get(TRAINABLE_CLASS, algorithm)
+    if "." in algorithm:
+        return _imported(algorithm)
+    known = [DistillDQN.__name__, *ALGORITHMS]
+    hint = did_you_mean(algorithm, known, cutoff=0.5)
+    raise ValueError(f"Unknown algorithm '{algorithm}'.{hint} Known are: {', '.join(known)}; or package.module.Class.")
+
+
+def _imported(path: str) -> type[Algorithm]:
+    module, _, name = path.rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"The algorithm '{path}' cannot be imported: {error}") from error
+    if not (inspect.isclass(cls) and issubclass(cls, Algorithm)):
+        raise ValueError(f"'{path}' is no RLlib Algorithm.")
+    return cls
+
+
+def _absolute_teachers(value: Any) -> Any:
+    """Teachers under names that mean the same in every trial's working directory."""
+    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
+        return {"grid_search": [_absolute_teachers(teacher) for teacher in value["grid_search"]]}
+    return None if value is None else absolute_teachers(value)
+
+
+def _check_env(config: AlgorithmConfig) -> None:
+    """Whether an environment is named that there is."""
+    if config.env is None:
+        raise ValueError("An environment is needed: --env CartPole-v1, say, or `env` in the file.")
+    env_maker(config.env)
+
+
+def _check_made(config: AlgorithmConfig) -> None:
+    """Whether gymnasium can make the environment, and whether it suits DQN, before every trial fails.
+
+    Environments of the user's own are not made here: they may need what only the trials have.
+    """
+    env = config.env
+    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
+        return
+    made = env_maker(env, config.env_config)()
+    made.close()
+    if isinstance(config, DQNConfig) and not config.is_multi_agent:
+        check_actions(made.action_space)
+
+
+def check_at_least(low: int, **numbers: Any) -> None:
+    """Raise a ValueError if a number is no integer of at least `low`; None passes."""
+    for name, number in numbers.items():
+        if number is not None and (not isinstance(number, int) or number < low):
+            raise ValueError(f"`{name}` must be at least {low}, got {number!r}.")
+
+
+def check_not_empty(**texts: str | None) -> None:
+    """An empty text is a variable of the shell that is not set."""
+    for name, text in texts.items():
+        if text is not None and not text.strip():
+            raise ValueError(f"`{name}` is empty.")

@@ -1,0 +1,142 @@
+"""Experiments and settings from Python, YAML and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_kd.experiment.experiment import Experiment
+from rllib_kd.text import did_you_mean
+
+_YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
+
+
+#: Other keys of the old layout, and what does their work.
+_YAML_FLAGS = {
+    "checkpoint_at_end": "--checkpoint-at-end, which is the default",
+    "checkpoint_freq": "--checkpoint-freq",
+    "checkpoint_score_attr": "--checkpoint-score-attr",
+    "keep_checkpoints_num": "--keep-checkpoints-num",
+    "local_dir": "--storage-path",
+    "restore": "--restore",
+    "scheduler": "--scheduler",
+    "storage_path": "--storage-path",
+    "upload_dir": "--storage-path",
+}
+
+
+def read_experiment(path: str | os.PathLike[str]) -> Experiment:
+    """Read an experiment from a Python or YAML file.
+
+    Args:
+        path: a `.py` file with a `config` (an AlgorithmConfig), and perhaps `stop`, `num_samples` and
+            `compare_episodes`; or a `.yaml` file with one experiment: name → run, env, config, stop, and the others.
+
+    Raises:
+        ValueError: the file is not there, or does not hold that; the message says what was found.
+    """
+    if "://" in str(path):
+        raise ValueError(f"Experiments are read from this machine only: download '{path}' first.")
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no experiment file at '{path}'.")
+    if path.suffix == ".py":
+        return _read_python(path)
+    if path.suffix in (".yaml", ".yml"):
+        return _read_yaml(path)
+    raise ValueError(f"An experiment file ends in .py or .yaml, got '{path.name}'.")
+
+
+def _read_python(path: Path) -> Experiment:
+    folder = str(path.parent.absolute())
+    sys.path.insert(0, folder)  # as `python FILE` does; and so do the processes of a local Ray
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+    try:
+        names = runpy.run_path(str(path), run_name="experiment")
+    except Exception as error:
+        raise ValueError(f"'{path}' cannot be run: {type(error).__name__}: {error}") from error
+    config = names.get("config")
+    if not isinstance(config, AlgorithmConfig) or config.algo_class is None:
+        raise ValueError(
+            f"'{path}' must define `config`, an AlgorithmConfig of an algorithm, at its top level. Got "
+            f"{type(config).__name__ if 'config' in names else 'none'}."
+        )
+    return _with_entries(Experiment(path.stem, config.algo_class, config), path, names)
+
+
+def _read_yaml(path: Path) -> Experiment:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
+        raise ValueError(f"'{path}' must hold an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}.")
+    if len(content) != 1:
+        raise ValueError(
+            f"'{path}' must hold one experiment, got {len(content)}: {list(content)}. Use a file for each."
+        )
+    ((name, entry),) = content.items()
+    for key in entry:
+        if key in _YAML_FLAGS:
+            raise ValueError(f"'{key}' in '{path}' is a flag now: {_YAML_FLAGS[key]}. Leave it out of the file.")
+        if key not in _YAML_KEYS:
+            hint = did_you_mean(key, _YAML_KEYS)
+            raise ValueError(f"Unknown key '{key}' in '{path}'.{hint} Known are: {', '.join(_YAML_KEYS)}.")
+    if not isinstance(entry.get("run"), str):
+        raise ValueError(f"'{path}' must name the algorithm: `run: DQN`, say.")
+    settings = entry.get("config") or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"`config` in '{path}' must hold settings, like {{lr: 0.001}}. Got {settings!r}.")
+    if "env" in entry:
+        settings = {**settings, "env": entry["env"]}
+    return _with_entries(Experiment(str(name), entry["run"], settings=settings), path, entry)
+
+
+def _with_entries(experiment: Experiment, path: Path, entries: Mapping[str, Any]) -> Experiment:
+    """What Python and YAML files may hold beside the config."""
+    stop = entries.get("stop") or {}
+    if not isinstance(stop, Mapping):
+        raise ValueError(f"`stop` in '{path}' must be like {{training_iteration: 10}}. Got {stop!r}.")
+    experiment.stop = dict(stop)
+    experiment.num_samples = entries.get("num_samples", 1)
+    experiment.compare_episodes = entries.get("compare_episodes", 0)
+    return experiment
+
+
+def parse_json(text: str, what: str) -> dict[str, Any]:
+    """A JSON object, or the one in a JSON or YAML file, where `text` is `@file`.
+
+    Raises:
+        ValueError: it is no such object; the message shows what was got.
+    """
+    example = '{"training_iteration": 10}' if what == "--stop" else '{"lr": 0.001}'
+    source = text
+    if text.startswith("@"):
+        path = Path(text[1:])
+        if not path.is_file():
+            raise ValueError(f"{what}: there is no file '{path}'.")
+        text, source = path.read_text(errors="replace"), f"the file '{path}'"
+        is_yaml = path.suffix in (".yaml", ".yml")
+    else:
+        is_yaml = False
+    try:
+        value = yaml.safe_load(text) if is_yaml else json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."
+        ) from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be a JSON object like '{example}', got {source}.")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")

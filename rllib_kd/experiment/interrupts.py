@@ -1,0 +1,80 @@
+"""Ctrl-C and SIGTERM save a checkpoint, then end the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ray import tune
+from ray.tune.result import SHOULD_CHECKPOINT
+
+from rllib_kd.terminal import say
+
+_interrupt = threading.Event()  # of this process, as signals are: Tune pickles callbacks, and restores copies of them
+
+
+class SaveOnInterrupt(tune.Callback):
+    """After Ctrl-C, saves a checkpoint of every trial at its next result, and ends; the experiment can be resumed."""
+
+    def __init__(self) -> None:
+        self._told = False
+        self._reported: set[str] = set()
+        self._saved: set[str] = set()
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Tune's hook at every result."""
+        self._reported.add(trial.trial_id)
+        if _interrupt.is_set():
+            result[SHOULD_CHECKPOINT] = True
+
+    def on_trial_save(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Tune's hook after every checkpoint."""
+        if _interrupt.is_set():
+            self._saved.add(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Tune's hook, several times a second."""
+        if not _interrupt.is_set():
+            return
+        running = {trial.trial_id for trial in trials if trial.status == "RUNNING"}
+        waiting = (running & self._reported) - self._saved  # what has not reported yet has nothing to lose
+        if not waiting:
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune then writes the experiment's state, and returns
+        elif not self._told:
+            self._told = True
+            say("stopping: a checkpoint will be saved after this iteration. Ctrl-C again ends at once.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(vars(SaveOnInterrupt()))
+
+
+@contextmanager
+def saving_on_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM have `SaveOnInterrupt` save and end; a second one raises SystemExit at once.
+
+    Yields:
+        An event that is set after the first one.
+    """
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        if _interrupt.is_set():
+            say("interrupted")
+            raise SystemExit(1)
+        _interrupt.set()
+
+    _interrupt.clear()
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        yield _interrupt
+        return
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield _interrupt
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

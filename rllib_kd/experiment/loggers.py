@@ -1,0 +1,30 @@
+"""Weights & Biases."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+from ray import tune
+
+
+def wandb_callback(*, project: str, key: str | None = None, run_name: str | None = None) -> tune.Callback:
+    """Ray's logger for Weights & Biases.
+
+    Args:
+        project: where the runs appear.
+        key: None: who is logged in, or WANDB_API_KEY. Not given to the callback, which lies among the results.
+        run_name: None: each trial's.
+
+    Raises:
+        ValueError: wandb is not installed, or nobody is logged in.
+    """
+    from ray.air.integrations.wandb import WandbLoggerCallback
+
+    if find_spec("wandb") is None:
+        raise ValueError("Logging to Weights & Biases needs its package: pip install wandb")
+    if key is not None:
+        os.environ["WANDB_API_KEY"] = key
+    callback = WandbLoggerCallback(project=project, **({} if run_name is None else {"name": run_name}))
+    callback.setup()  # as Tune does, which says too late that nobody is logged in
+    return callback

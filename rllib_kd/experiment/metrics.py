@@ -1,0 +1,99 @@
+"""Metrics by name: in stop criteria and in results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune.utils import flatten_dict
+
+from rllib_kd.terminal import say
+from rllib_kd.text import did_you_mean
+
+#: Metrics of the old API stack, and where a result holds them now.
+RENAMED_METRICS = {
+    "timesteps_total": "num_env_steps_sampled_lifetime",
+    "episode_reward_mean": "env_runners/episode_return_mean",
+    "episode_reward_min": "env_runners/episode_return_min",
+    "episode_reward_max": "env_runners/episode_return_max",
+    "episode_len_mean": "env_runners/episode_len_mean",
+    "sampler_results/episode_reward_mean": "env_runners/episode_return_mean",
+    "env_runners/episode_reward_mean": "env_runners/episode_return_mean",
+    "evaluation/episode_reward_mean": "evaluation/env_runners/episode_return_mean",
+    "evaluation/env_runners/episode_reward_mean": "evaluation/env_runners/episode_return_mean",
+    "evaluation/sampler_results/episode_reward_mean": "evaluation/env_runners/episode_return_mean",
+    "episodes_total": "env_runners/num_episodes_lifetime",
+}
+
+
+#: What results hold at their top level. Callbacks may add to it, so that other names are errors only if near to these.
+_METRICS = (
+    "distillation",
+    "env_runners",
+    "evaluation",
+    "iterations_since_restore",
+    "learners",
+    "num_env_steps_sampled_lifetime",
+    "num_training_step_calls_per_iteration",
+    "time_since_restore",
+    "time_this_iter_s",
+    "time_total_s",
+    "training_iteration",
+)
+
+
+def checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
+    """Return stop criteria under the names that results use; raise a ValueError for one that cannot be met."""
+    for metric, value in stop.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise ValueError(f"Training stops when a metric reaches a number, got {value!r} for '{metric}'.")
+    return {checked_metric(metric): value for metric, value in stop.items()}
+
+
+def checked_metric(metric: Any) -> str:
+    """Its name in results."""
+    if not isinstance(metric, str):
+        raise ValueError(f"A metric has a name, like 'training_iteration'. Got {metric!r}.")
+    metric = RENAMED_METRICS.get(metric, metric)
+    for path in RENAMED_METRICS.values():
+        if "/" not in metric and path.endswith(f"/{metric}"):
+            raise ValueError(f"Results hold no metric '{metric}'. Did you mean '{path}'?")
+    top = metric.split("/")[0]
+    if top not in _METRICS and (hint := did_you_mean(top, _METRICS, cutoff=0.8)):
+        raise ValueError(f"Results hold no metric '{metric}'.{hint}")
+    return metric
+
+
+_PATIENCE = 3  # results in which a metric may be missing: evaluations, say, come later than the first
+
+
+class MissingMetrics(tune.Callback):
+    """Says so when results do not hold a metric by which training is to stop or to be scheduled.
+
+    Args:
+        metrics: their paths, `a/b/c`.
+    """
+
+    def __init__(self, metrics: Sequence[str]):
+        self._missing = set(metrics)
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+        """Tune's hook at every result."""
+        if not self._missing:
+            return
+        known = flatten_dict(dict(result))
+        self._missing -= set(known)
+        if result.get("training_iteration", 0) >= _PATIENCE:
+            for metric in sorted(self._missing):
+                say(f"warning: no result has held the metric '{metric}' so far.{did_you_mean(metric, known)}")
+            self._missing.clear()
+
+
+def metric_at(result: Mapping[str, Any], path: str) -> float:
+    """The metric at `a/b/c`; −inf where the result does not hold it (yet)."""
+    value: Any = result
+    for key in path.split("/"):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return -math.inf if value is None else float(value)

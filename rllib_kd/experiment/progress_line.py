@@ -1,0 +1,142 @@
+"""One line that shows how far training is."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import tune
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from rllib_kd.experiment.metrics import metric_at
+from rllib_kd.terminal import watched
+
+
+class ProgressLine(tune.Callback):
+    """Shows env steps, gradient steps per second, return, return ratio and time left; of several trials the best.
+
+    Only on a terminal, and never wider: in a file or pipe nothing is printed.
+
+    Args:
+        stop: metric → value at which a trial stops, for the time left.
+    """
+
+    def __init__(self, stop: Mapping[str, float]):
+        self._stop = dict(stop)
+        self._results: dict[str, Mapping[str, Any]] = {}  # the last one of each trial
+        self._num_trials = 1
+        self._first: tuple[float, float] | None = None  # when the first result came, and how far it was
+        self._live: Live | None = None
+
+    def setup(self, stop: Any = None, num_samples: int | None = None, total_num_samples: int = 1, **info: Any) -> None:
+        """Tune's hook before the first trial."""
+        self._num_trials = total_num_samples
+        if watched():
+            self._live = Live(Text("starting"), console=Console(stderr=True), transient=True)
+            self._live.start()
+            atexit.register(self._live.stop)  # which shows the cursor again, however training ends
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
+        """Tune's hook at every result."""
+        if self._live is None:
+            return
+        self._results[trial.trial_id] = result
+        total = max(self._num_trials, len(trials))
+        left = self._seconds_left(total)
+        line = describe(
+            list(self._results.values()), num_trials=total, seconds_left=left, width=self._live.console.width
+        )
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+
+    def on_experiment_end(self, trials: Any, **info: Any) -> None:
+        """Tune's hook at the end."""
+        if self._live is not None:
+            self._live.stop()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_stop": self._stop, "_results": {}, "_num_trials": 1, "_first": None, "_live": None}
+
+    def _seconds_left(self, num_trials: int) -> float:
+        """By the pace since the first result, so that neither the start nor what was done before a resume counts."""
+        now, done = time.monotonic(), sum(share_done(r, self._stop) for r in self._results.values()) / num_trials
+        if self._first is None:
+            self._first = now, done
+        start, done_before = self._first
+        return (now - start) * (1.0 - done) / (done - done_before) if done > done_before else math.nan
+
+
+def describe(
+    results: Sequence[Mapping[str, Any]],
+    *,
+    num_trials: int = 1,
+    seconds_left: float = math.nan,
+    width: int | None = None,
+) -> str:
+    """How far training is, in one line.
+
+    Args:
+        results: the last one of each trial that has one.
+        num_trials: that there are, and will be.
+        seconds_left: NaN: nobody knows.
+        width: in characters; what matters less is left out until the line fits.
+    """
+    done = sum(bool(result.get("done")) for result in results)
+    rates = [r for r in map(_gradient_steps_per_second, results) if r]
+    parts = {  # what matters least comes first
+        "gradient steps": f"{sum(rates):,.0f} gradient steps/s" if rates else "",
+        "env steps": f"{sum(result.get('num_env_steps_sampled_lifetime', 0) for result in results):,.0f} env steps",
+        "ratio": _best("ratio {:.3f}", [result.get("distillation", {}).get("return_ratio") for result in results]),
+        "left": _duration(seconds_left),
+        "return": _best("return {:.1f}", [_mean_return(result) for result in results]),
+        "trials": f"{done} of {num_trials} trials done" if num_trials > 1 else "",
+    }
+    shown = ("trials", "env steps", "gradient steps", "return", "ratio", "left")
+    for dropped in range(len(parts)):
+        kept = list(parts)[dropped:]
+        line = " · ".join(parts[name] for name in shown if name in kept and parts[name])
+        if width is None or len(line) <= width:
+            break
+    return line
+
+
+def share_done(result: Mapping[str, Any], stop: Mapping[str, float]) -> float:
+    """How far a trial is, in [0, 1], by the criteria that count up: steps, iterations, seconds."""
+    if result.get("done"):
+        return 1.0
+    counters = {path: value for path, value in stop.items() if value > 0 and _counts_up(path.rsplit("/")[-1])}
+    return min(1.0, max((max(0.0, metric_at(result, path)) / value for path, value in counters.items()), default=0.0))
+
+
+def _counts_up(name: str) -> bool:
+    return name.startswith("num_") or name in ("training_iteration", "time_total_s")
+
+
+def _gradient_steps_per_second(result: Mapping[str, Any]) -> float:
+    steps = result.get("distillation", {}).get("num_gradient_steps_lifetime", 0)
+    return steps / result["time_total_s"] if result.get("time_total_s") else 0.0
+
+
+def _mean_return(result: Mapping[str, Any]) -> float | None:
+    """Of the last evaluation, or of training where there was none."""
+    sources = (result.get("evaluation", {}), result)
+    return next((s["env_runners"].get("episode_return_mean") for s in sources if "env_runners" in s), None)
+
+
+def _best(text: str, values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return ("best " if len(values) > 1 else "") + text.format(max(known)) if known else ""
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return ""
+    return next(
+        f"{seconds / unit:.0f}{name} left"
+        for unit, name, limit in ((1, "s", 100), (60, "m", 6_000), (3600, "h", math.inf))
+        if seconds < limit
+    )

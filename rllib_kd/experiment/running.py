@@ -1,0 +1,198 @@
+"""Experiments run by Ray Tune: options, resume, restore, schedulers."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from rllib_kd.checkpoints.runs import find_student
+from rllib_kd.evaluation.policies import algorithm_of
+from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
+from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
+from rllib_kd.experiment.metrics import MissingMetrics, checked_metric, metric_at
+from rllib_kd.experiment.settings import check_names
+from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back
+from rllib_kd.teachers.names import absolute_uri
+from rllib_kd.terminal import say
+from rllib_kd.text import did_you_mean
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How an experiment is run: the flags of `rllib train` that are not about what is trained."""
+
+    checkpoint_freq: int = 0  # training iterations; 0: never
+    checkpoint_at_end: bool = True
+    keep_checkpoints_num: int | None = None
+    checkpoint_score_attr: str | None = None  # "min-..." where low is good
+    storage_path: str = "~/ray_results"
+    restore: str | None = None
+    resume: bool = False
+    scheduler: str | None = None
+    scheduler_config: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: Sequence[tune.Callback] = ()
+
+    def __post_init__(self) -> None:
+        check_at_least(0, checkpoint_freq=self.checkpoint_freq)
+        check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
+        check_not_empty(
+            storage_path=self.storage_path, checkpoint_score_attr=self.checkpoint_score_attr, restore=self.restore
+        )
+
+
+def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
+    """Train by Ray Tune.
+
+    Ctrl-C or SIGTERM lets every trial end its iteration and save a checkpoint; a second one ends at once.
+
+    Returns:
+        The results, and whether Ctrl-C has ended training, which can then be resumed.
+
+    Raises:
+        ValueError: an unknown scheduler, nothing to resume or to restore, or no place for the results.
+    """
+    storage = absolute_uri(options.storage_path)
+    space = experiment.param_space
+    if options.restore is not None:
+        space = _restoring(space, _checkpoint_uri(options.restore, experiment.trainable))
+    if options.resume:
+        tuner = _resumed(experiment, space, storage)
+    else:
+        _check_writable(storage)
+        check_names(
+            type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
+        )
+        scheduler, checkpoints = _scheduler(options.scheduler, options.scheduler_config), _checkpoint_config(options)
+        metrics = [*experiment.stop, getattr(scheduler, "metric", None), checkpoints.checkpoint_score_attribute]
+        tuner = tune.Tuner(
+            experiment.trainable,
+            param_space=space,
+            tune_config=tune.TuneConfig(num_samples=experiment.num_samples, scheduler=scheduler),
+            run_config=tune.RunConfig(
+                name=experiment.name,
+                storage_path=storage,
+                stop=partial(_reached, experiment.stop),
+                verbose=0,
+                callbacks=[
+                    *options.callbacks,
+                    SaveOnInterrupt(),
+                    MissingMetrics([m for m in metrics if m]),
+                    Snapshots(),
+                ],
+                checkpoint_config=checkpoints,
+            ),
+        )
+        if not experiment.stop:
+            say("note: there is no --stop, so training goes on until Ctrl-C.")
+    with saving_on_interrupt() as interrupted:
+        return tuner.fit(), interrupted.is_set()
+
+
+def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
+    path = f"{storage}/{experiment.name}"
+    if not tune.Tuner.can_restore(path):
+        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    if has_snapshot(path):
+        put_back(path)
+    return tune.Tuner.restore(
+        path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
+    )
+
+
+def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:
+    attribute, order = options.checkpoint_score_attr, "max"
+    if attribute is not None and attribute.startswith("min-"):
+        attribute, order = attribute.removeprefix("min-"), "min"
+    return tune.CheckpointConfig(
+        checkpoint_frequency=options.checkpoint_freq,
+        checkpoint_at_end=options.checkpoint_at_end,
+        num_to_keep=options.keep_checkpoints_num,
+        checkpoint_score_attribute=None if attribute is None else checked_metric(attribute),
+        checkpoint_score_order=order,
+    )
+
+
+def _check_writable(storage: str) -> None:
+    if "://" in storage:
+        return
+    try:
+        Path(storage).mkdir(parents=True, exist_ok=True)
+        writable = os.access(storage, os.W_OK)
+    except OSError as error:
+        raise ValueError(f"Results cannot be written to '{storage}': {error.strerror}. Set --storage-path.") from error
+    if not writable:
+        raise ValueError(f"Results cannot be written to '{storage}': permission denied. Set --storage-path.")
+
+
+def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
+    uri = absolute_uri(find_student(path))
+    if "://" in uri:
+        return uri
+    if not all((Path(uri) / name).is_file() for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")):
+        raise ValueError(f"There is no checkpoint of an Algorithm at '{path}' to restore.")
+    trained_by = algorithm_of(uri)
+    if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
+        raise ValueError(f"The checkpoint '{path}' is one of {trained_by}, which {trainable.__name__} cannot restore.")
+    return uri
+
+
+def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> AlgorithmConfig | dict[str, Any]:
+    """The same, with algorithms that start from a checkpoint."""
+    restore = partial(_restore, checkpoint)
+    if isinstance(space, AlgorithmConfig):
+        return space.copy(copy_frozen=False).callbacks(on_algorithm_init=restore)
+    return {**space, "callbacks_on_algorithm_init": restore}
+
+
+def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:
+    algorithm.restore_from_path(path)
+
+
+def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
+    if name is None:
+        if arguments:
+            raise ValueError("--scheduler-config needs a --scheduler.")
+        return None
+    from ray.tune.schedulers import SCHEDULER_IMPORT
+
+    cls = SCHEDULER_IMPORT.get(name.lower())
+    if cls is None:
+        hint = did_you_mean(name, SCHEDULER_IMPORT)
+        raise ValueError(f"Unknown scheduler '{name}'.{hint} Known are: {', '.join(SCHEDULER_IMPORT)}.")
+    known = inspect.signature(cls() if inspect.isfunction(cls) else cls).parameters
+    for key in arguments:  # Tune leaves out what it does not know, without a word
+        if key not in known:
+            raise ValueError(f"The scheduler '{name}' has no argument '{key}'.{did_you_mean(key, known)}")
+    arguments = dict(arguments)
+    if "metric" in arguments:
+        arguments["metric"] = checked_metric(arguments["metric"])
+        arguments.setdefault("mode", "max")
+    elif "metric" in known:
+        raise ValueError(
+            f"The scheduler '{name}' needs a metric: --scheduler-config "
+            '\'{"metric": "env_runners/episode_return_mean", "mode": "max"}\'.'
+        )
+    try:
+        return tune.create_scheduler(name, **arguments)
+    except Exception as error:  # TuneError, TypeError, AssertionError, ...
+        raise ValueError(f"The scheduler '{name}' does not take {arguments}: {error}") from error
+
+
+def _reached(stop: Mapping[str, float], trial_id: str, result: Mapping[str, Any]) -> bool:
+    """Whether one of the criteria is met. Tune's own check fails where a result does not hold a metric yet."""
+    return any(metric_at(result, path) >= value for path, value in stop.items())
+
+
+def location(checkpoint: tune.Checkpoint) -> str:
+    """Path or URI of a checkpoint, as `rllib evaluate` takes it."""
+    kind = checkpoint.filesystem.type_name
+    return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"

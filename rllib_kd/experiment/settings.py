@@ -1,0 +1,306 @@
+"""Settings by name, from JSON or YAML, with the validation of RLlib's fluent API and what that lets pass."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.models.utils import get_activation_fn
+from ray.rllib.utils import replay_buffers
+from ray.tune.search.variant_generator import generate_variants
+
+from rllib_kd.text import did_you_mean
+
+#: Settings of the old API stack that only have another name now.
+RENAMED = {
+    "num_workers": "num_env_runners",
+    "num_rollout_workers": "num_env_runners",
+    "num_envs_per_worker": "num_envs_per_env_runner",
+    "num_gpus_per_worker": "num_gpus_per_env_runner",
+    "num_cpus_per_worker": "num_cpus_per_env_runner",
+    "num_cpus_for_driver": "num_cpus_for_main_process",
+    "num_sgd_iter": "num_epochs",
+    "sgd_minibatch_size": "minibatch_size",
+    "evaluation_num_workers": "evaluation_num_env_runners",
+    "timesteps_per_iteration": "min_sample_timesteps_per_iteration",
+    "min_time_s_per_reporting": "min_time_s_per_iteration",
+    "model": "model_config",
+    "lambda": "lambda_",
+    "input": "input_",
+}
+
+
+#: Settings that the new API stack does not read, though some are still accepted, and what does their work now.
+_GONE = {
+    "hiddens": "set model_config: {'head_fcnet_hiddens': [...]}",
+    "noisy": "leave it out",
+    "adam_epsilon": "leave it out",
+    "exploration_config": "set epsilon, a number or a schedule like [[0, 1.0], [10000, 0.05]]",
+    "observation_filter": "set env_to_module_connector in a Python file",
+    "num_gpus": "set num_gpus_per_learner",
+    "lr_schedule": "set lr, which takes a schedule like [[0, 1e-3], [100000, 1e-4]]",
+    "entropy_coeff_schedule": "set entropy_coeff, which takes a schedule",
+    "multiagent": "set policies and policy_mapping_fn in a Python file",
+    "enable_connectors": "leave it out: connectors are always there",
+    "buffer_size": "set replay_buffer_config: {'capacity': ...}",
+    "learning_starts": "set num_steps_sampled_before_learning_starts",
+}
+
+
+#: The fluent methods whose arguments are names of settings.
+_FLUENT_METHODS = (
+    "environment",
+    "env_runners",
+    "learners",
+    "training",
+    "distillation",
+    "evaluation",
+    "offline_data",
+    "rl_module",
+    "reporting",
+    "fault_tolerance",
+    "debugging",
+    "multi_agent",
+    "callbacks",
+    "checkpointing",
+    "framework",
+    "api_stack",
+    "resources",
+    "python_environment",
+    "experimental",
+)
+
+
+#: The least and the largest number that makes sense, and whether it must be whole, by the first pattern that the whole
+#: name matches. RLlib itself takes any number, and trains on: a learning rate of -1, say.
+_RANGES = {
+    r"gamma|lambda_|tau|epsilon": (0, 1, False),
+    r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
+    r"num_(?!cpus|gpus).*|seed|.*_(freq|interval)": (0, math.inf, True),
+    r"num_.*|(.*_)?lr|.*_timeout_s|(min|max)_.*|grad_clip": (0, math.inf, False),
+    r".*": (-math.inf, math.inf, False),
+}
+
+
+#: Settings whose name in a config's dict is another.
+_ATTRIBUTES = {"model_config": "_model_config"}
+
+
+def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> AlgorithmConfig:
+    """Set fields of a config by name, each through the fluent method that takes it.
+
+    Raises:
+        ValueError: a name that no fluent method takes, also within dicts whose keys RLlib knows, with the nearest known
+            one; or a value of another type.
+    """
+    known = _fluent_arguments(type(config))
+    for given, value in settings.items():
+        name = RENAMED.get(given, given)
+        if name in _GONE:
+            raise ValueError(f"The setting '{name}' no longer exists: {_GONE[name]}.")
+        if name not in known:
+            raise ValueError(f"{type(config).__name__} has no setting '{name}'.{did_you_mean(name, known)}")
+        method, type_hint = known[name]
+        if not _fits(value, type_hint):
+            raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {_spell(type_hint)}.")
+        _check_range(name, value)
+        if isinstance(value, Mapping):
+            _check_keys(config, name, value)
+        try:
+            getattr(config, method)(**{name: value})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"The setting '{name}' cannot be {value!r}: {error}") from error
+    return config
+
+
+def check_names(cls: type[AlgorithmConfig], names: Iterable[str]) -> None:
+    """Whether all are names of settings.
+
+    Raises:
+        ValueError: one is not, with the nearest known name.
+    """
+    known = _fluent_arguments(cls)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{cls.__name__} has no setting '{name}'.{did_you_mean(name, known)}")
+
+
+def validate(config: AlgorithmConfig) -> AlgorithmConfig:
+    """The config, validated.
+
+    Raises:
+        ValueError: whatever RLlib's `validate()` has to say.
+    """
+    try:
+        config.validate()
+    except ValueError as error:
+        raise ValueError(str(error).split("To suppress all validation errors")[0].strip()) from error
+    except Exception as error:  # RLlib raises what comes: NotImplementedError, ImportError, AssertionError, ...
+        raise ValueError(f"RLlib refuses this config: {error}") from error
+    return config
+
+
+def variants(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings with each combination of values of their search spaces.
+
+    Raises:
+        ValueError: a `grid_search` without a list of values.
+    """
+    _check_grids(settings)
+    for _, variant in generate_variants(dict(settings)):
+        yield variant
+
+
+def has_space(value: Any) -> bool:
+    """Whether a value is one of Tune's search spaces, or holds one."""
+    if isinstance(value, Mapping):
+        return "grid_search" in value or any(map(has_space, value.values()))
+    return hasattr(value, "sample") and hasattr(value, "get_sampler")
+
+
+def param_space(config: AlgorithmConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What Tune takes: a config to which one variant of the settings was applied, with their search spaces in place."""
+    space = config.to_dict()
+    for given, value in settings.items():
+        if has_space(value):
+            name = _ATTRIBUTES.get(RENAMED.get(given, given), RENAMED.get(given, given))
+            space[name] = _overlay(space.get(name), value)
+    return space
+
+
+def _check_grids(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if not isinstance(name, str):
+            raise ValueError(f"Settings have names, like 'lr'. Got {name!r}: {value!r}.")
+        if not isinstance(value, Mapping):
+            continue
+        values = value.get("grid_search")
+        if "grid_search" in value and not (len(value) == 1 and isinstance(values, list) and values):
+            raise ValueError(
+                f"The values that '{name}' is to take must be a list: {{\"grid_search\": [...]}}. Got {dict(value)}."
+            )
+        _check_grids(value)
+
+
+def _overlay(applied: Any, given: Any) -> Any:
+    if isinstance(given, Mapping) and isinstance(applied, Mapping) and "grid_search" not in given:
+        return {**applied, **{key: _overlay(applied.get(key), value) for key, value in given.items()}}
+    return given
+
+
+def _fluent_arguments(cls: type[AlgorithmConfig]) -> dict[str, tuple[str, Any]]:
+    """Of each setting: the fluent method that takes it, and its type hint there. Subclasses' go before."""
+    arguments: dict[str, tuple[str, Any]] = {}
+    for name in _FLUENT_METHODS:
+        for method in (vars(base)[name] for base in cls.__mro__ if name in vars(base)):
+            try:
+                hints = typing.get_type_hints(method)
+            except NameError:  # RLlib imports some of its types for type checkers only
+                hints = {}
+            for parameter in inspect.signature(method).parameters.values():
+                is_named = parameter.name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+                if is_named and parameter.default != DEPRECATED_VALUE:
+                    hint = hints.get(parameter.name, parameter.annotation)
+                    arguments.setdefault(parameter.name, (name, hint))
+    return arguments
+
+
+def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) -> None:
+    """Unknown keys in dicts whose keys RLlib knows."""
+    known: Iterable[str]
+    if name == "model_config":
+        hints = typing.get_type_hints(DefaultModelConfig)
+        for key in set(value) & set(hints):
+            _check_model(key, value[key], hints[key])
+        known = {*hints, *config._model_config_auto_includes}
+    elif name == "replay_buffer_config":
+        known = set(config.replay_buffer_config) | _buffer_arguments(
+            value.get("type", config.replay_buffer_config.get("type"))
+        )
+    elif name == "evaluation_config":
+        apply_settings(type(config)(), value)
+        return
+    else:
+        return
+    for key in value:
+        if key not in known:
+            raise ValueError(f"'{name}' has no key '{key}'.{did_you_mean(key, known)}")
+
+
+def _check_model(key: str, value: Any, type_hint: Any) -> None:
+    if not _fits(value, type_hint):
+        raise ValueError(f"'model_config' has no {key}={value!r}: expected {_spell(type_hint)}.")
+    if key.endswith("_hiddens") and not all(isinstance(width, int) and width > 0 for width in value):
+        raise ValueError(f"'model_config' has no {key}={value!r}: expected a list of integers of at least 1.")
+    if key.endswith("_activation") and value is not None:
+        try:
+            get_activation_fn(value, framework="torch")
+        except ValueError as error:
+            raise ValueError(f"'model_config' has no {key}={value!r}: PyTorch knows relu, tanh, silu, ….") from error
+
+
+def _check_range(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high, whole = next(limits for pattern, limits in _RANGES.items() if re.fullmatch(pattern, name))
+    if not low <= value <= high or (whole and value % 1):
+        kind = "an integer" if whole else "a number"
+        limits = f" between {low} and {high}" if high < math.inf else f" of at least {low}" if low > -math.inf else ""
+        raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {kind}{limits}.")
+
+
+def _buffer_arguments(buffer: Any) -> set[str]:
+    if isinstance(buffer, str) and "." not in buffer and not hasattr(replay_buffers, buffer):
+        known = [name for name, value in vars(replay_buffers).items() if inspect.isclass(value)]
+        raise ValueError(f"There is no replay buffer '{buffer}'.{did_you_mean(buffer, known)} Known are: {known}.")
+    cls = buffer if isinstance(buffer, type) else getattr(replay_buffers, str(buffer).rsplit(".")[-1], None)
+    if cls is None:  # the path of one's own
+        return set()
+    return {name for base in cls.__mro__ for name in inspect.signature(base).parameters if base is not object}
+
+
+#: What JSON and YAML have. Hints of RLlib say `int` where 0.5 is meant to pass, and `Tuple` where lists do.
+_KINDS: dict[Any, str] = {
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    type(None): "null",
+    dict: "an object",
+    collections.abc.Mapping: "an object",
+    list: "a list",
+    tuple: "a list",
+    set: "a list",
+    collections.abc.Sequence: "a list",
+    collections.abc.Collection: "a list",
+}
+
+
+def _kinds(hint: Any) -> set[str] | None:
+    """The kinds of values of JSON that a type hint admits; None: nobody can say."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_kinds(part) for part in typing.get_args(hint)]
+        return None if None in parts else {kind for part in parts if part is not None for kind in part}
+    if origin is typing.Literal:
+        return {_KINDS[type(value)] for value in typing.get_args(hint)}
+    if (kind := _KINDS.get(origin or hint)) is not None:
+        return {kind}
+    return set() if origin is None and isinstance(hint, type) and hint is not inspect.Parameter.empty else None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    admitted, kind = (_kinds(hint) or set()) - {"null"}, _KINDS.get(type(value))
+    return value is None or kind is None or not admitted or kind in admitted
+
+
+def _spell(hint: Any) -> str:
+    return " or ".join(sorted((_kinds(hint) or set()) - {"null"}))

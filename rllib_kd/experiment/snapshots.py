@@ -1,0 +1,82 @@
+"""What Ray Tune knows of an experiment, in one file that is whole at any moment.
+
+Tune keeps its state in several files, which it rewrites in place, and uploads while it may write the next ones. A
+process that is killed then leaves files that end in the middle, or that do not belong together; and Tune, asked to
+resume from them, begins anew without a word (`TuneController.__init__`, ray 2.60).
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+from ray import tune
+
+SNAPSHOT = "snapshot.zip"
+
+
+#: The state of Tune, of its searcher, and of its callbacks, each with the moment at which their process began.
+_STATE_FILE = re.compile(r".+-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(json|pkl)")
+
+
+class Snapshots(tune.Callback):
+    """Packs Tune's state files into one, whenever Tune has written them."""
+
+    def __init__(self) -> None:
+        self._packed_at = 0  # modification time of the state that was packed last, ns
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's hook, several times a second, in the thread that writes the files."""
+        if trials:
+            self._pack(trials[0].storage)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Tune's hook after the last state is written."""
+        if trials:
+            self._pack(trials[0].storage)
+
+    def _pack(self, storage: Any) -> None:
+        staged = Path(storage.experiment_driver_staging_path)
+        state = max(staged.glob("experiment_state-*.json"), default=None)
+        if state is None or (written_at := state.stat().st_mtime_ns) == self._packed_at:
+            return
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for path in staged.iterdir():
+                if _session(path.name) == _session(state.name):
+                    archive.write(path, path.name)
+        target = f"{storage.experiment_fs_path}/{SNAPSHOT}"
+        with storage.storage_filesystem.open_output_stream(f"{target}.new") as stream:
+            stream.write(content.getvalue())
+        storage.storage_filesystem.move(f"{target}.new", target)  # replaces it at once
+        self._packed_at = written_at
+
+
+def has_snapshot(uri: str) -> bool:
+    """Whether an experiment in this folder has come so far that it can be resumed."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    return filesystem.get_file_info(f"{path}/{SNAPSHOT}").is_file
+
+
+def put_back(uri: str) -> None:
+    """Give an experiment's folder the state files of its snapshot, and no others, for `Tuner.restore()`."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    with filesystem.open_input_stream(f"{path}/{SNAPSHOT}") as stream:
+        content = io.BytesIO(stream.read())
+    for entry in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
+        if _session(entry.base_name) is not None:
+            filesystem.delete_file(entry.path)
+    with zipfile.ZipFile(content) as archive:
+        for name in archive.namelist():
+            with filesystem.open_output_stream(f"{path}/{name}") as stream:
+                stream.write(archive.read(name))
+
+
+def _session(name: str) -> str | None:
+    """When the process began that wrote a state file; None for other files."""
+    match = _STATE_FILE.fullmatch(name)
+    return match["session"] if match else None

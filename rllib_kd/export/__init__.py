@@ -1,0 +1,1 @@
+"""Students as files that run without Ray and without this package."""

@@ -1,0 +1,127 @@
+"""An artifact read again: its format, its function, what it costs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rllib_kd.teachers.torchscript import SHAPE_FILE
+
+#: Formats, and the file in runners/ that plays each.
+_RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
+
+
+FORMATS = tuple(_RUNNERS)
+
+
+_SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+@dataclass(frozen=True)
+class DeploymentCost:
+    """What decides whether an artifact fits a device."""
+
+    disk_bytes: int
+    peak_memory_bytes: int  # resident, of a process that loads it with its smallest runtime and plays one observation
+    latency_ms: float  # median of one observation, on one thread, in that process
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
+    """Load an artifact of any format, to play it. Its greedy policy takes the largest Q-value.
+
+    Returns:
+        The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays.
+
+    Raises:
+        ValueError: there is no artifact at `path`, or onnxruntime is missing.
+    """
+    artifact_format = artifact_format_of(path)
+    if artifact_format == "onnx":
+        require("onnxruntime")
+    return importlib.import_module(f"rllib_kd.export.runners.{_RUNNERS[artifact_format]}").load(os.fspath(path))
+
+
+def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
+    """Measure an artifact in a fresh process with the smallest runtime that plays it.
+
+    That is numpy and onnxruntime for ONNX, numpy for safetensors, torch for TorchScript; never Ray or this package.
+    Memory includes the Python interpreter and that runtime.
+
+    Raises:
+        ValueError: there is no artifact at `path`, or onnxruntime is missing.
+        RuntimeError: the fresh process failed; the message has its last words.
+    """
+    artifact_format = artifact_format_of(path)
+    if artifact_format == "onnx":
+        require("onnxruntime")
+    script = Path(__file__).parent / "runners" / "measure.py"
+    done = subprocess.run(
+        [sys.executable, str(script), _RUNNERS[artifact_format], os.fspath(path), json.dumps(_observation_shape(path))],
+        capture_output=True,
+        text=True,
+        env=os.environ | _SINGLE_THREAD,
+    )
+    if done.returncode:
+        raise RuntimeError(f"The process that measures '{path}' failed:\n{done.stderr[-2000:]}")
+    return DeploymentCost(disk_bytes=os.path.getsize(path), **json.loads(done.stdout.splitlines()[-1]))
+
+
+def artifact_format_of(path: str | os.PathLike[str]) -> str:
+    """Which of `FORMATS` a file has, by its content.
+
+    Raises:
+        ValueError: there is no file, or it is none of them.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"There is no artifact at '{path}'. Expected a file that export() wrote.")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head.startswith(b"PK"):  # a zip archive
+        return "torchscript"
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
+        return "safetensors"
+    if head.startswith(b"\x08"):  # the protobuf tag of ir_version
+        return "onnx"
+    raise ValueError(f"'{path}' is no artifact. Expected a file that export() wrote: {', '.join(FORMATS)}.")
+
+
+def _observation_shape(path: str | os.PathLike[str]) -> list[int]:
+    """Shape of one observation, as the artifact itself says."""
+    artifact_format = artifact_format_of(path)
+    if artifact_format == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        return list(session.get_inputs()[0].shape[1:])
+    if artifact_format == "safetensors":
+        with open(path, "rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return json.loads(header["__metadata__"]["observation_shape"])
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(SHAPE_FILE))
+        return json.loads(archive.read(name))
+
+
+def require(*packages: str) -> None:
+    """Raise a ValueError that names the first of these packages that is not installed."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ValueError(
+                f"ONNX needs the package '{package}', which is not installed. pip install 'rllib-kd[onnx]'"
+            ) from error

@@ -1,0 +1,124 @@
+"""What decides a deployment: an exported Q-network, what it costs, and how it plays."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.comparing import check_fit, resolve_environment
+from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.playing import Act, episode_seeds, play
+from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.export.artifact import DeploymentCost, deployment_cost, q_function
+from rllib_kd.export.export import Exported, artifact_view
+from rllib_kd.export.export import export as write_artifact
+from rllib_kd.observations.pipeline import View
+
+_SEED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """An artifact, checked and played."""
+
+    name: str
+    exported: Exported
+    cost: DeploymentCost
+    torch_return: float  # of the network in PyTorch, undiscounted
+    return_mean: float  # of the artifact, on the same episodes
+    return_ci95: float
+
+
+class _Artifact:
+    """An exported Q-network as a player, with nothing of PyTorch's side but the stack of frames."""
+
+    def __init__(self, q_values: Callable[[np.ndarray], np.ndarray], view: Callable[[], View]):
+        self._q_values, self._view = q_values, view
+
+    def player(self) -> Act:
+        """Plays one vector env."""
+        view = self._view()
+        return lambda shown: self._q_values(view(shown)).argmax(-1)
+
+
+def deploy(
+    checkpoint: Any,
+    out: Path | None,
+    env: str | Callable[..., gym.Env] | None = None,
+    *,
+    format: str,
+    int8: bool = False,
+    num_episodes: int = 20,
+    env_config: Mapping[str, Any] | None = None,
+    trust_checkpoint: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Deployment:
+    """Export a Q-network, check it on the states that it visits, measure what it costs, and let it play.
+
+    Args:
+        checkpoint: as the student of `compare()`.
+        out: the file to write; None keeps nothing: of a teacher, to compare with.
+        env: as in `compare()`.
+        format: "onnx", "safetensors" or "torchscript".
+        int8: weights of 8 bits, for "onnx".
+        num_episodes: > 0.
+        env_config: passed to the env.
+        trust_checkpoint: as in `compare()`.
+        advance: is told of the episodes that have ended: `num_episodes` of PyTorch, as many of the artifact.
+
+    Raises:
+        ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
+    """
+    seeds = episode_seeds(num_episodes, _SEED)
+    env, env_config = resolve_environment([checkpoint], env, env_config)
+    network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(env, env_config)
+    check_fit(make_env, {"The teacher" if out is None else "The student": network})
+    view = artifact_view(network)
+    torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)
+    with tempfile.TemporaryDirectory() as folder:
+        path = out if out is not None else Path(folder) / f"network.{format}"
+        exported = write_artifact(network, path, format=format, obs=states, int8=int8)
+        q = q_function(path)
+        returns, _ = play(make_env, _Artifact(q, view), seeds, advance=advance)
+        cost = deployment_cost(path)
+    return Deployment(
+        "teacher" if out is None else out.name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)
+    )
+
+
+def deployment_table(deployments: Sequence[Deployment]) -> str:
+    """A table of at most 80 columns, one column an artifact."""
+    table = Table(title=f"{deployments[0].exported.format}{', int8' if deployments[0].exported.int8 else ''}")
+    table.add_column("")
+    for deployment in deployments:
+        table.add_column(escape(deployment.name), justify="right", overflow="fold")
+    rows: dict[str, Callable[[Deployment], str]] = {
+        "return, mean ± 95 % CI": lambda d: f"{d.return_mean:.1f} ± {d.return_ci95:.1f}",
+        "return in PyTorch": lambda d: f"{d.torch_return:.1f}",
+        "bytes on disk": lambda d: f"{d.cost.disk_bytes:,}",
+        "peak memory": lambda d: f"{d.cost.peak_memory_bytes / 2**20:.1f} MiB",
+        "latency, batch of 1": lambda d: f"{1e3 * d.cost.latency_ms:.1f} µs",
+        "difference from PyTorch": lambda d: f"{d.exported.max_difference:.1e}",
+        "allowed": lambda d: _limit(d.exported),
+        "agreement with PyTorch": lambda d: f"{100 * d.exported.agreement:.2f} %",
+    }
+    for title, show in rows.items():
+        table.add_row(title, *map(show, deployments))
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")
+
+
+def _limit(exported: Exported) -> str:
+    return "–" if exported.max_difference_allowed is None else f"{exported.max_difference_allowed:.1e}"

@@ -1,0 +1,171 @@
+"""A student as a file, once it has proved equal to PyTorch.
+
+Whatever the format, the artifact is one function: observations `[B, ...]` as the environment shows them, float32, to
+Q-values `[B, A]`. Filters and one-hot encodings are in it; only frames are stacked outside. It is loaded again and
+compared with PyTorch before it takes its place on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rllib_kd.export.artifact import FORMATS, q_function, require
+from rllib_kd.export.formats import (
+    artifact_space,
+    exportable_network,
+    exportable_stages,
+    input_shape,
+    write_onnx,
+    write_safetensors,
+    write_torchscript,
+)
+from rllib_kd.observations.pipeline import ObservationPipeline, Shown, StackFrames, View
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.function import QNetwork
+
+TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
+
+
+#: What a file's name ends with, by format.
+_ENDINGS = {"onnx": (".onnx",), "safetensors": (".safetensors",), "torchscript": (".pt", ".ts", ".torchscript")}
+
+
+#: Beyond about 64 in a Q-value, rounding alone comes near the tolerance: runtimes add in different orders, as PyTorch
+#: itself does for other batch sizes (3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13, measured).
+_ROUNDING_STEPS = 16
+
+
+_CHUNK = 256  # observations at once, in the parity check
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An artifact, and how near it is to PyTorch on the observations of the parity check."""
+
+    path: str
+    format: str
+    int8: bool
+    num_observations: int
+    max_difference: float  # of any Q-value, return units
+    max_difference_allowed: float | None  # None for int8, which is not held to one
+    agreement: float  # share of observations in which both choose one action, in [0, 1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+
+def export(
+    student: Teacher,
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    obs: np.ndarray,
+    int8: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write the student to a file, once the file has proved equal to PyTorch.
+
+    Args:
+        student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.
+        out: path of the file; folders on the way are made, and an older file is replaced.
+        format: one of `FORMATS`.
+        obs: real observations `[N, ...]`, N >= 1, for the parity check, as `artifact_view(student)` sees them.
+        int8: weights of 8 bits, activations quantised as they come; ONNX only. It is not checked against `tolerance`:
+            judge it by `agreement`, and by the return that it plays.
+        tolerance: largest difference to PyTorch in any Q-value, return units. Where Q-values are so large that 32 bits
+            cannot keep it (from 64 on, for the default), 16 steps between 32-bit floats of that size are allowed.
+
+    Raises:
+        ValueError: the format is unknown; `int8` of another format than ONNX; the packages for ONNX are missing; `obs`
+            has another shape than the observations of the student; the student is recurrent, or has connectors that no
+            artifact can hold; it has layers that safetensors has no description for; or the artifact differs from
+            PyTorch. Nothing is written then.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
+    if int8 and format != "onnx":
+        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
+    if format == "onnx":
+        require("onnx", "onnxscript", "onnxruntime")
+    shape = input_shape(student)
+    obs = np.asarray(obs)
+    if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
+        raise ValueError(
+            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
+            "observations that the environment shows."
+        )
+    if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
+        raise ValueError(
+            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
+            "it was made of, or a student of it."
+        )
+    if student.module.is_stateful():
+        raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
+    out = Path(out)
+    if out.is_dir():
+        raise ValueError(f"'{out}' is a folder. Expected the path of the file to write.")
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, so that the last step is a rename: nobody finds half a file, or one that failed the check.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
+        file = Path(folder) / out.name
+        if format == "onnx":
+            write_onnx(exportable_network(student), shape, file, int8=int8)
+        elif format == "torchscript":
+            write_torchscript(exportable_network(student), shape, file)
+        else:
+            write_safetensors(student, file)
+        max_difference, agreement, largest_q = _parity(student, q_function(file), obs)
+        allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
+        if not int8 and not max_difference <= allowed:  # NaN too
+            raise ValueError(
+                f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, over {len(obs)} "
+                f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
+                "Nothing was written."
+            )
+        file.replace(out)
+    return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def format_of_ending(path: str | os.PathLike[str]) -> str:
+    """Which of `FORMATS` the name of a file asks for; "onnx" where it does not say."""
+    ending = Path(path).suffix.lower()
+    return next((format for format, endings in _ENDINGS.items() if ending in endings), "onnx")
+
+
+def artifact_view(student: Teacher) -> Callable[[], View]:
+    """Starts the view of what an artifact takes: observations as they are, or stacked frames."""
+    stages = student.pipeline.stages if student.pipeline is not None else ()
+    frames = tuple(stage for stage in stages if isinstance(stage, StackFrames))
+    return ObservationPipeline(student.observation_space, frames).start
+
+
+def _parity(
+    student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray
+) -> tuple[float, float, float]:
+    """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
+    device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
+    stages = tuple(stage for stage in exportable_stages(student) if not isinstance(stage, StackFrames))
+    view = ObservationPipeline(artifact_space(student), stages).start()
+    differences, agreements, sizes = [], [], []
+    for first in range(0, len(obs), _CHUNK):
+        chunk = obs[first : first + _CHUNK].astype(np.float32)
+        inputs = view(Shown(obs[first : first + _CHUNK], first=np.ones(len(chunk), dtype=bool)))
+        expected = student.q_values(torch.as_tensor(inputs, device=device)).cpu().numpy()
+        got = artifact(chunk)
+        if got.shape != expected.shape:
+            raise ValueError(f"The artifact's Q-values have the shape {got.shape}, PyTorch's {expected.shape}.")
+        differences.append(np.abs(got - expected).max())  # NaN where there is one
+        agreements.append(got.argmax(-1) == expected.argmax(-1))
+        sizes.append(np.abs(expected).max())
+    return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))

@@ -1,0 +1,61 @@
+"""A script: what one artifact costs the process that plays it. Prints JSON.
+
+    python measure.py RUNNER ARTIFACT OBSERVATION_SHAPE
+
+It is run by its path, so that the runners beside it are imported without the package around them: what is measured is
+what a device needs. Only one observation is seen at a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+_WARM_UP_CALLS = 50
+
+
+_CALLS = 1000
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not getrusage: on Linux its ru_maxrss starts at the memory of the process that started this one.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def main() -> None:
+    """Load, play one observation, look at the memory; then measure the time, in this order."""
+    runner_name, path, shape_text = sys.argv[1:]
+    runner = importlib.import_module(runner_name)
+    if runner_name == "torchscript_runner":
+        runner.torch.set_num_threads(1)
+    import numpy as np
+
+    shape = json.loads(shape_text)
+    obs = np.linspace(-1, 1, int(np.prod(shape)), dtype=np.float32).reshape(1, *shape)
+    q_values = runner.load(path)
+    q_values(obs)
+    memory = peak_memory_bytes()
+    for _ in range(_WARM_UP_CALLS):
+        q_values(obs)
+    times = []
+    for _ in range(_CALLS):
+        start = time.perf_counter()
+        q_values(obs)
+        times.append(time.perf_counter() - start)
+    print(json.dumps({"peak_memory_bytes": memory, "latency_ms": 1e3 * statistics.median(times)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The Learner: labelled replay, losses, and many minibatch steps a call."""

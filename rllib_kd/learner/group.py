@@ -1,0 +1,161 @@
+"""The students of one teacher, and the states that they learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from torch import Tensor
+
+from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.replay import make_replay
+from rllib_kd.learner.student import StackedStudents, Student, members_of
+from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.observations.frames import VALID, observations
+from rllib_kd.observations.images import as_input
+from rllib_kd.wire import TEACHER_FEATURES, TEACHER_Q
+
+#: Columns that distillation alone needs (by most losses), and what TD needs beside them.
+DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
+
+
+TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
+
+
+_MAX_METRIC_STATES = 2_048
+
+
+_COLUMNS = "columns/"  # before the names of a replay's columns, among other arrays
+
+
+class StudentGroup:
+    """The students of one teacher, and what they learn from: one stream of labelled states.
+
+    Args:
+        learners: who makes gradient steps, on every batch.
+        config: of their module.
+        num_actions: A.
+        device: where the replay lives.
+        seed: of the order in which it is drawn; None draws one.
+    """
+
+    def __init__(
+        self,
+        learners: Sequence[Student | StackedStudents],
+        config: Any,
+        *,
+        num_actions: int,
+        device: torch.device | str,
+        seed: int | None,
+    ):
+        self.learners = list(learners)
+        self.students = {student.name: student for learner in learners for student in members_of(learner)}
+        self.config = config
+        self.replay = make_replay(config.replay_buffer_config, device=device, seed=seed)
+        self.statistics = QStatistics(num_actions, device=device)
+        self.num_steps = 0  # gradient steps of each student, over restarts
+        self.temperature = self.student_temperature = 1.0  # of the current update
+        self._num_actions = num_actions
+        self._input_shape = next(iter(self.students.values())).module.observation_space.shape
+
+    def take_in(
+        self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
+    ) -> dict[str, Tensor]:
+        """Add fragments to the replay, and their labels to the statistics.
+
+        Args:
+            fragments: columns, as EnvRunners make them.
+            reduce: adds up a tensor over all Learners, in place.
+
+        Returns:
+            Some of the labelled states: `obs` and `teacher_q`, or nothing.
+        """
+        fresh: list[dict[str, Tensor]] = []
+        for fragment in fragments:
+            self.replay.add(fragment)
+            if not self.config.label_columns:
+                continue
+            if TEACHER_FEATURES in fragment:
+                for student in self.students.values():
+                    if student.feature_map is None:
+                        student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
+            rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
+            room = _MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
+            seen, labels = observations(fragment, rows[:room]), fragment[TEACHER_Q][rows]
+            fresh.append({Columns.OBS: torch.tensor(seen), TEACHER_Q: torch.tensor(labels)})
+        device = self.replay.device
+        states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS} if fresh else {}
+        labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
+        # Also without new states: every Learner takes part in the all-reduce.
+        self.statistics.update(labels.to(device), reduce=reduce)
+        self.temperature, self.student_temperature = self.config.temperatures(self.statistics.gap_quantile(0.5))
+        states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
+
+    def q_values(self, obs: Tensor) -> Tensor:
+        """Of the students as they act, outside of an update: `[students, B, A]`."""
+        outputs = [student.module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for student in self.students.values()]
+        return torch.stack(outputs)
+
+    def gather(self, rows: Tensor, *, uses_td: bool) -> dict[str, Tensor]:
+        """The batch at `rows` (`[B]`) of the replay."""
+        batch = self.replay.gather(rows, (Columns.OBS, *self.config.label_columns))
+        if uses_td:
+            batch |= self.replay.gather(rows, (Columns.ACTIONS,))
+            batch |= self.replay.gather_transitions(rows, n_step=self.config.n_step, gamma=self.config.gamma)
+            batch[Columns.NEXT_OBS] = as_input(batch[Columns.NEXT_OBS], self._input_shape)
+        batch[Columns.OBS] = as_input(batch[Columns.OBS], self._input_shape, contiguous=True)
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Everything but the modules, the optimizers and the replay."""
+        return {
+            "q_statistics": self.statistics.get_state(),
+            "num_steps": self.num_steps,
+            "students": {name: student.get_state() for name, student in self.students.items()},
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `get_state()`."""
+        self.statistics.set_state(state["q_statistics"])
+        self.num_steps = state["num_steps"]
+        for name, student_state in state["students"].items():
+            if name in self.students:
+                self.students[name].set_state(student_state)
+
+    def replay_arrays(self) -> dict[str, np.ndarray]:
+        """The replay, as arrays alone: columns by `columns/<name>`, and the rest by its name."""
+        state = self.replay.get_state()
+        columns = {f"{_COLUMNS}{name}": column for name, column in state.pop("columns").items()}
+        return columns | {name: np.asarray(value) for name, value in state.items()}
+
+    def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
+        """Fill the replay with those of `replay_arrays()`, if they have the columns that are learned from.
+
+        Args:
+            shards: of one or more Learners.
+            is_own: whether this Learner has written the only one, and draws on in that order.
+
+        Returns:
+            Whether they had.
+        """
+        needed = {Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())}
+        states: list[dict[str, Any]] = []
+        for shard in shards:
+            given = {name.removeprefix(_COLUMNS): shard[name] for name in shard if name.startswith(_COLUMNS)}
+            if given and not needed <= given.keys():
+                return False
+            columns = {name: given[name] for name in given if name in {*needed, *self.replay.OWN_COLUMNS}}
+            rest = {name: shard[name] for name in shard if not name.startswith(_COLUMNS)}
+            states.append({"columns": columns, **rest})
+        first, *others = states
+        if not is_own:
+            del first["generator"]
+        self.replay.set_state(first)
+        for state in others:
+            if state["columns"]:
+                self.replay.add(state["columns"])
+        return True

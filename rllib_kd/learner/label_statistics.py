@@ -1,0 +1,131 @@
+"""Running statistics of the labels: they set the temperature, and the scale on which values are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GAP_BINS = 256
+
+
+_LOG2_GAP_RANGE = (-32.0, 32.0)  # action gaps from 2e-10 to 4e9 return units, a factor of 1.19 a bin
+
+
+_SMALLEST_SCALE = 1e-6  # return units; a teacher whose values do not vary at all
+
+
+@dataclass(frozen=True)
+class QScale:
+    """The map between Q-values and the normalised coordinates in which a value loss is learned.
+
+    Q = mean_a(Q) + deviation, two orthogonal parts. Each has a mean and a scale of its own, since in a good teacher the
+    first is large and says little about the action to take, while the second is small and says everything.
+    """
+
+    value_mean: float  # of mean_a(Q), return units
+    value_scale: float  # standard deviation of mean_a(Q), return units
+    deviation_mean: np.ndarray  # [A], of Q − mean_a(Q), return units; sums to zero
+    deviation_scale: float  # root mean square of the centred deviations, return units
+
+    def denormalize(self, normalized: Tensor) -> Tensor:
+        """Q-values `[..., A]` of normalised ones."""
+        value = normalized.mean(-1, keepdim=True)
+        offset = torch.as_tensor(
+            self.value_mean + self.deviation_mean, dtype=normalized.dtype, device=normalized.device
+        )
+        return offset + self.value_scale * value + self.deviation_scale * (normalized - value)
+
+    def normalize(self, q: Tensor) -> Tensor:
+        """The inverse of `denormalize`. Illegal actions (−inf) stay −inf and count as average ones."""
+        offset = torch.as_tensor(self.value_mean + self.deviation_mean, dtype=q.dtype, device=q.device)
+        legal = torch.isfinite(q)
+        centred = torch.where(legal, q - offset, 0.0)
+        value = centred.sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
+        normalized = value / self.value_scale + (centred - value) / self.deviation_scale
+        return torch.where(legal, normalized, q)
+
+
+class QStatistics:
+    """Cumulative statistics over every labelled state seen so far.
+
+    Args:
+        num_actions: A.
+        device: where the sums live.
+    """
+
+    def __init__(self, num_actions: int, *, device: torch.device | str = "cpu"):
+        # count, Σ mean_a, Σ mean_a², Σ deviation [A], Σ deviation² [A]; then the histogram of log2(gap).
+        self._sums = torch.zeros(3 + 2 * num_actions + _GAP_BINS, dtype=torch.float64, device=device)
+        self._num_actions = num_actions
+
+    @property
+    def count(self) -> int:
+        """States seen."""
+        return int(self._sums[0])
+
+    def update(self, teacher_q: Tensor, *, reduce: Callable[[Tensor], Any] | None = None) -> None:
+        """Take in the labels of new states.
+
+        Args:
+            teacher_q: `[N, A]`, return units; N may be 0.
+            reduce: adds up a tensor over all Learners, in place.
+        """
+        q = teacher_q.to(self._sums).reshape(-1, self._num_actions)
+        legal = torch.isfinite(q)
+        value = torch.where(legal, q, 0.0).sum(-1, keepdim=True) / legal.sum(-1, keepdim=True)
+        deviation = torch.where(legal, q - value, 0.0)
+        best, second = q.topk(2, dim=-1).values.unbind(-1) if self._num_actions > 1 else (q[:, 0], q[:, 0])
+        low, high = _LOG2_GAP_RANGE
+        gap = (best - second)[torch.isfinite(second)]  # where there was a choice
+        log_gap = gap.clamp(2.0**low, 2.0**high).log2()
+        new = torch.cat(
+            [
+                torch.tensor([len(q)]).to(q),
+                value.sum().reshape(1),
+                value.square().sum().reshape(1),
+                deviation.sum(0),
+                deviation.square().sum(0),
+                torch.histc(log_gap, bins=_GAP_BINS, min=low, max=high),
+            ]
+        )
+        if reduce is not None:
+            reduce(new)
+        self._sums += new
+
+    def gap_quantile(self, quantile: float) -> float:
+        """Quantile of the action gap max_a Q − second-best Q over states, return units, to about 20 %."""
+        histogram = self._sums[-_GAP_BINS:].cpu().numpy()
+        if histogram.sum() == 0:
+            return 1.0
+        low, high = _LOG2_GAP_RANGE
+        share = np.cumsum(histogram) / histogram.sum()
+        bin_index = int(np.searchsorted(share, quantile))
+        return float(2.0 ** (low + (bin_index + 0.5) * (high - low) / _GAP_BINS))
+
+    def scale(self) -> QScale:
+        """Means and scales of the two parts of the Q-values."""
+        sums, actions = self._sums.cpu().numpy(), self._num_actions
+        count = max(sums[0], 1.0)
+        value_mean = sums[1] / count
+        value_variance = sums[2] / count - value_mean**2
+        deviation_mean = sums[3 : 3 + actions] / count
+        deviation_variance = (sums[3 + actions : 3 + 2 * actions] / count - deviation_mean**2).mean()
+        return QScale(
+            value_mean=float(value_mean),
+            value_scale=float(np.sqrt(max(value_variance, _SMALLEST_SCALE**2))),
+            deviation_mean=deviation_mean,
+            deviation_scale=float(np.sqrt(max(deviation_variance, _SMALLEST_SCALE**2))),
+        )
+
+    def get_state(self) -> dict[str, Any]:
+        """The sums, as a numpy array."""
+        return {"sums": self._sums.cpu().numpy().copy()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from `get_state()`."""
+        self._sums = torch.as_tensor(np.asarray(state["sums"])).to(self._sums)

@@ -1,0 +1,305 @@
+"""A ring buffer of labelled transitions, one tensor a column, on the Learner's device.
+
+Rows are *states*, in the order in which one environment visited them, so that the successor of row i is row i + 1: a
+next observation is an index, never a copy. States in which no action was taken (the last one of an episode, and the
+last one of a fragment) are there for their predecessor only; the column `valid` marks them False, and they are never
+drawn.
+
+Stacks of frames come packed (frames.py) and stay so: one frame a row, and a stack is gathered from a row and those
+before it. A state of 4 × 84 × 84 bytes takes 7 KB instead of 28.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rllib_kd.observations.frames import CONTEXT, OBS, VALID, num_frames_of, pack, unpack
+
+_PRIORITY = "priority"
+
+
+class ColumnarReplay:
+    """Ring buffer of columns with uniform sampling.
+
+    Attributes:
+        OWN_COLUMNS: columns that nobody but the replay reads.
+
+    Columns, their dtypes and shapes are those of the first `add`, and whether stacks are packed. Memory is `capacity`
+    times the bytes of one row.
+
+    Args:
+        capacity: rows kept, > 0; those that are never drawn count, too. Low: recent states only; high: more diverse
+            batches, more memory. Usually 50,000 to 1,000,000.
+        device: where the columns live and batches are gathered.
+        seed: of the sampling order; None draws one.
+    """
+
+    OWN_COLUMNS: ClassVar[tuple[str, ...]] = (VALID, CONTEXT)
+
+    def __init__(self, capacity: int, *, device: torch.device | str = "cpu", seed: int | None = None):
+        if capacity < 1:
+            raise ValueError(f"The replay capacity must be at least 1 row, got {capacity}.")
+        self.capacity = capacity
+        self.device = torch.device(device)
+        self._columns: dict[str, Tensor] = {}
+        self._head = 0  # the row that is written next
+        self._size = 0
+        self._num_frames = 1  # in a stack, of which a row has the newest
+        self._drawable = torch.empty(0, dtype=torch.long, device=self.device)
+        self._generator = torch.Generator(self.device)
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def __len__(self) -> int:
+        """Number of rows that can be drawn."""
+        return len(self._drawable)
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Append rows, overwriting the oldest ones.
+
+        Args:
+            columns: arrays `[R, ...]`, packed or not; a fragment with more than `capacity` rows keeps its last ones.
+                Without the column `valid`, every row can be drawn.
+
+        Raises:
+            ValueError: the columns differ in length, or from those added before.
+        """
+        if not self._columns:
+            self._num_frames = num_frames_of(columns)
+        self._append(self._in_own_form(columns))
+
+    def _in_own_form(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns as packed as those that are here: one env may have shown stacks, and another one none."""
+        is_packed = CONTEXT in columns
+        if is_packed and self._num_frames == 1:
+            columns = unpack(columns)
+            shape = self._columns[OBS].shape[1:]
+            if columns[OBS].shape[1:] != shape:
+                columns = {**columns, OBS: np.moveaxis(columns[OBS], -1, 1)}
+        elif not is_packed and self._num_frames > 1:
+            columns = pack(columns, (*self._columns[OBS].shape[1:], self._num_frames), always=True)
+        return dict(columns)
+
+    def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
+        # Copies: arrays from the object store are read-only, which torch does not have.
+        rows = {name: torch.tensor(column) for name, column in columns.items()}
+        rows.setdefault(VALID, torch.ones(len(next(iter(rows.values()))), dtype=torch.bool))
+        count = len(rows[VALID])
+        if not any(map(len, rows.values())):
+            return
+        self._check(rows, count)
+        if not self._columns:
+            self._columns = {
+                name: torch.zeros((self.capacity, *row.shape[1:]), dtype=row.dtype, device=self.device)
+                for name, row in rows.items()
+            }
+        written = min(count, self.capacity)
+        first = min(written, self.capacity - self._head)  # rows before the ring wraps around
+        for name, row in rows.items():
+            newest = row[count - written :].to(self.device, non_blocking=True)
+            self._columns[name][self._head : self._head + first] = newest[:first]
+            self._columns[name][: written - first] = newest[first:]
+        self._head = (self._head + written) % self.capacity
+        self._size = min(self._size + written, self.capacity)
+        drawable = self._columns[VALID][: self._size].clone()
+        drawable[self._oldest(self._num_frames - 1)] = False  # the rest of their stacks is overwritten
+        self._drawable = drawable.nonzero().squeeze(-1)
+
+    def _oldest(self, count: int) -> Tensor:
+        """The rows that have been here longest, oldest first."""
+        return (torch.arange(min(count, self._size), device=self.device) + self._head - self._size) % self.capacity
+
+    def sample_indices(self, num_batches: int, batch_size: int) -> Tensor:
+        """Rows drawn uniformly with replacement, `[num_batches, batch_size]`."""
+        draws = torch.randint(
+            len(self._drawable), (num_batches, batch_size), generator=self._generator, device=self.device
+        )
+        return self._drawable[draws]
+
+    def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """For each batch its rows and their importance weights, both `[batch_size]`; here None, since all weigh 1."""
+        for rows in self.sample_indices(num_batches, batch_size):
+            yield rows, None
+
+    def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """The named columns at `rows` (`[B]`), each `[B, ...]`; `obs` of packed stacks is `[B, H, W, k]`."""
+        return {
+            name: self._observations(rows) if name == OBS else self._columns[name].index_select(0, rows)
+            for name in names
+        }
+
+    def _observations(self, rows: Tensor) -> Tensor:
+        if self._num_frames == 1:
+            return self._columns[OBS].index_select(0, rows)
+        ages = torch.arange(1 - self._num_frames, 1, device=self.device)
+        stacks = ((rows.unsqueeze(-1) + ages) % self.capacity).flatten()
+        return self._columns[OBS].index_select(0, stacks).unflatten(0, (len(rows), -1)).movedim(1, -1)
+
+    def gather_transitions(self, rows: Tensor, *, n_step: int, gamma: float) -> dict[str, Tensor]:
+        """TD columns at `rows`, looking `n_step` states ahead, or fewer where the episode or the fragment ends before.
+
+        Needs the columns `obs`, `rewards`, `terminateds` and `truncateds`.
+
+        Returns:
+            `new_obs` `[B, ...]` (the bootstrap state), `rewards` `[B]` (Σ_k γ^k r_k), `terminateds` `[B]` (whether the
+            bootstrap state is terminal) and `n_step` `[B]` (the steps really looked ahead).
+        """
+        columns = self._columns
+        rewards = columns["rewards"][rows]
+        steps = torch.ones_like(rewards)
+        last = rows  # the last transition inside the window
+        for _ in range(1, n_step):
+            following = self._following(last)
+            ended = columns["terminateds"][last] | columns["truncateds"][last] | ~columns[VALID][following]
+            going = ~ended
+            rewards = rewards + torch.where(going, gamma**steps * columns["rewards"][following], 0.0)
+            steps = steps + going
+            last = torch.where(going, following, last)
+            # A row that has ended stays where it is, so it ends again in the next round.
+        return {
+            "new_obs": self._observations(self._following(last)),
+            "rewards": rewards,
+            "terminateds": columns["terminateds"][last],
+            "n_step": steps,
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(column.nbytes for column in self._columns.values())
+
+    def _following(self, rows: Tensor) -> Tensor:
+        """The states after those at `rows`, beyond the context that a stack may need which does not go on."""
+        following = (rows + 1) % self.capacity
+        if self._num_frames == 1:
+            return following
+        return (following + (self._num_frames - 1) * self._columns[CONTEXT][following]) % self.capacity
+
+    def get_state(self) -> dict[str, Any]:
+        """Contents (oldest row first), where they lie in the ring, and the state of the sampling order."""
+        order = self._oldest(self._size)
+        return {
+            "num_frames": self._num_frames,
+            "capacity": self.capacity,
+            "head": self._head,
+            "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()},
+            "generator": self._generator.get_state().numpy(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Replace the contents by those of `get_state()`; without `generator`, rows are drawn in an order of its own.
+
+        In a ring of the same capacity every row lies where it lay, so that the same draws give the same rows.
+        """
+        self._columns, self._head, self._size = {}, 0, 0
+        self._drawable = self._drawable[:0]
+        self._num_frames = int(state["num_frames"])
+        if state["columns"]:
+            if int(state["capacity"]) == self.capacity:
+                count = len(next(iter(state["columns"].values())))
+                self._head = (int(state["head"]) - count) % self.capacity
+            self._append(state["columns"])
+        if "generator" in state:
+            self._generator.set_state(torch.tensor(state["generator"]))  # a copy: it may be read-only
+
+    def _check(self, rows: Mapping[str, Tensor], count: int) -> None:
+        lengths = {name: len(row) for name, row in rows.items()}
+        if set(lengths.values()) != {count}:
+            raise ValueError(f"All columns of a fragment must have one length, got {lengths}.")
+        if self._columns and rows.keys() != self._columns.keys():
+            raise ValueError(f"This replay has the columns {sorted(self._columns)}, got {sorted(rows)}.")
+        for name, row in rows.items() if self._columns else ():
+            if row.shape[1:] != self._columns[name].shape[1:]:
+                raise ValueError(
+                    f"Column `{name}` of this replay has rows of shape {tuple(self._columns[name].shape[1:])}, "
+                    f"got {tuple(row.shape[1:])}."
+                )
+
+
+class PrioritizedReplay(ColumnarReplay):
+    """Ring buffer of columns with proportional prioritized sampling (Schaul et al. 2016, arXiv 1511.05952).
+
+    A row is drawn with a probability proportional to its priority^alpha. A new row has the highest priority so far.
+    Batches are drawn a few at a time, so priorities that change meanwhile count from the next few on. The importance
+    weights are those of the probabilities with which the rows were really drawn.
+
+    Args:
+        capacity: as in `ColumnarReplay`.
+        alpha: in [0, 1]. Low: uniform sampling; high: rows with large errors nearly alone.
+        beta: in [0, 1], exponent of the importance weights. 0: no correction for the rows that are drawn more often;
+            1: a full one.
+        device: as in `ColumnarReplay`.
+        seed: as in `ColumnarReplay`.
+    """
+
+    OWN_COLUMNS = (VALID, CONTEXT, _PRIORITY)
+    _BATCHES_AT_ONCE = 16  # sums over all rows are needed only so often
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        alpha: float,
+        beta: float,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+    ):
+        super().__init__(capacity, device=device, seed=seed)
+        self._alpha = alpha
+        self._beta = beta
+        self._highest = torch.ones((), device=self.device)  # priority
+
+    def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
+        count = len(next(iter(columns.values())))
+        priority = np.full(count, float(self._highest) ** self._alpha, dtype=np.float32)
+        super()._append({_PRIORITY: priority, **columns})
+
+    def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each batch its rows and their importance weights, both `[batch_size]`.
+
+        As in RLlib, the weight of a row is (lowest probability / its probability)^beta: 1 at most.
+        """
+        for first in range(0, num_batches, self._BATCHES_AT_ONCE):
+            shape = (min(self._BATCHES_AT_ONCE, num_batches - first), batch_size)
+            priorities = self._columns[_PRIORITY][self._drawable]
+            sums = priorities.cumsum(0, dtype=torch.float64)
+            points = sums[-1] * torch.rand(shape, generator=self._generator, device=self.device, dtype=torch.float64)
+            drawn = torch.searchsorted(sums, points, right=True).clamp_(max=len(priorities) - 1)
+            weights = (priorities.min() / priorities[drawn]) ** self._beta
+            yield from zip(self._drawable[drawn], weights, strict=True)
+
+    def update_priorities(self, rows: Tensor, errors: Tensor) -> None:
+        """Give rows a new priority.
+
+        Args:
+            rows: `[B]`, as drawn.
+            errors: `[B]`, of any unit and sign: the priority is their absolute value, and never quite 0.
+        """
+        priorities = errors.abs().clamp(min=1e-12)  # as in RLlib
+        self._columns[_PRIORITY][rows] = priorities**self._alpha
+        self._highest = torch.maximum(self._highest, priorities.max())
+
+    def get_state(self) -> dict[str, Any]:
+        """As `ColumnarReplay.get_state`; the priorities are a column."""
+        return super().get_state() | {"highest_priority": float(self._highest)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """As `ColumnarReplay.set_state`."""
+        super().set_state(state)
+        self._highest.fill_(float(state.get("highest_priority", 1.0)))  # of a uniform replay it has none
+
+
+def make_replay(
+    config: Mapping[str, Any], *, device: torch.device | str = "cpu", seed: int | None = None
+) -> ColumnarReplay:
+    """The replay of a `replay_buffer_config`: prioritized where its `alpha` is above 0."""
+    if alpha := config.get("alpha"):
+        return PrioritizedReplay(config["capacity"], alpha=alpha, beta=config["beta"], device=device, seed=seed)
+    return ColumnarReplay(config["capacity"], device=device, seed=seed)

@@ -1,0 +1,67 @@
+"""Normalised coordinates of the Q-values, folded into the last layer.
+
+A value loss is learned in normalised coordinates (label_statistics.QScale). What acts, syncs and is saved must put out
+Q-values. So the last layer holds normalised outputs inside an update only: `to_normalized` before the first step,
+`to_q_values` after the last one. Both preserve the function exactly, also when the scale has moved in between, as in
+PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
+from ray.rllib.core.rl_module.rl_module import RLModule
+from torch import nn
+
+from rllib_kd.learner.label_statistics import QScale
+from rllib_kd.networks.dqn_module import last_linear
+
+#
+# A value loss is learned in normalised coordinates (statistics.QScale). What acts, syncs and is saved must put out
+# Q-values. So the last layer holds normalised outputs inside an update only: `to_normalized` before the first step,
+# `to_q_values` after the last one. Both preserve the function exactly, also when the scale has moved in between, as in
+# PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
+
+
+def has_scalable_head(module: RLModule) -> bool:
+    """Whether the last layer can be rescaled: RLlib's own module, with one output an action."""
+    return isinstance(module, DefaultDQNRLModule) and module.num_atoms == 1
+
+
+@torch.no_grad()
+def to_q_values(module: Any, scale: QScale) -> None:
+    """Rewrite the last layer, whose outputs are normalised, so that they are Q-values."""
+    for layer, matrix, offset in _head_maps(module, scale):
+        weight, bias = layer.weight.double(), layer.bias.double()
+        layer.weight.copy_(matrix @ weight)
+        layer.bias.copy_(matrix @ bias + offset)
+
+
+@torch.no_grad()
+def to_normalized(module: Any, scale: QScale) -> None:
+    """Rewrite the last layer, whose outputs are Q-values, so that they are normalised."""
+    for layer, matrix, offset in _head_maps(module, scale):
+        weight, bias = layer.weight.double(), layer.bias.double()
+        layer.weight.copy_(torch.linalg.solve(matrix, weight))
+        layer.bias.copy_(torch.linalg.solve(matrix, bias - offset))
+
+
+def _head_maps(module: Any, scale: QScale) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
+    """(layer, M, m) for each output layer, so that M · output + m turns normalised outputs into Q-values."""
+    head = last_linear(module.af)
+    kwargs: dict[str, Any] = {"dtype": torch.float64, "device": head.weight.device}
+    deviation_mean = torch.as_tensor(scale.deviation_mean, **kwargs)
+    identity = torch.eye(len(deviation_mean), **kwargs)
+    if module.uses_dueling:
+        # RLlib adds the value to the centred advantages: the two parts have layers of their own.
+        value_matrix = torch.full((1, 1), scale.value_scale, **kwargs)
+        value_offset = torch.full((1,), scale.value_mean, **kwargs)
+        return [
+            (head, scale.deviation_scale * identity, deviation_mean),
+            (last_linear(module.vf), value_matrix, value_offset),
+        ]
+    average = torch.full_like(identity, 1.0 / len(identity))
+    matrix = scale.value_scale * average + scale.deviation_scale * (identity - average)
+    return [(head, matrix, scale.value_mean + deviation_mean)]

@@ -1,0 +1,227 @@
+"""One student, or a stack of them, inside and outside of an update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
+from ray.rllib.core.columns import Columns
+from torch import Tensor, nn
+
+from rllib_kd.learner.label_statistics import QScale
+from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
+from rllib_kd.networks.dqn_module import QF_PREDS, last_linear
+from rllib_kd.networks.stacking import PlainMLP, StackedMLPs
+
+
+class Student:
+    """One student, with the weights that learn and the weights that act.
+
+    Args:
+        name: its module ID.
+        module: RLlib's.
+        optimizer: of its parameters; None where a stack has it.
+        normalizes: whether the outputs are normalised inside an update.
+        averages: whether the weights that act are an average of those that learn.
+    """
+
+    def __init__(
+        self, name: str, module: Any, optimizer: torch.optim.Optimizer | None, *, normalizes: bool, averages: bool
+    ):
+        self.name = name
+        self.module = module
+        self.optimizer = optimizer
+        self.params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self.weights: list[Tensor] = []  # inside an update: the parameters, without the record of what is done to them
+        self.averages: list[Tensor] = []  # inside an update: of the weights that learn, where they are averaged
+        #: Outside of an update: the weights that learn, where those of the module are their average.
+        self.training_weights: list[Tensor] | None = None
+        self.scale: QScale | None = None  # set while the outputs are normalised
+        self.feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
+        self._features: Tensor | None = None
+        self._mlp: PlainMLP | None = None  # inside an update: a shorter way through the module, where there is one
+        #: Of the target networks, and of those that they follow: listed at the first of many updates.
+        self._target_weights: tuple[list[Tensor], list[Tensor]] | None = None
+        self._normalizes = normalizes and has_scalable_head(module)
+        self._averages = averages
+        # A student that has learned nothing yet starts in the middle of the normalised coordinates.
+        self._starts_normalized = True
+
+    def enter(self, scale: QScale) -> None:
+        """Put the weights that learn into the module."""
+        self.module.train()
+        if self.optimizer is not None:  # members of a stack pass through the stack
+            self._mlp = PlainMLP.of(self.module)
+        if self._normalizes:
+            self.scale = scale
+        self._normalize()
+        self.weights = [param.detach() for param in self.params]
+        if self._averages:
+            self.averages = [weight.clone() for weight in self.weights]
+            if self.training_weights is not None:
+                _copy_into(self.params, self.training_weights)
+                self._normalize()
+
+    def leave(self) -> None:
+        """Put the weights that act into the module."""
+        self._denormalize()
+        if self._averages:
+            self.training_weights = [param.detach().clone() for param in self.params]
+            _copy_into(self.params, self.averages)
+            self._denormalize()
+            self.averages = []
+        self.scale, self._starts_normalized = None, False
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the module's `compute_q_values()` puts out."""
+        if self._mlp is not None:
+            return {QF_PREDS: self._mlp.q_values(batch[Columns.OBS])}
+        return self.module.compute_q_values(batch)
+
+    def to_q(self, outputs: Tensor) -> Tensor:
+        """Q-values of what the module puts out inside an update."""
+        return outputs if self.scale is None else self.scale.denormalize(outputs)
+
+    def update_targets(self, tau: float) -> None:
+        """Inside an update: move the target networks towards the weights that learn, by a share of `tau`."""
+        if self._target_weights is None:
+            self._target_weights = _weights_of_pairs(self.module)
+        self._denormalize()  # they put out Q-values
+        with torch.no_grad():
+            torch._foreach_lerp_(*self._target_weights, tau)
+        if self.scale is not None:
+            to_normalized(self.module, self.scale)
+
+    def forget(self) -> None:
+        """Whatever is loaded into the module is where learning goes on, and puts out Q-values."""
+        self.training_weights, self._starts_normalized = None, False
+
+    def get_state(self) -> dict[str, Any]:
+        """What the module and the optimizer do not hold."""
+        state: dict[str, Any] = {
+            "training_weights": [_as_array(weight) for weight in self.training_weights or ()],
+            "starts_normalized": self._starts_normalized,
+        }
+        if self.feature_map is not None:
+            state["feature_map"] = {name: _as_array(value) for name, value in self.feature_map.state_dict().items()}
+        return state
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `get_state()`."""
+        device = self.params[0].device
+        weights = [torch.as_tensor(np.asarray(weight), device=device) for weight in state["training_weights"]]
+        self.training_weights = weights or None
+        self._starts_normalized = state.get("starts_normalized", False)
+
+    def _normalize(self) -> None:
+        if self.scale is not None and not self._starts_normalized:
+            to_normalized(self.module, self.scale)
+
+    def _denormalize(self) -> None:
+        if self.scale is not None:
+            to_q_values(self.module, self.scale)
+
+    # --- Feature matching ---------------------------------------------------------------------------------------------
+
+    def watch_features(self) -> None:
+        """Keep what the last layer gets, at each forward pass."""
+        if not isinstance(self.module, DefaultDQNRLModule):
+            raise ValueError(
+                f"`feature_coeff` needs a student with RLlib's DQN architecture, got {type(self.module).__name__}. Set "
+                "it to 0."
+            )
+
+        def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self._features = inputs[0]
+
+        last_linear(self.module.af).register_forward_pre_hook(keep)
+
+    def make_feature_map(self, num_teacher_units: int) -> nn.Linear:
+        """The linear map from the student's features to the teacher's: no part of the module, but of its optimizer."""
+        num_units = last_linear(self.module.af).in_features
+        self.feature_map = nn.Linear(num_units, num_teacher_units, device=self.params[0].device)
+        parameters = list(self.feature_map.parameters())
+        for parameter in parameters:
+            nn.init.zeros_(parameter)  # on all Learners alike
+        assert self.optimizer is not None  # such students are never stacked
+        self.optimizer.add_param_group({"params": parameters, "lr": self.optimizer.param_groups[0]["lr"]})
+        self.params += parameters
+        return self.feature_map
+
+    def restore_feature_map(self, state: Mapping[str, Any]) -> None:
+        """Make the map of `get_state()`, before the optimizer's state comes, which counts its parameters."""
+        if "feature_map" in state:
+            weights = {name: torch.as_tensor(np.asarray(value)) for name, value in state["feature_map"].items()}
+            (self.feature_map or self.make_feature_map(len(weights["bias"]))).load_state_dict(weights)
+
+    def mapped_features(self, count: int) -> Tensor:
+        """`[count, units of the teacher]`, of the first rows of the last forward pass."""
+        assert self.feature_map is not None
+        assert self._features is not None
+        # RLlib's forward_train() with double Q-learning has those of the next states behind them.
+        return self.feature_map(self._features[:count].float())
+
+
+class StackedStudents:
+    """Several students that learn side by side (stacking.py).
+
+    Args:
+        members: with one `stacking_key()`, and without optimizers.
+    """
+
+    def __init__(self, members: Sequence[Student]):
+        self.members = list(members)
+        self._mlps = StackedMLPs([student.module for student in members])
+        self.params = [weight.requires_grad_() for weight in self._mlps.pack(self._mlps.weights)]
+        self.weights = [param.detach() for param in self.params]
+        self.averages: list[Tensor] = []
+        self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
+
+    def enter(self, scale: QScale) -> None:
+        """Put the weights that learn into `params`."""
+        for student in self.members:
+            student.enter(scale)
+        _copy_into(self.params, self._mlps.pack(self._mlps.weights))
+        if self.members[0].averages:
+            self.averages = self._mlps.pack([student.averages for student in self.members])
+
+    def leave(self) -> None:
+        """Put the weights that act into the modules."""
+        self._mlps.unpack(self.params, self._mlps.weights)
+        if self.averages:
+            self._mlps.unpack(self.averages, [student.averages for student in self.members])
+        for student in self.members:
+            student.leave()
+
+    def q_values(self, obs: Tensor) -> Tensor:
+        """Outputs `[N, B, A]` of all members, inside an update."""
+        return self._mlps.q_values(self.params, obs)
+
+
+def members_of(learner: Student | StackedStudents) -> list[Student]:
+    """Who learns there."""
+    return learner.members if isinstance(learner, StackedStudents) else [learner]
+
+
+def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights and running statistics of the target networks, and in the same order of the networks they follow."""
+    pairs = [
+        (target_weight, weight)
+        for network, target in module.get_target_network_pairs()
+        for target_weight, weight in zip(target.state_dict().values(), network.state_dict().values(), strict=True)
+        if weight.is_floating_point()
+    ]
+    return [target_weight for target_weight, _ in pairs], [weight for _, weight in pairs]
+
+
+@torch.no_grad()
+def _copy_into(params: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for param, weight in zip(params, weights, strict=True):
+        param.copy_(weight)
+
+
+def _as_array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy().copy()

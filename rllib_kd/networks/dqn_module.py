@@ -1,0 +1,95 @@
+"""RLlib's DQN module: its spec, its head, its support and its acting parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from ray.rllib.algorithms.dqn.dqn_catalog import DQNCatalog
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.models.base import ENCODER_OUT, Encoder
+from ray.rllib.core.models.configs import ModelConfig
+from ray.rllib.core.models.torch.base import TorchModel
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.rllib.utils.annotations import override
+from torch import nn
+
+
+class FlattenEncoder(TorchModel, Encoder):
+    """An encoder without parameters: the observation itself, as a vector."""
+
+    def __init__(self, config: FlattenEncoderConfig):
+        TorchModel.__init__(self, config)
+        Encoder.__init__(self, config)
+
+    def _forward(self, inputs: dict, **kwargs: Any) -> dict:
+        return {ENCODER_OUT: inputs[Columns.OBS].flatten(1)}
+
+
+@dataclasses.dataclass
+class FlattenEncoderConfig(ModelConfig):
+    """Config of a `FlattenEncoder`."""
+
+    @property
+    @override(ModelConfig)
+    def output_dims(self) -> tuple[int]:
+        return (int(torch.Size(self.input_dims).numel()),)
+
+    @override(ModelConfig)
+    def build(self, framework: str = "torch") -> FlattenEncoder:
+        return FlattenEncoder(self)
+
+
+class EncoderFreeDQNCatalog(DQNCatalog):
+    """RLlib's DQN catalog for `fcnet_hiddens=[]`: the Q-head sits on the observation. Linear, without head layers."""
+
+    @classmethod
+    @override(DQNCatalog)
+    def _get_encoder_config(cls, observation_space, model_config_dict, action_space=None) -> ModelConfig:
+        return FlattenEncoderConfig(input_dims=observation_space.shape)
+
+
+def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
+    """Spec of RLlib's DQN module; with the catalog that can build it where there is no encoder."""
+    encoder_free = model_config.get("fcnet_hiddens") == [] and not model_config.get("conv_filters")
+    return RLModuleSpec(
+        module_class=DefaultDQNTorchRLModule,
+        catalog_class=EncoderFreeDQNCatalog if encoder_free else None,
+        model_config=dict(model_config),
+    )
+
+
+def count_parameters(module: RLModule) -> int:
+    """Parameters that act: without target networks."""
+    attributes = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else ()
+    skipped = tuple(f"{attribute}." for attribute in attributes)
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if not name.startswith(skipped))
+
+
+QF_PREDS = "qf_preds"  # the keys of RLlib's QNetAPI.compute_q_values(); the second one of C51 only
+
+
+QF_PROBS = "qf_probs"
+
+
+class Support(NamedTuple):
+    """The returns that a distributional (C51) network knows: `num_atoms` of them, evenly from `v_min` to `v_max`."""
+
+    v_min: float
+    v_max: float
+    num_atoms: int
+
+
+def support_of(module: Any) -> Support | None:
+    """The support of a Q-network; None where it has one output an action."""
+    num_atoms = getattr(module, "num_atoms", 1)
+    return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
+
+
+def last_linear(head: nn.Module) -> nn.Linear:
+    """The output layer of a head of RLlib's DQN module; its inputs are the features of the last hidden layer."""
+    return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]

@@ -1,0 +1,261 @@
+"""Q-networks as lists of layers: described in words and tensors, and built from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ELEMENTWISE: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "silu": nn.SiLU,
+    "elu": nn.ELU,
+}
+
+
+_NAMES = {kind: name for name, kind in ELEMENTWISE.items()}
+
+
+#: Numbers that a layer may make of one observation. Atari's make 12,800; few weights could make millions of millions.
+MAX_OUTPUTS = 2**21
+
+
+MAX_LAYERS = 1_000
+
+
+#: One layer, without its weights.
+Layer = Mapping[str, Any]
+
+
+class OneHot(nn.Module):
+    """Numbers `[B, ...]` to one-hot vectors, side by side `[B, sum of lengths]`."""
+
+    def __init__(self, lengths: Sequence[int]):
+        super().__init__()
+        self.lengths = list(lengths)
+
+    def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
+        numbers = obs.reshape(obs.shape[0], len(self.lengths))
+        columns = [numbers[:, i : i + 1] == torch.arange(n, device=obs.device) for i, n in enumerate(self.lengths)]
+        return torch.cat(columns, dim=-1).float()
+
+
+class Normalized(nn.Module):
+    """(x − mean) / std, between −clip and clip.
+
+    Args:
+        mean: like one observation.
+        std: like one observation, > 0.
+        clip: None for none.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, clip: float | None):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.clip = clip
+
+    def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
+        x = (obs - self.mean) / self.std
+        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+
+
+class Pixels(nn.Module):
+    """Images as they are shown, `[B, C, H, W]` or `[B, H, W, C]`, to `[B, H, W, C]` between 0 and 1."""
+
+    def __init__(self, *, channels_first: bool, divisor: float):
+        super().__init__()
+        self.channels_first, self.divisor = channels_first, divisor
+
+    def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
+        return (obs.permute(0, 2, 3, 1) if self.channels_first else obs) / self.divisor
+
+
+class _Conv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class _ZeroPad(nn.ZeroPad2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, *self.padding))
+
+
+class _Dueling(nn.Module):
+    def __init__(self, value: nn.Module, advantage: nn.Module):
+        super().__init__()
+        self.value, self.advantage = value, advantage
+
+    def forward(self, x: Tensor) -> Tensor:
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
+
+
+class _Expectation(nn.Module):
+    atoms: Tensor
+
+    def __init__(self, num_atoms: int, v_min: float, v_max: float):
+        super().__init__()
+        self.register_buffer("atoms", torch.linspace(v_min, v_max, num_atoms))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.softmax(x.unflatten(-1, (-1, len(self.atoms))), -1) @ self.atoms
+
+
+def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """One layer in words; its weights are added to `tensors`, by `name`.
+
+    Raises:
+        ValueError: there is no word for it.
+    """
+    if type(layer) in _NAMES and not (isinstance(layer, nn.ELU) and layer.alpha != 1):
+        return {"op": _NAMES[type(layer)]}
+    if isinstance(layer, nn.Flatten):
+        return {"op": "flatten"}
+    if isinstance(layer, nn.ZeroPad2d):
+        return {"op": "zero_pad", "padding": list(layer.padding)}  # left, right, top, bottom
+    if isinstance(layer, OneHot):
+        return {"op": "one_hot", "lengths": layer.lengths}
+    if isinstance(layer, Pixels):
+        return {"op": "pixels", "channels_first": layer.channels_first, "divisor": layer.divisor}
+    if isinstance(layer, Normalized):
+        tensors |= {f"{name}.mean": layer.mean.contiguous(), f"{name}.std": layer.std.contiguous()}
+        return {"op": "normalize", "mean": f"{name}.mean", "std": f"{name}.std", "clip": layer.clip}
+    tensor_names = {"weight": f"{name}.weight", "bias": f"{name}.bias"}
+    if isinstance(layer, nn.Linear):
+        description: dict[str, Any] = {"op": "linear"}
+    elif isinstance(layer, nn.LayerNorm) and layer.elementwise_affine and len(layer.normalized_shape) == 1:
+        description = {"op": "layer_norm", "eps": layer.eps}
+    elif isinstance(layer, nn.Conv2d) and (layer.padding, layer.dilation, layer.groups) == ((0, 0), (1, 1), 1):
+        description = {"op": "conv2d", "stride": list(layer.stride)}
+    else:
+        raise ValueError(
+            f"safetensors has no description of the layer {layer}. Known are linear, conv2d, layer_norm, zero_pad, "
+            f"flatten, {', '.join(ELEMENTWISE)}. Use format='onnx' or 'torchscript'."
+        )
+    weight = layer.weight.detach().cpu().float().contiguous()
+    bias = torch.zeros(len(weight)) if layer.bias is None else layer.bias.detach().cpu().float().contiguous()
+    tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    return description | tensor_names
+
+
+def build_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> nn.Sequential:
+    """The network: observations `[B, ...]` to Q-values `[B, A]`.
+
+    Raises:
+        ValueError: a layer is not known, or its words or tensors do not fit it.
+    """
+    return nn.Sequential(*(_build_layer(layer, tensors) for layer in layers))
+
+
+def weights_of(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
+    """Weights and biases in the order of the layers; of dueling streams, the advantage's first."""
+    for layer in layers:
+        if layer["op"] == "dueling":
+            yield from weights_of(layer["advantage"], tensors)
+            yield from weights_of(layer["value"], tensors)
+        elif "weight" in layer:
+            yield tensors[layer["weight"]]
+            yield tensors[layer["bias"]]
+
+
+def _build_layer(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    try:
+        op = layer["op"]
+        if op in ELEMENTWISE:
+            return ELEMENTWISE[op]()
+        return _BUILDERS[op](layer, tensors)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"it has a layer that is not known or not whole ({error!r}): {str(layer)[:200]}") from error
+
+
+def _linear(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    weight, bias = tensors[layer["weight"]], tensors[layer["bias"]]
+    return _with_weights(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
+
+
+def _conv(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    weight, bias = tensors[layer["weight"]], tensors[layer["bias"]]
+    down, along = layer["stride"]
+    kernel, stride = (weight.shape[2], weight.shape[3]), (int(down), int(along))
+    return _with_weights(_Conv(weight.shape[1], weight.shape[0], kernel, stride, device="meta"), weight, bias)
+
+
+def _layer_norm(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    weight, bias = tensors[layer["weight"]], tensors[layer["bias"]]
+    return _with_weights(nn.LayerNorm(len(weight), eps=float(layer["eps"]), device="meta"), weight, bias)
+
+
+def _with_weights(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
+    """A module that was made without memory, with these weights."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        expected = getattr(module, name).shape
+        if tensor.shape != expected:
+            raise ValueError(f"a {name} has the shape {list(tensor.shape)}, expected {list(expected)}")
+        setattr(module, name, nn.Parameter(tensor, requires_grad=False))
+    return module
+
+
+def _zero_pad(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    left, right, top, bottom = (int(pixels) for pixels in layer["padding"])
+    if not all(0 <= pixels <= _MAX_PADDING for pixels in (left, right, top, bottom)):
+        raise ValueError(f"a zero_pad of {layer['padding']} pixels")
+    return _ZeroPad((left, right, top, bottom))
+
+
+def _normalize(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    clip = layer["clip"]
+    return Normalized(tensors[layer["mean"]], tensors[layer["std"]], None if clip is None else float(clip))
+
+
+def _one_hot(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    lengths = [int(length) for length in layer["lengths"]]
+    if not all(0 < length <= _MAX_LENGTH for length in lengths):
+        raise ValueError(f"one-hot vectors of the lengths {lengths[:20]}")
+    return OneHot(lengths)
+
+
+def _pixels(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    return Pixels(channels_first=bool(layer["channels_first"]), divisor=float(layer["divisor"]))
+
+
+def _dueling(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    return _Dueling(build_layers(layer["value"], tensors), build_layers(layer["advantage"], tensors))
+
+
+def _expectation(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    num_atoms = int(layer["num_atoms"])
+    if not 1 < num_atoms <= _MAX_LENGTH:
+        raise ValueError(f"a distribution over {num_atoms} atoms")
+    return _Expectation(num_atoms, float(layer["v_min"]), float(layer["v_max"]))
+
+
+_MAX_PADDING = 1_000  # pixels
+
+
+_MAX_LENGTH = 1_000_000  # of a one-hot vector, or a distribution
+
+
+_BUILDERS = {
+    "linear": _linear,
+    "conv2d": _conv,
+    "layer_norm": _layer_norm,
+    "zero_pad": _zero_pad,
+    "flatten": lambda layer, tensors: nn.Flatten(),
+    "normalize": _normalize,
+    "one_hot": _one_hot,
+    "pixels": _pixels,
+    "dueling": _dueling,
+    "expectation": _expectation,
+}
+
+
+MAX_INPUTS = MAX_OUTPUTS  # numbers in one observation

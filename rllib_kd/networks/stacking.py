@@ -1,0 +1,140 @@
+"""Several small MLPs as one: their weights side by side, so that a step of all costs little more than a step of one.
+
+On small networks most of the time goes into starting operations, not into arithmetic. Networks of one depth share
+them: layer by layer, their matrices lie in one batch, the narrower ones filled up with zeros. With an activation that
+is 0 at 0 the filling stays zero by itself: it puts out zeros, and gets no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+from torch import Tensor, nn
+
+from rllib_kd.networks.dqn_module import FlattenEncoder
+
+#: Activations that are 0 at 0.
+_ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: torch.relu,
+    nn.Tanh: torch.tanh,
+    nn.SiLU: nn.functional.silu,
+    nn.ELU: nn.functional.elu,
+}
+
+
+def stacking_key(module: Any) -> Hashable | None:
+    """Equal for modules that can be stacked with one another: depth, activations, observations and actions.
+
+    None for a module that cannot be stacked at all: one that is no plain MLP with one output an action.
+    """
+    space = module.observation_space
+    if type(module) is not DefaultDQNTorchRLModule or module.uses_dueling or module.num_atoms > 1:
+        return None
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        return None
+    layers = _layers(module)
+    kinds = tuple(type(layer) for layer in layers)
+    alternate = all(
+        (kind is nn.Linear and layer.bias is not None) if i % 2 == 0 else kind in _ACTIVATIONS
+        for i, (kind, layer) in enumerate(zip(kinds, layers, strict=True))
+    )
+    return (space.shape, int(module.action_space.n), kinds) if alternate and kinds[-1] is nn.Linear else None
+
+
+class PlainMLP:
+    """A forward pass of a module that could be stacked, without what RLlib's modules do around their layers.
+
+    That is more than half of the time of a small network's pass. The parameters are the module's own.
+
+    Args:
+        module: an RLlib DQN module with a `stacking_key()`.
+    """
+
+    def __init__(self, module: Any):
+        (*hidden, last), activations = _parts(module)
+        self._hidden = [(layer.weight, layer.bias, act) for layer, act in zip(hidden, activations, strict=True)]
+        self._last = last.weight, last.bias
+
+    @classmethod
+    def of(cls, module: Any) -> PlainMLP | None:
+        """None for a module that is no plain MLP, or whose hooks (of users, say) wait for a pass through it."""
+        has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+        return None if has_hooks or stacking_key(module) is None else cls(module)
+
+    def q_values(self, obs: Tensor) -> Tensor:
+        """Q-values `[B, A]` of observations `[B, inputs]`."""
+        x = obs
+        for matrix, bias, activation in self._hidden:
+            x = activation(nn.functional.linear(x, matrix, bias))
+        return nn.functional.linear(x, *self._last)
+
+
+class StackedMLPs:
+    """The common shape of several MLPs, and the way into it and back.
+
+    Args:
+        modules: N RLlib DQN modules with one `stacking_key()`.
+    """
+
+    def __init__(self, modules: Sequence[Any]):
+        parts = [_parts(module) for module in modules]
+        self._linears = [linears for linears, _ in parts]
+        self._activations = parts[0][1]
+
+    @property
+    def weights(self) -> list[list[Tensor]]:
+        """Of each module: matrix and bias of each layer."""
+        return [[tensor for linear in own for tensor in (linear.weight, linear.bias)] for own in self._linears]
+
+    @torch.no_grad()
+    def pack(self, weights: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Weights like `weights`, side by side: matrices `[N, inputs, units]` and biases `[N, 1, units]` in turn."""
+        packed = []
+        for tensors in zip(*weights, strict=True):
+            views = [_matrix(tensor) for tensor in tensors]
+            height, width = (max(view.shape[axis] for view in views) for axis in (0, 1))
+            batch = views[0].new_zeros(len(views), height, width)
+            for into, view in zip(batch, views, strict=True):
+                into[: view.shape[0], : view.shape[1]] = view
+            packed.append(batch)
+        return packed
+
+    @torch.no_grad()
+    def unpack(self, packed: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]) -> None:
+        """Write what `pack()` made into weights like `weights`."""
+        for batch, tensors in zip(packed, zip(*weights, strict=True), strict=True):
+            for stacked, tensor in zip(batch, tensors, strict=True):
+                view = _matrix(tensor)
+                view.copy_(stacked[: view.shape[0], : view.shape[1]])
+
+    def q_values(self, packed: Sequence[Tensor], obs: Tensor) -> Tensor:
+        """Q-values `[N, B, A]` of observations `[B, inputs]`, by what `pack()` made."""
+        x = obs.expand(len(packed[0]), *obs.shape)
+        for i, (matrix, bias) in enumerate(zip(packed[::2], packed[1::2], strict=True)):
+            x = torch.baddbmm(bias, x, matrix)
+            if i < len(self._activations):
+                x = self._activations[i](x)
+        return x
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """A matrix as `[inputs, units]`, a bias as `[1, units]`."""
+    return tensor.t() if tensor.ndim == 2 else tensor.unsqueeze(0)
+
+
+def _parts(module: Any) -> tuple[list[nn.Linear], list[Callable[[Tensor], Tensor]]]:
+    """The linear layers of a module with a `stacking_key()`, and the activations between them."""
+    layers = _layers(module)
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    return linears, [_ACTIVATIONS[type(layer)] for layer in layers if not isinstance(layer, nn.Linear)]
+
+
+def _layers(module: Any) -> list[nn.Module]:
+    """What an observation passes, in this order; layers of which nobody knows are among them."""
+    parts = [*module.encoder.modules(), *module.af.modules()]
+    without_layers = (nn.Sequential, FlattenEncoder)
+    return [part for part in parts if not list(part.children()) and not isinstance(part, without_layers)]

@@ -1,0 +1,279 @@
+"""From what an environment shows to what a network takes, stage by stage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tree
+from ray.rllib.core.columns import Columns
+from ray.rllib.env.single_agent_episode import SingleAgentEpisode
+from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
+from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
+
+from rllib_kd.observations.images import as_input
+from rllib_kd.observations.spaces import is_float_image, same_space
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a vector env has shown after a step, or a reset.
+
+    Args:
+        obs: `[N, ...]`, or a dict or tuple of such.
+        first: `[N]`, where an episode starts with it.
+        actions: `[N, ...]`, that led to it; None after a reset of all.
+        rewards: `[N]`, that came with it; None after a reset of all.
+    """
+
+    obs: Any
+    first: np.ndarray
+    actions: Any = None
+    rewards: Any = None
+
+
+#: One stage at work, or several: from what was shown to what the next one sees. It may remember earlier steps.
+View = Callable[[Shown], Any]
+
+
+@dataclass(frozen=True)
+class Flatten:
+    """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot.
+
+    Args:
+        space: of the observations that come in.
+        keys_to_remove: parts of a Dict that are left out.
+    """
+
+    space: gym.Space
+    keys_to_remove: tuple[str, ...] = ()
+
+    def start(self) -> View:
+        """Remembers nothing."""
+        struct = self._kept(get_base_struct_from_space(self.space))
+
+        def view(shown: Shown) -> np.ndarray:
+            obs = tree.map_structure(np.asarray, self._kept(shown.obs))
+            return flatten_inputs_to_1d_tensor(obs, spaces_struct=struct, batch_axis=True)
+
+        return view
+
+    @property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(map(gym.spaces.flatdim, tree.flatten(self._kept(get_base_struct_from_space(self.space)))))
+
+    def _kept(self, parts: Any) -> Any:
+        if not self.keys_to_remove:
+            return parts
+        return {key: part for key, part in parts.items() if key not in self.keys_to_remove}
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """RLlib's `MeanStdFilter` of arrays, as its statistics stand: (x − mean) / std, clipped.
+
+    Args:
+        mean: like one observation, or None to leave it.
+        std: like one observation, > 0, or None to leave it.
+        clip: largest size of what comes out; None for none.
+    """
+
+    mean: np.ndarray | None
+    std: np.ndarray | None
+    clip: float | None
+
+    def __post_init__(self) -> None:
+        for name, values, fits in (("mean", self.mean, np.isfinite), ("std", self.std, lambda std: std > 0)):
+            if values is not None and not np.all(fits(values)):
+                raise ValueError(f"a filter of observations has a {name} of {np.ravel(values)[:10].tolist()}")
+
+    def start(self) -> View:
+        """Remembers nothing."""
+        return lambda shown: self._normalize(np.asarray(shown.obs))
+
+    def _normalize(self, obs: np.ndarray) -> np.ndarray:
+        x = obs if self.mean is None else obs - self.mean
+        x = x if self.std is None else x / self.std
+        return np.asarray(x if self.clip is None else np.clip(x, -self.clip, self.clip), obs.dtype)
+
+
+@dataclass(frozen=True)
+class StackFrames:
+    """RLlib's `FrameStackingEnvToModule`: the last frames `[N, H, W, 1]` as `[N, H, W, num_frames]`, newest last.
+
+    Before an episode's first frame come zeros.
+    """
+
+    num_frames: int
+
+    def start(self) -> View:
+        """Remembers the last frames of each environment."""
+        stack: np.ndarray | None = None
+
+        def view(shown: Shown) -> np.ndarray:
+            nonlocal stack
+            frame = np.asarray(shown.obs)
+            if stack is None:
+                stack = np.zeros((*frame.shape[:-1], self.num_frames), frame.dtype)
+            stack[shown.first] = 0
+            stack = np.concatenate([stack[..., 1:], frame], axis=-1)
+            return stack.copy()
+
+        return view
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of bytes, or with channels first, as RLlib's networks take them: floats, channels last.
+
+    Args:
+        shape: (height, width, channels) of what comes out.
+        scaled: whether bytes are divided by 255, so that the network takes 0 to 1.
+    """
+
+    shape: tuple[int, int, int]
+    scaled: bool = True
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether images of this space come out right: channels first or last; where scaled, bytes, or 0 to 1."""
+        height, width, channels = self.shape
+        if not isinstance(space, gym.spaces.Box) or space.shape not in (self.shape, (channels, height, width)):
+            return False
+        is_0_to_1 = bool(np.all(space.low >= 0) and np.all(space.high <= 1))
+        return not self.scaled or space.dtype == np.uint8 or is_0_to_1
+
+    def start(self) -> View:
+        """Remembers nothing."""
+
+        def view(shown: Shown) -> np.ndarray:
+            obs = np.asarray(shown.obs)
+            return as_input(torch.as_tensor(obs if self.scaled else obs.astype(np.float32)), self.shape).numpy()
+
+        return view
+
+
+@dataclass(frozen=True)
+class Function:
+    """Any function of what the environment shows, such as the part of a Dict that a teacher may see.
+
+    Args:
+        function: from observations `[N, ...]`, or a dict or tuple of such, to what the next stage takes. It must pickle
+            by cloudpickle, which takes lambdas.
+    """
+
+    function: Callable[[Any], Any]
+
+    def start(self) -> View:
+        """Remembers nothing."""
+        return lambda shown: self.function(shown.obs)
+
+
+@dataclass(frozen=True)
+class RLlibConnectors:
+    """Connectors of any kind, run by RLlib over episodes of its own.
+
+    Args:
+        pipeline: RLlib's env-to-module pipeline, without the default connectors at its end.
+        rl_module: that they are told about.
+    """
+
+    pipeline: Any
+    rl_module: Any = None
+
+    def start(self) -> View:
+        """Remembers the running episodes."""
+        pipeline = copy.deepcopy(self.pipeline)
+        for connector in pipeline.connectors:
+            if hasattr(connector, "_update_stats"):
+                connector._update_stats = False  # playing is no training
+        episodes: list[SingleAgentEpisode] = []
+
+        def view(shown: Shown) -> np.ndarray:
+            num_envs = len(shown.first)
+            episodes.extend(SingleAgentEpisode() for _ in range(num_envs - len(episodes)))
+            for i in range(num_envs):
+                obs = tree.map_structure(lambda part, i=i: np.asarray(part)[i], shown.obs)
+                if shown.first[i]:
+                    episodes[i] = SingleAgentEpisode(
+                        observation_space=pipeline.input_observation_space, action_space=pipeline.input_action_space
+                    )
+                    episodes[i].add_env_reset(obs)
+                else:
+                    episodes[i].add_env_step(obs, shown.actions[i], float(shown.rewards[i]))
+            batch = pipeline(
+                rl_module=self.rl_module, batch={}, episodes=episodes, explore=False, shared_data={}, metrics=None
+            )
+            if Columns.OBS in batch:  # by episode
+                return np.stack([np.asarray(items[-1]) for items in batch[Columns.OBS].values()])
+            return np.stack([np.asarray(episode.get_observations(-1)) for episode in episodes])
+
+        return view
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What several networks take, side by side in one vector: each sees in a way of its own.
+
+    Args:
+        pipelines: one for each network.
+    """
+
+    pipelines: tuple[ObservationPipeline, ...]
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether an environment that shows this space suits all."""
+        return all(pipeline.takes(space) for pipeline in self.pipelines)
+
+    def start(self) -> View:
+        """Remembers what they remember."""
+        views = [pipeline.start() for pipeline in self.pipelines]
+        return lambda shown: np.concatenate([view(shown).reshape(len(shown.first), -1) for view in views], axis=1)
+
+
+Stage = Flatten | Normalize | StackFrames | Images | Function | RLlibConnectors | SideBySide
+
+
+@dataclass(frozen=True)
+class ObservationPipeline:
+    """Stages, one after the other.
+
+    Args:
+        observation_space: of what the environment shows.
+        stages: none leave it as it is. But images of floats from 0 to 1 may always come as bytes, or channels first.
+    """
+
+    observation_space: gym.Space
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def images(self) -> Images | None:
+        """How images come in; None where other observations do."""
+        if self.stages and isinstance(self.stages[0], Images | SideBySide):
+            return self.stages[0] if isinstance(self.stages[0], Images) else None
+        return Images(self.observation_space.shape) if is_float_image(self.observation_space) else None
+
+    def takes(self, space: gym.Space) -> bool:
+        """Whether an environment that shows this space suits it."""
+        if self.stages and isinstance(self.stages[0], SideBySide):
+            return self.stages[0].takes(space)
+        return self.images.takes(space) if self.images else same_space(self.observation_space, space)
+
+    def start(self) -> View:
+        """A view for one vector env: the inputs `[N, ...]` of the network, float32."""
+        images = () if self.images is None or self.images in self.stages[:1] else (self.images,)
+        stages = (*images, *self.stages)
+        views = [stage.start() for stage in stages]
+
+        def view(shown: Shown) -> np.ndarray:
+            obs = shown.obs
+            for stage_view in views:
+                obs = stage_view(Shown(obs, shown.first, shown.actions, shown.rewards))
+            return np.asarray(obs, np.float32)
+
+        return view

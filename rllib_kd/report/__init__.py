@@ -1,0 +1,1 @@
+"""What comparisons look like: tables, plots, one HTML page."""

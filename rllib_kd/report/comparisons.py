@@ -1,0 +1,308 @@
+"""What comparisons look like: a table for the terminal, an HTML page with plots, and every figure in JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, colour_of, printable, svg
+from rllib_kd.report.page import page, section
+from rllib_kd.report.plots import Curve, agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
+
+if TYPE_CHECKING:
+    from rllib_kd.evaluation.result import Comparison, PolicyReport
+
+
+def summary_table(comparisons: Sequence[Comparison]) -> str:
+    """A table of at most 80 columns: a row for each student, and for teacher and random policy.
+
+    Args:
+        comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
+
+    Raises:
+        ValueError: no comparisons, or of different environments, teachers or episodes.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    first = _common(comparisons)
+    # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters to the name, a few
+    # thousand leave twenty, and no figure is ever cut.
+    table = Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(_title(first) + "\n")
+    )
+    table.add_column("", min_width=8, overflow="fold")
+    for head in ("para-\nmeters", "% of\nteacher", "return\n± 95 % CI", "return\nratio*"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for head in ("agree %†\nT's / S's", "latency\nµs"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for i, row in enumerate(_rows(comparisons)):
+        cells = [row[key] for key in ("parameters", "compression", "return", "return_ratio")]
+        both = [row[f"agreement_on_{whose}_states"] for whose in ("teacher", "student")]
+        table.add_row(Text(row["name"]), *cells, " / ".join(filter(None, both)), row["latency"], end_section=i == 1)
+    console = Console(width=80, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+        console.print("\n * (student − random) / (teacher − random)")
+        console.print(" † states with one choice, of those that the teacher / the student visits")
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def write_report(
+    comparisons: Sequence[Comparison],
+    out_dir: str | os.PathLike[str],
+    *,
+    curves: Mapping[str, Curve] | None = None,
+) -> Path:
+    """Write `index.html`, a page with plots that requests nothing from elsewhere, and `figures.json`.
+
+    Args:
+        comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
+        out_dir: is made where it does not exist; files of these two names are replaced.
+        curves: learning curves by name, each of (env steps, return); those that have a student's name get its colour.
+
+    Returns:
+        Path of `index.html`.
+
+    Raises:
+        ValueError: no comparisons, or of different environments, teachers or episodes.
+    """
+    _common(comparisons)
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = _figures(comparisons, curves or {})
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    index = folder / "index.html"
+    index.write_text(_page(comparisons, curves or {}), encoding="utf-8")
+    return index
+
+
+def _common(comparisons: Sequence[Comparison]) -> Comparison:
+    """The first comparison, after checking that its environment, teacher and random policy are those of all."""
+    if not comparisons:
+        raise ValueError("There is nothing to report: `comparisons` is empty. compare_all() makes some.")
+    first = comparisons[0]
+    for other in comparisons[1:]:
+        names = f"{first.student.name!r} and {other.student.name!r}"
+        if first.env != other.env:
+            raise ValueError(f"{names} played in {first.env!r} and {other.env!r}. Write one report an environment.")
+        if (first.teacher.returns, first.random.returns) != (other.teacher.returns, other.random.returns):
+            raise ValueError(
+                f"{names} were compared with different teachers or over different episodes, so that one table would "
+                "mislead. Compare them together, with compare_all()."
+            )
+    return first
+
+
+def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> dict[str, Any]:
+    """Everything, teacher and random policy once; what is not finite is None, since JSON has no word for it."""
+    from rllib_kd.text import finite_or_none
+
+    shared = ("env", "num_episodes", "epsilon", "teacher", "random")
+    dicts = [comparison.to_dict() for comparison in comparisons]
+    students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
+    figures = {key: dicts[0][key] for key in shared} | {"students": students}
+    return finite_or_none(
+        figures | {"curves": {name: [list(point) for point in curve] for name, curve in curves.items()}}
+    )
+
+
+def _title(first: Comparison) -> str:
+    return f"{printable(first.env)}, {first.conditions}"
+
+
+def _number(value: float) -> str:
+    """Seven characters at most, and a sign."""
+    return f"{value:,.1f}" if abs(value) < 1e4 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def _mean(report: PolicyReport) -> str:
+    """Mean and interval; of one episode there is no interval."""
+    if not math.isfinite(report.return_ci95):
+        return _number(report.return_mean)
+    return f"{_number(report.return_mean)} ± {_number(report.return_ci95)}"
+
+
+def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
+    """The cells of both tables, by row and name; empty where a policy has no such figure."""
+    first = comparisons[0]
+    rows = []
+    for report in (first.teacher, first.random, *(comparison.student for comparison in comparisons)):
+        rows.append(
+            dict.fromkeys(
+                ("agreement_on_teacher_states", "agreement_on_student_states", "return_ratio", "compression"), ""
+            )
+            | dict.fromkeys(("q_regret_on_teacher_states", "q_regret_on_student_states", "speedup"), "")
+            | {
+                "name": printable(report.name),
+                "return": _mean(report),
+                "parameters": "" if report.num_parameters is None else f"{report.num_parameters:,}",
+                "latency": "" if report.latency_ms is None else f"{1e3 * report.latency_ms:.0f}",
+            }
+        )
+    rows[0] |= {"return_ratio": "1.000", "compression": "100.00", "speedup": "1.00"}
+    rows[1] |= {"return_ratio": "0.000"}
+    for comparison, row in zip(comparisons, rows[2:], strict=True):
+        ratio = comparison.return_ratio
+        row |= {
+            "return_ratio": f"{ratio:.3f}" if abs(ratio) < 10 else f"{ratio:.3g}",
+            "compression": f"{100 * comparison.compression:.2f}",
+            "agreement_on_teacher_states": f"{100 * comparison.agreement_on_teacher_states:.1f}",
+            "agreement_on_student_states": f"{100 * comparison.agreement_on_student_states:.1f}",
+            "q_regret_on_teacher_states": f"{comparison.q_regret_on_teacher_states:#.3g}",
+            "q_regret_on_student_states": f"{comparison.q_regret_on_student_states:#.3g}",
+        }
+        if comparison.teacher.latency_ms and comparison.student.latency_ms:
+            row["speedup"] = f"{comparison.teacher.latency_ms / comparison.student.latency_ms:.2f}"
+    return rows
+
+
+_STATES = ("teacher’s states", "student’s states")
+
+
+#: Heads of the table, each with the keys of its columns.
+_COLUMNS = {
+    "parameters": ("parameters",),
+    "% of teacher": ("compression",),
+    "return, mean ± 95&nbsp;%&nbsp;CI": ("return",),
+    "return ratio": ("return_ratio",),
+    "agreement (%) on": ("agreement_on_teacher_states", "agreement_on_student_states"),
+    "Q-regret on": ("q_regret_on_teacher_states", "q_regret_on_student_states"),
+    "latency (µs)": ("latency",),
+    "times as fast": ("speedup",),
+}
+
+
+def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> str:
+    first = comparisons[0]
+    count = "1 student" if len(comparisons) == 1 else f"{len(comparisons)} students"
+    title = f"{printable(first.env)}: {count} beside the teacher"
+    return page(
+        title,
+        f"""<p class="lead">{html.escape(_title(first))}. All policies act greedily, but for the random one.</p>
+<section class="card" id="summary">
+{_table(comparisons)}
+<p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
+which student and teacher choose one action. <b>Q-regret</b>: mean of what the student’s choice costs by the teacher’s
+Q-values, in units of return. <b>Latency</b>: median of one forward pass of one observation, on one CPU thread.
+Parameters count what acts, without target networks. All figures, with the return of each episode, are in
+<a href="figures.json">figures.json</a> beside this page.</p>
+</section>
+<div class="plots">
+{"".join(_sections(comparisons, curves))}
+</div>""",
+    )
+
+
+def _table(comparisons: Sequence[Comparison]) -> str:
+    head = '<tr><th scope="col" rowspan="2">policy</th>'
+    for name, keys in _COLUMNS.items():
+        head += f'<th scope="col" {"rowspan" if len(keys) == 1 else "colspan"}="2">{name}</th>'
+    head += "</tr><tr>" + 2 * "".join(f'<th scope="col">{states}</th>' for states in _STATES) + "</tr>"
+    lines = []
+    for i, row in enumerate(_rows(comparisons)):
+        mark, variable = ("★", "--fg") if i == 0 else ("", "--muted")
+        if i > 1:
+            mark, variable = GLYPHS[(i - 2) % len(GLYPHS)], VARIABLES[colour_of(i - 2)]
+        mark = f'<span class="mark" style="color: var({variable})" aria-hidden="true">{mark}</span>'
+        cells = "".join(f"<td>{html.escape(row[key]) or '–'}</td>" for keys in _COLUMNS.values() for key in keys)
+        kind = ' class="reference"' if i < 2 else ""
+        lines.append(f'<tr{kind}><th scope="row">{mark}{html.escape(row["name"])}</th>{cells}</tr>')
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> list[str]:
+    """The plots, each with a sentence that says how to read it."""
+    sections = [
+        section(
+            "size",
+            "Size and return",
+            "Left is smaller (the scale is logarithmic), up is better: the best student stands at the height of the "
+            "teacher’s dashed line and far to its left. Bars are 95 % confidence intervals of the mean.",
+            svg(
+                "size-plot",
+                "Size and return",
+                lambda: scatter(comparisons, lambda report: report.num_parameters, "parameters", log=True),
+            ),
+        ),
+        section(
+            "latency",
+            "Latency and return",
+            "Left is faster, up is better. Below some size a forward pass costs its overhead only, and a smaller "
+            "student is no faster.",
+            svg(
+                "latency-plot",
+                "Latency and return",
+                lambda: scatter(
+                    comparisons,
+                    lambda report: None if report.latency_ms is None else 1e3 * report.latency_ms,
+                    "latency of one observation (µs)",
+                ),
+            ),
+        ),
+        section(
+            "agreement",
+            "Agreement with the teacher",
+            "Filled: states that the teacher visits; open: states that the student visits. An open mark far left of "
+            "the filled one is a student that drifts to where it does not know what the teacher would do.",
+            svg("agreement-plot", "Agreement with the teacher", lambda: agreement_plot(comparisons)),
+        ),
+        section(
+            "returns",
+            "Distribution of returns",
+            "Each dot is an episode (spread vertically so that equal ones show), the box holds the middle half, its "
+            "line is the median: two policies of one mean may differ in how often they fail.",
+            svg("returns-plot", "Distribution of returns", lambda: returns_plot(comparisons)),
+        ),
+    ]
+    finite = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
+    shown = {name: curve for name, curve in finite.items() if curve}
+    if shown:
+        # Twice, for wide and for narrow windows: scaled from one to the other its text would be unreadable.
+        both = (
+            f'<div class="if-{name}">'
+            + svg(f"curves-{name}", "Learning curves", partial(curves_plot, comparisons, shown, width))
+            + "</div>"
+            for name, width in (("wide", 2 * WIDTH), ("narrow", WIDTH))
+        )
+        sections.append(
+            section(
+                "curves",
+                "Learning curves",
+                "Mean return after so many env steps of training: the further left a curve reaches the teacher’s "
+                "dashed line, the fewer steps its student needed. The dotted line is the random policy.",
+                "".join(both),
+                wide=True,
+            )
+        )
+    matrices = "".join(
+        f"<div><h3>{html.escape(printable(comparison.student.name))}</h3>"
+        + svg(
+            f"confusion-{i}",
+            f"Confusion of actions, {printable(comparison.student.name)}",
+            partial(confusion_plot, comparison, i),
+        )
+        + "</div>"
+        for i, comparison in enumerate(comparisons)
+    )
+    sections.append(
+        section(
+            "confusion",
+            "Which actions are confused",
+            "Where the teacher chooses the row’s action, how often the student chooses the column’s: the stronger the "
+            "colour, the larger its share of the row (where cells have room, in percent and number of states). A "
+            "perfect student has colour on the diagonal only. A row without any is an action that the teacher never "
+            "chooses there.",
+            f'<div class="pair">{matrices}</div>',
+            wide=True,
+        )
+    )
+    return sections

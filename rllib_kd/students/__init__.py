@@ -1,0 +1,1 @@
+"""Students: how large they are, and their first weights."""

@@ -1,0 +1,473 @@
+"""The student's first weights, from its teacher's: the units that matter most, and least squares for what they lack.
+
+A singular value decomposition would compress a linear network best. Between two layers of units that are not linear it
+does not apply: rotated units are other functions. So the student keeps some of the teacher's units as they are, and is
+fitted, layer by layer, to what the teacher computes on states that were visited:
+
+1. From the last hidden layer to the first, choose the units from which least squares predicts best what the next
+   layer needs of them (orthogonal least squares, Chen, Billings & Luo 1989; for pruning ThiNet, Luo et al. 2017, arXiv
+   1707.06342). A channel of a convolution is a group of columns, one for each pixel that a window sees of it.
+2. From the first layer to the last, fit each layer to the teacher's values before the activation, given what the
+   student's own layers below put out (as He et al. 2017, arXiv 1707.06168). Ridge regression draws the weights towards
+   the teacher's between the same units, so that a student as wide as its teacher equals it, whatever the states.
+
+Nothing here takes a gradient, and nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rllib_kd.networks.dqn_module import QF_PREDS, support_of
+
+#: Weight of the teacher's own weights beside what is seen, as a share of the mean square of the columns.
+RIDGE = 1e-5
+
+
+_TINY = 1e-12
+
+
+_STATES_AT_ONCE = 32  # of images: their windows would fill the memory
+
+
+_ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.Identity)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer: what it sees of the units below, its weights, and what follows them.
+
+    A unit is a number, or a channel of an image. Of each unit below, a linear layer sees one number, or all pixels of
+    the image, and a convolution those in its window: a group of columns.
+    """
+
+    weight: Tensor  # [units, units below, columns of each], float64
+    bias: Tensor  # [units], float64
+    activation: nn.Module | None = None  # None: the outputs
+    kernel: tuple[int, int] | None = None  # None: linear
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
+
+    def columns(self, below: Tensor) -> Tensor:
+        """What it sees, `[rows, units below, columns of each]`, of values `[N, units]` or `[N, units, height, width]`.
+
+        A row is a state, or a place in the image of a state.
+        """
+        if self.kernel is None:
+            return below.reshape(*below.shape[:2], -1)
+        windows = F.unfold(F.pad(below, self.padding), self.kernel, stride=self.stride)  # [N, units · columns, places]
+        return windows.transpose(1, 2).reshape(-1, below.shape[1], self.kernel[0] * self.kernel[1])
+
+    def values(self, below: Tensor) -> Tensor:
+        """Before the activation: `[N, units]`, or `[N, units, height, width]`."""
+        if self.kernel is None:
+            return self.columns(below).flatten(1) @ self.weight.flatten(1).T + self.bias
+        kernel = self.weight.unflatten(-1, self.kernel)
+        return F.conv2d(F.pad(below, self.padding), kernel, self.bias, self.stride)
+
+    def outputs(self, below: Tensor) -> Tensor:
+        """After the activation."""
+        return _activated(self, self.values(below))
+
+
+Chain = Sequence[Layer]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an output layer is fitted to."""
+
+    values: Tensor  # [N, outputs]
+    matrix: Tensor | None  # [outputs, teacher's outputs], if `values` are that linear function of them
+    scaled: Tensor  # [N, any]: by what of them the units are chosen, each part on the scale on which it matters
+
+
+@dataclass
+class Path:
+    """One way through the student, from observations to the outputs of a head, beside its teacher's."""
+
+    layers: list[Layer]  # the student's
+    chain: Chain  # the teacher's
+    stems: list[int]  # of each hidden layer, the number of the teacher's that it stands for
+    kept: list[Tensor]  # of each hidden layer, the numbers of its units there
+
+    def weights_between(self, i: int, target: Target) -> Tensor | None:
+        """The teacher's weights between the units of layer i and those below, the biases last; None if it has none."""
+        is_output = i == len(self.stems)
+        stem, stem_below = len(self.chain) - 1 if is_output else self.stems[i], self.stems[i - 1] if i else -1
+        if stem != stem_below + 1 or (is_output and target.matrix is None):
+            return None
+        weight, bias = self.chain[stem].weight, self.chain[stem].bias
+        if i:
+            if type(self.layers[i - 1].activation) is not type(self.chain[stem_below].activation):
+                return None
+            weight = weight[:, self.kept[i - 1]]
+        both = torch.cat([weight.flatten(1), bias[:, None]], dim=1)
+        return target.matrix @ both if is_output else both[self.kept[i]]  # type: ignore[operator]
+
+
+def check(student: Any, teacher: Any) -> None:
+    """Whether `initialize()` can do anything for this pair.
+
+    Raises:
+        ValueError: one of them has another architecture than RLlib's DQN module; or as `initialize()`.
+    """
+    for who, module in (("student", student), ("teacher", teacher)):
+        if not all(hasattr(module, name) for name in ("encoder", "af", "uses_dueling", "num_atoms")):
+            raise ValueError(
+                f"init='teacher' needs a {who} with RLlib's DQN architecture, but it is a {type(module).__name__}. "
+                "Leave init at 'random'."
+            )
+    paths_of(student, teacher)
+
+
+@torch.no_grad()
+def initialize(student: Any, teacher: Any, obs: Tensor, *, unit: float | None = None) -> None:
+    """Give the student its first weights, in place.
+
+    Its hidden layers stand for the first ones of the teacher, convolutions for convolutions. It may have fewer, also
+    none, and other activations.
+
+    Args:
+        student: RLlib's DQN module.
+        teacher: the same, usually larger; it sees the same observations.
+        obs: states that were visited, `[N, ...]`.
+        unit: None: the student's outputs are Q-values. A number: they count differences between the Q-values of actions
+            in such units (return), and say nothing of their level. Of no effect on return distributions (C51).
+
+    Raises:
+        ValueError: it has more or wider layers than its teacher, or layers of another kind.
+    """
+    paths, num_shared = paths_of(student, teacher)
+    targets = _targets(student, teacher, [path.chain for path in paths], obs, unit)
+    for own, target in zip(paths, targets, strict=True):
+        for i in reversed(range(num_shared, len(own.stems))):
+            own.kept[i] = _choose([own], i, obs, [target])
+    for i in reversed(range(num_shared)):
+        units = _choose(paths, i, obs, targets)
+        for path in paths:
+            path.kept[i] = units
+    for path, target in zip(paths, targets, strict=True):
+        first = 0 if path is paths[0] else num_shared  # what is shared is fitted with the first path
+        path.layers[:first] = paths[0].layers[:first]
+        for i in range(first, len(path.layers)):
+            path.layers[i] = _fitted(path, i, obs, target)
+    _write(student, paths[0].layers[:num_shared], [path.layers[num_shared:] for path in paths])
+
+
+# --- What the outputs should be ---------------------------------------------------------------------------------------
+
+
+def _targets(student: Any, teacher: Any, chains: Sequence[Chain], obs: Tensor, unit: float | None) -> list[Target]:
+    """Of the head `af`, and where the student is dueling of `vf`.
+
+    Where the teacher is dueling too, the second chain puts out the level of its Q-values, and the first one the rest.
+    """
+    outputs = [torch.cat([values[-1] for _, values in _teacher_values(chain, obs)]) for chain in chains]
+    separate = student.uses_dueling and teacher.uses_dueling
+    if student.num_atoms > 1:
+        sizes = [out.shape[1] for out in outputs]
+        matrices = [torch.eye(sizes[0]), torch.eye(1) if separate else torch.zeros(1, sizes[-1])]
+        return [_target(out, [matrix.double()]) for out, matrix in zip(outputs, matrices, strict=False)]
+    is_linear = teacher.num_atoms == 1
+    if not is_linear:
+        parts = obs.split(_STATES_AT_ONCE)
+        q = torch.cat([teacher.compute_q_values({"obs": part})[QF_PREDS] for part in parts]).double().cpu()
+        outputs, separate = [q] * len(chains), False
+    num_actions = outputs[0].shape[1]
+    average = torch.full((num_actions, num_actions), 1.0 / num_actions).double()
+    deviation = (torch.eye(num_actions) - average) / (unit or 1.0)
+    level = average if unit is None else torch.zeros_like(average)
+    if not student.uses_dueling:
+        return [_target(outputs[0], [level, deviation], is_linear=is_linear)]
+    level = torch.eye(1).double() * float(unit is None) if separate else level[:1]
+    return [_target(out, [m], is_linear=is_linear) for out, m in zip(outputs, [deviation, level], strict=True)]
+
+
+def _target(outputs: Tensor, matrices: Sequence[Tensor], *, is_linear: bool = True) -> Target:
+    """The sum of linear functions of the teacher's outputs, each of which matters as much as the others."""
+    parts = [outputs @ matrix.T for matrix in matrices]
+    scaled = [part / part.std(0).norm().clamp(min=_TINY) for part in parts]
+    matrix = torch.stack(list(matrices)).sum(0)
+    return Target(outputs @ matrix.T, matrix if is_linear else None, torch.cat(scaled, dim=1))
+
+
+# --- Which units ------------------------------------------------------------------------------------------------------
+
+
+def choose_units(gram: Tensor, cross: Tensor, num_units: int, count: int) -> Tensor:
+    """The units from whose columns least squares predicts the targets best, found one after the other.
+
+    Args:
+        gram: XᵀX of the columns X, `[num_units · g + 1, ...]`, grouped by unit; the last column is constant.
+        cross: XᵀY with the targets Y, `[num_units · g + 1, D]`.
+        num_units: to choose from.
+        count: how many, at most `num_units`.
+
+    Returns:
+        Their numbers, in order.
+    """
+    width = (len(gram) - 1) // num_units
+    everything = torch.arange(len(gram) - 1).unflatten(0, (num_units, width))
+    gram, cross = _swept(gram, cross, torch.tensor([len(gram) - 1]), ridge=0.0)
+    ridge = RIDGE * float(gram.diagonal()[:-1].mean()) + torch.finfo(gram.dtype).tiny
+    chosen: list[int] = []
+    for _ in range(count):
+        blocks = gram[everything[:, :, None], everything[:, None, :]] + ridge * torch.eye(width).to(gram)
+        wanted = cross[everything]  # [units, g, D]
+        gains = (wanted * torch.linalg.solve(blocks, wanted)).sum((1, 2))  # of squared error
+        gains[chosen] = -torch.inf
+        chosen.append(int(gains.argmax()))
+        gram, cross = _swept(gram, cross, everything[chosen[-1]], ridge=ridge)
+    return torch.tensor(sorted(chosen))
+
+
+def _swept(gram: Tensor, cross: Tensor, columns: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
+    """The same moments of what is left of columns and targets once these columns have explained their part."""
+    block = gram[columns][:, columns] + ridge * torch.eye(len(columns)).to(gram)
+    explained = torch.linalg.solve(block, torch.cat([gram[columns], cross[columns]], dim=1))
+    return gram - gram[:, columns] @ explained[:, : len(gram)], cross - gram[:, columns] @ explained[:, len(gram) :]
+
+
+def _choose(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Target]) -> Tensor:
+    """The teacher's units that layer i of these paths keeps, by what the layers above need of them."""
+    first = paths[0]
+    stem, num_kept = first.stems[i], len(first.layers[i].bias)
+    num_units = len(first.chain[stem].bias)
+    if num_kept == num_units:
+        return torch.arange(num_units)
+
+    def wanted(path: Path, target: Target, part: slice, values: Sequence[Tensor]) -> Tensor:
+        if i + 1 == len(path.stems):
+            return target.scaled[part]
+        return _by_row(values[path.stems[i + 1]])[:, path.kept[i + 1]]
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for parts in zip(*(_teacher_values(path.chain, obs) for path in paths), strict=True):
+            columns = first.layers[i + 1].columns(_activated(first.layers[i], parts[0][1][stem]))
+            needs = [wanted(paths[n], targets[n], *part) for n, part in enumerate(parts)]
+            yield columns, torch.cat(needs, dim=1)
+
+    return choose_units(*_moments(rows()), num_units, num_kept)
+
+
+# --- Which weights ----------------------------------------------------------------------------------------------------
+
+
+def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
+    """Ridge regression towards a prior: argmin_B ‖Y − X B‖² + ridge · ‖B − prior‖², the constant column not drawn.
+
+    Args:
+        gram: XᵀX, `[P + 1, P + 1]`; the last column of X is constant.
+        cross: XᵀY, `[P + 1, D]`.
+        prior: `[P + 1, D]`.
+
+    Returns:
+        B, `[P + 1, D]`; the prior itself where it leaves no error.
+    """
+    ridge = torch.full((len(gram),), RIDGE * float(gram.diagonal()[:-1].mean()), dtype=gram.dtype)
+    ridge[-1] = 0.0
+    ridge += torch.finfo(gram.dtype).eps * gram.diagonal().max()
+    return prior + torch.linalg.solve(gram + torch.diag(ridge), cross - gram @ prior)
+
+
+def _fitted(path: Path, i: int, obs: Tensor, target: Target) -> Layer:
+    """Layer i with what comes nearest to the teacher's values, upon the layers below as they are now."""
+    layer = path.layers[i]
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for part, values in _teacher_values(path.chain, obs):
+            is_output = i == len(path.stems)
+            wanted = target.values[part] if is_output else _by_row(values[path.stems[i]])[:, path.kept[i]]
+            below = _inputs(path.layers, obs[part])
+            for lower in path.layers[:i]:
+                below = lower.outputs(below)
+            yield layer.columns(below), wanted
+
+    gram, cross = _moments(rows())
+    prior = path.weights_between(i, target)
+    solution = fit(gram, cross, torch.zeros_like(cross) if prior is None else prior.T).T
+    return replace(layer, weight=solution[:, :-1].reshape(layer.weight.shape), bias=solution[:, -1])
+
+
+# --- States -----------------------------------------------------------------------------------------------------------
+
+
+def _moments(rows: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """XᵀX and XᵀY, with a constant column at the end of X."""
+    gram = cross = torch.zeros(1)
+    for columns, wanted in rows:
+        x = F.pad(columns.flatten(1), (0, 1), value=1.0)
+        gram, cross = gram + x.T @ x, cross + x.T @ wanted
+    return gram, cross
+
+
+def _teacher_values(chain: Chain, obs: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """For some states at a time, what every layer of the teacher computes before its activation."""
+    size = len(obs) if chain[0].kernel is None else _STATES_AT_ONCE
+    for start in range(0, len(obs), size):
+        part = slice(start, start + size)
+        below, values = _inputs(chain, obs[part]), []
+        for layer in chain:
+            values.append(layer.values(below))
+            below = _activated(layer, values[-1])
+        yield part, values
+
+
+def _inputs(chain: Chain, obs: Tensor) -> Tensor:
+    obs = obs.double()
+    return obs.flatten(1) if chain[0].kernel is None else obs.permute(0, 3, 1, 2)  # RLlib's images: channels last
+
+
+def _activated(layer: Layer, values: Tensor) -> Tensor:
+    return values if layer.activation is None else layer.activation(values)
+
+
+def _by_row(values: Tensor) -> Tensor:
+    """`[rows, units]` of `[N, units]` or `[N, units, height, width]`, rows as in `Layer.columns()`."""
+    return values if values.ndim == 2 else values.flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+# --- RLlib's networks -------------------------------------------------------------------------------------------------
+
+
+def paths_of(student: Any, teacher: Any) -> tuple[list[Path], int]:
+    """The paths through the student (two if it is dueling), and how many hidden layers they share.
+
+    Raises:
+        ValueError: as `initialize()`; or there are layers that are not understood here.
+    """
+    if student.num_atoms > 1 and support_of(student) != support_of(teacher):
+        raise ValueError(
+            f"init='teacher' gives a C51 student the return distributions of its teacher, but its support is "
+            f"{support_of(student)} and the teacher's {support_of(teacher)}. Set training(num_atoms=..., v_min=..., "
+            "v_max=...) as in the teacher, or leave init at 'random'."
+        )
+    trunk, streams = _network_of(student)
+    teacher_trunk, teacher_streams = _network_of(teacher)
+    if len(streams) == len(teacher_streams):
+        chains: list[Chain] = [[*teacher_trunk, *stream] for stream in teacher_streams]
+    else:
+        chains = [merged(teacher_trunk, teacher_streams)] * len(streams)
+    paths = []
+    for stream, chain in zip(streams, chains, strict=True):
+        layers = [*trunk, *stream]
+        stems = _match(layers, chain)
+        paths.append(Path(layers, chain, stems, [torch.empty(0)] * len(stems)))
+    return paths, len(trunk)
+
+
+def _network_of(module: Any) -> tuple[list[Layer], list[list[Layer]]]:
+    """The layers of the encoder, and those of each head up to its outputs."""
+    trunk = _layers_of(module.encoder, None)
+    return trunk, [_layers_of(head, trunk[-1] if trunk else None) for head in _heads(module)]
+
+
+def merged(trunk: Chain, streams: Sequence[Chain]) -> Chain:
+    """One chain from observations to Q-values (of C51: to logits), with the streams of a dueling network in one.
+
+    The logits are RLlib's up to a constant in each state.
+    """
+    if len(streams) == 1:
+        return [*trunk, *streams[0]]
+    advantage, value = streams
+    hidden = []
+    for depth, (a, v) in enumerate(zip(advantage[:-1], value[:-1], strict=True)):
+        weight = torch.cat([a.weight, v.weight]) if depth == 0 else _block_diagonal(a.weight, v.weight)
+        hidden.append(replace(a, weight=weight, bias=torch.cat([a.bias, v.bias])))
+    a, v = advantage[-1], value[-1]
+    weight, level = a.weight - a.weight.mean(0), v.weight.expand(len(a.bias), -1, -1)
+    weight = torch.cat([weight, level], dim=1) if hidden else weight + level
+    return [*trunk, *hidden, replace(a, weight=weight, bias=a.bias - a.bias.mean() + v.bias)]
+
+
+def _block_diagonal(a: Tensor, b: Tensor) -> Tensor:
+    return torch.block_diag(a.squeeze(-1), b.squeeze(-1)).unsqueeze(-1)
+
+
+def _heads(module: Any) -> list[nn.Module]:
+    return [module.af, module.vf] if module.uses_dueling else [module.af]
+
+
+def _layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
+    layers: list[Layer] = []
+    padding = (0, 0, 0, 0)
+    for part in (part for part in net.modules() if not list(part.children())):
+        below = layers[-1] if layers else below
+        match part:
+            case nn.ZeroPad2d():
+                padding = part.padding
+            case nn.Conv2d(padding=(0, 0), dilation=(1, 1), groups=1, bias=Tensor()):
+                window: dict[str, Any] = {"kernel": part.kernel_size, "stride": part.stride, "padding": padding}
+                layers.append(Layer(_double(part.weight).flatten(2), _double(part.bias), **window))
+                padding = (0, 0, 0, 0)
+            case nn.Linear(bias=Tensor()):
+                channels = len(below.bias) if below is not None and below.kernel is not None else part.in_features
+                # RLlib flattens images with the channels last.
+                weight = _double(part.weight).unflatten(1, (-1, channels)).transpose(1, 2)
+                layers.append(Layer(weight, _double(part.bias)))
+            case _ if isinstance(part, _ELEMENTWISE) and layers:
+                layers[-1] = replace(layers[-1], activation=part)
+            case nn.Flatten():
+                pass
+            case _ if list(part.parameters()):
+                raise ValueError(
+                    f"init='teacher' understands linear layers and convolutions, but there is a {type(part).__name__}. "
+                    "Leave init at 'random'."
+                )
+    return layers
+
+
+def _double(tensor: Any) -> Tensor:
+    return tensor.detach().double().cpu()
+
+
+def _match(layers: Chain, chain: Chain) -> list[int]:
+    """Of each hidden layer of a student, the number of the teacher's layer that it stands for.
+
+    Raises:
+        ValueError: there is none, or it is narrower, or looks through other windows.
+    """
+    matches: list[int] = []
+    for is_convolution, what in ((True, "convolutions"), (False, "hidden layers")):
+        own = [layer for layer in layers[:-1] if (layer.kernel is not None) == is_convolution]
+        stems = [i for i, layer in enumerate(chain[:-1]) if (layer.kernel is not None) == is_convolution]
+        if len(own) > len(stems) or (is_convolution and stems and not own):
+            raise ValueError(
+                f"init='teacher' takes a student with at most as many {what} as its teacher"
+                f"{', and at least one' if is_convolution and stems else ''}: the student has {len(own)}, the teacher "
+                f"{len(stems)}. Change its model config, or leave init at 'random'."
+            )
+        for number, (layer, i) in enumerate(zip(own, stems, strict=False), 1):
+            stem = chain[i]
+            if len(layer.bias) > len(stem.bias):
+                raise ValueError(
+                    f"init='teacher' takes a student with layers at most as wide as its teacher's, but number {number} "
+                    f"of its {what} has {len(layer.bias)} units and the teacher's {len(stem.bias)}. Change its model "
+                    "config, or leave init at 'random'."
+                )
+            windows = [(x.kernel, x.stride, x.padding) for x in (layer, stem)]
+            if windows[0] != windows[1]:
+                raise ValueError(
+                    f"init='teacher' takes convolutions with the teacher's kernels, strides and padding, but number "
+                    f"{number} has {windows[0]} and the teacher's {windows[1]}. Change conv_filters, or leave init at "
+                    "'random'."
+                )
+            matches.append(i)
+    return matches
+
+
+def _write(module: Any, trunk: Chain, streams: Sequence[Chain]) -> None:
+    nets = [module.encoder, *_heads(module)]
+    for net, layers in zip(nets, [trunk, *streams], strict=True):
+        parts: list[Any] = [part for part in net.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+        for part, layer in zip(parts, layers, strict=True):
+            weight = layer.weight if layer.kernel is not None else layer.weight.transpose(1, 2)
+            part.weight.copy_(weight.reshape(part.weight.shape))
+            part.bias.copy_(layer.bias)

@@ -1,0 +1,1 @@
+"""Sweeps by Ray Tune: how small can the student be?"""

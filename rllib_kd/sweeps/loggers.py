@@ -1,0 +1,56 @@
+"""Where a sweep logs: lines on the terminal, and services."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from ray import tune
+
+from rllib_kd.experiment.loggers import wandb_callback
+
+
+def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = None) -> list[tune.Callback]:
+    """A printed line for each setting, and Ray's own loggers of other services.
+
+    Args:
+        wandb_project: of Weights & Biases.
+        mlflow_uri: MLflow's tracking URI, of a server (`http://...`) or a database (`sqlite:///FILE`).
+
+    Raises:
+        ValueError: a package is not installed, nobody is logged in, or MLflow does not take the URI.
+    """
+    callbacks: list[tune.Callback] = [SettingLines()]
+    if wandb_project is not None:
+        callbacks.append(wandb_callback(project=wandb_project))
+    if mlflow_uri is not None:
+        if find_spec("mlflow") is None:
+            raise ValueError("Logging to MLflow needs its package: pip install mlflow")
+        from mlflow.exceptions import MlflowException
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        callbacks.append(MLflowLoggerCallback(tracking_uri=mlflow_uri, experiment_name="rllib_kd"))
+        try:
+            callbacks[-1].setup()  # as Tune does, in the middle of things
+        except MlflowException as error:
+            raise ValueError(f"MLflow does not take '{mlflow_uri}': {error}") from error
+    return callbacks
+
+
+class SettingLines(tune.Callback):
+    """Prints a line for each setting that ends."""
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook."""
+        result = trial.last_result
+        size, ratio, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
+        bound = "" if lower is None else f" (at least {lower:.3f})"
+        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio:6.3f}{bound}")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Tune's hook, also for failures after which the trial goes on."""
+        self._print(trials, trial, f"failed: see error.txt in {trial.path}")
+
+    def _print(self, trials: list[Any], trial: Any, line: str) -> None:
+        ended = sum(other is trial or other.status in ("TERMINATED", "ERROR") for other in trials)
+        print(f"{ended:>4} settings  {line}", flush=True)

@@ -1,0 +1,93 @@
+"""What a sweep varies: names of config settings, each with one of Ray Tune's domains, its unit and its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.search.sample import Categorical, Domain
+
+from rllib_kd.algorithm.config import DistillDQNConfig
+from rllib_kd.teachers.base import Teacher
+
+#: What Population Based Training may change while a student learns: none of it shapes the network or its state.
+POPULATION_SETTINGS = ("kd_coeff", "temperature", "lr")
+
+
+def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict[str, Domain]:
+    """The space of a sweep: every setting that decides how small a student can be.
+
+    Keys are names of config settings (`lr`, `loss`, …), or of a model config (`fcnet_hiddens`). Add, replace or drop
+    entries as you like. A setting that the drawn loss does not read (`temperature` beside `mse`) is left out of the
+    student's config.
+
+    Args:
+        teacher: whose student is sought.
+        median_gap: median over the states that the teacher visits of its action gap, best − second-best Q-value,
+            return units.
+        env_steps: that each student is trained for.
+    """
+    auto = DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap
+    return _student_size(teacher) | {
+        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" asks for one good action of
+        # several: better for very small students on some tasks, much worse on others. "mse" learns Q-values, for a
+        # student that goes on to learn by itself.
+        "loss": tune.choice(["kl", "reverse_kl", "nll", "mse"]),
+        # Return units; for "kl" and "reverse_kl". Around a tenth of the action gap: a third of it hardly differs from
+        # the greedy action, ten times as much tells which mistakes are cheap, and blurs the best action.
+        "temperature": tune.loguniform(auto / 3, auto * 10),
+        # Of Adam, with averaged weights: below, small students do not arrive within the budget; above, they oscillate.
+        "lr": tune.loguniform(5e-4, 2e-2),
+        # β, share of the teacher's actions, over env steps: from its states to the student's own, or half way. Late:
+        # the student sees good states for longer; early, or never the teacher's (0): it learns sooner to mend its own
+        # mistakes.
+        "teacher_fraction": tune.choice(
+            [0.0, *([[0, 1.0], [round(share * env_steps), end]] for end in (0.0, 0.5) for share in (0.25, 1.0))]
+        ),
+        # Replay ratio, rows learned from / env steps sampled: gradient steps for the same env steps, in proportion to
+        # the time that a trial takes.
+        "training_intensity": tune.loguniform(8.0, 64.0),
+        # Weight of RLlib's TD loss beside the distillation loss (1): 0 is pure imitation, with averaged weights; more
+        # lets a student improve on what it cannot imitate, and costs a pass of a target network.
+        "td_coeff": tune.choice([0.0, 0.1]),
+    }
+
+
+def _student_size(teacher: Teacher) -> dict[str, Domain]:
+    first = teacher.members[0]  # of an ensemble
+    model_config = first.model_config or {}
+    if len(first.input_space.shape or ()) == 3 or model_config.get("conv_filters"):
+        # Student parameters / teacher parameters: the teacher's convolutions with fewer channels.
+        return {"compression": tune.loguniform(0.005, 0.2)}
+    # Units of each hidden layer. [] is linear, the least that there is; two layers see what one of as many parameters
+    # does not.
+    return {"fcnet_hiddens": tune.choice([[], [2], [4], [8], [16], [32], [64], [8, 8], [16, 16], [32, 32]])}
+
+
+def population_space(space: Mapping[str, Domain]) -> dict[str, Domain]:
+    """The part of a space that Population Based Training may vary, with the weight of the distillation loss."""
+    # A factor: Adam divides by the gradient's size, so that it counts only beside a TD loss (`td_coeff` > 0).
+    return {"kd_coeff": tune.loguniform(0.1, 10.0)} | {k: v for k, v in space.items() if k in POPULATION_SETTINGS}
+
+
+def default_points(space: Mapping[str, Domain], *, median_gap: float, env_steps: int) -> list[dict[str, Any]]:
+    """The package's defaults at every size of the space, as far as they lie in it: where a search does well to start.
+
+    Empty where an entry of the space has no default here.
+    """
+    defaults: dict[str, Any] = {
+        "loss": "kl",
+        "temperature": DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap,
+        "lr": DistillDQNConfig().lr,
+        "teacher_fraction": [[0, 1.0], [round(0.25 * env_steps), 0.5]],
+        "training_intensity": DistillDQNConfig().training_intensity,
+        "td_coeff": 0.0,
+    }
+    sizes = space.get("fcnet_hiddens")
+    if not isinstance(sizes, Categorical) or set(space) - {"fcnet_hiddens", *defaults}:
+        return []
+    if not all(domain.is_valid(defaults[name]) for name, domain in space.items() if name != "fcnet_hiddens"):
+        return []
+    point = {name: defaults[name] for name in space if name != "fcnet_hiddens"}
+    return [{"fcnet_hiddens": size, **point} for size in sizes.categories]

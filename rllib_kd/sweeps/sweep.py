@@ -1,0 +1,376 @@
+"""Sweeps by Ray Tune: how small can the student be?
+
+A trial is one setting. It trains several students, one for each seed, side by side, and reports what they reach on
+average: searcher and scheduler see settings, not luck.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.fs
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
+from ray.tune.search.sample import Domain
+
+from rllib_kd.algorithm.algorithm import DistillDQN
+from rllib_kd.algorithm.config import WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.playing import RandomActions, play
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.experiment.connection import connection
+from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
+from rllib_kd.experiment.running import location
+from rllib_kd.experiment.settings import validate
+from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back
+from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.sweeps.result import SweepResult, SweptStudent
+from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, search_space
+from rllib_kd.sweeps.trial import (
+    FINAL_SEED,
+    NUM_EPISODES,
+    NUM_REPORTS,
+    SOFTENED,
+    StudentTrial,
+    Task,
+    settings_of,
+    student_config,
+)
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.teachers.names import absolute_uri
+from rllib_kd.text import did_you_mean
+
+SEARCHES = ("optuna", "random")
+
+
+SCHEDULERS = ("none", "asha", "pbt")
+
+
+Space = Callable[..., Mapping[str, Domain]]
+
+
+_MAX_FAILURES = 3  # of a trial, that send it back to its last checkpoint
+
+
+_SPEC = "sweep.json"
+
+
+@dataclass
+class Sweep:
+    """What is swept, and how.
+
+    Args:
+        teacher: what `load_teacher()` takes. Only this process reads it: trials get it through Ray's object store.
+        env: a gymnasium id, or a name that is registered with Tune.
+        num_samples: settings to try, > 0; under "pbt" the population.
+        search: "optuna" (two objectives: return ratio up, parameters down) or "random"; None: "optuna" without a
+            scheduler, "random" with one.
+        scheduler: "none"; "asha" stops the settings whose students return least; "pbt" gives the weights of the best
+            to the others, and varies `kd_coeff`, `temperature` and `lr` on the way.
+        num_seeds: students of each setting, > 0. Their mean is the setting's value.
+        env_steps: that each student is trained for, > 0.
+        config: settings of all students, by the names that `rllib train --config` takes. What stands here is not
+            searched.
+        space: makes the space, with the signature of `search_space()`, which it is by default.
+        storage_path: folder or URI of all results; on several nodes all must reach it. None: `~/ray_results`.
+        name: of the sweep's folder in `storage_path`. None: `sweep-` and the env.
+        seed: of the search, and of the first student.
+        callbacks: of Ray Tune, beside those that always write CSV, JSON and TensorBoard files.
+
+    Raises:
+        ValueError: a value that cannot be, or a search and a scheduler that do not go together.
+    """
+
+    teacher: Any
+    env: str
+    num_samples: int = 16
+    search: str | None = None
+    scheduler: str = "none"
+    num_seeds: int = 3
+    env_steps: int = 20_000
+    config: Mapping[str, Any] = field(default_factory=dict)
+    space: Space = search_space
+    storage_path: str | None = None
+    name: str | None = None
+    seed: int = 0
+    callbacks: Sequence[tune.Callback] = ()
+
+    def __post_init__(self) -> None:
+        for field_name in ("num_samples", "num_seeds", "env_steps"):
+            value = getattr(self, field_name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{field_name}` must be an integer of at least 1, got {value!r}.")
+        if self.scheduler not in SCHEDULERS:
+            hint = did_you_mean(str(self.scheduler), SCHEDULERS)
+            raise ValueError(f"Unknown scheduler {self.scheduler!r}.{hint} Known are: {', '.join(SCHEDULERS)}.")
+        self.search = self.search or ("optuna" if self.scheduler == "none" else "random")
+        if self.search not in SEARCHES:
+            hint = did_you_mean(str(self.search), SEARCHES)
+            raise ValueError(f"Unknown search {self.search!r}.{hint} Known are: {', '.join(SEARCHES)}.")
+        if self.search == "optuna" and self.scheduler == "asha":
+            raise ValueError(
+                "Search 'optuna' has two objectives and needs the final value of both, but the scheduler 'asha' stops "
+                "students by their return alone, the small ones first. Take search 'random' with it, or no scheduler."
+            )
+        if self.search == "optuna" and self.scheduler == "pbt":
+            raise ValueError(
+                "The scheduler 'pbt' changes settings while they are tried, so that the search 'optuna' would learn "
+                "from values that belong to other settings. Take search 'random' with it, or no scheduler."
+            )
+        if self.search == "optuna" and find_spec("optuna") is None:
+            raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or take search 'random'.")
+        self.name = self.name or f"sweep-{self.env.replace('/', '-')}"
+        self.storage_path = absolute_uri(self.storage_path or "~/ray_results")
+
+    @property
+    def path(self) -> str:
+        """Path or URI of the sweep's folder."""
+        return f"{self.storage_path}/{self.name}"
+
+    def run(self, *, resume: bool = False, address: str | None = None) -> SweepResult:
+        """Train, and write the result into `report/` in the sweep's folder.
+
+        Uses the Ray that this process has, or joins or starts one. Ctrl-C or SIGTERM ends the sweep after each trial's
+        next checkpoint; a second one ends it at once. Either way it can be resumed.
+
+        Args:
+            address: of a Ray cluster to join, or "auto"; None: a Ray of our own on this machine.
+            resume: go on with the sweep that lies in the folder: trials from their last checkpoints, the search from
+                what it knows. Where none lies, it starts.
+
+        Raises:
+            ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
+                holds a sweep already, or another one than this.
+        """
+        is_there = has_snapshot(self.path)
+        if is_there and not resume:
+            raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
+        if is_there:
+            self._check_spec()
+        # What is not in Tune's snapshot is lost with this process. Tune takes one every ten seconds, for the sake of
+        # sweeps of thousands of trials.
+        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(0.2, self.num_samples / 100):g}")
+        os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+        teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
+        make_env = env_maker(self.env, self.config.get("env_config"))
+        check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        seeds = range(FINAL_SEED, FINAL_SEED + NUM_EPISODES)
+        returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
+        task = self._task(teacher, returns, make_env, seeds)
+        median_gap = _median_gap(teacher, states)
+        space = self._space(teacher, median_gap)
+        self._check(space, teacher)
+        resources = self._resources(teacher)
+        with connection(resources.required_resources, address=address):
+            shared = tune.with_parameters(StudentTrial, teacher=teacher, task=task)  # in the object store
+            trainable = tune.with_resources(shared, resources)
+            if is_there:
+                put_back(self.path)
+                tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
+            else:
+                self._write_spec()
+                tuner = self._tuner(trainable, space, median_gap)
+            with saving_on_interrupt() as interrupted:
+                grid = tuner.fit()
+            result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
+        self._write(result)
+        return result
+
+    # --- Before the first trial ---------------------------------------------------------------------------------------
+
+    def _task(self, teacher: Teacher, teacher_returns: list[float], make_env: Any, seeds: Sequence[int]) -> Task:
+        random_returns, _ = play(make_env, RandomActions(int(teacher.action_space.n), seed=self.seed), seeds)
+        (teacher_mean, teacher_ci), (random_mean, random_ci) = map(mean_and_ci95, (teacher_returns, random_returns))
+        if teacher_mean - random_mean <= math.hypot(teacher_ci, random_ci):
+            raise ValueError(
+                f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
+                f"{teacher_mean:.4g} and {random_mean:.4g} over {len(seeds)} episodes. There is nothing to distil."
+            )
+        return Task(self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean)
+
+    def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
+        space = dict(self.space(teacher, median_gap=median_gap, env_steps=self.env_steps))
+        if self.scheduler == "pbt":
+            space = population_space(space)
+            if self.config.get("loss", DistillDQNConfig().loss) not in SOFTENED:
+                space.pop("temperature", None)
+        sizes = {"compression", *WIDTH_KEYS}
+        given = set(self.config) | set(self.config.get("model_config", {}))
+        fixed = given | sizes if given & sizes else given
+        return {name: domain for name, domain in space.items() if name not in fixed}
+
+    def _check(self, space: Mapping[str, Domain], teacher: Teacher) -> None:
+        """Now, where the user sees it, and not in every trial."""
+        if not space:
+            raise ValueError("There is nothing to search: `config` fixes every setting of the space.")
+        sample = {name: domain.sample() for name, domain in space.items()}
+        settings = {**self.config, **settings_of(sample, self.config)}
+        validate(student_config(self.env, teacher, settings, seed=self.seed))
+
+    def _resources(self, teacher: Teacher) -> tune.PlacementGroupFactory:
+        """Of a trial: one main process, and the EnvRunners and Learners of all its students."""
+        request = DistillDQN.default_resource_request(student_config(self.env, teacher, self.config, seed=self.seed))
+        main_process, *others = request.bundles
+        # RLlib asks for the i-th bundle for the i-th EnvRunner of every student.
+        shared = [{name: self.num_seeds * amount for name, amount in bundle.items()} for bundle in others]
+        return tune.PlacementGroupFactory([main_process, *shared], strategy=request.strategy)
+
+    # --- Tune ---------------------------------------------------------------------------------------------------------
+
+    def _tuner(self, trainable: Any, space: dict[str, Domain], median_gap: float) -> tune.Tuner:
+        points = default_points(space, median_gap=median_gap, env_steps=self.env_steps)
+        return tune.Tuner(
+            trainable,
+            param_space=space if self.search == "random" else {},
+            tune_config=tune.TuneConfig(
+                num_samples=self.num_samples,
+                search_alg=self._searcher(space, _evenly(points, self.num_samples // 2)),
+                scheduler=self._scheduler(space),
+                reuse_actors=True,
+                trial_dirname_creator=_trial_name,
+                trial_name_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=self.name,
+                storage_path=self.storage_path,
+                verbose=0,
+                callbacks=[*self.callbacks, SaveOnInterrupt(), Snapshots()],
+                failure_config=tune.FailureConfig(max_failures=_MAX_FAILURES),
+                checkpoint_config=tune.CheckpointConfig(
+                    checkpoint_frequency=1,
+                    checkpoint_at_end=True,
+                    num_to_keep=4,  # a snapshot may name an older one, and PBT hands older ones to other trials
+                ),
+            ),
+        )
+
+    def _searcher(self, space: Mapping[str, Domain], points: list[dict[str, Any]]) -> Searcher | SearchAlgorithm:
+        if self.search == "random":
+            return BasicVariantGenerator(random_state=self.seed)  # takes no points that hold lists
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Choices for a categorical")  # lists; the study is in memory
+            return OptunaSearch(
+                space=OptunaSearch.convert_search_space(dict(space)),
+                metric=["return_ratio", "student_params"],
+                mode=["max", "min"],
+                points_to_evaluate=points,
+                seed=self.seed,
+            )
+
+    def _scheduler(self, space: Mapping[str, Domain]) -> TrialScheduler | None:
+        objective: dict[str, Any] = {"metric": "return_ratio", "mode": "max", "time_attr": "training_iteration"}
+        if self.scheduler == "asha":
+            return ASHAScheduler(**objective, max_t=NUM_REPORTS, grace_period=2, reduction_factor=2)
+        if self.scheduler == "pbt":
+            mutations = {name: space[name] for name in POPULATION_SETTINGS if name in space}
+            # Compared after equal training. Whoever reports first would else find nobody to learn from, and whoever
+            # reports last lead: where fewer trials run at once than there are, nothing would be exchanged.
+            return PopulationBasedTraining(
+                **objective, perturbation_interval=2, hyperparam_mutations=mutations, synch=True
+            )
+        return None
+
+    # --- Resuming -----------------------------------------------------------------------------------------------------
+
+    def _spec(self) -> dict[str, Any]:
+        names = ("env", "num_samples", "search", "scheduler", "num_seeds", "env_steps", "config", "seed")
+        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
+
+    def _write_spec(self) -> None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
+        filesystem.create_dir(path, recursive=True)
+        with filesystem.open_output_stream(f"{path}/{_SPEC}") as stream:
+            stream.write(json.dumps(self._spec(), indent=1).encode())
+
+    def _check_spec(self) -> None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
+        with filesystem.open_input_stream(f"{path}/{_SPEC}") as stream:
+            begun = json.loads(stream.read())
+        if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
+            told = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
+            raise ValueError(
+                f"The sweep in '{self.path}' was begun with {told}. Resume it with the same, or rename it."
+            )
+
+    # --- The result ---------------------------------------------------------------------------------------------------
+
+    def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task, *, is_complete: bool) -> SweepResult:
+        reported = [result for result in grid if result.error is None and "return_ratio" in (result.metrics or {})]
+        failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
+        return SweepResult(
+            env=self.env,
+            teacher=list(map(str, self.teacher)) if isinstance(self.teacher, list | tuple) else str(self.teacher),
+            teacher_parameters=teacher.num_parameters,
+            teacher_return=task.teacher_return,
+            random_return=task.random_return,
+            num_episodes=NUM_EPISODES,
+            env_steps=self.env_steps,
+            fixed=dict(self.config),
+            students=[self._student(result) for result in reported],
+            failed=failed,
+            note=_NOTES.get(self.scheduler, ""),
+            is_complete=is_complete,
+        )
+
+    def _student(self, result: tune.Result) -> SweptStudent:
+        metrics: Any = result.metrics
+        return SweptStudent(
+            name=Path(result.path).name,
+            settings=settings_of(result.config or {}, self.config),
+            num_parameters=metrics["student_params"],
+            compression=metrics["compression"],
+            return_ratios=tuple(metrics["return_ratios"]),
+            env_steps=int(metrics["num_env_steps_sampled_lifetime"]),
+            finished=metrics["training_iteration"] >= NUM_REPORTS,
+            checkpoint=location(result.checkpoint) if result.checkpoint else None,
+        )
+
+    def _write(self, result: SweepResult) -> None:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
+        with tempfile.TemporaryDirectory() as folder:
+            result.write(Path(folder))
+            filesystem.create_dir(f"{path}/report", recursive=True)
+            pyarrow.fs.copy_files(folder, f"{path}/report", destination_filesystem=filesystem)
+
+
+_NOTES = {
+    "asha": "ASHA goes by return alone: what it stopped early, small students more often, is not on the front.",
+    "pbt": "Settings are those at the end: PBT has changed them on the way, together with the weights.",
+}
+
+
+def _median_gap(teacher: Teacher, states: np.ndarray) -> float:
+    statistics = QStatistics(int(teacher.action_space.n))
+    for chunk in torch.as_tensor(states).split(1_000):
+        statistics.update(teacher.q_values(chunk.float()))
+    return statistics.gap_quantile(0.5)
+
+
+def _evenly(items: list[Any], count: int) -> list[Any]:
+    """At most `count` of the items, the first and the last among them where two fit."""
+    if len(items) <= count:
+        return items
+    return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
+
+
+def _trial_name(trial: Any) -> str:
+    return str(trial.trial_id)

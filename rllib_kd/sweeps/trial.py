@@ -1,0 +1,163 @@
+"""One setting of a sweep: a student for each seed, trained side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import tune
+
+from rllib_kd.algorithm.algorithm import DistillDQN
+from rllib_kd.algorithm.config import WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.playing import play
+from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.experiment.settings import apply_settings
+from rllib_kd.sweeps.result import lower_bound
+from rllib_kd.teachers.base import Teacher
+
+#: Losses that read `temperature`.
+SOFTENED = ("kl", "reverse_kl", "jsd")
+
+
+NUM_EPISODES = 100  # behind a final return: of the teacher, of the random policy, and of each seed
+
+
+_NUM_EPISODES_ON_THE_WAY = 20  # of each seed, at every other report
+
+
+FINAL_SEED, _SEED_ON_THE_WAY = 1_000_000, 2_000_000  # of the first episode: none that is trained on
+
+
+NUM_REPORTS = 8  # of a trial: evaluation, checkpoint, and the scheduler's decision
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a sweep share, beside the teacher.
+
+    Args:
+        env: that all students play.
+        config: settings of all students.
+        env_steps: that each student is trained for.
+        num_seeds: students of each setting.
+        seed: of the first one.
+        teacher_return: mean of the greedy teacher.
+        random_return: mean of a random policy.
+    """
+
+    env: Any
+    config: Mapping[str, Any]
+    env_steps: int
+    num_seeds: int
+    seed: int
+    teacher_return: float
+    random_return: float
+
+    def return_ratio(self, student_return: float) -> float:
+        """(student − random) / (teacher − random)."""
+        return (student_return - self.random_return) / (self.teacher_return - self.random_return)
+
+
+class StudentTrial(tune.Trainable):
+    """One setting: students that differ in their seeds only, trained side by side.
+
+    Every step trains all of them for a share of the env steps, lets them play, and reports the mean of their return
+    ratios. A checkpoint holds a folder for each, `seed_0` and so on, that is a checkpoint of a `DistillDQN`.
+    """
+
+    def setup(self, config: dict[str, Any], *, teacher: Teacher, task: Task) -> None:
+        """Build the students; `teacher` and `task` come through the object store."""
+        self._teacher, self._task = teacher, task
+        self._build(config)
+
+    def _build(self, config: Mapping[str, Any]) -> None:
+        settings = {**self._task.config, **settings_of(config, self._task.config)}
+        self._students = [
+            student_config(self._task.env, self._teacher, settings, seed=self._task.seed + i).build_algo()
+            for i in range(self._task.num_seeds)
+        ]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start anew with other settings, in the same process."""
+        self.cleanup()
+        self._build(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train all students on to the next report, and let them play."""
+        task = self._task
+        goal = math.ceil(task.env_steps * (self.iteration + 1) / NUM_REPORTS)
+        for student in self._students:
+            _train_until(student, min(goal, task.env_steps))
+        is_done = goal >= task.env_steps
+        first, count = (FINAL_SEED, NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
+        make_env = env_maker(task.env, self._students[0].config.env_config)
+        networks = [as_q_network(student) for student in self._students]
+        returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]
+        ratios = [task.return_ratio(float(np.mean(values))) for values in returns]
+        return {
+            "return_ratio": float(np.mean(ratios)),
+            **({"return_ratio_lower": lower_bound(ratios)} if len(ratios) > 1 else {}),
+            "return_ratios": ratios,
+            "student_params": networks[0].num_parameters,
+            "compression": networks[0].num_parameters / self._teacher.num_parameters,
+            # Of the student that has made the fewest.
+            "num_env_steps_sampled_lifetime": min(student.num_env_steps for student in self._students),
+            "num_gradient_steps_lifetime": min(student.num_gradient_steps for student in self._students),
+            "done": is_done,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """A folder for each student."""
+        for i, student in enumerate(self._students):
+            student.save_to_path(str(Path(checkpoint_dir) / f"seed_{i}"))
+
+    def load_checkpoint(self, checkpoint: str | None) -> None:
+        """Go on where the students of a checkpoint stand, maybe those of another trial."""
+        for i, student in enumerate(self._students):
+            student.restore_from_path(str(Path(str(checkpoint)) / f"seed_{i}"))
+
+    def cleanup(self) -> None:
+        """Stop all students."""
+        for student in self._students:
+            student.stop()
+
+
+def _train_until(student: DistillDQN, env_steps: int) -> None:
+    while student.num_env_steps < env_steps:  # none, where a trial has ended and its driver did not live to note it
+        student.train()
+
+
+def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student's config gets of a point in the space: under RLlib's names, and only what its loss reads.
+
+    Numbers have three digits, so that the command that trains such a student can be read.
+    """
+    settings = {name: _three_digits(value) for name, value in sample.items()}
+    if settings.get("loss", fixed.get("loss", DistillDQNConfig().loss)) not in SOFTENED:
+        settings.pop("temperature", None)
+    if widths := {name: settings.pop(name) for name in sorted(WIDTH_KEYS & set(settings))}:
+        settings["model_config"] = {"fcnet_activation": "relu", **fixed.get("model_config", {}), **widths}
+    return settings
+
+
+def _three_digits(value: Any) -> Any:
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def student_config(env: Any, teacher: Teacher, settings: Mapping[str, Any], *, seed: int) -> DistillDQNConfig:
+    """The config of one student.
+
+    Raises:
+        ValueError: a setting that is unknown, or that the config refuses.
+    """
+    config = DistillDQNConfig().distillation(teacher=teacher, num_baseline_episodes=0).environment(env)
+    # The monitor of CPU and memory takes 0.4 s to stop.
+    config.debugging(seed=seed, log_sys_usage=False)
+    apply_settings(config, settings)
+    return config

@@ -1,0 +1,52 @@
+"""What files of functions share: a description of their inputs, and a count of their actions."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.networks.layers import MAX_INPUTS
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.function import QNetwork
+
+
+def description_name(uri: str) -> str:
+    """Of the JSON file beside a file of weights."""
+    return f"{uri.rpartition('/')[2].rpartition('.')[0]}.json"
+
+
+def read_description(content: bytes) -> dict[str, Any]:
+    """Return the JSON object beside a file of weights; raise a ValueError if it is none."""
+    description = json.loads(content)
+    if not isinstance(description, dict):
+        raise ValueError("the JSON beside it is no object")
+    return description
+
+
+def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None) -> Teacher:
+    """A teacher of a function, which is asked how many actions there are."""
+    try:
+        if math.prod(shape) > MAX_INPUTS:
+            raise ValueError("these are too many numbers")
+        q = torch.as_tensor(function(torch.zeros(2, *shape)))
+    except Exception as error:
+        raise CheckpointError(
+            f"'{uri}' fails on two observations of the shape {list(shape)}: {first_line(error)}. Expected a function "
+            "of batches of any size."
+        ) from error
+    if q.ndim != 2 or len(q) != 2 or q.shape[1] == 0:
+        raise CheckpointError(f"'{uri}' says {list(q.shape)} of two observations. Expected Q-values [2, actions].")
+    observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+    network = QNetwork(function, observation_space, gym.spaces.Discrete(int(q.shape[1])), num_parameters)
+    return Teacher(network, source=uri)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error, or the name of its class."""
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,222 @@
+"""Q-networks from layers in words: as RLlib's own module if that has the same layers, else as they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModule
+from torch import Tensor, nn
+
+from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
+from rllib_kd.networks.layers import MAX_INPUTS, MAX_LAYERS, MAX_OUTPUTS, Layer, build_layers, weights_of
+from rllib_kd.observations.pipeline import Flatten, Images, Normalize, ObservationPipeline, Stage
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.function import QNetwork
+
+#: Activations that RLlib knows under these names, too.
+_RLLIB_ACTIVATIONS = ("relu", "tanh", "silu", "elu")
+
+
+def layered_teacher(
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor],
+    *,
+    observation_shape: Sequence[int],
+    source: str,
+    num_actions: int | None = None,
+    observation_space: gym.Space | None = None,
+    stages: Sequence[Stage] = (),
+) -> Teacher:
+    """A teacher of layers in words.
+
+    Args:
+        layers: from inputs to Q-values, as in layers.py.
+        tensors: their weights.
+        observation_shape: of one input.
+        source: for messages.
+        num_actions: how many Q-values are to come out; None takes what comes.
+        observation_space: of what the environment shows; None where it shows the inputs.
+        stages: what that goes through on its way to the first layer.
+
+    Raises:
+        ValueError: the layers do not fit each other, their inputs or the actions.
+    """
+    shape = tuple(int(n) for n in observation_shape)
+    if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) > MAX_INPUTS:
+        raise ValueError(f"its observations have the shape {list(shape)}")
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"it has {len(layers)} layers")
+    used = [id(weight) for weight in weights_of(layers, tensors)]
+    if len(used) != len(set(used)):
+        raise ValueError("several of its layers have the same weights")
+    num_outputs = _num_outputs(layers, tensors, shape)
+    if num_actions not in (None, num_outputs):
+        raise ValueError(f"it has {num_outputs} outputs, but there are {num_actions} actions")
+    layers, own_stages, shape, shown_space = _split(layers, tensors, shape)
+    action_space = gym.spaces.Discrete(num_outputs)
+    stages = (*stages, *own_stages)
+    low, high = (0, 1) if any(isinstance(stage, Images) and stage.scaled for stage in stages) else (-np.inf, np.inf)
+    input_space = gym.spaces.Box(low, high, shape, np.float32)
+    module = as_rllib_module(layers, tensors, input_space, action_space)
+    network = module or QNetwork(build_layers(layers, tensors), input_space, action_space)
+    pipeline = ObservationPipeline(observation_space or shown_space, stages) if stages else None
+    return Teacher(network, pipeline=pipeline, source=source)
+
+
+def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> int:
+    """How many Q-values come out, found without memory for what is in between."""
+    meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    try:
+        with torch.device("meta"):
+            network = build_layers(layers, meta)
+            for module in network.modules():
+                module.register_forward_hook(_check_size)
+            outputs = network(torch.zeros(1, *shape))
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"its layers do not fit each other: {str(error).splitlines()[0]}") from error
+    if outputs.ndim != 2 or outputs.shape[0] != 1 or outputs.shape[1] == 0:
+        raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one Q-value an action")
+    return int(outputs.shape[1])
+
+
+def _check_size(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+    if outputs.numel() > MAX_OUTPUTS:
+        raise ValueError(f"a layer makes {outputs.numel()} numbers of one observation")
+
+
+def _split(
+    layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]
+) -> tuple[Sequence[Layer], tuple[Stage, ...], tuple[int, ...], gym.Space]:
+    """Preprocessing layers as stages of a pipeline; the other layers, the shape of their inputs, and what is shown."""
+    shown: gym.Space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+    stages: list[Stage] = []
+    if layers and layers[0]["op"] == "one_hot":
+        lengths = [int(length) for length in layers[0]["lengths"]]
+        shown = gym.spaces.MultiDiscrete(np.reshape(lengths, shape)) if shape else gym.spaces.Discrete(lengths[0])
+        stages.append(Flatten(shown))
+        layers, shape = layers[1:], (sum(lengths),)
+    if layers and layers[0]["op"] == "normalize":
+        mean, std = (tensors[layers[0][name]].numpy() for name in ("mean", "std"))
+        if not mean.shape == std.shape == shape:
+            raise ValueError(f"a filter of the shape {list(mean.shape)} is for observations of the shape {list(shape)}")
+        clip = layers[0]["clip"]
+        stages.append(Normalize(mean, std, None if clip is None else float(clip)))
+        layers = layers[1:]
+    if layers and layers[0]["op"] == "pixels" and layers[0]["divisor"] == 255:
+        shown = gym.spaces.Box(0, 255, shape, np.uint8)
+        first, middle, last = shape
+        images = Images((middle, last, first) if layers[0]["channels_first"] else (first, middle, last))
+        stages.append(images)
+        layers, shape = layers[1:], images.shape
+    return layers, tuple(stages), shape, shown
+
+
+def as_rllib_module(
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor],
+    observation_space: gym.spaces.Box,
+    action_space: gym.spaces.Discrete,
+) -> RLModule | None:
+    """RLlib's DQN module of these layers and weights; None where it can be no such network."""
+    model_config = _model_config(layers, tensors)
+    if model_config is None:
+        return None
+    spec = student_module_spec(model_config)
+    spec.observation_space, spec.action_space, spec.inference_only = observation_space, action_space, True
+    module = spec.build()
+    weights, parameters = list(weights_of(layers, tensors)), list(module.parameters())
+    if [weight.shape for weight in weights] != [parameter.shape for parameter in parameters]:
+        return None
+    with torch.no_grad():
+        for parameter, weight in zip(parameters, weights, strict=True):
+            parameter.copy_(weight)
+    return module if _are_equal(module, build_layers(layers, tensors), observation_space) else None
+
+
+@torch.no_grad()
+def _are_equal(module: Any, network: nn.Module, space: gym.spaces.Box) -> bool:
+    """Whether both say the same. What a model config means is RLlib's to say: it pads images in its own way, e.g."""
+    obs = torch.randn(3, *space.shape, generator=torch.Generator().manual_seed(0))
+    q, expected = module.compute_q_values({Columns.OBS: obs})[QF_PREDS], network(obs)
+    return q.shape == expected.shape and torch.allclose(
+        q, expected, rtol=1e-4, atol=1e-5 * max(1.0, float(expected.abs().max())), equal_nan=True
+    )
+
+
+def _model_config(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The model config of convolutions, hidden layers and a head; None where something else is among the layers."""
+    body, num_atoms, support = list(layers), 1, {"v_min": -10.0, "v_max": 10.0}  # unused with one atom
+    if body and body[-1]["op"] == "expectation":
+        support = {key: float(body[-1][key]) for key in support}
+        num_atoms = int(body.pop()["num_atoms"])
+    filters, body = _take_convolutions(body, tensors)
+    if filters and body and body[0]["op"] == "flatten":
+        body = body[1:]
+    is_dueling = bool(body) and body[-1]["op"] == "dueling"
+    if is_dueling:
+        dueling = body.pop()
+        streams = [_hidden_layers(dueling[name][:-1], tensors) for name in ("advantage", "value")]
+        head = streams[0] if streams[0] == streams[1] else None
+    else:
+        body, head = body[:-1], []
+    encoder = _hidden_layers(body, tensors)
+    if encoder is None or head is None:
+        return None
+    if not is_dueling:
+        # One activation an encoder, and one a head: what comes after another one begins is the head's.
+        split = next((i for i, (_, name) in enumerate(encoder) if name != encoder[0][1]), len(encoder))
+        encoder, head = ([], encoder) if filters else (encoder[:split], encoder[split:])
+    activations = [{name for _, name in part} for part in (encoder, head, filters)]
+    if any(len(names) > 1 for names in activations) or (filters and encoder):
+        return None
+    encoder_names, head_names, conv_names = activations
+    return dataclasses.asdict(DefaultModelConfig()) | {
+        "fcnet_hiddens": [width for width, _ in encoder],
+        "fcnet_activation": next(iter(encoder_names), "relu"),
+        "head_fcnet_hiddens": [width for width, _ in head],
+        "head_fcnet_activation": next(iter(head_names), "relu"),
+        "conv_filters": [item for item, _ in filters] or None,
+        "conv_activation": next(iter(conv_names), "relu"),
+        "dueling": is_dueling,
+        "double_q": True,
+        "num_atoms": num_atoms,
+        **support,
+        "epsilon": 0.0,
+    }
+
+
+def _take_convolutions(
+    layers: list[Layer], tensors: Mapping[str, Tensor]
+) -> tuple[list[tuple[list[Any], str]], list[Layer]]:
+    """RLlib's filters, each with its activation, from the front of the layers; and what is left of them."""
+    filters = []
+    while layers and layers[0]["op"] in ("zero_pad", "conv2d"):
+        padding = "same" if layers[0]["op"] == "zero_pad" else "valid"
+        convolution, activation, *rest = layers[1:] if padding == "same" else layers
+        if convolution["op"] != "conv2d" or activation["op"] not in _RLLIB_ACTIVATIONS:
+            break
+        channels, _, *kernel = tensors[convolution["weight"]].shape
+        sizes = [_side(pair) for pair in (kernel, convolution["stride"])]
+        filters.append(([int(channels), *sizes, padding], activation["op"]))
+        layers = rest
+    return filters, layers
+
+
+def _side(pair: Sequence[int]) -> int | list[int]:
+    down, along = (int(pixels) for pixels in pair)
+    return down if down == along else [down, along]
+
+
+def _hidden_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> list[tuple[int, str]] | None:
+    """Width and activation of each; None where something else is among them."""
+    pairs = list(zip(layers[::2], layers[1::2], strict=False))
+    if len(layers) % 2 or any(a["op"] != "linear" or b["op"] not in _RLLIB_ACTIVATIONS for a, b in pairs):
+        return None
+    return [(len(tensors[linear["weight"]]), activation["op"]) for linear, activation in pairs]

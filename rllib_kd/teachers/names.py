@@ -1,0 +1,50 @@
+"""Names of packaged teachers, and paths that mean the same in every working directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    pass
+
+
+class PackagedTeacher(NamedTuple):
+    """A teacher that comes with the package."""
+
+    path: Path
+    env: str  # in which it was trained
+
+
+#: By name.
+PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
+
+
+def absolute_uri(path: str) -> str:
+    """A URI as it is, and a path that means the same in every working directory."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def absolute_teachers(teacher: Any) -> Any:
+    """As `absolute_teacher_uri()`; of each in a list; and what is loaded already as it is."""
+    from rllib_kd.teachers.base import Teacher
+
+    if isinstance(teacher, list | tuple):
+        return [absolute_teachers(member) for member in teacher]
+    return teacher if isinstance(teacher, Teacher) else absolute_teacher_uri(teacher)
+
+
+def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
+    """Name, URI or path of a teacher as a string that means the same in every working directory.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not isinstance(teacher, str | os.PathLike):
+        raise ValueError(
+            f"A teacher is the path or URI of a checkpoint, or one of the names {sorted(PACKAGED_TEACHERS)}; a list of "
+            f"them is an ensemble. Got {teacher!r}."
+        )
+    text = os.fspath(teacher)
+    return text if text in PACKAGED_TEACHERS else absolute_uri(text)

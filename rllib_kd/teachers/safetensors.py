@@ -1,0 +1,65 @@
+"""Teachers from safetensors with a description of their layers."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import Tensor
+
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.described import description_name, read_description
+from rllib_kd.teachers.layered import layered_teacher
+
+
+def load_safetensors(content: bytes, uri: str, description: bytes | None = None) -> Teacher:
+    """Load weights with a description of their layers: in the file itself, as `export()` writes it, or beside it.
+
+    Args:
+        content: of the file.
+        uri: its path, for messages.
+        description: JSON with `layers` and `observation_shape`, as docs/numpy_runner.md has them; None where there is
+            none beside the file.
+
+    Raises:
+        ValueError: there is no description, or it does not fit the weights.
+    """
+    try:
+        tensors = {name: tensor.float() for name, tensor in _safetensors(content).items()}
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = {name: _parsed(text) for name, text in header.get("__metadata__", {}).items()}
+        if "layers" not in metadata and description is not None:
+            metadata |= read_description(description)
+    except Exception as error:  # of safetensors and of JSON
+        raise CheckpointError(f"'{uri}' cannot be read as safetensors: {error}. Is the file complete?") from error
+    if "layers" not in metadata or "observation_shape" not in metadata:
+        raise CheckpointError(
+            f"'{uri}' says nothing of its layers. Put a file '{description_name(uri)}' beside it, with `layers` and "
+            "`observation_shape` as docs/numpy_runner.md describes them."
+        )
+    try:
+        num_actions = metadata.get("num_actions")
+        return layered_teacher(
+            metadata["layers"],
+            tensors,
+            observation_shape=metadata["observation_shape"],
+            num_actions=None if num_actions is None else int(num_actions),
+            source=uri,
+        )
+    except Exception as error:  # whatever stands in the JSON
+        raise CheckpointError(f"'{uri}' has a network that does not fit: {error}") from error
+
+
+def _safetensors(content: bytes) -> dict[str, Tensor]:
+    import safetensors.torch
+
+    return safetensors.torch.load(content)
+
+
+def _parsed(text: str) -> Any:
+    """Metadata of safetensors are texts; those that are read here are JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,87 @@
+"""Teachers from TorchScript programs, which must be trusted."""
+
+from __future__ import annotations
+
+import io
+import json
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rllib_kd.checkpoints.archives import Archive
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.described import description_name, first_line, read_description, teacher_of
+
+SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive that export() wrote
+
+
+class TorchScriptFunction:
+    """A TorchScript program, on the CPU: the weights of a frozen one are constants, which do not move.
+
+    Args:
+        content: of the archive, which is executed.
+    """
+
+    def __init__(self, content: bytes):
+        self._content = content
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer torch announces the end of TorchScript each time
+            self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+        for parameter in self._script.parameters():
+            parameter.requires_grad_(False)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Q-values `[B, A]` of observations `[B, ...]`."""
+        return self._script(obs.cpu())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._content,)
+
+
+def load_torchscript(
+    content: bytes, uri: str, description: bytes | None = None, *, trust_checkpoint: bool = False
+) -> Teacher:
+    """Load a TorchScript program from observations `[B, ...]` to Q-values `[B, A]`.
+
+    TorchScript is no data: its programs run when they are loaded (`__setstate__`) and called, and can write files
+    (`aten::save`, `aten::from_file`).
+
+    Args:
+        content: of the file.
+        uri: its path, for messages.
+        description: JSON with `observation_shape`; None where there is none beside the file, which is as well if
+            `export()` wrote it.
+        trust_checkpoint: whether it may be executed.
+
+    Raises:
+        ValueError: it is not trusted, is broken, or does not say what it takes.
+    """
+    if not trust_checkpoint:
+        raise CheckpointError(
+            f"'{uri}' is a TorchScript program, which is executed to be used, and can write files. If you trust its "
+            "origin, say so with trust_checkpoint=True (--trust-checkpoint); or use ONNX or safetensors."
+        )
+    archive = Archive(content, uri)
+    own = next((name for name in sorted(archive.names) if name.endswith(f"/extra/{SHAPE_FILE}")), None)
+    try:
+        if own is not None:
+            shape = json.loads(archive.read(own))
+        elif description is not None:
+            shape = read_description(description)["observation_shape"]
+        else:
+            raise CheckpointError(
+                f"'{uri}' does not say what it takes. Put a file '{description_name(uri)}' beside it: "
+                '{"observation_shape": [4]}.'
+            )
+        function = TorchScriptFunction(content)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"'{uri}' cannot be read as TorchScript: {first_line(error)}.") from error
+    # Of 32 bits each: those of a frozen program lie among its constants.
+    weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
+    num_parameters = sum(map(archive.size, weights))
+    return teacher_of(function, tuple(int(n) for n in shape), uri, num_parameters // 4)

@@ -1,0 +1,72 @@
+"""Baselines are measured once for a teacher and an environment, and again where either differs."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rllib_kd.algorithm.baselines import baseline_key, cached
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import receive
+from tests.conftest import make_q_module
+
+
+def test_the_second_algorithm_plays_no_baselines(build, cartpole_config, monkeypatch):
+    config = cartpole_config.distillation(teacher="cartpole", num_baseline_episodes=3)
+    first = build(config.copy(copy_frozen=False)).train()["distillation"]
+    monkeypatch.setattr(
+        "rllib_kd.env_runner.single_agent.DistillEnvRunner.play_episodes",
+        lambda *args, **kwargs: {"default_policy": [1.0]},
+    )
+    second = build(config.copy(copy_frozen=False)).train()["distillation"]
+    assert second["teacher_return"] == first["teacher_return"] == 500.0
+    assert second["random_return"] == first["random_return"]
+    other = build(config.copy(copy_frozen=False).environment(env_config={"sutton_barto_reward": True}))
+    assert other.train()["distillation"]["teacher_return"] == 1.0
+
+
+def test_episodes_are_the_same_in_every_run_and_training_is_not(build, cartpole_config, monkeypatch):
+    monkeypatch.setattr("rllib_kd.algorithm.algorithm.baseline_key", lambda *args: None)  # nothing is kept
+    config = cartpole_config.distillation(num_baseline_episodes=9).debugging(seed=None)
+    runs = [build(config.copy(copy_frozen=False)) for _ in range(2)]
+    returns = [run._returns["default_policy"] for run in runs]
+    assert returns[0].teacher == returns[1].teacher
+    assert returns[0].random == returns[1].random
+    shown = [
+        run.env_runner.sample_columns(teacher_fraction=1.0, epsilon=0.0, names=["obs"], num_shards=1) for run in runs
+    ]
+    first, second = (receive(shards[0])["obs"] for shards, _ in shown)
+    assert not np.array_equal(first[:4], second[:4])
+
+
+def test_keys():
+    teacher = Teacher(make_q_module())
+    key = baseline_key(teacher, "CartPole-v1", {}, (5, 0))
+    assert key == baseline_key(Teacher(make_q_module(), source="elsewhere"), "CartPole-v1", {}, (5, 0))
+    others = [
+        baseline_key(Teacher(make_q_module(seed=1)), "CartPole-v1", {}, (5, 0)),
+        baseline_key(teacher, "CartPole-v0", {}, (5, 0)),
+        baseline_key(teacher, "CartPole-v1", {"render_mode": "rgb_array"}, (5, 0)),
+        baseline_key(teacher, "CartPole-v1", {}, (6, 0)),
+    ]
+    assert len({key, *others}) == 5
+    assert None not in (key, *others)
+
+
+def test_environments_that_may_be_edited_are_not_kept(monkeypatch):
+    teacher = Teacher(make_q_module())
+    monkeypatch.setitem(gym.registry, "Own-v0", gym.envs.registration.EnvSpec("Own-v0", entry_point="own:Env"))
+    for env in (lambda config: None, "registered with Tune", "Own-v0"):
+        assert baseline_key(teacher, env, {}, ()) is None
+    assert baseline_key(teacher, "CartPole-v1", {"f": (i for i in ())}, ()) is None  # does not pickle
+
+
+def test_a_broken_or_missing_cache_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cached("k", lambda: {"teacher": [1.0]}) == {"teacher": [1.0]}
+    assert cached("k", pytest.fail) == {"teacher": [1.0]}
+    (file,) = tmp_path.rglob("*.json")
+    file.write_text("{")
+    assert cached("k", lambda: {"teacher": [2.0]}) == {"teacher": [2.0]}
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cached("k", lambda: {"teacher": [3.0]}) == {"teacher": [3.0]}

@@ -1,0 +1,218 @@
+"""What breaks on one machine: EnvRunners, environments and teachers. Real processes are killed; nodes in cluster/."""
+
+import os
+import signal
+import threading
+import time
+from itertools import pairwise
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
+
+from rllib_kd import DistillDQNConfig, compare
+from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.wire import TEACHER_Q
+
+FRESH_SEED = 1_000_000
+
+
+class Faulty(gym.Wrapper):
+    """CartPole that breaks at some steps, by its config: which worker, after how many steps, and how.
+
+    How: "raise", "hang", "slow" (from then on), "nan_obs", "nan_reward" (every seventh step from then on), or "shape".
+    """
+
+    def __init__(self, config):
+        super().__init__(gym.make("CartPole-v1"))
+        self._how = config["how"]
+        self._after = config["after"] if getattr(config, "worker_index", 0) in config["workers"] else 10**9
+        self._steps = 0
+
+    def step(self, action):
+        self._steps += 1
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self._steps > self._after:
+            match self._how:
+                case "raise" if self._steps % 40 == 0:
+                    raise RuntimeError("the simulator has crashed")
+                case "hang":
+                    time.sleep(3_600)
+                case "slow":
+                    time.sleep(0.05)
+                case "nan_obs" if self._steps % 7 == 0:
+                    obs = np.full_like(obs, np.nan)
+                case "nan_reward" if self._steps % 7 == 0:
+                    reward = np.nan
+                case "shape":
+                    obs = obs[:3]
+        return obs, reward, terminated, truncated, info
+
+
+def faulty(how, *, after=0, workers=(0, 1)):
+    return {"how": how, "after": after, "workers": workers}
+
+
+def config(num_env_runners=0, **env_config) -> DistillDQNConfig:
+    config = (
+        DistillDQNConfig()
+        .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=4, rollout_fragment_length=16)
+        .training(num_steps_sampled_before_learning_starts=128, training_intensity=8, train_batch_size_per_learner=64)
+        .reporting(min_sample_timesteps_per_iteration=256)
+        .rl_module(model_config={"fcnet_hiddens": [16], "fcnet_activation": "relu"})
+        .distillation(teacher="cartpole", num_baseline_episodes=0, teacher_fraction=[[0, 1.0], [4_000, 0.0]])
+        .debugging(seed=0)
+    )
+    return config.environment(Faulty, env_config=env_config) if env_config else config.environment("CartPole-v1")
+
+
+def pids(algo):
+    return algo.env_runner_group.foreach_env_runner(lambda env_runner: os.getpid(), local_env_runner=False)
+
+
+def assert_counters(rows):
+    """Env steps only grow, and no more is learned from than the replay ratio says."""
+    steps = [row["num_env_steps_sampled_lifetime"] for row in rows]
+    assert all(later >= earlier for earlier, later in pairwise(steps))
+    assert steps[-1] > steps[0]
+    made = rows[-1]["distillation"]["num_gradient_steps_lifetime"]
+    assert 8 * (steps[-1] - 2 * 128) / 64 - 8 <= made <= 8 * steps[-1] / 64
+
+
+def is_as_good_as_its_teacher(algo):
+    result = compare("cartpole", algo, "CartPole-v1", num_episodes=50, seed=FRESH_SEED)
+    return result.return_ratio >= 0.95
+
+
+# --- EnvRunners -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victims", [1, 2], ids=["one", "all"])
+def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_target(build, victims):
+    algo = build(config(num_env_runners=2))
+    rows = [algo.train()]
+    doomed = pids(algo)[:victims]
+    # Each EnvRunner has requests under way at any moment of an iteration.
+    assert len(algo._requests) > 0
+
+    def kill():
+        for pid in doomed:
+            os.kill(pid, signal.SIGKILL)
+
+    timer = threading.Timer(0.01, kill)
+    timer.start()
+    rows.append(algo.train())
+    timer.join()
+    while algo.env_runner_group.num_healthy_remote_workers() < 2 or set(pids(algo)) & set(doomed):
+        rows.append(algo.train())
+        assert len(rows) < 300
+    while rows[-1]["num_env_steps_sampled_lifetime"] < 12_000:
+        rows.append(algo.train())
+    assert_counters(rows)
+    assert is_as_good_as_its_teacher(algo)
+
+
+def test_an_env_runner_whose_environment_hangs_keeps_nobody_waiting(build, caplog):
+    algo = build(config(2, **faulty("hang", after=40, workers=(1,))).env_runners(sample_timeout_s=1.0))
+    rows = []
+    while not rows or rows[-1]["num_env_steps_sampled_lifetime"] < 3_000:
+        rows.append(algo.train())
+        assert len(rows) < 100
+    assert_counters(rows)
+    algo.stop()
+    assert "does not end its sample" in caplog.text  # and is killed, instead of keeping stop() waiting
+
+
+def test_with_a_bound_on_staleness_one_that_hangs_is_given_up_after_the_timeout(build, caplog):
+    settings = config(2, **faulty("hang", after=40, workers=(1,))).env_runners(sample_timeout_s=1.0)
+    algo = build(settings.distillation(max_staleness=0))
+    rows = [algo.train()]
+    while rows[-1]["num_env_steps_sampled_lifetime"] < 1_000:
+        rows.append(algo.train())
+        assert len(rows) < 100
+    assert "have not come within sample_timeout_s=1.0" in caplog.text
+
+
+def test_a_slow_env_runner_does_not_slow_the_fast_one(build):
+    algo = build(config(2, **faulty("slow", workers=(1,))))
+    rows = [algo.train()]
+    while rows[-1]["num_env_steps_sampled_lifetime"] < 4_000:
+        rows.append(algo.train())
+    assert_counters(rows)
+    sampled = algo.env_runner_group.foreach_env_runner(
+        lambda runner: max(each.get_wrapper_attr("_steps") for each in runner.env.unwrapped.envs),
+        local_env_runner=False,
+    )
+    assert sampled[1] > 2 * sampled[0]
+
+
+# --- Environments -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_an_environment_that_raises_is_made_anew_where_one_asks_for_it(build, num_env_runners):
+    settings = config(num_env_runners, **faulty("raise"))
+    algo = build(settings.fault_tolerance(restart_failed_sub_environments=True))
+    rows = [algo.train() for _ in range(4)]
+    assert_counters(rows)
+    assert rows[-1]["env_runners"][NUM_ENV_STEP_FAILURES_LIFETIME] > 0
+
+
+def test_an_environment_that_raises_is_otherwise_an_error_with_its_reason(build):
+    algo = build(config(**faulty("raise")))
+    with pytest.raises(RuntimeError) as raised:
+        algo.train()
+    assert "the simulator has crashed" in str(raised.value.__cause__)
+
+
+def test_an_environment_whose_observations_change_their_shape_is_an_error(build):
+    algo = build(config(**faulty("shape", after=10)))
+    with pytest.raises(RuntimeError) as raised:
+        algo.train()
+    assert "wrong shape" in str(raised.value.__cause__)
+
+
+@pytest.mark.parametrize("how", ["nan_obs", "nan_reward"])
+@pytest.mark.parametrize("learns_by", ["distillation", "td"])
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_numbers_that_are_not_finite_are_dropped_and_counted(build, how, learns_by, num_env_runners):
+    settings = config(num_env_runners, **faulty(how, after=20))
+    if learns_by == "td":
+        settings.training(n_step=3).distillation(td_coeff=1.0)
+    algo = build(settings)
+    rows = [algo.train() for _ in range(4)]
+    assert_counters(rows)
+    dropped = rows[-1]["env_runners"][NUM_STATES_DROPPED_LIFETIME]
+    share = dropped / rows[-1]["num_env_steps_sampled_lifetime"]
+    assert 0.05 < share < 0.35  # a seventh, and of states also the ones before
+    for weights in algo.get_module().get_state().values():
+        assert np.isfinite(weights).all()
+
+
+# --- Teachers ---------------------------------------------------------------------------------------------------------
+
+
+class Forgetful(Teacher):
+    """A teacher that knows nothing of states in which the cart is on the right."""
+
+    def labels(self, obs, names):
+        labels = super().labels(obs, names)
+        q = labels[TEACHER_Q]
+        return {**labels, TEACHER_Q: torch.where(obs[:, :1] > 0, torch.nan, q)}
+
+
+@pytest.mark.parametrize("num_env_runners", [0, 1])
+def test_states_of_which_the_teacher_knows_nothing_are_dropped_and_counted(build, num_env_runners):
+    teacher = load_teacher("cartpole")
+    teacher.__class__ = Forgetful
+    algo = build(config(num_env_runners).distillation(teacher=teacher))
+    rows = [algo.train() for _ in range(4)]
+    assert_counters(rows)
+    dropped = rows[-1]["env_runners"][NUM_STATES_DROPPED_LIFETIME]
+    assert 0.1 < dropped / rows[-1]["num_env_steps_sampled_lifetime"] < 0.9
+    learned_from = algo.learner_group._learner.replay_arrays()["default_policy/columns/obs"]
+    assert (learned_from[:, 0] <= 0).all()

@@ -1,0 +1,100 @@
+"""Runs on disk, as Ray Tune writes them."""
+
+import json
+import math
+
+import pytest
+
+from rllib_kd.checkpoints.runs import find_student, find_students, read_curves
+
+
+def row(steps, training=None, evaluation=None):
+    result = {"num_env_steps_sampled_lifetime": steps, "env_runners": {"episode_return_mean": training}}
+    return result | ({"evaluation": {"env_runners": {"episode_return_mean": evaluation}}} if evaluation else {})
+
+
+def write_results(folder, *rows, end=""):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "result.json").write_text("".join(json.dumps(r) + "\n" for r in rows) + end)
+
+
+def test_curves_are_evaluations_where_there_are_some(tmp_path):
+    write_results(tmp_path / "trial_a", row(10, 1.0), row(20, 2.0, 50.0), row(30, 3.0), row(40, 4.0, 60.0))
+    write_results(tmp_path / "deep" / "trial_b", row(10, math.nan), row(20, None), row(30, 3.0), row(40, 4.0))
+    write_results(tmp_path / "no_episode_yet", row(10), end='{"num_env_steps_sampled_lif')
+    assert read_curves(tmp_path) == {
+        "trial_a": [(20.0, 50.0), (40.0, 60.0)],
+        "deep/trial_b": [(30.0, 3.0), (40.0, 4.0)],
+    }
+    assert read_curves(tmp_path / "trial_a") == {"trial_a": [(20.0, 50.0), (40.0, 60.0)]}
+
+
+def test_a_resumed_trial_counts_its_later_rows_and_a_torn_line_none(tmp_path):
+    write_results(tmp_path, row(10, 1.0), row(20, 2.0), row(30, 3.0), row(20, 5.0), row(31, 6.0), [1], end='{"num_')
+    assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (20.0, 5.0), (31.0, 6.0)]}
+
+
+@pytest.mark.parametrize("folder", [".", "absent"])
+def test_a_folder_without_runs(tmp_path, folder):
+    with pytest.raises(ValueError, match=r"no result\.json in"):
+        read_curves(tmp_path / folder)
+
+
+def test_reads_what_tune_writes(cluster, cartpole_config, tmp_path):
+    from ray import tune
+
+    cartpole_config.evaluation(evaluation_interval=1, evaluation_duration=1)
+    results = tune.Tuner(
+        "DistillDQN",
+        param_space=cartpole_config,
+        run_config=tune.RunConfig(name="runs", storage_path=str(tmp_path), stop={"training_iteration": 2}, verbose=0),
+    ).fit()
+    last = results[0].metrics
+    ((name, curve),) = read_curves(tmp_path / "runs").items()
+    assert name.startswith("DistillDQN_")
+    expected = last["num_env_steps_sampled_lifetime"], last["evaluation"]["env_runners"]["episode_return_mean"]
+    assert len(curve) == 2
+    assert curve[-1] == pytest.approx(expected)
+
+
+def test_students_are_checkpoints_trials_and_experiments(tmp_path):
+    for trial, num_checkpoints in {"one/a": 2, "one/b": 1, "two/a": 1}.items():
+        write_results(tmp_path / trial, row(10, 1.0), row(20, 2.0))
+        for number in range(num_checkpoints):
+            (tmp_path / trial / f"checkpoint_{number:06}").mkdir()
+    students = find_students([tmp_path / "one", tmp_path / "two" / "a"])
+    assert {name: student.checkpoint for name, student in students.items()} == {
+        "one/a": f"{tmp_path}/one/a/checkpoint_000001",  # the newest
+        "one/b": f"{tmp_path}/one/b/checkpoint_000000",
+        "two/a": f"{tmp_path}/two/a/checkpoint_000000",
+    }
+    assert all(student.curve == [(10.0, 1.0), (20.0, 2.0)] for student in students.values())
+    assert find_student(tmp_path / "two") == f"{tmp_path}/two/a/checkpoint_000000"
+    with pytest.raises(ValueError, match="holds 2 runs: a, b"):
+        find_student(tmp_path / "one")
+    old = tmp_path / "one" / "a" / "checkpoint_000000"
+    assert find_students([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
+    both = [old, tmp_path / "one" / "a" / "checkpoint_000001"]
+    assert set(find_students(both)) == {"checkpoint_000000", "checkpoint_000001"}
+    assert find_students(["s3://bucket/x", "cartpole"]) == {"x": ("s3://bucket/x", []), "cartpole": ("cartpole", [])}
+
+
+def test_a_run_without_a_checkpoint_says_so(tmp_path):
+    write_results(tmp_path / "one" / "a", row(10, 1.0))
+    with pytest.raises(ValueError, match="one/a' has no checkpoint"):
+        find_students([tmp_path / "one"])
+
+
+def test_names_of_tunes_trials_are_what_they_vary(tmp_path):
+    date = "2026-11-24_03-58-14"
+    trials = [f"DistillDQN_CartPole-v1_45b79_0000{i}_{i}_compression=0.0{i}_{date}" for i in range(2)]
+    for trial in [*trials, f"DQN_env_12345_00000_0_{date}", f"DQN_env_12345_00001_1_{date}"]:
+        write_results(tmp_path / trial, row(10, 1.0))
+        (tmp_path / trial / "checkpoint_000000").mkdir()
+    assert set(find_students([tmp_path])) == {"compression=0.00", "compression=0.01", "00000", "00001"}
+    checkpoints = [tmp_path / trial / "checkpoint_000000" for trial in trials]
+    assert set(find_students(checkpoints)) == {"compression=0.00", "compression=0.01"}
+    only = tmp_path / "sizes" / f"DQN_env_12345_00000_0_{date}"
+    write_results(only, row(10, 1.0))
+    (only / "checkpoint_000000").mkdir()
+    assert set(find_students([*checkpoints, tmp_path / "sizes"])) == {"compression=0.00", "compression=0.01", "sizes"}

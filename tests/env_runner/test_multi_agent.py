@@ -1,0 +1,152 @@
+"""A teacher for each policy of RLlib's own multi-agent CartPole."""
+
+import numpy as np
+import pytest
+from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
+
+from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.observations.frames import VALID
+from rllib_kd.wire import receive
+from tests.conftest import make_q_module
+
+POLICIES = ("left", "right")
+
+
+def policy_of(agent_id, *args, **kwargs):
+    return POLICIES[agent_id % 2]
+
+
+@pytest.fixture(scope="module")
+def other_teacher(tmp_path_factory):
+    return make_q_module(seed=5).save_to_path(str(tmp_path_factory.mktemp("teachers") / "other"))
+
+
+@pytest.fixture
+def config(small_teacher, other_teacher):
+    return (
+        DistillDQNConfig()
+        .environment(MultiAgentCartPole, env_config={"num_agents": 3})
+        .multi_agent(policies=set(POLICIES), policy_mapping_fn=policy_of)
+        .env_runners(num_envs_per_env_runner=2, rollout_fragment_length=16)
+        .training(train_batch_size_per_learner=32, num_steps_sampled_before_learning_starts=32, training_intensity=8)
+        .rl_module(model_config={"fcnet_hiddens": [8], "fcnet_activation": "relu"})
+        .distillation(teacher={"left": small_teacher, "right": other_teacher}, num_baseline_episodes=0)
+        .debugging(seed=0)
+    )
+
+
+def shards_of(config, num_shards=1, **kwargs):
+    config = config.copy(copy_frozen=False)
+    config.validate()
+    runner = DistillMultiAgentEnvRunner(config=config, worker_index=0)
+    runner.set_teacher({name: load_teacher(path) for name, path in config.teacher.items()})
+    names = ("obs", "teacher_q", "actions", "rewards", "terminateds", "truncateds", "valid")
+    settings = {"teacher_fraction": 0.5, "epsilon": 0.3, "names": names, "num_shards": num_shards} | kwargs
+    refs, metrics = runner.sample_columns(**settings)
+    return runner, [receive(ref) for ref in refs], metrics
+
+
+def test_rows_are_labelled_by_the_teacher_of_their_policy(cluster, config):
+    import torch
+
+    _, (columns,), _ = shards_of(config)
+    for name in POLICIES:
+        own = columns[name]
+        valid = own[VALID]
+        expected = load_teacher(config.teacher[name]).q_values(torch.from_numpy(own["obs"]))
+        np.testing.assert_allclose(own["teacher_q"][valid], expected.numpy()[valid], rtol=1e-5, atol=1e-5)
+        # CartPole moves by what was chosen: row i + 1 is the successor of row i.
+        follows = np.flatnonzero(valid[:-1])
+        velocity = own["obs"][follows + 1, 1] - own["obs"][follows, 1]
+        assert ((velocity > 0) == (own["actions"][follows] == 1)).all()
+        assert (own["rewards"][valid] == 1.0).all()
+    # Three agents, of whom two are "left".
+    assert columns["left"][VALID].sum() > columns["right"][VALID].sum()
+
+
+def test_without_td_only_states_in_which_an_action_was_taken_are_sent(cluster, config):
+    _, (columns,), _ = shards_of(config, names=("obs", "teacher_q"))
+    assert set(columns["left"]) == {"obs", "teacher_q"}
+    assert (np.abs(columns["left"]["teacher_q"]).sum(-1) > 0).all()
+
+
+def test_shards_hold_agents_of_their_own(cluster, config):
+    _, shards, _ = shards_of(config, num_shards=2)
+    together = [len(shard["left"][VALID]) for shard in shards]
+    assert all(together)
+
+
+def test_the_greedy_teachers_act_where_beta_is_1(cluster, config):
+    import torch
+
+    _, (columns,), _ = shards_of(config, teacher_fraction=1.0, epsilon=0.0)
+    for name in POLICIES:
+        own = columns[name]
+        expected = load_teacher(config.teacher[name]).q_values(torch.from_numpy(own["obs"])).argmax(-1).numpy()
+        assert (own["actions"] == expected)[own[VALID]].all()
+
+
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_learners", "td_coeff"), [(0, 0, 0.0), (0, 0, 1.0), (1, 0, 0.0), (0, 2, 0.0)]
+)
+def test_each_policy_learns_from_its_teacher(config, build, tmp_path, num_env_runners, num_learners, td_coeff):
+    config.env_runners(num_env_runners=num_env_runners).learners(num_learners=num_learners, num_cpus_per_learner=1)
+    algo = build(config.distillation(td_coeff=td_coeff))
+    first = None
+    for _ in range(12):
+        result = algo.train()
+        losses = {name: result["learners"][name].get("kd_loss") for name in POLICIES}
+        first = first or (losses if all(losses.values()) else None)
+    assert all(losses[name] < first[name] for name in POLICIES)
+    students = result["distillation"]["students"]
+    assert {name: own["student_params"] for name, own in students.items()} == {"left": 58, "right": 58}
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    algo.stop()
+    resumed = DistillDQN.from_checkpoint(path)
+    assert resumed.config.teacher == {"left": "checkpoint:teacher", "right": "checkpoint:teacher"}
+    resumed.train()
+    resumed.stop()
+
+
+def test_compression_is_of_each_teacher(config, build, tmp_path):
+    wide = make_q_module(fcnet_hiddens=[64, 64]).save_to_path(str(tmp_path / "wide"))
+    config = config.distillation(teacher={**config.teacher, "right": wide}, compression=0.2)
+    config._model_config = {"fcnet_activation": "relu"}
+    students = build(config).train()["distillation"]["students"]
+    for own in students.values():
+        assert 0.1 < own["compression"] <= 0.2
+    assert students["right"]["student_params"] > 2 * students["left"]["student_params"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ("cartpole", r"each policy that is to learn needs a teacher of its own.*'left'.*Got 'cartpole'"),
+        ({"left": "cartpole", "up": "cartpole"}, r"policies of \['left', 'right'\]. Got \['left', 'up'\]"),
+        ({"left": "cartpole"}, r"Set multi_agent\(policies_to_train=\['left'\]\)"),
+    ],
+)
+def test_teachers_must_fit_the_policies(config, teacher, message):
+    with pytest.raises(ValueError, match=message):
+        config.distillation(teacher=teacher).validate()
+
+
+def test_a_policy_without_a_teacher_acts_and_does_not_learn(config, build, small_teacher):
+    config.multi_agent(policies_to_train=["left"]).distillation(teacher={"left": small_teacher})
+    algo = build(config)
+
+    def weights(name):
+        return [p.numpy().copy() for p in algo.learner_group._learner.module[name].state_dict().values()]
+
+    before = weights("right")
+    for _ in range(4):
+        result = algo.train()
+    assert set(result["distillation"]["students"]) == {"left"}
+    assert all((a == b).all() for a, b in zip(weights("right"), before, strict=True))
+
+
+def test_teachers_by_policy_need_policies():
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher={"left": "cartpole"})
+    with pytest.raises(ValueError, match="no such policies"):
+        config.validate()

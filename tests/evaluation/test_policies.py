@@ -1,0 +1,111 @@
+"""Policies of every origin play as RLlib plays them."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.algorithms.sac import SACConfig
+
+from rllib_kd.evaluation.comparing import compare, evaluate
+from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, environment_of
+from tests.conftest import make_q_module
+from tests.rllib_checkpoints import KINDS, build_dqn
+
+LSTM = {"use_lstm": True, "lstm_cell_size": 8, "max_seq_len": 5, "fcnet_hiddens": [8]}
+OTHERS = {
+    "PPO": lambda: PPOConfig().environment("CartPole-v1").rl_module(model_config={"fcnet_hiddens": [8]}),
+    "PPO, recurrent": lambda: PPOConfig().environment("CartPole-v1").rl_module(model_config=LSTM),
+    "PPO, continuous": lambda: PPOConfig().environment("Pendulum-v1").rl_module(model_config={"fcnet_hiddens": [8]}),
+    "SAC": lambda: SACConfig().environment("Pendulum-v1"),
+}
+
+
+def returns_by_rllib(algo, seed, num_episodes=3):
+    """RLlib's own EnvRunner, without exploration, and with filters that stay."""
+    runner = algo.env_runner
+    for connector in runner._env_to_module.connectors:
+        if hasattr(connector, "_update_stats"):
+            connector._update_stats = False
+    returns = []
+    for i in range(num_episodes):
+        runner._seed = seed + i
+        (episode,) = runner.sample(num_episodes=1, explore=False)
+        returns.append(episode.get_return())
+    return returns
+
+
+@pytest.mark.parametrize("kind", [*OTHERS, *KINDS])
+def test_returns_are_those_of_rllibs_env_runner(cluster, tmp_path, kind):
+    if kind in OTHERS:
+        algo = OTHERS[kind]().env_runners(num_env_runners=0).debugging(seed=0).build_algo()
+    else:
+        algo = build_dqn(kind)
+    path = algo.save_to_path(str(tmp_path / "algo"))
+    running = evaluate(algo, num_episodes=3, seed=5).returns
+    expected = returns_by_rllib(algo, seed=5)
+    algo.stop()
+    env = KINDS[kind]["env"] if kind in KINDS else None
+    restored = evaluate(path, env, num_episodes=3, seed=5, trust_checkpoint=kind == "own").returns
+    assert running == pytest.approx(expected, rel=1e-4)
+    assert restored == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_has_q_values_takes_the_best_action(small_teacher):
+    assert isinstance(as_policy(small_teacher), GreedyQ)
+    assert isinstance(as_policy(make_q_module()), GreedyQ)
+    assert environment_of("cartpole") == ("CartPole-v1", {})
+    assert environment_of(make_q_module()) == (None, {})
+
+
+def test_a_policy_without_q_values_is_evaluated_but_not_compared(cluster, tmp_path):
+    algo = OTHERS["PPO"]().env_runners(num_env_runners=0).build_algo()
+    path = algo.save_to_path(str(tmp_path / "algo"))
+    assert isinstance(as_policy(algo), LikeliestAction)
+    algo.stop()
+    policy = as_policy(path)
+    assert isinstance(policy, LikeliestAction)
+    actor = 4 * 8 + 8 + 8 * 2 + 2
+    assert policy.num_parameters == as_policy(path, trust_checkpoint=True).num_parameters == actor
+    with pytest.raises(ValueError, match="no Q-values"):
+        compare("cartpole", path, num_episodes=1)
+
+
+def test_epsilon_needs_discrete_actions(cluster):
+    algo = OTHERS["PPO, continuous"]().env_runners(num_env_runners=0).build_algo()
+    with pytest.raises(ValueError, match=r"`epsilon` needs discrete actions, but the policy has Box"):
+        evaluate(algo, num_episodes=1, epsilon=0.1)
+    algo.stop()
+
+
+def test_films_of_the_first_episodes(tmp_path):
+    report = evaluate("cartpole", num_episodes=3, seed=7, video_dir=tmp_path / "films", num_videos=2)
+    assert report.returns == evaluate("cartpole", num_episodes=3, seed=7).returns
+    films = sorted((tmp_path / "films").iterdir())
+    assert [film.name for film in films] == ["seed-7-episode-0.mp4", "seed-8-episode-0.mp4"]
+    assert all(film.stat().st_size > 1000 for film in films)
+
+
+def test_an_environment_that_does_not_render_says_so(tmp_path):
+    class Dark(gym.Env):
+        observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+        action_space = gym.spaces.Discrete(2)
+
+        def __init__(self, config):
+            pass
+
+    with pytest.raises(ValueError, match="cannot render as 'rgb_array'"):
+        evaluate(make_q_module(), Dark, num_episodes=1, video_dir=tmp_path)
+    with pytest.raises(ValueError, match="not to both"):
+        evaluate("cartpole", num_episodes=1, video_dir=tmp_path, render=True)
+
+
+def test_nobody_says_in_which_environment():
+    with pytest.raises(ValueError, match=r"In which environment\?.*--env"):
+        evaluate(make_q_module(), num_episodes=1)
+
+
+def test_an_environment_by_the_path_of_its_class():
+    stranger = make_q_module(gym.spaces.Box(0, 1, (8, 8, 1)), gym.spaces.Discrete(3), conv_filters=[[2, 8, 8]])
+    assert len(evaluate(stranger, "tests.rllib_checkpoints.Frames", num_episodes=2).returns) == 2
+    with pytest.raises(ValueError, match=r"no environment class 'tests\.nowhere\.Env'"):
+        evaluate(stranger, "tests.nowhere.Env", num_episodes=1)

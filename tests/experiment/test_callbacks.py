@@ -1,0 +1,81 @@
+"""What is said while training goes on."""
+
+import math
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from rllib_kd.experiment.interrupts import saving_on_interrupt
+from rllib_kd.experiment.loggers import wandb_callback
+from rllib_kd.experiment.metrics import MissingMetrics, metric_at
+from rllib_kd.experiment.progress_line import describe, share_done
+
+RESULT = {
+    "num_env_steps_sampled_lifetime": 5_000,
+    "time_total_s": 10.0,
+    "training_iteration": 3,
+    "env_runners": {"episode_return_mean": 80.0},
+    "evaluation": {"env_runners": {"episode_return_mean": 123.45}},
+    "distillation": {"num_gradient_steps_lifetime": 20_000, "return_ratio": 0.2346},
+}
+
+
+def test_the_line_says_what_one_wants_to_know():
+    line = describe([RESULT], seconds_left=30.0)
+    assert line == "5,000 env steps · 2,000 gradient steps/s · return 123.5 · ratio 0.235 · 30s left"
+    assert describe([{"num_env_steps_sampled_lifetime": 10, "env_runners": {}}]) == "10 env steps"
+
+
+def test_of_several_trials_it_says_how_many_are_done_and_the_best():
+    better = {**RESULT, "done": True, "evaluation": {"env_runners": {"episode_return_mean": 400.0}}}
+    line = describe([RESULT, better], num_trials=4, seconds_left=7_500.0)
+    assert line.startswith("1 of 4 trials done · 10,000 env steps · 4,000 gradient steps/s · ")
+    assert line.endswith(" · best return 400.0 · best ratio 0.235 · 2h left")
+
+
+@pytest.mark.parametrize("width", [10, 40, 60, 80, 200])
+def test_what_does_not_fit_is_left_out_least_important_first(width):
+    line = describe([RESULT, RESULT], num_trials=4, seconds_left=30.0, width=width)
+    assert len(line) <= max(width, len("0 of 4 trials done"))
+    assert line.startswith("0 of 4 trials done")
+    assert ("gradient" in line) <= ("ratio" in line) <= ("return" in line)
+
+
+def test_the_share_that_is_done_counts_what_counts_up():
+    stop = {"num_env_steps_sampled_lifetime": 10_000, "training_iteration": 4, "env_runners/episode_return_mean": 80.0}
+    assert share_done(RESULT, stop) == 0.75
+    assert share_done(RESULT, {"env_runners/episode_return_mean": 80.0}) == 0.0
+    assert share_done({**RESULT, "done": True}, {}) == 1.0
+    assert share_done({}, stop) == 0.0
+    assert metric_at(RESULT, "evaluation/env_runners/episode_return_mean") == 123.45
+    assert metric_at(RESULT, "evaluation/none") == -math.inf
+
+
+def test_a_metric_that_no_result_holds_is_named_once(capsys):
+    watch = MissingMetrics(["env_runners/episode_return_mean", "env_runners/episode_retrun_mean"])
+    for iteration in range(1, 6):
+        result = {**RESULT, "training_iteration": iteration}
+        watch.on_trial_result(iteration, [], SimpleNamespace(trial_id="a"), result)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'env_runners/episode_retrun_mean'" in line
+    assert "Did you mean 'env_runners/episode_return_mean'?" in line
+
+
+def test_outside_the_main_thread_there_are_no_handlers_and_no_error():
+    seen = []
+
+    def enter():
+        with saving_on_interrupt() as interrupted:
+            seen.append(interrupted.is_set())
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_without_wandb_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("rllib_kd.experiment.loggers.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        wandb_callback(project="p")

@@ -1,0 +1,76 @@
+"""Experiments as files and as objects."""
+
+from types import SimpleNamespace
+
+import pytest
+from ray import tune
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn import DQNConfig
+
+from rllib_kd import DistillDQNConfig
+from rllib_kd.experiment.experiment import Experiment
+from rllib_kd.experiment.files import parse_json, read_experiment
+from rllib_kd.experiment.running import location
+
+
+def test_flags_change_a_config_and_leave_it_as_it_was():
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole")
+    experiment = Experiment("x", DistillDQNConfig().algo_class, config, {"loss": "mse", "compression": 0.5})
+    space = experiment.checked().param_space
+    assert isinstance(space, AlgorithmConfig)
+    assert (space.loss, space.compression) == ("mse", 0.5)
+    assert (config.loss, config.compression) == ("kl", None)
+
+
+def test_search_spaces_of_a_config_and_of_settings_meet():
+    config = DQNConfig().environment("CartPole-v1").training(lr=tune.grid_search([1e-3, 1e-4]))
+    checked = Experiment("x", "DQN", config, {"gamma": {"grid_search": [0.9, 0.99]}}).checked()
+    assert isinstance(checked.param_space, dict)
+    assert checked.param_space["lr"] == {"grid_search": [1e-3, 1e-4]}
+    assert checked.param_space["gamma"] == {"grid_search": [0.9, 0.99]}
+    with pytest.raises(ValueError, match="evaluation_duration"):
+        Experiment("x", "DQN", config, {"evaluation_duration": {"grid_search": [1, -1]}}).checked()
+
+
+def test_a_trial_needs_what_the_largest_of_its_variants_needs():
+    settings = {"env": "CartPole-v1", "num_env_runners": {"grid_search": [1, 3, 2]}}
+    assert Experiment("x", "DQN", settings=settings).checked().trial_resources["CPU"] == 4
+
+
+def test_stop_criteria_have_todays_names():
+    stop = {"env_runners/episode_reward_mean": 100, "timesteps_total": 5, "x/y": 1}
+    checked = Experiment("x", "DQN", settings={"env": "CartPole-v1"}, stop=stop).checked()
+    assert checked.stop == {"env_runners/episode_return_mean": 100, "num_env_steps_sampled_lifetime": 5, "x/y": 1}
+
+
+def test_teachers_in_a_grid_mean_the_same_everywhere(small_teacher, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(small_teacher)
+    monkeypatch.chdir(tmp_path)
+    settings = {"env": "CartPole-v1", "teacher": {"grid_search": ["link", "cartpole"]}}
+    space = Experiment("x", "DistillDQN", settings=settings).checked().param_space
+    assert space["teacher"] == {"grid_search": [str(tmp_path / "link"), "cartpole"]}
+
+
+def test_a_yaml_file_in_the_old_layout(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    path.write_text(
+        "cartpole-dqn:\n  run: DQN\n  env: CartPole-v1\n  stop: {episode_reward_mean: 150}\n"
+        "  num_samples: 2\n  config:\n    num_workers: 0\n    model: {fcnet_hiddens: [64]}\n"
+    )
+    experiment = read_experiment(path)
+    assert (experiment.name, experiment.algorithm, experiment.num_samples) == ("cartpole-dqn", "DQN", 2)
+    space = experiment.checked().param_space
+    assert (space.num_env_runners, space.model_config["fcnet_hiddens"]) == (0, [64])
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", '{"lr": 0.1}'), ("a.yaml", "lr: 0.1\n"), ("a.txt", '{"lr": 0.1}')]
+)
+def test_objects_are_read_from_files(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert parse_json(f"@{tmp_path / name}", "--config") == {"lr": 0.1}
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("local", "results/x"), ("s3", "s3://results/x")])
+def test_checkpoints_are_named_so_that_they_can_be_found(kind, expected):
+    assert location(SimpleNamespace(path="results/x", filesystem=SimpleNamespace(type_name=kind))) == expected

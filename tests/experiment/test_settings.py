@@ -1,0 +1,112 @@
+"""Settings by name: what is refused, and what becomes of search spaces."""
+
+import pytest
+from ray import tune
+from ray.rllib.algorithms.bc import BCConfig
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.impala import IMPALAConfig
+from ray.rllib.algorithms.ppo import PPOConfig
+
+from rllib_kd import DistillDQNConfig
+from rllib_kd.experiment.settings import apply_settings, has_space, param_space, validate, variants
+
+#: Whose type hints in RLlib do not admit RLlib's own defaults: the old API stack's.
+MISTYPED = {"hiddens", "offline_sampling"}
+
+
+@pytest.mark.parametrize("cls", [BCConfig, DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
+def test_every_default_is_in_the_range_of_its_setting(cls):
+    from rllib_kd.experiment.settings import _check_range, _fluent_arguments
+
+    config = cls()
+    for name in set(_fluent_arguments(cls)) & set(vars(config)):
+        _check_range(name, vars(config)[name])
+
+
+@pytest.mark.parametrize("cls", [BCConfig, DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
+def test_every_default_is_a_value_that_its_setting_takes(cls):
+    from rllib_kd.experiment.settings import _fits, _fluent_arguments
+
+    config = cls()
+    known = _fluent_arguments(cls)
+    fields = [name for name in known if name in vars(config)]
+    assert len(fields) > 100
+    refused = {name for name in fields if not _fits(getattr(config, name), known[name][1])}
+    assert refused <= MISTYPED
+
+
+def test_settings_go_through_the_fluent_api():
+    config = apply_settings(DQNConfig(), {"replay_buffer_config": {"capacity": 7}, "env": "CartPole-v1"})
+    assert config.replay_buffer_config["capacity"] == 7
+    assert config.replay_buffer_config["type"] == DQNConfig().replay_buffer_config["type"]
+    assert config.env == "CartPole-v1"
+
+
+def test_names_of_the_old_api_stack_still_mean_what_they_meant():
+    old = {"num_workers": 3, "num_sgd_iter": 6, "sgd_minibatch_size": 32, "model": {"fcnet_hiddens": [8]}}
+    config = apply_settings(PPOConfig(), old | {"framework": "torch"})
+    assert (config.num_env_runners, config.num_epochs, config.minibatch_size) == (3, 6, 32)
+    assert config.model_config["fcnet_hiddens"] == [8]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"gama": 0.9}, r"DQNConfig has no setting 'gama'. Did you mean 'gamma'\?"),
+        ({"train_batch_size_per_learner": 0}, "expected an integer of at least 1"),
+        ({"num_gpus_per_learner": 0.5, "num_cpus_per_env_runner": 0.5, "min_time_s_per_iteration": 0.1}, None),
+        ({"seed": 1.5}, "expected an integer of at least 0"),
+        ({"epsilon": 1.1}, "expected a number between 0 and 1"),
+        ({"epsilon": [[0, 1.0], [10, 0.1]], "n_step": [1, 5]}, None),
+        ({"v_min": float("nan")}, "'v_min' cannot be nan: expected a number"),
+        ({"num_gpus": 1}, "no longer exists: set num_gpus_per_learner"),
+        ({"lr": "high"}, "'lr' cannot be 'high': expected a list or a number"),
+        ({"double_q": 1}, "expected true or false"),
+        ({"env": {"grid": 1}}, "'env' cannot be .*expected a string"),
+        ({"env_config": {"anything": 1}}, None),
+        ({"model_config": {"fcnet_hiddens": [8], "epsilon": 0.1}}, None),
+        (
+            {"model_config": {"fcnet_hidens": [8]}},
+            r"no key 'fcnet_hidens'. Did you mean 'fcnet_hiddens'\?",
+        ),
+        ({"replay_buffer_config": {"type": "EpisodeReplayBuffer", "batch_size_B": 4}}, None),
+        ({"replay_buffer_config": {"kapacity": 4}}, r"Did you mean 'capacity'\?"),
+        ({"evaluation_config": {"explore": False, "env_config": {"x": 1}}}, None),
+        ({"evaluation_config": {"explroe": False}}, r"Did you mean 'explore'\?"),
+        ({"num_env_runners": None}, None),
+    ],
+)
+def test_what_is_refused_and_what_is_not(settings, message):
+    if message is None:
+        apply_settings(DQNConfig(), settings)
+    else:
+        with pytest.raises(ValueError, match=message):
+            apply_settings(DQNConfig(), settings)
+
+
+def test_rllibs_own_checks_are_one_line():
+    with pytest.raises(ValueError, match="evaluation_duration") as error:
+        validate(DQNConfig().environment("CartPole-v1").evaluation(evaluation_duration=-1))
+    assert "\n" not in str(error.value)
+
+
+def test_search_spaces_lie_where_tune_finds_them_beside_what_was_set():
+    settings = {
+        "lr": {"grid_search": [1e-3, 1e-4]},
+        "model_config": {"fcnet_hiddens": {"grid_search": [[8], [16]]}, "fcnet_activation": "relu"},
+        "gamma": tune.uniform(0.9, 0.99),
+        "replay_buffer_config": {"capacity": {"grid_search": [10, 20]}},
+    }
+    assert has_space(settings)
+    assert not has_space({"model_config": {"fcnet_hiddens": [8]}})
+    first, *others = variants(settings)
+    assert len(others) == 7
+    space = param_space(apply_settings(DQNConfig(), first), settings)
+    for variant in variants(space):
+        config = DQNConfig().update_from_dict(variant)
+        assert config.lr in (1e-3, 1e-4)
+        assert config.model_config["fcnet_hiddens"] in ([8], [16])
+        assert config.model_config["fcnet_activation"] == "relu"
+        assert 0.9 <= config.gamma <= 0.99
+        assert config.replay_buffer_config["capacity"] in (10, 20)
+        assert config.replay_buffer_config["type"] == DQNConfig().replay_buffer_config["type"]

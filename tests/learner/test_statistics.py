@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rllib_kd.learner.label_statistics import QStatistics
+
+
+def q_like_cartpole(count: int, seed: int = 0, num_actions: int = 2) -> torch.Tensor:
+    """Large values that vary a lot, small gaps between actions."""
+    rng = np.random.default_rng(seed)
+    preferences = rng.normal([0.3] + [0.0] * (num_actions - 1), 0.1, (count, num_actions))
+    return torch.tensor(rng.normal(100, 8, (count, 1)) + preferences)
+
+
+@pytest.mark.parametrize("num_actions", [2, 5])
+def test_normalised_parts_have_mean_zero_and_scale_one(num_actions):
+    q = q_like_cartpole(5_000, num_actions=num_actions)
+    statistics = QStatistics(num_actions)
+    for part in q.split(700):
+        statistics.update(part)
+    normalized = statistics.scale().normalize(q)
+    value = normalized.mean(-1)
+    deviation = normalized - value[:, None]
+    assert statistics.count == 5_000
+    assert value.mean().item() == pytest.approx(0, abs=1e-6)
+    assert value.std(correction=0).item() == pytest.approx(1, abs=1e-6)
+    assert deviation.mean(0).abs().max().item() == pytest.approx(0, abs=1e-6)
+    assert deviation.square().mean().sqrt().item() == pytest.approx(1, abs=1e-6)
+
+
+@given(seed=st.integers(0, 100), num_actions=st.integers(1, 6))
+def test_denormalize_is_the_inverse(seed, num_actions):
+    q = q_like_cartpole(50, seed, num_actions)
+    statistics = QStatistics(num_actions)
+    statistics.update(q)
+    scale = statistics.scale()
+    torch.testing.assert_close(scale.denormalize(scale.normalize(q)), q)
+
+
+def test_illegal_actions_stay_illegal_and_spoil_nothing():
+    q = q_like_cartpole(1_000, num_actions=3)
+    masked = q.clone()
+    masked[::2, 2] = -torch.inf
+    statistics = QStatistics(3)
+    statistics.update(masked)
+    normalized = statistics.scale().normalize(masked)
+    assert torch.equal(torch.isfinite(normalized), torch.isfinite(masked))
+
+
+def test_two_halves_added_up_are_the_whole():
+    q = q_like_cartpole(1_000)
+    whole, half = QStatistics(2), QStatistics(2)
+    whole.update(q)
+    other = QStatistics(2)
+    other.update(q[500:])
+
+    def add_the_other_learner(tensor):
+        tensor.add_(torch.from_numpy(other.get_state()["sums"]))
+
+    half.update(q[:500], reduce=add_the_other_learner)
+    np.testing.assert_allclose(half.get_state()["sums"], whole.get_state()["sums"])
+
+
+def test_gap_quantiles_are_those_of_the_sample():
+    rng = np.random.default_rng(0)
+    gaps = rng.lognormal(-2, 1, 20_000)
+    statistics = QStatistics(3)
+    statistics.update(torch.tensor(np.stack([-5 - gaps, np.zeros_like(gaps), gaps], 1)))
+    for quantile in (0.1, 0.5, 0.9):
+        assert statistics.gap_quantile(quantile) == pytest.approx(np.quantile(gaps, quantile), rel=0.2)
+
+
+def test_states_without_a_choice_say_nothing_about_gaps():
+    statistics = QStatistics(2)
+    statistics.update(torch.tensor([[0.5, 0.0]] * 10 + [[1.0, -torch.inf]] * 90))
+    assert statistics.gap_quantile(0.5) == pytest.approx(0.5, rel=0.2)
+
+
+def test_nothing_seen_or_nothing_varying_gives_finite_scales():
+    statistics = QStatistics(2)
+    statistics.update(torch.zeros(0, 2))
+    assert statistics.gap_quantile(0.5) > 0
+    statistics.update(torch.full((100, 2), 3.0))
+    scale = statistics.scale()
+    assert torch.isfinite(scale.normalize(torch.tensor([[3.0, 3.0]]))).all()
+    assert statistics.gap_quantile(0.5) > 0
+
+
+def test_state_continues():
+    statistics, copy = QStatistics(2), QStatistics(2)
+    statistics.update(q_like_cartpole(100))
+    copy.set_state(statistics.get_state())
+    for each in (statistics, copy):
+        each.update(q_like_cartpole(100, seed=1))
+    np.testing.assert_array_equal(copy.get_state()["sums"], statistics.get_state()["sums"])

@@ -1,0 +1,149 @@
+"""Networks side by side against each by itself."""
+
+import copy
+
+import pytest
+import torch
+
+from rllib_kd.env_runner.family import FamilyQValues, FamilyTurns
+from rllib_kd.networks.dqn_module import student_module_spec
+from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, stacking_key
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
+
+
+def mlps(*widths, activation="relu"):
+    return [make_q_module(fcnet_hiddens=list(own), fcnet_activation=activation, seed=i) for i, own in enumerate(widths)]
+
+
+def linear(seed=0):
+    torch.manual_seed(seed)
+    config = {"dueling": False, "double_q": True, "num_atoms": 1, "epsilon": 0.0, "v_min": -10.0, "v_max": 10.0}
+    spec = student_module_spec({"fcnet_hiddens": [], "head_fcnet_hiddens": [], **config})
+    spec.observation_space, spec.action_space, spec.inference_only = CARTPOLE_OBS, CARTPOLE_ACTIONS, True
+    return spec.build()
+
+
+def alone(module, obs):
+    return module.compute_q_values({"obs": obs})["qf_preds"]
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "silu", "elu"])
+def test_stacked_networks_put_out_what_each_does_alone(activation):
+    modules, obs = mlps((8, 4), (3, 16), (5, 5), activation=activation), torch.from_numpy(states(7))
+    assert len({stacking_key(module) for module in modules}) == 1
+    stack = StackedMLPs(modules)
+    q = stack.q_values(stack.pack(stack.weights), obs)
+    torch.testing.assert_close(q, torch.stack([alone(module, obs) for module in modules]))
+
+
+def test_linear_networks_stack_too():
+    modules, obs = [linear(0), linear(1)], torch.from_numpy(states(7))
+    stack = StackedMLPs(modules)
+    q = stack.q_values(stack.pack(stack.weights), obs)
+    torch.testing.assert_close(q, torch.stack([alone(module, obs) for module in modules]))
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_steps_in_a_stack_are_the_steps_of_each_and_the_filling_stays_zero(activation):
+    modules = mlps((8,), (3,), (5,), activation=activation)
+    apart = copy.deepcopy(modules)
+    stack = StackedMLPs(modules)
+    packed = [weight.requires_grad_() for weight in stack.pack(stack.weights)]
+    optimizers = [torch.optim.Adam(packed, lr=1e-2)] + [torch.optim.Adam(m.parameters(), lr=1e-2) for m in apart]
+    for step in range(20):
+        obs = torch.from_numpy(states(16, seed=step))
+        labels = obs[:, :2] * 3 - 1
+        losses = [(stack.q_values(packed, obs) - labels).square().mean((1, 2)).sum()]
+        losses += [(alone(module, obs) - labels).square().mean() for module in apart]
+        for optimizer, loss in zip(optimizers, losses, strict=True):
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert not packed[0][1, :, 3:].any()
+    assert not packed[2][2, 5:].any()
+    stack.unpack(packed, stack.weights)
+    for module, expected in zip(modules, apart, strict=True):
+        torch.testing.assert_close(module.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+def test_packing_and_unpacking_change_nothing():
+    modules = mlps((8, 4), (3, 16))
+    before = copy.deepcopy([module.state_dict() for module in modules])
+    stack = StackedMLPs(modules)
+    packed = stack.pack(stack.weights)
+    for module in modules:
+        for parameter in module.parameters():
+            parameter.data.zero_()
+    stack.unpack(packed, stack.weights)
+    torch.testing.assert_close([module.state_dict() for module in modules], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"fcnet_hiddens": [8]}, {"fcnet_hiddens": [8, 8]}),
+        ({"fcnet_activation": "relu"}, {"fcnet_activation": "tanh"}),
+        ({}, {"head_fcnet_hiddens": [8]}),
+    ],
+)
+def test_what_differs_is_not_stacked(one, other):
+    assert stacking_key(make_q_module(**one)) != stacking_key(make_q_module(**other))
+
+
+@pytest.mark.parametrize("config", [{"dueling": True}, {"num_atoms": 11}])
+def test_what_cannot_be_stacked_has_no_key(config):
+    assert stacking_key(make_q_module(**config)) is None
+
+
+def test_each_row_of_a_family_is_answered_by_whose_turn_it_is():
+    students = {f"s{i}": module for i, module in enumerate([*mlps((8,), (3,)), linear(), *mlps((4, 4), (6,))])}
+    obs = torch.from_numpy(states(40))
+    turns = FamilyTurns(len(students), 40, offset=3)
+    q = FamilyQValues(students)(obs, turns.acting)
+    for row, student in enumerate(turns.acting):
+        torch.testing.assert_close(q[row], alone(list(students.values())[student], obs[row : row + 1])[0])
+
+
+def test_new_weights_count_after_a_refresh():
+    students = dict(enumerate(mlps((8,), (3,))))
+    obs, acting = torch.from_numpy(states(4)), FamilyTurns(2, 4).acting
+    values = FamilyQValues(students)
+    students[1].load_state_dict(mlps((3,))[0].state_dict())
+    values.refresh()
+    torch.testing.assert_close(values(obs, acting)[1], alone(students[1], obs[1:2])[0])
+
+
+def test_turns_change_where_an_episode_ends():
+    turns = FamilyTurns(3, 4, offset=4)
+    assert turns.acting.tolist() == [1, 2, 0, 1]
+    turns.end_episodes([True, False, True, True])
+    assert turns.acting.tolist() == [2, 2, 1, 2]
+    turns.end_episodes([True, True, False, False])
+    assert turns.acting.tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(lambda a=a: make_q_module(fcnet_hiddens=[8, 5], fcnet_activation=a) for a in ("relu", "tanh")),
+        *(lambda a=a: make_q_module(fcnet_hiddens=[8], fcnet_activation=a) for a in ("silu", "elu")),
+        linear,
+    ],
+)
+def test_a_plain_mlp_puts_out_what_its_module_does(make):
+    module, obs = make(), torch.from_numpy(states(20))
+    mlp = PlainMLP(module)
+    for _ in range(2):
+        assert torch.equal(mlp.q_values(obs), module.compute_q_values({"obs": obs})["qf_preds"])
+        for parameter in module.parameters():  # they are the MLP's own
+            torch.nn.init.normal_(parameter)
+
+
+def test_hooks_see_every_pass():
+    module, seen = make_q_module(fcnet_hiddens=[8]), []
+    assert PlainMLP.of(module) is not None
+    handle = module.af.register_forward_hook(lambda *args: seen.append(args))
+    assert PlainMLP.of(module) is None
+    handle.remove()
+    assert PlainMLP.of(module) is not None
+    assert PlainMLP.of(make_q_module(dueling=True)) is None

@@ -1,0 +1,88 @@
+"""Pipelines against RLlib's own connectors: from a checkpoint as data, and from a running Algorithm."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from ray.rllib.connectors.env_to_module.env_to_module_pipeline import EnvToModulePipeline
+
+from rllib_kd.checkpoints.connectors import is_default_connector, pipeline_of
+from rllib_kd.checkpoints.rllib import open_checkpoint
+from rllib_kd.environments.making import env_maker
+from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
+from tests.rllib_checkpoints import KINDS, build_dqn
+
+STAGES = {
+    "plain": [],
+    "filter": [Normalize],
+    "clipped filter": [Normalize],
+    "one-hot": [Flatten],
+    "parts": [Flatten],
+    "flat and filtered": [Flatten, Normalize],
+    "frames": [StackFrames],
+}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def saved(request, cluster, tmp_path_factory):
+    """Kind, path of the checkpoint, and the pipeline of the Algorithm while it ran."""
+    algo = build_dqn(request.param)
+    path = algo.save_to_path(str(tmp_path_factory.mktemp("checkpoints") / "algo"))
+    running = pipeline_of(algo.env_runner._env_to_module)
+    algo.stop()
+    return request.param, path, running
+
+
+def everything_shown(env, num_envs=3, num_steps=20):
+    envs = gym.vector.SyncVectorEnv([env_maker(env)] * num_envs)
+    rng = np.random.default_rng(0)
+    obs, _ = envs.reset(seed=[1, 2, 3])
+    ended = np.zeros(num_envs, dtype=bool)
+    yield Shown(obs, np.ones(num_envs, dtype=bool))
+    for _ in range(num_steps):
+        actions = rng.integers(envs.single_action_space.n, size=num_envs)
+        obs, rewards, terminateds, truncateds, _ = envs.step(actions)
+        yield Shown(obs, ended, actions, rewards)
+        ended = terminateds | truncateds
+    envs.close()
+
+
+def test_views_are_what_rllibs_connectors_make(saved):
+    kind, path, running = saved
+    read = open_checkpoint(path).load_observation_pipeline()
+    assert [type(stage) for stage in read.stages] == STAGES[kind]
+    assert [type(stage) for stage in running.stages] == STAGES[kind]
+    rllib = EnvToModulePipeline.from_checkpoint(f"{path}/env_runner/env_to_module_connector")
+    own = [piece for piece in rllib.connectors if not is_default_connector(piece)]
+    alone = EnvToModulePipeline(rllib.input_observation_space, rllib.input_action_space, connectors=own)
+    reference = ObservationPipeline(rllib.input_observation_space, (RLlibConnectors(alone),)).start()
+    views = [read.start(), running.start()]
+    restarts = 0
+    for shown in everything_shown(KINDS[kind]["env"]):
+        expected = reference(shown)
+        restarts += int(shown.first.sum())
+        for view in views:
+            assert view(shown) == pytest.approx(expected, abs=1e-6)
+    assert restarts > 3  # episodes began on the way
+    assert np.ptp(expected) > 0
+
+
+@pytest.mark.parametrize("saved", ["filter", "flat and filtered"], indirect=True)
+def test_a_filter_stays_as_it_is(saved):
+    kind, path, _ = saved
+    pipeline = open_checkpoint(path).load_observation_pipeline()
+    shown = next(everything_shown(KINDS[kind]["env"]))
+    before = pipeline.start()(shown)
+    view = pipeline.start()
+    for other in everything_shown(KINDS[kind]["env"]):
+        view(other)
+    assert np.array_equal(pipeline.start()(shown), before)
+
+
+def test_views_do_not_share_their_memory():
+    pipeline = ObservationPipeline(gym.spaces.Box(0, 1, (1, 1, 1)), (StackFrames(2),))
+    one, other = pipeline.start(), pipeline.start()
+    first, later = np.array([True]), np.array([False])
+    assert one(Shown(np.full((1, 1, 1, 1), 1.0), first)).ravel().tolist() == [0, 1]
+    assert other(Shown(np.full((1, 1, 1, 1), 5.0), first)).ravel().tolist() == [0, 5]
+    assert one(Shown(np.full((1, 1, 1, 1), 2.0), later)).ravel().tolist() == [1, 2]
+    assert one(Shown(np.full((1, 1, 1, 1), 3.0), first)).ravel().tolist() == [0, 3]

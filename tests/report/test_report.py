@@ -1,0 +1,248 @@
+import json
+import math
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.cells import cell_len
+
+from rllib_kd.evaluation.result import Comparison, PolicyReport
+from rllib_kd.report.comparisons import summary_table, write_report
+
+HOSTILE = (
+    "</text></svg><script>alert(1)</script><img src=\"http://evil.example/x\" onerror='x'> & $\\frac{ \x1b[31m\udc80 學"
+)
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+def policy(name, *returns, parameters=None, latency=None):
+    return PolicyReport(name, list(returns), sum(returns) / len(returns), 1.5, parameters, latency)
+
+
+def comparison(name="small", *, teacher_confusion=((6, 2), (0, 2)), **changes):
+    """A student with 1/40 of the parameters; its agreement is 8 of 10 states."""
+    result = Comparison(
+        env="Somewhere-v0",
+        num_episodes=2,
+        epsilon=0.0,
+        teacher=policy("teacher", 10.0, 30.0, parameters=40_000, latency=0.05),
+        student=policy(name, 10.0, 25.0, parameters=1_000, latency=0.025),
+        random=policy("random", 0.0, 0.0),
+        return_ratio=0.875,
+        compression=0.025,
+        agreement_on_teacher_states=0.8,
+        agreement_on_student_states=0.75,
+        q_regret_on_teacher_states=0.125,
+        q_regret_on_student_states=0.5,
+        confusion_on_teacher_states=[list(row) for row in teacher_confusion],
+        confusion_on_student_states=[[3, 1], [0, 0]],
+    )
+    return replace(result, **changes)
+
+
+class Page(HTMLParser):
+    """What is in a page, and whether each element is closed."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.words = [], Counter(), [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags[tag] += 1
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+
+def page(comparisons, tmp_path, **kwargs):
+    return Page(write_report(comparisons, tmp_path / "new" / "folder", **kwargs).read_text(encoding="utf-8"))
+
+
+def test_the_table_has_a_row_for_each_policy():
+    lines = summary_table([comparison(), comparison("tiny")]).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    # parameters, % of teacher, mean ± interval, ratio, agreements, latency
+    assert rows["teacher"] == ["40,000", "100.00", "20.0", "±", "1.5", "1.000", "50"]
+    assert rows["random"] == ["0.0", "±", "1.5", "0.000"]
+    expected = ["1,000", "2.50", "17.5", "±", "1.5", "0.875", "80.0", "/", "75.0", "25"]
+    assert rows["small"] == rows["tiny"] == expected
+    assert "Somewhere-v0, 2 episodes each, same seeds" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["small", "學" * 60, "a/long/path/of/a/checkpoint/" * 5, HOSTILE, "[red]bold[/]"],
+    ids=["short", "wide", "long", "hostile", "markup"],
+)
+def test_the_table_has_at_most_80_columns_and_all_of_each_figure(name):
+    large = comparison(
+        name,
+        teacher=replace(comparison().teacher, return_mean=-98765.4, return_ci95=12345.6, num_parameters=123_456_789),
+        return_ratio=-123.456,
+        agreement_on_teacher_states=1.0,
+        agreement_on_student_states=1.0,
+    )
+    table = summary_table([large])
+    assert max(map(cell_len, table.splitlines())) <= 80
+    for figure in ("123,456,789", "-98,765 ± 12,346", "-123 ", "100.0 / 100.0", "latency", "µs"):
+        assert figure in table
+    assert "\x1b" not in table
+    assert name[:4] in table
+
+
+def test_one_episode_has_no_interval(tmp_path):
+    alone = replace(comparison().student, returns=[25.0], return_mean=25.0, return_ci95=math.inf)
+    one = comparison(student=alone, num_episodes=1, return_ratio=math.nan)
+    assert "inf" not in summary_table([one])
+    assert "1 episode each" in summary_table([one])
+    assert "inf" not in page([one], tmp_path).text
+    (student,) = json.loads((tmp_path / "new/folder/figures.json").read_text())["students"]
+    assert student["return_ci95"] is student["return_ratio"] is None
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(tmp_path):
+    curves = {"small": [(0, 1.0), (100, 20.0)], "another run": [(0, 2.0), (50, math.nan)]}
+    seen = page([comparison(), comparison("tiny")], tmp_path, curves=curves)
+    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["figures.json", "index.html"]
+    text = (tmp_path / "new" / "folder" / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|@import|<script", text)
+    links = [value for name, value in seen.attributes if name in ("src", "href", "srcset", "data", "xlink:href")]
+    assert "figures.json" in links
+    assert all(link.startswith("#") or link in ("figures.json", "data:,") for link in links)
+    ids = [value for name, value in seen.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert {target for _, value in seen.attributes for target in re.findall(r"url\(#(.+?)\)", value or "")} <= set(ids)
+    # size, latency, agreement, returns, curves for wide and narrow windows, confusion of two students
+    assert seen.tags["svg"] == 8
+    assert seen.tags["style"] == 1  # matplotlib's own would rule the whole page
+    assert seen.tags["title"] == seen.tags["h1"] == 1
+    assert seen.tags["h2"] == seen.tags["figcaption"] == 6
+    assert seen.tags["tr"] == 2 + 4
+
+
+def test_the_plots_say_what_they_show(tmp_path):
+    seen = page([comparison()], tmp_path, curves={"small": [(0, 1.0), (100, 20.0)]})
+    for label in (
+        "parameters",
+        "latency of one observation (µs)",
+        "return, mean of episodes",
+        "states with the teacher's action (%)",
+        "return of an episode",
+        "env steps",
+        "student's action",
+        "on the student's states",
+        "0.125",  # regret
+        "2.00",  # times as fast
+    ):
+        assert label in seen.text
+    assert "75.0 % (6)" in seen.text  # of the 8 states in which the teacher chooses action 0
+    assert "25.0 % (2)" in seen.text
+    assert "100.0 % (2)" in seen.text
+    assert seen.text.count("–") >= 2  # the student's states have none in which the teacher chooses action 1
+    assert "Learning curves" not in page([comparison()], tmp_path).text
+
+
+def test_every_colour_of_the_plots_follows_the_theme(tmp_path):
+    students = [comparison(f"s{i}") for i in range(8)]
+    seen = page(students, tmp_path, curves={"x": [(0, 1.0), (9, 2.0)]})
+    styles = [value for name, value in seen.attributes if name in ("style", "fill", "stroke")]
+    assert any("var(--c5)" in style for style in styles)
+    assert not any(re.search(r"#[0-9a-fA-F]{3}|rgb", style) for style in styles)
+    text = (tmp_path / "new" / "folder" / "index.html").read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in text
+    for variable in set(re.findall(r"var\((--\w+)\)", text)):
+        assert text.count(f"{variable}: #") == 2  # light and dark
+
+
+def test_a_matplotlibrc_changes_nothing(tmp_path):
+    import matplotlib as mpl
+
+    write_report([comparison()], tmp_path / "a")
+    with mpl.rc_context({"axes.facecolor": "yellow", "lines.linewidth": 30, "svg.fonttype": "path"}):
+        write_report([comparison()], tmp_path / "b")
+        assert mpl.rcParams["lines.linewidth"] == 30
+    assert (tmp_path / "a" / "index.html").read_bytes() == (tmp_path / "b" / "index.html").read_bytes()
+
+
+@pytest.mark.filterwarnings("error")
+def test_hostile_names_are_text(tmp_path):
+    plain = page([comparison()], tmp_path / "plain", curves={"small": [(0, 1.0), (1, 2.0)]})
+    curves = {HOSTILE: [(0, 1.0), (1, 2.0)]}
+    seen = page([comparison(HOSTILE, env=HOSTILE)], tmp_path, curves=curves)
+    assert {tag: seen.tags[tag] for tag in ("script", "img", "svg", "section")} == {
+        "script": 0,
+        "img": 0,
+        "svg": plain.tags["svg"],
+        "section": plain.tags["section"],
+    }
+    assert not any(name.startswith("on") for name, _ in seen.attributes)
+    assert "<script>alert(1)</script>" in seen.text
+    assert "& $\\frac{ �[31m� 學" in seen.text
+    assert json.loads((tmp_path / "new/folder/figures.json").read_text())["students"][0]["name"] == HOSTILE
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["$\\frac{$", "a_b^c$x$", "學生 😀", "_hidden", "", "&lt;"])
+def test_names_stand_in_the_plots_as_they_are(tmp_path, name):
+    curves = {name: [(0, 1.0), (1, 2.0)], f"{name} of a trial with a long name": [(0, 1.0), (1, 2.0)]}
+    seen = page([comparison(name)], tmp_path, curves=curves)
+    # the table and a heading; a mark, an axis or a legend in six plots
+    assert sum(word.strip() == name for word in seen.words) >= 8
+    assert seen.text.count(f"{name} of a trial with a long name".strip()) == 2
+
+
+def test_figures_json_has_everything(tmp_path):
+    both = [comparison(), comparison("tiny")]
+    write_report(both, tmp_path, curves={"small": [(0, 1.0), (100, 20.0)]})
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["curves"] == {"small": [[0, 1.0], [100, 20.0]]}
+    for result, student in zip(both, figures["students"], strict=True):
+        expected = result.to_dict()
+        shared = {key: expected.pop(key) for key in ("env", "num_episodes", "epsilon", "teacher", "random")}
+        assert shared == {key: figures[key] for key in shared}
+        assert student == expected.pop("student") | expected
+
+
+@pytest.mark.parametrize("actions", [1, 7, 18])
+def test_any_number_of_actions_and_students(tmp_path, actions):
+    matrix = [[row * column for column in range(actions)] for row in range(actions)]
+    students = [comparison(f"s{i}", confusion_on_teacher_states=matrix) for i in range(9)]
+    assert page(students, tmp_path).tags["svg"] == 4 + 9
+
+
+def test_what_cannot_stand_in_one_table(tmp_path):
+    with pytest.raises(ValueError, match="nothing to report"):
+        summary_table([])
+    others = {
+        "Write one report an environment": comparison("other", env="Elsewhere-v0"),
+        "different teachers": comparison("other", teacher=policy("teacher", 1.0, 2.0, parameters=1, latency=1.0)),
+        "over different episodes": comparison("other", random=policy("random", 1.0, 2.0)),
+    }
+    for message, other in others.items():
+        with pytest.raises(ValueError, match=f"'small' and 'other' .*{message}"):
+            write_report([comparison(), other], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_module_imports_neither_torch_nor_matplotlib():
+    code = "import sys, rllib_kd.report; print({'ray', 'torch', 'matplotlib', 'rich'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

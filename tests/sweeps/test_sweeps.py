@@ -1,0 +1,399 @@
+"""Sweeps: what is searched, what a trial does, what is left of it when the driver dies."""
+
+import json
+import os
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ray import tune
+from ray.tune.search.sample import Categorical, Float
+
+from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
+from rllib_kd.experiment.experiment import Experiment
+from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space
+from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of, student_config
+from tests.conftest import make_q_module
+
+ROOT = Path(__file__).parents[2]
+#: Little to sample and to learn, so that a trial takes a second.
+QUICK = {
+    "training_intensity": 4.0,
+    "num_steps_sampled_before_learning_starts": 64,
+    "min_sample_timesteps_per_iteration": 64,
+    "num_envs_per_env_runner": 4,
+}
+
+
+def quick_sweep(tmp_path, **kwargs):
+    defaults = {"teacher": "cartpole", "env": "CartPole-v1", "num_samples": 2, "num_seeds": 1, "env_steps": 1_600}
+    return Sweep(**{**defaults, "config": QUICK, "storage_path": str(tmp_path), **kwargs})
+
+
+def rows_of(trial):
+    return [json.loads(line) for line in (trial / "result.json").read_text().splitlines()]
+
+
+def trials_in(sweep):
+    return sorted(path.parent for path in Path(sweep.path).glob("*/result.json"))
+
+
+# --- The space --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def space():
+    return search_space(load_teacher("cartpole"), median_gap=0.12, env_steps=10_000)
+
+
+def test_every_point_of_the_space_is_a_config(space):
+    teacher = load_teacher("cartpole")
+    for _ in range(30):
+        sample = {name: domain.sample() for name, domain in space.items()}
+        student_config("CartPole-v1", teacher, settings_of(sample, {}), seed=0).validate()
+
+
+def test_every_choice_of_the_space_can_be_built(space, cluster):
+    teacher = load_teacher("cartpole")
+    for widths in space["fcnet_hiddens"].categories:
+        settings = settings_of({"fcnet_hiddens": widths}, {})
+        algo = student_config("CartPole-v1", teacher, settings, seed=0).build_algo()
+        assert algo.get_module().model_config["fcnet_hiddens"] == widths
+        algo.stop()
+
+
+def test_image_teachers_are_compressed():
+    import gymnasium as gym
+    import numpy as np
+
+    from rllib_kd import Teacher
+
+    frames = gym.spaces.Box(-1.0, 1.0, (42, 42, 1), np.float32)
+    teacher = Teacher(make_q_module(frames, conv_filters=[[8, 4, 2], [8, 4, 2]], fcnet_hiddens=[]))
+    names = search_space(teacher, median_gap=1.0, env_steps=100)
+    assert isinstance(names["compression"], Float)
+    assert "fcnet_hiddens" not in names
+
+
+def test_a_temperature_is_for_the_losses_that_read_it():
+    sample = {"loss": "kl", "temperature": 0.012345}
+    assert settings_of(sample, {}) == {"loss": "kl", "temperature": 0.0123}
+    assert settings_of({**sample, "loss": "mse"}, {}) == {"loss": "mse"}
+    assert settings_of({"temperature": 0.5}, {"loss": "nll"}) == {}
+    assert settings_of({"temperature": 0.5}, {}) == {"temperature": 0.5}
+
+
+def test_widths_join_the_model_config_that_is_given():
+    fixed = {"model_config": {"fcnet_activation": "tanh"}}
+    expected = {"model_config": {"fcnet_activation": "tanh", "fcnet_hiddens": [8]}}
+    assert settings_of({"fcnet_hiddens": [8]}, fixed) == expected
+
+
+def test_the_defaults_lie_in_the_space_at_every_size(space):
+    points = default_points(space, median_gap=0.12, env_steps=10_000)
+    assert [point["fcnet_hiddens"] for point in points] == space["fcnet_hiddens"].categories
+    for point in points:
+        assert point.keys() == space.keys()
+        assert all(domain.is_valid(point[name]) for name, domain in space.items())
+    assert default_points({**space, "gamma": tune.uniform(0.9, 1.0)}, median_gap=0.12, env_steps=10_000) == []
+    elsewhere = {**space, "lr": tune.uniform(0.5, 1.0)}
+    assert default_points(elsewhere, median_gap=0.12, env_steps=10_000) == []
+
+
+def test_a_population_varies_nothing_that_shapes_the_student(space):
+    assert set(population_space(space)) == set(POPULATION_SETTINGS)
+
+
+@pytest.mark.parametrize("fixed", [{"compression": 0.1}, {"model_config": {"fcnet_hiddens": [8]}}])
+def test_what_is_fixed_is_not_searched(tmp_path, fixed):
+    sweep = quick_sweep(tmp_path, config={"lr": 0.01, **fixed})
+    names = sweep._space(load_teacher("cartpole"), 0.12)
+    assert {"lr", "fcnet_hiddens", "compression"}.isdisjoint(names)
+    assert "loss" in names
+
+
+def test_the_space_of_the_file_in_tuning_is_one(tmp_path, read_space):
+    space = read_space(str(ROOT / "tuning" / "search_space.py"))
+    names = quick_sweep(tmp_path, space=space)._space(load_teacher("cartpole"), 0.12)
+    assert isinstance(names["fcnet_hiddens"], Categorical)
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_seeds": 0}, "`num_seeds` must be an integer of at least 1, got 0"),
+        ({"scheduler": "ashe"}, "Unknown scheduler 'ashe'. Did you mean 'asha'"),
+        ({"search": "optima"}, "Unknown search 'optima'. Did you mean 'optuna'"),
+        ({"search": "optuna", "scheduler": "asha"}, "needs the final value of both"),
+        ({"search": "optuna", "scheduler": "pbt"}, "values that belong to other settings"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        quick_sweep(tmp_path, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"config": {"learning_rate": 0.1}}, "has no setting 'learning_rate'"),
+        ({"config": {"td_coeff": -1.0}}, "`td_coeff` must be at least 0"),
+        ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
+        ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
+        ({"space": lambda teacher, **facts: {}}, "There is nothing to search"),
+    ],
+)
+def test_what_no_trial_could_do_is_refused_before_the_first(cluster, tmp_path, values, message):
+    with pytest.raises(ValueError, match=message):
+        quick_sweep(tmp_path, **values).run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_teacher_that_knows_nothing_has_nothing_to_give(cluster, tmp_path, small_teacher):
+    with pytest.raises(ValueError, match="no better than a random policy"):
+        quick_sweep(tmp_path, teacher=small_teacher).run()
+
+
+@pytest.fixture(scope="module")
+def read_space():
+    return runpy.run_path(str(ROOT / "tuning" / "sweep.py"))["read_space"]
+
+
+def test_a_file_without_a_space_says_so(read_space):
+    with pytest.raises(ValueError, match=r"there is no file 'nowhere.py'"):
+        read_space("nowhere.py")
+    with pytest.raises(ValueError, match=r"cartpole.py' defines no search_space\(\)"):
+        read_space(str(ROOT / "tuning" / "cartpole.py"))
+
+
+def test_loggers_that_are_not_installed_say_so(monkeypatch):
+    for module in ("sweeps", "callbacks"):
+        monkeypatch.setattr(f"rllib_kd.{module}.find_spec", lambda name: None)
+    for flag, library in (("wandb_project", "wandb"), ("mlflow_uri", "mlflow")):
+        with pytest.raises(ValueError, match=f"pip install {library}"):
+            sweep_loggers(**{flag: "somewhere"})
+
+
+def test_mlflow_gets_every_setting(cluster, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
+        sweep_loggers(mlflow_uri="nonsense://")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # out of fashion, but needs neither server nor database
+    loggers = sweep_loggers(mlflow_uri=str(tmp_path / "mlflow"))
+    assert len(quick_sweep(tmp_path, search="random", callbacks=loggers).run().students) == 2
+    assert len(list(tmp_path.glob("mlflow/*/*/metrics/return_ratio"))) == 2
+
+
+# --- A trial ----------------------------------------------------------------------------------------------------------
+
+
+def trial_of(teacher, num_seeds=2, **config):
+    task = Task("CartPole-v1", QUICK, 1_600, num_seeds, 0, teacher_return=500.0, random_return=20.0)
+    made = tune.with_parameters(StudentTrial, teacher=teacher, task=task)
+    return made({"fcnet_hiddens": [4], **config})
+
+
+@pytest.fixture
+def teacher():
+    return load_teacher("cartpole")
+
+
+def test_a_trial_reports_the_mean_of_its_seeds(cluster, teacher):
+    trial = trial_of(teacher)
+    result = trial.train()
+    assert len(result["return_ratios"]) == 2
+    assert result["return_ratios"][0] != result["return_ratios"][1]
+    assert result["return_ratio"] == pytest.approx(sum(result["return_ratios"]) / 2)
+    assert result["return_ratio_lower"] < result["return_ratio"]
+    assert result["student_params"] == 4 * 4 + 4 + 4 * 2 + 2
+    assert 200 <= result["num_env_steps_sampled_lifetime"] < 400
+    assert not result["done"]
+    for _ in range(7):
+        result = trial.train()
+    assert result["done"]
+    assert 1_600 <= result["num_env_steps_sampled_lifetime"] < 1_900
+    trial.stop()
+
+
+def test_a_restored_trial_goes_on_with_its_counters(cluster, teacher, tmp_path):
+    trial, restored = trial_of(teacher), trial_of(teacher)
+    for _ in range(3):
+        before = trial.train()
+    restored.restore(trial.save(str(tmp_path)))
+    after = restored.train()
+    assert after["training_iteration"] == 4
+    for counter in ("num_env_steps_sampled_lifetime", "num_gradient_steps_lifetime"):
+        assert before[counter] < after[counter] < 2 * before[counter]
+    trial.stop(), restored.stop()
+
+
+def test_what_pbt_exchanges_is_the_students_and_not_the_settings(cluster, teacher, tmp_path):
+    donor, taker = trial_of(teacher, lr=0.01, temperature=0.2, kd_coeff=1.0), trial_of(teacher, lr=0.01)
+    donor.train()
+    path = donor.save(str(tmp_path))
+    assert taker.reset({"fcnet_hiddens": [4], "lr": 0.002, "temperature": 0.5, "kd_coeff": 3.0})
+    taker.restore(path)
+    for student, other in zip(taker._students, donor._students, strict=True):
+        learner = student.learner_group._learner
+        assert {group["lr"] for group in learner.get_optimizer("default_policy").param_groups} == {0.002}
+        ours, theirs = (algo.learner_group.get_weights()["default_policy"] for algo in (student, other))
+        assert all((ours[name] == theirs[name]).all() for name in ours)
+    taker.train()
+    for student in taker._students:
+        learner = student.learner_group._learner
+        assert (learner.groups["default_policy"].temperature, learner._coefficients["kd"]) == (0.5, 3.0)
+        assert {group["lr"] for group in learner.get_optimizer("default_policy").param_groups} == {0.002}
+    donor.stop(), taker.stop()
+
+
+# --- A sweep ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
+    gone = tmp_path / "gone"
+    path = Path(load_teacher("cartpole").module.save_to_path(str(tmp_path / "teacher")))
+
+    def moves_it(teacher, **facts):  # called when the driver has read it
+        path.rename(gone)
+        return {"fcnet_hiddens": tune.choice([[4]])}
+
+    sweep = quick_sweep(tmp_path / "results", teacher=str(path), space=moves_it, search="random", num_samples=1)
+    result = sweep.run()
+    assert not result.failed
+    (student,) = result.students
+    assert (student.num_parameters, student.finished) == (30, True)
+    restored = DistillDQN.from_checkpoint(f"{student.checkpoint}/seed_0")  # in need of nothing but itself
+    assert restored.train()["num_env_steps_sampled_lifetime"] > student.env_steps
+    restored.stop()
+    assert "ObjectRef" not in (trials_in(sweep)[0] / "params.json").read_text()
+    assert list(trials_in(sweep)[0].glob("events.out.tfevents.*"))
+    assert {file.name for file in Path(sweep.path, "report").iterdir()} == {
+        "index.html",
+        "pareto.png",
+        "sweep.csv",
+        "sweep.json",
+    }
+    with pytest.raises(ValueError, match="holds a sweep already: go on with it by --resume"):
+        sweep.run()
+    with pytest.raises(ValueError, match="was begun with num_seeds=1"):
+        quick_sweep(tmp_path / "results", search="random", num_samples=1, num_seeds=2).run(resume=True)
+
+
+def test_optuna_seeks_both_objectives(cluster, tmp_path):
+    sweep = quick_sweep(tmp_path, num_samples=4)
+    result = sweep.run(resume=True)  # there is nothing yet: it starts
+    assert len(result.students) == 4
+    sizes = {student.num_parameters for student in result.students}
+    assert 10 in sizes  # the linear one is among the first points
+    assert len({student.name for student in result.students}) == 4
+
+
+def test_asha_stops_settings_early(cluster, tmp_path):
+    space = {"lr": tune.choice([1e-6, 3e-3]), "fcnet_hiddens": tune.choice([[16]])}
+    sweep = quick_sweep(
+        tmp_path, scheduler="asha", num_samples=6, env_steps=8_000, config={}, space=lambda teacher, **facts: space
+    )
+    result = sweep.run()
+    early = [student for student in result.students if not student.finished]
+    assert early
+    assert all(student.settings["lr"] == 1e-6 for student in early)
+    assert all(student.finished for student in result.front)
+
+
+def test_pbt_exchanges_students(cluster, tmp_path):
+    sweep = quick_sweep(tmp_path, scheduler="pbt", num_samples=4, config={**QUICK, "compression": 0.01})
+    result = sweep.run()
+    assert not result.failed
+    assert len({student.num_parameters for student in result.students}) == 1
+    assert {name for student in result.students for name in student.settings} == set(POPULATION_SETTINGS)
+    exchanges = Path(sweep.path, "pbt_global.txt").read_text().splitlines()
+    assert all(json.loads(line)[0] != json.loads(line)[1] for line in exchanges)  # the numbers of taker and donor
+
+
+def test_the_command_trains_the_recommended_student(cluster, tmp_path):
+    space = {"fcnet_hiddens": tune.choice([[]]), "loss": tune.choice(["kl"]), "lr": tune.uniform(0.003, 0.0031)}
+    sweep = Sweep(
+        "cartpole",
+        "CartPole-v1",
+        num_samples=1,
+        search="random",
+        env_steps=20_000,
+        space=lambda teacher, **facts: space,
+        storage_path=str(tmp_path),
+    )
+    result = sweep.run()
+    student = result.recommended
+    assert student is not None, result
+    words = shlex.split(result.command(student))
+    config = json.loads(words[words.index("--config") + 1])
+    algo = (
+        Experiment("x", "DistillDQN", settings={"env": "CartPole-v1", "teacher": "cartpole", **config})
+        .checked()
+        .param_space.build_algo()
+    )
+    assert sum(p.numel() for p in algo.get_module().parameters()) == student.num_parameters == 10
+    assert algo.config.lr == student.settings["lr"]
+    algo.stop()
+
+
+# --- Killed -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("search", "end"), [("optuna", signal.SIGKILL), ("random", signal.SIGINT)])
+def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
+    command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher", "cartpole", "--env", "CartPole-v1"]
+    command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "60000", "--search", search]
+    command += ["--storage-path", str(tmp_path), "--name", "killed", "--config", '{"training_intensity": 32}']
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    folder = tmp_path / "killed"
+    deadline = time.monotonic() + 300
+
+    def saved():
+        """Trial → iterations that it has saved."""
+        found = {}
+        for checkpoint in folder.glob("*/checkpoint_*"):
+            found.setdefault(checkpoint.parent, []).append(int(checkpoint.name.split("_")[1]) + 1)
+        return {trial: max(iterations) for trial, iterations in found.items()}
+
+    while max(saved().values(), default=0) < 4:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(driver.pid, end)
+    printed, _ = driver.communicate()
+    before = saved()
+    assert any(iteration < 8 for iteration in before.values())
+    if end == signal.SIGINT:
+        assert driver.returncode == 1
+        assert "interrupted. The same command with --resume goes on." in " ".join(printed.split())
+    else:
+        time.sleep(3)  # its trials see that their driver is gone
+        for state in folder.glob("*state-*"):  # as if it had died while it wrote them
+            os.truncate(state, state.stat().st_size // 2)
+
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "2 settings" in done.stdout
+    trials = sorted(path.parent for path in folder.glob("*/result.json"))
+    assert len(trials) == 2
+    for trial in trials:
+        rows = rows_of(trial)
+        assert rows[-1]["training_iteration"] == 8
+        resumed = next((row for row in rows if row["iterations_since_restore"] != row["training_iteration"]), None)
+        if trial in before and before[trial] < 8:
+            assert resumed is not None, "it began anew"
+            assert resumed["training_iteration"] > before[trial] - 1
+        for row in rows:
+            goal = 60_000 * row["training_iteration"] / 8
+            steps = row["num_env_steps_sampled_lifetime"]
+            assert goal <= steps < goal + 1_100
+            # The replay ratio, but for what was sampled before learning started, here and after the restart.
+            assert 32 * (steps - 3_000) / 256 < row["num_gradient_steps_lifetime"] <= 32 * steps / 256

@@ -1,0 +1,576 @@
+"""Teachers of other libraries: each says what its original says."""
+
+import json
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from ray import tune
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
+from torch import nn
+
+from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd.evaluation.comparing import evaluate
+from rllib_kd.evaluation.policies import GreedyQ, as_policy, environment_of
+from rllib_kd.export.export import export
+from rllib_kd.observations.pipeline import Function, Normalize, ObservationPipeline, Shown
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.function import QNetwork
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
+from tests.formats import CHECKPOINTS, frames, mlp, nature_cnn, sb3_weights, sb3_zip, serialized, to_bytes
+
+
+def q_values(teacher: Teacher, obs) -> np.ndarray:
+    """What it says of what an environment shows."""
+    view = teacher.start()
+    return teacher.q_values(torch.as_tensor(view(Shown(obs, first=np.ones(len(obs), dtype=bool))))).numpy()
+
+
+@torch.no_grad()
+def say(network, obs) -> np.ndarray:
+    return network(torch.as_tensor(obs).float()).numpy()
+
+
+# --- Stable-Baselines3 ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gym_era", [True, False])
+@pytest.mark.parametrize("widths", [(4, 16, 8, 2), (4, 32, 2), (4, 2)])
+def test_sb3_mlps(tmp_path, widths, gym_era):
+    network = mlp(*widths)
+    path = sb3_zip(tmp_path / "a.zip", sb3_weights(network), CARTPOLE_OBS, 2, gym_era=gym_era)
+    teacher = load_teacher(path)
+    assert q_values(teacher, states(50)) == pytest.approx(say(network, states(50)), abs=1e-6)
+    assert isinstance(teacher.module, DefaultDQNTorchRLModule)
+    assert teacher.model_config["fcnet_hiddens"] == list(widths[1:-1])
+    assert teacher.num_parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert (teacher.observation_space.shape, teacher.action_space) == ((4,), CARTPOLE_ACTIONS)
+
+
+def test_sb3_activations_are_read_as_names(tmp_path):
+    network = mlp(4, 16, 2, activation=nn.Tanh)
+    policy_kwargs = {"activation_fn": nn.Tanh, "net_arch": [16], "optimizer_class": torch.optim.Adam}
+    path = sb3_zip(tmp_path / "a", sb3_weights(network), CARTPOLE_OBS, 2, policy_kwargs=serialized(policy_kwargs))
+    assert q_values(load_teacher(path), states(50)) == pytest.approx(say(network, states(50)), abs=1e-6)
+    policy_kwargs["activation_fn"] = nn.LeakyReLU
+    path = sb3_zip(tmp_path / "b", sb3_weights(network), CARTPOLE_OBS, 2, policy_kwargs=serialized(policy_kwargs))
+    with pytest.raises(ValueError, match="activation_fn is LeakyReLU, and only ReLU"):
+        load_teacher(path)
+
+
+def test_qr_dqn_is_the_mean_over_quantiles(tmp_path):
+    network = mlp(4, 16, 5 * 2)
+    path = sb3_zip(tmp_path / "a.zip", sb3_weights(network, kind="quantile_net"), CARTPOLE_OBS, 2)
+    expected = say(network, states(50)).reshape(-1, 5, 2).mean(1)
+    assert q_values(load_teacher(path), states(50)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("shown", ["bytes, channels first", "bytes, channels last", "floats, channels last"])
+def test_sb3_images_whatever_their_channel_order(tmp_path, shown):
+    network, obs = nature_cnn(4, 3), frames(4)
+    space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    teacher = load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(network, has_images=True), space, 3))
+    expected = say(network, obs / np.float32(255))
+    last = np.moveaxis(obs, 1, -1)
+    obs = {"bytes, channels first": obs, "bytes, channels last": last}.get(shown, last / np.float32(255))
+    assert q_values(teacher, obs) == pytest.approx(expected, abs=1e-5)
+    high = 255 if obs.dtype == np.uint8 else 1
+    assert teacher.takes(gym.spaces.Box(0, high, obs.shape[1:], obs.dtype))
+    assert isinstance(teacher.module, DefaultDQNTorchRLModule)
+    assert teacher.model_config["conv_filters"] == [[32, 8, 4, "valid"], [64, 4, 2, "valid"], [64, 3, 1, "valid"]]
+
+
+def test_images_that_it_does_not_take(tmp_path):
+    space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    teacher = load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(nature_cnn(4, 3), has_images=True), space, 3))
+    assert not teacher.takes(gym.spaces.Box(0, 255, (84, 84, 4), np.float32))  # nobody knows whether to divide
+    assert not teacher.takes(gym.spaces.Box(0, 255, (84, 84, 3), np.uint8))
+
+
+def test_sb3_images_that_are_not_divided(tmp_path):
+    network, obs = nature_cnn(1, 2), frames(2, channels=1)
+    space = gym.spaces.Box(0, 255, (1, 84, 84), np.uint8)
+    weights = sb3_weights(network, has_images=True)
+    teacher = load_teacher(sb3_zip(tmp_path / "a", weights, space, 2, policy_kwargs={"normalize_images": False}))
+    assert q_values(teacher, obs) == pytest.approx(say(network, obs), rel=1e-4, abs=1e-4)
+
+
+def test_what_rllib_has_no_module_for_loads_too(tmp_path):
+    network, obs = nature_cnn(4, 3, activation=nn.Tanh), frames(2)  # ReLU and Tanh in one network
+    space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    weights = sb3_weights(network, has_images=True)
+    # Stable-Baselines3's own has ReLU there always: the hidden layer moves to where activation_fn counts.
+    weights = {name.replace("q_net.0.", "q_net.2."): value for name, value in weights.items()}
+    hidden = nn.Linear(512, 512)
+    weights |= {f"q_net.q_net.0.{name}": value for name, value in hidden.state_dict().items()}
+    policy_kwargs = serialized({"activation_fn": nn.Tanh})
+    teacher = load_teacher(sb3_zip(tmp_path / "a", weights, space, 3, policy_kwargs=policy_kwargs))
+    assert isinstance(teacher.module, QNetwork)
+    assert teacher.model_config is None
+    whole = nn.Sequential(*network[:8], nn.ReLU(), hidden, nn.Tanh(), network[9])
+    assert q_values(teacher, obs) == pytest.approx(say(whole, obs / np.float32(255)), abs=1e-5)
+    copy = pickle.loads(pickle.dumps(teacher))
+    assert np.array_equal(q_values(copy, obs), q_values(teacher, obs))
+    assert copy.num_parameters == teacher.num_parameters == sum(p.numel() for p in whole.parameters())
+
+
+def test_sb3_discrete_observations_are_one_hot(tmp_path):
+    network = mlp(5, 8, 2)
+    teacher = load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(network), gym.spaces.Discrete(5), 2))
+    assert teacher.takes(gym.spaces.Discrete(5))
+    assert q_values(teacher, np.arange(5)) == pytest.approx(say(network, np.eye(5)), abs=1e-6)
+
+
+@pytest.mark.parametrize("folder", ["", "a"], ids=["beside", "zoo"])
+def test_what_sb3_itself_wrote_with_its_vec_normalize(tmp_path, folder):
+    """Stable-Baselines3 2.9: a DQN, its VecNormalize, and what both make of some observations."""
+    source = CHECKPOINTS / "sb3-2.9"
+    shutil.copy(source / "dqn.zip", tmp_path / "a.zip")
+    expected = json.loads((source / "expected.json").read_text())
+    obs = np.array(expected["obs"], np.float32)
+    bare = load_teacher(tmp_path / "a.zip")
+    assert bare.pipeline is None
+    assert q_values(bare, obs) != pytest.approx(np.array(expected["q"]), abs=1e-3)
+    (tmp_path / folder).mkdir(exist_ok=True)
+    shutil.copy(source / "vecnormalize.pkl", tmp_path / folder)
+    assert q_values(load_teacher(tmp_path / "a.zip"), obs) == pytest.approx(np.array(expected["q"]), abs=1e-5)
+
+
+def test_sb3_without_a_q_network_says_so(tmp_path):
+    path = sb3_zip(tmp_path / "a.zip", {"mlp_extractor.policy_net.0.weight": torch.ones(2, 4)}, CARTPOLE_OBS, 2)
+    with pytest.raises(ValueError, match=r"without a Q-network.*Expected a DQN"):
+        load_teacher(path)
+    weights = sb3_weights(mlp(4, 8, 2)) | {"q_net.features_extractor.own.weight": torch.ones(2)}
+    with pytest.raises(ValueError, match=r"layers that are not known: features_extractor\.own\.weight"):
+        load_teacher(sb3_zip(tmp_path / "b.zip", weights, CARTPOLE_OBS, 2))
+    with pytest.raises(ValueError, match="it has 2 outputs, but there are 3 actions"):
+        load_teacher(sb3_zip(tmp_path / "c.zip", sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 3))
+
+
+RETURNS = {  # greedy, 50 episodes from seed 0, as the folder's README has them
+    "dqn-CartPole-v1": ("CartPole-v1", 500.0, 0.0),
+    "dqn-Acrobot-v1": ("Acrobot-v1", -79.0, 21.7),
+    "dqn-MountainCar-v0": ("MountainCar-v0", -100.4, 9.5),
+    "qrdqn-Acrobot-v1": ("Acrobot-v1", -67.5, 8.4),
+}
+
+
+@pytest.mark.parametrize("name", RETURNS)
+def test_teachers_of_others_score_what_they_should(name):
+    path = shared_teacher(f"sb3/{name}.zip")
+    env, mean, std = RETURNS[name]
+    with zipfile.ZipFile(path) as archive, archive.open("policy.pth") as file:
+        weights = {name: value.double() for name, value in torch.load(file, weights_only=True).items()}
+    kind = "quantile_net" if name.startswith("qr") else "q_net"
+    obs = np.random.default_rng(0).normal(size=(200, *gym.make(env).observation_space.shape)).astype(np.float32)
+    x = torch.from_numpy(obs).double()
+    for i in (0, 2, 4):
+        x = nn.functional.linear(x, weights[f"{kind}.{kind}.{i}.weight"], weights[f"{kind}.{kind}.{i}.bias"])
+        x = x.relu() if i < 4 else x
+    teacher = load_teacher(path)
+    expected = x.unflatten(1, (-1, int(teacher.action_space.n))).mean(1).numpy()
+    # In 64 bits: in 32 the original itself is off by 2e-5 where Q-values are near 50.
+    teacher.module.double()
+    assert teacher.q_values(torch.from_numpy(obs).double()).numpy() == pytest.approx(expected, abs=1e-5)
+    returns = evaluate(path, env, num_episodes=50).returns
+    assert np.mean(returns) == pytest.approx(mean, abs=max(0.06, 2 * std / 50**0.5))
+
+
+# --- CleanRL ----------------------------------------------------------------------------------------------------------
+
+
+def save_cleanrl(path, network, **more):
+    path.write_bytes(to_bytes({f"network.{name}": value for name, value in network.state_dict().items()} | more))
+    return path
+
+
+def test_cleanrl_mlp(tmp_path):
+    network = mlp(4, 120, 84, 2)
+    teacher = load_teacher(save_cleanrl(tmp_path / "dqn.cleanrl_model", network))
+    assert q_values(teacher, states(50)) == pytest.approx(say(network, states(50)), abs=1e-6)
+    assert teacher.model_config["fcnet_hiddens"] == [120, 84]
+
+
+def test_cleanrl_atari(tmp_path):
+    network, obs = nature_cnn(4, 6), frames(3)
+    teacher = load_teacher(save_cleanrl(tmp_path / "dqn_atari.cleanrl_model", network))
+    assert teacher.observation_space == gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    assert q_values(teacher, obs) == pytest.approx(say(network, obs / 255.0), abs=1e-5)
+
+
+def test_cleanrl_c51(tmp_path):
+    network, atoms = mlp(4, 16, 2 * 11), torch.linspace(-5, 7, 11)
+    weights = {f"network.{name}": value for name, value in network.state_dict().items()} | {"atoms": atoms}
+    (tmp_path / "a").write_bytes(to_bytes({"model_weights": weights, "args": {"n_atoms": 11, "seed": 1}}))
+    teacher = load_teacher(tmp_path / "a")
+    probabilities = torch.softmax(torch.as_tensor(say(network, states(20))).reshape(20, 2, 11), -1)
+    assert q_values(teacher, states(20)) == pytest.approx((probabilities * atoms).sum(-1).numpy(), abs=1e-5)
+    assert teacher.model_config["num_atoms"] == 11
+
+
+def test_weights_of_another_network_say_so(tmp_path):
+    (tmp_path / "a").write_bytes(to_bytes({"encoder.weight": torch.ones(2, 2)}))
+    with pytest.raises(ValueError, match=r"encoder\.weight.*Expected those of CleanRL's.*from_callable"):
+        load_teacher(tmp_path / "a")
+    network = nn.Sequential(nn.Conv2d(4, 8, 5), nn.ReLU(), nn.Flatten(), nn.Linear(10, 2))
+    with pytest.raises(ValueError, match="convolutions of the sizes"):
+        load_teacher(save_cleanrl(tmp_path / "b", network))
+
+
+# --- Files of any origin ----------------------------------------------------------------------------------------------
+
+STUDENTS = {
+    "plain": {},
+    "linear": {"fcnet_hiddens": []},
+    "head": {"fcnet_hiddens": [8], "fcnet_activation": "tanh", "head_fcnet_hiddens": [6]},
+    "dueling": {"dueling": True, "head_fcnet_hiddens": [5]},
+    "C51": {"num_atoms": 7},
+    "layer norm": {"fcnet_use_layernorm": True},
+}
+
+
+@pytest.mark.parametrize("format", ["safetensors", "onnx", "torchscript"])
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_an_exported_student_is_a_teacher_again(tmp_path, kind, format):
+    if format != "safetensors" and kind not in ("plain", "dueling"):
+        return  # one path for all
+    if kind == "linear":
+        from rllib_kd.networks.dqn_module import student_module_spec
+
+        spec = student_module_spec({**make_q_module().model_config, "fcnet_hiddens": []})
+        spec.observation_space, spec.action_space = CARTPOLE_OBS, CARTPOLE_ACTIONS
+        module = spec.build()
+    else:
+        module = make_q_module(**STUDENTS[kind])
+    pipeline = ObservationPipeline(CARTPOLE_OBS, (Normalize(np.full(4, 0.5), np.full(4, 2.0), 1.5),))
+    student = Teacher(module, pipeline=pipeline)
+    export(student, tmp_path / "a", format=format, obs=states(20))
+    teacher = load_teacher(tmp_path / "a", trust_checkpoint=format == "torchscript")
+    assert q_values(teacher, states(50)) == pytest.approx(q_values(student, states(50)), abs=1e-5)
+    assert teacher.takes(CARTPOLE_OBS)
+    assert teacher.action_space == CARTPOLE_ACTIONS
+    assert teacher.num_parameters == pytest.approx(student.num_parameters, abs=15)  # statistics are constants there
+    if format == "safetensors":
+        assert (teacher.model_config is None) == (kind == "layer norm")
+        assert teacher.num_parameters == student.num_parameters
+    copy = pickle.loads(pickle.dumps(teacher))
+    assert np.array_equal(q_values(copy, states(5)), q_values(teacher, states(5)))
+
+
+def test_images_with_padding(tmp_path):
+    space = gym.spaces.Box(0, 1, (12, 12, 2), np.float32)
+    module = make_q_module(space, conv_filters=[[4, 4, 2], [8, 3, 1]], conv_activation="silu", head_fcnet_hiddens=[6])
+    obs = np.random.default_rng(0).random((5, 12, 12, 2), dtype=np.float32)
+    export(Teacher(module), tmp_path / "a", format="safetensors", obs=obs)
+    teacher = load_teacher(tmp_path / "a")
+    assert teacher.model_config["conv_filters"] == [[4, 4, 2, "same"], [8, 3, 1, "same"]]
+    assert q_values(teacher, obs) == pytest.approx(q_values(Teacher(module), obs), abs=1e-5)
+
+
+def test_safetensors_with_a_description_beside_it(tmp_path):
+    import safetensors.torch
+
+    network = mlp(4, 8, 2, activation=nn.Sigmoid)
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(network.state_dict()))
+    with pytest.raises(ValueError, match=r"says nothing of its layers. Put a file 'a\.json' beside it"):
+        load_teacher(tmp_path / "a.safetensors")
+    linear = [{"op": "linear", "weight": f"{i}.weight", "bias": f"{i}.bias"} for i in (0, 2)]
+    description = {"layers": [linear[0], {"op": "sigmoid"}, linear[1]], "observation_shape": [4]}
+    (tmp_path / "a.json").write_text(json.dumps(description))
+    teacher = load_teacher(tmp_path / "a.safetensors")
+    assert isinstance(teacher.module, QNetwork)  # RLlib knows no sigmoid
+    assert q_values(teacher, states(20)) == pytest.approx(say(network, states(20)), abs=1e-6)
+    (tmp_path / "a.json").write_text(json.dumps(description | {"observation_shape": [5]}))
+    with pytest.raises(ValueError, match="layers do not fit each other"):
+        load_teacher(tmp_path / "a.safetensors")
+
+
+def test_onnx_of_other_input_types(tmp_path):
+    network = mlp(4, 8, 3).double()
+    names = {"input_names": ["state"], "output_names": ["values"], "dynamic_axes": {"state": {0: "n"}}}
+    torch.onnx.export(network, (torch.zeros(1, 4).double(),), tmp_path / "a", dynamo=False, **names)
+    teacher = load_teacher(tmp_path / "a")
+    assert q_values(teacher, states(20)) == pytest.approx(say(network.float(), states(20)), abs=1e-5)
+
+
+def test_torchscript_is_a_program_that_needs_trust(tmp_path):
+    network = mlp(4, 8, 2)
+    torch.jit.save(torch.jit.script(network), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"TorchScript program.*trust_checkpoint=True"):
+        load_teacher(tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"does not say what it takes.*a\.json"):
+        load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    teacher = load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+    assert q_values(teacher, states(20)) == pytest.approx(say(network, states(20)), abs=1e-6)
+    assert teacher.num_parameters == 58
+
+
+def test_what_can_be_exported_again(tmp_path):
+    network, obs = nature_cnn(4, 3), frames(2)
+    space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    teacher = load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(network, has_images=True), space, 3))
+    export(teacher, tmp_path / "a.onnx", format="onnx", obs=obs)  # with its channels first, and its division
+    again = load_teacher(tmp_path / "a.onnx")
+    assert q_values(again, obs) == pytest.approx(say(network, obs / np.float32(255)), abs=1e-5)
+    with pytest.raises(ValueError, match="function of another library, which cannot be exported"):
+        export(again, tmp_path / "b.onnx", format="onnx", obs=obs)
+
+
+# --- Any callable -----------------------------------------------------------------------------------------------------
+
+
+def test_any_function_is_a_teacher(tmp_path):
+    def balance(obs):  # of arrays
+        push_right = np.asarray(obs)[:, 2] + 0.5 * np.asarray(obs)[:, 3]
+        return np.stack([-push_right, push_right], axis=-1)
+
+    teacher = Teacher.from_callable(balance, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    assert evaluate(teacher, "CartPole-v1", num_episodes=5).return_mean > 150
+    assert np.isnan(teacher.num_parameters)
+    import ray.cloudpickle
+
+    restored = Teacher()
+    restored.restore_from_path(teacher.save_to_path(str(tmp_path / "teacher")))
+    for copy in (ray.cloudpickle.loads(ray.cloudpickle.dumps(teacher)), restored):
+        assert np.array_equal(q_values(copy, states(5)), q_values(teacher, states(5)))
+    comparison = compare(teacher, make_q_module(), "CartPole-v1", num_episodes=2)
+    assert np.isnan(comparison.compression)
+    assert json.dumps(comparison.to_dict(), allow_nan=False)
+    assert "balance" in teacher.source
+
+
+def test_a_student_learns_from_a_function(build, cartpole_config, tmp_path):
+    def lean(obs):
+        return torch.stack([-obs[:, 2], obs[:, 2]], dim=-1)
+
+    teacher = Teacher.from_callable(lean, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    algo = build(cartpole_config.distillation(teacher=teacher))
+    result = algo.train()
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    assert np.isnan(result["distillation"]["compression"])
+    path = algo.save_to_path(str(tmp_path / "algo"))
+    restored = DistillDQN.from_checkpoint(path)
+    assert restored.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
+    restored.stop()
+
+
+def test_a_torch_module_is_copied_and_frozen():
+    network = mlp(4, 8, 2)
+    teacher = Teacher.from_callable(network, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    before = q_values(teacher, states(5))
+    assert teacher.num_parameters == 58
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    with torch.no_grad():
+        network[0].weight.zero_()
+    assert np.array_equal(q_values(teacher, states(5)), before)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda obs: obs, r"says \[2, 4\] of two observations, expected Q-values \[2, 2\]"),
+        (lambda obs: obs[:, :2] / 0, "are not finite"),
+        (lambda obs: obs @ torch.ones(3, 2), "fails on observations of the shape"),
+    ],
+)
+def test_a_function_that_is_no_q_network_says_so(function, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher.from_callable(function, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+
+
+def test_weights_that_are_not_finite(tmp_path):
+    network = mlp(4, 8, 2)
+    network[0].bias.data[:] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(network), CARTPOLE_OBS, 2))
+
+
+# --- Folders of Tune --------------------------------------------------------------------------------------------------
+
+
+def write_trial(folder, returns, *, evaluated=False, named=True):
+    """A trial with a checkpoint for each return."""
+    folder.mkdir(parents=True)
+    rows = []
+    for i, value in enumerate(returns):
+        name = f"checkpoint_{i:06d}"
+        make_q_module(seed=i, fcnet_hiddens=[4 + i]).save_to_path(str(folder / name))
+        result = {"env_runners": {"episode_return_mean": value}}
+        result = {"evaluation": result, "env_runners": {"episode_return_mean": 1e6}} if evaluated else result
+        rows.append(json.dumps(result | {"checkpoint_dir_name": name if named else None}))
+    (folder / "result.json").write_text("\n".join([*rows, '{"half": ']))
+
+
+def test_the_best_checkpoint_of_an_experiment(tmp_path):
+    write_trial(tmp_path / "experiment" / "one", [10.0, 30.0, 20.0])
+    write_trial(tmp_path / "experiment" / "two", [25.0])
+    for path in (tmp_path / "experiment", tmp_path / "experiment" / "one"):
+        teacher = load_teacher(path)
+        assert teacher.model_config["fcnet_hiddens"] == [5]
+        assert teacher.trained_return == 30.0
+        assert "one/checkpoint_000001" in teacher.source
+    assert load_teacher(tmp_path / "experiment" / "two").trained_return == 25.0
+    assert load_teacher(tmp_path / "experiment" / "one" / "checkpoint_000002").trained_return == 20.0
+    write_trial(tmp_path / "experiment" / "three", [22.0, 21.0], evaluated=True)  # says more than training does
+    assert load_teacher(tmp_path / "experiment").trained_return == 22.0
+    assert isinstance(as_policy(tmp_path / "experiment"), GreedyQ)
+    assert environment_of(tmp_path / "experiment") == (None, {})
+
+
+def test_a_checkpoint_at_the_end_is_in_no_result(tmp_path):
+    write_trial(tmp_path / "trial", [10.0], named=False)
+    assert load_teacher(tmp_path / "trial").trained_return == 10.0
+
+
+def test_each_checkpoint_of_a_real_trial_has_the_return_of_its_own_iteration(cluster, tmp_path):
+    def say(algorithm, evaluation_metrics, **kwargs):
+        evaluation_metrics["env_runners"]["episode_return_mean"] = returns[algorithm.iteration]
+
+    returns = [20.0, 30.0, 10.0, 30.0, 15.0]
+    config = (
+        DQNConfig()
+        .environment("CartPole-v1")
+        .rl_module(model_config={"fcnet_hiddens": [4]})
+        .reporting(min_sample_timesteps_per_iteration=50)
+        .evaluation(evaluation_interval=1, evaluation_duration=1)
+        .callbacks(on_evaluate_end=say)
+    )
+    checkpoints = tune.CheckpointConfig(checkpoint_frequency=1)
+    run_config = tune.RunConfig(
+        name="run",
+        storage_path=str(tmp_path),
+        stop={"training_iteration": len(returns)},
+        checkpoint_config=checkpoints,
+        verbose=0,
+    )
+    trial = Path(tune.Tuner("DQN", param_space=config, run_config=run_config).fit()[0].path)
+    folders = sorted(trial.glob("checkpoint_*"))
+    assert [load_teacher(folder).trained_return for folder in folders] == returns
+    assert load_teacher(tmp_path / "run").source == str(folders[3])  # of equals the newest
+
+
+def test_a_trial_without_checkpoints_says_so(tmp_path):
+    write_trial(tmp_path / "experiment" / "trial", [])
+    with pytest.raises(ValueError, match=r"without checkpoints.*checkpoint_at_end"):
+        load_teacher(tmp_path / "experiment")
+
+
+# --- What a teacher sees ----------------------------------------------------------------------------------------------
+
+
+class TwoViews(gym.Env):
+    """CartPole that shows its whole state, and beside it only position and angle, in centimetres and degrees."""
+
+    observation_space = gym.spaces.Dict({"state": CARTPOLE_OBS, "camera": gym.spaces.Box(-1e3, 1e3, (2,), np.float32)})
+    action_space = CARTPOLE_ACTIONS
+
+    def __init__(self, config=None):
+        self.env = gym.make("CartPole-v1")
+
+    def show(self, obs):
+        return {"state": obs, "camera": np.array([100 * obs[0], np.degrees(obs[2])], np.float32)}
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = self.env.reset(seed=seed)
+        return self.show(obs), info
+
+    def step(self, action):
+        obs, *rest = self.env.step(action)
+        return self.show(obs), *rest
+
+
+class Camera(SingleAgentObservationPreprocessor):
+    """What the student sees: metres and radians."""
+
+    def recompute_output_observation_space(self, input_observation_space, input_action_space):
+        return input_observation_space["camera"]
+
+    def preprocess(self, observation, episode):
+        return observation["camera"] / np.float32([100, 57.3])
+
+
+def privileged(path="cartpole"):
+    """A teacher that sees the state where the student sees the camera."""
+    pipeline = ObservationPipeline(TwoViews.observation_space, (Function(lambda obs: obs["state"]),))
+    return load_teacher(path, pipeline=pipeline)
+
+
+def test_a_privileged_teacher_plays_where_more_is_shown():
+    assert evaluate(privileged(), TwoViews, num_episodes=2, seed=3).returns == [500.0, 500.0]
+    with pytest.raises(ValueError, match="was made for observations"):
+        evaluate("cartpole", TwoViews, num_episodes=1)
+
+
+def test_a_pipeline_comes_before_what_the_checkpoint_brings(tmp_path):
+    for name in ("dqn.zip", "vecnormalize.pkl"):
+        shutil.copy(CHECKPOINTS / "sb3-2.9" / name, tmp_path)
+    plain, teacher = load_teacher(tmp_path / "dqn.zip"), privileged(tmp_path / "dqn.zip")
+    obs = {"state": states(5), "camera": np.zeros((5, 2), np.float32)}
+    shown = Shown(obs, first=np.ones(5, dtype=bool))
+    assert teacher.q_values(torch.as_tensor(teacher.start()(shown))).numpy() == pytest.approx(
+        q_values(plain, states(5))
+    )
+
+
+def test_a_student_learns_from_a_teacher_that_sees_more(build, cartpole_config):
+    algo = build(
+        cartpole_config.environment(TwoViews)
+        .env_runners(env_to_module_connector=lambda env=None, spaces=None, device=None: Camera())
+        .distillation(teacher=privileged(), num_baseline_episodes=4, rollout_policy="teacher")
+    )
+    assert algo.get_module().observation_space.shape == (2,)
+    result = algo.train()
+    assert result["distillation"]["teacher_return"] == 500.0
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+
+
+class Frames(gym.Env):
+    """Random frames as RLlib's networks take them."""
+
+    observation_space = gym.spaces.Box(0, 1, (84, 84, 4), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, config=None):
+        self.t = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.random((84, 84, 4), dtype=np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.np_random.random((84, 84, 4), dtype=np.float32), 0.0, self.t > 5, False, {}
+
+
+def test_a_teacher_of_bytes_and_a_student_of_floats(build, tmp_path):
+    weights = sb3_weights(nature_cnn(4, 3), has_images=True)
+    path = sb3_zip(tmp_path / "a.zip", weights, gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), 3)
+    algo = build(
+        DistillDQNConfig()
+        .environment(Frames)
+        .env_runners(num_envs_per_env_runner=2, rollout_fragment_length=8)
+        .training(train_batch_size_per_learner=8, num_steps_sampled_before_learning_starts=8, training_intensity=1)
+        .reporting(min_sample_timesteps_per_iteration=16)
+        .distillation(teacher=path, compression=0.02, num_baseline_episodes=0)
+    )
+    result = algo.train()
+    assert 0.01 < result["distillation"]["compression"] <= 0.02
+    assert algo.get_module().model_config["conv_filters"][0][1:] == [8, 4, "valid"]
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+
+
+def test_a_teacher_that_plays_far_worse_than_it_trained_is_named(build, caplog, cartpole_config):
+    teacher = load_teacher("cartpole")
+    teacher.trained_return = 5000.0
+    build(cartpole_config.distillation(teacher=teacher, num_baseline_episodes=4))
+    assert "far worse than in its training: a mean return of 500 over 4 episodes" in caplog.text
+    assert "ended with 5000" in caplog.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
+from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics
-from rllib_kd.learner.replay import make_replay
+from rllib_kd.learner.replay import PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
@@ -95,10 +96,71 @@ class StudentGroup:
         states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
         return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
-    def q_values(self, obs: Tensor) -> Tensor:
-        """Of the students as they act, outside of an update: `[students, B, A]`."""
+    @torch.no_grad()
+    def agreement(self, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """Measure how well the students, as they act, know states that they have not been trained on yet.
+
+        Args:
+            states: as `take_in()` returns them.
+
+        Returns:
+            Of each student the means over the states of `teacher_agreement` (share of equal greedy actions),
+            `q_regret` (return units) and `kl_to_teacher` (nats). Empty if there are no states.
+        """
+        if not states or len(states[TEACHER_Q]) == 0:
+            return {}
+        obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
         outputs = [student.module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for student in self.students.values()]
-        return torch.stack(outputs)
+        student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)  # [students, M, A]
+        chosen = student_q.argmax(-1, keepdim=True)
+        teacher_q = teacher_q.expand_as(student_q)
+        by_state = {
+            "teacher_agreement": (chosen.squeeze(-1) == teacher_q.argmax(-1)).float(),
+            "q_regret": teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1),
+            "kl_to_teacher": losses.policy_kl(
+                student_q, teacher_q, temperature=self.temperature, student_temperature=self.student_temperature
+            ),
+        }
+        means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
+        return {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.students, means, strict=True)}
+
+    def enter(self) -> None:
+        """Begin an update: put the weights that learn into the modules."""
+        scale = self.statistics.scale()
+        for learner in self.learners:
+            learner.enter(scale)
+
+    def leave(self) -> None:
+        """End an update: put the weights that act into the modules."""
+        for learner in self.learners:
+            learner.leave()
+
+    def batches(self, num_steps: int, *, uses_td: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Draw minibatches from the replay: the rows `[B]` of each, and their columns."""
+        for rows, weights in self.replay.draw(num_steps, self.config.train_batch_size_per_learner):
+            batch = self.gather(rows, uses_td=uses_td)
+            if weights is not None:
+                batch["weights"] = weights
+            yield rows, batch
+
+    def after_step(self, rows: Tensor, errors: Sequence[Tensor], *, moves_targets: bool) -> None:
+        """Do what follows when all have made a gradient step on a minibatch.
+
+        Args:
+            rows: of the minibatch, `[B]`.
+            errors: of each of `learners`, `[B]` or `[N, B]`; their mean sets the priorities of the rows.
+            moves_targets: whether the target networks follow.
+        """
+        self.num_steps += 1
+        share = 1.0 / (1.0 + self.config.weight_averaging * (self.num_steps - 1))
+        for learner in self.learners:
+            if learner.averages:
+                torch._foreach_lerp_(learner.averages, learner.weights, share)
+            if moves_targets and isinstance(learner, Student):  # what learns by TD is never stacked
+                learner.update_targets(self.config.tau)
+        if isinstance(self.replay, PrioritizedReplay):
+            each = [own.abs().view(-1, len(rows)).mean(0) for own in errors]
+            self.replay.update_priorities(rows, torch.stack(each).mean(0))
 
     def gather(self, rows: Tensor, *, uses_td: bool) -> dict[str, Tensor]:
         """The batch at `rows` (`[B]`) of the replay."""

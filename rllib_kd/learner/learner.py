@@ -5,16 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS, DQNLearner
+from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.core import COMPONENT_RL_MODULE
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.apis import QNetAPI
@@ -31,26 +29,18 @@ from ray.rllib.utils.metrics import (
 )
 from torch import Tensor
 
-from rllib_kd.learner import losses
+from rllib_kd.learner.gradient_step import take_step, target_updates
 from rllib_kd.learner.group import StudentGroup
-from rllib_kd.learner.replay import PrioritizedReplay
-from rllib_kd.learner.student import StackedStudents, Student, members_of
-from rllib_kd.networks.stacking import stacking_key
+from rllib_kd.learner.objective import Loss, Objective
+from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
 from rllib_kd.schedules import value_at
-from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, pack_weights, receive
+from rllib_kd.wire import pack_weights, receive
 
 logger = logging.getLogger(__name__)
 
-
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
-
-
 STATE_AFTER_UPDATE = "_rl_module_state_after_update"  # RLlib's name
-
-
 _DISTILLATION = "distillation"
-
-
 _TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of each target network
 
 
@@ -62,6 +52,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     must make equally many steps.
     """
 
+    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
+
     @override(DQNTorchLearner)
     def build(self) -> None:
         #: By module ID in multi-agent settings; otherwise one.
@@ -71,30 +63,33 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             if group.config.feature_coeff:
                 for student in group.students.values():
                     student.watch_features()  # now that the target networks are made, which are copies
-        self._coefficients = {"kd": self.config.kd_coeff_at(0), "td": value_at(self.config.td_coeff, 0)}
+        #: Weights of the distillation loss and of the TD loss, as of the last update.
+        self.kd_coeff: float = self.config.kd_coeff_at(0)
+        self.td_coeff: float = value_at(self.config.td_coeff, 0)
 
     @override(DQNTorchLearner)
     def configure_optimizers(self) -> None:
         """One optimizer a student, or one for several that are stacked."""
         for group_id, module_ids in self.config.student_groups(self.module.keys()).items():
-            for module_id in module_ids:
-                self._check_has_q_values(self.module[module_id].unwrapped())
+            modules = {module_id: self.module[module_id].unwrapped() for module_id in module_ids}
+            for module in modules.values():
+                _check_has_q_values(module)
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
-            for members in self._stackable(module_ids, config):
+            for members in stackable(modules, config, own_loss=not self._overrides_loss):
                 if len(members) == 1:
                     self.configure_optimizers_for_module(members[0], config)
                     optimizer = self.get_optimizer(members[0])
-                    learners.append(self._make_student(members[0], optimizer, config))
+                    learners.append(make_student(members[0], modules[members[0]], optimizer, config))
                     continue
-                stack = StackedStudents([self._make_student(member, None, config) for member in members])
+                stack = StackedStudents([make_student(member, modules[member], None, config) for member in members])
                 stack.optimizer = self._make_optimizer(ALL_MODULES, "_".join(members), stack.params, config)
                 learners.append(stack)
             seed = self.config.seed
             self.groups[group_id] = StudentGroup(
                 learners,
                 config,
-                num_actions=int(self.module[module_ids[0]].action_space.n),
+                num_actions=int(modules[module_ids[0]].action_space.n),
                 device=self._device,
                 # Each shard is drawn in an order of its own.
                 seed=None if seed is None else seed + 1_000 * self._learner_index + len(self.groups),
@@ -147,10 +142,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         env_steps = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
         self.before_gradient_based_update(timesteps=timesteps)
         self._weights_seq_no += 1
-        self._coefficients = {
-            "kd": self._coefficients["kd"] if kd_coeff is None else kd_coeff,
-            "td": self._coefficients["td"] if td_coeff is None else td_coeff,
-        }
+        self.kd_coeff = self.kd_coeff if kd_coeff is None else kd_coeff
+        self.td_coeff = self.td_coeff if td_coeff is None else td_coeff
         refs = training_data.batch_refs if training_data is not None else batch_refs
         fragments = [self.config.by_group(fragment) for fragment in _resolve(refs)]
         reduce = self._sum_over_learners if self.distributed else None
@@ -176,19 +169,28 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     ) -> Tensor:
         """kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
 
+        A subclass may return any other scalar, with or without calling this. Then every student learns by itself,
+        without being stacked, and `kd_loss`, `td_loss` and the priorities of a prioritized replay are still those of
+        `objective()`, measured without gradients.
+
         Args:
             module_id: the student's.
             config: the student's.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
                 RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
-            fwd_out: `qf_preds` `[B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; for TD also what `forward_train()`
-                puts out.
+            fwd_out: `qf_preds` `[B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; while `td_coeff` is not 0 also what
+                `forward_train()` puts out.
 
         Returns:
             A scalar.
         """
-        group = next(group for group in self.groups.values() if module_id in group.students)
-        return self._weigh(self._loss_by_row(group, group.students[module_id], batch, fwd_out, config))
+        group = self._group_of(module_id)
+        return self._objective(group, config)(group.students[module_id], batch, fwd_out).total
+
+    def objective(self, module_id: str) -> Objective:
+        """What a student minimises in this update, unless a subclass overrides `compute_loss_for_module()`."""
+        group = self._group_of(module_id)
+        return self._objective(group, group.config)
 
     # --- State --------------------------------------------------------------------------------------------------------
 
@@ -258,37 +260,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     # --- Who learns ---------------------------------------------------------------------------------------------------
 
-    def _check_has_q_values(self, module: Any) -> None:
-        if not isinstance(module, QNetAPI):
-            raise ValueError(
-                f"The student must have Q-values, but {type(module).__name__} does not implement compute_q_values(). "
-                "Use RLlib's DQN module, or one that implements QNetAPI."
-            )
+    @property
+    def _overrides_loss(self) -> bool:
+        return type(self).compute_loss_for_module is not DistillDQNTorchLearner.compute_loss_for_module
 
-    def _stackable(self, module_ids: Sequence[str], config: Any) -> list[list[str]]:
-        """The students, together with those that they can be stacked with."""
-        plain = (
-            not config.uses_td
-            and config.feature_coeff == 0.0
-            and config.grad_clip is None
-            and type(self).compute_loss_for_module is DistillDQNTorchLearner.compute_loss_for_module
-        )
-        stacks: dict[Any, list[str]] = {}
-        for module_id in module_ids:
-            key = stacking_key(self.module[module_id].unwrapped()) if plain else None
-            stacks.setdefault(key or module_id, []).append(module_id)
-        return list(stacks.values())
+    def _group_of(self, module_id: str) -> StudentGroup:
+        return next(group for group in self.groups.values() if module_id in group.students)
 
-    def _make_student(self, module_id: str, optimizer: torch.optim.Optimizer | None, config: Any) -> Student:
-        return Student(
-            module_id,
-            self.module[module_id].unwrapped(),
-            optimizer,
-            normalizes=(
-                config.loss in losses.VALUE_LOSSES and config.normalize_q_values and bool(config.label_columns)
-            ),
-            averages=config.weight_averaging > 0.0 and not config.uses_td,
-        )
+    def _objective(self, group: StudentGroup, config: Any) -> Objective:
+        return Objective(config, self.kd_coeff, self.td_coeff, group.temperature, group.student_temperature)
 
     def _make_optimizer(self, module_id: str, name: str, params: Sequence[Tensor], config: Any) -> torch.optim.Adam:
         optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)
@@ -300,8 +280,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     # --- One update ---------------------------------------------------------------------------------------------------
 
     def _steps_to_make(self, group: StudentGroup, num_gradient_steps: int) -> int:
-        """None while no loss has a weight, or while a Learner has nothing to draw: all must make equally many."""
-        if not num_gradient_steps or not any(self._coefficients.values()):
+        """0 while no loss has a weight, or while a Learner has nothing to draw: all must make equally many."""
+        if not num_gradient_steps or not (self.kd_coeff or self.td_coeff):
             return 0
         drawable = torch.tensor(len(group.replay), device=self._device)
         if self.distributed:
@@ -313,77 +293,63 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             )
         return num_gradient_steps if drawable else 0
 
-    @torch.no_grad()
-    def _log_agreement(self, group: StudentGroup, fresh: Mapping[str, Tensor]) -> None:
-        """How well the students know states that they have not been trained on yet."""
-        if not fresh or len(fresh[TEACHER_Q]) == 0:
-            return
-        teacher_q = fresh[TEACHER_Q].unsqueeze(0)  # [1, M, A]
-        student_q = group.q_values(fresh[Columns.OBS])  # [students, M, A]
-        student_q = student_q.masked_fill(teacher_q == -torch.inf, -torch.inf)
-        chosen = student_q.argmax(-1, keepdim=True)
-        teacher_q = teacher_q.expand_as(student_q)
-        by_state = {
-            "teacher_agreement": (chosen.squeeze(-1) == teacher_q.argmax(-1)).float(),
-            "q_regret": teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1),
-            "kl_to_teacher": losses.policy_kl(
-                student_q, teacher_q, temperature=group.temperature, student_temperature=group.student_temperature
-            ),
-        }
-        means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
-        for name, own in zip(group.students, means, strict=True):
-            metrics = dict(zip(by_state, own, strict=True)) | {"temperature": group.temperature}
-            self.metrics.log_dict(metrics, key=name, window=1)
-
     def _learn(self, group: StudentGroup, num_steps: int, env_steps: int) -> None:
-        config = group.config
-        target_updates = self._target_updates(group, num_steps, env_steps) if config.uses_td else [False] * num_steps
-        batch_size = config.train_batch_size_per_learner
-        uses_td = bool(self._coefficients["td"])
-        prioritized = isinstance(group.replay, PrioritizedReplay)
+        objective = self._objective(group, group.config)
+        uses_td = bool(self.td_coeff)
+        moves = self._target_updates(group, num_steps, env_steps) if group.config.uses_td else [False] * num_steps
         sums: list[dict[str, Tensor]] = [{} for _ in group.learners]  # of each loss term, `[members]`
-
-        scale = group.statistics.scale()
-        for learner in group.learners:
-            learner.enter(scale)
-        draws = group.replay.draw(num_steps, batch_size)
-        for (rows, weights), is_target_update in zip(draws, target_updates, strict=True):
-            batch = group.gather(rows, uses_td=uses_td)
-            if weights is not None:
-                batch["weights"] = weights
-            group.num_steps += 1
+        group.enter()
+        for (rows, batch), moves_targets in zip(group.batches(num_steps, uses_td=uses_td), moves, strict=True):
             errors = []
             for learner, own_sums in zip(group.learners, sums, strict=True):
-                self._step(learner, self._loss(group, learner, batch))
-                if learner.averages:
-                    share = 1.0 / (1.0 + config.weight_averaging * (group.num_steps - 1))
-                    torch._foreach_lerp_(learner.averages, learner.weights, share)
-                for name, value in self._loss_terms.items():
+                fwd_out = forward(learner, batch, config=group.config, uses_td=uses_td)
+                loss = self._loss(objective, learner, batch, fwd_out)
+                self._take_step(learner, loss.total, group.config)
+                for name, value in loss.terms.items():
                     own_sums[name] = own_sums[name] + value if name in own_sums else value
-                if is_target_update and isinstance(learner, Student):  # what learns by TD is never stacked
-                    learner.update_targets(config.tau)
-                if prioritized:
-                    errors.append(self._errors.detach().abs().view(-1, len(rows)).mean(0))
-            if isinstance(group.replay, PrioritizedReplay):
-                group.replay.update_priorities(rows, torch.stack(errors).mean(0))
+                errors.append(loss.errors)
+            group.after_step(rows, errors, moves_targets=moves_targets)
+        group.leave()
+        num_rows = num_steps * group.config.train_batch_size_per_learner
         for learner, own_sums in zip(group.learners, sums, strict=True):
-            learner.leave()
-            self._log_learning(members_of(learner), own_sums, num_steps, num_steps * batch_size)
+            means = {name: (value / num_steps).view(-1).tolist() for name, value in own_sums.items()}
+            self._log_learning(objective, members_of(learner), means, num_rows)
+
+    def _loss(
+        self,
+        objective: Objective,
+        learner: Student | StackedStudents,
+        batch: Mapping[str, Tensor],
+        fwd_out: Mapping[str, Tensor],
+    ) -> Loss:
+        if isinstance(learner, StackedStudents):  # on one scale, and without features that are watched
+            return objective(learner.members[0], batch, fwd_out)
+        if not self._overrides_loss:
+            return objective(learner, batch, fwd_out)
+        total = self.compute_loss_for_module(
+            module_id=learner.name, config=objective.config, batch=batch, fwd_out=fwd_out
+        )
+        with torch.no_grad():
+            own = objective(learner, batch, fwd_out)
+        return Loss(total, own.terms | {self.TOTAL_LOSS_KEY: total.detach()}, own.errors)
+
+    def _take_step(self, learner: Student | StackedStudents, loss: Tensor, config: Any) -> None:
+        assert learner.optimizer is not None  # it has one, or is a member of a stack
+        take_step(loss, learner.params, learner.optimizer, config=config, num_learners=max(1, self.config.num_learners))
 
     def _target_updates(self, group: StudentGroup, num_steps: int, env_steps: int) -> list[bool]:
-        """After which of these gradient steps the target networks move, as if each came at env steps of its own.
-
-        RLlib makes one gradient step a call, and looks at `target_network_update_freq` after each.
-        """
-        freq = group.config.target_network_update_freq
-        since = env_steps - self.last_update_ts_by_mid[next(iter(group.students))]  # they all move together
-        due = min(num_steps, since // freq) if freq else num_steps
-        last = env_steps - since % freq if freq else env_steps
-        for name in group.students if due else ():
+        """After which of these gradient steps the target networks move."""
+        moves, last = target_updates(
+            num_steps,
+            freq=group.config.target_network_update_freq,
+            last=self.last_update_ts_by_mid[next(iter(group.students))],  # they all move together
+            env_steps=env_steps,
+        )
+        for name in group.students if any(moves) else ():
             self.last_update_ts_by_mid[name] = last
-            self.metrics.log_value((name, NUM_TARGET_UPDATES), due, reduce="lifetime_sum")
+            self.metrics.log_value((name, NUM_TARGET_UPDATES), sum(moves), reduce="lifetime_sum")
             self.metrics.log_value((name, LAST_TARGET_UPDATE_TS), last, reduce="max")
-        return [(step + 1) * due // num_steps > step * due // num_steps for step in range(num_steps)]
+        return moves
 
     @override(DQNTorchLearner)
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
@@ -393,152 +359,22 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         else:
             super().after_gradient_based_update(timesteps=timesteps)
 
-    def _loss(self, group: StudentGroup, learner: Student | StackedStudents, batch: Mapping[str, Tensor]) -> Tensor:
-        """The sum of what each of them minimises: a scalar."""
-        bf16 = torch.autocast(self._device.type, torch.bfloat16) if group.config.bf16 else nullcontext()
-        if isinstance(learner, Student):
-            with bf16:
-                fwd_out = self._forward_td(learner, batch) if self._coefficients["td"] else learner.outputs(batch)
-            if group.config.bf16:  # the loss is float32's
-                fwd_out = {name: output.float() for name, output in fwd_out.items()}
-            return self.compute_loss_for_module(
-                module_id=learner.name, config=group.config, batch=batch, fwd_out=fwd_out
-            )
-        with bf16:
-            outputs = learner.q_values(batch[Columns.OBS]).float()  # [N, B, A]
-        by_row = self._loss_by_row(group, learner.members[0], batch, {QF_PREDS: outputs}, group.config)
-        return self._weigh(by_row)
-
-    def _forward_td(self, student: Student, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What RLlib's `forward_train()` puts out, which would also send zeros back through all of the next states."""
-        next_states = {Columns.OBS: batch[Columns.NEXT_OBS]}
-        with torch.no_grad():
-            outputs = {QF_TARGET_NEXT_PREDS: student.module.forward_target(next_states)[QF_PREDS]}
-            if self.config.double_q:
-                outputs[QF_NEXT_PREDS] = student.outputs(next_states)[QF_PREDS]
-        return outputs | student.outputs(batch)  # last: its features are the ones that are watched
-
-    def _step(self, learner: Student | StackedStudents, loss: Tensor) -> None:
-        for param in learner.params:
-            param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
-        loss.backward()
-        if self.distributed:
-            self._average_gradients(learner.params)
-        _clip_gradients(learner.params, self.config)
-        assert learner.optimizer is not None  # it has one, or is a member of a stack
-        learner.optimizer.step()
-
-    # --- The loss -----------------------------------------------------------------------------------------------------
-
-    def _loss_by_row(
-        self,
-        group: StudentGroup,
-        student: Student,
-        batch: Mapping[str, Tensor],
-        fwd_out: Mapping[str, Tensor],
-        config: Any,
-    ) -> dict[str, Tensor]:
-        """Each loss that has a coefficient, times its importance weights: `[B]`."""
-        by_row: dict[str, Tensor] = {}
-        if self._coefficients["kd"]:
-            by_row["kd_loss"] = self._errors = self._distillation_loss(group, student, batch, fwd_out, config)
-        if self._coefficients["td"]:
-            self._errors = losses.td_error(
-                batch,
-                student.to_q(fwd_out[QF_PREDS]),
-                fwd_out[QF_TARGET_NEXT_PREDS],
-                next_q=student.to_q(fwd_out[QF_NEXT_PREDS]) if config.double_q else None,
-                gamma=config.gamma,
-            )
-            by_row["td_loss"] = losses.td(self._errors, loss_fn=config.td_error_loss_fn)
-        return {name: batch["weights"] * rows for name, rows in by_row.items()} if "weights" in batch else by_row
-
-    def _weigh(self, by_row: Mapping[str, Tensor]) -> Tensor:
-        """Σ coefficient · mean over the batch, of losses `[B]`, or `[N, B]` of N students: a scalar."""
-        terms = {name: rows.mean(-1) for name, rows in by_row.items()}
-        self._loss_terms = {name: term.detach() for name, term in terms.items()}
-        total: Any = None
-        for name, term in terms.items():
-            coefficient = self._coefficients[name.removesuffix("_loss")]
-            weighted = term if coefficient == 1.0 else coefficient * term
-            total = weighted if total is None else total + weighted
-        return total.sum() if total.ndim else total
-
-    def _distillation_loss(
-        self,
-        group: StudentGroup,
-        student: Student,
-        batch: Mapping[str, Tensor],
-        fwd_out: Mapping[str, Tensor],
-        config: Any,
-    ) -> Tensor:
-        """D with its options, unreduced: `[B]`."""
-        loss = self._divergence(group, student, batch, fwd_out, config)
-        if config.gap_weighting:
-            loss = loss * losses.gap_weights(batch[TEACHER_Q])
-        if config.value_gate:
-            loss = loss * losses.value_gate(student.to_q(fwd_out[QF_PREDS]), batch[TEACHER_Q])
-        if student.feature_map is not None:
-            hint = losses.feature_matching(student.mapped_features(len(loss)), batch[TEACHER_FEATURES])
-            loss = loss + config.feature_coeff * hint
-        return loss
-
-    def _divergence(
-        self,
-        group: StudentGroup,
-        student: Student,
-        batch: Mapping[str, Tensor],
-        fwd_out: Mapping[str, Tensor],
-        config: Any,
-    ) -> Tensor:
-        """The named loss, unreduced: `[B]`."""
-        student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
-        if student.scale is not None:
-            teacher_q = student.scale.normalize(teacher_q)
-        temperatures = {"temperature": group.temperature, "student_temperature": group.student_temperature}
-        match config.loss:
-            case "mse":
-                return losses.mse(student_q, teacher_q)
-            case "huber":
-                return losses.huber(student_q, teacher_q, delta=config.huber_delta)
-            case "kl":
-                return losses.policy_kl(student_q, teacher_q, **temperatures)
-            case "reverse_kl":
-                return losses.reverse_kl(student_q, teacher_q, **temperatures)
-            case "jsd":
-                return losses.jsd(student_q, teacher_q, beta=config.jsd_beta, **temperatures)
-            case "nll":
-                return losses.nll(student_q, teacher_q, student_temperature=group.student_temperature)
-            case "margin":
-                return losses.margin(student_q, teacher_q, margin=config.margin)
-            case "categorical":
-                return losses.categorical(fwd_out[QF_LOGITS], batch[TEACHER_PROBS])
-        raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")
-
-    # --- Several Learners --------------------------------------------------------------------------------------------
-
     def _sum_over_learners(self, tensor: Tensor) -> None:
         torch.distributed.all_reduce(tensor)
 
-    def _average_gradients(self, params: Sequence[Tensor]) -> None:
-        """One all-reduce of one flat buffer."""
-        grads = [param.grad for param in params if param.grad is not None]
-        flat = torch.cat([grad.flatten() for grad in grads])
-        torch.distributed.all_reduce(flat)
-        flat /= self.config.num_learners
-        for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            grad.copy_(part.view_as(grad))
-
     # --- Metrics -----------------------------------------------------------------------------------------------------
 
+    def _log_agreement(self, group: StudentGroup, fresh: Mapping[str, Tensor]) -> None:
+        for name, agreement in group.agreement(fresh).items():
+            self.metrics.log_dict(agreement | {"temperature": group.temperature}, key=name, window=1)
+
     def _log_learning(
-        self, members: Sequence[Student], sums: Mapping[str, Tensor], num_steps: int, num_rows: int
+        self, objective: Objective, members: Sequence[Student], means: Mapping[str, list[float]], num_rows: int
     ) -> None:
-        means = {name: (value / num_steps).view(-1).tolist() for name, value in sums.items()}
-        coefficients = {name: self._coefficients[name.removesuffix("_loss")] for name in means}
         for i, student in enumerate(members):
             own = {name: values[i] for name, values in means.items()}
-            own[self.TOTAL_LOSS_KEY] = sum(coefficients[name] * value for name, value in own.items())
+            if self.TOTAL_LOSS_KEY not in own:
+                own[self.TOTAL_LOSS_KEY] = sum(objective.coefficient(name) * value for name, value in own.items())
             if not all(map(math.isfinite, own.values())):
                 raise FloatingPointError(
                     f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "
@@ -551,6 +387,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self.metrics.log_value((ALL_MODULES, NUM_ENV_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")
 
 
+def _check_has_q_values(module: Any) -> None:
+    if not isinstance(module, QNetAPI):
+        raise ValueError(
+            f"The student must have Q-values, but {type(module).__name__} does not implement compute_q_values(). "
+            "Use RLlib's DQN module, or one that implements QNetAPI."
+        )
+
+
 def _resolve(batch_refs: Sequence[Any] | None) -> list[Mapping[str, Any]]:
     """The fragments, behind references one by one: those of an EnvRunner that has died since are lost alone."""
     fragments = []
@@ -560,17 +404,3 @@ def _resolve(batch_refs: Sequence[Any] | None) -> list[Mapping[str, Any]]:
         except ray.exceptions.ObjectLostError as error:
             logger.warning("A fragment is lost with the EnvRunner that sampled it: %s", error)
     return fragments
-
-
-def _clip_gradients(params: Sequence[Tensor], config: Any) -> None:
-    """In place, without a Python loop over the parameters, and without waiting for the device."""
-    if config.grad_clip is None:
-        return
-    if config.grad_clip_by == "value":
-        torch.nn.utils.clip_grad_value_(params, config.grad_clip)
-    elif config.grad_clip_by == "norm":  # of each tensor
-        grads = [param.grad for param in params if param.grad is not None]
-        norms = torch.stack(torch._foreach_norm(grads))
-        torch._foreach_mul_(grads, (config.grad_clip / (norms + 1e-6)).clamp(max=1.0).unbind())
-    else:
-        torch.nn.utils.clip_grad_norm_(params, config.grad_clip)

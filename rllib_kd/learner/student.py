@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
+from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
 
 from rllib_kd.learner.label_statistics import QScale
+from rllib_kd.learner.losses import VALUE_LOSSES
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, last_linear
-from rllib_kd.networks.stacking import PlainMLP, StackedMLPs
+from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, stacking_key
 
 
 class Student:
@@ -80,6 +83,15 @@ class Student:
         if self._mlp is not None:
             return {QF_PREDS: self._mlp.q_values(batch[Columns.OBS])}
         return self.module.compute_q_values(batch)
+
+    def td_outputs(self, batch: Mapping[str, Tensor], *, double_q: bool) -> dict[str, Tensor]:
+        """What RLlib's `forward_train()` puts out, which would also send zeros back through all of the next states."""
+        next_states = {Columns.OBS: batch[Columns.NEXT_OBS]}
+        with torch.no_grad():
+            outputs = {QF_TARGET_NEXT_PREDS: self.module.forward_target(next_states)[QF_PREDS]}
+            if double_q:
+                outputs[QF_NEXT_PREDS] = self.outputs(next_states)[QF_PREDS]
+        return outputs | self.outputs(batch)  # last: its features are the ones that are watched
 
     def to_q(self, outputs: Tensor) -> Tensor:
         """Q-values of what the module puts out inside an update."""
@@ -166,7 +178,7 @@ class Student:
 
 
 class StackedStudents:
-    """Several students that learn side by side (stacking.py).
+    """Several students that learn side by side (networks/stacking.py).
 
     Args:
         members: with one `stacking_key()`, and without optimizers.
@@ -196,9 +208,45 @@ class StackedStudents:
         for student in self.members:
             student.leave()
 
-    def q_values(self, obs: Tensor) -> Tensor:
-        """Outputs `[N, B, A]` of all members, inside an update."""
-        return self._mlps.q_values(self.params, obs)
+    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`qf_preds` `[N, B, A]` of all members, inside an update."""
+        return {QF_PREDS: self._mlps.q_values(self.params, batch[Columns.OBS])}
+
+
+def make_student(name: str, module: Any, optimizer: torch.optim.Optimizer | None, config: Any) -> Student:
+    """Return the student of a module, as its config describes it; without an optimizer if a stack has it."""
+    normalizes = config.loss in VALUE_LOSSES and config.normalize_q_values and bool(config.label_columns)
+    averages = config.weight_averaging > 0.0 and not config.uses_td
+    return Student(name, module, optimizer, normalizes=normalizes, averages=averages)
+
+
+def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> list[list[str]]:
+    """Sort students, by module ID, into lists of those that can be stacked with each other.
+
+    Args:
+        modules: of the students of one teacher, by their IDs.
+        config: of the modules.
+        own_loss: whether the loss is this package's, which takes several students at once.
+    """
+    plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
+    stacks: dict[Any, list[str]] = {}
+    for module_id, module in modules.items():
+        key = stacking_key(module) if plain else None
+        stacks.setdefault(key or module_id, []).append(module_id)
+    return list(stacks.values())
+
+
+def forward(
+    learner: Student | StackedStudents, batch: Mapping[str, Tensor], *, config: Any, uses_td: bool
+) -> dict[str, Tensor]:
+    """Return what the loss of a batch takes of the students, in float32, computed in bfloat16 if the config says so."""
+    bf16 = torch.autocast(learner.params[0].device.type, torch.bfloat16) if config.bf16 else nullcontext()
+    with bf16:
+        if uses_td and isinstance(learner, Student):  # what learns by TD is never stacked
+            fwd_out = learner.td_outputs(batch, double_q=config.double_q)
+        else:
+            fwd_out = learner.outputs(batch)
+    return {name: output.float() for name, output in fwd_out.items()} if config.bf16 else fwd_out
 
 
 def members_of(learner: Student | StackedStudents) -> list[Student]:

@@ -89,6 +89,8 @@ def test_without_distillation_the_loss_is_rllibs_dqn(cluster, double_q, dueling,
         "n_step": torch.randint(1, 4, (64,)).float(),
         "weights": torch.rand(64),  # of a prioritized replay
     }
+    fwd_out = ours.module["default_policy"].forward_train(batch)
+    errors = ours.objective("default_policy")(student_of(ours), batch, fwd_out).errors
     values, gradients = [], []
     for learner in (ours, theirs):
         module = learner.module["default_policy"]
@@ -101,7 +103,7 @@ def test_without_distillation_the_loss_is_rllibs_dqn(cluster, double_q, dueling,
         gradients.append([p.grad for n, p in module.named_parameters() if not n.startswith("_target")])
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     their_errors = theirs.metrics.peek(("default_policy", TD_ERROR_KEY))
-    np.testing.assert_allclose(ours._errors.detach().abs(), np.concatenate(their_errors), rtol=1e-4)
+    np.testing.assert_allclose(errors.abs(), np.concatenate(their_errors), rtol=1e-4)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-6)
 
 
@@ -237,7 +239,7 @@ def test_coefficients_change_the_loss_as_the_formula_says(cluster):
     fwd_out = learner.module["default_policy"].forward_train(batch)
 
     def total(kd, td):
-        learner._coefficients = {"kd": kd, "td": td}
+        learner.kd_coeff, learner.td_coeff = kd, td
         return learner.compute_loss_for_module(
             module_id="default_policy", config=learner.config, batch=batch, fwd_out=fwd_out
         ).item()
@@ -264,7 +266,7 @@ def test_feature_matching_adds_the_distance_of_the_mapped_features(cluster, td_c
     module = learner.module["default_policy"]
     batch = {name: torch.as_tensor(column) for name, column in columns.items()}
     batch |= {Columns.NEXT_OBS: torch.as_tensor(states(64, seed=1)), "n_step": torch.ones(64)}
-    learner._coefficients = {"kd": 1.0, "td": 0.0}
+    learner.kd_coeff, learner.td_coeff = 1.0, 0.0
     fwd_out = module.forward_train(batch) if td_coeff else module.compute_q_values(batch)
     loss = learner.compute_loss_for_module(
         module_id="default_policy", config=learner.config, batch=batch, fwd_out=fwd_out

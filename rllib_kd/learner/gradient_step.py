@@ -1,0 +1,74 @@
+"""One gradient step: backward pass, all-reduce over Learners, clipping, optimizer; and which steps move the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def take_step(
+    loss: Tensor, params: Sequence[Tensor], optimizer: torch.optim.Optimizer, *, config: Any, num_learners: int
+) -> None:
+    """Step along the gradient of a loss.
+
+    Args:
+        loss: a scalar.
+        params: all that the optimizer steps.
+        optimizer: of `params`.
+        config: with `grad_clip` and `grad_clip_by`.
+        num_learners: > 0. With more than one, all must call this, and step along the mean of their gradients.
+    """
+    for param in params:
+        param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
+    loss.backward()
+    if num_learners > 1:
+        average_gradients(params, num_learners)
+    clip_gradients(params, config)
+    optimizer.step()
+
+
+def average_gradients(params: Sequence[Tensor], num_learners: int) -> None:
+    """Replace the gradients by their means over all Learners: one all-reduce of one flat buffer."""
+    grads = [param.grad for param in params if param.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    torch.distributed.all_reduce(flat)
+    flat /= num_learners
+    for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def clip_gradients(params: Sequence[Tensor], config: Any) -> None:
+    """Clip in place, without a Python loop over the parameters, and without waiting for the device."""
+    if config.grad_clip is None:
+        return
+    if config.grad_clip_by == "value":
+        torch.nn.utils.clip_grad_value_(params, config.grad_clip)
+    elif config.grad_clip_by == "norm":  # of each tensor
+        grads = [param.grad for param in params if param.grad is not None]
+        norms = torch.stack(torch._foreach_norm(grads))
+        torch._foreach_mul_(grads, (config.grad_clip / (norms + 1e-6)).clamp(max=1.0).unbind())
+    else:
+        torch.nn.utils.clip_grad_norm_(params, config.grad_clip)
+
+
+def target_updates(num_steps: int, *, freq: int, last: int, env_steps: int) -> tuple[list[bool], int]:
+    """Spread the target updates that are due evenly over the gradient steps of one call.
+
+    RLlib makes one gradient step a call, and checks `target_network_update_freq` after each.
+
+    Args:
+        num_steps: gradient steps of this call.
+        freq: env steps between two updates; 0 updates after each gradient step.
+        last: env steps at the last update.
+        env_steps: sampled so far.
+
+    Returns:
+        Whether the targets move after each of the steps, and the env steps at which the last update was due.
+    """
+    since = env_steps - last
+    due = min(num_steps, since // freq) if freq else num_steps
+    moves = [(step + 1) * due // num_steps > step * due // num_steps for step in range(num_steps)]
+    return moves, env_steps - since % freq if freq else env_steps

@@ -1,0 +1,130 @@
+"""kd_coeff · D + td_coeff · TD of a batch: total, terms and errors, returned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
+from torch import Tensor
+
+from rllib_kd.learner import losses
+from rllib_kd.learner.student import Student
+from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
+
+
+class Loss(NamedTuple):
+    """The loss of a batch, and what the Learner reports and replays by. `[N]` stands for N stacked students.
+
+    Args:
+        total: what is minimised, a scalar; of stacked students the sum.
+        terms: means over the batch without their coefficients, by metric name (`kd_loss`, `td_loss`), each a scalar or
+            `[N]`; without gradients.
+        errors: of each row, for its priority, `[B]` or `[N, B]`: TD errors (return units), or distillation losses if
+            there is no TD; without gradients.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    errors: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
+
+    Args:
+        config: of the student's module.
+        kd_coeff: weight of the distillation loss D; 0 leaves it out.
+        td_coeff: weight of the TD loss; 0 leaves it out. One of the two must not be 0.
+        temperature: of the teacher's policy, > 0, return units.
+        student_temperature: of the student's policy, > 0, in units of its outputs.
+    """
+
+    config: Any
+    kd_coeff: float
+    td_coeff: float
+    temperature: float
+    student_temperature: float
+
+    def __call__(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Loss:
+        """Return the loss of a batch.
+
+        Args:
+            student: whose outputs these are; any one of several that are stacked.
+            batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
+                RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
+            fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; for TD also what
+                `forward_train()` puts out.
+        """
+        by_row: dict[str, Tensor] = {}  # each loss that has a coefficient, `[B]` or `[N, B]`
+        if self.kd_coeff:
+            by_row["kd_loss"] = errors = self._distillation_loss(student, batch, fwd_out)
+        if self.td_coeff:
+            errors = self._td_error(student, batch, fwd_out)
+            by_row["td_loss"] = losses.td(errors, loss_fn=self.config.td_error_loss_fn)
+        weights = batch.get("weights")
+        terms = {name: (rows if weights is None else weights * rows).mean(-1) for name, rows in by_row.items()}
+        return Loss(self._total(terms), {name: term.detach() for name, term in terms.items()}, errors.detach())
+
+    def coefficient(self, term: str) -> float:
+        """The weight of a term of the loss, by its metric name."""
+        return {"kd_loss": self.kd_coeff, "td_loss": self.td_coeff}[term]
+
+    def _total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        total: Any = None
+        for name, term in terms.items():
+            coefficient = self.coefficient(name)
+            weighted = term if coefficient == 1.0 else coefficient * term
+            total = weighted if total is None else total + weighted
+        return total.sum() if total.ndim else total
+
+    def _td_error(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Tensor:
+        return losses.td_error(
+            batch,
+            student.to_q(fwd_out[QF_PREDS]),
+            fwd_out[QF_TARGET_NEXT_PREDS],
+            next_q=student.to_q(fwd_out[QF_NEXT_PREDS]) if self.config.double_q else None,
+            gamma=self.config.gamma,
+        )
+
+    def _distillation_loss(
+        self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
+    ) -> Tensor:
+        """D with its options, unreduced: `[B]`."""
+        loss = self._divergence(student, batch, fwd_out)
+        if self.config.gap_weighting:
+            loss = loss * losses.gap_weights(batch[TEACHER_Q])
+        if self.config.value_gate:
+            loss = loss * losses.value_gate(student.to_q(fwd_out[QF_PREDS]), batch[TEACHER_Q])
+        if student.feature_map is not None:
+            hint = losses.feature_matching(student.mapped_features(len(loss)), batch[TEACHER_FEATURES])
+            loss = loss + self.config.feature_coeff * hint
+        return loss
+
+    def _divergence(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Tensor:
+        """The named loss, unreduced: `[B]`."""
+        config = self.config
+        student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
+        if student.scale is not None:
+            teacher_q = student.scale.normalize(teacher_q)
+        temperatures = {"temperature": self.temperature, "student_temperature": self.student_temperature}
+        match config.loss:
+            case "mse":
+                return losses.mse(student_q, teacher_q)
+            case "huber":
+                return losses.huber(student_q, teacher_q, delta=config.huber_delta)
+            case "kl":
+                return losses.policy_kl(student_q, teacher_q, **temperatures)
+            case "reverse_kl":
+                return losses.reverse_kl(student_q, teacher_q, **temperatures)
+            case "jsd":
+                return losses.jsd(student_q, teacher_q, beta=config.jsd_beta, **temperatures)
+            case "nll":
+                return losses.nll(student_q, teacher_q, student_temperature=self.student_temperature)
+            case "margin":
+                return losses.margin(student_q, teacher_q, margin=config.margin)
+            case "categorical":
+                return losses.categorical(fwd_out[QF_LOGITS], batch[TEACHER_PROBS])
+        raise AssertionError(f"validate() admits only {losses.LOSSES}, not {config.loss!r}.")

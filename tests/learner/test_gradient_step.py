@@ -1,0 +1,46 @@
+"""Gradient steps without a Learner and without Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rllib_kd.learner.gradient_step import clip_gradients, take_step, target_updates
+
+UNCLIPPED = SimpleNamespace(grad_clip=None, grad_clip_by="global_norm")
+
+
+def test_a_step_forgets_the_gradients_of_the_last():
+    param = torch.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = torch.optim.SGD([param], lr=0.5)
+    for _ in range(2):
+        take_step(param.sum(), [param], optimizer, config=UNCLIPPED, num_learners=1)
+    assert param.tolist() == [0.0, 1.0]
+    assert param.grad.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("by", "expected"),
+    [("value", [[1.0, 1.0], [0.5]]), ("norm", [[0.6, 0.8], [0.5]]), ("global_norm", [[0.597, 0.796], [0.0995]])],
+)
+def test_clipping(by, expected):
+    params = [torch.zeros(2, requires_grad=True), torch.zeros(1, requires_grad=True), torch.zeros(3)]
+    params[0].grad, params[1].grad = torch.tensor([3.0, 4.0]), torch.tensor([0.5])  # the last has none
+    clip_gradients(params, SimpleNamespace(grad_clip=1.0, grad_clip_by=by))
+    for param, gradient in zip(params[:2], expected, strict=True):
+        torch.testing.assert_close(param.grad, torch.tensor(gradient), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("freq", "last", "env_steps", "moves", "new_last"),
+    [
+        (0, 0, 220, [True] * 6, 220),
+        (50, 0, 220, [False, True, True, False, True, True], 200),
+        (30, 0, 220, [True] * 6, 210),  # seven were due, and there are six steps
+        (150, 0, 220, [False] * 5 + [True], 150),
+        (300, 0, 220, [False] * 6, 0),
+        (100, 100, 250, [False] * 5 + [True], 200),
+    ],
+)
+def test_target_updates_are_spread_over_the_steps(freq, last, env_steps, moves, new_last):
+    assert target_updates(6, freq=freq, last=last, env_steps=env_steps) == (moves, new_last)

@@ -1,12 +1,17 @@
 """The shape of the house: what is public, and what can be imported without Ray. import-linter holds the floors."""
 
+import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from ray import cloudpickle
 
 import rllib_kd
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Formulas and data: they work, and can be tested, without Ray.
@@ -50,6 +55,27 @@ def test_importing_anything_registers_the_algorithm(name):
         f"from rllib_kd import {name}; from ray.tune.registry import get_trainable_cls as get; print(get('DistillDQN'))"
     )
     assert "DistillDQN" in run(code)
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+def test_public_classes_and_teachers_are_unpickled_in_a_fresh_process(pickler):
+    """By their public names, so that pickles survive when a class moves to another file."""
+    classes = [rllib_kd.DistillDQNTorchLearner, rllib_kd.DistillEnvRunner, rllib_kd.Sweep, rllib_kd.Teacher]
+    assert {cls.__module__ for cls in classes} == {"rllib_kd"}
+    plain = rllib_kd.Teacher(make_q_module())
+    teachers = [plain, rllib_kd.load_teacher([plain, rllib_kd.Teacher(make_q_module(seed=1))])]
+    if pickler is cloudpickle:
+        spaces = {"observation_space": CARTPOLE_OBS, "action_space": CARTPOLE_ACTIONS}
+        teachers.append(rllib_kd.Teacher.from_callable(lambda obs: obs[:, :2], **spaces))
+    obs = torch.as_tensor(states(5))
+    data = pickler.dumps((classes, teachers, obs))
+    assert not re.search(rb"rllib_kd\.(learner|env_runner|sweeps|teachers\.base)", data)
+    code = (
+        f"import pickle; classes, teachers, obs = pickle.loads({data!r}); "
+        "print([c.__name__ for c in classes], [teacher.q_values(obs).tolist() for teacher in teachers])"
+    )
+    names = [cls.__name__ for cls in classes]
+    assert run(code) == f"{names} {[teacher.q_values(obs).tolist() for teacher in teachers]}"
 
 
 def test_ci_runs_the_readmes_test_command():

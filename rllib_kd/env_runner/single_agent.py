@@ -109,6 +109,8 @@ class StudentsEnvRunner(SingleAgentEnvRunner):
 class DistillEnvRunner(StudentsEnvRunner):
     """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
 
+    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
+
     def __init__(self, **kwargs: Any):
         self.module: Any = None
         super().__init__(**kwargs)

@@ -96,6 +96,8 @@ class Sweep:
         ValueError: a value that cannot be, or a search and a scheduler that do not go together.
     """
 
+    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
+
     teacher: Any
     env: str
     num_samples: int = 16

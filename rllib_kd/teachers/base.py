@@ -1,11 +1,11 @@
-"""What every teacher is: a frozen function from observations to Q-values, that can travel and be checkpointed."""
+"""Teacher: a frozen policy of Q-values with its view of the environment, which travels and is checkpointed."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -18,14 +18,15 @@ from torch import Tensor
 
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
 from rllib_kd.observations.pipeline import ObservationPipeline, View
+from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
-
-if TYPE_CHECKING:
-    from rllib_kd.teachers.function import QNetwork
 
 
 class Teacher(Checkpointable):
-    """A trained Q-network, in eval mode and without gradients.
+    """A frozen policy: a trained Q-network, and the pipeline through which it sees the environment.
+
+    The network is in eval mode and without gradients. Whatever acts by Q-values and does not learn has this type: what
+    a student is taught by, and every student that is loaded to be compared, evaluated or exported.
 
     It is deliberately no `torch.nn.Module`: as an attribute of one it would enter optimizers, weight syncs and
     checkpoints of the student.
@@ -33,11 +34,13 @@ class Teacher(Checkpointable):
     Args:
         module: an RLModule with `compute_q_values()`, which is copied without its target networks, or a `QNetwork`.
             None makes an empty teacher, to be filled by `set_state()`.
-        pipeline: what the environment's observations go through on their way to the network; None where that is not
-            known: then it takes what the environment shows, if that fits, or else what the student takes.
+        pipeline: what the environment's observations go through on their way to the network. None if that is not known:
+            then it takes what the environment shows, if that fits, or else what the student takes.
         source: where it came from, for messages.
-        trained_return: mean return at the end of its training, where a result of Tune says it; None otherwise.
+        trained_return: mean return at the end of its training, if a result of Tune contains it; None otherwise.
     """
+
+    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
 
     def __init__(
         self,
@@ -77,7 +80,7 @@ class Teacher(Checkpointable):
         pipeline: ObservationPipeline | None = None,
         num_parameters: int | None = None,
     ) -> Teacher:
-        """A teacher of any function, for research.
+        """Make a teacher of any function, for research.
 
         Args:
             function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]`, as tensor or numpy array. It
@@ -88,10 +91,8 @@ class Teacher(Checkpointable):
             num_parameters: for the compression ratio, which is NaN without; a `torch.nn.Module` is counted.
 
         Raises:
-            ValueError: the function does not answer with finite Q-values of that many actions.
+            ValueError: the function does not return finite Q-values of that many actions.
         """
-        from rllib_kd.teachers.function import QNetwork
-
         network = QNetwork(function, observation_space, action_space, num_parameters)
         source = getattr(function, "__name__", type(function).__name__)
         return cls(network, pipeline=pipeline, source=source).checked()
@@ -108,9 +109,7 @@ class Teacher(Checkpointable):
 
     @property
     def members(self) -> Sequence[Teacher]:
-        """Of an ensemble its teachers; otherwise this one."""
-        from rllib_kd.teachers.ensemble import Members
-
+        """The teachers of an ensemble; otherwise this one."""
         function = getattr(self._module, "function", None)
         return function.teachers if isinstance(function, Members) else (self,)
 
@@ -131,35 +130,35 @@ class Teacher(Checkpointable):
 
     @property
     def num_parameters(self) -> Any:
-        """Parameters that act: without target networks. NaN for a function of which nobody knows."""
+        """Parameters that act: without target networks. NaN for a function whose parameters are not known."""
         if not isinstance(self._module, RLModule):
             return self._module.num_parameters
         return sum(parameter.numel() for parameter in self._module.parameters())
 
     @property
     def model_config(self) -> dict[str, Any] | None:
-        """RLlib's model config of the network; None where the network is not RLlib's default one."""
+        """RLlib's model config of the network; None if the network is not RLlib's default one."""
         return dict(self._module.model_config) if isinstance(self._module, DefaultDQNRLModule) else None
 
     @property
     def support(self) -> Support | None:
-        """Of the return distributions; None where it has none."""
+        """The support of its return distributions; None if it has none."""
         return support_of(self._module)
 
     def to(self, device: torch.device | str) -> Teacher:
-        """This teacher, moved to a device."""
+        """Move this teacher to a device, and return it."""
         self._module.to(device)
         return self
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether it can look at an environment that shows this space."""
+        """Return whether it can look at an environment that shows this space."""
         return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
 
     def checked(self) -> Teacher:
-        """This teacher, once it has answered.
+        """Return this teacher, after checking that its network returns Q-values.
 
         Raises:
-            ValueError: its action space is not Discrete; or what its network says of zeros are no Q-values.
+            ValueError: its action space is not Discrete, or what its network returns for zeros are no Q-values.
         """
         action_space, shape = self.action_space, self.input_space.shape
         if not isinstance(action_space, gym.spaces.Discrete):
@@ -175,24 +174,24 @@ class Teacher(Checkpointable):
             ) from error
         if q.shape != (2, action_space.n):
             raise ValueError(
-                f"The network of '{self.source}' says {list(q.shape)} of two observations, expected Q-values "
-                f"{[2, int(action_space.n)]}."
+                f"The network of '{self.source}' returns the shape {list(q.shape)} for two observations, expected "
+                f"Q-values {[2, int(action_space.n)]}."
             )
         if torch.isnan(q).any() or torch.isposinf(q).any() or torch.isneginf(q).all():
             raise ValueError(f"The Q-values of '{self.source}' are not finite: {q[0].tolist()[:10]}. Is it complete?")
         return self
 
     def start(self) -> View:
-        """A view for one vector env: from what it shows to what `q_values()` takes."""
+        """Make a view for one vector env: from what it shows to what `q_values()` takes."""
         return (self.pipeline or ObservationPipeline(self.input_space)).start()
 
     @torch.inference_mode()
     def q_values(self, obs: Tensor) -> Tensor:
-        """Q-values `[B, A]` (return units) of the network's inputs `[B, ...]`; expectations, where it is a C51."""
+        """Return Q-values `[B, A]` (return units) of the network's inputs `[B, ...]`; of a C51 the expectations."""
         return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     def labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """What the columns `names` say of the network's inputs `[B, ...]`, in one pass.
+        """Compute the label columns `names` of the network's inputs `[B, ...]`, in one pass.
 
         Returns:
             `teacher_q` `[B, A]`; `teacher_probs` `[B, A, atoms]`, a distribution over `support` for each legal action,
@@ -216,7 +215,7 @@ class Teacher(Checkpointable):
 
     @override(Checkpointable)
     def get_state(self, components=None, *, not_components=None, **kwargs) -> dict[str, Any]:
-        """Everything that is needed to build the network again, weights as numpy arrays.
+        """Return all that is needed to build the network again, weights as numpy arrays.
 
         Raises:
             ValueError: no teacher was loaded.
@@ -247,7 +246,7 @@ class Teacher(Checkpointable):
 
     @override(Checkpointable)
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
-        """An empty teacher; the state has the rest."""
+        """Return the arguments of an empty teacher; the state has the rest."""
         return (), {}
 
     # Pickled by its state: Ray ships teachers to the EnvRunners through the object store.

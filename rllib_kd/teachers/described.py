@@ -1,4 +1,4 @@
-"""What files of functions share: a description of their inputs, and a count of their actions."""
+"""What ONNX and TorchScript share: a function that is asked for its actions; and descriptions beside files."""
 
 from __future__ import annotations
 
@@ -16,21 +16,18 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 
 
-def description_name(uri: str) -> str:
-    """Of the JSON file beside a file of weights."""
-    return f"{uri.rpartition('/')[2].rpartition('.')[0]}.json"
-
-
-def read_description(content: bytes) -> dict[str, Any]:
-    """Return the JSON object beside a file of weights; raise a ValueError if it is none."""
-    description = json.loads(content)
-    if not isinstance(description, dict):
-        raise ValueError("the JSON beside it is no object")
-    return description
-
-
 def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None) -> Teacher:
-    """A teacher of a function, which is asked how many actions there are."""
+    """Make a teacher of a function, which is called once to find out how many actions there are.
+
+    Args:
+        function: from observations `[B, ...]` to Q-values `[B, A]`.
+        shape: of one observation.
+        uri: where the function came from, for messages.
+        num_parameters: of the function; None if that is not known.
+
+    Raises:
+        CheckpointError: the function fails, or does not return Q-values.
+    """
     try:
         if math.prod(shape) > MAX_INPUTS:
             raise ValueError("these are too many numbers")
@@ -41,10 +38,25 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
             "of batches of any size."
         ) from error
     if q.ndim != 2 or len(q) != 2 or q.shape[1] == 0:
-        raise CheckpointError(f"'{uri}' says {list(q.shape)} of two observations. Expected Q-values [2, actions].")
+        raise CheckpointError(
+            f"'{uri}' returns the shape {list(q.shape)} for two observations, expected Q-values [2, actions]."
+        )
     observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     network = QNetwork(function, observation_space, gym.spaces.Discrete(int(q.shape[1])), num_parameters)
     return Teacher(network, source=uri)
+
+
+def description_name(uri: str) -> str:
+    """Return the name of the JSON file that describes a file of weights, beside it."""
+    return f"{uri.rpartition('/')[2].rpartition('.')[0]}.json"
+
+
+def read_description(content: bytes) -> dict[str, Any]:
+    """Return the JSON object beside a file of weights; raise a ValueError if it is none."""
+    description = json.loads(content)
+    if not isinstance(description, dict):
+        raise ValueError("the JSON beside it is no object")
+    return description
 
 
 def first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Several teachers as one: an ensemble, whose labels are the mean of what its members say."""
+"""Several teachers as one: an ensemble, whose labels are means over its members."""
 
 from __future__ import annotations
 
@@ -10,69 +10,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from rllib_kd.observations.pipeline import ObservationPipeline, SideBySide
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.function import QNetwork
-
-
-def mean_q(members_q: Tensor) -> Tensor:
-    """Mean Q-values `[B, A]` of members' `[M, B, A]`: for members with rewards on one scale, and one discount."""
-    return members_q.mean(0)
-
-
-def mean_policy(members_q: Tensor, *, temperature: float) -> Tensor:
-    """Outputs whose softmax at this temperature is the mean of the members' softmaxes at it.
-
-    Policies are on one scale where Q-values are not. Of one member they are its Q-values, less a constant in each
-    state. Rusu et al. 2015, arXiv 1511.06295, distil policies of several teachers likewise.
-
-    Args:
-        members_q: `[M, B, A]`, return units; −inf for an illegal action.
-        temperature: > 0, return units.
-
-    Returns:
-        `[B, A]`, return units: at most 0, and −inf where an action is illegal for all.
-    """
-    log_policies = F.log_softmax(members_q / temperature, dim=-1)
-    return temperature * (torch.logsumexp(log_policies, dim=0) - math.log(len(members_q)))
-
-
-class Members:
-    """The network of an ensemble: from what its members take to their mean.
-
-    Args:
-        teachers: the members.
-        policy_temperature: of `mean_policy()`; None: `mean_q()`.
-        splits: whether each takes a part of its own, side by side in one vector; otherwise all take the same.
-    """
-
-    def __init__(self, teachers: Sequence[Teacher], *, policy_temperature: float | None, splits: bool):
-        self.teachers = tuple(teachers)
-        self._policy_temperature = policy_temperature
-        self._splits = splits
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        """`[B, A]` of inputs `[B, ...]`."""
-        shapes = [teacher.input_space.shape or () for teacher in self.teachers]
-        parts = obs.split([math.prod(shape) for shape in shapes], dim=1) if self._splits else [obs] * len(shapes)
-        q = torch.stack(
-            [
-                teacher.q_values(part.reshape(-1, *shape))
-                for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
-            ]
-        )
-        return mean_q(q) if self._policy_temperature is None else mean_policy(q, temperature=self._policy_temperature)
-
-    def to(self, device: torch.device | str) -> Members:
-        """Moved to a device."""
-        for teacher in self.teachers:
-            teacher.to(device)
-        return self
+from rllib_kd.teachers.function import Members, QNetwork
 
 
 def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None = None) -> Teacher:
@@ -80,8 +22,8 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
 
     Args:
         teachers: the members, which are copied.
-        policy_temperature: None (default): the labels are mean Q-values. Otherwise they are such that their softmax at
-            this temperature, in return units, is the mean of the members' policies.
+        policy_temperature: None (default): the labels are mean Q-values. Otherwise their softmax at this temperature,
+            in return units, is the mean of the members' policies.
 
     Raises:
         ValueError: there are none, or they do not act in one environment: the message names the spaces of two.

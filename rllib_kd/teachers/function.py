@@ -1,18 +1,22 @@
-"""Any function as a Q-network, with what a `Teacher` asks of an RLModule."""
+"""Any function, or several teachers, behind the interface of a Q-module."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rllib_kd.networks.dqn_module import QF_PREDS
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
 
 
 class QNetwork(nn.Module):
@@ -23,7 +27,7 @@ class QNetwork(nn.Module):
             `torch.nn.Module` is copied.
         observation_space: of one observation.
         action_space: of the actions.
-        num_parameters: of the function, where it is no `torch.nn.Module`; None for not known.
+        num_parameters: of the function, if it is no `torch.nn.Module`; None if that is not known.
     """
 
     def __init__(
@@ -40,28 +44,28 @@ class QNetwork(nn.Module):
 
     @property
     def num_parameters(self) -> float:
-        """How many there are; NaN where nobody knows."""
+        """Parameters of the function; NaN if they are not known."""
         if isinstance(self.function, nn.Module):
             return sum(parameter.numel() for parameter in self.parameters())
         return math.nan if self._num_parameters is None else self._num_parameters
 
     def to(self, device: torch.device | str) -> QNetwork:  # type: ignore[override]  # all that is needed
-        """Moved to a device, with a function that can move."""
+        """Move to a device, with a function that can move."""
         if not isinstance(self.function, nn.Module) and hasattr(self.function, "to"):
             self.function.to(device)
         return super().to(device)
 
     def compute_q_values(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """As RLlib's `QNetAPI`."""
+        """Return Q-values as RLlib's `QNetAPI` does."""
         obs = batch[Columns.OBS]
         return {QF_PREDS: torch.as_tensor(self.function(obs), dtype=torch.float32, device=obs.device)}
 
     def is_stateful(self) -> bool:
-        """As an RLModule: never."""
+        """Return False, as a stateless RLModule does."""
         return False
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
-        """As an RLModule."""
+        """Return what makes an equal network, as an RLModule does."""
         kwargs = {
             "function": self.function,
             "observation_space": self.observation_space,
@@ -71,8 +75,63 @@ class QNetwork(nn.Module):
         return (), kwargs
 
     def get_state(self, **kwargs: Any) -> dict[str, Any]:
-        """Nothing: the function is one of the constructor's arguments."""
+        """Return nothing: the function is one of the constructor's arguments."""
         return {}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to be done."""
+        """Do nothing: there is no state."""
+
+
+class Members:
+    """The function of an ensemble: from what its members take to their mean.
+
+    Args:
+        teachers: the members.
+        policy_temperature: of `mean_policy()`; None: `mean_q()`.
+        splits: whether each takes a part of its own, side by side in one vector; otherwise all take the same.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], *, policy_temperature: float | None, splits: bool):
+        self.teachers = tuple(teachers)
+        self._policy_temperature = policy_temperature
+        self._splits = splits
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Return mean Q-values `[B, A]` of inputs `[B, ...]`."""
+        shapes = [teacher.input_space.shape or () for teacher in self.teachers]
+        parts = obs.split([math.prod(shape) for shape in shapes], dim=1) if self._splits else [obs] * len(shapes)
+        q = torch.stack(
+            [
+                teacher.q_values(part.reshape(-1, *shape))
+                for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
+            ]
+        )
+        return mean_q(q) if self._policy_temperature is None else mean_policy(q, temperature=self._policy_temperature)
+
+    def to(self, device: torch.device | str) -> Members:
+        """Move to a device."""
+        for teacher in self.teachers:
+            teacher.to(device)
+        return self
+
+
+def mean_q(members_q: Tensor) -> Tensor:
+    """Mean Q-values `[B, A]` of members' `[M, B, A]`: for members with rewards on one scale, and one discount."""
+    return members_q.mean(0)
+
+
+def mean_policy(members_q: Tensor, *, temperature: float) -> Tensor:
+    """Outputs whose softmax at this temperature is the mean of the members' softmaxes at it.
+
+    Policies are on one scale where Q-values are not. Of one member they are its Q-values, less a constant in each
+    state. Rusu et al. 2015, arXiv 1511.06295, distil policies of several teachers likewise.
+
+    Args:
+        members_q: `[M, B, A]`, return units; −inf for an illegal action.
+        temperature: > 0, return units.
+
+    Returns:
+        `[B, A]`, return units: at most 0, and −inf where an action is illegal for all.
+    """
+    log_policies = F.log_softmax(members_q / temperature, dim=-1)
+    return temperature * (torch.logsumexp(log_policies, dim=0) - math.log(len(members_q)))

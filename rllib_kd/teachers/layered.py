@@ -1,4 +1,4 @@
-"""Q-networks from layers in words: as RLlib's own module if that has the same layers, else as they are."""
+"""Teachers from layers in words: as RLlib's own module if that has the same layers, else as they are."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def layered_teacher(
     observation_space: gym.Space | None = None,
     stages: Sequence[Stage] = (),
 ) -> Teacher:
-    """A teacher of layers in words.
+    """Make a teacher of layers in words.
 
     Args:
-        layers: from inputs to Q-values, as in layers.py.
+        layers: from inputs to Q-values, as in networks/layers.py.
         tensors: their weights.
         observation_shape: of one input.
         source: for messages.
-        num_actions: how many Q-values are to come out; None takes what comes.
-        observation_space: of what the environment shows; None where it shows the inputs.
-        stages: what that goes through on its way to the first layer.
+        num_actions: how many Q-values the layers must have; None takes any number.
+        observation_space: of what the environment shows; None if it shows the inputs.
+        stages: from what the environment shows to the first layer.
 
     Raises:
         ValueError: the layers do not fit each other, their inputs or the actions.
@@ -71,7 +71,7 @@ def layered_teacher(
 
 
 def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> int:
-    """How many Q-values come out, found without memory for what is in between."""
+    """Count the Q-values that come out, without memory for what is in between."""
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
     try:
         with torch.device("meta"):
@@ -94,7 +94,11 @@ def _check_size(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) 
 def _split(
     layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]
 ) -> tuple[Sequence[Layer], tuple[Stage, ...], tuple[int, ...], gym.Space]:
-    """Preprocessing layers as stages of a pipeline; the other layers, the shape of their inputs, and what is shown."""
+    """Split off preprocessing layers as stages of a pipeline.
+
+    Returns:
+        The other layers, the stages, the shape of the other layers' inputs, and the space before the stages.
+    """
     shown: gym.Space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     stages: list[Stage] = []
     if layers and layers[0]["op"] == "one_hot":
@@ -124,7 +128,7 @@ def as_rllib_module(
     observation_space: gym.spaces.Box,
     action_space: gym.spaces.Discrete,
 ) -> RLModule | None:
-    """RLlib's DQN module of these layers and weights; None where it can be no such network."""
+    """Build RLlib's DQN module of these layers and weights; None if RLlib has no such network."""
     model_config = _model_config(layers, tensors)
     if model_config is None:
         return None
@@ -142,7 +146,7 @@ def as_rllib_module(
 
 @torch.no_grad()
 def _are_equal(module: Any, network: nn.Module, space: gym.spaces.Box) -> bool:
-    """Whether both say the same. What a model config means is RLlib's to say: it pads images in its own way, e.g."""
+    """Return whether both compute the same. RLlib decides what a model config means: it pads images in its own way."""
     obs = torch.randn(3, *space.shape, generator=torch.Generator().manual_seed(0))
     q, expected = module.compute_q_values({Columns.OBS: obs})[QF_PREDS], network(obs)
     return q.shape == expected.shape and torch.allclose(
@@ -151,7 +155,7 @@ def _are_equal(module: Any, network: nn.Module, space: gym.spaces.Box) -> bool:
 
 
 def _model_config(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """The model config of convolutions, hidden layers and a head; None where something else is among the layers."""
+    """Return the model config of convolutions, hidden layers and a head; None if there are other layers."""
     body, num_atoms, support = list(layers), 1, {"v_min": -10.0, "v_max": 10.0}  # unused with one atom
     if body and body[-1]["op"] == "expectation":
         support = {key: float(body[-1][key]) for key in support}
@@ -195,7 +199,7 @@ def _model_config(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> dic
 def _take_convolutions(
     layers: list[Layer], tensors: Mapping[str, Tensor]
 ) -> tuple[list[tuple[list[Any], str]], list[Layer]]:
-    """RLlib's filters, each with its activation, from the front of the layers; and what is left of them."""
+    """Return RLlib's filters, each with its activation, from the front of the layers; and the other layers."""
     filters = []
     while layers and layers[0]["op"] in ("zero_pad", "conv2d"):
         padding = "same" if layers[0]["op"] == "zero_pad" else "valid"
@@ -215,7 +219,7 @@ def _side(pair: Sequence[int]) -> int | list[int]:
 
 
 def _hidden_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> list[tuple[int, str]] | None:
-    """Width and activation of each; None where something else is among them."""
+    """Return the width and activation of each; None if there are other layers."""
     pairs = list(zip(layers[::2], layers[1::2], strict=False))
     if len(layers) % 2 or any(a["op"] != "linear" or b["op"] not in _RLLIB_ACTIVATIONS for a, b in pairs):
         return None

@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.cleanrl import load_cleanrl
+from rllib_kd.teachers.ensemble import ensemble_of
 from rllib_kd.teachers.names import PACKAGED_TEACHERS, absolute_teacher_uri
-
-if TYPE_CHECKING:
-    from rllib_kd.observations.pipeline import ObservationPipeline
-    from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.onnx import load_onnx
+from rllib_kd.teachers.recognition import find
+from rllib_kd.teachers.rllib import load_rllib
+from rllib_kd.teachers.safetensors import load_safetensors
+from rllib_kd.teachers.sb3 import load_sb3
+from rllib_kd.teachers.torchscript import load_torchscript
 
 
 def load_teacher(
@@ -26,7 +31,7 @@ def load_teacher(
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
             directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by return), of a
             Stable-Baselines3 zip of DQN or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of
-            them, or of teachers that are loaded already, is an ensemble, which says the mean of their Q-values.
+            them, or of teachers that are loaded already, is an ensemble, whose Q-values are their means.
         pipeline: from what the environment shows to what it showed this teacher in training. It comes before what the
             checkpoint itself brings: connectors, VecNormalize, channel order. With it a teacher may see more than its
             student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
@@ -34,19 +39,9 @@ def load_teacher(
             and for TorchScript.
 
     Raises:
-        ValueError: nothing is there, it is no teacher, holds more than data, or does not answer with finite Q-values;
-            the message says what to do.
+        ValueError: nothing is there, it is no teacher, holds more than data, or does not return finite Q-values; the
+            message says what to do.
     """
-    from rllib_kd.teachers.base import Teacher
-    from rllib_kd.teachers.cleanrl import load_cleanrl
-    from rllib_kd.teachers.ensemble import ensemble_of
-    from rllib_kd.teachers.onnx import load_onnx
-    from rllib_kd.teachers.recognition import find
-    from rllib_kd.teachers.rllib import load_rllib
-    from rllib_kd.teachers.safetensors import load_safetensors
-    from rllib_kd.teachers.sb3 import load_sb3
-    from rllib_kd.teachers.torchscript import load_torchscript
-
     if isinstance(teacher, Sequence) and not isinstance(teacher, str):
         members = (
             member

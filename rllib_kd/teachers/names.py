@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    pass
+from rllib_kd.teachers.base import Teacher
 
 
 class PackagedTeacher(NamedTuple):
@@ -22,21 +21,19 @@ PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpo
 
 
 def absolute_uri(path: str) -> str:
-    """A URI as it is, and a path that means the same in every working directory."""
+    """Return a URI as it is, and a path as one that means the same in every working directory."""
     return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def absolute_teachers(teacher: Any) -> Any:
-    """As `absolute_teacher_uri()`; of each in a list; and what is loaded already as it is."""
-    from rllib_kd.teachers.base import Teacher
-
+    """Apply `absolute_teacher_uri()`, to each member of a list; return a loaded teacher as it is."""
     if isinstance(teacher, list | tuple):
         return [absolute_teachers(member) for member in teacher]
     return teacher if isinstance(teacher, Teacher) else absolute_teacher_uri(teacher)
 
 
 def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
-    """Name, URI or path of a teacher as a string that means the same in every working directory.
+    """Return the name, URI or path of a teacher as a string that means the same in every working directory.
 
     Raises:
         ValueError: it is none of these.

@@ -15,41 +15,8 @@ from rllib_kd.networks.layers import MAX_INPUTS
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import first_line, teacher_of
 
-#: Of ONNX's own operators. Others would need a library.
+#: The domains of ONNX's own operators. Others would need a library.
 _ONNX_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
-
-
-class OnnxFunction:
-    """A function that onnxruntime runs, on the CPU.
-
-    Args:
-        content: of the ONNX file.
-    """
-
-    def __init__(self, content: bytes):
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = max(1, torch.get_num_threads())
-        options.log_severity_level = 4  # fatal; errors are raised
-        self._content = content
-        self._session = onnxruntime.InferenceSession(
-            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or not outputs:
-            raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
-        self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
-        self._input, self._output = inputs[0].name, outputs[0].name
-        self._dtype = _ONNX_TYPES.get(inputs[0].type, np.float32)
-
-    def __call__(self, obs: Tensor) -> np.ndarray:
-        """Q-values `[B, A]` of observations `[B, ...]`."""
-        return self._session.run([self._output], {self._input: obs.cpu().numpy().astype(self._dtype)})[0]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content,)
-
 
 _ONNX_TYPES: dict[str, Any] = {
     "tensor(double)": np.float64,
@@ -89,8 +56,43 @@ def load_onnx(content: bytes, uri: str) -> Teacher:
     return teacher_of(function, function.shape, uri, num_parameters)
 
 
+class OnnxFunction:
+    """An ONNX model as a function, run by onnxruntime on the CPU.
+
+    Args:
+        content: of the ONNX file.
+
+    Raises:
+        ValueError: it has more than one input, or no output.
+    """
+
+    def __init__(self, content: bytes):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = max(1, torch.get_num_threads())
+        options.log_severity_level = 4  # fatal; errors are raised
+        self._content = content
+        self._session = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if len(inputs) != 1 or not outputs:
+            raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
+        self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
+        self._input, self._output = inputs[0].name, outputs[0].name
+        self._dtype = _ONNX_TYPES.get(inputs[0].type, np.float32)
+
+    def __call__(self, obs: Tensor) -> np.ndarray:
+        """Return Q-values `[B, A]` of observations `[B, ...]`."""
+        return self._session.run([self._output], {self._input: obs.cpu().numpy().astype(self._dtype)})[0]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._content,)
+
+
 def _check_onnx(model: Any, uri: str) -> int:
-    """How many parameters it has.
+    """Check that a model is a function of data alone, and count its parameters.
 
     Raises:
         CheckpointError: it is more than a function of data.
@@ -105,7 +107,7 @@ def _check_onnx(model: Any, uri: str) -> int:
                 f"'{uri}' was refused: its operator '{node.domain}.{node.op_type}' is none of ONNX's."
             )
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise CheckpointError(f"'{uri}' was refused: '{node.op_type}' is control flow, which a Q-network has not.")
+            raise CheckpointError(f"'{uri}' was refused: '{node.op_type}' is control flow, which no Q-network needs.")
     for tensor in _onnx_tensors(model.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise CheckpointError(
@@ -117,7 +119,7 @@ def _check_onnx(model: Any, uri: str) -> int:
 
 
 def _check_onnx_sizes(model: Any, uri: str) -> None:
-    """A few bytes of ONNX can make gigabytes of zeros: what comes out of each operator must be known, and small."""
+    """Check that the output of each operator is known and small: a few bytes of ONNX can make gigabytes of zeros."""
     for num_observations in (1, 1_000):  # so much of each, and no more of all together
         shapes = _onnx_shapes(model, num_observations)
         operators = {name: node.op_type for node in model.graph.node for name in node.output if name}
@@ -132,7 +134,7 @@ def _check_onnx_sizes(model: Any, uri: str) -> None:
 
 
 def _onnx_shapes(model: Any, num_observations: int) -> dict[str, list[int]]:
-    """What comes out of its operators, by name; −1 for a length that depends on values."""
+    """Infer the shapes of all operators' outputs, by name; −1 for a length that depends on values."""
     import onnx
 
     inferred = type(model)()

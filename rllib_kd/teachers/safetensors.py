@@ -1,11 +1,11 @@
-"""Teachers from safetensors with a description of their layers."""
+"""Teachers from safetensors files with a description of their layers."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from torch import Tensor
+import safetensors.torch
 
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.teachers.base import Teacher
@@ -19,14 +19,14 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
     Args:
         content: of the file.
         uri: its path, for messages.
-        description: JSON with `layers` and `observation_shape`, as docs/numpy_runner.md has them; None where there is
-            none beside the file.
+        description: JSON with `layers` and `observation_shape`, as in docs/numpy_runner.md; None if there is none
+            beside the file.
 
     Raises:
         ValueError: there is no description, or it does not fit the weights.
     """
     try:
-        tensors = {name: tensor.float() for name, tensor in _safetensors(content).items()}
+        tensors = {name: tensor.float() for name, tensor in safetensors.torch.load(content).items()}
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = {name: _parsed(text) for name, text in header.get("__metadata__", {}).items()}
         if "layers" not in metadata and description is not None:
@@ -51,14 +51,8 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
         raise CheckpointError(f"'{uri}' has a network that does not fit: {error}") from error
 
 
-def _safetensors(content: bytes) -> dict[str, Tensor]:
-    import safetensors.torch
-
-    return safetensors.torch.load(content)
-
-
 def _parsed(text: str) -> Any:
-    """Metadata of safetensors are texts; those that are read here are JSON."""
+    """Parse a text of the metadata, if it is JSON: those that are read here are."""
     try:
         return json.loads(text)
     except ValueError:

@@ -18,29 +18,6 @@ from rllib_kd.teachers.described import description_name, first_line, read_descr
 SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive that export() wrote
 
 
-class TorchScriptFunction:
-    """A TorchScript program, on the CPU: the weights of a frozen one are constants, which do not move.
-
-    Args:
-        content: of the archive, which is executed.
-    """
-
-    def __init__(self, content: bytes):
-        self._content = content
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # newer torch announces the end of TorchScript each time
-            self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
-        for parameter in self._script.parameters():
-            parameter.requires_grad_(False)
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        """Q-values `[B, A]` of observations `[B, ...]`."""
-        return self._script(obs.cpu())
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content,)
-
-
 def load_torchscript(
     content: bytes, uri: str, description: bytes | None = None, *, trust_checkpoint: bool = False
 ) -> Teacher:
@@ -52,8 +29,8 @@ def load_torchscript(
     Args:
         content: of the file.
         uri: its path, for messages.
-        description: JSON with `observation_shape`; None where there is none beside the file, which is as well if
-            `export()` wrote it.
+        description: JSON with `observation_shape`; None if there is none beside the file. What `export()` wrote needs
+            none.
         trust_checkpoint: whether it may be executed.
 
     Raises:
@@ -85,3 +62,26 @@ def load_torchscript(
     weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
     num_parameters = sum(map(archive.size, weights))
     return teacher_of(function, tuple(int(n) for n in shape), uri, num_parameters // 4)
+
+
+class TorchScriptFunction:
+    """A TorchScript program, on the CPU: the weights of a frozen one are constants, which do not move.
+
+    Args:
+        content: of the archive, which is executed.
+    """
+
+    def __init__(self, content: bytes):
+        self._content = content
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer torch announces the end of TorchScript each time
+            self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
+        for parameter in self._script.parameters():
+            parameter.requires_grad_(False)
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Return Q-values `[B, A]` of observations `[B, ...]`."""
+        return self._script(obs.cpu())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._content,)

@@ -14,7 +14,8 @@ from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.export import export
 from rllib_kd.observations.pipeline import Function, ObservationPipeline, Shown
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.ensemble import ensemble_of, mean_policy, mean_q
+from rllib_kd.teachers.ensemble import ensemble_of
+from rllib_kd.teachers.function import mean_policy, mean_q
 from tests.conftest import CARTPOLE_OBS, make_q_module, shared_teacher, states
 from tests.formats import CHECKPOINTS, frames, mlp, nature_cnn, sb3_weights, sb3_zip
 

@@ -376,7 +376,7 @@ def test_a_torch_module_is_copied_and_frozen():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda obs: obs, r"says \[2, 4\] of two observations, expected Q-values \[2, 2\]"),
+        (lambda obs: obs, r"returns the shape \[2, 4\] for two observations, expected Q-values \[2, 2\]"),
         (lambda obs: obs[:, :2] / 0, "are not finite"),
         (lambda obs: obs @ torch.ones(3, 2), "fails on observations of the shape"),
     ],

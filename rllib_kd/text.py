@@ -17,6 +17,11 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def printable(name: str) -> str:
+    """Replace control characters, which would steer a terminal or break a document."""
+    return "".join(character if character.isprintable() else "�" for character in name)
+
+
 def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """` Did you mean 'x'?` with the nearest known name in any case, or nothing; `cutoff` is difflib's, in [0, 1]."""
     spelled = {known_name.lower(): known_name for known_name in known}

@@ -16,6 +16,7 @@ from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Formulas and data: they work, and can be tested, without Ray.
 FREE_OF_RAY = (
+    "learner.gradient_step",
     "learner.label_statistics",
     "learner.losses",
     "learner.replay",

@@ -19,6 +19,7 @@ import numpy as np
 import ray.cloudpickle
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd.evaluation.measures import is_better_than_random, return_ratio
 from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,7 @@ class Returns:
     @property
     def ratio(self) -> float:
         """(student − random) / (teacher − random); NaN where the teacher is no better than a random policy."""
-        gap = self.teacher - self.random
-        return (self.student - self.random) / gap if gap > 0 else math.nan
+        return return_ratio(self.student, self.teacher, self.random)
 
 
 def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bool) -> None:
@@ -64,7 +64,6 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
     """
     num_episodes = len(played["teacher"])
     teacher_return, random_return = (float(np.mean(played[who])) for who in BASELINES)
-    noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in played.values()))
     gain = teacher_return - random_return
     trained_return = teacher.trained_return
     if must_gain and gain <= 0:
@@ -72,7 +71,7 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
             "kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
             f"{teacher_return:.4g} and {random_return:.4g} over {num_episodes} episodes."
         )
-    if gain <= noise:
+    if not is_better_than_random(played["teacher"], played["random"]):
         logger.warning(
             "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
             "episodes. It may have been trained in another environment, or with other wrappers and connectors "

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rllib_kd.evaluation.seeds import FRESH_SEED
+
 
 def option(help: str, *flags: str, metavar: str | None = None) -> Any:
     """An option that takes one line of the help."""
@@ -140,7 +142,7 @@ EnvConfig = Annotated[str, option("Of the environment, or @FILE.", metavar="JSON
 Episodes = Annotated[int, option("That each policy plays; default 100.", metavar="N")]
 
 
-Seed = Annotated[int, option("Of the first episode; default 1000000.", metavar="N")]
+Seed = Annotated[int, option(f"Of the first episode; default {FRESH_SEED}.", metavar="N")]
 
 
 Epsilon = Annotated[float, option("Share of random actions; default 0.", metavar="X")]

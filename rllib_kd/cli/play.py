@@ -30,6 +30,7 @@ from rllib_kd.cli.options import (
     Video,
     option,
 )
+from rllib_kd.evaluation.seeds import FRESH_SEED
 
 
 @app.command()
@@ -39,7 +40,7 @@ def compare(
     env: OwnEnv = None,
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
-    seed: Seed = 1_000_000,
+    seed: Seed = FRESH_SEED,
     epsilon: Epsilon = 0.0,
     out: Report = None,
     trust_checkpoint: Trust = False,
@@ -81,7 +82,7 @@ def evaluate(
     env: OwnEnv = None,
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
-    seed: Seed = 1_000_000,
+    seed: Seed = FRESH_SEED,
     epsilon: Epsilon = 0.0,
     out: Returns = None,
     video: Video = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,11 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.video import check_renders, recording
 from rllib_kd.evaluation.intervals import mean_and_ci95
-from rllib_kd.evaluation.measures import agreement, confusion_and_regret, latency_ms
-from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, episode_seeds, play
+from rllib_kd.evaluation.measures import agreement, confusion_and_regret, latency_ms, return_ratio
+from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, as_q_network, environment_of
 from rllib_kd.evaluation.result import Comparison, PolicyReport
+from rllib_kd.evaluation.seeds import episode_seeds
 from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
@@ -127,7 +127,6 @@ def compare_all(
         random_returns, _ = play(make_env, random_policy, seeds, advance=advance)
         teacher_report = _report("teacher", teacher_returns, teacher, teacher_states[_eyes(teacher)])
         random_report = _report("random", random_returns)
-        gap = teacher_report.return_mean - random_report.return_mean
 
         comparisons = []
         for name, network in networks.items():
@@ -149,7 +148,7 @@ def compare_all(
                     teacher=teacher_report,
                     student=report,
                     random=random_report,
-                    return_ratio=(report.return_mean - random_report.return_mean) / gap if gap > 0 else math.nan,
+                    return_ratio=return_ratio(*(each.return_mean for each in (report, teacher_report, random_report))),
                     compression=network.num_parameters / teacher.num_parameters,
                     agreement_on_teacher_states=agreement(on_teacher_states),
                     agreement_on_student_states=agreement(on_student_states),

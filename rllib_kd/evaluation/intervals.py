@@ -10,9 +10,17 @@ import scipy.stats
 
 
 def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half width of its 95 % confidence interval (Student's t; infinite for one value)."""
+    """Return the mean, and the half width of its 95 % confidence interval (Student's t; infinite for one value)."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.inf
     half_width = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return mean, float(half_width)
+
+
+def lower_bound(values: Sequence[float]) -> float:
+    """Return the lower bound of the mean, with one-sided 95 % confidence (Student's t); −inf for a single value."""
+    if len(values) < 2:
+        return -math.inf
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - float(scipy.stats.t.ppf(0.95, len(values) - 1)) * spread

@@ -1,10 +1,11 @@
-"""Agreement, Q-regret and latency."""
+"""Return ratio, agreement, Q-regret and latency."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,15 +14,33 @@ from torch import Tensor
 from rllib_kd.teachers.base import Teacher
 
 _STATES_AT_ONCE = 1_000  # in one forward pass: 10,000 stacks of frames and their features would fill the memory
-
-
 _LATENCY_CALLS = 500
+
+
+def return_ratio(student: float, teacher: float, random: float) -> float:
+    """Return (student − random) / (teacher − random) of three mean undiscounted returns.
+
+    It is NaN if one of them is, or if the teacher is no better than the random policy.
+    """
+    gap = teacher - random
+    return (student - random) / gap if gap > 0 else math.nan
+
+
+def is_better_than_random(teacher_returns: Sequence[float], random_returns: Sequence[float]) -> bool:
+    """Return whether a teacher's mean return exceeds a random policy's by more than two standard errors.
+
+    Args:
+        teacher_returns: undiscounted, of each episode.
+        random_returns: the same of the random policy.
+    """
+    noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in (teacher_returns, random_returns)))
+    return float(np.mean(teacher_returns)) - float(np.mean(random_returns)) > noise
 
 
 def confusion_and_regret(
     teacher: Teacher, student: Teacher, teacher_inputs: np.ndarray, student_inputs: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Who chooses what, and what the student's choices cost by the teacher's Q-values.
+    """Count who chooses what, and measure what the student's choices cost by the teacher's Q-values.
 
     Args:
         teacher: from its inputs `[M, ...]` to Q-values `[M, A]`.
@@ -48,12 +67,12 @@ def _all_q_values(network: Teacher, inputs: np.ndarray) -> Tensor:
 
 
 def agreement(confusion: np.ndarray) -> float:
-    """Share of states, in [0, 1], in which both choose one action, of counts `[A, A]`."""
+    """Return the share of states, in [0, 1], in which both choose the same action, of counts `[A, A]`."""
     return float(confusion.trace() / confusion.sum())
 
 
 def latency_ms(q_values: Callable[[Tensor], Tensor], obs: Tensor) -> float:
-    """Median time of one forward pass, in milliseconds, on one thread."""
+    """Measure the median time of one forward pass, in milliseconds, on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

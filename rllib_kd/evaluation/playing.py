@@ -199,16 +199,3 @@ class _Sample:
     def states(self) -> list[np.ndarray]:
         """`[M, ...]` for each view."""
         return [np.stack(kept) for kept in self._kept]
-
-
-def episode_seeds(num_episodes: int, seed: int) -> range:
-    """One seed an episode.
-
-    Raises:
-        ValueError: there are to be none, or a seed is negative.
-    """
-    if num_episodes < 1:
-        raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")
-    if seed < 0:
-        raise ValueError(f"`seed` must be at least 0, got {seed}.")
-    return range(seed, seed + num_episodes)

@@ -9,15 +9,13 @@ from pathlib import Path
 from ray import tune
 
 from rllib_kd.evaluation.comparing import compare_all
+from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.experiment import CheckedExperiment
 from rllib_kd.experiment.progress_line import describe
 from rllib_kd.experiment.running import location
 from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_teacher
-
-#: Of the first episode that judges students: none that they were trained on.
-FRESH_SEED = 1_000_000
 
 
 def refusal(results: tune.ResultGrid) -> str | None:

@@ -17,14 +17,13 @@ from rich.table import Table
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.comparing import check_fit, resolve_environment
 from rllib_kd.evaluation.intervals import mean_and_ci95
-from rllib_kd.evaluation.playing import Act, episode_seeds, play
+from rllib_kd.evaluation.playing import Act, play
 from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.export.artifact import DeploymentCost, deployment_cost, q_function
 from rllib_kd.export.export import Exported, artifact_view
 from rllib_kd.export.export import export as write_artifact
 from rllib_kd.observations.pipeline import View
-
-_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def deploy(
     Raises:
         ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
     """
-    seeds = episode_seeds(num_episodes, _SEED)
+    seeds = episode_seeds(num_episodes, FRESH_SEED)
     env, env_config = resolve_environment([checkpoint], env, env_config)
     network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(env, env_config)
     check_fit(make_env, {"The teacher" if out is None else "The student": network})

@@ -11,16 +11,32 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, colour_of, printable, svg
+from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, colour_of, svg
 from rllib_kd.report.page import page, section
 from rllib_kd.report.plots import Curve, agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
+from rllib_kd.text import finite_or_none, printable
 
 if TYPE_CHECKING:
     from rllib_kd.evaluation.result import Comparison, PolicyReport
 
 
+_STATES = ("teacher’s states", "student’s states")
+
+#: Heads of the table, each with the keys of its columns.
+_COLUMNS = {
+    "parameters": ("parameters",),
+    "% of teacher": ("compression",),
+    "return, mean ± 95&nbsp;%&nbsp;CI": ("return",),
+    "return ratio": ("return_ratio",),
+    "agreement (%) on": ("agreement_on_teacher_states", "agreement_on_student_states"),
+    "Q-regret on": ("q_regret_on_teacher_states", "q_regret_on_student_states"),
+    "latency (µs)": ("latency",),
+    "times as fast": ("speedup",),
+}
+
+
 def summary_table(comparisons: Sequence[Comparison]) -> str:
-    """A table of at most 80 columns: a row for each student, and for teacher and random policy.
+    """Return a table of at most 80 columns: a row for each student, and for teacher and random policy.
 
     Args:
         comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
@@ -66,8 +82,8 @@ def write_report(
 
     Args:
         comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
-        out_dir: is made where it does not exist; files of these two names are replaced.
-        curves: learning curves by name, each of (env steps, return); those that have a student's name get its colour.
+        out_dir: is made if it does not exist; files of these two names are replaced.
+        curves: learning curves by name, each of (env steps, return); a curve with a student's name gets its colour.
 
     Returns:
         Path of `index.html`.
@@ -103,9 +119,7 @@ def _common(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> dict[str, Any]:
-    """Everything, teacher and random policy once; what is not finite is None, since JSON has no word for it."""
-    from rllib_kd.text import finite_or_none
-
+    """All figures, teacher and random policy once; those that are not finite are None, as JSON has no word for them."""
     shared = ("env", "num_episodes", "epsilon", "teacher", "random")
     dicts = [comparison.to_dict() for comparison in comparisons]
     students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
@@ -132,7 +146,7 @@ def _mean(report: PolicyReport) -> str:
 
 
 def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
-    """The cells of both tables, by row and name; empty where a policy has no such figure."""
+    """The cells of both tables, by row and name; empty if a policy has no such figure."""
     first = comparisons[0]
     rows = []
     for report in (first.teacher, first.random, *(comparison.student for comparison in comparisons)):
@@ -163,22 +177,6 @@ def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
         if comparison.teacher.latency_ms and comparison.student.latency_ms:
             row["speedup"] = f"{comparison.teacher.latency_ms / comparison.student.latency_ms:.2f}"
     return rows
-
-
-_STATES = ("teacher’s states", "student’s states")
-
-
-#: Heads of the table, each with the keys of its columns.
-_COLUMNS = {
-    "parameters": ("parameters",),
-    "% of teacher": ("compression",),
-    "return, mean ± 95&nbsp;%&nbsp;CI": ("return",),
-    "return ratio": ("return_ratio",),
-    "agreement (%) on": ("agreement_on_teacher_states", "agreement_on_student_states"),
-    "Q-regret on": ("q_regret_on_teacher_states", "q_regret_on_student_states"),
-    "latency (µs)": ("latency",),
-    "times as fast": ("speedup",),
-}
 
 
 def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> str:
@@ -220,8 +218,18 @@ def _table(comparisons: Sequence[Comparison]) -> str:
 
 
 def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> list[str]:
-    """The plots, each with a sentence that says how to read it."""
-    sections = [
+    """The plots, each with a sentence on how to read it."""
+    finite = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
+    shown = {name: curve for name, curve in finite.items() if curve}
+    return [
+        *_policy_sections(comparisons),
+        *([_curves_section(comparisons, shown)] if shown else []),
+        _confusion_section(comparisons),
+    ]
+
+
+def _policy_sections(comparisons: Sequence[Comparison]) -> list[str]:
+    return [
         section(
             "size",
             "Size and return",
@@ -263,26 +271,27 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) ->
             svg("returns-plot", "Distribution of returns", lambda: returns_plot(comparisons)),
         ),
     ]
-    finite = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
-    shown = {name: curve for name, curve in finite.items() if curve}
-    if shown:
-        # Twice, for wide and for narrow windows: scaled from one to the other its text would be unreadable.
-        both = (
-            f'<div class="if-{name}">'
-            + svg(f"curves-{name}", "Learning curves", partial(curves_plot, comparisons, shown, width))
-            + "</div>"
-            for name, width in (("wide", 2 * WIDTH), ("narrow", WIDTH))
-        )
-        sections.append(
-            section(
-                "curves",
-                "Learning curves",
-                "Mean return after so many env steps of training: the further left a curve reaches the teacher’s "
-                "dashed line, the fewer steps its student needed. The dotted line is the random policy.",
-                "".join(both),
-                wide=True,
-            )
-        )
+
+
+def _curves_section(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> str:
+    # Twice, for wide and for narrow windows: scaled from one to the other its text would be unreadable.
+    both = (
+        f'<div class="if-{name}">'
+        + svg(f"curves-{name}", "Learning curves", partial(curves_plot, comparisons, curves, width))
+        + "</div>"
+        for name, width in (("wide", 2 * WIDTH), ("narrow", WIDTH))
+    )
+    return section(
+        "curves",
+        "Learning curves",
+        "Mean return after so many env steps of training: the further left a curve reaches the teacher’s "
+        "dashed line, the fewer steps its student needed. The dotted line is the random policy.",
+        "".join(both),
+        wide=True,
+    )
+
+
+def _confusion_section(comparisons: Sequence[Comparison]) -> str:
     matrices = "".join(
         f"<div><h3>{html.escape(printable(comparison.student.name))}</h3>"
         + svg(
@@ -293,16 +302,13 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) ->
         + "</div>"
         for i, comparison in enumerate(comparisons)
     )
-    sections.append(
-        section(
-            "confusion",
-            "Which actions are confused",
-            "Where the teacher chooses the row’s action, how often the student chooses the column’s: the stronger the "
-            "colour, the larger its share of the row (where cells have room, in percent and number of states). A "
-            "perfect student has colour on the diagonal only. A row without any is an action that the teacher never "
-            "chooses there.",
-            f'<div class="pair">{matrices}</div>',
-            wide=True,
-        )
+    return section(
+        "confusion",
+        "Which actions are confused",
+        "Where the teacher chooses the row’s action, how often the student chooses the column’s: the stronger the "
+        "colour, the larger its share of the row (where cells have room, in percent and number of states). A "
+        "perfect student has colour on the diagonal only. A row without any is an action that the teacher never "
+        "chooses there.",
+        f'<div class="pair">{matrices}</div>',
+        wide=True,
     )
-    return sections

@@ -12,38 +12,26 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from rllib_kd.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rllib_kd.evaluation.result import Comparison
-
-
 FOREGROUND, MUTED, _GRID = "#1b1f24", "#5b6570", "#d5d9de"
-
 
 #: Distinct with any colour vision; six, and seven markers, so that forty-two students differ in one or the other.
 COLOURS = ("#0072b2", "#c44e00", "#00795a", "#a8407f", "#7a5c00", "#5252b8")
-
-
 _DARK_COLOURS = ("#5ab4f0", "#ff8f52", "#3fcb9c", "#ea94c6", "#e2c34c", "#aaaaff")
 
-
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
 GLYPHS = "●■▲◆▼✚✖"  # the same marks, for the table
-
 
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)))
 
-
 #: What matplotlib draws in the colour on the left gets the colour of the page's light or dark theme instead.
 VARIABLES = {FOREGROUND: "--fg", MUTED: "--muted", _GRID: "--grid"}
-
-
 VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(COLOURS)}
-
 
 #: The page's variables in each theme.
 THEMES = {
@@ -51,16 +39,86 @@ THEMES = {
     "dark": ("#e8eaed", "#a3adb8", "#353c45", *_DARK_COLOURS),
 }
 
-
 WIDTH = 5.6  # inches of a plot; the page scales it to about 560 pixels
-
-
 _LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
 
 
-def printable(name: str) -> str:
-    """A name without control characters, which would steer a terminal or break a document."""
-    return "".join(character if character.isprintable() else "�" for character in name)
+def png(path: str | os.PathLike[str], draw: Callable[[], Figure]) -> None:
+    """Draw a figure into a PNG file, dark on white."""
+    with _style():
+        draw().savefig(path, dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+
+
+def svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
+    """Draw a figure as an SVG element for this page: its theme's colours and fonts, ids of its own, no namespaces."""
+    buffer = io.StringIO()
+    with _style():
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        draw().savefig(buffer, format="svg", transparent=True, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
+    root = ElementTree.fromstring(buffer.getvalue())  # comments and doctype fall away
+    for element in root.iter():
+        element.tag = element.tag.split("}")[-1]
+        for name, value in list(element.attrib.items()):
+            del element.attrib[name]
+            element.set(name.split("}")[-1], _attribute(key, name.split("}")[-1], value))
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+    for definitions in root.findall("defs"):
+        for rule in definitions.findall("style"):  # it would rule the whole page
+            definitions.remove(rule)
+    root.set("role", "img")
+    root.set("aria-label", title)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def short_label(name: str, length: int = _LABEL_LENGTH) -> str:
+    """Return a name that fits beside a mark."""
+    name = printable(name)
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def short_legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
+    """Return a name that fits into a legend."""
+    return " " + short_label(name, length)  # matplotlib leaves out names that begin with an underscore, or are empty
+
+
+def colour_of(i: int) -> str:
+    """Return the colour of student number `i`."""
+    return COLOURS[i % len(COLOURS)]
+
+
+def marker_of(i: int) -> str:
+    """Return the marker of student number `i`."""
+    return _MARKERS[i % len(_MARKERS)]
+
+
+def new_figure(height: float, *, width: float = WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure of this height and width, in inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def place_legend(figure: Figure, axes: Axes) -> None:
+    """Put the legend below the plot, where it covers nothing, in as many columns as have room."""
+    handles, labels = axes.get_legend_handles_labels()
+    column = 45 + 5 * max(map(len, labels))  # points: the mark, and about 5 for a character
+    columns = min(max(1, int(72 * figure.get_figwidth() / column)), 6, len(labels))
+    figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(handles) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.4)
+
+
+def use_log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Make the x axis logarithmic, with ticks that suit these values."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
+    decades = math.log10(max(values) / min(values))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 @contextmanager
@@ -98,34 +156,6 @@ def _style() -> Iterator[None]:
         yield
 
 
-def png(path: str | os.PathLike[str], draw: Callable[[], Figure]) -> None:
-    """Draw a figure into a PNG file, dark on white."""
-    with _style():
-        draw().savefig(path, dpi=200, facecolor="white", bbox_inches="tight", pad_inches=0.08)
-
-
-def svg(key: str, title: str, draw: Callable[[], Figure]) -> str:
-    """Draw a figure as an SVG element for this page: its theme's colours and fonts, ids of its own, no namespaces."""
-    buffer = io.StringIO()
-    with _style():
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        draw().savefig(buffer, format="svg", transparent=True, metadata=metadata, bbox_inches="tight", pad_inches=0.04)
-    root = ElementTree.fromstring(buffer.getvalue())  # comments and doctype fall away
-    for element in root.iter():
-        element.tag = element.tag.split("}")[-1]
-        for name, value in list(element.attrib.items()):
-            del element.attrib[name]
-            element.set(name.split("}")[-1], _attribute(key, name.split("}")[-1], value))
-    for name in ("width", "height", "version"):
-        root.attrib.pop(name, None)
-    for definitions in root.findall("defs"):
-        for rule in definitions.findall("style"):  # it would rule the whole page
-            definitions.remove(rule)
-    root.set("role", "img")
-    root.set("aria-label", title)
-    return ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
 def _attribute(key: str, name: str, value: str) -> str:
     if name == "id":
         return f"{key}-{value}"
@@ -137,59 +167,3 @@ def _attribute(key: str, name: str, value: str) -> str:
 
 def _themed(colour: str) -> str:
     return f"var({VARIABLES[colour]})" if colour in VARIABLES else colour
-
-
-def short_label(name: str, length: int = _LABEL_LENGTH) -> str:
-    """Return a name that fits beside a mark."""
-    name = printable(name)
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def short_legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
-    """Return a name that fits into a legend."""
-    return " " + short_label(name, length)  # matplotlib leaves out what begins with an underscore, or is empty
-
-
-def colour_of(i: int) -> str:
-    """The colour of student number `i`."""
-    return COLOURS[i % len(COLOURS)]
-
-
-def marker_of(i: int) -> str:
-    """Return the marker of student `i`."""
-    return _MARKERS[i % len(_MARKERS)]
-
-
-def new_figure(height: float, *, width: float = WIDTH, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """Return a figure of this height and width, in inches, and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height))
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
-
-
-def place_legend(figure: Figure, axes: Axes) -> None:
-    """Below the plot, where it covers nothing; in as many columns as have room."""
-    handles, labels = axes.get_legend_handles_labels()
-    column = 45 + 5 * max(map(len, labels))  # points: the mark, and about 5 for a character
-    columns = min(max(1, int(72 * figure.get_figwidth() / column)), 6, len(labels))
-    figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(handles) / columns))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.4)
-
-
-def draw_references(axes: Axes, first: Comparison, teacher: str | None = None) -> None:
-    """Draw the returns of the teacher and of the random policy as lines."""
-    axes.axhline(first.teacher.return_mean, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
-    axes.axhline(first.random.return_mean, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
-
-
-def use_log_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Make the x axis logarithmic, with ticks that suit these values."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axes.set_xscale("log")
-    axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
-    decades = math.log10(max(values) / min(values))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

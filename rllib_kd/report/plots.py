@@ -1,4 +1,4 @@
-"""The plots of the report."""
+"""The plots of comparisons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rllib_kd.report.drawing import (
     FOREGROUND,
     MUTED,
     colour_of,
-    draw_references,
     marker_of,
     new_figure,
     place_legend,
@@ -22,17 +21,14 @@ from rllib_kd.report.drawing import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from rllib_kd.evaluation.result import Comparison, PolicyReport
 
 
 Curve = Sequence[tuple[float, float]]  # (env steps, return)
-
-
-_CURVE_LABEL_LENGTH = 72  # what tells Tune's trials apart stands behind 40 characters that they share
-
-
+_CURVE_LABEL_LENGTH = 72  # names of Tune's trials share their first 40 characters
 _MAX_ACTIONS_WITH_NUMBERS = 6  # cells of larger confusion matrices are too small for text
 
 
@@ -43,9 +39,9 @@ def scatter(
     *,
     log: bool = False,
 ) -> Figure:
-    """Return over some measure of a policy, one mark each."""
+    """Plot the return over some measure of a policy, one mark each."""
     figure, (axes,) = new_figure(3.3)
-    draw_references(axes, comparisons[0])
+    _draw_references(axes, comparisons[0])
     marks = [(comparisons[0].teacher, FOREGROUND, "*")]
     marks += [(comparison.student, colour_of(i), marker_of(i)) for i, comparison in enumerate(comparisons)]
     values = []
@@ -55,13 +51,7 @@ def scatter(
             continue
         values.append(value)
         if math.isfinite(report.return_ci95):
-            bars: dict[str, Any] = {
-                "fmt": "none",
-                "color": colour,
-                "capsize": 4,
-                "elinewidth": 1.2,
-                "zorder": 2,
-            }
+            bars: dict[str, Any] = {"fmt": "none", "color": colour, "capsize": 4, "elinewidth": 1.2, "zorder": 2}
             axes.errorbar(value, report.return_mean, yerr=report.return_ci95, **bars)
         size = 11 if marker == "*" else 7
         mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}
@@ -78,7 +68,7 @@ def scatter(
 
 
 def agreement_plot(comparisons: Sequence[Comparison]) -> Figure:
-    """Agreement on the teacher's and on the student's states, a line for each student."""
+    """Plot the agreement on the teacher's and on the student's states, a line for each student."""
     figure, (axes,) = new_figure(1.1 + 0.42 * len(comparisons))
     lowest = 100.0
     for i, comparison in enumerate(comparisons):
@@ -108,7 +98,7 @@ def agreement_plot(comparisons: Sequence[Comparison]) -> Figure:
 
 
 def returns_plot(comparisons: Sequence[Comparison]) -> Figure:
-    """Every episode's return, with the middle half and the median, a row for each policy."""
+    """Plot every episode's return, with the middle half and the median, a row for each policy."""
     import numpy as np
     from matplotlib.patches import Rectangle
 
@@ -132,11 +122,11 @@ def returns_plot(comparisons: Sequence[Comparison]) -> Figure:
 
 
 def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], width: float) -> Figure:
-    """Return over env steps, `width` inches wide."""
+    """Plot the return over env steps, `width` inches wide."""
     from matplotlib.ticker import EngFormatter
 
     figure, (axes,) = new_figure(3.4, width=width)
-    draw_references(axes, comparisons[0], "teacher")
+    _draw_references(axes, comparisons[0], "teacher")
     students = [comparison.student.name for comparison in comparisons]
     for i, name in enumerate([*students, *(name for name in curves if name not in students)]):
         if name not in curves:
@@ -163,7 +153,7 @@ def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], 
 
 
 def confusion_plot(comparison: Comparison, i: int) -> Figure:
-    """Both confusion matrices of one comparison, in the colour of its number `i`."""
+    """Plot both confusion matrices of one comparison, in the colour of student number `i`."""
     from matplotlib.patches import Rectangle
 
     figure, both = new_figure(2.9, columns=2)
@@ -193,3 +183,9 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
         axes.set_xlabel("student's action")
         axes.set_ylabel("teacher's action" if axes is both[0] else "")
     return figure
+
+
+def _draw_references(axes: Axes, first: Comparison, teacher: str | None = None) -> None:
+    """Draw the returns of the teacher and of the random policy as lines."""
+    axes.axhline(first.teacher.return_mean, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
+    axes.axhline(first.random.return_mean, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")

@@ -1,23 +1,115 @@
-"""The plot of a sweep."""
+"""What a sweep looks like: a table for the terminal, an HTML page with a plot, and every figure in CSV and JSON."""
 
 from __future__ import annotations
 
+import csv
+import html
+import json
 import math
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rllib_kd.report.drawing import FOREGROUND, MUTED, WIDTH, colour_of, new_figure, place_legend, use_log_axis
+from rllib_kd.report.drawing import (
+    FOREGROUND,
+    MUTED,
+    WIDTH,
+    colour_of,
+    new_figure,
+    place_legend,
+    png,
+    svg,
+    use_log_axis,
+)
+from rllib_kd.report.page import page, section
+from rllib_kd.sweeps.result import GOOD_RATIO, SweepResult, SweptStudent, ratio_text
+from rllib_kd.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from rllib_kd.sweeps.result import SweepResult, SweptStudent
+
+class ReportedSweep(SweepResult):
+    """A sweep's result that can be printed and written: what `Sweep.run()` returns."""
+
+    def __str__(self) -> str:
+        return summary(self)
+
+    def write(self, folder: Path) -> None:
+        """Write the report, as `write()` does."""
+        write(self, folder)
+
+
+def summary(result: SweepResult) -> str:
+    """Return the front as a table of 80 columns, and the recommended student with its command."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = f"{len(result.students)} settings, {len(result.front)} on the Pareto front"
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.title = Text(f"{printable(result.env)}: {counts}\n")
+    for head in ("para-\nmeters", "% of\nteacher", "return\nratio*", "at\nleast†"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("setting")
+    for student in result.front:
+        mark = "→ " if student is result.recommended else ""
+        table.add_row(
+            f"{mark}{student.num_parameters:,}",
+            f"{100 * student.compression:.2g}",
+            ratio_text(student.return_ratio),
+            ratio_text(student.return_ratio_lower),
+            Text(setting_in_a_line(student)),
+        )
+    console = Console(width=80, highlight=False, soft_wrap=False)
+    with console.capture() as capture:
+        console.print(table)
+        console.print("\n* (student − random) / (teacher − random), mean of the seeds")
+        console.print("† lower bound of that mean, 95 % confidence\n")
+        for line in result.remarks():
+            console.print(Text(line))
+    text = "\n".join(line.rstrip() for line in capture.get().splitlines())
+    if (best := result.best) is not None:  # not wrapped: it is there to be copied
+        text += f"\n\n{result.command(best)}"
+    return text
+
+
+def write(result: SweepResult, folder: Path) -> None:
+    """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = result.rows()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(
+            {k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in row.items()} for row in rows
+        )
+    text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
+    (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    if result.students:
+        png(folder / "pareto.png", partial(front_plot, result))
+    (folder / "index.html").write_text(_page(result), encoding="utf-8")
+
+
+def setting_in_a_line(student: SweptStudent) -> str:
+    """Return the setting in a line: `16 units, kl, lr 0.003, …`."""
+    words = [student.size]
+    for name, value in student.settings.items():
+        if name == "teacher_fraction" and isinstance(value, list):
+            env_steps, last = value[-1]
+            words.append(f"{name} {value[0][1]:g}→{last:g} by {env_steps:,}")
+        elif name not in ("model_config", "compression"):
+            words.append(
+                str(value) if name == "loss" else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            )
+    return ", ".join(words)
 
 
 def front_plot(result: SweepResult) -> Figure:
-    """Every student of a sweep on size against return ratio, with the Pareto front: all, and those near the teacher."""
-    from rllib_kd.sweeps.result import GOOD_RATIO
-
+    """Plot size against return ratio of every student, with the Pareto front: all, and those near the teacher."""
     figure, both = new_figure(3.4, width=2 * WIDTH, columns=2)
     for axes in both:
         _draw_front(axes, result)
@@ -65,3 +157,55 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
     axes.plot(result.teacher_parameters, 1.0, color=FOREGROUND, marker="*", markersize=11, linestyle="none", zorder=3)
     use_log_axis(axes, [result.teacher_parameters, *(student.num_parameters for student in result.students)])
     axes.set_xlabel("parameters")
+
+
+def _page(result: SweepResult) -> str:
+    title = f"{printable(result.env)}: how small can the student be?"
+    lead = (
+        f"{len(result.students)} settings, each a mean of its seeds, beside a teacher of "
+        f"{result.teacher_parameters:,} parameters, whose mean return is {result.teacher_return:.1f} where a random "
+        f"policy gets {result.random_return:.1f} ({result.num_episodes} episodes each)."
+    )
+    body = f'<p class="lead">{html.escape(lead)}</p>\n<section class="card" id="recommended">'
+    body += "".join(f"<p>{html.escape(line)}</p>" for line in result.remarks())
+    if (best := result.best) is not None:
+        body += f"<pre>{html.escape(result.command(best))}</pre>"
+    body += "</section>\n"
+    if result.students:
+        plot = svg("front-plot", "Size and return", partial(front_plot, result))
+        body += '<div class="plots">' + section(
+            "front",
+            "Size and return",
+            "Left is smaller (the scale is logarithmic), up is better. The line is the Pareto front: no student "
+            "found is both smaller and better than one on it. Bars reach down to the lower bound of the mean over "
+            "seeds (95 % confidence). Open marks were stopped early.",
+            # Twice as wide as other plots: narrow windows scroll.
+            f'<div class="scroll"><div class="broad">{plot}</div></div>',
+            wide=True,
+        )
+        body += "</div>\n" + f'<section class="card" id="settings">{_table(result)}</section>'
+    return page(title, body)
+
+
+def _table(result: SweepResult) -> str:
+    heads = ("", "parameters", "% of teacher", "return ratio", "at least", "seeds", "env steps", "setting")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads[:-1])
+    head += f'<th scope="col" class="words">{heads[-1]}</th>'
+    lines = []
+    for student in result.ranked:
+        mark = "★ recommended" if student is result.recommended else "● front" if student in result.front else ""
+        cells = [
+            f"{student.num_parameters:,}",
+            f"{100 * student.compression:.2g}",
+            ratio_text(student.return_ratio),
+            ratio_text(student.return_ratio_lower),
+            str(len(student.return_ratios)),
+            f"{student.env_steps:,}",
+        ]
+        kind = "" if student.finished else ' class="reference"'
+        row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+        row += f'<td class="words">{html.escape(setting_in_a_line(student))}</td>'
+        lines.append(
+            f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>'
+        )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'

@@ -1,19 +1,16 @@
-"""What a sweep found: the Pareto front of size and return, and the student to take."""
+"""What a sweep found, as data: the Pareto front of size and return, and the student to take."""
 
 from __future__ import annotations
 
-import csv
-import html
 import json
 import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from rllib_kd.report.drawing import png, printable, svg
-from rllib_kd.sweeps.report import front_plot
+from rllib_kd.evaluation.intervals import lower_bound
+from rllib_kd.text import finite_or_none
 
 #: A student is as good as its teacher from this return ratio on, as the mean of at least so many seeds.
 GOOD_RATIO, MIN_SEEDS = 0.98, 3
@@ -49,32 +46,6 @@ class SweptStudent:
         if widths is None:
             return f"{100 * self.compression:.2g} % of the teacher"
         return " × ".join(map(str, widths)) + (" units" if widths else "linear")
-
-
-def lower_bound(values: Sequence[float]) -> float:
-    """Of the mean, with 95 % confidence on this side (Student's t); −inf for a single value."""
-    import numpy as np
-    import scipy.stats
-
-    if len(values) < 2:
-        return -math.inf
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - float(scipy.stats.t.ppf(0.95, len(values) - 1)) * spread
-
-
-def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:
-    """Those that no other finished one equals in return ratio at fewer parameters, or beats at as many; small first."""
-    front: list[SweptStudent] = []
-    for student in sorted((s for s in students if s.finished), key=lambda s: (s.num_parameters, -s.return_ratio)):
-        if not front or student.return_ratio > front[-1].return_ratio:
-            front.append(student)
-    return front
-
-
-def recommend(students: Sequence[SweptStudent]) -> SweptStudent | None:
-    """The smallest with at least `GOOD_RATIO` of the teacher's return over at least `MIN_SEEDS` seeds, or None."""
-    enough = [student for student in students if len(student.return_ratios) >= MIN_SEEDS]
-    return next((student for student in pareto_front(enough) if student.return_ratio >= GOOD_RATIO), None)
 
 
 @dataclass(frozen=True)
@@ -116,11 +87,21 @@ class SweepResult:
 
     @property
     def recommended(self) -> SweptStudent | None:
-        """The smallest student that is as good as its teacher; None where there is none."""
+        """The smallest student that is as good as its teacher; None if there is none."""
         return recommend(self.students)
 
+    @property
+    def best(self) -> SweptStudent | None:
+        """The recommended student, else the one with the highest return ratio; None if none has finished."""
+        return self.recommended or (self.front[-1] if self.front else None)
+
+    @property
+    def ranked(self) -> list[SweptStudent]:
+        """All students: finished ones first, then small ones, then good ones."""
+        return sorted(self.students, key=lambda s: (not s.finished, s.num_parameters, -s.return_ratio))
+
     def command(self, student: SweptStudent) -> str:
-        """What trains such a student, for a shell."""
+        """Return the shell command that trains such a student."""
         words = ["rllib", "train", "--algo", "DistillDQN", "--env", self.env]
         for teacher in [self.teacher] if isinstance(self.teacher, str) else self.teacher:
             words += ["--teacher", teacher]
@@ -129,14 +110,14 @@ class SweepResult:
         return shlex.join(words)
 
     def verdict(self) -> str:
-        """The recommended student in a sentence, or why there is none."""
+        """Return a sentence with the recommended student, or with the reason why there is none."""
         good = f"at least {100 * GOOD_RATIO:.0f} % of the teacher's return"
         if (student := self.recommended) is not None:
-            each = ", ".join(map(_ratio, student.return_ratios))
+            each = ", ".join(map(ratio_text, student.return_ratios))
             return (
                 f"Recommended: {student.size}, {student.num_parameters:,} parameters "
                 f"({100 * student.compression:.2g} % of the teacher's). It is the smallest with {good} over at least "
-                f"{MIN_SEEDS} seeds: {_ratio(student.return_ratio)}, the mean of {each}."
+                f"{MIN_SEEDS} seeds: {ratio_text(student.return_ratio)}, the mean of {each}."
             )
         if not self.front:
             return "No student has finished its training, so there is none to recommend."
@@ -146,44 +127,11 @@ class SweepResult:
             reason = f"{good.capitalize()} counts from {MIN_SEEDS} seeds on, and there were {len(best.return_ratios)}"
         return (
             f"{reason}, so none is recommended. The best was {best.size}, {best.num_parameters:,} parameters, with "
-            f"{_ratio(best.return_ratio)}."
+            f"{ratio_text(best.return_ratio)}."
         )
 
-    def __str__(self) -> str:
-        """The front as a table of 80 columns, and the recommended student with its command."""
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        counts = f"{len(self.students)} settings, {len(self.front)} on the Pareto front"
-        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        table.title = Text(f"{printable(self.env)}: {counts}\n")
-        for head in ("para-\nmeters", "% of\nteacher", "return\nratio*", "at\nleast†"):
-            table.add_column(head, justify="right", no_wrap=True)
-        table.add_column("setting")
-        for student in self.front:
-            mark = "→ " if student is self.recommended else ""
-            table.add_row(
-                f"{mark}{student.num_parameters:,}",
-                f"{100 * student.compression:.2g}",
-                _ratio(student.return_ratio),
-                _ratio(student.return_ratio_lower),
-                Text(describe(student)),
-            )
-        console = Console(width=80, highlight=False, soft_wrap=False)
-        with console.capture() as capture:
-            console.print(table)
-            console.print("\n* (student − random) / (teacher − random), mean of the seeds")
-            console.print("† lower bound of that mean, 95 % confidence\n")
-            for line in self._remarks():
-                console.print(Text(line))
-        text = "\n".join(line.rstrip() for line in capture.get().splitlines())
-        if self.front:  # not wrapped: it is there to be copied
-            text += f"\n\n{self.command(self.recommended or self.front[-1])}"
-        return text
-
-    def _remarks(self) -> list[str]:
+    def remarks(self) -> list[str]:
+        """Return the verdict, and sentences about how the sweep went."""
         remarks = [self.verdict(), self.note]
         if not self.is_complete:
             remarks.append("The sweep was interrupted. The same command with --resume goes on.")
@@ -192,120 +140,57 @@ class SweepResult:
             remarks.append(f"{count} of {of} settings failed: {next(iter(self.failed.values()))}")
         return [remark for remark in remarks if remark]
 
-    def write(self, folder: Path) -> None:
-        """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`."""
-        from rllib_kd.text import finite_or_none
+    def rows(self) -> list[dict[str, Any]]:
+        """Return each student's figures by name, in the order of `ranked`."""
+        front, recommended = self.front, self.recommended
+        return [
+            {
+                "trial": student.name,
+                "finished": student.finished,
+                "on_front": student in front,
+                "recommended": student is recommended,
+                "parameters": student.num_parameters,
+                "compression": student.compression,
+                "return_ratio": student.return_ratio,
+                "return_ratio_lower": student.return_ratio_lower,
+                "seeds": len(student.return_ratios),
+                "return_ratios": list(student.return_ratios),
+                "env_steps": student.env_steps,
+                **student.settings,
+                "checkpoint": student.checkpoint or "",
+            }
+            for student in self.ranked
+        ]
 
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = [self._row(student) for student in self._sorted()]
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(
-                {k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in row.items()} for row in rows
-            )
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, for JSON; what has no finite value is None."""
         shared = ("env", "teacher", "teacher_parameters", "teacher_return", "random_return", "num_episodes")
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
-        content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict(), "students": rows}
-        if self.front:
-            content["command"] = self.command(self.recommended or self.front[-1])
-        text = json.dumps(finite_or_none(content), indent=1, allow_nan=False)
-        (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
-        if self.students:
-            png(folder / "pareto.png", self._plot)
-        (folder / "index.html").write_text(self._page(), encoding="utf-8")
-
-    def _plot(self) -> Any:
-        return front_plot(self)
-
-    def _sorted(self) -> list[SweptStudent]:
-        return sorted(self.students, key=lambda s: (not s.finished, s.num_parameters, -s.return_ratio))
-
-    def _row(self, student: SweptStudent) -> dict[str, Any]:
-        """A student's figures by name, for CSV and JSON."""
-        return {
-            "trial": student.name,
-            "finished": student.finished,
-            "on_front": student in self.front,
-            "recommended": student is self.recommended,
-            "parameters": student.num_parameters,
-            "compression": student.compression,
-            "return_ratio": student.return_ratio,
-            "return_ratio_lower": student.return_ratio_lower,
-            "seeds": len(student.return_ratios),
-            "return_ratios": list(student.return_ratios),
-            "env_steps": student.env_steps,
-            **student.settings,
-            "checkpoint": student.checkpoint or "",
-        }
-
-    def _page(self) -> str:
-        from rllib_kd.report.page import page, section
-
-        title = f"{printable(self.env)}: how small can the student be?"
-        lead = (
-            f"{len(self.students)} settings, each a mean of its seeds, beside a teacher of "
-            f"{self.teacher_parameters:,} parameters, whose mean return is {self.teacher_return:.1f} where a random "
-            f"policy gets {self.random_return:.1f} ({self.num_episodes} episodes each)."
-        )
-        body = f'<p class="lead">{html.escape(lead)}</p>\n<section class="card" id="recommended">'
-        body += "".join(f"<p>{html.escape(line)}</p>" for line in self._remarks())
-        if self.front:
-            body += f"<pre>{html.escape(self.command(self.recommended or self.front[-1]))}</pre>"
-        body += "</section>\n"
-        if self.students:
-            plot = svg("front-plot", "Size and return", self._plot)
-            body += '<div class="plots">' + section(
-                "front",
-                "Size and return",
-                "Left is smaller (the scale is logarithmic), up is better. The line is the Pareto front: no student "
-                "found is both smaller and better than one on it. Bars reach down to the lower bound of the mean over "
-                "seeds (95 % confidence). Open marks were stopped early.",
-                # Twice as wide as other plots: narrow windows scroll.
-                f'<div class="scroll"><div class="broad">{plot}</div></div>',
-                wide=True,
-            )
-            body += "</div>\n" + f'<section class="card" id="settings">{self._table()}</section>'
-        return page(title, body)
-
-    def _table(self) -> str:
-        heads = ("", "parameters", "% of teacher", "return ratio", "at least", "seeds", "env steps", "setting")
-        head = "".join(f'<th scope="col">{name}</th>' for name in heads[:-1])
-        head += f'<th scope="col" class="words">{heads[-1]}</th>'
-        lines = []
-        for student in self._sorted():
-            mark = "★ recommended" if student is self.recommended else "● front" if student in self.front else ""
-            cells = [
-                f"{student.num_parameters:,}",
-                f"{100 * student.compression:.2g}",
-                _ratio(student.return_ratio),
-                _ratio(student.return_ratio_lower),
-                str(len(student.return_ratios)),
-                f"{student.env_steps:,}",
-            ]
-            kind = "" if student.finished else ' class="reference"'
-            row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-            row += f'<td class="words">{html.escape(describe(student))}</td>'
-            lines.append(
-                f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>'
-            )
-        return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict()}
+        content["students"] = self.rows()
+        if (best := self.best) is not None:
+            content["command"] = self.command(best)
+        return finite_or_none(content)
 
 
-def describe(student: SweptStudent) -> str:
-    """The setting in a line: `16 units, kl, lr 0.003, …`."""
-    words = [student.size]
-    for name, value in student.settings.items():
-        if name == "teacher_fraction" and isinstance(value, list):
-            env_steps, last = value[-1]
-            words.append(f"{name} {value[0][1]:g}→{last:g} by {env_steps:,}")
-        elif name not in ("model_config", "compression"):
-            words.append(
-                str(value) if name == "loss" else f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-            )
-    return ", ".join(words)
+def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:
+    """Find the finished students that are best at their size, small ones first.
+
+    No other finished student equals one of them in return ratio with fewer parameters, or beats it with as many.
+    """
+    front: list[SweptStudent] = []
+    for student in sorted((s for s in students if s.finished), key=lambda s: (s.num_parameters, -s.return_ratio)):
+        if not front or student.return_ratio > front[-1].return_ratio:
+            front.append(student)
+    return front
 
 
-def _ratio(value: float) -> str:
+def recommend(students: Sequence[SweptStudent]) -> SweptStudent | None:
+    """Find the smallest with at least `GOOD_RATIO` of the teacher's return over at least `MIN_SEEDS` seeds, or None."""
+    enough = [student for student in students if len(student.return_ratios) >= MIN_SEEDS]
+    return next((student for student in pareto_front(enough) if student.return_ratio >= GOOD_RATIO), None)
+
+
+def ratio_text(value: float) -> str:
+    """Return a return ratio with three digits, or a dash if it is not finite."""
     return f"{value:.3f}" if math.isfinite(value) else "–"

@@ -7,7 +7,6 @@ average: searcher and scheduler see settings, not luck.
 from __future__ import annotations
 
 import json
-import math
 import os
 import tempfile
 import warnings
@@ -29,19 +28,20 @@ from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.comparing import check_fit
-from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.measures import is_better_than_random
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.running import location
 from rllib_kd.experiment.settings import validate
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.learner.label_statistics import QStatistics
-from rllib_kd.sweeps.result import SweepResult, SweptStudent
+from rllib_kd.sweeps.report import ReportedSweep
+from rllib_kd.sweeps.result import SweptStudent
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.sweeps.trial import (
-    FINAL_SEED,
     NUM_EPISODES,
     NUM_REPORTS,
     SOFTENED,
@@ -144,7 +144,7 @@ class Sweep:
         """Path or URI of the sweep's folder."""
         return f"{self.storage_path}/{self.name}"
 
-    def run(self, *, resume: bool = False, address: str | None = None) -> SweepResult:
+    def run(self, *, resume: bool = False, address: str | None = None) -> ReportedSweep:
         """Train, and write the result into `report/` in the sweep's folder.
 
         Uses the Ray that this process has, or joins or starts one. Ctrl-C or SIGTERM ends the sweep after each trial's
@@ -171,7 +171,7 @@ class Sweep:
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
         check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
-        seeds = range(FINAL_SEED, FINAL_SEED + NUM_EPISODES)
+        seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
         returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
         task = self._task(teacher, returns, make_env, seeds)
         median_gap = _median_gap(teacher, states)
@@ -197,8 +197,8 @@ class Sweep:
 
     def _task(self, teacher: Teacher, teacher_returns: list[float], make_env: Any, seeds: Sequence[int]) -> Task:
         random_returns, _ = play(make_env, RandomActions(int(teacher.action_space.n), seed=self.seed), seeds)
-        (teacher_mean, teacher_ci), (random_mean, random_ci) = map(mean_and_ci95, (teacher_returns, random_returns))
-        if teacher_mean - random_mean <= math.hypot(teacher_ci, random_ci):
+        teacher_mean, random_mean = (float(np.mean(returns)) for returns in (teacher_returns, random_returns))
+        if not is_better_than_random(teacher_returns, random_returns):
             raise ValueError(
                 f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
                 f"{teacher_mean:.4g} and {random_mean:.4g} over {len(seeds)} episodes. There is nothing to distil."
@@ -315,10 +315,10 @@ class Sweep:
 
     # --- The result ---------------------------------------------------------------------------------------------------
 
-    def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task, *, is_complete: bool) -> SweepResult:
+    def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task, *, is_complete: bool) -> ReportedSweep:
         reported = [result for result in grid if result.error is None and "return_ratio" in (result.metrics or {})]
         failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
-        return SweepResult(
+        return ReportedSweep(
             env=self.env,
             teacher=list(map(str, self.teacher)) if isinstance(self.teacher, list | tuple) else str(self.teacher),
             teacher_parameters=teacher.num_parameters,
@@ -346,7 +346,7 @@ class Sweep:
             checkpoint=location(result.checkpoint) if result.checkpoint else None,
         )
 
-    def _write(self, result: SweepResult) -> None:
+    def _write(self, result: ReportedSweep) -> None:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
         with tempfile.TemporaryDirectory() as folder:
             result.write(Path(folder))

@@ -14,25 +14,20 @@ from ray import tune
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.intervals import lower_bound
+from rllib_kd.evaluation.measures import return_ratio
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.settings import apply_settings
-from rllib_kd.sweeps.result import lower_bound
 from rllib_kd.teachers.base import Teacher
 
 #: Losses that read `temperature`.
 SOFTENED = ("kl", "reverse_kl", "jsd")
 
-
 NUM_EPISODES = 100  # behind a final return: of the teacher, of the random policy, and of each seed
-
-
 _NUM_EPISODES_ON_THE_WAY = 20  # of each seed, at every other report
-
-
-FINAL_SEED, _SEED_ON_THE_WAY = 1_000_000, 2_000_000  # of the first episode: none that is trained on
-
-
+_SEED_ON_THE_WAY = 2_000_000  # of the first episode of those; final returns begin at FRESH_SEED
 NUM_REPORTS = 8  # of a trial: evaluation, checkpoint, and the scheduler's decision
 
 
@@ -59,8 +54,8 @@ class Task:
     random_return: float
 
     def return_ratio(self, student_return: float) -> float:
-        """(student − random) / (teacher − random)."""
-        return (student_return - self.random_return) / (self.teacher_return - self.random_return)
+        """`return_ratio()` of a student's mean return."""
+        return return_ratio(student_return, self.teacher_return, self.random_return)
 
 
 class StudentTrial(tune.Trainable):
@@ -95,7 +90,7 @@ class StudentTrial(tune.Trainable):
         for student in self._students:
             _train_until(student, min(goal, task.env_steps))
         is_done = goal >= task.env_steps
-        first, count = (FINAL_SEED, NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
+        first, count = (FRESH_SEED, NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
         make_env = env_maker(task.env, self._students[0].config.env_config)
         networks = [as_q_network(student) for student in self._students]
         returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]

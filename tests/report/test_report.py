@@ -244,5 +244,5 @@ def test_what_cannot_stand_in_one_table(tmp_path):
 
 
 def test_the_module_imports_neither_torch_nor_matplotlib():
-    code = "import sys, rllib_kd.report; print({'ray', 'torch', 'matplotlib', 'rich'} & set(sys.modules))"
+    code = "import sys, rllib_kd.report.comparisons; print({'ray', 'torch', 'matplotlib', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"

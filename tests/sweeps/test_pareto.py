@@ -9,7 +9,9 @@ import shlex
 import pytest
 import scipy.stats
 
-from rllib_kd.sweeps.result import SweepResult, SweptStudent, describe, lower_bound, pareto_front, recommend
+from rllib_kd.evaluation.intervals import lower_bound
+from rllib_kd.sweeps.report import ReportedSweep, setting_in_a_line
+from rllib_kd.sweeps.result import SweptStudent, pareto_front, recommend
 
 
 def student(num_parameters, *ratios, finished=True, **settings):
@@ -27,7 +29,7 @@ def student(num_parameters, *ratios, finished=True, **settings):
 def result(*students, **kwargs):
     defaults = {"env": "CartPole-v1", "teacher": "my teacher", "teacher_parameters": 10_000, "teacher_return": 500.0}
     defaults |= {"random_return": 20.0, "num_episodes": 100, "env_steps": 1_000, "fixed": {}}
-    return SweepResult(**{**defaults, **kwargs}, students=list(students))
+    return ReportedSweep(**{**defaults, **kwargs}, students=list(students))
 
 
 def test_the_front_has_no_student_that_a_smaller_or_equal_one_reaches():
@@ -98,7 +100,7 @@ def test_the_table_has_80_columns_and_the_command_is_one_line():
     [([[0, 1.0], [10_000, 0.5]], "1→0.5 by 10,000"), ([[0, 0.3]], "0.3→0.3 by 0"), (0.25, "0.25")],
 )
 def test_a_schedule_is_described_by_its_ends(fraction, words):
-    assert describe(student(10, 1.0, teacher_fraction=fraction)).endswith(f", teacher_fraction {words}")
+    assert setting_in_a_line(student(10, 1.0, teacher_fraction=fraction)).endswith(f", teacher_fraction {words}")
 
 
 def test_the_command_has_what_all_students_share():

@@ -1,0 +1,59 @@
+"""Figures that several parts of the package share: return ratio, better than random, bounds, seeds."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from rllib_kd.evaluation.intervals import lower_bound, mean_and_ci95
+from rllib_kd.evaluation.measures import is_better_than_random, return_ratio
+from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "random", "expected"),
+    [
+        (260.0, 500.0, 20.0, 0.5),
+        (500.0, 500.0, 20.0, 1.0),
+        (-110.0, -100.0, -200.0, 0.9),  # returns below zero
+        (0.0, 500.0, 20.0, -20 / 480),  # worse than random
+        (600.0, 500.0, 20.0, 580 / 480),  # better than its teacher
+    ],
+)
+def test_the_return_ratio_counts_from_the_random_policy_to_the_teacher(student, teacher, random, expected):
+    assert return_ratio(student, teacher, random) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "returns", [(1.0, 20.0, 20.0), (1.0, 10.0, 20.0), (math.nan, 20.0, 10.0), (1.0, math.nan, 2.0)]
+)
+def test_a_teacher_no_better_than_random_has_no_return_ratio(returns):
+    assert math.isnan(return_ratio(*returns))
+
+
+def test_better_than_random_means_by_two_standard_errors():
+    rng = np.random.default_rng(0)
+    random = rng.normal(0.0, 1.0, 100)
+    noise = 2 * np.sqrt(2 * np.var(random) / 100)
+    assert is_better_than_random(random + 1.01 * noise, random)
+    assert not is_better_than_random(random + 0.99 * noise, random)
+    assert not is_better_than_random([5.0], [5.0])
+    assert is_better_than_random([5.1], [5.0])  # of one episode nothing is known of the noise
+
+
+def test_the_intervals_are_students():
+    values = [0.9, 1.0, 0.8, 0.95]
+    mean, half_width = mean_and_ci95(values)
+    low, high = scipy.stats.t.interval(0.95, 3, loc=np.mean(values), scale=scipy.stats.sem(values))
+    assert (mean - half_width, mean + half_width) == pytest.approx((low, high))
+    assert mean_and_ci95([1.0]) == (1.0, math.inf)
+    assert lower_bound(values) > mean - half_width  # one-sided
+
+
+def test_each_episode_has_a_seed_of_its_own():
+    assert list(episode_seeds(3, FRESH_SEED)) == [1_000_000, 1_000_001, 1_000_002]
+    with pytest.raises(ValueError, match="`num_episodes` must be at least 1, got 0"):
+        episode_seeds(0, 0)
+    with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
+        episode_seeds(1, -1)

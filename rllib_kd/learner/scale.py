@@ -18,12 +18,6 @@ from torch import nn
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.networks.dqn_module import last_linear
 
-#
-# A value loss is learned in normalised coordinates (statistics.QScale). What acts, syncs and is saved must put out
-# Q-values. So the last layer holds normalised outputs inside an update only: `to_normalized` before the first step,
-# `to_q_values` after the last one. Both preserve the function exactly, also when the scale has moved in between, as in
-# PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
-
 
 def has_scalable_head(module: RLModule) -> bool:
     """Whether the last layer can be rescaled: RLlib's own module, with one output an action."""

@@ -91,6 +91,7 @@ class DistillationConfig(DQNConfig):
             "beta": 0.4,  # exponent of the importance weights then
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
+        self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
         self.store_buffer_in_checkpoints = True  # what is resumed goes on at once, and as it would have
 
     def distillation(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,8 +19,6 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
-    EPISODE_MODULE_RETURN_MEAN,
-    EPISODE_RETURN_MEAN,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -220,22 +217,14 @@ class DistillDQN(DQN):
         """RLlib's evaluation; of a family, of one student after the other: see `students` in the result."""
         if not self.config.students:
             evaluation = super().evaluate(*args, **kwargs)
-            self._returns.take_evaluation(self._returns_in(evaluation))
+            self._returns.take_evaluation(evaluation, of=None if self.config.is_multi_agent else DEFAULT_MODULE_ID)
             return evaluation
         students = {}
         for name in self.config.students:
             self.eval_env_runner_group.foreach_env_runner(lambda env_runner, name=name: env_runner.let_act(name))
             students[name] = super().evaluate(*args, **kwargs)
-            self._returns.take_evaluation({name: self._returns_in(students[name])[DEFAULT_MODULE_ID]})
+            self._returns.take_evaluation(students[name], of=name)
         return {**students[name], "students": students}
-
-    def _returns_in(self, evaluation: Mapping[str, Any]) -> dict[str, float]:
-        """Mean returns by module; NaN where no episode ended."""
-        results = evaluation.get(ENV_RUNNER_RESULTS, {})
-        if self.config.is_multi_agent:
-            by_module = results.get(EPISODE_MODULE_RETURN_MEAN, {})
-            return {name: float(by_module.get(name, math.nan)) for name in self._returns}
-        return {DEFAULT_MODULE_ID: float(results.get(EPISODE_RETURN_MEAN, math.nan))}
 
     @classmethod
     @override(DQN)

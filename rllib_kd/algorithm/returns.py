@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_MODULE_RETURN_MEAN, EPISODE_RETURN_MEAN
 
 
 @dataclass
@@ -55,10 +56,18 @@ class StudentReturns:
             self[name].teacher = float(np.mean(played["teacher"]))
             self[name].random = float(np.mean(played["random"]))
 
-    def take_evaluation(self, returns: Mapping[str, float]) -> None:
-        """Take the mean returns of students by their last evaluation, by name."""
-        for name, value in returns.items():
-            self[name].student = value
+    def take_evaluation(self, evaluation: Mapping[str, Any], *, of: str | None = None) -> None:
+        """Take the mean returns by an evaluation; NaN where no episode ended.
+
+        Args:
+            evaluation: RLlib's results.
+            of: the student that acted in it; None in multi-agent settings, where all did.
+        """
+        results = evaluation.get(ENV_RUNNER_RESULTS, {})
+        by_module = results.get(EPISODE_MODULE_RETURN_MEAN, {})
+        for name in self if of is None else [of]:
+            value = by_module.get(name, math.nan) if of is None else results.get(EPISODE_RETURN_MEAN, math.nan)
+            self[name].student = float(value)
 
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""

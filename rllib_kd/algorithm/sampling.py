@@ -95,7 +95,7 @@ class Sampling:
         self._group = group
         self._learner_group = learner_group
         self.requests = SampleRequests(group, max_staleness=config.max_staleness, timeout_s=config.sample_timeout_s)
-        self._student: StudentState | None = None  # the newest that EnvRunners get; None: the Learners are asked
+        self._student: StudentState | None = None  # the newest for remote EnvRunners; None: the Learners are asked
         self._staleness: list[int] = []  # of the samples of this iteration, in updates
         self._connector_states: dict[int, dict[str, Any]] = {}  # by EnvRunner with connectors of its own
         self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
@@ -148,7 +148,7 @@ class Sampling:
 
     @property
     def _seq_no(self) -> int:
-        """Updates that the newest student has seen, of those that EnvRunners get."""
+        """Updates that the newest student for remote EnvRunners has seen; 0 where a local one has the newest anyway."""
         return 0 if self._student is None else self._student.seq_no
 
     def take_student(self, learner_state: Mapping[str, Any] | None, env_steps: int) -> None:
@@ -162,8 +162,7 @@ class Sampling:
             assert learner_state is not None
             self._student = StudentState.of(learner_state, env_steps)
         else:  # as RLlib's sync_weights(), without its way through the object store
-            self._student = self._ask_for_student(env_steps)
-            self._group.local_env_runner.set_state(self._student.for_env_runners())
+            self._group.local_env_runner.set_state(self._ask_for_student(env_steps).for_env_runners())
 
     def _ask_for_student(self, env_steps: int) -> StudentState:
         component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
@@ -183,7 +182,7 @@ class Sampling:
         """
         # Once an iteration: with each update it would be a fifth of the driver's work. get_module() and restarts of
         # other EnvRunners take the student from the local one, which samples nothing then.
-        if self.is_remote and self._student is not None and self._group.local_env_runner is not None:
+        if self._student is not None and self._group.local_env_runner is not None:
             self._group.local_env_runner.set_state(self._student.for_env_runners())
         if self._connector_states or not self.is_remote:
             self._group.sync_env_runner_states(

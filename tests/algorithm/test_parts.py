@@ -164,18 +164,33 @@ def test_what_is_left_of_a_batch_waits():
 # --- Returns and results ----------------------------------------------------------------------------------------------
 
 
+def evaluation(mean, **by_module):
+    return {"env_runners": {"episode_return_mean": mean, "module_episode_returns_mean": by_module}}
+
+
 def test_the_return_ratio_is_that_of_the_student_furthest_from_its_teacher():
     returns = StudentReturns(["a", "b"])
     assert math.isnan(returns.ratio)
     returns.take_baselines(["a", "b"], {"teacher": [90.0, 110.0], "random": [0.0, 20.0]})
-    returns.take_evaluation({"a": 100.0})
+    returns.take_evaluation(evaluation(100.0), of="a")
     assert math.isnan(returns.ratio)
-    returns.take_evaluation({"b": 55.0})
+    returns.take_evaluation(evaluation(55.0), of="b")
     assert returns.ratio == 0.5
     assert returns["a"].ratio == 1.0
     other = StudentReturns(["a", "b"])
     other.set_state(returns.get_state())
     assert other.get_state() == returns.get_state()
+
+
+def test_an_evaluation_may_be_of_one_student_or_of_all():
+    returns = StudentReturns(["a", "b"])
+    returns.take_evaluation(evaluation(9.0, a=4.0, b=5.0))
+    assert [returns[name].student for name in returns] == [4.0, 5.0]
+    returns.take_evaluation(evaluation(3.0), of="b")
+    assert [returns[name].student for name in returns] == [4.0, 3.0]
+    for nothing in ({}, {"env_runners": {}}):
+        returns.take_evaluation(nothing)
+        assert all(math.isnan(returns[name].student) for name in returns)
 
 
 def result_of(config, sizes, teachers):

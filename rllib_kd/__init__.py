@@ -8,8 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rllib_kd.algorithm.algorithm import DistillDQN
-    from rllib_kd.algorithm.config import DistillDQNConfig
+    from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
     from rllib_kd.checkpoints.runs import read_curves
     from rllib_kd.env_runner.single_agent import DistillEnvRunner
     from rllib_kd.evaluation.comparing import compare, compare_all
@@ -41,7 +40,7 @@ __all__ = [
 #: Where each of them is defined: the same table as above, for the interpreter.
 _HOME = {
     "DistillDQN": "algorithm.algorithm",
-    "DistillDQNConfig": "algorithm.config",
+    "DistillDQNConfig": "algorithm.algorithm",
     "DistillDQNTorchLearner": "learner.learner",
     "DistillEnvRunner": "env_runner.single_agent",
     "Sweep": "sweeps.sweep",

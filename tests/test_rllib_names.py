@@ -8,26 +8,27 @@ from importlib import import_module
 import pytest
 import ray
 from ray.rllib.algorithms.algorithm import Algorithm
-from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 from ray.rllib.core.learner.learner import Learner
-from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.tune.trainable import Trainable
 
 import rllib_kd
-from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner
-from rllib_kd.env_runner.capture import _RLLIB_ATTRIBUTES
+from rllib_kd import _rllib
+from rllib_kd.algorithm.algorithm import DistillDQN
+from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
+from rllib_kd.learner.learner import DistillDQNTorchLearner
 
 OUR_CLASSES = (
     DistillDQN,
-    DistillDQNConfig,
+    DistillationConfig,
     DistillDQNTorchLearner,
     DistillEnvRunner,
     StudentsEnvRunner,
@@ -37,8 +38,6 @@ OUR_CLASSES = (
 REACHED = {
     EnvRunnerGroup: ("_worker_manager",),
     FaultTolerantActorManager: ("_filter_calls_by_tag", "_remove_async_state", "actors"),
-    AlgorithmConfig: ("_env_to_module_connector", "_module_to_env_connector", "_rl_module_spec", "_is_frozen"),
-    LearnerGroup: ("_learner",),
     Learner: ("_learner_index", "_weights_seq_no", "_optimizer_lr_schedules"),
     DQNLearner: ("last_update_ts_by_mid",),
     SingleAgentEnvRunner: ("_env_to_module", "_module_to_env"),
@@ -48,28 +47,28 @@ REACHED = {
 
 
 def source_of(classes) -> str:
-    return "\n".join(map(class_source, classes))
+    return "\n".join(map(source, classes))
 
 
-def class_source(cls: type) -> str:
-    """Its source, also of a public class, whose `__module__` is the package."""
-    if cls.__module__ != "rllib_kd":
-        return inspect.getsource(cls)
+def source(cls: type) -> str:
+    """Of a class; of a public one, whose `__module__` is the package, at its home."""
+    if cls.__module__ != rllib_kd.__name__:
+        return textwrap.dedent(inspect.getsource(cls))
     text = inspect.getsource(import_module(f"rllib_kd.{rllib_kd._HOME[cls.__name__]}"))
-    (found,) = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
-    return str(ast.get_source_segment(text, found))
+    classes = (node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
+    return ast.get_source_segment(text, next(classes))
 
 
 def missing_in(cls: type, names) -> set[str]:
     """Those that a class neither has nor assigns to itself."""
-    source = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
-    return {name for name in names if not hasattr(cls, name) and f"self.{name}" not in source}
+    rllibs = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
+    return {name for name in names if not hasattr(cls, name) and f"self.{name}" not in rllibs}
 
 
 def private_names(cls: type) -> set[str]:
     """`self._x` and `super()._x` in the body of a class, that it neither defines nor assigns."""
     used, own = set(), set()
-    for node in ast.walk(ast.parse(textwrap.dedent(class_source(cls)))):
+    for node in ast.walk(ast.parse(source(cls))):
         if isinstance(node, ast.FunctionDef):
             own.add(node.name)
         if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
@@ -89,7 +88,7 @@ def message(cls: type, missing: set[str]) -> str:
 
 @pytest.mark.parametrize("cls", OUR_CLASSES)
 def test_what_our_classes_use_of_their_base_classes_is_there(cls):
-    inherited = source_of(base for base in cls.__mro__[1:] if base.__module__.split(".")[0] == "rllib_kd")
+    inherited = source_of(base for base in cls.__mro__[1:] if base.__module__.startswith("rllib_kd"))
     names = {name for name in private_names(cls) if f"def {name}" not in inherited}
     assert names
     missing = missing_in(cls, names)
@@ -104,10 +103,16 @@ def test_what_is_reached_from_outside_is_there(cls):
 
 @pytest.mark.parametrize("cls", [DistillEnvRunner, DistillMultiAgentEnvRunner])
 def test_what_sampling_goes_on_from_is_there(cls):
-    names = _RLLIB_ATTRIBUTES
-    source = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
-    missing = {name for name in names if f"self.{name}" not in source}
+    names = RLLIB_SAMPLING_STATE
+    rllibs = source_of(base for base in cls.__mro__ if base.__module__.startswith("ray."))
+    missing = {name for name in names if f"self.{name}" not in rllibs}
     assert not missing, message(cls, missing)
+
+
+def test_what_is_reached_in_one_file_is_listed():
+    tree = ast.parse(inspect.getsource(_rllib))
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
+    assert used <= {name for names in REACHED.values() for name in names}
 
 
 def test_a_name_that_is_gone_is_named():

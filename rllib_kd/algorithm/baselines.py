@@ -1,4 +1,4 @@
-"""Baseline returns, kept between runs: trials of a sweep need not all let the same teacher play."""
+"""What teacher and random policy reach, played once and kept: trials of a sweep share what one has measured."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 import ray.cloudpickle
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_kd.evaluation.measures import is_better_than_random, return_ratio
+from rllib_kd.evaluation.measures import is_better_than_random
 from rllib_kd.teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +40,38 @@ BASELINES = ("teacher", "random")
 Played = dict[str, list[float]]
 
 
-@dataclass
-class Returns:
-    """Mean undiscounted returns in one student's environment; NaN as long as they are not known."""
+def play_baselines(
+    config: DistillationConfig, teachers: Mapping[str, Teacher], group: EnvRunnerGroup
+) -> dict[str, Played]:
+    """Let the greedy teachers and random policies play on the EnvRunners, unless a cache has their returns.
 
-    teacher: float = math.nan
-    random: float = math.nan
-    student: float = math.nan  # by the last evaluation
+    Returns:
+        Returns by group; empty if `num_baseline_episodes` is 0 or there is no teacher.
 
-    @property
-    def ratio(self) -> float:
-        """(student − random) / (teacher − random); NaN where the teacher is no better than a random policy."""
-        return return_ratio(self.student, self.teacher, self.random)
+    Raises:
+        ValueError: the teacher must be better than a random policy, but is not.
+    """
+    num_episodes = config.num_baseline_episodes
+    if num_episodes is None:
+        num_episodes = config.evaluation_duration if isinstance(config.evaluation_duration, int) else 10
+    if num_episodes == 0 or not teachers:
+        return {}
+
+    def play() -> dict[str, Played]:
+        returns = {who: _play_episodes(group, teachers, num_episodes, teacher=who == "teacher") for who in BASELINES}
+        return {group_id: {who: returns[who][group_id] for who in BASELINES} for group_id in teachers}
+
+    if config.is_multi_agent:
+        played = play()
+    else:
+        key = None
+        if not config.own_connectors & {"env_to_module", "module_to_env"}:
+            counts = (num_episodes, config.num_env_runners, config.num_envs_per_env_runner, config.seed)
+            key = baseline_key(teachers[DEFAULT_MODULE_ID], config.env, config.env_config, counts)
+        played = {DEFAULT_MODULE_ID: cached(key, lambda: play()[DEFAULT_MODULE_ID])}
+    for group_id, teacher in teachers.items():
+        check_baselines(played[group_id], teacher, env=config.env, must_gain=config.kd_coeff == "qdagger")
+    return played
 
 
 def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bool) -> None:
@@ -139,3 +163,16 @@ def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], sett
         return hashlib.sha256(ray.cloudpickle.dumps(parts)).hexdigest()[:32]
     except Exception:  # what does not pickle is not kept
         return None
+
+
+def _play_episodes(
+    group: EnvRunnerGroup, group_ids: Collection[str], num_episodes: int, *, teacher: bool
+) -> dict[str, list[float]]:
+    """Return the returns of each episode, by group; each EnvRunner plays its share."""
+    if (num_runners := group.num_healthy_remote_workers()) == 0:
+        return group.local_env_runner.play_episodes(num_episodes, teacher=teacher)
+    share = math.ceil(num_episodes / num_runners)
+    parts = group.foreach_env_runner(
+        "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}, local_env_runner=False
+    )
+    return {group_id: [value for part in parts for value in part[group_id]] for group_id in group_ids}

@@ -1,70 +1,48 @@
-"""Everything that can be configured, checked without touching a file."""
+"""The settings, and what follows from them. This module knows no Algorithm: algorithm.py names it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from numbers import Real
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline, FlattenObservations
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from typing_extensions import Self
 
+from rllib_kd.algorithm.checks import check
+from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
-from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
+from rllib_kd.learner.learner import DistillDQNTorchLearner
+from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.networks.dqn_module import student_module_spec
+from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.spaces import is_byte_image, is_matrix
+from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
-from rllib_kd.text import did_you_mean
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
-if TYPE_CHECKING:
-    from ray.rllib.connectors.env_to_module import EnvToModulePipeline
-    from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+class DistillationConfig(DQNConfig):
+    """All settings of a distillation, for any Algorithm: `DistillDQNConfig` names its own.
 
-INITS = ("random", "teacher")
-
-
-ENSEMBLES = ("q", "policy")
-
-
-ROLLOUT_POLICIES = ("teacher", "student", "mixture")
-
-
-#: Keys of a model config that set how wide the student is.
-WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
-
-
-#: Student parameters / teacher parameters, where neither `compression` nor a model config says otherwise.
-DEFAULT_COMPRESSION = 0.04
-
-
-class DistillDQNConfig(DQNConfig):
-    """Configures `DistillDQN`: everything that RLlib's `DQNConfig` has, and `.distillation(...)`.
-
-    Defaults that differ from `DQNConfig`: ε 0.05 from the start (Rusu et al. 2015), a student that is not dueling, 16
-    environments an EnvRunner in fragments of 32 steps, batches of 256 rows drawn from a columnar replay in the Learner,
-    and evaluation in an EnvRunner group of its own, always with the greedy student.
-
-    `training(replay_buffer_config={"alpha": 0.6, "beta": 0.4})` makes the replay prioritized (Schaul et al. 2016, arXiv
-    1511.05952), by the TD error, or by the distillation loss where there is no TD. alpha, in [0, 1]: 0 (default) is
-    uniform, 1 draws in proportion to the error. beta, in [0, 1]: 0 corrects nothing of that in the loss, 1 all.
+    A *group* is one teacher, one stream of states, and the students that learn from it. In multi-agent settings there
+    is one group for each module with a teacher, named like the module; otherwise there is one.
     """
 
     #: `temperature="auto"` is this times the median action gap of the teacher.
     AUTO_TEMPERATURE_GAPS: ClassVar[float] = 0.1
 
     def __init__(self, algo_class: type | None = None):
-        from rllib_kd.algorithm.algorithm import DistillDQN
-        from rllib_kd.env_runner.single_agent import DistillEnvRunner
-
-        super().__init__(algo_class=algo_class or DistillDQN)
+        super().__init__(algo_class=algo_class)
         self.teacher: str | Teacher | list[Any] | Mapping[str, Any] | None = None
         self.ensemble = "q"
         self.trust_checkpoint = False
@@ -92,7 +70,6 @@ class DistillDQNConfig(DQNConfig):
         self.max_staleness: int | None = None
 
         # RLlib's own fields.
-        self.env_runner_cls = DistillEnvRunner
         self.num_envs_per_env_runner = 16
         self.rollout_fragment_length = 32
         self.epsilon = 0.05
@@ -114,6 +91,7 @@ class DistillDQNConfig(DQNConfig):
             "beta": 0.4,  # exponent of the importance weights then
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
+        self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
         self.store_buffer_in_checkpoints = True  # what is resumed goes on at once, and as it would have
 
     def distillation(
@@ -144,7 +122,7 @@ class DistillDQNConfig(DQNConfig):
         init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
         max_staleness: int | None = NotProvided,
-    ) -> DistillDQNConfig:
+    ) -> Self:
         """Sets what is distilled from whom, how, and on which states.
 
         Args:
@@ -279,42 +257,43 @@ class DistillDQNConfig(DQNConfig):
         Raises:
             ValueError: saying what was got, what was expected and what to do.
         """
-        self._check_field_names()
-        self._settle_atari()
-        self._settle_env_runner()
-        self._check_distillation()
-        self._check_scope()
+        check(self)
         super().validate()
 
-    def _settle_atari(self) -> None:
-        """A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env."""
-        if atari.is_game(self.env) and self._env_to_module_connector is None and not self._is_frozen:
+    def settle_environment(self) -> None:
+        """Set what an environment needs that is known by its name, before EnvRunners read the config.
+
+        A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env, unless there are
+        env-to-module connectors.
+        """
+        if atari.is_game(self.env) and "env_to_module" not in self.own_connectors:
             self.environment(env_config={**atari.VECTOR_DEFAULTS, **self.env_config})
             self.env_runners(gym_env_vectorize_mode="vector_entry_point")
 
-    def _settle_env_runner(self) -> None:
-        from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
-        from rllib_kd.env_runner.single_agent import DistillEnvRunner
+    @property
+    def env_runner_cls(self) -> type | None:
+        """The class that was set, else `DistillEnvRunner`, or `DistillMultiAgentEnvRunner` for several agents.
 
-        if self.is_multi_agent and self.env_runner_cls is DistillEnvRunner and not self._is_frozen:
-            self.env_runner_cls = DistillMultiAgentEnvRunner
+        In evaluation None, which is RLlib's own, unless a class was set.
+        """
+        if self._env_runner_cls is not None or self.in_evaluation:
+            return self._env_runner_cls
+        return DistillMultiAgentEnvRunner if self.is_multi_agent else DistillEnvRunner
+
+    @env_runner_cls.setter
+    def env_runner_cls(self, env_runner_cls: type | None) -> None:
+        self._env_runner_cls = env_runner_cls
 
     def get_default_learner_class(self) -> type:
-        """`DistillDQNTorchLearner`."""
-        from rllib_kd.learner.learner import DistillDQNTorchLearner
-
+        """Return `DistillDQNTorchLearner`."""
         return DistillDQNTorchLearner
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """RLlib's own DQN module."""
-        from rllib_kd.networks.dqn_module import student_module_spec
-
+        """Return the spec of RLlib's own DQN module."""
         return student_module_spec(self.model_config)
 
     def get_multi_rl_module_spec(self, **kwargs: Any) -> MultiRLModuleSpec:
-        """RLlib's; of a family, all students."""
-        from rllib_kd.networks.dqn_module import student_module_spec
-
+        """Return RLlib's spec, or one with all students of a family."""
         if not self.students:
             return super().get_multi_rl_module_spec(**kwargs)
         specs = {name: student_module_spec(self.model_config | shape) for name, shape in self.students.items()}
@@ -326,14 +305,9 @@ class DistillDQNConfig(DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """RLlib's pipeline; without connectors of one's own, images of bytes and matrices become what networks take."""
-        from ray.rllib.connectors.env_to_module import FlattenObservations
-
-        from rllib_kd.observations.images import ImagesToFloats
-        from rllib_kd.observations.spaces import is_byte_image, is_matrix
-
+        """Return RLlib's pipeline, extended for images of bytes and for matrices unless connectors are set."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
-        if self._env_to_module_connector is None:
+        if "env_to_module" not in self.own_connectors:
             space = pipeline.input_observation_space
             if is_byte_image(space):
                 pipeline.prepend(ImagesToFloats())
@@ -342,12 +316,10 @@ class DistillDQNConfig(DQNConfig):
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
-        """The greedy student alone, in RLlib's standard EnvRunner, an environment at a time unless set otherwise.
+        """Return a config for the greedy student alone, in RLlib's standard EnvRunner with one environment.
 
         With several environments RLlib counts the episodes that end first, which favours short ones.
         """
-        from rllib_kd.env_runner.single_agent import StudentsEnvRunner
-
         config = super().get_evaluation_config_object()
         if config is not None:
             overrides = self.evaluation_config
@@ -366,6 +338,21 @@ class DistillDQNConfig(DQNConfig):
         """What `rl_module(model_config=...)` was given."""
         given = self._model_config
         return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
+
+    @property
+    def own_connectors(self) -> frozenset[str]:
+        """The kinds of connectors that the user has set: "env_to_module", "module_to_env", "learner"."""
+        set_by_user = {
+            "env_to_module": self._env_to_module_connector,
+            "module_to_env": self._module_to_env_connector,
+            "learner": self._learner_connector,
+        }
+        return frozenset(kind for kind, connector in set_by_user.items() if connector is not None)
+
+    @property
+    def own_rl_module_spec(self) -> Any:
+        """What `rl_module(rl_module_spec=...)` was given; None if it was not called."""
+        return self._rl_module_spec
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -389,9 +376,6 @@ class DistillDQNConfig(DQNConfig):
             return 1.0
         default = [[0, 1.0], [10_000, 0.0 if self.uses_td else 0.5]]
         return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
-
-    # A *group* is one teacher, one stream of states, and the students that learn from it: in multi-agent settings there
-    # is one for each module with a teacher, named like it; otherwise there is one.
 
     @property
     def teachers(self) -> dict[str, Any]:
@@ -421,8 +405,6 @@ class DistillDQNConfig(DQNConfig):
         Args:
             median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
         """
-        from rllib_kd.learner.losses import POLICY_LOSSES
-
         temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
         if self.student_temperature is not None:
             return temperature, self.student_temperature
@@ -434,308 +416,3 @@ class DistillDQNConfig(DQNConfig):
     def uses_td(self) -> bool:
         """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
         return any(values_of(self.td_coeff))
-
-    # --- Checks -------------------------------------------------------------------------------------------------------
-
-    def _check_field_names(self) -> None:
-        """A plain dict, as Tune passes it, may name fields that nobody reads."""
-        known = set(vars(type(self)()))
-        for name in vars(self):
-            if name not in known and name != "class" and not name.startswith("__"):  # Tune's own start with "__"
-                raise ValueError(f"DistillDQN has no config field '{name}'.{did_you_mean(name, known)}")
-
-    def _check_distillation(self) -> None:
-        from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
-
-        for teacher in self.teachers.values():
-            members = teacher if isinstance(teacher, list | tuple) else [teacher]
-            if not members or not all(isinstance(member, str | os.PathLike | Teacher) for member in members):
-                raise ValueError(
-                    f"DistillDQN needs a teacher, got {teacher!r}. Name one with "
-                    ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
-                )
-        if self.loss not in LOSSES:
-            hint = did_you_mean(str(self.loss).lower(), LOSSES)
-            raise ValueError(f"Unknown loss {self.loss!r}.{hint} Known are: {', '.join(LOSSES)}.")
-        self._check_ensemble()
-        if self.rollout_policy not in ROLLOUT_POLICIES:
-            raise ValueError(
-                f"Unknown rollout_policy {self.rollout_policy!r}. Known are: {', '.join(ROLLOUT_POLICIES)}."
-            )
-        if self.init not in INITS:
-            raise ValueError(f"Unknown init {self.init!r}. Known are: {', '.join(INITS)}.")
-        if not (isinstance(self.temperature, str) and self.temperature == "auto"):
-            _check_positive("temperature", self.temperature, "a number, or 'auto'")
-        if self.student_temperature is not None:
-            _check_positive("student_temperature", self.student_temperature, "a number, or None")
-        _check_positive("huber_delta", self.huber_delta, "a number")
-        _check_positive("margin", self.margin, "a number")
-        _check_share("jsd_beta", self.jsd_beta)
-        if self.feature_coeff != 0:
-            _check_positive("feature_coeff", self.feature_coeff, "a number, or 0 for no feature matching")
-        if self.value_gate and not self.uses_td:
-            raise ValueError(
-                "`value_gate` compares the teacher's values with those that the student learns from rewards, but "
-                "`td_coeff` is 0: a value above the teacher's would never be corrected. Set td_coeff, or no gate."
-            )
-        if not isinstance(self.weight_averaging, Real) or not 0.0 <= self.weight_averaging < 1.0:
-            raise ValueError(f"`weight_averaging` must be in [0, 1), got {self.weight_averaging!r}.")
-        if self.teacher_fraction is not None:
-            check_schedule("teacher_fraction", self.teacher_fraction, high=1.0)
-        check_schedule("td_coeff", self.td_coeff)
-        if self.kd_coeff == "qdagger":
-            self._check_qdagger()
-        else:
-            check_schedule("kd_coeff", self.kd_coeff, words=("qdagger",))
-        if self.teacher is None:
-            self._check_without_teacher()
-        check_schedule("epsilon", self.epsilon, high=1.0)
-        if self.compression is not None:
-            _check_compression("`compression`", self.compression)
-            if widths := WIDTH_KEYS & set(self.given_model_config):
-                raise ValueError(
-                    f"Both `compression`={self.compression:g} and {sorted(widths)} in rl_module(model_config=...) set "
-                    "the widths of the student's layers. Set one of them."
-                )
-        if self.student is not None:
-            self._check_preset()
-        own_scale = self.student_temperature not in (None, self.temperature)
-        if self.uses_td and self.loss in POLICY_LOSSES and own_scale:
-            raise ValueError(
-                f"With `td_coeff`, the student's outputs must be Q-values, but student_temperature="
-                f"{self.student_temperature} beside temperature={self.temperature} gives them another scale. Leave it "
-                "at None."
-            )
-        if self.loss == "categorical" and self.model_config.get("num_atoms", 1) < 2:
-            raise ValueError(
-                "The loss 'categorical' is for a C51 student, but this one has one output an action. Give it the "
-                "teacher's support: training(num_atoms=51, v_min=..., v_max=...), or use another loss."
-            )
-        if not (self.uses_td or self.kd_coeff == "qdagger" or any(values_of(self.kd_coeff))):
-            raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
-        if self.max_staleness is not None:
-            _check_integer("max_staleness", self.max_staleness, low=0)
-        episodes = self.num_baseline_episodes
-        if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
-            raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
-
-    def _check_ensemble(self) -> None:
-        from rllib_kd.learner.losses import POLICY_LOSSES
-
-        if self.ensemble not in ENSEMBLES:
-            raise ValueError(f"Unknown ensemble {self.ensemble!r}. Known are: {', '.join(ENSEMBLES)}.")
-        if self.loss == "categorical" and any(isinstance(teacher, list | tuple) for teacher in self.teachers.values()):
-            raise ValueError(
-                "The loss 'categorical' learns return distributions, but an ensemble has the mean of Q-values. Use "
-                "another loss, or one teacher."
-            )
-        if self.ensemble != "policy":
-            return
-        if self.temperature == "auto":
-            raise ValueError(
-                "ensemble='policy' is the mean of the teachers' policies at `temperature`, but 'auto' is measured on "
-                "that mean. Set a number, in return units: about a tenth of the usual gap between the best two "
-                "Q-values. Or use ensemble='q'."
-            )
-        for name, makes_no_sense in (
-            ("loss", self.loss not in POLICY_LOSSES),
-            ("gap_weighting", bool(self.gap_weighting)),
-            ("value_gate", bool(self.value_gate)),
-        ):
-            if makes_no_sense:
-                raise ValueError(
-                    f"`{name}`={getattr(self, name)!r} needs the teachers' Q-values, but ensemble='policy' has only "
-                    "their mean policy. Use ensemble='q', or leave it out."
-                )
-
-    def _check_preset(self) -> None:
-        _check_preset("student", self.student)
-        if widths := WIDTH_KEYS & set(self.given_model_config):
-            raise ValueError(
-                f"Both `student`={self.student!r} and {sorted(widths)} in rl_module(model_config=...) set the widths "
-                "of the student's layers. Set one of them."
-            )
-        if self.compression is not None:
-            raise ValueError(
-                f"Both `student`={self.student!r} and `compression`={self.compression:g} set the size of the student. "
-                "Set one of them."
-            )
-
-    def _check_without_teacher(self) -> None:
-        if not self.uses_td:
-            raise ValueError(
-                "DistillDQN needs a teacher, got None. Name one with .distillation(teacher='path/to/checkpoint'), or "
-                "'cartpole', which comes with the package. To learn without one, as DQN does: td_coeff=1.0."
-            )
-        for name, makes_no_sense in (
-            ("rollout_policy", self.rollout_policy == "teacher"),
-            ("kd_coeff", self.kd_coeff == "qdagger"),
-            ("loss", self.loss == "categorical"),
-            ("compression", self.compression is not None),
-            ("gap_weighting", bool(self.gap_weighting)),
-            ("value_gate", bool(self.value_gate)),
-            ("feature_coeff", bool(self.feature_coeff)),
-            ("init", self.init != "random"),
-        ):
-            if makes_no_sense:
-                raise ValueError(
-                    f"`{name}`={getattr(self, name)!r} needs a teacher, but `teacher` is None. Leave `{name}` at its "
-                    "default, or name a teacher."
-                )
-
-    def _check_qdagger(self) -> None:
-        for missing, reason in (
-            (not self.uses_td, "`td_coeff` is 0: as the student comes near its teacher, nothing is left to learn from"),
-            (not self.evaluation_interval, "there are no evaluations: set .evaluation(evaluation_interval=...)"),
-            (self.num_baseline_episodes == 0, "`num_baseline_episodes` is 0: there is nothing to compare returns with"),
-        ):
-            if missing:
-                raise ValueError(f"kd_coeff='qdagger' is 1 − the student's return ratio, but {reason}.")
-
-    def _check_scope(self) -> None:
-        if not (self.enable_rl_module_and_learner and self.enable_env_runner_and_connector_v2):
-            raise ValueError("DistillDQN runs on RLlib's new API stack only. Leave `api_stack(...)` at its defaults.")
-        if self.framework_str != "torch":
-            raise ValueError(f"DistillDQN needs framework 'torch', got {self.framework_str!r}.")
-        self._check_multi_agent()
-        self._check_students()
-        if self.model_config.get("use_lstm"):
-            raise ValueError("Recurrent students (`use_lstm=True`) are not supported. Stack frames instead.")
-        if self.uses_td and self.num_atoms > 1:
-            raise ValueError(
-                f"`td_coeff` with a distributional student (num_atoms={self.num_atoms}) is not supported. Set "
-                "num_atoms=1; the teacher may be distributional."
-            )
-        if self.replay_buffer_config.get("type") != "ColumnarReplay":
-            raise ValueError(
-                "DistillDQN has a replay of its own, in the Learners. Set only its size and priorities: "
-                "training(replay_buffer_config={'capacity': ..., 'alpha': ..., 'beta': ...}). Got "
-                f"{self.replay_buffer_config}."
-            )
-        for name in ("alpha", "beta"):
-            _check_share(f"replay_buffer_config['{name}']", self.replay_buffer_config.get(name, 0.0))
-        _check_positive("training_intensity", self.training_intensity, "rows learned from / env steps sampled")
-        _check_integer("replay_buffer_config['capacity']", self.replay_buffer_config.get("capacity"), low=1)
-        _check_integer("train_batch_size_per_learner", self.train_batch_size_per_learner, low=1)
-        _check_integer("num_envs_per_env_runner", self.num_envs_per_env_runner, low=1)
-        _check_integer("max_requests_in_flight_per_env_runner", self.max_requests_in_flight_per_env_runner, low=1)
-        _check_integer("num_steps_sampled_before_learning_starts", self.num_steps_sampled_before_learning_starts, low=0)
-        _check_integer("rollout_fragment_length", self.get_rollout_fragment_length(), low=1)
-        if self.uses_td:
-            _check_integer("n_step", self.n_step, low=1)
-            check_schedule("gamma", self.gamma, high=1.0)
-        self._check_pieces()
-        if not self.in_evaluation and self.num_envs_per_env_runner < self.num_learners:
-            raise ValueError(
-                f"Each of the {self.num_learners} Learners takes the rows of environments of its own: set "
-                f"num_envs_per_env_runner to at least {self.num_learners}, got {self.num_envs_per_env_runner}."
-            )
-
-    def _check_multi_agent(self) -> None:
-        if not self.is_multi_agent:
-            if isinstance(self.teacher, Mapping):
-                raise ValueError(
-                    f"There is a teacher for each of {sorted(self.teacher)}, but no such policies. Name them: "
-                    ".multi_agent(policies=..., policy_mapping_fn=...)."
-                )
-            return
-        policies = sorted(self.policies)
-        example = "{" + ", ".join(f"'{policy}': ..." for policy in policies[:2]) + "}"
-        if not isinstance(self.teacher, Mapping) or not self.teacher or not set(self.teacher) <= set(policies):
-            got = sorted(self.teacher) if isinstance(self.teacher, Mapping) else repr(self.teacher)
-            raise ValueError(
-                f"In multi-agent settings each policy that is to learn needs a teacher of its own: "
-                f".distillation(teacher={example}), with policies of {policies}. Got {got}."
-            )
-        trained = policies if self.policies_to_train is None else self.policies_to_train
-        if not callable(trained) and set(trained) != set(self.teacher):
-            raise ValueError(
-                f"The policies with a teacher are {sorted(self.teacher)}, but those to be trained are "
-                f"{sorted(trained)}. Set multi_agent(policies_to_train={sorted(self.teacher)})."
-            )
-        if self._env_to_module_connector is not None or self._module_to_env_connector is not None:
-            raise ValueError("Connectors of your own are not supported in multi-agent settings. Wrap the environment.")
-        if self.students or self.student:
-            raise ValueError(
-                "`student` and `students` are for single-agent settings. Shape the students of several policies by "
-                "`compression`, or by rl_module(...)."
-            )
-
-    def _check_students(self) -> None:
-        """The family, if there is one."""
-        if not self.students:
-            return
-        for name in ("student", "compression", "_rl_module_spec"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"Both `students` and `{name.removeprefix('_')}` say what is trained. Set one of them."
-                )
-        known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression"}
-        for name, shape in self.students.items():
-            where = f"`students['{name}']`"
-            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
-                raise ValueError(f"The name of a student becomes that of a folder: a word, got {name!r}.")
-            if isinstance(shape, str):
-                _check_preset(f"student {where}:", shape)
-                continue
-            if not isinstance(shape, Mapping):
-                raise ValueError(f"{where} must be a model config such as {{'fcnet_hiddens': [16]}}, got {shape!r}.")
-            for key in shape:
-                if key not in known:
-                    raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
-            if len({"compression"} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
-                raise ValueError(
-                    f"{where} must have either `compression` or widths ({', '.join(sorted(WIDTH_KEYS))}), got "
-                    f"{dict(shape)}."
-                )
-            if "compression" in shape:
-                _check_compression(f"{where}: `compression`", shape["compression"])
-
-    def _check_pieces(self) -> None:
-        """RLlib's pieces that this algorithm replaces: whoever replaces them again must start from ours."""
-        from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
-        from rllib_kd.env_runner.single_agent import DistillEnvRunner
-        from rllib_kd.learner.learner import DistillDQNTorchLearner
-
-        if not issubclass(self.learner_class, DistillDQNTorchLearner):
-            raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {self.learner_class.__name__}.")
-        if self.in_evaluation:
-            return
-        expected = DistillMultiAgentEnvRunner if self.is_multi_agent else DistillEnvRunner
-        if not (isinstance(self.env_runner_cls, type) and issubclass(self.env_runner_cls, expected)):
-            raise ValueError(f"`env_runner_cls` must be a {expected.__name__}, got {self.env_runner_cls}.")
-        if self._learner_connector is not None:
-            raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
-        if self.batch_mode != "truncate_episodes":
-            raise ValueError(f"`batch_mode` must be 'truncate_episodes', got {self.batch_mode!r}.")
-
-
-def _check_preset(what: str, name: object) -> None:
-    from rllib_kd.students.sizes import PRESETS
-
-    if name not in PRESETS:
-        hint = did_you_mean(str(name).lower(), PRESETS)
-        raise ValueError(
-            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. Others have no name: give a "
-            "compression, or a model config such as {'fcnet_hiddens': [16]}."
-        )
-
-
-def _check_compression(what: str, value: object) -> None:
-    if not isinstance(value, Real) or not 0.0 < float(value) <= 1.0:
-        raise ValueError(f"{what} must be in (0, 1]: student parameters / teacher parameters. Got {value!r}.")
-
-
-def _check_integer(name: str, value: object, *, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
-
-
-def _check_share(name: str, value: object) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0.0 <= float(value) <= 1.0:
-        raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
-
-
-def _check_positive(name: str, value: object, expected: str) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
-        raise ValueError(f"`{name}` must be positive ({expected}), got {value!r}.")

@@ -1,14 +1,17 @@
-"""The first weights of a student, from its teacher's: on the first states that come in, before the first step."""
+"""The first states of a run, and the students' first weights, fitted to what the teachers compute on them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from rllib_kd.algorithm.students import Students
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.observations.frames import CONTEXT, VALID, observations
@@ -21,6 +24,70 @@ _NUM_STATES, _NUM_NUMBERS = 2_048, 2**24  # at most so many states decide, of so
 
 
 _AT_ONCE = 64  # images would fill the memory
+
+
+class FirstWeights:
+    """The first states of each teacher, and the weights that its students get from them before the first step.
+
+    Args:
+        group_ids: of the teachers.
+    """
+
+    NOT_SAVED: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, group_ids: Iterable[str]):
+        self._states = {group_id: FirstStates() for group_id in group_ids}
+
+    def keep(self, fragments: Iterable[Mapping[str, Mapping[str, Any]]]) -> None:
+        """Take in the columns of each group, of all fragments."""
+        for fragment in fragments:
+            for group_id, part in fragment.items():
+                self._states[group_id].keep(part)
+
+    def set_on(
+        self,
+        learner_group: LearnerGroup,
+        students: Students,
+        teachers: Mapping[str, Teacher],
+        new_student: Callable[[str], Any],
+        config: Any,
+    ) -> None:
+        """Set the first weights on all Learners, from where they reach the EnvRunners as after any update.
+
+        Args:
+            learner_group: whose students get them, and whose target networks.
+            students: of the run.
+            teachers: by group.
+            new_student: builds a new RLModule for the student of a name.
+            config: with the loss and its temperatures.
+
+        Raises:
+            ValueError: a teacher sees something else than its student.
+        """
+        weights = {
+            name: self._states[group_id].initial_weights(new_student(name), teacher, config)
+            for group_id, teacher in teachers.items()
+            for name in students.of_group(group_id)
+        }
+
+        def start(learner: Any) -> None:
+            learner.set_state({COMPONENT_RL_MODULE: weights})
+            for name in weights:
+                for network, target in learner.module[name].unwrapped().get_target_network_pairs():
+                    target.load_state_dict(network.state_dict())
+
+        for result in learner_group.foreach_learner(start):
+            result.get()
+        self._states = {group_id: FirstStates() for group_id in self._states}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"states": {group_id: states.get_state() for group_id, states in self._states.items()}}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `get_state()`."""
+        for group_id, states in state["states"].items():
+            self._states[group_id].set_state(states)
 
 
 class FirstStates:

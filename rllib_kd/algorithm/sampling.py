@@ -1,16 +1,30 @@
-"""Requests for samples that are under way at remote EnvRunners, while the Learner learns."""
+"""EnvRunners sample: requests that are under way while the Learner learns, and the student that they carry."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Collection, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
-from rllib_kd.wire import Sample
+from rllib_kd import _rllib
+from rllib_kd.algorithm.random_state import capture_random_state, put_back_random_state
+from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
+from rllib_kd.learner.group import TD_COLUMNS
+from rllib_kd.schedules import value_at
+from rllib_kd.wire import Sample, pack_weights
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +33,199 @@ _SAMPLE, _PING = "sample", "ping"  # tags of requests
 
 
 _NOT_AWAITED = 2**62  # a weights_seq_no that is never stale
+
+
+@dataclass(frozen=True)
+class StudentState:
+    """The student that acts next, on its way from the Learners to the EnvRunners; of a family all students.
+
+    Args:
+        weights: by module; or a reference to them, as `pack_weights()` makes it.
+        seq_no: updates that the student has seen.
+        env_steps: sampled until then, over restarts.
+    """
+
+    weights: Any
+    seq_no: int
+    env_steps: int
+
+    @classmethod
+    def of(cls, learner_state: Mapping[str, Any], env_steps: int) -> StudentState:
+        """Take the weights and their number from the state of a Learner."""
+        return cls(learner_state[COMPONENT_RL_MODULE], learner_state[WEIGHTS_SEQ_NO], env_steps)
+
+    def packed(self) -> StudentState:
+        """Return the same student with weights that travel to many processes."""
+        return dataclasses.replace(self, weights=pack_weights(self.weights))
+
+    def for_env_runners(self) -> dict[str, Any]:
+        """Return the state that RLlib's `EnvRunner.set_state()` takes."""
+        return {
+            COMPONENT_RL_MODULE: self.weights,
+            WEIGHTS_SEQ_NO: self.seq_no,
+            NUM_ENV_STEPS_SAMPLED_LIFETIME: self.env_steps,
+        }
+
+
+class Sampling:
+    """What the EnvRunners of a run do: which student they have, and what they are asked for.
+
+    Args:
+        config: of the run.
+        group: the EnvRunners: remote ones, or a local one.
+        learner_group: that the student comes from.
+    """
+
+    #: Attributes that are in no checkpoint. What is under way is of the student before a restore, and is forgotten.
+    NOT_SAVED: ClassVar = frozenset(
+        {
+            "_config",
+            "_group",
+            "_learner_group",
+            "requests",
+            "_student",
+            "_staleness",
+            "_connector_states",
+            "_to_put_back",
+        }
+    )
+
+    def __init__(self, config: DistillationConfig, group: EnvRunnerGroup, learner_group: LearnerGroup):
+        self._config = config
+        self._group = group
+        self._learner_group = learner_group
+        self.requests = SampleRequests(group, max_staleness=config.max_staleness, timeout_s=config.sample_timeout_s)
+        self._student: StudentState | None = None  # the newest for remote EnvRunners; None: the Learners are asked
+        self._staleness: list[int] = []  # of the samples of this iteration, in updates
+        self._connector_states: dict[int, dict[str, Any]] = {}  # by EnvRunner with connectors of its own
+        self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether EnvRunners sample in processes of their own, while the Learners learn."""
+        return self._group.num_remote_env_runners() > 0
+
+    def sample(self, env_steps: int) -> list[Sample]:
+        """Return new samples; none if no EnvRunner is left. RLlib restarts them before the next step.
+
+        Args:
+            env_steps: sampled so far, over restarts.
+        """
+        samples = self._sample_remotely(env_steps) if self.is_remote else [self._sample_here(env_steps)]
+        self._staleness += [self._seq_no - sample.weights_seq_no for sample in samples]
+        return samples
+
+    def _sample_here(self, env_steps: int) -> Sample:
+        shards, metrics = self._group.local_env_runner.sample_columns(**self._request(env_steps))
+        return Sample(0, shards, metrics, self._seq_no, {})
+
+    def _sample_remotely(self, env_steps: int) -> list[Sample]:
+        """Samples that have come meanwhile; every EnvRunner has a request when this returns, and while we learn.
+
+        The queues are filled up when the Learner is done, and not before, so that requests carry its newest student.
+        """
+        if self._student is None:
+            self._student = self._ask_for_student(env_steps).packed()
+        request = {**self._request(env_steps), "state": self._student.for_env_runners()}
+        takes_turns = self._config.max_staleness == 0
+        self.requests.send(request, weights_seq_no=self._seq_no, only_to_idle=takes_turns)
+        samples = self.requests.fetch(weights_seq_no=self._seq_no)
+        if not takes_turns:
+            self.requests.send(request, weights_seq_no=self._seq_no, only_to_idle=True)
+        self._connector_states |= {
+            each.worker_index: each.connector_states for each in samples if each.connector_states
+        }
+        return samples
+
+    def _request(self, env_steps: int) -> dict[str, Any]:
+        config = self._config
+        return {
+            "teacher_fraction": config.teacher_fraction_at(env_steps),
+            "epsilon": value_at(config.epsilon, env_steps) if config.explore else 0.0,
+            "names": (Columns.OBS, *config.label_columns, *(TD_COLUMNS if config.uses_td else ())),
+            "num_shards": max(1, config.num_learners),
+        }
+
+    @property
+    def _seq_no(self) -> int:
+        """Updates that the newest student for remote EnvRunners has seen; 0 where a local one has the newest anyway."""
+        return 0 if self._student is None else self._student.seq_no
+
+    def take_student(self, learner_state: Mapping[str, Any] | None, env_steps: int) -> None:
+        """Let the student act that an update has made: at once here, with the next requests elsewhere.
+
+        Args:
+            learner_state: of a Learner after the update, with packed weights; None: the Learners are asked.
+            env_steps: sampled so far, over restarts.
+        """
+        if self.is_remote:
+            assert learner_state is not None
+            self._student = StudentState.of(learner_state, env_steps)
+        else:  # as RLlib's sync_weights(), without its way through the object store
+            self._group.local_env_runner.set_state(self._ask_for_student(env_steps).for_env_runners())
+
+    def _ask_for_student(self, env_steps: int) -> StudentState:
+        component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
+        state = self._learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER]
+        return StudentState.of(state, env_steps)
+
+    def end_iteration(self, env_steps: int, *, env_to_module: Any, module_to_env: Any) -> list[int]:
+        """Show the newest student here, and spread the states of connectors, without asking busy EnvRunners.
+
+        Args:
+            env_steps: sampled so far, over restarts.
+            env_to_module: the Algorithm's connectors, if there is no local EnvRunner.
+            module_to_env: the same in the other direction.
+
+        Returns:
+            The staleness of each sample of this iteration, in updates of the student.
+        """
+        # Once an iteration: with each update it would be a fifth of the driver's work. get_module() and restarts of
+        # other EnvRunners take the student from the local one, which samples nothing then.
+        if self._student is not None and self._group.local_env_runner is not None:
+            self._group.local_env_runner.set_state(self._student.for_env_runners())
+        if self._connector_states or not self.is_remote:
+            self._group.sync_env_runner_states(
+                config=self._config,
+                connector_states=list(self._connector_states.values()),
+                env_steps_sampled=env_steps,
+                env_to_module=env_to_module,
+                module_to_env=module_to_env,
+            )
+        staleness, self._staleness, self._connector_states = self._staleness, [], {}
+        return staleness
+
+    def forget(self) -> None:
+        """Forget what is under way: it is of the student, and maybe of the teacher, before a restore."""
+        self.requests.forget()
+        self._student, self._staleness, self._connector_states = None, [], {}
+
+    def get_state(self) -> dict[str, Any]:
+        """Return where a local EnvRunner is in its episodes, and with a seed the global random generators."""
+        return {
+            "env_runner": None if self.is_remote else capture_sampling(self._group.local_env_runner),
+            "random_state": None if self._config.seed is None else capture_random_state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Keep the state of `get_state()` until `resume()`: restoring other parts moves generators and EnvRunners."""
+        self._to_put_back = dict(state)
+
+    def resume(self, env_steps: int) -> None:
+        """Let EnvRunners go on after a restore: a local one exactly there; remote ones with episodes of their own.
+
+        Args:
+            env_steps: sampled so far, over restarts: remote EnvRunners do not sample the same again.
+        """
+        state, self._to_put_back = self._to_put_back, {}
+        if self.is_remote:
+            self._group.foreach_env_runner(
+                lambda env_runner: restart_sampling(env_runner, env_steps), local_env_runner=False
+            )
+        elif state.get("env_runner") is not None:
+            put_back_sampling(self._group.local_env_runner, state["env_runner"])
+        if state.get("random_state") is not None:
+            put_back_random_state(state["random_state"])
 
 
 class SampleRequests:
@@ -33,7 +240,7 @@ class SampleRequests:
 
     def __init__(self, group: EnvRunnerGroup, *, max_staleness: int | None, timeout_s: float | None):
         self._group = group
-        self._manager = group._worker_manager  # who knows which requests are under way; the group does not say
+        self._manager = _rllib.actor_manager(group)
         self._max_staleness = max_staleness
         self._timeout_s = timeout_s
         self._sent_with: dict[ray.ObjectRef, int] = {}  # weights_seq_no by request under way
@@ -52,7 +259,7 @@ class SampleRequests:
         """
         ids: Collection[int] = self._group.healthy_env_runner_ids()
         if only_to_idle:
-            ids = set(ids) - set(self._manager._filter_calls_by_tag(_SAMPLE)[1])
+            ids = set(ids) - set(_rllib.calls_under_way(self._manager, _SAMPLE)[1])
         # An empty list of ids means all to RLlib.
         while ids and self._group.foreach_env_runner_async(
             _answer, tag=_SAMPLE, kwargs=dict(kwargs), remote_worker_ids=sorted(ids)
@@ -93,8 +300,8 @@ class SampleRequests:
 
     def forget(self) -> None:
         """Take no result of what is under way: it belongs to another student, or another teacher."""
-        for actor_id in set(self._manager._filter_calls_by_tag(_SAMPLE)[1]):
-            self._manager._remove_async_state(actor_id)
+        for actor_id in set(_rllib.calls_under_way(self._manager, _SAMPLE)[1]):
+            _rllib.forget_calls(self._manager, actor_id)
 
     def kill_the_hung(self, *, seconds: float) -> None:
         """End EnvRunners that do not answer in time: what RLlib asks of them at the end, it waits for endlessly."""
@@ -117,7 +324,7 @@ class SampleRequests:
         return bool(answered)
 
     def _under_way(self) -> list[ray.ObjectRef]:
-        return self._manager._filter_calls_by_tag(_SAMPLE)[0]
+        return _rllib.calls_under_way(self._manager, _SAMPLE)[0]
 
     def _is_stale(self, weights_seq_no: int, learner_weights_seq_no: int) -> bool:
         return self._max_staleness is not None and learner_weights_seq_no - weights_seq_no > self._max_staleness

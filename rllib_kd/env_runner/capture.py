@@ -12,8 +12,9 @@ from ray import cloudpickle
 logger = logging.getLogger(__name__)
 
 
-#: What sampling goes on from in RLlib's EnvRunners, and in ours where they have it.
-_RLLIB_ATTRIBUTES = (
+#: Attributes of RLlib's EnvRunners that sampling goes on from, as far as an EnvRunner has them. Our classes have lists
+#: of their own: `SAMPLING_STATE`, and `LASTING_STATE` for environments that begin anew.
+RLLIB_SAMPLING_STATE = (
     "_seed",
     "_needs_initial_reset",
     "_ongoing_episodes",
@@ -22,23 +23,6 @@ _RLLIB_ATTRIBUTES = (
     "_done_episodes_for_metrics",
     "_ongoing_episodes_for_metrics",
 )
-
-
-_OUR_ATTRIBUTES = (
-    "_rng",
-    "_turns",
-    "_teacher_view",
-    "_shown",
-    "_reset_next",
-    "_obs",
-    "_ended",
-    "_returns",
-    "_lengths",
-)
-
-
-#: The part of them that goes on where the environments begin anew.
-_LASTING_ATTRIBUTES = ("_seed", "_needs_initial_reset", "_rng", "_turns")
 
 
 def capture_sampling(env_runner: Any) -> bytes:
@@ -50,7 +34,7 @@ def capture_sampling(env_runner: Any) -> bytes:
     try:
         return cloudpickle.dumps(
             {
-                "runner": _attributes(env_runner, _RLLIB_ATTRIBUTES + _OUR_ATTRIBUTES),
+                "runner": _attributes(env_runner, env_runner.SAMPLING_STATE),
                 "env": _env_state(env_runner.env),
                 "setting": _setting(env_runner),
             }
@@ -59,7 +43,7 @@ def capture_sampling(env_runner: Any) -> bytes:
         logger.info("The environments cannot be captured (%s): they begin new episodes at every checkpoint.", error)
         restart_sampling(env_runner)
         return cloudpickle.dumps(
-            {"runner": _attributes(env_runner, _LASTING_ATTRIBUTES), "setting": _setting(env_runner)}
+            {"runner": _attributes(env_runner, env_runner.LASTING_STATE), "setting": _setting(env_runner)}
         )
 
 

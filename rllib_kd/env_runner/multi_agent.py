@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME, fixed_seed, set_state_and_sample
 from rllib_kd.env_runner.fragment import is_usable
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -29,6 +30,11 @@ from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
 class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
     """RLlib's multi-agent EnvRunner, which also hands out labelled columns of each module that has a teacher."""
+
+    #: As of `DistillEnvRunner`.
+    SAMPLING_STATE: ClassVar = (*RLLIB_SAMPLING_STATE, "_rng")
+    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng")
+    NOT_SAVED: ClassVar = frozenset({"_teachers"})
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -25,6 +25,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
 from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import (
     ENDLESS,
     NUM_STATES_DROPPED_LIFETIME,
@@ -110,6 +111,25 @@ class DistillEnvRunner(StudentsEnvRunner):
     """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
+    #: Attributes that a checkpoint holds, beside the environments.
+    SAMPLING_STATE: ClassVar = (
+        *RLLIB_SAMPLING_STATE,
+        "_rng",
+        "_turns",
+        "_teacher_view",
+        "_shown",
+        "_reset_next",
+        "_obs",
+        "_ended",
+        "_returns",
+        "_lengths",
+    )
+    #: Those that a checkpoint holds even where the environments cannot be captured.
+    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns")
+    #: The others: they follow from the config, are sent by the Algorithm, or exist during one call alone.
+    NOT_SAVED: ClassVar = frozenset(
+        {"module", "_family_q", "_teacher", "_recording", "_has_plain_connectors", "_samples_directly"}
+    )
 
     def __init__(self, **kwargs: Any):
         self.module: Any = None

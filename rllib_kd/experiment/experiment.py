@@ -14,8 +14,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 
-from rllib_kd.algorithm.algorithm import DistillDQN
-from rllib_kd.algorithm.config import DistillDQNConfig
+from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.environments.making import env_maker, names_class
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.settings import apply_settings, has_space, param_space, validate, variants

@@ -8,7 +8,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
-from rllib_kd.algorithm.config import DistillDQNConfig
+from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.teachers.base import Teacher
 
 #: What Population Based Training may change while a student learns: none of it shapes the network or its state.

@@ -24,8 +24,8 @@ from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialSch
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
-from rllib_kd.algorithm.algorithm import DistillDQN
-from rllib_kd.algorithm.config import WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.measures import is_better_than_random

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from ray import tune
 
-from rllib_kd.algorithm.algorithm import DistillDQN
-from rllib_kd.algorithm.config import WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.evaluation.measures import return_ratio

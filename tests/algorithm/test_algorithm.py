@@ -24,6 +24,7 @@ from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner, load_teacher
+from rllib_kd.algorithm.first_weights import FirstWeights
 from tests.conftest import make_q_module, states
 
 
@@ -347,6 +348,10 @@ class Penalties(gym.Env):
         return np.ones(4, np.float32), -1.0 - action, self.t == 10, False, {}
 
 
+def kd_coeff(algo):
+    return algo.config.kd_coeff_at(algo.num_env_steps, algo._returns.ratio)
+
+
 def biased_to(action: int, tmp_path) -> str:
     """A teacher that always prefers one action."""
     module = make_q_module(Penalties.observation_space)
@@ -369,14 +374,14 @@ def test_qdagger_is_right_where_returns_are_negative(cartpole_config, build, tmp
     assert -17.0 < own["random_return"] < -13.0
     for student, expected in ((-20.0, 1.0), (own["random_return"], 1.0), (-10.0, 0.0), (-9.0, 0.0)):
         algo._returns["default_policy"].student = student
-        assert algo._kd_coeff() == pytest.approx(expected)
+        assert kd_coeff(algo) == pytest.approx(expected)
     algo._returns["default_policy"].student = 0.25 * own["random_return"] + 0.75 * -10.0
-    assert algo._kd_coeff() == pytest.approx(0.25)
+    assert kd_coeff(algo) == pytest.approx(0.25)
     algo.train()
     assert algo.learner_group._learner._coefficients["kd"] == pytest.approx(0.25)  # by the evaluation before
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     resumed = DistillDQN.from_checkpoint(path)
-    assert resumed._kd_coeff() == algo._kd_coeff()
+    assert kd_coeff(resumed) == kd_coeff(algo)
     resumed.stop()
 
 
@@ -494,7 +499,7 @@ def test_first_weights_are_given_once(cartpole_config, build, tmp_path, monkeypa
     algo = build(cartpole_config.distillation(init="teacher"))
     while algo.num_gradient_steps == 0:
         algo.train()
-    monkeypatch.delattr(DistillDQN, "_initialize_students")
+    monkeypatch.delattr(FirstWeights, "set_on")
     algo.train()
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     before = student_weights(algo)
@@ -614,7 +619,7 @@ def test_counters_are_those_of_the_states_that_came(cartpole_config, build, num_
     due = 8 * rows
     assert due - 32 < 32 * result["distillation"]["num_gradient_steps_lifetime"] <= due
     assert result["distillation"]["staleness_max"] >= result["distillation"]["staleness_mean"] > 0
-    assert len(algo._requests) <= 2 * 2
+    assert len(algo._sampling.requests) <= 2 * 2
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1])
@@ -661,9 +666,9 @@ def test_a_restore_forgets_what_is_under_way(cartpole_config, build, tmp_path):
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     for _ in range(3):
         algo.train()
-    assert len(algo._requests)
+    assert len(algo._sampling.requests)
     algo.restore_from_path(path)
-    assert len(algo._requests) == 0
+    assert len(algo._sampling.requests) == 0
     assert algo.num_env_steps == before
     result = algo.train()
     assert result["num_env_steps_sampled_lifetime"] > before

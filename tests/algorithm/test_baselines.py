@@ -25,7 +25,7 @@ def test_the_second_algorithm_plays_no_baselines(build, cartpole_config, monkeyp
 
 
 def test_episodes_are_the_same_in_every_run_and_training_is_not(build, cartpole_config, monkeypatch):
-    monkeypatch.setattr("rllib_kd.algorithm.algorithm.baseline_key", lambda *args: None)  # nothing is kept
+    monkeypatch.setattr("rllib_kd.algorithm.baselines.baseline_key", lambda *args: None)  # nothing is kept
     config = cartpole_config.distillation(num_baseline_episodes=9).debugging(seed=None)
     runs = [build(config.copy(copy_frozen=False)) for _ in range(2)]
     returns = [run._returns["default_policy"] for run in runs]

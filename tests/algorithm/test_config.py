@@ -8,9 +8,17 @@ import pytest
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
+import rllib_kd
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd.algorithm import config as config_module
+from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.environments import atari
 
-OWN_FIELDS = set(vars(DistillDQNConfig())) - set(vars(DistillDQN.__mro__[1].get_default_config()))
+#: Those with an underscore are behind a property of RLlib's name.
+OWN_FIELDS = {name for name in vars(DistillDQNConfig()) if not name.startswith("_")} - set(
+    vars(DistillDQN.__mro__[1].get_default_config())
+)
 
 
 def valid() -> DistillDQNConfig:
@@ -138,6 +146,77 @@ def test_qdagger_is_a_weight_by_the_return_ratio():
     assert config.kd_coeff_at(1_000, 0.9) == pytest.approx(0.1)
 
 
+def on_atari() -> DistillDQNConfig:
+    return valid().environment("ALE/Pong-v5", env_config={"frameskip": 3})
+
+
+def for_two_agents() -> DistillDQNConfig:
+    policies = {"even": "cartpole", "odd": "cartpole"}
+    return valid().multi_agent(policies=set(policies), policy_mapping_fn=len).distillation(teacher=policies)
+
+
+@pytest.mark.parametrize("make", [valid, on_atari, for_two_agents])
+def test_validation_changes_nothing(make):
+    config = make()
+    before, fields = config.to_dict(), vars(config).copy()
+    config.validate()
+    assert config.to_dict() == before
+    assert vars(config) == fields
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        on_atari,
+        lambda: (
+            DistillDQNConfig()
+            .env_runners(num_env_runners=1)
+            .environment("ALE/Pong-v5")
+            .environment(env_config={"frameskip": 3})
+        ),
+        lambda: DistillDQNConfig().update_from_dict({"env_config": {"frameskip": 3}, "env": "ALE/Pong-v5"}),
+        lambda: DistillDQNConfig.from_dict({"env": "ALE/Pong-v5", "env_config": {"frameskip": 3}}),
+        lambda: DistillDQNConfig.from_dict(on_atari().to_dict()),
+        lambda: DistillDQNConfig.from_state(on_atari().get_state()),
+        lambda: on_atari().copy(),
+    ],
+)
+def test_a_game_of_ale_is_settled_however_it_was_named(make):
+    config = make()
+    for _ in range(2):
+        config.settle_environment()
+        assert config.gym_env_vectorize_mode == "vector_entry_point"
+        assert config.env_config == {**atari.VECTOR_DEFAULTS, "frameskip": 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config,
+        lambda config: config.copy(),
+        lambda config: DistillDQNConfig.from_dict(config.to_dict()),
+        lambda config: DistillDQNConfig.from_state(config.get_state()),
+        lambda config: DistillDQNConfig().update_from_dict({"policies": {"even", "odd"}}),
+    ],
+)
+def test_several_agents_have_an_env_runner_of_their_own(change):
+    assert change(for_two_agents()).env_runner_cls is DistillMultiAgentEnvRunner
+
+
+def test_an_env_runner_class_that_was_set_stays():
+    class Mine(DistillEnvRunner):
+        pass
+
+    config = valid().env_runners(env_runner_cls=Mine)
+    for same in (config, config.copy(), DistillDQNConfig.from_dict(config.to_dict())):
+        same.validate()
+        assert same.env_runner_cls is Mine
+    assert valid().update_from_dict({"env_runner_cls": Mine}).env_runner_cls is Mine
+    assert valid().env_runner_cls is DistillEnvRunner
+    evaluation = config.evaluation(evaluation_config={"env_runner_cls": SingleAgentEnvRunner})
+    assert evaluation.get_evaluation_config_object().env_runner_cls is SingleAgentEnvRunner
+
+
 def test_rllibs_auto_fragments_have_a_length():
     config = valid().env_runners(rollout_fragment_length="auto")
     config.validate()
@@ -187,10 +266,11 @@ def test_every_field_has_an_argument_a_description_and_a_reader():
     assert {"teacher", "loss", "temperature", "teacher_fraction", "compression"} <= OWN_FIELDS
     parameters = inspect.signature(DistillDQNConfig.distillation).parameters
     descriptions = inspect.getdoc(DistillDQNConfig.distillation)
-    package = Path(inspect.getfile(DistillDQNConfig)).parent
-    readers = [ast.parse(path.read_text()) for path in package.rglob("*.py") if path.name != "config.py"]
-    own = ast.walk(ast.parse((package / "config.py").read_text()))
+    package, wing = Path(rllib_kd.__file__).parent, Path(config_module.__file__).parent
     # A check alone is no use of it.
+    no_readers = {wing / "config.py", wing / "checks.py"}
+    readers = [ast.parse(path.read_text()) for path in package.rglob("*.py") if path not in no_readers]
+    own = ast.walk(ast.parse((wing / "config.py").read_text()))
     readers += [node for node in own if isinstance(node, ast.FunctionDef) and node.name.endswith("_at")]
     read = {node.attr for reader in readers for node in ast.walk(reader) if isinstance(node, ast.Attribute)}
     for name in OWN_FIELDS:

@@ -97,7 +97,7 @@ def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_
     rows = [algo.train()]
     doomed = pids(algo)[:victims]
     # Each EnvRunner has requests under way at any moment of an iteration.
-    assert len(algo._requests) > 0
+    assert len(algo._sampling.requests) > 0
 
     def kill():
         for pid in doomed:

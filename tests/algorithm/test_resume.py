@@ -14,7 +14,7 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig
-from rllib_kd.algorithm import algorithm as algorithms
+from rllib_kd.algorithm import replays
 from rllib_kd.checkpoints.replacing import replacing
 from tests.conftest import start_ray
 
@@ -280,7 +280,7 @@ def test_a_flag_leaves_the_replay_out(build, tmp_path):
     assert not (tmp_path / "checkpoint" / "replay").exists()
     resumed = DistillDQN.from_checkpoint(path)
     assert len(resumed.learner_group._learner.groups["default_policy"].replay) == 0
-    assert resumed._steps_since_start == 0  # it is filled first, as at the start
+    assert resumed._replay_ratio.get_state()["steps_since_start"] == 0  # it is filled first, as at the start
     resumed.train()
     resumed.stop()
 
@@ -375,7 +375,7 @@ def save_until_killed(folder):
     algo.save_to_path(str(folder))
     np.savez(f"{folder}-weights.npz", **weights(algo))
     algo.train()
-    algorithms.write_replay = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+    replays.write_replay = lambda *args: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
     algo.save_to_path(str(folder))
 
 

@@ -95,7 +95,7 @@ def bytes_per_state(name: str) -> dict[str, Any]:
     With or without the columns of TD; each figure is of another filling.
     """
     config = DistillDQNConfig().environment("ALE/Breakout-v5").env_runners(rollout_fragment_length=ATARI_STEPS)
-    config.rl_module(model_config=PRESETS["rusu-net3"]).distillation(teacher="cartpole").validate()
+    config.rl_module(model_config=PRESETS["rusu-net3"]).distillation(teacher="cartpole").settle_environment()
     runner = DistillEnvRunner(config=config, worker_index=0)
     runner.set_teacher(Teacher(runner.module))  # nobody need know the game
     names = DISTILLATION_COLUMNS + (TD_COLUMNS if "td" in name else ())

@@ -83,14 +83,14 @@ def config(cluster, tmp_path):
 
 def test_a_game_is_played_in_ales_own_vector_env(config):
     config.environment(env_config={"reward_clipping": True})
-    config.validate()
+    config.settle_environment()
     assert config.gym_env_vectorize_mode == "vector_entry_point"
     assert config.env_config == {**atari.VECTOR_DEFAULTS, **CONFIG, "reward_clipping": True}
 
 
 def test_with_connectors_of_ones_own_a_game_is_as_it_is(config):
     config.env_runners(env_to_module_connector=lambda *args, **kwargs: [])
-    config.validate()
+    config.settle_environment()
     assert str(config.gym_env_vectorize_mode) != "vector_entry_point"
     assert config.env_config == CONFIG
 
@@ -130,6 +130,9 @@ def test_a_preset_and_widths_are_two_sizes(config):
 
 def test_trains_evaluates_and_compares(config, build, tmp_path):
     algo = build(config.distillation(student="rusu-net3"))
+    assert algo.config.gym_env_vectorize_mode == "vector_entry_point"
+    assert algo.config.env_config == {**atari.VECTOR_DEFAULTS, **CONFIG}
+    assert config.env_config == CONFIG  # the user's config stays as it was
     for _ in range(2):
         result = algo.train()
     assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
@@ -153,6 +156,7 @@ def test_without_a_teacher_a_preset_is_dqn(config, build):
 def columns_of(config, teacher, **kwargs):
     config = config.copy(copy_frozen=False)
     config.validate()
+    config.settle_environment()
     runner = DistillEnvRunner(config=config, worker_index=0)
     runner.set_teacher(teacher)
     kwargs = {"teacher_fraction": 1.0, "epsilon": 0.0, "names": DISTILLATION_COLUMNS, "num_shards": 1} | kwargs

@@ -1,0 +1,427 @@
+"""Which settings make sense, and which make sense together. No check touches a file or changes the config."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import TYPE_CHECKING
+
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+
+from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.learner.learner import DistillDQNTorchLearner
+from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
+from rllib_kd.schedules import check_schedule, values_of
+from rllib_kd.students.sizes import PRESETS
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import did_you_mean
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+
+#: Settings that are one of several words.
+WORDS = {
+    "loss": LOSSES,
+    "ensemble": ("q", "policy"),
+    "rollout_policy": ("teacher", "student", "mixture"),
+    "init": ("random", "teacher"),
+}
+
+
+def check(config: DistillationConfig) -> None:
+    """Check all settings, in the order of this list.
+
+    Raises:
+        ValueError: a setting, or a combination of settings, makes no sense. The message contains what was got, what was
+            expected and what to do.
+    """
+    for part in _CHECKS:
+        part(config)
+
+
+# --- Each setting by itself -------------------------------------------------------------------------------------------
+
+
+def check_names(config: DistillationConfig) -> None:
+    """Refuse fields that no code reads: a plain dict, as Tune passes it, may have any."""
+    known = set(vars(type(config)()))
+    for name in vars(config):
+        if name not in known and name != "class" and not name.startswith("__"):  # Tune's own start with "__"
+            raise ValueError(f"DistillDQN has no config field '{name}'.{did_you_mean(name, known)}")
+
+
+def check_words(config: DistillationConfig) -> None:
+    """Check settings that are one of several words."""
+    for name, known in WORDS.items():
+        if (value := getattr(config, name)) not in known:
+            hint = did_you_mean(str(value).lower(), known)
+            raise ValueError(f"Unknown {name} {value!r}.{hint} Known are: {', '.join(known)}.")
+
+
+def check_numbers(config: DistillationConfig) -> None:
+    """Check the ranges of numbers."""
+    if not (isinstance(config.temperature, str) and config.temperature == "auto"):
+        _check_positive("temperature", config.temperature, "a number, or 'auto'")
+    if config.student_temperature is not None:
+        _check_positive("student_temperature", config.student_temperature, "a number, or None")
+    _check_positive("huber_delta", config.huber_delta, "a number")
+    _check_positive("margin", config.margin, "a number")
+    _check_share("jsd_beta", config.jsd_beta)
+    if config.feature_coeff != 0:
+        _check_positive("feature_coeff", config.feature_coeff, "a number, or 0 for no feature matching")
+    if not isinstance(config.weight_averaging, Real) or not 0.0 <= config.weight_averaging < 1.0:
+        raise ValueError(f"`weight_averaging` must be in [0, 1), got {config.weight_averaging!r}.")
+    if config.compression is not None:
+        _check_compression("`compression`", config.compression)
+    if config.max_staleness is not None:
+        _check_integer("max_staleness", config.max_staleness, low=0)
+    episodes = config.num_baseline_episodes
+    if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
+        raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
+
+
+def check_schedules(config: DistillationConfig) -> None:
+    """Check the ranges of numbers that may change over env steps."""
+    if config.teacher_fraction is not None:
+        check_schedule("teacher_fraction", config.teacher_fraction, high=1.0)
+    check_schedule("td_coeff", config.td_coeff)
+    if config.kd_coeff != "qdagger":
+        check_schedule("kd_coeff", config.kd_coeff, words=("qdagger",))
+    check_schedule("epsilon", config.epsilon, high=1.0)
+
+
+def check_rllib_numbers(config: DistillationConfig) -> None:
+    """Check the ranges of RLlib's own numbers, of which RLlib checks few."""
+    for name in ("alpha", "beta"):
+        _check_share(f"replay_buffer_config['{name}']", config.replay_buffer_config.get(name, 0.0))
+    _check_positive("training_intensity", config.training_intensity, "rows learned from / env steps sampled")
+    _check_integer("replay_buffer_config['capacity']", config.replay_buffer_config.get("capacity"), low=1)
+    for name in ("train_batch_size_per_learner", "num_envs_per_env_runner", "max_requests_in_flight_per_env_runner"):
+        _check_integer(name, getattr(config, name), low=1)
+    _check_integer("num_steps_sampled_before_learning_starts", config.num_steps_sampled_before_learning_starts, low=0)
+    _check_integer("rollout_fragment_length", config.get_rollout_fragment_length(), low=1)
+    if config.uses_td:
+        _check_integer("n_step", config.n_step, low=1)
+        check_schedule("gamma", config.gamma, high=1.0)
+
+
+# --- Teacher and losses -----------------------------------------------------------------------------------------------
+
+
+def check_teachers(config: DistillationConfig) -> None:
+    """Check that each teacher is a path, a loaded teacher, or a list of these."""
+    for teacher in config.teachers.values():
+        members = teacher if isinstance(teacher, list | tuple) else [teacher]
+        if not members or not all(isinstance(member, str | os.PathLike | Teacher) for member in members):
+            raise ValueError(
+                f"DistillDQN needs a teacher, got {teacher!r}. Name one with "
+                ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
+            )
+
+
+def check_ensemble(config: DistillationConfig) -> None:
+    """Check that the loss can be computed from the combined outputs of an ensemble."""
+    if config.loss == "categorical" and any(isinstance(teacher, list | tuple) for teacher in config.teachers.values()):
+        raise ValueError(
+            "The loss 'categorical' learns return distributions, but an ensemble has the mean of Q-values. Use "
+            "another loss, or one teacher."
+        )
+    if config.ensemble != "policy":
+        return
+    if config.temperature == "auto":
+        raise ValueError(
+            "ensemble='policy' is the mean of the teachers' policies at `temperature`, but 'auto' is measured on "
+            "that mean. Set a number, in return units: about a tenth of the usual gap between the best two "
+            "Q-values. Or use ensemble='q'."
+        )
+    _refuse(
+        config,
+        {
+            "loss": config.loss not in POLICY_LOSSES,
+            "gap_weighting": bool(config.gap_weighting),
+            "value_gate": bool(config.value_gate),
+        },
+        "needs the teachers' Q-values, but ensemble='policy' has only their mean policy. Use ensemble='q', or leave "
+        "it out.",
+    )
+
+
+def check_without_teacher(config: DistillationConfig) -> None:
+    """Check that, without a teacher, there is TD and no setting that needs a teacher."""
+    if config.teacher is not None:
+        return
+    if not config.uses_td:
+        raise ValueError(
+            "DistillDQN needs a teacher, got None. Name one with .distillation(teacher='path/to/checkpoint'), or "
+            "'cartpole', which comes with the package. To learn without one, as DQN does: td_coeff=1.0."
+        )
+    _refuse(
+        config,
+        {
+            "rollout_policy": config.rollout_policy == "teacher",
+            "kd_coeff": config.kd_coeff == "qdagger",
+            "loss": config.loss == "categorical",
+            "compression": config.compression is not None,
+            "gap_weighting": bool(config.gap_weighting),
+            "value_gate": bool(config.value_gate),
+            "feature_coeff": bool(config.feature_coeff),
+            "init": config.init != "random",
+        },
+        "needs a teacher, but `teacher` is None. Leave `{name}` at its default, or name a teacher.",
+    )
+
+
+def check_weights_of_losses(config: DistillationConfig) -> None:
+    """Check that the weights of distillation and TD give the student something to learn."""
+    if config.kd_coeff == "qdagger":
+        for missing, reason in (
+            (
+                not config.uses_td,
+                "`td_coeff` is 0: as the student comes near its teacher, nothing is left to learn from",
+            ),
+            (not config.evaluation_interval, "there are no evaluations: set .evaluation(evaluation_interval=...)"),
+            (
+                config.num_baseline_episodes == 0,
+                "`num_baseline_episodes` is 0: there is nothing to compare returns with",
+            ),
+        ):
+            if missing:
+                raise ValueError(f"kd_coeff='qdagger' is 1 − the student's return ratio, but {reason}.")
+    elif not (config.uses_td or any(values_of(config.kd_coeff))):
+        raise ValueError("`kd_coeff` and `td_coeff` are both 0: there is nothing to learn. Set one of them.")
+
+
+def check_losses(config: DistillationConfig) -> None:
+    """Check that the student's outputs are what the losses compare."""
+    if config.value_gate and not config.uses_td:
+        raise ValueError(
+            "`value_gate` compares the teacher's values with those that the student learns from rewards, but "
+            "`td_coeff` is 0: a value above the teacher's would never be corrected. Set td_coeff, or no gate."
+        )
+    own_scale = config.student_temperature not in (None, config.temperature)
+    if config.uses_td and config.loss in POLICY_LOSSES and own_scale:
+        raise ValueError(
+            f"With `td_coeff`, the student's outputs must be Q-values, but student_temperature="
+            f"{config.student_temperature} beside temperature={config.temperature} gives them another scale. Leave it "
+            "at None."
+        )
+    if config.loss == "categorical" and config.model_config.get("num_atoms", 1) < 2:
+        raise ValueError(
+            "The loss 'categorical' is for a C51 student, but this one has one output an action. Give it the "
+            "teacher's support: training(num_atoms=51, v_min=..., v_max=...), or use another loss."
+        )
+    if config.uses_td and config.num_atoms > 1:
+        raise ValueError(
+            f"`td_coeff` with a distributional student (num_atoms={config.num_atoms}) is not supported. Set "
+            "num_atoms=1; the teacher may be distributional."
+        )
+
+
+# --- Students ---------------------------------------------------------------------------------------------------------
+
+
+def check_student(config: DistillationConfig) -> None:
+    """Check that one setting alone shapes the student, and that the student is feed-forward."""
+    widths = sorted(WIDTH_KEYS & set(config.given_model_config))
+    if config.compression is not None and widths:
+        raise ValueError(
+            f"Both `compression`={config.compression:g} and {widths} in rl_module(model_config=...) set "
+            "the widths of the student's layers. Set one of them."
+        )
+    if config.student is not None:
+        _check_preset("student", config.student)
+        if widths:
+            raise ValueError(
+                f"Both `student`={config.student!r} and {widths} in rl_module(model_config=...) set the widths "
+                "of the student's layers. Set one of them."
+            )
+        if config.compression is not None:
+            raise ValueError(
+                f"Both `student`={config.student!r} and `compression`={config.compression:g} set the size of the "
+                "student. Set one of them."
+            )
+    if config.model_config.get("use_lstm"):
+        raise ValueError("Recurrent students (`use_lstm=True`) are not supported. Stack frames instead.")
+
+
+def check_family(config: DistillationConfig) -> None:
+    """Check the names and shapes of a family of students, if there is one."""
+    if not config.students:
+        return
+    for name, value in (
+        ("student", config.student),
+        ("compression", config.compression),
+        ("rl_module_spec", config.own_rl_module_spec),
+    ):
+        if value is not None:
+            raise ValueError(f"Both `students` and `{name}` say what is trained. Set one of them.")
+    for name, shape in config.students.items():
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"The name of a student becomes that of a folder: a word, got {name!r}.")
+        _check_shape(f"`students['{name}']`", shape)
+
+
+def _check_shape(where: str, shape: object) -> None:
+    """Check a preset, a compression or a model config of one student of a family."""
+    if isinstance(shape, str):
+        _check_preset(f"student {where}:", shape)
+        return
+    if not isinstance(shape, Mapping):
+        raise ValueError(f"{where} must be a model config such as {{'fcnet_hiddens': [16]}}, got {shape!r}.")
+    known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression"}
+    for key in shape:
+        if key not in known:
+            raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
+    if len({"compression"} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
+        raise ValueError(
+            f"{where} must have either `compression` or widths ({', '.join(sorted(WIDTH_KEYS))}), got {dict(shape)}."
+        )
+    if "compression" in shape:
+        _check_compression(f"{where}: `compression`", shape["compression"])
+
+
+# --- RLlib ------------------------------------------------------------------------------------------------------------
+
+
+def check_api_stack(config: DistillationConfig) -> None:
+    """Check that RLlib's new API stack and PyTorch are used."""
+    if not (config.enable_rl_module_and_learner and config.enable_env_runner_and_connector_v2):
+        raise ValueError("DistillDQN runs on RLlib's new API stack only. Leave `api_stack(...)` at its defaults.")
+    if config.framework_str != "torch":
+        raise ValueError(f"DistillDQN needs framework 'torch', got {config.framework_str!r}.")
+
+
+def check_multi_agent(config: DistillationConfig) -> None:
+    """Check that policies and teachers have the same names, and that there are none without `multi_agent()`."""
+    if not config.is_multi_agent:
+        if isinstance(config.teacher, Mapping):
+            raise ValueError(
+                f"There is a teacher for each of {sorted(config.teacher)}, but no such policies. Name them: "
+                ".multi_agent(policies=..., policy_mapping_fn=...)."
+            )
+        return
+    policies = sorted(config.policies)
+    example = "{" + ", ".join(f"'{policy}': ..." for policy in policies[:2]) + "}"
+    if not isinstance(config.teacher, Mapping) or not config.teacher or not set(config.teacher) <= set(policies):
+        got = sorted(config.teacher) if isinstance(config.teacher, Mapping) else repr(config.teacher)
+        raise ValueError(
+            f"In multi-agent settings each policy that is to learn needs a teacher of its own: "
+            f".distillation(teacher={example}), with policies of {policies}. Got {got}."
+        )
+    trained = policies if config.policies_to_train is None else config.policies_to_train
+    if not callable(trained) and set(trained) != set(config.teacher):
+        raise ValueError(
+            f"The policies with a teacher are {sorted(config.teacher)}, but those to be trained are "
+            f"{sorted(trained)}. Set multi_agent(policies_to_train={sorted(config.teacher)})."
+        )
+    if config.own_connectors & {"env_to_module", "module_to_env"}:
+        raise ValueError("Connectors of your own are not supported in multi-agent settings. Wrap the environment.")
+    if config.students or config.student:
+        raise ValueError(
+            "`student` and `students` are for single-agent settings. Shape the students of several policies by "
+            "`compression`, or by rl_module(...)."
+        )
+
+
+def check_replay_type(config: DistillationConfig) -> None:
+    """Check that the replay is the columnar one of the Learners."""
+    if config.replay_buffer_config.get("type") != "ColumnarReplay":
+        raise ValueError(
+            "DistillDQN has a replay of its own, in the Learners. Set only its size and priorities: "
+            "training(replay_buffer_config={'capacity': ..., 'alpha': ..., 'beta': ...}). Got "
+            f"{config.replay_buffer_config}."
+        )
+
+
+def check_classes(config: DistillationConfig) -> None:
+    """Check that classes of the user's own are subclasses of those that replace RLlib's here."""
+    if not issubclass(config.learner_class, DistillDQNTorchLearner):
+        raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {config.learner_class.__name__}.")
+    if config.in_evaluation:
+        return
+    expected = DistillMultiAgentEnvRunner if config.is_multi_agent else DistillEnvRunner
+    cls = config.env_runner_cls
+    if not (isinstance(cls, type) and issubclass(cls, expected)):
+        raise ValueError(f"`env_runner_cls` must be a {expected.__name__}, got {cls}.")
+    if "learner" in config.own_connectors:
+        raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
+    if config.batch_mode != "truncate_episodes":
+        raise ValueError(f"`batch_mode` must be 'truncate_episodes', got {config.batch_mode!r}.")
+
+
+def check_learners(config: DistillationConfig) -> None:
+    """Check that each Learner gets rows: those of environments of its own."""
+    if not config.in_evaluation and config.num_envs_per_env_runner < config.num_learners:
+        raise ValueError(
+            f"Each of the {config.num_learners} Learners takes the rows of environments of its own: set "
+            f"num_envs_per_env_runner to at least {config.num_learners}, got {config.num_envs_per_env_runner}."
+        )
+
+
+#: All checks. Later ones take for granted what earlier ones have found.
+_CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
+    # Each setting by itself.
+    check_names,
+    check_api_stack,
+    check_words,
+    check_numbers,
+    check_schedules,
+    check_replay_type,
+    check_rllib_numbers,
+    check_teachers,
+    # Settings together.
+    check_multi_agent,
+    check_without_teacher,
+    check_ensemble,
+    check_weights_of_losses,
+    check_losses,
+    check_student,
+    check_family,
+    check_classes,
+    check_learners,
+)
+
+
+# --- Kinds of values --------------------------------------------------------------------------------------------------
+
+
+def _refuse(config: DistillationConfig, makes_no_sense: Mapping[str, bool], reason: str) -> None:
+    for name, is_refused in makes_no_sense.items():
+        if is_refused:
+            raise ValueError(f"`{name}`={getattr(config, name)!r} {reason.format(name=name)}")
+
+
+def _check_preset(what: str, name: object) -> None:
+    if name not in PRESETS:
+        hint = did_you_mean(str(name).lower(), PRESETS)
+        raise ValueError(
+            f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. Others have no name: give a "
+            "compression, or a model config such as {'fcnet_hiddens': [16]}."
+        )
+
+
+def _check_compression(what: str, value: object) -> None:
+    if not isinstance(value, Real) or not 0.0 < float(value) <= 1.0:
+        raise ValueError(f"{what} must be in (0, 1]: student parameters / teacher parameters. Got {value!r}.")
+
+
+def _check_integer(name: str, value: object, *, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0.0 <= float(value) <= 1.0:
+        raise ValueError(f"`{name}` must be in [0, 1], got {value!r}.")
+
+
+def _check_positive(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"`{name}` must be positive ({expected}), got {value!r}.")

@@ -1,0 +1,104 @@
+"""Whether teachers, students and environment fit together, once they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+
+from rllib_kd.algorithm.students import Students
+from rllib_kd.observations.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+
+def check_fit(
+    config: DistillationConfig, teachers: Mapping[str, Teacher], students: Students, spaces: Mapping[str, Any]
+) -> None:
+    """Check that teachers, students and environment have the same spaces, features and supports.
+
+    Args:
+        config: of the run.
+        teachers: by group, loaded.
+        students: of the run.
+        spaces: of the environment and of the students, as the Algorithm has them.
+
+    Raises:
+        ValueError: they do not fit; the message names both.
+    """
+    for group_id, teacher in teachers.items():
+        _check_spaces(config, teacher, group_id, spaces)
+        if config.feature_coeff and teacher.model_config is None:
+            raise ValueError(
+                f"`feature_coeff` needs a teacher with RLlib's DQN architecture, but '{teacher.source}' has a "
+                "network of its own. Set feature_coeff=0."
+            )
+        for student in students.of_group(group_id).values() if config.loss == "categorical" else ():
+            if teacher.support != student.support:
+                raise ValueError(
+                    "The loss 'categorical' needs return distributions on one support, but the teacher's is "
+                    f"{teacher.support} and the student's {student.support}. Set training(num_atoms=..., "
+                    "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
+                )
+
+
+def check_vector_env(group: EnvRunnerGroup) -> None:
+    """Check that the vector environments reset their sub-environments when RLlib's EnvRunners expect it.
+
+    Raises:
+        ValueError: they reset in another mode.
+    """
+    reported = group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
+    modes = {str(mode) for mode in reported if mode is not None}
+    if unknown := modes - {"AutoresetMode.NEXT_STEP"}:
+        raise ValueError(
+            f"The vector environment resets in mode {sorted(unknown)}, but RLlib's EnvRunners need "
+            "AutoresetMode.NEXT_STEP. Make it with autoreset_mode=AutoresetMode.NEXT_STEP."
+        )
+
+
+def explain_failed_env_runners(
+    config: DistillationConfig, make_env: Callable[[EnvContext], Any], teachers: Mapping[str, Teacher]
+) -> None:
+    """Look in this process for the reason why remote EnvRunners could not be built.
+
+    Raises:
+        ValueError: the reason, if it shows here.
+    """
+    try:
+        env = make_env(EnvContext(config.env_config, worker_index=0))
+    except Exception as error:
+        raise ValueError(f"The environment '{config.env}' cannot be made: {error}") from error
+    if config.is_multi_agent:
+        return
+    if "env_to_module" not in config.own_connectors:
+        check_spaces(input_space(env.observation_space), env.action_space)
+    elif teachers and teachers[DEFAULT_MODULE_ID].is_loaded:
+        check_spaces(teachers[DEFAULT_MODULE_ID].input_space, env.action_space)
+
+
+def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, spaces: Mapping[str, Any]) -> None:
+    shown_space, action_space = spaces[group_id if config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
+    if config.is_multi_agent and teacher.pipeline is not None and teacher.pipeline.stages:
+        raise ValueError(
+            f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
+            "settings do not have. Name one that takes what the environment shows."
+        )
+    if teacher.pipeline is None and not teacher.takes(shown_space):
+        shown_space, _ = spaces[group_id]  # then it takes what the student takes
+    for what, fits, teacher_space, own_space in (
+        ("observation", teacher.takes(shown_space), teacher.observation_space, shown_space),
+        ("action", same_space(teacher.action_space, action_space), teacher.action_space, action_space),
+    ):
+        if not fits:
+            raise ValueError(
+                f"The teacher's {what} space is {brief(teacher_space)}, but in '{config.env}' it is "
+                f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
+                "wrappers, and connectors where its checkpoint has none."
+            )

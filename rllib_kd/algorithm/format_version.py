@@ -1,0 +1,58 @@
+"""The version of what a checkpoint of `DistillDQN` holds."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.fs
+
+#: The entry of the Algorithm's state that is not RLlib's own.
+STATE_ENTRY = "distillation"
+
+
+#: Counted up when a checkpoint changes so that other versions cannot read it.
+#: 1: an entry for each object of the Algorithm that has a state; the first version with a number.
+FORMAT_VERSION = 1
+
+
+def check_format(state: Mapping[str, Any] | None) -> None:
+    """Check that this version of the package can read a state.
+
+    Args:
+        state: the entry `distillation` of the Algorithm's state; None if it has none.
+
+    Raises:
+        ValueError: the state is of a newer version, or of one before versions had numbers.
+    """
+    if state is None:
+        return
+    version = state.get("format_version", 0)
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"This checkpoint has format version {version}, but this version of rllib-kd reads format version "
+            f"{FORMAT_VERSION}. Install the newer rllib-kd that wrote it."
+        )
+    if version < FORMAT_VERSION:
+        raise ValueError(
+            f"This checkpoint has format version {version}, but this version of rllib-kd reads format version "
+            f"{FORMAT_VERSION}. Train again, or install the rllib-kd that wrote it."
+        )
+
+
+def check_format_at(path: str, filesystem: pyarrow.fs.FileSystem) -> None:
+    """Check the file of an Algorithm's state before anything is restored from its checkpoint.
+
+    Args:
+        path: of the pickle on `filesystem`. What else may be there is left to RLlib.
+        filesystem: that holds it.
+
+    Raises:
+        ValueError: as `check_format()`.
+    """
+    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+        return
+    with filesystem.open_input_stream(path) as stream:
+        state = pickle.load(stream)
+    check_format(state.get(STATE_ENTRY))

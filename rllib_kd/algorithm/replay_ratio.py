@@ -1,0 +1,60 @@
+"""How much is learned: `training_intensity` rows for each env step, in whole gradient steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class ReplayRatio:
+    """Counts env steps against gradient steps.
+
+    Args:
+        rows_per_env_step: rows that are learned from for each env step (RLlib's `training_intensity`).
+        batch_size: rows of one gradient step, of all Learners together.
+        learning_starts: env steps that are sampled into an empty replay before rows become due.
+    """
+
+    NOT_SAVED: ClassVar = frozenset({"_rows_per_env_step", "_batch_size", "_learning_starts"})
+
+    def __init__(self, *, rows_per_env_step: float, batch_size: int, learning_starts: int):
+        self._rows_per_env_step = rows_per_env_step
+        self._batch_size = batch_size
+        self._learning_starts = learning_starts
+        self._rows_due = 0.0  # to be learned from, until the replay ratio is met
+        self._steps_since_start = 0  # env steps since the replay was empty
+        self.num_gradient_steps = 0  # over restarts
+
+    def sampled(self, num_env_steps: int) -> None:
+        """Count env steps that were sampled."""
+        self._steps_since_start += num_env_steps
+        if self._steps_since_start >= self._learning_starts:
+            self._rows_due += self._rows_per_env_step * num_env_steps
+
+    def steps_due(self) -> int:
+        """Return the gradient steps that are due, once. The rest of a batch waits for the next time."""
+        num_steps = int(self._rows_due // self._batch_size)
+        self._rows_due -= num_steps * self._batch_size
+        return num_steps
+
+    def learned(self, num_gradient_steps: int) -> None:
+        """Count gradient steps that were made."""
+        self.num_gradient_steps += num_gradient_steps
+
+    def replay_is_empty(self) -> None:
+        """Let the replay be filled again before learning goes on."""
+        self._steps_since_start = 0
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {
+            "rows_due": self._rows_due,
+            "steps_since_start": self._steps_since_start,
+            "num_gradient_steps": self.num_gradient_steps,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `get_state()`."""
+        self._rows_due = state["rows_due"]
+        self._steps_since_start = state["steps_since_start"]
+        self.num_gradient_steps = state["num_gradient_steps"]

@@ -1,0 +1,52 @@
+"""The replays of a run's Learners: beside RLlib's checkpoint, which has none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow.fs
+import ray
+from ray.rllib.core.learner.learner_group import LearnerGroup
+
+from rllib_kd.checkpoints.replay_files import read_replays, write_replay
+
+logger = logging.getLogger(__name__)
+
+
+def save_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
+    """Write the replay of each Learner into the checkpoint at `path`, one at a time: they may be large."""
+    for index in range(_num_learners(learner_group)):
+        write_replay(path, index, _ask(learner_group, index, lambda own: own.replay_arrays()), filesystem)
+
+
+def refill_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.fs.FileSystem) -> bool:
+    """Fill the replays of the Learners from the checkpoint at `path`.
+
+    Returns:
+        False if the checkpoint has none, or none with the columns that are learned from now.
+    """
+    shards = read_replays(path, filesystem)
+    if not shards:
+        return False
+    reference = ray.put(shards)
+    num_learners = _num_learners(learner_group)
+    if len(shards) != num_learners:
+        logger.warning("The replay of %d Learners goes to %d: rows are shared anew.", len(shards), num_learners)
+    fits = [
+        _ask(learner_group, index, lambda own: own.refill_replay(ray.get(reference))) for index in range(num_learners)
+    ]
+    if not all(fits):
+        logger.warning("The replay of the checkpoint lacks columns that are learned from now, and begins empty.")
+    return all(fits)
+
+
+def _num_learners(learner_group: LearnerGroup) -> int:
+    return max(1, len(learner_group))  # of a local one the length is 0
+
+
+def _ask(learner_group: LearnerGroup, index: int, question: Callable[[Any], Any]) -> Any:
+    ids = None if learner_group.is_local else [index]
+    (answer,) = learner_group.foreach_learner(question, remote_actor_ids=ids)
+    return answer.get()

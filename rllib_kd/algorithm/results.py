@@ -1,0 +1,80 @@
+"""The entry `distillation` of a training result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from rllib_kd.algorithm.returns import StudentReturns
+from rllib_kd.algorithm.students import Students, StudentSize
+from rllib_kd.schedules import value_at
+from rllib_kd.teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+
+def distillation_results(
+    config: DistillationConfig,
+    *,
+    teachers: Mapping[str, Teacher],
+    students: Students,
+    returns: StudentReturns,
+    env_steps: int,
+    num_gradient_steps: int,
+    staleness: Sequence[int],
+    learner_results: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the entry.
+
+    Args:
+        config: of the run.
+        teachers: by group; empty for a run without a teacher.
+        students: of the run.
+        returns: of the students, their teachers and random policies.
+        env_steps: sampled so far, over restarts.
+        num_gradient_steps: made so far, over restarts.
+        staleness: of each sample of this iteration, in updates of the student.
+        learner_results: of the Learners, by student.
+
+    Returns:
+        What concerns the run, beside what concerns its student; of several students in a dict of their own, by name.
+    """
+    run = {
+        "td_coeff": value_at(config.td_coeff, env_steps),
+        "num_gradient_steps_lifetime": num_gradient_steps,
+        "staleness_mean": float(np.mean(staleness)) if staleness else math.nan,
+        "staleness_max": max(staleness, default=0),
+    }
+    if teachers:
+        run |= {
+            "kd_coeff": config.kd_coeff_at(env_steps, returns.ratio),
+            "teacher_fraction": config.teacher_fraction_at(env_steps),
+            "return_ratio": returns.ratio,
+        }
+    by_student = {
+        name: _student_results(size, teachers.get(group_id), returns, name, learner_results.get(name, {}))
+        for group_id, name, size in students
+    }
+    is_alone = not config.students and not config.is_multi_agent
+    return run | (by_student[DEFAULT_MODULE_ID] if is_alone else {"students": by_student})
+
+
+def _student_results(
+    size: StudentSize, teacher: Teacher | None, returns: StudentReturns, name: str, learner_results: Mapping[str, Any]
+) -> dict[str, float]:
+    if teacher is None:
+        return {"student_params": size.num_parameters}
+    return {
+        "student_params": size.num_parameters,
+        "teacher_params": teacher.num_parameters,
+        "compression": size.num_parameters / teacher.num_parameters,
+        "teacher_return": returns[name].teacher,
+        "random_return": returns[name].random,
+        "return_ratio": returns[name].ratio,
+        "temperature": float(learner_results.get("temperature", math.nan)),
+    }

@@ -1,0 +1,79 @@
+"""What students, their teachers and random policies reach: undiscounted returns, and the return ratio."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_MODULE_RETURN_MEAN, EPISODE_RETURN_MEAN
+
+from rllib_kd.evaluation.measures import return_ratio
+
+
+@dataclass
+class Returns:
+    """Mean undiscounted returns in one student's environment; NaN as long as they are not known."""
+
+    teacher: float = math.nan
+    random: float = math.nan
+    student: float = math.nan  # by the last evaluation
+
+    @property
+    def ratio(self) -> float:
+        """(student − random) / (teacher − random); NaN where the teacher is no better than a random policy."""
+        return return_ratio(self.student, self.teacher, self.random)
+
+
+class StudentReturns:
+    """The returns of all students of a run, by name.
+
+    Args:
+        names: of the students.
+    """
+
+    NOT_SAVED: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, names: Iterable[str]):
+        self._by_student = {name: Returns() for name in names}
+
+    def __getitem__(self, name: str) -> Returns:
+        return self._by_student[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._by_student)
+
+    @property
+    def ratio(self) -> float:
+        """The return ratio of the student that is furthest from its teacher; NaN as long as one is not known."""
+        return float(np.min([returns.ratio for returns in self._by_student.values()]))
+
+    def take_baselines(self, names: Iterable[str], played: Mapping[str, Sequence[float]]) -> None:
+        """Take the returns of each episode, under "teacher" and "random", for the students of one group."""
+        for name in names:
+            self[name].teacher = float(np.mean(played["teacher"]))
+            self[name].random = float(np.mean(played["random"]))
+
+    def take_evaluation(self, evaluation: Mapping[str, Any], *, of: str | None = None) -> None:
+        """Take the mean returns by an evaluation; NaN where no episode ended.
+
+        Args:
+            evaluation: RLlib's results.
+            of: the student that acted in it; None in multi-agent settings, where all did.
+        """
+        results = evaluation.get(ENV_RUNNER_RESULTS, {})
+        by_module = results.get(EPISODE_MODULE_RETURN_MEAN, {})
+        for name in self if of is None else [of]:
+            value = by_module.get(name, math.nan) if of is None else results.get(EPISODE_RETURN_MEAN, math.nan)
+            self[name].student = float(value)
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold."""
+        return {"by_student": {name: dataclasses.asdict(returns) for name, returns in self._by_student.items()}}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from `get_state()`."""
+        self._by_student |= {name: Returns(**returns) for name, returns in state["by_student"].items()}

@@ -1,0 +1,171 @@
+"""The students of a run: shaped before actors start, counted after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule
+
+from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
+from rllib_kd.observations.spaces import check_spaces
+from rllib_kd.students.sizes import PRESETS, compress
+from rllib_kd.teachers.base import Teacher
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+logger = logging.getLogger(__name__)
+
+
+#: Keys of a model config that set how wide the student is.
+WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
+
+
+#: Student parameters / teacher parameters, where neither `compression` nor a model config says otherwise.
+DEFAULT_COMPRESSION = 0.04
+
+
+class StudentSize(NamedTuple):
+    """What the network of a student is like.
+
+    Args:
+        num_parameters: parameters that act, without target networks.
+        support: of its return distributions; None without them.
+    """
+
+    num_parameters: int
+    support: Support | None
+
+
+class Students:
+    """The students of a run by group and name, as they were built.
+
+    Args:
+        sizes: of each student, by group and then by name.
+    """
+
+    def __init__(self, sizes: Mapping[str, Mapping[str, StudentSize]]):
+        self._sizes = {group_id: dict(students) for group_id, students in sizes.items()}
+
+    @classmethod
+    def of(cls, learner_group: LearnerGroup) -> Students:
+        """Measure the students of the Learners, which are the same on all of them."""
+
+        def measure(learner: Any) -> dict[str, dict[str, StudentSize]]:
+            return {
+                group_id: {
+                    name: StudentSize(count_parameters(student.module), support_of(student.module))
+                    for name, student in group.students.items()
+                }
+                for group_id, group in learner.groups.items()
+            }
+
+        return cls(next(iter(learner_group.foreach_learner(measure))).get())
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all students: of their modules."""
+        return [name for _, name, _ in self]
+
+    def __iter__(self) -> Iterator[tuple[str, str, StudentSize]]:
+        """Iterate over the group, the name and the size of each student."""
+        for group_id, students in self._sizes.items():
+            for name, size in students.items():
+                yield group_id, name, size
+
+    def of_group(self, group_id: str) -> dict[str, StudentSize]:
+        """Return the size of each student of a group, by name."""
+        return self._sizes[group_id]
+
+
+def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
+    """Turn presets and compressions in a config into layer widths.
+
+    EnvRunners and Learners build the students on their own nodes, from the config: it must be concrete before they
+    start.
+
+    Args:
+        config: is changed.
+        teachers: by group; their architectures are made narrower.
+
+    Raises:
+        ValueError: the compression cannot be reached, or the teacher has no architecture to make narrower.
+    """
+    own = config.given_model_config
+    if config.students:
+        config.students = {
+            name: _shape(config, shape, teachers, DEFAULT_MODULE_ID) for name, shape in config.students.items()
+        }
+    elif config.student is not None:
+        config.rl_module(model_config=own | _shape(config, config.student, teachers, DEFAULT_MODULE_ID))
+    elif teachers and config.own_rl_module_spec is None and not WIDTH_KEYS & set(own):
+        size = {"compression": config.compression or DEFAULT_COMPRESSION}
+        shapes = {group_id: own | _shape(config, size, teachers, group_id) for group_id in teachers}
+        if config.is_multi_agent:
+            specs = {group_id: student_module_spec(shape) for group_id, shape in shapes.items()}
+            config.rl_module(rl_module_spec=MultiRLModuleSpec(rl_module_specs=specs))
+        else:
+            config.rl_module(model_config=shapes[DEFAULT_MODULE_ID])
+    config.student = config.compression = None
+
+
+def new_student(config: DistillationConfig, spaces: Mapping[str, Any], name: str) -> RLModule:
+    """Build a student with new weights.
+
+    Args:
+        config: with the student's shape.
+        spaces: of observations and actions, by module, as the Algorithm has them.
+        name: of its module.
+    """
+    spec = config.get_multi_rl_module_spec(spaces=spaces, inference_only=True)
+    return spec.rl_module_specs[name].build()
+
+
+def warn_of_large_students(students: Students, teachers: Mapping[str, Teacher]) -> None:
+    """Log a warning for each student that is nearly as large as its teacher, or larger."""
+    for group_id, teacher in teachers.items():
+        for name, student in students.of_group(group_id).items():
+            if student.num_parameters >= 0.9 * teacher.num_parameters:
+                logger.warning(
+                    "The student '%s' has %d parameters, nearly as many as its teacher (%d) or more. Where the "
+                    "model config names no widths, RLlib's own are taken: set fcnet_hiddens or conv_filters, or "
+                    "`compression`.",
+                    name,
+                    student.num_parameters,
+                    teacher.num_parameters,
+                )
+
+
+def _shape(
+    config: DistillationConfig, shape: str | Mapping[str, Any], teachers: Mapping[str, Teacher], group_id: str
+) -> dict[str, Any]:
+    """Return the model config of a preset, or of a student that is described by its compression."""
+    if isinstance(shape, str):
+        return dict(PRESETS[shape])
+    if "compression" not in shape:
+        return dict(shape)
+    teacher = teachers[group_id].members[0]
+    if teacher.model_config is None:
+        raise ValueError(
+            f"The teacher '{teacher.source}' has a network of its own, which cannot be scaled by `compression`. "
+            "Shape the student with rl_module(model_config={'fcnet_hiddens': [...]})."
+        )
+    # Before there is an environment: with connectors of its own the student sees what the teacher's network sees,
+    # or nearly; the widths hardly depend on it. So it does where any kind of image is turned into that.
+    sees_inputs = "env_to_module" in config.own_connectors or teacher.takes(teacher.input_space)
+    observation_space = teacher.input_space if sees_inputs else teacher.observation_space
+    check_spaces(observation_space, teacher.action_space)
+    given = {name: value for name, value in shape.items() if name != "compression"}
+    return given | compress(
+        {**teacher.model_config, **config.given_model_config, **given},
+        head_config=config.model_config,
+        compression=shape["compression"],
+        teacher_parameters=teachers[group_id].num_parameters,
+        observation_space=observation_space,
+        action_space=teacher.action_space,
+    )

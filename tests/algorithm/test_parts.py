@@ -1,0 +1,308 @@
+"""The objects that a run consists of, by themselves: what they count, and what a checkpoint holds of them."""
+
+import ast
+import inspect
+import math
+import pickle
+
+import numpy as np
+import pyarrow.fs
+import pytest
+import ray
+from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
+
+from rllib_kd import DistillDQNConfig
+from rllib_kd.algorithm import algorithm
+from rllib_kd.algorithm.first_weights import FirstWeights
+from rllib_kd.algorithm.format_version import FORMAT_VERSION, check_format, check_format_at
+from rllib_kd.algorithm.postponed import Postponed
+from rllib_kd.algorithm.replay_ratio import ReplayRatio
+from rllib_kd.algorithm.results import distillation_results
+from rllib_kd.algorithm.returns import StudentReturns
+from rllib_kd.algorithm.sampling import Sampling, StudentState
+from rllib_kd.algorithm.students import Students, StudentSize, shape_students, warn_of_large_students
+from rllib_kd.algorithm.teachers import Teachers, without_networks
+from rllib_kd.env_runner import multi_agent, single_agent
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module, states
+
+
+def ratio(**settings) -> ReplayRatio:
+    return ReplayRatio(**{"rows_per_env_step": 2.0, "batch_size": 32, "learning_starts": 64} | settings)
+
+
+# --- What a checkpoint holds ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [ratio, lambda: StudentReturns(["a"]), lambda: FirstWeights(["a"])])
+def test_every_attribute_is_saved_or_named_as_not_saved(make):
+    part = make()
+    saved = set(part.get_state())
+    assert {name.lstrip("_") for name in set(vars(part)) - part.NOT_SAVED} == saved
+    assert set(vars(part)) >= part.NOT_SAVED
+
+
+def attributes_set_in(module, cls: str, method: str) -> set[str]:
+    """`self.x = ...` in a method, read from the source of its module."""
+    (node,) = (each for each in ast.parse(inspect.getsource(module)).body if getattr(each, "name", None) == cls)
+    (function,) = (each for each in node.body if getattr(each, "name", None) == method)
+    return {
+        each.attr
+        for each in ast.walk(function)
+        if isinstance(each, ast.Attribute) and isinstance(each.ctx, ast.Store) and each.value.id == "self"
+    }
+
+
+def test_every_attribute_of_the_algorithm_is_saved_or_named_as_not_saved():
+    cls = algorithm.DistillDQN
+    # The teachers are components of the Algorithm.
+    assert attributes_set_in(algorithm, "DistillDQN", "setup") == {*cls.SAVED, *cls.NOT_SAVED, "_teachers"}
+
+
+@pytest.mark.parametrize(
+    ("module", "cls"), [(single_agent, "DistillEnvRunner"), (multi_agent, "DistillMultiAgentEnvRunner")]
+)
+def test_every_attribute_of_an_env_runner_is_saved_or_named_as_not_saved(module, cls):
+    env_runner = getattr(module, cls)
+    own = attributes_set_in(module, cls, "__init__")
+    assert own == {*env_runner.SAMPLING_STATE, *env_runner.NOT_SAVED} & own
+    assert own >= env_runner.NOT_SAVED
+    assert not {*env_runner.SAMPLING_STATE} & env_runner.NOT_SAVED
+    assert set(env_runner.LASTING_STATE) <= set(env_runner.SAMPLING_STATE)
+
+
+def test_teachers_are_saved_as_components():
+    teachers = Teachers({"even": Teacher(make_q_module()), "default_policy": Teacher()}, by_module=True)
+    assert set(vars(teachers)) - teachers.NOT_SAVED == {"_teachers"}
+    assert [name for name, _ in teachers.components()] == ["teacher_even", "teacher"]
+    assert not teachers.are_loaded
+    state = teachers.get_state(lambda name: name == "teacher_even")
+    assert not teachers.set_state({})
+    assert teachers.set_state({"teacher": state["teacher_even"]})
+    assert teachers.are_loaded
+
+
+def test_all_of_sampling_is_named():
+    assert attributes_set_in(inspect.getmodule(Sampling), "Sampling", "__init__") == Sampling.NOT_SAVED
+
+
+# --- The format of checkpoints ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (FORMAT_VERSION + 1, "reads format version 1. Install the newer rllib-kd that wrote it"),
+        (None, "has format version 0, .* Train again, or install the rllib-kd that wrote it"),
+    ],
+)
+def test_a_checkpoint_of_another_version_says_so(tmp_path, version, message):
+    state = {} if version is None else {"format_version": version}
+    with pytest.raises(ValueError, match=message):
+        check_format(state)
+    file = tmp_path / "algorithm_state.pkl"
+    file.write_bytes(pickle.dumps({"distillation": state}))
+    with pytest.raises(ValueError, match=message):
+        check_format_at(str(file), pyarrow.fs.LocalFileSystem())
+
+
+def test_a_checkpoint_of_this_version_is_read(tmp_path):
+    check_format(None)
+    check_format({"format_version": FORMAT_VERSION})
+    check_format_at(str(tmp_path / "is missing"), pyarrow.fs.LocalFileSystem())
+
+
+def test_a_newer_checkpoint_is_refused_before_anything_is_restored(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config)
+    algo.train()
+    path = tmp_path / "checkpoint"
+    algo.save_to_path(str(path))
+    state = pickle.loads((path / "algorithm_state.pkl").read_bytes())
+    assert state["distillation"]["format_version"] == FORMAT_VERSION
+    state["distillation"]["format_version"] += 1
+    (path / "algorithm_state.pkl").write_bytes(pickle.dumps(state))
+    algo.train()
+    before = algo.num_gradient_steps, algo.learner_group.get_weights()
+    with pytest.raises(ValueError, match="Install the newer rllib-kd"):
+        algo.restore_from_path(str(path))
+    assert algo.num_gradient_steps == before[0]
+    np.testing.assert_equal(algo.learner_group.get_weights(), before[1])
+
+
+# --- The replay ratio -------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_due_before_learning_starts():
+    own = ratio()
+    own.sampled(63)
+    assert own.steps_due() == 0
+    own.sampled(16)
+    assert own.steps_due() == 1
+    assert own.steps_due() == 0
+    own.replay_is_empty()
+    own.sampled(16)
+    assert own.steps_due() == 0
+
+
+def test_what_is_left_of_a_batch_waits():
+    own, made = ratio(learning_starts=0, rows_per_env_step=5), 0
+    for count in (3, 7, 11, 2, 30):
+        own.sampled(count)
+        made += own.steps_due()
+    assert made == 5 * 53 // 32
+    own.learned(made)
+    assert own.num_gradient_steps == made
+    other = ratio(learning_starts=0, rows_per_env_step=5)
+    other.set_state(own.get_state())
+    for each in (own, other):
+        each.sampled(5)
+    assert own.steps_due() == other.steps_due() == 1
+    assert own.get_state() == other.get_state()
+
+
+# --- Returns and results ----------------------------------------------------------------------------------------------
+
+
+def evaluation(mean, **by_module):
+    return {"env_runners": {"episode_return_mean": mean, "module_episode_returns_mean": by_module}}
+
+
+def test_the_return_ratio_is_that_of_the_student_furthest_from_its_teacher():
+    returns = StudentReturns(["a", "b"])
+    assert math.isnan(returns.ratio)
+    returns.take_baselines(["a", "b"], {"teacher": [90.0, 110.0], "random": [0.0, 20.0]})
+    returns.take_evaluation(evaluation(100.0), of="a")
+    assert math.isnan(returns.ratio)
+    returns.take_evaluation(evaluation(55.0), of="b")
+    assert returns.ratio == 0.5
+    assert returns["a"].ratio == 1.0
+    other = StudentReturns(["a", "b"])
+    other.set_state(returns.get_state())
+    assert other.get_state() == returns.get_state()
+
+
+def test_an_evaluation_may_be_of_one_student_or_of_all():
+    returns = StudentReturns(["a", "b"])
+    returns.take_evaluation(evaluation(9.0, a=4.0, b=5.0))
+    assert [returns[name].student for name in returns] == [4.0, 5.0]
+    returns.take_evaluation(evaluation(3.0), of="b")
+    assert [returns[name].student for name in returns] == [4.0, 3.0]
+    for nothing in ({}, {"env_runners": {}}):
+        returns.take_evaluation(nothing)
+        assert all(math.isnan(returns[name].student) for name in returns)
+
+
+def result_of(config, sizes, teachers):
+    students = Students(sizes)
+    returns = StudentReturns(students.names)
+    return distillation_results(
+        config,
+        teachers=teachers,
+        students=students,
+        returns=returns,
+        env_steps=5_000,
+        num_gradient_steps=7,
+        staleness=[0, 1, 2],
+        learner_results={"default_policy": {"temperature": 0.5}},
+    )
+
+
+def test_the_result_of_one_student_is_flat():
+    teachers = {"default_policy": Teacher(make_q_module())}
+    config = DistillDQNConfig().distillation(teacher="cartpole")
+    result = result_of(config, {"default_policy": {"default_policy": StudentSize(641, None)}}, teachers)
+    assert result.pop("compression") == pytest.approx(641 / 1_282)
+    for name in ("return_ratio", "teacher_return", "random_return"):
+        assert math.isnan(result.pop(name))
+    assert result == {
+        "td_coeff": 0.0,
+        "num_gradient_steps_lifetime": 7,
+        "staleness_mean": 1.0,
+        "staleness_max": 2,
+        "kd_coeff": 1.0,
+        "teacher_fraction": 0.75,
+        "student_params": 641,
+        "teacher_params": 1_282,
+        "temperature": 0.5,
+    }
+
+
+def test_the_result_of_a_family_has_an_entry_for_each():
+    config = DistillDQNConfig().distillation(teacher="cartpole", students={"a": "linear", "b": "linear"})
+    sizes = {"default_policy": {name: StudentSize(10, None) for name in "ab"}}
+    result = result_of(config, sizes, {"default_policy": Teacher(make_q_module())})
+    assert set(result["students"]) == {"a", "b"}
+
+
+def test_the_result_without_a_teacher_has_nothing_of_one():
+    config = DistillDQNConfig().distillation(teacher=None, td_coeff=1.0)
+    result = result_of(config, {"default_policy": {"default_policy": StudentSize(10, None)}}, {})
+    assert set(result) == {
+        "student_params",
+        "td_coeff",
+        "num_gradient_steps_lifetime",
+        "staleness_mean",
+        "staleness_max",
+    }
+
+
+# --- Students and teachers --------------------------------------------------------------------------------------------
+
+
+def test_students_are_shaped_by_their_teachers():
+    teachers = {"default_policy": Teacher(make_q_module(fcnet_hiddens=[64, 64]))}
+    config = DistillDQNConfig().distillation(compression=0.1)
+    shape_students(config, teachers)
+    assert config.given_model_config["fcnet_hiddens"] == [17, 17]
+    assert config.compression is None
+    shape_students(config, teachers)  # widths are there already
+    assert config.given_model_config["fcnet_hiddens"] == [17, 17]
+
+
+def test_a_large_student_is_a_warning(caplog):
+    teachers = {"default_policy": Teacher(make_q_module())}
+    for size, warns in ((1_000, False), (1_200, True)):
+        caplog.clear()
+        warn_of_large_students(Students({"default_policy": {"default_policy": StudentSize(size, None)}}), teachers)
+        assert bool(caplog.text) == warns
+
+
+def test_a_config_names_a_loaded_teacher_by_its_source():
+    loaded = Teacher(make_q_module(), source="here")
+    assert without_networks([loaded, "cartpole", (loaded,)]) == ["here", "cartpole", ["here"]]
+
+
+# --- The way of the weights -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "is_stored"), [(100, False), (30_000, True)])
+def test_a_student_travels_packed_and_under_rllibs_names(cluster, width, is_stored):
+    weights = {"default_policy": {"layer": np.ones(width, np.float32)}}
+    student = StudentState.of({COMPONENT_RL_MODULE: weights, WEIGHTS_SEQ_NO: 3, "more": None}, 640)
+    state = student.packed().for_env_runners()
+    assert set(state) == {COMPONENT_RL_MODULE, WEIGHTS_SEQ_NO, NUM_ENV_STEPS_SAMPLED_LIFETIME}
+    assert (state[WEIGHTS_SEQ_NO], state[NUM_ENV_STEPS_SAMPLED_LIFETIME]) == (3, 640)
+    packed = state[COMPONENT_RL_MODULE]
+    assert isinstance(packed, ray.ObjectRef) == is_stored
+    np.testing.assert_equal(ray.get(packed) if is_stored else packed, weights)
+
+
+def test_first_states_go_on_from_a_checkpoint():
+    first, again = FirstWeights(["default_policy"]), FirstWeights(["default_policy"])
+    first.keep([{"default_policy": {"obs": states(8), "teacher_q": states(8)[:, :2]}}])
+    again.set_state(first.get_state())
+    np.testing.assert_equal(again.get_state(), first.get_state())
+    assert len(again.get_state()["states"]["default_policy"][0][0]) == 8
+
+
+def test_a_call_waits_for_the_end_of_setup():
+    made, postponed = [], Postponed()
+    assert postponed.put_off(lambda: made.append(1))
+    assert postponed.put_off(lambda: made.append(2))
+    assert not made
+    postponed.catch_up()
+    assert made == [2]
+    assert not postponed.put_off(lambda: made.append(3))
+    postponed.catch_up()
+    assert made == [2]

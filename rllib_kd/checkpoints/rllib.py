@@ -212,8 +212,10 @@ class RLlibCheckpoint:
 
     def _executed_environment(self) -> tuple[Any, dict[Any, Any]] | None:
         """Environment and config, as the objects that they were; None where they cannot be had."""
+        if self.algorithm_path is None:
+            return None
         try:
-            file = posixpath.join(self.algorithm_path or "", _CLASS_FILE)
+            file = posixpath.join(self.algorithm_path, _CLASS_FILE)
             config = cloudpickle.loads(read_file(self.filesystem, file))["ctor_args_and_kwargs"][0][0]
             look_up = config.get if isinstance(config, Mapping) else partial(getattr, config)
             return look_up("env"), dict(look_up("env_config") or {})

@@ -162,11 +162,11 @@ def _check_config(
     env: Any, env_config: Mapping[Any, Any], source: str | os.PathLike[str], *, trust_checkpoint: bool
 ) -> None:
     if trust_checkpoint:
-        refused = [f"'{key}' ({value})" for key, value in env_config.items() if isinstance(value, CheckpointError)]
+        refused = [f"'{key}'" for key, value in env_config.items() if not _is_data(value)]
         if refused:
             raise CheckpointError(
-                f"'{os.fspath(source)}' has an env_config that cannot be read here: {', '.join(refused)}. Set these "
-                f"keys yourself {_SET_IT}."
+                f"'{os.fspath(source)}' has an env_config of objects that cannot be unpickled here: "
+                f"{', '.join(refused)}. Make their classes importable, or set these keys yourself {_SET_IT}."
             )
         return
     env_id = _id_of(env)
@@ -175,6 +175,12 @@ def _check_config(
             f"'{os.fspath(source)}' was refused: its env_config sets what is not known to be harmless: "
             f"{', '.join(refused)}. Set these keys yourself {_SET_IT}, or pass {_TRUST_IT}."
         )
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it is what the checkpoint's training had, and does not stand for an object that could not be had."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+    return not isinstance(value, Name | CheckpointError) and all(map(_is_data, parts))
 
 
 def _check_agreement(recorded: Mapping[str, PlayedEnvironment]) -> None:

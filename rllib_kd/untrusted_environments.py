@@ -56,10 +56,15 @@ def refusals(env: str | None, env_config: Mapping[Any, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Scalars of numpy as numbers of Python, in lists too."""
+    """Scalars of numpy as numbers of Python, also those in a list.
+
+    Not in lists of lists: a few that share their parts hold millions.
+    """
     if isinstance(value, np.generic):
         return value.item()
-    return type(value)([plain(part) for part in value]) if type(value) in (list, tuple) else value
+    if type(value) in (list, tuple):
+        return type(value)([part.item() if isinstance(part, np.generic) else part for part in value])
+    return value
 
 
 # --- Kinds of values --------------------------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ import enum
 import json
 import re
 import sys
+import time
+from collections import OrderedDict
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 
 from rllib_kd import cli, compare, compare_all, load_teacher
@@ -353,17 +356,46 @@ def test_a_trusted_checkpoint_is_executed_and_else_read_as_data(tmp_path, monkey
     (tmp_path / "their_colours.py").write_text("class Red:\n    pass\n")
     import their_colours
 
-    path = write_checkpoint(tmp_path / "a", "CartPole-v1", {"colour": their_colours.Red(), "sutton_barto_reward": True})
-    with pytest.raises(ValueError, match=r"not known to be harmless: 'colour'\. Set"):
+    config = {"red": their_colours.Red(), "reds": [{"a": their_colours.Red}], "sutton_barto_reward": True}
+    path = write_checkpoint(tmp_path / "a", "CartPole-v1", config)
+    with pytest.raises(ValueError, match=r"not known to be harmless: 'red', 'reds'\. Set"):
         resolve_environment({"a": path})
     trusted = resolve_environment({"a": path}, trust_checkpoint=True)
-    assert isinstance(trusted.env_config["colour"], their_colours.Red)
+    assert isinstance(trusted.env_config["red"], their_colours.Red)
+    assert trusted.env_config["reds"] == [{"a": their_colours.Red}]
     monkeypatch.delitem(sys.modules, "their_colours")
     (tmp_path / "their_colours.py").unlink()
-    with pytest.raises(ValueError, match=r"cannot be read here: 'colour' \(.*their_colours\.Red.*Set these keys"):
+    with pytest.raises(ValueError, match=r"cannot be unpickled here: 'red', 'reds'\. Make .* or set these keys"):
         resolve_environment({"a": path}, trust_checkpoint=True)
-    config = {"colour": 1, "sutton_barto_reward": True}
-    assert resolve_environment({"a": path}, None, {"colour": 1}, trust_checkpoint=True).env_config == config
+    asked = {"red": 1, "reds": 2}
+    expected = {**asked, "sutton_barto_reward": True}
+    assert resolve_environment({"a": path}, None, asked, trust_checkpoint=True).env_config == expected
+
+
+def test_other_kinds_of_configs(tmp_path):
+    ordered = write_checkpoint(tmp_path / "a", "CartPole-v1", OrderedDict(max_episode_steps=3))
+    assert resolve_environment({"a": ordered}).env_config == {"max_episode_steps": 3}
+    whole = write_checkpoint(tmp_path / "b", "CartPole-v1", EnvContext({"max_episode_steps": 3}, worker_index=0))
+    with pytest.raises(ValueError, match=r"not known to be harmless: 'all of it'\..*--trust-checkpoint"):
+        resolve_environment({"a": whole}, "CartPole-v1")
+    assert resolve_environment({"a": whole}, trust_checkpoint=True).env_config == {"max_episode_steps": 3}
+
+
+def test_a_few_bytes_take_no_time(tmp_path):
+    """Lists that share their parts hold more than there is memory; so do names that are compared with all others."""
+    doubled = ["S"]
+    for _ in range(60):
+        doubled = [doubled, doubled]
+    start = time.process_time()
+    with pytest.raises(ValueError, match=r"'desc' \(only a map of S, F, H and G, at most 64 x 64, or none\)"):
+        resolve_environment({"a": write_checkpoint(tmp_path / "a", "FrozenLake-v1", {"desc": doubled})})
+    with pytest.raises(ValueError, match="In which environment"):
+        resolve_environment({"a": write_checkpoint(tmp_path / "b", "CartPole" * 10**6)})
+    many = {f"key {i}": 0 for i in range(100_000)}
+    with pytest.raises(ValueError, match=r"'key 0', 'key 1', .*pass --trust-checkpoint") as caught:
+        resolve_environment({"a": write_checkpoint(tmp_path / "c", "CartPole-v1", many)})
+    assert len(str(caught.value)) <= 1_100
+    assert time.process_time() - start < 20
 
 
 def test_a_teacher_in_training_says_nothing_of_its_environment(tmp_path, monkeypatch):

@@ -86,6 +86,7 @@ _DEFAULT_CONNECTORS = {
     "UnBatchToIndividualItems",
 }
 _SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
+_MAX_NAME = 200  # characters, of an environment
 _MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
 
 #: Class, constructor's keyword arguments, state.
@@ -201,14 +202,15 @@ class RLlibCheckpoint:
         if self.trusted and (executed := self._executed_environment()) is not None:
             return executed
         config = self._read_config()
-        env, env_config = config.get("env"), config.get("env_config", {})
+        env, env_config = config.get("env"), config.get("env_config") or {}
         if isinstance(env, type) and issubclass(env, Tag):
             env = env.of
-        if not isinstance(env, str | Name) or not str(env).isprintable():
+        if not isinstance(env, str | Name) or not str(env).isprintable() or len(str(env)) > _MAX_NAME:
             return None, {}
-        if not isinstance(env_config, dict):
-            return None, {}  # whoever plays must say it again
-        return env, build_entries(env_config, self.uri)
+        if isinstance(env_config, dict):
+            return env, build_entries(env_config, self.uri)
+        whole = build_entries({"all of it": env_config}, self.uri)  # another kind of dict, or an object
+        return env, whole["all of it"] if isinstance(whole["all of it"], dict) else whole
 
     def _executed_environment(self) -> tuple[Any, dict[Any, Any]] | None:
         """Environment and config, as the objects that they were; None where they cannot be had."""

@@ -221,7 +221,7 @@ def train(
 Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or the folder of a run, or 'cartpole'.")]
 Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoints, or folders of runs.")]
 OwnEnv = Annotated[str | None, _option("Default: as the checkpoint says.", "--env", "-e", metavar="ID")]
-EnvConfig = Annotated[str, _option("Of the environment, or @FILE.", metavar="JSON")]
+EnvConfig = Annotated[str, _option("Keys to set, or @FILE; the others stay.", metavar="JSON")]
 Episodes = Annotated[int, _option("That each policy plays; default 100.", metavar="N")]
 Seed = Annotated[int, _option("Of the first episode; default 1000000.", metavar="N")]
 Epsilon = Annotated[float, _option("Share of random actions; default 0.", metavar="X")]
@@ -305,8 +305,8 @@ def evaluate(
     rllib evaluate ~/ray_results/cartpole --video videos
     """  # noqa: D301
     from rllib_kd.evaluation import evaluate as evaluate_policy
-    from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
+    from rllib_kd.played_environment import resolve_environment
     from rllib_kd.policies import algorithm_of
     from rllib_kd.runs import find_student
 
@@ -314,27 +314,29 @@ def evaluate(
     checkpoint = find_student(checkpoint)
     if algo is not None and algo != (trained_by := algorithm_of(checkpoint) or algo):
         raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
-    where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
+    asked = parse_json(env_config, "--env-config")
+    where = resolve_environment({"the policy": checkpoint}, env, asked, trust_checkpoint=trust_checkpoint)
     report = evaluate_policy(
         checkpoint,
         where,
         num_episodes=episodes,
         seed=seed,
         epsilon=epsilon,
-        env_config=config,
         trust_checkpoint=trust_checkpoint,
         video_dir=video,
         num_videos=num_videos,
         render=render,
         progress=True,
     )
-    played = where if epsilon == 0.0 else f"{where}, ε = {epsilon:g}"
+    played = where.name if epsilon == 0.0 else f"{where.name}, ε = {epsilon:g}"
     interval = f" ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {played})"
     typer.echo(f"return {report.return_mean:.1f}" + (interval if episodes > 1 else f" (1 episode of {played})"))
+    if where.env_config:
+        typer.echo(f"played in {where}")
     if video is not None:
         typer.echo(video)
     if out is not None:
-        conditions = {"env": where, "seed": seed, "epsilon": epsilon}
+        conditions = {"env": where.name, "env_config": where.config_as_json(), "seed": seed, "epsilon": epsilon}
         out.write_text(json.dumps(conditions | {"returns": report.returns}, indent=1) + "\n")
 
 
@@ -358,15 +360,18 @@ def export(
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
     """  # noqa: D301
     from rllib_kd.deployment import deploy, deployment_table
-    from rllib_kd.evaluation import resolve_environment
     from rllib_kd.experiment import parse_json
     from rllib_kd.export import format_of_ending
+    from rllib_kd.played_environment import resolve_environment
     from rllib_kd.progress import bar
     from rllib_kd.runs import find_student
 
     _set_log_level(0)
     checkpoint = find_student(checkpoint)
-    where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
+    asked = parse_json(env_config, "--env-config")
+    where = resolve_environment(
+        {"the student": checkpoint}, env, asked, teacher=teacher, trust_checkpoint=trust_checkpoint
+    )
     written = [(checkpoint, out)] + ([] if teacher is None else [(teacher, None)])
     with bar("episodes", total=2 * episodes * len(written)) as advance:
         deployments = [
@@ -377,7 +382,6 @@ def export(
                 format=format or format_of_ending(out),
                 int8=int8,
                 num_episodes=episodes,
-                env_config=config,
                 trust_checkpoint=trust_checkpoint,
                 advance=advance,
             )

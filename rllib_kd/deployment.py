@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rllib_kd.evaluation import check_fit, mean_and_ci95, resolve_environment
+from rllib_kd.evaluation import check_fit, mean_and_ci95
 from rllib_kd.export import DeploymentCost, Exported, artifact_view, deployment_cost, q_function
 from rllib_kd.export import export as write_artifact
 from rllib_kd.observations import View
+from rllib_kd.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.playing import Act, env_maker, episode_seeds, play
 from rllib_kd.policies import GreedyQ, as_q_network
 
@@ -34,6 +35,7 @@ class Deployment:
     torch_return: float  # of the network in PyTorch, undiscounted
     return_mean: float  # of the artifact, on the same episodes
     return_ci95: float
+    played_in: str  # environment, with its config
 
 
 class _Artifact:
@@ -51,7 +53,7 @@ class _Artifact:
 def deploy(
     checkpoint: Any,
     out: Path | None,
-    env: str | Callable[..., gym.Env] | None = None,
+    env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     format: str,
     int8: bool = False,
@@ -69,7 +71,7 @@ def deploy(
         format: "onnx", "safetensors" or "torchscript".
         int8: weights of 8 bits, for "onnx".
         num_episodes: > 0.
-        env_config: passed to the env.
+        env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
         advance: is told of the episodes that have ended: `num_episodes` of PyTorch, as many of the artifact.
 
@@ -77,8 +79,8 @@ def deploy(
         ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
     """
     seeds = episode_seeds(num_episodes, _SEED)
-    env, env_config = resolve_environment([checkpoint], env, env_config)
-    network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(env, env_config)
+    played = resolve_environment({"the student": checkpoint}, env, env_config, trust_checkpoint=trust_checkpoint)
+    network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(*played)
     check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
     torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)
@@ -89,12 +91,17 @@ def deploy(
         returns, _ = play(make_env, _Artifact(q, view), seeds, advance=advance)
         cost = deployment_cost(path)
     return Deployment(
-        "teacher" if out is None else out.name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)
+        "teacher" if out is None else out.name,
+        exported,
+        cost,
+        mean_and_ci95(torch_returns)[0],
+        *mean_and_ci95(returns),
+        played_in=str(played),
     )
 
 
 def deployment_table(deployments: Sequence[Deployment]) -> str:
-    """A table of at most 80 columns, one column an artifact."""
+    """Where they played, and a table of at most 80 columns, one column an artifact."""
     table = Table(title=f"{deployments[0].exported.format}{', int8' if deployments[0].exported.int8 else ''}")
     table.add_column("")
     for deployment in deployments:
@@ -114,7 +121,8 @@ def deployment_table(deployments: Sequence[Deployment]) -> str:
     console = Console(width=80, highlight=False)
     with console.capture() as capture:
         console.print(table)
-    return capture.get().rstrip("\n")
+    environments = dict.fromkeys(deployment.played_in for deployment in deployments)
+    return "\n".join([*(f"played in {each}" for each in environments), capture.get().rstrip("\n")])
 
 
 def _limit(exported: Exported) -> str:

@@ -34,6 +34,7 @@ from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import compare_all
 from rllib_kd.hints import did_you_mean
+from rllib_kd.played_environment import PlayedEnvironment
 from rllib_kd.playing import env_maker, names_class
 from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
@@ -602,10 +603,9 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     comparisons = compare_all(
         as_configured(teacher, config["ensemble"], config["temperature"]),
         {"student" if len(students) == 1 else Path(s.path).name: location(s.checkpoint) for s in students},
-        config["env"],
+        PlayedEnvironment(config["env"], config["env_config"]),
         num_episodes=experiment.compare_episodes,
         seed=FRESH_SEED,
-        env_config=config["env_config"],
         trust_checkpoint=config["trust_checkpoint"],
         progress=True,
     )

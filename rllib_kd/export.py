@@ -273,7 +273,10 @@ def _parity(
     """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
     device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     stages = tuple(stage for stage in _stages(student) if not isinstance(stage, StackFrames))
-    view = ObservationPipeline(_artifact_space(student), stages).start()
+    space = _artifact_space(student)
+    view = ObservationPipeline(space, stages).start()
+    # Numbers of cases come as floats from where artifacts play; PyTorch's side needs integers for its one-hot vectors.
+    obs = obs.astype(space.dtype) if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) else obs
     differences, agreements, sizes = [], [], []
     for first in range(0, len(obs), _CHUNK):
         chunk = obs[first : first + _CHUNK].astype(np.float32)

@@ -241,7 +241,7 @@ def env_maker(
     """
     name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
+    if isinstance(env, str) and is_registered_with_tune(env):
         env = _global_registry.get(ENV_CREATOR, env)
     if isinstance(env, str):
         if not names_class(env):
@@ -261,7 +261,17 @@ def _make(name: str, make: Callable[[], gym.Env]) -> gym.Env:
 
 def names_class(env: str) -> bool:
     """Whether RLlib takes the name of an environment for the path of a class."""
-    return "." in env and env not in gym.registry and not _global_registry.contains(ENV_CREATOR, env)
+    return "." in env and not is_registered(env)
+
+
+def is_registered(env: str) -> bool:
+    """Whether an environment has this name, in gymnasium or in Ray Tune."""
+    return env in gym.registry or is_registered_with_tune(env)
+
+
+def is_registered_with_tune(env: str) -> bool:
+    """Whether it is a name in Ray Tune, which RLlib prefers to gymnasium's ids."""
+    return _global_registry.contains(ENV_CREATOR, env)
 
 
 def _class_at(path: str) -> Callable[..., gym.Env]:

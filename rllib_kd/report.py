@@ -32,11 +32,11 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
     from rich.text import Text
 
     first = _common(comparisons)
+    played_in = f"played in {plots.printable(first.played_in)}\n\n" if first.env_config else ""
+    title = first.conditions if first.env_config else _title(first)
     # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters to the name, a few
     # thousand leave twenty, and no figure is ever cut.
-    table = Table(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(_title(first) + "\n")
-    )
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(title + "\n"))
     table.add_column("", min_width=8, overflow="fold")
     for head in ("para-\nmeters", "% of\nteacher", "return\n± 95 % CI", "return\nratio*"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -51,7 +51,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
         console.print(table)
         console.print("\n * (student − random) / (teacher − random)")
         console.print(" † states with one choice, of those that the teacher / the student visits")
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    return played_in + "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
 def write_report(
@@ -90,8 +90,10 @@ def _common(comparisons: Sequence[Comparison]) -> Comparison:
     first = comparisons[0]
     for other in comparisons[1:]:
         names = f"{first.student.name!r} and {other.student.name!r}"
-        if first.env != other.env:
-            raise ValueError(f"{names} played in {first.env!r} and {other.env!r}. Write one report an environment.")
+        if first.played_in != other.played_in:
+            raise ValueError(
+                f"{names} played in '{first.played_in}' and '{other.played_in}'. Write one report an environment."
+            )
         if (first.teacher.returns, first.random.returns) != (other.teacher.returns, other.random.returns):
             raise ValueError(
                 f"{names} were compared with different teachers or over different episodes, so that one table would "
@@ -104,7 +106,7 @@ def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curve
     """Everything, teacher and random policy once; what is not finite is None, since JSON has no word for it."""
     from rllib_kd.evaluation import finite_or_none
 
-    shared = ("env", "num_episodes", "epsilon", "teacher", "random")
+    shared = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random")
     dicts = [comparison.to_dict() for comparison in comparisons]
     students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
     figures = {key: dicts[0][key] for key in shared} | {"students": students}
@@ -114,7 +116,7 @@ def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, plots.Curve
 
 
 def _title(first: Comparison) -> str:
-    return f"{plots.printable(first.env)}, {first.conditions}"
+    return f"{plots.printable(first.played_in)}, {first.conditions}"
 
 
 def _number(value: float) -> str:

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, build_entries, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.evaluation import evaluate
 from rllib_kd.observations import Shown
@@ -112,6 +112,20 @@ def test_plain_values():
     assert there_and_back(value) == value
     assert there_and_back(DefaultModelConfig(fcnet_hiddens=[7]))["fcnet_hiddens"] == [7]
     assert there_and_back(OrderedDict) == Name("collections", "OrderedDict")  # by its name alone
+
+
+def test_entries_are_read_one_by_one(tmp_path):
+    """What is refused of one stops no other, however many there are; and one that is shared is built once."""
+    mark = tmp_path / "mark"
+    shared = np.arange(1_000)
+    value = {f"bad {i}": [payloads(mark)["os.system"]] for i in range(200)} | {"a": shared, "b": shared, 3: {"c": [1]}}
+    entries = build_entries(read_pickle(io.BytesIO(pickle.dumps(value)), "it"), "it")
+    assert entries["a"] is entries["b"]
+    assert entries["3"] == {"c": [1]}
+    refused = [key for key, entry in entries.items() if isinstance(entry, CheckpointError)]
+    assert refused == [f"bad {i}" for i in range(200)]
+    assert "it calls 'posix.system'" in str(entries["bad 0"])
+    assert not mark.exists()
 
 
 def test_many_ordered_dicts():

@@ -1,6 +1,7 @@
 """The shape of the house: what is public, who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,17 @@ def test_ci_runs_the_readmes_test_command():
     lines = (root / ".ci" / "run").read_text().splitlines()
     (command,) = [line.strip() for line in lines if line.endswith("pytest")]
     assert command in (root / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_links_lead_to_files(page):
+    root = PACKAGE.parent
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (root / page).read_text())
+    files = [link for link in links if "://" not in link]
+    assert files
+    assert [file for file in files if not (root / file).exists()] == []
+
+
+def test_the_readme_links_the_page_on_security():
+    (row,) = [line for line in (PACKAGE.parent / "README.md").read_text().splitlines() if "that I do not trust" in line]
+    assert "(SECURITY.md)" in row

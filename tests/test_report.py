@@ -210,16 +210,30 @@ def test_names_stand_in_the_plots_as_they_are(tmp_path, name):
     assert seen.text.count(f"{name} of a trial with a long name".strip()) == 2
 
 
+SHARED = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random")
+
+
 def test_figures_json_has_everything(tmp_path):
-    both = [comparison(), comparison("tiny")]
+    both = [comparison(env_config={"wind": 1}), comparison("tiny", env_config={"wind": 1})]
     write_report(both, tmp_path, curves={"small": [(0, 1.0), (100, 20.0)]})
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["curves"] == {"small": [[0, 1.0], [100, 20.0]]}
     for result, student in zip(both, figures["students"], strict=True):
         expected = result.to_dict()
-        shared = {key: expected.pop(key) for key in ("env", "num_episodes", "epsilon", "teacher", "random")}
+        shared = {key: expected.pop(key) for key in SHARED}
         assert shared == {key: figures[key] for key in shared}
         assert student == expected.pop("student") | expected
+
+
+def test_tables_and_page_state_environment_and_config(tmp_path):
+    played = {"env_config": {"map": ["S" * 40, "G" * 40], "wind": 1.5}}
+    line = f'played in Somewhere-v0 {{"map": ["{"S" * 40}", "{"G" * 40}"], "wind": 1.5}}'
+    assert summary_table([comparison(**played)]).splitlines()[0] == line  # whole, to be given again
+    assert str(comparison(**played)).splitlines()[0] == line
+    assert max(map(len, str(comparison(**played)).splitlines()[1:])) <= 80
+    assert line.removeprefix("played in ") in page([comparison(**played)], tmp_path).text
+    for text in (str(comparison()), summary_table([comparison()])):
+        assert text.splitlines()[0].strip() == "Somewhere-v0, 2 episodes each, same seeds"
 
 
 @pytest.mark.parametrize("actions", [1, 7, 18])
@@ -234,6 +248,7 @@ def test_what_cannot_stand_in_one_table(tmp_path):
         summary_table([])
     others = {
         "Write one report an environment": comparison("other", env="Elsewhere-v0"),
+        "'Somewhere-v0' and 'Somewhere-v0 {\"wind\": 1}'": comparison("other", env_config={"wind": 1}),
         "different teachers": comparison("other", teacher=policy("teacher", 1.0, 2.0, parameters=1, latency=1.0)),
         "over different episodes": comparison("other", random=policy("random", 1.0, 2.0)),
     }

@@ -12,7 +12,7 @@ import math
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
@@ -191,6 +191,24 @@ def build(value: Any, where: str) -> Any:
     return _Builder(where).build(value)
 
 
+def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """As `build()`, for each entry by itself: one that is more than data is the error that says so.
+
+    Args:
+        entries: of `read_pickle()`.
+        where: their file, for messages.
+    """
+    builder = _Builder(where)  # one for all: they may share parts
+    built = {}
+    for key, value in entries.items():
+        try:
+            built[str(builder.build(key))] = builder.build(value)
+        except CheckpointError as error:
+            built[key if isinstance(key, str) else "a key that is no text"] = error
+            builder.begin_anew()
+    return built
+
+
 class _Builder:
     def __init__(self, where: str):
         self._where = where
@@ -198,6 +216,10 @@ class _Builder:
         # a thousand arrays of the same million would take a thousand.
         self._built: dict[int, Any] = {}
         self._used: set[int] = set()
+        self._depth = 0
+
+    def begin_anew(self) -> None:
+        """Leave the nested parts in which something was refused."""
         self._depth = 0
 
     def build(self, value: Any) -> Any:

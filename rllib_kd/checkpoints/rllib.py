@@ -13,18 +13,20 @@ import posixpath
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 import torch
+from ray import cloudpickle
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.numpy import SMALL_NUMBER
 
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, build_entries, read_pickle
 from rllib_kd.checkpoints.uris import open_uri, read_file
 from rllib_kd.layers import MAX_LAYERS, MAX_OUTPUTS
 from rllib_kd.observations import (
@@ -84,6 +86,7 @@ _DEFAULT_CONNECTORS = {
     "UnBatchToIndividualItems",
 }
 _SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
+_MAX_NAME = 200  # characters, of an environment
 _MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
 
 #: Class, constructor's keyword arguments, state.
@@ -190,15 +193,36 @@ class RLlibCheckpoint:
         algorithm = self._read_algorithm().get("class")
         return _name_of(algorithm).name.split(".")[-1] if algorithm is not None else None
 
-    def environment(self) -> tuple[str | None, dict[str, Any]]:
-        """Name and config of the environment in which it was trained; None where it has no name."""
+    def environment(self) -> tuple[Any, dict[Any, Any]]:
+        """Name and config of the environment in which it was trained; None where it has no name.
+
+        A class is a `Name`, and an entry of the config that is more than data is the `CheckpointError` that says so;
+        unless the checkpoint is trusted, and can be executed.
+        """
+        if self.trusted and (executed := self._executed_environment()) is not None:
+            return executed
         config = self._read_config()
+        env, env_config = config.get("env"), config.get("env_config") or {}
+        if isinstance(env, type) and issubclass(env, Tag):
+            env = env.of
+        if not isinstance(env, str | Name) or not str(env).isprintable() or len(str(env)) > _MAX_NAME:
+            return None, {}
+        if isinstance(env_config, dict):
+            return env, build_entries(env_config, self.uri)
+        whole = build_entries({"all of it": env_config}, self.uri)  # another kind of dict, or an object
+        return env, whole["all of it"] if isinstance(whole["all of it"], dict) else whole
+
+    def _executed_environment(self) -> tuple[Any, dict[Any, Any]] | None:
+        """Environment and config, as the objects that they were; None where they cannot be had."""
+        if self.algorithm_path is None:
+            return None
         try:
-            env, env_config = config["env"], build(config.get("env_config", {}), self.uri)
-        except (KeyError, CheckpointError):
-            return None, {}  # it lacks them, or has more than data: whoever plays must say it again
-        is_name = isinstance(env, str) and env.isprintable()
-        return (env, env_config) if is_name and isinstance(env_config, dict) else (None, {})
+            file = posixpath.join(self.algorithm_path, _CLASS_FILE)
+            config = cloudpickle.loads(read_file(self.filesystem, file))["ctor_args_and_kwargs"][0][0]
+            look_up = config.get if isinstance(config, Mapping) else partial(getattr, config)
+            return look_up("env"), dict(look_up("env_config") or {})
+        except Exception:  # whatever unpickling runs into, such as a class that is not here: it is read as data then
+            return None
 
     def is_of_family(self, name: str) -> bool:
         """Whether a student of this name is one of several of the Algorithm, which see all the same."""

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from rllib_kd.hints import did_you_mean
 from rllib_kd.progress import watched
+from rllib_kd.text import did_you_mean
 
 _PATIENCE = 3  # results in which a metric may be missing: evaluations, say, come later than the first
 

@@ -33,7 +33,6 @@ from rllib_kd.algorithm import DistillDQN  # its name is registered by this impo
 from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric_at, saving_on_interrupt, say
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import compare_all
-from rllib_kd.hints import did_you_mean
 from rllib_kd.playing import env_maker, names_class
 from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
@@ -43,6 +42,7 @@ from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
 from rllib_kd.teachers.ensemble import as_configured
+from rllib_kd.text import did_you_mean
 
 #: Metrics of the old API stack, and where a result holds them now.
 RENAMED_METRICS = {

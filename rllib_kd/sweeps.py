@@ -31,7 +31,6 @@ from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
 from rllib_kd.evaluation import check_fit, mean_and_ci95
 from rllib_kd.experiment import location
-from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
 from rllib_kd.policies import GreedyQ, as_q_network
@@ -41,6 +40,7 @@ from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import did_you_mean
 
 SEARCHES = ("optuna", "random")
 SCHEDULERS = ("none", "asha", "pbt")

@@ -12,9 +12,8 @@ import rllib_kd
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that may be imported by learner, env_runner and students, and what they may import themselves.
 FOUNDATIONS: dict[str, set[str]] = {
-    "checkpoints": {"layers", "observations", "spaces"},
+    "checkpoints": {"layers", "observations", "spaces", "text"},
     "frames": set(),
-    "hints": set(),
     "initialization": {"teachers"},
     "layers": set(),
     "losses": set(),
@@ -26,9 +25,10 @@ FOUNDATIONS: dict[str, set[str]] = {
     "spaces": set(),
     "stacking": {"students"},
     "statistics": set(),
+    "text": set(),
     "teachers": {"checkpoints", "layers", "observations", "spaces", "students"},
 }
-FREE_OF_RAY = {"frames", "hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {"frames", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics", "text"}
 
 
 def imports(name: str) -> set[str]:

@@ -6,7 +6,6 @@ import atexit
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from rllib_kd.progress import watched
+from rllib_kd.progress import say, watched
 from rllib_kd.text import did_you_mean
 
 _PATIENCE = 3  # results in which a metric may be missing: evaluations, say, come later than the first
@@ -187,11 +186,6 @@ def wandb_callback(*, project: str, key: str | None = None, run_name: str | None
     callback = WandbLoggerCallback(project=project, **({} if run_name is None else {"name": run_name}))
     callback.setup()  # as Tune does, which says too late that nobody is logged in
     return callback
-
-
-def say(message: str) -> None:
-    """One line on stderr, above a progress line."""
-    print(message, file=sys.stderr)  # which rich has put its own file in place of
 
 
 def describe(

@@ -35,6 +35,7 @@ from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import compare_all
 from rllib_kd.playing import env_maker, names_class
 from rllib_kd.policies import algorithm_of
+from rllib_kd.relay import listening
 from rllib_kd.report import summary_table
 from rllib_kd.runs import find_student
 from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
@@ -455,7 +456,7 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
         )
         if not experiment.stop:
             say("note: there is no --stop, so training goes on until Ctrl-C.")
-    with saving_on_interrupt() as interrupted:
+    with listening(), saving_on_interrupt() as interrupted:
         return tuner.fit(), interrupted.is_set()
 
 

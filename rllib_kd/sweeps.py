@@ -34,13 +34,14 @@ from rllib_kd.experiment import location
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
 from rllib_kd.policies import GreedyQ, as_q_network
+from rllib_kd.relay import listening
 from rllib_kd.settings import apply_settings, validate
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import did_you_mean
+from rllib_kd.text import did_you_mean, printable
 
 SEARCHES = ("optuna", "random")
 SCHEDULERS = ("none", "asha", "pbt")
@@ -298,7 +299,7 @@ class Sweep:
             else:
                 self._write_spec()
                 tuner = self._tuner(trainable, space, median_gap)
-            with saving_on_interrupt() as interrupted:
+            with listening(), saving_on_interrupt() as interrupted:
                 grid = tuner.fit()
             result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
         self._write(result)
@@ -535,4 +536,4 @@ class SettingLines(tune.Callback):
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:
         ended = sum(other is trial or other.status in ("TERMINATED", "ERROR") for other in trials)
-        print(f"{ended:>4} settings  {line}", flush=True)
+        print(f"{ended:>4} settings  {printable(line)}", flush=True)

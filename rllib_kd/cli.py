@@ -23,7 +23,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from rllib_kd.relay import printed_warnings
-from rllib_kd.text import one_line, printable
+from rllib_kd.text import mean_and_interval, one_line, printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -335,13 +335,13 @@ def evaluate(
         progress=True,
     )
     played = where if epsilon == 0.0 else f"{where}, ε = {epsilon:g}"
-    interval = f" ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {played})"
-    _echo(f"return {report.return_mean:.1f}" + (interval if episodes > 1 else f" (1 episode of {played})"))
+    conditions = f"95 % CI, {episodes} episodes of {played}" if episodes > 1 else f"1 episode of {played}"
+    _echo(f"return {mean_and_interval(report.return_mean, report.return_ci95)} ({conditions})")
     if video is not None:
         _echo(video)
     if out is not None:
-        conditions = {"env": where, "seed": seed, "epsilon": epsilon}
-        out.write_text(json.dumps(conditions | {"returns": report.returns}, indent=1) + "\n")
+        content = {"env": where, "seed": seed, "epsilon": epsilon, "returns": report.returns}
+        out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 @app.command()

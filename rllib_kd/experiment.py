@@ -37,7 +37,7 @@ from rllib_kd.playing import env_maker, names_class
 from rllib_kd.policies import algorithm_of
 from rllib_kd.relay import listening
 from rllib_kd.report import summary_table
-from rllib_kd.runs import find_student
+from rllib_kd.runs import GREEDY, Curve, find_student, read_curve
 from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.spaces import check_actions
@@ -121,6 +121,7 @@ class Experiment:
                 near.
         """
         _check_not_empty(experiment_name=self.name)
+        _check_below_storage(self.name)
         _check_at_least(1, num_samples=self.num_samples)
         _check_at_least(0, compare_episodes=self.compare_episodes)
         cls = algorithm_class(self.algorithm)
@@ -274,6 +275,12 @@ def _check_not_empty(**texts: str | None) -> None:
     for name, text in texts.items():
         if text is not None and not text.strip():
             raise ValueError(f"`{name}` is empty.")
+
+
+def _check_below_storage(name: str) -> None:
+    """Whether results stay in the folder that was named for them: the name may come from a file of somebody else."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"`experiment_name` must name a folder below --storage-path, got '{name}'.")
 
 
 def _checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
@@ -582,7 +589,16 @@ def summary(result: tune.Result) -> str:
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: nothing was trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
-    return f"{describe([metrics])}\n{where}"
+    return f"{describe([_with_last_evaluation(metrics, Path(result.path))])}\n{where}"
+
+
+def _with_last_evaluation(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
+    """The last result, with the last evaluation where the last iteration had none, and its files are here."""
+    file = trial / "result.json"
+    curve = read_curve(file) if not metrics.get("evaluation") and file.is_file() else Curve()
+    if not curve or curve.of != GREEDY:
+        return metrics
+    return {**metrics, "evaluation": {"env_runners": {"episode_return_mean": curve[-1][1]}}}
 
 
 def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:

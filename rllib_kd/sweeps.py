@@ -41,7 +41,7 @@ from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.text import did_you_mean, printable
+from rllib_kd.text import did_you_mean, mean_and_interval, printable, ratio
 
 SEARCHES = ("optuna", "random")
 SCHEDULERS = ("none", "asha", "pbt")
@@ -313,7 +313,8 @@ class Sweep:
         if teacher_mean - random_mean <= math.hypot(teacher_ci, random_ci):
             raise ValueError(
                 f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
-                f"{teacher_mean:.4g} and {random_mean:.4g} over {len(seeds)} episodes. There is nothing to distil."
+                f"{mean_and_interval(teacher_mean, teacher_ci)} and {mean_and_interval(random_mean, random_ci)} over "
+                f"{len(seeds)} episodes. There is nothing to distil."
             )
         return Task(self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean)
 
@@ -526,9 +527,9 @@ class SettingLines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
         result = trial.last_result
-        size, ratio, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
-        bound = "" if lower is None else f" (at least {lower:.3f})"
-        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio:6.3f}{bound}")
+        size, mean, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
+        bound = "" if lower is None else f" (at least {ratio(lower)})"
+        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio(mean):>6}{bound}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook, also for failures after which the trial goes on."""

@@ -18,7 +18,7 @@ FOUNDATIONS: dict[str, set[str]] = {
     "layers": set(),
     "losses": set(),
     "observations": {"spaces"},
-    "progress": set(),
+    "progress": {"text"},
     "replay": {"frames"},
     "sampling": set(),
     "schedules": set(),

@@ -27,6 +27,8 @@ from rllib_kd.text import mean_and_interval, one_line, printable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
+_MAX_ERROR = 2_000  # characters: messages may hold what is in a file
+
 #: Commands and flags that Ray shipped until 2.40 and before, and what does their work now.
 _GONE_COMMANDS = {
     "rollout": "use `rllib evaluate`",
@@ -489,5 +491,5 @@ def _echo(text: object, *, err: bool = False) -> None:
 
 
 def _fail(message: str, *, code: int) -> NoReturn:
-    typer.echo(f"error: {one_line(message)}", err=True)
+    typer.echo(f"error: {one_line(message, limit=_MAX_ERROR)}", err=True)
     raise SystemExit(code)

@@ -33,13 +33,8 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
     first = _common(comparisons)
     # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters to the name, a few
     # thousand leave twenty, and no figure is ever cut.
-    table = Table(
-        box=SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=cell(_title(first), "table.title").append("\n"),
-    )
+    title = cell(_title(first), "table.title").append("\n")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=title)
     table.add_column("", min_width=8, overflow="fold")
     for head in ("para-\nmeters", "% of\nteacher", "return\n± 95 % CI", "return\nratio*"):
         table.add_column(head, justify="right", no_wrap=True)

@@ -31,8 +31,7 @@ def test_the_nearest_known_name():
 
 @pytest.mark.parametrize(
     "character",
-    ["\x00", "\x07", "\n", "\r", "\t", "\x1b", "\x7f", "\x9b", "\u200b", "\u200d", "\u2028", "\u202e", "\u2066"]
-    + ["\ufeff", "\udc80", "\xa0", "\U000e0041"],
+    [*"\x00\x07\n\r\t\x1b\x7f\x9b\xa0\u200b\u200d\u2028\u202e\u2066\ufeff\udc80\U000e0041"],
 )
 def test_what_steers_or_misleads_is_replaced(character):
     assert printable(f"a{character}b") == "a\N{REPLACEMENT CHARACTER}b"

@@ -12,10 +12,12 @@ from rich.table import Column
 
 from rllib_kd.text import one_line
 
+_MAX_LINE = 2_000  # characters
+
 
 def say(message: str) -> None:
     """One line on stderr, above a progress line."""
-    print(one_line(message), file=sys.stderr)  # which rich has put its own file in place of
+    print(one_line(message, limit=_MAX_LINE), file=sys.stderr)  # which rich has put its own file in place of
 
 
 @contextmanager

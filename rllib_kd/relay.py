@@ -23,8 +23,8 @@ _SECONDS_BETWEEN_LOOKS = 0.3
 
 def send_warnings_from_worker() -> None:
     """In a process that Ray has started for an actor or a task, send warnings to who listens; elsewhere do nothing."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray._private.worker.global_worker.mode == ray.WORKER_MODE:
+    worker = sys.modules.get("ray._private.worker")
+    if worker is not None and worker.global_worker.mode == worker.WORKER_MODE:
         _LOGGER.addHandler(_Sender(logging.WARNING))
 
 
@@ -90,7 +90,8 @@ class _Sender(logging.Handler):
             is_heard = not hasattr(record, "is_relayed") and _send(record)
         except Exception:  # a warning must not end what it warns of
             is_heard = False
-        if not is_heard and not logging.getLogger().handlers and logging.lastResort is not None:
+        has_others = bool(logging.getLogger().handlers) or _LOGGER.handlers != [self]
+        if not is_heard and not has_others and logging.lastResort is not None:
             logging.lastResort.handle(record)
 
 

@@ -79,6 +79,7 @@ def test_what_cannot_be_sent_is_printed_where_it_was_said(monkeypatch, capsys, h
 
     monkeypatch.setattr(relay, "_send", fails)
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()] if has_handler else [])
-    record = LOGGER.makeRecord("rllib_kd.x", logging.WARNING, "x.py", 1, "lost?", (), None)
-    relay._Sender(logging.WARNING).emit(record)
+    sender = relay._Sender(logging.WARNING)
+    monkeypatch.setattr(logging.getLogger("rllib_kd"), "handlers", [sender])
+    sender.emit(LOGGER.makeRecord("rllib_kd.x", logging.WARNING, "x.py", 1, "lost?", (), None))
     assert capsys.readouterr().err == ("" if has_handler else "lost?\n")  # a handler of the user's prints it

@@ -95,6 +95,8 @@ def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, bytes]:
                     )
             if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
                 raise ValueError(f"The snapshot '{path}' was refused: it unpacks to more than {_MAX_BYTES:,} bytes.")
+            if not archive.namelist():
+                raise zipfile.BadZipFile("it is empty")
             return {name: archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(

@@ -126,6 +126,10 @@ def test_a_snapshot_that_unpacks_to_too_much_or_is_broken_is_refused_in_a_line(f
     (stored / SNAPSHOT).write_bytes(packed[:20])
     with pytest.raises(ValueError, match=r"is broken \(File is not a zip file\)"):
         put_back(str(stored))
+    with zipfile.ZipFile(stored / SNAPSHOT, "w"):
+        pass
+    with pytest.raises(ValueError, match=r"is broken \(it is empty\)"):
+        put_back(str(stored))
     (stored / SNAPSHOT).write_bytes(bytes(100_001))
     with pytest.raises(ValueError, match="has more than 100,000 bytes"):
         put_back(str(stored))

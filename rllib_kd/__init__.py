@@ -7,6 +7,10 @@ them registers "DistillDQN" with Ray Tune.
 from importlib import import_module
 from typing import Any
 
+from rllib_kd.relay import send_warnings_from_worker
+
+send_warnings_from_worker()
+
 _HOME = {
     "DistillDQN": "algorithm",
     "DistillDQNConfig": "config",

@@ -20,6 +20,7 @@ import ray.cloudpickle
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import number
 
 logger = logging.getLogger(__name__)
 
@@ -66,30 +67,30 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
     if must_gain and gain <= 0:
         raise ValueError(
             "kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
-            f"{teacher_return:.4g} and {random_return:.4g} over {num_episodes} episodes."
+            f"{number(teacher_return)} and {number(random_return)} over {num_episodes} episodes."
         )
     if gain <= noise:
         logger.warning(
-            "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
+            "The teacher '%s' plays '%s' no better than a random policy: mean returns of %s and %s over %d "
             "episodes. It may have been trained in another environment, or with other wrappers and connectors "
             "(e.g. a missing frame stack or observation filter).",
             teacher.source,
             env,
-            teacher_return,
-            random_return,
+            number(teacher_return),
+            number(random_return),
             num_episodes,
         )
     elif trained_return is not None and gain < 0.5 * (trained_return - random_return):
         logger.warning(
-            "The teacher '%s' plays '%s' far worse than in its training: a mean return of %.4g over %d episodes, "
-            "where its training ended with %.4g, and a random policy has %.4g. The environment may differ from the "
+            "The teacher '%s' plays '%s' far worse than in its training: a mean return of %s over %d episodes, "
+            "where its training ended with %s, and a random policy has %s. The environment may differ from the "
             "one of its training, in its wrappers, its config or its connectors.",
             teacher.source,
             env,
-            teacher_return,
+            number(teacher_return),
             num_episodes,
-            trained_return,
-            random_return,
+            number(trained_return),
+            number(random_return),
         )
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +22,12 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from rllib_kd.relay import printed_warnings
+from rllib_kd.text import mean_and_interval, one_line, printable
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+_MAX_ERROR = 2_000  # characters: messages may hold what is in a file
 
 #: Commands and flags that Ray shipped until 2.40 and before, and what does their work now.
 _GONE_COMMANDS = {
@@ -209,11 +217,11 @@ def train(
     if (refusal := experiments.refusal(results)) is not None:
         raise ValueError(refusal)
     for result in results:
-        typer.echo(experiments.summary(result))
+        _echo(experiments.summary(result))
     if interrupted:
-        typer.echo(f"interrupted; go on by: {_resuming_command()}", err=True)
+        _echo(f"interrupted; go on by: {_resuming_command()}", err=True)
     elif table := experiments.comparison(checked, results):
-        typer.echo(table)
+        _echo(table)
     if interrupted or results.errors:
         raise typer.Exit(1)
 
@@ -278,10 +286,10 @@ def compare(
         trust_checkpoint=trust_checkpoint,
         progress=True,
     )
-    typer.echo(str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons))
+    _echo(str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons))
     if out is not None:
         curves = {name: student.curve for name, student in found.items() if student.curve}
-        typer.echo(write_report(comparisons, out, curves=curves))
+        _echo(write_report(comparisons, out, curves=curves))
 
 
 @app.command()
@@ -329,15 +337,15 @@ def evaluate(
         progress=True,
     )
     played = where.name if epsilon == 0.0 else f"{where.name}, ε = {epsilon:g}"
-    interval = f" ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {played})"
-    typer.echo(f"return {report.return_mean:.1f}" + (interval if episodes > 1 else f" (1 episode of {played})"))
+    conditions = f"95 % CI, {episodes} episodes of {played}" if episodes > 1 else f"1 episode of {played}"
+    _echo(f"return {mean_and_interval(report.return_mean, report.return_ci95)} ({conditions})")
     if where.env_config:
-        typer.echo(f"played in {where}")
+        _echo(f"played in {where}")
     if video is not None:
-        typer.echo(video)
+        _echo(video)
     if out is not None:
-        conditions = {"env": where.name, "env_config": where.config_as_json(), "seed": seed, "epsilon": epsilon}
-        out.write_text(json.dumps(conditions | {"returns": report.returns}, indent=1) + "\n")
+        content = {"env": where.name, "env_config": where.config_as_json(), "seed": seed, "epsilon": epsilon}
+        out.write_text(json.dumps(content | {"returns": report.returns}, indent=1) + "\n")
 
 
 @app.command()
@@ -387,7 +395,7 @@ def export(
             )
             for source, path in written
         ]
-    typer.echo(deployment_table(deployments))
+    _echo(deployment_table(deployments))
 
 
 def _one_or_all(teachers: list[str] | None) -> str | list[str] | None:
@@ -397,7 +405,7 @@ def _one_or_all(teachers: list[str] | None) -> str | list[str] | None:
 
 def main() -> None:
     """Run the command line."""
-    with _ending_on_signals():
+    with _ending_on_signals(), printed_warnings(), _clean_warnings_of_others():
         _refuse_what_is_gone(sys.argv[1:])
         try:
             code = app(prog_name="rllib", standalone_mode=False)
@@ -408,6 +416,9 @@ def main() -> None:
             _fail(str(error), code=2)
         except OSError as error:
             _fail(str(error), code=1)
+        except Exception:  # nobody foresaw it; its message may be of a file, as any
+            _echo(traceback.format_exc().rstrip("\n"), err=True)
+            raise SystemExit(1) from None
     raise SystemExit(code)
 
 
@@ -433,6 +444,21 @@ def _ending_on_signals() -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _clean_warnings_of_others() -> Iterator[None]:
+    """What other packages warn of: without their colours, and without the escape sequences of names in it."""
+    original = warnings.formatwarning
+
+    def clean(*args: Any, **kwargs: Any) -> str:
+        return printable(re.sub(r"\x1b\[[\d;]*m", "", original(*args, **kwargs)), lines=True)
+
+    warnings.formatwarning = clean
+    try:
+        yield
+    finally:
+        warnings.formatwarning = original
 
 
 def _refuse_what_is_gone(arguments: list[str]) -> None:
@@ -463,6 +489,11 @@ def _set_log_level(verbose: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def _echo(text: object, *, err: bool = False) -> None:
+    """Print what may hold names from files."""
+    typer.echo(printable(text, lines=True), err=err)
+
+
 def _fail(message: str, *, code: int) -> NoReturn:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
+    typer.echo(f"error: {one_line(message, limit=_MAX_ERROR)}", err=True)
     raise SystemExit(code)

@@ -17,10 +17,10 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
 from rllib_kd import atari
-from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers import absolute_teachers
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Teacher
+from rllib_kd.text import did_you_mean
 
 if TYPE_CHECKING:
     from ray.rllib.connectors.env_to_module import EnvToModulePipeline

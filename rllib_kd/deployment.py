@@ -10,8 +10,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rllib_kd.evaluation import check_fit, mean_and_ci95
@@ -21,6 +19,7 @@ from rllib_kd.observations import View
 from rllib_kd.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.playing import Act, env_maker, episode_seeds, play
 from rllib_kd.policies import GreedyQ, as_q_network
+from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
 
 _SEED = 1_000_000
 
@@ -105,10 +104,11 @@ def deployment_table(deployments: Sequence[Deployment]) -> str:
     table = Table(title=f"{deployments[0].exported.format}{', int8' if deployments[0].exported.int8 else ''}")
     table.add_column("")
     for deployment in deployments:
-        table.add_column(escape(deployment.name), justify="right", overflow="fold")
+        table.add_column(cell(deployment.name), justify="right", overflow="fold")
+    returns = means_and_intervals([(d.return_mean, d.return_ci95) for d in deployments])
+    table.add_row("return, mean ± 95 % CI", *returns)
     rows: dict[str, Callable[[Deployment], str]] = {
-        "return, mean ± 95 % CI": lambda d: f"{d.return_mean:.1f} ± {d.return_ci95:.1f}",
-        "return in PyTorch": lambda d: f"{d.torch_return:.1f}",
+        "return in PyTorch": lambda d: number(d.torch_return, d.return_ci95),
         "bytes on disk": lambda d: f"{d.cost.disk_bytes:,}",
         "peak memory": lambda d: f"{d.cost.peak_memory_bytes / 2**20:.1f} MiB",
         "latency, batch of 1": lambda d: f"{1e3 * d.cost.latency_ms:.1f} µs",
@@ -118,11 +118,8 @@ def deployment_table(deployments: Sequence[Deployment]) -> str:
     }
     for title, show in rows.items():
         table.add_row(title, *map(show, deployments))
-    console = Console(width=80, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
     environments = dict.fromkeys(deployment.played_in for deployment in deployments)
-    return "\n".join([*(f"played in {each}" for each in environments), capture.get().rstrip("\n")])
+    return "\n".join([*(f"played in {printable(each)}" for each in environments), rendered(table)])
 
 
 def _limit(exported: Exported) -> str:

@@ -33,6 +33,7 @@ from rllib_kd.policies import GreedyQ, LikeliestAction, as_policy, as_q_network
 from rllib_kd.progress import bar
 from rllib_kd.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import cell, means_and_intervals, number, printable, ratio, rendered
 
 _STATES_AT_ONCE = 1_000  # in one forward pass: 10,000 stacks of frames and their features would fill the memory
 _LATENCY_CALLS = 500
@@ -91,20 +92,18 @@ class Comparison:
 
     def __str__(self) -> str:
         """A table of at most 80 columns."""
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
 
-        title = f"played in {self.played_in}\n" if self.env_config else ""
-        table = Table(title=escape(self.conditions if self.env_config else f"{self.env}, {self.conditions}"))
+        conditions = self.conditions if self.env_config else f"{self.env}, {self.conditions}"
+        table = Table(title=cell(conditions, "table.title"))
         table.add_column("")
         for name in ("teacher", self.student.name, "student / teacher"):
-            table.add_column(escape(name), justify="right")
+            table.add_column(cell(name), justify="right")
         teacher, student = self.teacher, self.student
         table.add_row(
             "return, mean ± 95 % CI",
-            *(f"{report.return_mean:.1f} ± {report.return_ci95:.1f}" for report in (teacher, student)),
-            f"{self.return_ratio:.3f}*" if math.isfinite(self.return_ratio) else "–*",
+            *means_and_intervals([(report.return_mean, report.return_ci95) for report in (teacher, student)]),
+            f"{ratio(self.return_ratio)}*",
         )
         table.add_row(
             "parameters",
@@ -128,11 +127,9 @@ class Comparison:
             *(f"{regret:.3g}" for regret in (self.q_regret_on_teacher_states, self.q_regret_on_student_states)),
             "",
         )
-        table.caption = f"* return ratio, where a random policy ({self.random.return_mean:.1f}) counts as 0"
-        console = Console(width=80, highlight=False)
-        with console.capture() as capture:
-            console.print(table)
-        return title + capture.get().rstrip("\n")
+        random_return = number(self.random.return_mean, self.random.return_ci95)
+        table.caption = f"* return ratio, where a random policy ({random_return}) counts as 0"
+        return (f"played in {printable(self.played_in)}\n" if self.env_config else "") + rendered(table)
 
 
 def compare(

@@ -33,17 +33,18 @@ from rllib_kd.algorithm import DistillDQN  # its name is registered by this impo
 from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric_at, saving_on_interrupt, say
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import compare_all
-from rllib_kd.hints import did_you_mean
 from rllib_kd.played_environment import PlayedEnvironment
 from rllib_kd.playing import env_maker, names_class
 from rllib_kd.policies import algorithm_of
+from rllib_kd.relay import listening
 from rllib_kd.report import summary_table
-from rllib_kd.runs import find_student
+from rllib_kd.runs import GREEDY, Curve, find_student, read_curve
 from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
 from rllib_kd.teachers.ensemble import as_configured
+from rllib_kd.text import did_you_mean
 
 #: Metrics of the old API stack, and where a result holds them now.
 RENAMED_METRICS = {
@@ -121,6 +122,7 @@ class Experiment:
                 near.
         """
         _check_not_empty(experiment_name=self.name)
+        _check_below_storage(self.name)
         _check_at_least(1, num_samples=self.num_samples)
         _check_at_least(0, compare_episodes=self.compare_episodes)
         cls = algorithm_class(self.algorithm)
@@ -274,6 +276,12 @@ def _check_not_empty(**texts: str | None) -> None:
     for name, text in texts.items():
         if text is not None and not text.strip():
             raise ValueError(f"`{name}` is empty.")
+
+
+def _check_below_storage(name: str) -> None:
+    """Whether results stay in the folder that was named for them: the name may come from a file of somebody else."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"`experiment_name` must name a folder below --storage-path, got '{name}'.")
 
 
 def _checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
@@ -456,7 +464,7 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
         )
         if not experiment.stop:
             say("note: there is no --stop, so training goes on until Ctrl-C.")
-    with saving_on_interrupt() as interrupted:
+    with listening(), saving_on_interrupt() as interrupted:
         return tuner.fit(), interrupted.is_set()
 
 
@@ -582,7 +590,16 @@ def summary(result: tune.Result) -> str:
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: nothing was trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
-    return f"{describe([metrics])}\n{where}"
+    return f"{describe([_with_last_evaluation(metrics, Path(result.path))])}\n{where}"
+
+
+def _with_last_evaluation(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
+    """The last result, with the last evaluation where the last iteration had none, and its files are here."""
+    file = trial / "result.json"
+    curve = read_curve(file) if not metrics.get("evaluation") and file.is_file() else Curve()
+    if not curve or curve.of != GREEDY:
+        return metrics
+    return {**metrics, "evaluation": {"env_runners": {"episode_return_mean": curve[-1][1]}}}
 
 
 def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from rllib_kd.runs import BEHAVIOR, EXPLORING, whose
+from rllib_kd.text import printable
+
 if TYPE_CHECKING:  # matplotlib takes a second to import, and torch more
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -19,7 +22,7 @@ if TYPE_CHECKING:  # matplotlib takes a second to import, and torch more
     from rllib_kd.evaluation import Comparison, PolicyReport
     from rllib_kd.pareto import SweepResult, SweptStudent
 
-Curve = Sequence[tuple[float, float]]  # (env steps, return)
+Points = Sequence[tuple[float, float]]  # (env steps, return); a `runs.Curve` knows whose returns they are
 
 _FOREGROUND, _MUTED, _GRID = "#1b1f24", "#5b6570", "#d5d9de"
 #: Distinct with any colour vision; six, and seven markers, so that forty-two students differ in one or the other.
@@ -42,11 +45,6 @@ WIDTH = 5.6  # inches of a plot; the page scales it to about 560 pixels
 _LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
 _CURVE_LABEL_LENGTH = 72  # what tells Tune's trials apart stands behind 40 characters that they share
 _MAX_ACTIONS_WITH_NUMBERS = 6  # cells of larger confusion matrices are too small for text
-
-
-def printable(name: str) -> str:
-    """A name without control characters, which would steer a terminal or break a document."""
-    return "".join(character if character.isprintable() else "�" for character in name)
 
 
 @contextmanager
@@ -323,13 +321,15 @@ def returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], width: float) -> Figure:
-    """Return over env steps, `width` inches wide."""
+def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Points], width: float) -> Figure:
+    """Return over env steps, `width` inches wide. Curves of others than greedy policies say so."""
     from matplotlib.ticker import EngFormatter
 
     figure, (axes,) = _figure(3.4, width=width)
     _references(axes, comparisons[0], "teacher")
     students = [comparison.student.name for comparison in comparisons]
+    kinds = {whose(curve) for curve in curves.values()}
+    added = {BEHAVIOR: " (behaviour policy)", EXPLORING: " (exploring)" if len(kinds) > 1 else ""}
     for i, name in enumerate([*students, *(name for name in curves if name not in students)]):
         if name not in curves:
             continue
@@ -343,13 +343,13 @@ def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], 
             marker=_marker(i),
             markersize=4,
             markevery=max(1, len(steps) // 12),
-            label=_legend_label(name, _CURVE_LABEL_LENGTH),
+            label=_legend_label(name, _CURVE_LABEL_LENGTH) + added.get(whose(curves[name]), ""),
         )
     axes.margins(x=0.01, y=0.08)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("env steps")
-    axes.set_ylabel("return, mean of episodes")
+    axes.set_ylabel("return of the behaviour policy" if kinds == {BEHAVIOR} else "return, mean of episodes")
     _legend(figure, axes)
     return figure
 
@@ -360,7 +360,7 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
 
     figure, both = _figure(2.9, columns=2)
     matrices = (comparison.confusion_on_teacher_states, comparison.confusion_on_student_states)
-    for axes, matrix, whose in zip(both, matrices, ("teacher's", "student's"), strict=True):
+    for axes, matrix, owner in zip(both, matrices, ("teacher's", "student's"), strict=True):
         actions = len(matrix)
         for row, counts in enumerate(matrix):
             total = sum(counts)
@@ -381,7 +381,7 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(True)
-        axes.set_title(f"on the {whose} states", fontsize=9)
+        axes.set_title(f"on the {owner} states", fontsize=9)
         axes.set_xlabel("student's action")
         axes.set_ylabel("teacher's action" if axes is both[0] else "")
     return figure

@@ -1,4 +1,4 @@
-"""How far a long command is, on the terminal; nothing where nobody watches."""
+"""Lines on stderr, and how far a long command is: the latter only where somebody watches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+from rllib_kd.text import one_line
+
+_MAX_LINE = 2_000  # characters
+
+
+def say(message: str) -> None:
+    """One line on stderr, above a progress line."""
+    print(one_line(message, limit=_MAX_LINE), file=sys.stderr)  # which rich has put its own file in place of
 
 
 @contextmanager

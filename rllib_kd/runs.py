@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,22 @@ _CHECKPOINT = "checkpoint_"
 #: Algorithm_environment_experiment_number_and-again_what=it varies_date_time
 _TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")
 
-#: (env steps, mean return) in the order of env steps.
-Curve = list[tuple[float, float]]
+#: Whose returns a curve shows.
+GREEDY, BEHAVIOR, EXPLORING = "greedy", "behavior", "exploring"
+
+
+class Curve(list[tuple[float, float]]):
+    """(env steps, mean return) in the order of env steps.
+
+    Args:
+        points: of the curve.
+        of: whose returns they are: "greedy": the student's (or the policy's) alone, in evaluations; "behavior": of the
+            behaviour policy, in which the teacher acts too; "exploring": the policy's, in training.
+    """
+
+    def __init__(self, points: Iterable[tuple[float, float]] = (), of: str = GREEDY):
+        super().__init__(points)
+        self.of = of
 
 
 class Student(NamedTuple):
@@ -46,7 +60,7 @@ def find_students(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Student]
         if not trials:
             results = path.parent / _RESULTS
             is_of_a_run = path.name.startswith(_CHECKPOINT) and results.is_file()
-            students[given] = Student(given, read_curve(results) if is_of_a_run else [])
+            students[given] = Student(given, read_curve(results) if is_of_a_run else Curve())
     return dict(zip(_short_names(list(students)), students.values(), strict=True))
 
 
@@ -88,14 +102,30 @@ def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
 def read_curve(file: Path) -> Curve:
     """The learning curve of one run.
 
-    A run that was evaluated gives the returns of its evaluations, which are the greedy student's; any other one those
-    of its EnvRunners, where the behaviour policy acts. The two are never mixed.
+    A run that was evaluated gives the returns of its evaluations, which are the greedy student's (of a family, the last
+    student's); any other one those of its EnvRunners, where the behaviour policy acts. The two are never mixed, and
+    `.of` says which they are.
 
     Args:
         file: the run's `result.json`.
     """
     rows = _json_lines(file)
-    return _curve(rows, "evaluation", "env_runners") or _curve(rows, "env_runners")
+    if evaluations := _curve(rows, "evaluation", "env_runners"):
+        return evaluations
+    has_teacher = any(teacher_fraction(row) for row in rows)
+    return Curve(_curve(rows, "env_runners"), of=BEHAVIOR if has_teacher else EXPLORING)
+
+
+def whose(curve: Sequence[tuple[float, float]]) -> str:
+    """`Curve.of`; of points that do not tell, "greedy"."""
+    return curve.of if isinstance(curve, Curve) else GREEDY
+
+
+def teacher_fraction(result: Mapping[str, Any]) -> float | None:
+    """The teacher's share in acting when this result was reported; None in a run without a teacher."""
+    own = result.get("distillation")
+    fraction = own.get("teacher_fraction") if isinstance(own, Mapping) else None
+    return fraction if isinstance(fraction, int | float) else None
 
 
 def _newest_checkpoint(trial: Path) -> Path:
@@ -146,7 +176,7 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> Curve:
-    curve: Curve = []
+    curve = Curve()
     for row in rows:
         node: Any = row
         for key in (*keys, "episode_return_mean"):

@@ -17,7 +17,7 @@ from ray.rllib.models.utils import get_activation_fn
 from ray.rllib.utils import replay_buffers
 from ray.tune.search.variant_generator import generate_variants
 
-from rllib_kd.hints import did_you_mean
+from rllib_kd.text import did_you_mean
 
 #: Settings of the old API stack that only have another name now.
 RENAMED = {

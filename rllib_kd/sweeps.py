@@ -31,16 +31,17 @@ from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
 from rllib_kd.evaluation import check_fit, mean_and_ci95
 from rllib_kd.experiment import location
-from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
 from rllib_kd.policies import GreedyQ, as_q_network
+from rllib_kd.relay import listening
 from rllib_kd.settings import apply_settings, validate
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import did_you_mean, mean_and_interval, printable, ratio
 
 SEARCHES = ("optuna", "random")
 SCHEDULERS = ("none", "asha", "pbt")
@@ -298,7 +299,7 @@ class Sweep:
             else:
                 self._write_spec()
                 tuner = self._tuner(trainable, space, median_gap)
-            with saving_on_interrupt() as interrupted:
+            with listening(), saving_on_interrupt() as interrupted:
                 grid = tuner.fit()
             result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
         self._write(result)
@@ -312,7 +313,8 @@ class Sweep:
         if teacher_mean - random_mean <= math.hypot(teacher_ci, random_ci):
             raise ValueError(
                 f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
-                f"{teacher_mean:.4g} and {random_mean:.4g} over {len(seeds)} episodes. There is nothing to distil."
+                f"{mean_and_interval(teacher_mean, teacher_ci)} and {mean_and_interval(random_mean, random_ci)} over "
+                f"{len(seeds)} episodes. There is nothing to distil."
             )
         return Task(self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean)
 
@@ -525,9 +527,9 @@ class SettingLines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
         result = trial.last_result
-        size, ratio, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
-        bound = "" if lower is None else f" (at least {lower:.3f})"
-        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio:6.3f}{bound}")
+        size, mean, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
+        bound = "" if lower is None else f" (at least {ratio(lower)})"
+        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio(mean):>6}{bound}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook, also for failures after which the trial goes on."""
@@ -535,4 +537,4 @@ class SettingLines(tune.Callback):
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:
         ended = sum(other is trial or other.status in ("TERMINATED", "ERROR") for other in trials)
-        print(f"{ended:>4} settings  {line}", flush=True)
+        print(f"{ended:>4} settings  {printable(line)}", flush=True)

@@ -6,12 +6,14 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
@@ -280,24 +282,38 @@ def test_the_old_spellings_train_a_teacher(tmp_path):
     )
 
 
-def test_files_with_a_grid_search(tmp_path):
+def test_files_with_a_grid_search_and_its_warnings(tmp_path, small_teacher):
+    """Each warning is printed once, whoever has it; names of folders steer no terminal."""
+    teacher = tmp_path / f"teacher{ESCAPES}"
+    shutil.copytree(small_teacher, teacher)
     experiment = tmp_path / "sizes.yaml"
     experiment.write_text(
         f"""
-sizes:
+"sizes{IN_YAML}":
   run: DistillDQN
   env: CartPole-v1
   stop: {{training_iteration: 1}}
   config:
-    teacher: cartpole
-    compression: {{grid_search: [0.05, 0.1]}}
-    num_baseline_episodes: 0
+    teacher: "{tmp_path}/teacher{IN_YAML}"
+    compression: {{grid_search: [0.95, 1.0]}}
+    num_baseline_episodes: 2
     num_envs_per_env_runner: {FAST["num_envs_per_env_runner"]}
+    min_sample_timesteps_per_iteration: 64
 """
     )
     done = run("train", "file", str(experiment), "--storage-path", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "sizes").glob("*/result.json"))) == 2
+    assert len(list((tmp_path / f"sizes{ESCAPES}").glob("*/result.json"))) == 2
+    assert_harmless(done.stdout + done.stderr)
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("warning: ") for line in lines), lines
+    assert len(lines) == len(set(lines))
+    (of_teacher,) = [line for line in lines if "no better than a random policy" in line]  # of two trials
+    assert "teacher\N{REPLACEMENT CHARACTER}]0;title" in of_teacher
+    assert [line for line in lines if "nearly as many as its teacher" in line]
+    summaries = [line for line in done.stdout.splitlines() if "env steps" in line]
+    assert len(summaries) == 2
+    assert all(re.search(r" · behaviour return [\d.]+$", line) for line in summaries), summaries  # never evaluated
 
 
 def test_a_python_file_whose_settings_flags_change_ends_with_a_comparison(tmp_path):
@@ -402,6 +418,104 @@ def test_files_that_hold_no_experiment_say_so(tmp_path, monkeypatch, capsys, nam
     assert exit_.value.code == 2
     assert message in error
     assert re.fullmatch(r"error: .*\n", error)
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[31m\x9b1m\u202e[red]"
+IN_YAML = "\\e]0;title\\a\\e[31m\\x9b1m\\u202e[red]"  # between double quotes
+
+
+def assert_harmless(text: str) -> None:
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text), ascii(text)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x: {run: 'ESCAPES', env: CartPole-v1}",
+        "x: {run: 'json.ESCAPES', env: CartPole-v1}",
+        "x: {run: DQN, env: 'ESCAPES'}",
+        "x: {run: DQN, env: 'module.ESCAPES'}",
+        "x: {run: DQN, env: 'ESCAPES:Env-v0'}",
+        "x: {run: DQN, env: CartPole-v1, config: {env_config: {'ESCAPES': 1}}}",
+        "x: {run: DQN, env: CartPole-v1, config: {'ESCAPES': 1}}",
+        "x: {run: DQN, env: CartPole-v1, config: {lr: 'ESCAPES'}}",
+        "x: {run: DQN, env: CartPole-v1, config: {model_config: {'ESCAPES': 1}}}",
+        "x: {run: DQN, env: CartPole-v1, stop: {'training_\\eiteration': 1}}",
+        "x: {run: DQN, env: CartPole-v1, stop: {a: 'ESCAPES'}}",
+        "x: {run: DQN, env: CartPole-v1, num_samples: 'ESCAPES'}",
+        "x: {run: DistillDQN, env: CartPole-v1, config: {teacher: '/ESCAPES'}}",
+        "x: {run: DQN, 'ESCAPES': 1}",
+        "{'ESCAPES': {run: DQN}, b: {run: DQN}}",
+        "'../ESCAPES': {run: DQN, env: CartPole-v1}",
+        "ESCAPES",
+    ],
+)
+def test_what_a_file_names_steers_no_terminal(tmp_path, monkeypatch, capsys, content):
+    file = tmp_path / f"{ESCAPES}.yaml"
+    file.write_text(content.replace("'", '"').replace("ESCAPES", IN_YAML))
+    monkeypatch.setattr(sys, "argv", ["rllib", "train", "file", str(file)])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    printed = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert re.fullmatch(r"error: .*\n", printed.err)
+    assert_harmless(printed.err + printed.out)
+
+
+def test_names_of_files_and_folders_steer_no_terminal(tmp_path, monkeypatch, capsys):
+    def rllib(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rllib", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        assert_harmless(printed.out + printed.err)
+        return exit_.value.code, printed.out + printed.err
+
+    folder = tmp_path / ESCAPES
+    folder.mkdir()
+    student, flags = folder / f"{ESCAPES}.safetensors", ("--env", "CartPole-v1", "--episodes", 1)
+    code, table = rllib("export", "cartpole", "--out", student, "--episodes", 1)
+    assert not code
+    assert "[red]" in table
+    code, output = rllib("compare", "--teacher", student, student, student.parent / student.name, *flags)
+    assert not code, output
+    code, output = rllib("compare", "--teacher", "cartpole", student, *flags, "--out", folder / "report")
+    assert not code, output
+    assert "report/index.html" in output.replace("\n", "")
+    assert_harmless((folder / "report" / "index.html").read_text(encoding="utf-8"))
+    assert rllib("evaluate", folder, *flags)[0] == 2
+    assert rllib("evaluate", folder / "none", *flags)[0] == 2
+    assert rllib(ESCAPES)[0] == 2
+    assert rllib("evaluate", "cartpole", f"--{ESCAPES}")[0] == 2
+
+
+def test_what_nobody_foresaw_and_what_others_warn_of_is_printed_cleanly(monkeypatch, capsys):
+    def fails(**kwargs):
+        warnings.warn(f"\x1b[33mWARN: {ESCAPES}\x1b[0m", stacklevel=1)
+        raise KeyError(f"{ESCAPES}", RuntimeError(ESCAPES))
+
+    class OddError(Exception):
+        def __str__(self):
+            return ESCAPES
+
+    def fails_oddly(**kwargs):
+        raise OddError
+
+    monkeypatch.setattr(sys, "argv", ["rllib"])
+    monkeypatch.setattr(warnings, "showwarning", _show_as_python_does)
+    for failure in (fails, fails_oddly):
+        monkeypatch.setattr(cli, "app", failure)
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert exit_.value.code == 1
+        error = capsys.readouterr().err
+        assert "Traceback" in error
+        assert_harmless(error)
+    assert warnings.formatwarning("x", UserWarning, "f", 1) == "f:1: UserWarning: x\n"
+
+
+def _show_as_python_does(*args):
+    sys.stderr.write(warnings.formatwarning(*args[:4]))
 
 
 def test_a_cluster_is_emulated_and_ended():

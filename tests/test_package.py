@@ -13,23 +13,23 @@ import rllib_kd
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that may be imported by learner, env_runner and students, and what they may import themselves.
 FOUNDATIONS: dict[str, set[str]] = {
-    "checkpoints": {"layers", "observations", "spaces"},
+    "checkpoints": {"layers", "observations", "spaces", "text"},
     "frames": set(),
-    "hints": set(),
     "initialization": {"teachers"},
     "layers": set(),
     "losses": set(),
     "observations": {"spaces"},
-    "progress": set(),
+    "progress": {"text"},
     "replay": {"frames"},
     "sampling": set(),
     "schedules": set(),
     "spaces": set(),
     "stacking": {"students"},
     "statistics": set(),
+    "text": set(),
     "teachers": {"checkpoints", "layers", "observations", "spaces", "students"},
 }
-FREE_OF_RAY = {"frames", "hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {"frames", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics", "text"}
 
 
 def imports(name: str) -> set[str]:

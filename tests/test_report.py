@@ -12,6 +12,7 @@ from rich.cells import cell_len
 
 from rllib_kd.evaluation import Comparison, PolicyReport
 from rllib_kd.report import summary_table, write_report
+from rllib_kd.runs import Curve
 
 HOSTILE = (
     "</text></svg><script>alert(1)</script><img src=\"http://evil.example/x\" onerror='x'> & $\\frac{ \x1b[31m\udc80 學"
@@ -159,6 +160,51 @@ def test_the_plots_say_what_they_show(tmp_path):
     assert "100.0 % (2)" in seen.text
     assert seen.text.count("–") >= 2  # the student's states have none in which the teacher chooses action 1
     assert "Learning curves" not in page([comparison()], tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "title", "in_plot", "absent"),
+    [
+        (["greedy"], "Learning curves", [], ["behaviour", "exploring"]),
+        (["exploring"], "Learning curves", [], ["behaviour", "(exploring)"]),
+        (
+            ["behavior"],
+            "Learning curves of the behaviour policy",
+            ["return of the behaviour policy", "r0 (behaviour policy)"],
+            ["fewer steps its student"],
+        ),
+        (
+            ["behavior", "greedy", "exploring"],
+            "Learning curves",
+            ["r0 (behaviour policy)", "r1", "r2 (exploring)"],
+            ["return of the behaviour policy"],
+        ),
+    ],
+)
+def test_curves_say_whose_returns_they_show(tmp_path, kinds, title, in_plot, absent):
+    curves = {f"r{i}": Curve([(0, 1.0), (100, 20.0)], of=kind) for i, kind in enumerate(kinds)}
+    seen = page([comparison()], tmp_path, curves=curves)
+    words = [word.strip() for word in seen.words]
+    assert title in words
+    assert set(in_plot) <= set(words)
+    assert not any(text in seen.text for text in absent)
+    assert ("not the student alone" in seen.text) == ("behavior" in kinds)
+    figures = json.loads((tmp_path / "new/folder/figures.json").read_text())
+    assert figures["curves_of"] == dict(zip(curves, kinds, strict=True))
+
+
+def test_small_returns_have_the_digits_of_their_interval(tmp_path):
+    blackjack = comparison(
+        teacher=replace(policy("teacher", -0.0624, parameters=10, latency=1.0), return_ci95=0.0431),
+        random=replace(policy("random", -0.394), return_ci95=0.0918),
+        student=replace(policy("small", -0.071, parameters=5, latency=1.0), return_ci95=0.0437),
+    )
+    for text in (summary_table([blackjack]), page([blackjack], tmp_path).text):
+        assert "-0.062 ± 0.043" in text
+        assert "-0.394 ± 0.092" in text
+        assert "-0.071 ± 0.044" in text
+    assert "-0.062 ± 0.043" in str(blackjack)
+    assert "a random policy (-0.394)" in str(blackjack)
 
 
 def test_every_colour_of_the_plots_follows_the_theme(tmp_path):

@@ -34,6 +34,27 @@ def test_a_resumed_trial_counts_its_later_rows_and_a_torn_line_none(tmp_path):
     assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (20.0, 5.0), (31.0, 6.0)]}
 
 
+def test_a_curve_knows_whose_returns_it_shows(tmp_path):
+    def with_teacher(row, fraction):
+        return {**row, "distillation": {"teacher_fraction": fraction}}
+
+    write_results(tmp_path / "dqn", row(10, 1.0))
+    write_results(tmp_path / "alone", with_teacher(row(10, 1.0), 0.0))
+    write_results(tmp_path / "mixture", with_teacher(row(10, 1.0), 1.0), with_teacher(row(20, 1.0), 0.0))
+    write_results(tmp_path / "evaluated", with_teacher(row(10, 1.0, 5.0), 1.0))
+    write_results(tmp_path / "odd", {**row(10, 1.0), "distillation": [1]})
+    of = {name: curve.of for name, curve in read_curves(tmp_path).items()}
+    assert of == {
+        "dqn": "exploring",
+        "alone": "exploring",
+        "mixture": "behavior",
+        "evaluated": "greedy",
+        "odd": "exploring",
+    }
+    (tmp_path / "mixture" / "checkpoint_000000").mkdir()
+    assert find_students([tmp_path / "mixture"])["mixture"].curve.of == "behavior"
+
+
 @pytest.mark.parametrize("folder", [".", "absent"])
 def test_a_folder_without_runs(tmp_path, folder):
     with pytest.raises(ValueError, match=r"no result\.json in"):

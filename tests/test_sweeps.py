@@ -16,6 +16,7 @@ from ray.tune.search.sample import Categorical, Float
 
 from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
 from rllib_kd.experiment import Experiment
+from rllib_kd.relay import printed_warnings
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space
 from rllib_kd.sweeps import StudentTrial, Task, settings_of, student_config
 from tests.conftest import make_q_module
@@ -182,12 +183,16 @@ def test_loggers_that_are_not_installed_say_so(monkeypatch):
             sweep_loggers(**{flag: "somewhere"})
 
 
-def test_mlflow_gets_every_setting(cluster, tmp_path, monkeypatch):
+def test_mlflow_gets_every_setting_and_this_process_the_warnings_once(cluster, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
         sweep_loggers(mlflow_uri="nonsense://")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # out of fashion, but needs neither server nor database
     loggers = sweep_loggers(mlflow_uri=str(tmp_path / "mlflow"))
-    assert len(quick_sweep(tmp_path, search="random", callbacks=loggers).run().students) == 2
+    large = {**QUICK, "model_config": {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}}
+    with printed_warnings():
+        assert len(quick_sweep(tmp_path, search="random", callbacks=loggers, config=large).run().students) == 2
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "nearly as many as its teacher" in warning
     assert len(list(tmp_path.glob("mlflow/*/*/metrics/return_ratio"))) == 2
 
 

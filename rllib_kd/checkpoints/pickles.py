@@ -19,6 +19,8 @@ from typing import IO, Any, ClassVar
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.text import one_line
+
 #: Numbers and truth values. Not objects, which are pickles again, nor structured types.
 _DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
 _MAX_DEPTH = 100  # of containers in containers
@@ -33,10 +35,7 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, message: str):
-        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
-        if len(line) > _MAX_MESSAGE:
-            line = f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
-        super().__init__(line)
+        super().__init__(one_line(message, limit=_MAX_MESSAGE))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from rllib_kd import atari
 from rllib_kd.hints import did_you_mean
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
+from rllib_kd.settings import check_model_config, check_settings
 from rllib_kd.teachers import absolute_teachers
 from rllib_kd.teachers.base import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Teacher
 
@@ -273,6 +274,7 @@ class DistillDQNConfig(DQNConfig):
         self._settle_env_runner()
         self._check_distillation()
         self._check_scope()
+        check_settings(self)
         super().validate()
 
     def _settle_atari(self) -> None:
@@ -672,6 +674,7 @@ class DistillDQNConfig(DQNConfig):
             for key in shape:
                 if key not in known:
                     raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
+            check_model_config(f"students['{name}']", shape)
             if len({"compression"} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
                 raise ValueError(
                     f"{where} must have either `compression` or widths ({', '.join(sorted(WIDTH_KEYS))}), got "

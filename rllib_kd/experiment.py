@@ -38,7 +38,7 @@ from rllib_kd.playing import env_maker, names_class
 from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
 from rllib_kd.runs import find_student
-from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
+from rllib_kd.settings import apply_settings, as_meant, check_names, has_space, param_space, validate, variants
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
 from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
@@ -127,6 +127,7 @@ class Experiment:
         if "teacher" in settings:
             settings["teacher"] = _absolute_teachers(settings["teacher"])
         base = cls.get_default_config() if self.config is None else self.config
+        settings = as_meant(type(base), settings)
         own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
         configs = [
             apply_settings(base.copy(copy_frozen=False).update_from_dict(chosen), variant)
@@ -340,7 +341,7 @@ def _read_python(path: Path) -> Experiment:
 
 def _read_yaml(path: Path) -> Experiment:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = _load_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
@@ -394,7 +395,7 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     else:
         is_yaml = False
     try:
-        value = yaml.safe_load(text) if is_yaml else json.loads(text, parse_constant=_refuse_constant)
+        value = _load_yaml(text) if is_yaml else _load_json(text)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."
@@ -404,8 +405,33 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     return value
 
 
+def _load_json(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
+
+
+def _finite_float(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits} is too large a number")
+    return number
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2's numbers: for PyYAML 1e-3 is a string, and only 1.0e-3 a number."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"),
+    list("-+.0123456789"),
+)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, _YamlLoader)
 
 
 # --- Training ---------------------------------------------------------------------------------------------------------

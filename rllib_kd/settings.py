@@ -91,6 +91,8 @@ _MAY_BE_INFINITE = re.compile(r".*clip.*|.*_timeout_s|max_.*")
 _OF_THE_USERS = frozenset({"env_config"})
 #: Settings that may be a schedule: `[[env_steps, value], ...]`.
 _MAY_BE_SCHEDULE = re.compile(r"(.*_)?lr|epsilon|(?!feature_).*_coeff|teacher_fraction")
+#: Among the type hints of a dict's keys, the hint of those that are not named.
+_ANY = "*"
 #: Of RLlib's replay buffers, what counts something.
 _BUFFER_HINTS: dict[str, Any] = dict.fromkeys(("capacity", "batch_size_B", "batch_length_T", "max_episodes"), int)
 #: Settings whose name in a config's dict is another.
@@ -124,18 +126,11 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
 
 def as_meant(cls: type[AlgorithmConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with integers where integers are meant: JSON and YAML also write 50000 as 50000.0 or 1e5."""
-    known = _fluent_arguments(cls)
-    hints = {given: known.get(RENAMED.get(given, given), (None, None))[1] for given in settings}
-    nested = {"model_config": _model_hints(cls), "model": _model_hints(cls), "replay_buffer_config": _BUFFER_HINTS}
-    meant = {}
-    for given, value in settings.items():
-        if given == "evaluation_config" and isinstance(value, Mapping):
-            meant[given] = as_meant(cls, value)
-        elif given == "students" and isinstance(value, Mapping):
-            meant[given] = {name: _with_integers(shape, _model_hints(cls)) for name, shape in value.items()}
-        else:
-            meant[given] = _with_integers(value, nested.get(given, hints[given]))
-    return meant
+    hints: dict[str, Any] = {name: hint for name, (_, hint) in _fluent_arguments(cls).items()}
+    model = _model_hints(cls)
+    hints |= {"model_config": model, "students": {_ANY: model}, "replay_buffer_config": _BUFFER_HINTS}
+    hints |= {"evaluation_config": dict(hints)}
+    return {given: _with_integers(value, hints.get(RENAMED.get(given, given))) for given, value in settings.items()}
 
 
 def check_settings(config: AlgorithmConfig) -> None:
@@ -347,12 +342,13 @@ def _with_integers(value: Any, hint: Any) -> Any:
         if set(value) == {"grid_search"} and isinstance(value["grid_search"], list):
             return {"grid_search": [_with_integers(each, hint) for each in value["grid_search"]]}
         hints = hint if isinstance(hint, Mapping) else {}
-        return {key: _with_integers(part, hints.get(key)) for key, part in value.items()}
+        return {key: _with_integers(part, hints.get(key, hints.get(_ANY))) for key, part in value.items()}
     if isinstance(value, list):
         return [_with_integers(each, hint) for each in value]
+    if not isinstance(value, float) or not value.is_integer() or isinstance(hint, Mapping):
+        return value
     types_ = _types_in(hint)
-    means_integers = int in types_ and float not in types_
-    return int(value) if isinstance(value, float) and value.is_integer() and means_integers else value
+    return int(value) if int in types_ and float not in types_ else value
 
 
 def _types_in(hint: Any) -> set[Any]:

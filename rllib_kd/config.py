@@ -276,6 +276,10 @@ class DistillDQNConfig(DQNConfig):
         self._check_scope()
         check_settings(self)
         super().validate()
+        if not self.in_evaluation and self.evaluation_config != type(self)().evaluation_config:
+            evaluation = self.get_evaluation_config_object()
+            if evaluation is not None:
+                evaluation.validate()  # as RLlib will, but only when EnvRunners have been started
 
     def _settle_atari(self) -> None:
         """A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env."""
@@ -616,6 +620,7 @@ class DistillDQNConfig(DQNConfig):
             _check_integer("n_step", self.n_step, low=1)
             check_schedule("gamma", self.gamma, high=1.0)
         self._check_pieces()
+        _check_integer("num_learners", self.num_learners, low=0)
         if not self.in_evaluation and self.num_envs_per_env_runner < self.num_learners:
             raise ValueError(
                 f"Each of the {self.num_learners} Learners takes the rows of environments of its own: set "

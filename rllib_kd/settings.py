@@ -87,8 +87,10 @@ _RANGES = {
 }
 #: Settings of which infinity means that there is no limit.
 _MAY_BE_INFINITE = re.compile(r".*clip.*|.*_timeout_s|max_.*")
-#: Settings whose values are read by the user's own code.
-_OF_THE_USERS = frozenset({"env_config"})
+#: Numbers that may be None, for no limit, or for the one that another setting gives.
+_MAY_BE_NONE = re.compile(r".*clip.*|.*_timeout_s|(min|max)_.*|train_batch_size.*")
+#: Settings that are dicts, whose numbers are checked key by key, or are read by the user's own code.
+_BY_KEY = frozenset({"model_config", "students", "replay_buffer_config", "evaluation_config", "env_config"})
 #: Settings that may be a schedule: `[[env_steps, value], ...]`.
 _MAY_BE_SCHEDULE = re.compile(r"(.*_)?lr|epsilon|(?!feature_).*_coeff|teacher_fraction")
 #: Among the type hints of a dict's keys, the hint of those that are not named.
@@ -143,9 +145,11 @@ def check_settings(config: AlgorithmConfig) -> None:
     """
     defaults = type(config)()
     for name, (_, type_hint) in _fluent_arguments(type(config)).items():
-        value = _value_in(config, name)
-        if name in _GONE or value is _value_in(defaults, name) or _equal(value, _value_in(defaults, name)):
+        value, default = _value_in(config, name), _value_in(defaults, name)
+        if name in _GONE or value is default or _equal(value, default):
             continue
+        if value is None and isinstance(default, Real) and not _MAY_BE_NONE.fullmatch(name):
+            raise ValueError(f"The setting '{name}' cannot be None. Leave it out: its default is {default!r}.")
         _check_value(name, value, type_hint)
         if name == "model_config" and isinstance(value, Mapping):
             check_model_config(name, value)
@@ -319,7 +323,7 @@ def _check_range(name: str, value: Any) -> None:
         if not is_number or not low <= number <= high or (whole and number % 1):
             kind = "an integer" if whole else "a finite number" if math.isinf(number) else "a number"
             raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {kind}{limits}.")
-    elif name not in _OF_THE_USERS and not _is_finite(value):
+    elif name not in _BY_KEY and not _is_finite(value):
         raise ValueError(f"The setting '{name}' cannot be {value!r}: expected finite numbers.")
 
 

@@ -43,10 +43,11 @@ from ray.tune.registry import register_trainable
 from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.env_failures import described
 from rllib_kd.first_weights import FirstStates
 from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
-from rllib_kd.sampling import Sample, SampleRequests, pack_weights, receive
+from rllib_kd.sampling import Sample, SampleRequests, answers, pack_weights, reason_in, receive
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, input_space, same_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
@@ -185,16 +186,22 @@ class DistillDQN(DQN):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's evaluation; of a family, of one student after the other: see `students` in what it returns."""
         if not self.config.students:
-            evaluation = super().evaluate(*args, **kwargs)
+            evaluation = self._evaluate(*args, **kwargs)
             for name, student_return in self._returns_in(evaluation).items():
                 self._returns[name].student = student_return
             return evaluation
         students = {}
         for name in self.config.students:
             self.eval_env_runner_group.foreach_env_runner(lambda env_runner, name=name: env_runner.let_act(name))
-            students[name] = super().evaluate(*args, **kwargs)
+            students[name] = self._evaluate(*args, **kwargs)
             self._returns[name].student = self._returns_in(students[name])[DEFAULT_MODULE_ID]
         return {**students[name], "students": students}
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().evaluate(*args, **kwargs)
+        except ray.exceptions.RayTaskError as error:  # of a remote EnvRunner
+            raise reason_in(error) or error from None
 
     def _returns_in(self, evaluation: dict[str, Any]) -> dict[str, float]:
         """Mean returns by module; NaN where no episode ended."""
@@ -321,7 +328,7 @@ class DistillDQN(DQN):
         try:
             env = self.env_creator(EnvContext(self.config.env_config, worker_index=0))
         except Exception as error:
-            raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
+            raise ValueError(f"The environment '{self.config.env}' cannot be made: {described(error)}") from error
         if self.config.is_multi_agent:
             return
         if self.config._env_to_module_connector is None:
@@ -587,9 +594,12 @@ class DistillDQN(DQN):
         if (num_runners := group.num_healthy_remote_workers()) == 0:
             return group.local_env_runner.play_episodes(num_episodes, teacher=teacher)
         share = math.ceil(num_episodes / num_runners)
-        parts = group.foreach_env_runner(
-            "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}, local_env_runner=False
+        results = group._worker_manager.foreach_actor(
+            "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}
         )
+        parts = answers(group, results)
+        if not parts:
+            raise _reason_of(results)
         return {group_id: [value for part in parts for value in part[group_id]] for group_id in self._teachers}
 
     def _results(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -771,6 +781,13 @@ class DistillDQN(DQN):
             resume.put_back_sampling(self.env_runner, state["sampling"])
         if "random_state" in state:
             resume.put_back_random_state(state["random_state"])
+
+
+def _reason_of(results: Any) -> Exception:
+    """Why no remote EnvRunner has answered."""
+    errors = [result.get() for result in results if not result.ok]
+    reasons = [reason for error in errors if (reason := reason_in(error)) is not None]
+    return next(iter([*reasons, *errors]), RuntimeError("No EnvRunner has answered."))
 
 
 class StudentSize(NamedTuple):

@@ -337,17 +337,19 @@ class DistillDQNConfig(DQNConfig):
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
-        """The greedy student alone, in RLlib's standard EnvRunner, an environment at a time unless set otherwise.
+        """The greedy student alone, in RLlib's EnvRunner (whose failures are explained), an environment at a time.
 
         With several environments RLlib counts the episodes that end first, which favours short ones.
         """
         from rllib_kd.env_runner import StudentsEnvRunner
+        from rllib_kd.multi_agent_env_runner import ExplainingMultiAgentEnvRunner
 
         config = super().get_evaluation_config_object()
         if config is not None:
             overrides = self.evaluation_config
             given = overrides if isinstance(overrides, Mapping) else {}
-            config.env_runner_cls = given.get("env_runner_cls", StudentsEnvRunner if self.students else None)
+            standard = ExplainingMultiAgentEnvRunner if self.is_multi_agent else StudentsEnvRunner
+            config.env_runner_cls = given.get("env_runner_cls", standard)
             config.explore = given.get("explore", False)
             config.num_envs_per_env_runner = given.get("num_envs_per_env_runner", 1)
         return config

@@ -9,6 +9,7 @@ from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd.env_runner import StudentsEnvRunner
 
 OWN_FIELDS = set(vars(DistillDQNConfig())) - set(vars(DistillDQN.__mro__[1].get_default_config()))
 
@@ -210,7 +211,7 @@ def test_a_dict_makes_the_same_config():
 def test_evaluation_is_greedy_and_never_the_behaviour_policy():
     evaluation = valid().get_evaluation_config_object()
     assert evaluation.explore is False
-    assert evaluation.env_runner_cls is None  # RLlib's own
+    assert evaluation.env_runner_cls is StudentsEnvRunner  # RLlib's own, but for its errors
     overridden = valid().evaluation(evaluation_config={"num_envs_per_env_runner": 3, "explore": True})
     assert overridden.get_evaluation_config_object().num_envs_per_env_runner == 3
     assert overridden.get_evaluation_config_object().explore is True

@@ -21,14 +21,26 @@ FOUNDATIONS: dict[str, set[str]] = {
     "observations": {"spaces"},
     "progress": set(),
     "replay": {"frames"},
-    "sampling": set(),
+    "env_failures": set(),
+    "sampling": {"env_failures"},
     "schedules": set(),
     "spaces": set(),
     "stacking": {"students"},
     "statistics": set(),
     "teachers": {"checkpoints", "layers", "observations", "spaces", "students"},
 }
-FREE_OF_RAY = {"frames", "hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {
+    "env_failures",
+    "frames",
+    "hints",
+    "initialization",
+    "losses",
+    "progress",
+    "replay",
+    "schedules",
+    "spaces",
+    "statistics",
+}
 
 
 def imports(name: str) -> set[str]:

@@ -44,6 +44,7 @@ from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.env_failures import described
+from rllib_kd.env_runner import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.first_weights import FirstStates
 from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
@@ -94,6 +95,7 @@ class DistillDQN(DQN):
         self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # since the replay was empty
+        self._num_dropped = 0  # states, when it was last looked
         self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
         self._first_states = {group_id: FirstStates() for group_id in self._teachers}
         try:
@@ -435,11 +437,37 @@ class DistillDQN(DQN):
             samples = [Sample(0, shards, metrics, self._weights_seq_no, {})]
         before = self.num_env_steps
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
+        self._check_finite()
         self._steps_since_start += self.num_env_steps - before
         if self._steps_since_start >= self.config.num_steps_sampled_before_learning_starts:
             self._rows_due += self.config.training_intensity * (self.num_env_steps - before)
         self._staleness += [self._weights_seq_no - sample.weights_seq_no for sample in samples]
         return [sample.shards[index] for index in range(num_shards) for sample in samples]
+
+    def _check_finite(self) -> None:
+        """Warn once of numbers that are not finite, by who gave them.
+
+        Raises:
+            ValueError: so it was in every state so far, when there must be something to learn from.
+        """
+        dropped = self._count(NUM_STATES_DROPPED_LIFETIME)
+        if dropped == self._num_dropped:
+            return
+        is_first, self._num_dropped = self._num_dropped == 0, dropped
+        counts = {cause: self._count(name) for cause, name in NUM_NOT_FINITE_LIFETIME.items()}
+        message = not_finite(counts, dropped, env=self.config.env, teacher=self._teacher_sources())
+        # Agents of one env step are many states, which none of RLlib's counters counts.
+        is_all = not self.config.is_multi_agent and dropped >= self.num_env_steps
+        if is_all and self.num_env_steps >= max(1, self.config.num_steps_sampled_before_learning_starts):
+            raise ValueError(f"There is nothing to learn from: {message}")
+        if is_first:
+            logger.warning("%s These states are not learned from; the results count them.", message)
+
+    def _count(self, name: str) -> int:
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, name), default=0))
+
+    def _teacher_sources(self) -> str:
+        return ", ".join(f"'{teacher.source}'" for teacher in self._teachers.values())
 
     def _sample_remotely(self) -> list[Sample]:
         """Samples that have come meanwhile; every EnvRunner has a request when this returns, and while we learn.
@@ -788,6 +816,27 @@ def _reason_of(results: Any) -> Exception:
     errors = [result.get() for result in results if not result.ok]
     reasons = [reason for error in errors if (reason := reason_in(error)) is not None]
     return next(iter([*reasons, *errors]), RuntimeError("No EnvRunner has answered."))
+
+
+def not_finite(counts: Mapping[str, int], dropped: int, *, env: Any, teacher: str) -> str:
+    """Who gave numbers that are not finite, in how many of the dropped states, and what to do.
+
+    Args:
+        counts: states by cause: "observations", "rewards" or "labels".
+        dropped: states altogether.
+        env: of the config.
+        teacher: its name.
+    """
+    env = getattr(env, "__name__", env)
+    advice = "Mend the environment, or wrap it."
+    words = {
+        "observations": f"observations of the environment '{env}' are not finite in {{}} of them. {advice}",
+        "rewards": f"rewards of the environment '{env}' are not finite in {{}} of them. {advice}",
+        "labels": f"the teacher {teacher} gives no finite Q-values in {{}} of them. Does it see the observations that "
+        "it was trained on?",
+    }
+    causes = "; ".join(words[cause].format(count) for cause, count in counts.items() if count)
+    return f"{dropped} states are unusable (NaN or infinity): {causes}"
 
 
 class StudentSize(NamedTuple):

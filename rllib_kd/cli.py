@@ -19,6 +19,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from rllib_kd.env_failures import EnvFailedError
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 #: Commands and flags that Ray shipped until 2.40 and before, and what does their work now.
@@ -402,7 +404,7 @@ def main() -> None:
             _fail(f"{error.format_message()} `{command} --help` shows more.", code=2)
         except ValueError as error:
             _fail(str(error), code=2)
-        except OSError as error:
+        except (OSError, EnvFailedError) as error:
             _fail(str(error), code=1)
     raise SystemExit(code)
 

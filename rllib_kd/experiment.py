@@ -32,6 +32,7 @@ from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
 from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric_at, saving_on_interrupt, say
 from rllib_kd.config import DistillDQNConfig
+from rllib_kd.env_failures import EnvFailedError, frames_in, users_line
 from rllib_kd.evaluation import compare_all
 from rllib_kd.hints import did_you_mean
 from rllib_kd.playing import env_maker, names_class
@@ -74,6 +75,8 @@ _METRICS = (
 )
 #: Of the first episode that judges students: none that they were trained on.
 FRESH_SEED = 1_000_000
+
+_EXPLAINED = f"{EnvFailedError.__module__}.{EnvFailedError.__name__}: "
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 #: Other keys of the old layout, and what does their work.
@@ -593,10 +596,24 @@ def refusal(results: tune.ResultGrid) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """The exception at the end of the traceback that an actor's error holds, in one line."""
+    """The exception at the end of the traceback that an actor's error holds, in one line, with the user's line.
+
+    Of one without a message, such as RLlib's when an environment raises, the exception that it was raised from.
+    """
     lines = str(error).strip().splitlines()
     begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
-    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())
+    while len(begins) > 1 and re.fullmatch(r"[\w.]+:?\s*", lines[begins[-1]]):
+        lines = lines[: begins.pop()]
+    if not begins:
+        return " ".join(lines[-1:])
+    ends = [
+        i for i, line in enumerate(lines) if i > begins[-1] and re.match(r"The above exception|During handling", line)
+    ]
+    text = " ".join(" ".join(lines[begins[-1] : min(ends, default=None)]).split())
+    if text.startswith(_EXPLAINED):
+        return text.removeprefix(_EXPLAINED)
+    line = users_line(frames_in("\n".join(lines[begins[-2] if len(begins) > 1 else 0 : begins[-1]])))
+    return text if line is None or str(line) in text else f"{text} ({line})"
 
 
 def summary(result: tune.Result) -> str:

@@ -48,7 +48,7 @@ from rllib_kd.env_runner import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFE
 from rllib_kd.first_weights import FirstStates
 from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
-from rllib_kd.sampling import Sample, SampleRequests, answers, pack_weights, reason_in, receive
+from rllib_kd.sampling import Sample, SampleRequests, answers, kill_the_hung, pack_weights, reason_in, receive
 from rllib_kd.schedules import value_at
 from rllib_kd.spaces import brief, check_spaces, input_space, same_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
@@ -177,6 +177,8 @@ class DistillDQN(DQN):
         """As RLlib's, also where the environment of a remote EnvRunner hangs."""
         if hasattr(self, "_requests"):  # setup() came that far
             self._requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
+            if self.eval_env_runner_group is not None:
+                kill_the_hung(self.eval_env_runner_group._worker_manager.actors(), seconds=_SECONDS_TO_STOP)
         super().cleanup()
 
     def __repr__(self) -> str:
@@ -330,7 +332,8 @@ class DistillDQN(DQN):
         try:
             env = self.env_creator(EnvContext(self.config.env_config, worker_index=0))
         except Exception as error:
-            raise ValueError(f"The environment '{self.config.env}' cannot be made: {described(error)}") from error
+            name = getattr(self.config.env, "__name__", self.config.env)
+            raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
         if self.config.is_multi_agent:
             return
         if self.config._env_to_module_connector is None:

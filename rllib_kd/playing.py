@@ -161,17 +161,17 @@ def _play_chunk(
     )
 
 
-def _called(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _called(method: Any, *args: Any, **kwargs: Any) -> Any:
     """What a method of a vector env returns; what an environment raises there, in words."""
     try:
         return method(*args, **kwargs)
     except Exception as error:  # anything may stand there
-        raise failure(_innermost(method), error, doing=method.__name__) from error
+        raise failure(_name_of(method.__self__), error, doing=method.__name__) from error
 
 
-def _innermost(method: Any) -> str:
-    """The name of the environment's own class."""
-    return type(method.__self__.envs[0].unwrapped).__name__
+def _name_of(envs: gym.vector.SyncVectorEnv) -> str:
+    env = envs.envs[0]
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 class _OneEpisode(gym.Wrapper):

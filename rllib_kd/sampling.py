@@ -151,18 +151,10 @@ class SampleRequests:
 
     def kill_the_hung(self, *, seconds: float) -> None:
         """End EnvRunners that do not answer in time: what RLlib asks of them at the end, it waits for endlessly."""
+        actors = dict(self._manager.actors())
         for worker_id in self._failures:  # they end by themselves, but may take a minute
-            ray.kill(self._manager.actors()[worker_id])
-        by_ping = {
-            actor.ping.remote(): actor
-            for worker_id, actor in self._manager.actors().items()
-            if worker_id not in self._failures
-        }
-        if by_ping:
-            _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)
-            for ping in hung:
-                logger.warning("An EnvRunner does not end its sample within %g s, and is killed.", seconds)
-                ray.kill(by_ping[ping])
+            ray.kill(actors.pop(worker_id))
+        kill_the_hung(actors, seconds=seconds)
 
     def ping_the_dead(self) -> bool:
         """Whether an EnvRunner that died has answered since: without waiting for it."""
@@ -224,6 +216,16 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         results, ignore_ray_errors=group._ignore_ray_errors_on_env_runners
     )
     return [result.get() for result in results.ignore_errors()]
+
+
+def kill_the_hung(actors: Mapping[int, Any], *, seconds: float) -> None:
+    """End EnvRunners that do not answer in time."""
+    by_ping = {actor.ping.remote(): actor for actor in actors.values()}
+    if by_ping:
+        _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)
+        for ping in hung:
+            logger.warning("An EnvRunner does not end its sample within %g s, and is killed.", seconds)
+            ray.kill(by_ping[ping])
 
 
 def _answer(env_runner: Any, **kwargs: Any) -> Sample:

@@ -344,7 +344,42 @@ def test_a_trial_that_fails_says_why_in_one_line(tmp_path):
     )
     done = run("train", "file", str(tmp_path / "broken.py"), "--storage-path", str(tmp_path), "--ray-num-cpus", "1")
     assert done.returncode == 1
-    assert re.fullmatch(r"DQN_Env_\S+ failed: RuntimeError: the simulator is away\n", done.stdout), done.stdout
+    line = rf"\({re.escape(str(tmp_path))}/broken.py:5, in __init__\)"
+    assert re.fullmatch(rf"DQN_Env_\S+ failed: RuntimeError: the simulator is away {line}\n", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def step(self, action): raise RuntimeError('no licence')", "in step(): RuntimeError: no licence"),
+        ("def reset(self, **kwargs): raise KeyError('no map')", "in reset(): KeyError: 'no map'"),
+        ("def __init__(self, config): raise OSError('no port')", "cannot be made: OSError: no port"),
+    ],
+)
+def test_an_environment_that_raises_while_policies_play_says_where(
+    tmp_path, monkeypatch, capsys, command, body, message
+):
+    name = f"env_{command}_{len(body)}"
+    (tmp_path / f"{name}.py").write_text(
+        "import gymnasium as gym\n"
+        "class Env(gym.Env):\n"
+        "    observation_space = gym.make('CartPole-v1').observation_space\n"
+        "    action_space = gym.spaces.Discrete(2)\n"
+        "    def __init__(self, config): pass\n"
+        "    def reset(self, **kwargs): return self.observation_space.sample(), {}\n"
+        f"    {body}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    policies = ["cartpole"] if command == "evaluate" else ["--teacher", "cartpole", "cartpole"]
+    monkeypatch.setattr(sys, "argv", ["rllib", command, *policies, "--env", f"{name}.Env", "--episodes", "1"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"({tmp_path / name}.py:7, in " in error
+    assert re.fullmatch(r"error: .*\n", error), error
 
 
 def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, monkeypatch, capsys):

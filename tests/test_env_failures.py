@@ -1,9 +1,7 @@
 """What is said of an environment that has raised: its error and the user's line."""
 
 import traceback
-from types import SimpleNamespace
 
-import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -24,9 +22,6 @@ def broken():
 def test_the_line_is_the_users_and_not_that_of_a_library():
     assert described(raised(broken)).startswith("ValueError: operands could not be broadcast")
     assert described(raised(broken)).endswith(f"({__file__}:{broken.__code__.co_firstlineno + 1}, in broken)")
-    wrapper = gym.wrappers.OrderEnforcing(SimpleNamespace(spec=None, step=lambda action: broken(), unwrapped=None))
-    wrapper._has_reset = True
-    assert "in broken)" in described(raised(lambda: wrapper.step(0)))
 
 
 @pytest.mark.parametrize(
@@ -50,9 +45,8 @@ def test_a_printed_traceback_has_the_same_lines():
 
 
 def test_an_error_without_a_message_is_named_by_its_kind():
-    assert (
-        str(failure("X", AssertionError(), doing="step")) == "The environment 'X' has raised in step(): AssertionError"
-    )
+    said = str(failure("X", AssertionError(), doing="step"))
+    assert said == "The environment 'X' has raised in step(): AssertionError"
 
 
 RLLIBS = """\
@@ -78,8 +72,7 @@ def test_the_reason_of_a_trial_is_what_rllibs_empty_error_was_raised_from(last):
 
 def test_the_reason_of_a_trial_is_its_last_error_otherwise():
     assert _reason(RuntimeError(RLLIBS.format(last="ValueError: two\nlines"))) == "ValueError: two lines"
-    explained = (
-        f"{EnvFailedError.__module__}.EnvFailedError: The environment 'X' has raised in step(): no (a.py:1, in b)"
-    )
-    assert _reason(RuntimeError(RLLIBS.format(last=explained))) == explained.split("EnvFailedError: ")[1]
+    explained = "The environment 'X' has raised in step(): no (a.py:1, in b)"
+    last = f"{EnvFailedError.__module__}.EnvFailedError: {explained}"
+    assert _reason(RuntimeError(RLLIBS.format(last=last))) == explained
     assert _reason(RuntimeError("nothing known")) == "nothing known"

@@ -385,8 +385,7 @@ def test_an_environment_that_raises_is_an_error_with_reason_and_line(counting_co
     config = counting_config.environment(Failing, env_config={"how": how})
     runner = make_runner(config if direct else config.callbacks(Silent))
     with pytest.raises(EnvFailedError) as raised:
-        for _ in range(3):
-            sample(runner)
+        sample(runner)
     assert str(raised.value).startswith(f"The environment 'Failing' {said} ({__file__}:")
     assert str(raised.value).endswith(f", in {function})")
     assert raised.value.__cause__ is not None
@@ -397,9 +396,7 @@ def test_an_evaluation_says_why_its_environment_has_raised(counting_config):
     config.validate()
     evaluation = config.get_evaluation_config_object()
     runner = evaluation.env_runner_cls(config=evaluation, worker_index=0)
-    with pytest.raises(
-        EnvFailedError, match=r"'Failing' has raised in step\(\): RuntimeError: the simulator has crashed"
-    ):
+    with pytest.raises(EnvFailedError, match=r"'Failing' has raised in step\(\): RuntimeError: the simulator has"):
         runner.sample(num_episodes=1)
 
 

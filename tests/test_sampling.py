@@ -247,9 +247,7 @@ def test_an_environment_that_fails_everywhere_at_once_is_an_error_with_its_reaso
     let_raise(group, 1, 2)
     send(requests, 0)
     with pytest.raises(EnvFailedError, match="no licence"):
-        while True:
-            requests.fetch(weights_seq_no=0)
-            assert group.num_healthy_remote_workers()
+        wait_for(lambda: requests.fetch(weights_seq_no=0))
 
 
 def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group, make_requests, caplog):
@@ -269,7 +267,6 @@ def test_where_failures_are_not_to_be_tolerated_the_reason_is_an_error(group, ma
     let_raise(group, 1)
     send(requests, 0)
     with pytest.raises(EnvFailedError, match="no licence"):
-        while len(requests):
-            requests.fetch(weights_seq_no=0)
+        wait_for(lambda: 1 in of(requests.fetch(weights_seq_no=0)))
     monkeypatch.undo()
     wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)

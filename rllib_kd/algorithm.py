@@ -42,6 +42,14 @@ from ray.tune.registry import register_trainable
 
 from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
+from rllib_kd.checks import (
+    actor_resources,
+    check_environment,
+    check_resources,
+    check_teacher,
+    check_teachers,
+    known_spaces,
+)
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.env_failures import described
 from rllib_kd.env_runner import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
@@ -50,7 +58,7 @@ from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
 from rllib_kd.sampling import Sample, SampleRequests, answers, kill_the_hung, pack_weights, reason_in, receive
 from rllib_kd.schedules import value_at
-from rllib_kd.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.spaces import check_spaces, input_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Support, Teacher, support_of
@@ -86,8 +94,13 @@ class DistillDQN(DQN):
             ValueError: the teacher cannot be loaded, or does not fit the environment or the student.
         """
         _limit_threads(self.config.num_cpus_for_main_process)
+        spaces = self._known_spaces()
+        if spaces is not None:
+            check_environment(self.config, spaces)
+        check_resources(actor_resources(type(self), self.config))
         #: By group: by module in multi-agent settings, otherwise one; empty without a teacher.
         self._teachers = {group_id: self._load_teacher(group_id) for group_id in self.config.teachers}
+        check_teachers(self.config, self._teachers, spaces)
         # EnvRunners and Learners build the students on their own nodes, from the config: it must be concrete by now.
         self.config = self._settle_students()
         # What is counted here and saved, beside RLlib's metrics.
@@ -228,6 +241,15 @@ class DistillDQN(DQN):
         return self.env_runner.family[module_id] if family else super().get_module(module_id)
 
     # --- Teachers and students ----------------------------------------------------------------------------------------
+
+    def _known_spaces(self) -> Any:
+        """The environment's, where they are known before EnvRunners have made it."""
+        try:
+            return known_spaces(self.config)
+        except ValueError:
+            if self.config.num_env_runners == 0:
+                raise
+            return None  # the nodes of EnvRunners may have packages that are missing here
 
     def _load_teacher(self, group_id: str) -> Teacher:
         """A teacher; an empty one that is still to come from a checkpoint."""
@@ -378,18 +400,8 @@ class DistillDQN(DQN):
                 f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
                 "settings do not have. Name one that takes what the environment shows."
             )
-        if teacher.pipeline is None and not teacher.takes(shown_space):
-            shown_space, _ = self.spaces[group_id]  # then it takes what the student takes
-        for what, fits, teacher_space, own_space in (
-            ("observation", teacher.takes(shown_space), teacher.observation_space, shown_space),
-            ("action", same_space(teacher.action_space, action_space), teacher.action_space, action_space),
-        ):
-            if not fits:
-                raise ValueError(
-                    f"The teacher's {what} space is {brief(teacher_space)}, but in '{self.config.env}' it is "
-                    f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
-                    "wrappers, and connectors where its checkpoint has none."
-                )
+        seen, _ = self.spaces.get(group_id, (None, None))
+        check_teacher(teacher, (shown_space, action_space), self.config.env, seen=seen)
 
     def _check_vector_env(self) -> None:
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())

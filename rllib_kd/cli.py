@@ -205,6 +205,7 @@ def train(
         scheduler_config=experiments.parse_json(scheduler_config, "--scheduler-config"),
         callbacks=(callbacks.ProgressLine(checked.stop), *loggers),
     )
+    experiments.check_options(checked, options)
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
     with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
         results, interrupted = experiments.run(checked, options)

@@ -27,21 +27,22 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
-from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
 from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric_at, saving_on_interrupt, say
+from rllib_kd.checks import check_environment, check_teachers, known_spaces
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.env_failures import EnvFailedError, frames_in, users_line
 from rllib_kd.evaluation import compare_all
 from rllib_kd.hints import did_you_mean
-from rllib_kd.playing import env_maker, names_class
+from rllib_kd.playing import env_maker
 from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
 from rllib_kd.runs import find_student
 from rllib_kd.settings import apply_settings, as_meant, check_names, has_space, param_space, validate, variants
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
-from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
 from rllib_kd.teachers.ensemble import as_configured
 
@@ -140,15 +141,7 @@ class Experiment:
         for config in configs:
             _check_env(config)
             validate(config)
-        for config in {repr((config.env, config.env_config)): config for config in configs}.values():
-            _check_made(config)
-        teachers = {
-            repr(config.teacher): (config.teacher, config.trust_checkpoint)
-            for config in configs
-            if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str | list)
-        }
-        for teacher, trust in teachers.values():  # now, where the user sees what is wrong, and not in every trial
-            load_teacher(teacher, trust_checkpoint=trust)
+        teachers = _checked_teachers(configs)
         if self.compare_episodes and len(teachers) != 1:
             raise ValueError(f"A comparison at the end needs DistillDQN and one teacher, got {len(teachers)} teachers.")
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
@@ -252,18 +245,26 @@ def _check_env(config: AlgorithmConfig) -> None:
     env_maker(config.env)
 
 
-def _check_made(config: AlgorithmConfig) -> None:
-    """Whether gymnasium can make the environment, and whether it suits DQN, before every trial fails.
+def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
+    """The teachers of all configs, once they and DQN suit the environments, as far as gymnasium makes these.
 
-    Environments of the user's own are not made here: they may need what only the trials have.
+    Loaded now, where the user sees what is wrong, and not in every trial.
     """
-    env = config.env
-    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
-        return
-    made = env_maker(env, config.env_config)()
-    made.close()
-    if isinstance(config, DQNConfig) and not config.is_multi_agent:
-        check_actions(made.action_space)
+    spaces: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
+    for config in configs:
+        place = repr((config.env, config.env_config))
+        if place not in spaces:
+            spaces[place] = known_spaces(config)
+        if isinstance(config, DQNConfig) and spaces[place] is not None:
+            check_environment(config, spaces[place])
+        if not isinstance(config, DistillDQNConfig) or not isinstance(config.teacher, str | list):
+            continue
+        name = repr(config.teacher)
+        if name not in teachers:
+            teachers[name] = load_teacher(config.teacher, trust_checkpoint=config.trust_checkpoint)
+        check_teachers(config, {DEFAULT_MODULE_ID: teachers[name]}, spaces[place])
+    return teachers
 
 
 def _check_at_least(low: int, **numbers: Any) -> None:
@@ -440,6 +441,26 @@ def _load_yaml(text: str) -> Any:
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
+def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
+    """Whether an experiment can be run so, as far as that is known before Ray starts.
+
+    Raises:
+        ValueError: as `run()` would, after the start of Ray.
+    """
+    storage = absolute_uri(options.storage_path)
+    if options.restore is not None:
+        _checkpoint_uri(options.restore, experiment.trainable)
+    if options.resume:
+        _check_resumable(f"{storage}/{experiment.name}")
+        return
+    check_names(
+        type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
+    )
+    _scheduler(options.scheduler, options.scheduler_config)
+    _checkpoint_config(options)
+    _check_writable(storage)
+
+
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     """Train by Ray Tune.
 
@@ -490,13 +511,17 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
     path = f"{storage}/{experiment.name}"
-    if not tune.Tuner.can_restore(path):
-        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    _check_resumable(path)
     if has_snapshot(path):
         put_back(path)
     return tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )
+
+
+def _check_resumable(path: str) -> None:
+    if not tune.Tuner.can_restore(path):
+        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
 
 
 def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:

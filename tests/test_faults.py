@@ -189,7 +189,7 @@ def test_a_teacher_that_never_gives_finite_numbers_is_named(build):
     teacher = load_teacher("cartpole")
     teacher.__class__ = Ignorant
     algo = build(config().distillation(teacher=teacher))
-    with pytest.raises(ValueError, match="the teacher '.*cartpole' gives no finite Q-values in") as raised:
+    with pytest.raises(ValueError, match=r"the teacher '.*cartpole' gives no finite Q-values in") as raised:
         algo.train()
     assert "environment" not in str(raised.value)
     assert "rewards" not in str(raised.value)
@@ -206,7 +206,6 @@ def test_the_first_numbers_that_are_not_finite_are_a_warning(build, caplog):
 @pytest.mark.parametrize("baselines", [0, 4], ids=["in training", "in baselines"])
 def test_an_environment_that_raises_in_every_remote_env_runner_is_an_error_with_its_reason(build, baselines):
     said = r"'Faulty' has raised in step\(\): RuntimeError: the simulator has crashed \(.*:\d+, in step\)"
-    )
     settings = config(2, **faulty("raise", workers=(1, 2)) | {"every": 1}).distillation(num_baseline_episodes=baselines)
     with pytest.raises(EnvFailedError, match=said):
         build(settings).train()

@@ -37,12 +37,12 @@ def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
     Raises:
         ValueError: the environment cannot be made; the message has its reason.
     """
+    if config.is_multi_agent:
+        return None
     if config.observation_space is not None and config.action_space is not None:
         return config.observation_space, config.action_space
     env = config.env
-    if config.is_multi_agent or not isinstance(env, str) or env == "":
-        return None
-    if names_class(env) or _global_registry.contains(ENV_CREATOR, env):
+    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
         return None
     made = env_maker(env, config.env_config)()
     made.close()
@@ -140,7 +140,7 @@ def check_resources(needs: Mapping[str, float]) -> None:
             return  # it has what nobody knows before it is joined
         own = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         if lacking := _lacking(needs, own):
-            raise ValueError(f"{_spell(needs, lacking, own)}. {_remedy(needs, lacking)}")
+            raise ValueError(f"{_spell(needs, lacking, own)} here. {_remedy(needs, lacking)}")
     elif get_current_placement_group() is None:
         total = ray.cluster_resources()
         if lacking := _lacking(needs, total):

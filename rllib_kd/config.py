@@ -281,6 +281,13 @@ class DistillDQNConfig(DQNConfig):
             if evaluation is not None:
                 evaluation.validate()  # as RLlib will, but only when EnvRunners have been started
 
+    def get_state(self) -> dict[str, Any]:
+        """As RLlib's, which drops every −1, its mark of deprecated fields: `v_min=-1.0` would become the default."""
+        state, defaults = super().get_state(), vars(type(self)())
+        not_state = {"algo_class", "_is_frozen"}
+        lost = {name: value for name, value in vars(self).items() if name not in state and name not in not_state}
+        return state | {name: value for name, value in lost.items() if value != defaults.get(name)}
+
     def _settle_atari(self) -> None:
         """A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env."""
         if atari.is_game(self.env) and self._env_to_module_connector is None and not self._is_frozen:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import ray
 from ray import tune
 
 import rllib_kd
@@ -93,6 +94,27 @@ BAD = {
     "grid of one value": ([*RUN, "-c", '{"lr": {"grid_search": 0.1}}'], '{"grid_search": [...]}'),
     "negative number": ([*RUN, "-c", '{"lr": -1}'], "expected a number of at least 0"),
     "number that is none": ([*RUN, "-c", '{"lr": NaN}'], "JSON has no NaN"),
+    "number beyond all": ([*RUN, "-c", '{"lr": 1e999}'], "1e999 is too large a number"),
+    "infinite number": ([*RUN, "-c", '{"model_config": {"log_std_clip_param": Infinity}}'], "JSON has no Infinity"),
+    "schedule with a word": ([*DISTIL, "-c", '{"lr": [[0, 0.1], [9, "low"]]}'], "`lr` must be a number or a schedule"),
+    "schedule of another kind": ([*DISTIL, "-c", '{"td_coeff": [[0, "x"]]}'], "`td_coeff` must be a number or a sche"),
+    "schedule of RLlib with a word": ([*RUN, "-c", '{"epsilon": [[0, 1], [9, "x"]]}'], "`epsilon` must be a number"),
+    "null for a number": ([*DISTIL, "-c", '{"gamma": null}'], "'gamma' cannot be None. Leave it out"),
+    "no rows in the replay": ([*DISTIL, "-c", '{"replay_buffer_config": {"capacity": 0}}'], "integer of at least 1"),
+    "replay of another kind": (
+        [*DISTIL, "-c", '{"replay_buffer_config": {"type": "EpisodeReplayBuffer"}}'],
+        "a replay of its own",
+    ),
+    "widths of a family": ([*DISTIL, "-c", '{"students": {"a": {"fcnet_hiddens": [0]}}}'], "students['a']"),
+    "evaluation with a bad number": ([*DISTIL, "-c", '{"evaluation_config": {"lr": -1}}'], "'lr' cannot be -1"),
+    "observations that are no numbers": (
+        ["train", "--algo", "DistillDQN", "--env", "FrozenLake-v1", "--teacher", "cartpole"],
+        "The networks need observations in a Box of floats",
+    ),
+    "teacher of another environment in an ensemble": (
+        [*DISTIL[:3], "--env", "Acrobot-v1", "--teacher", "cartpole", "--teacher", "cartpole"],
+        "in 'Acrobot-v1' it is Box(6,)",
+    ),
     "number that is too large": ([*RUN, "-c", '{"gamma": 5}'], "between 0 and 1"),
     "half a process": ([*RUN, "-c", '{"num_env_runners": 1.5}'], "expected an integer"),
     "unknown activation": ([*RUN, "-c", '{"model_config": {"fcnet_activation": "no"}}'], "fcnet_activation='no'"),
@@ -153,6 +175,19 @@ BAD = {
         [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "x", "mode": "up"}'],
         "does not take",
     ),
+    "metric of no result": (
+        [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "episode_return_mean"}'],
+        "mean 'env_runners/episode_return_mean'?",
+    ),
+    "scheduler's arguments are no JSON": ([*DISTIL, "--scheduler", "pbt", "--scheduler-config", "x"], "must be JSON"),
+    "half a metric of the best": ([*DISTIL, "--checkpoint-score-attr", "min-episode_return_mean"], "Did you mean"),
+    "checkpoint of a folder that is none": ([*DISTIL, "--restore", "tests"], "no checkpoint of an Algorithm"),
+    "no number of trials": ([*DISTIL, "--num-samples", "-3"], "`num_samples` must be at least 1"),
+    "GPUs that are not there": ([*DISTIL, "-c", '{"num_gpus_per_learner": 64, "num_learners": 1}'], "64 GPUs"),
+    "nodes without CPUs": (
+        [*RUN, "-c", '{"num_env_runners": 9}', "--ray-num-nodes", "2"],
+        "A trial needs 10 CPUs, and Ray has 2",
+    ),
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
     "nothing to restore": ([*DISTIL, "--restore", "/none"], "no checkpoint of an Algorithm at '/none'"),
@@ -211,7 +246,10 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_usage_is_one_line_and_exit_code_2(cluster, arguments, message, monkeypatch, capsys):
+def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.cluster_utils.Cluster", lambda *args, **kwargs: pytest.fail("Ray was started"))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
     with pytest.raises(SystemExit) as exit_:

@@ -149,6 +149,12 @@ def test_a_teacher_is_a_path(teacher):
         DistillDQNConfig().distillation(teacher=teacher)
 
 
+def test_minus_one_is_a_value_like_any_other():
+    config = valid().training(v_min=-1.0, v_max=1.0, num_atoms=11)
+    assert DistillDQNConfig.from_state(config.get_state()).v_min == -1.0
+    assert vars(DistillDQNConfig.from_state(config.get_state())).keys() - {"class"} == vars(config).keys()
+
+
 def test_infinity_is_a_limit_that_there_is_not():
     config = valid().training(grad_clip=float("inf")).env_runners(sample_timeout_s=float("inf"))
     config.environment(env_config={"far": float("inf")}).validate()

@@ -610,6 +610,11 @@ class DistillDQNConfig(DQNConfig):
                 f"`td_coeff` with a distributional student (num_atoms={self.num_atoms}) is not supported. Set "
                 "num_atoms=1; the teacher may be distributional."
             )
+        if self.num_atoms > 1 and not self.v_min < self.v_max:
+            raise ValueError(
+                f"Return distributions need v_min < v_max, got {self.v_min} and {self.v_max}. Set "
+                "training(v_min=..., v_max=...) as in the teacher."
+            )
         if self.replay_buffer_config.get("type") != "ColumnarReplay":
             raise ValueError(
                 "DistillDQN has a replay of its own, in the Learners. Set only its size and priorities: "

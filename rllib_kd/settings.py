@@ -82,13 +82,21 @@ _RANGES = {
     r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
     r"replay_buffer_config\['(capacity|batch_size_B|batch_length_T)'\]": (1, math.inf, True),
     r"(evaluation_)?num_(?!cpus|gpus).*|seed|.*_(freq|interval)": (0, math.inf, True),
-    r"num_.*|(.*_)?lr|.*_timeout_s|(min|max)_.*|grad_clip": (0, math.inf, False),
+    r"num_.*|(.*_)?lr|.*_s|(min|max)_.*|grad_clip": (0, math.inf, False),
     r".*": (-math.inf, math.inf, False),
+}
+#: Words of which RLlib checks none, or only when processes are running.
+_WORDS = {
+    "log_level": ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"),
+    "merge_env_runner_states": ("training_only",),
+    "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
 }
 #: Settings of which infinity means that there is no limit.
 _MAY_BE_INFINITE = re.compile(r".*clip.*|.*_timeout_s|max_.*")
 #: Numbers that may be None, for no limit, or for the one that another setting gives.
 _MAY_BE_NONE = re.compile(r".*clip.*|.*_timeout_s|(min|max)_.*|train_batch_size.*")
+#: Settings that are dicts, and must be.
+_NEEDED = frozenset({"env_config", "learner_config_dict", "model_config", "optimizer", "replay_buffer_config"})
 #: Settings that are dicts, whose numbers are checked key by key, or are read by the user's own code.
 _BY_KEY = frozenset({"model_config", "students", "replay_buffer_config", "evaluation_config", "env_config"})
 #: Settings that may be a schedule: `[[env_steps, value], ...]`.
@@ -116,6 +124,8 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
         if name not in known:
             raise ValueError(f"{type(config).__name__} has no setting '{name}'.{did_you_mean(name, known)}")
         method, type_hint = known[name]
+        if value is None and name in _NEEDED:
+            raise ValueError(f"The setting '{name}' cannot be None. Leave it out.")
         _check_value(name, value, type_hint)
         if isinstance(value, Mapping):
             _check_keys(config, name, value)
@@ -287,8 +297,13 @@ def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) ->
 
 
 def _check_model(where: str, key: str, value: Any, type_hint: Any) -> None:
-    if not _fits(value, type_hint):
+    if not _fits(value, type_hint) or (value is None and type(None) not in _types_in(type_hint)):
         raise ValueError(f"'{where}' has no {key}={value!r}: expected {_spell(type_hint)}.")
+    if key == "conv_filters" and not all(map(_is_filter, value or ())):
+        raise ValueError(
+            f"'{where}' has no {key}={value!r}: expected a list of [channels, kernel, stride], integers of at least 1. "
+            "Kernel and stride may be pairs [height, width]."
+        )
     if key.endswith("_hiddens") and not all(_is_integer(width) and width > 0 for width in value or ()):
         raise ValueError(f"'{where}' has no {key}={value!r}: expected a list of integers of at least 1.")
     if not _is_finite(value) and not _MAY_BE_INFINITE.fullmatch(key):
@@ -304,6 +319,13 @@ def _check_value(name: str, value: Any, type_hint: Any) -> None:
     """Kind and range of a value; `name` may be that of a key: "replay_buffer_config['capacity']"."""
     if not _fits(value, type_hint):
         raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {_spell(type_hint)}.")
+    if isinstance(value, str) and value not in _WORDS.get(name, (value,)):
+        hint = did_you_mean(value, _WORDS[name])
+        raise ValueError(f"The setting '{name}' cannot be {value!r}.{hint} Known are: {', '.join(_WORDS[name])}.")
+    if name.startswith("custom_resources_") and isinstance(value, Mapping):
+        for resource, amount in value.items():
+            if not isinstance(amount, Real) or isinstance(amount, bool) or not 0 <= float(amount) < math.inf:
+                raise ValueError(f"The setting '{name}' needs an amount of at least 0 of '{resource}', got {amount!r}.")
     _check_range(name, value)
 
 
@@ -334,6 +356,18 @@ def _is_finite(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_finite, value))
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def _is_filter(value: Any) -> bool:
+    """Whether it is one convolution of RLlib: channels, kernel, stride, and perhaps its padding."""
+    if not isinstance(value, list | tuple) or len(value) not in (3, 4) or not all(map(_is_size, value[1:3])):
+        return False
+    return _is_size(value[0]) and not isinstance(value[0], list | tuple) and all(isinstance(p, str) for p in value[3:])
+
+
+def _is_size(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    return all(_is_integer(part) and part > 0 for part in parts)
 
 
 def _is_integer(value: Any) -> bool:

@@ -112,6 +112,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.training(lr=[[0, 0.1], [10, -0.1]]), "`lr` must be at least 0, got -0.1"),
         (lambda c: c.training(lr=[[0, 0.1], [10, float("inf")]]), "`lr` must be a number or a schedule"),
         (lambda c: c.training(epsilon=[[0, 1.0], [10, "x"]]), "`epsilon` must be a number or a schedule"),
+        (lambda c: c.training(num_atoms=11, v_min=5.0, v_max=1.0), "need v_min < v_max, got 5.0 and 1.0"),
         (lambda c: c.training(tau=1.5), "'tau' cannot be 1.5: expected a number between 0 and 1"),
         (lambda c: c.training(gamma=None), "'gamma' cannot be None. Leave it out: its default is 0.99"),
         (lambda c: c.training(gamma=[[0, 0.9]]), "'gamma' cannot be .*: expected a number"),

@@ -75,6 +75,17 @@ def test_names_of_the_old_api_stack_still_mean_what_they_meant():
         ({"evaluation_config": {"explore": False, "env_config": {"x": 1}}}, None),
         ({"evaluation_config": {"explroe": False}}, r"Did you mean 'explore'\?"),
         ({"num_env_runners": None}, None),
+        ({"model_config": None}, "'model_config' cannot be None. Leave it out."),
+        ({"model_config": {"fcnet_hiddens": None}}, "no fcnet_hiddens=None: expected a list"),
+        ({"model_config": {"conv_filters": [[16, 8, 4], [32, [4, 4], 2, "valid"]]}}, None),
+        ({"model_config": {"conv_filters": [[16, 0, 1]]}}, r"expected a list of \[channels, kernel, stride\]"),
+        ({"model_config": {"conv_filters": [[16, 8]]}}, r"expected a list of \[channels, kernel, stride\]"),
+        ({"placement_strategy": "SPRED"}, r"'placement_strategy' cannot be 'SPRED'. Did you mean 'SPREAD'\?"),
+        ({"custom_resources_per_env_runner": {"runner": -1}}, "an amount of at least 0 of 'runner', got -1"),
+        ({"delay_between_env_runner_restarts_s": -1}, "expected a number of at least 0"),
+        ({"model_config": {"fcnet_kernel_initializer_kwargs": {"a": float("nan")}}}, "expected finite numbers"),
+        ({"env_config": {"limit": float("inf")}}, None),
+        ({"lr": float("inf")}, "'lr' cannot be inf: expected a finite number of at least 0"),
     ],
 )
 def test_what_is_refused_and_what_is_not(settings, message):

@@ -42,13 +42,23 @@ from ray.tune.registry import register_trainable
 
 from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
+from rllib_kd.checks import (
+    actor_resources,
+    check_environment,
+    check_resources,
+    check_teacher,
+    check_teachers,
+    known_spaces,
+)
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.env_failures import described
+from rllib_kd.env_runner import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.first_weights import FirstStates
 from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.learning import TD_COLUMNS
-from rllib_kd.sampling import Sample, SampleRequests, pack_weights, receive
+from rllib_kd.sampling import Sample, SampleRequests, answers, kill_the_hung, pack_weights, reason_in, receive
 from rllib_kd.schedules import value_at
-from rllib_kd.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.spaces import check_spaces, input_space
 from rllib_kd.students import PRESETS, compress, count_parameters, student_module_spec
 from rllib_kd.teachers import load_teacher
 from rllib_kd.teachers.base import Support, Teacher, support_of
@@ -84,8 +94,13 @@ class DistillDQN(DQN):
             ValueError: the teacher cannot be loaded, or does not fit the environment or the student.
         """
         _limit_threads(self.config.num_cpus_for_main_process)
+        spaces = self._known_spaces()
+        if spaces is not None:
+            check_environment(self.config, spaces)
+        check_resources(actor_resources(type(self), self.config))
         #: By group: by module in multi-agent settings, otherwise one; empty without a teacher.
         self._teachers = {group_id: self._load_teacher(group_id) for group_id in self.config.teachers}
+        check_teachers(self.config, self._teachers, spaces)
         # EnvRunners and Learners build the students on their own nodes, from the config: it must be concrete by now.
         self.config = self._settle_students()
         # What is counted here and saved, beside RLlib's metrics.
@@ -93,6 +108,7 @@ class DistillDQN(DQN):
         self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # since the replay was empty
+        self._num_dropped = 0  # states, when it was last looked
         self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
         self._first_states = {group_id: FirstStates() for group_id in self._teachers}
         try:
@@ -174,6 +190,8 @@ class DistillDQN(DQN):
         """As RLlib's, also where the environment of a remote EnvRunner hangs."""
         if hasattr(self, "_requests"):  # setup() came that far
             self._requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
+            if self.eval_env_runner_group is not None:
+                kill_the_hung(self.eval_env_runner_group._worker_manager.actors(), seconds=_SECONDS_TO_STOP)
         super().cleanup()
 
     def __repr__(self) -> str:
@@ -185,16 +203,22 @@ class DistillDQN(DQN):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's evaluation; of a family, of one student after the other: see `students` in what it returns."""
         if not self.config.students:
-            evaluation = super().evaluate(*args, **kwargs)
+            evaluation = self._evaluate(*args, **kwargs)
             for name, student_return in self._returns_in(evaluation).items():
                 self._returns[name].student = student_return
             return evaluation
         students = {}
         for name in self.config.students:
             self.eval_env_runner_group.foreach_env_runner(lambda env_runner, name=name: env_runner.let_act(name))
-            students[name] = super().evaluate(*args, **kwargs)
+            students[name] = self._evaluate(*args, **kwargs)
             self._returns[name].student = self._returns_in(students[name])[DEFAULT_MODULE_ID]
         return {**students[name], "students": students}
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().evaluate(*args, **kwargs)
+        except ray.exceptions.RayTaskError as error:  # of a remote EnvRunner
+            raise reason_in(error) or error from None
 
     def _returns_in(self, evaluation: dict[str, Any]) -> dict[str, float]:
         """Mean returns by module; NaN where no episode ended."""
@@ -217,6 +241,15 @@ class DistillDQN(DQN):
         return self.env_runner.family[module_id] if family else super().get_module(module_id)
 
     # --- Teachers and students ----------------------------------------------------------------------------------------
+
+    def _known_spaces(self) -> Any:
+        """The environment's, where they are known before EnvRunners have made it."""
+        try:
+            return known_spaces(self.config)
+        except ValueError:
+            if self.config.num_env_runners == 0:
+                raise
+            return None  # the nodes of EnvRunners may have packages that are missing here
 
     def _load_teacher(self, group_id: str) -> Teacher:
         """A teacher; an empty one that is still to come from a checkpoint."""
@@ -321,7 +354,8 @@ class DistillDQN(DQN):
         try:
             env = self.env_creator(EnvContext(self.config.env_config, worker_index=0))
         except Exception as error:
-            raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
+            name = getattr(self.config.env, "__name__", self.config.env)
+            raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
         if self.config.is_multi_agent:
             return
         if self.config._env_to_module_connector is None:
@@ -366,18 +400,8 @@ class DistillDQN(DQN):
                 f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
                 "settings do not have. Name one that takes what the environment shows."
             )
-        if teacher.pipeline is None and not teacher.takes(shown_space):
-            shown_space, _ = self.spaces[group_id]  # then it takes what the student takes
-        for what, fits, teacher_space, own_space in (
-            ("observation", teacher.takes(shown_space), teacher.observation_space, shown_space),
-            ("action", same_space(teacher.action_space, action_space), teacher.action_space, action_space),
-        ):
-            if not fits:
-                raise ValueError(
-                    f"The teacher's {what} space is {brief(teacher_space)}, but in '{self.config.env}' it is "
-                    f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
-                    "wrappers, and connectors where its checkpoint has none."
-                )
+        seen, _ = self.spaces.get(group_id, (None, None))
+        check_teacher(teacher, (shown_space, action_space), self.config.env, seen=seen)
 
     def _check_vector_env(self) -> None:
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
@@ -428,11 +452,37 @@ class DistillDQN(DQN):
             samples = [Sample(0, shards, metrics, self._weights_seq_no, {})]
         before = self.num_env_steps
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
+        self._check_finite()
         self._steps_since_start += self.num_env_steps - before
         if self._steps_since_start >= self.config.num_steps_sampled_before_learning_starts:
             self._rows_due += self.config.training_intensity * (self.num_env_steps - before)
         self._staleness += [self._weights_seq_no - sample.weights_seq_no for sample in samples]
         return [sample.shards[index] for index in range(num_shards) for sample in samples]
+
+    def _check_finite(self) -> None:
+        """Warn once of numbers that are not finite, by who gave them.
+
+        Raises:
+            ValueError: so it was in every state so far, when there must be something to learn from.
+        """
+        dropped = self._count(NUM_STATES_DROPPED_LIFETIME)
+        if dropped == self._num_dropped:
+            return
+        is_first, self._num_dropped = self._num_dropped == 0, dropped
+        counts = {cause: self._count(name) for cause, name in NUM_NOT_FINITE_LIFETIME.items()}
+        message = not_finite(counts, dropped, env=self.config.env, teacher=self._teacher_sources())
+        # Agents of one env step are many states, which none of RLlib's counters counts.
+        is_all = not self.config.is_multi_agent and dropped >= self.num_env_steps
+        if is_all and self.num_env_steps >= max(1, self.config.num_steps_sampled_before_learning_starts):
+            raise ValueError(f"There is nothing to learn from: {message}")
+        if is_first:
+            logger.warning("%s These states are not learned from; the results count them.", message)
+
+    def _count(self, name: str) -> int:
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, name), default=0))
+
+    def _teacher_sources(self) -> str:
+        return ", ".join(f"'{teacher.source}'" for teacher in self._teachers.values())
 
     def _sample_remotely(self) -> list[Sample]:
         """Samples that have come meanwhile; every EnvRunner has a request when this returns, and while we learn.
@@ -587,9 +637,12 @@ class DistillDQN(DQN):
         if (num_runners := group.num_healthy_remote_workers()) == 0:
             return group.local_env_runner.play_episodes(num_episodes, teacher=teacher)
         share = math.ceil(num_episodes / num_runners)
-        parts = group.foreach_env_runner(
-            "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}, local_env_runner=False
+        results = group._worker_manager.foreach_actor(
+            "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}
         )
+        parts = answers(group, results)
+        if not parts:
+            raise _reason_of(results)
         return {group_id: [value for part in parts for value in part[group_id]] for group_id in self._teachers}
 
     def _results(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -771,6 +824,34 @@ class DistillDQN(DQN):
             resume.put_back_sampling(self.env_runner, state["sampling"])
         if "random_state" in state:
             resume.put_back_random_state(state["random_state"])
+
+
+def _reason_of(results: Any) -> Exception:
+    """Why no remote EnvRunner has answered."""
+    errors = [result.get() for result in results if not result.ok]
+    reasons = [reason for error in errors if (reason := reason_in(error)) is not None]
+    return next(iter([*reasons, *errors]), RuntimeError("No EnvRunner has answered."))
+
+
+def not_finite(counts: Mapping[str, int], dropped: int, *, env: Any, teacher: str) -> str:
+    """Who gave numbers that are not finite, in how many of the dropped states, and what to do.
+
+    Args:
+        counts: states by cause: "observations", "rewards" or "labels".
+        dropped: states altogether.
+        env: of the config.
+        teacher: its name.
+    """
+    env = getattr(env, "__name__", env)
+    advice = "Mend the environment, or wrap it."
+    words = {
+        "observations": f"observations of the environment '{env}' are not finite in {{}} of them. {advice}",
+        "rewards": f"rewards of the environment '{env}' are not finite in {{}} of them. {advice}",
+        "labels": f"the teacher {teacher} gives no finite Q-values in {{}} of them. Does it see the observations that "
+        "it was trained on?",
+    }
+    causes = "; ".join(words[cause].format(count) for cause, count in counts.items() if count)
+    return f"{dropped} states are unusable (NaN or infinity): {causes}"
 
 
 class StudentSize(NamedTuple):

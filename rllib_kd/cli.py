@@ -22,6 +22,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from rllib_kd.env_failures import EnvFailedError
 from rllib_kd.relay import printed_warnings
 from rllib_kd.text import mean_and_interval, one_line, printable
 
@@ -211,6 +212,7 @@ def train(
         scheduler_config=experiments.parse_json(scheduler_config, "--scheduler-config"),
         callbacks=(callbacks.ProgressLine(checked.stop), *loggers),
     )
+    experiments.check_options(checked, options)
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
     with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
         results, interrupted = experiments.run(checked, options)
@@ -414,7 +416,7 @@ def main() -> None:
             _fail(f"{error.format_message()} `{command} --help` shows more.", code=2)
         except ValueError as error:
             _fail(str(error), code=2)
-        except OSError as error:
+        except (OSError, EnvFailedError) as error:
             _fail(str(error), code=1)
         except Exception:  # nobody foresaw it; its message may be of a file, as any
             _echo(traceback.format_exc().rstrip("\n"), err=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+import torch
 from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 
 from rllib_kd.callbacks import say
@@ -83,6 +84,11 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
         "object_store_memory": local.object_store_memory,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
+    is_too_small = (os.cpu_count() or 1) < needs.get("CPU", 1) <= _MAX_SHARED_CPUS
+    if local.num_cpus is None and local.num_nodes is None and is_too_small:
+        settings["num_cpus"] = math.ceil(needs["CPU"])
+        say(f"note: a trial has {settings['num_cpus']} processes, more than there are CPUs ({os.cpu_count()}).")
+    _check_machine(needs, settings, num_nodes=local.num_nodes)
     if local.num_nodes is not None:
         from ray.cluster_utils import Cluster
 
@@ -91,9 +97,6 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
         for _ in range(local.num_nodes):
             cluster.add_node(**{"num_cpus": 1, **settings})
         return {"address": cluster.address}
-    if local.num_cpus is None and (os.cpu_count() or 1) < needs.get("CPU", 1) <= _MAX_SHARED_CPUS:
-        settings["num_cpus"] = math.ceil(needs["CPU"])
-        say(f"note: a trial has {settings['num_cpus']} processes, more than there are CPUs ({os.cpu_count()}).")
     return {"address": "local", "include_dashboard": local.dashboard, **settings}
 
 
@@ -110,8 +113,21 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def _check_machine(needs: Mapping[str, float], settings: Mapping[str, Any], *, num_nodes: int | None) -> None:
+    """Whether a Ray of our own will have the CPUs and GPUs, before it starts."""
+    own = {
+        "CPU": settings.get("num_cpus", (os.cpu_count() or 1) if num_nodes is None else 1),
+        "GPU": settings.get("num_gpus", torch.cuda.device_count()),
+    }
+    there = {name: count * (num_nodes or 1) for name, count in own.items()}
+    _check_amounts({name: needs[name] for name in there.keys() & needs.keys()}, there, may_grow=False)
+
+
 def _check_resources(needs: Mapping[str, float], *, may_grow: bool) -> None:
-    available = ray.cluster_resources()
+    _check_amounts(needs, ray.cluster_resources(), may_grow=may_grow)
+
+
+def _check_amounts(needs: Mapping[str, float], available: Mapping[str, float], *, may_grow: bool) -> None:
     for name, amount in needs.items():
         if amount > available.get(name, 0):
             message = f"A trial needs {amount:g} {name}s, and Ray has {available.get(name, 0):g}"

@@ -26,6 +26,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER, WEIGHTS_SEQ_NO
 
 from rllib_kd.checkpoints.rllib import is_default_connector
+from rllib_kd.env_failures import EnvFailedError, failure
 from rllib_kd.family import FamilyQValues, FamilyTurns
 from rllib_kd.frames import VALID, pack
 from rllib_kd.observations import Images, ImagesToFloats, ObservationPipeline, Shown, View, as_input
@@ -45,6 +46,12 @@ _EPISODE_CALLBACKS = (
 )
 #: Metric: states from which nothing can be learned, since the environment or the teacher gave no finite numbers.
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
+#: Metrics: which of them were not finite, in those states. They are there from the first such state on.
+NUM_NOT_FINITE_LIFETIME = {
+    "observations": "num_observations_not_finite_lifetime",
+    "rewards": "num_rewards_not_finite_lifetime",
+    "labels": "num_labels_not_finite_lifetime",
+}
 _ENDLESS = 10_000  # steps after which a baseline episode is cut
 
 
@@ -96,6 +103,7 @@ class Fragment:
         self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
         self.restarted = False
         self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
+        self.num_not_finite: dict[str, int] = {}  # of those by cause
         self._decision: dict[str, np.ndarray] = {}
 
     def decide(self, obs: np.ndarray, labels: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
@@ -139,14 +147,66 @@ class Fragment:
         states = np.concatenate([columns[Columns.OBS], np.asarray(self.final_obs)[:, None]], axis=1)
         usable = is_usable(states, columns[Columns.REWARDS], columns.get(TEACHER_Q))
         self.num_dropped = int((columns[VALID] & ~usable).sum())
+        if self.num_dropped:
+            self.num_not_finite = count_not_finite(columns[VALID] & ~usable, states, columns[Columns.REWARDS])
         columns[VALID] &= usable
         return columns
 
 
-class StudentsEnvRunner(SingleAgentEnvRunner):
+class ExplainsFailures:
+    """Of an EnvRunner: says what its environment has raised, and where, also to the process that has asked.
+
+    RLlib's raises an error without a message; a remote one ends, and takes the reason with it. This one answers with
+    the reason first, and ends at the next request: with RLlib's delay, and to be restarted where the config says so.
+    """
+
+    config: Any
+    _failure: EnvFailedError | None = None
+
+    def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._try_env_reset(*args, **kwargs)  # type: ignore[misc]  # RLlib's
+        except EnvFailedError:
+            raise  # RLlib's tries again by calling this
+        except Exception as error:
+            raise failure(self.config.env, error, doing="reset") from error
+
+    def _try_env_step(self, actions: Any) -> Any:
+        try:
+            return super()._try_env_step(actions)  # type: ignore[misc]  # RLlib's
+        except Exception as error:
+            is_rllibs = type(error) is RuntimeError and not error.args and error.__cause__ is not None
+            reason = error.__cause__ if is_rllibs else error  # RLlib's own has no message
+            assert reason is not None
+            raise failure(self.config.env, reason, doing="step") from reason
+
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As RLlib's, which ends this process when `func` raises; but an environment's failure is an answer first."""
+
+        def answer(env_runner: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                return func(env_runner, *args, **kwargs)
+            except EnvFailedError as reason:
+                self._failure = reason
+                return None
+
+        was_whole = self._failure is None
+        result = super().apply(answer, *args, **kwargs)  # type: ignore[misc]  # RLlib's
+        if was_whole and self._failure is not None:
+            raise self._failure
+        return result
+
+    def ping(self) -> str:
+        """As RLlib's; after a failure this process ends instead."""
+        return self.apply(lambda env_runner: "pong")
+
+
+class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
     """RLlib's single-agent EnvRunner, with all students of a family, of whom one acts.
 
-    Without a family it is RLlib's.
+    Without a family it is RLlib's, which explains its failures.
     """
 
     #: All of them. None: there is one student, `module`.
@@ -276,7 +336,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         columns = fragment.columns()
-        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, fragment.num_dropped, reduce="lifetime_sum")
+        log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
         if VALID in names:
             columns = _append_final_states(columns, fragment.final_obs)
         shards = []
@@ -442,14 +502,14 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     # --- Between RLlib and the env ------------------------------------------------------------------------------------
 
-    @override(SingleAgentEnvRunner)
+    @override(StudentsEnvRunner)
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         obs, infos = super()._try_env_reset(*args, **kwargs)
         self._shown = Shown(obs, first=np.ones(self.num_envs, dtype=bool))
         self._reset_next = np.zeros(self.num_envs, dtype=bool)
         return obs, infos
 
-    @override(SingleAgentEnvRunner)
+    @override(StudentsEnvRunner)
     def _try_env_step(self, actions: Any) -> Any:
         results = super()._try_env_step(actions)
         if results == ENV_STEP_FAILURE:
@@ -492,11 +552,42 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
     """
     usable = np.isfinite(rewards)
     if states.dtype != np.uint8:
-        finite = np.isfinite(states).reshape(*states.shape[: rewards.ndim], -1).all(-1)
-        usable &= finite[..., :-1] & finite[..., 1:]
+        usable &= _shows_finite(states, rewards.ndim)
     if teacher_q is not None:
         usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
     return usable
+
+
+def count_not_finite(dropped: np.ndarray, states: np.ndarray, rewards: np.ndarray) -> dict[str, int]:
+    """How many of the dropped rows have observations, and how many rewards, that are not finite; else it is the labels.
+
+    What a teacher says of an observation that is not finite, or after one, is no fault of its own.
+
+    Args:
+        dropped: `[..., T]`, which rows are unusable.
+        states: `[..., T + 1, *obs]`.
+        rewards: `[..., T]`.
+    """
+    not_shown = dropped & ~_shows_finite(states, rewards.ndim)
+    not_rewarded = dropped & ~np.isfinite(rewards)
+    return {
+        "observations": int(not_shown.sum()),
+        "rewards": int(not_rewarded.sum()),
+        "labels": int((dropped & ~not_shown & ~not_rewarded).sum()),
+    }
+
+
+def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int]) -> None:
+    """Log how many states were dropped, and why."""
+    metrics.log_value(NUM_STATES_DROPPED_LIFETIME, num_dropped, reduce="lifetime_sum")
+    for cause, count in num_not_finite.items():
+        metrics.log_value(NUM_NOT_FINITE_LIFETIME[cause], count, reduce="lifetime_sum")
+
+
+def _shows_finite(states: np.ndarray, num_axes: int) -> np.ndarray:
+    """`[..., T]`, where a state `[..., T + 1, *obs]` and the next one are finite; `num_axes` of `[..., T]`."""
+    finite = np.isfinite(states).reshape(*states.shape[:num_axes], -1).all(-1)
+    return finite[..., :-1] & finite[..., 1:]
 
 
 @contextmanager

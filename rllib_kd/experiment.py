@@ -27,21 +27,23 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
-from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from rllib_kd.algorithm import DistillDQN  # its name is registered by this import
 from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric_at, saving_on_interrupt, say
+from rllib_kd.checks import check_environment, check_teachers, known_spaces
 from rllib_kd.config import DistillDQNConfig
+from rllib_kd.env_failures import EnvFailedError, frames_in, users_line
 from rllib_kd.evaluation import compare_all
 from rllib_kd.played_environment import PlayedEnvironment
-from rllib_kd.playing import env_maker, names_class
+from rllib_kd.playing import env_maker
 from rllib_kd.policies import algorithm_of
 from rllib_kd.relay import listening
 from rllib_kd.report import summary_table
 from rllib_kd.runs import GREEDY, Curve, find_student, read_curve
-from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
+from rllib_kd.settings import apply_settings, as_meant, check_names, has_space, param_space, validate, variants
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
-from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.text import did_you_mean
@@ -76,6 +78,8 @@ _METRICS = (
 )
 #: Of the first episode that judges students: none that they were trained on.
 FRESH_SEED = 1_000_000
+
+_EXPLAINED = f"{EnvFailedError.__module__}.{EnvFailedError.__name__}: "
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 #: Other keys of the old layout, and what does their work.
@@ -130,6 +134,7 @@ class Experiment:
         if "teacher" in settings:
             settings["teacher"] = _absolute_teachers(settings["teacher"])
         base = cls.get_default_config() if self.config is None else self.config
+        settings = as_meant(type(base), settings)
         own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
         configs = [
             apply_settings(base.copy(copy_frozen=False).update_from_dict(chosen), variant)
@@ -139,15 +144,7 @@ class Experiment:
         for config in configs:
             _check_env(config)
             validate(config)
-        for config in {repr((config.env, config.env_config)): config for config in configs}.values():
-            _check_made(config)
-        teachers = {
-            repr(config.teacher): (config.teacher, config.trust_checkpoint)
-            for config in configs
-            if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str | list)
-        }
-        for teacher, trust in teachers.values():  # now, where the user sees what is wrong, and not in every trial
-            load_teacher(teacher, trust_checkpoint=trust)
+        teachers = _checked_teachers(configs)
         if self.compare_episodes and len(teachers) != 1:
             raise ValueError(f"A comparison at the end needs DistillDQN and one teacher, got {len(teachers)} teachers.")
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
@@ -251,18 +248,26 @@ def _check_env(config: AlgorithmConfig) -> None:
     env_maker(config.env)
 
 
-def _check_made(config: AlgorithmConfig) -> None:
-    """Whether gymnasium can make the environment, and whether it suits DQN, before every trial fails.
+def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
+    """The teachers of all configs, once they and DQN suit the environments, as far as gymnasium makes these.
 
-    Environments of the user's own are not made here: they may need what only the trials have.
+    Loaded now, where the user sees what is wrong, and not in every trial.
     """
-    env = config.env
-    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
-        return
-    made = env_maker(env, config.env_config)()
-    made.close()
-    if isinstance(config, DQNConfig) and not config.is_multi_agent:
-        check_actions(made.action_space)
+    spaces: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
+    for config in configs:
+        place = repr((config.env, config.env_config))
+        if place not in spaces:
+            spaces[place] = known_spaces(config)
+        if isinstance(config, DQNConfig) and spaces[place] is not None:
+            check_environment(config, spaces[place])
+        if not isinstance(config, DistillDQNConfig) or not isinstance(config.teacher, str | list):
+            continue
+        name = repr(config.teacher)
+        if name not in teachers:
+            teachers[name] = load_teacher(config.teacher, trust_checkpoint=config.trust_checkpoint)
+        check_teachers(config, {DEFAULT_MODULE_ID: teachers[name]}, spaces[place])
+    return teachers
 
 
 def _check_at_least(low: int, **numbers: Any) -> None:
@@ -349,7 +354,7 @@ def _read_python(path: Path) -> Experiment:
 
 def _read_yaml(path: Path) -> Experiment:
     try:
-        content = yaml.safe_load(path.read_text())
+        content = _load_yaml(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
@@ -403,7 +408,7 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     else:
         is_yaml = False
     try:
-        value = yaml.safe_load(text) if is_yaml else json.loads(text, parse_constant=_refuse_constant)
+        value = _load_yaml(text) if is_yaml else _load_json(text)
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."
@@ -413,11 +418,56 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     return value
 
 
+def _load_json(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
 
 
+def _finite_float(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits} is too large a number")
+    return number
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2's numbers: for PyYAML 1e-3 is a string, and only 1.0e-3 a number."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, _YamlLoader)
+
+
 # --- Training ---------------------------------------------------------------------------------------------------------
+
+
+def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
+    """Whether an experiment can be run so, as far as that is known before Ray starts.
+
+    Raises:
+        ValueError: as `run()` would, after the start of Ray.
+    """
+    storage = absolute_uri(options.storage_path)
+    if options.restore is not None:
+        _checkpoint_uri(options.restore, experiment.trainable)
+    if options.resume:
+        _check_resumable(f"{storage}/{experiment.name}")
+        return
+    check_names(
+        type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
+    )
+    _scheduler(options.scheduler, options.scheduler_config)
+    _checkpoint_config(options)
+    _check_writable(storage)
 
 
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
@@ -470,13 +520,17 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
     path = f"{storage}/{experiment.name}"
-    if not tune.Tuner.can_restore(path):
-        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    _check_resumable(path)
     if has_snapshot(path):
         put_back(path)
     return tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )
+
+
+def _check_resumable(path: str) -> None:
+    if not tune.Tuner.can_restore(path):
+        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
 
 
 def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:
@@ -576,10 +630,24 @@ def refusal(results: tune.ResultGrid) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """The exception at the end of the traceback that an actor's error holds, in one line."""
+    """The exception at the end of the traceback that an actor's error holds, in one line, with the user's line.
+
+    Of one without a message, such as RLlib's when an environment raises, the exception that it was raised from.
+    """
     lines = str(error).strip().splitlines()
     begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
-    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())
+    while len(begins) > 1 and re.fullmatch(r"[\w.]+:?\s*", lines[begins[-1]]):
+        lines = lines[: begins.pop()]
+    if not begins:
+        return " ".join(lines[-1:])
+    ends = [
+        i for i, line in enumerate(lines) if i > begins[-1] and re.match(r"The above exception|During handling", line)
+    ]
+    text = " ".join(" ".join(lines[begins[-1] : min(ends, default=None)]).split())
+    if text.startswith(_EXPLAINED):
+        return text.removeprefix(_EXPLAINED)
+    line = users_line(frames_in("\n".join(lines[begins[-2] if len(begins) > 1 else 0 : begins[-1]])))
+    return text if line is None or str(line) in text else f"{text} ({line})"
 
 
 def summary(result: tune.Result) -> str:

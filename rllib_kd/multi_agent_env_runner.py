@@ -18,10 +18,12 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
 from rllib_kd.env_runner import (
-    NUM_STATES_DROPPED_LIFETIME,
     BehaviorPolicy,
+    ExplainsFailures,
+    count_not_finite,
     fixed_seed,
     is_usable,
+    log_dropped,
     set_state_and_sample,
 )
 from rllib_kd.frames import VALID
@@ -30,7 +32,11 @@ from rllib_kd.spaces import check_spaces
 from rllib_kd.teachers.base import QF_PREDS, TEACHER_Q, Teacher
 
 
-class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
+class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
+    """RLlib's multi-agent EnvRunner, which explains its failures."""
+
+
+class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     """RLlib's multi-agent EnvRunner, which also hands out labelled columns of each module that has a teacher."""
 
     def __init__(self, **kwargs: Any):
@@ -150,8 +156,11 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
         columns[Columns.TRUNCATEDS][-1] = episode.is_truncated
         for name in self.config.label_columns:
             columns[name] = np.asarray(episode.get_extra_model_outputs(name))
-        columns[VALID] = is_usable(columns[Columns.OBS], columns[Columns.REWARDS], columns[TEACHER_Q])
-        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, int((~columns[VALID]).sum()), reduce="lifetime_sum")
+        states, rewards = columns[Columns.OBS], columns[Columns.REWARDS]
+        columns[VALID] = is_usable(states, rewards, columns[TEACHER_Q])
+        dropped = ~columns[VALID]
+        causes = count_not_finite(dropped, states, rewards) if dropped.any() else {}
+        log_dropped(self.metrics, int(dropped.sum()), causes)
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {

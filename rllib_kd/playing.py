@@ -16,6 +16,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd import atari
+from rllib_kd.env_failures import described, failure
 from rllib_kd.observations import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -140,13 +141,13 @@ def _play_chunk(
     seen: _Sample,
     advance: Callable[[int], None],
 ) -> list[float]:
-    obs, _ = envs.reset(seed=seeds)
+    obs, _ = _called(envs.reset, seed=seeds)
     shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
     totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
     for _ in range(_MAX_EPISODE_STEPS):
         seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
-        obs, rewards, terminateds, truncateds, _ = envs.step(actions)
+        obs, rewards, terminateds, truncateds, _ = _called(envs.step, actions)
         shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
         totals += rewards * running
         ended = running & (terminateds | truncateds)
@@ -158,6 +159,19 @@ def _play_chunk(
         f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
         "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."
     )
+
+
+def _called(method: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a method of a vector env returns; what an environment raises there, in words."""
+    try:
+        return method(*args, **kwargs)
+    except Exception as error:  # anything may stand there
+        raise failure(_name_of(method.__self__), error, doing=method.__name__) from error
+
+
+def _name_of(envs: gym.vector.SyncVectorEnv) -> str:
+    env = envs.envs[0]
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 class _OneEpisode(gym.Wrapper):
@@ -256,7 +270,7 @@ def _make(name: str, make: Callable[[], gym.Env]) -> gym.Env:
     try:
         return make()
     except Exception as error:  # anything may stand there
-        raise ValueError(f"The environment '{name}' cannot be made: {type(error).__name__}: {error}") from error
+        raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
 
 
 def names_class(env: str) -> bool:
@@ -321,7 +335,7 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
     except ValueError:
         raise
     except Exception as error:  # a package or a display is missing
-        raise ValueError(f"The environment cannot be shown: {type(error).__name__}: {error}") from error
+        raise ValueError(f"The environment cannot be shown: {described(error)}") from error
     finally:
         env.close()
 

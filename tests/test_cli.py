@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import ray
 from ray import tune
 
 import rllib_kd
@@ -95,6 +96,27 @@ BAD = {
     "grid of one value": ([*RUN, "-c", '{"lr": {"grid_search": 0.1}}'], '{"grid_search": [...]}'),
     "negative number": ([*RUN, "-c", '{"lr": -1}'], "expected a number of at least 0"),
     "number that is none": ([*RUN, "-c", '{"lr": NaN}'], "JSON has no NaN"),
+    "number beyond all": ([*RUN, "-c", '{"lr": 1e999}'], "1e999 is too large a number"),
+    "infinite number": ([*RUN, "-c", '{"model_config": {"log_std_clip_param": Infinity}}'], "JSON has no Infinity"),
+    "schedule with a word": ([*DISTIL, "-c", '{"lr": [[0, 0.1], [9, "low"]]}'], "`lr` must be a number or a schedule"),
+    "schedule of another kind": ([*DISTIL, "-c", '{"td_coeff": [[0, "x"]]}'], "`td_coeff` must be a number or a sche"),
+    "schedule of RLlib with a word": ([*RUN, "-c", '{"epsilon": [[0, 1], [9, "x"]]}'], "`epsilon` must be a number"),
+    "null for a number": ([*DISTIL, "-c", '{"gamma": null}'], "'gamma' cannot be None. Leave it out"),
+    "no rows in the replay": ([*DISTIL, "-c", '{"replay_buffer_config": {"capacity": 0}}'], "integer of at least 1"),
+    "replay of another kind": (
+        [*DISTIL, "-c", '{"replay_buffer_config": {"type": "EpisodeReplayBuffer"}}'],
+        "a replay of its own",
+    ),
+    "widths of a family": ([*DISTIL, "-c", '{"students": {"a": {"fcnet_hiddens": [0]}}}'], "students['a']"),
+    "evaluation with a bad number": ([*DISTIL, "-c", '{"evaluation_config": {"lr": -1}}'], "'lr' cannot be -1"),
+    "observations that are no numbers": (
+        ["train", "--algo", "DistillDQN", "--env", "FrozenLake-v1", "--teacher", "cartpole"],
+        "The networks need observations in a Box of floats",
+    ),
+    "teacher of another environment in an ensemble": (
+        [*DISTIL[:3], "--env", "Acrobot-v1", "--teacher", "cartpole", "--teacher", "cartpole"],
+        "in 'Acrobot-v1' it is Box(6,)",
+    ),
     "number that is too large": ([*RUN, "-c", '{"gamma": 5}'], "between 0 and 1"),
     "half a process": ([*RUN, "-c", '{"num_env_runners": 1.5}'], "expected an integer"),
     "unknown activation": ([*RUN, "-c", '{"model_config": {"fcnet_activation": "no"}}'], "fcnet_activation='no'"),
@@ -155,6 +177,19 @@ BAD = {
         [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "x", "mode": "up"}'],
         "does not take",
     ),
+    "metric of no result": (
+        [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "episode_return_mean"}'],
+        "mean 'env_runners/episode_return_mean'?",
+    ),
+    "scheduler's arguments are no JSON": ([*DISTIL, "--scheduler", "pbt", "--scheduler-config", "x"], "must be JSON"),
+    "half a metric of the best": ([*DISTIL, "--checkpoint-score-attr", "min-episode_return_mean"], "Did you mean"),
+    "checkpoint of a folder that is none": ([*DISTIL, "--restore", "tests"], "no checkpoint of an Algorithm"),
+    "no number of trials": ([*DISTIL, "--num-samples", "-3"], "`num_samples` must be at least 1"),
+    "GPUs that are not there": ([*DISTIL, "-c", '{"num_gpus_per_learner": 64, "num_learners": 1}'], "64 GPUs"),
+    "nodes without CPUs": (
+        [*RUN, "-c", '{"num_env_runners": 9}', "--ray-num-nodes", "2"],
+        "A trial needs 10 CPUs, and Ray has 2",
+    ),
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
     "nothing to restore": ([*DISTIL, "--restore", "/none"], "no checkpoint of an Algorithm at '/none'"),
@@ -213,7 +248,10 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_usage_is_one_line_and_exit_code_2(cluster, arguments, message, monkeypatch, capsys):
+def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.cluster_utils.Cluster", lambda *args, **kwargs: pytest.fail("Ray was started"))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
     with pytest.raises(SystemExit) as exit_:
@@ -360,7 +398,42 @@ def test_a_trial_that_fails_says_why_in_one_line(tmp_path):
     )
     done = run("train", "file", str(tmp_path / "broken.py"), "--storage-path", str(tmp_path), "--ray-num-cpus", "1")
     assert done.returncode == 1
-    assert re.fullmatch(r"DQN_Env_\S+ failed: RuntimeError: the simulator is away\n", done.stdout), done.stdout
+    line = rf"\({re.escape(str(tmp_path))}/broken.py:5, in __init__\)"
+    assert re.fullmatch(rf"DQN_Env_\S+ failed: RuntimeError: the simulator is away {line}\n", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def step(self, action): raise RuntimeError('no licence')", "in step(): RuntimeError: no licence"),
+        ("def reset(self, **kwargs): raise KeyError('no map')", "in reset(): KeyError: 'no map'"),
+        ("def __init__(self, config): raise OSError('no port')", "cannot be made: OSError: no port"),
+    ],
+)
+def test_an_environment_that_raises_while_policies_play_says_where(
+    tmp_path, monkeypatch, capsys, command, body, message
+):
+    name = f"env_{command}_{len(body)}"
+    (tmp_path / f"{name}.py").write_text(
+        "import gymnasium as gym\n"
+        "class Env(gym.Env):\n"
+        "    observation_space = gym.make('CartPole-v1').observation_space\n"
+        "    action_space = gym.spaces.Discrete(2)\n"
+        "    def __init__(self, config): pass\n"
+        "    def reset(self, **kwargs): return self.observation_space.sample(), {}\n"
+        f"    {body}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    policies = ["cartpole"] if command == "evaluate" else ["--teacher", "cartpole", "cartpole"]
+    monkeypatch.setattr(sys, "argv", ["rllib", command, *policies, "--env", f"{name}.Env", "--episodes", "1"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"({tmp_path / name}.py:7, in " in error
+    assert re.fullmatch(r"error: .*\n", error), error
 
 
 def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, monkeypatch, capsys):

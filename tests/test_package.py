@@ -21,7 +21,8 @@ FOUNDATIONS: dict[str, set[str]] = {
     "observations": {"spaces"},
     "progress": {"text"},
     "replay": {"frames"},
-    "sampling": set(),
+    "env_failures": set(),
+    "sampling": {"env_failures"},
     "schedules": set(),
     "spaces": set(),
     "stacking": {"students"},
@@ -29,7 +30,18 @@ FOUNDATIONS: dict[str, set[str]] = {
     "text": set(),
     "teachers": {"checkpoints", "layers", "observations", "spaces", "students"},
 }
-FREE_OF_RAY = {"frames", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics", "text"}
+FREE_OF_RAY = {
+    "env_failures",
+    "frames",
+    "initialization",
+    "losses",
+    "progress",
+    "replay",
+    "schedules",
+    "spaces",
+    "statistics",
+    "text",
+}
 
 
 def imports(name: str) -> set[str]:

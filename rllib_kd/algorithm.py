@@ -42,6 +42,7 @@ from ray.tune.registry import register_trainable
 
 from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
+from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.first_weights import FirstStates
 from rllib_kd.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
@@ -148,7 +149,8 @@ class DistillDQN(DQN):
             raise RuntimeError(
                 "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
                 "Learners. Stop this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). "
-                "Under Ray Tune FailureConfig(max_failures=...) does so."
+                "`rllib train --checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune "
+                "FailureConfig(max_failures=...)."
             ) from error
 
     @override(DQN)
@@ -703,11 +705,25 @@ class DistillDQN(DQN):
         filesystem: pyarrow.fs.FileSystem | None = None,
         **kwargs: Any,
     ) -> str:
-        """As RLlib's, with the replay of each Learner; a checkpoint that lies there is replaced by a whole one only."""
-        if (older := resume.local_checkpoint(path, filesystem)) is not None:
-            with resume.replacing(older) as folder:
-                self.save_to_path(folder, state=state, **kwargs)
-            return str(older)
+        """As RLlib's, with the replay of each Learner; on a local disk, whole or not at all.
+
+        A checkpoint that lies there stays until the new one is complete. See `replacing()`.
+        """
+        folder = resume.local_folder(path, filesystem)
+        if folder is None:
+            return self._write_checkpoint(path, state=state, filesystem=filesystem, **kwargs)
+        with replacing(folder, left_out=(resume.REPLAY_FOLDER,)) as new:
+            self._write_checkpoint(new, state=state, **kwargs)
+        return str(folder)
+
+    def _write_checkpoint(
+        self,
+        path: str | Path | None,
+        *,
+        state: dict[str, Any] | None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> str:
         saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
         if state is None and self.config.store_buffer_in_checkpoints:
             _, filesystem = resume.resolve(saved if path is None else path, filesystem)
@@ -720,6 +736,7 @@ class DistillDQN(DQN):
         if not self._is_set_up:  # RLlib calls callbacks `on_algorithm_init` before setup() has ended
             self._restore_when_set_up = partial(self.restore_from_path, path, *args, **kwargs)
             return
+        path = resume.local_folder(path, kwargs.get("filesystem")) or path
         self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):

@@ -96,6 +96,7 @@ CheckpointFreq = Annotated[int, _option("Iterations between checkpoints.", metav
 CheckpointAtEnd = Annotated[bool, _option("Default: save one.")]
 Keep = Annotated[int | None, _option("Default: all.", "--keep-checkpoints-num", metavar="N")]
 ScoreAttr = Annotated[str | None, _option("Metric of the best.", "--checkpoint-score-attr", metavar="X")]
+MaxFailures = Annotated[int, _option("Returns to the last checkpoint, or the start.", metavar="N")]
 Restore = Annotated[str | None, _option("Start from this checkpoint.", metavar="PATH")]
 Resume = Annotated[bool, _option("Go on with an interrupted experiment.", "--resume")]
 Scheduler = Annotated[str | None, _option("Of Tune: async_hyperband, pbt …", metavar="NAME")]
@@ -144,6 +145,7 @@ def train(
     checkpoint_at_end: CheckpointAtEnd = True,
     keep_checkpoints_num: Keep = None,
     checkpoint_score_attr: ScoreAttr = None,
+    max_failures: MaxFailures = 0,
     restore: Restore = None,
     resume: Resume = False,
     scheduler: Scheduler = None,
@@ -196,6 +198,7 @@ def train(
         checkpoint_at_end=checkpoint_at_end,
         keep_checkpoints_num=keep_checkpoints_num,
         checkpoint_score_attr=checkpoint_score_attr,
+        max_failures=max_failures,
         storage_path=storage_path,
         restore=restore,
         resume=resume,
@@ -212,8 +215,11 @@ def train(
         typer.echo(experiments.summary(result))
     if interrupted:
         typer.echo(f"interrupted; go on by: {_resuming_command()}", err=True)
-    elif table := experiments.comparison(checked, results):
-        typer.echo(table)
+    else:
+        if remedy := experiments.remedy(results, _resuming_command()):
+            typer.echo(remedy, err=True)
+        if table := experiments.comparison(checked, results):
+            typer.echo(table)
     if interrupted or results.errors:
         raise typer.Exit(1)
 

@@ -83,6 +83,7 @@ _YAML_FLAGS = {
     "checkpoint_score_attr": "--checkpoint-score-attr",
     "keep_checkpoints_num": "--keep-checkpoints-num",
     "local_dir": "--storage-path",
+    "max_failures": "--max-failures",
     "restore": "--restore",
     "scheduler": "--scheduler",
     "storage_path": "--storage-path",
@@ -182,6 +183,7 @@ class RunOptions:
     checkpoint_at_end: bool = True
     keep_checkpoints_num: int | None = None
     checkpoint_score_attr: str | None = None  # "min-..." where low is good
+    max_failures: int = 0  # of a trial, that send it back to its last checkpoint, or to its start; -1: no limit
     storage_path: str = "~/ray_results"
     restore: str | None = None
     resume: bool = False
@@ -192,6 +194,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         _check_at_least(0, checkpoint_freq=self.checkpoint_freq)
         _check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
+        _check_at_least(-1, max_failures=self.max_failures)
         _check_not_empty(
             storage_path=self.storage_path, checkpoint_score_attr=self.checkpoint_score_attr, restore=self.restore
         )
@@ -451,6 +454,7 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                     Snapshots(),
                 ],
                 checkpoint_config=checkpoints,
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
             ),
         )
         if not experiment.stop:
@@ -582,6 +586,18 @@ def summary(result: tune.Result) -> str:
         return f"{Path(result.path).name}: nothing was trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
     return f"{describe([metrics])}\n{where}"
+
+
+def remedy(results: tune.ResultGrid, resuming_command: str) -> str:
+    """How to go on after trials that have failed on the way, in one line; empty where none has."""
+    failed = [
+        result for result in results if result.error is not None and "training_iteration" in (result.metrics or {})
+    ]
+    if any(result.checkpoint is not None for result in failed):
+        return f"go on from the last checkpoint by: {resuming_command}"
+    if failed:
+        return "there is no checkpoint to go on from: --checkpoint-freq N saves them, --max-failures N then restarts."
+    return ""
 
 
 def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:

@@ -731,12 +731,20 @@ class DistillDQN(DQN):
                 resume.write_replay(saved, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
         return saved
 
+    @classmethod
+    @override(DQN)
+    def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> DistillDQN:
+        """As RLlib's, which takes no relative paths."""
+        if isinstance(path, str | Path):
+            path = str(resume.local_folder(path, filesystem) or path)
+        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
+
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         if not self._is_set_up:  # RLlib calls callbacks `on_algorithm_init` before setup() has ended
             self._restore_when_set_up = partial(self.restore_from_path, path, *args, **kwargs)
             return
-        path = resume.local_folder(path, kwargs.get("filesystem")) or path
+        path = str(resume.local_folder(path, kwargs.get("filesystem")) or path)
         self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):

@@ -96,7 +96,7 @@ CheckpointFreq = Annotated[int, _option("Iterations between checkpoints.", metav
 CheckpointAtEnd = Annotated[bool, _option("Default: save one.")]
 Keep = Annotated[int | None, _option("Default: all.", "--keep-checkpoints-num", metavar="N")]
 ScoreAttr = Annotated[str | None, _option("Metric of the best.", "--checkpoint-score-attr", metavar="X")]
-MaxFailures = Annotated[int, _option("Returns to the last checkpoint, or the start.", metavar="N")]
+MaxFailures = Annotated[int, _option("Restarts at the last checkpoint; default 0.", metavar="N")]
 Restore = Annotated[str | None, _option("Start from this checkpoint.", metavar="PATH")]
 Resume = Annotated[bool, _option("Go on with an interrupted experiment.", "--resume")]
 Scheduler = Annotated[str | None, _option("Of Tune: async_hyperband, pbt …", metavar="NAME")]
@@ -207,7 +207,10 @@ def train(
         callbacks=(callbacks.ProgressLine(checked.stop), *loggers),
     )
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
-    with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
+    with (
+        experiments.alone(checked, options),
+        connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0),
+    ):
         results, interrupted = experiments.run(checked, options)
     if (refusal := experiments.refusal(results)) is not None:
         raise ValueError(refusal)

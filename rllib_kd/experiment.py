@@ -15,7 +15,8 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,9 +35,11 @@ from rllib_kd.callbacks import MissingMetrics, SaveOnInterrupt, describe, metric
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.evaluation import compare_all
 from rllib_kd.hints import did_you_mean
+from rllib_kd.locks import LockedError, locked
 from rllib_kd.playing import env_maker, names_class
 from rllib_kd.policies import algorithm_of
 from rllib_kd.report import summary_table
+from rllib_kd.resume import local_folder
 from rllib_kd.runs import find_student
 from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
 from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
@@ -414,6 +417,46 @@ def _refuse_constant(name: str) -> None:
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
+    """Keep other runs out of an experiment's folder, where they would mix their files, as long as this one lasts.
+
+    Only folders have locks: nobody is kept out of one at a URI (S3, ...).
+
+    Args:
+        uri: path or URI of the folder, which need not exist.
+        remedy: what else to do than to wait.
+
+    Raises:
+        ValueError: another run is in it; the message names its process.
+    """
+    folder = local_folder(uri, None)
+    if folder is None:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, wait=False):
+            yield
+    except LockedError as error:
+        raise ValueError(f"'{uri}' is in use by {error}. Wait until it ends, or {remedy}.") from error
+
+
+def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:
+    """Keep other runs out of the experiment's folder.
+
+    Raises:
+        ValueError: there is another one, no place for the results, or nothing to resume.
+    """
+    storage = absolute_uri(options.storage_path)
+    path = f"{storage}/{experiment.name}"
+    if options.resume:
+        _check_resumable(path)
+    else:
+        _check_writable(storage)
+    return alone_in(path, remedy="choose another --experiment-name")
+
+
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     """Train by Ray Tune.
 
@@ -457,6 +500,8 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                 failure_config=tune.FailureConfig(max_failures=options.max_failures),
             ),
         )
+        if options.max_failures and not options.checkpoint_freq:
+            say("note: without --checkpoint-freq, a trial that fails starts anew.")
         if not experiment.stop:
             say("note: there is no --stop, so training goes on until Ctrl-C.")
     with saving_on_interrupt() as interrupted:
@@ -465,13 +510,17 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
     path = f"{storage}/{experiment.name}"
-    if not tune.Tuner.can_restore(path):
-        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    _check_resumable(path)
     if has_snapshot(path):
         put_back(path)
     return tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )
+
+
+def _check_resumable(path: str) -> None:
+    if not tune.Tuner.can_restore(path):
+        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
 
 
 def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:

@@ -30,7 +30,7 @@ from rllib_kd.callbacks import SaveOnInterrupt, saving_on_interrupt, wandb_callb
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
 from rllib_kd.evaluation import check_fit, mean_and_ci95
-from rllib_kd.experiment import location
+from rllib_kd.experiment import alone_in, location
 from rllib_kd.hints import did_you_mean
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
@@ -268,8 +268,12 @@ class Sweep:
 
         Raises:
             ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
-                holds a sweep already, or another one than this.
+                holds a sweep already, or another one than this, or one that still runs.
         """
+        with alone_in(self.path, remedy="give another name"):
+            return self._run(resume=resume, address=address)
+
+    def _run(self, *, resume: bool, address: str | None) -> SweepResult:
         is_there = has_snapshot(self.path)
         if is_there and not resume:
             raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")

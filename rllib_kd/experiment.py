@@ -6,6 +6,7 @@ An experiment comes from flags, from a Python file with a `config`, or from a YA
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import json
@@ -42,7 +43,7 @@ from rllib_kd.report import summary_table
 from rllib_kd.resume import local_folder
 from rllib_kd.runs import find_student
 from rllib_kd.settings import apply_settings, check_names, has_space, param_space, validate, variants
-from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
+from rllib_kd.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.spaces import check_actions
 from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
 from rllib_kd.teachers.ensemble import as_configured
@@ -77,6 +78,8 @@ _METRICS = (
 )
 #: Of the first episode that judges students: none that they were trained on.
 FRESH_SEED = 1_000_000
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 #: Other keys of the old layout, and what does their work.
@@ -460,14 +463,17 @@ def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContext
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     """Train by Ray Tune.
 
-    Ctrl-C or SIGTERM lets every trial end its iteration and save a checkpoint; a second one ends at once.
+    Ctrl-C, SIGTERM or SIGHUP lets every trial end its iteration and save a checkpoint. A second Ctrl-C or SIGTERM ends
+    at once.
 
     Returns:
         The results, and whether Ctrl-C has ended training, which can then be resumed.
 
     Raises:
         ValueError: an unknown scheduler, nothing to resume or to restore, or no place for the results.
+        OSError: the results' disk is full.
     """
+    snapshot_often(experiment.num_samples)
     storage = absolute_uri(options.storage_path)
     space = experiment.param_space
     if options.restore is not None:
@@ -505,7 +511,14 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
         if not experiment.stop:
             say("note: there is no --stop, so training goes on until Ctrl-C.")
     with saving_on_interrupt() as interrupted:
-        return tuner.fit(), interrupted.is_set()
+        try:
+            return tuner.fit(), interrupted.is_set()
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise OSError(
+                f"There is no room for the results in '{storage}': {error}. Make room, and go on by --resume."
+            ) from error
 
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:

@@ -724,12 +724,29 @@ class DistillDQN(DQN):
         filesystem: pyarrow.fs.FileSystem | None = None,
         **kwargs: Any,
     ) -> str:
+        num_saves = self._num_learner_saves()
         saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
-        if state is None and self.config.store_buffer_in_checkpoints:
-            _, filesystem = resume.resolve(saved if path is None else path, filesystem)
-            for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
-                resume.write_replay(saved, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
+        if state is None:
+            if not self.learner_group.is_local and self._num_learner_saves() in (None, num_saves):
+                raise OSError(
+                    f"The Learner could not write its part of the checkpoint '{saved}'. Is the disk full, or read-only "
+                    "on its node?"
+                )
+            self._write_replays(saved, resume.resolve(saved if path is None else path, filesystem)[1])
         return saved
+
+    def _num_learner_saves(self) -> int | None:
+        """How often a remote Learner has saved; None of a local one, and where RLlib has given the Learner up."""
+        if self.learner_group.is_local:
+            return None
+        answers = self.learner_group.foreach_learner(lambda own: own.num_saves, remote_actor_ids=[0])
+        return next((answer.get() for answer in answers), None)
+
+    def _write_replays(self, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
+        if not self.config.store_buffer_in_checkpoints:
+            return
+        for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
+            resume.write_replay(path, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
 
     @classmethod
     @override(DQN)

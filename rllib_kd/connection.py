@@ -127,9 +127,11 @@ def _own_sessions() -> Iterator[None]:
 def _kept_sigterm_handler() -> Iterator[None]:
     """Keep the handler that this process has for SIGTERM: `ray.init()` sets its own, which exits without a word."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:

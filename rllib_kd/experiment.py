@@ -473,7 +473,7 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
         ValueError: an unknown scheduler, nothing to resume or to restore, or no place for the results.
         OSError: the results' disk is full.
     """
-    snapshot_often(experiment.num_samples)
+    snapshot_often(experiment.num_samples, seconds=1.0)
     storage = absolute_uri(options.storage_path)
     space = experiment.param_space
     if options.restore is not None:

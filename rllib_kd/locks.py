@@ -41,8 +41,10 @@ def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
     try:
         yield True
     finally:
-        path.unlink(missing_ok=True)  # before it is freed, so that nobody deletes the file of the next holder
-        os.close(descriptor)
+        try:
+            path.unlink(missing_ok=True)  # before it is freed, so that nobody deletes the file of the next holder
+        finally:
+            os.close(descriptor)
 
 
 def _acquire(path: Path, *, wait: bool) -> int | None:

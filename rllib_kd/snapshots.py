@@ -55,13 +55,16 @@ class Snapshots(tune.Callback):
         self._packed_at = written_at
 
 
-def snapshot_often(num_trials: int) -> None:
-    """Have Tune write its state every second, unless the environment sets another period.
+def snapshot_often(num_trials: int, *, seconds: float) -> None:
+    """Have Tune write its state more often than every ten seconds, unless the environment sets a period.
 
-    What is not in it is lost if the process is killed, checkpoints too. Tune writes it every ten seconds, for the sake
-    of experiments of thousands of trials.
+    What is not in it is lost if the process is killed, checkpoints too. Tune's period suits thousands of trials.
+
+    Args:
+        num_trials: of the experiment; the period is at least a hundredth of a second for each.
+        seconds: shortest period.
     """
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(1.0, num_trials / 100):g}")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(seconds, num_trials / 100):g}")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 

@@ -1,11 +1,12 @@
 """Tune's state in one file."""
 
+import os
 from types import SimpleNamespace
 
 import pyarrow.fs
 import pytest
 
-from rllib_kd.snapshots import SNAPSHOT, Snapshots, has_snapshot, put_back
+from rllib_kd.snapshots import SNAPSHOT, Snapshots, has_snapshot, put_back, snapshot_often
 
 FIRST, SECOND = "2026-01-01_00-00-01", "2026-01-01_00-00-02"
 
@@ -84,3 +85,12 @@ def test_a_snapshot_that_could_not_be_written_leaves_the_last_one(folders, monke
         pack(snapshots, staged, stored)
     put_back(str(stored))
     assert all(text.endswith("1") for text in state_files(stored).values())
+
+
+@pytest.mark.parametrize(("given", "num_trials", "period"), [(None, 1, "1"), (None, 500, "5"), ("30", 1, "30")])
+def test_tune_writes_its_state_every_second_unless_told_otherwise(monkeypatch, given, num_trials, period):
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", given or "")  # also undone at the end
+    if given is None:
+        monkeypatch.delenv("TUNE_GLOBAL_CHECKPOINT_S")
+    snapshot_often(num_trials, seconds=1.0)
+    assert os.environ["TUNE_GLOBAL_CHECKPOINT_S"] == period

@@ -12,11 +12,12 @@ import rllib_kd
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that may be imported by learner, env_runner and students, and what they may import themselves.
 FOUNDATIONS: dict[str, set[str]] = {
-    "checkpoints": {"layers", "observations", "spaces"},
+    "checkpoints": {"layers", "locks", "observations", "spaces"},
     "frames": set(),
     "hints": set(),
     "initialization": {"teachers"},
     "layers": set(),
+    "locks": set(),
     "losses": set(),
     "observations": {"spaces"},
     "progress": set(),
@@ -28,7 +29,18 @@ FOUNDATIONS: dict[str, set[str]] = {
     "statistics": set(),
     "teachers": {"checkpoints", "layers", "observations", "spaces", "students"},
 }
-FREE_OF_RAY = {"frames", "hints", "initialization", "losses", "progress", "replay", "schedules", "spaces", "statistics"}
+FREE_OF_RAY = {
+    "frames",
+    "hints",
+    "initialization",
+    "locks",
+    "losses",
+    "progress",
+    "replay",
+    "schedules",
+    "spaces",
+    "statistics",
+}
 
 
 def imports(name: str) -> set[str]:

@@ -42,6 +42,7 @@ from ray.tune.registry import register_trainable
 
 from rllib_kd import initialization, resume
 from rllib_kd.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
+from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checks import (
     actor_resources,
     check_environment,
@@ -164,7 +165,8 @@ class DistillDQN(DQN):
             raise RuntimeError(
                 "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
                 "Learners. Stop this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). "
-                "Under Ray Tune FailureConfig(max_failures=...) does so."
+                "`rllib train --checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune "
+                "FailureConfig(max_failures=...)."
             ) from error
 
     @override(DQN)
@@ -756,23 +758,63 @@ class DistillDQN(DQN):
         filesystem: pyarrow.fs.FileSystem | None = None,
         **kwargs: Any,
     ) -> str:
-        """As RLlib's, with the replay of each Learner; a checkpoint that lies there is replaced by a whole one only."""
-        if (older := resume.local_checkpoint(path, filesystem)) is not None:
-            with resume.replacing(older) as folder:
-                self.save_to_path(folder, state=state, **kwargs)
-            return str(older)
+        """As RLlib's, with the replay of each Learner; on a local disk, whole or not at all.
+
+        A checkpoint that lies there stays until the new one is complete. See `replacing()`.
+        """
+        folder = resume.local_folder(path, filesystem)
+        if folder is None:
+            return self._write_checkpoint(path, state=state, filesystem=filesystem, **kwargs)
+        with replacing(folder, left_out=(resume.REPLAY_FOLDER,)) as new:
+            self._write_checkpoint(new, state=state, **kwargs)
+        return str(folder)
+
+    def _write_checkpoint(
+        self,
+        path: str | Path | None,
+        *,
+        state: dict[str, Any] | None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> str:
+        num_saves = self._num_learner_saves()
         saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
-        if state is None and self.config.store_buffer_in_checkpoints:
-            _, filesystem = resume.resolve(saved if path is None else path, filesystem)
-            for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
-                resume.write_replay(saved, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
+        if state is None:
+            if not self.learner_group.is_local and self._num_learner_saves() in (None, num_saves):
+                raise OSError(
+                    f"The Learner could not write its part of the checkpoint '{saved}'. Is the disk full, or read-only "
+                    "on its node?"
+                )
+            self._write_replays(saved, resume.resolve(saved if path is None else path, filesystem)[1])
         return saved
+
+    def _num_learner_saves(self) -> int | None:
+        """How often a remote Learner has saved; None of a local one, and where RLlib has given the Learner up."""
+        if self.learner_group.is_local:
+            return None
+        answers = self.learner_group.foreach_learner(lambda own: own.num_saves, remote_actor_ids=[0])
+        return next((answer.get() for answer in answers), None)
+
+    def _write_replays(self, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
+        if not self.config.store_buffer_in_checkpoints:
+            return
+        for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
+            resume.write_replay(path, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
+
+    @classmethod
+    @override(DQN)
+    def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> DistillDQN:
+        """As RLlib's, which takes no relative paths."""
+        if isinstance(path, str | Path):
+            path = str(resume.local_folder(path, filesystem) or path)
+        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         if not self._is_set_up:  # RLlib calls callbacks `on_algorithm_init` before setup() has ended
             self._restore_when_set_up = partial(self.restore_from_path, path, *args, **kwargs)
             return
+        path = str(resume.local_folder(path, kwargs.get("filesystem")) or path)
         self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):

@@ -105,6 +105,7 @@ CheckpointFreq = Annotated[int, _option("Iterations between checkpoints.", metav
 CheckpointAtEnd = Annotated[bool, _option("Default: save one.")]
 Keep = Annotated[int | None, _option("Default: all.", "--keep-checkpoints-num", metavar="N")]
 ScoreAttr = Annotated[str | None, _option("Metric of the best.", "--checkpoint-score-attr", metavar="X")]
+MaxFailures = Annotated[int, _option("Restarts at the last checkpoint; default 0.", metavar="N")]
 Restore = Annotated[str | None, _option("Start from this checkpoint.", metavar="PATH")]
 Resume = Annotated[bool, _option("Go on with an interrupted experiment.", "--resume")]
 Scheduler = Annotated[str | None, _option("Of Tune: async_hyperband, pbt …", metavar="NAME")]
@@ -153,6 +154,7 @@ def train(
     checkpoint_at_end: CheckpointAtEnd = True,
     keep_checkpoints_num: Keep = None,
     checkpoint_score_attr: ScoreAttr = None,
+    max_failures: MaxFailures = 0,
     restore: Restore = None,
     resume: Resume = False,
     scheduler: Scheduler = None,
@@ -205,6 +207,7 @@ def train(
         checkpoint_at_end=checkpoint_at_end,
         keep_checkpoints_num=keep_checkpoints_num,
         checkpoint_score_attr=checkpoint_score_attr,
+        max_failures=max_failures,
         storage_path=storage_path,
         restore=restore,
         resume=resume,
@@ -214,7 +217,10 @@ def train(
     )
     experiments.check_options(checked, options)
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
-    with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
+    with (
+        experiments.alone(checked, options),
+        connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0),
+    ):
         results, interrupted = experiments.run(checked, options)
     if (refusal := experiments.refusal(results)) is not None:
         raise ValueError(refusal)
@@ -222,8 +228,11 @@ def train(
         _echo(experiments.summary(result))
     if interrupted:
         _echo(f"interrupted; go on by: {_resuming_command()}", err=True)
-    elif table := experiments.comparison(checked, results):
-        _echo(table)
+    else:
+        if remedy := experiments.remedy(results, _resuming_command()):
+            _echo(remedy, err=True)
+        if table := experiments.comparison(checked, results):
+            _echo(table)
     if interrupted or results.errors:
         raise typer.Exit(1)
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
 import torch
+from ray._private import services
 from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 
 from rllib_kd.callbacks import say
@@ -64,10 +69,11 @@ def connection(
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
     with ExitStack() as stack:
         if not ray.is_initialized():
-            where = {"address": address} if address is not None else _started(stack, needs, local)
-            stack.callback(ray.shutdown)
             try:
-                ray.init(**where, logging_level="INFO" if verbose else "ERROR", log_to_driver=verbose)
+                with _own_sessions(), _kept_sigterm_handler():
+                    where = {"address": address} if address is not None else _started(stack, needs, local)
+                    stack.callback(ray.shutdown)
+                    ray.init(**where, logging_level="INFO" if verbose else "ERROR", log_to_driver=verbose)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
             except Exception as error:  # of no other kind where the machine is too busy
@@ -98,6 +104,37 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
             cluster.add_node(**{"num_cpus": 1, **settings})
         return {"address": cluster.address}
     return {"address": "local", "include_dashboard": local.dashboard, **settings}
+
+
+@contextmanager
+def _own_sessions() -> Iterator[None]:
+    """Start Ray's daemons in sessions of their own, out of reach of signals to our process group.
+
+    `timeout`, schedulers and closed terminals signal the whole group. Ray blocks SIGINT alone in its daemons, so that
+    SIGTERM or SIGHUP ended them before a checkpoint was saved (`services.start_ray_process`, ray 2.60). They still end
+    with this process: by `ray.shutdown()`, and if it is killed, by the kernel (PR_SET_PDEATHSIG). Other systems than
+    Linux have no such call. There, Ray's reaper needs its daemons in one group, and they stay in it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+@contextmanager
+def _kept_sigterm_handler() -> Iterator[None]:
+    """Keep the handler that this process has for SIGTERM: `ray.init()` sets its own, which exits without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:

@@ -6,6 +6,7 @@ An experiment comes from flags, from a Python file with a `config`, or from a YA
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import json
@@ -15,7 +16,8 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,14 +38,16 @@ from rllib_kd.checks import check_environment, check_teachers, known_spaces
 from rllib_kd.config import DistillDQNConfig
 from rllib_kd.env_failures import EnvFailedError, frames_in, users_line
 from rllib_kd.evaluation import compare_all
+from rllib_kd.locks import LockedError, locked
 from rllib_kd.played_environment import PlayedEnvironment
 from rllib_kd.playing import env_maker
 from rllib_kd.policies import algorithm_of
 from rllib_kd.relay import listening
 from rllib_kd.report import summary_table
+from rllib_kd.resume import local_folder
 from rllib_kd.runs import GREEDY, Curve, find_student, read_curve
 from rllib_kd.settings import apply_settings, as_meant, check_names, has_space, param_space, validate, variants
-from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
+from rllib_kd.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.teachers import absolute_teachers, absolute_uri, load_teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.text import did_you_mean
@@ -80,6 +84,7 @@ _METRICS = (
 FRESH_SEED = 1_000_000
 
 _EXPLAINED = f"{EnvFailedError.__module__}.{EnvFailedError.__name__}: "
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 #: Other keys of the old layout, and what does their work.
@@ -89,6 +94,7 @@ _YAML_FLAGS = {
     "checkpoint_score_attr": "--checkpoint-score-attr",
     "keep_checkpoints_num": "--keep-checkpoints-num",
     "local_dir": "--storage-path",
+    "max_failures": "--max-failures",
     "restore": "--restore",
     "scheduler": "--scheduler",
     "storage_path": "--storage-path",
@@ -182,6 +188,7 @@ class RunOptions:
     checkpoint_at_end: bool = True
     keep_checkpoints_num: int | None = None
     checkpoint_score_attr: str | None = None  # "min-..." where low is good
+    max_failures: int = 0  # of a trial, that send it back to its last checkpoint, or to its start; -1: no limit
     storage_path: str = "~/ray_results"
     restore: str | None = None
     resume: bool = False
@@ -192,6 +199,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         _check_at_least(0, checkpoint_freq=self.checkpoint_freq)
         _check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
+        _check_at_least(-1, max_failures=self.max_failures)
         _check_not_empty(
             storage_path=self.storage_path, checkpoint_score_attr=self.checkpoint_score_attr, restore=self.restore
         )
@@ -470,17 +478,55 @@ def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
     _check_writable(storage)
 
 
+@contextmanager
+def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
+    """Keep other runs out of an experiment's folder, where they would mix their files, as long as this one lasts.
+
+    Only folders have locks: nobody is kept out of one at a URI (S3, ...).
+
+    Args:
+        uri: path or URI of the folder, which need not exist.
+        remedy: what else to do than to wait.
+
+    Raises:
+        ValueError: another run is in it; the message names its process.
+    """
+    folder = local_folder(uri, None)
+    if folder is None:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, wait=False):
+            yield
+    except LockedError as error:
+        raise ValueError(f"'{uri}' is in use by {error}. Wait until it ends, or {remedy}.") from error
+
+
+def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:
+    """Keep other runs out of the experiment's folder.
+
+    Raises:
+        ValueError: there is another one.
+    """
+    path = f"{absolute_uri(options.storage_path)}/{experiment.name}"
+    return alone_in(path, remedy="choose another --experiment-name")
+
+
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     """Train by Ray Tune.
 
-    Ctrl-C or SIGTERM lets every trial end its iteration and save a checkpoint; a second one ends at once.
+    Ctrl-C, SIGTERM or SIGHUP lets every trial end its iteration and save a checkpoint. A second Ctrl-C or SIGTERM ends
+    at once.
 
     Returns:
         The results, and whether Ctrl-C has ended training, which can then be resumed.
 
     Raises:
         ValueError: an unknown scheduler, nothing to resume or to restore, or no place for the results.
+        OSError: the results' disk is full.
     """
+    snapshot_often(experiment.num_samples, seconds=1.0)
     storage = absolute_uri(options.storage_path)
     space = experiment.param_space
     if options.restore is not None:
@@ -510,12 +556,22 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                     Snapshots(),
                 ],
                 checkpoint_config=checkpoints,
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
             ),
         )
+        if options.max_failures and not options.checkpoint_freq:
+            say("note: without --checkpoint-freq, a trial that fails starts anew.")
         if not experiment.stop:
             say("note: there is no --stop, so training goes on until Ctrl-C.")
     with listening(), saving_on_interrupt() as interrupted:
-        return tuner.fit(), interrupted.is_set()
+        try:
+            return tuner.fit(), interrupted.is_set()
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise OSError(
+                f"There is no room for the results in '{storage}': {error}. Make room, and go on by --resume."
+            ) from error
 
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
@@ -668,6 +724,18 @@ def _with_last_evaluation(metrics: Mapping[str, Any], trial: Path) -> Mapping[st
     if not curve or curve.of != GREEDY:
         return metrics
     return {**metrics, "evaluation": {"env_runners": {"episode_return_mean": curve[-1][1]}}}
+
+
+def remedy(results: tune.ResultGrid, resuming_command: str) -> str:
+    """How to go on after trials that have failed on the way, in one line; empty where none has."""
+    failed = [
+        result for result in results if result.error is not None and "training_iteration" in (result.metrics or {})
+    ]
+    if any(result.checkpoint is not None for result in failed):
+        return f"go on from the last checkpoint by: {resuming_command}"
+    if failed:
+        return "there is no checkpoint to go on from: --checkpoint-freq N saves them, --max-failures N then restarts."
+    return ""
 
 
 def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:

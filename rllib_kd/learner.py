@@ -62,6 +62,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     must make equally many steps.
     """
 
+    num_saves = 0  # by which the Algorithm sees whether a remote Learner has saved: RLlib drops its errors
+
     @override(DQNTorchLearner)
     def build(self) -> None:
         #: By module ID in multi-agent settings; otherwise one.
@@ -245,6 +247,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 group_id, _, rest = name.partition("/")
                 by_group[group_id][place][rest] = array
         return all(self.groups[group_id].refill_replay(own, is_own=is_own) for group_id, own in by_group.items())
+
+    @override(DQNTorchLearner)
+    def save_to_path(self, *args: Any, **kwargs: Any) -> str:
+        saved = super().save_to_path(*args, **kwargs)
+        self.num_saves += 1
+        return saved
 
     @override(DQNTorchLearner)
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:

@@ -1,24 +1,18 @@
 """What a checkpoint holds beside RLlib's own files, so that what is resumed goes on as if it had never stopped.
 
 RLlib saves neither the replay nor where the environments stand, and of several Learners only the first one's state.
-Here are: the files of the replay, one for each Learner; the capture of an EnvRunner with its environments; and the
-saving in place of an older checkpoint, which is whole at every moment.
+Here are: the files of the replay, one for each Learner, and the capture of an EnvRunner with its environments.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import random
-import shutil
-import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
+from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow.fs
@@ -28,8 +22,6 @@ from ray import cloudpickle
 logger = logging.getLogger(__name__)
 
 REPLAY_FOLDER = "replay"
-
-_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD of fcntl.h, and the flag of stdio.h
 
 #: What sampling goes on from in RLlib's EnvRunners, and in ours where they have it.
 _RLLIB_ATTRIBUTES = (
@@ -189,44 +181,17 @@ def resolve(path: str | Path, filesystem: pyarrow.fs.FileSystem | None) -> tuple
     return (path, filesystem) if filesystem else pyarrow.fs.FileSystem.from_uri(path)[::-1]
 
 
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A folder that takes the place of the checkpoint at `path` when everything is written.
+def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | None) -> Path | None:
+    """The absolute path of a folder on this machine's disk; None where the path is elsewhere, or is none.
 
-    A kill or a full disk in the meantime leaves the checkpoint that was there. What else lies in it stays there.
+    Raises:
+        ValueError: a `file:` URI that is none, or whose path would end at a `#` or a `?`.
     """
-    path = Path(path)
-    written, previous = (path.with_name(f"{path.name}.{suffix}") for suffix in ("saving", "previous"))
-    shutil.rmtree(written, ignore_errors=True)
-    try:
-        yield written
-    except BaseException:
-        shutil.rmtree(written, ignore_errors=True)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
-    if _exchange(written, path):
-        written.rename(previous)
-    else:
-        path.rename(previous)  # a kill right now leaves it there
-        written.rename(path)
-    for entry in previous.iterdir():
-        if entry.name != REPLAY_FOLDER and not (path / entry.name).exists():
-            os.replace(entry, path / entry.name)
-    shutil.rmtree(previous)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Let two folders change places at one stroke, which Linux can on most filesystems; whether it has."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
-    return rename is not None and rename(_HERE, bytes(first), _HERE, bytes(second), _RENAME_EXCHANGE) == 0
-
-
-def local_checkpoint(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | None) -> Path | None:
-    """The folder of a checkpoint on this machine's disk; None where there is none yet, or the path is elsewhere."""
     if path is None or not (filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem)):
         return None
-    url = urlparse(str(path))
-    if url.scheme not in ("", "file"):
-        return None
-    folder = Path(unquote(url.path) if url.scheme else str(path))
-    return folder if (folder / "class_and_ctor_args.pkl").exists() else None
+    uri = urlparse(str(path))
+    if uri.scheme == "file":
+        if uri.fragment or uri.query:
+            raise ValueError(f"In a URI, `#` and `?` are written as %23 and %3F, got '{path}'.")
+        return Path(pyarrow.fs.FileSystem.from_uri(str(path))[1])
+    return None if "://" in str(path) else Path(path).expanduser().absolute()

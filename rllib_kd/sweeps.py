@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,13 +29,13 @@ from rllib_kd.callbacks import SaveOnInterrupt, saving_on_interrupt, wandb_callb
 from rllib_kd.config import WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.connection import connection
 from rllib_kd.evaluation import check_fit, mean_and_ci95
-from rllib_kd.experiment import location
+from rllib_kd.experiment import alone_in, location
 from rllib_kd.pareto import SweepResult, SweptStudent, lower_bound
 from rllib_kd.playing import RandomActions, env_maker, play
 from rllib_kd.policies import GreedyQ, as_q_network
 from rllib_kd.relay import listening
 from rllib_kd.settings import apply_settings, validate
-from rllib_kd.snapshots import Snapshots, has_snapshot, put_back
+from rllib_kd.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.statistics import QStatistics
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.teachers import absolute_uri, load_teacher
@@ -269,17 +268,18 @@ class Sweep:
 
         Raises:
             ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
-                holds a sweep already, or another one than this.
+                holds a sweep already, or another one than this, or one that still runs.
         """
+        with alone_in(self.path, remedy="give another name"):
+            return self._run(resume=resume, address=address)
+
+    def _run(self, *, resume: bool, address: str | None) -> SweepResult:
         is_there = has_snapshot(self.path)
         if is_there and not resume:
             raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
         if is_there:
             self._check_spec()
-        # What is not in Tune's snapshot is lost with this process. Tune takes one every ten seconds, for the sake of
-        # sweeps of thousands of trials.
-        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(0.2, self.num_samples / 100):g}")
-        os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+        snapshot_often(self.num_samples, seconds=0.2)
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
         check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})

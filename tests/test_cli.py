@@ -27,6 +27,7 @@ from rllib_kd import cli
 from rllib_kd.experiment import Experiment, RunOptions
 from rllib_kd.experiment import run as run_experiment
 from rllib_kd.export import artifact_format_of
+from rllib_kd.locks import locked
 
 ROOT = Path(__file__).parents[1]
 FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}
@@ -155,6 +156,7 @@ BAD = {
     "a flag from long ago": (["train", "-f", "tuning/cartpole.py"], "rllib train file FILE"),
     "no trials": ([*DISTIL, "--num-samples", "0"], "`num_samples` must be at least 1"),
     "checkpoints in the past": ([*DISTIL, "--checkpoint-freq", "-1"], "`checkpoint_freq` must be at least 0"),
+    "failures below none": ([*DISTIL, "--max-failures", "-2"], "`max_failures` must be at least -1"),
     "no checkpoints to keep": ([*DISTIL, "--keep-checkpoints-num", "0"], "must be at least 1"),
     "no comparison without a student": ([*RUN, "--compare-episodes", "3"], "needs DistillDQN"),
     "an experiment without a name": ([*DISTIL, "-n", ""], "`experiment_name` is empty"),
@@ -260,6 +262,21 @@ def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, mess
     assert exit_.value.code == 2
     assert message in error + output
     assert not arguments or re.fullmatch(r"(note: .*\n)?error: .*\n", error), error
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]], ids=["a second run", "a resume"])
+def test_an_experiment_that_runs_is_left_alone_before_ray_starts(tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.setattr("rllib_kd.connection.connection", None)
+    monkeypatch.setattr(tune.Tuner, "can_restore", lambda path: True)
+    monkeypatch.setattr(sys, "argv", ["rllib", *DISTIL, "--storage-path", str(tmp_path), "-n", "mine", *flags])
+    with locked(tmp_path / "mine", wait=False), pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    assert re.fullmatch(
+        rf"error: '{tmp_path}/mine' is in use by process {os.getpid()} on \S+\. Wait until it ends, or choose another "
+        r"--experiment-name\.\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_trains_evaluates_compares_and_goes_on(tmp_path):
@@ -476,6 +493,7 @@ def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_pa
         ("a.yaml", "a: {env: CartPole-v1}", "must name the algorithm"),
         ("a.yaml", "a: {run: DQN, confg: {}}", "Did you mean 'config'?"),
         ("a.yaml", "a: {run: DQN, checkpoint_freq: 5}", "is a flag now: --checkpoint-freq"),
+        ("a.yaml", "a: {run: DQN, max_failures: 3}", "is a flag now: --max-failures"),
         ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "Settings have names"),
         ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric has a name"),
         ("a.yaml", "", "must hold an experiment"),

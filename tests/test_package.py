@@ -13,10 +13,11 @@ import rllib_kd
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Modules that may be imported by learner, env_runner and students, and what they may import themselves.
 FOUNDATIONS: dict[str, set[str]] = {
-    "checkpoints": {"layers", "observations", "spaces", "text"},
+    "checkpoints": {"layers", "locks", "observations", "spaces", "text"},
     "frames": set(),
     "initialization": {"teachers"},
     "layers": set(),
+    "locks": set(),
     "losses": set(),
     "observations": {"spaces"},
     "progress": {"text"},
@@ -34,6 +35,7 @@ FREE_OF_RAY = {
     "env_failures",
     "frames",
     "initialization",
+    "locks",
     "losses",
     "progress",
     "replay",

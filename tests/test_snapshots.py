@@ -1,5 +1,6 @@
 """Tune's state in one file."""
 
+import os
 import zipfile
 from types import SimpleNamespace
 
@@ -7,7 +8,7 @@ import pyarrow.fs
 import pytest
 
 from rllib_kd import snapshots as snapshots_module
-from rllib_kd.snapshots import SNAPSHOT, Snapshots, has_snapshot, put_back
+from rllib_kd.snapshots import SNAPSHOT, Snapshots, has_snapshot, put_back, snapshot_often
 
 FIRST, SECOND = "2026-01-01_00-00-01", "2026-01-01_00-00-02"
 
@@ -134,3 +135,12 @@ def test_a_snapshot_that_unpacks_to_too_much_or_is_broken_is_refused_in_a_line(f
     with pytest.raises(ValueError, match="has more than 100,000 bytes"):
         put_back(str(stored))
     assert not (stored / name).exists()
+
+
+@pytest.mark.parametrize(("given", "num_trials", "period"), [(None, 1, "1"), (None, 500, "5"), ("30", 1, "30")])
+def test_tune_writes_its_state_every_second_unless_told_otherwise(monkeypatch, given, num_trials, period):
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", given or "")  # also undone at the end
+    if given is None:
+        monkeypatch.delenv("TUNE_GLOBAL_CHECKPOINT_S")
+    snapshot_often(num_trials, seconds=1.0)
+    assert os.environ["TUNE_GLOBAL_CHECKPOINT_S"] == period

@@ -16,6 +16,7 @@ from ray.tune.search.sample import Categorical, Float
 
 from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
 from rllib_kd.experiment import Experiment
+from rllib_kd.locks import locked
 from rllib_kd.relay import printed_warnings
 from rllib_kd.sweep_space import POPULATION_SETTINGS, default_points, population_space
 from rllib_kd.sweeps import StudentTrial, Task, settings_of, student_config
@@ -156,6 +157,17 @@ def test_what_no_trial_could_do_is_refused_before_the_first(cluster, tmp_path, v
     with pytest.raises(ValueError, match=message):
         quick_sweep(tmp_path, **values).run()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_sweep_that_runs_is_left_alone(tmp_path, resume):
+    sweep = quick_sweep(tmp_path / "results")
+    Path(sweep.path).mkdir(parents=True)
+    with (
+        locked(Path(sweep.path), wait=False),
+        pytest.raises(ValueError, match=rf"is in use by process {os.getpid()} on .* or give another name"),
+    ):
+        sweep.run(resume=resume)
 
 
 def test_a_teacher_that_knows_nothing_has_nothing_to_give(cluster, tmp_path, small_teacher):

@@ -89,13 +89,15 @@ def test_vec_normalize_as_the_original_applies_it(tmp_path):
 
 @pytest.fixture(scope="module")
 def normalized(tmp_path_factory):
-    """A zip, two files of VecNormalize, observations, and the Q-values of both."""
+    """A folder with a zip and files of VecNormalize, observations, and the Q-values of both."""
     folder = tmp_path_factory.mktemp("normalized")
     envs = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), clip_obs=1.5)
     model = DQN("MlpPolicy", envs, learning_starts=0, buffer_size=100, policy_kwargs={"net_arch": [8]}, seed=0)
     model.learn(100)
     model.save(folder / "model.zip")
     envs.save(folder / "right.pkl")
+    content = pickle.dumps(envs, 3).replace(b"cgymnasium.spaces", b"cgym.spaces")
+    (folder / "gym.pkl").write_bytes(content.replace(b"numpy._core", b"numpy.core"))
     obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     expected = original(model, envs.normalize_obs(obs))
     envs.obs_rms.mean = envs.obs_rms.mean + 1.0
@@ -156,7 +158,8 @@ def test_of_several_files_one_is_taken_and_the_others_are_named(tmp_path, normal
 
 
 @pytest.mark.parametrize(
-    "name", ["normalization.pkl", "obs_rms.npz", "VecNormalise-final.pkl", "running_mean_std.json", "venv_norm_stats.pkl"]
+    "name",
+    ["normalization.pkl", "obs_rms.npz", "VecNormalise-final.pkl", "running_mean_std.json", "venv_norm_stats.pkl"],
 )
 def test_normalisation_under_another_name_is_named(tmp_path, normalized, caplog, name):
     path, obs, expected = lay(normalized, tmp_path, "model.zip", **{name: "right.pkl"})
@@ -177,19 +180,15 @@ def test_files_of_other_checkpoints_are_no_candidates(tmp_path, normalized, capl
 
 
 def test_vec_normalize_from_the_days_of_gym(tmp_path, normalized):
-    path, obs, expected = lay(normalized, tmp_path, "model.zip")
-    with open(normalized[0] / "right.pkl", "rb") as file:
-        content = pickle.dumps(pickle.load(file), 3)
-    content = content.replace(b"cgymnasium.spaces", b"cgym.spaces").replace(b"numpy._core", b"numpy.core")
-    assert b"cgym.spaces" in content
-    (tmp_path / "vec_normalize.pkl").write_bytes(content)
+    path, obs, expected = lay(normalized, tmp_path, "model.zip", **{"vec_normalize.pkl": "gym.pkl"})
+    assert b"cgym.spaces" in (tmp_path / "vec_normalize.pkl").read_bytes()
     assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
 
 
 def test_normalisation_of_another_shape_is_refused(tmp_path, normalized):
     path = lay(normalized, tmp_path, "model.zip")[0]
     VecNormalize(DummyVecEnv([lambda: gym.make("Acrobot-v1")])).save(tmp_path / "vec_normalize.pkl")
-    with pytest.raises(ValueError, match=r"'vec_normalize.pkl' normalises observations of the shape \(6,\), not \(4,\)"):
+    with pytest.raises(ValueError, match=r"'vec_normalize.pkl' normalises .* the shape \(6,\), not \(4,\)"):
         load_teacher(path)
 
 

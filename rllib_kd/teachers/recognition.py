@@ -134,8 +134,8 @@ class Found:
             if zip_name.endswith(".zip") and zip_name != self.path.rpartition("/")[2]
             for name in _own_names(zip_name)
         }
-        candidates = (name for name in found - of_other_zips if _LOOKS_LIKE_NORMALIZATION.search(name.rpartition("/")[2]))
-        return sorted(name for name in candidates if name != used)
+        candidates = found - of_other_zips - {used}
+        return sorted(name for name in candidates if _LOOKS_LIKE_NORMALIZATION.search(posixpath.basename(name)))
 
     def _files(self, folder: str, inner: str) -> list[str]:
         """Names of the files in a folder; none where it cannot be listed."""

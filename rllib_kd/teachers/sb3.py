@@ -230,7 +230,6 @@ def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[St
     epsilon, clip = (float(build(state[key], where)) for key in ("epsilon", "clip_obs"))
     if mean.shape != space.shape or variance.shape != space.shape:
         raise CheckpointError(
-            f"'{where}' normalises observations of the shape {mean.shape}, not {space.shape}. Is it of "
-            "another zip?"
+            f"'{where}' normalises observations of the shape {mean.shape}, not {space.shape}. Is it of another zip?"
         )
     return [Normalize(mean, np.sqrt(variance + epsilon), clip)]

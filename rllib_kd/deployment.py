@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rllib_kd.evaluation import check_fit, mean_and_ci95, resolve_environment
-from rllib_kd.export import DeploymentCost, Exported, artifact_view, deployment_cost, q_function
+from rllib_kd.export import DeploymentCost, Exported, artifact_view, check_exportable, deployment_cost, q_function
 from rllib_kd.export import export as write_artifact
 from rllib_kd.observations import View
 from rllib_kd.playing import Act, env_maker, episode_seeds, play
@@ -79,6 +79,7 @@ def deploy(
     seeds = episode_seeds(num_episodes, _SEED)
     env, env_config = resolve_environment([checkpoint], env, env_config)
     network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(env, env_config)
+    check_exportable(network, format=format, int8=int8)
     check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
     torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)

@@ -16,6 +16,7 @@ from torch import nn
 
 from rllib_kd import export as exports
 from rllib_kd import load_teacher
+from rllib_kd.deployment import deploy
 from rllib_kd.export import (
     FORMATS,
     TOLERANCE,
@@ -112,6 +113,12 @@ PIPELINES = {
         gym.spaces.Box(0, 1, (5,)),
         (Flatten(gym.spaces.MultiDiscrete([2, 3])), Normalize(np.full(5, 0.4), np.full(5, 0.3), 10.0)),
     ),
+    "one-hots in rows and columns": (
+        gym.spaces.MultiDiscrete([[2, 3], [4, 2]]),
+        gym.spaces.Box(0, 1, (11,)),
+        (Flatten(gym.spaces.MultiDiscrete([[2, 3], [4, 2]])),),
+    ),
+    "bits": (gym.spaces.MultiBinary(5), gym.spaces.Box(0, 1, (5,)), (Flatten(gym.spaces.MultiBinary(5)),)),
     "flat": (gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Box(-1, 1, (6,)), (Flatten(gym.spaces.Box(-1, 1, (2, 3))),)),
 }
 
@@ -152,12 +159,73 @@ def test_frames_are_stacked_outside(tmp_path):
         (gym.spaces.Dict(a=CARTPOLE_OBS), (Flatten(gym.spaces.Dict(a=CARTPOLE_OBS)),), "takes one array"),
         (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked after another connector"),
         (CARTPOLE_OBS, (RLlibConnectors(None),), "connectors of its own"),
+        (gym.spaces.Tuple((CARTPOLE_OBS,)), (Flatten(gym.spaces.Tuple((CARTPOLE_OBS,))),), "takes one array"),
+        (gym.spaces.Discrete(4, start=1), (Flatten(gym.spaces.Discrete(4, start=1)),), "count from 0"),
     ],
 )
 def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):
     student = Teacher(network().module, pipeline=ObservationPipeline(space, stages))
     with pytest.raises(ValueError, match=message):
         export(student, tmp_path / "student", format="onnx", obs=states(2))
+
+
+class Shows(gym.Env):
+    """Observations of any space; an episode has nine steps."""
+
+    action_space = THREE_ACTIONS
+
+    def __init__(self, space: gym.Space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observation_space.sample(), float(action == self.t % 3), self.t >= 9, False, {}
+
+
+def flat_student(space: gym.Space) -> Teacher:
+    """As RLlib's FlattenObservations shows it the space."""
+    flat = gym.spaces.Box(-1, 1, (gym.spaces.flatdim(space),))
+    return Teacher(network(flat).module, pipeline=ObservationPipeline(space, (Flatten(space),)))
+
+
+@pytest.mark.parametrize("artifact_format", [*FORMATS, "onnx, int8"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Discrete(5),
+        gym.spaces.MultiDiscrete([3, 2, 4]),
+        gym.spaces.MultiBinary(4),
+        gym.spaces.MultiBinary([2, 3]),
+        gym.spaces.Box(-1, 1, (2, 3)),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_vector_plays_through_its_file(space, artifact_format, tmp_path):
+    name, _, int8 = artifact_format.partition(", ")
+    out = tmp_path / "s"
+    done = deploy(flat_student(space), out, lambda config: Shows(space), format=name, int8=bool(int8), num_episodes=4)
+    assert done.exported.num_observations == 36
+    if not int8:
+        assert done.exported.max_difference < 1e-5
+        assert done.return_mean == done.torch_return
+    assert done.cost.latency_ms > 0
+    obs = np.stack([space.sample() for _ in range(7)])  # integers, as the environment shows them
+    q = q_function(out)
+    assert q(obs) == pytest.approx(q(obs.astype(np.float32)), abs=1e-6)
+    assert q(obs).shape == (7, 3)
+
+
+@pytest.mark.parametrize("space", [gym.spaces.Dict(a=CARTPOLE_OBS), gym.spaces.Tuple((CARTPOLE_OBS,))], ids=str)
+def test_observations_of_several_parts_are_refused_before_anything_plays(space, tmp_path):
+    with pytest.raises(ValueError, match="An artifact takes one array, but the environment shows"):
+        deploy(flat_student(space), tmp_path / "s", lambda config: Shows(space), format="onnx", num_episodes=1)
+    assert os.listdir(tmp_path) == []
 
 
 def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
@@ -426,6 +494,10 @@ def test_bad_input(kwargs, message, tmp_path):
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         export(network(), tmp_path, format="safetensors", obs=states(3))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a device or a pipe, which cannot be replaced"):
+        export(network(), tmp_path / "pipe", format="safetensors", obs=states(3))
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

@@ -193,8 +193,14 @@ class RunOptions:
         _check_at_least(0, checkpoint_freq=self.checkpoint_freq)
         _check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
         _check_not_empty(
-            storage_path=self.storage_path, checkpoint_score_attr=self.checkpoint_score_attr, restore=self.restore
+            storage_path=self.storage_path,
+            checkpoint_score_attr=self.checkpoint_score_attr,
+            restore=self.restore,
+            scheduler=self.scheduler,
         )
+        for path in (self.storage_path, self.restore):
+            if path is not None:
+                absolute_uri(path)  # before Ray starts
 
 
 # --- What is trained --------------------------------------------------------------------------------------------------
@@ -341,7 +347,7 @@ def _read_python(path: Path) -> Experiment:
 def _read_yaml(path: Path) -> Experiment:
     try:
         content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise ValueError(f"'{path}' must hold an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}.")
@@ -395,6 +401,8 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
         is_yaml = False
     try:
         value = yaml.safe_load(text) if is_yaml else json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply to be read. Expected an object like '{example}'.") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."

@@ -321,6 +321,40 @@ class ObservationPipeline:
             return self.stages[0].takes(space)
         return self.images.takes(space) if self.images else same_space(self.observation_space, space)
 
+    def check_feeds(self, space: gym.Space, source: str) -> None:
+        """Whether what comes out fits a network, before torch fails in the middle of an episode.
+
+        Args:
+            space: that the network takes.
+            source: of the network, for the message.
+
+        Raises:
+            ValueError: it does not.
+        """
+        shape = self._output_shape()
+        if shape is not None and shape != space.shape:
+            raise ValueError(
+                f"The connectors of '{source}' do not fit its network: they make observations of the shape "
+                f"{list(shape)}, and it takes {list(space.shape or ())}. Are the parts of one checkpoint together?"
+            )
+
+    def _output_shape(self) -> tuple[int, ...] | None:
+        """Of one observation that comes out; None where nobody can tell without running it."""
+        shape = self.observation_space.shape
+        for stage in self.stages:
+            match stage:
+                case Flatten():
+                    shape = (stage.size,)
+                case Images():
+                    shape = stage.shape
+                case StackFrames():
+                    shape = (*shape[:-1], stage.num_frames) if shape else None
+                case Normalize():
+                    pass
+                case _:
+                    return None
+        return shape
+
     def start(self) -> View:
         """A view for one vector env: the inputs `[N, ...]` of the network, float32."""
         images = () if self.images is None or self.images in self.stages[:1] else (self.images,)

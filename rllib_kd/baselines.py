@@ -19,6 +19,7 @@ import numpy as np
 import ray.cloudpickle
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd.checkpoints.tune import finite_number
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import number
 
@@ -101,11 +102,12 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
     """
     if key is None:
         return measure()
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rllib_kd" / f"baselines-{key}.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        pass  # not there, or half written
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rllib_kd" / f"baselines-{key}.json"
+    except RuntimeError:  # nobody's home
+        return measure()
+    if (kept := _read(path)) is not None:
+        return kept
     returns = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +117,20 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
     except OSError as error:
         logger.info("The baselines cannot be kept in %s: %s", path.parent, error)
     return returns
+
+
+def _read(path: Path) -> Played | None:
+    """Returns that `cached()` has written; None where the file is missing, half written, or anything else."""
+    try:
+        played = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_whole = isinstance(played, dict) and played.keys() == set(BASELINES) and all(map(_are_returns, played.values()))
+    return played if is_whole else None
+
+
+def _are_returns(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(finite_number(value) is not None for value in values)
 
 
 def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], settings: Sequence[Any]) -> str | None:

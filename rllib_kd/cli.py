@@ -68,23 +68,34 @@ def _option(help: str, *flags: str, metavar: str | None = None) -> Any:
     return typer.Option(*flags, help=help, metavar=metavar, show_default=False)
 
 
-def _writable_option(help: str, *, metavar: str) -> Any:
-    return typer.Option(
-        callback=lambda path: _writable(path, is_folder=metavar == "FOLDER"),
-        help=help,
-        metavar=metavar,
-        show_default=False,
-    )
+def _writable_option(help: str, *, metavar: str, replaces: bool = False) -> Any:
+    """An option for what a command writes; `replaces` where an older file is replaced by rename."""
+
+    def parse(text: str) -> Path:
+        return _writable(text, is_folder=metavar == "FOLDER", replaces=replaces)
+
+    return typer.Option(parser=parse, help=help, metavar=metavar, show_default=False)
 
 
-def _writable(path: Path | None, *, is_folder: bool) -> Path | None:
+def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
     """The path, to which a long command will be able to write at its end."""
-    if path is None:
-        return None
+    kind = "folder" if is_folder else "file"
+    if not text or "\0" in text or "://" in text:
+        got = "a URI" if "://" in text else "a null character in it" if text else "nothing"
+        raise typer.BadParameter(f"expected the path of a {kind} on this machine, got {got}.")
+    if replaces and text.encode(errors="replace").decode() != text:
+        raise typer.BadParameter("expected a name in UTF-8, which every format can be loaded from.")
+    path = Path(text)
     if path.exists() and path.is_dir() != is_folder:
         raise typer.BadParameter(f"'{path}' is a folder: name a file." if path.is_dir() else f"'{path}' is no folder.")
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    if not os.access(there, os.W_OK) or not (there.is_dir() or there == path.absolute()):
+    if replaces and path.exists() and not path.is_file():
+        raise typer.BadParameter(f"'{path}' is a device or a pipe, which cannot be replaced: name a file.")
+    if path.is_fifo() and path.resolve().exists():  # it has a name: pipes that a shell has opened have none
+        raise typer.BadParameter(f"'{path}' is a pipe, which waits for a reader: name a file.")
+    whole = path.absolute()
+    written = whole.parent if replaces else whole
+    there = next(place for place in (written, *written.parents) if place.exists())
+    if not os.access(there, os.W_OK) or not (there.is_dir() or there == whole):
         raise typer.BadParameter(f"'{path}' cannot be written: '{there}' is no folder that one may write to.")
     return path
 
@@ -199,8 +210,8 @@ def train(
             setattr(experiment, name, value)
     checked = experiment.checked()
     loggers = []
-    if wandb_key or wandb_project or wandb_run_name:
-        project = wandb_project or checked.title
+    if not all(value is None for value in (wandb_key, wandb_project, wandb_run_name)):
+        project = checked.title if wandb_project is None else wandb_project
         loggers.append(callbacks.wandb_callback(project=project, key=wandb_key, run_name=wandb_run_name))
     options = experiments.RunOptions(
         checkpoint_freq=checkpoint_freq,
@@ -252,7 +263,7 @@ Render = Annotated[bool, _option("Show the episodes on the screen.", "--render")
 CheckedAlgo = Annotated[
     str | None, _option("Checked: the checkpoint says.", "--algo", "--run", "-a", "-r", metavar="NAME")
 ]
-Artifact = Annotated[Path, _writable_option("The file to write.", metavar="FILE")]
+Artifact = Annotated[Path, _writable_option("The file to write.", metavar="FILE", replaces=True)]
 Format = Annotated[str | None, _option("onnx, safetensors, torchscript; default: by FILE.", metavar="NAME")]
 Int8 = Annotated[bool, _option("ONNX with weights of 8 bits.", "--int8")]
 OtherTeacher = Annotated[str | None, _option("To show what the student saves.", metavar="PATH")]
@@ -380,8 +391,9 @@ def export(
     """  # noqa: D301
     from rllib_kd.deployment import deploy, deployment_table
     from rllib_kd.experiment import parse_json
-    from rllib_kd.export import format_of_ending
+    from rllib_kd.export import check_exportable, format_of_ending
     from rllib_kd.played_environment import resolve_environment
+    from rllib_kd.policies import as_q_network
     from rllib_kd.progress import bar
     from rllib_kd.runs import find_student
 
@@ -391,20 +403,26 @@ def export(
     where = resolve_environment(
         {"the student": checkpoint}, env, asked, teacher=teacher, trust_checkpoint=trust_checkpoint
     )
-    written = [(checkpoint, out)] + ([] if teacher is None else [(teacher, None)])
+    format = format_of_ending(out) if format is None else format
+    written = [
+        (as_q_network(source, trust_checkpoint=trust_checkpoint), path)
+        for source, path in ((checkpoint, out), (teacher, None))
+        if source is not None
+    ]
+    for network, _ in written:  # all of them, before the first one plays
+        check_exportable(network, format=format, int8=int8)
     with bar("episodes", total=2 * episodes * len(written)) as advance:
         deployments = [
             deploy(
-                source,
+                network,
                 path,
                 where,
-                format=format or format_of_ending(out),
+                format=format,
                 int8=int8,
                 num_episodes=episodes,
-                trust_checkpoint=trust_checkpoint,
                 advance=advance,
             )
-            for source, path in written
+            for network, path in written
         ]
     _echo(deployment_table(deployments))
 

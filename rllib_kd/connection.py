@@ -58,6 +58,8 @@ def connection(
     Raises:
         ValueError: nobody answers at the address; or a trial would wait forever for what Ray does not have.
     """
+    if address is not None and not address.strip():
+        raise ValueError("--ray-address is empty. Give an address or 'auto', or leave the flag out.")
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         if local != LocalRay():

@@ -13,7 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from rllib_kd.evaluation import check_fit, mean_and_ci95
-from rllib_kd.export import DeploymentCost, Exported, artifact_view, deployment_cost, q_function
+from rllib_kd.export import DeploymentCost, Exported, artifact_view, check_exportable, deployment_cost, q_function
 from rllib_kd.export import export as write_artifact
 from rllib_kd.observations import View
 from rllib_kd.played_environment import PlayedEnvironment, resolve_environment
@@ -80,6 +80,7 @@ def deploy(
     seeds = episode_seeds(num_episodes, _SEED)
     played = resolve_environment({"the student": checkpoint}, env, env_config, trust_checkpoint=trust_checkpoint)
     network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(*played)
+    check_exportable(network, format=format, int8=int8)
     check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
     torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)

@@ -201,8 +201,14 @@ class RunOptions:
         _check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
         _check_at_least(-1, max_failures=self.max_failures)
         _check_not_empty(
-            storage_path=self.storage_path, checkpoint_score_attr=self.checkpoint_score_attr, restore=self.restore
+            storage_path=self.storage_path,
+            checkpoint_score_attr=self.checkpoint_score_attr,
+            restore=self.restore,
+            scheduler=self.scheduler,
         )
+        for path in (self.storage_path, self.restore):
+            if path is not None:
+                absolute_uri(path)  # before Ray starts
 
 
 # --- What is trained --------------------------------------------------------------------------------------------------
@@ -363,7 +369,7 @@ def _read_python(path: Path) -> Experiment:
 def _read_yaml(path: Path) -> Experiment:
     try:
         content = _load_yaml(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise ValueError(f"'{path}' must hold an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}.")
@@ -417,6 +423,8 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
         is_yaml = False
     try:
         value = _load_yaml(text) if is_yaml else _load_json(text)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply to be read. Expected an object like '{example}'.") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."

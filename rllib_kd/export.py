@@ -61,6 +61,8 @@ _ENDINGS = {"onnx": (".onnx",), "safetensors": (".safetensors",), "torchscript":
 #: Beyond about 64 in a Q-value, rounding alone comes near the tolerance: runtimes add in different orders, as PyTorch
 #: itself does for other batch sizes (3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13, measured).
 _ROUNDING_STEPS = 16
+#: Observations that are one array of numbers.
+_ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 _CHUNK = 256  # observations at once, in the parity check
 _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -123,12 +125,7 @@ def export(
             artifact can hold; it has layers that safetensors has no description for; or the artifact differs from
             PyTorch. Nothing is written then.
     """
-    if format not in FORMATS:
-        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
-    if int8 and format != "onnx":
-        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
-    if format == "onnx":
-        _require("onnx", "onnxscript", "onnxruntime")
+    check_exportable(student, format=format, int8=int8)
     shape = _input_shape(student)
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
@@ -136,16 +133,11 @@ def export(
             f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
             "observations that the environment shows."
         )
-    if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
-        raise ValueError(
-            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
-            "it was made of, or a student of it."
-        )
-    if student.module.is_stateful():
-        raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"'{out}' is a folder. Expected the path of the file to write.")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"'{out}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, so that the last step is a rename: nobody finds half a file, or one that failed the check.
@@ -167,6 +159,33 @@ def export(
             )
         file.replace(out)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> None:
+    """Whether a file can hold the student, before it plays for one.
+
+    Args:
+        student: as in `export()`.
+        format: one of `FORMATS`.
+        int8: as in `export()`.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
+    if int8 and format != "onnx":
+        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
+    if format == "onnx":
+        _require("onnx", "onnxscript", "onnxruntime")
+    _stages(student)
+    if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
+        raise ValueError(
+            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
+            "it was made of, or a student of it."
+        )
+    if student.module.is_stateful():
+        raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
 
 
 def format_of_ending(path: str | os.PathLike[str]) -> str:
@@ -308,8 +327,10 @@ def _stages(student: Teacher) -> tuple[Stage, ...]:
         )
     if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
         raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")
-    if not isinstance(space, gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+    if not isinstance(space, _ARRAYS):
         raise ValueError(f"An artifact takes one array, but the environment shows {space}. Wrap the environment.")
+    if np.any(getattr(space, "start", 0)):
+        raise ValueError(f"One-hot encodings count from 0, but the environment shows {space}. Wrap the environment.")
     return stages
 
 

@@ -41,6 +41,8 @@ THEMES = {
     "dark": ("#e8eaed", "#a3adb8", "#353c45", *_DARK_COLOURS),
 }
 
+_LARGEST = 1e100  # that is drawn: matplotlib computes with distances and margins, which must not overflow
+
 WIDTH = 5.6  # inches of a plot; the page scales it to about 560 pixels
 _LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
 _CURVE_LABEL_LENGTH = 72  # what tells Tune's trials apart stands behind 40 characters that they share
@@ -132,6 +134,11 @@ def _legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
     return " " + _label(name, length)  # matplotlib leaves out what begins with an underscore, or is empty
 
 
+def _drawn(values: Sequence[float]) -> list[float]:
+    """The values where they can be drawn; those beyond on the edge."""
+    return [math.copysign(min(abs(value), _LARGEST), value) for value in values]
+
+
 def colour_of(i: int) -> str:
     """The colour of student number `i`."""
     return _COLOURS[i % len(_COLOURS)]
@@ -158,8 +165,9 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _references(axes: Axes, first: Comparison, teacher: str | None = None) -> None:
-    axes.axhline(first.teacher.return_mean, color=_FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
-    axes.axhline(first.random.return_mean, color=_MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
+    teacher_return, random_return = _drawn((first.teacher.return_mean, first.random.return_mean))
+    axes.axhline(teacher_return, color=_FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
+    axes.axhline(random_return, color=_MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
 
 
 def scatter(
@@ -180,6 +188,7 @@ def scatter(
         if value is None:
             continue
         values.append(value)
+        mean, interval = _drawn((report.return_mean, report.return_ci95))
         if math.isfinite(report.return_ci95):
             bars: dict[str, Any] = {
                 "fmt": "none",
@@ -188,10 +197,10 @@ def scatter(
                 "elinewidth": 1.2,
                 "zorder": 2,
             }
-            axes.errorbar(value, report.return_mean, yerr=report.return_ci95, **bars)
+            axes.errorbar(value, mean, yerr=interval, **bars)
         size = 11 if marker == "*" else 7
         mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}
-        axes.plot(value, report.return_mean, label=_legend_label(report.name), **mark)
+        axes.plot(value, mean, label=_legend_label(report.name), **mark)
     if log:
         _log_axis(axes, values)
     else:
@@ -308,9 +317,10 @@ def returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     figure, (axes,) = _figure(0.8 + 0.46 * len(rows))
     rng = np.random.default_rng(0)
     for i, (report, colour) in enumerate(rows):
-        spread = rng.uniform(-0.3, 0.3, len(report.returns))
-        axes.scatter(report.returns, i + spread, s=9, color=colour, alpha=0.45, linewidths=0, zorder=3)
-        low, median, high = np.percentile(report.returns, (25, 50, 75))
+        returns = _drawn(report.returns)
+        spread = rng.uniform(-0.3, 0.3, len(returns))
+        axes.scatter(returns, i + spread, s=9, color=colour, alpha=0.45, linewidths=0, zorder=3)
+        low, median, high = np.percentile(returns, (25, 50, 75))
         axes.add_patch(Rectangle((low, i - 0.33), high - low, 0.66, facecolor="none", edgecolor=colour, zorder=2))
         axes.plot([median, median], [i - 0.33, i + 0.33], color=colour, linewidth=2.4, zorder=4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -333,7 +343,7 @@ def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Points],
     for i, name in enumerate([*students, *(name for name in curves if name not in students)]):
         if name not in curves:
             continue
-        steps, returns = zip(*curves[name], strict=True)
+        steps, returns = map(_drawn, zip(*curves[name], strict=True))
         axes.plot(
             steps,
             returns,

@@ -120,6 +120,8 @@ def as_policy(source: Any, *, trust_checkpoint: bool = False) -> GreedyQ | Likel
             module = checkpoint.load_module()
             if not is_q_network(module):
                 pipeline = checkpoint.load_observation_pipeline(module)
+                if pipeline is not None:
+                    pipeline.check_feeds(module.observation_space, uri)
                 normalize = checkpoint.normalizes_actions()
                 return LikeliestAction(module, pipeline or _plain(module), normalize_actions=normalize)
     elif isinstance(source, Algorithm | RLModule) and not is_q_network(_module_of(source)):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rllib_kd.checkpoints.tune import finite_number
+from rllib_kd.teachers import expanded
 
 _RESULTS = "result.json"
 _CHECKPOINT = "checkpoint_"
@@ -49,11 +51,11 @@ def find_students(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Student]
             another origin) stands for itself.
 
     Raises:
-        ValueError: a run has no checkpoint.
+        ValueError: a run has no checkpoint, or a path is empty.
     """
     students: dict[str, Student] = {}
     for given in (os.fspath(path) for path in paths):
-        path = Path(given)
+        path = Path(given) if "://" in given else expanded(given)
         trials = [path] if (path / _RESULTS).is_file() else sorted(file.parent for file in path.glob(f"*/{_RESULTS}"))
         for trial in trials:
             students[str(trial)] = Student(str(_newest_checkpoint(trial)), read_curve(trial / _RESULTS))
@@ -140,7 +142,7 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
     Trials that vary nothing have the name of their experiment, or their number where there are several.
     """
-    parts = [Path(path).parts for path in paths]
+    parts = [_parts(path) for path in paths]
     for shorten in (_without_checkpoint, _with_brief_trial, _without_number):
         shorter = list(map(shorten, parts))
         parts = shorter if len(set(shorter)) == len(set(parts)) and all(shorter) else parts
@@ -148,6 +150,11 @@ def _short_names(paths: Sequence[str]) -> list[str]:
     while len({part[-length:] for part in parts}) < len(set(parts)):
         length += 1
     return [str(Path(*part[-length:])) for part in parts]
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Of a path; of `.`, `..` and the like those of the folder that they mean, which has a name."""
+    return Path(path if Path(path).name not in ("", "..") else os.path.abspath(path)).parts
 
 
 def _without_checkpoint(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -181,11 +188,11 @@ def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> Curve:
         node: Any = row
         for key in (*keys, "episode_return_mean"):
             node = node.get(key) if isinstance(node, Mapping) else None
-        steps = row.get("num_env_steps_sampled_lifetime")
-        if not isinstance(steps, int | float) or not isinstance(node, int | float) or not math.isfinite(node):
+        steps, mean_return = finite_number(row.get("num_env_steps_sampled_lifetime")), finite_number(node)
+        if steps is None or mean_return is None:
             continue
         # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
         while curve and curve[-1][0] >= steps:
             curve.pop()
-        curve.append((float(steps), float(node)))
+        curve.append((steps, mean_return))
     return curve

@@ -7,11 +7,13 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import sys
 import zlib
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,10 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
+from rllib_kd import load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, build_entries, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.evaluation import evaluate
-from rllib_kd.observations import Shown
+from rllib_kd.observations import Flatten, Images, ObservationPipeline, Shown, StackFrames
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.payloads import Payload, payloads
@@ -487,3 +490,32 @@ def replace_statistics(checkpoint: Path, array_file: bytes) -> None:
     content = pickle.loads(path.read_bytes())
     content[None]["running_stats"][0]["mean_array"] = base64.b64encode(zlib.compress(array_file)).decode()
     path.write_bytes(pickle.dumps(content))
+
+
+def test_connectors_that_do_not_fit_the_network(tmp_path):
+    """A filter of four numbers before a network of six: a checkpoint that somebody has put together."""
+    path = shutil.copytree(Path(__file__).parent / "checkpoints" / "ray-2.40", tmp_path / "algo")
+    shutil.rmtree(path / MODULE)
+    make_q_module(gym.spaces.Box(-1, 1, (6,))).save_to_path(str(path / MODULE))
+    message = r"connectors of '.*algo' do not fit its network: they make observations of the shape \[4\].* takes \[6\]"
+    for use in (load_teacher, partial(evaluate, env="CartPole-v1", num_episodes=1)):
+        with pytest.raises(ValueError, match=message):
+            use(str(path))
+
+
+@pytest.mark.parametrize(
+    ("stages", "shape"),
+    [
+        ((), (4,)),
+        ((Flatten(gym.spaces.Discrete(5)),), (5,)),
+        ((Flatten(gym.spaces.MultiDiscrete([2, 3])),), (5,)),
+        ((StackFrames(3),), (3,)),
+        ((Images((8, 8, 3)),), (8, 8, 3)),
+        ((Flatten(gym.spaces.Discrete(10**12)),), (10**12,)),  # which would not fit into memory
+    ],
+)
+def test_each_stage_is_held_to_what_the_network_takes(stages, shape):
+    pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (4,)), stages)
+    teacher = Teacher(make_q_module(gym.spaces.Box(-1, 1, (7,))), pipeline=pipeline)
+    with pytest.raises(ValueError, match=rf"of the shape {re.escape(str(list(shape)))}, and it takes \[7\]"):
+        teacher.checked()

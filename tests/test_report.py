@@ -307,3 +307,14 @@ def test_what_cannot_stand_in_one_table(tmp_path):
 def test_the_module_imports_neither_torch_nor_matplotlib():
     code = "import sys, rllib_kd.report; print({'ray', 'torch', 'matplotlib', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("largest", [1.7e308, math.inf, math.nan])
+def test_returns_that_overflow_are_drawn_at_the_edge(tmp_path, largest):
+    steps = largest if math.isfinite(largest) else 9.0
+    curves = {"small": [(0.0, -largest), (steps, largest)], "other": [(1.0, 2.0), (2.0, 3.0)]}
+    seen = page([comparison()], tmp_path / "curves", curves=curves)
+    assert seen.tags["svg"] == 7
+    for who in ("teacher", "student", "random"):
+        own = policy(who, largest, -largest, parameters=10, latency=1.0)
+        assert page([comparison(**{who: own})], tmp_path / who).tags["svg"] == 5

@@ -120,8 +120,18 @@ def _rows(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[dict[str, An
 def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:
     for key in keys:
         row = row.get(key) if isinstance(row, Mapping) else None
-    is_number = isinstance(row, int | float) and not isinstance(row, bool)
-    return float(row) if is_number and math.isfinite(row) else None
+    return finite_number(row)
+
+
+def finite_number(value: Any) -> float | None:
+    """A number of a result; None for what is none, or not finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer with hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:

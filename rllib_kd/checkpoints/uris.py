@@ -18,7 +18,7 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
         found = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowInvalid, OSError, UnicodeEncodeError) as error:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
         raise CheckpointError(
@@ -26,7 +26,7 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
             "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
             "which comes with rllib_kd."
         )
-    return filesystem, path.rstrip("/")
+    return filesystem, path.rstrip("/") or "/"
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:
@@ -38,7 +38,7 @@ def uri_of(uri: str, path: str, inner: str) -> str:
         inner: the inner path in the same filesystem.
     """
     before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return before.rstrip("/") + inner[len(path) :] + mark + options
+    return before.rstrip("/") + inner[len(path.rstrip("/")) :] + mark + options
 
 
 def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:

@@ -25,8 +25,26 @@ PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpo
 
 
 def absolute_uri(path: str) -> str:
-    """A URI as it is, and a path that means the same in every working directory."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+    """A URI as it is, and a path that means the same in every working directory.
+
+    Raises:
+        ValueError: it is empty, or the home folder that it begins with is not known.
+    """
+    return path if "://" in path else str(expanded(path).absolute())
+
+
+def expanded(path: str) -> Path:
+    """A path on this machine, with a home folder in the place of `~`.
+
+    Raises:
+        ValueError: it is empty, or the home folder is not known.
+    """
+    if not path:
+        raise ValueError("A path is empty. Expected the path or URI of a file or folder, or '.' for this folder.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"'{path}' begins with a home folder that is not known here. Write the whole path.") from error
 
 
 def absolute_teachers(teacher: Any) -> Any:

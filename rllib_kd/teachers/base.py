@@ -181,13 +181,16 @@ class Teacher(Checkpointable):
         """This teacher, once it has answered.
 
         Raises:
-            ValueError: its action space is not Discrete; or what its network says of zeros are no Q-values.
+            ValueError: its action space is not Discrete; its connectors do not fit its network; or what that says of
+                zeros are no Q-values.
         """
         action_space, shape = self.action_space, self.input_space.shape
         if not isinstance(action_space, gym.spaces.Discrete):
             raise ValueError(f"The teacher '{self.source}' has the action space {action_space}. Expected Discrete.")
         if shape is None:
             raise ValueError(f"The network of '{self.source}' takes {self.input_space}. Expected arrays of numbers.")
+        if self.pipeline is not None:
+            self.pipeline.check_feeds(self.input_space, self.source)
         try:
             q = self.q_values(torch.zeros(2, *shape))
         except Exception as error:  # any network may stand here

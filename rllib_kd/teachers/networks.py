@@ -113,9 +113,7 @@ def layered_teacher(
     Raises:
         ValueError: the layers do not fit each other, their inputs or the actions.
     """
-    shape = tuple(int(n) for n in observation_shape)
-    if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) > MAX_INPUTS:
-        raise ValueError(f"its observations have the shape {list(shape)}")
+    shape = checked_shape(observation_shape)
     if len(layers) > MAX_LAYERS:
         raise ValueError(f"it has {len(layers)} layers")
     used = [id(weight) for weight in weights_of(layers, tensors)]
@@ -133,6 +131,24 @@ def layered_teacher(
     network = module or QNetwork(build_layers(layers, tensors), input_space, action_space)
     pipeline = ObservationPipeline(observation_space or shown_space, stages) if stages else None
     return Teacher(network, pipeline=pipeline, source=source)
+
+
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """The shape of one observation, as a file gives it.
+
+    Raises:
+        ValueError: it is no list of lengths, or has more numbers than any network that is read here.
+    """
+    is_list = isinstance(shape, list | tuple)
+    if not is_list or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape):
+        raise ValueError(
+            f"its observation_shape is {str(shape)[:100]}; expected a list of positive integers, such as [4]"
+        )
+    if math.prod(shape) > MAX_INPUTS:
+        raise ValueError(
+            f"its observation_shape {str(list(shape))[:100]} means more than {MAX_INPUTS} numbers in one observation"
+        )
+    return tuple(int(n) for n in shape)
 
 
 def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> int:

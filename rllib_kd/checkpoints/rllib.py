@@ -10,6 +10,7 @@ import base64
 import importlib
 import io
 import math
+import pickle
 import posixpath
 import zlib
 from collections.abc import Mapping, Sequence

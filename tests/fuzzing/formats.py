@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from gymnasium.vector.utils import create_empty_array
 from ray.rllib.algorithms.dqn import DQN
-from ray.rllib.connectors.env_to_module import EnvToModulePipeline, FlattenObservations
-from ray.rllib.connectors.env_to_module.frame_stacking import FrameStackingEnvToModule
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+from ray.rllib.connectors.common.frame_stacking import FrameStacking
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 
 from rllib_kd import load_teacher
 from rllib_kd.checkpoints.rllib import open_checkpoint
@@ -107,7 +108,7 @@ def _rllib() -> Format:
     stacked = make_q_module(
         gym.spaces.Box(0, 1, (8, 8, 3), np.float32), conv_filters=[[4, 4, 2], [8, 4, 1]], num_atoms=3
     )
-    seeds.append(_whole(stacked, frames, FrameStackingEnvToModule, {"num_frames": 3}))
+    seeds.append(_whole(stacked, frames, FrameStacking, {"num_frames": 3}))
 
     def load(path: str) -> Teacher:
         checkpoint = open_checkpoint(path)

@@ -99,12 +99,13 @@ class _Worker:
         self._process = context.Process(target=self._work, args=(sending, list(self.numbers)), daemon=True)
         self._process.start()
         sending.close()
-        self.last_heard = time.monotonic()
+        self.last_heard, self._is_warm = time.monotonic(), False
 
     def _work(self, sending: Any, numbers: list[int]) -> None:
         marker = None if self._marker is None else self._marker.with_name(f"{self._marker.name}-{os.getpid()}")
         os.environ["FUZZING_MARKER"] = str(marker)
         self._warm_up()
+        sending.send((None, None))
         used = _status("VmSize")
         resource.setrlimit(resource.RLIMIT_AS, (used + _ADDRESS_SPACE, used + _ADDRESS_SPACE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -123,6 +124,8 @@ class _Worker:
             number, outcome = self.results.recv()
         except EOFError:
             self._process.join()
+            if not self._is_warm:
+                raise RuntimeError("what is not changed does not load") from None
             number = self.numbers[0]
             code = self._process.exitcode or 0
             is_slow = code in (-signal.SIGXCPU, -signal.SIGKILL)
@@ -133,9 +136,10 @@ class _Worker:
             if self.numbers:
                 self._start()
             return
-        self.last_heard = time.monotonic()
-        self.numbers.remove(number)
-        yield number, outcome
+        self.last_heard, self._is_warm = time.monotonic(), True
+        if number is not None:
+            self.numbers.remove(number)
+            yield number, outcome
 
     def end(self) -> None:
         """After its last input."""

@@ -125,10 +125,10 @@ class OnnxFunction:
 
     def __call__(self, obs: Tensor) -> np.ndarray:
         """Q-values `[B, A]` of observations `[B, ...]`."""
-        inputs = obs.cpu().numpy().astype(self._dtype)
-        return in_parts(
-            lambda part: self._session.run([self._output], {self._input: part})[0], inputs, self._num_numbers
-        )
+        return in_parts(self._run, obs.cpu().numpy().astype(self._dtype), self._num_numbers)
+
+    def _run(self, obs: np.ndarray) -> np.ndarray:
+        return self._session.run([self._output], {self._input: obs})[0]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._content, self._num_numbers)

@@ -176,7 +176,7 @@ def _mutate_value(value: Any, rng: random.Random, raws: dict[str, str]) -> Any:
             if isinstance(value, dict):
                 del value[key]
             else:
-                value[key:key] = [value[key]] * rng.choice((1, 3, 1_000, 20_000))
+                value[key:key] = _times(value[key], rng.choice((1, 3, 1_000, 20_000)))
         else:
             value[key] = _mutate_value(value[key], rng, raws)
         return value
@@ -190,11 +190,16 @@ def _mutate_value(value: Any, rng: random.Random, raws: dict[str, str]) -> Any:
         lambda: rng.choice(_INTEGERS),
         lambda: rng.choice(_TEXTS[:-1]),
         lambda: rng.choice((None, True, False, 0.5, -1.5, [], {})),
-        lambda: [value] * rng.choice((0, 1, 2, 50, 10_000)),
+        lambda: _times(value, rng.choice((0, 1, 2, 50, 10_000))),
         lambda: {"a": value},
         lambda: raws.setdefault(name, raw) and name,
     ]
     return rng.choice(choices)()
+
+
+def _times(value: Any, count: int) -> list[Any]:
+    """So many of it, as long as they are no more than some megabytes."""
+    return [value] * min(count, 1 + 2**21 // len(json.dumps(value)))
 
 
 # --- Archives ---------------------------------------------------------------------------------------------------------

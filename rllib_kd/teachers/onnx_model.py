@@ -60,6 +60,7 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
     if len(set(domains)) != len(domains):
         raise CheckpointError(f"'{uri}' was refused: it has several versions of the same operators.")
     _check_nodes(model.graph, uri)
+    _check_inputs(model.graph, uri)
     try:
         single, batch = (_costs(model, num_observations) for num_observations in (1, _BATCH))
     except ValueError as error:
@@ -169,6 +170,17 @@ def _check_nodes(graph: Any, uri: str) -> None:
 
 
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+
+
+def _check_inputs(graph: Any, uri: str) -> None:
+    weights = {tensor.name for tensor in graph.initializer}
+    for value in graph.input:
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in weights and dims and dims[0].HasField("dim_value"):
+            raise CheckpointError(
+                f"'{uri}' takes {dims[0].dim_value} observations at once. Expected any number: export it with a "
+                "dynamic first axis."
+            )
 
 
 def _domain(domain: str) -> str:

@@ -269,10 +269,17 @@ def _safetensors() -> Format:
 def _in_safetensors(name: str, content: bytes, rng: random.Random, marker: str) -> bytes:
     if name.endswith(".json"):
         return mutate_json(content, rng)
-    length = int.from_bytes(content[:8], "little")
-    header = mutate_json(content[8 : 8 + length], rng)
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:end]
+    metadata = json.loads(header).get("__metadata__")
+    if metadata and rng.random() < 0.6:
+        key = rng.choice(sorted(metadata))
+        changed = {key: mutate_json(metadata[key].encode(), rng).decode()}
+        header = json.dumps({**json.loads(header), "__metadata__": metadata | changed}).encode()
+    else:
+        header = mutate_json(header, rng)
     length = len(header) if rng.random() < 0.95 else rng.choice((0, 2**63, 2**64 - 1, 10**8))
-    return length.to_bytes(8, "little") + header + content[8 + int.from_bytes(content[:8], "little") :]
+    return length.to_bytes(8, "little") + header + content[end:]
 
 
 def _onnx() -> Format:

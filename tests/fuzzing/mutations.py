@@ -67,7 +67,7 @@ def _long(value: int) -> bytes:
     return (b"\x8a" + bytes([len(data)]) if len(data) < 256 else b"\x8b" + struct.pack("<i", len(data))) + data
 
 
-def _canaries(marker: str) -> list[bytes]:
+def canaries(marker: str) -> list[bytes]:
     """Calls that make the file, where they are executed."""
     touch = f"open({marker!r}, 'w').close()"
     return [
@@ -130,7 +130,7 @@ def mutate_pickle(content: bytes, rng: random.Random, marker: str) -> bytes:
             case 4:
                 opcodes[j] = _text(rng.choice(_TEXTS))
             case 5 | 6:
-                opcodes[j] = rng.choice(_canaries(marker))
+                opcodes[j] = rng.choice(canaries(marker))
             case 7:
                 opcodes[j] = rng.choice(_bombs(rng)) or b"N"
             case 8:
@@ -161,7 +161,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
         return mutate_bytes(content, rng)
     raws: dict[str, str] = {}
     for _ in range(rng.choice((1, 1, 2, 3))):
-        value = _mutate_value(value, rng, raws)
+        value = json.loads(json.dumps(_mutate_value(value, rng, raws)))  # so that its parts are not shared
     text = json.dumps(value)
     for name, raw in raws.items():
         text = text.replace(f'"{name}"', raw)

@@ -125,9 +125,7 @@ class Cost:
             ValueError: that is too much.
         """
         if numbers > limits.MAX_OUTPUTS:
-            raise ValueError(
-                f"{what} makes {numbers} numbers of one observation, at most {limits.MAX_OUTPUTS} are taken"
-            )
+            raise ValueError(f"{what}: {numbers} numbers of one observation, expected at most {limits.MAX_OUTPUTS}")
         self.numbers += numbers
         self.multiply_adds += max(numbers, multiply_adds)
         if self.multiply_adds > limits.MAX_MULTIPLY_ADDS:
@@ -296,7 +294,7 @@ def _normalize(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _one_hot(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    if len(layer["lengths"]) > _MAX_PARTS:
+    if len(layer["lengths"]) > limits.MAX_ONE_HOT:
         raise ValueError(f"one-hot vectors of {len(layer['lengths'])} numbers")
     lengths = [int(length) for length in layer["lengths"]]
     if not all(0 < length <= _MAX_LENGTH for length in lengths):
@@ -320,7 +318,6 @@ def _expectation(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 _MAX_PADDING = 1_000  # pixels
-_MAX_PARTS = 10_000  # one-hot vectors side by side
 _MAX_LENGTH = 1_000_000  # of a one-hot vector, or a distribution
 
 _BUILDERS = {

@@ -28,7 +28,7 @@ MAX_KEY = 100  # parts of one of them
 # --- Networks ---------------------------------------------------------------------------------------------------------
 
 MAX_WEIGHTS = 10_000  # tensors
-MAX_LAYERS = 1_000  # also nodes of a dueling network's streams, hidden layers and convolutions
+MAX_LAYERS = 1_000  # with those of a dueling network's streams; also hidden layers and convolutions
 MAX_ONNX_NODES = 4_000  # operators
 MAX_RANK = 8  # dimensions of an observation
 #: Numbers that a layer may make of one observation, and that an observation may have. Atari's layers make 12,800; few
@@ -44,4 +44,6 @@ MAX_IN_FLIGHT = 2**27
 # --- What comes before a network --------------------------------------------------------------------------------------
 
 MAX_CONNECTORS = 100
+MAX_SPACES = 1_000  # in one pickle: each takes time of its own
+MAX_ONE_HOT = 10_000  # one-hot vectors side by side
 MAX_FRAMES = 64  # stacked

@@ -104,5 +104,7 @@ def _num_inputs(space: gym.Space) -> int:
     if isinstance(space, gym.spaces.Discrete):
         return int(space.n)
     if isinstance(space, gym.spaces.MultiDiscrete):
+        if space.nvec.size > limits.MAX_ONE_HOT:
+            raise ValueError(f"a space of {space.nvec.size} discrete parts, expected at most {limits.MAX_ONE_HOT}")
         return sum(np.ravel(space.nvec).tolist())
     return math.prod(map(int, space.shape or ()))

@@ -166,6 +166,8 @@ SPACES = {
     "a Dict of shared Dicts": nested(60),
     "a Discrete of millions of millions": gym.spaces.Discrete(10**15),
     "a MultiDiscrete of more than 64 bits": gym.spaces.MultiDiscrete(MANY),
+    "a MultiDiscrete of many parts": gym.spaces.MultiDiscrete(np.ones(20_000, np.int64)),
+    "a Tuple of many spaces": gym.spaces.Tuple([gym.spaces.Box(-1, 1, (1,)) for _ in range(5_000)]),
     "a MultiBinary of millions of millions": gym.spaces.MultiBinary(10**12),
 }
 

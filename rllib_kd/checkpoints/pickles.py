@@ -333,7 +333,7 @@ class _Builder:
         self._texts: set[int] = set()  # long ones
         self._depth = 0
         self._num_parts = 0
-        self._num_bounds = 0  # of spaces
+        self._num_spaces = self._num_bounds = 0
 
     def build(self, value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
@@ -380,6 +380,9 @@ class _Builder:
             return value.of
         if isinstance(value, Tag) and value.of in _BUILDERS:
             try:
+                self._num_spaces += value.of.module.startswith("gymnasium.")
+                if self._num_spaces > limits.MAX_SPACES:
+                    raise ValueError(f"more than {limits.MAX_SPACES} spaces")
                 return _BUILDERS[value.of](value, self)
             except CheckpointError:
                 raise

@@ -299,9 +299,13 @@ def test_trusting_is_a_word_of_its_own(checkpoint, tmp_path):
 
 def test_parts_of_parts_of_parts(checkpoint):
     value: list = []
-    for _ in range(80):
-        value = [value, value]  # 2**80 empty lists, if each reference were a copy
-    assert there_and_back(value) is not None
+    for _ in range(10):
+        value = [value, value]
+    assert there_and_back(value) == value
+    for _ in range(70):
+        value = [value, value]  # 2**80 empty lists, to whoever looks at each of them
+    with pytest.raises(CheckpointError, match="with those that it shares it has more than 500000 parts"):
+        there_and_back(value)
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
@@ -393,7 +397,10 @@ def test_an_unknown_activation_is_refused(checkpoint):
         ({5: 1}, "has the int 5 in its model config"),
         ({"fcnet_hiddens": [8] * 10_000}, "its fcnet_hiddens has 10000 parts"),
         ({"fcnet_hiddens": ["x"]}, "No DefaultDQNTorchRLModule can be built"),
-        ({"conv_filters": [[10**7, 1, 1]]}, r"make no sense \(10000000 channels of \[4, 1\] pixels\)"),
+        (
+            {"conv_filters": [[10**7, 1, 1]]},
+            r"make no sense \(a convolution to 10000000 channels of \[4, 1\] pixels: 40000000 numbers of",
+        ),
         ({"conv_filters": [None]}, "make no sense"),
         ({"conv_filters": [[4, 3, 0]]}, "make no sense"),
         ({"num_atoms": 10**12}, "does not fit its model config"),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import importlib
 import io
+import math
+import pickle
 import posixpath
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,9 +28,10 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.numpy import SMALL_NUMBER
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, build_entries, read_pickle
-from rllib_kd.checkpoints.uris import open_uri, read_file
-from rllib_kd.layers import MAX_LAYERS, MAX_OUTPUTS
+from rllib_kd.checkpoints.uris import list_folder, open_uri, read_file
+from rllib_kd.layers import Cost
 from rllib_kd.observations import (
     Flatten,
     Images,
@@ -39,7 +42,7 @@ from rllib_kd.observations import (
     StackFrames,
     Stage,
 )
-from rllib_kd.spaces import input_space, is_byte_image
+from rllib_kd.spaces import check_size, input_space, is_byte_image
 
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
 _CONNECTORS = "env_runner/{}_connector"
@@ -87,7 +90,6 @@ _DEFAULT_CONNECTORS = {
 }
 _SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
 _MAX_NAME = 200  # characters, of an environment
-_MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
 
 #: Class, constructor's keyword arguments, state.
 _ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
@@ -127,6 +129,8 @@ class RLlibCheckpoint:
             model_config, catalog = kwargs["model_config"], kwargs.get("catalog_class")
         except (KeyError, IndexError, TypeError) as error:
             raise CheckpointError(f"'{class_file}' does not describe an RLModule: it lacks {error}.") from error
+        _check_space(observation_space, class_file)
+        _check_space(action_space, class_file)
         module_class = _known_class(name, _MODULES, "RLModule", class_file)
         constructor_kwargs: dict[str, Any] = {
             "observation_space": observation_space,
@@ -137,7 +141,7 @@ class RLlibCheckpoint:
         }
         state_file = _first_file(self.filesystem, self.module_path, _MODULE_STATE_FILES)
         assert state_file is not None  # or the folder would not have been found
-        state = self._read(state_file)
+        state = build(self._read_tags(state_file, limits.MAX_FILE), state_file)
         try:
             with torch.device("meta"):  # shapes without memory: the model config may name any size
                 expected = module_class(**constructor_kwargs).state_dict()
@@ -256,12 +260,15 @@ class RLlibCheckpoint:
         content = self._read_tags(class_file)
         try:
             args, pipeline_kwargs = content["ctor_args_and_kwargs"]
+            if len(pipeline_kwargs["connectors"]) > limits.MAX_CONNECTORS:
+                raise ValueError(f"{len(pipeline_kwargs['connectors'])} connectors")
             connectors = [(_name_of(tag), kwargs) for tag, _, kwargs in pipeline_kwargs["connectors"]]
             own_kwargs = [
                 {key: kwargs[key] for key in kwargs if _stage_name(name) and not key.startswith("input_")}
                 for name, kwargs in connectors
             ]
             observation_space, own_kwargs = build([args[0], own_kwargs], class_file)
+            _check_space(observation_space, class_file)
             names = [name for name, _ in connectors]
             filters = {name for name in names if _stage_name(name) == "MeanStdFilter"}
             if len(filters) != sum(name in filters for name in names):
@@ -277,8 +284,13 @@ class RLlibCheckpoint:
     def _read(self, path: str) -> Any:
         return build(self._read_tags(path), path)
 
-    def _read_tags(self, path: str) -> Any:
-        return read_pickle(io.BytesIO(read_file(self.filesystem, path)), path)
+    def _read_tags(self, path: str, max_bytes: int = limits.MAX_SMALL_FILE) -> Any:
+        def check_head(head: bytes) -> None:
+            if not head.startswith(pickle.PROTO):
+                raise CheckpointError(f"'{path}' cannot be read: it is no whole pickle. Is the file complete?")
+
+        content = read_file(self.filesystem, path, max_bytes=max_bytes, check_head=check_head)
+        return read_pickle(io.BytesIO(content), path)
 
     def _load_trusted(self, kind: Any, path: str) -> Any:
         try:
@@ -399,12 +411,19 @@ def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any]
     if kind == "FlattenObservations":
         return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
     if kind == "FrameStacking":
-        return StackFrames(int(kwargs["num_frames"]))
+        return _stack_frames(kwargs["num_frames"], space)
     if kind == _IMAGES.name and is_byte_image(space):
         return Images(input_space(space).shape)
     if kind == "MeanStdFilter" and set(state) == {None} and len(state[None]["running_stats"]) == 1:
         return _normalize(state[None], space)
     return None
+
+
+def _stack_frames(num_frames: Any, space: gym.Space) -> StackFrames:
+    count = int(num_frames)
+    if not 0 < count <= limits.MAX_FRAMES or count * math.prod(space.shape or ()) > limits.MAX_INPUTS:
+        raise ValueError(f"a stack of {count} frames, expected at most {limits.MAX_FRAMES} that fit into memory")
+    return StackFrames(count)
 
 
 def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
@@ -430,9 +449,16 @@ def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
 def _unpack(text: str) -> np.ndarray:
     """RLlib's text form of an array. RLlib's own reader would unpickle objects in it."""
     unpacker = zlib.decompressobj()
-    data = unpacker.decompress(base64.b64decode(text), _MAX_STATISTICS)
+    data = unpacker.decompress(base64.b64decode(text), limits.MAX_UNPACKED)
     if unpacker.unconsumed_tail:
-        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {_MAX_STATISTICS} bytes")
+        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {limits.MAX_UNPACKED} bytes")
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    reads_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reads_header(file)
+    # numpy would first take the memory that the header claims.
+    if dtype.kind not in "biuf" or dtype.itemsize * math.prod(shape) != len(data) - file.tell():
+        raise ValueError(f"the statistics of a MeanStdFilter have the shape {shape} and the type {dtype}")
     return np.load(io.BytesIO(data), allow_pickle=False)
 
 
@@ -457,27 +483,56 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
     for key, value in model_config.items():
         if not isinstance(key, str):
             raise CheckpointError(f"'{where}' has the {type(key).__name__} {key} in its model config.")
-        if "activation" in key and not (value is None or str(value).lower() in _ACTIVATIONS):
+        if "activation" in key and not (value is None or str(value)[:_MAX_WORD].lower() in _ACTIVATIONS):
             raise CheckpointError(
                 f"'{where}' was refused: its {key} '{value}' is none of {', '.join(sorted(_ACTIVATIONS))}."
             )
-        if isinstance(value, list) and len(value) > MAX_LAYERS:
+        if isinstance(value, list | tuple | dict | str) and len(value) > limits.MAX_LAYERS:
             raise CheckpointError(f"'{where}' was refused: its {key} has {len(value)} parts.")
     _check_convolutions(model_config.get("conv_filters"), observation_space, where)
     return {key: value for key, value in model_config.items() if "initializer" not in key}
 
 
+_MAX_WORD = 100  # characters
+
+
 def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: str) -> None:
     """Few weights can make much of a large image: of all layers only these put out more than their weights have."""
     shape: tuple[int, ...] = getattr(observation_space, "shape", None) or ()
-    size = np.array((*shape, 1, 1)[:2], object)
+    height, width, *more = (*shape, 1, 1, 1)
+    channels, cost = more[0], Cost()
     try:
-        for channels, _, stride, *_ in conv_filters or ():
-            size = -(-size // np.array(stride, object))
-            if channels * size.prod() > MAX_OUTPUTS:
-                raise ValueError(f"{channels} channels of {size.tolist()} pixels")
+        for filters, kernel, stride, *_ in conv_filters or ():
+            (high, wide), (down, along) = (_pair(sizes) for sizes in (kernel, stride))
+            if not all(_is_positive(n) for n in (filters, high, wide, down, along)):
+                raise ValueError("sizes that are no positive integers")
+            padded = (height + high, width + wide)  # at most: RLlib pads an image by a kernel's size
+            cost.add("what a convolution takes", channels * padded[0] * padded[1])
+            height, width = math.ceil(height / down), math.ceil(width / along)
+            what = f"a convolution to {filters} channels of [{height}, {width}] pixels"
+            cost.add_convolution(what, pixels=height * width, filters=filters, patch=channels * high * wide)
+            channels = filters
     except (ArithmeticError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{where}' was refused: its convolutions make no sense ({error}).") from error
+
+
+def _pair(sizes: Any) -> tuple[Any, Any]:
+    if isinstance(sizes, list | tuple):
+        down, along = sizes
+        return down, along
+    return sizes, sizes
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number > 0
+
+
+def _check_space(space: Any, where: str) -> None:
+    try:
+        if isinstance(space, gym.Space):
+            check_size(space)
+    except ValueError as error:
+        raise CheckpointError(f"'{where}' was refused: it has {error}.") from error
 
 
 def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str) -> None:
@@ -495,7 +550,8 @@ def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str)
 def _name_of(tag: Any) -> Name:
     if isinstance(tag, type) and issubclass(tag, Tag):
         return tag.of
-    return Name("pickled by value", str(tag.args[1]) if isinstance(tag, Tag) and len(tag.args) > 1 else "a class")
+    is_named = isinstance(tag, Tag) and len(tag.args) > 1 and isinstance(tag.args[1], str)
+    return Name("pickled by value", tag.args[1] if is_named else "a class")
 
 
 def _first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[str]) -> str | None:
@@ -535,6 +591,5 @@ def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
 
 def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
     """The parts of a MultiRLModule, which has both files too."""
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(folder))
-    folders = [entry for entry in entries if entry.type == pyarrow.fs.FileType.Directory]
+    folders = [entry for entry in list_folder(filesystem, folder) if entry.type == pyarrow.fs.FileType.Directory]
     return sorted(entry.base_name for entry in folders if _holds_module(filesystem, entry.path))

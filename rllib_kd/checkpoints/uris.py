@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
 import pyarrow.fs
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
 
-_MAX_FILE = 2**31  # bytes; a sparse file may claim any
+_HEAD = 64  # bytes by which a file is recognised
+_BLOCK = 2**20  # bytes
 
 
 def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -41,20 +47,86 @@ def uri_of(uri: str, path: str, inner: str) -> str:
     return before.rstrip("/") + inner[len(path.rstrip("/")) :] + mark + options
 
 
-def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+def read_file(
+    filesystem: pyarrow.fs.FileSystem,
+    path: str,
+    *,
+    max_bytes: int = limits.MAX_FILE,
+    check_head: Callable[[bytes], None] | None = None,
+) -> bytes:
     """Content of a file.
 
+    Args:
+        filesystem: that holds it.
+        path: of the file.
+        max_bytes: larger ones are refused; a sparse file may claim any size.
+        check_head: looks at the first bytes, and raises if there is no need to read the others.
+
     Raises:
-        CheckpointError: it cannot be read, is no plain file (a device or a pipe never ends), or is larger than any
-            network.
+        CheckpointError: it cannot be read, is no plain file (a device or a pipe never ends), or is too large.
     """
     try:
         info = filesystem.get_file_info(path)
         if info.type != pyarrow.fs.FileType.File:
             raise CheckpointError(f"'{path}' is missing, or no plain file. Is the checkpoint complete?")
-        if info.size is not None and info.size > _MAX_FILE:
-            raise CheckpointError(f"'{path}' has {info.size} bytes, more than any network that is read here.")
+        if info.size is not None and info.size > max_bytes:
+            raise CheckpointError(f"'{path}' was refused: it has {info.size} bytes, expected at most {max_bytes}.")
         with filesystem.open_input_file(path) as file:
+            if check_head is not None:
+                check_head(file.read(_HEAD))
+                file.seek(0)
             return file.read()
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
+
+
+def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, max_line: int) -> Iterator[bytes]:
+    """The lines of a file, one after the other, without those of more than `max_line` bytes.
+
+    Raises:
+        CheckpointError: it cannot be read, is no plain file, or has more than `max_bytes`.
+    """
+    info = filesystem.get_file_info(path)
+    if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
+        raise CheckpointError(f"'{path}' was refused: it is no plain file of at most {max_bytes} bytes.")
+    try:
+        with filesystem.open_input_file(path) as file:
+            begun = b""  # of the line that goes on in the next block
+            is_too_long = False
+            while block := file.read(_BLOCK):
+                *ended, rest = block.split(b"\n")
+                for end in ended:
+                    if not is_too_long and len(begun) + len(end) <= max_line:
+                        yield begun + end
+                    begun, is_too_long = b"", False
+                is_too_long = is_too_long or len(begun) + len(rest) > max_line
+                begun = b"" if is_too_long else begun + rest
+            if not is_too_long:
+                yield begun
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
+
+
+def list_folder(filesystem: pyarrow.fs.FileSystem, path: str) -> list[pyarrow.fs.FileInfo]:
+    """What is in a folder.
+
+    Raises:
+        CheckpointError: it cannot be listed, or holds more than any folder of checkpoints.
+    """
+    try:
+        # Of a disk, entries are counted before each takes a look: a million of them take seconds.
+        if filesystem.type_name == "local":
+            with os.scandir(path) as entries:
+                _check_entries(sum(1 for _ in itertools.islice(entries, limits.MAX_ENTRIES + 1)), path)
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be listed: {error}") from error
+    _check_entries(len(found), path)
+    return found
+
+
+def _check_entries(count: int, path: str) -> None:
+    if count > limits.MAX_ENTRIES:
+        raise CheckpointError(
+            f"'{path}' was refused: it holds more than {limits.MAX_ENTRIES} files and folders. Name one checkpoint."
+        )

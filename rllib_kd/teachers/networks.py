@@ -16,14 +16,14 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor, nn
 
-from rllib_kd.layers import MAX_LAYERS, MAX_OUTPUTS, Layer, build_layers, weights_of
+from rllib_kd import limits
+from rllib_kd.layers import Layer, build_layers, cost_of, count_layers, weights_of
 from rllib_kd.observations import Flatten, Images, Normalize, ObservationPipeline, Stage
 from rllib_kd.students import student_module_spec
 from rllib_kd.teachers.base import QF_PREDS, Teacher
 
 #: Activations that RLlib knows under these names, too.
 _RLLIB_ACTIVATIONS = ("relu", "tanh", "silu", "elu")
-MAX_INPUTS = MAX_OUTPUTS  # numbers in one observation
 
 
 class QNetwork(nn.Module):
@@ -114,8 +114,8 @@ def layered_teacher(
         ValueError: the layers do not fit each other, their inputs or the actions.
     """
     shape = checked_shape(observation_shape)
-    if len(layers) > MAX_LAYERS:
-        raise ValueError(f"it has {len(layers)} layers")
+    if (num_layers := count_layers(layers)) > limits.MAX_LAYERS:
+        raise ValueError(f"it has {num_layers} layers")
     used = [id(weight) for weight in weights_of(layers, tensors)]
     if len(used) != len(set(used)):
         raise ValueError("several of its layers have the same weights")
@@ -144,9 +144,10 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
         raise ValueError(
             f"its observation_shape is {str(shape)[:100]}; expected a list of positive integers, such as [4]"
         )
-    if math.prod(shape) > MAX_INPUTS:
+    if len(shape) > limits.MAX_RANK or math.prod(shape) > limits.MAX_INPUTS:
         raise ValueError(
-            f"its observation_shape {str(list(shape))[:100]} means more than {MAX_INPUTS} numbers in one observation"
+            f"its observation_shape {str(list(shape))[:100]} has more than {limits.MAX_RANK} dimensions or "
+            f"{limits.MAX_INPUTS} numbers"
         )
     return tuple(int(n) for n in shape)
 
@@ -154,22 +155,12 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
 def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> int:
     """How many Q-values come out, found without memory for what is in between."""
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    try:
-        with torch.device("meta"):
-            network = build_layers(layers, meta)
-            for module in network.modules():
-                module.register_forward_hook(_check_size)
-            outputs = network(torch.zeros(1, *shape))
-    except (RuntimeError, IndexError) as error:
-        raise ValueError(f"its layers do not fit each other: {str(error).splitlines()[0]}") from error
+    with torch.device("meta"):
+        network = build_layers(layers, meta)
+    _, outputs = cost_of(network, shape)
     if outputs.ndim != 2 or outputs.shape[0] != 1 or outputs.shape[1] == 0:
         raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one Q-value an action")
     return int(outputs.shape[1])
-
-
-def _check_size(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-    if outputs.numel() > MAX_OUTPUTS:
-        raise ValueError(f"a layer makes {outputs.numel()} numbers of one observation")
 
 
 def _split(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pyarrow.fs
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_torchscript
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
@@ -25,6 +26,9 @@ _FORMATS = (
     "the directory of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
     "(.cleanrl_model), safetensors, ONNX or TorchScript"
 )
+
+_ZIP = b"PK"
+_ONNX = b"\x08"  # the protobuf tag of ir_version
 
 
 #: Names of files that somebody may take for statistics of observations.
@@ -97,7 +101,7 @@ class Found:
         for name in names:
             path = posixpath.join(folder, name)
             if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
-                return read_file(self.filesystem, path)
+                return read_file(self.filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
         return None
 
     def description(self) -> bytes | None:
@@ -163,12 +167,18 @@ def find(uri: str) -> Found:
             return Found("rllib", uri, b"", trained_return(filesystem, path), filesystem, path)
         value = best.trained_return if math.isfinite(best.trained_return) else None
         return Found("rllib", uri_of(uri, path, best.path), b"", value, filesystem, best.path)
-    content = read_file(filesystem, path)
+    content = read_file(filesystem, path, check_head=lambda head: _check_head(head, uri))
     return Found(_origin(content, uri), uri, content, None, filesystem, path)
 
 
+def _check_head(head: bytes, uri: str) -> None:
+    """Whether the first bytes of a file may be those of a teacher."""
+    if not head.startswith((_ZIP, _ONNX)) and head[8:9] != b"{":
+        raise _unknown(uri)
+
+
 def _origin(content: bytes, uri: str) -> str:
-    if content.startswith(b"PK"):
+    if content.startswith(_ZIP):
         names = Archive(content, uri).names
         if names >= sb3.FILES:
             return "sb3"
@@ -178,6 +188,10 @@ def _origin(content: bytes, uri: str) -> str:
             return "cleanrl"
     if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):  # length of a JSON header
         return "safetensors"
-    if content.startswith(b"\x08"):  # the protobuf tag of ir_version
+    if content.startswith(_ONNX):
         return "onnx"
-    raise CheckpointError(f"'{uri}' is no teacher that is known, or is not complete. Expected {_FORMATS}.")
+    raise _unknown(uri)
+
+
+def _unknown(uri: str) -> CheckpointError:
+    return CheckpointError(f"'{uri}' is no teacher that is known, or is not complete. Expected {_FORMATS}.")

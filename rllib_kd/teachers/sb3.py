@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,11 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
+from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
 from rllib_kd.layers import Layer
 from rllib_kd.observations import Flatten, Images, Normalize, Stage
+from rllib_kd.spaces import check_size
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.networks import layered_teacher
 
@@ -58,6 +59,7 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
     observation_space, action_space = (_read_pickle_in(data, key, uri) for key in ("observation_space", "action_space"))
     policy_kwargs = _read_policy_kwargs(data, uri)
     try:
+        check_size(observation_space)
         layers, tensors, stages, shape = _read_network(weights, prefix, observation_space, action_space, policy_kwargs)
         if vec_normalize is not None:
             stages = [*_read_vec_normalize(*vec_normalize, observation_space), *stages]
@@ -81,8 +83,8 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
 
 def _read_data(archive: Archive, uri: str) -> dict[str, Any]:
     try:
-        data = json.loads(archive.read("data"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(archive.read("data"))
+    except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"'{uri}' cannot be read: its 'data' is no JSON ({error}).") from error

@@ -12,8 +12,10 @@ MAX_SMALL_FILE = 2**26  # bytes of a file that describes a network: the bounds o
 MAX_ENTRIES = 20_000  # files and folders in a folder that is looked through
 MAX_ARCHIVE_ENTRIES = 10_000  # files in a zip archive; PyTorch writes one a tensor
 MAX_UNPACKED = 2**26  # bytes that packed text may unpack to
-MAX_RESULTS = 2**28  # bytes of `result.json`, of all trials of an experiment
-MAX_RESULT = 2**22  # bytes of one line of it; longer ones are no results
+MAX_RESULTS = 2**31  # bytes of `result.json`, of all trials of an experiment
+MAX_RESULT = 2**22  # bytes of one line of it
+MAX_RESULTS_VALUES = 50_000_000  # numbers, texts and containers in all of it
+MAX_RESULT_VALUES = 50_000  # the same of one line; RLlib's have some 600
 
 # --- What is read of them ---------------------------------------------------------------------------------------------
 

@@ -353,20 +353,24 @@ def result(iteration, value):
     return json.dumps({"training_iteration": iteration, "env_runners": {"episode_return_mean": value}})
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["[" * 2_000_000, "[" + "[]," * 2_000_000 + "[]]", '{"a": ' + "9" * 10**6, "x" * 2**23, result(10**400, 1e9)[:-1]],
-)
-def test_results_that_take_much_are_none(tmp_path, line):
-    write_trial(tmp_path, [result(1, 5.0), line, result(2, 3.0), line, '{"training_iteration": ' + "1" * 400 + "}"])
+BROKEN = [
+    "[" * 2_000_000,
+    '{"a": ' + "9" * 10**6,
+    result(10**400, 1e9)[:-1],
+    '{"training_iteration": ' + "1" * 400 + "}",
+]
+LARGE_LINES = ["[" + "[]," * 1_000_000 + "[]]", "x" * 2**23, json.dumps(dict.fromkeys(map(str, range(60_000)), 0))]
 
-    def load():
-        assert load_teacher(tmp_path).trained_return == 5.0
 
-    outcome = measure_apart(load)
-    assert outcome.verdict == "accepted"
-    assert outcome.seconds < 2
-    assert outcome.megabytes < 300
+def test_results_that_are_broken_are_none(tmp_path):
+    write_trial(tmp_path, [result(1, 5.0), *BROKEN[1:], result(2, 3.0), *BROKEN[1:]])
+    assert load_teacher(tmp_path).trained_return == 5.0
+
+
+@pytest.mark.parametrize("line", [BROKEN[0], *LARGE_LINES])
+def test_results_that_take_much(tmp_path, line):
+    write_trial(tmp_path, [result(1, 5.0), *[line] * 10, result(2, 3.0)])
+    refused(lambda: load_teacher(tmp_path))
 
 
 def test_returns_of_hundreds_of_digits_are_none(tmp_path):

@@ -22,9 +22,14 @@ def parse_json(text: bytes, max_bytes: int = limits.MAX_SMALL_FILE) -> Any:
     """
     if len(text) > max_bytes:
         raise ValueError(f"it has {len(text)} bytes, expected at most {max_bytes}")
-    if sum(map(text.count, _SEPARATORS)) > limits.MAX_PARTS:  # those in texts count, too, which are few
+    if count_values(text) > limits.MAX_PARTS:
         raise ValueError(f"it has more than {limits.MAX_PARTS} values")
     try:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it nests its parts too deeply") from error
+
+
+def count_values(text: bytes) -> int:
+    """How many values are in JSON at most: what looks like one in a text counts, too, which is seldom."""
+    return sum(map(text.count, _SEPARATORS))

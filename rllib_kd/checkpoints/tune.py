@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow.fs
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.json_text import parse_json
+from rllib_kd.checkpoints.json_text import count_values, parse_json
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.uris import list_folder, read_file, read_lines
 
@@ -86,7 +86,7 @@ class _Reader:
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem):
         self._filesystem = filesystem
-        self._num_bytes = limits.MAX_RESULTS  # that may still be read of results
+        self._num_bytes, self._num_values = limits.MAX_RESULTS, limits.MAX_RESULTS_VALUES  # that may still be read
         self._budget, self._num_state_bytes = Budget(_MAX_OPCODES), _MAX_STATES
 
     def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
@@ -114,7 +114,11 @@ class _Reader:
     def _rows(self, path: str) -> Iterator[dict[str, Any]]:
         """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
         for line in read_lines(self._filesystem, path, max_bytes=self._num_bytes, max_line=limits.MAX_RESULT):
+            num_values = count_values(line)
             self._num_bytes -= len(line) + 1
+            self._num_values -= num_values
+            if num_values > limits.MAX_RESULT_VALUES or self._num_values < 0:
+                raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
             try:
                 row = parse_json(line)
             except ValueError:

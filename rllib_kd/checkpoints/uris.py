@@ -81,10 +81,10 @@ def read_file(
 
 
 def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, max_line: int) -> Iterator[bytes]:
-    """The lines of a file, one after the other, without those of more than `max_line` bytes.
+    """The lines of a file, one after the other.
 
     Raises:
-        CheckpointError: it cannot be read, is no plain file, or has more than `max_bytes`.
+        CheckpointError: it cannot be read, is no plain file, or has more than `max_bytes`, or `max_line` in one line.
     """
     info = filesystem.get_file_info(path)
     if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
@@ -92,17 +92,12 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
     try:
         with filesystem.open_input_file(path) as file:
             begun = b""  # of the line that goes on in the next block
-            is_too_long = False
             while block := file.read(_BLOCK):
-                *ended, rest = block.split(b"\n")
-                for end in ended:
-                    if not is_too_long and len(begun) + len(end) <= max_line:
-                        yield begun + end
-                    begun, is_too_long = b"", False
-                is_too_long = is_too_long or len(begun) + len(rest) > max_line
-                begun = b"" if is_too_long else begun + rest
-            if not is_too_long:
-                yield begun
+                *ended, begun = (begun + block).split(b"\n")
+                if max(map(len, (*ended, begun))) > max_line:
+                    raise CheckpointError(f"'{path}' was refused: it has a line of more than {max_line} bytes.")
+                yield from ended
+            yield begun
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
 

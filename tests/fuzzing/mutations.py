@@ -164,7 +164,7 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
         value = json.loads(json.dumps(_mutate_value(value, rng, raws)))  # so that its parts are not shared
     text = json.dumps(value)
     for name, raw in raws.items():
-        text = text.replace(f'"{name}"', raw)
+        text = text.replace(f'"{name}"', raw, 3)
     return text.encode()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -338,17 +339,27 @@ SHAPES += ["[100000, 100000]", f"[1{300 * '0'}]", f"[{','.join(100_000 * '2')}]"
 def test_an_observation_shape_that_is_none(tmp_path, format, shape):
     network = mlp(4, 8, 2)
     if format == "torchscript":
-        torch.jit.save(torch.jit.script(network), tmp_path / "a")
+        torch.jit.save(torch.jit.script(network), tmp_path / "a.pt")
         (tmp_path / "a.json").write_text(f'{{"observation_shape": {shape}}}')
     else:
         tensors, layers = network.state_dict(), []
         for i in (0, 2):
             layers += [{"op": "linear", "weight": f"{i}.weight", "bias": f"{i}.bias"}, {"op": "relu"}]
-        (tmp_path / "a").write_bytes(save(tensors, {"layers": json.dumps(layers[:-1]), "observation_shape": shape}))
+        (tmp_path / "a.pt").write_bytes(save(tensors, {"layers": json.dumps(layers[:-1]), "observation_shape": shape}))
     with pytest.raises(CheckpointError) as refusal:
-        load_teacher(tmp_path / "a", trust_checkpoint=True)
+        load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+    # Each time for its shape, which was read.
+    assert re.search(r"observation_shape|cannot be read as", str(refusal.value))
     assert len(str(refusal.value)) < 500 + len(str(tmp_path))
     assert "\n" not in str(refusal.value)
+
+
+def test_the_description_of_a_file_without_an_ending(tmp_path):
+    torch.jit.save(torch.jit.script(mlp(4, 2)), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"Put a file 'a\.json' beside it"):
+        load_teacher(tmp_path / "a", trust_checkpoint=True)
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    assert load_teacher(tmp_path / "a", trust_checkpoint=True).num_parameters == 10
 
 
 def test_the_shape_in_the_script_itself_is_checked_too(tmp_path):

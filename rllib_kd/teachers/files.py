@@ -69,7 +69,8 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
 
 def description_name(uri: str) -> str:
     """Of the JSON file beside a file of weights."""
-    return f"{uri.rpartition('/')[2].rpartition('.')[0]}.json"
+    name = uri.rpartition("/")[2]
+    return f"{name.rpartition('.')[0] or name}.json"
 
 
 def _safetensors(content: bytes) -> dict[str, Tensor]:

@@ -33,8 +33,13 @@ OUR_CLASSES = (
 )
 #: What is reached in objects of RLlib from outside of them.
 REACHED = {
-    EnvRunnerGroup: ("_worker_manager",),
-    FaultTolerantActorManager: ("_filter_calls_by_tag", "_remove_async_state", "actors"),
+    EnvRunnerGroup: ("_ignore_ray_errors_on_env_runners", "_worker_manager"),
+    FaultTolerantActorManager: (
+        "_filter_calls_by_tag",
+        "_remove_async_state",
+        "actors",
+        "handle_remote_call_result_errors",
+    ),
     AlgorithmConfig: ("_env_to_module_connector", "_module_to_env_connector", "_rl_module_spec", "_is_frozen"),
     LearnerGroup: ("_learner",),
     Learner: ("_learner_index", "_weights_seq_no", "_optimizer_lr_schedules"),

@@ -43,15 +43,25 @@ from ray.tune.registry import register_trainable
 from rllib_kd.algorithm.baselines import BASELINES, Returns, baseline_key, cached, check_baselines
 from rllib_kd.algorithm.config import DEFAULT_COMPRESSION, WIDTH_KEYS, DistillDQNConfig
 from rllib_kd.algorithm.first_weights import FirstStates
+from rllib_kd.algorithm.preflight import (
+    actor_resources,
+    check_environment,
+    check_resources,
+    check_teacher,
+    check_teachers,
+    known_spaces,
+)
 from rllib_kd.algorithm.random_state import capture_random_state, put_back_random_state
-from rllib_kd.algorithm.sampling import SampleRequests
-from rllib_kd.checkpoints.replacing import local_checkpoint, replacing
-from rllib_kd.checkpoints.replay_files import read_replays, resolve, write_replay
+from rllib_kd.algorithm.sampling import SampleRequests, answers, kill_the_hung, reason_in
+from rllib_kd.checkpoints.replacing import replacing
+from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, read_replays, resolve, write_replay
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
+from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.environments.failures import described
 from rllib_kd.learner.group import TD_COLUMNS
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
-from rllib_kd.observations.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.observations.spaces import check_spaces, input_space
 from rllib_kd.schedules import value_at
 from rllib_kd.students import initialization
 from rllib_kd.students.sizes import PRESETS, compress
@@ -96,8 +106,13 @@ class DistillDQN(DQN):
             ValueError: the teacher cannot be loaded, or does not fit the environment or the student.
         """
         _limit_threads(self.config.num_cpus_for_main_process)
+        spaces = self._known_spaces()
+        if spaces is not None:
+            check_environment(self.config, spaces)
+        check_resources(actor_resources(type(self), self.config))
         #: By group: by module in multi-agent settings, otherwise one; empty without a teacher.
         self._teachers = {group_id: self._load_teacher(group_id) for group_id in self.config.teachers}
+        check_teachers(self.config, self._teachers, spaces)
         # EnvRunners and Learners build the students on their own nodes, from the config: it must be concrete by now.
         self.config = self._settle_students()
         # What is counted here and saved, beside RLlib's metrics.
@@ -105,6 +120,7 @@ class DistillDQN(DQN):
         self.num_gradient_steps = 0  # over restarts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # since the replay was empty
+        self._num_dropped = 0  # states, when it was last looked
         self._to_put_back: dict[str, Any] = {}  # of a restored state, until everything else is restored
         self._first_states = {group_id: FirstStates() for group_id in self._teachers}
         try:
@@ -160,7 +176,8 @@ class DistillDQN(DQN):
             raise RuntimeError(
                 "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
                 "Learners. Stop this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). "
-                "Under Ray Tune FailureConfig(max_failures=...) does so."
+                "`rllib train --checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune "
+                "FailureConfig(max_failures=...)."
             ) from error
 
     @override(DQN)
@@ -186,6 +203,8 @@ class DistillDQN(DQN):
         """As RLlib's, also where the environment of a remote EnvRunner hangs."""
         if hasattr(self, "_requests"):  # setup() came that far
             self._requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
+            if self.eval_env_runner_group is not None:
+                kill_the_hung(self.eval_env_runner_group._worker_manager.actors(), seconds=_SECONDS_TO_STOP)
         super().cleanup()
 
     def __repr__(self) -> str:
@@ -197,16 +216,22 @@ class DistillDQN(DQN):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's evaluation; of a family, of one student after the other: see `students` in what it returns."""
         if not self.config.students:
-            evaluation = super().evaluate(*args, **kwargs)
+            evaluation = self._evaluate(*args, **kwargs)
             for name, student_return in self._returns_in(evaluation).items():
                 self._returns[name].student = student_return
             return evaluation
         students = {}
         for name in self.config.students:
             self.eval_env_runner_group.foreach_env_runner(lambda env_runner, name=name: env_runner.let_act(name))
-            students[name] = super().evaluate(*args, **kwargs)
+            students[name] = self._evaluate(*args, **kwargs)
             self._returns[name].student = self._returns_in(students[name])[DEFAULT_MODULE_ID]
         return {**students[name], "students": students}
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().evaluate(*args, **kwargs)
+        except ray.exceptions.RayTaskError as error:  # of a remote EnvRunner
+            raise reason_in(error) or error from None
 
     def _returns_in(self, evaluation: dict[str, Any]) -> dict[str, float]:
         """Mean returns by module; NaN where no episode ended."""
@@ -229,6 +254,15 @@ class DistillDQN(DQN):
         return self.env_runner.family[module_id] if family else super().get_module(module_id)
 
     # --- Teachers and students ----------------------------------------------------------------------------------------
+
+    def _known_spaces(self) -> Any:
+        """The environment's, where they are known before EnvRunners have made it."""
+        try:
+            return known_spaces(self.config)
+        except ValueError:
+            if self.config.num_env_runners == 0:
+                raise
+            return None  # the nodes of EnvRunners may have packages that are missing here
 
     def _load_teacher(self, group_id: str) -> Teacher:
         """A teacher; an empty one that is still to come from a checkpoint."""
@@ -333,7 +367,8 @@ class DistillDQN(DQN):
         try:
             env = self.env_creator(EnvContext(self.config.env_config, worker_index=0))
         except Exception as error:
-            raise ValueError(f"The environment '{self.config.env}' cannot be made: {error}") from error
+            name = getattr(self.config.env, "__name__", self.config.env)
+            raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
         if self.config.is_multi_agent:
             return
         if self.config._env_to_module_connector is None:
@@ -378,18 +413,8 @@ class DistillDQN(DQN):
                 f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
                 "settings do not have. Name one that takes what the environment shows."
             )
-        if teacher.pipeline is None and not teacher.takes(shown_space):
-            shown_space, _ = self.spaces[group_id]  # then it takes what the student takes
-        for what, fits, teacher_space, own_space in (
-            ("observation", teacher.takes(shown_space), teacher.observation_space, shown_space),
-            ("action", same_space(teacher.action_space, action_space), teacher.action_space, action_space),
-        ):
-            if not fits:
-                raise ValueError(
-                    f"The teacher's {what} space is {brief(teacher_space)}, but in '{self.config.env}' it is "
-                    f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
-                    "wrappers, and connectors where its checkpoint has none."
-                )
+        seen, _ = self.spaces.get(group_id, (None, None))
+        check_teacher(teacher, (shown_space, action_space), self.config.env, seen=seen)
 
     def _check_vector_env(self) -> None:
         reported = self.env_runner_group.foreach_env_runner(lambda env_runner: env_runner.autoreset_mode())
@@ -440,11 +465,37 @@ class DistillDQN(DQN):
             samples = [Sample(0, shards, metrics, self._weights_seq_no, {})]
         before = self.num_env_steps
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
+        self._check_finite()
         self._steps_since_start += self.num_env_steps - before
         if self._steps_since_start >= self.config.num_steps_sampled_before_learning_starts:
             self._rows_due += self.config.training_intensity * (self.num_env_steps - before)
         self._staleness += [self._weights_seq_no - sample.weights_seq_no for sample in samples]
         return [sample.shards[index] for index in range(num_shards) for sample in samples]
+
+    def _check_finite(self) -> None:
+        """Warn once of numbers that are not finite, by who gave them.
+
+        Raises:
+            ValueError: so it was in every state so far, when there must be something to learn from.
+        """
+        dropped = self._count(NUM_STATES_DROPPED_LIFETIME)
+        if dropped == self._num_dropped:
+            return
+        is_first, self._num_dropped = self._num_dropped == 0, dropped
+        counts = {cause: self._count(name) for cause, name in NUM_NOT_FINITE_LIFETIME.items()}
+        message = not_finite(counts, dropped, env=self.config.env, teacher=self._teacher_sources())
+        # Agents of one env step are many states, which none of RLlib's counters counts.
+        is_all = not self.config.is_multi_agent and dropped >= self.num_env_steps
+        if is_all and self.num_env_steps >= max(1, self.config.num_steps_sampled_before_learning_starts):
+            raise ValueError(f"There is nothing to learn from: {message}")
+        if is_first:
+            logger.warning("%s These states are not learned from; the results count them.", message)
+
+    def _count(self, name: str) -> int:
+        return int(self.metrics.peek((ENV_RUNNER_RESULTS, name), default=0))
+
+    def _teacher_sources(self) -> str:
+        return ", ".join(f"'{teacher.source}'" for teacher in self._teachers.values())
 
     def _sample_remotely(self) -> list[Sample]:
         """Samples that have come meanwhile; every EnvRunner has a request when this returns, and while we learn.
@@ -599,9 +650,12 @@ class DistillDQN(DQN):
         if (num_runners := group.num_healthy_remote_workers()) == 0:
             return group.local_env_runner.play_episodes(num_episodes, teacher=teacher)
         share = math.ceil(num_episodes / num_runners)
-        parts = group.foreach_env_runner(
-            "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}, local_env_runner=False
+        results = group._worker_manager.foreach_actor(
+            "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}
         )
+        parts = answers(group, results)
+        if not parts:
+            raise _reason_of(results)
         return {group_id: [value for part in parts for value in part[group_id]] for group_id in self._teachers}
 
     def _results(self, results: dict[str, Any]) -> dict[str, Any]:
@@ -715,23 +769,63 @@ class DistillDQN(DQN):
         filesystem: pyarrow.fs.FileSystem | None = None,
         **kwargs: Any,
     ) -> str:
-        """As RLlib's, with the replay of each Learner; a checkpoint that lies there is replaced by a whole one only."""
-        if (older := local_checkpoint(path, filesystem)) is not None:
-            with replacing(older) as folder:
-                self.save_to_path(folder, state=state, **kwargs)
-            return str(older)
+        """As RLlib's, with the replay of each Learner; on a local disk, whole or not at all.
+
+        A checkpoint that lies there stays until the new one is complete. See `replacing()`.
+        """
+        folder = local_folder(path, filesystem)
+        if folder is None:
+            return self._write_checkpoint(path, state=state, filesystem=filesystem, **kwargs)
+        with replacing(folder, left_out=(REPLAY_FOLDER,)) as new:
+            self._write_checkpoint(new, state=state, **kwargs)
+        return str(folder)
+
+    def _write_checkpoint(
+        self,
+        path: str | Path | None,
+        *,
+        state: dict[str, Any] | None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> str:
+        num_saves = self._num_learner_saves()
         saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
-        if state is None and self.config.store_buffer_in_checkpoints:
-            _, filesystem = resolve(saved if path is None else path, filesystem)
-            for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
-                write_replay(saved, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
+        if state is None:
+            if not self.learner_group.is_local and self._num_learner_saves() in (None, num_saves):
+                raise OSError(
+                    f"The Learner could not write its part of the checkpoint '{saved}'. Is the disk full, or read-only "
+                    "on its node?"
+                )
+            self._write_replays(saved, resolve(saved if path is None else path, filesystem)[1])
         return saved
+
+    def _num_learner_saves(self) -> int | None:
+        """How often a remote Learner has saved; None of a local one, and where RLlib has given the Learner up."""
+        if self.learner_group.is_local:
+            return None
+        answers = self.learner_group.foreach_learner(lambda own: own.num_saves, remote_actor_ids=[0])
+        return next((answer.get() for answer in answers), None)
+
+    def _write_replays(self, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
+        if not self.config.store_buffer_in_checkpoints:
+            return
+        for index in range(max(1, self.config.num_learners)):  # one at a time: they may be large
+            write_replay(path, index, self._ask_learner(index, lambda own: own.replay_arrays()), filesystem)
+
+    @classmethod
+    @override(DQN)
+    def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> DistillDQN:
+        """As RLlib's, which takes no relative paths."""
+        if isinstance(path, str | Path):
+            path = str(local_folder(path, filesystem) or path)
+        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         if not self._is_set_up:  # RLlib calls callbacks `on_algorithm_init` before setup() has ended
             self._restore_when_set_up = partial(self.restore_from_path, path, *args, **kwargs)
             return
+        path = str(local_folder(path, kwargs.get("filesystem")) or path)
         self._forget_samples()
         super().restore_from_path(path, *args, **kwargs)
         if all(teacher.is_loaded for teacher in self._teachers.values()):
@@ -783,6 +877,34 @@ class DistillDQN(DQN):
             put_back_sampling(self.env_runner, state["sampling"])
         if "random_state" in state:
             put_back_random_state(state["random_state"])
+
+
+def _reason_of(results: Any) -> Exception:
+    """Why no remote EnvRunner has answered."""
+    errors = [result.get() for result in results if not result.ok]
+    reasons = [reason for error in errors if (reason := reason_in(error)) is not None]
+    return next(iter([*reasons, *errors]), RuntimeError("No EnvRunner has answered."))
+
+
+def not_finite(counts: Mapping[str, int], dropped: int, *, env: Any, teacher: str) -> str:
+    """Who gave numbers that are not finite, in how many of the dropped states, and what to do.
+
+    Args:
+        counts: states by cause: "observations", "rewards" or "labels".
+        dropped: states altogether.
+        env: of the config.
+        teacher: its name.
+    """
+    env = getattr(env, "__name__", env)
+    advice = "Mend the environment, or wrap it."
+    words = {
+        "observations": f"observations of the environment '{env}' are not finite in {{}} of them. {advice}",
+        "rewards": f"rewards of the environment '{env}' are not finite in {{}} of them. {advice}",
+        "labels": f"the teacher {teacher} gives no finite Q-values in {{}} of them. Does it see the observations that "
+        "it was trained on?",
+    }
+    causes = "; ".join(words[cause].format(count) for cause, count in counts.items() if count)
+    return f"{dropped} states are unusable (NaN or infinity): {causes}"
 
 
 class StudentSize(NamedTuple):

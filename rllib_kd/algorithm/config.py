@@ -16,6 +16,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
+from rllib_kd.algorithm.settings import check_model_config, check_settings
 from rllib_kd.environments import atari
 from rllib_kd.schedules import Schedule, check_schedule, qdagger, value_at, values_of
 from rllib_kd.teachers.base import Teacher
@@ -284,7 +285,19 @@ class DistillDQNConfig(DQNConfig):
         self._settle_env_runner()
         self._check_distillation()
         self._check_scope()
+        check_settings(self)
         super().validate()
+        if not self.in_evaluation and self.evaluation_config != type(self)().evaluation_config:
+            evaluation = self.get_evaluation_config_object()
+            if evaluation is not None:
+                evaluation.validate()  # as RLlib will, but only when EnvRunners have been started
+
+    def get_state(self) -> dict[str, Any]:
+        """As RLlib's, which drops every −1, its mark of deprecated fields: `v_min=-1.0` would become the default."""
+        state, defaults = super().get_state(), vars(type(self)())
+        not_state = {"algo_class", "_is_frozen"}
+        lost = {name: value for name, value in vars(self).items() if name not in state and name not in not_state}
+        return state | {name: value for name, value in lost.items() if value != defaults.get(name)}
 
     def _settle_atari(self) -> None:
         """A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env."""
@@ -342,17 +355,19 @@ class DistillDQNConfig(DQNConfig):
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
-        """The greedy student alone, in RLlib's standard EnvRunner, an environment at a time unless set otherwise.
+        """The greedy student alone, in RLlib's EnvRunner (whose failures are explained), an environment at a time.
 
         With several environments RLlib counts the episodes that end first, which favours short ones.
         """
+        from rllib_kd.env_runner.multi_agent import ExplainingMultiAgentEnvRunner
         from rllib_kd.env_runner.single_agent import StudentsEnvRunner
 
         config = super().get_evaluation_config_object()
         if config is not None:
             overrides = self.evaluation_config
             given = overrides if isinstance(overrides, Mapping) else {}
-            config.env_runner_cls = given.get("env_runner_cls", StudentsEnvRunner if self.students else None)
+            standard = ExplainingMultiAgentEnvRunner if self.is_multi_agent else StudentsEnvRunner
+            config.env_runner_cls = given.get("env_runner_cls", standard)
             config.explore = given.get("explore", False)
             config.num_envs_per_env_runner = given.get("num_envs_per_env_runner", 1)
         return config
@@ -606,6 +621,11 @@ class DistillDQNConfig(DQNConfig):
                 f"`td_coeff` with a distributional student (num_atoms={self.num_atoms}) is not supported. Set "
                 "num_atoms=1; the teacher may be distributional."
             )
+        if self.num_atoms > 1 and not self.v_min < self.v_max:
+            raise ValueError(
+                f"Return distributions need v_min < v_max, got {self.v_min} and {self.v_max}. Set "
+                "training(v_min=..., v_max=...) as in the teacher."
+            )
         if self.replay_buffer_config.get("type") != "ColumnarReplay":
             raise ValueError(
                 "DistillDQN has a replay of its own, in the Learners. Set only its size and priorities: "
@@ -625,6 +645,7 @@ class DistillDQNConfig(DQNConfig):
             _check_integer("n_step", self.n_step, low=1)
             check_schedule("gamma", self.gamma, high=1.0)
         self._check_pieces()
+        _check_integer("num_learners", self.num_learners, low=0)
         if not self.in_evaluation and self.num_envs_per_env_runner < self.num_learners:
             raise ValueError(
                 f"Each of the {self.num_learners} Learners takes the rows of environments of its own: set "
@@ -683,6 +704,7 @@ class DistillDQNConfig(DQNConfig):
             for key in shape:
                 if key not in known:
                     raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
+            check_model_config(f"students['{name}']", shape)
             if len({"compression"} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
                 raise ValueError(
                     f"{where} must have either `compression` or widths ({', '.join(sorted(WIDTH_KEYS))}), got "

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.wire import Sample
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ class SampleRequests:
         self._max_staleness = max_staleness
         self._timeout_s = timeout_s
         self._sent_with: dict[ray.ObjectRef, int] = {}  # weights_seq_no by request under way
+        self._has_sampled = False
+        self._failures: dict[int, EnvFailedError] = {}  # by EnvRunner, whose environment has raised last
 
     def __len__(self) -> int:
         """Requests under way, with those whose results were not fetched yet."""
@@ -71,6 +74,10 @@ class SampleRequests:
 
         Returns:
             At least one, unless no EnvRunner is left, or none answers in time.
+
+        Raises:
+            EnvFailedError: an environment has raised, and its EnvRunner is not to be restarted or done without; or all
+                have raised before there was any sample.
         """
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         samples: list[Sample] = []
@@ -82,7 +89,7 @@ class SampleRequests:
             wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             # RLlib itself waits for all requests, or for none.
             ready, _ = ray.wait(awaited, num_returns=num_returns, timeout=wait_s, fetch_local=False)
-            samples += [sample for _, sample in self._group.fetch_ready_async_reqs(tags=_SAMPLE)]
+            samples += self._fetch_ready()
             if len(ready) < num_returns:
                 missing = set(awaited) - set(ready)
                 logger.warning("%d samples have not come within sample_timeout_s=%s.", len(missing), self._timeout_s)
@@ -98,12 +105,10 @@ class SampleRequests:
 
     def kill_the_hung(self, *, seconds: float) -> None:
         """End EnvRunners that do not answer in time: what RLlib asks of them at the end, it waits for endlessly."""
-        by_ping = {actor.ping.remote(): actor for actor in self._manager.actors().values()}
-        if by_ping:
-            _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)
-            for ping in hung:
-                logger.warning("An EnvRunner does not end its sample within %g s, and is killed.", seconds)
-                ray.kill(by_ping[ping])
+        actors = dict(self._manager.actors())
+        for worker_id in self._failures:  # they end by themselves, but may take a minute
+            ray.kill(actors.pop(worker_id))
+        kill_the_hung(actors, seconds=seconds)
 
     def ping_the_dead(self) -> bool:
         """Whether an EnvRunner that died has answered since: without waiting for it."""
@@ -116,11 +121,65 @@ class SampleRequests:
             self._manager.foreach_actor_async("ping", tag=_PING, healthy_only=False, remote_actor_ids=sorted(silent))
         return bool(answered)
 
+    def _fetch_ready(self) -> list[Sample]:
+        """As RLlib's, with what it drops: why an environment has failed."""
+        results = self._manager.fetch_ready_async_reqs(tags=_SAMPLE)
+        for result in results:
+            if result.ok:
+                self._has_sampled = True
+                self._failures.pop(result.actor_id, None)
+            elif reason := reason_in(result.get()):
+                self._failures[result.actor_id] = reason
+        samples = answers(self._group, results)
+        if not self._has_sampled and self._failures.keys() >= set(self._manager.actor_ids()):
+            raise next(iter(self._failures.values()))
+        return samples
+
     def _under_way(self) -> list[ray.ObjectRef]:
         return self._manager._filter_calls_by_tag(_SAMPLE)[0]
 
     def _is_stale(self, weights_seq_no: int, learner_weights_seq_no: int) -> bool:
         return self._max_staleness is not None and learner_weights_seq_no - weights_seq_no > self._max_staleness
+
+
+def reason_in(error: Exception) -> EnvFailedError | None:
+    """The failure of an environment that a remote EnvRunner has answered with, if it is one."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, EnvFailedError) else None
+
+
+def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
+    """What remote EnvRunners have answered. Errors are logged, with an environment's reason.
+
+    Args:
+        group: of EnvRunners.
+        results: of its manager, errors among them.
+
+    Raises:
+        EnvFailedError: an environment has raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner.
+        ray.exceptions.RayError: the same of an EnvRunner that has died.
+    """
+    for result in results:
+        reason = None if result.ok else reason_in(result.get())
+        if reason is None:
+            continue
+        if not group._ignore_ray_errors_on_env_runners:
+            raise reason
+        logger.warning("EnvRunner %d ends, and is restarted if it may be: %s", result.actor_id, reason)
+    group._worker_manager.handle_remote_call_result_errors(
+        results, ignore_ray_errors=group._ignore_ray_errors_on_env_runners
+    )
+    return [result.get() for result in results.ignore_errors()]
+
+
+def kill_the_hung(actors: Mapping[int, Any], *, seconds: float) -> None:
+    """End EnvRunners that do not answer in time."""
+    by_ping = {actor.ping.remote(): actor for actor in actors.values()}
+    if by_ping:
+        _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)
+        for ping in hung:
+            logger.warning("An EnvRunner does not end its sample within %g s, and is killed.", seconds)
+            ray.kill(by_ping[ping])
 
 
 def _answer(env_runner: Any, **kwargs: Any) -> Sample:

@@ -12,11 +12,16 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
+from rllib_kd.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from rllib_kd.evaluation.result import Comparison
+
+
+Points = Sequence[tuple[float, float]]  # (env steps, return); a `runs.Curve` knows whose returns they are
 
 
 FOREGROUND, MUTED, _GRID = "#1b1f24", "#5b6570", "#d5d9de"
@@ -52,15 +57,13 @@ THEMES = {
 }
 
 
+_LARGEST = 1e100  # that is drawn: matplotlib computes with distances and margins, which must not overflow
+
+
 WIDTH = 5.6  # inches of a plot; the page scales it to about 560 pixels
 
 
 _LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
-
-
-def printable(name: str) -> str:
-    """A name without control characters, which would steer a terminal or break a document."""
-    return "".join(character if character.isprintable() else "�" for character in name)
 
 
 @contextmanager
@@ -150,6 +153,11 @@ def short_legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
     return " " + short_label(name, length)  # matplotlib leaves out what begins with an underscore, or is empty
 
 
+def as_drawn(values: Sequence[float]) -> list[float]:
+    """The values where they can be drawn; those beyond on the edge."""
+    return [math.copysign(min(abs(value), _LARGEST), value) for value in values]
+
+
 def colour_of(i: int) -> str:
     """The colour of student number `i`."""
     return COLOURS[i % len(COLOURS)]
@@ -179,8 +187,9 @@ def place_legend(figure: Figure, axes: Axes) -> None:
 
 def draw_references(axes: Axes, first: Comparison, teacher: str | None = None) -> None:
     """Draw the returns of the teacher and of the random policy as lines."""
-    axes.axhline(first.teacher.return_mean, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
-    axes.axhline(first.random.return_mean, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
+    teacher_return, random_return = as_drawn((first.teacher.return_mean, first.random.return_mean))
+    axes.axhline(teacher_return, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label=teacher)
+    axes.axhline(random_return, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
 
 
 def use_log_axis(axes: Axes, values: Sequence[float]) -> None:

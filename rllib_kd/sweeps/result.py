@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 import math
 import shlex
@@ -12,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rllib_kd.report.drawing import png, printable, svg
+from rllib_kd.report.drawing import png, svg
 from rllib_kd.sweeps.report import front_plot
+from rllib_kd.text import cell, for_html, for_spreadsheet, number, printable, ratio, rendered
 
 #: A student is as good as its teacher from this return ratio on, as the mean of at least so many seeds.
 GOOD_RATIO, MIN_SEEDS = 0.98, 3
@@ -152,13 +152,11 @@ class SweepResult:
     def __str__(self) -> str:
         """The front as a table of 80 columns, and the recommended student with its command."""
         from rich.box import SIMPLE_HEAD
-        from rich.console import Console
         from rich.table import Table
-        from rich.text import Text
 
         counts = f"{len(self.students)} settings, {len(self.front)} on the Pareto front"
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        table.title = Text(f"{printable(self.env)}: {counts}\n")
+        table.title = cell(f"{self.env}: {counts}", "table.title").append("\n")
         for head in ("para-\nmeters", "% of\nteacher", "return\nratio*", "at\nleast†"):
             table.add_column(head, justify="right", no_wrap=True)
         table.add_column("setting")
@@ -169,18 +167,16 @@ class SweepResult:
                 f"{100 * student.compression:.2g}",
                 _ratio(student.return_ratio),
                 _ratio(student.return_ratio_lower),
-                Text(describe(student)),
+                cell(describe(student)),
             )
-        console = Console(width=80, highlight=False, soft_wrap=False)
-        with console.capture() as capture:
-            console.print(table)
-            console.print("\n* (student − random) / (teacher − random), mean of the seeds")
-            console.print("† lower bound of that mean, 95 % confidence\n")
-            for line in self._remarks():
-                console.print(Text(line))
-        text = "\n".join(line.rstrip() for line in capture.get().splitlines())
+        text = rendered(
+            table,
+            "\n* (student − random) / (teacher − random), mean of the seeds",
+            "† lower bound of that mean, 95 % confidence\n",
+            *self._remarks(),
+        )
         if self.front:  # not wrapped: it is there to be copied
-            text += f"\n\n{self.command(self.recommended or self.front[-1])}"
+            text += f"\n\n{printable(self.command(self.recommended or self.front[-1]))}"
         return text
 
     def _remarks(self) -> list[str]:
@@ -190,7 +186,7 @@ class SweepResult:
         if count := len(self.failed):
             of = count + len(self.students)
             remarks.append(f"{count} of {of} settings failed: {next(iter(self.failed.values()))}")
-        return [remark for remark in remarks if remark]
+        return [printable(remark) for remark in remarks if remark]
 
     def write(self, folder: Path) -> None:
         """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`."""
@@ -200,11 +196,9 @@ class SweepResult:
         rows = [self._row(student) for student in self._sorted()]
         names = list(dict.fromkeys(name for row in rows for name in row))
         with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(
-                {k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in row.items()} for row in rows
-            )
+            writer = csv.writer(file)
+            writer.writerow(map(for_spreadsheet, names))
+            writer.writerows([_csv(row.get(name, "")) for name in names] for row in rows)
         shared = ("env", "teacher", "teacher_parameters", "teacher_return", "random_return", "num_episodes")
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict(), "students": rows}
@@ -246,13 +240,13 @@ class SweepResult:
         title = f"{printable(self.env)}: how small can the student be?"
         lead = (
             f"{len(self.students)} settings, each a mean of its seeds, beside a teacher of "
-            f"{self.teacher_parameters:,} parameters, whose mean return is {self.teacher_return:.1f} where a random "
-            f"policy gets {self.random_return:.1f} ({self.num_episodes} episodes each)."
+            f"{self.teacher_parameters:,} parameters, whose mean return is {number(self.teacher_return)} where a "
+            f"random policy gets {number(self.random_return)} ({self.num_episodes} episodes each)."
         )
-        body = f'<p class="lead">{html.escape(lead)}</p>\n<section class="card" id="recommended">'
-        body += "".join(f"<p>{html.escape(line)}</p>" for line in self._remarks())
+        body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="recommended">'
+        body += "".join(f"<p>{for_html(line)}</p>" for line in self._remarks())
         if self.front:
-            body += f"<pre>{html.escape(self.command(self.recommended or self.front[-1]))}</pre>"
+            body += f"<pre>{for_html(self.command(self.recommended or self.front[-1]))}</pre>"
         body += "</section>\n"
         if self.students:
             plot = svg("front-plot", "Size and return", self._plot)
@@ -285,8 +279,8 @@ class SweepResult:
                 f"{student.env_steps:,}",
             ]
             kind = "" if student.finished else ' class="reference"'
-            row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-            row += f'<td class="words">{html.escape(describe(student))}</td>'
+            row = "".join(f"<td>{for_html(figure)}</td>" for figure in cells)
+            row += f'<td class="words">{for_html(describe(student))}</td>'
             lines.append(
                 f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>'
             )
@@ -308,4 +302,10 @@ def describe(student: SweptStudent) -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "–"
+    return ratio(value) if math.isfinite(value) else "–"
+
+
+def _csv(value: Any) -> str | int | float:
+    if isinstance(value, int | float):
+        return value
+    return for_spreadsheet(value if isinstance(value, str) else json.dumps(value))

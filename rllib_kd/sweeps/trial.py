@@ -13,10 +13,10 @@ from ray import tune
 
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.config import WIDTH_KEYS, DistillDQNConfig
+from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ, as_q_network
-from rllib_kd.experiment.settings import apply_settings
 from rllib_kd.sweeps.result import lower_bound
 from rllib_kd.teachers.base import Teacher
 

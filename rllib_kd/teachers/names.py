@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rllib_kd.checkpoints.uris import absolute_uri
+
 if TYPE_CHECKING:
     pass
 
@@ -19,11 +21,6 @@ class PackagedTeacher(NamedTuple):
 
 #: By name.
 PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
-
-
-def absolute_uri(path: str) -> str:
-    """A URI as it is, and a path that means the same in every working directory."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def absolute_teachers(teacher: Any) -> Any:

@@ -10,6 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from rllib_kd.text import one_line
+
+_MAX_LINE = 2_000  # characters
+
+
+def say(message: str) -> None:
+    """One line on stderr, above a progress line."""
+    print(one_line(message, limit=_MAX_LINE), file=sys.stderr)  # which rich has put its own file in place of
+
 
 @contextmanager
 def bar(title: str, *, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
@@ -44,8 +53,3 @@ def bar(title: str, *, total: int | None, shown: bool = True) -> Iterator[Callab
 def watched() -> bool:
     """Whether stderr is a terminal. Rich also calls a file one, where FORCE_COLOR is set."""
     return sys.stderr.isatty()
-
-
-def say(message: str) -> None:
-    """One line on stderr, above a progress line."""
-    print(message, file=sys.stderr)  # which rich has put its own file in place of

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+from ray import cloudpickle
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.connectors.env_to_module import FlattenObservations, MeanStdFilter
 from ray.rllib.connectors.env_to_module.frame_stacking import FrameStackingEnvToModule
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
+from ray.rllib.core.rl_module.rl_module import RLModule
+
+from tests.conftest import make_q_module
 
 
 class Frames(gym.Env):
@@ -81,6 +88,43 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def flat_and_filtered() -> list[Any]:
     return [FlattenObservations(), MeanStdFilter()]
+
+
+def write_checkpoint(
+    path: Path, env: Any, env_config: Any = None, module: RLModule | None = None, space: gym.Space | None = None
+) -> str:
+    """An Algorithm's checkpoint, as far as it is read, without an Algorithm.
+
+    Args:
+        path: of the folder to write.
+        env: that it records.
+        env_config: that it records.
+        module: the network; default: any for CartPole-v1.
+        space: discrete, which is flattened to what the network takes.
+    """
+    module = module or make_q_module(fcnet_hiddens=[8])
+    module.save_to_path(str(path / "learner_group/learner/rl_module/default_policy"))
+    config = {"env": env, "env_config": {} if env_config is None else env_config}
+    (path / "class_and_ctor_args.pkl").write_bytes(cloudpickle.dumps({"ctor_args_and_kwargs": ((config,), {})}))
+    if space is not None:
+        folder = path / "env_runner/env_to_module_connector"
+        folder.mkdir(parents=True)
+        connectors = {"connectors": [(type(FlattenObservations()), (), {})]}
+        content = {"ctor_args_and_kwargs": ((space, module.action_space), connectors)}
+        (folder / "class_and_ctor_args.pkl").write_bytes(pickle.dumps(content))
+    return str(path)
+
+
+def write_frozen_lake(path: Path, env_config: Any = None, *, env: Any = "FrozenLake-v1") -> str:
+    """A checkpoint whose policy walks straight to the goal, which it reaches where the ice is not slippery."""
+    left, down, right = np.eye(4)[[0, 1, 2]]
+    actions = np.tile(left, (16, 1))
+    actions[[0, 4, 9]], actions[[8, 13, 14]] = down, right
+    module = make_q_module(gym.spaces.Box(0, 1, (16,), np.float32), gym.spaces.Discrete(4), fcnet_hiddens=[16])
+    weights = {"encoder.net.mlp.0.weight": np.eye(16), "af.net.mlp.0.weight": actions.T}
+    state = {key: torch.as_tensor(weights.get(key, 0 * value)).float() for key, value in module.state_dict().items()}
+    module.load_state_dict(state)
+    return write_checkpoint(path, env, env_config, module, gym.spaces.Discrete(16))
 
 
 def build_dqn(kind: str) -> Algorithm:

@@ -7,12 +7,15 @@ from importlib import import_module
 
 import pytest
 import ray
+from ray._private import worker
+from ray._private.node import Node
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
 from ray.rllib.core.learner.learner import Learner
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.tune.trainable import Trainable
@@ -36,14 +39,23 @@ OUR_CLASSES = (
 )
 #: What is reached in objects of RLlib from outside of them.
 REACHED = {
-    EnvRunnerGroup: ("_worker_manager",),
-    FaultTolerantActorManager: ("_filter_calls_by_tag", "_remove_async_state", "actors"),
+    EnvRunnerGroup: ("_ignore_ray_errors_on_env_runners", "_worker_manager"),
+    FaultTolerantActorManager: (
+        "_filter_calls_by_tag",
+        "_remove_async_state",
+        "actors",
+        "handle_remote_call_result_errors",
+    ),
     Learner: ("_learner_index", "_weights_seq_no", "_optimizer_lr_schedules"),
     DQNLearner: ("last_update_ts_by_mid",),
-    SingleAgentEnvRunner: ("_env_to_module", "_module_to_env"),
+    SingleAgentEnvRunner: ("_env_to_module", "_module_to_env", "_try_env_reset", "_try_env_step"),
+    MultiAgentEnvRunner: ("_try_env_reset", "_try_env_step"),
+    Node: ("is_head",),
     MeanStdFilter: ("_update_stats",),
     Trainable: ("_storage", "_iteration"),
 }
+#: The same in modules of Ray.
+REACHED_IN_MODULES = {worker: ("_global_node",)}
 
 
 def source_of(classes) -> str:
@@ -112,7 +124,13 @@ def test_what_sampling_goes_on_from_is_there(cls):
 def test_what_is_reached_in_one_file_is_listed():
     tree = ast.parse(inspect.getsource(_rllib))
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
-    assert used <= {name for names in REACHED.values() for name in names}
+    assert used <= {name for names in (REACHED | REACHED_IN_MODULES).values() for name in names}
+
+
+@pytest.mark.parametrize("module", REACHED_IN_MODULES)
+def test_what_is_reached_in_modules_is_there(module):
+    missing = [name for name in REACHED_IN_MODULES[module] if not hasattr(module, name)]
+    assert not missing, f"Ray {ray.__version__} has no {missing} in {module.__name__}, which rllib_kd depends on."
 
 
 def test_a_name_that_is_gone_is_named():

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rllib_kd.export.deployment import deploy
 from tests.conftest import CARTPOLE_OBS
 from tests.formats import mlp, sb3_weights, sb3_zip
 from tests.payloads import Payload, payloads
-from tests.rllib_checkpoints import build_dqn
+from tests.rllib_checkpoints import build_dqn, write_checkpoint
 
 #: What is read of an RLlib checkpoint. Everything else in it may hold what it likes.
 READ = {
@@ -127,6 +128,33 @@ def test_it_is_refused_by_its_name_wherever_it_is_given(saved, tmp_path, write, 
         assert ended.value.code in (1, 2), name
         assert "posix.system" in said.err + said.out, name
         assert "Traceback" not in said.err + said.out, name
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("kind", ["a call", "a class", "a path"])
+def test_a_config_of_an_environment_runs_nothing(tmp_path, kind, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    mark = tmp_path / "mark"
+    value = {"a call": payloads(mark)["os.system"], "a class": Payload, "a path": "/dev/zero"}[kind]
+    path = write_checkpoint(tmp_path / "teacher", "CartPole-v1", {"run": value})
+    for name in ("evaluate", "compare", "export"):
+        words = [part.format(path) for part in COMMANDS[name]]
+        for line in (words, words[:-2]):  # with its environment's id, and without
+            monkeypatch.setattr("sys.argv", ["rllib", *line])
+            with pytest.raises(SystemExit) as ended:
+                main()
+            assert ended.value.code == 2, name
+            assert "sets what is not known to be harmless: 'run'. Set these keys" in capsys.readouterr().err, name
+    assert not mark.exists()
+
+
+def test_training_never_looks_at_the_environment_of_its_teacher(tmp_path, build):
+    mark = tmp_path / "mark"
+    entries = {"run": payloads(mark)["os.system"], "max_episode_steps": 3}
+    algo = build(config(Path(write_checkpoint(tmp_path / "teacher", "antigravity:Env-v0", entries))))
+    assert algo.config.env_config == {}
+    algo.train()
+    assert "antigravity" not in sys.modules
     assert not mark.exists()
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 from rllib_kd import Sweep, sweep_loggers
 from rllib_kd.experiment.files import parse_json
+from rllib_kd.relay import printed_warnings
+from rllib_kd.text import one_line, printable
 
 
 def parse() -> argparse.Namespace:
@@ -73,13 +75,15 @@ def main() -> None:
     )
     result = sweep.run(resume=args.resume, address=args.address)
     print(result)
-    print(f"\n{sweep.path}/report/index.html, pareto.png, sweep.csv, sweep.json ({time.perf_counter() - start:.0f} s)")
+    seconds = time.perf_counter() - start
+    print(f"\n{printable(sweep.path)}/report/index.html, pareto.png, sweep.csv, sweep.json ({seconds:.0f} s)")
     if not result.is_complete:
         sys.exit(1)
 
 
 if __name__ == "__main__":
     try:
-        main()
+        with printed_warnings():
+            main()
     except (ValueError, OSError) as error:  # the latter of storage
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")

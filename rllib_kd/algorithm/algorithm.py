@@ -27,12 +27,22 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd import _rllib
+from rllib_kd.algorithm.answers import kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
+from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.postponed import Postponed
+from rllib_kd.algorithm.preflight import (
+    actor_resources,
+    check_environment,
+    check_resources,
+    check_teachers,
+    spaces_known_here,
+)
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
 from rllib_kd.algorithm.results import distillation_results
@@ -40,8 +50,9 @@ from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling
 from rllib_kd.algorithm.students import Students, new_student, shape_students, warn_of_large_students
 from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT, Teachers, without_networks
-from rllib_kd.checkpoints.replacing import local_checkpoint, replacing
-from rllib_kd.checkpoints.replay_files import resolve
+from rllib_kd.algorithm.unusable_states import UnusableStates
+from rllib_kd.checkpoints.replacing import replacing
+from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
 from rllib_kd.students import initialization
@@ -78,7 +89,7 @@ class DistillDQN(DQN):
     #: What a checkpoint holds beside RLlib's own and the teachers: attributes whose objects have states of their own.
     SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling")
     #: The other attributes of this class, which follow from the config, or belong to one process.
-    NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students"})
+    NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students", "_unusable_states"})
 
     @classmethod
     @override(DQN)
@@ -94,7 +105,12 @@ class DistillDQN(DQN):
         """
         self._postponed = Postponed()
         _limit_threads(self.config.num_cpus_for_main_process)
+        spaces = spaces_known_here(self.config)
+        if spaces is not None:
+            check_environment(self.config, spaces)
+        check_resources(actor_resources(type(self), self.config))
         self._teachers = Teachers.load(self.config, self._storage)
+        check_teachers(self.config, self._teachers, spaces)
         self.config = self._concrete_config()
         try:
             super().setup(self.config)
@@ -110,6 +126,7 @@ class DistillDQN(DQN):
             learning_starts=self.config.num_steps_sampled_before_learning_starts,
         )
         self._sampling = Sampling(self.config, self.env_runner_group, self.learner_group)
+        self._unusable_states = UnusableStates(self.config, self._teachers)
         check_vector_env(self.env_runner_group)
         if self._teachers.are_loaded:
             self._meet_teachers()
@@ -156,7 +173,8 @@ class DistillDQN(DQN):
             raise RuntimeError(
                 "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
                 "Learners. Stop this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). "
-                "Under Ray Tune FailureConfig(max_failures=...) does so."
+                "`rllib train --checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune "
+                "FailureConfig(max_failures=...)."
             ) from error
 
     def _sample(self) -> list[Sample]:
@@ -164,6 +182,7 @@ class DistillDQN(DQN):
         before = self.num_env_steps
         samples = self._sampling.sample(before)
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
+        self._unusable_states.check(self.metrics, self.num_env_steps)
         self._replay_ratio.sampled(self.num_env_steps - before)
         return samples
 
@@ -216,15 +235,21 @@ class DistillDQN(DQN):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's evaluation; of a family, of one student after the other: see `students` in the result."""
         if not self.config.students:
-            evaluation = super().evaluate(*args, **kwargs)
+            evaluation = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(evaluation, of=None if self.config.is_multi_agent else DEFAULT_MODULE_ID)
             return evaluation
         students = {}
         for name in self.config.students:
             self.eval_env_runner_group.foreach_env_runner(lambda env_runner, name=name: env_runner.let_act(name))
-            students[name] = super().evaluate(*args, **kwargs)
+            students[name] = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(students[name], of=name)
         return {**students[name], "students": students}
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            return super().evaluate(*args, **kwargs)
+        except ray.exceptions.RayTaskError as error:  # of a remote EnvRunner
+            raise reason_in(error) or error from None
 
     @classmethod
     @override(DQN)
@@ -249,6 +274,8 @@ class DistillDQN(DQN):
         """As RLlib's, also where the environment of a remote EnvRunner hangs."""
         if hasattr(self, "_sampling"):  # setup() came that far
             self._sampling.requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
+            if self.eval_env_runner_group is not None:
+                kill_the_hung(_rllib.actor_manager(self.eval_env_runner_group).actors(), seconds=_SECONDS_TO_STOP)
         super().cleanup()
 
     # --- What can be asked --------------------------------------------------------------------------------------------
@@ -334,20 +361,46 @@ class DistillDQN(DQN):
         filesystem: pyarrow.fs.FileSystem | None = None,
         **kwargs: Any,
     ) -> str:
-        """As RLlib's, with the replay of each Learner; a checkpoint that lies there is replaced by a whole one only."""
-        if (older := local_checkpoint(path, filesystem)) is not None:
-            with replacing(older) as folder:
-                self.save_to_path(folder, state=state, **kwargs)
-            return str(older)
+        """As RLlib's, with the replay of each Learner; on a local disk, whole or not at all.
+
+        A checkpoint that lies there stays until the new one is complete. See `replacing()`.
+        """
+        folder = local_folder(path, filesystem)
+        if folder is None:
+            return self._write_checkpoint(path, state=state, filesystem=filesystem, **kwargs)
+        with replacing(folder, left_out=(REPLAY_FOLDER,)) as new:
+            self._write_checkpoint(new, state=state, **kwargs)
+        return str(folder)
+
+    def _write_checkpoint(
+        self,
+        path: str | Path | None,
+        *,
+        state: dict[str, Any] | None,
+        filesystem: pyarrow.fs.FileSystem | None = None,
+        **kwargs: Any,
+    ) -> str:
+        num_saves = num_learner_saves(self.learner_group)
         saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
-        if state is None and self.config.store_buffer_in_checkpoints:
-            save_replays(self.learner_group, saved, resolve(saved if path is None else path, filesystem)[1])
+        if state is None:
+            check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
+            if self.config.store_buffer_in_checkpoints:
+                save_replays(self.learner_group, saved, resolve(saved if path is None else path, filesystem)[1])
         return saved
+
+    @classmethod
+    @override(DQN)
+    def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> DistillDQN:
+        """As RLlib's, which takes no relative paths."""
+        if isinstance(path, str | Path):
+            path = str(local_folder(path, filesystem) or path)
+        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
 
     @override(DQN)
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         if self._postponed.put_off(partial(self.restore_from_path, path, *args, **kwargs)):
             return
+        path = str(local_folder(path, kwargs.get("filesystem")) or path)
         is_whole = "component" not in kwargs
         resolved, filesystem = resolve(path, kwargs.get("filesystem"))
         if is_whole:

@@ -20,8 +20,12 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd import _rllib
+from rllib_kd.algorithm.answers import answers, reason_of
+from rllib_kd.checkpoints.tune import finite_number
 from rllib_kd.evaluation.measures import is_better_than_random
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import number
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -93,30 +97,30 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
     if must_gain and gain <= 0:
         raise ValueError(
             "kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
-            f"{teacher_return:.4g} and {random_return:.4g} over {num_episodes} episodes."
+            f"{number(teacher_return)} and {number(random_return)} over {num_episodes} episodes."
         )
     if not is_better_than_random(played["teacher"], played["random"]):
         logger.warning(
-            "The teacher '%s' plays '%s' no better than a random policy: mean returns of %.4g and %.4g over %d "
+            "The teacher '%s' plays '%s' no better than a random policy: mean returns of %s and %s over %d "
             "episodes. It may have been trained in another environment, or with other wrappers and connectors "
             "(e.g. a missing frame stack or observation filter).",
             teacher.source,
             env,
-            teacher_return,
-            random_return,
+            number(teacher_return),
+            number(random_return),
             num_episodes,
         )
     elif trained_return is not None and gain < 0.5 * (trained_return - random_return):
         logger.warning(
-            "The teacher '%s' plays '%s' far worse than in its training: a mean return of %.4g over %d episodes, "
-            "where its training ended with %.4g, and a random policy has %.4g. The environment may differ from the "
+            "The teacher '%s' plays '%s' far worse than in its training: a mean return of %s over %d episodes, "
+            "where its training ended with %s, and a random policy has %s. The environment may differ from the "
             "one of its training, in its wrappers, its config or its connectors.",
             teacher.source,
             env,
-            teacher_return,
+            number(teacher_return),
             num_episodes,
-            trained_return,
-            random_return,
+            number(trained_return),
+            number(random_return),
         )
 
 
@@ -127,11 +131,12 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
     """
     if key is None:
         return measure()
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rllib_kd" / f"baselines-{key}.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        pass  # not there, or half written
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rllib_kd" / f"baselines-{key}.json"
+    except RuntimeError:  # nobody's home
+        return measure()
+    if (kept := _read(path)) is not None:
+        return kept
     returns = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +146,20 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
     except OSError as error:
         logger.info("The baselines cannot be kept in %s: %s", path.parent, error)
     return returns
+
+
+def _read(path: Path) -> Played | None:
+    """Returns that `cached()` has written; None where the file is missing, half written, or anything else."""
+    try:
+        played = json.loads(path.read_text()) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_whole = isinstance(played, dict) and played.keys() == set(BASELINES) and all(map(_are_returns, played.values()))
+    return played if is_whole else None
+
+
+def _are_returns(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(finite_number(value) is not None for value in values)
 
 
 def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], settings: Sequence[Any]) -> str | None:
@@ -172,7 +191,10 @@ def _play_episodes(
     if (num_runners := group.num_healthy_remote_workers()) == 0:
         return group.local_env_runner.play_episodes(num_episodes, teacher=teacher)
     share = math.ceil(num_episodes / num_runners)
-    parts = group.foreach_env_runner(
-        "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}, local_env_runner=False
+    results = _rllib.actor_manager(group).foreach_actor(
+        "play_episodes", kwargs={"num_episodes": share, "teacher": teacher}
     )
+    parts = answers(group, results)
+    if not parts:
+        raise reason_of(results)
     return {group_id: [value for part in parts for value in part[group_id]] for group_id in group_ids}

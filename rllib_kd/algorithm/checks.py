@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
+from rllib_kd.algorithm.settings import check_model_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
@@ -107,6 +108,7 @@ def check_rllib_numbers(config: DistillationConfig) -> None:
         _check_integer(name, getattr(config, name), low=1)
     _check_integer("num_steps_sampled_before_learning_starts", config.num_steps_sampled_before_learning_starts, low=0)
     _check_integer("rollout_fragment_length", config.get_rollout_fragment_length(), low=1)
+    _check_integer("num_learners", config.num_learners, low=0)
     if config.uses_td:
         _check_integer("n_step", config.n_step, low=1)
         check_schedule("gamma", config.gamma, high=1.0)
@@ -222,6 +224,11 @@ def check_losses(config: DistillationConfig) -> None:
             f"`td_coeff` with a distributional student (num_atoms={config.num_atoms}) is not supported. Set "
             "num_atoms=1; the teacher may be distributional."
         )
+    if config.num_atoms > 1 and not config.v_min < config.v_max:
+        raise ValueError(
+            f"Return distributions need v_min < v_max, got {config.v_min} and {config.v_max}. Set "
+            "training(v_min=..., v_max=...) as in the teacher."
+        )
 
 
 # --- Students ---------------------------------------------------------------------------------------------------------
@@ -265,11 +272,12 @@ def check_family(config: DistillationConfig) -> None:
     for name, shape in config.students.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"The name of a student becomes that of a folder: a word, got {name!r}.")
-        _check_shape(f"`students['{name}']`", shape)
+        _check_shape(f"students['{name}']", shape)
 
 
-def _check_shape(where: str, shape: object) -> None:
+def _check_shape(setting: str, shape: object) -> None:
     """Check a preset, a compression or a model config of one student of a family."""
+    where = f"`{setting}`"
     if isinstance(shape, str):
         _check_preset(f"student {where}:", shape)
         return
@@ -279,6 +287,7 @@ def _check_shape(where: str, shape: object) -> None:
     for key in shape:
         if key not in known:
             raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
+    check_model_config(setting, shape)
     if len({"compression"} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
         raise ValueError(
             f"{where} must have either `compression` or widths ({', '.join(sorted(WIDTH_KEYS))}), got {dict(shape)}."

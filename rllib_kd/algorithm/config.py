@@ -17,7 +17,8 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from typing_extensions import Self
 
 from rllib_kd.algorithm.checks import check
-from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.algorithm.settings import check_settings
+from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
 from rllib_kd.learner.learner import DistillDQNTorchLearner
@@ -258,7 +259,19 @@ class DistillationConfig(DQNConfig):
             ValueError: saying what was got, what was expected and what to do.
         """
         check(self)
+        check_settings(self)
         super().validate()
+        if not self.in_evaluation and self.evaluation_config != type(self)().evaluation_config:
+            evaluation = self.get_evaluation_config_object()
+            if evaluation is not None:
+                evaluation.validate()  # as RLlib will, but only when EnvRunners have been started
+
+    def get_state(self) -> dict[str, Any]:
+        """As RLlib's, which drops every −1, its mark of deprecated fields: `v_min=-1.0` would become the default."""
+        state, defaults = super().get_state(), vars(type(self)())
+        not_state = {"algo_class", "_is_frozen"}
+        lost = {name: value for name, value in vars(self).items() if name not in state and name not in not_state}
+        return state | {name: value for name, value in lost.items() if value != defaults.get(name)}
 
     def settle_environment(self) -> None:
         """Set what an environment needs that is known by its name, before EnvRunners read the config.
@@ -274,7 +287,7 @@ class DistillationConfig(DQNConfig):
     def env_runner_cls(self) -> type | None:
         """The class that was set, else `DistillEnvRunner`, or `DistillMultiAgentEnvRunner` for several agents.
 
-        In evaluation None, which is RLlib's own, unless a class was set.
+        In evaluation the class that `get_evaluation_config_object()` has set.
         """
         if self._env_runner_cls is not None or self.in_evaluation:
             return self._env_runner_cls
@@ -316,7 +329,7 @@ class DistillationConfig(DQNConfig):
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
-        """Return a config for the greedy student alone, in RLlib's standard EnvRunner with one environment.
+        """Return a config for the greedy student alone, in RLlib's EnvRunner with one environment, explaining failures.
 
         With several environments RLlib counts the episodes that end first, which favours short ones.
         """
@@ -324,7 +337,8 @@ class DistillationConfig(DQNConfig):
         if config is not None:
             overrides = self.evaluation_config
             given = overrides if isinstance(overrides, Mapping) else {}
-            config.env_runner_cls = given.get("env_runner_cls", StudentsEnvRunner if self.students else None)
+            standard = ExplainingMultiAgentEnvRunner if self.is_multi_agent else StudentsEnvRunner
+            config.env_runner_cls = given.get("env_runner_cls", standard)
             config.explore = given.get("explore", False)
             config.num_envs_per_env_runner = given.get("num_envs_per_env_runner", 1)
         return config

@@ -10,8 +10,10 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.algorithm.students import Students
-from rllib_kd.observations.spaces import brief, check_spaces, input_space, same_space
+from rllib_kd.environments.failures import described
+from rllib_kd.observations.spaces import check_spaces, input_space
 from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def explain_failed_env_runners(
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
     except Exception as error:
-        raise ValueError(f"The environment '{config.env}' cannot be made: {error}") from error
+        name = getattr(config.env, "__name__", config.env)
+        raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
     if config.is_multi_agent:
         return
     if "env_to_module" not in config.own_connectors:
@@ -90,15 +93,5 @@ def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, s
             f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
             "settings do not have. Name one that takes what the environment shows."
         )
-    if teacher.pipeline is None and not teacher.takes(shown_space):
-        shown_space, _ = spaces[group_id]  # then it takes what the student takes
-    for what, fits, teacher_space, own_space in (
-        ("observation", teacher.takes(shown_space), teacher.observation_space, shown_space),
-        ("action", same_space(teacher.action_space, action_space), teacher.action_space, action_space),
-    ):
-        if not fits:
-            raise ValueError(
-                f"The teacher's {what} space is {brief(teacher_space)}, but in '{config.env}' it is "
-                f"{brief(own_space)}. Distil in the environment in which the teacher was trained, with the same "
-                "wrappers, and connectors where its checkpoint has none."
-            )
+    seen, _ = spaces.get(group_id, (None, None))
+    check_teacher(teacher, (shown_space, action_space), config.env, seen=seen)

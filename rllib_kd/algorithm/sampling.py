@@ -17,8 +17,10 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
 from rllib_kd import _rllib
+from rllib_kd.algorithm.answers import answers, kill_the_hung, reason_in
 from rllib_kd.algorithm.random_state import capture_random_state, put_back_random_state
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.learner.group import TD_COLUMNS
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, pack_weights
@@ -244,6 +246,8 @@ class SampleRequests:
         self._max_staleness = max_staleness
         self._timeout_s = timeout_s
         self._sent_with: dict[ray.ObjectRef, int] = {}  # weights_seq_no by request under way
+        self._has_sampled = False
+        self._failures: dict[int, EnvFailedError] = {}  # by EnvRunner, whose environment has raised last
 
     def __len__(self) -> int:
         """Requests under way, with those whose results were not fetched yet."""
@@ -278,6 +282,10 @@ class SampleRequests:
 
         Returns:
             At least one, unless no EnvRunner is left, or none answers in time.
+
+        Raises:
+            EnvFailedError: an environment has raised, and its EnvRunner is not to be restarted or done without; or all
+                have raised before there was any sample.
         """
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         samples: list[Sample] = []
@@ -289,7 +297,7 @@ class SampleRequests:
             wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             # RLlib itself waits for all requests, or for none.
             ready, _ = ray.wait(awaited, num_returns=num_returns, timeout=wait_s, fetch_local=False)
-            samples += [sample for _, sample in self._group.fetch_ready_async_reqs(tags=_SAMPLE)]
+            samples += self._fetch_ready()
             if len(ready) < num_returns:
                 missing = set(awaited) - set(ready)
                 logger.warning("%d samples have not come within sample_timeout_s=%s.", len(missing), self._timeout_s)
@@ -305,12 +313,10 @@ class SampleRequests:
 
     def kill_the_hung(self, *, seconds: float) -> None:
         """End EnvRunners that do not answer in time: what RLlib asks of them at the end, it waits for endlessly."""
-        by_ping = {actor.ping.remote(): actor for actor in self._manager.actors().values()}
-        if by_ping:
-            _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)
-            for ping in hung:
-                logger.warning("An EnvRunner does not end its sample within %g s, and is killed.", seconds)
-                ray.kill(by_ping[ping])
+        actors = dict(self._manager.actors())
+        for worker_id in self._failures:  # they end by themselves, but may take a minute
+            ray.kill(actors.pop(worker_id))
+        kill_the_hung(actors, seconds=seconds)
 
     def ping_the_dead(self) -> bool:
         """Whether an EnvRunner that died has answered since: without waiting for it."""
@@ -322,6 +328,20 @@ class SampleRequests:
         if silent := dead - answered:
             self._manager.foreach_actor_async("ping", tag=_PING, healthy_only=False, remote_actor_ids=sorted(silent))
         return bool(answered)
+
+    def _fetch_ready(self) -> list[Sample]:
+        """As RLlib's, with what it drops: why an environment has failed."""
+        results = self._manager.fetch_ready_async_reqs(tags=_SAMPLE)
+        for result in results:
+            if result.ok:
+                self._has_sampled = True
+                self._failures.pop(result.actor_id, None)
+            elif reason := reason_in(result.get()):
+                self._failures[result.actor_id] = reason
+        samples = answers(self._group, results)
+        if not self._has_sampled and self._failures.keys() >= set(self._manager.actor_ids()):
+            raise next(iter(self._failures.values()))
+        return samples
 
     def _under_way(self) -> list[ray.ObjectRef]:
         return _rllib.calls_under_way(self._manager, _SAMPLE)[0]

@@ -11,12 +11,20 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, names_in
 
 _MAX_RATIO = 20  # unpacked / packed bytes: weights hardly compress, and the text beside them is small
 
 
+_MAX_RATIO_OF_LARGE = 4  # beyond `MAX_UNPACKED`
+
+
 _MAX_SMALL = 2**20  # bytes that may be unpacked from anything
+
+
+#: The others claim a dictionary of any size.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 #: What weights are made of. PyTorch's own list is longer, and has `bytearray`, which takes what memory it is told to.
@@ -49,6 +57,8 @@ class Archive:
 
     def __init__(self, content: bytes, where: str):
         self._where = where
+        if content.count(b"PK\1\2") > limits.MAX_ARCHIVE_ENTRIES:  # before each takes memory of its own
+            raise CheckpointError(f"'{where}' was refused: it has more than {limits.MAX_ARCHIVE_ENTRIES} files in it.")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(content))
             self.names = frozenset(self._zip.namelist())
@@ -66,7 +76,11 @@ class Archive:
         """
         try:
             info = self._zip.getinfo(name)
-            if info.file_size > max(_MAX_SMALL, _MAX_RATIO * min(info.compress_size, self._num_bytes)):
+            if info.compress_type not in _COMPRESSIONS:
+                raise CheckpointError(f"'{self._where}' was refused: '{name}' in it is packed in an uncommon way.")
+            packed = min(info.compress_size, self._num_bytes)
+            ratio = _MAX_RATIO if _MAX_RATIO * packed <= limits.MAX_UNPACKED else _MAX_RATIO_OF_LARGE
+            if info.file_size > max(_MAX_SMALL, ratio * packed):
                 raise CheckpointError(
                     f"'{self._where}' was refused: '{name}' in it would unpack from {info.compress_size} to "
                     f"{info.file_size} bytes."
@@ -144,16 +158,22 @@ def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
     """
     if not isinstance(weights, Mapping) or not weights:
         raise CheckpointError(f"'{where}' holds a {type(weights).__name__}. Expected the weights of a module by name.")
+    if len(weights) > limits.MAX_WEIGHTS:
+        raise CheckpointError(f"'{where}' was refused: it has {len(weights)} weights.")
     tensors = {}
-    claimed, held = 0, {}  # bytes
+    claimed, held = 0, 0  # bytes
+    storages: set[int] = set()
     for name, tensor in weights.items():
         is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not is_plain:
-            raise CheckpointError(f"'{where}' was refused: its weight {name!r} is no plain tensor.")
+            shown = repr(name[:100]) if isinstance(name, str) else f"({type(name).__name__})"
+            raise CheckpointError(f"'{where}' was refused: its weight {shown} is no plain tensor.")
         # Tensors may claim any shape over few bytes, by strides of zero; and share them.
         claimed += tensor.numel() * tensor.element_size()
-        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        if claimed > sum(held.values()):
+        storage = tensor.untyped_storage()
+        held += 0 if storage.data_ptr() in storages else storage.nbytes()
+        storages.add(storage.data_ptr())
+        if claimed > held:
             raise CheckpointError(f"'{where}' was refused: its weight {name!r} claims more numbers than there are.")
         tensors[name] = tensor.detach().float().contiguous()
     return tensors

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.numpy import SMALL_NUMBER
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.pipeline import (
@@ -44,9 +46,6 @@ _DEFAULT_CONNECTORS = {
 
 
 _SUM_OF_SQUARES = ("sum_sq_diff_array", "std_array")
-
-
-_MAX_STATISTICS = 2**26  # bytes, unpacked: 8 million numbers
 
 
 #: Class, constructor's keyword arguments, state.
@@ -139,12 +138,19 @@ def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any]
     if kind == "FlattenObservations":
         return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
     if kind == "FrameStacking":
-        return StackFrames(int(kwargs["num_frames"]))
+        return _stack_frames(kwargs["num_frames"], space)
     if kind == _IMAGES.name and is_byte_image(space):
         return Images(input_space(space).shape)
     if kind == "MeanStdFilter" and set(state) == {None} and len(state[None]["running_stats"]) == 1:
         return _normalize(state[None], space)
     return None
+
+
+def _stack_frames(num_frames: Any, space: gym.Space) -> StackFrames:
+    count = int(num_frames)
+    if not 0 < count <= limits.MAX_FRAMES or count * math.prod(space.shape or ()) > limits.MAX_INPUTS:
+        raise ValueError(f"a stack of {count} frames, expected at most {limits.MAX_FRAMES} that fit into memory")
+    return StackFrames(count)
 
 
 def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
@@ -170,7 +176,14 @@ def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
 def _unpack(text: str) -> np.ndarray:
     """RLlib's text form of an array. RLlib's own reader would unpickle objects in it."""
     unpacker = zlib.decompressobj()
-    data = unpacker.decompress(base64.b64decode(text), _MAX_STATISTICS)
+    data = unpacker.decompress(base64.b64decode(text), limits.MAX_UNPACKED)
     if unpacker.unconsumed_tail:
-        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {_MAX_STATISTICS} bytes")
+        raise ValueError(f"the statistics of a MeanStdFilter unpack to more than {limits.MAX_UNPACKED} bytes")
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    reads_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = reads_header(file)
+    # numpy would first take the memory that the header claims.
+    if dtype.kind not in "biuf" or dtype.itemsize * math.prod(shape) != len(data) - file.tell():
+        raise ValueError(f"the statistics of a MeanStdFilter have the shape {shape} and the type {dtype}")
     return np.load(io.BytesIO(data), allow_pickle=False)

@@ -12,24 +12,33 @@ import math
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd import limits
+from rllib_kd.text import one_line
+
 #: Numbers and truth values. Not objects, which are pickles again, nor structured types.
 _DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
 
 
-_MAX_DEPTH = 100  # of containers in containers
-
-
-_MAX_SHARED = 64  # bytes of an array that another one may have, too
+_MAX_SHARED = 64  # bytes of an array that another one may have, too; of texts, those that count as one part
 
 
 _MAX_MESSAGE = 1_000  # characters
+
+
+_MAX_AXES = 32  # of an array
+
+
+_MAX_PLACE = 2**32  # in the memo
+
+
+_SURE_HASH = 2**61 - 1  # below it integers have hashes of their own; at its multiples all have the same
 
 
 class CheckpointError(ValueError):
@@ -39,10 +48,9 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, message: str):
-        line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(message.split()))
-        if len(line) > _MAX_MESSAGE:
-            line = f"{line[: _MAX_MESSAGE // 2]} ... {line[-_MAX_MESSAGE // 2 :]}"
-        super().__init__(line)
+        if len(message) > 4 * _MAX_MESSAGE:  # before each word of it takes memory of its own
+            message = f"{message[: 2 * _MAX_MESSAGE]} ... {message[-2 * _MAX_MESSAGE :]}"
+        super().__init__(one_line(message, limit=_MAX_MESSAGE))
 
 
 @dataclass(frozen=True)
@@ -59,34 +67,69 @@ class Name:
 class Tag:
     """What stands for a global while a pickle is read: its subclasses for names, its instances for calls of them."""
 
-    of: Name
+    __slots__ = ("_items", "args", "kwargs", "state")
+    of: ClassVar[Name]
+
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     state: Any
-    items: list[Any]
+    _items: list[Any] | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Tag:  # noqa: D102
+        return cls.called(args, kwargs)
+
+    @classmethod
+    def called(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tag:
+        """A call with these arguments, which are not copied: thousands of calls may share the same."""
         self = object.__new__(cls)
-        self.args, self.kwargs, self.state = args, kwargs, None
-        self.items = []
+        self.args, self.kwargs, self.state, self._items = args, kwargs, None, None
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
+    @property
+    def items(self) -> list[Any]:
+        """As pickle filled it, one after the other."""
+        return self._items or []
+
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
+        self.append((key, value))
 
     def append(self, value: Any) -> None:
         """As pickle fills a list."""
-        self.items.append(value)
+        self._items = self._items or []
+        self._items.append(value)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tag:
-        """What a call returned is called: a record too."""
-        return type(self)(*args, **kwargs)
+
+class _TooMuchError(Exception):
+    """A pickle that claims more than any checkpoint does."""
+
+
+class Budget:
+    """How many opcodes may be read, of one pickle or of several together."""
+
+    def __init__(self, opcodes: int = limits.MAX_OPCODES):
+        self.opcodes = opcodes
+
+
+class _Counted(dict[int, Callable[[Any], None]]):
+    """What opcodes do, and how many may still come."""
+
+    def __init__(self, dispatch: dict[int, Callable[[Any], None]], budget: Budget):
+        super().__init__(dispatch)
+        self._budget = budget
+        self._own = limits.MAX_OPCODES
+
+    def __getitem__(self, opcode: int) -> Callable[[Any], None]:
+        self._budget.opcodes -= 1
+        self._own -= 1
+        if self._own < 0 or self._budget.opcodes < 0:
+            raise _TooMuchError("it has too many opcodes")
+        return super().__getitem__(opcode)
 
 
 class _Reader(pickle._Unpickler):
@@ -94,18 +137,32 @@ class _Reader(pickle._Unpickler):
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     read: Callable[[int], bytes]
+    readline: Callable[[], bytes]
     append: Callable[[Any], None]  # to the stack
+    pop_mark: Callable[[], list[Any]]
     stack: list[Any]
+    memo: dict[int, Any]
 
-    def __init__(self, file: IO[bytes]):
+    def __init__(self, file: IO[bytes], budget: Budget | None = None):
         super().__init__(file)
-        self.names: set[Name] = set()
+        self.dispatch = _Counted(type(self).dispatch, budget or Budget())  # type: ignore[misc]
+        self._kinds: dict[Name, type[Tag]] = {}
         self._depths: dict[int, int] = {}  # of tuples on the stack, and in the memo, by their ids
+        self._sizes: dict[int, int] = {}  # their parts, and those of parts
+        self._num_compound_keys = 0
+
+    @property
+    def names(self) -> set[Name]:
+        """Every class and function that was named."""
+        return set(self._kinds)
 
     def find_class(self, module: str, name: str) -> Any:
         of = Name(_today(module), name)
-        self.names.add(of)
-        return type("Tag", (Tag,), {"of": of})
+        if of not in self._kinds:
+            if len(self._kinds) == limits.MAX_NAMES:
+                raise _TooMuchError(f"it names more than {limits.MAX_NAMES} classes")
+            self._kinds[of] = type("Tag", (Tag,), {"of": of, "__slots__": ()})
+        return self._kinds[of]
 
     def get_extension(self, code: int) -> Any:
         """Not from the cache of classes, which this process may have filled."""
@@ -116,12 +173,52 @@ class _Reader(pickle._Unpickler):
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
-    def _note_depth(self) -> None:
+    def load_put(self) -> None:
+        """As pickle's own, with places of which no two have the same hash."""
+        place = int(self.readline()[:-1])
+        if not 0 <= place < _MAX_PLACE:
+            raise pickle.UnpicklingError("a place in the memo that is none")
+        self.memo[place] = self.stack[-1]
+
+    def load_reduce(self) -> None:
+        """A call, whose arguments are not copied."""
+        args = self.stack.pop()
+        self.stack[-1] = _called(self.stack[-1], args, {})
+
+    def load_newobj(self) -> None:
+        """The same, of a class."""
+        args = self.stack.pop()
+        self.stack[-1] = _called(self.stack[-1], args, {})
+
+    def load_newobj_ex(self) -> None:
+        """The same, with keyword arguments."""
+        kwargs, args = self.stack.pop(), self.stack.pop()
+        self.stack[-1] = _called(self.stack[-1], args, kwargs)
+
+    def _note_tuple(self) -> None:
+        """Python dies when it hashes a tuple in a tuple in a tuple..., and has no end where they share their parts."""
         value = self.stack[-1]
-        depth = 1 + max((self._depths[id(part)] for part in value if isinstance(part, tuple) and part), default=0)
-        if depth > _MAX_DEPTH:
+        parts = [id(part) for part in value if isinstance(part, tuple) and part]
+        depth = 1 + max((self._depths[part] for part in parts), default=0)
+        if depth > limits.MAX_DEPTH:
             raise RecursionError
         self._depths[id(value)] = depth
+        self._sizes[id(value)] = 1 + len(value) + sum(self._sizes[part] for part in parts)
+
+    def _check_integer(self) -> None:
+        if self.stack[-1].bit_length() > limits.MAX_INTEGER:
+            raise _TooMuchError(f"it has an integer of more than {limits.MAX_INTEGER} bits")
+
+    def _check_keys(self, keys: Iterable[Any]) -> None:
+        """Before they are hashed: keys of the same hash take time by the square of their number."""
+        for key in keys:
+            if isinstance(key, int) and abs(key) >= _SURE_HASH:
+                raise _TooMuchError("it has an integer of more than 60 bits as a key")
+            if isinstance(key, tuple | frozenset):
+                self._num_compound_keys += 1
+                size = len(key) if isinstance(key, frozenset) else self._sizes.get(id(key), 0)
+                if size > limits.MAX_KEY or self._num_compound_keys > limits.MAX_COMPOUND_KEYS:
+                    raise _TooMuchError("it has too many tuples as keys, or too large ones")
 
 
 class _ReaderOfTensors(_Reader):
@@ -130,34 +227,73 @@ class _ReaderOfTensors(_Reader):
         return pid
 
 
-def _shallow(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Loads a tuple, if it is not deep: Python dies when it hashes one in one in one in one."""
+def _called(function: Any, args: Any, kwargs: Any) -> Tag:
+    kind = function if isinstance(function, type) else type(function)
+    if not issubclass(kind, Tag) or not isinstance(args, tuple) or not isinstance(kwargs, dict):
+        raise pickle.UnpicklingError("a call of something that is no function")
+    return kind.called(args, kwargs)
 
-    def load_shallow(reader: Any) -> None:
+
+def _then(load: Callable[[Any], None], check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """An opcode, with a look at what it has put on the stack."""
+
+    def load_and_check(reader: Any) -> None:
         load(reader)
-        reader._note_depth()
+        check(reader)
 
-    return load_shallow
+    return load_and_check
 
 
-_Reader.dispatch[pickle.BYTEARRAY8[0]] = _Reader.load_bytearray
+def _keys_first(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """An opcode that hashes, with a look at the keys on the stack before."""
+
+    def check_and_load(reader: Any) -> None:
+        reader._check_keys(reader.stack[keys])
+        load(reader)
+
+    return check_and_load
+
+
+for _opcode, _load_own in (
+    (pickle.BYTEARRAY8, _Reader.load_bytearray),
+    (pickle.NEWOBJ, _Reader.load_newobj),
+    (pickle.NEWOBJ_EX, _Reader.load_newobj_ex),
+    (pickle.PUT, _Reader.load_put),
+    (pickle.REDUCE, _Reader.load_reduce),
+):
+    _Reader.dispatch[_opcode[0]] = _load_own
 
 
 for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-    _Reader.dispatch[_opcode[0]] = _shallow(_Reader.dispatch[_opcode[0]])
+    _Reader.dispatch[_opcode[0]] = _then(_Reader.dispatch[_opcode[0]], _Reader._note_tuple)
 
 
-def read_pickle(file: IO[bytes], where: str) -> Any:
+for _opcode in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4):
+    _Reader.dispatch[_opcode[0]] = _then(_Reader.dispatch[_opcode[0]], _Reader._check_integer)
+
+
+for _opcode, _keys in (
+    (pickle.SETITEM, slice(-2, -1)),
+    (pickle.SETITEMS, slice(None, None, 2)),
+    (pickle.DICT, slice(None, None, 2)),
+    (pickle.ADDITEMS, slice(None)),
+    (pickle.FROZENSET, slice(None)),
+):
+    _Reader.dispatch[_opcode[0]] = _keys_first(_Reader.dispatch[_opcode[0]], _keys)
+
+
+def read_pickle(file: IO[bytes], where: str, budget: Budget | None = None) -> Any:
     """What a pickle holds, with tags for everything that it names.
 
     Args:
         file: open for reading.
         where: its path, for messages.
+        budget: of the opcodes of several pickles together; None for the limit of this one alone.
 
     Raises:
-        CheckpointError: it is no whole pickle.
+        CheckpointError: it is no whole pickle, or claims more than any checkpoint does.
     """
-    return _load(_Reader(file), where)
+    return _load(_Reader(file, budget), where)
 
 
 def _load(reader: _Reader, where: str) -> Any:
@@ -165,6 +301,8 @@ def _load(reader: _Reader, where: str) -> Any:
         return reader.load()
     except RecursionError as error:
         raise CheckpointError(f"'{where}' nests its parts too deeply to be a checkpoint.") from error
+    except _TooMuchError as error:
+        raise CheckpointError(f"'{where}' was refused: {error}. No checkpoint needs that.") from error
     except Exception as error:  # a broken pickle fails in as many ways as there are opcodes
         raise CheckpointError(
             f"'{where}' cannot be read: it is no whole pickle ({type(error).__name__}: {error}). Is the file complete?"
@@ -199,26 +337,74 @@ def build(value: Any, where: str) -> Any:
     return _Builder(where).build(value)
 
 
+def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """As `build()`, for each entry by itself: one that is more than data is the error that says so.
+
+    Args:
+        entries: of `read_pickle()`.
+        where: their file, for messages.
+    """
+    builder = _Builder(where)  # one for all: they may share parts
+    built = {}
+    for key, value in entries.items():
+        try:
+            built[str(builder.build(key))] = builder.build(value)
+        except CheckpointError as error:
+            built[key if isinstance(key, str) else "a key that is no text"] = error
+            builder.begin_anew()
+    return built
+
+
 class _Builder:
     def __init__(self, where: str):
         self._where = where
         # Pickles share parts: without a memo, twenty lists of two references each would make a million. And bytes:
         # a thousand arrays of the same million would take a thousand.
-        self._built: dict[int, Any] = {}
-        self._used: set[int] = set()
+        self._built: dict[int, tuple[Any, int]] = {}  # with the number of its parts, shared ones wherever they stand
+        self._used: set[int] = set()  # by arrays
+        self._texts: set[int] = set()  # long ones
+        self._depth = 0
+        self._num_parts = 0
+        self._num_spaces = self._num_bounds = 0
+
+    def begin_anew(self) -> None:
+        """Leave the nested parts in which something was refused."""
         self._depth = 0
 
     def build(self, value: Any) -> Any:
         if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
+            self._count(self._size_again(value) if isinstance(value, str | bytes | bytearray) else 1)
             return value
         if id(value) in self._built:
-            return self._built[id(value)]
+            built, num_parts = self._built[id(value)]
+            self._count(num_parts + (built.nbytes // _MAX_SHARED if isinstance(built, np.ndarray) else 0))
+            return built
+        before = self._num_parts
         self._depth += 1
-        if self._depth > _MAX_DEPTH:
+        self._count(1)
+        if self._depth > limits.MAX_DEPTH:
             raise CheckpointError(f"'{self._where}' nests its parts too deeply to be a checkpoint.")
-        built = self._built[id(value)] = self._build(value)
+        built = self._build(value)
+        self._built[id(value)] = built, self._num_parts - before
         self._depth -= 1
         return built
+
+    def _size_again(self, text: str | bytes | bytearray) -> int:
+        """A text counts as one part, and from the second time on by its length."""
+        if len(text) <= _MAX_SHARED:
+            return 1
+        is_first = id(text) not in self._texts
+        self._texts.add(id(text))
+        return 1 if is_first else 1 + len(text) // _MAX_SHARED
+
+    def _count(self, num_parts: int) -> None:
+        """Parts as often as they stand in what is built: whatever looks at each of them must come to an end."""
+        self._num_parts += num_parts
+        if self._num_parts > limits.MAX_PARTS:
+            raise CheckpointError(
+                f"'{self._where}' was refused: with those that it shares it has more than {limits.MAX_PARTS} parts. "
+                "No checkpoint needs that."
+            )
 
     def _build(self, value: Any) -> Any:
         if isinstance(value, list | tuple | set | frozenset):
@@ -230,6 +416,9 @@ class _Builder:
             return value.of
         if isinstance(value, Tag) and value.of in _BUILDERS:
             try:
+                self._num_spaces += value.of.module.startswith("gymnasium.")
+                if self._num_spaces > limits.MAX_SPACES:
+                    raise ValueError(f"more than {limits.MAX_SPACES} spaces")
                 return _BUILDERS[value.of](value, self)
             except CheckpointError:
                 raise
@@ -250,12 +439,20 @@ class _Builder:
     def build_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         """An array of numbers that no other array has."""
         dtype, shape = self.build(dtype), self.build(shape)
+        if len(shape) > _MAX_AXES:
+            raise ValueError(f"an array of {len(shape)} axes")
         if not isinstance(data, bytes | bytearray) or len(data) != dtype.itemsize * math.prod(shape):
             raise ValueError(f"an array of the shape {shape} has too few numbers, or too many")
         if len(data) > _MAX_SHARED and id(data) in self._used:
             raise ValueError(f"several arrays share the same {len(data)} bytes")
         self._used.add(id(data))
         return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
+
+    def take_bounds(self, bounds: Any) -> None:
+        """Before a space copies its bounds, and makes more arrays of their size."""
+        self._num_bounds += np.size(bounds)
+        if self._num_bounds > 2 * limits.MAX_INPUTS:
+            raise ValueError(f"spaces of more than {limits.MAX_INPUTS} numbers")
 
     def _key(self, key: Any) -> Any:
         key = self.build(key)
@@ -270,7 +467,8 @@ class _Builder:
 def _dtype(tag: Tag, builder: _Builder) -> np.dtype:
     text = tag.args[0]
     if not isinstance(text, str) or not _DTYPE.fullmatch(text):
-        raise ValueError(f"arrays of numbers were expected, got the type {text!r}")
+        got = repr(text[:_MAX_SHARED]) if isinstance(text, str) else type(text).__name__
+        raise ValueError(f"arrays of numbers were expected, got the type {got}")
     state = builder.build(tag.state)
     is_big_endian = state is not None and state[1] == ">"
     return np.dtype(text).newbyteorder(">" if is_big_endian else "<")
@@ -294,6 +492,9 @@ def _scalar(tag: Tag, builder: _Builder) -> Any:
 
 def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
     state = builder.build(tag.state)
+    builder.take_bounds(state["low"])
+    if not isinstance(state["dtype"], np.dtype):
+        raise ValueError("its dtype is none of numpy's")
     return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
 
 
@@ -304,6 +505,7 @@ def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
 
 def _multi_discrete(tag: Tag, builder: _Builder) -> gym.spaces.MultiDiscrete:
     state = builder.build(tag.state)
+    builder.take_bounds(state["nvec"])
     return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"])
 
 
@@ -331,7 +533,8 @@ def _fields(tag: Tag, builder: _Builder) -> dict[str, Any]:
 
 def _left_out(tag: Tag, builder: _Builder) -> None:
     """Random states of spaces and devices of another machine: data, too."""
-    builder.build([tag.args, tag.kwargs, tag.state])
+    for part in (tag.args, tag.kwargs, tag.state):
+        builder.build(part)
 
 
 _BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow.fs
@@ -40,3 +41,19 @@ def resolve(path: str | Path, filesystem: pyarrow.fs.FileSystem | None) -> tuple
     """A path or URI as RLlib understands it, and its filesystem."""
     path = str(path)
     return (path, filesystem) if filesystem else pyarrow.fs.FileSystem.from_uri(path)[::-1]
+
+
+def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | None) -> Path | None:
+    """The absolute path of a folder on this machine's disk; None where the path is elsewhere, or is none.
+
+    Raises:
+        ValueError: a `file:` URI that is none, or whose path would end at a `#` or a `?`.
+    """
+    if path is None or not (filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem)):
+        return None
+    uri = urlparse(str(path))
+    if uri.scheme == "file":
+        if uri.fragment or uri.query:
+            raise ValueError(f"In a URI, `#` and `?` are written as %23 and %3F, got '{path}'.")
+        return Path(pyarrow.fs.FileSystem.from_uri(str(path))[1])
+    return None if "://" in str(path) else Path(path).expanduser().absolute()

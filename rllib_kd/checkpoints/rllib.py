@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
+import pickle
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 import torch
+from ray import cloudpickle
 from ray.rllib.connectors.connector_pipeline_v2 import ConnectorPipelineV2
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
-from rllib_kd.checkpoints.uris import open_uri, read_file
-from rllib_kd.networks.layers import MAX_LAYERS, MAX_OUTPUTS
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, build_entries, read_pickle
+from rllib_kd.checkpoints.uris import list_folder, open_uri, read_file
+from rllib_kd.networks.layers import Cost
 from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.observations.spaces import check_size
 
 _MULTI_RL_MODULE = "learner_group/learner/rl_module"
 
@@ -72,6 +78,9 @@ _CATALOGS = {
 _ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
 
 
+_MAX_NAME = 200  # characters, of an environment
+
+
 @dataclass(frozen=True)
 class RLlibCheckpoint:
     """Where the parts of one policy lie.
@@ -106,6 +115,8 @@ class RLlibCheckpoint:
             model_config, catalog = kwargs["model_config"], kwargs.get("catalog_class")
         except (KeyError, IndexError, TypeError) as error:
             raise CheckpointError(f"'{class_file}' does not describe an RLModule: it lacks {error}.") from error
+        _check_space(observation_space, class_file)
+        _check_space(action_space, class_file)
         module_class = _known_class(name, _MODULES, "RLModule", class_file)
         constructor_kwargs: dict[str, Any] = {
             "observation_space": observation_space,
@@ -116,7 +127,7 @@ class RLlibCheckpoint:
         }
         state_file = _first_file(self.filesystem, self.module_path, _MODULE_STATE_FILES)
         assert state_file is not None  # or the folder would not have been found
-        state = self._read(state_file)
+        state = build(self._read_tags(state_file, limits.MAX_FILE), state_file)
         try:
             with torch.device("meta"):  # shapes without memory: the model config may name any size
                 expected = module_class(**constructor_kwargs).state_dict()
@@ -172,15 +183,36 @@ class RLlibCheckpoint:
         algorithm = self._read_algorithm().get("class")
         return _name_of(algorithm).name.split(".")[-1] if algorithm is not None else None
 
-    def environment(self) -> tuple[str | None, dict[str, Any]]:
-        """Name and config of the environment in which it was trained; None where it has no name."""
+    def environment(self) -> tuple[Any, dict[Any, Any]]:
+        """Name and config of the environment in which it was trained; None where it has no name.
+
+        A class is a `Name`, and an entry of the config that is more than data is the `CheckpointError` that says so;
+        unless the checkpoint is trusted, and can be executed.
+        """
+        if self.trusted and (executed := self._executed_environment()) is not None:
+            return executed
         config = self._read_config()
+        env, env_config = config.get("env"), config.get("env_config") or {}
+        if isinstance(env, type) and issubclass(env, Tag):
+            env = env.of
+        if not isinstance(env, str | Name) or not str(env).isprintable() or len(str(env)) > _MAX_NAME:
+            return None, {}
+        if isinstance(env_config, dict):
+            return env, build_entries(env_config, self.uri)
+        whole = build_entries({"all of it": env_config}, self.uri)  # another kind of dict, or an object
+        return env, whole["all of it"] if isinstance(whole["all of it"], dict) else whole
+
+    def _executed_environment(self) -> tuple[Any, dict[Any, Any]] | None:
+        """Environment and config, as the objects that they were; None where they cannot be had."""
+        if self.algorithm_path is None:
+            return None
         try:
-            env, env_config = config["env"], build(config.get("env_config", {}), self.uri)
-        except (KeyError, CheckpointError):
-            return None, {}  # it lacks them, or has more than data: whoever plays must say it again
-        is_name = isinstance(env, str) and env.isprintable()
-        return (env, env_config) if is_name and isinstance(env_config, dict) else (None, {})
+            file = posixpath.join(self.algorithm_path, _CLASS_FILE)
+            config = cloudpickle.loads(read_file(self.filesystem, file))["ctor_args_and_kwargs"][0][0]
+            look_up = config.get if isinstance(config, Mapping) else partial(getattr, config)
+            return look_up("env"), dict(look_up("env_config") or {})
+        except Exception:  # whatever unpickling runs into, such as a class that is not here: it is read as data then
+            return None
 
     def is_of_family(self, name: str) -> bool:
         """Whether a student of this name is one of several of the Algorithm, which see all the same."""
@@ -214,12 +246,15 @@ class RLlibCheckpoint:
         content = self._read_tags(class_file)
         try:
             args, pipeline_kwargs = content["ctor_args_and_kwargs"]
+            if len(pipeline_kwargs["connectors"]) > limits.MAX_CONNECTORS:
+                raise ValueError(f"{len(pipeline_kwargs['connectors'])} connectors")
             connectors = [(_name_of(tag), kwargs) for tag, _, kwargs in pipeline_kwargs["connectors"]]
             own_kwargs = [
                 {key: kwargs[key] for key in kwargs if stage_name(name) and not key.startswith("input_")}
                 for name, kwargs in connectors
             ]
             observation_space, own_kwargs = build([args[0], own_kwargs], class_file)
+            _check_space(observation_space, class_file)
             names = [name for name, _ in connectors]
             filters = {name for name in names if stage_name(name) == "MeanStdFilter"}
             if len(filters) != sum(name in filters for name in names):
@@ -235,8 +270,13 @@ class RLlibCheckpoint:
     def _read(self, path: str) -> Any:
         return build(self._read_tags(path), path)
 
-    def _read_tags(self, path: str) -> Any:
-        return read_pickle(io.BytesIO(read_file(self.filesystem, path)), path)
+    def _read_tags(self, path: str, max_bytes: int = limits.MAX_SMALL_FILE) -> Any:
+        def check_head(head: bytes) -> None:
+            if not head.startswith(pickle.PROTO):
+                raise CheckpointError(f"'{path}' cannot be read: it is no whole pickle. Is the file complete?")
+
+        content = read_file(self.filesystem, path, max_bytes=max_bytes, check_head=check_head)
+        return read_pickle(io.BytesIO(content), path)
 
     def _load_trusted(self, kind: Any, path: str) -> Any:
         try:
@@ -290,27 +330,56 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
     for key, value in model_config.items():
         if not isinstance(key, str):
             raise CheckpointError(f"'{where}' has the {type(key).__name__} {key} in its model config.")
-        if "activation" in key and not (value is None or str(value).lower() in _ACTIVATIONS):
+        if "activation" in key and not (value is None or str(value)[:_MAX_WORD].lower() in _ACTIVATIONS):
             raise CheckpointError(
                 f"'{where}' was refused: its {key} '{value}' is none of {', '.join(sorted(_ACTIVATIONS))}."
             )
-        if isinstance(value, list) and len(value) > MAX_LAYERS:
+        if isinstance(value, list | tuple | dict | str) and len(value) > limits.MAX_LAYERS:
             raise CheckpointError(f"'{where}' was refused: its {key} has {len(value)} parts.")
     _check_convolutions(model_config.get("conv_filters"), observation_space, where)
     return {key: value for key, value in model_config.items() if "initializer" not in key}
 
 
+_MAX_WORD = 100  # characters
+
+
 def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: str) -> None:
     """Few weights can make much of a large image: of all layers only these put out more than their weights have."""
     shape: tuple[int, ...] = getattr(observation_space, "shape", None) or ()
-    size = np.array((*shape, 1, 1)[:2], object)
+    height, width, *more = (*shape, 1, 1, 1)
+    channels, cost = more[0], Cost()
     try:
-        for channels, _, stride, *_ in conv_filters or ():
-            size = -(-size // np.array(stride, object))
-            if channels * size.prod() > MAX_OUTPUTS:
-                raise ValueError(f"{channels} channels of {size.tolist()} pixels")
+        for filters, kernel, stride, *_ in conv_filters or ():
+            (high, wide), (down, along) = (_pair(sizes) for sizes in (kernel, stride))
+            if not all(_is_positive(n) for n in (filters, high, wide, down, along)):
+                raise ValueError("sizes that are no positive integers")
+            padded = (height + high, width + wide)  # at most: RLlib pads an image by a kernel's size
+            cost.add("what a convolution takes", channels * padded[0] * padded[1])
+            height, width = math.ceil(height / down), math.ceil(width / along)
+            what = f"a convolution to {filters} channels of [{height}, {width}] pixels"
+            cost.add_convolution(what, pixels=height * width, filters=filters, patch=channels * high * wide)
+            channels = filters
     except (ArithmeticError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{where}' was refused: its convolutions make no sense ({error}).") from error
+
+
+def _pair(sizes: Any) -> tuple[Any, Any]:
+    if isinstance(sizes, list | tuple):
+        down, along = sizes
+        return down, along
+    return sizes, sizes
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number > 0
+
+
+def _check_space(space: Any, where: str) -> None:
+    try:
+        if isinstance(space, gym.Space):
+            check_size(space)
+    except ValueError as error:
+        raise CheckpointError(f"'{where}' was refused: it has {error}.") from error
 
 
 def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str) -> None:
@@ -328,7 +397,8 @@ def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str)
 def _name_of(tag: Any) -> Name:
     if isinstance(tag, type) and issubclass(tag, Tag):
         return tag.of
-    return Name("pickled by value", str(tag.args[1]) if isinstance(tag, Tag) and len(tag.args) > 1 else "a class")
+    is_named = isinstance(tag, Tag) and len(tag.args) > 1 and isinstance(tag.args[1], str)
+    return Name("pickled by value", tag.args[1] if is_named else "a class")
 
 
 def _first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[str]) -> str | None:
@@ -368,6 +438,5 @@ def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
 
 def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
     """The parts of a MultiRLModule, which has both files too."""
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(folder))
-    folders = [entry for entry in entries if entry.type == pyarrow.fs.FileType.Directory]
+    folders = [entry for entry in list_folder(filesystem, folder) if entry.type == pyarrow.fs.FileType.Directory]
     return sorted(entry.base_name for entry in folders if _holds_module(filesystem, entry.path))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rllib_kd.checkpoints.tune import finite_number
+from rllib_kd.checkpoints.uris import expanded
 
 _RESULTS = "result.json"
 
@@ -20,8 +22,22 @@ _CHECKPOINT = "checkpoint_"
 _TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")
 
 
-#: (env steps, mean return) in the order of env steps.
-Curve = list[tuple[float, float]]
+#: Whose returns a curve shows.
+GREEDY, BEHAVIOR, EXPLORING = "greedy", "behavior", "exploring"
+
+
+class Curve(list[tuple[float, float]]):
+    """(env steps, mean return) in the order of env steps.
+
+    Args:
+        points: of the curve.
+        of: whose returns they are: "greedy": the student's (or the policy's) alone, in evaluations; "behavior": of the
+            behaviour policy, in which the teacher acts too; "exploring": the policy's, in training.
+    """
+
+    def __init__(self, points: Iterable[tuple[float, float]] = (), of: str = GREEDY):
+        super().__init__(points)
+        self.of = of
 
 
 class Student(NamedTuple):
@@ -40,18 +56,18 @@ def find_students(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Student]
             another origin) stands for itself.
 
     Raises:
-        ValueError: a run has no checkpoint.
+        ValueError: a run has no checkpoint, or a path is empty.
     """
     students: dict[str, Student] = {}
     for given in (os.fspath(path) for path in paths):
-        path = Path(given)
+        path = Path(given) if "://" in given else expanded(given)
         trials = [path] if (path / _RESULTS).is_file() else sorted(file.parent for file in path.glob(f"*/{_RESULTS}"))
         for trial in trials:
             students[str(trial)] = Student(str(_newest_checkpoint(trial)), read_curve(trial / _RESULTS))
         if not trials:
             results = path.parent / _RESULTS
             is_of_a_run = path.name.startswith(_CHECKPOINT) and results.is_file()
-            students[given] = Student(given, read_curve(results) if is_of_a_run else [])
+            students[given] = Student(given, read_curve(results) if is_of_a_run else Curve())
     return dict(zip(_short_names(list(students)), students.values(), strict=True))
 
 
@@ -93,14 +109,30 @@ def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
 def read_curve(file: Path) -> Curve:
     """The learning curve of one run.
 
-    A run that was evaluated gives the returns of its evaluations, which are the greedy student's; any other one those
-    of its EnvRunners, where the behaviour policy acts. The two are never mixed.
+    A run that was evaluated gives the returns of its evaluations, which are the greedy student's (of a family, the last
+    student's); any other one those of its EnvRunners, where the behaviour policy acts. The two are never mixed, and
+    `.of` says which they are.
 
     Args:
         file: the run's `result.json`.
     """
     rows = _json_lines(file)
-    return _curve(rows, "evaluation", "env_runners") or _curve(rows, "env_runners")
+    if evaluations := _curve(rows, "evaluation", "env_runners"):
+        return evaluations
+    has_teacher = any(teacher_fraction(row) for row in rows)
+    return Curve(_curve(rows, "env_runners"), of=BEHAVIOR if has_teacher else EXPLORING)
+
+
+def whose(curve: Sequence[tuple[float, float]]) -> str:
+    """`Curve.of`; of points that do not tell, "greedy"."""
+    return curve.of if isinstance(curve, Curve) else GREEDY
+
+
+def teacher_fraction(result: Mapping[str, Any]) -> float | None:
+    """The teacher's share in acting when this result was reported; None in a run without a teacher."""
+    own = result.get("distillation")
+    fraction = own.get("teacher_fraction") if isinstance(own, Mapping) else None
+    return fraction if isinstance(fraction, int | float) else None
 
 
 def _newest_checkpoint(trial: Path) -> Path:
@@ -115,7 +147,7 @@ def _short_names(paths: Sequence[str]) -> list[str]:
 
     Trials that vary nothing have the name of their experiment, or their number where there are several.
     """
-    parts = [Path(path).parts for path in paths]
+    parts = [_parts(path) for path in paths]
     for shorten in (_without_checkpoint, _with_brief_trial, _without_number):
         shorter = list(map(shorten, parts))
         parts = shorter if len(set(shorter)) == len(set(parts)) and all(shorter) else parts
@@ -123,6 +155,11 @@ def _short_names(paths: Sequence[str]) -> list[str]:
     while len({part[-length:] for part in parts}) < len(set(parts)):
         length += 1
     return [str(Path(*part[-length:])) for part in parts]
+
+
+def _parts(path: str) -> tuple[str, ...]:
+    """Of a path; of `.`, `..` and the like those of the folder that they mean, which has a name."""
+    return Path(path if Path(path).name not in ("", "..") else os.path.abspath(path)).parts
 
 
 def _without_checkpoint(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -151,16 +188,16 @@ def _json_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> Curve:
-    curve: Curve = []
+    curve = Curve()
     for row in rows:
         node: Any = row
         for key in (*keys, "episode_return_mean"):
             node = node.get(key) if isinstance(node, Mapping) else None
-        steps = row.get("num_env_steps_sampled_lifetime")
-        if not isinstance(steps, int | float) or not isinstance(node, int | float) or not math.isfinite(node):
+        steps, mean_return = finite_number(row.get("num_env_steps_sampled_lifetime")), finite_number(node)
+        if steps is None or mean_return is None:
             continue
         # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
         while curve and curve[-1][0] >= steps:
             curve.pop()
-        curve.append((float(steps), float(node)))
+        curve.append((steps, mean_return))
     return curve

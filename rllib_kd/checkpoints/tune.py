@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +10,10 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs
 
-from rllib_kd.checkpoints.pickles import CheckpointError, read_pickle
-from rllib_kd.checkpoints.uris import read_file
+from rllib_kd import limits
+from rllib_kd.checkpoints.json_text import count_values, parse_json
+from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
+from rllib_kd.checkpoints.uris import list_folder, read_file, read_lines
 
 _RESULTS = "result.json"
 
@@ -27,11 +28,27 @@ _ITERATION = "training_iteration"  # in that state, and in results
 _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
 
 
+_MAX_OPCODES = 8 * limits.MAX_OPCODES  # of the states of all checkpoints of a folder together
+
+
+_MAX_STATES = 2**31  # bytes of them
+
+
+_MAX_NAME = 255  # characters of a checkpoint's folder
+
+
 class TrainedCheckpoint(NamedTuple):
     """A checkpoint that Tune wrote."""
 
     path: str
     trained_return: float  # mean, of the result that came with it; −inf where it has none
+
+
+class _Scored(NamedTuple):
+    """A checkpoint, with the last return before it was written for each of `_RETURNS`; −inf where there is none."""
+
+    path: str
+    returns: tuple[float, ...]
 
 
 def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> TrainedCheckpoint | None:
@@ -40,19 +57,17 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
     Among trials that were evaluated and others, the evaluated ones come first.
 
     Raises:
-        CheckpointError: it has results, but no checkpoints.
+        CheckpointError: it has results, but no checkpoints; or more of them than are read.
     """
     trials = [path] if _is_file(filesystem, posixpath.join(path, _RESULTS)) else _trials(filesystem, path)
     if not trials:
         return None
-    for keys in _RETURNS:
-        found = [
-            checkpoint
-            for trial in trials
-            for checkpoint in _checkpoints(filesystem, trial, _folders(filesystem, trial), keys)
-        ]
-        if any(math.isfinite(checkpoint.trained_return) for checkpoint in found) or (found and keys == _RETURNS[-1]):
-            return max(reversed(found), key=lambda checkpoint: checkpoint.trained_return)  # of equals the newest
+    reader = _Reader(filesystem)
+    found = [scored for trial in trials for scored in reader.score(trial, _folders(filesystem, trial))]
+    for i in range(len(_RETURNS)):
+        if any(math.isfinite(scored.returns[i]) for scored in found) or (found and i == len(_RETURNS) - 1):
+            best = max(reversed(found), key=lambda scored: scored.returns[i])  # of equals the newest
+            return TrainedCheckpoint(best.path, best.returns[i])
     raise CheckpointError(
         f"'{uri}' is a folder of Ray Tune without checkpoints. Let Tune write some: CheckpointConfig("
         "checkpoint_at_end=True), or --checkpoint-freq on the command line."
@@ -61,73 +76,104 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
 
 def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None:
     """The mean return that Tune's results tell of a checkpoint; None where they do not."""
-    for keys in _RETURNS:
-        for checkpoint in _checkpoints(filesystem, path.rpartition("/")[0], [path], keys):
-            if math.isfinite(checkpoint.trained_return):
-                return checkpoint.trained_return
+    for scored in _Reader(filesystem).score(path.rpartition("/")[0], [path]):
+        return next((value for value in scored.returns if math.isfinite(value)), None)
     return None
 
 
 def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
     folders = _folders(filesystem, path)
-    return [folder for folder in folders if _is_file(filesystem, posixpath.join(folder, _RESULTS))]
+    files = [posixpath.join(folder, _RESULTS) for folder in folders]
+    infos = filesystem.get_file_info(files)
+    return [folder for folder, info in zip(folders, infos, strict=True) if info.type == pyarrow.fs.FileType.File]
 
 
 def _folders(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    entries = list_folder(filesystem, path)
     return sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
 
 
-def _checkpoints(
-    filesystem: pyarrow.fs.FileSystem, trial: str, folders: Sequence[str], keys: tuple[str, ...]
-) -> list[TrainedCheckpoint]:
-    """The checkpoints among folders of a trial, each with the last return before it was written."""
-    if not _is_file(filesystem, posixpath.join(trial, _RESULTS)):
-        return []
-    last = -math.inf
-    by_name: dict[Any, float] = {}
-    by_iteration: dict[Any, float] = {}
-    for row in _rows(filesystem, posixpath.join(trial, _RESULTS)):
-        value = _look_up(row, keys)
-        last = last if value is None else value
-        by_name[str(row.get("checkpoint_dir_name"))] = by_iteration[str(row.get(_ITERATION))] = last
-    found = []
-    for folder in folders:
-        name = folder.rpartition("/")[2]
-        if name in by_name:
-            found.append(TrainedCheckpoint(folder, by_name[name]))
-        elif name.startswith("checkpoint_"):  # Tune names it in no result if it is an Algorithm's
-            iteration = str(_iteration(filesystem, posixpath.join(folder, _STATE)))
-            found.append(TrainedCheckpoint(folder, by_iteration.get(iteration, last)))
-    return found
+class _Reader:
+    """Reads results and states, so many of all trials together."""
 
+    def __init__(self, filesystem: pyarrow.fs.FileSystem):
+        self._filesystem = filesystem
+        self._num_bytes, self._num_values = limits.MAX_RESULTS, limits.MAX_RESULTS_VALUES  # that may still be read
+        self._budget, self._num_state_bytes = Budget(_MAX_OPCODES), _MAX_STATES
 
-def _iteration(filesystem: pyarrow.fs.FileSystem, path: str) -> Any:
-    """How many iterations an Algorithm had trained when this state was written; None where it does not say."""
-    try:
-        state = read_pickle(io.BytesIO(read_file(filesystem, path)), path)
-    except (CheckpointError, OSError):
-        return None
-    return state.get(_ITERATION) if isinstance(state, dict) else None
+    def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
+        """The checkpoints among folders of a trial."""
+        results = posixpath.join(trial, _RESULTS)
+        if not _is_file(self._filesystem, results):
+            return []
+        last = tuple(-math.inf for _ in _RETURNS)
+        by_name: dict[str | None, tuple[float, ...]] = {}
+        by_iteration: dict[int | None, tuple[float, ...]] = {}
+        for row in self._rows(results):
+            values = [_look_up(row, keys) for keys in _RETURNS]
+            last = tuple(old if new is None else new for old, new in zip(last, values, strict=True))
+            by_name[_name(row.get("checkpoint_dir_name"))] = by_iteration[_number(row.get(_ITERATION))] = last
+        found = []
+        for folder in folders:
+            name = folder.rpartition("/")[2]
+            if name in by_name:
+                found.append(_Scored(folder, by_name[name]))
+            elif name.startswith("checkpoint_"):  # Tune names it in no result if it is an Algorithm's
+                iteration = self._iteration(posixpath.join(folder, _STATE))
+                found.append(_Scored(folder, by_iteration.get(iteration, last)))
+        return found
 
+    def _rows(self, path: str) -> Iterator[dict[str, Any]]:
+        """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
+        for line in read_lines(self._filesystem, path, max_bytes=self._num_bytes, max_line=limits.MAX_RESULT):
+            num_values = count_values(line)
+            self._num_bytes -= len(line) + 1
+            self._num_values -= num_values
+            if num_values > limits.MAX_RESULT_VALUES or self._num_values < 0:
+                raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
+            try:
+                row = parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
 
-def _rows(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[dict[str, Any]]:
-    """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
-    text = read_file(filesystem, path).decode("utf-8", errors="replace")
-    for line in text.splitlines():
+    def _iteration(self, path: str) -> int | None:
+        """How many iterations an Algorithm had trained when this state was written; None where it does not say."""
+        if self._budget.opcodes <= 0 or self._num_state_bytes <= 0:
+            raise CheckpointError(f"'{path}' is one of too many, or too large, states to read. Name one checkpoint.")
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
+            content = read_file(self._filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
+            self._num_state_bytes -= len(content)
+            state = read_pickle(io.BytesIO(content), path, self._budget)
+        except (CheckpointError, OSError):
+            return None
+        return _number(state.get(_ITERATION)) if isinstance(state, dict) else None
+
+
+def _name(value: Any) -> str | None:
+    return value if isinstance(value, str) and len(value) <= _MAX_NAME else None
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and abs(value) < 2**60 else None  # of larger ones many have the same hash
 
 
 def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:
     for key in keys:
         row = row.get(key) if isinstance(row, Mapping) else None
-    is_number = isinstance(row, int | float) and not isinstance(row, bool)
-    return float(row) if is_number and math.isfinite(row) else None
+    return finite_number(row)
+
+
+def finite_number(value: Any) -> float | None:
+    """A number of a result; None for what is none, or not finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer with hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:

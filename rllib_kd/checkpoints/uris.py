@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pyarrow.fs
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
 
-_MAX_FILE = 2**31  # bytes; a sparse file may claim any
+_HEAD = 64  # bytes by which a file is recognised
+
+
+_BLOCK = 2**20  # bytes
 
 
 def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -18,7 +27,7 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
         found = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowInvalid, OSError, UnicodeEncodeError) as error:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
         raise CheckpointError(
@@ -26,7 +35,7 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
             "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
             "which comes with rllib_kd."
         )
-    return filesystem, path.rstrip("/")
+    return filesystem, path.rstrip("/") or "/"
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:
@@ -38,23 +47,107 @@ def uri_of(uri: str, path: str, inner: str) -> str:
         inner: the inner path in the same filesystem.
     """
     before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return before.rstrip("/") + inner[len(path) :] + mark + options
+    return before.rstrip("/") + inner[len(path.rstrip("/")) :] + mark + options
 
 
-def read_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes:
+def read_file(
+    filesystem: pyarrow.fs.FileSystem,
+    path: str,
+    *,
+    max_bytes: int = limits.MAX_FILE,
+    check_head: Callable[[bytes], None] | None = None,
+) -> bytes:
     """Content of a file.
 
+    Args:
+        filesystem: that holds it.
+        path: of the file.
+        max_bytes: larger ones are refused; a sparse file may claim any size.
+        check_head: looks at the first bytes, and raises if there is no need to read the others.
+
     Raises:
-        CheckpointError: it cannot be read, is no plain file (a device or a pipe never ends), or is larger than any
-            network.
+        CheckpointError: it cannot be read, is no plain file (a device or a pipe never ends), or is too large.
     """
     try:
         info = filesystem.get_file_info(path)
         if info.type != pyarrow.fs.FileType.File:
             raise CheckpointError(f"'{path}' is missing, or no plain file. Is the checkpoint complete?")
-        if info.size is not None and info.size > _MAX_FILE:
-            raise CheckpointError(f"'{path}' has {info.size} bytes, more than any network that is read here.")
+        if info.size is not None and info.size > max_bytes:
+            raise CheckpointError(f"'{path}' was refused: it has {info.size} bytes, expected at most {max_bytes}.")
         with filesystem.open_input_file(path) as file:
+            if check_head is not None:
+                check_head(file.read(_HEAD))
+                file.seek(0)
             return file.read()
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
+
+
+def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, max_line: int) -> Iterator[bytes]:
+    """The lines of a file, one after the other.
+
+    Raises:
+        CheckpointError: it cannot be read, is no plain file, or has more than `max_bytes`, or `max_line` in one line.
+    """
+    info = filesystem.get_file_info(path)
+    if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
+        raise CheckpointError(f"'{path}' was refused: it is no plain file of at most {max_bytes} bytes.")
+    try:
+        with filesystem.open_input_file(path) as file:
+            begun = b""  # of the line that goes on in the next block
+            while block := file.read(_BLOCK):
+                *ended, begun = (begun + block).split(b"\n")
+                if max(map(len, (*ended, begun))) > max_line:
+                    raise CheckpointError(f"'{path}' was refused: it has a line of more than {max_line} bytes.")
+                yield from ended
+            yield begun
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
+
+
+def list_folder(filesystem: pyarrow.fs.FileSystem, path: str) -> list[pyarrow.fs.FileInfo]:
+    """What is in a folder.
+
+    Raises:
+        CheckpointError: it cannot be listed, or holds more than any folder of checkpoints.
+    """
+    try:
+        # Of a disk, entries are counted before each takes a look: a million of them take seconds.
+        if filesystem.type_name == "local":
+            with os.scandir(path) as entries:
+                _check_entries(sum(1 for _ in itertools.islice(entries, limits.MAX_ENTRIES + 1)), path)
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path))
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be listed: {error}") from error
+    _check_entries(len(found), path)
+    return found
+
+
+def _check_entries(count: int, path: str) -> None:
+    if count > limits.MAX_ENTRIES:
+        raise CheckpointError(
+            f"'{path}' was refused: it holds more than {limits.MAX_ENTRIES} files and folders. Name one checkpoint."
+        )
+
+
+def absolute_uri(path: str) -> str:
+    """A URI as it is, and a path that means the same in every working directory.
+
+    Raises:
+        ValueError: it is empty, or the home folder that it begins with is not known.
+    """
+    return path if "://" in path else str(expanded(path).absolute())
+
+
+def expanded(path: str) -> Path:
+    """A path on this machine, with a home folder in the place of `~`.
+
+    Raises:
+        ValueError: it is empty, or the home folder is not known.
+    """
+    if not path:
+        raise ValueError("A path is empty. Expected the path or URI of a file or folder, or '.' for this folder.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"'{path}' begins with a home folder that is not known here. Write the whole path.") from error

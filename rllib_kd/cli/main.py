@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,13 +17,15 @@ from typing import Any
 import typer
 
 from rllib_kd.cli import play, train  # noqa: F401 (importing them adds their commands)
-from rllib_kd.cli.app import app, fail
+from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail
 from rllib_kd.cli.gone import refuse_what_is_gone
+from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.relay import printed_warnings
 
 
 def main() -> None:
     """Run the command line."""
-    with _ending_on_signals():
+    with _ending_on_signals(), printed_warnings(), clean_warnings_of_others():
         refuse_what_is_gone(sys.argv[1:])
         try:
             code = app(prog_name="rllib", standalone_mode=False)
@@ -31,8 +34,11 @@ def main() -> None:
             fail(f"{error.format_message()} `{command} --help` shows more.", code=2)
         except ValueError as error:
             fail(str(error), code=2)
-        except OSError as error:
+        except (OSError, EnvFailedError) as error:
             fail(str(error), code=1)
+        except Exception:  # nobody foresaw it; its message may be of a file, as any
+            echo(traceback.format_exc().rstrip("\n"), err=True)
+            raise SystemExit(1) from None
     raise SystemExit(code)
 
 

@@ -16,23 +16,34 @@ def option(help: str, *flags: str, metavar: str | None = None) -> Any:
     return typer.Option(*flags, help=help, metavar=metavar, show_default=False)
 
 
-def _writable_option(help: str, *, metavar: str) -> Any:
-    return typer.Option(
-        callback=lambda path: _writable(path, is_folder=metavar == "FOLDER"),
-        help=help,
-        metavar=metavar,
-        show_default=False,
-    )
+def _writable_option(help: str, *, metavar: str, replaces: bool = False) -> Any:
+    """An option for what a command writes; `replaces` where an older file is replaced by rename."""
+
+    def parse(text: str) -> Path:
+        return _writable(text, is_folder=metavar == "FOLDER", replaces=replaces)
+
+    return typer.Option(parser=parse, help=help, metavar=metavar, show_default=False)
 
 
-def _writable(path: Path | None, *, is_folder: bool) -> Path | None:
+def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
     """The path, to which a long command will be able to write at its end."""
-    if path is None:
-        return None
+    kind = "folder" if is_folder else "file"
+    if not text or "\0" in text or "://" in text:
+        got = "a URI" if "://" in text else "a null character in it" if text else "nothing"
+        raise typer.BadParameter(f"expected the path of a {kind} on this machine, got {got}.")
+    if replaces and text.encode(errors="replace").decode() != text:
+        raise typer.BadParameter("expected a name in UTF-8, which every format can be loaded from.")
+    path = Path(text)
     if path.exists() and path.is_dir() != is_folder:
         raise typer.BadParameter(f"'{path}' is a folder: name a file." if path.is_dir() else f"'{path}' is no folder.")
-    there = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    if not os.access(there, os.W_OK) or not (there.is_dir() or there == path.absolute()):
+    if replaces and path.exists() and not path.is_file():
+        raise typer.BadParameter(f"'{path}' is a device or a pipe, which cannot be replaced: name a file.")
+    if path.is_fifo() and path.resolve().exists():  # it has a name: pipes that a shell has opened have none
+        raise typer.BadParameter(f"'{path}' is a pipe, which waits for a reader: name a file.")
+    whole = path.absolute()
+    written = whole.parent if replaces else whole
+    there = next(place for place in (written, *written.parents) if place.exists())
+    if not os.access(there, os.W_OK) or not (there.is_dir() or there == whole):
         raise typer.BadParameter(f"'{path}' cannot be written: '{there}' is no folder that one may write to.")
     return path
 
@@ -83,6 +94,9 @@ Keep = Annotated[int | None, option("Default: all.", "--keep-checkpoints-num", m
 
 
 ScoreAttr = Annotated[str | None, option("Metric of the best.", "--checkpoint-score-attr", metavar="X")]
+
+
+MaxFailures = Annotated[int, option("Restarts at the last checkpoint; default 0.", metavar="N")]
 
 
 Restore = Annotated[str | None, option("Start from this checkpoint.", metavar="PATH")]
@@ -136,7 +150,7 @@ Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoi
 OwnEnv = Annotated[str | None, option("Default: as the checkpoint says.", "--env", "-e", metavar="ID")]
 
 
-EnvConfig = Annotated[str, option("Of the environment, or @FILE.", metavar="JSON")]
+EnvConfig = Annotated[str, option("Keys to set, or @FILE; the others stay.", metavar="JSON")]
 
 
 Episodes = Annotated[int, option("That each policy plays; default 100.", metavar="N")]
@@ -168,7 +182,7 @@ CheckedAlgo = Annotated[
 ]
 
 
-Artifact = Annotated[Path, _writable_option("The file to write.", metavar="FILE")]
+Artifact = Annotated[Path, _writable_option("The file to write.", metavar="FILE", replaces=True)]
 
 
 Format = Annotated[str | None, option("onnx, safetensors, torchscript; default: by FILE.", metavar="NAME")]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-import typer
-
-from rllib_kd.cli.app import app, one_or_all, set_log_level
+from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
 from rllib_kd.cli.options import (
     Artifact,
     CheckedAlgo,
@@ -31,6 +29,7 @@ from rllib_kd.cli.options import (
     option,
 )
 from rllib_kd.evaluation.seeds import FRESH_SEED
+from rllib_kd.text import mean_and_interval
 
 
 @app.command()
@@ -70,10 +69,10 @@ def compare(
         trust_checkpoint=trust_checkpoint,
         progress=True,
     )
-    typer.echo(str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons))
+    echo(str(comparisons[0]) if len(comparisons) == 1 else summary_table(comparisons))
     if out is not None:
         curves = {name: student.curve for name, student in found.items() if student.curve}
-        typer.echo(write_report(comparisons, out, curves=curves))
+        echo(write_report(comparisons, out, curves=curves))
 
 
 @app.command()
@@ -98,7 +97,7 @@ def evaluate(
     """  # noqa: D301
     from rllib_kd.checkpoints.runs import find_student
     from rllib_kd.evaluation.comparing import evaluate as evaluate_policy
-    from rllib_kd.evaluation.comparing import resolve_environment
+    from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.policies import algorithm_of
     from rllib_kd.experiment.files import parse_json
 
@@ -106,28 +105,30 @@ def evaluate(
     checkpoint = find_student(checkpoint)
     if algo is not None and algo != (trained_by := algorithm_of(checkpoint) or algo):
         raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
-    where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
+    asked = parse_json(env_config, "--env-config")
+    where = resolve_environment({"the policy": checkpoint}, env, asked, trust_checkpoint=trust_checkpoint)
     report = evaluate_policy(
         checkpoint,
         where,
         num_episodes=episodes,
         seed=seed,
         epsilon=epsilon,
-        env_config=config,
         trust_checkpoint=trust_checkpoint,
         video_dir=video,
         num_videos=num_videos,
         render=render,
         progress=True,
     )
-    played = where if epsilon == 0.0 else f"{where}, ε = {epsilon:g}"
-    interval = f" ± {report.return_ci95:.1f} (95 % CI, {episodes} episodes of {played})"
-    typer.echo(f"return {report.return_mean:.1f}" + (interval if episodes > 1 else f" (1 episode of {played})"))
+    played = where.name if epsilon == 0.0 else f"{where.name}, ε = {epsilon:g}"
+    conditions = f"95 % CI, {episodes} episodes of {played}" if episodes > 1 else f"1 episode of {played}"
+    echo(f"return {mean_and_interval(report.return_mean, report.return_ci95)} ({conditions})")
+    if where.env_config:
+        echo(f"played in {where}")
     if video is not None:
-        typer.echo(video)
+        echo(video)
     if out is not None:
-        conditions = {"env": where, "seed": seed, "epsilon": epsilon}
-        out.write_text(json.dumps(conditions | {"returns": report.returns}, indent=1) + "\n")
+        content = {"env": where.name, "env_config": where.config_as_json(), "seed": seed, "epsilon": epsilon}
+        out.write_text(json.dumps(content | {"returns": report.returns}, indent=1) + "\n")
 
 
 @app.command()
@@ -150,29 +151,38 @@ def export(
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
     """  # noqa: D301
     from rllib_kd.checkpoints.runs import find_student
-    from rllib_kd.evaluation.comparing import resolve_environment
+    from rllib_kd.evaluation.played_environment import resolve_environment
+    from rllib_kd.evaluation.policies import as_q_network
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.export.deployment import deploy, deployment_table
-    from rllib_kd.export.export import format_of_ending
+    from rllib_kd.export.export import check_exportable, format_of_ending
     from rllib_kd.terminal import bar
 
     set_log_level(0)
     checkpoint = find_student(checkpoint)
-    where, config = resolve_environment([checkpoint], env, parse_json(env_config, "--env-config"))
-    written = [(checkpoint, out)] + ([] if teacher is None else [(teacher, None)])
+    asked = parse_json(env_config, "--env-config")
+    where = resolve_environment(
+        {"the student": checkpoint}, env, asked, teacher=teacher, trust_checkpoint=trust_checkpoint
+    )
+    format = format_of_ending(out) if format is None else format
+    written = [
+        (as_q_network(source, trust_checkpoint=trust_checkpoint), path)
+        for source, path in ((checkpoint, out), (teacher, None))
+        if source is not None
+    ]
+    for network, _ in written:  # all of them, before the first one plays
+        check_exportable(network, format=format, int8=int8)
     with bar("episodes", total=2 * episodes * len(written)) as advance:
         deployments = [
             deploy(
-                source,
+                network,
                 path,
                 where,
-                format=format or format_of_ending(out),
+                format=format,
                 int8=int8,
                 num_episodes=episodes,
-                env_config=config,
-                trust_checkpoint=trust_checkpoint,
                 advance=advance,
             )
-            for source, path in written
+            for network, path in written
         ]
-    typer.echo(deployment_table(deployments))
+    echo(deployment_table(deployments))

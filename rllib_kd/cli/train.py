@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from rllib_kd.cli.app import app, one_or_all, set_log_level
+from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
 from rllib_kd.cli.options import (
     Algo,
     CheckpointAtEnd,
@@ -17,6 +17,7 @@ from rllib_kd.cli.options import (
     Config,
     Keep,
     Loss,
+    MaxFailures,
     Name,
     NumSamples,
     RayAddress,
@@ -60,6 +61,7 @@ def train(
     checkpoint_at_end: CheckpointAtEnd = True,
     keep_checkpoints_num: Keep = None,
     checkpoint_score_attr: ScoreAttr = None,
+    max_failures: MaxFailures = 0,
     restore: Restore = None,
     resume: Resume = False,
     scheduler: Scheduler = None,
@@ -85,9 +87,9 @@ def train(
     from rllib_kd.experiment.experiment import Experiment
     from rllib_kd.experiment.files import parse_json, read_experiment
     from rllib_kd.experiment.loggers import wandb_callback
-    from rllib_kd.experiment.outcome import comparison, refusal, summary
+    from rllib_kd.experiment.outcome import comparison, refusal, remedy, summary
     from rllib_kd.experiment.progress_line import ProgressLine
-    from rllib_kd.experiment.running import RunOptions, run
+    from rllib_kd.experiment.running import RunOptions, alone, check_options, run
 
     set_log_level(verbose)
     if words:
@@ -108,14 +110,15 @@ def train(
             setattr(experiment, name, value)
     checked = experiment.checked()
     loggers = []
-    if wandb_key or wandb_project or wandb_run_name:
-        project = wandb_project or checked.title
+    if not all(value is None for value in (wandb_key, wandb_project, wandb_run_name)):
+        project = checked.title if wandb_project is None else wandb_project
         loggers.append(wandb_callback(project=project, key=wandb_key, run_name=wandb_run_name))
     options = RunOptions(
         checkpoint_freq=checkpoint_freq,
         checkpoint_at_end=checkpoint_at_end,
         keep_checkpoints_num=keep_checkpoints_num,
         checkpoint_score_attr=checkpoint_score_attr,
+        max_failures=max_failures,
         storage_path=storage_path,
         restore=restore,
         resume=resume,
@@ -123,17 +126,24 @@ def train(
         scheduler_config=parse_json(scheduler_config, "--scheduler-config"),
         callbacks=(ProgressLine(checked.stop), *loggers),
     )
+    check_options(checked, options)
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
-    with connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0):
+    with (
+        alone(checked, options),
+        connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0),
+    ):
         results, interrupted = run(checked, options)
     if (reason := refusal(results)) is not None:
         raise ValueError(reason)
     for result in results:
-        typer.echo(summary(result))
+        echo(summary(result))
     if interrupted:
-        typer.echo(f"interrupted; go on by: {_resuming_command()}", err=True)
-    elif table := comparison(checked, results):
-        typer.echo(table)
+        echo(f"interrupted; go on by: {_resuming_command()}", err=True)
+    else:
+        if advice := remedy(results, _resuming_command()):
+            echo(advice, err=True)
+        if table := comparison(checked, results):
+            echo(table)
     if interrupted or results.errors:
         raise typer.Exit(1)
 

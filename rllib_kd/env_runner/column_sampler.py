@@ -1,8 +1,8 @@
-"""What both EnvRunners share: requests, seeds, connectors."""
+"""What both EnvRunners share: requests, seeds, connectors, failures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_T
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_kd.checkpoints.connectors import is_default_connector
+from rllib_kd.environments.failures import EnvFailedError, failure
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.wire import Sample
 
@@ -18,7 +19,65 @@ from rllib_kd.wire import Sample
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
 
 
+#: Metrics: which of them were not finite, in those states. They are there from the first such state on.
+NUM_NOT_FINITE_LIFETIME = {
+    "observations": "num_observations_not_finite_lifetime",
+    "rewards": "num_rewards_not_finite_lifetime",
+    "labels": "num_labels_not_finite_lifetime",
+}
+
+
 ENDLESS = 10_000  # steps after which a baseline episode is cut
+
+
+class ExplainsFailures:
+    """Of an EnvRunner: says what its environment has raised, and where, also to the process that has asked.
+
+    RLlib's raises an error without a message; a remote one ends, and takes the reason with it. This one answers with
+    the reason first, and ends at the next request: with RLlib's delay, and to be restarted where the config says so.
+    """
+
+    config: Any
+    _failure: EnvFailedError | None = None
+
+    def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super()._try_env_reset(*args, **kwargs)  # type: ignore[misc]  # RLlib's
+        except EnvFailedError:
+            raise  # RLlib's tries again by calling this
+        except Exception as error:
+            raise failure(self.config.env, error, doing="reset") from error
+
+    def _try_env_step(self, actions: Any) -> Any:
+        try:
+            return super()._try_env_step(actions)  # type: ignore[misc]  # RLlib's
+        except Exception as error:
+            is_rllibs = type(error) is RuntimeError and not error.args and error.__cause__ is not None
+            reason = error.__cause__ if is_rllibs else error  # RLlib's own has no message
+            assert reason is not None
+            raise failure(self.config.env, reason, doing="step") from reason
+
+    def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """As RLlib's, which ends this process when `func` raises; but an environment's failure is an answer first."""
+
+        def answer(env_runner: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                return func(env_runner, *args, **kwargs)
+            except EnvFailedError as reason:
+                self._failure = reason
+                return None
+
+        was_whole = self._failure is None
+        result = super().apply(answer, *args, **kwargs)  # type: ignore[misc]  # RLlib's
+        if was_whole and self._failure is not None:
+            raise self._failure
+        return result
+
+    def ping(self) -> str:
+        """As RLlib's; after a failure this process ends instead."""
+        return self.apply(lambda env_runner: "pong")
 
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
@@ -30,6 +89,13 @@ def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapp
     connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
     connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
     return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
+
+
+def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int]) -> None:
+    """Log how many states were dropped, and why."""
+    metrics.log_value(NUM_STATES_DROPPED_LIFETIME, num_dropped, reduce="lifetime_sum")
+    for cause, count in num_not_finite.items():
+        metrics.log_value(NUM_NOT_FINITE_LIFETIME[cause], count, reduce="lifetime_sum")
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Fragment:
         self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
         self.restarted = False
         self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
+        self.num_not_finite: dict[str, int] = {}  # of those by cause
         self._decision: dict[str, np.ndarray] = {}
 
     def decide(self, obs: np.ndarray, labels: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
@@ -70,6 +71,8 @@ class Fragment:
         states = np.concatenate([columns[Columns.OBS], np.asarray(self.final_obs)[:, None]], axis=1)
         usable = is_usable(states, columns[Columns.REWARDS], columns.get(TEACHER_Q))
         self.num_dropped = int((columns[VALID] & ~usable).sum())
+        if self.num_dropped:
+            self.num_not_finite = count_not_finite(columns[VALID] & ~usable, states, columns[Columns.REWARDS])
         columns[VALID] &= usable
         return columns
 
@@ -89,11 +92,35 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
     """
     usable = np.isfinite(rewards)
     if states.dtype != np.uint8:
-        finite = np.isfinite(states).reshape(*states.shape[: rewards.ndim], -1).all(-1)
-        usable &= finite[..., :-1] & finite[..., 1:]
+        usable &= _shows_finite(states, rewards.ndim)
     if teacher_q is not None:
         usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
     return usable
+
+
+def count_not_finite(dropped: np.ndarray, states: np.ndarray, rewards: np.ndarray) -> dict[str, int]:
+    """How many of the dropped rows have observations, and how many rewards, that are not finite; else it is the labels.
+
+    What a teacher says of an observation that is not finite, or after one, is no fault of its own.
+
+    Args:
+        dropped: `[..., T]`, which rows are unusable.
+        states: `[..., T + 1, *obs]`.
+        rewards: `[..., T]`.
+    """
+    not_shown = dropped & ~_shows_finite(states, rewards.ndim)
+    not_rewarded = dropped & ~np.isfinite(rewards)
+    return {
+        "observations": int(not_shown.sum()),
+        "rewards": int(not_rewarded.sum()),
+        "labels": int((dropped & ~not_shown & ~not_rewarded).sum()),
+    }
+
+
+def _shows_finite(states: np.ndarray, num_axes: int) -> np.ndarray:
+    """`[..., T]`, where a state `[..., T + 1, *obs]` and the next one are finite; `num_axes` of `[..., T]`."""
+    finite = np.isfinite(states).reshape(*states.shape[:num_axes], -1).all(-1)
+    return finite[..., :-1] & finite[..., 1:]
 
 
 def _ends(step: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -19,8 +19,8 @@ from ray.rllib.utils.annotations import override
 
 from rllib_kd.env_runner.behavior import BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
-from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME, fixed_seed, set_state_and_sample
-from rllib_kd.env_runner.fragment import is_usable
+from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
+from rllib_kd.env_runner.fragment import count_not_finite, is_usable
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.spaces import check_spaces
@@ -28,7 +28,11 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
 
-class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
+class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
+    """RLlib's multi-agent EnvRunner, which explains its failures."""
+
+
+class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     """RLlib's multi-agent EnvRunner, which also hands out labelled columns of each module that has a teacher."""
 
     #: As of `DistillEnvRunner`.
@@ -153,8 +157,11 @@ class DistillMultiAgentEnvRunner(MultiAgentEnvRunner):
         columns[Columns.TRUNCATEDS][-1] = episode.is_truncated
         for name in self.config.label_columns:
             columns[name] = np.asarray(episode.get_extra_model_outputs(name))
-        columns[VALID] = is_usable(columns[Columns.OBS], columns[Columns.REWARDS], columns[TEACHER_Q])
-        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, int((~columns[VALID]).sum()), reduce="lifetime_sum")
+        states, rewards = columns[Columns.OBS], columns[Columns.REWARDS]
+        columns[VALID] = is_usable(states, rewards, columns[TEACHER_Q])
+        dropped = ~columns[VALID]
+        causes = count_not_finite(dropped, states, rewards) if dropped.any() else {}
+        log_dropped(self.metrics, int(dropped.sum()), causes)
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {

@@ -28,9 +28,10 @@ from rllib_kd.env_runner.behavior import BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import (
     ENDLESS,
-    NUM_STATES_DROPPED_LIFETIME,
+    ExplainsFailures,
     fixed_seed,
     has_plain_connectors,
+    log_dropped,
     set_state_and_sample,
 )
 from rllib_kd.env_runner.family import FamilyQValues, FamilyTurns
@@ -56,10 +57,10 @@ _EPISODE_CALLBACKS = (
 )
 
 
-class StudentsEnvRunner(SingleAgentEnvRunner):
+class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
     """RLlib's single-agent EnvRunner, with all students of a family, of whom one acts.
 
-    Without a family it is RLlib's.
+    Without a family it is RLlib's, which explains its failures.
     """
 
     #: All of them. None: there is one student, `module`.
@@ -210,7 +211,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         columns = fragment.columns()
-        self.metrics.log_value(NUM_STATES_DROPPED_LIFETIME, fragment.num_dropped, reduce="lifetime_sum")
+        log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
         if VALID in names:
             columns = _append_final_states(columns, fragment.final_obs)
         shards = []
@@ -376,14 +377,14 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     # --- Between RLlib and the env ------------------------------------------------------------------------------------
 
-    @override(SingleAgentEnvRunner)
+    @override(StudentsEnvRunner)
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         obs, infos = super()._try_env_reset(*args, **kwargs)
         self._shown = Shown(obs, first=np.ones(self.num_envs, dtype=bool))
         self._reset_next = np.zeros(self.num_envs, dtype=bool)
         return obs, infos
 
-    @override(SingleAgentEnvRunner)
+    @override(StudentsEnvRunner)
     def _try_env_step(self, actions: Any) -> Any:
         results = super()._try_env_step(actions)
         if results == ENV_STEP_FAILURE:

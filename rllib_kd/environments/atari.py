@@ -10,6 +10,7 @@ lives in one episode, and rewards that are not clipped. The config of the enviro
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -39,6 +40,15 @@ def is_game(env: Any) -> bool:
     return isinstance(env, str) and env in gym.registry and gym.registry[env].vector_entry_point == _VECTOR_ENTRY_POINT
 
 
+def single_config(config: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A config without what does nothing in a single environment: what only the vector env reads, and its defaults."""
+    return {
+        name: value
+        for name, value in config.items()
+        if name not in _VECTOR_ONLY and not (name in VECTOR_DEFAULTS and value is VECTOR_DEFAULTS[name])
+    }
+
+
 def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env:
     """A single environment that shows what ALE's vector env shows.
 
@@ -50,7 +60,7 @@ def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env
     Raises:
         ValueError: the config asks for what only the vector env can do, or for what nobody knows.
     """
-    config = {name: value for name, value in config.items() if name not in _VECTOR_ONLY}
+    config = single_config(config)
     frame_size = (config.pop("img_width", 84), config.pop("img_height", 84))
     preprocessing = {
         "noop_max": config.pop("noop_max", 30),

@@ -12,6 +12,20 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd.environments import atari
+from rllib_kd.environments.failures import described, failure
+
+
+def name_and_maker(method: Any, *args: Any, **kwargs: Any) -> Any:
+    """What a method of a vector env returns; what an environment raises there, in words."""
+    try:
+        return method(*args, **kwargs)
+    except Exception as error:  # anything may stand there
+        raise failure(_name_of(method.__self__), error, doing=method.__name__) from error
+
+
+def _name_of(envs: gym.vector.SyncVectorEnv) -> str:
+    env = envs.envs[0]
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
 
 
 def env_maker(
@@ -35,7 +49,7 @@ def env_maker(
     """
     name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
-    if isinstance(env, str) and _global_registry.contains(ENV_CREATOR, env):
+    if isinstance(env, str) and is_registered_with_tune(env):
         env = _global_registry.get(ENV_CREATOR, env)
     if isinstance(env, str):
         if not names_class(env):
@@ -50,12 +64,22 @@ def _make(name: str, make: Callable[[], gym.Env]) -> gym.Env:
     try:
         return make()
     except Exception as error:  # anything may stand there
-        raise ValueError(f"The environment '{name}' cannot be made: {type(error).__name__}: {error}") from error
+        raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
 
 
 def names_class(env: str) -> bool:
     """Whether RLlib takes the name of an environment for the path of a class."""
-    return "." in env and env not in gym.registry and not _global_registry.contains(ENV_CREATOR, env)
+    return "." in env and not is_registered(env)
+
+
+def is_registered(env: str) -> bool:
+    """Whether an environment has this name, in gymnasium or in Ray Tune."""
+    return env in gym.registry or is_registered_with_tune(env)
+
+
+def is_registered_with_tune(env: str) -> bool:
+    """Whether it is a name in Ray Tune, which RLlib prefers to gymnasium's ids."""
+    return _global_registry.contains(ENV_CREATOR, env)
 
 
 def _class_at(path: str) -> Callable[..., gym.Env]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import gymnasium as gym
 
+from rllib_kd.environments.failures import described
+
 
 def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
     """Whether an environment shows something, before it plays.
@@ -30,7 +32,7 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
     except ValueError:
         raise
     except Exception as error:  # a package or a display is missing
-        raise ValueError(f"The environment cannot be shown: {type(error).__name__}: {error}") from error
+        raise ValueError(f"The environment cannot be shown: {described(error)}") from error
     finally:
         env.close()
 

@@ -15,8 +15,9 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.video import check_renders, recording
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import agreement, confusion_and_regret, latency_ms, return_ratio
+from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, play
-from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, as_q_network, environment_of
+from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, as_q_network
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.evaluation.seeds import episode_seeds
 from rllib_kd.observations.pipeline import View
@@ -28,7 +29,7 @@ from rllib_kd.terminal import bar
 def compare(
     teacher: Any,
     student: RLModule | Any,
-    env: str | Callable[..., gym.Env] | None = None,
+    env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     num_episodes: int = 100,
     seed: int = 0,
@@ -46,19 +47,22 @@ def compare(
         teacher: as in `.distillation(teacher=...)`, or as the student.
         student: an RLModule with `compute_q_values()`, the Algorithm that trains it, or path or URI of a checkpoint.
         env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, or a callable. None
-            (default): in which the student, or else the teacher, was trained, where its checkpoint says it.
+            (default): the environment that the student's checkpoint records, or else the teacher's. Without trust only
+            environments of gymnasium and ALE are taken from checkpoints.
         num_episodes: that each policy plays, > 0; episode i is reset with `seed + i`.
         seed: of the first episode. Use seeds that were not used for choosing the student.
         epsilon: share of random actions, in [0, 1], that teacher and student play with. Scores of Atari games are
             usually taken with one (0.05 in Mnih et al. 2015): a greedy policy may do the same for ever, in games
             without randomness of their own.
-        env_config: passed to the env.
-        trust_checkpoint: whether what checkpoints hold may be executed, for modules and connectors of one's own.
+        env_config: keys to set. The checkpoint's config of the same environment gives the others; without trust only
+            keys and values that are known to be harmless.
+        trust_checkpoint: whether what checkpoints hold may be executed, for modules and connectors of one's own; and
+            whether they may choose any environment and config.
         progress: whether to show a bar on a terminal.
 
     Raises:
-        ValueError: teacher or student cannot be loaded, their spaces differ from the environment's, or `epsilon` is not
-            in [0, 1].
+        ValueError: teacher or student cannot be loaded, nothing names an environment, an untrusted checkpoint chooses
+            one or a config that is not known to be harmless, the spaces differ, or `epsilon` is not in [0, 1].
     """
     comparisons = compare_all(
         teacher,
@@ -77,7 +81,7 @@ def compare(
 def compare_all(
     teacher: Any,
     students: Mapping[str, RLModule | Any],
-    env: str | Callable[..., gym.Env] | None = None,
+    env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     num_episodes: int = 100,
     seed: int = 0,
@@ -103,15 +107,16 @@ def compare_all(
         One comparison for each student, in their order; `.student.name` is the name.
 
     Raises:
-        ValueError: no students, or one of the errors of `compare()`.
+        ValueError: no students, students that were trained in different environments, or one of the errors of
+            `compare()`.
     """
     seeds = episode_seeds(num_episodes, seed)
     if not students:
         raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
-    env, env_config = resolve_environment([*students.values(), teacher], env, env_config)
+    played = resolve_environment(students, env, env_config, teacher=teacher, trust_checkpoint=trust_checkpoint)
     teacher = as_q_network(teacher, trust_checkpoint=trust_checkpoint)
     networks = {name: as_q_network(student, trust_checkpoint=trust_checkpoint) for name, student in students.items()}
-    make_env = env_maker(env, env_config)
+    make_env = env_maker(*played)
 
     def playing(network: Teacher) -> Player:
         return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
@@ -142,7 +147,7 @@ def compare_all(
             )
             comparisons.append(
                 Comparison(
-                    env=env if isinstance(env, str) else getattr(env, "__name__", str(env)),
+                    env=played.name,
                     num_episodes=num_episodes,
                     epsilon=epsilon,
                     teacher=teacher_report,
@@ -156,6 +161,7 @@ def compare_all(
                     q_regret_on_student_states=student_regret,
                     confusion_on_teacher_states=on_teacher_states.tolist(),
                     confusion_on_student_states=on_student_states.tolist(),
+                    env_config=played.config_as_json(),
                 )
             )
     return comparisons
@@ -163,7 +169,7 @@ def compare_all(
 
 def evaluate(
     policy: Any,
-    env: str | Callable[..., gym.Env] | None = None,
+    env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     num_episodes: int = 100,
     seed: int = 0,
@@ -183,7 +189,7 @@ def evaluate(
         num_episodes: > 0; episode i is reset with `seed + i`.
         seed: of the first episode.
         epsilon: share of random actions, in [0, 1], as in `compare()`.
-        env_config: passed to the env.
+        env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
         video_dir: folder to which the first episodes are written as MP4 files.
         num_videos: how many of them, > 0.
@@ -191,20 +197,20 @@ def evaluate(
         progress: whether to show a bar on a terminal.
 
     Raises:
-        ValueError: the policy cannot be loaded, its spaces differ from the environment's, or it cannot be rendered.
+        ValueError: one of the errors of `compare()`, or the environment cannot be rendered.
     """
     seeds = episode_seeds(num_episodes, seed)
-    env, env_config = resolve_environment([policy], env, env_config)
+    played = resolve_environment({"the policy": policy}, env, env_config, trust_checkpoint=trust_checkpoint)
     policy = as_policy(policy, trust_checkpoint=trust_checkpoint)
     player = _with_epsilon(policy, epsilon, seed=seed)
     if render and video_dir is not None:
         raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
-    check_fit(env_maker(env, env_config), {"The policy": policy})
+    check_fit(env_maker(*played), {"The policy": policy})
     mode = "human" if render else "rgb_array" if video_dir is not None else None
-    make_shown = env_maker(env, env_config, render_mode=mode)
+    make_shown = env_maker(*played, render_mode=mode)
     if mode is not None:
         check_renders(make_shown, mode)
-    make_env = make_shown if render else env_maker(env, env_config)
+    make_env = make_shown if render else env_maker(*played)
     filmed = seeds[: num_videos if video_dir is not None else 0]
     returns: list[float] = []
     with bar("episodes", total=num_episodes, shown=progress) as advance:
@@ -226,31 +232,6 @@ def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: in
     if not isinstance(policy.action_space, gym.spaces.Discrete):
         raise ValueError(f"`epsilon` needs discrete actions, but the policy has {brief(policy.action_space)}. Set 0.")
     return EpsilonGreedy(policy, int(policy.action_space.n), epsilon=epsilon, seed=seed)
-
-
-def resolve_environment(
-    sources: Sequence[Any], env: str | Callable[..., gym.Env] | None, env_config: Mapping[str, Any] | None = None
-) -> tuple[str | Callable[..., gym.Env], Mapping[str, Any]]:
-    """The environment that was asked for, or in which the first of the sources was trained that says so.
-
-    Args:
-        sources: policies, as in `compare()`.
-        env: what was asked for; None leaves it to the sources.
-        env_config: what was asked for; over what a source says.
-
-    Raises:
-        ValueError: nobody says it.
-    """
-    if env is not None:
-        return env, dict(env_config or {})
-    for source in sources:
-        own_env, own_config = environment_of(source)
-        if own_env is not None:
-            return own_env, {**own_config, **(env_config or {})}
-    raise ValueError(
-        "In which environment? The checkpoint does not say it (only those of whole Algorithms do, where it is a name). "
-        "Give it: env=..., or --env on the command line."
-    )
 
 
 def _report(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.environments.making import name_and_maker
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -137,13 +138,13 @@ def _play_chunk(
     seen: _Sample,
     advance: Callable[[int], None],
 ) -> list[float]:
-    obs, _ = envs.reset(seed=seeds)
+    obs, _ = name_and_maker(envs.reset, seed=seeds)
     shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
     totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
     for _ in range(_MAX_EPISODE_STEPS):
         seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
-        obs, rewards, terminateds, truncateds, _ = envs.step(actions)
+        obs, rewards, terminateds, truncateds, _ = name_and_maker(envs.step, actions)
         shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
         totals += rewards * running
         ended = running & (terminateds | truncateds)

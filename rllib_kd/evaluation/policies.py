@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pyarrow.fs
 import torch
 import tree
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.connectors import normalizes_actions_of, pipeline_of
 from rllib_kd.checkpoints.rllib import open_checkpoint
-from rllib_kd.environments.making import names_class
+from rllib_kd.checkpoints.uris import open_uri
 from rllib_kd.evaluation.playing import Act
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
@@ -121,6 +122,8 @@ def as_policy(source: Any, *, trust_checkpoint: bool = False) -> GreedyQ | Likel
             module = checkpoint.load_module()
             if not is_q_network(module):
                 pipeline = checkpoint.load_observation_pipeline(module)
+                if pipeline is not None:
+                    pipeline.check_feeds(module.observation_space, uri)
                 normalize = checkpoint.normalizes_actions()
                 return LikeliestAction(module, pipeline or _plain(module), normalize_actions=normalize)
     elif isinstance(source, Algorithm | RLModule) and not is_q_network(_module_of(source)):
@@ -162,31 +165,29 @@ def algorithm_of(path: str) -> str | None:
     return open_checkpoint(found.uri).algorithm() if found.origin == "rllib" else None
 
 
-def environment_of(source: Any) -> tuple[Any, dict[str, Any]]:
+def environment_of(source: Any, *, trust_checkpoint: bool = False) -> tuple[Any, dict[Any, Any]]:
     """In which environment a policy was trained, and its config; None where it does not say.
+
+    Nothing of it is checked: `resolve_environment()` does that.
 
     Args:
         source: as for `as_policy()`.
+        trust_checkpoint: whether what a checkpoint holds may be executed.
 
     Raises:
-        ValueError: there is no such checkpoint; or its environment's name makes gymnasium import a module.
+        ValueError: there is no such checkpoint.
     """
     if isinstance(source, Algorithm):
         return source.config.env, dict(source.config.env_config)
-    if isinstance(source, list | tuple):  # an ensemble
-        return next((said for member in source if (said := environment_of(member))[0] is not None), (None, {}))
     if not isinstance(source, str | os.PathLike):
         return None, {}
     uri = absolute_teacher_uri(source)
     if uri in PACKAGED_TEACHERS:
         return PACKAGED_TEACHERS[uri].env, {}
-    found = find(uri)
-    if found.origin != "rllib":
-        return None, {}
-    env, env_config = open_checkpoint(found.uri).environment()
-    if env is not None and (":" in env or names_class(env)):  # gymnasium, or RLlib, imports what stands before it
-        raise ValueError(f"'{uri}' was trained in '{env}', which names a module to import. If you trust it, give env.")
-    return env, env_config
+    filesystem, path = open_uri(uri)
+    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.Directory:
+        return None, {}  # files of other libraries do not say it
+    return open_checkpoint(find(uri).uri, trust_checkpoint=trust_checkpoint).environment()
 
 
 def _module_of(source: Any) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rllib_kd.text import finite_or_none
+from rllib_kd.evaluation.played_environment import described
+from rllib_kd.text import cell, finite_or_none, means_and_intervals, number, printable, ratio, rendered
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,16 @@ class Comparison:
     q_regret_on_student_states: float
     confusion_on_teacher_states: list[list[int]] = field(repr=False)  # [A][A], counts
     confusion_on_student_states: list[list[int]] = field(repr=False)
+    env_config: dict[str, Any] = field(default_factory=dict)  # of the environment; what is not JSON, as a text
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON; what has no finite value is None."""
         return finite_or_none(asdict(self))
+
+    @property
+    def played_in(self) -> str:
+        """The environment, with its config."""
+        return described(self.env, self.env_config)
 
     @property
     def conditions(self) -> str:
@@ -56,19 +62,18 @@ class Comparison:
 
     def __str__(self) -> str:
         """A table of at most 80 columns."""
-        from rich.console import Console
-        from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=escape(f"{self.env}, {self.conditions}"))
+        conditions = self.conditions if self.env_config else f"{self.env}, {self.conditions}"
+        table = Table(title=cell(conditions, "table.title"))
         table.add_column("")
         for name in ("teacher", self.student.name, "student / teacher"):
-            table.add_column(escape(name), justify="right")
+            table.add_column(cell(name), justify="right")
         teacher, student = self.teacher, self.student
         table.add_row(
             "return, mean ± 95 % CI",
-            *(f"{report.return_mean:.1f} ± {report.return_ci95:.1f}" for report in (teacher, student)),
-            f"{self.return_ratio:.3f}*" if math.isfinite(self.return_ratio) else "–*",
+            *means_and_intervals([(report.return_mean, report.return_ci95) for report in (teacher, student)]),
+            f"{ratio(self.return_ratio)}*",
         )
         table.add_row(
             "parameters",
@@ -92,8 +97,6 @@ class Comparison:
             *(f"{regret:.3g}" for regret in (self.q_regret_on_teacher_states, self.q_regret_on_student_states)),
             "",
         )
-        table.caption = f"* return ratio, where a random policy ({self.random.return_mean:.1f}) counts as 0"
-        console = Console(width=80, highlight=False)
-        with console.capture() as capture:
-            console.print(table)
-        return capture.get().rstrip("\n")
+        random_return = number(self.random.return_mean, self.random.return_ci95)
+        table.caption = f"* return ratio, where a random policy ({random_return}) counts as 0"
+        return (f"played in {printable(self.played_in)}\n" if self.env_config else "") + rendered(table)

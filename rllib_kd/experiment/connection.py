@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
+import torch
+from ray._private import services
 from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 
 from rllib_kd.terminal import say
@@ -54,6 +60,8 @@ def connection(
     Raises:
         ValueError: nobody answers at the address; or a trial would wait forever for what Ray does not have.
     """
+    if address is not None and not address.strip():
+        raise ValueError("--ray-address is empty. Give an address or 'auto', or leave the flag out.")
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         if local != LocalRay():
@@ -65,10 +73,11 @@ def connection(
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
     with ExitStack() as stack:
         if not ray.is_initialized():
-            where = {"address": address} if address is not None else _started(stack, needs, local)
-            stack.callback(ray.shutdown)
             try:
-                ray.init(**where, logging_level="INFO" if verbose else "ERROR", log_to_driver=verbose)
+                with _own_sessions(), _kept_sigterm_handler():
+                    where = {"address": address} if address is not None else _started(stack, needs, local)
+                    stack.callback(ray.shutdown)
+                    ray.init(**where, logging_level="INFO" if verbose else "ERROR", log_to_driver=verbose)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
             except Exception as error:  # of no other kind where the machine is too busy
@@ -85,6 +94,11 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
         "object_store_memory": local.object_store_memory,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
+    is_too_small = (os.cpu_count() or 1) < needs.get("CPU", 1) <= _MAX_SHARED_CPUS
+    if local.num_cpus is None and local.num_nodes is None and is_too_small:
+        settings["num_cpus"] = math.ceil(needs["CPU"])
+        say(f"note: a trial has {settings['num_cpus']} processes, more than there are CPUs ({os.cpu_count()}).")
+    _check_machine(needs, settings, num_nodes=local.num_nodes)
     if local.num_nodes is not None:
         from ray.cluster_utils import Cluster
 
@@ -93,10 +107,38 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
         for _ in range(local.num_nodes):
             cluster.add_node(**{"num_cpus": 1, **settings})
         return {"address": cluster.address}
-    if local.num_cpus is None and (os.cpu_count() or 1) < needs.get("CPU", 1) <= _MAX_SHARED_CPUS:
-        settings["num_cpus"] = math.ceil(needs["CPU"])
-        say(f"note: a trial has {settings['num_cpus']} processes, more than there are CPUs ({os.cpu_count()}).")
     return {"address": "local", "include_dashboard": local.dashboard, **settings}
+
+
+@contextmanager
+def _own_sessions() -> Iterator[None]:
+    """Start Ray's daemons in sessions of their own, out of reach of signals to our process group.
+
+    `timeout`, schedulers and closed terminals signal the whole group. Ray blocks SIGINT alone in its daemons, so that
+    SIGTERM or SIGHUP ended them before a checkpoint was saved (`services.start_ray_process`, ray 2.60). They still end
+    with this process: by `ray.shutdown()`, and if it is killed, by the kernel (PR_SET_PDEATHSIG). Other systems than
+    Linux have no such call. There, Ray's reaper needs its daemons in one group, and they stay in it.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+@contextmanager
+def _kept_sigterm_handler() -> Iterator[None]:
+    """Keep the handler that this process has for SIGTERM: `ray.init()` sets its own, which exits without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:
@@ -112,8 +154,21 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def _check_machine(needs: Mapping[str, float], settings: Mapping[str, Any], *, num_nodes: int | None) -> None:
+    """Whether a Ray of our own will have the CPUs and GPUs, before it starts."""
+    own = {
+        "CPU": settings.get("num_cpus", (os.cpu_count() or 1) if num_nodes is None else 1),
+        "GPU": settings.get("num_gpus", torch.cuda.device_count()),
+    }
+    there = {name: count * (num_nodes or 1) for name, count in own.items()}
+    _check_amounts({name: needs[name] for name in there.keys() & needs.keys()}, there, may_grow=False)
+
+
 def _check_resources(needs: Mapping[str, float], *, may_grow: bool) -> None:
-    available = ray.cluster_resources()
+    _check_amounts(needs, ray.cluster_resources(), may_grow=may_grow)
+
+
+def _check_amounts(needs: Mapping[str, float], available: Mapping[str, float], *, may_grow: bool) -> None:
     for name, amount in needs.items():
         if amount > available.get(name, 0):
             message = f"A trial needs {amount:g} {name}s, and Ray has {available.get(name, 0):g}"

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.registry import ALGORITHMS
-from ray.tune.registry import ENV_CREATOR, TRAINABLE_CLASS, _global_registry
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
-from rllib_kd.environments.making import env_maker, names_class
+from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
+from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
+from rllib_kd.environments.making import env_maker
 from rllib_kd.experiment.metrics import checked_stop
-from rllib_kd.experiment.settings import apply_settings, has_space, param_space, validate, variants
-from rllib_kd.observations.spaces import check_actions
+from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.teachers.names import absolute_teachers
 from rllib_kd.text import did_you_mean
@@ -54,6 +57,7 @@ class Experiment:
                 near.
         """
         check_not_empty(experiment_name=self.name)
+        _check_below_storage(self.name)
         check_at_least(1, num_samples=self.num_samples)
         check_at_least(0, compare_episodes=self.compare_episodes)
         cls = algorithm_class(self.algorithm)
@@ -61,6 +65,7 @@ class Experiment:
         if "teacher" in settings:
             settings["teacher"] = _absolute_teachers(settings["teacher"])
         base = cls.get_default_config() if self.config is None else self.config
+        settings = as_meant(type(base), settings)
         own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
         configs = [
             apply_settings(base.copy(copy_frozen=False).update_from_dict(chosen), variant)
@@ -70,15 +75,7 @@ class Experiment:
         for config in configs:
             _check_env(config)
             validate(config)
-        for config in {repr((config.env, config.env_config)): config for config in configs}.values():
-            _check_made(config)
-        teachers = {
-            repr(config.teacher): (config.teacher, config.trust_checkpoint)
-            for config in configs
-            if isinstance(config, DistillDQNConfig) and isinstance(config.teacher, str | list)
-        }
-        for teacher, trust in teachers.values():  # now, where the user sees what is wrong, and not in every trial
-            load_teacher(teacher, trust_checkpoint=trust)
+        teachers = _checked_teachers(configs)
         if self.compare_episodes and len(teachers) != 1:
             raise ValueError(f"A comparison at the end needs DistillDQN and one teacher, got {len(teachers)} teachers.")
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
@@ -156,18 +153,26 @@ def _check_env(config: AlgorithmConfig) -> None:
     env_maker(config.env)
 
 
-def _check_made(config: AlgorithmConfig) -> None:
-    """Whether gymnasium can make the environment, and whether it suits DQN, before every trial fails.
+def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
+    """The teachers of all configs, once they and DQN suit the environments, as far as gymnasium makes these.
 
-    Environments of the user's own are not made here: they may need what only the trials have.
+    Loaded now, where the user sees what is wrong, and not in every trial.
     """
-    env = config.env
-    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
-        return
-    made = env_maker(env, config.env_config)()
-    made.close()
-    if isinstance(config, DQNConfig) and not config.is_multi_agent:
-        check_actions(made.action_space)
+    spaces: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
+    for config in configs:
+        place = repr((config.env, config.env_config))
+        if place not in spaces:
+            spaces[place] = known_spaces(config)
+        if isinstance(config, DQNConfig) and spaces[place] is not None:
+            check_environment(config, spaces[place])
+        if not isinstance(config, DistillDQNConfig) or not isinstance(config.teacher, str | list):
+            continue
+        name = repr(config.teacher)
+        if name not in teachers:
+            teachers[name] = load_teacher(config.teacher, trust_checkpoint=config.trust_checkpoint)
+        check_teachers(config, {DEFAULT_MODULE_ID: teachers[name]}, spaces[place])
+    return teachers
 
 
 def check_at_least(low: int, **numbers: Any) -> None:
@@ -182,3 +187,9 @@ def check_not_empty(**texts: str | None) -> None:
     for name, text in texts.items():
         if text is not None and not text.strip():
             raise ValueError(f"`{name}` is empty.")
+
+
+def _check_below_storage(name: str) -> None:
+    """Whether results stay in the folder that was named for them: the name may come from a file of somebody else."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"`experiment_name` must name a folder below --storage-path, got '{name}'.")

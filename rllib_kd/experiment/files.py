@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import runpy
 import sys
 from collections.abc import Mapping
@@ -26,6 +28,7 @@ _YAML_FLAGS = {
     "checkpoint_score_attr": "--checkpoint-score-attr",
     "keep_checkpoints_num": "--keep-checkpoints-num",
     "local_dir": "--storage-path",
+    "max_failures": "--max-failures",
     "restore": "--restore",
     "scheduler": "--scheduler",
     "storage_path": "--storage-path",
@@ -74,8 +77,8 @@ def _read_python(path: Path) -> Experiment:
 
 def _read_yaml(path: Path) -> Experiment:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = _load_yaml(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
         raise ValueError(f"'{path}' must hold an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}.")
@@ -128,7 +131,9 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     else:
         is_yaml = False
     try:
-        value = yaml.safe_load(text) if is_yaml else json.loads(text, parse_constant=_refuse_constant)
+        value = _load_yaml(text) if is_yaml else _load_json(text)
+    except RecursionError as error:
+        raise ValueError(f"{what} is nested too deeply to be read. Expected an object like '{example}'.") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."
@@ -138,5 +143,30 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     return value
 
 
+def _load_json(text: str) -> Any:
+    return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+
+
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
+
+
+def _finite_float(digits: str) -> float:
+    if math.isinf(number := float(digits)):
+        raise ValueError(f"{digits} is too large a number")
+    return number
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.2's numbers: for PyYAML 1e-3 is a string, and only 1.0e-3 a number."""
+
+
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, _YamlLoader)

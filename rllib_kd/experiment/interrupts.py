@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -14,6 +16,13 @@ from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
 from rllib_kd.terminal import say
+
+_SIGHUP = getattr(signal, "SIGHUP", None)  # of a closed terminal or a lost ssh; Windows has none
+
+
+#: Seconds in which another SIGTERM is the same request: `timeout` signals its child, and then the child's group.
+_ECHO = 2.0
+
 
 _interrupt = threading.Event()  # of this process, as signals are: Tune pickles callbacks, and restores copies of them
 
@@ -55,26 +64,47 @@ class SaveOnInterrupt(tune.Callback):
 
 @contextmanager
 def saving_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM have `SaveOnInterrupt` save and end; a second one raises SystemExit at once.
+    """Ctrl-C, SIGTERM and SIGHUP have `SaveOnInterrupt` save and end.
+
+    A second Ctrl-C or SIGTERM raises SystemExit at once. Under `nohup`, SIGHUP stays ignored.
 
     Yields:
         An event that is set after the first one.
     """
+    first_at = -math.inf
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        if _interrupt.is_set():
+        nonlocal first_at
+        if signum == _SIGHUP:
+            _leave_closed_terminals(terminals)
+        if not _interrupt.is_set():
+            first_at = time.monotonic()
+            _interrupt.set()
+        elif signum == signal.SIGINT or (signum == signal.SIGTERM and time.monotonic() - first_at > _ECHO):
             say("interrupted")
             raise SystemExit(1)
-        _interrupt.set()
 
     _interrupt.clear()
     if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
         yield _interrupt
         return
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+    handled = [signal.SIGINT, signal.SIGTERM]
+    if _SIGHUP is not None and signal.getsignal(_SIGHUP) != signal.SIG_IGN:
+        handled.append(_SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield _interrupt
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _leave_closed_terminals(descriptors: Sequence[int]) -> None:
+    """Write to nowhere instead of to terminals that are gone: an error of output must not keep from saving."""
+    for descriptor in descriptors:
+        if not os.isatty(descriptor):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)

@@ -17,12 +17,15 @@ def wandb_callback(*, project: str, key: str | None = None, run_name: str | None
         run_name: None: each trial's.
 
     Raises:
-        ValueError: wandb is not installed, or nobody is logged in.
+        ValueError: wandb is not installed, nobody is logged in, or a text is empty.
     """
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     if find_spec("wandb") is None:
         raise ValueError("Logging to Weights & Biases needs its package: pip install wandb")
+    for name, text in {"project": project, "key": key, "run-name": run_name}.items():
+        if text is not None and not text.strip():
+            raise ValueError(f"--wandb-{name} is empty. Give it a value, or leave it out.")
     if key is not None:
         os.environ["WANDB_API_KEY"] = key
     callback = WandbLoggerCallback(project=project, **({} if run_name is None else {"name": run_name}))

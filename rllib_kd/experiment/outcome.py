@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ray import tune
 
+from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
+from rllib_kd.environments.failures import EnvFailedError, frames_in, users_line
 from rllib_kd.evaluation.comparing import compare_all
+from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.experiment import CheckedExperiment
 from rllib_kd.experiment.progress_line import describe
@@ -16,6 +21,8 @@ from rllib_kd.experiment.running import location
 from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_teacher
+
+_EXPLAINED = f"{EnvFailedError.__module__}.{EnvFailedError.__name__}: "
 
 
 def refusal(results: tune.ResultGrid) -> str | None:
@@ -28,10 +35,24 @@ def refusal(results: tune.ResultGrid) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    """The exception at the end of the traceback that an actor's error holds, in one line."""
+    """The exception at the end of the traceback that an actor's error holds, in one line, with the user's line.
+
+    Of one without a message, such as RLlib's when an environment raises, the exception that it was raised from.
+    """
     lines = str(error).strip().splitlines()
     begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
-    return " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())
+    while len(begins) > 1 and re.fullmatch(r"[\w.]+:?\s*", lines[begins[-1]]):
+        lines = lines[: begins.pop()]
+    if not begins:
+        return " ".join(lines[-1:])
+    ends = [
+        i for i, line in enumerate(lines) if i > begins[-1] and re.match(r"The above exception|During handling", line)
+    ]
+    text = " ".join(" ".join(lines[begins[-1] : min(ends, default=None)]).split())
+    if text.startswith(_EXPLAINED):
+        return text.removeprefix(_EXPLAINED)
+    line = users_line(frames_in("\n".join(lines[begins[-2] if len(begins) > 1 else 0 : begins[-1]])))
+    return text if line is None or str(line) in text else f"{text} ({line})"
 
 
 def summary(result: tune.Result) -> str:
@@ -42,7 +63,28 @@ def summary(result: tune.Result) -> str:
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: nothing was trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
-    return f"{describe([metrics])}\n{where}"
+    return f"{describe([_with_last_evaluation(metrics, Path(result.path))])}\n{where}"
+
+
+def _with_last_evaluation(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
+    """The last result, with the last evaluation where the last iteration had none, and its files are here."""
+    file = trial / "result.json"
+    curve = read_curve(file) if not metrics.get("evaluation") and file.is_file() else Curve()
+    if not curve or curve.of != GREEDY:
+        return metrics
+    return {**metrics, "evaluation": {"env_runners": {"episode_return_mean": curve[-1][1]}}}
+
+
+def remedy(results: tune.ResultGrid, resuming_command: str) -> str:
+    """How to go on after trials that have failed on the way, in one line; empty where none has."""
+    failed = [
+        result for result in results if result.error is not None and "training_iteration" in (result.metrics or {})
+    ]
+    if any(result.checkpoint is not None for result in failed):
+        return f"go on from the last checkpoint by: {resuming_command}"
+    if failed:
+        return "there is no checkpoint to go on from: --checkpoint-freq N saves them, --max-failures N then restarts."
+    return ""
 
 
 def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
@@ -63,10 +105,9 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     comparisons = compare_all(
         as_configured(teacher, config["ensemble"], config["temperature"]),
         {"student" if len(students) == 1 else Path(s.path).name: location(s.checkpoint) for s in students},
-        config["env"],
+        PlayedEnvironment(config["env"], config["env_config"]),
         num_episodes=experiment.compare_episodes,
         seed=FRESH_SEED,
-        env_config=config["env_config"],
         trust_checkpoint=config["trust_checkpoint"],
         progress=True,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ray import tune
@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from rllib_kd.checkpoints.runs import teacher_fraction
 from rllib_kd.experiment.metrics import metric_at
 from rllib_kd.terminal import watched
+from rllib_kd.text import number, ratio
 
 
 class ProgressLine(tune.Callback):
@@ -45,7 +47,8 @@ class ProgressLine(tune.Callback):
         """Tune's hook at every result."""
         if self._live is None:
             return
-        self._results[trial.trial_id] = result
+        before = self._results.get(trial.trial_id, {})
+        self._results[trial.trial_id] = result if result.get("evaluation") else {**result, **_evaluation(before)}
         total = max(self._num_trials, len(trials))
         left = self._seconds_left(total)
         line = describe(
@@ -90,9 +93,9 @@ def describe(
     parts = {  # what matters least comes first
         "gradient steps": f"{sum(rates):,.0f} gradient steps/s" if rates else "",
         "env steps": f"{sum(result.get('num_env_steps_sampled_lifetime', 0) for result in results):,.0f} env steps",
-        "ratio": _best("ratio {:.3f}", [result.get("distillation", {}).get("return_ratio") for result in results]),
+        "ratio": _best("ratio", [value for result in results for value in _return_ratios(result)], ratio),
         "left": _duration(seconds_left),
-        "return": _best("return {:.1f}", [_mean_return(result) for result in results]),
+        "return": _return(results),
         "trials": f"{done} of {num_trials} trials done" if num_trials > 1 else "",
     }
     shown = ("trials", "env steps", "gradient steps", "return", "ratio", "left")
@@ -121,15 +124,36 @@ def _gradient_steps_per_second(result: Mapping[str, Any]) -> float:
     return steps / result["time_total_s"] if result.get("time_total_s") else 0.0
 
 
+def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluation in a result: not each iteration has one, and the last one holds until the next."""
+    return {"evaluation": result["evaluation"]} if result.get("evaluation") else {}
+
+
+def _return(results: Sequence[Mapping[str, Any]]) -> str:
+    """Of greedy students by their last evaluations; where there is none, of who acts in training, under its name."""
+    evaluations = [evaluation for result in results for evaluation in _of_each_student(result.get("evaluation", {}))]
+    if evaluated := _best("return", list(map(_mean_return, evaluations)), number):
+        return evaluated
+    has_teacher = any(teacher_fraction(result) is not None for result in results)
+    return _best("behaviour return" if has_teacher else "return", list(map(_mean_return, results)), number)
+
+
+def _return_ratios(result: Mapping[str, Any]) -> list[float | None]:
+    return [own.get("return_ratio") for own in _of_each_student(result.get("distillation", {}))]
+
+
+def _of_each_student(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The entries of a family's students, or of a result's only one."""
+    return list(entry.get("students", {}).values()) or [entry]
+
+
 def _mean_return(result: Mapping[str, Any]) -> float | None:
-    """Of the last evaluation, or of training where there was none."""
-    sources = (result.get("evaluation", {}), result)
-    return next((s["env_runners"].get("episode_return_mean") for s in sources if "env_runners" in s), None)
+    return result.get("env_runners", {}).get("episode_return_mean")
 
 
-def _best(text: str, values: Sequence[float | None]) -> str:
+def _best(what: str, values: Sequence[float | None], show: Callable[[float], str]) -> str:
     known = [value for value in values if value is not None and not math.isnan(value)]
-    return ("best " if len(values) > 1 else "") + text.format(max(known)) if known else ""
+    return f"{'best ' if len(values) > 1 else ''}{what} {show(max(known))}" if known else ""
 
 
 def _duration(seconds: float) -> str:

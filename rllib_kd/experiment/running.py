@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,16 +16,21 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_kd.algorithm.settings import check_names
+from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.checkpoints.runs import find_student
+from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.evaluation.policies import algorithm_of
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric, metric_at
-from rllib_kd.experiment.settings import check_names
-from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back
-from rllib_kd.teachers.names import absolute_uri
+from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
+from rllib_kd.locks import LockedError, locked
+from rllib_kd.relay import listening
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class RunOptions:
     checkpoint_at_end: bool = True
     keep_checkpoints_num: int | None = None
     checkpoint_score_attr: str | None = None  # "min-..." where low is good
+    max_failures: int = 0  # of a trial, that send it back to its last checkpoint, or to its start; -1: no limit
     storage_path: str = "~/ray_results"
     restore: str | None = None
     resume: bool = False
@@ -44,22 +52,87 @@ class RunOptions:
     def __post_init__(self) -> None:
         check_at_least(0, checkpoint_freq=self.checkpoint_freq)
         check_at_least(1, keep_checkpoints_num=self.keep_checkpoints_num)
+        check_at_least(-1, max_failures=self.max_failures)
         check_not_empty(
-            storage_path=self.storage_path, checkpoint_score_attr=self.checkpoint_score_attr, restore=self.restore
+            storage_path=self.storage_path,
+            checkpoint_score_attr=self.checkpoint_score_attr,
+            restore=self.restore,
+            scheduler=self.scheduler,
         )
+        for path in (self.storage_path, self.restore):
+            if path is not None:
+                absolute_uri(path)  # before Ray starts
+
+
+def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
+    """Whether an experiment can be run so, as far as that is known before Ray starts.
+
+    Raises:
+        ValueError: as `run()` would, after the start of Ray.
+    """
+    storage = absolute_uri(options.storage_path)
+    if options.restore is not None:
+        _checkpoint_uri(options.restore, experiment.trainable)
+    if options.resume:
+        _check_resumable(f"{storage}/{experiment.name}")
+        return
+    check_names(
+        type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
+    )
+    _scheduler(options.scheduler, options.scheduler_config)
+    _checkpoint_config(options)
+    _check_writable(storage)
+
+
+@contextmanager
+def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
+    """Keep other runs out of an experiment's folder, where they would mix their files, as long as this one lasts.
+
+    Only folders have locks: nobody is kept out of one at a URI (S3, ...).
+
+    Args:
+        uri: path or URI of the folder, which need not exist.
+        remedy: what else to do than to wait.
+
+    Raises:
+        ValueError: another run is in it; the message names its process.
+    """
+    folder = local_folder(uri, None)
+    if folder is None:
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(folder, wait=False):
+            yield
+    except LockedError as error:
+        raise ValueError(f"'{uri}' is in use by {error}. Wait until it ends, or {remedy}.") from error
+
+
+def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:
+    """Keep other runs out of the experiment's folder.
+
+    Raises:
+        ValueError: there is another one.
+    """
+    path = f"{absolute_uri(options.storage_path)}/{experiment.name}"
+    return alone_in(path, remedy="choose another --experiment-name")
 
 
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     """Train by Ray Tune.
 
-    Ctrl-C or SIGTERM lets every trial end its iteration and save a checkpoint; a second one ends at once.
+    Ctrl-C, SIGTERM or SIGHUP lets every trial end its iteration and save a checkpoint. A second Ctrl-C or SIGTERM ends
+    at once.
 
     Returns:
         The results, and whether Ctrl-C has ended training, which can then be resumed.
 
     Raises:
         ValueError: an unknown scheduler, nothing to resume or to restore, or no place for the results.
+        OSError: the results' disk is full.
     """
+    snapshot_often(experiment.num_samples, seconds=1.0)
     storage = absolute_uri(options.storage_path)
     space = experiment.param_space
     if options.restore is not None:
@@ -89,23 +162,37 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
                     Snapshots(),
                 ],
                 checkpoint_config=checkpoints,
+                failure_config=tune.FailureConfig(max_failures=options.max_failures),
             ),
         )
+        if options.max_failures and not options.checkpoint_freq:
+            say("note: without --checkpoint-freq, a trial that fails starts anew.")
         if not experiment.stop:
             say("note: there is no --stop, so training goes on until Ctrl-C.")
-    with saving_on_interrupt() as interrupted:
-        return tuner.fit(), interrupted.is_set()
+    with listening(), saving_on_interrupt() as interrupted:
+        try:
+            return tuner.fit(), interrupted.is_set()
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            raise OSError(
+                f"There is no room for the results in '{storage}': {error}. Make room, and go on by --resume."
+            ) from error
 
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
     path = f"{storage}/{experiment.name}"
-    if not tune.Tuner.can_restore(path):
-        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+    _check_resumable(path)
     if has_snapshot(path):
         put_back(path)
     return tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )
+
+
+def _check_resumable(path: str) -> None:
+    if not tune.Tuner.can_restore(path):
+        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
 
 
 def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:

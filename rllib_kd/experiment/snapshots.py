@@ -8,8 +8,10 @@ resume from them, begins anew without a word (`TuneController.__init__`, ray 2.6
 from __future__ import annotations
 
 import io
+import os
 import re
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,12 @@ from ray import tune
 SNAPSHOT = "snapshot.zip"
 
 
-#: The state of Tune, of its searcher, and of its callbacks, each with the moment at which their process began.
-_STATE_FILE = re.compile(r".+-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(json|pkl)")
+_MAX_BYTES = 2**30  # of a state: some 50 KB a trial
+
+
+#: The state of Tune, of its searcher, and of its callbacks, each with the moment at which their process began. No path:
+#: what a snapshot holds is written under these names.
+_STATE_FILE = re.compile(r"[^/\\\x00-\x1f]+-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(json|pkl)")
 
 
 class Snapshots(tune.Callback):
@@ -56,6 +62,19 @@ class Snapshots(tune.Callback):
         self._packed_at = written_at
 
 
+def snapshot_often(num_trials: int, *, seconds: float) -> None:
+    """Have Tune write its state more often than every ten seconds, unless the environment sets a period.
+
+    What is not in it is lost if the process is killed, checkpoints too. Tune's period suits thousands of trials.
+
+    Args:
+        num_trials: of the experiment; the period is at least a hundredth of a second for each.
+        seconds: shortest period.
+    """
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(seconds, num_trials / 100):g}")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+
 def has_snapshot(uri: str) -> bool:
     """Whether an experiment in this folder has come so far that it can be resumed."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
@@ -63,17 +82,45 @@ def has_snapshot(uri: str) -> bool:
 
 
 def put_back(uri: str) -> None:
-    """Give an experiment's folder the state files of its snapshot, and no others, for `Tuner.restore()`."""
+    """Give an experiment's folder the state files of its snapshot, and no others, for `Tuner.restore()`.
+
+    Raises:
+        ValueError: the snapshot is broken or too large, or holds what is no state file. Nothing has changed then.
+    """
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    with filesystem.open_input_stream(f"{path}/{SNAPSHOT}") as stream:
-        content = io.BytesIO(stream.read())
+    states = _read(filesystem, f"{path}/{SNAPSHOT}")
     for entry in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
         if _session(entry.base_name) is not None:
             filesystem.delete_file(entry.path)
-    with zipfile.ZipFile(content) as archive:
-        for name in archive.namelist():
-            with filesystem.open_output_stream(f"{path}/{name}") as stream:
-                stream.write(archive.read(name))
+    for name, state in states.items():
+        with filesystem.open_output_stream(f"{path}/{name}") as stream:
+            stream.write(state)
+
+
+def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, bytes]:
+    """The state files in a snapshot, by name, whose sizes are checked before they are unpacked."""
+    if filesystem.get_file_info(path).size > _MAX_BYTES:
+        raise ValueError(f"The snapshot '{path}' has more than {_MAX_BYTES:,} bytes, and is not resumed from.")
+    with filesystem.open_input_stream(path) as stream:
+        content = io.BytesIO(stream.read())
+    try:
+        with zipfile.ZipFile(content) as archive:
+            for name in archive.namelist():
+                if _session(name) is None:
+                    raise ValueError(
+                        f"The snapshot '{path}' was refused: it holds '{name}', and only files of Tune's state, like "
+                        "'experiment_state-2026-01-31_12-00-00.json', were expected."
+                    )
+            if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
+                raise ValueError(f"The snapshot '{path}' was refused: it unpacks to more than {_MAX_BYTES:,} bytes.")
+            if not archive.namelist():
+                raise zipfile.BadZipFile("it is empty")
+            return {name: archive.read(name) for name in archive.namelist()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(
+            f"The snapshot '{path}' is broken ({error}), so that the experiment cannot be resumed. Start it anew under "
+            "another name, from its last checkpoint."
+        ) from error
 
 
 def _session(name: str) -> str | None:

@@ -10,20 +10,20 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from rllib_kd.environments.making import env_maker
-from rllib_kd.evaluation.comparing import check_fit, resolve_environment
+from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.evaluation.playing import Act, play
 from rllib_kd.evaluation.policies import GreedyQ, as_q_network
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.export.artifact import DeploymentCost, deployment_cost, q_function
-from rllib_kd.export.export import Exported, artifact_view
+from rllib_kd.export.export import Exported, artifact_view, check_exportable
 from rllib_kd.export.export import export as write_artifact
 from rllib_kd.observations.pipeline import View
+from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Deployment:
     torch_return: float  # of the network in PyTorch, undiscounted
     return_mean: float  # of the artifact, on the same episodes
     return_ci95: float
+    played_in: str  # environment, with its config
 
 
 class _Artifact:
@@ -53,7 +54,7 @@ class _Artifact:
 def deploy(
     checkpoint: Any,
     out: Path | None,
-    env: str | Callable[..., gym.Env] | None = None,
+    env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     format: str,
     int8: bool = False,
@@ -71,7 +72,7 @@ def deploy(
         format: "onnx", "safetensors" or "torchscript".
         int8: weights of 8 bits, for "onnx".
         num_episodes: > 0.
-        env_config: passed to the env.
+        env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
         advance: is told of the episodes that have ended: `num_episodes` of PyTorch, as many of the artifact.
 
@@ -79,8 +80,9 @@ def deploy(
         ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
     """
     seeds = episode_seeds(num_episodes, FRESH_SEED)
-    env, env_config = resolve_environment([checkpoint], env, env_config)
-    network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(env, env_config)
+    played = resolve_environment({"the student": checkpoint}, env, env_config, trust_checkpoint=trust_checkpoint)
+    network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(*played)
+    check_exportable(network, format=format, int8=int8)
     check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
     torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)
@@ -91,19 +93,25 @@ def deploy(
         returns, _ = play(make_env, _Artifact(q, view), seeds, advance=advance)
         cost = deployment_cost(path)
     return Deployment(
-        "teacher" if out is None else out.name, exported, cost, mean_and_ci95(torch_returns)[0], *mean_and_ci95(returns)
+        "teacher" if out is None else out.name,
+        exported,
+        cost,
+        mean_and_ci95(torch_returns)[0],
+        *mean_and_ci95(returns),
+        played_in=str(played),
     )
 
 
 def deployment_table(deployments: Sequence[Deployment]) -> str:
-    """A table of at most 80 columns, one column an artifact."""
+    """Where they played, and a table of at most 80 columns, one column an artifact."""
     table = Table(title=f"{deployments[0].exported.format}{', int8' if deployments[0].exported.int8 else ''}")
     table.add_column("")
     for deployment in deployments:
-        table.add_column(escape(deployment.name), justify="right", overflow="fold")
+        table.add_column(cell(deployment.name), justify="right", overflow="fold")
+    returns = means_and_intervals([(d.return_mean, d.return_ci95) for d in deployments])
+    table.add_row("return, mean ± 95 % CI", *returns)
     rows: dict[str, Callable[[Deployment], str]] = {
-        "return, mean ± 95 % CI": lambda d: f"{d.return_mean:.1f} ± {d.return_ci95:.1f}",
-        "return in PyTorch": lambda d: f"{d.torch_return:.1f}",
+        "return in PyTorch": lambda d: number(d.torch_return, d.return_ci95),
         "bytes on disk": lambda d: f"{d.cost.disk_bytes:,}",
         "peak memory": lambda d: f"{d.cost.peak_memory_bytes / 2**20:.1f} MiB",
         "latency, batch of 1": lambda d: f"{1e3 * d.cost.latency_ms:.1f} µs",
@@ -113,10 +121,8 @@ def deployment_table(deployments: Sequence[Deployment]) -> str:
     }
     for title, show in rows.items():
         table.add_row(title, *map(show, deployments))
-    console = Console(width=80, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip("\n")
+    environments = dict.fromkeys(deployment.played_in for deployment in deployments)
+    return "\n".join([*(f"played in {printable(each)}" for each in environments), rendered(table)])
 
 
 def _limit(exported: Exported) -> str:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
@@ -91,12 +92,7 @@ def export(
             artifact can hold; it has layers that safetensors has no description for; or the artifact differs from
             PyTorch. Nothing is written then.
     """
-    if format not in FORMATS:
-        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
-    if int8 and format != "onnx":
-        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
-    if format == "onnx":
-        require("onnx", "onnxscript", "onnxruntime")
+    check_exportable(student, format=format, int8=int8)
     shape = input_shape(student)
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
@@ -104,16 +100,11 @@ def export(
             f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
             "observations that the environment shows."
         )
-    if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
-        raise ValueError(
-            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
-            "it was made of, or a student of it."
-        )
-    if student.module.is_stateful():
-        raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"'{out}' is a folder. Expected the path of the file to write.")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"'{out}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
 
     out.parent.mkdir(parents=True, exist_ok=True)
     # Beside its place, so that the last step is a rename: nobody finds half a file, or one that failed the check.
@@ -137,6 +128,33 @@ def export(
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
 
 
+def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> None:
+    """Whether a file can hold the student, before it plays for one.
+
+    Args:
+        student: as in `export()`.
+        format: one of `FORMATS`.
+        int8: as in `export()`.
+
+    Raises:
+        ValueError: it cannot; the message says why.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
+    if int8 and format != "onnx":
+        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
+    if format == "onnx":
+        require("onnx", "onnxscript", "onnxruntime")
+    exportable_stages(student)
+    if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
+        raise ValueError(
+            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
+            "it was made of, or a student of it."
+        )
+    if student.module.is_stateful():
+        raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
+
+
 def format_of_ending(path: str | os.PathLike[str]) -> str:
     """Which of `FORMATS` the name of a file asks for; "onnx" where it does not say."""
     ending = Path(path).suffix.lower()
@@ -156,7 +174,10 @@ def _parity(
     """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
     device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     stages = tuple(stage for stage in exportable_stages(student) if not isinstance(stage, StackFrames))
-    view = ObservationPipeline(artifact_space(student), stages).start()
+    space = artifact_space(student)
+    view = ObservationPipeline(space, stages).start()
+    # Numbers of cases come as floats from where artifacts play; PyTorch's side needs integers for its one-hot vectors.
+    obs = obs.astype(space.dtype) if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) else obs
     differences, agreements, sizes = [], [], []
     for first in range(0, len(obs), _CHUNK):
         chunk = obs[first : first + _CHUNK].astype(np.float32)

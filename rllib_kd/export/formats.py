@@ -28,6 +28,10 @@ from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize,
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
+#: Observations that are one array of numbers.
+_ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+
+
 _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
 
 
@@ -69,8 +73,10 @@ def exportable_stages(student: Teacher) -> tuple[Stage, ...]:
         )
     if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
         raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")
-    if not isinstance(space, gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+    if not isinstance(space, _ARRAYS):
         raise ValueError(f"An artifact takes one array, but the environment shows {space}. Wrap the environment.")
+    if np.any(getattr(space, "start", 0)):
+        raise ValueError(f"One-hot encodings count from 0, but the environment shows {space}. Wrap the environment.")
     return stages
 
 

@@ -53,6 +53,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     """
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
+    num_saves = 0  # by which the Algorithm sees whether a remote Learner has saved: RLlib drops its errors
 
     @override(DQNTorchLearner)
     def build(self) -> None:
@@ -249,6 +250,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return all(self.groups[group_id].refill_replay(own, is_own=is_own) for group_id, own in by_group.items())
 
     @override(DQNTorchLearner)
+    def save_to_path(self, *args: Any, **kwargs: Any) -> str:
+        saved = super().save_to_path(*args, **kwargs)
+        self.num_saves += 1
+        return saved
+
+    @override(DQNTorchLearner)
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
@@ -288,8 +295,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
         if not drawable and self.config.label_columns and group.statistics.count == 0:
             raise ValueError(
-                "There is nothing to learn from: the teacher has given no finite Q-values for any state so far. Does "
-                "it see the observations that it was trained on?"
+                "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
+                "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime show which are missing."
             )
         return num_gradient_steps if drawable else 0
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rllib_kd import limits
+
 ELEMENTWISE: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -19,13 +21,6 @@ ELEMENTWISE: dict[str, type[nn.Module]] = {
 
 
 _NAMES = {kind: name for name, kind in ELEMENTWISE.items()}
-
-
-#: Numbers that a layer may make of one observation. Atari's make 12,800; few weights could make millions of millions.
-MAX_OUTPUTS = 2**21
-
-
-MAX_LAYERS = 1_000
 
 
 #: One layer, without its weights.
@@ -110,6 +105,78 @@ class _Expectation(nn.Module):
         return F.softmax(x.unflatten(-1, (-1, len(self.atoms))), -1) @ self.atoms
 
 
+class Cost:
+    """What a network takes for one observation, layer by layer: each is refused that takes too much, or all together.
+
+    Attributes:
+        multiply_adds: so far.
+        numbers: that all layers have made.
+    """
+
+    def __init__(self) -> None:
+        self.multiply_adds = 0
+        self.numbers = 0
+
+    def add(self, what: str, numbers: int, multiply_adds: int = 0) -> None:
+        """A layer that makes so many numbers, each of which takes a step at least.
+
+        Raises:
+            ValueError: that is too much.
+        """
+        if numbers > limits.MAX_OUTPUTS:
+            raise ValueError(f"{what}: {numbers} numbers of one observation, expected at most {limits.MAX_OUTPUTS}")
+        self.numbers += numbers
+        self.multiply_adds += max(numbers, multiply_adds)
+        if self.multiply_adds > limits.MAX_MULTIPLY_ADDS:
+            raise ValueError(
+                f"{what}: up to it, one observation takes {self.multiply_adds} multiply-adds, expected at most "
+                f"{limits.MAX_MULTIPLY_ADDS}"
+            )
+
+    def add_convolution(self, what: str, *, pixels: int, filters: int, patch: int) -> None:
+        """A convolution: each filter is a sum over a patch for each of the pixels that come out.
+
+        Raises:
+            ValueError: that is too much.
+        """
+        if pixels * patch > limits.MAX_PATCHES:
+            raise ValueError(f"{what}: {pixels * patch} numbers to copy of one observation")
+        self.add(what, pixels * filters, pixels * filters * patch)
+
+
+def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[Cost, Tensor]:
+    """What a network of layers takes, and what it makes of one observation, found without memory for its numbers.
+
+    Args:
+        network: on the meta device.
+        shape: of one observation.
+
+    Raises:
+        ValueError: its layers do not fit each other, or take too much.
+    """
+    cost = Cost()
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
+        name, numbers = type(module).__name__.strip("_").lower(), outputs.numel()
+        if isinstance(module, nn.Conv2d):
+            filters, patch = len(module.weight), module.weight[0].numel()
+            cost.add_convolution(name, pixels=numbers // filters, filters=filters, patch=patch)
+        else:
+            cost.add(name, numbers, numbers * module.in_features if isinstance(module, nn.Linear) else 0)
+
+    for module in network.modules():
+        if not isinstance(module, nn.Sequential):
+            module.register_forward_hook(add)
+    try:
+        with torch.device("meta"):
+            return cost, network(torch.zeros(1, *shape))
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"its layers do not fit each other: {str(error).splitlines()[0]}") from error
+
+
+# --- To words ---------------------------------------------------------------------------------------------------------
+
+
 def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """One layer in words; its weights are added to `tensors`, by `name`.
 
@@ -147,6 +214,9 @@ def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> d
     return description | tensor_names
 
 
+# --- From words -------------------------------------------------------------------------------------------------------
+
+
 def build_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> nn.Sequential:
     """The network: observations `[B, ...]` to Q-values `[B, A]`.
 
@@ -154,6 +224,12 @@ def build_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> nn.S
         ValueError: a layer is not known, or its words or tensors do not fit it.
     """
     return nn.Sequential(*(_build_layer(layer, tensors) for layer in layers))
+
+
+def count_layers(layers: Sequence[Layer]) -> int:
+    """How many there are, with those of dueling streams."""
+    streams = (layer.get(name) for layer in layers for name in ("value", "advantage") if isinstance(layer, Mapping))
+    return len(layers) + sum(count_layers(stream) for stream in streams if isinstance(stream, list))
 
 
 def weights_of(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -217,6 +293,8 @@ def _normalize(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _one_hot(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    if len(layer["lengths"]) > limits.MAX_ONE_HOT:
+        raise ValueError(f"one-hot vectors of {len(layer['lengths'])} numbers")
     lengths = [int(length) for length in layer["lengths"]]
     if not all(0 < length <= _MAX_LENGTH for length in lengths):
         raise ValueError(f"one-hot vectors of the lengths {lengths[:20]}")
@@ -256,6 +334,3 @@ _BUILDERS = {
     "dueling": _dueling,
     "expectation": _expectation,
 }
-
-
-MAX_INPUTS = MAX_OUTPUTS  # numbers in one observation

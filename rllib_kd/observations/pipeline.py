@@ -55,11 +55,13 @@ class Flatten:
 
     def start(self) -> View:
         """Remembers nothing."""
-        struct = self._kept(get_base_struct_from_space(self.space))
+        spaces = tree.flatten(self._kept(get_base_struct_from_space(self.space)))
+        rows = [_in_a_row(space) for space in spaces]
 
         def view(shown: Shown) -> np.ndarray:
-            obs = tree.map_structure(np.asarray, self._kept(shown.obs))
-            return flatten_inputs_to_1d_tensor(obs, spaces_struct=struct, batch_axis=True)
+            parts = tree.flatten(self._kept(shown.obs))
+            parts = [_numbers(part, space) for part, space in zip(parts, spaces, strict=True)]
+            return flatten_inputs_to_1d_tensor(parts, spaces_struct=rows, batch_axis=True)
 
         return view
 
@@ -72,6 +74,19 @@ class Flatten:
         if not self.keys_to_remove:
             return parts
         return {key: part for key, part in parts.items() if key not in self.keys_to_remove}
+
+
+def _in_a_row(space: gym.Space) -> gym.Space:
+    """The space as RLlib flattens it: of several discrete numbers it knows those in a row."""
+    return gym.spaces.MultiDiscrete(space.nvec.ravel()) if isinstance(space, gym.spaces.MultiDiscrete) else space
+
+
+def _numbers(part: Any, space: gym.Space) -> np.ndarray:
+    """What was shown of a space, as RLlib flattens it: discrete numbers may come as floats, but count as indices."""
+    numbers = np.asarray(part)
+    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) and numbers.dtype.kind == "f":
+        numbers = numbers.astype(np.int64)
+    return numbers.reshape(len(numbers), -1) if isinstance(space, gym.spaces.MultiDiscrete) else numbers
 
 
 @dataclass(frozen=True)
@@ -263,6 +278,40 @@ class ObservationPipeline:
         if self.stages and isinstance(self.stages[0], SideBySide):
             return self.stages[0].takes(space)
         return self.images.takes(space) if self.images else same_space(self.observation_space, space)
+
+    def check_feeds(self, space: gym.Space, source: str) -> None:
+        """Whether what comes out fits a network, before torch fails in the middle of an episode.
+
+        Args:
+            space: that the network takes.
+            source: of the network, for the message.
+
+        Raises:
+            ValueError: it does not.
+        """
+        shape = self._output_shape()
+        if shape is not None and shape != space.shape:
+            raise ValueError(
+                f"The connectors of '{source}' do not fit its network: they make observations of the shape "
+                f"{list(shape)}, and it takes {list(space.shape or ())}. Are the parts of one checkpoint together?"
+            )
+
+    def _output_shape(self) -> tuple[int, ...] | None:
+        """Of one observation that comes out; None where nobody can tell without running it."""
+        shape = self.observation_space.shape
+        for stage in self.stages:
+            match stage:
+                case Flatten():
+                    shape = (stage.size,)
+                case Images():
+                    shape = stage.shape
+                case StackFrames():
+                    shape = (*shape[:-1], stage.num_frames) if shape else None
+                case Normalize():
+                    pass
+                case _:
+                    return None
+        return shape
 
     def start(self) -> View:
         """A view for one vector env: the inputs `[N, ...]` of the network, float32."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import gymnasium as gym
 import numpy as np
+
+from rllib_kd import limits
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -79,3 +83,28 @@ def same_space(one: gym.Space, other: gym.Space) -> bool:
 def brief(space: gym.Space) -> str:
     """A space in a few characters, without the bounds of a Box."""
     return f"Box{space.shape}" if isinstance(space, gym.spaces.Box) else str(space)
+
+
+def check_size(space: gym.Space) -> None:
+    """Whether what a space shows fits into memory, also as a vector, discrete parts as one-hot.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if (size := _num_inputs(space)) > limits.MAX_INPUTS:
+        raise ValueError(f"a space of {size:.6g} numbers, expected at most {limits.MAX_INPUTS}")
+
+
+def _num_inputs(space: gym.Space) -> int:
+    """As `gym.spaces.flatdim()`, whose 64 bits may overflow."""
+    if isinstance(space, gym.spaces.Dict):
+        return sum(map(_num_inputs, space.spaces.values()))
+    if isinstance(space, gym.spaces.Tuple):
+        return sum(map(_num_inputs, space.spaces))
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        if space.nvec.size > limits.MAX_ONE_HOT:
+            raise ValueError(f"a space of {space.nvec.size} discrete parts, expected at most {limits.MAX_ONE_HOT}")
+        return sum(np.ravel(space.nvec).tolist())
+    return math.prod(map(int, space.shape or ()))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, colour_of, svg
+from rllib_kd.checkpoints.runs import BEHAVIOR, Curve, whose
+from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, Points, colour_of, svg
 from rllib_kd.report.page import page, section
-from rllib_kd.report.plots import Curve, agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
-from rllib_kd.text import finite_or_none, printable
+from rllib_kd.report.plots import agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
+from rllib_kd.text import cell, finite_or_none, for_html, means_and_intervals, printable, ratio, rendered
 
 if TYPE_CHECKING:
-    from rllib_kd.evaluation.result import Comparison, PolicyReport
+    from rllib_kd.evaluation.result import Comparison
 
 
 _STATES = ("teacher’s states", "student’s states")
@@ -45,16 +45,14 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
         ValueError: no comparisons, or of different environments, teachers or episodes.
     """
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     first = _common(comparisons)
+    played_in = f"played in {printable(first.played_in)}\n\n" if first.env_config else ""
     # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters to the name, a few
     # thousand leave twenty, and no figure is ever cut.
-    table = Table(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=Text(_title(first) + "\n")
-    )
+    title = cell(first.conditions if first.env_config else _title(first), "table.title").append("\n")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=title)
     table.add_column("", min_width=8, overflow="fold")
     for head in ("para-\nmeters", "% of\nteacher", "return\n± 95 % CI", "return\nratio*"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -63,27 +61,27 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
     for i, row in enumerate(_rows(comparisons)):
         cells = [row[key] for key in ("parameters", "compression", "return", "return_ratio")]
         both = [row[f"agreement_on_{whose}_states"] for whose in ("teacher", "student")]
-        table.add_row(Text(row["name"]), *cells, " / ".join(filter(None, both)), row["latency"], end_section=i == 1)
-    console = Console(width=80, highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-        console.print("\n * (student − random) / (teacher − random)")
-        console.print(" † states with one choice, of those that the teacher / the student visits")
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        table.add_row(cell(row["name"]), *cells, " / ".join(filter(None, both)), row["latency"], end_section=i == 1)
+    return played_in + rendered(
+        table,
+        "\n * (student − random) / (teacher − random)",
+        " † states with one choice, of those that the teacher / the student visits",
+    )
 
 
 def write_report(
     comparisons: Sequence[Comparison],
     out_dir: str | os.PathLike[str],
     *,
-    curves: Mapping[str, Curve] | None = None,
+    curves: Mapping[str, Points] | None = None,
 ) -> Path:
     """Write `index.html`, a page with plots that requests nothing from elsewhere, and `figures.json`.
 
     Args:
         comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
         out_dir: is made if it does not exist; files of these two names are replaced.
-        curves: learning curves by name, each of (env steps, return); a curve with a student's name gets its colour.
+        curves: learning curves by name, each of (env steps, return), as `read_curves()` returns them, with whose
+            returns they are; a curve with a student's name gets its colour.
 
     Returns:
         Path of `index.html`.
@@ -108,8 +106,10 @@ def _common(comparisons: Sequence[Comparison]) -> Comparison:
     first = comparisons[0]
     for other in comparisons[1:]:
         names = f"{first.student.name!r} and {other.student.name!r}"
-        if first.env != other.env:
-            raise ValueError(f"{names} played in {first.env!r} and {other.env!r}. Write one report an environment.")
+        if first.played_in != other.played_in:
+            raise ValueError(
+                f"{names} played in '{first.played_in}' and '{other.played_in}'. Write one report an environment."
+            )
         if (first.teacher.returns, first.random.returns) != (other.teacher.returns, other.random.returns):
             raise ValueError(
                 f"{names} were compared with different teachers or over different episodes, so that one table would "
@@ -118,46 +118,36 @@ def _common(comparisons: Sequence[Comparison]) -> Comparison:
     return first
 
 
-def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> dict[str, Any]:
+def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> dict[str, Any]:
     """All figures, teacher and random policy once; those that are not finite are None, as JSON has no word for them."""
-    shared = ("env", "num_episodes", "epsilon", "teacher", "random")
+    shared = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random")
     dicts = [comparison.to_dict() for comparison in comparisons]
     students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
     figures = {key: dicts[0][key] for key in shared} | {"students": students}
-    return finite_or_none(
-        figures | {"curves": {name: [list(point) for point in curve] for name, curve in curves.items()}}
-    )
+    figures["curves"] = {name: [list(point) for point in curve] for name, curve in curves.items()}
+    figures["curves_of"] = {name: whose(curve) for name, curve in curves.items()}
+    return finite_or_none(figures)
 
 
 def _title(first: Comparison) -> str:
-    return f"{printable(first.env)}, {first.conditions}"
-
-
-def _number(value: float) -> str:
-    """Seven characters at most, and a sign."""
-    return f"{value:,.1f}" if abs(value) < 1e4 else f"{value:,.0f}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
-def _mean(report: PolicyReport) -> str:
-    """Mean and interval; of one episode there is no interval."""
-    if not math.isfinite(report.return_ci95):
-        return _number(report.return_mean)
-    return f"{_number(report.return_mean)} ± {_number(report.return_ci95)}"
+    return f"{first.played_in}, {first.conditions}"
 
 
 def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
     """The cells of both tables, by row and name; empty if a policy has no such figure."""
     first = comparisons[0]
+    reports = [first.teacher, first.random, *(comparison.student for comparison in comparisons)]
+    returns = means_and_intervals([(report.return_mean, report.return_ci95) for report in reports])
     rows = []
-    for report in (first.teacher, first.random, *(comparison.student for comparison in comparisons)):
+    for report, shown_return in zip(reports, returns, strict=True):
         rows.append(
             dict.fromkeys(
                 ("agreement_on_teacher_states", "agreement_on_student_states", "return_ratio", "compression"), ""
             )
             | dict.fromkeys(("q_regret_on_teacher_states", "q_regret_on_student_states", "speedup"), "")
             | {
-                "name": printable(report.name),
-                "return": _mean(report),
+                "name": report.name,
+                "return": shown_return,
                 "parameters": "" if report.num_parameters is None else f"{report.num_parameters:,}",
                 "latency": "" if report.latency_ms is None else f"{1e3 * report.latency_ms:.0f}",
             }
@@ -165,9 +155,8 @@ def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
     rows[0] |= {"return_ratio": "1.000", "compression": "100.00", "speedup": "1.00"}
     rows[1] |= {"return_ratio": "0.000"}
     for comparison, row in zip(comparisons, rows[2:], strict=True):
-        ratio = comparison.return_ratio
         row |= {
-            "return_ratio": f"{ratio:.3f}" if abs(ratio) < 10 else f"{ratio:.3g}",
+            "return_ratio": ratio(comparison.return_ratio),
             "compression": f"{100 * comparison.compression:.2f}",
             "agreement_on_teacher_states": f"{100 * comparison.agreement_on_teacher_states:.1f}",
             "agreement_on_student_states": f"{100 * comparison.agreement_on_student_states:.1f}",
@@ -179,13 +168,13 @@ def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
     return rows
 
 
-def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> str:
+def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> str:
     first = comparisons[0]
     count = "1 student" if len(comparisons) == 1 else f"{len(comparisons)} students"
-    title = f"{printable(first.env)}: {count} beside the teacher"
+    title = f"{first.env}: {count} beside the teacher"
     return page(
         title,
-        f"""<p class="lead">{html.escape(_title(first))}. All policies act greedily, but for the random one.</p>
+        f"""<p class="lead">{for_html(_title(first))}. All policies act greedily, but for the random one.</p>
 <section class="card" id="summary">
 {_table(comparisons)}
 <p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
@@ -211,15 +200,18 @@ def _table(comparisons: Sequence[Comparison]) -> str:
         if i > 1:
             mark, variable = GLYPHS[(i - 2) % len(GLYPHS)], VARIABLES[colour_of(i - 2)]
         mark = f'<span class="mark" style="color: var({variable})" aria-hidden="true">{mark}</span>'
-        cells = "".join(f"<td>{html.escape(row[key]) or '–'}</td>" for keys in _COLUMNS.values() for key in keys)
+        cells = "".join(f"<td>{for_html(row[key]) or '–'}</td>" for keys in _COLUMNS.values() for key in keys)
         kind = ' class="reference"' if i < 2 else ""
-        lines.append(f'<tr{kind}><th scope="row">{mark}{html.escape(row["name"])}</th>{cells}</tr>')
+        lines.append(f'<tr{kind}><th scope="row">{mark}{for_html(row["name"])}</th>{cells}</tr>')
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Curve]) -> list[str]:
+def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> list[str]:
     """The plots, each with a sentence on how to read it."""
-    finite = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
+    finite = {
+        name: Curve((point for point in curve if all(map(math.isfinite, point))), of=whose(curve))
+        for name, curve in curves.items()
+    }
     shown = {name: curve for name, curve in finite.items() if curve}
     return [
         *_policy_sections(comparisons),
@@ -281,19 +273,13 @@ def _curves_section(comparisons: Sequence[Comparison], curves: Mapping[str, Curv
         + "</div>"
         for name, width in (("wide", 2 * WIDTH), ("narrow", WIDTH))
     )
-    return section(
-        "curves",
-        "Learning curves",
-        "Mean return after so many env steps of training: the further left a curve reaches the teacher’s "
-        "dashed line, the fewer steps its student needed. The dotted line is the random policy.",
-        "".join(both),
-        wide=True,
-    )
+    title, explanation = _about_curves({whose(curve) for curve in curves.values()})
+    return section("curves", title, explanation, "".join(both), wide=True)
 
 
 def _confusion_section(comparisons: Sequence[Comparison]) -> str:
     matrices = "".join(
-        f"<div><h3>{html.escape(printable(comparison.student.name))}</h3>"
+        f"<div><h3>{for_html(comparison.student.name)}</h3>"
         + svg(
             f"confusion-{i}",
             f"Confusion of actions, {printable(comparison.student.name)}",
@@ -312,3 +298,23 @@ def _confusion_section(comparisons: Sequence[Comparison]) -> str:
         f'<div class="pair">{matrices}</div>',
         wide=True,
     )
+
+
+def _about_curves(kinds: Collection[str]) -> tuple[str, str]:
+    """Title and explanation of learning curves of these kinds."""
+    title, words = "Learning curves", ["Mean return after so many env steps of training."]
+    if BEHAVIOR in kinds:
+        title += " of the behaviour policy" if len(kinds) == 1 else ""
+        words.append(
+            "<b>Curves of the behaviour policy show teacher and student together, not the student alone</b>: these "
+            "runs were not evaluated while they trained (evaluation_interval=1 does so)."
+        )
+    if set(kinds) != {BEHAVIOR}:
+        words.append(
+            "The further left a curve reaches the teacher’s dashed line, the fewer steps its student needed."
+            if BEHAVIOR not in kinds
+            else "Of the others, the further left a curve reaches the teacher’s dashed line, the fewer steps its "
+            "student needed."
+        )
+    words.append("The dashed line is the teacher, the dotted one the random policy.")
+    return title, " ".join(words)

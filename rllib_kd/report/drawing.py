@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Points = Sequence[tuple[float, float]]  # (env steps, return); a `runs.Curve` also records whose returns they are
+
 FOREGROUND, MUTED, _GRID = "#1b1f24", "#5b6570", "#d5d9de"
 
 #: Distinct with any colour vision; six, and seven markers, so that forty-two students differ in one or the other.
@@ -39,6 +41,7 @@ THEMES = {
     "dark": ("#e8eaed", "#a3adb8", "#353c45", *_DARK_COLOURS),
 }
 
+_LARGEST = 1e100  # that is drawn: matplotlib computes with distances and margins, which must not overflow
 WIDTH = 5.6  # inches of a plot; the page scales it to about 560 pixels
 _LABEL_LENGTH = 22  # characters of a name in a plot; the tables have all of it
 
@@ -80,6 +83,11 @@ def short_label(name: str, length: int = _LABEL_LENGTH) -> str:
 def short_legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
     """Return a name that fits into a legend."""
     return " " + short_label(name, length)  # matplotlib leaves out names that begin with an underscore, or are empty
+
+
+def as_drawn(values: Sequence[float]) -> list[float]:
+    """Return the values, those beyond what can be drawn on the edge."""
+    return [math.copysign(min(abs(value), _LARGEST), value) for value in values]
 
 
 def colour_of(i: int) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
-
 from rllib_kd.report.drawing import THEMES, VARIABLES
+from rllib_kd.text import for_html
 
 _CSS = """
 :root { color-scheme: light dark; --bg: #f5f6f8; --card: #ffffff; %(light)s }
@@ -67,12 +66,12 @@ def page(title: str, body: str) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <link rel="icon" href="data:,">
-<title>{html.escape(title)}</title>
+<title>{for_html(title)}</title>
 <style>{css}</style>
 </head>
 <body>
 <main>
-<h1>{html.escape(title)}</h1>
+<h1>{for_html(title)}</h1>
 {body}
 </main>
 </body>

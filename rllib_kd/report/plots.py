@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.checkpoints.runs import BEHAVIOR, EXPLORING, whose
 from rllib_kd.report.drawing import (
     COLOURS,
     DASHES,
     FOREGROUND,
     MUTED,
+    Points,
+    as_drawn,
     colour_of,
     marker_of,
     new_figure,
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
     from rllib_kd.evaluation.result import Comparison, PolicyReport
 
 
-Curve = Sequence[tuple[float, float]]  # (env steps, return)
 _CURVE_LABEL_LENGTH = 72  # names of Tune's trials share their first 40 characters
 _MAX_ACTIONS_WITH_NUMBERS = 6  # cells of larger confusion matrices are too small for text
 
@@ -50,12 +52,13 @@ def scatter(
         if value is None:
             continue
         values.append(value)
+        mean, interval = as_drawn((report.return_mean, report.return_ci95))
         if math.isfinite(report.return_ci95):
             bars: dict[str, Any] = {"fmt": "none", "color": colour, "capsize": 4, "elinewidth": 1.2, "zorder": 2}
-            axes.errorbar(value, report.return_mean, yerr=report.return_ci95, **bars)
+            axes.errorbar(value, mean, yerr=interval, **bars)
         size = 11 if marker == "*" else 7
         mark: dict[str, Any] = {"color": colour, "marker": marker, "markersize": size, "linestyle": "none", "zorder": 3}
-        axes.plot(value, report.return_mean, label=short_legend_label(report.name), **mark)
+        axes.plot(value, mean, label=short_legend_label(report.name), **mark)
     if log:
         use_log_axis(axes, values)
     else:
@@ -108,9 +111,10 @@ def returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     figure, (axes,) = new_figure(0.8 + 0.46 * len(rows))
     rng = np.random.default_rng(0)
     for i, (report, colour) in enumerate(rows):
-        spread = rng.uniform(-0.3, 0.3, len(report.returns))
-        axes.scatter(report.returns, i + spread, s=9, color=colour, alpha=0.45, linewidths=0, zorder=3)
-        low, median, high = np.percentile(report.returns, (25, 50, 75))
+        returns = as_drawn(report.returns)
+        spread = rng.uniform(-0.3, 0.3, len(returns))
+        axes.scatter(returns, i + spread, s=9, color=colour, alpha=0.45, linewidths=0, zorder=3)
+        low, median, high = np.percentile(returns, (25, 50, 75))
         axes.add_patch(Rectangle((low, i - 0.33), high - low, 0.66, facecolor="none", edgecolor=colour, zorder=2))
         axes.plot([median, median], [i - 0.33, i + 0.33], color=colour, linewidth=2.4, zorder=4)
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -121,17 +125,19 @@ def returns_plot(comparisons: Sequence[Comparison]) -> Figure:
     return figure
 
 
-def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], width: float) -> Figure:
-    """Plot the return over env steps, `width` inches wide."""
+def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Points], width: float) -> Figure:
+    """Plot the return over env steps, `width` inches wide; curves of others than greedy policies are marked."""
     from matplotlib.ticker import EngFormatter
 
     figure, (axes,) = new_figure(3.4, width=width)
     _draw_references(axes, comparisons[0], "teacher")
     students = [comparison.student.name for comparison in comparisons]
+    kinds = {whose(curve) for curve in curves.values()}
+    added = {BEHAVIOR: " (behaviour policy)", EXPLORING: " (exploring)" if len(kinds) > 1 else ""}
     for i, name in enumerate([*students, *(name for name in curves if name not in students)]):
         if name not in curves:
             continue
-        steps, returns = zip(*curves[name], strict=True)
+        steps, returns = map(as_drawn, zip(*curves[name], strict=True))
         axes.plot(
             steps,
             returns,
@@ -141,13 +147,13 @@ def curves_plot(comparisons: Sequence[Comparison], curves: Mapping[str, Curve], 
             marker=marker_of(i),
             markersize=4,
             markevery=max(1, len(steps) // 12),
-            label=short_legend_label(name, _CURVE_LABEL_LENGTH),
+            label=short_legend_label(name, _CURVE_LABEL_LENGTH) + added.get(whose(curves[name]), ""),
         )
     axes.margins(x=0.01, y=0.08)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("env steps")
-    axes.set_ylabel("return, mean of episodes")
+    axes.set_ylabel("return of the behaviour policy" if kinds == {BEHAVIOR} else "return, mean of episodes")
     place_legend(figure, axes)
     return figure
 
@@ -158,7 +164,7 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
 
     figure, both = new_figure(2.9, columns=2)
     matrices = (comparison.confusion_on_teacher_states, comparison.confusion_on_student_states)
-    for axes, matrix, whose in zip(both, matrices, ("teacher's", "student's"), strict=True):
+    for axes, matrix, owner in zip(both, matrices, ("teacher's", "student's"), strict=True):
         actions = len(matrix)
         for row, counts in enumerate(matrix):
             total = sum(counts)
@@ -179,7 +185,7 @@ def confusion_plot(comparison: Comparison, i: int) -> Figure:
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(True)
-        axes.set_title(f"on the {whose} states", fontsize=9)
+        axes.set_title(f"on the {owner} states", fontsize=9)
         axes.set_xlabel("student's action")
         axes.set_ylabel("teacher's action" if axes is both[0] else "")
     return figure

@@ -8,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from rllib_kd.experiment.loggers import wandb_callback
+from rllib_kd.text import printable, ratio
 
 
 def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = None) -> list[tune.Callback]:
@@ -43,9 +44,9 @@ class SettingLines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook."""
         result = trial.last_result
-        size, ratio, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
-        bound = "" if lower is None else f" (at least {lower:.3f})"
-        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio:6.3f}{bound}")
+        size, mean, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
+        bound = "" if lower is None else f" (at least {ratio(lower)})"
+        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio(mean):>6}{bound}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook, also for failures after which the trial goes on."""
@@ -53,4 +54,4 @@ class SettingLines(tune.Callback):
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:
         ended = sum(other is trial or other.status in ("TERMINATED", "ERROR") for other in trials)
-        print(f"{ended:>4} settings  {line}", flush=True)
+        print(f"{ended:>4} settings  {printable(line)}", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import html
 import json
 import math
 from functools import partial
@@ -23,7 +22,7 @@ from rllib_kd.report.drawing import (
 )
 from rllib_kd.report.page import page, section
 from rllib_kd.sweeps.result import GOOD_RATIO, SweepResult, SweptStudent, ratio_text
-from rllib_kd.text import printable
+from rllib_kd.text import cell, for_html, for_spreadsheet, number, printable, rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,13 +43,11 @@ class ReportedSweep(SweepResult):
 def summary(result: SweepResult) -> str:
     """Return the front as a table of 80 columns, and the recommended student with its command."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     counts = f"{len(result.students)} settings, {len(result.front)} on the Pareto front"
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.title = Text(f"{printable(result.env)}: {counts}\n")
+    table.title = cell(f"{result.env}: {counts}", "table.title").append("\n")
     for head in ("para-\nmeters", "% of\nteacher", "return\nratio*", "at\nleast†"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("setting")
@@ -61,18 +58,16 @@ def summary(result: SweepResult) -> str:
             f"{100 * student.compression:.2g}",
             ratio_text(student.return_ratio),
             ratio_text(student.return_ratio_lower),
-            Text(setting_in_a_line(student)),
+            cell(setting_in_a_line(student)),
         )
-    console = Console(width=80, highlight=False, soft_wrap=False)
-    with console.capture() as capture:
-        console.print(table)
-        console.print("\n* (student − random) / (teacher − random), mean of the seeds")
-        console.print("† lower bound of that mean, 95 % confidence\n")
-        for line in result.remarks():
-            console.print(Text(line))
-    text = "\n".join(line.rstrip() for line in capture.get().splitlines())
+    text = rendered(
+        table,
+        "\n* (student − random) / (teacher − random), mean of the seeds",
+        "† lower bound of that mean, 95 % confidence\n",
+        *result.remarks(),
+    )
     if (best := result.best) is not None:  # not wrapped: it is there to be copied
-        text += f"\n\n{result.command(best)}"
+        text += f"\n\n{printable(result.command(best))}"
     return text
 
 
@@ -82,11 +77,9 @@ def write(result: SweepResult, folder: Path) -> None:
     rows = result.rows()
     names = list(dict.fromkeys(name for row in rows for name in row))
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(
-            {k: v if isinstance(v, str | int | float) else json.dumps(v) for k, v in row.items()} for row in rows
-        )
+        writer = csv.writer(file)
+        writer.writerow(map(for_spreadsheet, names))
+        writer.writerows([_csv(row.get(name, "")) for name in names] for row in rows)
     text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
     (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
     if result.students:
@@ -163,13 +156,13 @@ def _page(result: SweepResult) -> str:
     title = f"{printable(result.env)}: how small can the student be?"
     lead = (
         f"{len(result.students)} settings, each a mean of its seeds, beside a teacher of "
-        f"{result.teacher_parameters:,} parameters, whose mean return is {result.teacher_return:.1f} where a random "
-        f"policy gets {result.random_return:.1f} ({result.num_episodes} episodes each)."
+        f"{result.teacher_parameters:,} parameters, whose mean return is {number(result.teacher_return)} where a "
+        f"random policy gets {number(result.random_return)} ({result.num_episodes} episodes each)."
     )
-    body = f'<p class="lead">{html.escape(lead)}</p>\n<section class="card" id="recommended">'
-    body += "".join(f"<p>{html.escape(line)}</p>" for line in result.remarks())
+    body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="recommended">'
+    body += "".join(f"<p>{for_html(line)}</p>" for line in result.remarks())
     if (best := result.best) is not None:
-        body += f"<pre>{html.escape(result.command(best))}</pre>"
+        body += f"<pre>{for_html(result.command(best))}</pre>"
     body += "</section>\n"
     if result.students:
         plot = svg("front-plot", "Size and return", partial(front_plot, result))
@@ -203,9 +196,15 @@ def _table(result: SweepResult) -> str:
             f"{student.env_steps:,}",
         ]
         kind = "" if student.finished else ' class="reference"'
-        row = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-        row += f'<td class="words">{html.escape(setting_in_a_line(student))}</td>'
+        row = "".join(f"<td>{for_html(figure)}</td>" for figure in cells)
+        row += f'<td class="words">{for_html(setting_in_a_line(student))}</td>'
         lines.append(
             f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>'
         )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _csv(value: Any) -> str | int | float:
+    if isinstance(value, int | float):
+        return value
+    return for_spreadsheet(value if isinstance(value, str) else json.dumps(value))

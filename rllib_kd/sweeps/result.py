@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rllib_kd.evaluation.intervals import lower_bound
-from rllib_kd.text import finite_or_none
+from rllib_kd.text import finite_or_none, printable, ratio
 
 #: A student is as good as its teacher from this return ratio on, as the mean of at least so many seeds.
 GOOD_RATIO, MIN_SEEDS = 0.98, 3
@@ -131,14 +131,14 @@ class SweepResult:
         )
 
     def remarks(self) -> list[str]:
-        """Return the verdict, and sentences about how the sweep went."""
+        """Return the verdict, and sentences about how the sweep went, as they can be printed."""
         remarks = [self.verdict(), self.note]
         if not self.is_complete:
             remarks.append("The sweep was interrupted. The same command with --resume goes on.")
         if count := len(self.failed):
             of = count + len(self.students)
             remarks.append(f"{count} of {of} settings failed: {next(iter(self.failed.values()))}")
-        return [remark for remark in remarks if remark]
+        return [printable(remark) for remark in remarks if remark]
 
     def rows(self) -> list[dict[str, Any]]:
         """Return each student's figures by name, in the order of `ranked`."""
@@ -193,4 +193,4 @@ def recommend(students: Sequence[SweptStudent]) -> SweptStudent | None:
 
 def ratio_text(value: float) -> str:
     """Return a return ratio with three digits, or a dash if it is not finite."""
-    return f"{value:.3f}" if math.isfinite(value) else "–"
+    return ratio(value) if math.isfinite(value) else "–"

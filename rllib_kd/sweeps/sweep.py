@@ -7,7 +7,6 @@ average: searcher and scheduler see settings, not luck.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +24,22 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import is_better_than_random
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
-from rllib_kd.experiment.running import location
-from rllib_kd.experiment.settings import validate
-from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back
+from rllib_kd.experiment.running import alone_in, location
+from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.relay import listening
 from rllib_kd.sweeps.report import ReportedSweep
 from rllib_kd.sweeps.result import SweptStudent
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, search_space
@@ -52,8 +54,7 @@ from rllib_kd.sweeps.trial import (
 )
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
-from rllib_kd.teachers.names import absolute_uri
-from rllib_kd.text import did_you_mean
+from rllib_kd.text import did_you_mean, mean_and_interval
 
 SEARCHES = ("optuna", "random")
 
@@ -157,17 +158,18 @@ class Sweep:
 
         Raises:
             ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
-                holds a sweep already, or another one than this.
+                holds a sweep already, or another one than this, or one that still runs.
         """
+        with alone_in(self.path, remedy="give another name"):
+            return self._run(resume=resume, address=address)
+
+    def _run(self, *, resume: bool, address: str | None) -> ReportedSweep:
         is_there = has_snapshot(self.path)
         if is_there and not resume:
             raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
         if is_there:
             self._check_spec()
-        # What is not in Tune's snapshot is lost with this process. Tune takes one every ten seconds, for the sake of
-        # sweeps of thousands of trials.
-        os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(0.2, self.num_samples / 100):g}")
-        os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+        snapshot_often(self.num_samples, seconds=0.2)
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
         check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
@@ -187,7 +189,7 @@ class Sweep:
             else:
                 self._write_spec()
                 tuner = self._tuner(trainable, space, median_gap)
-            with saving_on_interrupt() as interrupted:
+            with listening(), saving_on_interrupt() as interrupted:
                 grid = tuner.fit()
             result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
         self._write(result)
@@ -197,11 +199,12 @@ class Sweep:
 
     def _task(self, teacher: Teacher, teacher_returns: list[float], make_env: Any, seeds: Sequence[int]) -> Task:
         random_returns, _ = play(make_env, RandomActions(int(teacher.action_space.n), seed=self.seed), seeds)
-        teacher_mean, random_mean = (float(np.mean(returns)) for returns in (teacher_returns, random_returns))
+        (teacher_mean, teacher_ci), (random_mean, random_ci) = map(mean_and_ci95, (teacher_returns, random_returns))
         if not is_better_than_random(teacher_returns, random_returns):
             raise ValueError(
                 f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
-                f"{teacher_mean:.4g} and {random_mean:.4g} over {len(seeds)} episodes. There is nothing to distil."
+                f"{mean_and_interval(teacher_mean, teacher_ci)} and {mean_and_interval(random_mean, random_ci)} over "
+                f"{len(seeds)} episodes. There is nothing to distil."
             )
         return Task(self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean)
 

@@ -12,6 +12,7 @@ import numpy as np
 from ray import tune
 
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.intervals import lower_bound
@@ -19,7 +20,6 @@ from rllib_kd.evaluation.measures import return_ratio
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ, as_q_network
 from rllib_kd.evaluation.seeds import FRESH_SEED
-from rllib_kd.experiment.settings import apply_settings
 from rllib_kd.teachers.base import Teacher
 
 #: Losses that read `temperature`.

@@ -8,14 +8,16 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
-from torch import Tensor
+from torch import Tensor, nn
 
+from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
@@ -54,6 +56,7 @@ class Teacher(Checkpointable):
         self.pipeline = pipeline
         self.source = source
         self.trained_return = trained_return
+        self._num_numbers = 0  # in memory for one observation, in the widest layer; 0 while nobody has counted
         if module is not None:
             constructor_kwargs = module.get_ctor_args_and_kwargs()[1]
             if isinstance(module, RLModule):
@@ -158,15 +161,18 @@ class Teacher(Checkpointable):
         """Return this teacher, after checking that its network returns Q-values.
 
         Raises:
-            ValueError: its action space is not Discrete, or what its network returns for zeros are no Q-values.
+            ValueError: its action space is not Discrete, its connectors do not fit its network, or what that returns
+                for zeros are no Q-values.
         """
         action_space, shape = self.action_space, self.input_space.shape
         if not isinstance(action_space, gym.spaces.Discrete):
             raise ValueError(f"The teacher '{self.source}' has the action space {action_space}. Expected Discrete.")
         if shape is None:
             raise ValueError(f"The network of '{self.source}' takes {self.input_space}. Expected arrays of numbers.")
+        if self.pipeline is not None:
+            self.pipeline.check_feeds(self.input_space, self.source)
         try:
-            q = self.q_values(torch.zeros(2, *shape))
+            q = self._counted(torch.zeros(2, *shape))
         except Exception as error:  # any network may stand here
             raise ValueError(
                 f"The network of '{self.source}' fails on observations of the shape {list(shape)}: "
@@ -188,7 +194,25 @@ class Teacher(Checkpointable):
     @torch.inference_mode()
     def q_values(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` (return units) of the network's inputs `[B, ...]`; of a C51 the expectations."""
+        return in_parts(self._q_values, obs, self._num_numbers)
+
+    def _q_values(self, obs: Tensor) -> Tensor:
         return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
+
+    def _counted(self, obs: Tensor) -> Tensor:
+        """Q-values, and a look at how much memory the widest layer takes."""
+
+        def count(_: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+            numbers = sum(part.numel() for part in (*inputs, outputs) if isinstance(part, Tensor))
+            self._num_numbers = max(self._num_numbers, numbers // len(obs))
+
+        parts = self._module.modules() if isinstance(self._module, nn.Module) else ()
+        hooks = [part.register_forward_hook(count) for part in parts]
+        try:
+            return self.q_values(obs)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """Compute the label columns `names` of the network's inputs `[B, ...]`, in one pass.
@@ -197,6 +221,9 @@ class Teacher(Checkpointable):
             `teacher_q` `[B, A]`; `teacher_probs` `[B, A, atoms]`, a distribution over `support` for each legal action,
             and zeros for an illegal one (a Q-value of −inf); `teacher_features` `[B, units]`.
         """
+        return in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
+
+    def _labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         if tuple(names) == (TEACHER_Q,):
             return {TEACHER_Q: self.q_values(obs)}
         labels: dict[str, Tensor] = {}
@@ -229,6 +256,7 @@ class Teacher(Checkpointable):
             "pipeline": self.pipeline,
             "source": self.source,
             "trained_return": self.trained_return,
+            "num_numbers": self._num_numbers,
         }
 
     @override(Checkpointable)
@@ -242,6 +270,7 @@ class Teacher(Checkpointable):
         self._module, self.source = module, state["source"]
         self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none of these two
         self.trained_return = state.get("trained_return")
+        self._num_numbers = state.get("num_numbers", 0)
         self._recipe = {"class": state["class"], "kwargs": state["kwargs"]}
 
     @override(Checkpointable)
@@ -261,3 +290,20 @@ class Teacher(Checkpointable):
             warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: nobody writes to a teacher
             weights = {name: torch.as_tensor(array) for name, array in state["weights"].items()}
         self._module.load_state_dict(weights, strict=False, assign=True)
+
+
+def in_parts(function: Callable[[Any], Any], rows: Any, num_numbers: int) -> Any:
+    """What a function makes of a batch: as a whole, or one part after the other where it would take too much memory.
+
+    Args:
+        function: from rows `[B, ...]` to one tensor or array `[B, ...]`, or to several by name.
+        rows: `[B, ...]`, a tensor or an array.
+        num_numbers: that are in memory for one row; 0 where nobody knows.
+    """
+    size = max(1, limits.MAX_IN_FLIGHT // max(1, num_numbers))
+    if len(rows) <= size:
+        return function(rows)
+    parts = [function(rows[start : start + size]) for start in range(0, len(rows), size)]
+    if isinstance(parts[0], dict):
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else np.concatenate(parts)

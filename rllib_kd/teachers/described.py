@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -10,8 +9,9 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from rllib_kd import limits
+from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.networks.layers import MAX_INPUTS
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 
@@ -29,7 +29,7 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
         CheckpointError: the function fails, or does not return Q-values.
     """
     try:
-        if math.prod(shape) > MAX_INPUTS:
+        if len(shape) > limits.MAX_RANK or math.prod(shape) > limits.MAX_INPUTS:
             raise ValueError("these are too many numbers")
         q = torch.as_tensor(function(torch.zeros(2, *shape)))
     except Exception as error:
@@ -46,14 +46,34 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
     return Teacher(network, source=uri)
 
 
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """Return the shape of one observation, as a file gives it.
+
+    Raises:
+        ValueError: it is no list of lengths, or has more numbers than any network that is read here.
+    """
+    is_list = isinstance(shape, list | tuple)
+    if not is_list or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape):
+        raise ValueError(
+            f"its observation_shape is {str(shape)[:100]}; expected a list of positive integers, such as [4]"
+        )
+    if len(shape) > limits.MAX_RANK or math.prod(shape) > limits.MAX_INPUTS:
+        raise ValueError(
+            f"its observation_shape {str(list(shape))[:100]} has more than {limits.MAX_RANK} dimensions or "
+            f"{limits.MAX_INPUTS} numbers"
+        )
+    return tuple(int(n) for n in shape)
+
+
 def description_name(uri: str) -> str:
     """Return the name of the JSON file that describes a file of weights, beside it."""
-    return f"{uri.rpartition('/')[2].rpartition('.')[0]}.json"
+    name = uri.rpartition("/")[2]
+    return f"{name.rpartition('.')[0] or name}.json"
 
 
 def read_description(content: bytes) -> dict[str, Any]:
     """Return the JSON object beside a file of weights; raise a ValueError if it is none."""
-    description = json.loads(content)
+    description = parse_json(content)
     if not isinstance(description, dict):
         raise ValueError("the JSON beside it is no object")
     return description

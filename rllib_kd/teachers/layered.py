@@ -14,10 +14,12 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor, nn
 
+from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
-from rllib_kd.networks.layers import MAX_INPUTS, MAX_LAYERS, MAX_OUTPUTS, Layer, build_layers, weights_of
+from rllib_kd.networks.layers import Layer, build_layers, cost_of, count_layers, weights_of
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, ObservationPipeline, Stage
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.described import checked_shape
 from rllib_kd.teachers.function import QNetwork
 
 #: Activations that RLlib knows under these names, too.
@@ -48,11 +50,9 @@ def layered_teacher(
     Raises:
         ValueError: the layers do not fit each other, their inputs or the actions.
     """
-    shape = tuple(int(n) for n in observation_shape)
-    if any(n < 0 for n in shape) or int(np.prod(shape, dtype=object)) > MAX_INPUTS:
-        raise ValueError(f"its observations have the shape {list(shape)}")
-    if len(layers) > MAX_LAYERS:
-        raise ValueError(f"it has {len(layers)} layers")
+    shape = checked_shape(observation_shape)
+    if (num_layers := count_layers(layers)) > limits.MAX_LAYERS:
+        raise ValueError(f"it has {num_layers} layers")
     used = [id(weight) for weight in weights_of(layers, tensors)]
     if len(used) != len(set(used)):
         raise ValueError("several of its layers have the same weights")
@@ -73,22 +73,12 @@ def layered_teacher(
 def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> int:
     """Count the Q-values that come out, without memory for what is in between."""
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    try:
-        with torch.device("meta"):
-            network = build_layers(layers, meta)
-            for module in network.modules():
-                module.register_forward_hook(_check_size)
-            outputs = network(torch.zeros(1, *shape))
-    except (RuntimeError, IndexError) as error:
-        raise ValueError(f"its layers do not fit each other: {str(error).splitlines()[0]}") from error
+    with torch.device("meta"):
+        network = build_layers(layers, meta)
+    _, outputs = cost_of(network, shape)
     if outputs.ndim != 2 or outputs.shape[0] != 1 or outputs.shape[1] == 0:
         raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one Q-value an action")
     return int(outputs.shape[1])
-
-
-def _check_size(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-    if outputs.numel() > MAX_OUTPUTS:
-        raise ValueError(f"a layer makes {outputs.numel()} numbers of one observation")
 
 
 def _split(

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.teachers.base import Teacher
 
 
@@ -18,11 +19,6 @@ class PackagedTeacher(NamedTuple):
 
 #: By name.
 PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
-
-
-def absolute_uri(path: str) -> str:
-    """Return a URI as it is, and a path as one that means the same in every working directory."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def absolute_teachers(teacher: Any) -> Any:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import safetensors.torch
 
+from rllib_kd import limits
+from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import description_name, read_description
 from rllib_kd.teachers.layered import layered_teacher
+
+_MAX_HEADER = 2**24  # bytes of JSON in safetensors
 
 
 def load_safetensors(content: bytes, uri: str, description: bytes | None = None) -> Teacher:
@@ -26,8 +29,10 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
         ValueError: there is no description, or it does not fit the weights.
     """
     try:
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], _MAX_HEADER)
+        if len(header) > limits.MAX_WEIGHTS:
+            raise ValueError(f"it has {len(header)} weights")
         tensors = {name: tensor.float() for name, tensor in safetensors.torch.load(content).items()}
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = {name: _parsed(text) for name, text in header.get("__metadata__", {}).items()}
         if "layers" not in metadata and description is not None:
             metadata |= read_description(description)
@@ -54,6 +59,6 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
 def _parsed(text: str) -> Any:
     """Parse a text of the metadata, if it is JSON: those that are read here are."""
     try:
-        return json.loads(text)
+        return parse_json(text.encode())
     except ValueError:
         return text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,9 +16,11 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
+from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, Stage
+from rllib_kd.observations.spaces import check_size
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.layered import layered_teacher
 
@@ -46,13 +47,13 @@ _NATURE_STRIDES = (4, 2, 1)
 _VECTORS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 
 
-def load_sb3(content: bytes, uri: str, vec_normalize: bytes | None = None) -> Teacher:
+def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None = None) -> Teacher:
     """Load the Q-network of a zip that `DQN.save()` or `QRDQN.save()` wrote.
 
     Args:
         content: of the zip.
         uri: its path, for messages.
-        vec_normalize: content of the `vecnormalize.pkl` that belongs to it, if there is one.
+        vec_normalize: name and content of the file of VecNormalize that belongs to it, if there is one.
 
     Raises:
         ValueError: it is no whole zip, of another algorithm, or has a network that is not known.
@@ -69,9 +70,10 @@ def load_sb3(content: bytes, uri: str, vec_normalize: bytes | None = None) -> Te
     observation_space, action_space = (_read_pickle_in(data, key, uri) for key in ("observation_space", "action_space"))
     policy_kwargs = _read_policy_kwargs(data, uri)
     try:
+        check_size(observation_space)
         layers, tensors, stages, shape = _read_network(weights, prefix, observation_space, action_space, policy_kwargs)
         if vec_normalize is not None:
-            stages = [*_read_vec_normalize(vec_normalize, observation_space), *stages]
+            stages = [*_read_vec_normalize(*vec_normalize, observation_space), *stages]
         return layered_teacher(
             layers,
             tensors,
@@ -92,8 +94,8 @@ def load_sb3(content: bytes, uri: str, vec_normalize: bytes | None = None) -> Te
 
 def _read_data(archive: Archive, uri: str) -> dict[str, Any]:
     try:
-        data = json.loads(archive.read("data"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(archive.read("data"))
+    except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"'{uri}' cannot be read: its 'data' is no JSON ({error}).") from error
@@ -224,12 +226,11 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
 # --- VecNormalize -----------------------------------------------------------------------------------------------------
 
 
-def _read_vec_normalize(content: bytes, space: gym.Space) -> list[Stage]:
+def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[Stage]:
     """The statistics of a `VecNormalize`, as they stand."""
-    where = "vecnormalize.pkl"
     tag = read_pickle(io.BytesIO(content), where)
     if not isinstance(tag, Tag) or tag.of.name != "VecNormalize" or not isinstance(tag.state, dict):
-        raise CheckpointError(f"'{where}' beside the zip is no VecNormalize.")
+        raise CheckpointError(f"'{where}' beside the zip is no VecNormalize. Move it away if it is not its own.")
     state = tag.state
     if not build(state.get("norm_obs", True), where):
         return []
@@ -241,5 +242,7 @@ def _read_vec_normalize(content: bytes, space: gym.Space) -> list[Stage]:
     mean, variance = (np.asarray(build(statistics.state[key], where), np.float64) for key in ("mean", "var"))
     epsilon, clip = (float(build(state[key], where)) for key in ("epsilon", "clip_obs"))
     if mean.shape != space.shape or variance.shape != space.shape:
-        raise CheckpointError(f"'{where}' normalises observations of the shape {mean.shape}, not {space.shape}.")
+        raise CheckpointError(
+            f"'{where}' normalises observations of the shape {mean.shape}, not {space.shape}. Is it of another zip?"
+        )
     return [Normalize(mean, np.sqrt(variance + epsilon), clip)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from rllib_kd.checkpoints.archives import Archive
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import description_name, first_line, read_description, teacher_of
+from rllib_kd.teachers.described import checked_shape, description_name, first_line, read_description, teacher_of
 
 SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive that export() wrote
 
@@ -47,12 +47,13 @@ def load_torchscript(
         if own is not None:
             shape = json.loads(archive.read(own))
         elif description is not None:
-            shape = read_description(description)["observation_shape"]
+            shape = read_description(description).get("observation_shape")
         else:
             raise CheckpointError(
                 f"'{uri}' does not say what it takes. Put a file '{description_name(uri)}' beside it: "
                 '{"observation_shape": [4]}.'
             )
+        shape = checked_shape(shape)
         function = TorchScriptFunction(content)
     except CheckpointError:
         raise
@@ -61,7 +62,7 @@ def load_torchscript(
     # Of 32 bits each: those of a frozen program lie among its constants.
     weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
     num_parameters = sum(map(archive.size, weights))
-    return teacher_of(function, tuple(int(n) for n in shape), uri, num_parameters // 4)
+    return teacher_of(function, shape, uri, num_parameters // 4)
 
 
 class TorchScriptFunction:

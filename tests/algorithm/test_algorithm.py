@@ -165,7 +165,7 @@ def test_evaluation_is_the_greedy_student_in_a_group_of_its_own(cartpole_config,
     envs = algo.env_runner.env.unwrapped.envs
     before = [env.unwrapped.state for env in envs]
     results = algo.evaluate()
-    assert type(algo.eval_env_runner) is SingleAgentEnvRunner
+    assert type(algo.eval_env_runner).sample is SingleAgentEnvRunner.sample
     assert results["env_runners"]["num_episodes"] == 3
     assert len(Watch.chosen) == 3
     for actions, greedy in Watch.chosen:

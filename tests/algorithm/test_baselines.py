@@ -1,5 +1,7 @@
 """Baselines are measured once for a teacher and an environment, and again where either differs."""
 
+import os
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from rllib_kd.algorithm.baselines import baseline_key, cached
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import receive
 from tests.conftest import make_q_module
+
+PLAYED = {"teacher": [1.0, 2.0], "random": [0.0, 0]}
 
 
 def test_the_second_algorithm_plays_no_baselines(build, cartpole_config, monkeypatch):
@@ -62,11 +66,61 @@ def test_environments_that_may_be_edited_are_not_kept(monkeypatch):
 
 def test_a_broken_or_missing_cache_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cached("k", lambda: {"teacher": [1.0]}) == {"teacher": [1.0]}
-    assert cached("k", pytest.fail) == {"teacher": [1.0]}
+    assert cached("k", lambda: PLAYED) == PLAYED
+    assert cached("k", pytest.fail) == PLAYED
     (file,) = tmp_path.rglob("*.json")
     file.write_text("{")
-    assert cached("k", lambda: {"teacher": [2.0]}) == {"teacher": [2.0]}
+    assert cached("k", lambda: PLAYED | {"teacher": [2.0]}) == PLAYED | {"teacher": [2.0]}
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cached("k", lambda: {"teacher": [3.0]}) == {"teacher": [3.0]}
+
+
+ODD = {
+    "a list": "[[1.0], [2.0]]",
+    "a number": "3",
+    "nobody": "{}",
+    "one alone": '{"teacher": [1.0]}',
+    "somebody else": '{"teacher": [1.0], "random": [0.0], "student": [1.0]}',
+    "no list": '{"teacher": 1.0, "random": [0.0]}',
+    "an object": '{"teacher": {"0": 1.0}, "random": [0.0]}',
+    "no returns": '{"teacher": [], "random": [0.0]}',
+    "a text": '{"teacher": ["1.0"], "random": [0.0]}',
+    "text for a list": '{"teacher": "11", "random": "00"}',
+    "a truth": '{"teacher": [true], "random": [0.0]}',
+    "nothing": '{"teacher": [null], "random": [0.0]}',
+    "lists in lists": '{"teacher": [[1.0]], "random": [0.0]}',
+    "NaN": '{"teacher": [NaN], "random": [0.0]}',
+    "infinity": '{"teacher": [1.0], "random": [-Infinity]}',
+    "too large for a float": '{"teacher": [1' + 400 * "0" + '], "random": [0.0]}',
+    "too long for an integer": '{"teacher": [1' + 9000 * "0" + '], "random": [0.0]}',
+    "deep": 100_000 * "[",
+    "bytes": "\x00\xff",
+}
+
+
+@pytest.mark.parametrize("content", ODD.values(), ids=ODD.keys())
+def test_an_odd_cache_is_measured_again(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = tmp_path / "rllib_kd" / "baselines-k.json"
+    file.parent.mkdir()
+    file.write_bytes(content.encode("latin-1"))
+    assert cached("k", lambda: PLAYED) == PLAYED
+    assert cached("k", pytest.fail) == PLAYED
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_is_no_cache(tmp_path, monkeypatch, make):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "rllib_kd").mkdir()
+    make(tmp_path / "rllib_kd" / "baselines-k.json")
+    assert cached("k", lambda: PLAYED) == PLAYED
+
+
+def test_without_a_home_nothing_is_kept(monkeypatch):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr("pathlib.Path.home", nowhere)
+    assert cached("k", lambda: PLAYED) == PLAYED

@@ -12,7 +12,7 @@ import rllib_kd
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
 from rllib_kd.algorithm import config as config_module
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
-from rllib_kd.env_runner.single_agent import DistillEnvRunner
+from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
 
 #: Those with an underscore are behind a property of RLlib's name.
@@ -111,6 +111,35 @@ def test_bad_distillation_settings_are_refused(settings, message):
             lambda c: c.api_stack(enable_rl_module_and_learner=False, enable_env_runner_and_connector_v2=False),
             "new API stack",
         ),
+        (lambda c: c.training(lr=-1), r"The setting 'lr' cannot be -1: expected a number of at least 0\."),
+        (lambda c: c.training(lr=float("inf")), "'lr' cannot be inf: expected a finite number"),
+        (lambda c: c.training(lr=float("nan")), "'lr' cannot be nan"),
+        (lambda c: c.training(lr="fast"), "'lr' cannot be 'fast': expected a list or a number"),
+        (lambda c: c.training(lr=[[0, 0.1], [10, "low"]]), "`lr` must be a number or a schedule .* got .*'low'"),
+        (lambda c: c.training(lr=[[0, 0.1], [10, -0.1]]), "`lr` must be at least 0, got -0.1"),
+        (lambda c: c.training(lr=[[0, 0.1], [10, float("inf")]]), "`lr` must be a number or a schedule"),
+        (lambda c: c.training(epsilon=[[0, 1.0], [10, "x"]]), "`epsilon` must be a number or a schedule"),
+        (lambda c: c.training(num_atoms=11, v_min=5.0, v_max=1.0), "need v_min < v_max, got 5.0 and 1.0"),
+        (lambda c: c.training(tau=1.5), "'tau' cannot be 1.5: expected a number between 0 and 1"),
+        (lambda c: c.training(gamma=None), "'gamma' cannot be None. Leave it out: its default is 0.99"),
+        (lambda c: c.training(gamma=[[0, 0.9]]), "'gamma' cannot be .*: expected a number"),
+        (lambda c: c.training(v_max=float("inf")), "'v_max' cannot be inf: expected a finite number"),
+        (lambda c: c.training(replay_buffer_config={"kapacity": 5}), r"no key 'kapacity'. Did you mean 'capacity'\?"),
+        (lambda c: c.learners(num_learners=None), "`num_learners` must be an integer of at least 0, got None"),
+        (lambda c: c.evaluation(evaluation_num_env_runners=-1), "expected an integer of at least 0"),
+        (lambda c: c.evaluation(evaluation_config={"lr": -1}), "'lr' cannot be -1"),
+        (
+            lambda c: c.evaluation(evaluation_config=DistillDQNConfig.overrides(num_cpus_per_env_runner=-1)),
+            "'num_cpus_per_env_runner' cannot be -1",
+        ),
+        (lambda c: c.rl_module(model_config={"fcnet_hiddens": [0]}), "'model_config' has no fcnet_hiddens=.0."),
+        (lambda c: c.rl_module(model_config={"fcnet_hiddens": [8.5]}), "expected a list of integers of at least 1"),
+        (
+            lambda c: c.rl_module(model_config={"fcnet_kernel_initializer_kwargs": {"gain": float("inf")}}),
+            "'model_config' has no fcnet_kernel_initializer_kwargs=.*: expected finite numbers",
+        ),
+        (lambda c: c.distillation(students={"a": {"fcnet_hiddens": [-4]}}), r"'students\['a'\]' has no fcnet_hiddens"),
+        (lambda c: c.distillation(value_gate="false", td_coeff=1.0), "'value_gate' cannot be .*expected true or false"),
         (lambda c: setattr(c, "temprature", 1.0), "no config field 'temprature'. Did you mean 'temperature'?"),
         (lambda c: c.update_from_dict({"lerning_rate": 1.0}), "no config field 'lerning_rate'"),
     ],
@@ -126,6 +155,17 @@ def test_bad_settings_elsewhere_are_refused(change, message):
 def test_a_teacher_is_a_path(teacher):
     with pytest.raises(ValueError, match="A teacher is the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
+
+
+def test_minus_one_is_a_value_like_any_other():
+    config = valid().training(v_min=-1.0, v_max=1.0, num_atoms=11)
+    assert DistillDQNConfig.from_state(config.get_state()).v_min == -1.0
+    assert vars(DistillDQNConfig.from_state(config.get_state())).keys() - {"class"} == vars(config).keys()
+
+
+def test_infinity_is_a_limit_that_there_is_not():
+    config = valid().training(grad_clip=float("inf")).env_runners(sample_timeout_s=float("inf"))
+    config.environment(env_config={"far": float("inf")}).validate()
 
 
 def test_with_td_the_students_temperature_may_be_the_teachers():
@@ -256,7 +296,7 @@ def test_a_dict_makes_the_same_config():
 def test_evaluation_is_greedy_and_never_the_behaviour_policy():
     evaluation = valid().get_evaluation_config_object()
     assert evaluation.explore is False
-    assert evaluation.env_runner_cls is None  # RLlib's own
+    assert evaluation.env_runner_cls is StudentsEnvRunner  # RLlib's own, but for its errors
     overridden = valid().evaluation(evaluation_config={"num_envs_per_env_runner": 3, "explore": True})
     assert overridden.get_evaluation_config_object().num_envs_per_env_runner == 3
     assert overridden.get_evaluation_config_object().explore is True

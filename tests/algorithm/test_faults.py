@@ -14,6 +14,7 @@ from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.wire import TEACHER_Q
@@ -30,6 +31,7 @@ class Faulty(gym.Wrapper):
     def __init__(self, config):
         super().__init__(gym.make("CartPole-v1"))
         self._how = config["how"]
+        self._every = config.get("every")
         self._after = config["after"] if getattr(config, "worker_index", 0) in config["workers"] else 10**9
         self._steps = 0
 
@@ -38,15 +40,15 @@ class Faulty(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         if self._steps > self._after:
             match self._how:
-                case "raise" if self._steps % 40 == 0:
+                case "raise" if self._steps % (self._every or 40) == 0:
                     raise RuntimeError("the simulator has crashed")
                 case "hang":
                     time.sleep(3_600)
                 case "slow":
                     time.sleep(0.05)
-                case "nan_obs" if self._steps % 7 == 0:
+                case "nan_obs" if self._steps % (self._every or 7) == 0:
                     obs = np.full_like(obs, np.nan)
-                case "nan_reward" if self._steps % 7 == 0:
+                case "nan_reward" if self._steps % (self._every or 7) == 0:
                     reward = np.nan
                 case "shape":
                     obs = obs[:3]
@@ -169,6 +171,47 @@ def test_an_environment_that_raises_is_otherwise_an_error_with_its_reason(build)
     assert "the simulator has crashed" in str(raised.value.__cause__)
 
 
+@pytest.mark.parametrize(
+    ("how", "blamed"),
+    [
+        ("nan_obs", "observations of the environment 'Faulty' are not finite in"),
+        ("nan_reward", "rewards of the environment 'Faulty' are not finite in"),
+    ],
+)
+def test_who_never_gave_finite_numbers_is_named(build, how, blamed):
+    algo = build(config(**faulty(how) | {"every": 1}))
+    with pytest.raises(ValueError, match=blamed) as raised:
+        algo.train()
+    assert str(raised.value).startswith("There is nothing to learn from: ")
+    assert "teacher" not in str(raised.value)
+
+
+def test_a_teacher_that_never_gives_finite_numbers_is_named(build):
+    teacher = load_teacher("cartpole")
+    teacher.__class__ = Ignorant
+    algo = build(config().distillation(teacher=teacher))
+    with pytest.raises(ValueError, match=r"the teacher '.*cartpole' gives no finite Q-values in") as raised:
+        algo.train()
+    assert "environment" not in str(raised.value)
+    assert "rewards" not in str(raised.value)
+
+
+def test_the_first_numbers_that_are_not_finite_are_a_warning(build, caplog):
+    algo = build(config(**faulty("nan_reward", after=20)))
+    algo.train()
+    algo.train()
+    assert caplog.text.count("rewards of the environment 'Faulty' are not finite in") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("baselines", [0, 4], ids=["in training", "in baselines"])
+def test_an_environment_that_raises_in_every_remote_env_runner_is_an_error_with_its_reason(build, baselines):
+    said = r"'Faulty' has raised in step\(\): RuntimeError: the simulator has crashed \(.*:\d+, in step\)"
+    settings = config(2, **faulty("raise", workers=(1, 2)) | {"every": 1}).distillation(num_baseline_episodes=baselines)
+    with pytest.raises(EnvFailedError, match=said):
+        build(settings).train()
+
+
 def test_an_environment_whose_observations_change_their_shape_is_an_error(build):
     algo = build(config(**faulty("shape", after=10)))
     with pytest.raises(RuntimeError) as raised:
@@ -194,6 +237,14 @@ def test_numbers_that_are_not_finite_are_dropped_and_counted(build, how, learns_
 
 
 # --- Teachers ---------------------------------------------------------------------------------------------------------
+
+
+class Ignorant(Teacher):
+    """A teacher that knows nothing."""
+
+    def labels(self, obs, names):
+        labels = super().labels(obs, names)
+        return {**labels, TEACHER_Q: torch.full_like(labels[TEACHER_Q], torch.nan)}
 
 
 class Forgetful(Teacher):

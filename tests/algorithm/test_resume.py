@@ -2,9 +2,10 @@
 
 import os
 import pickle
+import shutil
+import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,6 @@ from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm import replays
-from rllib_kd.checkpoints.replacing import replacing
 from tests.conftest import start_ray
 
 N = 4  # iterations before the checkpoint, and after it
@@ -367,8 +367,6 @@ def test_a_new_checkpoint_takes_the_place_of_an_old_one(saved_once):
 
 def save_until_killed(folder):
     """In a process of its own: dies in the middle of the second save."""
-    import signal
-
     start_ray(address="local", num_cpus=1, include_dashboard=False)
     algo = _config().build_algo()
     algo.train()
@@ -385,48 +383,110 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_that_was_there(clu
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     killed = subprocess.run([sys.executable, "-c", command], env=env, check=False)
     assert killed.returncode == -9
-    assert (tmp_path / "checkpoint.saving").exists()
+    assert list(tmp_path.glob(".checkpoint.saving-*"))
     resumed = DistillDQN.from_checkpoint(str(folder))
     with np.load(f"{folder}-weights.npz") as before:
         assert_equal(weights(resumed), dict(before))
     resumed.save_to_path(str(folder))
     resumed.stop()
-    assert not (tmp_path / "checkpoint.saving").exists()
+    assert not list(tmp_path.glob(".checkpoint.*"))
 
 
-@pytest.mark.parametrize("at_one_stroke", [True, False])
-def test_what_is_replaced_keeps_the_rest(tmp_path, monkeypatch, at_one_stroke):
-    if not at_one_stroke:
-        monkeypatch.setattr("rllib_kd.checkpoints.replacing._exchange", lambda first, second: False)
-    path = tmp_path / "checkpoint"
-    path.mkdir()
-    for name, content in (("state", "old"), ("notes", "the user's")):
-        (path / name).write_text(content)
-    with replacing(path) as folder:
-        folder.mkdir()
-        (folder / "state").write_text("new")
-        assert (path / "state").read_text() == "old"
-    assert {file.name: file.read_text() for file in path.iterdir()} == {"state": "new", "notes": "the user's"}
-    assert list(tmp_path.iterdir()) == [path]
+@pytest.mark.parametrize(
+    "spelled",
+    ["student", "./student/", "~/student", "{home}/a folder #1/student", "file://{home}/a%20folder/student"],
+)
+def test_a_path_may_be_spelled_as_one_likes(build, tmp_path, monkeypatch, spelled):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = spelled.format(home=tmp_path)
+    algo = build(_config())
+    for _ in range(2):  # a first one, and one in its place
+        algo.train()
+        saved = algo.save_to_path(path)
+    assert Path(saved).is_absolute()
+    assert sorted(Path(saved).iterdir())
+    assert str(tmp_path) in saved
+    assert (tmp_path / "~").exists() is False
+    resumed = DistillDQN.from_checkpoint(path)
+    assert_equal(weights(resumed), weights(algo))
+    resumed.restore_from_path(path)
+    resumed.stop()
+
+
+def test_what_cannot_hold_a_checkpoint_is_an_error_before_anything_is_written(build, tmp_path):
+    algo = build(_config())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        algo.save_to_path(tmp_path / "file")
+    with pytest.raises(ValueError, match="%23"):
+        algo.save_to_path(f"file://{tmp_path}/a#b")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def fails(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_remote_learner_that_cannot_save_is_an_error_and_the_older_checkpoint_stays(build, tmp_path):
+    algo = build(_config().learners(num_learners=1))
+    algo.train()
+    path = algo.save_to_path(tmp_path / "student")
+    before = weights(algo)
+    algo.train()
+    algo.learner_group.foreach_learner(lambda own: setattr(own, "save_to_path", fails))
+    with pytest.raises(OSError, match="The Learner could not write its part"):
+        algo.save_to_path(path)
+    assert os.listdir(tmp_path) == ["student"]
+    resumed = DistillDQN.from_checkpoint(path)
+    assert_equal(weights(resumed), before)
+    resumed.stop()
+
+
+def die_at(call, save):
+    """How many function calls a save makes, in a process of its own, which is killed at one of them."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(120)
+        calls = 0
+
+        def count(frame, event, argument):
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.setprofile(count)
+        save()
+        sys.setprofile(None)
+        os.write(writer, str(calls).encode())
+        os._exit(0)
+    os.close(writer)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    with os.fdopen(reader) as stream:
+        made = stream.read()
+    assert code == (0 if made else -signal.SIGKILL)
+    return int(made) if made else call
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders at one stroke")
-def test_there_is_a_checkpoint_at_every_moment(tmp_path):
-    path = tmp_path / "checkpoint"
-    path.mkdir()
-    (path / "state").write_text("old")
-    saved = threading.Event()
-
-    def save():
-        for i in range(300):
-            with replacing(path) as folder:
-                folder.mkdir()
-                (folder / "state").write_text(str(i))
-        saved.set()
-
-    thread = threading.Thread(target=save)
-    thread.start()
-    while not saved.is_set():
-        assert (path / "state").exists()
-    thread.join()
-    assert (path / "state").read_text() == "299"
+def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_restores(saved_once, tmp_path):
+    algo, folder, before = saved_once
+    newer = weights(algo)
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    total = die_at(None, lambda: algo.save_to_path(tmp_path / "other"))
+    seen = []
+    for call in [*range(total // 8, total, total // 8), total - 200, total - 100, total - 10]:
+        shutil.rmtree(folder)
+        shutil.copytree(older, folder)
+        die_at(call, lambda: algo.save_to_path(folder))
+        resumed = DistillDQN.from_checkpoint(str(folder))
+        seen.append("newer" if not differ(weights(resumed), newer) else "older")
+        assert_equal(weights(resumed), newer if seen[-1] == "newer" else before)
+        assert (folder / "notes.txt").read_text() == "mine"
+        resumed.stop()
+    assert seen[0] == "older"
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] == "newer"

@@ -15,14 +15,16 @@ from ray.rllib.utils.actor_manager import FaultAwareApply
 
 from rllib_kd import DistillDQNConfig
 from rllib_kd.algorithm.sampling import SampleRequests
+from rllib_kd.env_runner.column_sampler import ExplainsFailures
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.wire import Sample, pack_weights
 
 LIMIT = 2  # requests under way
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class Runner(FaultAwareApply):
-    """Answers as soon as a file is there; `open_gate` always is."""
+class Runner(ExplainsFailures, FaultAwareApply):
+    """Answers as soon as a file is there; `open_gate` always is. Its environment raises where the gate is "raise"."""
 
     def __init__(self, worker_index: int, open_gate: str):
         self.config = SimpleNamespace(restart_failed_env_runners=True, delay_between_env_runner_restarts_s=0)
@@ -34,6 +36,8 @@ class Runner(FaultAwareApply):
         self.count = 0
 
     def set_state_and_sample(self, state: dict, names: tuple) -> Sample:
+        if self.gate.name == "raise":
+            raise EnvFailedError("The environment 'X' has raised in step(): no licence")
         while not self.gate.exists():
             time.sleep(0.01)
         self.count += 1
@@ -231,3 +235,39 @@ def test_large_weights_go_by_reference(cluster, width, is_stored):
     packed = pack_weights(weights)
     assert isinstance(packed, ray.ObjectRef) == is_stored
     np.testing.assert_equal(ray.get(packed) if is_stored else packed, weights)
+
+
+def let_raise(group, *indices):
+    group.foreach_env_runner(
+        lambda runner: runner.start("raise"), remote_worker_ids=list(indices), local_env_runner=False
+    )
+
+
+def test_an_environment_that_fails_everywhere_at_once_is_an_error_with_its_reason(group, make_requests):
+    requests = make_requests(open_gates=2)
+    let_raise(group, 1, 2)
+    send(requests, 0)
+    with pytest.raises(EnvFailedError, match="no licence"):
+        wait_for(lambda: requests.fetch(weights_seq_no=0))
+
+
+def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group, make_requests, caplog):
+    requests = make_requests(open_gates=2)
+    let_raise(group, 1)
+    send(requests, 0)
+    assert set(of(requests.fetch(weights_seq_no=0))) <= {2}
+    wait_for(lambda: (requests.fetch(weights_seq_no=0) and "EnvRunner 1 ends" in caplog.text) or send(requests, 0))
+    assert "EnvRunner 1 ends, and is restarted if it may be: The environment 'X' has raised in step()" in caplog.text
+    # It is RLlib that ends and restarts it.
+    wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)
+
+
+def test_where_failures_are_not_to_be_tolerated_the_reason_is_an_error(group, make_requests, monkeypatch):
+    requests = make_requests(open_gates=2)
+    monkeypatch.setattr(group, "_ignore_ray_errors_on_env_runners", False)
+    let_raise(group, 1)
+    send(requests, 0)
+    with pytest.raises(EnvFailedError, match="no licence"):
+        wait_for(lambda: 1 in of(requests.fetch(weights_seq_no=0)))
+    monkeypatch.undo()
+    wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)

@@ -7,11 +7,13 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import sys
 import zlib
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -22,10 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, read_pickle
+from rllib_kd import load_teacher
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, build_entries, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.evaluation.comparing import evaluate
-from rllib_kd.observations.pipeline import Shown
+from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, StackFrames
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.payloads import Payload, payloads
@@ -112,6 +115,20 @@ def test_plain_values():
     assert there_and_back(value) == value
     assert there_and_back(DefaultModelConfig(fcnet_hiddens=[7]))["fcnet_hiddens"] == [7]
     assert there_and_back(OrderedDict) == Name("collections", "OrderedDict")  # by its name alone
+
+
+def test_entries_are_read_one_by_one(tmp_path):
+    """What is refused of one stops no other, however many there are; and one that is shared is built once."""
+    mark = tmp_path / "mark"
+    shared = np.arange(1_000)
+    value = {f"bad {i}": [payloads(mark)["os.system"]] for i in range(200)} | {"a": shared, "b": shared, 3: {"c": [1]}}
+    entries = build_entries(read_pickle(io.BytesIO(pickle.dumps(value)), "it"), "it")
+    assert entries["a"] is entries["b"]
+    assert entries["3"] == {"c": [1]}
+    refused = [key for key, entry in entries.items() if isinstance(entry, CheckpointError)]
+    assert refused == [f"bad {i}" for i in range(200)]
+    assert "it calls 'posix.system'" in str(entries["bad 0"])
+    assert not mark.exists()
 
 
 def test_many_ordered_dicts():
@@ -282,9 +299,13 @@ def test_trusting_is_a_word_of_its_own(checkpoint, tmp_path):
 
 def test_parts_of_parts_of_parts(checkpoint):
     value: list = []
-    for _ in range(80):
-        value = [value, value]  # 2**80 empty lists, if each reference were a copy
-    assert there_and_back(value) is not None
+    for _ in range(10):
+        value = [value, value]
+    assert there_and_back(value) == value
+    for _ in range(70):
+        value = [value, value]  # 2**80 empty lists, to whoever looks at each of them
+    with pytest.raises(CheckpointError, match="with those that it shares it has more than 500000 parts"):
+        there_and_back(value)
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
@@ -376,7 +397,10 @@ def test_an_unknown_activation_is_refused(checkpoint):
         ({5: 1}, "has the int 5 in its model config"),
         ({"fcnet_hiddens": [8] * 10_000}, "its fcnet_hiddens has 10000 parts"),
         ({"fcnet_hiddens": ["x"]}, "No DefaultDQNTorchRLModule can be built"),
-        ({"conv_filters": [[10**7, 1, 1]]}, r"make no sense \(10000000 channels of \[4, 1\] pixels\)"),
+        (
+            {"conv_filters": [[10**7, 1, 1]]},
+            r"make no sense \(a convolution to 10000000 channels of \[4, 1\] pixels: 40000000 numbers of",
+        ),
         ({"conv_filters": [None]}, "make no sense"),
         ({"conv_filters": [[4, 3, 0]]}, "make no sense"),
         ({"num_atoms": 10**12}, "does not fit its model config"),
@@ -473,3 +497,32 @@ def replace_statistics(checkpoint: Path, array_file: bytes) -> None:
     content = pickle.loads(path.read_bytes())
     content[None]["running_stats"][0]["mean_array"] = base64.b64encode(zlib.compress(array_file)).decode()
     path.write_bytes(pickle.dumps(content))
+
+
+def test_connectors_that_do_not_fit_the_network(tmp_path):
+    """A filter of four numbers before a network of six: a checkpoint that somebody has put together."""
+    path = shutil.copytree(Path(__file__).parents[1] / "checkpoints" / "ray-2.40", tmp_path / "algo")
+    shutil.rmtree(path / MODULE)
+    make_q_module(gym.spaces.Box(-1, 1, (6,))).save_to_path(str(path / MODULE))
+    message = r"connectors of '.*algo' do not fit its network: they make observations of the shape \[4\].* takes \[6\]"
+    for use in (load_teacher, partial(evaluate, env="CartPole-v1", num_episodes=1)):
+        with pytest.raises(ValueError, match=message):
+            use(str(path))
+
+
+@pytest.mark.parametrize(
+    ("stages", "shape"),
+    [
+        ((), (4,)),
+        ((Flatten(gym.spaces.Discrete(5)),), (5,)),
+        ((Flatten(gym.spaces.MultiDiscrete([2, 3])),), (5,)),
+        ((StackFrames(3),), (3,)),
+        ((Images((8, 8, 3)),), (8, 8, 3)),
+        ((Flatten(gym.spaces.Discrete(10**12)),), (10**12,)),  # which would not fit into memory
+    ],
+)
+def test_each_stage_is_held_to_what_the_network_takes(stages, shape):
+    pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (4,)), stages)
+    teacher = Teacher(make_q_module(gym.spaces.Box(-1, 1, (7,))), pipeline=pipeline)
+    with pytest.raises(ValueError, match=rf"of the shape {re.escape(str(list(shape)))}, and it takes \[7\]"):
+        teacher.checked()

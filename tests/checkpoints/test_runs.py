@@ -6,6 +6,8 @@ import math
 import pytest
 
 from rllib_kd.checkpoints.runs import find_student, find_students, read_curves
+from rllib_kd.checkpoints.tune import best_checkpoint
+from rllib_kd.checkpoints.uris import open_uri
 
 
 def row(steps, training=None, evaluation=None):
@@ -32,6 +34,27 @@ def test_curves_are_evaluations_where_there_are_some(tmp_path):
 def test_a_resumed_trial_counts_its_later_rows_and_a_torn_line_none(tmp_path):
     write_results(tmp_path, row(10, 1.0), row(20, 2.0), row(30, 3.0), row(20, 5.0), row(31, 6.0), [1], end='{"num_')
     assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (20.0, 5.0), (31.0, 6.0)]}
+
+
+def test_a_curve_knows_whose_returns_it_shows(tmp_path):
+    def with_teacher(row, fraction):
+        return {**row, "distillation": {"teacher_fraction": fraction}}
+
+    write_results(tmp_path / "dqn", row(10, 1.0))
+    write_results(tmp_path / "alone", with_teacher(row(10, 1.0), 0.0))
+    write_results(tmp_path / "mixture", with_teacher(row(10, 1.0), 1.0), with_teacher(row(20, 1.0), 0.0))
+    write_results(tmp_path / "evaluated", with_teacher(row(10, 1.0, 5.0), 1.0))
+    write_results(tmp_path / "odd", {**row(10, 1.0), "distillation": [1]})
+    of = {name: curve.of for name, curve in read_curves(tmp_path).items()}
+    assert of == {
+        "dqn": "exploring",
+        "alone": "exploring",
+        "mixture": "behavior",
+        "evaluated": "greedy",
+        "odd": "exploring",
+    }
+    (tmp_path / "mixture" / "checkpoint_000000").mkdir()
+    assert find_students([tmp_path / "mixture"])["mixture"].curve.of == "behavior"
 
 
 @pytest.mark.parametrize("folder", [".", "absent"])
@@ -98,3 +121,33 @@ def test_names_of_tunes_trials_are_what_they_vary(tmp_path):
     write_results(only, row(10, 1.0))
     (only / "checkpoint_000000").mkdir()
     assert set(find_students([*checkpoints, tmp_path / "sizes"])) == {"compression=0.00", "compression=0.01", "sizes"}
+
+
+def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    assert find_students([".", ".."]) == {"below": (".", []), "here": ("..", [])}
+    assert find_student(".") == "."
+    write_results(tmp_path / "here" / "below", row(10, 1.0))
+    (tmp_path / "here" / "below" / "checkpoint_000000").mkdir()
+    assert find_students(["."]) == {"below": ("checkpoint_000000", [(10.0, 1.0)])}
+
+
+def test_a_path_that_means_nothing_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="A path is empty"):
+        find_student("")
+    with pytest.raises(ValueError, match=r"'~nosuchuser/x' begins with a home folder that is not known"):
+        find_student("~nosuchuser/x")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_results(tmp_path / "run", row(10, 1.0))
+    (tmp_path / "run" / "checkpoint_000000").mkdir()
+    assert find_student("~/run") == f"{tmp_path}/run/checkpoint_000000"
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), math.inf, math.nan, True, "1", [1], {}])
+def test_a_number_that_is_none_is_left_out(tmp_path, number):
+    write_results(tmp_path, row(10, 1.0), row(20, number), row(number, 2.0), row(30, 3.0))
+    assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (30.0, 3.0)]}
+    (tmp_path / "checkpoint_000000").mkdir()
+    filesystem, path = open_uri(str(tmp_path))
+    assert best_checkpoint(filesystem, path, path).trained_return == 3.0

@@ -6,17 +6,20 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import termios
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import ray
 from ray import tune
 
 import rllib_kd
@@ -25,6 +28,7 @@ from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.running import RunOptions
 from rllib_kd.experiment.running import run as run_experiment
 from rllib_kd.export.artifact import artifact_format_of
+from rllib_kd.locks import locked
 
 ROOT = Path(__file__).parents[2]
 FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}
@@ -94,6 +98,27 @@ BAD = {
     "grid of one value": ([*RUN, "-c", '{"lr": {"grid_search": 0.1}}'], '{"grid_search": [...]}'),
     "negative number": ([*RUN, "-c", '{"lr": -1}'], "expected a number of at least 0"),
     "number that is none": ([*RUN, "-c", '{"lr": NaN}'], "JSON has no NaN"),
+    "number beyond all": ([*RUN, "-c", '{"lr": 1e999}'], "1e999 is too large a number"),
+    "infinite number": ([*RUN, "-c", '{"model_config": {"log_std_clip_param": Infinity}}'], "JSON has no Infinity"),
+    "schedule with a word": ([*DISTIL, "-c", '{"lr": [[0, 0.1], [9, "low"]]}'], "`lr` must be a number or a schedule"),
+    "schedule of another kind": ([*DISTIL, "-c", '{"td_coeff": [[0, "x"]]}'], "`td_coeff` must be a number or a sche"),
+    "schedule of RLlib with a word": ([*RUN, "-c", '{"epsilon": [[0, 1], [9, "x"]]}'], "`epsilon` must be a number"),
+    "null for a number": ([*DISTIL, "-c", '{"gamma": null}'], "'gamma' cannot be None. Leave it out"),
+    "no rows in the replay": ([*DISTIL, "-c", '{"replay_buffer_config": {"capacity": 0}}'], "integer of at least 1"),
+    "replay of another kind": (
+        [*DISTIL, "-c", '{"replay_buffer_config": {"type": "EpisodeReplayBuffer"}}'],
+        "a replay of its own",
+    ),
+    "widths of a family": ([*DISTIL, "-c", '{"students": {"a": {"fcnet_hiddens": [0]}}}'], "students['a']"),
+    "evaluation with a bad number": ([*DISTIL, "-c", '{"evaluation_config": {"lr": -1}}'], "'lr' cannot be -1"),
+    "observations that are no numbers": (
+        ["train", "--algo", "DistillDQN", "--env", "FrozenLake-v1", "--teacher", "cartpole"],
+        "The networks need observations in a Box of floats",
+    ),
+    "teacher of another environment in an ensemble": (
+        [*DISTIL[:3], "--env", "Acrobot-v1", "--teacher", "cartpole", "--teacher", "cartpole"],
+        "in 'Acrobot-v1' it is Box(6,)",
+    ),
     "number that is too large": ([*RUN, "-c", '{"gamma": 5}'], "between 0 and 1"),
     "half a process": ([*RUN, "-c", '{"num_env_runners": 1.5}'], "expected an integer"),
     "unknown activation": ([*RUN, "-c", '{"model_config": {"fcnet_activation": "no"}}'], "fcnet_activation='no'"),
@@ -132,6 +157,7 @@ BAD = {
     "a flag from long ago": (["train", "-f", "tuning/cartpole.py"], "rllib train file FILE"),
     "no trials": ([*DISTIL, "--num-samples", "0"], "`num_samples` must be at least 1"),
     "checkpoints in the past": ([*DISTIL, "--checkpoint-freq", "-1"], "`checkpoint_freq` must be at least 0"),
+    "failures below none": ([*DISTIL, "--max-failures", "-2"], "`max_failures` must be at least -1"),
     "no checkpoints to keep": ([*DISTIL, "--keep-checkpoints-num", "0"], "must be at least 1"),
     "no comparison without a student": ([*RUN, "--compare-episodes", "3"], "needs DistillDQN"),
     "an experiment without a name": ([*DISTIL, "-n", ""], "`experiment_name` is empty"),
@@ -153,6 +179,19 @@ BAD = {
     "arguments of a bad kind": (
         [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "x", "mode": "up"}'],
         "does not take",
+    ),
+    "metric of no result": (
+        [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "episode_return_mean"}'],
+        "mean 'env_runners/episode_return_mean'?",
+    ),
+    "scheduler's arguments are no JSON": ([*DISTIL, "--scheduler", "pbt", "--scheduler-config", "x"], "must be JSON"),
+    "half a metric of the best": ([*DISTIL, "--checkpoint-score-attr", "min-episode_return_mean"], "Did you mean"),
+    "checkpoint of a folder that is none": ([*DISTIL, "--restore", "tests"], "no checkpoint of an Algorithm"),
+    "no number of trials": ([*DISTIL, "--num-samples", "-3"], "`num_samples` must be at least 1"),
+    "GPUs that are not there": ([*DISTIL, "-c", '{"num_gpus_per_learner": 64, "num_learners": 1}'], "64 GPUs"),
+    "nodes without CPUs": (
+        [*RUN, "-c", '{"num_env_runners": 9}', "--ray-num-nodes", "2"],
+        "A trial needs 10 CPUs, and Ray has 2",
     ),
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
@@ -212,7 +251,10 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_usage_is_one_line_and_exit_code_2(cluster, arguments, message, monkeypatch, capsys):
+def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.cluster_utils.Cluster", lambda *args, **kwargs: pytest.fail("Ray was started"))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
     with pytest.raises(SystemExit) as exit_:
@@ -221,6 +263,21 @@ def test_bad_usage_is_one_line_and_exit_code_2(cluster, arguments, message, monk
     assert exit_.value.code == 2
     assert message in error + output
     assert not arguments or re.fullmatch(r"(note: .*\n)?error: .*\n", error), error
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]], ids=["a second run", "a resume"])
+def test_an_experiment_that_runs_is_left_alone_before_ray_starts(tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.setattr("rllib_kd.experiment.connection.connection", None)
+    monkeypatch.setattr(tune.Tuner, "can_restore", lambda path: True)
+    monkeypatch.setattr(sys, "argv", ["rllib", *DISTIL, "--storage-path", str(tmp_path), "-n", "mine", *flags])
+    with locked(tmp_path / "mine", wait=False), pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert re.fullmatch(
+        rf"error: '{tmp_path}/mine' is in use by process {os.getpid()} on \S+\. Wait until it ends, or choose another "
+        r"--experiment-name\.\n",
+        capsys.readouterr().err,
+    )
 
 
 def test_trains_evaluates_compares_and_goes_on(tmp_path):
@@ -281,24 +338,38 @@ def test_the_old_spellings_train_a_teacher(tmp_path):
     )
 
 
-def test_files_with_a_grid_search(tmp_path):
+def test_files_with_a_grid_search_and_its_warnings(tmp_path, small_teacher):
+    """Each warning is printed once, whoever has it; names of folders steer no terminal."""
+    teacher = tmp_path / f"teacher{ESCAPES}"
+    shutil.copytree(small_teacher, teacher)
     experiment = tmp_path / "sizes.yaml"
     experiment.write_text(
         f"""
-sizes:
+"sizes{IN_YAML}":
   run: DistillDQN
   env: CartPole-v1
   stop: {{training_iteration: 1}}
   config:
-    teacher: cartpole
-    compression: {{grid_search: [0.05, 0.1]}}
-    num_baseline_episodes: 0
+    teacher: "{tmp_path}/teacher{IN_YAML}"
+    compression: {{grid_search: [0.95, 1.0]}}
+    num_baseline_episodes: 2
     num_envs_per_env_runner: {FAST["num_envs_per_env_runner"]}
+    min_sample_timesteps_per_iteration: 64
 """
     )
     done = run("train", "file", str(experiment), "--storage-path", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "sizes").glob("*/result.json"))) == 2
+    assert len(list((tmp_path / f"sizes{ESCAPES}").glob("*/result.json"))) == 2
+    assert_harmless(done.stdout + done.stderr)
+    lines = done.stderr.splitlines()
+    assert all(line.startswith("warning: ") for line in lines), lines
+    assert len(lines) == len(set(lines))
+    (of_teacher,) = [line for line in lines if "no better than a random policy" in line]  # of two trials
+    assert "teacher\N{REPLACEMENT CHARACTER}]0;title" in of_teacher
+    assert [line for line in lines if "nearly as many as its teacher" in line]
+    summaries = [line for line in done.stdout.splitlines() if "env steps" in line]
+    assert len(summaries) == 2
+    assert all(re.search(r" · behaviour return [\d.]+$", line) for line in summaries), summaries  # never evaluated
 
 
 def test_a_python_file_whose_settings_flags_change_ends_with_a_comparison(tmp_path):
@@ -345,7 +416,42 @@ def test_a_trial_that_fails_says_why_in_one_line(tmp_path):
     )
     done = run("train", "file", str(tmp_path / "broken.py"), "--storage-path", str(tmp_path), "--ray-num-cpus", "1")
     assert done.returncode == 1
-    assert re.fullmatch(r"DQN_Env_\S+ failed: RuntimeError: the simulator is away\n", done.stdout), done.stdout
+    line = rf"\({re.escape(str(tmp_path))}/broken.py:5, in __init__\)"
+    assert re.fullmatch(rf"DQN_Env_\S+ failed: RuntimeError: the simulator is away {line}\n", done.stdout), done.stdout
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def step(self, action): raise RuntimeError('no licence')", "in step(): RuntimeError: no licence"),
+        ("def reset(self, **kwargs): raise KeyError('no map')", "in reset(): KeyError: 'no map'"),
+        ("def __init__(self, config): raise OSError('no port')", "cannot be made: OSError: no port"),
+    ],
+)
+def test_an_environment_that_raises_while_policies_play_says_where(
+    tmp_path, monkeypatch, capsys, command, body, message
+):
+    name = f"env_{command}_{len(body)}"
+    (tmp_path / f"{name}.py").write_text(
+        "import gymnasium as gym\n"
+        "class Env(gym.Env):\n"
+        "    observation_space = gym.make('CartPole-v1').observation_space\n"
+        "    action_space = gym.spaces.Discrete(2)\n"
+        "    def __init__(self, config): pass\n"
+        "    def reset(self, **kwargs): return self.observation_space.sample(), {}\n"
+        f"    {body}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    policies = ["cartpole"] if command == "evaluate" else ["--teacher", "cartpole", "cartpole"]
+    monkeypatch.setattr(sys, "argv", ["rllib", command, *policies, "--env", f"{name}.Env", "--episodes", "1"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code in (1, 2)
+    error = capsys.readouterr().err
+    assert message in error
+    assert f"({tmp_path / name}.py:7, in " in error
+    assert re.fullmatch(r"error: .*\n", error), error
 
 
 def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, monkeypatch, capsys):
@@ -388,6 +494,7 @@ def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_pa
         ("a.yaml", "a: {env: CartPole-v1}", "must name the algorithm"),
         ("a.yaml", "a: {run: DQN, confg: {}}", "Did you mean 'config'?"),
         ("a.yaml", "a: {run: DQN, checkpoint_freq: 5}", "is a flag now: --checkpoint-freq"),
+        ("a.yaml", "a: {run: DQN, max_failures: 3}", "is a flag now: --max-failures"),
         ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "Settings have names"),
         ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric has a name"),
         ("a.yaml", "", "must hold an experiment"),
@@ -403,6 +510,104 @@ def test_files_that_hold_no_experiment_say_so(tmp_path, monkeypatch, capsys, nam
     assert exit_.value.code == 2
     assert message in error
     assert re.fullmatch(r"error: .*\n", error)
+
+
+ESCAPES = "\x1b]0;title\x07\x1b[31m\x9b1m\u202e[red]"
+IN_YAML = "\\e]0;title\\a\\e[31m\\x9b1m\\u202e[red]"  # between double quotes
+
+
+def assert_harmless(text: str) -> None:
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text), ascii(text)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x: {run: 'ESCAPES', env: CartPole-v1}",
+        "x: {run: 'json.ESCAPES', env: CartPole-v1}",
+        "x: {run: DQN, env: 'ESCAPES'}",
+        "x: {run: DQN, env: 'module.ESCAPES'}",
+        "x: {run: DQN, env: 'ESCAPES:Env-v0'}",
+        "x: {run: DQN, env: CartPole-v1, config: {env_config: {'ESCAPES': 1}}}",
+        "x: {run: DQN, env: CartPole-v1, config: {'ESCAPES': 1}}",
+        "x: {run: DQN, env: CartPole-v1, config: {lr: 'ESCAPES'}}",
+        "x: {run: DQN, env: CartPole-v1, config: {model_config: {'ESCAPES': 1}}}",
+        "x: {run: DQN, env: CartPole-v1, stop: {'training_\\eiteration': 1}}",
+        "x: {run: DQN, env: CartPole-v1, stop: {a: 'ESCAPES'}}",
+        "x: {run: DQN, env: CartPole-v1, num_samples: 'ESCAPES'}",
+        "x: {run: DistillDQN, env: CartPole-v1, config: {teacher: '/ESCAPES'}}",
+        "x: {run: DQN, 'ESCAPES': 1}",
+        "{'ESCAPES': {run: DQN}, b: {run: DQN}}",
+        "'../ESCAPES': {run: DQN, env: CartPole-v1}",
+        "ESCAPES",
+    ],
+)
+def test_what_a_file_names_steers_no_terminal(tmp_path, monkeypatch, capsys, content):
+    file = tmp_path / f"{ESCAPES}.yaml"
+    file.write_text(content.replace("'", '"').replace("ESCAPES", IN_YAML))
+    monkeypatch.setattr(sys, "argv", ["rllib", "train", "file", str(file)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    printed = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert re.fullmatch(r"error: .*\n", printed.err)
+    assert_harmless(printed.err + printed.out)
+
+
+def test_names_of_files_and_folders_steer_no_terminal(tmp_path, monkeypatch, capsys):
+    def rllib(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rllib", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        printed = capsys.readouterr()
+        assert_harmless(printed.out + printed.err)
+        return exit_.value.code, printed.out + printed.err
+
+    folder = tmp_path / ESCAPES
+    folder.mkdir()
+    student, flags = folder / f"{ESCAPES}.safetensors", ("--env", "CartPole-v1", "--episodes", 1)
+    code, table = rllib("export", "cartpole", "--out", student, "--episodes", 1)
+    assert not code
+    assert "[red]" in table
+    code, output = rllib("compare", "--teacher", student, student, student.parent / student.name, *flags)
+    assert not code, output
+    code, output = rllib("compare", "--teacher", "cartpole", student, *flags, "--out", folder / "report")
+    assert not code, output
+    assert "report/index.html" in output.replace("\n", "")
+    assert_harmless((folder / "report" / "index.html").read_text(encoding="utf-8"))
+    assert rllib("evaluate", folder, *flags)[0] == 2
+    assert rllib("evaluate", folder / "none", *flags)[0] == 2
+    assert rllib(ESCAPES)[0] == 2
+    assert rllib("evaluate", "cartpole", f"--{ESCAPES}")[0] == 2
+
+
+def test_what_nobody_foresaw_and_what_others_warn_of_is_printed_cleanly(monkeypatch, capsys):
+    def fails(**kwargs):
+        warnings.warn(f"\x1b[33mWARN: {ESCAPES}\x1b[0m", stacklevel=1)
+        raise KeyError(f"{ESCAPES}", RuntimeError(ESCAPES))
+
+    class OddError(Exception):
+        def __str__(self):
+            return ESCAPES
+
+    def fails_oddly(**kwargs):
+        raise OddError
+
+    monkeypatch.setattr(sys, "argv", ["rllib"])
+    monkeypatch.setattr(warnings, "showwarning", _show_as_python_does)
+    for failure in (fails, fails_oddly):
+        monkeypatch.setattr("rllib_kd.cli.app.app", failure)
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert exit_.value.code == 1
+        error = capsys.readouterr().err
+        assert "Traceback" in error
+        assert_harmless(error)
+    assert warnings.formatwarning("x", UserWarning, "f", 1) == "f:1: UserWarning: x\n"
+
+
+def _show_as_python_does(*args):
+    sys.stderr.write(warnings.formatwarning(*args[:4]))
 
 
 def test_a_cluster_is_emulated_and_ended():

@@ -9,6 +9,8 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.networks.dqn_module import last_linear
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline, StackFrames
@@ -340,3 +342,81 @@ def test_a_request_brings_the_student_that_acts_an_older_one_too(counting_config
         assert sampled.weights_seq_no == weights_seq_no
         assert sampled.connector_states == {}
         assert torch.equal(last_linear(runner.module.af).bias, last_linear(student.af).bias)
+
+
+# --- What is said when an environment fails ---------------------------------------------------------------------------
+
+
+class Failing(gym.Env):
+    """Raises, or gives what is not finite, as its config says."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, config):
+        self.how, self.t = config["how"], 0
+
+    def reset(self, *, seed=None, options=None):
+        self.t += 1
+        if self.how == "reset" or (self.how == "second reset" and self.t > 1):
+            raise KeyError("no map")
+        return np.array([0.0], np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        if self.how == "step":
+            raise RuntimeError("the simulator\nhas crashed")
+        if self.how == "bare":
+            raise AssertionError
+        obs = np.array([np.nan if self.how == "observations" and self.t % 4 == 0 else self.t], np.float32)
+        return obs, np.inf if self.how == "rewards" and self.t % 4 == 0 else 1.0, self.how == "second reset", False, {}
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+@pytest.mark.parametrize(
+    ("how", "said", "function"),
+    [
+        ("reset", "has raised in reset(): KeyError: 'no map'", "reset"),
+        ("second reset", "has raised in reset(): KeyError: 'no map'", "reset"),
+        ("step", "has raised in step(): RuntimeError: the simulator has crashed", "step"),
+        ("bare", "has raised in step(): AssertionError", "step"),
+    ],
+)
+def test_an_environment_that_raises_is_an_error_with_reason_and_line(counting_config, how, said, function, direct):
+    config = counting_config.environment(Failing, env_config={"how": how})
+    runner = make_runner(config if direct else config.callbacks(Silent))
+    with pytest.raises(EnvFailedError) as raised:
+        sample(runner)
+    assert str(raised.value).startswith(f"The environment 'Failing' {said} ({__file__}:")
+    assert str(raised.value).endswith(f", in {function})")
+    assert raised.value.__cause__ is not None
+
+
+def test_an_evaluation_says_why_its_environment_has_raised(counting_config):
+    config = counting_config.environment(Failing, env_config={"how": "step"})
+    config.validate()
+    evaluation = config.get_evaluation_config_object()
+    runner = evaluation.env_runner_cls(config=evaluation, worker_index=0)
+    with pytest.raises(EnvFailedError, match=r"'Failing' has raised in step\(\): RuntimeError: the simulator has"):
+        runner.sample(num_episodes=1)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+@pytest.mark.parametrize("cause", ["observations", "rewards", "labels"])
+def test_states_that_are_dropped_are_counted_by_cause(counting_config, cause, direct):
+    config = counting_config.environment(Failing, env_config={"how": cause})
+    teacher = load_teacher(config.teacher)
+    if cause == "labels":
+        last_linear(teacher.module.af).bias.data[0] = torch.nan
+    runner = make_runner(config if direct else config.callbacks(Silent), teacher)
+    _, metrics = sample(runner)
+    dropped = metrics[NUM_STATES_DROPPED_LIFETIME].peek()
+    counts = {each: metrics[name].peek() for each, name in NUM_NOT_FINITE_LIFETIME.items()}
+    assert dropped > 0
+    assert counts == {"observations": 0, "rewards": 0, "labels": 0} | {cause: dropped}
+
+
+def test_what_is_finite_is_counted_by_no_cause(counting_config):
+    _, metrics = sample(make_runner(counting_config))
+    assert metrics[NUM_STATES_DROPPED_LIFETIME].peek() == 0
+    assert not set(NUM_NOT_FINITE_LIFETIME.values()) & set(metrics)

@@ -9,7 +9,7 @@ import pytest
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.experiment.loggers import wandb_callback
 from rllib_kd.experiment.metrics import MissingMetrics, metric_at
-from rllib_kd.experiment.progress_line import describe, share_done
+from rllib_kd.experiment.progress_line import ProgressLine, describe, share_done
 
 RESULT = {
     "num_env_steps_sampled_lifetime": 5_000,
@@ -25,6 +25,38 @@ def test_the_line_says_what_one_wants_to_know():
     line = describe([RESULT], seconds_left=30.0)
     assert line == "5,000 env steps · 2,000 gradient steps/s · return 123.5 · ratio 0.235 · 30s left"
     assert describe([{"num_env_steps_sampled_lifetime": 10, "env_runners": {}}]) == "10 env steps"
+
+
+def test_a_return_that_is_not_the_students_alone_says_whose_it_is():
+    untested = {name: value for name, value in RESULT.items() if name != "evaluation"}
+    assert "· return 80.0 ·" in describe([untested])  # RLlib's own algorithms: the policy itself acts
+    own = {**untested, "distillation": {"teacher_fraction": 0.5, "return_ratio": math.nan}}
+    assert describe([own]).endswith(" · behaviour return 80.0")
+    tested = {**own, "evaluation": {"env_runners": {"episode_return_mean": 60.0}}}
+    assert describe([tested]).endswith(" · return 60.0")
+    assert describe([own, tested]).endswith(" · best return 60.0")  # of those that have been evaluated
+    unfinished = {**own, "evaluation": {"env_runners": {"episode_return_mean": math.nan}}}
+    assert describe([unfinished]).endswith(" · behaviour return 80.0")
+
+
+def test_of_a_family_the_best_student_is_shown():
+    students = {"a": {"env_runners": {"episode_return_mean": 60.0}}, "b": {"env_runners": {"episode_return_mean": 9.5}}}
+    ratios = {"a": {"return_ratio": 0.9}, "b": {"return_ratio": 0.1}}
+    own = {"teacher_fraction": 0.5, "return_ratio": 0.1, "students": ratios}
+    family = {**RESULT, "evaluation": {**students["b"], "students": students}, "distillation": own}
+    assert "best return 60.0 · best ratio 0.900" in describe([family])
+
+
+def test_an_evaluation_holds_until_the_next(monkeypatch):
+    shown = []
+    line = ProgressLine({})
+    line._live = SimpleNamespace(update=lambda text: shown.append(str(text)), console=SimpleNamespace(width=200))
+    rest = {**RESULT, "distillation": {"teacher_fraction": 0.5}}
+    del rest["evaluation"]
+    for result in (rest, {**rest, "evaluation": RESULT["evaluation"]}, rest, {**rest, "evaluation": {}}):
+        line.on_trial_result(1, ["trial"], SimpleNamespace(trial_id="a"), result)
+    assert ["behaviour return 80.0" in text for text in shown] == [True, False, False, False]
+    assert all("return 123.5" in text or "return 123.4" in text for text in shown[1:])
 
 
 def test_of_several_trials_it_says_how_many_are_done_and_the_best():

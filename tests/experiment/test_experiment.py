@@ -1,5 +1,6 @@
 """Experiments as files and as objects."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from rllib_kd import DistillDQNConfig
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.files import parse_json, read_experiment
+from rllib_kd.experiment.outcome import summary
 from rllib_kd.experiment.running import location
 
 
@@ -74,3 +76,25 @@ def test_objects_are_read_from_files(tmp_path, name, text):
 @pytest.mark.parametrize(("kind", "expected"), [("local", "results/x"), ("s3", "s3://results/x")])
 def test_checkpoints_are_named_so_that_they_can_be_found(kind, expected):
     assert location(SimpleNamespace(path="results/x", filesystem=SimpleNamespace(type_name=kind))) == expected
+
+
+def test_the_summary_shows_the_last_evaluation_and_whose_return_it_is_otherwise(tmp_path):
+    metrics = {
+        "training_iteration": 2,
+        "num_env_steps_sampled_lifetime": 20,
+        "env_runners": {"episode_return_mean": 400.0},
+        "distillation": {"teacher_fraction": 0.5},
+    }
+    result = SimpleNamespace(error=None, path=str(tmp_path), metrics=metrics, checkpoint=None)
+    assert summary(result).splitlines() == ["20 env steps · behaviour return 400.0", str(tmp_path)]
+    earlier = {**metrics, "num_env_steps_sampled_lifetime": 10, "evaluation": {"env_runners": {}}}
+    earlier["evaluation"]["env_runners"]["episode_return_mean"] = -0.0321
+    (tmp_path / "result.json").write_text(json.dumps(earlier) + "\n" + json.dumps(metrics) + "\n")
+    assert summary(result).startswith("20 env steps · return -0.0321\n")
+
+
+@pytest.mark.parametrize("name", ["/tmp/x", "..", "../x", "x/../../y"])
+def test_results_stay_in_their_folder(name):
+    with pytest.raises(ValueError, match="must name a folder below --storage-path"):
+        Experiment(name, "DQN", settings={"env": "CartPole-v1"}).checked()
+    assert Experiment("a/b..", "DQN", settings={"env": "CartPole-v1"}).checked().name == "a/b.."

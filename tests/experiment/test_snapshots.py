@@ -1,11 +1,14 @@
 """Tune's state in one file."""
 
+import os
+import zipfile
 from types import SimpleNamespace
 
 import pyarrow.fs
 import pytest
 
-from rllib_kd.experiment.snapshots import SNAPSHOT, Snapshots, has_snapshot, put_back
+from rllib_kd.experiment import snapshots as snapshots_module
+from rllib_kd.experiment.snapshots import SNAPSHOT, Snapshots, has_snapshot, put_back, snapshot_often
 
 FIRST, SECOND = "2026-01-01_00-00-01", "2026-01-01_00-00-02"
 
@@ -84,3 +87,60 @@ def test_a_snapshot_that_could_not_be_written_leaves_the_last_one(folders, monke
         pack(snapshots, staged, stored)
     put_back(str(stored))
     assert all(text.endswith("1") for text in state_files(stored).values())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../x",
+        f"../experiment_state-{FIRST}.json",
+        f"/tmp/experiment_state-{FIRST}.json",
+        f"..\\experiment_state-{FIRST}.json",
+        f"folder/experiment_state-{FIRST}.json",
+        f"a\nb-{FIRST}.json",
+        "tuner.pkl",
+        "folder/",
+    ],
+)
+def test_what_is_no_state_file_is_refused_before_anything_changes(folders, name):
+    _, stored = folders
+    write(stored, SECOND, "older")
+    with zipfile.ZipFile(stored / SNAPSHOT, "w") as archive:
+        archive.writestr(f"experiment_state-{FIRST}.json", "fine")
+        archive.writestr(name, "not fine")
+    before = {path: path.read_bytes() for path in stored.parent.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"was refused: it holds '"):
+        put_back(str(stored))
+    assert {path: path.read_bytes() for path in stored.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_snapshot_that_unpacks_to_too_much_or_is_broken_is_refused_in_a_line(folders, monkeypatch):
+    _, stored = folders
+    name = f"experiment_state-{FIRST}.json"
+    monkeypatch.setattr(snapshots_module, "_MAX_BYTES", 100_000)
+    with zipfile.ZipFile(stored / SNAPSHOT, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, bytes(100_001))
+    assert (stored / SNAPSHOT).stat().st_size < 1_000
+    with pytest.raises(ValueError, match=r"unpacks to more than 100,000 bytes\.$"):
+        put_back(str(stored))
+    packed = (stored / SNAPSHOT).read_bytes()
+    (stored / SNAPSHOT).write_bytes(packed[:20])
+    with pytest.raises(ValueError, match=r"is broken \(File is not a zip file\)"):
+        put_back(str(stored))
+    with zipfile.ZipFile(stored / SNAPSHOT, "w"):
+        pass
+    with pytest.raises(ValueError, match=r"is broken \(it is empty\)"):
+        put_back(str(stored))
+    (stored / SNAPSHOT).write_bytes(bytes(100_001))
+    with pytest.raises(ValueError, match="has more than 100,000 bytes"):
+        put_back(str(stored))
+    assert not (stored / name).exists()
+
+
+@pytest.mark.parametrize(("given", "num_trials", "period"), [(None, 1, "1"), (None, 500, "5"), ("30", 1, "30")])
+def test_tune_writes_its_state_every_second_unless_told_otherwise(monkeypatch, given, num_trials, period):
+    monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", given or "")  # also undone at the end
+    if given is None:
+        monkeypatch.delenv("TUNE_GLOBAL_CHECKPOINT_S")
+    snapshot_often(num_trials, seconds=1.0)
+    assert os.environ["TUNE_GLOBAL_CHECKPOINT_S"] == period

@@ -18,9 +18,13 @@ from torch import nn
 from rllib_kd import load_teacher
 from rllib_kd.evaluation.playing import Reflex, play
 from rllib_kd.export.artifact import FORMATS, artifact_format_of, deployment_cost, q_function
+from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import TOLERANCE, artifact_view, export
 from rllib_kd.export.formats import describe
+from rllib_kd.export.runners import numpy_runner
+from rllib_kd.networks import layers as layers_module
 from rllib_kd.networks.dqn_module import student_module_spec
+from rllib_kd.networks.layers import ELEMENTWISE, build_layers
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
@@ -105,6 +109,12 @@ PIPELINES = {
         gym.spaces.Box(0, 1, (5,)),
         (Flatten(gym.spaces.MultiDiscrete([2, 3])), Normalize(np.full(5, 0.4), np.full(5, 0.3), 10.0)),
     ),
+    "one-hots in rows and columns": (
+        gym.spaces.MultiDiscrete([[2, 3], [4, 2]]),
+        gym.spaces.Box(0, 1, (11,)),
+        (Flatten(gym.spaces.MultiDiscrete([[2, 3], [4, 2]])),),
+    ),
+    "bits": (gym.spaces.MultiBinary(5), gym.spaces.Box(0, 1, (5,)), (Flatten(gym.spaces.MultiBinary(5)),)),
     "flat": (gym.spaces.Box(-1, 1, (2, 3)), gym.spaces.Box(-1, 1, (6,)), (Flatten(gym.spaces.Box(-1, 1, (2, 3))),)),
 }
 
@@ -145,12 +155,73 @@ def test_frames_are_stacked_outside(tmp_path):
         (gym.spaces.Dict(a=CARTPOLE_OBS), (Flatten(gym.spaces.Dict(a=CARTPOLE_OBS)),), "takes one array"),
         (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked after another connector"),
         (CARTPOLE_OBS, (RLlibConnectors(None),), "connectors of its own"),
+        (gym.spaces.Tuple((CARTPOLE_OBS,)), (Flatten(gym.spaces.Tuple((CARTPOLE_OBS,))),), "takes one array"),
+        (gym.spaces.Discrete(4, start=1), (Flatten(gym.spaces.Discrete(4, start=1)),), "count from 0"),
     ],
 )
 def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):
     student = Teacher(network().module, pipeline=ObservationPipeline(space, stages))
     with pytest.raises(ValueError, match=message):
         export(student, tmp_path / "student", format="onnx", obs=states(2))
+
+
+class Shows(gym.Env):
+    """Observations of any space; an episode has nine steps."""
+
+    action_space = THREE_ACTIONS
+
+    def __init__(self, space: gym.Space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observation_space.sample(), float(action == self.t % 3), self.t >= 9, False, {}
+
+
+def flat_student(space: gym.Space) -> Teacher:
+    """As RLlib's FlattenObservations shows it the space."""
+    flat = gym.spaces.Box(-1, 1, (gym.spaces.flatdim(space),))
+    return Teacher(network(flat).module, pipeline=ObservationPipeline(space, (Flatten(space),)))
+
+
+@pytest.mark.parametrize("artifact_format", [*FORMATS, "onnx, int8"])
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Discrete(5),
+        gym.spaces.MultiDiscrete([3, 2, 4]),
+        gym.spaces.MultiBinary(4),
+        gym.spaces.MultiBinary([2, 3]),
+        gym.spaces.Box(-1, 1, (2, 3)),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_vector_plays_through_its_file(space, artifact_format, tmp_path):
+    name, _, int8 = artifact_format.partition(", ")
+    out = tmp_path / "s"
+    done = deploy(flat_student(space), out, lambda config: Shows(space), format=name, int8=bool(int8), num_episodes=4)
+    assert done.exported.num_observations == 36
+    if not int8:
+        assert done.exported.max_difference < 1e-5
+        assert done.return_mean == done.torch_return
+    assert done.cost.latency_ms > 0
+    obs = np.stack([space.sample() for _ in range(7)])  # integers, as the environment shows them
+    q = q_function(out)
+    assert q(obs) == pytest.approx(q(obs.astype(np.float32)), abs=1e-6)
+    assert q(obs).shape == (7, 3)
+
+
+@pytest.mark.parametrize("space", [gym.spaces.Dict(a=CARTPOLE_OBS), gym.spaces.Tuple((CARTPOLE_OBS,))], ids=str)
+def test_observations_of_several_parts_are_refused_before_anything_plays(space, tmp_path):
+    with pytest.raises(ValueError, match="An artifact takes one array, but the environment shows"):
+        deploy(flat_student(space), tmp_path / "s", lambda config: Shows(space), format="onnx", num_episodes=1)
+    assert os.listdir(tmp_path) == []
 
 
 def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
@@ -163,14 +234,83 @@ def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", ["linear", "filter", *MLPS])
+RUNNER_PAGE = (ROOT / "docs" / "numpy_runner.md").read_text()
+PAGE_CODE = re.search(r"```python\n(.*?)```", RUNNER_PAGE, re.DOTALL)[1]
+#: What the page's table says of each op: whether the short runner on the page plays it.
+OPS = {
+    op: bool(mark.strip())
+    for ops, mark in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|(.*?)\|", RUNNER_PAGE.split("| `op` |")[1], re.MULTILINE)
+    for op in re.findall(r"`(\w+)`", ops)
+}
+
+
+def of_op(op: str) -> tuple[dict, dict[str, np.ndarray], np.ndarray]:
+    """A layer of this op, its tensors, and inputs for it."""
+    rng = np.random.default_rng(0)
+
+    def numbers(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    tensors = {"w": numbers(3, 4), "b": numbers(3), "mean": numbers(4), "std": np.abs(numbers(4)) + 0.5}
+    linear = {"op": "linear", "weight": "w", "bias": "b"}
+    images, vectors = numbers(5, 7, 6, 2), numbers(5, 4)
+    own: dict[str, tuple[dict, dict[str, np.ndarray], np.ndarray]] = {
+        "linear": (linear, {}, vectors),
+        "conv2d": (linear | {"stride": [2, 1]}, {"w": numbers(3, 2, 3, 2)}, images),
+        "zero_pad": ({"padding": [1, 2, 0, 3]}, {}, images),
+        "layer_norm": (linear | {"eps": 1e-5}, {"w": numbers(4), "b": numbers(4)}, vectors),
+        "normalize": ({"mean": "mean", "std": "std", "clip": 0.7}, {}, vectors),
+        "one_hot": ({"lengths": [3, 2]}, {}, np.array([[2, 1], [0, 0], [1, 1]], np.float32)),
+        "pixels": ({"channels_first": True, "divisor": 255.0}, {}, images),
+        "flatten": ({}, {}, images),
+        "dueling": ({"value": [linear], "advantage": [linear, {"op": "relu"}]}, {}, vectors),
+        "expectation": ({"num_atoms": 3, "v_min": -1.0, "v_max": 2.0}, {}, numbers(5, 6)),
+    } | dict.fromkeys(ELEMENTWISE, ({}, {}, 3 * vectors))
+    layer, own_tensors, inputs = own[op]
+    return layer | {"op": op}, tensors | own_tensors, inputs
+
+
+def test_the_page_lists_every_layer_that_there_is():
+    assert set(OPS) == {*ELEMENTWISE, *layers_module._BUILDERS}
+    with pytest.raises(ValueError, match="does not know the layer 'none'"):
+        numpy_runner.run([{"op": "none"}], {}, np.zeros((1, 4)))
+    page: dict = {}
+    exec(PAGE_CODE, page)
+
+    def is_known(op: str) -> bool:
+        try:
+            page["run"]([{"op": op}], {}, np.zeros((1, 4)))
+        except KeyError as error:  # of the op, or of what else such a layer has
+            return error.args != (op,)
+        return True
+
+    assert {op: is_known(op) for op in OPS} == OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_runners_play_the_layers_of_the_page(op):
+    layer, tensors, x = of_op(op)
+    expected = build_layers([layer], {k: torch.as_tensor(v) for k, v in tensors.items()})(torch.as_tensor(x))
+    assert numpy_runner.run([layer], tensors, x) == pytest.approx(expected.detach().numpy(), abs=1e-5)
+    if OPS[op]:
+        page: dict = {}
+        exec(PAGE_CODE, page)
+        assert page["run"]([layer], tensors, x) == pytest.approx(expected.detach().numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "filter", "one-hot", "one-hots, filtered", "one-hots in rows and columns", "bits", "flat", *MLPS]
+)
 def test_the_numpy_runner_in_the_docs(name, tmp_path):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "numpy_runner.md").read_text(), re.DOTALL)[1]
-    assert len([line for line in code.splitlines() if line]) <= 20
+    code = PAGE_CODE
+    assert len([line for line in code.splitlines() if line]) <= 22
     student = linear_student() if name == "linear" else network(**MLPS.get(name, {}))
-    if name == "filter":
-        student = Teacher(student.module, pipeline=ObservationPipeline(CARTPOLE_OBS, (FILTER,)))
     obs = states(20)
+    if name in PIPELINES:
+        shown_space, input_space, stages = PIPELINES[name]
+        student = Teacher(network(input_space).module, pipeline=ObservationPipeline(shown_space, stages))
+        shown_space.seed(0)
+        obs = obs if name == "filter" else np.stack([shown_space.sample() for _ in range(20)])
     export(student, tmp_path / "s.safetensors", format="safetensors", obs=obs)
     np.save(tmp_path / "obs.npy", obs)
     code += "\nprint(json.dumps(load(sys.argv[1])(np.load(sys.argv[2])).tolist()))"
@@ -421,6 +561,10 @@ def test_bad_input(kwargs, message, tmp_path):
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         export(network(), tmp_path, format="safetensors", obs=states(3))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a device or a pipe, which cannot be replaced"):
+        export(network(), tmp_path / "pipe", format="safetensors", obs=states(3))
+    assert (tmp_path / "pipe").is_fifo()
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

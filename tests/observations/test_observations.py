@@ -86,3 +86,16 @@ def test_views_do_not_share_their_memory():
     assert other(Shown(np.full((1, 1, 1, 1), 5.0), first)).ravel().tolist() == [0, 5]
     assert one(Shown(np.full((1, 1, 1, 1), 2.0), later)).ravel().tolist() == [1, 2]
     assert one(Shown(np.full((1, 1, 1, 1), 3.0), first)).ravel().tolist() == [0, 3]
+
+
+def test_discrete_numbers_may_come_as_floats_and_in_rows_and_columns():
+    first = np.ones(2, dtype=bool)
+    one, several = gym.spaces.Discrete(3), gym.spaces.MultiDiscrete([[2, 3], [1, 2]])
+    assert Flatten(one).start()(Shown(np.array([2.0, 0.0], np.float32), first)).tolist() == [[0, 0, 1], [1, 0, 0]]
+    numbers = np.array([[[1, 2], [0, 0]], [[0, 1], [0, 1]]])
+    expected = [[0, 1, 0, 0, 1, 1, 1, 0], [1, 0, 0, 1, 0, 1, 0, 1]]
+    for shown in (numbers, numbers.astype(np.float32)):
+        assert Flatten(several).start()(Shown(shown, first)).tolist() == expected
+    parts = gym.spaces.Dict(a=one, b=gym.spaces.Box(-1, 1, (2,)))
+    shown = {"b": np.array([[0.5, 0.25]] * 2), "a": np.array([2, 0])}
+    assert Flatten(parts).start()(Shown(shown, first)).tolist() == [[0, 0, 1, 0.5, 0.25], [1, 0, 0, 0.5, 0.25]]

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.cells import cell_len
 
+from rllib_kd.checkpoints.runs import Curve
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.report.comparisons import summary_table, write_report
 
@@ -161,6 +162,51 @@ def test_the_plots_say_what_they_show(tmp_path):
     assert "Learning curves" not in page([comparison()], tmp_path).text
 
 
+@pytest.mark.parametrize(
+    ("kinds", "title", "in_plot", "absent"),
+    [
+        (["greedy"], "Learning curves", [], ["behaviour", "exploring"]),
+        (["exploring"], "Learning curves", [], ["behaviour", "(exploring)"]),
+        (
+            ["behavior"],
+            "Learning curves of the behaviour policy",
+            ["return of the behaviour policy", "r0 (behaviour policy)"],
+            ["fewer steps its student"],
+        ),
+        (
+            ["behavior", "greedy", "exploring"],
+            "Learning curves",
+            ["r0 (behaviour policy)", "r1", "r2 (exploring)"],
+            ["return of the behaviour policy"],
+        ),
+    ],
+)
+def test_curves_say_whose_returns_they_show(tmp_path, kinds, title, in_plot, absent):
+    curves = {f"r{i}": Curve([(0, 1.0), (100, 20.0)], of=kind) for i, kind in enumerate(kinds)}
+    seen = page([comparison()], tmp_path, curves=curves)
+    words = [word.strip() for word in seen.words]
+    assert title in words
+    assert set(in_plot) <= set(words)
+    assert not any(text in seen.text for text in absent)
+    assert ("not the student alone" in seen.text) == ("behavior" in kinds)
+    figures = json.loads((tmp_path / "new/folder/figures.json").read_text())
+    assert figures["curves_of"] == dict(zip(curves, kinds, strict=True))
+
+
+def test_small_returns_have_the_digits_of_their_interval(tmp_path):
+    blackjack = comparison(
+        teacher=replace(policy("teacher", -0.0624, parameters=10, latency=1.0), return_ci95=0.0431),
+        random=replace(policy("random", -0.394), return_ci95=0.0918),
+        student=replace(policy("small", -0.071, parameters=5, latency=1.0), return_ci95=0.0437),
+    )
+    for text in (summary_table([blackjack]), page([blackjack], tmp_path).text):
+        assert "-0.062 ± 0.043" in text
+        assert "-0.394 ± 0.092" in text
+        assert "-0.071 ± 0.044" in text
+    assert "-0.062 ± 0.043" in str(blackjack)
+    assert "a random policy (-0.394)" in str(blackjack)
+
+
 def test_every_colour_of_the_plots_follows_the_theme(tmp_path):
     students = [comparison(f"s{i}") for i in range(8)]
     seen = page(students, tmp_path, curves={"x": [(0, 1.0), (9, 2.0)]})
@@ -210,16 +256,30 @@ def test_names_stand_in_the_plots_as_they_are(tmp_path, name):
     assert seen.text.count(f"{name} of a trial with a long name".strip()) == 2
 
 
+SHARED = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random")
+
+
 def test_figures_json_has_everything(tmp_path):
-    both = [comparison(), comparison("tiny")]
+    both = [comparison(env_config={"wind": 1}), comparison("tiny", env_config={"wind": 1})]
     write_report(both, tmp_path, curves={"small": [(0, 1.0), (100, 20.0)]})
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["curves"] == {"small": [[0, 1.0], [100, 20.0]]}
     for result, student in zip(both, figures["students"], strict=True):
         expected = result.to_dict()
-        shared = {key: expected.pop(key) for key in ("env", "num_episodes", "epsilon", "teacher", "random")}
+        shared = {key: expected.pop(key) for key in SHARED}
         assert shared == {key: figures[key] for key in shared}
         assert student == expected.pop("student") | expected
+
+
+def test_tables_and_page_state_environment_and_config(tmp_path):
+    played = {"env_config": {"map": ["S" * 40, "G" * 40], "wind": 1.5}}
+    line = f'played in Somewhere-v0 {{"map": ["{"S" * 40}", "{"G" * 40}"], "wind": 1.5}}'
+    assert summary_table([comparison(**played)]).splitlines()[0] == line  # whole, to be given again
+    assert str(comparison(**played)).splitlines()[0] == line
+    assert max(map(len, str(comparison(**played)).splitlines()[1:])) <= 80
+    assert line.removeprefix("played in ") in page([comparison(**played)], tmp_path).text
+    for text in (str(comparison()), summary_table([comparison()])):
+        assert text.splitlines()[0].strip() == "Somewhere-v0, 2 episodes each, same seeds"
 
 
 @pytest.mark.parametrize("actions", [1, 7, 18])
@@ -234,6 +294,7 @@ def test_what_cannot_stand_in_one_table(tmp_path):
         summary_table([])
     others = {
         "Write one report an environment": comparison("other", env="Elsewhere-v0"),
+        "'Somewhere-v0' and 'Somewhere-v0 {\"wind\": 1}'": comparison("other", env_config={"wind": 1}),
         "different teachers": comparison("other", teacher=policy("teacher", 1.0, 2.0, parameters=1, latency=1.0)),
         "over different episodes": comparison("other", random=policy("random", 1.0, 2.0)),
     }
@@ -246,3 +307,14 @@ def test_what_cannot_stand_in_one_table(tmp_path):
 def test_the_module_imports_neither_torch_nor_matplotlib():
     code = "import sys, rllib_kd.report.comparisons; print({'ray', 'torch', 'matplotlib', 'rich'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("largest", [1.7e308, math.inf, math.nan])
+def test_returns_that_overflow_are_drawn_at_the_edge(tmp_path, largest):
+    steps = largest if math.isfinite(largest) else 9.0
+    curves = {"small": [(0.0, -largest), (steps, largest)], "other": [(1.0, 2.0), (2.0, 3.0)]}
+    seen = page([comparison()], tmp_path / "curves", curves=curves)
+    assert seen.tags["svg"] == 7
+    for who in ("teacher", "student", "random"):
+        own = policy(who, largest, -largest, parameters=10, latency=1.0)
+        assert page([comparison(**{who: own})], tmp_path / who).tags["svg"] == 5

@@ -134,6 +134,22 @@ def test_what_is_written(tmp_path):
         assert text in page
 
 
+def test_what_is_written_executes_nothing_and_steers_nothing(tmp_path):
+    odd = "=cmd|' /C calc'!A0"
+    escapes = "\x1b]0;title\x07\u202e[red]"
+    settings = {"loss": odd, "@lr": f"+{escapes}", "kd_coeff": -0.5}
+    found = result(student(20, 1.0, 1.0, 1.0, **settings), env=escapes, teacher=escapes, failed={"bad": escapes})
+    found.write(tmp_path)
+    (row,) = csv.DictReader((tmp_path / "sweep.csv").open())
+    assert row["loss"] == f"'{odd}"
+    assert row["'@lr"].startswith("'+\N{REPLACEMENT CHARACTER}]0;title")
+    assert row["kd_coeff"] == "-0.5"  # a number
+    for text in (str(found), (tmp_path / "index.html").read_text(), (tmp_path / "sweep.csv").read_text()):
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+        assert "[red]" in text
+    assert json.loads((tmp_path / "sweep.json").read_text())["env"] == escapes  # JSON escapes by itself
+
+
 def test_a_sweep_in_which_everything_failed_is_written_too(tmp_path):
     found = result(failed={"bad": "ValueError: no"})
     found.write(tmp_path)

@@ -16,6 +16,8 @@ from ray.tune.search.sample import Categorical, Float
 
 from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
 from rllib_kd.experiment.experiment import Experiment
+from rllib_kd.locks import locked
+from rllib_kd.relay import printed_warnings
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of, student_config
 from tests.conftest import make_q_module
@@ -157,6 +159,17 @@ def test_what_no_trial_could_do_is_refused_before_the_first(cluster, tmp_path, v
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_sweep_that_runs_is_left_alone(tmp_path, resume):
+    sweep = quick_sweep(tmp_path / "results")
+    Path(sweep.path).mkdir(parents=True)
+    with (
+        locked(Path(sweep.path), wait=False),
+        pytest.raises(ValueError, match=rf"is in use by process {os.getpid()} on .* or give another name"),
+    ):
+        sweep.run(resume=resume)
+
+
 def test_a_teacher_that_knows_nothing_has_nothing_to_give(cluster, tmp_path, small_teacher):
     with pytest.raises(ValueError, match="no better than a random policy"):
         quick_sweep(tmp_path, teacher=small_teacher).run()
@@ -182,12 +195,16 @@ def test_loggers_that_are_not_installed_say_so(monkeypatch):
             sweep_loggers(**{flag: "somewhere"})
 
 
-def test_mlflow_gets_every_setting(cluster, tmp_path, monkeypatch):
+def test_mlflow_gets_every_setting_and_this_process_the_warnings_once(cluster, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
         sweep_loggers(mlflow_uri="nonsense://")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # out of fashion, but needs neither server nor database
     loggers = sweep_loggers(mlflow_uri=str(tmp_path / "mlflow"))
-    assert len(quick_sweep(tmp_path, search="random", callbacks=loggers).run().students) == 2
+    large = {**QUICK, "model_config": {"fcnet_hiddens": [256, 256], "fcnet_activation": "relu"}}
+    with printed_warnings():
+        assert len(quick_sweep(tmp_path, search="random", callbacks=loggers, config=large).run().students) == 2
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert "nearly as many as its teacher" in warning
     assert len(list(tmp_path.glob("mlflow/*/*/metrics/return_ratio"))) == 2
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,9 +15,11 @@ from ray import tune
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
+from safetensors.torch import save
 from torch import nn
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.evaluation.policies import GreedyQ, as_policy, environment_of
 from rllib_kd.export.export import export
@@ -311,6 +314,59 @@ def test_torchscript_is_a_program_that_needs_trust(tmp_path):
     teacher = load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
     assert q_values(teacher, states(20)) == pytest.approx(say(network, states(20)), abs=1e-6)
     assert teacher.num_parameters == 58
+
+
+SHAPES = [
+    '"4"',
+    '"[4]"',
+    "4",
+    "[4.5]",
+    "[4.0]",
+    '["4"]',
+    "[[4]]",
+    "[-4]",
+    "[0]",
+    "[true]",
+    "[null]",
+    "null",
+    '{"0": 4}',
+]
+SHAPES += ["[100000, 100000]", f"[1{300 * '0'}]", f"[{','.join(100_000 * '2')}]", f"[1{9000 * '0'}]", 100_000 * "["]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape[:20])
+@pytest.mark.parametrize("format", ["torchscript", "safetensors"])
+def test_an_observation_shape_that_is_none(tmp_path, format, shape):
+    network = mlp(4, 8, 2)
+    if format == "torchscript":
+        torch.jit.save(torch.jit.script(network), tmp_path / "a.pt")
+        (tmp_path / "a.json").write_text(f'{{"observation_shape": {shape}}}')
+    else:
+        tensors, layers = network.state_dict(), []
+        for i in (0, 2):
+            layers += [{"op": "linear", "weight": f"{i}.weight", "bias": f"{i}.bias"}, {"op": "relu"}]
+        (tmp_path / "a.pt").write_bytes(save(tensors, {"layers": json.dumps(layers[:-1]), "observation_shape": shape}))
+    with pytest.raises(CheckpointError) as refusal:
+        load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+    # Each time for its shape, which was read.
+    assert re.search(r"observation_shape|cannot be read as", str(refusal.value))
+    assert len(str(refusal.value)) < 500 + len(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_description_of_a_file_without_an_ending(tmp_path):
+    torch.jit.save(torch.jit.script(mlp(4, 2)), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"Put a file 'a\.json' beside it"):
+        load_teacher(tmp_path / "a", trust_checkpoint=True)
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    assert load_teacher(tmp_path / "a", trust_checkpoint=True).num_parameters == 10
+
+
+def test_the_shape_in_the_script_itself_is_checked_too(tmp_path):
+    for shape, message in (('"x"', "expected a list of positive integers"), ("[5]", "fails on two observations")):
+        torch.jit.save(torch.jit.script(mlp(4, 2)), tmp_path / "a.pt", _extra_files={"observation_shape.json": shape})
+        with pytest.raises(CheckpointError, match=message):
+            load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
 
 
 def test_what_can_be_exported_again(tmp_path):

@@ -1,5 +1,8 @@
 """Teachers of Stable-Baselines3 beside Stable-Baselines3 itself, which is installed for tests alone."""
 
+import pickle
+import shutil
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -82,6 +85,111 @@ def test_vec_normalize_as_the_original_applies_it(tmp_path):
     obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     teacher = load_teacher(tmp_path / "model.zip")
     assert converted(teacher, obs) == pytest.approx(original(model, envs.normalize_obs(obs)), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def normalized(tmp_path_factory):
+    """A folder with a zip and files of VecNormalize, observations, and the Q-values of both."""
+    folder = tmp_path_factory.mktemp("normalized")
+    envs = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), clip_obs=1.5)
+    model = DQN("MlpPolicy", envs, learning_starts=0, buffer_size=100, policy_kwargs={"net_arch": [8]}, seed=0)
+    model.learn(100)
+    model.save(folder / "model.zip")
+    envs.save(folder / "right.pkl")
+    content = pickle.dumps(envs, 3).replace(b"cgymnasium.spaces", b"cgym.spaces")
+    (folder / "gym.pkl").write_bytes(content.replace(b"numpy._core", b"numpy.core"))
+    obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    expected = original(model, envs.normalize_obs(obs))
+    envs.obs_rms.mean = envs.obs_rms.mean + 1.0
+    envs.save(folder / "wrong.pkl")
+    return folder, obs, expected
+
+
+def lay(normalized, folder, zip_name, **files):
+    """Copies of the zip and of its normalisation, as "right" or "wrong", by their paths below a folder."""
+    source, obs, expected = normalized
+    for name, which in {zip_name: "model.zip", **files}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / which, folder / name)
+    return folder / zip_name, obs, expected
+
+
+@pytest.mark.parametrize(
+    ("zip_name", "statistics"),
+    [
+        ("model.zip", "vec_normalize.pkl"),  # the documentation, and the zoo's hub
+        ("model.zip", "vecnormalize.pkl"),
+        ("model.zip", "model_vecnormalize.pkl"),
+        ("model.zip", "model_vec_normalize.pkl"),
+        ("rl_model_1000_steps.zip", "rl_model_vecnormalize_1000_steps.pkl"),  # CheckpointCallback
+        ("best_model.zip", "vec_normalize.pkl"),  # EvalCallback
+        ("logs/dqn/CartPole-v1_1/CartPole-v1.zip", "logs/dqn/CartPole-v1_1/CartPole-v1/vecnormalize.pkl"),  # the zoo
+        ("logs/dqn/CartPole-v1_1/best_model.zip", "logs/dqn/CartPole-v1_1/CartPole-v1/vecnormalize.pkl"),
+        ("logs/dqn/CartPole-v1_12/rl_model_5_steps.zip", "logs/dqn/CartPole-v1_12/CartPole-v1/vecnormalize.pkl"),
+        ("dqn-CartPole-v1.zip", "vec_normalize.pkl"),
+        ("model", "vec_normalize.pkl"),  # any file with the content of a zip
+    ],
+)
+def test_usual_names_of_vec_normalize(tmp_path, normalized, caplog, zip_name, statistics):
+    path, obs, expected = lay(normalized, tmp_path, zip_name, **{statistics: "right.pkl"})
+    assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("zip_name", "right", "wrong"),
+    [
+        ("model.zip", "vecnormalize.pkl", "vec_normalize.pkl"),
+        ("model.zip", "model_vecnormalize.pkl", "vecnormalize.pkl"),
+        ("a_5_steps.zip", "a_vecnormalize_5_steps.pkl", "vecnormalize.pkl"),
+        ("a_5_steps.zip", "vec_normalize.pkl", "a_vecnormalize_10_steps.pkl"),
+        ("model.zip", "vecnormalize.pkl", "model/vecnormalize.pkl"),
+    ],
+)
+def test_of_several_files_one_is_taken_and_the_others_are_named(tmp_path, normalized, caplog, zip_name, right, wrong):
+    path, obs, expected = lay(normalized, tmp_path, zip_name, **{right: "right.pkl", wrong: "wrong.pkl"})
+    assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.name.startswith("rllib_kd.")
+    stem = zip_name.removesuffix(".zip")
+    assert f"from '{right}'. Not used: '{wrong}'." in record.getMessage()
+    assert f"rename it to '{stem}_vecnormalize.pkl'" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["normalization.pkl", "obs_rms.npz", "VecNormalise-final.pkl", "running_mean_std.json", "venv_norm_stats.pkl"],
+)
+def test_normalisation_under_another_name_is_named(tmp_path, normalized, caplog, name):
+    path, obs, expected = lay(normalized, tmp_path, "model.zip", **{name: "right.pkl"})
+    assert converted(load_teacher(path), obs) != pytest.approx(expected, abs=1e-3)
+    assert f"Not used: '{name}'. To use another file" in caplog.text
+    path.with_name(name).rename(tmp_path / "model_vecnormalize.pkl")  # as the warning says
+    caplog.clear()
+    assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
+    assert not caplog.records
+
+
+def test_files_of_other_checkpoints_are_no_candidates(tmp_path, normalized, caplog):
+    lay(normalized, tmp_path, "a_10_steps.zip", **{"a_vecnormalize_10_steps.pkl": "wrong.pkl"})
+    lay(normalized, tmp_path, "b.zip", **{"b_vecnormalize.pkl": "wrong.pkl", "normalizer_notes.txt": "wrong.pkl"})
+    path, obs, expected = lay(normalized, tmp_path, "a_5_steps.zip", **{"a_vecnormalize_5_steps.pkl": "right.pkl"})
+    assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
+    assert not caplog.records
+
+
+def test_vec_normalize_from_the_days_of_gym(tmp_path, normalized):
+    path, obs, expected = lay(normalized, tmp_path, "model.zip", **{"vec_normalize.pkl": "gym.pkl"})
+    assert b"cgym.spaces" in (tmp_path / "vec_normalize.pkl").read_bytes()
+    assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_normalisation_of_another_shape_is_refused(tmp_path, normalized):
+    path = lay(normalized, tmp_path, "model.zip")[0]
+    VecNormalize(DummyVecEnv([lambda: gym.make("Acrobot-v1")])).save(tmp_path / "vec_normalize.pkl")
+    with pytest.raises(ValueError, match=r"'vec_normalize.pkl' normalises .* the shape \(6,\), not \(4,\)"):
+        load_teacher(path)
 
 
 def test_observations_of_several_parts_are_refused(tmp_path):

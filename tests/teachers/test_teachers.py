@@ -16,10 +16,11 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch.nn import functional as F
 
+from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
-from rllib_kd.teachers.names import absolute_teacher_uri, absolute_uri
+from rllib_kd.teachers.names import absolute_teacher_uri
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
 
 

@@ -8,24 +8,26 @@ from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.experiment.settings import apply_settings, has_space, param_space, validate, variants
+from rllib_kd.algorithm.settings import apply_settings, check_settings, validate
+from rllib_kd.experiment.variants import has_space, param_space, variants
 
+CONFIGS = [BCConfig, DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig]
 #: Whose type hints in RLlib do not admit RLlib's own defaults: the old API stack's.
 MISTYPED = {"hiddens", "offline_sampling"}
 
 
-@pytest.mark.parametrize("cls", [BCConfig, DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
+@pytest.mark.parametrize("cls", CONFIGS)
 def test_every_default_is_in_the_range_of_its_setting(cls):
-    from rllib_kd.experiment.settings import _check_range, _fluent_arguments
+    from rllib_kd.algorithm.settings import _check_range, _fluent_arguments
 
     config = cls()
     for name in set(_fluent_arguments(cls)) & set(vars(config)):
         _check_range(name, vars(config)[name])
 
 
-@pytest.mark.parametrize("cls", [BCConfig, DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
+@pytest.mark.parametrize("cls", CONFIGS)
 def test_every_default_is_a_value_that_its_setting_takes(cls):
-    from rllib_kd.experiment.settings import _fits, _fluent_arguments
+    from rllib_kd.algorithm.settings import _fits, _fluent_arguments
 
     config = cls()
     known = _fluent_arguments(cls)
@@ -74,6 +76,17 @@ def test_names_of_the_old_api_stack_still_mean_what_they_meant():
         ({"evaluation_config": {"explore": False, "env_config": {"x": 1}}}, None),
         ({"evaluation_config": {"explroe": False}}, r"Did you mean 'explore'\?"),
         ({"num_env_runners": None}, None),
+        ({"model_config": None}, "'model_config' cannot be None. Leave it out."),
+        ({"model_config": {"fcnet_hiddens": None}}, "no fcnet_hiddens=None: expected a list"),
+        ({"model_config": {"conv_filters": [[16, 8, 4], [32, [4, 4], 2, "valid"]]}}, None),
+        ({"model_config": {"conv_filters": [[16, 0, 1]]}}, r"expected a list of \[channels, kernel, stride\]"),
+        ({"model_config": {"conv_filters": [[16, 8]]}}, r"expected a list of \[channels, kernel, stride\]"),
+        ({"placement_strategy": "SPRED"}, r"'placement_strategy' cannot be 'SPRED'. Did you mean 'SPREAD'\?"),
+        ({"custom_resources_per_env_runner": {"runner": -1}}, "an amount of at least 0 of 'runner', got -1"),
+        ({"delay_between_env_runner_restarts_s": -1}, "expected a number of at least 0"),
+        ({"model_config": {"fcnet_kernel_initializer_kwargs": {"a": float("nan")}}}, "expected finite numbers"),
+        ({"env_config": {"limit": float("inf")}}, None),
+        ({"lr": float("inf")}, "'lr' cannot be inf: expected a finite number of at least 0"),
     ],
 )
 def test_what_is_refused_and_what_is_not(settings, message):
@@ -82,6 +95,21 @@ def test_what_is_refused_and_what_is_not(settings, message):
     else:
         with pytest.raises(ValueError, match=message):
             apply_settings(DQNConfig(), settings)
+
+
+@pytest.mark.parametrize("cls", [DQNConfig, DistillDQNConfig, IMPALAConfig, PPOConfig])
+@pytest.mark.parametrize(("value", "message"), [(-1, "at least 0"), ("x", "a number"), ([[0, 1.0], [9, "x"]], "`lr`")])
+def test_python_and_files_have_one_validator(cls, value, message):
+    config = cls().environment("CartPole-v1").training(lr=value)
+    if cls is DistillDQNConfig:
+        config.distillation(teacher="cartpole")
+    with pytest.raises(ValueError, match=message) as in_python:
+        check_settings(config)
+    with pytest.raises(ValueError, match=message) as in_files:
+        apply_settings(cls(), {"lr": value})
+    assert str(in_python.value) == str(in_files.value)
+    with pytest.raises(ValueError, match="lr"):
+        validate(config)
 
 
 def test_rllibs_own_checks_are_one_line():

@@ -1,0 +1,31 @@
+"""Whether a remote Learner has written its part of a checkpoint: RLlib drops its errors."""
+
+from __future__ import annotations
+
+from ray.rllib.core.learner.learner_group import LearnerGroup
+
+
+def num_learner_saves(learner_group: LearnerGroup) -> int | None:
+    """How often a remote Learner has saved; None of a local one, and where RLlib has given the Learner up."""
+    if learner_group.is_local:
+        return None
+    answers = learner_group.foreach_learner(lambda own: own.num_saves, remote_actor_ids=[0])
+    return next((answer.get() for answer in answers), None)
+
+
+def check_learner_has_saved(learner_group: LearnerGroup, path: str, *, num_saves_before: int | None) -> None:
+    """Check that a remote Learner has saved since it was counted.
+
+    Args:
+        learner_group: of the run. The error of a local Learner is one already.
+        path: of the checkpoint, for the message.
+        num_saves_before: of `num_learner_saves()`, before the checkpoint was written.
+
+    Raises:
+        OSError: it has not.
+    """
+    if not learner_group.is_local and num_learner_saves(learner_group) in (None, num_saves_before):
+        raise OSError(
+            f"The Learner could not write its part of the checkpoint '{path}'. Is the disk full, or read-only on its "
+            "node?"
+        )

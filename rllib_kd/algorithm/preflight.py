@@ -1,0 +1,202 @@
+"""What can be known before any process starts: whether environment, teachers and resources fit."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import ray
+import torch
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.tune.registry import ENV_CREATOR, _global_registry
+from ray.util import get_current_placement_group
+
+from rllib_kd import _rllib
+from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.environments.making import env_maker, names_class
+from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_matrix, same_space
+from rllib_kd.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
+
+
+_SECONDS_TO_BECOME_FREE = 2.0  # Ray counts what an algorithm has used as free a moment after its end
+
+
+def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
+    """The spaces of an environment that gymnasium makes, or those that the config names; None of any other.
+
+    Environments of the user's own are not made here: they may need what only EnvRunners have.
+
+    Raises:
+        ValueError: the environment cannot be made; the message has its reason.
+    """
+    if config.is_multi_agent:
+        return None
+    if config.observation_space is not None and config.action_space is not None:
+        return config.observation_space, config.action_space
+    env = config.env
+    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
+        return None
+    made = env_maker(env, config.env_config)()
+    made.close()
+    return made.observation_space, made.action_space
+
+
+def spaces_known_here(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
+    """As `known_spaces()`; None also where the environment cannot be made here, but maybe by remote EnvRunners.
+
+    Raises:
+        ValueError: the environment cannot be made, and this process has the only EnvRunner.
+    """
+    try:
+        return known_spaces(config)
+    except ValueError:
+        if config.num_env_runners == 0:
+            raise
+        return None  # the nodes of EnvRunners may have packages that are missing here
+
+
+def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) -> None:
+    """Whether a Q-network suits the environment.
+
+    Raises:
+        ValueError: it does not; the message says what to do.
+    """
+    shown, actions = spaces
+    check_actions(actions)
+    # What a network sees through connectors, only they know; and RLlib's DQN also takes other observations.
+    if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
+        check_spaces(input_space(shown), actions)
+
+
+def check_teacher(
+    teacher: Teacher, spaces: tuple[gym.Space, gym.Space], env: Any, *, seen: gym.Space | None = None
+) -> None:
+    """Whether a teacher was trained on what an environment shows, and on its actions.
+
+    Args:
+        teacher: is loaded.
+        spaces: of the environment.
+        env: its name, for messages.
+        seen: what the student takes, through connectors; a teacher without a pipeline of its own may take that.
+
+    Raises:
+        ValueError: it was not; the message has both spaces.
+    """
+    shown, actions = spaces
+    if teacher.pipeline is None and not teacher.takes(shown) and seen is not None:
+        shown = seen
+    for what, fits, teachers, own in (
+        ("observation", teacher.takes(shown), teacher.observation_space, shown),
+        ("action", same_space(teacher.action_space, actions), teacher.action_space, actions),
+    ):
+        if not fits:
+            raise ValueError(
+                f"The teacher's {what} space is {brief(teachers)}, but in '{getattr(env, '__name__', env)}' it is "
+                f"{brief(own)}. Distil in the environment in which the teacher was trained, with the same wrappers, "
+                "and connectors where its checkpoint has none."
+            )
+
+
+def check_teachers(
+    config: DistillationConfig, teachers: Mapping[str, Teacher], spaces: tuple[gym.Space, gym.Space] | None
+) -> None:
+    """Whether the teacher of a config fits its environment, as far as that is known before connectors are there.
+
+    Args:
+        config: names the environment.
+        teachers: by group.
+        spaces: of the environment; None: not known.
+
+    Raises:
+        ValueError: it does not.
+    """
+    teacher = teachers.get(DEFAULT_MODULE_ID)
+    if spaces is None or teacher is None or not teacher.is_loaded or config.is_multi_agent:
+        return
+    seen = input_space(spaces[0])
+    if is_matrix(seen):
+        seen = gym.spaces.utils.flatten_space(seen)
+    if "env_to_module" in config.own_connectors and teacher.pipeline is None:
+        seen = teacher.observation_space  # only the connectors know; EnvRunners check it
+    check_teacher(teacher, spaces, config.env, seen=seen)
+
+
+def actor_resources(algorithm: type[Algorithm], config: AlgorithmConfig) -> dict[str, float]:
+    """What the EnvRunners and Learners of an algorithm need that are processes of their own, altogether."""
+    request = algorithm.default_resource_request(config)
+    bundles = request.bundles if request.head_bundle_is_empty else request.bundles[1:]  # the first: the process itself
+    names = set().union(*bundles)
+    needs = {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in sorted(names)}
+    return {name: amount for name, amount in needs.items() if amount > 0}
+
+
+def check_resources(needs: Mapping[str, float]) -> None:
+    """Whether Ray has, or will have when RLlib starts it, what actors need: they would wait for it without a word.
+
+    Within a placement group, which Tune has reserved for a trial, there is nothing to check.
+
+    Args:
+        needs: of all actors together, `{"CPU": 2.0, ...}`.
+
+    Raises:
+        ValueError: it has not, and is a Ray of this machine alone, which cannot grow.
+    """
+    if not ray.is_initialized():
+        if "RAY_ADDRESS" in os.environ:
+            return  # it has what nobody knows before it is joined
+        own = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+        if lacking := _lacking(needs, own):
+            raise ValueError(f"{_spell(needs, lacking, own)} here. {_remedy(needs, lacking)}")
+    elif get_current_placement_group() is None:
+        total = ray.cluster_resources()
+        if lacking := _lacking(needs, total):
+            if _is_own_ray():
+                raise ValueError(f"{_spell(needs, lacking, total)}. {_remedy(needs, lacking)}")
+            logger.warning("%s now. They wait until the cluster grows.", _spell(needs, lacking, total))
+        elif lacking := _lacking(needs, free := _free(needs)):
+            logger.warning("%s free now. They wait until others end.", _spell(needs, lacking, free))
+
+
+def _free(needs: Mapping[str, float]) -> Mapping[str, float]:
+    """What nobody uses, once Ray has taken back what a former algorithm had."""
+    deadline = time.monotonic() + _SECONDS_TO_BECOME_FREE
+    while _lacking(needs, free := ray.available_resources()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return free
+
+
+def _lacking(needs: Mapping[str, float], there: Mapping[str, float]) -> list[str]:
+    """Names of resources of which there is not enough."""
+    return [name for name, amount in needs.items() if amount > there.get(name, 0.0)]
+
+
+def _spell(needs: Mapping[str, float], lacking: Sequence[str], there: Mapping[str, float]) -> str:
+    wanted = " and ".join(f"{needs[name]:g} {name}s" for name in lacking)
+    return f"EnvRunners and Learners need {wanted}, and Ray has {' and '.join(f'{there.get(n, 0):g}' for n in lacking)}"
+
+
+def _remedy(needs: Mapping[str, float], lacking: Sequence[str]) -> str:
+    """How a Ray of this machine has enough."""
+    arguments = [f"num_{name.lower()}s={math.ceil(needs[name])}" for name in lacking if name in ("CPU", "GPU")]
+    if custom := {name: needs[name] for name in lacking if name not in ("CPU", "GPU")}:
+        arguments.append(f"resources={custom}")
+    return (
+        "Lower num_env_runners, num_learners, evaluation_num_env_runners or their resources, or start Ray with more "
+        f"before: ray.init({', '.join(arguments)})."
+    )
+
+
+def _is_own_ray() -> bool:
+    """Whether this process has started Ray: such a one has no autoscaler, and nobody knows its address."""
+    node = _rllib.own_node()
+    return node is not None and node.is_head()

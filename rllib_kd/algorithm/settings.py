@@ -1,0 +1,448 @@
+"""Settings by name, through RLlib's fluent API: which there are, and which values each takes."""
+
+from __future__ import annotations
+
+import collections.abc
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import DEPRECATED_VALUE, AlgorithmConfig
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.models.utils import get_activation_fn
+from ray.rllib.utils import replay_buffers
+
+from rllib_kd.schedules import check_schedule
+from rllib_kd.text import did_you_mean
+
+#: Settings of the old API stack that only have another name now.
+RENAMED = {
+    "num_workers": "num_env_runners",
+    "num_rollout_workers": "num_env_runners",
+    "num_envs_per_worker": "num_envs_per_env_runner",
+    "num_gpus_per_worker": "num_gpus_per_env_runner",
+    "num_cpus_per_worker": "num_cpus_per_env_runner",
+    "num_cpus_for_driver": "num_cpus_for_main_process",
+    "num_sgd_iter": "num_epochs",
+    "sgd_minibatch_size": "minibatch_size",
+    "evaluation_num_workers": "evaluation_num_env_runners",
+    "timesteps_per_iteration": "min_sample_timesteps_per_iteration",
+    "min_time_s_per_reporting": "min_time_s_per_iteration",
+    "model": "model_config",
+    "lambda": "lambda_",
+    "input": "input_",
+}
+
+
+#: Settings that the new API stack does not read, though some are still accepted, and what does their work now.
+_GONE = {
+    "hiddens": "set model_config: {'head_fcnet_hiddens': [...]}",
+    "noisy": "leave it out",
+    "adam_epsilon": "leave it out",
+    "exploration_config": "set epsilon, a number or a schedule like [[0, 1.0], [10000, 0.05]]",
+    "observation_filter": "set env_to_module_connector in a Python file",
+    "num_gpus": "set num_gpus_per_learner",
+    "lr_schedule": "set lr, which takes a schedule like [[0, 1e-3], [100000, 1e-4]]",
+    "entropy_coeff_schedule": "set entropy_coeff, which takes a schedule",
+    "multiagent": "set policies and policy_mapping_fn in a Python file",
+    "enable_connectors": "leave it out: connectors are always there",
+    "buffer_size": "set replay_buffer_config: {'capacity': ...}",
+    "learning_starts": "set num_steps_sampled_before_learning_starts",
+}
+
+
+#: The fluent methods whose arguments are names of settings.
+_FLUENT_METHODS = (
+    "environment",
+    "env_runners",
+    "learners",
+    "training",
+    "distillation",
+    "evaluation",
+    "offline_data",
+    "rl_module",
+    "reporting",
+    "fault_tolerance",
+    "debugging",
+    "multi_agent",
+    "callbacks",
+    "checkpointing",
+    "framework",
+    "api_stack",
+    "resources",
+    "python_environment",
+    "experimental",
+)
+
+
+#: The least and the largest number that makes sense, and whether it must be whole, by the first pattern that the whole
+#: name matches. RLlib itself takes any number, and trains on: a learning rate of -1, say.
+_RANGES = {
+    r"gamma|lambda_|tau|epsilon|replay_buffer_config\['(alpha|beta)'\]": (0, 1, False),
+    r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
+    r"replay_buffer_config\['(capacity|batch_size_B|batch_length_T)'\]": (1, math.inf, True),
+    r"(evaluation_)?num_(?!cpus|gpus).*|seed|.*_(freq|interval)": (0, math.inf, True),
+    r"num_.*|(.*_)?lr|.*_s|(min|max)_.*|grad_clip": (0, math.inf, False),
+    r".*": (-math.inf, math.inf, False),
+}
+
+
+#: Words of which RLlib checks none, or only when processes are running.
+_WORDS = {
+    "log_level": ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"),
+    "merge_env_runner_states": ("training_only",),
+    "placement_strategy": ("PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"),
+}
+
+
+#: Settings of which infinity means that there is no limit.
+_MAY_BE_INFINITE = re.compile(r".*clip.*|.*_timeout_s|max_.*")
+
+
+#: Numbers that may be None, for no limit, or for the one that another setting gives.
+_MAY_BE_NONE = re.compile(r".*clip.*|.*_timeout_s|(min|max)_.*|train_batch_size.*")
+
+
+#: Settings that are dicts, and must be.
+_NEEDED = frozenset({"env_config", "learner_config_dict", "model_config", "optimizer", "replay_buffer_config"})
+
+
+#: Settings that are dicts, whose numbers are checked key by key, or are read by the user's own code.
+_BY_KEY = frozenset({"model_config", "students", "replay_buffer_config", "evaluation_config", "env_config"})
+
+
+#: Settings that may be a schedule: `[[env_steps, value], ...]`.
+_MAY_BE_SCHEDULE = re.compile(r"(.*_)?lr|epsilon|(?!feature_).*_coeff|teacher_fraction")
+
+
+#: Among the type hints of a dict's keys, the hint of those that are not named.
+_ANY = "*"
+
+
+#: Of RLlib's replay buffers, what counts something.
+_BUFFER_HINTS: dict[str, Any] = dict.fromkeys(("capacity", "batch_size_B", "batch_length_T", "max_episodes"), int)
+
+
+#: Settings whose name in a config's dict is another.
+ATTRIBUTES = {"is_atari": "_is_atari", "model_config": "_model_config"}
+
+
+def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> AlgorithmConfig:
+    """Set fields of a config by name, each through the fluent method that takes it.
+
+    Raises:
+        ValueError: a name that no fluent method takes, also within dicts whose keys RLlib knows, with the nearest known
+            one; or a value of another type.
+    """
+    known = _fluent_arguments(type(config))
+    for given, value in as_meant(type(config), settings).items():
+        name = RENAMED.get(given, given)
+        if name in _GONE:
+            raise ValueError(f"The setting '{name}' no longer exists: {_GONE[name]}.")
+        if name not in known:
+            raise ValueError(f"{type(config).__name__} has no setting '{name}'.{did_you_mean(name, known)}")
+        method, type_hint = known[name]
+        if value is None and name in _NEEDED:
+            raise ValueError(f"The setting '{name}' cannot be None. Leave it out.")
+        _check_value(name, value, type_hint)
+        if isinstance(value, Mapping):
+            _check_keys(config, name, value)
+        try:
+            getattr(config, method)(**{name: value})
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"The setting '{name}' cannot be {value!r}: {error}") from error
+    return config
+
+
+def as_meant(cls: type[AlgorithmConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with integers where integers are meant: JSON and YAML also write 50000 as 50000.0 or 1e5."""
+    hints: dict[str, Any] = {name: hint for name, (_, hint) in _fluent_arguments(cls).items()}
+    model = _model_hints(cls)
+    hints |= {"model_config": model, "students": {_ANY: model}, "replay_buffer_config": _BUFFER_HINTS}
+    hints |= {"evaluation_config": dict(hints)}
+    return {given: _with_integers(value, hints.get(RENAMED.get(given, given))) for given, value in settings.items()}
+
+
+def check_settings(config: AlgorithmConfig) -> None:
+    """Whether the values of a config, however they came there, are some that `apply_settings()` would take.
+
+    Those that RLlib itself has set are not in question.
+
+    Raises:
+        ValueError: one is not.
+    """
+    defaults = type(config)()
+    for name, (_, type_hint) in _fluent_arguments(type(config)).items():
+        value, default = _value_in(config, name), _value_in(defaults, name)
+        if name in _GONE or value is default or _equal(value, default):
+            continue
+        if value is None and isinstance(default, Real) and not _MAY_BE_NONE.fullmatch(name):
+            raise ValueError(f"The setting '{name}' cannot be None. Leave it out: its default is {default!r}.")
+        _check_value(name, value, type_hint)
+        if name == "model_config" and isinstance(value, Mapping):
+            check_model_config(name, value)
+        elif name == "replay_buffer_config" and isinstance(value, Mapping):
+            _check_keys(config, name, value)
+
+
+def check_model_config(where: str, model_config: Mapping[str, Any]) -> None:
+    """Whether the values of a model config make sense.
+
+    Args:
+        where: it stands, for messages.
+        model_config: as of `rl_module(model_config=...)`.
+
+    Raises:
+        ValueError: one does not.
+    """
+    hints = typing.get_type_hints(DefaultModelConfig)
+    for key, value in model_config.items():
+        if key in hints:
+            _check_model(where, key, value, hints[key])
+
+
+def check_names(cls: type[AlgorithmConfig], names: Iterable[str]) -> None:
+    """Whether all are names of settings.
+
+    Raises:
+        ValueError: one is not, with the nearest known name.
+    """
+    known = _fluent_arguments(cls)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{cls.__name__} has no setting '{name}'.{did_you_mean(name, known)}")
+
+
+def validate(config: AlgorithmConfig) -> AlgorithmConfig:
+    """The config, validated.
+
+    Raises:
+        ValueError: whatever RLlib's `validate()` has to say.
+    """
+    try:
+        config.validate()
+    except ValueError as error:
+        raise ValueError(str(error).split("To suppress all validation errors")[0].strip()) from error
+    except Exception as error:  # RLlib raises what comes: NotImplementedError, ImportError, AssertionError, ...
+        raise ValueError(f"RLlib refuses this config: {error}") from error
+    check_settings(config)
+    return config
+
+
+def _fluent_arguments(cls: type[AlgorithmConfig]) -> dict[str, tuple[str, Any]]:
+    """Of each setting: the fluent method that takes it, and its type hint there. Subclasses' go before."""
+    arguments: dict[str, tuple[str, Any]] = {}
+    for name in _FLUENT_METHODS:
+        for method in (vars(base)[name] for base in cls.__mro__ if name in vars(base)):
+            try:
+                hints = typing.get_type_hints(method)
+            except NameError:  # RLlib imports some of its types for type checkers only
+                hints = {}
+            for parameter in inspect.signature(method).parameters.values():
+                is_named = parameter.name != "self" and parameter.kind is not parameter.VAR_KEYWORD
+                if is_named and parameter.default != DEPRECATED_VALUE:
+                    hint = hints.get(parameter.name, parameter.annotation)
+                    arguments.setdefault(parameter.name, (name, hint))
+    return arguments
+
+
+def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) -> None:
+    """Unknown keys in dicts whose keys RLlib knows."""
+    known: Iterable[str]
+    if name == "model_config":
+        check_model_config(name, value)
+        known = _model_hints(type(config))
+    elif name == "replay_buffer_config":
+        known = _buffer_keys(config, value)
+        for key in value:
+            _check_value(f"{name}['{key}']", value[key], _BUFFER_HINTS.get(key))
+    elif name == "evaluation_config":
+        apply_settings(type(config)(), value)
+        return
+    else:
+        return
+    for key in value:
+        if key not in known:
+            raise ValueError(f"'{name}' has no key '{key}'.{did_you_mean(key, known)}")
+
+
+def _check_model(where: str, key: str, value: Any, type_hint: Any) -> None:
+    if not _fits(value, type_hint) or (value is None and type(None) not in _types_in(type_hint)):
+        raise ValueError(f"'{where}' has no {key}={value!r}: expected {_spell(type_hint)}.")
+    if key == "conv_filters" and not all(map(_is_filter, value or ())):
+        raise ValueError(
+            f"'{where}' has no {key}={value!r}: expected a list of [channels, kernel, stride], integers of at least 1. "
+            "Kernel and stride may be pairs [height, width]."
+        )
+    if key.endswith("_hiddens") and not all(_is_integer(width) and width > 0 for width in value or ()):
+        raise ValueError(f"'{where}' has no {key}={value!r}: expected a list of integers of at least 1.")
+    if not _is_finite(value) and not _MAY_BE_INFINITE.fullmatch(key):
+        raise ValueError(f"'{where}' has no {key}={value!r}: expected finite numbers.")
+    if key.endswith("_activation") and value is not None:
+        try:
+            get_activation_fn(value, framework="torch")
+        except ValueError as error:
+            raise ValueError(f"'{where}' has no {key}={value!r}: PyTorch knows relu, tanh, silu, ….") from error
+
+
+def _check_value(name: str, value: Any, type_hint: Any) -> None:
+    """Kind and range of a value; `name` may be that of a key: "replay_buffer_config['capacity']"."""
+    if not _fits(value, type_hint):
+        raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {_spell(type_hint)}.")
+    if isinstance(value, str) and value not in _WORDS.get(name, (value,)):
+        hint = did_you_mean(value, _WORDS[name])
+        raise ValueError(f"The setting '{name}' cannot be {value!r}.{hint} Known are: {', '.join(_WORDS[name])}.")
+    if name.startswith("custom_resources_") and isinstance(value, Mapping):
+        for resource, amount in value.items():
+            if not isinstance(amount, Real) or isinstance(amount, bool) or not 0 <= float(amount) < math.inf:
+                raise ValueError(f"The setting '{name}' needs an amount of at least 0 of '{resource}', got {amount!r}.")
+    _check_range(name, value)
+
+
+def _check_range(name: str, value: Any) -> None:
+    if isinstance(value, bool):
+        return
+    low, high, whole = next(limits for pattern, limits in _RANGES.items() if re.fullmatch(pattern, name))
+    if isinstance(value, Sequence) and not isinstance(value, str) and _MAY_BE_SCHEDULE.fullmatch(name):
+        check_schedule(name, value, low=low, high=high)
+    elif isinstance(value, Real):
+        number, limits = float(value), ""
+        if high < math.inf:
+            limits = f" between {low} and {high}"
+        elif low > -math.inf:
+            limits = f" of at least {low}"
+        is_number = math.isfinite(number) or (number == math.inf and _MAY_BE_INFINITE.fullmatch(name))
+        if not is_number or not low <= number <= high or (whole and number % 1):
+            kind = "an integer" if whole else "a finite number" if math.isinf(number) else "a number"
+            raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {kind}{limits}.")
+    elif name not in _BY_KEY and not _is_finite(value):
+        raise ValueError(f"The setting '{name}' cannot be {value!r}: expected finite numbers.")
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether no number in a value is infinite or NaN."""
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _is_filter(value: Any) -> bool:
+    """Whether it is one convolution of RLlib: channels, kernel, stride, and perhaps its padding."""
+    if not isinstance(value, list | tuple) or len(value) not in (3, 4) or not all(map(_is_size, value[1:3])):
+        return False
+    return _is_size(value[0]) and not isinstance(value[0], list | tuple) and all(isinstance(p, str) for p in value[3:])
+
+
+def _is_size(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    return all(_is_integer(part) and part > 0 for part in parts)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _with_integers(value: Any, hint: Any) -> Any:
+    """A value whose floats are integers where they are whole, and their type hint says so: one hint, or one a key."""
+    if isinstance(value, Mapping):
+        if set(value) == {"grid_search"} and isinstance(value["grid_search"], list):
+            return {"grid_search": [_with_integers(each, hint) for each in value["grid_search"]]}
+        hints = hint if isinstance(hint, Mapping) else {}
+        return {key: _with_integers(part, hints.get(key, hints.get(_ANY))) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_with_integers(each, hint) for each in value]
+    if not isinstance(value, float) or not value.is_integer() or isinstance(hint, Mapping):
+        return value
+    types_ = _types_in(hint)
+    return int(value) if int in types_ and float not in types_ else value
+
+
+def _types_in(hint: Any) -> set[Any]:
+    """The types that a type hint is made of."""
+    parts = typing.get_args(hint)
+    return {hint} if not parts else set().union(*map(_types_in, parts))
+
+
+def _model_hints(cls: type[AlgorithmConfig]) -> dict[str, Any]:
+    """The type hint of each key of a model config."""
+    known = _fluent_arguments(cls)
+    included = {key: known.get(key, (None, None))[1] for key in cls()._model_config_auto_includes}
+    return {**included, **typing.get_type_hints(DefaultModelConfig)}
+
+
+def _value_in(config: AlgorithmConfig, name: str) -> Any:
+    """What a config holds as that setting; None where it holds nothing."""
+    names = (ATTRIBUTES.get(name, name), f"_{name}", f"{name}_str")
+    return next((vars(config)[attribute] for attribute in names if attribute in vars(config)), None)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except Exception:  # arrays, and whatever users have
+        return False
+
+
+def _buffer_keys(config: AlgorithmConfig, given: Mapping[str, Any]) -> set[str]:
+    own = type(config)().replay_buffer_config  # an algorithm may have a replay that RLlib does not know
+    buffer = given.get("type", config.replay_buffer_config.get("type"))
+    if buffer == own.get("type"):
+        is_rllibs = not isinstance(buffer, str) or hasattr(replay_buffers, buffer)
+        return set(own) | (_buffer_arguments(buffer) if is_rllibs else set())
+    return set(config.replay_buffer_config) | _buffer_arguments(buffer)
+
+
+def _buffer_arguments(buffer: Any) -> set[str]:
+    if isinstance(buffer, str) and "." not in buffer and not hasattr(replay_buffers, buffer):
+        known = [name for name, value in vars(replay_buffers).items() if inspect.isclass(value)]
+        raise ValueError(f"There is no replay buffer '{buffer}'.{did_you_mean(buffer, known)} Known are: {known}.")
+    cls = buffer if isinstance(buffer, type) else getattr(replay_buffers, str(buffer).rsplit(".")[-1], None)
+    if cls is None:  # the path of one's own
+        return set()
+    return {name for base in cls.__mro__ for name in inspect.signature(base).parameters if base is not object}
+
+
+#: What JSON and YAML have. Hints of RLlib say `int` where 0.5 is meant to pass, and `Tuple` where lists do.
+_KINDS: dict[Any, str] = {
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    type(None): "null",
+    dict: "an object",
+    collections.abc.Mapping: "an object",
+    list: "a list",
+    tuple: "a list",
+    set: "a list",
+    collections.abc.Sequence: "a list",
+    collections.abc.Collection: "a list",
+}
+
+
+def _kinds(hint: Any) -> set[str] | None:
+    """The kinds of values of JSON that a type hint admits; None: nobody can say."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        parts = [_kinds(part) for part in typing.get_args(hint)]
+        return None if None in parts else {kind for part in parts if part is not None for kind in part}
+    if origin is typing.Literal:
+        return {_KINDS[type(value)] for value in typing.get_args(hint)}
+    if (kind := _KINDS.get(origin or hint)) is not None:
+        return {kind}
+    return set() if origin is None and isinstance(hint, type) and hint is not inspect.Parameter.empty else None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    admitted, kind = (_kinds(hint) or set()) - {"null"}, _KINDS.get(type(value))
+    return value is None or kind is None or not admitted or kind in admitted
+
+
+def _spell(hint: Any) -> str:
+    return " or ".join(sorted((_kinds(hint) or set()) - {"null"}))

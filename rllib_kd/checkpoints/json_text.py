@@ -1,0 +1,35 @@
+"""JSON of others: how many values are in it is known before any of them takes memory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rllib_kd import limits
+
+_SEPARATORS = (b",", b"[", b"{")  # one before each value, at least
+
+
+def parse_json(text: bytes, max_bytes: int = limits.MAX_SMALL_FILE) -> Any:
+    """What JSON holds.
+
+    Args:
+        text: in UTF-8.
+        max_bytes: longer texts are refused.
+
+    Raises:
+        ValueError: it is no JSON, or has more values than any description of a network.
+    """
+    if len(text) > max_bytes:
+        raise ValueError(f"it has {len(text)} bytes, expected at most {max_bytes}")
+    if count_values(text) > limits.MAX_PARTS:
+        raise ValueError(f"it has more than {limits.MAX_PARTS} values")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it nests its parts too deeply") from error
+
+
+def count_values(text: bytes) -> int:
+    """How many values are in JSON at most: what looks like one in a text counts, too, which is seldom."""
+    return sum(map(text.count, _SEPARATORS))

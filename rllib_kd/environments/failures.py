@@ -1,0 +1,94 @@
+"""What an environment has raised, and where: its error and the line of the user's code, in one line."""
+
+from __future__ import annotations
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+#: Folders of code that is between the user's and this package: its lines explain nothing.
+_PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
+
+
+_OWN = str(Path(__file__).parent)
+
+
+_STANDARD = sysconfig.get_paths()["stdlib"]
+
+
+_PACKAGES = ("site-packages", "dist-packages")
+
+
+_FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)')
+
+
+class EnvFailedError(RuntimeError):
+    """An environment has raised. The message names it, its method, its error, and the line of the user's code."""
+
+
+class Frame(NamedTuple):
+    """One line of a traceback."""
+
+    file: str
+    line: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}, in {self.function}"
+
+
+def failure(env: Any, error: BaseException, *, doing: str) -> EnvFailedError:
+    """The failure to raise from `error`.
+
+    Args:
+        env: what the config names: an id, a class or a function.
+        error: that the environment has raised.
+        doing: the method that was called; a vector env resets within its `step()`, which then shows in the traceback.
+    """
+    while isinstance(error, RecursionError) and error.__context__ is not None:
+        error = error.__context__  # RLlib makes an environment anew within the handler of its last error
+    frames = frames_of(error)
+    methods = [frame.function for frame in frames if frame.function in ("reset", "step", "render", "__init__")]
+    users = [frame.function for frame in frames if is_users(frame) and frame.function in methods]
+    return EnvFailedError(
+        f"The environment '{getattr(env, '__name__', env)}' has raised in {(users or [doing])[-1]}(): "
+        f"{described(error)}"
+    )
+
+
+def described(error: BaseException) -> str:
+    """Kind and message of an error in one line, and where it was raised."""
+    text = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
+    place = users_line(frames_of(error))
+    return text if place is None else f"{text} ({place})"
+
+
+def frames_of(error: BaseException) -> list[Frame]:
+    """The lines of its traceback, the innermost last."""
+    entries = traceback.extract_tb(error.__traceback__)
+    return [Frame(entry.filename, entry.lineno or 0, entry.name) for entry in entries]
+
+
+def frames_in(text: str) -> list[Frame]:
+    """The lines of a traceback that is printed, the innermost last."""
+    matches = filter(None, map(_FRAME.match, text.splitlines()))
+    return [Frame(match["file"], int(match["line"]), match["function"]) for match in matches]
+
+
+def users_line(frames: Sequence[Frame]) -> Frame | None:
+    """The innermost line of the user's code; else of a package that is none of those in between; else None."""
+    own = [frame for frame in frames if is_users(frame)]
+    mine = [frame for frame in own if not any(folder in Path(frame.file).parts for folder in _PACKAGES)]
+    return next(reversed(mine or own), None)
+
+
+def is_users(frame: Frame) -> bool:
+    """Whether a line is of the user's code or of a package of environments."""
+    parts = Path(frame.file).parts
+    packages = [parts[i + 1] for i, part in enumerate(parts[:-1]) if part in _PACKAGES]
+    if packages:
+        return packages[-1] not in _PASSED_THROUGH and not frame.file.startswith(_OWN)
+    return not frame.file.startswith((_OWN, _STANDARD, "<")) and "/ray/" not in frame.file

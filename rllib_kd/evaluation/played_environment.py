@@ -1,0 +1,213 @@
+"""In which environment policies play: what was asked for, and what their checkpoints record of their training."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_kd.checkpoints.pickles import CheckpointError, Name
+from rllib_kd.environments import atari
+from rllib_kd.environments.making import check_gymnasium_id, is_registered, names_class
+from rllib_kd.environments.untrusted import is_harmless, plain, refusals
+from rllib_kd.evaluation.policies import environment_of
+
+_SET_IT = "with --env-config (env_config=...)"
+
+
+_TRUST_IT = "--trust-checkpoint (trust_checkpoint=True) if you trust the checkpoint"
+
+
+class PlayedEnvironment(NamedTuple):
+    """An environment and its whole config; no checkpoint changes it any more."""
+
+    env: str | Callable[..., gym.Env]  # as `config.environment()` takes it
+    env_config: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The id, or the name of a class or function."""
+        return self.env if isinstance(self.env, str) else getattr(self.env, "__name__", str(self.env))
+
+    def config_as_json(self) -> dict[str, Any]:
+        """The config; what JSON has no word for is a text."""
+        return _json_of(self.env_config)
+
+    def __str__(self) -> str:
+        return described(self.name, self.config_as_json())
+
+
+def described(name: str, env_config: Mapping[str, Any]) -> str:
+    """An environment in words, with its config as --env-config takes it: 'FrozenLake-v1 {"is_slippery": false}'.
+
+    Args:
+        name: of the environment.
+        env_config: that JSON can hold.
+    """
+    config = json.dumps(env_config).replace("\x7f", "\\u007f")  # all other control characters are escaped already
+    return f"{name} {config}" if env_config else name
+
+
+def resolve_environment(
+    policies: Mapping[str, Any],
+    env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
+    env_config: Mapping[str, Any] | None = None,
+    *,
+    teacher: Any = None,
+    trust_checkpoint: bool = False,
+) -> PlayedEnvironment:
+    """Settle in which environment policies play, and with which config.
+
+    The environment is `env`, or else the one that the policies' checkpoints record. The config that is recorded for
+    this environment stays, and `env_config` changes single keys of it. The config of another environment is dropped.
+
+    Args:
+        policies: by name, each as in `compare()`. Those that record something must agree.
+        env: as in `compare()`; a `PlayedEnvironment` is settled already.
+        env_config: keys to set.
+        teacher: as in `compare()`. It is asked where no policy records the environment.
+        trust_checkpoint: whether a checkpoint may choose any environment, and any config of it.
+
+    Raises:
+        ValueError: nothing names an environment; policies record different ones; or an untrusted checkpoint chooses one
+            that is not of gymnasium or ALE, or a config that is not known to be harmless.
+    """
+    asked = dict(env_config or {})
+    if isinstance(env, PlayedEnvironment):
+        return PlayedEnvironment(env.env, {**env.env_config, **asked})
+    recorded: dict[str, PlayedEnvironment] = {}
+    for name, policy in policies.items():
+        if (own := _recorded(policy, env, asked, trust_checkpoint=trust_checkpoint)) is not None:
+            recorded[name] = own
+    if recorded:
+        _check_agreement(recorded)
+        return next(iter(recorded.values()))
+    if teacher is not None and (own := _recorded(teacher, env, asked, trust_checkpoint=trust_checkpoint)) is not None:
+        return own
+    if env is not None:
+        return PlayedEnvironment(env, asked)
+    raise ValueError(
+        "In which environment? The checkpoint does not say it (only those of whole Algorithms do, where it is a name). "
+        "Give it: env=..., or --env on the command line."
+    )
+
+
+def _recorded(
+    policy: Any, env: str | Callable[..., gym.Env] | None, asked: Mapping[str, Any], *, trust_checkpoint: bool
+) -> PlayedEnvironment | None:
+    """What a policy records of the environment, or of any where it is None, with the keys that were asked for.
+
+    Of an ensemble, what its first member does that records something.
+    """
+    for member in _members(policy):
+        own_env, own_config = environment_of(member, trust_checkpoint=trust_checkpoint)
+        if env is None and (own_env is None or isinstance(own_env, Name)):
+            continue
+        if env is not None and not _is_same(own_env, env):
+            continue
+        chosen = own_env if env is None else env
+        if isinstance(_id_of(chosen), str) and atari.is_game(_id_of(chosen)):
+            own_config = atari.single_config(own_config)
+        left = {key: value for key, value in own_config.items() if key not in asked}
+        if isinstance(member, str | os.PathLike):  # others are objects of this process
+            if env is None and not trust_checkpoint:
+                _check_environment(str(own_env), member)
+            _check_config(chosen, left, member, trust_checkpoint=trust_checkpoint)
+        return PlayedEnvironment(chosen, {**left, **asked})
+    return None
+
+
+def _members(policy: Any) -> Iterator[Any]:
+    if isinstance(policy, list | tuple):
+        for member in policy:
+            yield from _members(member)
+    else:
+        yield policy
+
+
+def _id_of(env: Any) -> Any:
+    """What is equal for an environment however it is named: without the module to import, and classes by their path."""
+    if isinstance(env, type):
+        return f"{env.__module__}.{env.__qualname__}"
+    if isinstance(env, Name):
+        return str(env)
+    return env.rpartition(":")[2] if isinstance(env, str) else env
+
+
+def _is_same(own: Any, other: Any) -> bool:
+    return own is not None and _id_of(own) == _id_of(other)
+
+
+# --- What untrusted checkpoints may choose ----------------------------------------------------------------------------
+
+
+def _check_environment(env: str, source: str | os.PathLike[str]) -> None:
+    if ":" in env or names_class(env):  # gymnasium, or RLlib, imports what stands before it
+        what = "names a module to import"
+    elif is_registered(env) and not is_harmless(env):
+        what = "is not an environment of gymnasium or ALE"
+    else:
+        check_gymnasium_id(env)
+        return
+    raise CheckpointError(
+        f"'{os.fspath(source)}' was trained in '{env}', which {what}. Give it yourself with --env (env=...), or pass "
+        f"{_TRUST_IT}."
+    )
+
+
+def _check_config(
+    env: Any, env_config: Mapping[Any, Any], source: str | os.PathLike[str], *, trust_checkpoint: bool
+) -> None:
+    if trust_checkpoint:
+        refused = [f"'{key}'" for key, value in env_config.items() if not _is_data(value)]
+        if refused:
+            raise CheckpointError(
+                f"'{os.fspath(source)}' has an env_config of objects that cannot be unpickled here: "
+                f"{', '.join(refused)}. Make their classes importable, or set these keys yourself {_SET_IT}."
+            )
+        return
+    env_id = _id_of(env)
+    if refused := refusals(env_id if isinstance(env_id, str) else None, env_config):
+        raise CheckpointError(
+            f"'{os.fspath(source)}' was refused: its env_config sets what is not known to be harmless: "
+            f"{', '.join(refused)}. Set these keys yourself {_SET_IT}, or pass {_TRUST_IT}."
+        )
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it is what the checkpoint's training had, and does not stand for an object that could not be had."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
+    return not isinstance(value, Name | CheckpointError) and all(map(_is_data, parts))
+
+
+def _check_agreement(recorded: Mapping[str, PlayedEnvironment]) -> None:
+    (first_name, first), *others = recorded.items()
+    for name, other in others:
+        if not _is_same(first.env, other.env) or first.config_as_json() != other.config_as_json():
+            raise ValueError(
+                f"'{first_name}' and '{name}' were trained in different environments: {first} and {other}. Choose one, "
+                "with --env and --env-config (env=..., env_config=...)."
+            )
+
+
+# --- In JSON ----------------------------------------------------------------------------------------------------------
+
+
+def _json_of(value: Any) -> Any:
+    value = plain(value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _json_of(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_of(part) for part in value]
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, enum.Enum)):
+        return value
+    if isinstance(value, enum.Enum | os.PathLike):
+        return str(value)
+    return getattr(value, "__qualname__", type(value).__qualname__)  # not its repr, which may hold an address

@@ -1,0 +1,59 @@
+"""Search spaces among settings, and the variants that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.tune.search.variant_generator import generate_variants
+
+from rllib_kd.algorithm.settings import ATTRIBUTES, RENAMED
+
+
+def variants(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The settings with each combination of values of their search spaces.
+
+    Raises:
+        ValueError: a `grid_search` without a list of values.
+    """
+    _check_grids(settings)
+    for _, variant in generate_variants(dict(settings)):
+        yield variant
+
+
+def has_space(value: Any) -> bool:
+    """Whether a value is one of Tune's search spaces, or holds one."""
+    if isinstance(value, Mapping):
+        return "grid_search" in value or any(map(has_space, value.values()))
+    return hasattr(value, "sample") and hasattr(value, "get_sampler")
+
+
+def param_space(config: AlgorithmConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What Tune takes: a config to which one variant of the settings was applied, with their search spaces in place."""
+    space = config.to_dict()
+    for given, value in settings.items():
+        if has_space(value):
+            name = ATTRIBUTES.get(RENAMED.get(given, given), RENAMED.get(given, given))
+            space[name] = _overlay(space.get(name), value)
+    return space
+
+
+def _check_grids(settings: Mapping[str, Any]) -> None:
+    for name, value in settings.items():
+        if not isinstance(name, str):
+            raise ValueError(f"Settings have names, like 'lr'. Got {name!r}: {value!r}.")
+        if not isinstance(value, Mapping):
+            continue
+        values = value.get("grid_search")
+        if "grid_search" in value and not (len(value) == 1 and isinstance(values, list) and values):
+            raise ValueError(
+                f"The values that '{name}' is to take must be a list: {{\"grid_search\": [...]}}. Got {dict(value)}."
+            )
+        _check_grids(value)
+
+
+def _overlay(applied: Any, given: Any) -> Any:
+    if isinstance(given, Mapping) and isinstance(applied, Mapping) and "grid_search" not in given:
+        return {**applied, **{key: _overlay(applied.get(key), value) for key, value in given.items()}}
+    return given

@@ -1,0 +1,104 @@
+"""What files of others may claim: each limit once, with its reason. docs/guarantees.md has them as a table.
+
+Real files stay far below; a hostile one is refused before its claims take time or memory.
+"""
+
+from __future__ import annotations
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+MAX_FILE = 2**29  # bytes of a file of weights: 134 million numbers, 80 times the teacher of Rusu et al. 2015
+
+
+MAX_SMALL_FILE = 2**26  # bytes of a file that describes a network: the bounds of the largest spaces are in it
+
+
+MAX_ENTRIES = 20_000  # files and folders in a folder that is looked through
+
+
+MAX_ARCHIVE_ENTRIES = 10_000  # files in a zip archive; PyTorch writes one a tensor
+
+
+MAX_UNPACKED = 2**26  # bytes that packed text may unpack to
+
+
+MAX_RESULTS = 2**31  # bytes of `result.json`, of all trials of an experiment
+
+
+MAX_RESULT = 2**22  # bytes of one line of it
+
+
+MAX_RESULTS_VALUES = 50_000_000  # numbers, texts and containers in all of it
+
+
+MAX_RESULT_VALUES = 50_000  # the same of one line; RLlib's have some 600
+
+
+# --- What is read of them ---------------------------------------------------------------------------------------------
+
+MAX_OPCODES = 500_000  # of one pickle; RLlib's have up to 2,000
+
+
+MAX_NAMES = 10_000  # classes and functions that one pickle names; RLlib's name up to 30
+
+
+MAX_PARTS = 500_000  # numbers, texts and containers of one pickle or JSON, shared ones counted wherever they stand
+
+
+MAX_DEPTH = 100  # of containers in containers
+
+
+MAX_INTEGER = 1_024  # bits; a generator of random numbers has 128
+
+
+MAX_COMPOUND_KEYS = 4_096  # tuples and frozensets as keys, for which anyone can make equal hashes
+
+
+MAX_KEY = 100  # parts of one of them
+
+
+# --- Networks ---------------------------------------------------------------------------------------------------------
+
+MAX_WEIGHTS = 10_000  # tensors
+
+
+MAX_LAYERS = 1_000  # with those of a dueling network's streams; also hidden layers and convolutions
+
+
+MAX_ONNX_NODES = 4_000  # operators
+
+
+MAX_RANK = 8  # dimensions of an observation
+
+
+#: Numbers that a layer may make of one observation, and that an observation may have. Atari's layers make 12,800; few
+#: weights could make millions of millions.
+MAX_OUTPUTS = 2**21
+
+
+MAX_INPUTS = MAX_OUTPUTS
+
+
+#: Of one observation: a hundred times Rusu's teacher (9 million), ten times an IMPALA network for Atari.
+MAX_MULTIPLY_ADDS = 10**9
+
+
+MAX_PATCHES = 2**23  # numbers of one image, copied for a convolution: pixels that come out × weights of a filter
+
+
+#: Numbers in flight at once, 512 MB: batches of wide networks pass in parts.
+MAX_IN_FLIGHT = 2**27
+
+
+# --- What comes before a network --------------------------------------------------------------------------------------
+
+MAX_CONNECTORS = 100
+
+
+MAX_SPACES = 1_000  # in one pickle: each takes time of its own
+
+
+MAX_ONE_HOT = 10_000  # one-hot vectors side by side
+
+
+MAX_FRAMES = 64  # stacked

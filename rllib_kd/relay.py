@@ -1,0 +1,132 @@
+"""Warnings of all processes of a run, on the terminal where it was started.
+
+A trial runs in an actor, its EnvRunners and Learners in further ones, maybe on other nodes; what they log stays in
+files of Ray there. What this package warns of goes through the key-value store of Ray to the process that listens: also
+before the first result, and of a trial that never has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+_LOGGER = logging.getLogger("rllib_kd")
+
+
+_NAMESPACE = "rllib_kd_warnings"
+
+
+_SECONDS_BETWEEN_LOOKS = 0.3
+
+
+def send_warnings_from_worker() -> None:
+    """In a process that Ray has started for an actor or a task, send warnings to who listens; elsewhere do nothing."""
+    worker = sys.modules.get("ray._private.worker")
+    if worker is not None and worker.global_worker.mode == worker.WORKER_MODE:
+        _LOGGER.addHandler(_Sender(logging.WARNING))
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Log here what this package warns of in processes that work for this one: each warning once, whoever has it.
+
+    Does nothing where this process has no Ray.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        yield
+        return
+    from ray.experimental import internal_kv as store
+
+    job = ray.get_runtime_context().get_job_id()
+    heard: set[bytes] = set()
+    is_over = threading.Event()
+
+    def look() -> None:
+        keys = set(store._internal_kv_list(_key(job, "warning"), namespace=_NAMESPACE)) - heard
+        heard.update(keys)
+        values = [store._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
+        for _, name, level, message in sorted(json.loads(value) for value in values if value):
+            logging.getLogger(name).log(level, "%s", message, extra={"is_relayed": True})
+
+    def look_until_it_is_over() -> None:
+        try:
+            while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+                look()
+            look()
+            store._internal_kv_del(_key(job), del_by_prefix=True, namespace=_NAMESPACE)
+        except Exception as error:  # Ray has ended, and with it who could warn
+            _LOGGER.info("Warnings of other processes are no longer shown: %s", error)
+
+    store._internal_kv_put(_key(job, "listens"), b"1", namespace=_NAMESPACE)
+    thread = threading.Thread(target=look_until_it_is_over, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join(timeout=5.0)
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """Print what this package warns of as `warning: ...` on stderr, above a progress line, each text once."""
+    printer = _Printer(logging.WARNING)
+    _LOGGER.addHandler(printer)
+    try:
+        yield
+    finally:
+        _LOGGER.removeHandler(printer)
+
+
+class _Sender(logging.Handler):
+    """Sends warnings to who listens; where nobody does, they are printed here, as if there were no handler."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            is_heard = not hasattr(record, "is_relayed") and _send(record)
+        except Exception:  # a warning must not end what it warns of
+            is_heard = False
+        has_others = bool(logging.getLogger().handlers) or _LOGGER.handlers != [self]
+        if not is_heard and not has_others and logging.lastResort is not None:
+            logging.lastResort.handle(record)
+
+
+class _Printer(logging.Handler):
+    def __init__(self, level: int):
+        super().__init__(level)
+        self._printed: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from rllib_kd.terminal import say
+
+        message = record.getMessage()
+        if message not in self._printed:
+            self._printed.add(message)
+            say(f"warning: {message}")
+
+
+def _send(record: logging.LogRecord) -> bool:
+    """Whether somebody listens, and will read it."""
+    import ray
+    from ray.experimental import internal_kv as store
+
+    job = ray.get_runtime_context().get_job_id()
+    if not store._internal_kv_exists(_key(job, "listens"), namespace=_NAMESPACE):
+        return False
+    message = record.getMessage()
+    content: list[Any] = [record.created, record.name, record.levelno, message]
+    key = _key(job, "warning", hashlib.sha256(message.encode(errors="replace")).hexdigest())
+    store._internal_kv_put(key, json.dumps(content), overwrite=False, namespace=_NAMESPACE)
+    return True
+
+
+def _key(job: str, *parts: str) -> str:
+    return "/".join((job, *parts))

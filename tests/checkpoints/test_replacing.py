@@ -1,0 +1,324 @@
+"""A checkpoint that takes the place of an older one, whole. Savers are killed for real, at every step."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from rllib_kd.checkpoints import replacing as module
+from rllib_kd.checkpoints.replacing import replacing
+
+FILES = ("rllib_checkpoint.json", "state.pkl", "learner/weights.pkl", "replay/0.npz")
+
+
+def write(folder, version):
+    """A checkpoint of several files, in steps."""
+    for name in FILES:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(version)
+
+
+def save(folder, version):
+    with replacing(folder, left_out=("replay",)) as new:
+        write(new, version)
+
+
+def version_of(folder):
+    """Of a whole checkpoint."""
+    (version,) = {(folder / name).read_text() for name in FILES}
+    return version
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An older checkpoint, and what the user has put into its folder."""
+    folder = tmp_path / "student"
+    write(folder, "older")
+    (folder / "replay/1.npz").write_text("older")  # of a second Learner
+    (folder / "notes").mkdir()
+    (folder / "notes/today.txt").write_text("mine")
+    (folder / "link").symlink_to("notes/today.txt")
+    return folder
+
+
+@pytest.fixture(params=[True, False], ids=["at-one-stroke", "in-two-renames"])
+def at_one_stroke(request, monkeypatch):
+    if request.param and sys.platform != "linux":
+        pytest.skip("only Linux exchanges folders at one stroke")
+    if not request.param:
+        monkeypatch.setattr(module, "_exchange", lambda first, second: False)
+    return request.param
+
+
+def assert_saved(folder, version="newer"):
+    assert version_of(folder) == version
+    assert (folder / "notes/today.txt").read_text() == (folder / "link").read_text() == "mine"
+    assert (folder / "link").is_symlink()
+    assert not (folder / "replay/1.npz").exists()
+    assert os.listdir(folder.parent) == [folder.name]
+
+
+def test_what_is_replaced_keeps_the_rest(folder, at_one_stroke):
+    mode = folder.stat().st_mode
+    with replacing(folder, left_out=("replay",)) as new:
+        write(new, "newer")
+        assert version_of(folder) == "older"
+    assert_saved(folder)
+    assert folder.stat().st_mode == mode
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders at one stroke")
+def test_there_is_a_checkpoint_at_every_moment(folder):
+    saved = threading.Event()
+
+    def save_often():
+        for i in range(200):
+            save(folder, str(i))
+        saved.set()
+
+    thread = threading.Thread(target=save_often)
+    thread.start()
+    while not saved.is_set():
+        assert (folder / FILES[0]).exists()
+        assert (folder / "notes/today.txt").exists()
+    thread.join()
+    assert_saved(folder, "199")
+
+
+def killed_at(step, folder):
+    """Whether a saver was killed: a process of its own, at that step of all that Python does with files."""
+    pid = os.fork()
+    if pid == 0:
+        left = step
+
+        def count(event, arguments):
+            nonlocal left
+            if event.split(".")[0] in ("open", "os", "shutil", "tempfile", "ctypes"):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        save(folder, "newer")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_kill_at_any_step_leaves_one_whole_checkpoint_and_the_next_save_clears_up(folder, at_one_stroke):
+    seen = []
+    for step in itertools.count(1):
+        save(folder, "older")
+        assert_saved(folder, "older")
+        if not killed_at(step, folder):
+            break
+        if folder.exists():
+            seen.append(version_of(folder))
+            assert (folder / "notes/today.txt").read_text() == "mine"
+        else:  # between the two renames
+            assert not at_one_stroke
+            (older,) = folder.parent.glob(".student.saving-*/older")
+            assert version_of(older) == "older"
+    assert step > 30
+    assert seen[0] == "older"
+    assert seen[-1] == "newer"
+    assert_saved(folder)
+
+
+def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def save_on_a_full_disk(folder):
+    with replacing(folder) as new:
+        write(new, "newer")
+        full()
+
+
+def test_an_error_in_the_middle_leaves_the_older_one(folder, at_one_stroke, monkeypatch):
+    with pytest.raises(OSError, match="No space"):
+        save_on_a_full_disk(folder)
+    assert version_of(folder) == "older"
+    for name in ("_keep_the_rest", "_exchange"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, full)
+            with pytest.raises(OSError, match="No space"):
+                save(folder, "newer")
+        assert version_of(folder) == "older"
+        assert os.listdir(folder.parent) == ["student"]
+
+
+def test_a_rename_that_fails_puts_the_older_one_back(folder, monkeypatch):
+    monkeypatch.setattr(module, "_exchange", lambda first, second: False)
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name == "new":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output"):
+        save(folder, "newer")
+    assert version_of(folder) == "older"
+    assert os.listdir(folder.parent) == ["student"]
+
+
+def test_folders_of_the_user_beside_it_stay(folder):
+    names = ["student.previous", "student.saving", ".student.saving-mine", ".student.saving-abcdefgh", "student2"]
+    for name in names:
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "data").write_text("mine")
+    save(folder, "newer")
+    assert version_of(folder) == "newer"
+    assert sorted(os.listdir(folder.parent)) == sorted(["student", *names])
+    assert all((folder.parent / name / "data").read_text() == "mine" for name in names)
+
+
+def test_a_link_stays_a_link_to_the_new_checkpoint(folder):
+    latest = folder.parent / "latest"
+    latest.symlink_to("student")
+    save(latest, "newer")
+    assert os.readlink(latest) == "student"
+    latest.unlink()
+    assert_saved(folder)
+
+
+def test_a_link_to_nowhere_gets_its_folder(tmp_path):
+    (tmp_path / "latest").symlink_to("models/student")
+    save(tmp_path / "latest", "first")
+    assert version_of(tmp_path / "models/student") == "first"
+    assert (tmp_path / "latest").is_symlink()
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder"])
+def test_a_first_checkpoint_comes_whole_or_not_at_all(tmp_path, there):
+    folder = tmp_path / "deep" / "student"
+    if there != "nothing":
+        folder.mkdir(parents=True)
+    with pytest.raises(OSError, match="No space"):
+        save_on_a_full_disk(folder)
+    assert folder.exists() == (there != "nothing")
+    save(folder, "first")
+    assert version_of(folder) == "first"
+    assert os.listdir(folder.parent) == ["student"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert folder.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_file_is_not_replaced(tmp_path):
+    (tmp_path / "student").write_text("mine")
+    with pytest.raises(ValueError, match=r"A checkpoint is a folder, but '.*student' is a file. Name another path"):
+        save(tmp_path / "student", "newer")
+    assert (tmp_path / "student").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["student"]
+
+
+def test_files_of_the_user_where_no_checkpoint_is_stay(tmp_path):
+    folder = tmp_path / "student"
+    folder.mkdir()
+    (folder / "readme.md").write_text("mine")
+    save(folder, "first")
+    assert version_of(folder) == "first"
+    assert (folder / "readme.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["state.pkl", "replay", "learner"])
+def test_files_of_the_user_with_the_names_of_a_checkpoints_are_not_replaced(tmp_path, name):
+    folder = tmp_path / "student"
+    (folder / name).mkdir(parents=True)
+    (folder / name / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=f"no checkpoint, but other files, .*'{name}'. Save into a new folder"):
+        save(folder, "first")
+    assert [str(path.relative_to(folder)) for path in folder.rglob("*")] == [name, f"{name}/mine.txt"]
+    assert os.listdir(tmp_path) == ["student"]
+
+
+def test_several_savers_of_one_path_leave_one_whole_checkpoint(folder, at_one_stroke):
+    threads = [threading.Thread(target=lambda i=i: [save(folder, f"{i}") for _ in range(10)]) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert_saved(folder, version_of(folder))
+
+
+def test_a_working_folder_that_somebody_may_hold_is_left_alone(folder, monkeypatch):
+    assert killed_at(20, folder)
+    (left,) = folder.parent.glob(".student.saving-*")
+    with monkeypatch.context() as patch:
+        patch.setattr("rllib_kd.locks.fcntl", None)  # no locks: nobody knows whether its saver lives
+        save(folder, "newer")
+        assert left.exists()
+    save(folder, "newest")
+    assert_saved(folder, "newest")
+
+
+def test_without_hard_links_the_rest_is_copied(folder, monkeypatch):
+    def link(*args, **kwargs):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    save(folder, "newer")
+    assert_saved(folder)
+
+
+AS_NOBODY = """
+import os, sys
+from tests.checkpoints.test_replacing import save
+os.setgid(65534); os.setuid(65534)
+try:
+    save(sys.argv[1], "newer")
+except OSError as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.fixture
+def read_only(tmp_path_factory):
+    """A folder to which only root may write, with one below it to which all may."""
+    if os.name != "posix" or os.getuid() != 0:
+        pytest.skip("only root can become somebody who may not write")
+    parent = tmp_path_factory.mktemp("read_only")
+    for folder in (parent, *list(parent.parents)[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    (parent / "volume").mkdir()
+    (parent / "volume").chmod(0o777)
+    return parent
+
+
+def save_as_nobody(path):
+    command = [sys.executable, "-c", AS_NOBODY, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_folder_that_is_read_only_is_an_error_of_one_line(read_only):
+    assert save_as_nobody(read_only / "student").startswith("PermissionError: ")
+    assert os.listdir(read_only) == ["volume"]
+
+
+def test_a_volume_takes_a_first_checkpoint_and_keeps_it(read_only):
+    volume = read_only / "volume"
+    assert save_as_nobody(volume) == ""
+    assert version_of(volume) == "newer"
+    assert "Save into a new folder within it." in save_as_nobody(volume)
+    assert os.listdir(read_only) == ["volume"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders at one stroke")
+def test_here_folders_change_places_at_one_stroke(tmp_path):
+    """The other tests would pass without it."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    assert module._exchange(tmp_path / "a", tmp_path / "b")
+    assert os.listdir(tmp_path / "a") == ["b"]
+    assert not module._exchange(tmp_path / "a", tmp_path / "nowhere")

@@ -1,0 +1,168 @@
+"""Texts and paths that make no sense, in every argument and flag: one line, an exit code, and nothing is written."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, get_args, get_origin, get_type_hints
+
+import pytest
+import typer
+
+from rllib_kd.cli import play
+from rllib_kd.cli import train as training
+from rllib_kd.cli.app import app
+from rllib_kd.cli.main import main
+
+COMMANDS = {"train": training.train, "compare": play.compare, "evaluate": play.evaluate, "export": play.export}
+#: A line that would work, but for what is put into it.
+WORKING = {
+    "train": ["train", "--algo", "DistillDQN", "--env", "CartPole-v1", "--teacher", "cartpole"],
+    "compare": ["compare", "cartpole", "--teacher", "cartpole", "--episodes", "1"],
+    "evaluate": ["evaluate", "cartpole", "--episodes", "1"],
+    "export": ["export", "cartpole", "--out", "out.onnx", "--episodes", "1"],
+}
+#: Files and folders to be made, which may have any name that the disk takes.
+NEW = ("--out", "--video")
+NO_PATHS = ["~nosuchuser/x", "no\0thing", "no\nthing", "no/thing", "a" * 5000, "\udcff"]
+OLD = ("--teacher", "--restore", "--storage-path", "checkpoint", "students", "words")
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Every argument and flag that takes a text, with its command."""
+    for command in WORKING:
+        for name, hint in get_type_hints(COMMANDS[command], include_extras=True).items():
+            kind, *extras = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+            if extras and any(part in (str, Path, list[str]) for part in (kind, *get_args(kind))):
+                is_flag = isinstance(extras[0], typer.models.OptionInfo)
+                yield command, (extras[0].param_decls or [f"--{name.replace('_', '-')}"])[0] if is_flag else name
+
+
+TEXTS = {f"{command} {name}": (command, name) for command, name in texts()}
+
+
+def with_value(command: str, name: str, value: str) -> list[str]:
+    """The working line with this value in place of its own, or beside it."""
+    line = list(WORKING[command])
+    if not name.startswith("-"):
+        return ["train", "file", value] if command == "train" else [line[0], value, *line[2:]]
+    if name in line:
+        at = line.index(name)
+        del line[at : at + 2]
+    return [*line, name, value]
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capfd):
+    """Runs a line in an empty folder, and returns its one line of error."""
+
+    def start(*args, **kwargs):
+        pytest.fail("Ray is started for what cannot work")
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("ray.init", start)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+
+    def run(line: list[str]) -> str:
+        monkeypatch.setattr(sys, "argv", ["rllib", *line])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        error = capfd.readouterr().err
+        assert exit_.value.code in (1, 2)
+        assert re.fullmatch(r"error: .*\n", error), error
+        assert os.listdir() == []
+        return error
+
+    return run
+
+
+def test_all_commands_are_tried():
+    assert {info.name or info.callback.__name__ for info in app.registered_commands} == set(WORKING)
+    assert len(TEXTS) >= 30
+    assert {name for _, name in TEXTS.values()} >= {*NEW, *OLD}
+
+
+@pytest.mark.parametrize("where", TEXTS)
+def test_an_empty_text(refused, where):
+    refused(with_value(*TEXTS[where], ""))
+
+
+#: Only their home folder is looked at before Ray runs.
+LATE = ("train --storage-path", "train --restore")
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (where, value)
+        for where, (_, name) in TEXTS.items()
+        for value in NO_PATHS[: 1 if where in LATE else None]
+        if name in OLD
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_a_path_that_is_none(refused, where, value):
+    refused(with_value(*TEXTS[where], value))
+
+
+@pytest.mark.parametrize("value", ["no\0thing", "a" * 5000], ids=lambda value: ascii(value)[:20])
+@pytest.mark.parametrize("where", [where for where, (_, name) in TEXTS.items() if name in NEW])
+def test_a_path_that_nothing_can_be_written_to(refused, where, value):
+    refused(with_value(*TEXTS[where], value))
+
+
+CHECKPOINTS = ("evaluate checkpoint", "compare students", "compare --teacher", "export checkpoint", "export --teacher")
+
+
+@pytest.mark.parametrize("where", CHECKPOINTS)
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "this folder", "text"])
+def test_what_is_no_checkpoint(refused, tmp_path, where, kind):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder\nof two lines").mkdir()
+    (tmp_path / "text").write_text("no checkpoint")
+    values = {"device": "/dev/zero", "folder": str(tmp_path / "folder\nof two lines"), "this folder": "."}
+    refused(with_value(*TEXTS[where], values.get(kind, str(tmp_path / kind))))
+
+
+@pytest.mark.parametrize("where", ["export --out", "evaluate --out", "evaluate --video", "compare --out"])
+def test_places_that_cannot_be_written_to(refused, tmp_path, where):
+    os.mkfifo(tmp_path / "pipe")
+    for place in (str(tmp_path / "pipe"), str(tmp_path / "pipe" / "x"), "s3://bucket/x"):
+        refused(with_value(*TEXTS[where], place))
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_artifact_takes_the_place_of_plain_files_only(refused, tmp_path):
+    """As the administrator: a rename would replace the device itself."""
+    (tmp_path / "device").symlink_to("/dev/null")
+    message = refused(["export", "cartpole", "--out", str(tmp_path / "device")])
+    assert "is a device or a pipe, which cannot be replaced" in message
+    assert (tmp_path / "device").is_char_device()
+
+
+@pytest.mark.parametrize("flag", ["--config", "--stop", "--scheduler-config", "--env-config"])
+def test_what_is_no_json(refused, tmp_path, flag):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes.json").write_bytes(bytes(range(256)))
+    (tmp_path / "bytes.yaml").write_bytes(bytes(range(256)))
+    (tmp_path / "deep.yaml").write_text(20_000 * "[")
+    files = [f"@{tmp_path / name}" for name in ("pipe", "bytes.json", "bytes.yaml", "deep.yaml", "missing", "")]
+    files += ["@", "@/dev/zero", "@~nosuchuser/x", "@no\0thing", "@" + "a" * 5000, "@\udcff"]
+    values = ["null", "[]", "1", "{", '"', "1" * 5000, 100_000 * "[", 100_000 * '{"a":']
+    for command in ("evaluate", "compare", "export") if flag == "--env-config" else ("train",):
+        for value in (*files, *values):
+            message = refused([*WORKING[command], f"{flag}={value}"])
+            assert flag in message or "File name too long" in message
+
+
+@pytest.mark.parametrize("name", ["pipe.py", "bytes.py", "bytes.yaml", "deep.yaml", "folder.py", "folder.yaml"])
+def test_what_is_no_experiment(refused, tmp_path, name):
+    if name.startswith("pipe"):
+        os.mkfifo(tmp_path / name)
+    elif name.startswith("folder"):
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(bytes(range(256)) if name.startswith("bytes") else 20_000 * b"[")
+    assert name in refused(["train", "file", str(tmp_path / name)])

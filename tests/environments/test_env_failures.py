@@ -1,0 +1,78 @@
+"""What is said of an environment that has raised: its error and the user's line."""
+
+import traceback
+
+import numpy as np
+import pytest
+
+from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_in, users_line
+from rllib_kd.experiment.outcome import _reason
+
+
+def raised(function):
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        function()
+    return caught.value
+
+
+def broken():
+    np.zeros(2) + np.zeros(3)
+
+
+def test_the_line_is_the_users_and_not_that_of_a_library():
+    assert described(raised(broken)).startswith("ValueError: operands could not be broadcast")
+    assert described(raised(broken)).endswith(f"({__file__}:{broken.__code__.co_firstlineno + 1}, in broken)")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["/x/site-packages/ray/a.py", "/home/me/env.py", "/x/site-packages/numpy/b.py"], "/home/me/env.py"),
+        (["/home/me/main.py", "/x/site-packages/highway_env/c.py"], "/home/me/main.py"),
+        (["/x/site-packages/ray/a.py", "/x/site-packages/highway_env/c.py"], "/x/site-packages/highway_env/c.py"),
+        (["/x/site-packages/ray/a.py", "/x/site-packages/gymnasium/c.py"], None),
+    ],
+)
+def test_which_line_is_the_users(files, expected):
+    line = users_line([Frame(file, 1, "f") for file in files])
+    assert (None if line is None else line.file) == expected
+
+
+def test_a_printed_traceback_has_the_same_lines():
+    error = raised(broken)
+    text = "".join(traceback.format_exception(error))
+    assert str(users_line(frames_in(text))) in described(error)
+
+
+def test_an_error_without_a_message_is_named_by_its_kind():
+    said = str(failure("X", AssertionError(), doing="step"))
+    assert said == "The environment 'X' has raised in step(): AssertionError"
+
+
+RLLIBS = """\
+ray.exceptions.RayTaskError(RuntimeError): ray::PPO.train() (pid=1, ip=127.0.0.1)
+  File "/x/site-packages/ray/rllib/env/env_runner.py", line 1, in _try_env_step
+    results = self.env.step(actions)
+  File "/home/me/env.py", line 7, in step
+    raise KeyError("no map")
+KeyError: 'no map'
+
+The above exception was the direct cause of the following exception:
+
+ray::PPO.train() (pid=1, ip=127.0.0.1)
+  File "/x/site-packages/ray/tune/trainable/trainable.py", line 331, in train
+    result = self.step()
+{last}"""
+
+
+@pytest.mark.parametrize("last", ["RuntimeError", "RuntimeError: ", "RuntimeError\n"])
+def test_the_reason_of_a_trial_is_what_rllibs_empty_error_was_raised_from(last):
+    assert _reason(RuntimeError(RLLIBS.format(last=last))) == "KeyError: 'no map' (/home/me/env.py:7, in step)"
+
+
+def test_the_reason_of_a_trial_is_its_last_error_otherwise():
+    assert _reason(RuntimeError(RLLIBS.format(last="ValueError: two\nlines"))) == "ValueError: two lines"
+    explained = "The environment 'X' has raised in step(): no (a.py:1, in b)"
+    last = f"{EnvFailedError.__module__}.EnvFailedError: {explained}"
+    assert _reason(RuntimeError(RLLIBS.format(last=last))) == explained
+    assert _reason(RuntimeError("nothing known")) == "nothing known"

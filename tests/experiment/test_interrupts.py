@@ -1,0 +1,395 @@
+"""What ends a run from outside: signals, closed terminals, dead processes, a full disk. Real ones, to real commands."""
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ray._private import services
+
+from rllib_kd.experiment.connection import _kept_sigterm_handler, _own_sessions
+from rllib_kd.experiment.interrupts import _ECHO, _leave_closed_terminals, saving_on_interrupt
+from rllib_kd.locks import locked
+
+FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}
+FOREVER = 1_000_000  # iterations
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+
+
+# --- Signals, without Ray ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_asks_to_save_and_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with saving_on_interrupt() as interrupted:
+        assert not interrupted.is_set()
+        signal.raise_signal(number)
+        assert interrupted.is_set()
+    assert signal.getsignal(number) == before
+
+
+def test_sigterm_to_the_process_and_to_its_group_is_one_request():
+    with saving_on_interrupt() as interrupted:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupted.is_set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_one_ends_at_once(number, monkeypatch, capsys):
+    monkeypatch.setattr("rllib_kd.experiment.interrupts._ECHO", 0.0)
+    with saving_on_interrupt():
+        signal.raise_signal(number)
+        with pytest.raises(SystemExit) as exit_:
+            signal.raise_signal(number)
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_terminal_that_closes_never_ends_at_once(monkeypatch):
+    monkeypatch.setattr("rllib_kd.experiment.interrupts._ECHO", 0.0)
+    with saving_on_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
+
+
+def test_under_nohup_a_closed_terminal_is_no_reason_to_end():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with saving_on_interrupt() as interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupted.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_what_goes_to_a_closed_terminal_is_no_error():
+    ours, theirs = pty.openpty()
+    _leave_closed_terminals([theirs])
+    os.write(theirs, b"there")
+    assert os.read(ours, 100) == b"there"
+    os.close(ours)
+    with pytest.raises(OSError, match="Input/output"):
+        os.write(theirs, b"gone")
+    _leave_closed_terminals([theirs])
+    os.write(theirs, b"nowhere")
+    os.close(theirs)
+
+
+# --- Ray's daemons ----------------------------------------------------------------------------------------------------
+
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+PARENT = f"""
+from ray._private import services
+from rllib_kd.experiment.connection import _own_sessions
+import time
+with _own_sessions():
+    print(services.start_ray_process({SLEEPER}, "test", fate_share=True).process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_rays_daemons_start_in_sessions_of_their_own():
+    popen = services.ConsolePopen
+    with _own_sessions():
+        apart = services.start_ray_process(SLEEPER, "test", fate_share=True).process
+    assert services.ConsolePopen is popen
+    beside = services.start_ray_process(SLEEPER, "test", fate_share=True).process
+    try:
+        assert os.getsid(apart.pid) == os.getpgid(apart.pid) == apart.pid
+        assert os.getsid(beside.pid) == os.getsid(0)
+        assert isinstance(apart, popen)
+    finally:
+        for process in (apart, beside):
+            process.kill()
+            process.wait()
+
+
+def test_a_daemon_in_a_session_of_its_own_dies_with_a_parent_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
+        pid = int(parent.stdout.readline())
+        assert is_alive(pid)
+        parent.kill()
+    wait_for(lambda: not is_alive(pid), seconds=20)
+
+
+def test_rays_handler_of_sigterm_does_not_replace_ours():
+    ours, rays = (lambda *args: None), (lambda *args: None)
+    previous = signal.signal(signal.SIGTERM, ours)
+    try:
+        with _kept_sigterm_handler():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is ours
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with _kept_sigterm_handler():
+            signal.signal(signal.SIGTERM, rays)
+        assert signal.getsignal(signal.SIGTERM) is rays
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# --- Real runs --------------------------------------------------------------------------------------------------------
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(what: Callable[[], object], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "it has not come"
+        time.sleep(0.1)
+
+
+def train(storage, *flags, **config) -> list[str]:
+    command = [sys.executable, "-m", "rllib_kd", "train", "--algo", "DistillDQN", "--env", "CartPole-v1"]
+    settings = ["--teacher", "cartpole", "--compression", "0.05", "--config", json.dumps(FAST | config)]
+    return [*command, *settings, "--storage-path", str(storage), "--ray-num-cpus", "2", *flags]
+
+
+def until(iterations) -> list[str]:
+    return ["--stop", json.dumps({"training_iteration": iterations})]
+
+
+class Run:
+    """A command as the leader of a session, with all processes that come of it."""
+
+    def __init__(self, command: list[str], storage: Path, **streams):
+        self._mark, self._storage = uuid.uuid4().hex, storage
+        streams = streams or {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        environment = {**os.environ, "RLLIB_KD_TEST": self._mark}
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
+
+    @property
+    def pids(self) -> dict[int, str]:
+        """Process id → command line, of all that live."""
+        found, mark = {}, f"RLLIB_KD_TEST={self._mark}".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (folder / "environ").read_bytes().split(b"\0") and is_alive(int(folder.name)):
+                    found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except OSError:  # it has ended
+                continue
+        return found
+
+    def pid_of(self, what: str) -> int:
+        (pid,) = [pid for pid, command in self.pids.items() if what in command]
+        return pid
+
+    @property
+    def rows(self) -> list[dict]:
+        """The results."""
+        files = self._storage.glob("default/*/result.json")
+        return [json.loads(line) for path in files for line in path.read_text().splitlines() if line.endswith("}")]
+
+    def wait_for_iteration(self, number: int) -> None:
+        self.wait_for_row(lambda row: row["training_iteration"] >= number)
+
+    def wait_for_row(self, fits: Callable[[dict], bool]) -> None:
+        """Until the newest result fits. While the file is copied, it may hold none."""
+        wait_for(lambda: any(map(fits, self.rows[-1:])) or self.process.poll() is not None)
+        assert self.process.poll() is None, self.process.communicate()[0]
+
+    def end(self, seconds: float = 30) -> tuple[int, str]:
+        """Its exit code and output; so many seconds later nobody is left."""
+        output, _ = self.process.communicate(timeout=240)
+        wait_for(lambda: not self.pids, seconds)
+        return self.process.returncode, output
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts runs, of which nothing is left at the end of the test."""
+    runs = []
+
+    def start_run(command: list[str], **streams) -> Run:
+        runs.append(Run(command, tmp_path, **streams))
+        return runs[-1]
+
+    yield start_run
+    for run in runs:
+        for pid in run.pids:
+            os.kill(pid, signal.SIGKILL)
+        run.process.communicate()
+
+
+def assert_saved(storage, output) -> list[str]:
+    """The command that goes on, after a run that has saved a checkpoint."""
+    (checkpoint,) = storage.glob("default/*/checkpoint_*")
+    assert (checkpoint / "replay/0.npz").exists()
+    assert "stopping: a checkpoint will be saved" in output
+    command = re.search(r"interrupted; go on by: rllib (train .* --resume)", output)
+    assert command is not None, output
+    return [sys.executable, "-m", "rllib_kd", *shlex.split(command[1])]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["timeout", "600"],
+        pytest.param(["timeout", "--foreground", "600"], marks=pytest.mark.slow),
+        pytest.param(["timeout", "-k", "120", "600"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_timeout_which_signals_the_whole_group_saves_a_checkpoint_to_go_on_from(start, tmp_path, how):
+    run = start([*how, *train(tmp_path, *until(FOREVER))])
+    run.wait_for_iteration(2)
+    run.process.terminate()  # on which timeout does what it does when the time is up
+    code, output = run.end()
+    assert code != 0
+    command = assert_saved(tmp_path, output)
+    if how == ["timeout", "600"]:
+        before = run.rows[-1]["training_iteration"]
+        resumed = start(command)
+        resumed.wait_for_iteration(before + 1)
+        os.killpg(resumed.process.pid, signal.SIGTERM)
+        code, output = resumed.end()
+        assert code == 1
+        assert "interrupted; go on by" in output
+        iterations = [row["training_iteration"] for row in run.rows]
+        assert iterations == list(range(1, len(iterations) + 1))  # none is lost, none is done twice
+
+
+IN_A_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_a_checkpoint(start, tmp_path):
+    ours, theirs = pty.openpty()
+    run = start(
+        [sys.executable, "-c", IN_A_TERMINAL, *train(tmp_path, *until(FOREVER))],
+        **{"stdin": theirs, "stdout": theirs, "stderr": theirs},
+    )
+    os.close(theirs)
+    run.wait_for_iteration(2)
+    os.close(ours)  # as when ssh is lost
+    code, _ = run.end()
+    assert code == 1
+    (checkpoint,) = tmp_path.glob("default/*/checkpoint_*")
+    assert (checkpoint / "replay/0.npz").exists()
+
+
+@pytest.mark.slow
+def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
+    endless = {"evaluation_interval": 2, "evaluation_duration": 1_000_000}
+    run = start(train(tmp_path, *until(FOREVER), **endless))
+    run.wait_for_iteration(1)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    time.sleep(_ECHO + 1)
+    assert run.process.poll() is None
+    os.killpg(run.process.pid, signal.SIGTERM)
+    code, output = run.end()
+    assert code == 1
+    assert "interrupted\n" in output
+    assert "go on by" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "seconds"),
+    # The agents of an emulated cluster try for a minute to report to it that it is dead.
+    [([], 30), (["--ray-num-nodes", "2"], 240)],
+    ids=["a local Ray", "an emulated cluster"],
+)
+def test_a_run_that_is_killed_leaves_nobody_and_keeps_nobody_out(start, tmp_path, flags, seconds):
+    run = start(train(tmp_path, *until(FOREVER), *flags))
+    run.wait_for_iteration(1)
+    second = subprocess.run(train(tmp_path, *until(1)), capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert f"is in use by process {run.process.pid} on " in second.stderr
+    run.process.kill()
+    run.end(seconds)
+    with locked(tmp_path / "default", wait=False) as held:
+        assert held
+
+
+@pytest.mark.slow
+def test_an_emulated_cluster_saves_on_a_signal_to_the_group(start, tmp_path):
+    run = start(train(tmp_path, *until(FOREVER), "--ray-num-nodes", "2"))
+    run.wait_for_iteration(2)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    code, output = run.end()
+    assert code == 1
+    assert_saved(tmp_path, output)
+
+
+# --- Dead processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [("ray::_WrappedExecutable", "A Learner has died"), ("ray::DistillDQN", "died")],
+    ids=["a Learner", "the trial's process"],
+)
+def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed(start, tmp_path, victim, message):
+    flags = ["--checkpoint-freq", "1", "--max-failures", "1"]
+    run = start(train(tmp_path, *until(FOREVER), *flags, num_learners=1))
+    run.wait_for_iteration(3)
+    os.kill(run.pid_of(victim), signal.SIGKILL)
+    run.wait_for_row(lambda row: 1 <= row["iterations_since_restore"] < row["training_iteration"])
+    os.kill(run.pid_of(victim), signal.SIGKILL)
+    code, output = run.end()
+    assert code == 1
+    assert message in output
+    assert "go on from the last checkpoint by: rllib train" in output
+
+
+# --- A full disk ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A filesystem of 14 MB, and what makes it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=14m", "tmpfs", disk], check=False).returncode != 0:
+        pytest.skip("only root may mount a small filesystem")
+    yield disk, lambda: subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, start):
+    disk, enlarge = small_disk
+    command = train(disk, *until(60), "--checkpoint-freq", "1")
+    full = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert len(full.stderr.splitlines()) <= 2
+    assert "No space left on device" in full.stdout + full.stderr
+    assert re.search(r"go on .*--resume", full.stderr), full.stderr
+    kept = len(list(disk.glob("default/*/checkpoint_*")))
+    assert kept > 3
+    enlarge()
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    rows = []
+    for line in next(disk.glob("default/*/result.json")).read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # the one that the full disk has cut off
+            continue
+    assert rows[-1]["training_iteration"] == 60
+    assert rows[-1]["iterations_since_restore"] < 60  # it went on from a checkpoint

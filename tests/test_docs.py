@@ -1,0 +1,68 @@
+"""Code on the pages: it compiles, its names exist, and what is quick is run."""
+
+import ast
+import builtins
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import rllib_kd
+from rllib_kd import DistillDQNConfig
+
+ROOT = Path(__file__).parents[1]
+#: Python on the pages, by page and line.
+BLOCKS = {
+    f"{page.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}": match[1]
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for text in [page.read_text()]
+    for match in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)
+}
+#: What the text around a block has made.
+GIVEN = {"config": DistillDQNConfig, "make_env": lambda: None}
+#: They start Ray, take minutes, or read files that the reader has.
+SLOW = {"build_algo", "compare", "compare_all", "load_teacher", "write_report"}
+
+
+def called(tree: ast.AST) -> list[tuple[str, ast.Call]]:
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [(getattr(call.func, "attr", getattr(call.func, "id", "")), call) for call in calls]
+
+
+QUICK = [where for where, code in BLOCKS.items() if not SLOW & {name for name, _ in called(ast.parse(code))}]
+
+
+def test_there_are_pages_with_code():
+    assert len(BLOCKS) >= 7
+
+
+@pytest.mark.parametrize("where", BLOCKS)
+def test_names_on_the_pages_exist(where):
+    tree = ast.parse(BLOCKS[where], where)
+    nodes = list(ast.walk(tree))
+    own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {argument.arg for node in nodes if isinstance(node, ast.arguments) for argument in (*node.args,)}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    known: dict = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__} | GIVEN
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            known |= {alias.asname or alias.name: importlib.import_module(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            known |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    assert used <= own | set(known) | set(dir(builtins))
+    for name, call in called(tree):
+        function = known.get(name) if isinstance(call.func, ast.Name) else getattr(DistillDQNConfig, name, None)
+        if function is None or (name not in DistillDQNConfig.__dict__ and not hasattr(rllib_kd, name)):
+            continue  # of another library
+        parameters = inspect.signature(function).parameters
+        assert {keyword.arg for keyword in call.keywords} <= set(parameters), name
+
+
+@pytest.mark.parametrize("where", QUICK)
+def test_quick_code_on_the_pages_runs(where):
+    names = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__} | {"config": DistillDQNConfig()}
+    exec(compile(BLOCKS[where], where, "exec"), names)

@@ -126,8 +126,10 @@ class _Reader:
     def _rows(self, path: str) -> Iterator[dict[str, Any]]:
         """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
         for line in read_lines(self._filesystem, path, max_bytes=self._num_bytes, max_line=limits.MAX_RESULT):
-            num_values = count_values(line)
             self._num_bytes -= len(line) + 1
+            if not line.lstrip().startswith(b"{"):
+                continue
+            num_values = count_values(line)
             self._num_values -= num_values
             if num_values > limits.MAX_RESULT_VALUES or self._num_values < 0:
                 raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")

@@ -476,12 +476,14 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_restores(saved_
     newer = weights(algo)
     older = tmp_path / "older"
     shutil.copytree(folder, older)
-    total = die_at(None, lambda: algo.save_to_path(tmp_path / "other"))
     seen = []
-    for call in [*range(total // 8, total, total // 8), total - 200, total - 100, total - 10]:
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999):
+        die_at(None, lambda: algo.save_to_path(folder))  # clears up, which takes calls
+        total = die_at(None, lambda: algo.save_to_path(folder))
+        assert sorted(os.listdir(tmp_path)) == ["checkpoint", "older"]
         shutil.rmtree(folder)
         shutil.copytree(older, folder)
-        die_at(call, lambda: algo.save_to_path(folder))
+        die_at(round(share * total), lambda: algo.save_to_path(folder))
         resumed = DistillDQN.from_checkpoint(str(folder))
         seen.append("newer" if not differ(weights(resumed), newer) else "older")
         assert_equal(weights(resumed), newer if seen[-1] == "newer" else before)

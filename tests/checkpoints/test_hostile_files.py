@@ -359,15 +359,19 @@ BROKEN = [
     result(10**400, 1e9)[:-1],
     '{"training_iteration": ' + "1" * 400 + "}",
 ]
-LARGE_LINES = ["[" + "[]," * 1_000_000 + "[]]", "x" * 2**23, json.dumps(dict.fromkeys(map(str, range(60_000)), 0))]
+LARGE_LINES = [
+    '{"a": [' + "[]," * 1_000_000 + "[]]}",
+    "x" * 2**23,
+    json.dumps(dict.fromkeys(map(str, range(60_000)), 0)),
+]
 
 
 def test_results_that_are_broken_are_none(tmp_path):
-    write_trial(tmp_path, [result(1, 5.0), *BROKEN[1:], result(2, 3.0), *BROKEN[1:]])
+    write_trial(tmp_path, [result(1, 5.0), *BROKEN, result(2, 3.0), *BROKEN])
     assert load_teacher(tmp_path).trained_return == 5.0
 
 
-@pytest.mark.parametrize("line", [BROKEN[0], *LARGE_LINES])
+@pytest.mark.parametrize("line", LARGE_LINES)
 def test_results_that_take_much(tmp_path, line):
     write_trial(tmp_path, [result(1, 5.0), *[line] * 10, result(2, 3.0)])
     refused(lambda: load_teacher(tmp_path))

@@ -10,7 +10,7 @@ import random
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,10 @@ class Format:
                 files[name] = mutate_bytes(content, rng)
         return files
 
-    def play(self, path: str) -> None:
-        """Load it, and let it answer to 2 and to 1,000 observations."""
+    def play(self, path: str, counts: Sequence[int] = (2, 1_000)) -> None:
+        """Load it, and let it answer to so many observations."""
         teacher = self.load(path)
-        for count in (2, 1_000):
+        for count in counts:
             q = teacher.q_values(torch.zeros(count, *teacher.input_space.shape))
             assert q.shape == (count, teacher.action_space.n)
             try:

@@ -96,7 +96,7 @@ def fuzz(
             for seed_files in format.seeds:
                 write(seed_files, place())
                 with contextlib.suppress(ValueError) if name == "torchscript" else contextlib.nullcontext():
-                    format.play(str(place() / format.path))
+                    format.play(str(place() / format.path), counts=(2,))
 
         def make(number: int) -> Callable[[], Any]:
             write(case(name, format, seed, number, os.environ["FUZZING_MARKER"]), place())

@@ -378,7 +378,7 @@ def test_qdagger_is_right_where_returns_are_negative(cartpole_config, build, tmp
     algo._returns["default_policy"].student = 0.25 * own["random_return"] + 0.75 * -10.0
     assert kd_coeff(algo) == pytest.approx(0.25)
     algo.train()
-    assert algo.learner_group._learner._coefficients["kd"] == pytest.approx(0.25)  # by the evaluation before
+    assert algo.learner_group._learner.kd_coeff == pytest.approx(0.25)  # by the evaluation before
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     resumed = DistillDQN.from_checkpoint(path)
     assert kd_coeff(resumed) == kd_coeff(algo)

@@ -18,6 +18,7 @@ from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_logger
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.locks import locked
 from rllib_kd.relay import printed_warnings
+from rllib_kd.sweeps.report import summary
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of, student_config
 from tests.conftest import make_q_module
@@ -188,8 +189,8 @@ def test_a_file_without_a_space_says_so(read_space):
 
 
 def test_loggers_that_are_not_installed_say_so(monkeypatch):
-    for module in ("sweeps", "callbacks"):
-        monkeypatch.setattr(f"rllib_kd.{module}.find_spec", lambda name: None)
+    for wing in ("sweeps", "experiment"):
+        monkeypatch.setattr(f"rllib_kd.{wing}.loggers.find_spec", lambda name: None)
     for flag, library in (("wandb_project", "wandb"), ("mlflow_uri", "mlflow")):
         with pytest.raises(ValueError, match=f"pip install {library}"):
             sweep_loggers(**{flag: "somewhere"})
@@ -265,7 +266,7 @@ def test_what_pbt_exchanges_is_the_students_and_not_the_settings(cluster, teache
     taker.train()
     for student in taker._students:
         learner = student.learner_group._learner
-        assert (learner.groups["default_policy"].temperature, learner._coefficients["kd"]) == (0.5, 3.0)
+        assert (learner.groups["default_policy"].temperature, learner.kd_coeff) == (0.5, 3.0)
         assert {group["lr"] for group in learner.get_optimizer("default_policy").param_groups} == {0.002}
     donor.stop(), taker.stop()
 
@@ -284,6 +285,7 @@ def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
     sweep = quick_sweep(tmp_path / "results", teacher=str(path), space=moves_it, search="random", num_samples=1)
     result = sweep.run()
     assert not result.failed
+    assert str(result) == summary(result)  # print(result)
     (student,) = result.students
     assert (student.num_parameters, student.finished) == (30, True)
     restored = DistillDQN.from_checkpoint(f"{student.checkpoint}/seed_0")  # in need of nothing but itself

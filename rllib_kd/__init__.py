@@ -7,6 +7,8 @@ them registers "DistillDQN" with Ray Tune.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.relay import send_warnings_from_worker
+
 if TYPE_CHECKING:
     from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
     from rllib_kd.checkpoints.runs import read_curves
@@ -36,6 +38,8 @@ __all__ = [
     "sweep_loggers",
     "write_report",
 ]
+
+send_warnings_from_worker()
 
 #: Where each of them is defined: the same table as above, for the interpreter.
 _HOME = {

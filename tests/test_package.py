@@ -84,3 +84,36 @@ def test_ci_runs_the_readmes_test_command():
     lines = (root / ".ci" / "run").read_text().splitlines()
     (command,) = [line.strip() for line in lines if line.endswith("pytest")]
     assert command in (root / "README.md").read_text()
+
+
+ROOT = PACKAGE.parent
+PAGES = [
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+]
+
+
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in link:
+            continue
+        file, _, heading = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if heading:
+            assert heading in map(anchor, re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)), link
+
+
+def test_readme_is_short_and_links_the_page_on_security():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.encode()) <= 7 * 1024
+    assert "(SECURITY.md)" in text

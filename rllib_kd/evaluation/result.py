@@ -17,7 +17,7 @@ class PolicyReport:
     returns: list[float] = field(repr=False)  # of each episode, undiscounted
     return_mean: float
     return_ci95: float  # half width of the 95 % confidence interval of the mean (Student's t)
-    num_parameters: int | None = None  # that act: without target networks
+    num_parameters: float | None = None  # that act: without target networks
     latency_ms: float | None = None  # median of one forward pass of one observation, on one thread
 
 

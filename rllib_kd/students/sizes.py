@@ -57,7 +57,7 @@ def compress(
     *,
     head_config: Mapping[str, Any],
     compression: float,
-    teacher_parameters: int,
+    teacher_parameters: float,
     observation_space: gym.Space,
     action_space: gym.Space,
 ) -> dict[str, Any]:

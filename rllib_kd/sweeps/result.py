@@ -69,7 +69,7 @@ class SweepResult:
 
     env: str
     teacher: str | list[str]
-    teacher_parameters: int
+    teacher_parameters: float
     teacher_return: float
     random_return: float
     num_episodes: int

@@ -132,7 +132,7 @@ class Teacher(Checkpointable):
         return self._module.action_space
 
     @property
-    def num_parameters(self) -> Any:
+    def num_parameters(self) -> float:
         """Parameters that act: without target networks. NaN for a function whose parameters are not known."""
         if not isinstance(self._module, RLModule):
             return self._module.num_parameters

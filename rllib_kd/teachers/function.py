@@ -35,7 +35,7 @@ class QNetwork(nn.Module):
         function: Callable[[Tensor], Any],
         observation_space: gym.Space,
         action_space: gym.spaces.Discrete,
-        num_parameters: int | None = None,
+        num_parameters: float | None = None,
     ):
         super().__init__()
         self.function = copy.deepcopy(function) if isinstance(function, nn.Module) else function

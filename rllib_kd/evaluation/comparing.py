@@ -240,7 +240,7 @@ def _report(
     network: Teacher | None = None,
     inputs: np.ndarray | None = None,
     *,
-    num_parameters: int | None = None,
+    num_parameters: float | None = None,
 ) -> PolicyReport:
     mean, half_width = mean_and_ci95(returns)
     latency = None

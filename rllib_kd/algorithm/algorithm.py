@@ -391,9 +391,15 @@ class DistillDQN(DQN):
     @classmethod
     @override(DQN)
     def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> DistillDQN:
-        """As RLlib's, which takes no relative paths."""
+        """As RLlib's, which takes no relative paths.
+
+        Raises:
+            ValueError: another version of this package wrote the checkpoint, and this one cannot read it.
+        """
         if isinstance(path, str | Path):
             path = str(local_folder(path, filesystem) or path)
+            folder, own_filesystem = resolve(path, filesystem)
+            check_format_at(f"{folder}/{cls.STATE_FILE_NAME}.pkl", own_filesystem)
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
 
     @override(DQN)

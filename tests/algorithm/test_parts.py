@@ -12,7 +12,7 @@ import ray
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
 
-from rllib_kd import DistillDQNConfig
+from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm import algorithm
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, check_format, check_format_at
@@ -306,3 +306,9 @@ def test_a_call_waits_for_the_end_of_setup():
     assert not postponed.put_off(lambda: made.append(3))
     postponed.catch_up()
     assert made == [2]
+
+
+def test_an_algorithm_of_another_version_is_refused_before_it_is_built(tmp_path):
+    (tmp_path / "algorithm_state.pkl").write_bytes(pickle.dumps({"distillation": {}}))
+    with pytest.raises(ValueError, match="has format version 0"):
+        DistillDQN.from_checkpoint(str(tmp_path))

@@ -50,7 +50,7 @@ def mutate_bytes(content: bytes, rng: random.Random) -> bytes:
         del data[start : start + rng.choice((1, 4, 16, 200))]
     else:
         start, length = rng.randrange(len(data)), rng.choice((1, 2, 8))
-        data[start:start] = data[start : start + length] * rng.choice((2, 100, 100_000))
+        data[start:start] = data[start : start + length] * rng.choice((2, 100, 20_000))
     return bytes(data)
 
 
@@ -122,7 +122,7 @@ def mutate_pickle(content: bytes, rng: random.Random, marker: str) -> bytes:
             case 0:
                 del opcodes[i]
             case 1:
-                opcodes[i:i] = [opcodes[i]] * rng.choice((1, 3, 1_000, 100_000))
+                opcodes[i:i] = [opcodes[i]] * rng.choice((1, 3, 1_000, 20_000))
             case 2:
                 opcodes[i], opcodes[-2] = opcodes[-2], opcodes[i]
             case 3:

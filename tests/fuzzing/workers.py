@@ -110,9 +110,9 @@ class _Worker:
         resource.setrlimit(resource.RLIMIT_AS, (used + _ADDRESS_SPACE, used + _ADDRESS_SPACE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number in numbers:
+            _limit_cpu(resource.RLIM_INFINITY)  # to make an input may take its time
             function = self._make(number)
-            limit = int(time.process_time()) + _CPU_SECONDS
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+            _limit_cpu(int(time.process_time()) + _CPU_SECONDS)
             sending.send((number, measure(function, marker)))
 
     def collect(self) -> Iterator[tuple[int, Outcome]]:
@@ -145,6 +145,10 @@ class _Worker:
         """After its last input."""
         self._process.join(10)
         self.results.close()
+
+
+def _limit_cpu(seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
 def _reset_peak() -> int:

@@ -52,16 +52,16 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     Raises:
         ValueError: it is no list of lengths, or has more numbers than any network that is read here.
     """
-    is_list = isinstance(shape, list | tuple)
-    if not is_list or not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape):
+    if not isinstance(shape, list | tuple):
+        raise ValueError(f"its observation_shape is a {type(shape).__name__}; expected a list of positive integers")
+    if len(shape) > limits.MAX_RANK:
+        raise ValueError(f"its observation_shape has {len(shape)} dimensions, expected at most {limits.MAX_RANK}")
+    if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape):
         raise ValueError(
             f"its observation_shape is {str(shape)[:100]}; expected a list of positive integers, such as [4]"
         )
-    if len(shape) > limits.MAX_RANK or math.prod(shape) > limits.MAX_INPUTS:
-        raise ValueError(
-            f"its observation_shape {str(list(shape))[:100]} has more than {limits.MAX_RANK} dimensions or "
-            f"{limits.MAX_INPUTS} numbers"
-        )
+    if math.prod(shape) > limits.MAX_INPUTS:
+        raise ValueError(f"its observation_shape {str(list(shape))[:100]} has more than {limits.MAX_INPUTS} numbers")
     return tuple(int(n) for n in shape)
 
 

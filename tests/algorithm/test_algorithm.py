@@ -389,7 +389,7 @@ def test_qdagger_needs_a_teacher_that_is_better_than_chance(cartpole_config, bui
     config = cartpole_config.environment(Penalties).distillation(
         teacher=biased_to(1, tmp_path), kd_coeff="qdagger", td_coeff=1.0, num_baseline_episodes=20
     )
-    with pytest.raises(ValueError, match="mean returns are -20.0 and -1"):
+    with pytest.raises(ValueError, match=r"mean returns are -20\.0 and -1"):
         build(config.evaluation(evaluation_interval=1))
 
 

@@ -21,6 +21,8 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.cluster.fake_cloud import run_on, why_impossible
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 

@@ -19,6 +19,8 @@ from rllib_kd import DistillDQNConfig, Sweep, compare, load_teacher
 from rllib_kd.teachers.base import Teacher
 from tests.cluster.conftest import only_ray
 
+pytestmark = pytest.mark.slow
+
 LEARNER = "_WrappedExecutable"  # the class of the actor that RLlib puts a Learner in
 ENV_STEPS = 20_000
 FRESH_SEED = 1_000_000

@@ -3,9 +3,12 @@
 import json
 import time
 
+import pytest
 import ray
 from ray import tune
 from ray.rllib.callbacks.callbacks import RLlibCallback
+
+pytestmark = pytest.mark.slow
 
 
 class Places(RLlibCallback):

@@ -45,6 +45,11 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")
+    if folder.exists() and folder in (here := Path.cwd().resolve(), *here.parents):
+        raise ValueError(
+            f"'{folder}' is the folder in which this process works, or above it: replacing it would pull the ground "
+            f"away. Name a folder within it, such as '{folder / 'checkpoint'}'."
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not _can_be_replaced(folder):
         if _is_checkpoint(folder):

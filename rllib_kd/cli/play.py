@@ -128,6 +128,7 @@ def evaluate(
         echo(video)
     if out is not None:
         content = {"env": where.name, "env_config": where.config_as_json(), "seed": seed, "epsilon": epsilon}
+        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(content | {"returns": report.returns}, indent=1) + "\n")
 
 

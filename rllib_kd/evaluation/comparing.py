@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.video import check_renders, recording
 from rllib_kd.evaluation.intervals import mean_and_ci95
-from rllib_kd.evaluation.measures import agreement, confusion_and_regret, latency_ms, return_ratio
+from rllib_kd.evaluation.measures import (
+    agreement,
+    confusion_and_regret,
+    is_better_than_random,
+    latency_ms,
+    return_ratio,
+)
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, as_q_network
@@ -24,6 +31,9 @@ from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.terminal import bar
+from rllib_kd.text import mean_and_interval
+
+logger = logging.getLogger(__name__)
 
 
 def compare(
@@ -132,6 +142,8 @@ def compare_all(
         random_returns, _ = play(make_env, random_policy, seeds, advance=advance)
         teacher_report = _report("teacher", teacher_returns, teacher, teacher_states[_eyes(teacher)])
         random_report = _report("random", random_returns)
+        if num_episodes > 1 and not is_better_than_random(teacher_returns, random_returns):
+            _warn_of_teacher(teacher.source, played.name, teacher_report, random_report)
 
         comparisons = []
         for name, network in networks.items():
@@ -222,6 +234,17 @@ def evaluate(
     if isinstance(policy, GreedyQ):
         return _report("policy", returns, policy.network, np.zeros((1, *(policy.network.input_space.shape or ()))))
     return _report("policy", returns, num_parameters=policy.num_parameters)
+
+
+def _warn_of_teacher(source: str, env: str, teacher: PolicyReport, random: PolicyReport) -> None:
+    logger.warning(
+        "The teacher '%s' plays '%s' no better than a random policy: mean returns of %s and %s over %d episodes. The "
+        "return ratio means nothing then.",
+        source,
+        env,
+        *(mean_and_interval(each.return_mean, each.return_ci95) for each in (teacher, random)),
+        len(teacher.returns),
+    )
 
 
 def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: int) -> Player:

@@ -262,6 +262,21 @@ def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group,
     wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)
 
 
+def test_an_environment_that_fails_everywhere_again_and_again_is_an_error(group, make_requests):
+    requests = make_requests(open_gates=2)
+    send(requests, 0)
+    while len(requests):  # all samples that are under way
+        requests.fetch(weights_seq_no=0)
+    failure = EnvFailedError("no licence")
+    for index in (1, 2):
+        requests._num_failures[index] = 1  # once each, and restarted since
+        requests._failures[index] = failure
+    let_raise(group, 1, 2)
+    send(requests, 0)
+    with pytest.raises(EnvFailedError, match="no licence"):
+        wait_for(lambda: requests.fetch(weights_seq_no=0))
+
+
 def test_where_failures_are_not_to_be_tolerated_the_reason_is_an_error(group, make_requests, monkeypatch):
     requests = make_requests(open_gates=2)
     monkeypatch.setattr(group, "_ignore_ray_errors_on_env_runners", False)

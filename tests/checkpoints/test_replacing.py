@@ -322,3 +322,13 @@ def test_here_folders_change_places_at_one_stroke(tmp_path):
     assert module._exchange(tmp_path / "a", tmp_path / "b")
     assert os.listdir(tmp_path / "a") == ["b"]
     assert not module._exchange(tmp_path / "a", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("inner", ["", "deeper"])
+def test_the_folder_in_which_the_process_works_is_not_pulled_away(tmp_path, monkeypatch, inner):
+    (tmp_path / "deeper").mkdir()
+    (tmp_path / "mine.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path / inner)
+    with pytest.raises(ValueError, match="is the folder in which this process works, or above it"), replacing(tmp_path):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "mine"

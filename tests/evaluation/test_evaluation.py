@@ -253,3 +253,12 @@ def test_a_student_is_copied_not_changed():
     assert all(parameter.requires_grad for parameter in module.parameters())
     assert isinstance(load_teacher("cartpole"), Teacher)
     assert states(1).shape == (1, 4)
+
+
+def test_a_teacher_that_plays_no_better_than_chance_is_named(caplog):
+    compare(make_q_module(), make_q_module(seed=1), "CartPole-v1", num_episodes=5)
+    (message,) = [r.getMessage() for r in caplog.records if r.name == "rllib_kd.evaluation.comparing"]
+    assert "plays 'CartPole-v1' no better than a random policy: mean returns of" in message
+    caplog.clear()
+    compare("cartpole", "cartpole", num_episodes=5)
+    assert not [r for r in caplog.records if r.name.startswith("rllib_kd")]

@@ -596,7 +596,7 @@ def test_what_nobody_foresaw_and_what_others_warn_of_is_printed_cleanly(monkeypa
     monkeypatch.setattr(sys, "argv", ["rllib"])
     monkeypatch.setattr(warnings, "showwarning", _show_as_python_does)
     for failure in (fails, fails_oddly):
-        monkeypatch.setattr("rllib_kd.cli.app.app", failure)
+        monkeypatch.setattr("rllib_kd.cli.main.app", failure)
         with pytest.raises(SystemExit) as exit_:
             main()
         assert exit_.value.code == 1

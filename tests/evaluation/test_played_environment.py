@@ -152,7 +152,7 @@ def test_every_command_states_environment_and_config(walker, tmp_path, capsys, m
     monkeypatch.chdir(tmp_path)
     line = 'played in FrozenLake-v1 {"is_slippery": false}'
     assert not command("evaluate", walker, "--env", "FrozenLake-v1", "--episodes", "5", "--out", "returns.json")
-    assert capsys.readouterr().out == f"return 1.0 ± 0.0 (95 % CI, 5 episodes of FrozenLake-v1)\n{line}\n"
+    assert capsys.readouterr().out == f"return 1.00 ± 0.00 (95 % CI, 5 episodes of FrozenLake-v1)\n{line}\n"
     returns = json.loads(Path("returns.json").read_text())
     assert (returns["env"], returns["env_config"]) == ("FrozenLake-v1", STILL)
 
@@ -171,7 +171,7 @@ def test_every_command_states_environment_and_config(walker, tmp_path, capsys, m
     out = capsys.readouterr().out.splitlines()
     assert out[0] == line
     assert sum("played in" in row for row in out) == 1  # the teacher plays there, too
-    assert next(row for row in out if "return, mean" in row).count("1.0 ± 0.0") == 2
+    assert next(row for row in out if "return, mean" in row).count("1.00 ± 0.00") == 2
     assert not command("export", "cartpole", "--out", "b.safetensors", "--episodes", "1")
     assert capsys.readouterr().out.splitlines()[0] == "played in CartPole-v1"
 

@@ -485,7 +485,9 @@ def test_without_a_single_label_there_is_nothing_to_learn_from(cluster):
     learner = make_learner(config_of(td_coeff=1.0))
     data = fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS)
     data["valid"][:] = False
-    with pytest.raises(ValueError, match="no state so far has finite observations, a finite reward and finite Q-values"):
+    with pytest.raises(
+        ValueError, match="no state so far has finite observations, a finite reward and finite Q-values"
+    ):
         learner.update([ray.put(data)], num_gradient_steps=1)
 
 

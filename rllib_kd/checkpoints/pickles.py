@@ -183,17 +183,22 @@ class _Reader(pickle._Unpickler):
     def load_reduce(self) -> None:
         """A call, whose arguments are not copied."""
         args = self.stack.pop()
+        self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
     def load_newobj(self) -> None:
         """The same, of a class."""
         args = self.stack.pop()
+        self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
     def load_newobj_ex(self) -> None:
         """The same, with keyword arguments."""
         kwargs, args = self.stack.pop(), self.stack.pop()
         self.stack[-1] = _called(self.stack[-1], args, kwargs)
+
+    def _check_call(self, function: Any, args: Any) -> None:
+        """Whether this may be called, where another reader comes after this one."""
 
     def _note_tuple(self) -> None:
         """Python dies when it hashes a tuple in a tuple in a tuple..., and has no end where they share their parts."""
@@ -221,10 +226,21 @@ class _Reader(pickle._Unpickler):
                     raise _TooMuchError("it has too many tuples as keys, or too large ones")
 
 
+_ORDERED_DICT = Name("collections", "OrderedDict")
+
+
 class _ReaderOfTensors(_Reader):
     def persistent_load(self, pid: Any) -> Any:
-        """The numbers of a tensor, which are in another file."""
+        """The numbers of a tensor, which are in another file. PyTorch hashes its name."""
+        if not isinstance(pid, tuple) or not all(isinstance(part, str | int | type) for part in pid):
+            raise pickle.UnpicklingError("numbers of a tensor without a name")
         return pid
+
+    def _check_call(self, function: Any, args: Any) -> None:
+        """PyTorch fills an OrderedDict after it was made. Keys that come with the call would be hashed unseen."""
+        kind = function if isinstance(function, type) else type(function)
+        if issubclass(kind, Tag) and kind.of == _ORDERED_DICT and args != ():
+            raise _TooMuchError("it makes an OrderedDict with entries in its call")
 
 
 def _called(function: Any, args: Any, kwargs: Any) -> Tag:

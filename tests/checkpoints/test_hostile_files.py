@@ -424,6 +424,34 @@ def test_files_that_lie_over_each_other(tmp_path):
     refused(lambda: load_teacher(tmp_path / "a"))
 
 
+def weights_file(path, content):
+    """A file of PyTorch around a pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in (("data.pkl", b"\x80\x02" + content), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"a/{name}", part)
+
+
+ORDERED = b"ccollections\nOrderedDict\n"
+SHARED_PAIRS = b")" + put(0) + b"".join(get(i) + b"\x86" + put(i + 1) for i in range(60))
+WEIGHTS = {
+    "nested pairs in a call": ORDERED + b"(](" + SHARED_PAIRS + b"K\x01\x86etR.",
+    "nested pairs in a new object": ORDERED + b"(](" + SHARED_PAIRS + b"K\x01\x86et\x81.",
+    "keys of one hash in a call": ORDERED
+    + b"(]("
+    + b"".join(long(k * PRIME) + b"N\x86" for k in range(1, 30_000))
+    + b"etR.",
+    "nested pairs as the name of a storage": b"(X\x07\0\0\0storagectorch\nFloatStorage\n"
+    + SHARED_PAIRS
+    + b"X\x03\0\0\0cpuK\x08tQ.",
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_with_keys_that_take_much(tmp_path, kind):
+    weights_file(tmp_path / "a", WEIGHTS[kind])
+    refused(lambda: load_teacher(tmp_path / "a"))
+
+
 def test_many_weights(tmp_path):
     (tmp_path / "a").write_bytes(to_bytes({f"network.{i}.bias": torch.zeros(1) for i in range(9_000)}))
     refused(lambda: load_teacher(tmp_path / "a"))

@@ -472,6 +472,8 @@ class _Builder:
 
     def _key(self, key: Any) -> Any:
         key = self.build(key)
+        if isinstance(key, int) and abs(key) >= _SURE_HASH:
+            raise CheckpointError(f"'{self._where}' was refused: it has an integer of more than 60 bits as a key.")
         if key is not None and not isinstance(key, bool | int | float | str):
             raise CheckpointError(f"'{self._where}' has a {type(key).__name__} as a key, or in a set.")
         return key

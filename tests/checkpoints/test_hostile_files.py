@@ -72,6 +72,9 @@ PICKLES = {
     "many classes": b"(" + b"".join(b"c%d\nx\n" % i for i in range(100_000)) + b"l.",
     "keys of one hash": b"}(" + b"".join(long(k * PRIME) + b"K\x01" for k in range(1, 100_000)) + b"u.",
     "a set of one hash": b"\x8f(" + b"".join(long(k * PRIME) for k in range(1, 100_000)) + b"\x90.",
+    "keys of one hash in a call": b"ccollections\nOrderedDict\n(]("
+    + b"".join(long(k * PRIME) + b"N\x86" for k in range(1, 30_000))
+    + b"etR.",
     "places of one hash": b"N" + b"".join(b"p%d\n" % (k * PRIME) for k in range(1, 100_000)) + b".",
     "tuples of one hash": b"}("
     + b"".join(long(k * PRIME) + long(-k * PRIME) + b"\x86K\x01" for k in range(1, 60_000))

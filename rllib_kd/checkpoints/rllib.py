@@ -256,8 +256,8 @@ class RLlibCheckpoint:
             observation_space, own_kwargs = build([args[0], own_kwargs], class_file)
             _check_space(observation_space, class_file)
             names = [name for name, _ in connectors]
-            filters = {name for name in names if stage_name(name) == "MeanStdFilter"}
-            if len(filters) != sum(name in filters for name in names):
+            filters = [name for name in names if stage_name(name) == "MeanStdFilter"]
+            if len(filters) > 1:  # whatever modules they name: their states would lie in the same file
                 raise ValueError("several observation filters, of which RLlib saves the state of one")
             states = {name: self._read(posixpath.join(folder, name.name, "state.pkl")) for name in filters}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

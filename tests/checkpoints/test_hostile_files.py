@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+import sys
+import types
 import zipfile
 import zlib
 
@@ -191,6 +193,19 @@ def test_frames_without_end(tmp_path, num_frames):
 def test_fifty_thousand_connectors(tmp_path):
     write_rllib(tmp_path, connectors=[(FlattenObservations, (), {})] * 50_000)
     refused(lambda: read_rllib(tmp_path))
+
+
+def test_observation_filters_of_invented_modules(tmp_path, monkeypatch):
+    """All of them would read the same large state."""
+    connectors = []
+    for i in range(2):
+        module = types.ModuleType(f"ray.rllib.connectors.x{i}")
+        module.MeanStdFilter = type("MeanStdFilter", (), {"__module__": module.__name__})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        connectors.append((module.MeanStdFilter, (), {}))
+    write_rllib(tmp_path, connectors=connectors)
+    with pytest.raises(CheckpointError, match="several observation filters"):
+        read_rllib(tmp_path)
 
 
 IMAGE = gym.spaces.Box(0, 1, (84, 84, 4), np.float32)

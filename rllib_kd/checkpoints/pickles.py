@@ -464,9 +464,9 @@ class _Builder:
         self._used.add(id(data))
         return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
 
-    def take_bounds(self, bounds: Any) -> None:
+    def take_bounds(self, *shape: int) -> None:
         """Before a space copies its bounds, and makes more arrays of their size."""
-        self._num_bounds += np.size(bounds)
+        self._num_bounds += math.prod(shape)
         if self._num_bounds > 2 * limits.MAX_INPUTS:
             raise ValueError(f"spaces of more than {limits.MAX_INPUTS} numbers")
 
@@ -510,7 +510,7 @@ def _scalar(tag: Tag, builder: _Builder) -> Any:
 
 def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
     state = builder.build(tag.state)
-    builder.take_bounds(state["low"])
+    builder.take_bounds(*np.broadcast_shapes(np.shape(state["low"]), np.shape(state["high"])))
     if not isinstance(state["dtype"], np.dtype):
         raise ValueError("its dtype is none of numpy's")
     return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
@@ -523,7 +523,7 @@ def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
 
 def _multi_discrete(tag: Tag, builder: _Builder) -> gym.spaces.MultiDiscrete:
     state = builder.build(tag.state)
-    builder.take_bounds(state["nvec"])
+    builder.take_bounds(*np.shape(state["nvec"]))
     return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"])
 
 

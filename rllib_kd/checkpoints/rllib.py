@@ -259,6 +259,8 @@ class RLlibCheckpoint:
             filters = [name for name in names if stage_name(name) == "MeanStdFilter"]
             if len(filters) > 1:  # whatever modules they name: their states would lie in the same file
                 raise ValueError("several observation filters, of which RLlib saves the state of one")
+            if sum(stage_name(name) == "FlattenObservations" for name in names) > 1:  # each takes memory of its own
+                raise ValueError("several connectors that flatten observations")
             states = {name: self._read(posixpath.join(folder, name.name, "state.pkl")) for name in filters}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):

@@ -133,6 +133,14 @@ def test_an_array_that_is_built_often():
     refused(lambda: build_pickle(content))
 
 
+def test_bounds_that_grow_to_the_shape_of_others():
+    """A column below and a row above make a square, of which a space has four arrays."""
+    low, high = np.zeros((8_000, 1), np.float32), np.ones((1, 8_000), np.float32)
+    content = pickle.dumps(Recipe(gym.spaces.Box, (), {"low": low, "high": high, "dtype": low.dtype}))
+    with pytest.raises(CheckpointError, match="spaces of more than"):
+        build_pickle(content)
+
+
 # --- RLlib ------------------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +188,11 @@ SPACES = {
 @pytest.mark.parametrize("kind", SPACES)
 def test_spaces_that_unfold_to_more_than_memory(tmp_path, kind):
     write_rllib(tmp_path, space=SPACES[kind], connectors=[(FlattenObservations, (), {})])
+    refused(lambda: read_rllib(tmp_path))
+
+
+def test_observations_are_flattened_once(tmp_path):
+    write_rllib(tmp_path, space=gym.spaces.Discrete(2**21), connectors=[(FlattenObservations, (), {})] * 99)
     refused(lambda: read_rllib(tmp_path))
 
 

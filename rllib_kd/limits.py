@@ -51,7 +51,7 @@ MAX_DEPTH = 100  # of containers in containers
 MAX_INTEGER = 1_024  # bits; a generator of random numbers has 128
 
 
-MAX_COMPOUND_KEYS = 4_096  # tuples and frozensets as keys, for which anyone can make equal hashes
+MAX_COMPOUND_KEYS = 256  # tuples and frozensets as keys, for which anyone can make equal hashes
 
 
 MAX_KEY = 100  # parts of one of them

@@ -12,7 +12,7 @@ import math
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
@@ -224,6 +224,8 @@ class _Reader(pickle._Unpickler):
                 size = len(key) if isinstance(key, frozenset) else self._sizes.get(id(key), 0)
                 if size > limits.MAX_KEY or self._num_compound_keys > limits.MAX_COMPOUND_KEYS:
                     raise _TooMuchError("it has too many tuples as keys, or too large ones")
+                if any(isinstance(part, int) and abs(part) >= _SURE_HASH for part in _parts(key)):
+                    raise _TooMuchError("it has an integer of more than 60 bits in a key")
 
 
 _ORDERED_DICT = Name("collections", "OrderedDict")
@@ -241,6 +243,15 @@ class _ReaderOfTensors(_Reader):
         kind = function if isinstance(function, type) else type(function)
         if issubclass(kind, Tag) and kind.of == _ORDERED_DICT and args != ():
             raise _TooMuchError("it makes an OrderedDict with entries in its call")
+
+
+def _parts(key: Any) -> Iterator[Any]:
+    """What is in a tuple, and in tuples in it; its size is known."""
+    for part in key:
+        if isinstance(part, tuple):
+            yield from _parts(part)
+        else:
+            yield part
 
 
 def _called(function: Any, args: Any, kwargs: Any) -> Tag:

@@ -13,7 +13,7 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import count_values, parse_json
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
-from rllib_kd.checkpoints.uris import list_folder, read_file, read_lines
+from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file, read_lines
 
 _RESULTS = "result.json"
 
@@ -59,7 +59,7 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
     Raises:
         CheckpointError: it has results, but no checkpoints; or more of them than are read.
     """
-    trials = [path] if _is_file(filesystem, posixpath.join(path, _RESULTS)) else _trials(filesystem, path)
+    trials = [path] if is_file(filesystem, posixpath.join(path, _RESULTS)) else _trials(filesystem, path)
     if not trials:
         return None
     reader = _Reader(filesystem)
@@ -84,8 +84,8 @@ def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None
 def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
     folders = _folders(filesystem, path)
     files = [posixpath.join(folder, _RESULTS) for folder in folders]
-    infos = filesystem.get_file_info(files)
-    return [folder for folder, info in zip(folders, infos, strict=True) if info.type == pyarrow.fs.FileType.File]
+    kinds = file_types(filesystem, files)
+    return [folder for folder, kind in zip(folders, kinds, strict=True) if kind == pyarrow.fs.FileType.File]
 
 
 def _folders(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
@@ -104,7 +104,7 @@ class _Reader:
     def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
         """The checkpoints among folders of a trial."""
         results = posixpath.join(trial, _RESULTS)
-        if not _is_file(self._filesystem, results):
+        if not is_file(self._filesystem, results):
             return []
         last = tuple(-math.inf for _ in _RETURNS)
         by_name: dict[str | None, tuple[float, ...]] = {}
@@ -176,7 +176,3 @@ def finite_number(value: Any) -> float | None:
     except OverflowError:  # of an integer with hundreds of digits
         return None
     return number if math.isfinite(number) else None
-
-
-def _is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
-    return filesystem.get_file_info(path).type == pyarrow.fs.FileType.File

@@ -16,7 +16,7 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_torchscript
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
-from rllib_kd.checkpoints.uris import open_uri, read_file, uri_of
+from rllib_kd.checkpoints.uris import is_file, is_folder, open_uri, read_file, uri_of
 from rllib_kd.teachers import sb3
 from rllib_kd.teachers.described import description_name
 
@@ -110,7 +110,7 @@ class Found:
         folder = self.path.rpartition("/")[0]
         for name in names:
             path = posixpath.join(folder, name)
-            if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
+            if is_file(self.filesystem, path):
                 return read_file(self.filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
         return None
 
@@ -171,7 +171,7 @@ def find(uri: str) -> Found:
         CheckpointError: nothing is there, or nothing that is known.
     """
     filesystem, path = open_uri(uri)
-    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+    if is_folder(filesystem, path):
         best = best_checkpoint(filesystem, path, uri)
         if best is None:
             return Found("rllib", uri, b"", trained_return(filesystem, path), filesystem, path)

@@ -46,6 +46,10 @@ def refused(function):
     assert outcome.megabytes < 300
 
 
+def only_read(content):
+    read_pickle(io.BytesIO(content), "it")
+
+
 def build_pickle(content):
     build(read_pickle(io.BytesIO(content), "it"), "it")
 
@@ -81,6 +85,8 @@ PICKLES = {
     "tuples of one hash": b"}("
     + b"".join(long(k * PRIME) + long(-k * PRIME) + b"\x86K\x01" for k in range(1, 60_000))
     + b"u.",
+    "one large integer in a tuple": b"}" + long(PRIME) + b"K\x01\x86\x85K\x01s.",
+    "pairs of small numbers": b"}(" + b"".join(long(k) + b"K\x01\x86N" for k in range(300)) + b"u.",
     "pairs of pairs as a key": b"}" + PAIRS + b"K\x01s.",
     "pairs of pairs in a set": b"(" + PAIRS + b"\x91.",
     "a large tuple as a key": LARGE + b"0}(" + (get(1) + b"K\x01") * 50_000 + b"u.",
@@ -101,6 +107,12 @@ def test_small_pickles_that_take_much(kind):
     refused(lambda: build_pickle(PICKLES[kind]))
 
 
+@pytest.mark.parametrize("kind", ["one large integer in a tuple", "pairs of small numbers"])
+def test_tuples_as_keys_are_refused_before_they_are_hashed(kind):
+    with pytest.raises(CheckpointError, match=r"in a key|too many tuples as keys"):
+        only_read(PICKLES[kind])
+
+
 def test_what_real_pickles_have_is_far_from_the_limits():
     value = {
         "floats": [float(i) for i in range(100_000)],
@@ -109,7 +121,7 @@ def test_what_real_pickles_have_is_far_from_the_limits():
         "seed": 2**127,
     }
     assert build(read_pickle(io.BytesIO(pickle.dumps(value)), "it"), "it") == value
-    points = {(i, i + 1): i for i in range(1_000)}  # not built, but read
+    points = {(i, i + 1): i for i in range(200)}  # not built, but read
     assert read_pickle(io.BytesIO(pickle.dumps(points)), "it") == points
 
 
@@ -363,6 +375,15 @@ def test_a_folder_with_too_much_in_it(tmp_path, monkeypatch):
         (tmp_path / f"{i}").mkdir()
     with pytest.raises(CheckpointError, match="holds more than 100 files and folders"):
         load_teacher(tmp_path)
+
+
+def test_names_as_long_as_can_be(tmp_path):
+    """The name of a file beside it would be too long: it is not there."""
+    path = sb3_zip(tmp_path / ("a" * 250 + ".zip"), sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
+    assert load_teacher(path).action_space.n == 2
+    (tmp_path / ("b" * 254)).write_bytes(safetensors.torch.save({"w": torch.zeros(2, 4)}))
+    with pytest.raises(CheckpointError):
+        load_teacher(tmp_path / ("b" * 254))
 
 
 def test_a_folder_of_links_to_itself(tmp_path):

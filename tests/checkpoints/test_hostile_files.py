@@ -27,7 +27,10 @@ from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from rllib_kd import limits, load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError, build, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
+from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.ensemble import ensemble_of
+from rllib_kd.teachers.recognition import find
 from tests.conftest import CARTPOLE_OBS, make_q_module, states
 from tests.formats import mlp, sb3_weights, sb3_zip, to_bytes
 from tests.fuzzing.mutations import canaries
@@ -384,6 +387,34 @@ def test_names_as_long_as_can_be(tmp_path):
     (tmp_path / ("b" * 254)).write_bytes(safetensors.torch.save({"w": torch.zeros(2, 4)}))
     with pytest.raises(CheckpointError):
         load_teacher(tmp_path / ("b" * 254))
+
+
+ESCAPE = "a\x1b[31m\nb"  # would colour a terminal
+
+
+def test_warnings_of_statistics(tmp_path, caplog, monkeypatch):
+    path = sb3_zip(tmp_path / f"{ESCAPE}.zip", sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
+    (tmp_path / f"{ESCAPE}_normalize.pkl").write_bytes(b"")
+    (tmp_path / f"{ESCAPE}_vecnormalize.pkl").write_bytes(b"")
+    found = find(str(path))
+    found.vec_normalize()
+    (message,) = caplog.messages
+    assert message.isprintable()
+    assert "To use another file for this zip, replace 'a" in message
+    caplog.clear()
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 2)
+    found.vec_normalize()
+    assert not caplog.messages
+
+
+def test_messages_about_teachers_are_one_line():
+    teacher = Teacher(make_q_module(fcnet_hiddens=[8]), source=ESCAPE)
+    pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (3,)), ())
+    three = Teacher(make_q_module(fcnet_hiddens=[8]), pipeline=pipeline, source=ESCAPE)
+    for check in (three.checked, lambda: ensemble_of([teacher, three])):
+        with pytest.raises(ValueError, match=r"The connectors of|An ensemble is for one") as error:
+            check()
+        assert str(error.value).isprintable()
 
 
 def test_a_folder_of_links_to_itself(tmp_path):

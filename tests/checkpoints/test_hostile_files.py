@@ -472,6 +472,28 @@ def test_states_of_many_checkpoints_share_a_limit(tmp_path, monkeypatch):
         load_teacher(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["", "{}", "x"])
+def test_millions_of_short_results(tmp_path, line):
+    write_trial(tmp_path, [result(1, 5.0), *[line] * 5_000_000])
+    refused(lambda: load_teacher(tmp_path))
+
+
+def test_folders_of_all_trials_share_a_limit(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_trial(tmp_path / name, [result(1, 5.0), result(2, 3.0)])
+    assert load_teacher(tmp_path).trained_return == 5.0
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
+    with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):
+        load_teacher(tmp_path)
+
+
+def test_links_to_trials_are_not_followed(tmp_path):
+    write_trial(tmp_path / "a", [result(1, 5.0)])
+    write_trial(tmp_path / "elsewhere" / "b", [result(1, 9.0)])
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "b")
+    assert load_teacher(tmp_path).trained_return == 5.0
+
+
 # --- Archives ---------------------------------------------------------------------------------------------------------
 
 

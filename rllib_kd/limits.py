@@ -36,13 +36,13 @@ MAX_RESULT_VALUES = 50_000  # the same of one line; RLlib's have some 600
 
 # --- What is read of them ---------------------------------------------------------------------------------------------
 
-MAX_OPCODES = 500_000  # of one pickle; RLlib's have up to 2,000
+MAX_OPCODES = 200_000  # of one pickle; RLlib's have up to 2,000
 
 
 MAX_NAMES = 10_000  # classes and functions that one pickle names; RLlib's name up to 30
 
 
-MAX_PARTS = 500_000  # numbers, texts and containers of one pickle or JSON, shared ones counted wherever they stand
+MAX_PARTS = 200_000  # numbers, texts and containers of one pickle or JSON, shared ones counted wherever they stand
 
 
 MAX_DEPTH = 100  # of containers in containers

@@ -7,12 +7,14 @@ arrays, gymnasium spaces, plain containers. Whatever else is in a file is refuse
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import pickle
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
@@ -323,9 +325,22 @@ def read_pickle(file: IO[bytes], where: str, budget: Budget | None = None) -> An
     return _load(_Reader(file, budget), where)
 
 
+@contextmanager
+def _without_looking_for_cycles() -> Iterator[None]:
+    """Python's search for cycles, again and again while many containers are made, would take most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _load(reader: _Reader, where: str) -> Any:
     try:
-        return reader.load()
+        with _without_looking_for_cycles():
+            return reader.load()
     except RecursionError as error:
         raise CheckpointError(f"'{where}' nests its parts too deeply to be a checkpoint.") from error
     except _TooMuchError as error:
@@ -361,7 +376,8 @@ def build(value: Any, where: str) -> Any:
     Raises:
         CheckpointError: there is something else in it; the message names it.
     """
-    return _Builder(where).build(value)
+    with _without_looking_for_cycles():
+        return _Builder(where).build(value)
 
 
 def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:

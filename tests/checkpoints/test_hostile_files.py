@@ -1,6 +1,7 @@
 """Small files that would take seconds, gigabytes or for ever are refused: in 2 s of processor time, and 300 MB."""
 
 import base64
+import gc
 import io
 import json
 import os
@@ -126,6 +127,29 @@ def test_what_real_pickles_have_is_far_from_the_limits():
     assert build(read_pickle(io.BytesIO(pickle.dumps(value)), "it"), "it") == value
     points = {(i, i + 1): i for i in range(200)}  # not built, but read
     assert read_pickle(io.BytesIO(pickle.dumps(points)), "it") == points
+
+
+def test_no_search_for_cycles_while_a_pickle_is_read():
+    seen = []
+
+    class Watched(io.BytesIO):
+        def read(self, size=-1):
+            seen.append(gc.isenabled())
+            return super().read(size)
+
+    read_pickle(Watched(pickle.dumps([1])), "it")
+    assert seen
+    assert not any(seen)
+    assert gc.isenabled()
+    with pytest.raises(CheckpointError):
+        read_pickle(Watched(b"x"), "it")
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("content", [b"(" + b"N" * 200_000 + b"l.", b"]" + b"N0" * 100_000 + b"."])
+def test_pickles_of_too_many_parts(content):
+    with pytest.raises(CheckpointError, match="too many opcodes"):
+        build_pickle(content)
 
 
 class Recipe:

@@ -36,13 +36,13 @@ MAX_RESULT_VALUES = 50_000  # the same of one line; RLlib's have some 600
 
 # --- What is read of them ---------------------------------------------------------------------------------------------
 
-MAX_OPCODES = 500_000  # of one pickle; RLlib's have up to 2,000
+MAX_OPCODES = 200_000  # of one pickle; RLlib's have up to 2,000
 
 
 MAX_NAMES = 10_000  # classes and functions that one pickle names; RLlib's name up to 30
 
 
-MAX_PARTS = 500_000  # numbers, texts and containers of one pickle or JSON, shared ones counted wherever they stand
+MAX_PARTS = 200_000  # numbers, texts and containers of one pickle or JSON, shared ones counted wherever they stand
 
 
 MAX_DEPTH = 100  # of containers in containers
@@ -51,7 +51,7 @@ MAX_DEPTH = 100  # of containers in containers
 MAX_INTEGER = 1_024  # bits; a generator of random numbers has 128
 
 
-MAX_COMPOUND_KEYS = 4_096  # tuples and frozensets as keys, for which anyone can make equal hashes
+MAX_COMPOUND_KEYS = 256  # tuples and frozensets as keys, for which anyone can make equal hashes
 
 
 MAX_KEY = 100  # parts of one of them

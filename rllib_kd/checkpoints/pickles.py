@@ -7,12 +7,14 @@ arrays, gymnasium spaces, plain containers. Whatever else is in a file is refuse
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, ClassVar
 
@@ -183,17 +185,22 @@ class _Reader(pickle._Unpickler):
     def load_reduce(self) -> None:
         """A call, whose arguments are not copied."""
         args = self.stack.pop()
+        self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
     def load_newobj(self) -> None:
         """The same, of a class."""
         args = self.stack.pop()
+        self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
     def load_newobj_ex(self) -> None:
         """The same, with keyword arguments."""
         kwargs, args = self.stack.pop(), self.stack.pop()
         self.stack[-1] = _called(self.stack[-1], args, kwargs)
+
+    def _check_call(self, function: Any, args: Any) -> None:
+        """Whether this may be called, where another reader comes after this one."""
 
     def _note_tuple(self) -> None:
         """Python dies when it hashes a tuple in a tuple in a tuple..., and has no end where they share their parts."""
@@ -219,12 +226,34 @@ class _Reader(pickle._Unpickler):
                 size = len(key) if isinstance(key, frozenset) else self._sizes.get(id(key), 0)
                 if size > limits.MAX_KEY or self._num_compound_keys > limits.MAX_COMPOUND_KEYS:
                     raise _TooMuchError("it has too many tuples as keys, or too large ones")
+                if any(isinstance(part, int) and abs(part) >= _SURE_HASH for part in _parts(key)):
+                    raise _TooMuchError("it has an integer of more than 60 bits in a key")
+
+
+_ORDERED_DICT = Name("collections", "OrderedDict")
 
 
 class _ReaderOfTensors(_Reader):
     def persistent_load(self, pid: Any) -> Any:
-        """The numbers of a tensor, which are in another file."""
+        """The numbers of a tensor, which are in another file. PyTorch hashes its name."""
+        if not isinstance(pid, tuple) or not all(isinstance(part, str | int | type) for part in pid):
+            raise pickle.UnpicklingError("numbers of a tensor without a name")
         return pid
+
+    def _check_call(self, function: Any, args: Any) -> None:
+        """PyTorch fills an OrderedDict after it was made. Keys that come with the call would be hashed unseen."""
+        kind = function if isinstance(function, type) else type(function)
+        if issubclass(kind, Tag) and kind.of == _ORDERED_DICT and args != ():
+            raise _TooMuchError("it makes an OrderedDict with entries in its call")
+
+
+def _parts(key: Any) -> Iterator[Any]:
+    """What is in a tuple, and in tuples in it; its size is known."""
+    for part in key:
+        if isinstance(part, tuple):
+            yield from _parts(part)
+        else:
+            yield part
 
 
 def _called(function: Any, args: Any, kwargs: Any) -> Tag:
@@ -296,9 +325,22 @@ def read_pickle(file: IO[bytes], where: str, budget: Budget | None = None) -> An
     return _load(_Reader(file, budget), where)
 
 
+@contextmanager
+def _without_looking_for_cycles() -> Iterator[None]:
+    """Python's search for cycles, again and again while many containers are made, would take most of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _load(reader: _Reader, where: str) -> Any:
     try:
-        return reader.load()
+        with _without_looking_for_cycles():
+            return reader.load()
     except RecursionError as error:
         raise CheckpointError(f"'{where}' nests its parts too deeply to be a checkpoint.") from error
     except _TooMuchError as error:
@@ -334,7 +376,8 @@ def build(value: Any, where: str) -> Any:
     Raises:
         CheckpointError: there is something else in it; the message names it.
     """
-    return _Builder(where).build(value)
+    with _without_looking_for_cycles():
+        return _Builder(where).build(value)
 
 
 def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -448,14 +491,16 @@ class _Builder:
         self._used.add(id(data))
         return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
 
-    def take_bounds(self, bounds: Any) -> None:
+    def take_bounds(self, *shape: int) -> None:
         """Before a space copies its bounds, and makes more arrays of their size."""
-        self._num_bounds += np.size(bounds)
+        self._num_bounds += math.prod(shape)
         if self._num_bounds > 2 * limits.MAX_INPUTS:
             raise ValueError(f"spaces of more than {limits.MAX_INPUTS} numbers")
 
     def _key(self, key: Any) -> Any:
         key = self.build(key)
+        if isinstance(key, int) and abs(key) >= _SURE_HASH:
+            raise CheckpointError(f"'{self._where}' was refused: it has an integer of more than 60 bits as a key.")
         if key is not None and not isinstance(key, bool | int | float | str):
             raise CheckpointError(f"'{self._where}' has a {type(key).__name__} as a key, or in a set.")
         return key
@@ -492,7 +537,7 @@ def _scalar(tag: Tag, builder: _Builder) -> Any:
 
 def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
     state = builder.build(tag.state)
-    builder.take_bounds(state["low"])
+    builder.take_bounds(*np.broadcast_shapes(np.shape(state["low"]), np.shape(state["high"])))
     if not isinstance(state["dtype"], np.dtype):
         raise ValueError("its dtype is none of numpy's")
     return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
@@ -505,7 +550,7 @@ def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
 
 def _multi_discrete(tag: Tag, builder: _Builder) -> gym.spaces.MultiDiscrete:
     state = builder.build(tag.state)
-    builder.take_bounds(state["nvec"])
+    builder.take_bounds(*np.shape(state["nvec"]))
     return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"])
 
 

@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
 from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, build_entries, read_pickle
-from rllib_kd.checkpoints.uris import list_folder, open_uri, read_file
+from rllib_kd.checkpoints.uris import file_types, is_folder, list_folder, open_uri, read_file
 from rllib_kd.networks.layers import Cost
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
@@ -238,7 +238,7 @@ class RLlibCheckpoint:
         if self.algorithm_path is None:
             return None
         folder = posixpath.join(self.algorithm_path, _CONNECTORS.format(kind))
-        return folder if self.filesystem.get_file_info(folder).type == pyarrow.fs.FileType.Directory else None
+        return folder if is_folder(self.filesystem, folder) else None
 
     def _read_connectors(self, folder: str) -> tuple[gym.Space, list[ConnectorSpec]]:
         """The space of what comes in, and the connectors."""
@@ -256,9 +256,11 @@ class RLlibCheckpoint:
             observation_space, own_kwargs = build([args[0], own_kwargs], class_file)
             _check_space(observation_space, class_file)
             names = [name for name, _ in connectors]
-            filters = {name for name in names if stage_name(name) == "MeanStdFilter"}
-            if len(filters) != sum(name in filters for name in names):
+            filters = [name for name in names if stage_name(name) == "MeanStdFilter"]
+            if len(filters) > 1:  # whatever modules they name: their states would lie in the same file
                 raise ValueError("several observation filters, of which RLlib saves the state of one")
+            if sum(stage_name(name) == "FlattenObservations" for name in names) > 1:  # each takes memory of its own
+                raise ValueError("several connectors that flatten observations")
             states = {name: self._read(posixpath.join(folder, name.name, "state.pkl")) for name in filters}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, CheckpointError):
@@ -403,8 +405,9 @@ def _name_of(tag: Any) -> Name:
 
 def _first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[str]) -> str | None:
     """The first of these files that is there."""
-    infos = filesystem.get_file_info([posixpath.join(folder, name) for name in names])
-    return next((info.path for info in infos if info.type == pyarrow.fs.FileType.File), None)
+    paths = [posixpath.join(folder, name) for name in names]
+    kinds = file_types(filesystem, paths)
+    return next((path for path, kind in zip(paths, kinds, strict=True) if kind == pyarrow.fs.FileType.File), None)
 
 
 def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, uri: str) -> str:
@@ -419,7 +422,7 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
                     f"'{uri}' is not an RLlib checkpoint of one policy: it holds the RLModules {others}, none of which "
                     f"is '{module_id}'. Name the folder of the one to take."
                 )
-    if filesystem.get_file_info(posixpath.join(path, "policies")).type == pyarrow.fs.FileType.Directory:
+    if is_folder(filesystem, posixpath.join(path, "policies")):
         raise CheckpointError(
             f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
             "read: train the teacher with config.api_stack(enable_rl_module_and_learner=True, "

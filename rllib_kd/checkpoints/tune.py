@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import count_values, parse_json
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
-from rllib_kd.checkpoints.uris import list_folder, read_file, read_lines
+from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file, read_lines
 
 _RESULTS = "result.json"
 
@@ -32,6 +33,9 @@ _MAX_OPCODES = 8 * limits.MAX_OPCODES  # of the states of all checkpoints of a f
 
 
 _MAX_STATES = 2**31  # bytes of them
+
+
+_MIN_VALUES = 200  # as which a line of results counts at least, for the time that it takes
 
 
 _MAX_NAME = 255  # characters of a checkpoint's folder
@@ -59,11 +63,11 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
     Raises:
         CheckpointError: it has results, but no checkpoints; or more of them than are read.
     """
-    trials = [path] if _is_file(filesystem, posixpath.join(path, _RESULTS)) else _trials(filesystem, path)
+    trials = [path] if is_file(filesystem, posixpath.join(path, _RESULTS)) else _trials(filesystem, path)
     if not trials:
         return None
     reader = _Reader(filesystem)
-    found = [scored for trial in trials for scored in reader.score(trial, _folders(filesystem, trial))]
+    found = [scored for trial in trials for scored in reader.score(trial, reader.folders(trial))]
     for i in range(len(_RETURNS)):
         if any(math.isfinite(scored.returns[i]) for scored in found) or (found and i == len(_RETURNS) - 1):
             best = max(reversed(found), key=lambda scored: scored.returns[i])  # of equals the newest
@@ -82,14 +86,15 @@ def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None
 
 
 def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
-    folders = _folders(filesystem, path)
-    files = [posixpath.join(folder, _RESULTS) for folder in folders]
-    infos = filesystem.get_file_info(files)
-    return [folder for folder, info in zip(folders, infos, strict=True) if info.type == pyarrow.fs.FileType.File]
-
-
-def _folders(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
     entries = list_folder(filesystem, path)
+    is_local = filesystem.type_name == "local"  # where links may lead anywhere, and to the same trial often
+    folders = [folder for folder in _folders(entries) if not (is_local and os.path.islink(folder))]
+    files = [posixpath.join(folder, _RESULTS) for folder in folders]
+    kinds = file_types(filesystem, files)
+    return [folder for folder, kind in zip(folders, kinds, strict=True) if kind == pyarrow.fs.FileType.File]
+
+
+def _folders(entries: Sequence[pyarrow.fs.FileInfo]) -> list[str]:
     return sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
 
 
@@ -100,11 +105,27 @@ class _Reader:
         self._filesystem = filesystem
         self._num_bytes, self._num_values = limits.MAX_RESULTS, limits.MAX_RESULTS_VALUES  # that may still be read
         self._budget, self._num_state_bytes = Budget(_MAX_OPCODES), _MAX_STATES
+        self._num_entries = limits.MAX_ENTRIES
+
+    def folders(self, trial: str) -> list[str]:
+        """Those in a trial.
+
+        Raises:
+            CheckpointError: all trials together hold more than any folder of checkpoints.
+        """
+        entries = list_folder(self._filesystem, trial)
+        self._num_entries -= len(entries)
+        if self._num_entries < 0:
+            raise CheckpointError(
+                f"'{trial}' was refused: with the trials before it, it holds more than {limits.MAX_ENTRIES} files and "
+                "folders. Name one checkpoint."
+            )
+        return _folders(entries)
 
     def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
         """The checkpoints among folders of a trial."""
         results = posixpath.join(trial, _RESULTS)
-        if not _is_file(self._filesystem, results):
+        if not is_file(self._filesystem, results):
             return []
         last = tuple(-math.inf for _ in _RETURNS)
         by_name: dict[str | None, tuple[float, ...]] = {}
@@ -127,11 +148,13 @@ class _Reader:
         """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
         for line in read_lines(self._filesystem, path, max_bytes=self._num_bytes, max_line=limits.MAX_RESULT):
             self._num_bytes -= len(line) + 1
+            num_values = count_values(line)
+            self._num_values -= max(num_values, _MIN_VALUES)
+            if self._num_values < 0:
+                raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
             if not line.lstrip().startswith(b"{"):
                 continue
-            num_values = count_values(line)
-            self._num_values -= num_values
-            if num_values > limits.MAX_RESULT_VALUES or self._num_values < 0:
+            if num_values > limits.MAX_RESULT_VALUES:
                 raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
             try:
                 row = parse_json(line)
@@ -176,7 +199,3 @@ def finite_number(value: Any) -> float | None:
     except OverflowError:  # of an integer with hundreds of digits
         return None
     return number if math.isfinite(number) else None
-
-
-def _is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
-    return filesystem.get_file_info(path).type == pyarrow.fs.FileType.File

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.fs
@@ -36,6 +37,32 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
             "which comes with rllib_kd."
         )
     return filesystem, path.rstrip("/") or "/"
+
+
+def file_types(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> list[pyarrow.fs.FileType]:
+    """What lies at each of these paths. Where a name is longer than any file's, there is nothing.
+
+    Raises:
+        CheckpointError: it cannot be known.
+    """
+    try:
+        return [info.type for info in filesystem.get_file_info(list(paths))]
+    except OSError as error:
+        if len(paths) > 1:
+            return [kind for path in paths for kind in file_types(filesystem, [path])]
+        if error.errno == errno.ENAMETOOLONG:
+            return [pyarrow.fs.FileType.NotFound]
+        raise CheckpointError(f"'{paths[0]}' cannot be looked at: {error}") from error
+
+
+def is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
+    """Whether a plain file lies there."""
+    return file_types(filesystem, [path]) == [pyarrow.fs.FileType.File]
+
+
+def is_folder(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
+    """Whether a folder lies there."""
+    return file_types(filesystem, [path]) == [pyarrow.fs.FileType.Directory]
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:
@@ -89,10 +116,10 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
     Raises:
         CheckpointError: it cannot be read, is no plain file, or has more than `max_bytes`, or `max_line` in one line.
     """
-    info = filesystem.get_file_info(path)
-    if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
-        raise CheckpointError(f"'{path}' was refused: it is no plain file of at most {max_bytes} bytes.")
     try:
+        info = filesystem.get_file_info(path)
+        if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
+            raise CheckpointError(f"'{path}' was refused: it is no plain file of at most {max_bytes} bytes.")
         with filesystem.open_input_file(path) as file:
             begun = b""  # of the line that goes on in the next block
             while block := file.read(_BLOCK):

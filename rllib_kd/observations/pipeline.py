@@ -18,6 +18,7 @@ from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.spaces import is_float_image, same_space
+from rllib_kd.text import one_line
 
 
 @dataclass(frozen=True)
@@ -292,7 +293,7 @@ class ObservationPipeline:
         shape = self._output_shape()
         if shape is not None and shape != space.shape:
             raise ValueError(
-                f"The connectors of '{source}' do not fit its network: they make observations of the shape "
+                f"The connectors of '{one_line(source)}' do not fit its network: they make observations of the shape "
                 f"{list(shape)}, and it takes {list(space.shape or ())}. Are the parts of one checkpoint together?"
             )
 

@@ -21,6 +21,7 @@ from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
+from rllib_kd.text import one_line
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 
@@ -164,27 +165,27 @@ class Teacher(Checkpointable):
             ValueError: its action space is not Discrete, its connectors do not fit its network, or what that returns
                 for zeros are no Q-values.
         """
-        action_space, shape = self.action_space, self.input_space.shape
+        action_space, shape, source = self.action_space, self.input_space.shape, one_line(self.source)
         if not isinstance(action_space, gym.spaces.Discrete):
-            raise ValueError(f"The teacher '{self.source}' has the action space {action_space}. Expected Discrete.")
+            raise ValueError(f"The teacher '{source}' has the action space {action_space}. Expected Discrete.")
         if shape is None:
-            raise ValueError(f"The network of '{self.source}' takes {self.input_space}. Expected arrays of numbers.")
+            raise ValueError(f"The network of '{source}' takes {self.input_space}. Expected arrays of numbers.")
         if self.pipeline is not None:
             self.pipeline.check_feeds(self.input_space, self.source)
         try:
             q = self._counted(torch.zeros(2, *shape))
         except Exception as error:  # any network may stand here
             raise ValueError(
-                f"The network of '{self.source}' fails on observations of the shape {list(shape)}: "
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                f"The network of '{source}' fails on observations of the shape {list(shape)}: "
+                f"{type(error).__name__}: {one_line(''.join(str(error).splitlines()[:1]))}"
             ) from error
         if q.shape != (2, action_space.n):
             raise ValueError(
-                f"The network of '{self.source}' returns the shape {list(q.shape)} for two observations, expected "
+                f"The network of '{source}' returns the shape {list(q.shape)} for two observations, expected "
                 f"Q-values {[2, int(action_space.n)]}."
             )
         if torch.isnan(q).any() or torch.isposinf(q).any() or torch.isneginf(q).all():
-            raise ValueError(f"The Q-values of '{self.source}' are not finite: {q[0].tolist()[:10]}. Is it complete?")
+            raise ValueError(f"The Q-values of '{source}' are not finite: {q[0].tolist()[:10]}. Is it complete?")
         return self
 
     def start(self) -> View:

@@ -15,6 +15,7 @@ from rllib_kd.observations.pipeline import ObservationPipeline, SideBySide
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import Members, QNetwork
+from rllib_kd.text import one_line
 
 
 def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None = None) -> Teacher:
@@ -34,7 +35,7 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
         _check_pair(one, other)
     shown = next((member for member in teachers if all(t.takes(member.observation_space) for t in teachers)), None)
     if shown is None:
-        raise ValueError(f"No environment shows what each of these teachers takes: {_names(teachers)}.")
+        raise ValueError(f"No environment shows what each of these teachers takes: {one_line(_names(teachers))}.")
     own = [teacher.pipeline for teacher in teachers if teacher.pipeline is not None]
     sees_alike = not any(pipeline.stages for pipeline in own)
     pipelines = tuple(teacher.pipeline or ObservationPipeline(teacher.input_space) for teacher in teachers)
@@ -67,9 +68,9 @@ def _check_pair(one: Teacher, other: Teacher) -> None:
     ):
         if not fits:
             raise ValueError(
-                f"An ensemble is for one environment, but the {what} space of '{one.source}' is {brief(spaces[0])}, "
-                f"and that of '{other.source}' {brief(spaces[1])}. Where the environment shows more than a teacher "
-                "takes, load that one with load_teacher(..., pipeline=...)."
+                f"An ensemble is for one environment, but the {what} space of '{one_line(one.source)}' is "
+                f"{brief(spaces[0])}, and that of '{one_line(other.source)}' {brief(spaces[1])}. Where the environment "
+                "shows more than a teacher takes, load that one with load_teacher(..., pipeline=...)."
             )
 
 

@@ -16,9 +16,10 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_torchscript
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
-from rllib_kd.checkpoints.uris import open_uri, read_file, uri_of
+from rllib_kd.checkpoints.uris import is_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.teachers import sb3
 from rllib_kd.teachers.described import description_name
+from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def _own_names(zip_name: str) -> list[str]:
 
 def _quoted(names: Sequence[str]) -> str:
     """At most five of the names."""
-    shown = ", ".join(f"'{name}'" for name in names[:5])
+    shown = ", ".join(f"'{one_line(name)}'" for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
@@ -110,7 +111,7 @@ class Found:
         folder = self.path.rpartition("/")[0]
         for name in names:
             path = posixpath.join(folder, name)
-            if self.filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:
+            if is_file(self.filesystem, path):
                 return read_file(self.filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
         return None
 
@@ -128,12 +129,15 @@ class Found:
         used = next((NormalizationFile(name, content) for name, content in found if content is not None), None)
         if unused := self._unused_normalization(names, None if used is None else used.name):
             taken = "no file of normalisation" if used is None else f"its normalisation from '{used.name}'"
+            advice = f"rename it to '{names[0]}' beside the zip"
+            if used is not None and used.name == names[0]:
+                advice = f"replace '{names[0]}'"
             logger.warning(
-                "'%s' takes %s. Not used: %s. To use another file for this zip, rename it to '%s' beside the zip.",
-                self.uri,
-                taken,
+                "'%s' takes %s. Not used: %s. To use another file for this zip, %s.",
+                one_line(self.uri),
+                one_line(taken),
                 _quoted(unused),
-                names[0],
+                one_line(advice),
             )
         return used
 
@@ -152,11 +156,10 @@ class Found:
         return sorted(name for name in candidates if _LOOKS_LIKE_NORMALIZATION.search(posixpath.basename(name)))
 
     def _files(self, folder: str, inner: str) -> list[str]:
-        """Names of the files in a folder; none where it cannot be listed."""
-        selector = pyarrow.fs.FileSelector(posixpath.join(folder, inner), allow_not_found=True)
+        """Names of the files in a folder; none where it cannot be listed, or holds too much."""
         try:
-            entries = self.filesystem.get_file_info(selector)
-        except OSError:
+            entries = list_folder(self.filesystem, posixpath.join(folder, inner))
+        except CheckpointError:
             return []
         return [entry.base_name for entry in entries if entry.type == pyarrow.fs.FileType.File]
 
@@ -171,7 +174,7 @@ def find(uri: str) -> Found:
         CheckpointError: nothing is there, or nothing that is known.
     """
     filesystem, path = open_uri(uri)
-    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.Directory:
+    if is_folder(filesystem, path):
         best = best_checkpoint(filesystem, path, uri)
         if best is None:
             return Found("rllib", uri, b"", trained_return(filesystem, path), filesystem, path)

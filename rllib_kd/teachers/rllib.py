@@ -6,6 +6,7 @@ from ray.rllib.algorithms.sac.default_sac_rl_module import DefaultSACRLModule
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 
+from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.teachers.base import Teacher
 
@@ -27,7 +28,7 @@ def load_rllib(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_checkpoint
     checkpoint = open_checkpoint(uri, module_id=module_id, trust_checkpoint=trust_checkpoint)
     module = checkpoint.load_module()
     if not is_q_network(module):
-        raise ValueError(
+        raise CheckpointError(
             f"'{uri}' is a {type(module).__name__}, which has no Q-values. Expected the checkpoint of a DQN, or of "
             "another RLModule that implements compute_q_values()."
         )

@@ -1,11 +1,14 @@
 """Small files that would take seconds, gigabytes or for ever are refused: in 2 s of processor time, and 300 MB."""
 
 import base64
+import gc
 import io
 import json
 import os
 import pickle
 import struct
+import sys
+import types
 import zipfile
 import zlib
 
@@ -25,7 +28,10 @@ from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from rllib_kd import limits, load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError, build, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
+from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.ensemble import ensemble_of
+from rllib_kd.teachers.recognition import find
 from tests.conftest import CARTPOLE_OBS, make_q_module, states
 from tests.formats import mlp, sb3_weights, sb3_zip, to_bytes
 from tests.fuzzing.mutations import canaries
@@ -46,6 +52,10 @@ def refused(function):
     assert outcome.verdict == "refused"
     assert outcome.seconds < _SECONDS
     assert outcome.megabytes < 300
+
+
+def only_read(content):
+    read_pickle(io.BytesIO(content), "it")
 
 
 def build_pickle(content):
@@ -76,10 +86,15 @@ PICKLES = {
     "many classes": b"(" + b"".join(b"c%d\nx\n" % i for i in range(100_000)) + b"l.",
     "keys of one hash": b"}(" + b"".join(long(k * PRIME) + b"K\x01" for k in range(1, 100_000)) + b"u.",
     "a set of one hash": b"\x8f(" + b"".join(long(k * PRIME) for k in range(1, 100_000)) + b"\x90.",
+    "keys of one hash in a call": b"ccollections\nOrderedDict\n(]("
+    + b"".join(long(k * PRIME) + b"N\x86" for k in range(1, 30_000))
+    + b"etR.",
     "places of one hash": b"N" + b"".join(b"p%d\n" % (k * PRIME) for k in range(1, 100_000)) + b".",
     "tuples of one hash": b"}("
     + b"".join(long(k * PRIME) + long(-k * PRIME) + b"\x86K\x01" for k in range(1, 60_000))
     + b"u.",
+    "one large integer in a tuple": b"}" + long(PRIME) + b"K\x01\x86\x85K\x01s.",
+    "pairs of small numbers": b"}(" + b"".join(long(k) + b"K\x01\x86N" for k in range(300)) + b"u.",
     "pairs of pairs as a key": b"}" + PAIRS + b"K\x01s.",
     "pairs of pairs in a set": b"(" + PAIRS + b"\x91.",
     "a large tuple as a key": LARGE + b"0}(" + (get(1) + b"K\x01") * 50_000 + b"u.",
@@ -100,6 +115,12 @@ def test_small_pickles_that_take_much(kind):
     refused(lambda: build_pickle(PICKLES[kind]))
 
 
+@pytest.mark.parametrize("kind", ["one large integer in a tuple", "pairs of small numbers"])
+def test_tuples_as_keys_are_refused_before_they_are_hashed(kind):
+    with pytest.raises(CheckpointError, match=r"in a key|too many tuples as keys"):
+        only_read(PICKLES[kind])
+
+
 def test_what_real_pickles_have_is_far_from_the_limits():
     value = {
         "floats": [float(i) for i in range(100_000)],
@@ -108,8 +129,31 @@ def test_what_real_pickles_have_is_far_from_the_limits():
         "seed": 2**127,
     }
     assert build(read_pickle(io.BytesIO(pickle.dumps(value)), "it"), "it") == value
-    points = {(i, i + 1): i for i in range(1_000)}  # not built, but read
+    points = {(i, i + 1): i for i in range(200)}  # not built, but read
     assert read_pickle(io.BytesIO(pickle.dumps(points)), "it") == points
+
+
+def test_no_search_for_cycles_while_a_pickle_is_read():
+    seen = []
+
+    class Watched(io.BytesIO):
+        def read(self, size=-1):
+            seen.append(gc.isenabled())
+            return super().read(size)
+
+    read_pickle(Watched(pickle.dumps([1])), "it")
+    assert seen
+    assert not any(seen)
+    assert gc.isenabled()
+    with pytest.raises(CheckpointError):
+        read_pickle(Watched(b"x"), "it")
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("content", [b"(" + b"N" * 200_000 + b"l.", b"]" + b"N0" * 100_000 + b"."])
+def test_pickles_of_too_many_parts(content):
+    with pytest.raises(CheckpointError, match="too many opcodes"):
+        build_pickle(content)
 
 
 class Recipe:
@@ -130,6 +174,14 @@ def test_an_array_that_is_built_often():
     content = pickle.dumps(spaces)
     assert len(content) < 2**22
     refused(lambda: build_pickle(content))
+
+
+def test_bounds_that_grow_to_the_shape_of_others():
+    """A column below and a row above make a square, of which a space has four arrays."""
+    low, high = np.zeros((8_000, 1), np.float32), np.ones((1, 8_000), np.float32)
+    content = pickle.dumps(Recipe(gym.spaces.Box, (), {"low": low, "high": high, "dtype": low.dtype}))
+    with pytest.raises(CheckpointError, match="spaces of more than"):
+        build_pickle(content)
 
 
 # --- RLlib ------------------------------------------------------------------------------------------------------------
@@ -182,6 +234,11 @@ def test_spaces_that_unfold_to_more_than_memory(tmp_path, kind):
     refused(lambda: read_rllib(tmp_path))
 
 
+def test_observations_are_flattened_once(tmp_path):
+    write_rllib(tmp_path, space=gym.spaces.Discrete(2**21), connectors=[(FlattenObservations, (), {})] * 99)
+    refused(lambda: read_rllib(tmp_path))
+
+
 @pytest.mark.parametrize("num_frames", [10**9, -1, 65])
 def test_frames_without_end(tmp_path, num_frames):
     space = gym.spaces.Box(0, 1, (8, 8, 1), np.float32)
@@ -192,6 +249,19 @@ def test_frames_without_end(tmp_path, num_frames):
 def test_fifty_thousand_connectors(tmp_path):
     write_rllib(tmp_path, connectors=[(FlattenObservations, (), {})] * 50_000)
     refused(lambda: read_rllib(tmp_path))
+
+
+def test_observation_filters_of_invented_modules(tmp_path, monkeypatch):
+    """All of them would read the same large state."""
+    connectors = []
+    for i in range(2):
+        module = types.ModuleType(f"ray.rllib.connectors.x{i}")
+        module.MeanStdFilter = type("MeanStdFilter", (), {"__module__": module.__name__})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        connectors.append((module.MeanStdFilter, (), {}))
+    write_rllib(tmp_path, connectors=connectors)
+    with pytest.raises(CheckpointError, match="several observation filters"):
+        read_rllib(tmp_path)
 
 
 IMAGE = gym.spaces.Box(0, 1, (84, 84, 4), np.float32)
@@ -338,6 +408,43 @@ def test_a_folder_with_too_much_in_it(tmp_path, monkeypatch):
         load_teacher(tmp_path)
 
 
+def test_names_as_long_as_can_be(tmp_path):
+    """The name of a file beside it would be too long: it is not there."""
+    path = sb3_zip(tmp_path / ("a" * 250 + ".zip"), sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
+    assert load_teacher(path).action_space.n == 2
+    (tmp_path / ("b" * 254)).write_bytes(safetensors.torch.save({"w": torch.zeros(2, 4)}))
+    with pytest.raises(CheckpointError):
+        load_teacher(tmp_path / ("b" * 254))
+
+
+ESCAPE = "a\x1b[31m\nb"  # would colour a terminal
+
+
+def test_warnings_of_statistics(tmp_path, caplog, monkeypatch):
+    path = sb3_zip(tmp_path / f"{ESCAPE}.zip", sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
+    (tmp_path / f"{ESCAPE}_normalize.pkl").write_bytes(b"")
+    (tmp_path / f"{ESCAPE}_vecnormalize.pkl").write_bytes(b"")
+    found = find(str(path))
+    found.vec_normalize()
+    (message,) = caplog.messages
+    assert message.isprintable()
+    assert "To use another file for this zip, replace 'a" in message
+    caplog.clear()
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 2)
+    found.vec_normalize()
+    assert not caplog.messages
+
+
+def test_messages_about_teachers_are_one_line():
+    teacher = Teacher(make_q_module(fcnet_hiddens=[8]), source=ESCAPE)
+    pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (3,)), ())
+    three = Teacher(make_q_module(fcnet_hiddens=[8]), pipeline=pipeline, source=ESCAPE)
+    for check in (three.checked, lambda: ensemble_of([teacher, three])):
+        with pytest.raises(ValueError, match=r"The connectors of|An ensemble is for one") as error:
+            check()
+        assert str(error.value).isprintable()
+
+
 def test_a_folder_of_links_to_itself(tmp_path):
     for i in range(20):
         (tmp_path / f"{i}").symlink_to(tmp_path)
@@ -393,6 +500,28 @@ def test_states_of_many_checkpoints_share_a_limit(tmp_path, monkeypatch):
         load_teacher(tmp_path)
 
 
+@pytest.mark.parametrize("line", ["", "{}", "x"])
+def test_millions_of_short_results(tmp_path, line):
+    write_trial(tmp_path, [result(1, 5.0), *[line] * 5_000_000])
+    refused(lambda: load_teacher(tmp_path))
+
+
+def test_folders_of_all_trials_share_a_limit(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_trial(tmp_path / name, [result(1, 5.0), result(2, 3.0)])
+    assert load_teacher(tmp_path).trained_return == 5.0
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
+    with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):
+        load_teacher(tmp_path)
+
+
+def test_links_to_trials_are_not_followed(tmp_path):
+    write_trial(tmp_path / "a", [result(1, 5.0)])
+    write_trial(tmp_path / "elsewhere" / "b", [result(1, 9.0)])
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "b")
+    assert load_teacher(tmp_path).trained_return == 5.0
+
+
 # --- Archives ---------------------------------------------------------------------------------------------------------
 
 
@@ -425,6 +554,34 @@ def test_files_that_lie_over_each_other(tmp_path):
     tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 901, 901, len(entries), directory, 0)
     assert end
     (tmp_path / "a").write_bytes(data[:directory] + entries + tail)
+    refused(lambda: load_teacher(tmp_path / "a"))
+
+
+def weights_file(path, content):
+    """A file of PyTorch around a pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, part in (("data.pkl", b"\x80\x02" + content), ("byteorder", b"little"), ("version", b"3\n")):
+            archive.writestr(f"a/{name}", part)
+
+
+ORDERED = b"ccollections\nOrderedDict\n"
+SHARED_PAIRS = b")" + put(0) + b"".join(get(i) + b"\x86" + put(i + 1) for i in range(60))
+WEIGHTS = {
+    "nested pairs in a call": ORDERED + b"(](" + SHARED_PAIRS + b"K\x01\x86etR.",
+    "nested pairs in a new object": ORDERED + b"(](" + SHARED_PAIRS + b"K\x01\x86et\x81.",
+    "keys of one hash in a call": ORDERED
+    + b"(]("
+    + b"".join(long(k * PRIME) + b"N\x86" for k in range(1, 30_000))
+    + b"etR.",
+    "nested pairs as the name of a storage": b"(X\x07\0\0\0storagectorch\nFloatStorage\n"
+    + SHARED_PAIRS
+    + b"X\x03\0\0\0cpuK\x08tQ.",
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_weights_with_keys_that_take_much(tmp_path, kind):
+    weights_file(tmp_path / "a", WEIGHTS[kind])
     refused(lambda: load_teacher(tmp_path / "a"))
 
 

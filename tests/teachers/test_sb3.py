@@ -154,7 +154,9 @@ def test_of_several_files_one_is_taken_and_the_others_are_named(tmp_path, normal
     assert record.name.startswith("rllib_kd.")
     stem = zip_name.removesuffix(".zip")
     assert f"from '{right}'. Not used: '{wrong}'." in record.getMessage()
-    assert f"rename it to '{stem}_vecnormalize.pkl'" in record.getMessage()
+    own = f"{stem}_vecnormalize.pkl"
+    advice = f"replace '{own}'" if f"from '{own}'" in record.getMessage() else f"rename it to '{own}'"
+    assert advice in record.getMessage()
 
 
 @pytest.mark.parametrize(

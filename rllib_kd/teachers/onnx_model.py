@@ -83,6 +83,34 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
     return CheckedModel(model.SerializeToString(), num_parameters, max(single, math.ceil(batch / _BATCH)))
 
 
+class Outline:
+    """A model without its large weights: what it takes of any number of observations.
+
+    Lengths may be computed of the number of observations, and be huge for one number only: each number is checked.
+
+    Args:
+        content: of a checked model.
+    """
+
+    def __init__(self, content: bytes):
+        self._model = onnx.load_model_from_string(content)
+        for tensor in self._model.graph.initializer:
+            if math.prod(tensor.dims) > _MAX_VALUES:
+                for field in _DATA:
+                    tensor.ClearField(field)
+
+    def check(self, num_observations: int) -> None:
+        """Refuse so many observations if they take too much.
+
+        Raises:
+            CheckpointError: they do.
+        """
+        try:
+            _costs(self._model, num_observations)
+        except ValueError as error:
+            raise CheckpointError(f"The ONNX model was refused: {error}") from error
+
+
 # --- The file ---------------------------------------------------------------------------------------------------------
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf

@@ -648,6 +648,32 @@ def test_models_that_take_much(tmp_path, kind):
     refused(lambda: load_teacher(tmp_path / "a"))
 
 
+def test_lengths_that_are_huge_for_some_numbers_of_observations(tmp_path):
+    """(n - 1)(1,000 - n) is nothing for 1 and for 1,000; and a second observation is one, or none."""
+    computed = [
+        node("Shape", "obs", to="s0"),
+        node("Slice", "s0", "0", "1", "0", to="n"),
+        node("Sub", "n", "1", to="a"),
+        node("Sub", "1000", "n", to="b"),
+        node("Mul", "a", "b", to="c"),
+        node("Mul", "c", "k", to="length"),
+        node("ConstantOfShape", "length"),
+    ]
+    sliced = [
+        node("Slice", "obs", "1", "2", "0", to="second"),
+        node("Tile", "second", "k1", to="tiles"),
+        node("MatMul", "tiles", "wide"),
+    ]
+    weights = [integers(str(i), i) for i in (0, 1, 2, 1_000)]
+    for nodes, others in (
+        (computed, [integers("k", 250_000)]),
+        (sliced, [integers("k1", 1_000, 1), floats("wide", 4, 200_000)]),
+    ):
+        content = onnx_model([*nodes, *LOOKS_SMALL], [*weights, *others]).SerializeToString()
+        (tmp_path / "a").write_bytes(content)
+        refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(2, 4)))
+
+
 def test_parts_of_two_bytes_each(tmp_path):
     content = onnx_model([MATMUL]).SerializeToString()
     for tag in (b"\x3a", b"\x42", b"\xa2\x06"):  # graphs, versions, what nobody knows

@@ -674,6 +674,60 @@ def test_lengths_that_are_huge_for_some_numbers_of_observations(tmp_path):
         refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(2, 4)))
 
 
+def test_divisions_of_integers_that_floats_do_not_hold(tmp_path):
+    nodes = [node("Div", "big", "one", to="d"), node("Sub", "d", "even", to="e"), node("Mul", "e", "k", to="length")]
+    weights = [integers("big", 2**53 + 1), integers("one", 1), integers("even", 2**53), integers("k", 250_000_000)]
+    model = onnx_model([*nodes, node("ConstantOfShape", "length"), *LOOKS_SMALL], weights)
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    refused(lambda: load_teacher(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "of one name"])
+def test_weights_that_hide_behind_others(tmp_path, kind):
+    model = onnx_model([node("ConstantOfShape", "n"), *LOOKS_SMALL], [integers("n", 1)])
+    if kind == "sparse":
+        parts = integers("n", 250_000_000), integers("places", 0)
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(*parts, [1]))
+    else:
+        model.graph.initializer.append(integers("n", 2))
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="sparse weights" if kind == "sparse" else "have the same name"):
+        load_teacher(tmp_path / "a")
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+def test_many_steps_in_time(tmp_path, operator, gates):
+    networks = [helper.make_node(operator, ["X", "W", "R"], ["", f"h{i}"], hidden_size=1) for i in range(3)]
+    nodes = [node("ConstantOfShape", "n", to="X"), *networks, node("Sum", "h0", "h1", "h2")]
+    weights = [integers("n", 2**19, 1, 1), floats("W", 1, gates, 1), floats("R", 1, gates, 1)]
+    (tmp_path / "a").write_bytes(onnx_model([*nodes, *LOOKS_SMALL], weights).SerializeToString())
+    refused(lambda: load_teacher(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (3_000, 10)])
+def test_operators_of_many_tensors(tmp_path, shape):
+    count, width = shape
+    nodes = [node("Sum", *["obs"] * width, to=f"s{i}") for i in range(count - 1)]
+    (tmp_path / "a").write_bytes(onnx_model([*nodes, node("Sum", *["obs"] * width), MATMUL]).SerializeToString())
+    with pytest.raises(CheckpointError, match="take and make more tensors"):
+        load_teacher(tmp_path / "a")
+
+
+def test_integers_of_one_byte_each(tmp_path):
+    model = onnx_model([MATMUL], [helper.make_tensor("i", TensorProto.INT64, [2**21], np.zeros(2**21, int))])
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="more parts than any model"):
+        load_teacher(tmp_path / "a")
+
+
+def test_a_fixed_number_of_answers(tmp_path):
+    nodes = [node("MatMul", "obs", "w", to="y"), node("Slice", "y", "0", "2", "0", to="q")]
+    model = onnx_model(nodes, [integers("0", 0), integers("2", 2)])
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"of 1000 observations it makes Q-values of the shape \[2, 2\]"):
+        load_teacher(tmp_path / "a")
+
+
 def test_parts_of_two_bytes_each(tmp_path):
     content = onnx_model([MATMUL]).SerializeToString()
     for tag in (b"\x3a", b"\x42", b"\xa2\x06"):  # graphs, versions, what nobody knows

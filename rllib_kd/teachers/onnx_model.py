@@ -37,9 +37,6 @@ _MAX_AXES = 32  # of a tensor
 _MAX_VALUES = 64  # numbers of a tensor that may be lengths, axes or scales
 
 
-_MAX_NUMBERS = 2**23  # that all operators together make of one observation
-
-
 _BATCH = 1_000  # observations; what depends on their number shows between 1 and so many
 
 
@@ -295,10 +292,10 @@ def _costs(model: Any, num_observations: int) -> int:
         steps += sum(map(math.prod, (*inputs, *shapes)))
         # An even share of each observation, but for what does not depend on them.
         total.add(what, 0, math.ceil(steps / num_observations))
-        if numbers > num_observations * _MAX_NUMBERS:
+        if numbers > num_observations * limits.MAX_NUMBERS:
             raise ValueError(
                 f"of {num_observations} observations its operators up to '{node.op_type}' make {numbers:.3g} numbers. "
-                f"Expected at most {_MAX_NUMBERS} of each"
+                f"Expected at most {limits.MAX_NUMBERS} of each"
             )
         types |= made
         _remember(node, inputs, values, types)

@@ -231,6 +231,7 @@ JSONS = {
     "empty lists": "[" + "[]," * 4_000_000 + "[]]",
     "too deep": "[" * 100_000 + "]" * 100_000,
     "many keys": "{" + ",".join(f'"{i}":0' for i in range(600_000)) + "}",
+    "ten megabytes of letters": '{"a": "' + "a" * 10**7 + '"}',
     "a million digits": '{"a": ' + "9" * 10**6 + "}",
 }
 
@@ -271,6 +272,29 @@ def test_a_thousand_times_a_thousand_pixels(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(tensors))
     (tmp_path / "a.json").write_text(json.dumps({"layers": layers, "observation_shape": [1_000, 1_000, 1]}))
     refused(lambda: load_teacher(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("layer", ["tanh", "layer_norm"])
+def test_many_layers_of_millions_of_numbers(tmp_path, layer):
+    tensors = {"k": torch.zeros(1, 1, 1, 1), "c": torch.zeros(1), "w": torch.zeros(2, 4), "b": torch.zeros(2)}
+    tensors |= {f"{name}{i}": torch.ones(1) for name in "vd" for i in range(100)}
+    layers = [{"op": layer, "weight": f"v{i}", "bias": f"d{i}", "eps": 1e-5} for i in range(100)]
+    layers += [{"op": "conv2d", "weight": "k", "bias": "c", "stride": [1_400, 1_400]}, {"op": "flatten"}]
+    layers += [{"op": "linear", "weight": "w", "bias": "b"}]
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(tensors))
+    (tmp_path / "a.json").write_text(json.dumps({"layers": layers, "observation_shape": [1_448, 1_448, 1]}))
+    refused(lambda: load_teacher(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "cleanrl"])
+def test_weights_of_one_byte_each(tmp_path, kind):
+    tensors = {"0.weight": torch.zeros(2, 4, dtype=torch.bool), "0.bias": torch.zeros(2)}
+    if kind == "cleanrl":
+        torch.save(tensors, tmp_path / "a")
+    else:
+        (tmp_path / "a").write_bytes(safetensors.torch.save(tensors))
+    with pytest.raises(CheckpointError, match="has numbers of one byte"):
+        load_teacher(tmp_path / "a")
 
 
 @pytest.mark.parametrize("header", ["a huge length", "many tensors", "overlapping offsets", "a length of all ones"])

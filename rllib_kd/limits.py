@@ -13,6 +13,9 @@ MAX_FILE = 2**29  # bytes of a file of weights: 134 million numbers, 80 times th
 MAX_SMALL_FILE = 2**26  # bytes of a file that describes a network: the bounds of the largest spaces are in it
 
 
+MAX_DESCRIPTION = 2**23  # bytes of JSON; one letter can make each of them take four
+
+
 MAX_ENTRIES = 20_000  # files and folders in a folder that is looked through
 
 
@@ -77,6 +80,9 @@ MAX_OUTPUTS = 2**21
 
 
 MAX_INPUTS = MAX_OUTPUTS
+
+
+MAX_NUMBERS = 2**23  # that all layers or operators together make of one observation; Atari's make 100,000
 
 
 #: Of one observation: a hundred times Rusu's teacher (9 million), ten times an IMPALA network for Atari.

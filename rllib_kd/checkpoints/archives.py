@@ -175,5 +175,7 @@ def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
         storages.add(storage.data_ptr())
         if claimed > held:
             raise CheckpointError(f"'{where}' was refused: its weight {name!r} claims more numbers than there are.")
+        if tensor.element_size() < 2:
+            raise CheckpointError(f"'{where}' was refused: its weight {name!r} has numbers of one byte.")
         tensors[name] = tensor.detach().float().contiguous()
     return tensors

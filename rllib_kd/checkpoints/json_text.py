@@ -10,7 +10,7 @@ from rllib_kd import limits
 _SEPARATORS = (b",", b"[", b"{")  # one before each value, at least
 
 
-def parse_json(text: bytes, max_bytes: int = limits.MAX_SMALL_FILE) -> Any:
+def parse_json(text: bytes, max_bytes: int = limits.MAX_DESCRIPTION) -> Any:
     """What JSON holds.
 
     Args:

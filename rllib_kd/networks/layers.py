@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -127,6 +128,11 @@ class Cost:
             raise ValueError(f"{what}: {numbers} numbers of one observation, expected at most {limits.MAX_OUTPUTS}")
         self.numbers += numbers
         self.multiply_adds += max(numbers, multiply_adds)
+        if self.numbers > limits.MAX_NUMBERS:
+            raise ValueError(
+                f"{what}: up to it, layers make {self.numbers} numbers of one observation, expected at most "
+                f"{limits.MAX_NUMBERS}"
+            )
         if self.multiply_adds > limits.MAX_MULTIPLY_ADDS:
             raise ValueError(
                 f"{what}: up to it, one observation takes {self.multiply_adds} multiply-adds, expected at most "
@@ -162,7 +168,7 @@ def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[Cost, Tensor]:
             filters, patch = len(module.weight), module.weight[0].numel()
             cost.add_convolution(name, pixels=numbers // filters, filters=filters, patch=patch)
         else:
-            cost.add(name, numbers, numbers * module.in_features if isinstance(module, nn.Linear) else 0)
+            cost.add(name, numbers, numbers * _steps(module))
 
     for module in network.modules():
         if not isinstance(module, nn.Sequential):
@@ -172,6 +178,15 @@ def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[Cost, Tensor]:
             return cost, network(torch.zeros(1, *shape))
     except (RuntimeError, IndexError) as error:
         raise ValueError(f"its layers do not fit each other: {str(error).splitlines()[0]}") from error
+
+
+def _steps(module: nn.Module) -> int:
+    """What each number that comes out takes."""
+    if isinstance(module, nn.Linear):
+        return module.in_features
+    if isinstance(module, nn.LayerNorm):
+        return 10 + 100 // math.prod(module.normalized_shape)  # some for each row
+    return 10 if type(module) in _NAMES else 1
 
 
 # --- To words ---------------------------------------------------------------------------------------------------------

@@ -71,6 +71,8 @@ class OnnxFunction:
         # Otherwise a few bytes decide that it is read as another format, with another model in it.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         self._content, self._num_numbers = content, num_numbers
+        self._outline: Any = None
+        self._checked: set[int] = set()  # numbers of observations
         self._session = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
@@ -86,7 +88,17 @@ class OnnxFunction:
         return in_parts(self._run, obs.cpu().numpy().astype(self._dtype), self._num_numbers)
 
     def _run(self, obs: np.ndarray) -> np.ndarray:
+        if self._num_numbers and len(obs) not in self._checked:
+            self._check(len(obs))
         return self._session.run([self._output], {self._input: obs})[0]
+
+    def _check(self, num_observations: int) -> None:
+        from rllib_kd.teachers.onnx_model import Outline
+
+        if self._outline is None:
+            self._outline = Outline(self._content)
+        self._outline.check(num_observations)
+        self._checked.add(num_observations)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._content, self._num_numbers)

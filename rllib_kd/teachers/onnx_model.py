@@ -7,7 +7,6 @@ that was checked is written anew, without anything else, and onnxruntime gets th
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,16 +22,19 @@ from rllib_kd.networks.layers import Cost
 _MAX_FIELDS = 500_000  # of the file: each takes memory, however few bytes it has
 
 
-_MAX_PACKED = 2**25  # bytes of integers in as few bytes as they need, of which each takes eight
+_MAX_PACKED = 2**20  # bytes of integers in as few bytes as they need, of which each takes eight
+
+
+_MAX_ENDS = 64  # tensors that one operator takes and makes
+
+
+_MAX_ALL_ENDS = 20_000  # of all operators
 
 
 _MAX_AXES = 32  # of a tensor
 
 
 _MAX_VALUES = 64  # numbers of a tensor that may be lengths, axes or scales
-
-
-_MAX_NUMBERS = 2**23  # that all operators together make of one observation
 
 
 _BATCH = 1_000  # observations; what depends on their number shows between 1 and so many
@@ -81,6 +83,34 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
     weights = (tensor for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64)  # shapes
     num_parameters = sum(math.prod(tensor.dims) for tensor in weights)
     return CheckedModel(model.SerializeToString(), num_parameters, max(single, math.ceil(batch / _BATCH)))
+
+
+class Outline:
+    """A model without its large weights: what it takes of any number of observations.
+
+    Lengths may be computed of the number of observations, and be huge for one number only: each number is checked.
+
+    Args:
+        content: of a checked model.
+    """
+
+    def __init__(self, content: bytes):
+        self._model = onnx.load_model_from_string(content)
+        for tensor in self._model.graph.initializer:
+            if math.prod(tensor.dims) > _MAX_VALUES:
+                for field in _DATA:
+                    tensor.ClearField(field)
+
+    def check(self, num_observations: int) -> None:
+        """Refuse so many observations if they take too much.
+
+        Raises:
+            CheckpointError: they do.
+        """
+        try:
+            _costs(self._model, num_observations)
+        except ValueError as error:
+            raise CheckpointError(f"The ONNX model was refused: {error}") from error
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------
@@ -158,7 +188,17 @@ def _plain(model: Any, uri: str) -> Any:
 def _check_nodes(graph: Any, uri: str) -> None:
     if len(graph.node) > limits.MAX_ONNX_NODES:
         raise CheckpointError(f"'{uri}' was refused: it has {len(graph.node)} operators.")
+    widths = [len(node.input) + len(node.output) for node in graph.node]
+    if max(widths, default=0) > _MAX_ENDS or sum(widths) > _MAX_ALL_ENDS:
+        raise CheckpointError(f"'{uri}' was refused: its operators take and make more tensors than any network's.")
     names = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    is_sparse = any(
+        attr.HasField("sparse_tensor") or attr.sparse_tensors for node in graph.node for attr in node.attribute
+    )
+    if graph.sparse_initializer or is_sparse:
+        raise CheckpointError(f"'{uri}' was refused: it has sparse weights.")
+    if len({tensor.name for tensor in graph.initializer}) != len(graph.initializer):
+        raise CheckpointError(f"'{uri}' was refused: two of its weights have the same name.")
     for node in graph.node:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             raise CheckpointError(f"'{uri}' was refused: '{node.op_type}' is control flow, which no Q-network needs.")
@@ -202,13 +242,9 @@ def _domain(domain: str) -> str:
 
 def _tensors(graph: Any) -> Iterator[Any]:
     yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
     for node in graph.node:
         for attribute in node.attribute:
-            sparse = [*attribute.sparse_tensors, *[attribute.sparse_tensor][: attribute.HasField("sparse_tensor")]]
             yield from (*[attribute.t][: attribute.HasField("t")], *attribute.tensors)
-            yield from itertools.chain.from_iterable((part.values, part.indices) for part in sparse)
 
 
 # --- What they take ---------------------------------------------------------------------------------------------------
@@ -256,13 +292,16 @@ def _costs(model: Any, num_observations: int) -> int:
         steps += sum(map(math.prod, (*inputs, *shapes)))
         # An even share of each observation, but for what does not depend on them.
         total.add(what, 0, math.ceil(steps / num_observations))
-        if numbers > num_observations * _MAX_NUMBERS:
+        if numbers > num_observations * limits.MAX_NUMBERS:
             raise ValueError(
                 f"of {num_observations} observations its operators up to '{node.op_type}' make {numbers:.3g} numbers. "
-                f"Expected at most {_MAX_NUMBERS} of each"
+                f"Expected at most {limits.MAX_NUMBERS} of each"
             )
         types |= made
         _remember(node, inputs, values, types)
+    rows = _shape(types.get(graph.output[0].name), "output") if graph.output else ()
+    if rows[:1] != (num_observations,):
+        raise ValueError(f"of {num_observations} observations it makes Q-values of the shape {list(rows)}")
     return numbers
 
 
@@ -280,10 +319,6 @@ def _given(graph: Any, num_observations: int) -> tuple[dict[str, Any], dict[str,
         types[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
         if math.prod(tensor.dims) <= _MAX_VALUES:
             values[name] = tensor
-    for sparse in graph.sparse_initializer:  # which onnxruntime fills with zeros
-        if math.prod(sparse.dims) > limits.MAX_INPUTS:
-            raise ValueError(f"its weight '{sparse.values.name}' would have {list(sparse.dims)[:9]} numbers")
-        types[sparse.values.name] = onnx.helper.make_tensor_type_proto(sparse.values.data_type, sparse.dims)
     return types, values
 
 
@@ -333,6 +368,10 @@ def _remember(node: Any, inputs: Sequence[_Shape], values: dict[str, Any], types
         return
     if node.op_type not in ("Shape", "Size") and not all(name in values for name in node.input if name):
         return
+    if node.op_type in _ARITHMETIC and not all(_is_small(values[name]) for name in node.input if name):
+        return
+    if types[name].tensor_type.elem_type not in _LENGTHS and node.op_type != "Constant":
+        return
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
     arrays = [numpy_helper.to_array(values[name]) if name in values else None for name in node.input]
     try:
@@ -342,8 +381,22 @@ def _remember(node: Any, inputs: Sequence[_Shape], values: dict[str, Any], types
         return  # then it stays unknown
     expected = _shape(types[name], node.op_type)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(types[name].tensor_type.elem_type)
-    if array.shape == expected:
+    # Libraries do not agree on what comes out where it overflows or is rounded.
+    is_small = node.op_type not in _ARITHMETIC or bool(np.all((array > -(2**31)) & (array < 2**31)))
+    if array.shape == expected and is_small:
         values[name] = numpy_helper.from_array(array.astype(dtype), name)
+
+
+def _is_small(tensor: Any) -> bool:
+    """Whether nothing that is computed of it could overflow, or be rounded."""
+    array = numpy_helper.to_array(tensor)
+    return tensor.data_type in _LENGTHS and bool(np.all((array > -(2**31)) & (array < 2**31)))
+
+
+_LENGTHS = (TensorProto.INT32, TensorProto.INT64)
+
+
+_ARITHMETIC = ("Add", "Cast", "Div", "Max", "Min", "Mul", "ReduceProd", "Sub")
 
 
 def _slice(attributes: dict[str, Any], shapes: Any, data: Any, *others: Any) -> Any:
@@ -372,7 +425,10 @@ def _constant(attributes: dict[str, Any], *_: Any) -> Any:
 
 
 def _divide(_attributes: Any, _shapes: Any, a: Any, b: Any) -> Any:
-    return np.trunc(a / b) if np.issubdtype(a.dtype, np.integer) else a / b
+    """Of integers, toward zero."""
+    if not np.all(b):
+        raise ZeroDivisionError
+    return np.sign(a) * np.sign(b) * (np.abs(a) // np.abs(b))
 
 
 #: Of attributes, the shape of the first input, and the inputs.
@@ -448,8 +504,11 @@ def _local_response(node: _Node) -> tuple[int, int]:
 
 
 def _recurrent(node: _Node) -> tuple[int, int]:
+    """Each step in time takes some of its own, however few numbers it has."""
     length, batch = node.inputs[0][:2]
-    return length * batch * sum(map(math.prod, node.inputs[1:3])), 0
+    hidden = node.inputs[2][-1]
+    work = length * batch * sum(map(math.prod, node.inputs[1:3]))
+    return work + length * 1_000 * node.inputs[1][0] + length * batch * hidden * 20, 0
 
 
 def _einsum(node: _Node) -> tuple[int, int]:

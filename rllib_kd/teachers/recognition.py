@@ -106,18 +106,18 @@ class Found:
     filesystem: pyarrow.fs.FileSystem
     path: str
 
-    def beside(self, *names: str) -> bytes | None:
+    def beside(self, *names: str, max_bytes: int = limits.MAX_SMALL_FILE) -> bytes | None:
         """Content of the first of these files that lies beside it; None where there is none."""
         folder = self.path.rpartition("/")[0]
         for name in names:
             path = posixpath.join(folder, name)
             if is_file(self.filesystem, path):
-                return read_file(self.filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
+                return read_file(self.filesystem, path, max_bytes=max_bytes)
         return None
 
     def description(self) -> bytes | None:
         """Content of the JSON file that describes it."""
-        return self.beside(description_name(self.path))
+        return self.beside(description_name(self.path), max_bytes=limits.MAX_DESCRIPTION)
 
     def vec_normalize(self) -> NormalizationFile | None:
         """The statistics of Stable-Baselines3's `VecNormalize` that belong to a zip, under one of their usual names.

@@ -13,8 +13,6 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import description_name, read_description
 from rllib_kd.teachers.layered import layered_teacher
 
-_MAX_HEADER = 2**24  # bytes of JSON in safetensors
-
 
 def load_safetensors(content: bytes, uri: str, description: bytes | None = None) -> Teacher:
     """Load weights with a description of their layers: in the file itself, as `export()` writes it, or beside it.
@@ -29,10 +27,13 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
         ValueError: there is no description, or it does not fit the weights.
     """
     try:
-        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")], _MAX_HEADER)
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
         if len(header) > limits.MAX_WEIGHTS:
             raise ValueError(f"it has {len(header)} weights")
-        tensors = {name: tensor.float() for name, tensor in safetensors.torch.load(content).items()}
+        loaded = safetensors.torch.load(content)
+        if small := [name for name, tensor in loaded.items() if tensor.element_size() < 2]:
+            raise ValueError(f"its weight {small[0][:100]!r} has numbers of one byte")
+        tensors = {name: tensor.float() for name, tensor in loaded.items()}
         metadata = {name: _parsed(text) for name, text in header.get("__metadata__", {}).items()}
         if "layers" not in metadata and description is not None:
             metadata |= read_description(description)

@@ -305,6 +305,7 @@ JSONS = {
     "empty lists": "[" + "[]," * 4_000_000 + "[]]",
     "too deep": "[" * 100_000 + "]" * 100_000,
     "many keys": "{" + ",".join(f'"{i}":0' for i in range(600_000)) + "}",
+    "ten megabytes of letters": '{"a": "' + "a" * 10**7 + '"}',
     "a million digits": '{"a": ' + "9" * 10**6 + "}",
 }
 
@@ -345,6 +346,29 @@ def test_a_thousand_times_a_thousand_pixels(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(tensors))
     (tmp_path / "a.json").write_text(json.dumps({"layers": layers, "observation_shape": [1_000, 1_000, 1]}))
     refused(lambda: load_teacher(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("layer", ["tanh", "layer_norm"])
+def test_many_layers_of_millions_of_numbers(tmp_path, layer):
+    tensors = {"k": torch.zeros(1, 1, 1, 1), "c": torch.zeros(1), "w": torch.zeros(2, 4), "b": torch.zeros(2)}
+    tensors |= {f"{name}{i}": torch.ones(1) for name in "vd" for i in range(100)}
+    layers = [{"op": layer, "weight": f"v{i}", "bias": f"d{i}", "eps": 1e-5} for i in range(100)]
+    layers += [{"op": "conv2d", "weight": "k", "bias": "c", "stride": [1_400, 1_400]}, {"op": "flatten"}]
+    layers += [{"op": "linear", "weight": "w", "bias": "b"}]
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(tensors))
+    (tmp_path / "a.json").write_text(json.dumps({"layers": layers, "observation_shape": [1_448, 1_448, 1]}))
+    refused(lambda: load_teacher(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "cleanrl"])
+def test_weights_of_one_byte_each(tmp_path, kind):
+    tensors = {"0.weight": torch.zeros(2, 4, dtype=torch.bool), "0.bias": torch.zeros(2)}
+    if kind == "cleanrl":
+        torch.save(tensors, tmp_path / "a")
+    else:
+        (tmp_path / "a").write_bytes(safetensors.torch.save(tensors))
+    with pytest.raises(CheckpointError, match="has numbers of one byte"):
+        load_teacher(tmp_path / "a")
 
 
 @pytest.mark.parametrize("header", ["a huge length", "many tensors", "overlapping offsets", "a length of all ones"])
@@ -807,6 +831,86 @@ def test_models_that_take_much(tmp_path, kind):
     model.opset_import.add(domain="ai.onnx.ml", version=3)
     (tmp_path / "a").write_bytes(model.SerializeToString())
     refused(lambda: load_teacher(tmp_path / "a"))
+
+
+def test_lengths_that_are_huge_for_some_numbers_of_observations(tmp_path):
+    """(n - 1)(1,000 - n) is nothing for 1 and for 1,000; and a second observation is one, or none."""
+    computed = [
+        node("Shape", "obs", to="s0"),
+        node("Slice", "s0", "0", "1", "0", to="n"),
+        node("Sub", "n", "1", to="a"),
+        node("Sub", "1000", "n", to="b"),
+        node("Mul", "a", "b", to="c"),
+        node("Mul", "c", "k", to="length"),
+        node("ConstantOfShape", "length"),
+    ]
+    sliced = [
+        node("Slice", "obs", "1", "2", "0", to="second"),
+        node("Tile", "second", "k1", to="tiles"),
+        node("MatMul", "tiles", "wide"),
+    ]
+    weights = [integers(str(i), i) for i in (0, 1, 2, 1_000)]
+    for nodes, others in (
+        (computed, [integers("k", 250_000)]),
+        (sliced, [integers("k1", 1_000, 1), floats("wide", 4, 200_000)]),
+    ):
+        content = onnx_model([*nodes, *LOOKS_SMALL], [*weights, *others]).SerializeToString()
+        (tmp_path / "a").write_bytes(content)
+        refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(2, 4)))
+
+
+def test_divisions_of_integers_that_floats_do_not_hold(tmp_path):
+    nodes = [node("Div", "big", "one", to="d"), node("Sub", "d", "even", to="e"), node("Mul", "e", "k", to="length")]
+    weights = [integers("big", 2**53 + 1), integers("one", 1), integers("even", 2**53), integers("k", 250_000_000)]
+    model = onnx_model([*nodes, node("ConstantOfShape", "length"), *LOOKS_SMALL], weights)
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    refused(lambda: load_teacher(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("kind", ["sparse", "of one name"])
+def test_weights_that_hide_behind_others(tmp_path, kind):
+    model = onnx_model([node("ConstantOfShape", "n"), *LOOKS_SMALL], [integers("n", 1)])
+    if kind == "sparse":
+        parts = integers("n", 250_000_000), integers("places", 0)
+        model.graph.sparse_initializer.append(helper.make_sparse_tensor(*parts, [1]))
+    else:
+        model.graph.initializer.append(integers("n", 2))
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="sparse weights" if kind == "sparse" else "have the same name"):
+        load_teacher(tmp_path / "a")
+
+
+@pytest.mark.parametrize(("operator", "gates"), [("RNN", 1), ("GRU", 3), ("LSTM", 4)])
+def test_many_steps_in_time(tmp_path, operator, gates):
+    networks = [helper.make_node(operator, ["X", "W", "R"], ["", f"h{i}"], hidden_size=1) for i in range(3)]
+    nodes = [node("ConstantOfShape", "n", to="X"), *networks, node("Sum", "h0", "h1", "h2")]
+    weights = [integers("n", 2**19, 1, 1), floats("W", 1, gates, 1), floats("R", 1, gates, 1)]
+    (tmp_path / "a").write_bytes(onnx_model([*nodes, *LOOKS_SMALL], weights).SerializeToString())
+    refused(lambda: load_teacher(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (3_000, 10)])
+def test_operators_of_many_tensors(tmp_path, shape):
+    count, width = shape
+    nodes = [node("Sum", *["obs"] * width, to=f"s{i}") for i in range(count - 1)]
+    (tmp_path / "a").write_bytes(onnx_model([*nodes, node("Sum", *["obs"] * width), MATMUL]).SerializeToString())
+    with pytest.raises(CheckpointError, match="take and make more tensors"):
+        load_teacher(tmp_path / "a")
+
+
+def test_integers_of_one_byte_each(tmp_path):
+    model = onnx_model([MATMUL], [helper.make_tensor("i", TensorProto.INT64, [2**21], np.zeros(2**21, int))])
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="more parts than any model"):
+        load_teacher(tmp_path / "a")
+
+
+def test_a_fixed_number_of_answers(tmp_path):
+    nodes = [node("MatMul", "obs", "w", to="y"), node("Slice", "y", "0", "2", "0", to="q")]
+    model = onnx_model(nodes, [integers("0", 0), integers("2", 2)])
+    (tmp_path / "a").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"of 1000 observations it makes Q-values of the shape \[2, 2\]"):
+        load_teacher(tmp_path / "a")
 
 
 def test_parts_of_two_bytes_each(tmp_path):

@@ -309,7 +309,7 @@ def test_parts_of_parts_of_parts(checkpoint):
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
-    data = b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b"."
+    data = b"\x80\x04" + b"]" * 90_000 + b"a" * 89_999 + b"."
     with pytest.raises(CheckpointError, match="too deeply"):
         build(read_pickle(io.BytesIO(data), "it"), "it")
 

@@ -305,7 +305,6 @@ JSONS = {
     "empty lists": "[" + "[]," * 4_000_000 + "[]]",
     "too deep": "[" * 100_000 + "]" * 100_000,
     "many keys": "{" + ",".join(f'"{i}":0' for i in range(600_000)) + "}",
-    "ten megabytes of letters": '{"a": "' + "a" * 10**7 + '"}',
     "a million digits": '{"a": ' + "9" * 10**6 + "}",
 }
 
@@ -326,6 +325,7 @@ def test_json_that_takes_much(tmp_path, kind):
         {"observation_shape": [2] * 100_000},
         {"observation_shape": [int("9" * 4_000)] * 10_000},
         {"num_actions": 10**400},
+        {"no one reads it": "a" * 10**7},
         {"layers": [{"op": "dueling", "value": [{"op": "relu"}] * 100_000, "advantage": []}]},
         {"layers": [{"op": "one_hot", "lengths": [1] * 400_000}]},
         {"layers": [{"op": "expectation", "num_atoms": 10**400, "v_min": 0, "v_max": 1}]},

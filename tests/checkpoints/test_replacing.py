@@ -110,6 +110,7 @@ def killed_at(step, folder):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_leaves_one_whole_checkpoint_and_the_next_save_clears_up(folder, at_one_stroke):
     seen = []
     for step in itertools.count(1):

@@ -384,6 +384,7 @@ def test_a_python_file_whose_settings_flags_change_ends_with_a_comparison(tmp_pa
     assert json.loads(trial.read_text())["compression"] == 0.1
 
 
+@pytest.mark.slow
 def test_an_algorithm_of_ones_own_and_modules_beside_the_file(tmp_path):
     (tmp_path / "their_env.py").write_text(
         "import gymnasium as gym\n"
@@ -729,6 +730,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     assert max(map(len, shown)) <= 40
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
     config = json.dumps(FAST | {"evaluation_interval": 2, "evaluation_duration": 1_000_000})  # that will never end
     terminal = Terminal(*DISTIL, "--config", config, "--storage-path", str(tmp_path))

@@ -305,6 +305,7 @@ def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
         quick_sweep(tmp_path / "results", search="random", num_samples=1, num_seeds=2).run(resume=True)
 
 
+@pytest.mark.slow
 def test_optuna_seeks_both_objectives(cluster, tmp_path):
     sweep = quick_sweep(tmp_path, num_samples=4)
     result = sweep.run(resume=True)  # there is nothing yet: it starts
@@ -314,6 +315,7 @@ def test_optuna_seeks_both_objectives(cluster, tmp_path):
     assert len({student.name for student in result.students}) == 4
 
 
+@pytest.mark.slow
 def test_asha_stops_settings_early(cluster, tmp_path):
     space = {"lr": tune.choice([1e-6, 3e-3]), "fcnet_hiddens": tune.choice([[16]])}
     sweep = quick_sweep(
@@ -326,6 +328,7 @@ def test_asha_stops_settings_early(cluster, tmp_path):
     assert all(student.finished for student in result.front)
 
 
+@pytest.mark.slow
 def test_pbt_exchanges_students(cluster, tmp_path):
     sweep = quick_sweep(tmp_path, scheduler="pbt", num_samples=4, config={**QUICK, "compression": 0.01})
     result = sweep.run()
@@ -366,6 +369,7 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
 
 
 @pytest.mark.parametrize(("search", "end"), [("optuna", signal.SIGKILL), ("random", signal.SIGINT)])
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
     command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher", "cartpole", "--env", "CartPole-v1"]
     command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "60000", "--search", search]

@@ -34,7 +34,7 @@ from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
-from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
+from rllib_kd.algorithm.learner_saves import LEARNER_HAS_DIED, check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
     actor_resources,
@@ -170,12 +170,7 @@ class DistillDQN(DQN):
             with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
                 self._sampling.take_student(student, self.num_env_steps)
         except ray.exceptions.RayActorError as error:  # a dead EnvRunner raises none
-            raise RuntimeError(
-                "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never "
-                "Learners. Stop this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). "
-                "`rllib train --checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune "
-                "FailureConfig(max_failures=...)."
-            ) from error
+            raise RuntimeError(LEARNER_HAS_DIED) from error
 
     def _sample(self) -> list[Sample]:
         """Return new samples, and count them."""

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+LEARNER_HAS_DIED = (
+    "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never Learners. Stop "
+    "this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). `rllib train "
+    "--checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune FailureConfig(max_failures=...)."
+)
+
 
 def num_learner_saves(learner_group: LearnerGroup) -> int | None:
     """How often a remote Learner has saved; None of a local one, and where RLlib has given the Learner up."""
@@ -23,8 +29,14 @@ def check_learner_has_saved(learner_group: LearnerGroup, path: str, *, num_saves
 
     Raises:
         OSError: it has not.
+        RuntimeError: it has died.
     """
-    if not learner_group.is_local and num_learner_saves(learner_group) in (None, num_saves_before):
+    if learner_group.is_local:
+        return
+    num_saves = num_learner_saves(learner_group)
+    if num_saves is None:
+        raise RuntimeError(LEARNER_HAS_DIED)
+    if num_saves == num_saves_before:
         raise OSError(
             f"The Learner could not write its part of the checkpoint '{path}'. Is the disk full, or read-only on its "
             "node?"

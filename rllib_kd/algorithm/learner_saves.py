@@ -28,16 +28,10 @@ def check_learner_has_saved(learner_group: LearnerGroup, path: str, *, num_saves
         num_saves_before: of `num_learner_saves()`, before the checkpoint was written.
 
     Raises:
-        OSError: it has not.
-        RuntimeError: it has died.
+        OSError: it has not, or has died: RLlib gives up a Learner in both cases.
     """
-    if learner_group.is_local:
-        return
-    num_saves = num_learner_saves(learner_group)
-    if num_saves is None:
-        raise RuntimeError(LEARNER_HAS_DIED)
-    if num_saves == num_saves_before:
+    if not learner_group.is_local and num_learner_saves(learner_group) in (None, num_saves_before):
         raise OSError(
-            f"The Learner could not write its part of the checkpoint '{path}'. Is the disk full, or read-only on its "
-            "node?"
+            f"The Learner could not write its part of the checkpoint '{path}': its disk is full or read-only, or: "
+            f"{LEARNER_HAS_DIED}"
         )

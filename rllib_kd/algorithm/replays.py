@@ -10,6 +10,7 @@ import pyarrow.fs
 import ray
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from rllib_kd.algorithm.learner_saves import LEARNER_HAS_DIED
 from rllib_kd.checkpoints.replay_files import read_replays, write_replay
 
 logger = logging.getLogger(__name__)
@@ -48,5 +49,7 @@ def _num_learners(learner_group: LearnerGroup) -> int:
 
 def _ask(learner_group: LearnerGroup, index: int, question: Callable[[Any], Any]) -> Any:
     ids = None if learner_group.is_local else [index]
-    (answer,) = learner_group.foreach_learner(question, remote_actor_ids=ids)
-    return answer.get()
+    answers = list(learner_group.foreach_learner(question, remote_actor_ids=ids))
+    if not answers:  # RLlib has given the Learner up
+        raise RuntimeError(LEARNER_HAS_DIED)
+    return answers[0].get()

@@ -39,11 +39,12 @@ def listening() -> Iterator[None]:
     Does nothing where this process has no Ray.
     """
     import ray
+    from ray.experimental import internal_kv as store
 
-    if not ray.is_initialized():
+    # Shutting down an emulated cluster takes the store from a process that is connected to another one.
+    if not ray.is_initialized() or not store._internal_kv_initialized():
         yield
         return
-    from ray.experimental import internal_kv as store
 
     job = ray.get_runtime_context().get_job_id()
     heard: set[bytes] = set()

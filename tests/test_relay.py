@@ -61,6 +61,12 @@ def test_without_ray_there_is_nothing_to_listen_to(monkeypatch):
         pass
 
 
+def test_an_emulated_cluster_that_has_ended_leaves_no_store_to_look_at(cluster, monkeypatch):
+    monkeypatch.setattr(internal_kv, "global_gcs_client", None)
+    with listening():
+        pass
+
+
 def test_a_driver_logs_as_python_does_unless_it_asks_for_more(capsys):
     code = "import ray, rllib_kd, logging; logging.getLogger('rllib_kd.x').warning('plain')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

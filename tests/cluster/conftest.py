@@ -29,4 +29,5 @@ def nodes():
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     with only_ray(address=cluster.address, include_dashboard=None):
         yield cluster
-    cluster.shutdown()
+        ray.shutdown()
+        cluster.shutdown()  # resets the key-value store of this process: before the shared Ray starts again

@@ -150,7 +150,5 @@ def _number(value: float, decimals: int, *, scale: float) -> str:
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if scale >= 1e7 or 0 < scale < 1e-4:
-        return f"{value:.3g}"
-    text = f"{value:,.{decimals}f}"
+    text = f"{value:.3g}" if scale >= 1e7 or 0 < scale < 1e-4 else f"{value:,.{decimals}f}"
     return text.removeprefix("-") if not float(text.replace(",", "")) else text

@@ -104,6 +104,7 @@ def test_tables_are_plain_text_on_a_terminal_too(monkeypatch):
         ((-math.inf, math.nan), "-∞"),
         ((1.234e-5, 2.1e-6), "1.23e-05 ± 2.1e-06"),
         ((3e7, 1e5), "3e+07 ± 1e+05"),
+        ((-0.0, 1e7), "0 ± 1e+07"),
     ],
 )
 def test_digits_follow_the_interval(pair, text):

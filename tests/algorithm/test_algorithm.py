@@ -236,8 +236,8 @@ def test_a_loaded_teacher_enters_no_config_of_actors_and_checkpoints(cartpole_co
 
 def test_a_state_brings_its_teacher_to_remote_env_runners(cartpole_config, build, tmp_path):
     other = make_q_module(seed=5).save_to_path(str(tmp_path / "other"))
-    first = build(cartpole_config.env_runners(num_env_runners=1))
-    second = build(cartpole_config.copy(copy_frozen=False).distillation(teacher=other))
+    first = build(cartpole_config.copy(copy_frozen=False))
+    second = build(cartpole_config.env_runners(num_env_runners=1).distillation(teacher=other))
     second.set_state(first.get_state())
     remote = second.env_runner_group.foreach_env_runner(
         lambda env_runner: [p.numpy().tobytes() for p in env_runner._teacher._module.parameters()],
@@ -267,7 +267,7 @@ def test_a_c51_teaches_a_c51(cartpole_config, build, tmp_path):
     assert algo.get_module().num_atoms == 11
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(0, 0), (1, 2)])
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(0, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_features_of_another_width_are_matched(cartpole_config, build, tmp_path, num_env_runners, num_learners):
     config = (
         cartpole_config.distillation(feature_coeff=0.01)
@@ -393,7 +393,10 @@ def test_qdagger_needs_a_teacher_that_is_better_than_chance(cartpole_config, bui
         build(config.evaluation(evaluation_interval=1))
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(0, 0), (1, 0), (0, 2)])
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_learners"),
+    [(0, 0), pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(0, 2, marks=pytest.mark.slow)],
+)
 def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_runners, num_learners):
     config = (
         cartpole_config.distillation(teacher=None, td_coeff=1.0)
@@ -417,7 +420,8 @@ def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_r
     assert_equal_weights(student_weights(resumed), student_weights(algo))
     assert resumed.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
     resumed.stop()
-    student = build(cartpole_config.copy(copy_frozen=False).learners(num_learners=0).distillation(teacher=path))
+    here = cartpole_config.copy(copy_frozen=False).env_runners(num_env_runners=0).learners(num_learners=0)
+    student = build(here.distillation(teacher=path))
     assert student.train()["distillation"]["teacher_params"] == 58
 
 
@@ -454,7 +458,7 @@ def standing_still(config, **kwargs):
         ({"loss": "mse", "normalize_q_values": False}, 0, 0),
         ({"loss": "kl"}, 0, 0),
         ({"loss": "kl", "student_temperature": 1.0}, 0, 0),
-        ({"loss": "huber", "td_coeff": 1.0}, 1, 2),
+        pytest.param({"loss": "huber", "td_coeff": 1.0}, 1, 2, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -522,7 +526,10 @@ def test_a_student_that_sees_something_else_cannot_start_from_its_teacher(cartpo
         algo.train()
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(2, 0), (0, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("num_env_runners", "num_learners"),
+    [pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.slow), (2, 2)],
+)
 def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runners, num_learners):
     algo = build(
         cartpole_config.env_runners(num_env_runners=num_env_runners)
@@ -543,7 +550,7 @@ def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runn
         assert_equal_weights(weights[0], other)
 
 
-@pytest.mark.parametrize("td_coeff", [0.0, 0.5])
+@pytest.mark.parametrize("td_coeff", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_two_learners_make_the_step_of_one_on_both_batches(cartpole_config, build, td_coeff):
     """The gradients that two Learners step along, against those of one Learner on the union of their batches."""
     config = cartpole_config.distillation(weight_averaging=0.0, td_coeff=td_coeff)
@@ -607,7 +614,7 @@ def rows_in_replay(learner):
     return len(learner.groups["default_policy"].replay)
 
 
-@pytest.mark.parametrize("num_learners", [0, 1])
+@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_counters_are_those_of_the_states_that_came(cartpole_config, build, num_learners):
     config = cartpole_config.env_runners(num_env_runners=2).learners(num_learners=num_learners, num_cpus_per_learner=1)
     algo = build(config.training(num_steps_sampled_before_learning_starts=0))
@@ -622,13 +629,14 @@ def test_counters_are_those_of_the_states_that_came(cartpole_config, build, num_
     assert len(algo._sampling.requests) <= 2 * 2
 
 
-@pytest.mark.parametrize("max_staleness", [0, 1])
+@pytest.mark.parametrize("max_staleness", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_no_sample_is_staler_than_allowed(cartpole_config, build, max_staleness):
     algo = build(cartpole_config.env_runners(num_env_runners=2).distillation(max_staleness=max_staleness))
     stalest = [algo.train()["distillation"]["staleness_max"] for _ in range(10)]
     assert max(stalest) == max_staleness
 
 
+@pytest.mark.slow
 def test_taking_turns_the_same_seed_gives_the_same_student(cartpole_config, build):
     config = cartpole_config.env_runners(num_env_runners=2).distillation(max_staleness=0)
     algos = [build(config.copy(copy_frozen=False)) for _ in range(2)]
@@ -661,7 +669,7 @@ def test_the_states_of_connectors_come_with_the_samples(cartpole_config, build):
 
 
 def test_a_restore_forgets_what_is_under_way(cartpole_config, build, tmp_path):
-    algo = build(cartpole_config.env_runners(num_env_runners=2))
+    algo = build(cartpole_config.env_runners(num_env_runners=1))
     before = algo.train()["num_env_steps_sampled_lifetime"]
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     for _ in range(3):
@@ -781,7 +789,7 @@ def test_a_callback_restores_before_setup_has_ended(cartpole_config, build, tmp_
 
 
 @pytest.mark.parametrize("restore", ["Algorithm.from_checkpoint", "DistillDQN.from_checkpoint", "restore_from_path"])
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_path, restore, num_env_runners):
     original = tmp_path / "teacher"
     make_q_module().save_to_path(str(original))

@@ -93,6 +93,7 @@ def is_as_good_as_its_teacher(algo):
 # --- EnvRunners -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victims", [1, 2], ids=["one", "all"])
 def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_target(build, victims):
     algo = build(config(num_env_runners=2))
@@ -129,6 +130,7 @@ def test_an_env_runner_whose_environment_hangs_keeps_nobody_waiting(build, caplo
     assert "does not end its sample" in caplog.text  # and is killed, instead of keeping stop() waiting
 
 
+@pytest.mark.slow
 def test_with_a_bound_on_staleness_one_that_hangs_is_given_up_after_the_timeout(build, caplog):
     settings = config(2, **faulty("hang", after=40, workers=(1,))).env_runners(sample_timeout_s=1.0)
     algo = build(settings.distillation(max_staleness=0))
@@ -139,6 +141,7 @@ def test_with_a_bound_on_staleness_one_that_hangs_is_given_up_after_the_timeout(
     assert "have not come within sample_timeout_s=1.0" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_slow_env_runner_does_not_slow_the_fast_one(build):
     algo = build(config(2, **faulty("slow", workers=(1,))))
     rows = [algo.train()]
@@ -155,7 +158,7 @@ def test_a_slow_env_runner_does_not_slow_the_fast_one(build):
 # --- Environments -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_environment_that_raises_is_made_anew_where_one_asks_for_it(build, num_env_runners):
     settings = config(num_env_runners, **faulty("raise"))
     algo = build(settings.fault_tolerance(restart_failed_sub_environments=True))
@@ -221,7 +224,7 @@ def test_an_environment_whose_observations_change_their_shape_is_an_error(build)
 
 @pytest.mark.parametrize("how", ["nan_obs", "nan_reward"])
 @pytest.mark.parametrize("learns_by", ["distillation", "td"])
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_numbers_that_are_not_finite_are_dropped_and_counted(build, how, learns_by, num_env_runners):
     settings = config(num_env_runners, **faulty(how, after=20))
     if learns_by == "td":
@@ -256,7 +259,7 @@ class Forgetful(Teacher):
         return {**labels, TEACHER_Q: torch.where(obs[:, :1] > 0, torch.nan, q)}
 
 
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_states_of_which_the_teacher_knows_nothing_are_dropped_and_counted(build, num_env_runners):
     teacher = load_teacher("cartpole")
     teacher.__class__ = Forgetful

@@ -247,7 +247,10 @@ def as_set(obs):
     return {row.tobytes() for row in obs}
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 0), (0, 2)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pytest.param(2, 2, marks=pytest.mark.slow), (2, 0), pytest.param(0, 2, marks=pytest.mark.slow)],
+)
 def test_each_learner_has_a_file_and_their_number_may_change(build, tmp_path, before, after, caplog):
     algo = build(_config().learners(num_learners=before).training(replay_buffer_config={"capacity": 1_000}))
     algo.train()
@@ -377,6 +380,7 @@ def save_until_killed(folder):
     algo.save_to_path(str(folder))
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_that_was_there(cluster, tmp_path):
     folder = tmp_path / "checkpoint"
     command = f"from tests.algorithm.test_resume import save_until_killed; save_until_killed({str(folder)!r})"
@@ -428,6 +432,7 @@ def fails(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 def test_a_remote_learner_that_cannot_save_is_an_error_and_the_older_checkpoint_stays(build, tmp_path):
     algo = build(_config().learners(num_learners=1))
     algo.train()

@@ -243,13 +243,10 @@ def assert_saved(storage, output) -> list[str]:
     return [sys.executable, "-m", "rllib_kd", *shlex.split(command[1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
-    [
-        ["timeout", "600"],
-        pytest.param(["timeout", "--foreground", "600"], marks=pytest.mark.slow),
-        pytest.param(["timeout", "-k", "120", "600"], marks=pytest.mark.slow),
-    ],
+    [["timeout", "600"], ["timeout", "--foreground", "600"], ["timeout", "-k", "120", "600"]],
     ids=" ".join,
 )
 def test_timeout_which_signals_the_whole_group_saves_a_checkpoint_to_go_on_from(start, tmp_path, how):

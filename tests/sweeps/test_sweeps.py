@@ -61,6 +61,7 @@ def test_every_point_of_the_space_is_a_config(space):
         student_config("CartPole-v1", teacher, settings_of(sample, {}), seed=0).validate()
 
 
+@pytest.mark.slow
 def test_every_choice_of_the_space_can_be_built(space, cluster):
     teacher = load_teacher("cartpole")
     for widths in space["fcnet_hiddens"].categories:
@@ -196,6 +197,7 @@ def test_loggers_that_are_not_installed_say_so(monkeypatch):
             sweep_loggers(**{flag: "somewhere"})
 
 
+@pytest.mark.slow
 def test_mlflow_gets_every_setting_and_this_process_the_warnings_once(cluster, tmp_path, monkeypatch, capsys):
     with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
         sweep_loggers(mlflow_uri="nonsense://")

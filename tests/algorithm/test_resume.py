@@ -92,6 +92,9 @@ CONFIGS = {
         _config().training(num_steps_sampled_before_learning_starts=64 * N + 1).distillation(init="teacher")
     ),
 }
+#: One student of each kind shows it in the fast set.
+FAST = {"sync", "td-and-prioritized", "family", "multi-agent"}
+NAMES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 
 
 def weights(algo):
@@ -152,13 +155,15 @@ def in_a_new_process(folder):
 
 
 @pytest.fixture(scope="module")
-def runs(cluster, tmp_path_factory):
-    """For each config: a run without a checkpoint, one with, and what a new process makes of it."""
+def runs(request, cluster, tmp_path_factory):
+    """For each config that is tested now: a run without a checkpoint, one with, and what a new process makes of it."""
     folder = tmp_path_factory.mktemp("runs")
-    straight = {name: run(config()) for name, config in CONFIGS.items()}
-    saved = {name: run(config(), saves_to=folder / f"{name}.checkpoint") for name, config in CONFIGS.items()}
+    tests = (item for item in request.session.items if item.module is request.module and "runs" in item.fixturenames)
+    configs = {name: CONFIGS[name] for name in {test.callspec.params["name"] for test in tests}}
+    straight = {name: run(config()) for name, config in configs.items()}
+    saved = {name: run(config(), saves_to=folder / f"{name}.checkpoint") for name, config in configs.items()}
     in_a_new_process(folder)
-    resumed = {name: pickle.loads((folder / f"{name}.pkl").read_bytes()) for name in CONFIGS}
+    resumed = {name: pickle.loads((folder / f"{name}.pkl").read_bytes()) for name in configs}
     return straight, saved, resumed
 
 
@@ -168,14 +173,14 @@ def assert_same(first, second):
         np.testing.assert_equal(first[name], second[name], err_msg=name)  # NaN where no episode has ended yet
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_student_whether_it_is_saved_or_not(runs, name):
     straight, saved, _ = runs
     assert_same(straight[name], saved[name])
     assert straight[name]["gradient_steps"] > 0
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_new_process_goes_on_bit_by_bit(runs, name):
     straight, _, resumed = runs
     assert_same(straight[name], resumed[name])

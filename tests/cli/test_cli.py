@@ -41,21 +41,6 @@ def run(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.fixture
-def rllib(cluster, monkeypatch, capsys):
-    """The command in this process, which has a Ray already: ten seconds less than `run()` for each that trains."""
-
-    def call(*arguments: str) -> subprocess.CompletedProcess:
-        monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        output, error = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, exit_.value.code or 0, output, error)
-
-    return call
-
-
 @pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["evaluate"], ["export"]])
 def test_help_fits_a_screen_shows_an_example_and_imports_no_ray(command):
     code = (

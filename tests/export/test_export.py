@@ -119,7 +119,11 @@ PIPELINES = {
 }
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+#: Where each file is played in a process of its own, as many others are: the one that imports torch is slow.
+QUICK_TO_PLAY = [pytest.param(name, marks=pytest.mark.slow) if name == "torchscript" else name for name in FORMATS]
+
+
+@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
 @pytest.mark.parametrize("name", PIPELINES)
 def test_what_connectors_do_is_in_the_file(name, artifact_format, tmp_path):
     shown_space, input_space, stages = PIPELINES[name]
@@ -190,7 +194,7 @@ def flat_student(space: gym.Space) -> Teacher:
     return Teacher(network(flat).module, pipeline=ObservationPipeline(space, (Flatten(space),)))
 
 
-@pytest.mark.parametrize("artifact_format", [*FORMATS, "onnx, int8"])
+@pytest.mark.parametrize("artifact_format", [*QUICK_TO_PLAY, pytest.param("onnx, int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "space",
     [

@@ -347,6 +347,7 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
         "cartpole",
         "CartPole-v1",
         num_samples=1,
+        num_seeds=1,
         search="random",
         env_steps=20_000,
         space=lambda teacher, **facts: space,

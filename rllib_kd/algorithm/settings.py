@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -234,11 +235,16 @@ def validate(config: AlgorithmConfig) -> AlgorithmConfig:
     return config
 
 
-def _fluent_arguments(cls: type[AlgorithmConfig]) -> dict[str, tuple[str, Any]]:
+def _fluent_arguments(cls: type[AlgorithmConfig]) -> Mapping[str, tuple[str, Any]]:
     """Of each setting: the fluent method that takes it, and its type hint there. Subclasses' go before."""
+    return _arguments_of(cls.__mro__)
+
+
+@cache  # reading the hints takes 30 ms, and a config is validated several times before it is an algorithm
+def _arguments_of(classes: tuple[type, ...]) -> Mapping[str, tuple[str, Any]]:
     arguments: dict[str, tuple[str, Any]] = {}
     for name in _FLUENT_METHODS:
-        for method in (vars(base)[name] for base in cls.__mro__ if name in vars(base)):
+        for method in (vars(each)[name] for each in classes if name in vars(each)):
             try:
                 hints = typing.get_type_hints(method)
             except NameError:  # RLlib imports some of its types for type checkers only
@@ -248,7 +254,7 @@ def _fluent_arguments(cls: type[AlgorithmConfig]) -> dict[str, tuple[str, Any]]:
                 if is_named and parameter.default != DEPRECATED_VALUE:
                     hint = hints.get(parameter.name, parameter.annotation)
                     arguments.setdefault(parameter.name, (name, hint))
-    return arguments
+    return types.MappingProxyType(arguments)
 
 
 def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) -> None:

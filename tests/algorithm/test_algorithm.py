@@ -259,7 +259,7 @@ C51 = {"num_atoms": 11, "v_min": -5.0, "v_max": 5.0}
 def test_a_c51_teaches_a_c51(cartpole_config, build, tmp_path):
     path = make_q_module(**C51).save_to_path(str(tmp_path / "teacher"))
     config = cartpole_config.training(**C51, lr=1e-2).distillation(teacher=path, loss="categorical")
-    algo = build(config.env_runners(num_env_runners=1))
+    algo = build(config)
     first = algo.train()["learners"]["default_policy"]["kd_loss"]
     for _ in range(20):
         last = algo.train()["learners"]["default_policy"]["kd_loss"]
@@ -550,7 +550,8 @@ def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runn
         assert_equal_weights(weights[0], other)
 
 
-@pytest.mark.parametrize("td_coeff", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
+@pytest.mark.slow
+@pytest.mark.parametrize("td_coeff", [0.0, 0.5])
 def test_two_learners_make_the_step_of_one_on_both_batches(cartpole_config, build, td_coeff):
     """The gradients that two Learners step along, against those of one Learner on the union of their batches."""
     config = cartpole_config.distillation(weight_averaging=0.0, td_coeff=td_coeff)
@@ -629,7 +630,8 @@ def test_counters_are_those_of_the_states_that_came(cartpole_config, build, num_
     assert len(algo._sampling.requests) <= 2 * 2
 
 
-@pytest.mark.parametrize("max_staleness", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("max_staleness", [0, 1])
 def test_no_sample_is_staler_than_allowed(cartpole_config, build, max_staleness):
     algo = build(cartpole_config.env_runners(num_env_runners=2).distillation(max_staleness=max_staleness))
     stalest = [algo.train()["distillation"]["staleness_max"] for _ in range(10)]
@@ -646,6 +648,7 @@ def test_taking_turns_the_same_seed_gives_the_same_student(cartpole_config, buil
     assert_equal_weights(student_weights(algos[0]), student_weights(algos[1]))
 
 
+@pytest.mark.slow
 def test_the_states_of_connectors_come_with_the_samples(cartpole_config, build):
     config = cartpole_config.env_runners(
         num_env_runners=2, env_to_module_connector=lambda env, spaces, device: MeanStdFilter()
@@ -683,6 +686,7 @@ def test_a_restore_forgets_what_is_under_way(cartpole_config, build, tmp_path):
     assert result["distillation"]["staleness_mean"] >= 0
 
 
+@pytest.mark.slow
 def test_a_killed_env_runner_comes_back_with_the_teacher(cartpole_config, build):
     algo = build(cartpole_config.env_runners(num_env_runners=2).fault_tolerance(restart_failed_env_runners=True))
     algo.train()
@@ -724,6 +728,7 @@ def test_tune_runs_it_from_a_plain_dict(cluster, small_teacher, tmp_path):
     assert sizes[0] <= 0.1 < sizes[1] <= 0.2
 
 
+@pytest.mark.slow
 def test_a_trial_resumes_although_the_teacher_is_gone(cluster, tmp_path):
     teacher, broken = tmp_path / "teacher", tmp_path / "broken"
     make_q_module().save_to_path(str(teacher))

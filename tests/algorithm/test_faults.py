@@ -119,6 +119,7 @@ def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_
     assert is_as_good_as_its_teacher(algo)
 
 
+@pytest.mark.slow
 def test_an_env_runner_whose_environment_hangs_keeps_nobody_waiting(build, caplog):
     algo = build(config(2, **faulty("hang", after=40, workers=(1,))).env_runners(sample_timeout_s=1.0))
     rows = []

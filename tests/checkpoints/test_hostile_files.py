@@ -979,7 +979,11 @@ def test_wide_networks_answer_in_parts(tmp_path, kind, monkeypatch):
 # --- Fuzzing ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FORMATS)
+#: The others take several seconds each; tests/fuzzing/run.py tries more files of all.
+QUICK = [pytest.param(name, marks=pytest.mark.slow) if name in ("onnx", "sb3") else name for name in FORMATS]
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_changed_files_are_read_or_refused(name):
     row = fuzz(name, 20, seed=1)
     assert (row.files, row.has_failed, row.over_300_mb) == (20, False, 0)

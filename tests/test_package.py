@@ -50,7 +50,10 @@ def test_formulas_and_data_are_imported_where_ray_is_blocked():
     assert run(f"import sys; sys.modules['ray'] = None; import {modules}; print('done')") == "done"
 
 
-@pytest.mark.parametrize("name", ["compare", "DistillDQNConfig", "load_teacher"])
+SLOW_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in ("DistillDQNConfig", "load_teacher")]
+
+
+@pytest.mark.parametrize("name", ["compare", *SLOW_NAMES])
 def test_importing_anything_registers_the_algorithm(name):
     code = (
         f"from rllib_kd import {name}; from ray.tune.registry import get_trainable_cls as get; print(get('DistillDQN'))"

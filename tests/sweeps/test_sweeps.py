@@ -341,13 +341,13 @@ def test_pbt_exchanges_students(cluster, tmp_path):
     assert all(json.loads(line)[0] != json.loads(line)[1] for line in exchanges)  # the numbers of taker and donor
 
 
+@pytest.mark.slow
 def test_the_command_trains_the_recommended_student(cluster, tmp_path):
     space = {"fcnet_hiddens": tune.choice([[]]), "loss": tune.choice(["kl"]), "lr": tune.uniform(0.003, 0.0031)}
     sweep = Sweep(
         "cartpole",
         "CartPole-v1",
         num_samples=1,
-        num_seeds=1,
         search="random",
         env_steps=20_000,
         space=lambda teacher, **facts: space,

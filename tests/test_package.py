@@ -61,7 +61,9 @@ def test_importing_anything_registers_the_algorithm(name):
     assert "DistillDQN" in run(code)
 
 
-@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+@pytest.mark.parametrize(
+    "pickler", [pytest.param(pickle, marks=pytest.mark.slow), cloudpickle], ids=["pickle", "cloudpickle"]
+)
 def test_public_classes_and_teachers_are_unpickled_in_a_fresh_process(pickler):
     """By their public names, so that pickles survive when a class moves to another file."""
     classes = [rllib_kd.DistillDQNTorchLearner, rllib_kd.DistillEnvRunner, rllib_kd.Sweep, rllib_kd.Teacher]

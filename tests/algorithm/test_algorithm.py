@@ -615,7 +615,8 @@ def rows_in_replay(learner):
     return len(learner.groups["default_policy"].replay)
 
 
-@pytest.mark.parametrize("num_learners", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_learners", [0, 1])
 def test_counters_are_those_of_the_states_that_came(cartpole_config, build, num_learners):
     config = cartpole_config.env_runners(num_env_runners=2).learners(num_learners=num_learners, num_cpus_per_learner=1)
     algo = build(config.training(num_steps_sampled_before_learning_starts=0))
@@ -924,7 +925,7 @@ class FromThree(Continuous):
         (Bytes, "need observations in a Box of floats"),
     ],
 )
-@pytest.mark.parametrize("num_env_runners", [0, 1])
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_environments_that_do_not_suit_a_q_network_say_so(cartpole_config, build, env, message, num_env_runners):
     with pytest.raises(ValueError, match=message):
         build(cartpole_config.environment(env).env_runners(num_env_runners=num_env_runners))

@@ -484,6 +484,7 @@ def die_at(call, save):
     return int(made) if made else call
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders at one stroke")
 def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_restores(saved_once, tmp_path):
     algo, folder, before = saved_once

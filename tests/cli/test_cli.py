@@ -633,6 +633,7 @@ class FakeWandb(tune.Callback):
         self.iterations.append(result["training_iteration"])
 
 
+@pytest.mark.slow
 def test_weights_and_biases_get_the_results_and_no_file_gets_the_key(cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ray.air.integrations.wandb.WandbLoggerCallback", FakeWandb)
     monkeypatch.setattr("rllib_kd.experiment.loggers.find_spec", lambda name: True)

@@ -203,6 +203,7 @@ def test_environments_in_other_processes_begin_anew_at_every_checkpoint(build, t
     assert_same(*states)
 
 
+@pytest.mark.slow
 def test_remote_env_runners_do_not_sample_the_same_again(build, tmp_path):
     algo = build(_config(num_env_runners=1, num_envs_per_env_runner=2))
     algo.train()

@@ -54,6 +54,7 @@ class DistillationConfig(DQNConfig):
         self.jsd_beta = 0.5
         self.margin = 0.8
         self.normalize_q_values = True
+        self.normalize_observations = True
         self.gap_weighting = False
         self.value_gate = False
         self.feature_coeff = 0.0
@@ -108,6 +109,7 @@ class DistillationConfig(DQNConfig):
         jsd_beta: float = NotProvided,
         margin: float = NotProvided,
         normalize_q_values: bool = NotProvided,
+        normalize_observations: bool = NotProvided,
         gap_weighting: bool = NotProvided,
         value_gate: bool = NotProvided,
         feature_coeff: float = NotProvided,
@@ -165,6 +167,9 @@ class DistillationConfig(DQNConfig):
             normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
                 and the differences between actions have one scale each (default). False: on the raw Q-values, where
                 the level takes most of the student's attention. The student puts out Q-values either way.
+            normalize_observations: whether a student that takes a vector learns on inputs with a mean of 0 and a scale
+                of 1 each (default). This is folded into its first layer: the student itself takes raw observations. Not
+                used with `td_coeff`, nor if a Learner overrides the loss. LeCun et al. 1998, "Efficient BackProp".
             gap_weighting: whether a state counts by how much the choice of action matters there, the teacher's best
                 minus worst Q-value, with a mean of 1. Default: False, all states alike. Bastani et al. 2018 (VIPER),
                 arXiv 1805.08328.
@@ -231,6 +236,7 @@ class DistillationConfig(DQNConfig):
             "jsd_beta": jsd_beta,
             "margin": margin,
             "normalize_q_values": normalize_q_values,
+            "normalize_observations": normalize_observations,
             "gap_weighting": gap_weighting,
             "value_gate": value_gate,
             "feature_coeff": feature_coeff,

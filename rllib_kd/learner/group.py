@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.observation_scale import ObservationStatistics
 from rllib_kd.learner.replay import PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -57,10 +58,13 @@ class StudentGroup:
         self.config = config
         self.replay = make_replay(config.replay_buffer_config, device=device, seed=seed)
         self.statistics = QStatistics(num_actions, device=device)
+        shape = next(iter(self.students.values())).module.observation_space.shape
+        normalizes_obs = any(student.first_layers for student in self.students.values())
+        self.obs_statistics = ObservationStatistics(shape[0] if normalizes_obs else 0, device=device)
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = 1.0  # of the current update
         self._num_actions = num_actions
-        self._input_shape = next(iter(self.students.values())).module.observation_space.shape
+        self._input_shape = shape
 
     def take_in(
         self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
@@ -94,7 +98,12 @@ class StudentGroup:
         self.statistics.update(labels.to(device), reduce=reduce)
         self.temperature, self.student_temperature = self.config.temperatures(self.statistics.gap_quantile(0.5))
         states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
-        return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
+        if states:
+            states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
+        if self.obs_statistics.num_inputs:
+            obs = states.get(Columns.OBS, torch.zeros(0, self.obs_statistics.num_inputs))
+            self.obs_statistics.update(obs.to(device), reduce=reduce)
+        return states
 
     @torch.no_grad()
     def agreement(self, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -126,9 +135,9 @@ class StudentGroup:
 
     def enter(self) -> None:
         """Begin an update: put the weights that learn into the modules."""
-        scale = self.statistics.scale()
+        scale, obs_scale = self.statistics.scale(), self.obs_statistics.scale()
         for learner in self.learners:
-            learner.enter(scale)
+            learner.enter(scale, obs_scale)
 
     def leave(self) -> None:
         """End an update: put the weights that act into the modules."""
@@ -176,6 +185,7 @@ class StudentGroup:
         """Everything but the modules, the optimizers and the replay."""
         return {
             "q_statistics": self.statistics.get_state(),
+            "obs_statistics": self.obs_statistics.get_state(),
             "num_steps": self.num_steps,
             "students": {name: student.get_state() for name, student in self.students.items()},
         }
@@ -183,6 +193,8 @@ class StudentGroup:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `get_state()`."""
         self.statistics.set_state(state["q_statistics"])
+        if "obs_statistics" in state:  # not of a version without
+            self.obs_statistics.set_state(state["obs_statistics"])
         self.num_steps = state["num_steps"]
         for name, student_state in state["students"].items():
             if name in self.students:

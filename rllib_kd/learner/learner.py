@@ -77,13 +77,16 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 _check_has_q_values(module)
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
-            for members in stackable(modules, config, own_loss=not self._overrides_loss):
+            own_loss = not self._overrides_loss
+            for members in stackable(modules, config, own_loss=own_loss):
                 if len(members) == 1:
                     self.configure_optimizers_for_module(members[0], config)
                     optimizer = self.get_optimizer(members[0])
-                    learners.append(make_student(members[0], modules[members[0]], optimizer, config))
+                    learners.append(make_student(members[0], modules[members[0]], optimizer, config, own_loss=own_loss))
                     continue
-                stack = StackedStudents([make_student(member, modules[member], None, config) for member in members])
+                stack = StackedStudents(
+                    [make_student(member, modules[member], None, config, own_loss=own_loss) for member in members]
+                )
                 stack.optimizer = self._make_optimizer(ALL_MODULES, "_".join(members), stack.params, config)
                 learners.append(stack)
             seed = self.config.seed

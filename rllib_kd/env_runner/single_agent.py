@@ -34,9 +34,10 @@ from rllib_kd.env_runner.column_sampler import (
     log_dropped,
     set_state_and_sample,
 )
-from rllib_kd.env_runner.family import FamilyQValues, FamilyTurns
+from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.pipeline import Images, ObservationPipeline, Shown, View
@@ -68,14 +69,15 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def make_module(self) -> None:
-        if not self.config.students:
+        members = self.config.members
+        if not members:
             super().make_module()
             return
         self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
         assert self.family is not None
         for module in self.family.values():
             module.to(self._device)
-        self.let_act(next(iter(self.config.students)))
+        self.let_act(next(iter(members)))
 
     def let_act(self, name: str) -> None:
         """Let that student act."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rllib_kd.learner.student import StackedStudents, Student, members_of
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
+from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_Q
 
 #: Columns that distillation alone needs (by most losses), and what TD needs beside them.
@@ -55,6 +57,8 @@ class StudentGroup:
     ):
         self.learners = list(learners)
         self.students = {student.name: student for learner in learners for student in members_of(learner)}
+        #: Names of students. Their restarts are in `students`, too, but in no results.
+        self.named = [name for name in self.students if is_named(name)]
         self.config = config
         self.replay = make_replay(config.replay_buffer_config, device=device, seed=seed)
         self.statistics = QStatistics(num_actions, device=device)
@@ -118,20 +122,34 @@ class StudentGroup:
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
-        obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
-        outputs = [student.module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for student in self.students.values()]
-        student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)  # [students, M, A]
-        chosen = student_q.argmax(-1, keepdim=True)
-        teacher_q = teacher_q.expand_as(student_q)
+        student_q, teacher_q, chosen = self._choices(self.named, states)
         by_state = {
             "teacher_agreement": (chosen.squeeze(-1) == teacher_q.argmax(-1)).float(),
-            "q_regret": teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1),
+            "q_regret": _regret(teacher_q, chosen),
             "kl_to_teacher": losses.policy_kl(
                 student_q, teacher_q, temperature=self.temperature, student_temperature=self.student_temperature
             ),
         }
         means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
-        return {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.students, means, strict=True)}
+        return {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.named, means, strict=True)}
+
+    @torch.no_grad()
+    def q_regret(self) -> dict[str, float]:
+        """Return the mean Q-regret of each module on states of the replay, return units; NaN if there are none."""
+        rows = self.replay.spread(_MAX_METRIC_STATES)
+        if not len(rows) or not self.config.label_columns:
+            return dict.fromkeys(self.students, math.nan)
+        states = self.replay.gather(rows, DISTILLATION_COLUMNS)
+        states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
+        _, teacher_q, chosen = self._choices(self.students, states)
+        return dict(zip(self.students, _regret(teacher_q, chosen).mean(-1).tolist(), strict=True))
+
+    def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Q-values of students as they act, and of the teacher (`[N, M, A]`), and the students' choices `[N, M, 1]`."""
+        obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
+        outputs = [self.students[name].module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for name in names]
+        student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)
+        return student_q, teacher_q.expand_as(student_q), student_q.argmax(-1, keepdim=True)
 
     def enter(self) -> None:
         """Begin an update: put the weights that learn into the modules."""
@@ -200,6 +218,13 @@ class StudentGroup:
             if name in self.students:
                 self.students[name].set_state(student_state)
 
+    def exchange(self, one: str, other: str) -> None:
+        """Let two students of one shape change places, outside of an update."""
+        for learner in self.learners:
+            if isinstance(learner, StackedStudents):
+                learner.exchange(one, other)
+        self.students[one].exchange(self.students[other])
+
     def replay_arrays(self) -> dict[str, np.ndarray]:
         """The replay, as arrays alone: columns by `columns/<name>`, and the rest by its name."""
         state = self.replay.get_state()
@@ -233,3 +258,8 @@ class StudentGroup:
             if state["columns"]:
                 self.replay.add(state["columns"])
         return True
+
+
+def _regret(teacher_q: Tensor, chosen: Tensor) -> Tensor:
+    """Q-regret `[N, M]` of choices `[N, M, 1]`, return units."""
+    return teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)

@@ -34,6 +34,7 @@ from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
 from rllib_kd.schedules import value_at
+from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import pack_weights, receive
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             num_steps = self._steps_to_make(group, num_gradient_steps)
             if num_steps:
                 self._learn(group, num_steps, env_steps)
-            for name in group.students:
+            for name in group.named:
                 self.metrics.log_value((name, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
         results = self.metrics.reduce()
@@ -263,6 +264,21 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
 
+    # --- Restarts -----------------------------------------------------------------------------------------------------
+
+    def q_regret(self) -> dict[str, float]:
+        """Return the mean Q-regret of each module on states of the replay, return units; NaN if there are none."""
+        return {name: regret for group in self.groups.values() for name, regret in group.q_regret().items()}
+
+    def exchange(self, pairs: Mapping[str, str]) -> None:
+        """Let modules that are copies of each other change places, with all that they have learned.
+
+        Args:
+            pairs: of module IDs.
+        """
+        for one, other in pairs.items():
+            self._group_of(one).exchange(one, other)
+
     def _forget_training_weights(self) -> None:
         for group in self.groups.values():
             for student in group.students.values():
@@ -357,6 +373,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         )
         for name in group.students if any(moves) else ():
             self.last_update_ts_by_mid[name] = last
+        for name in group.named if any(moves) else ():
             self.metrics.log_value((name, NUM_TARGET_UPDATES), sum(moves), reduce="lifetime_sum")
             self.metrics.log_value((name, LAST_TARGET_UPDATE_TS), last, reduce="max")
         return moves
@@ -390,6 +407,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "
                     "high, or Q-values that are not finite."
                 )
+            if not is_named(student.name):
+                continue
             self.metrics.log_dict(own, key=student.name, window=1)
             self.metrics.log_value((student.name, NUM_MODULE_STEPS_TRAINED), num_rows, reduce="sum")
             self.metrics.log_value((student.name, NUM_MODULE_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")

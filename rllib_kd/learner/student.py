@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -126,6 +126,18 @@ class Student:
         """Whatever is loaded into the module is where learning goes on, and puts out Q-values."""
         self.training_weights, self._starts_normalized = None, False
 
+    def exchange(self, other: Student) -> None:
+        """Change places with a student of the same shape, outside of an update: weights, and where learning stands."""
+        _swap(self.module.state_dict().values(), other.module.state_dict().values())
+        self.training_weights, other.training_weights = other.training_weights, self.training_weights
+        self._starts_normalized, other._starts_normalized = other._starts_normalized, self._starts_normalized
+        if self.feature_map is not None and other.feature_map is not None:
+            _swap(self.feature_map.state_dict().values(), other.feature_map.state_dict().values())
+        if self.optimizer is not None and other.optimizer is not None:
+            mine, others = self.optimizer.state, other.optimizer.state
+            for param, counterpart in zip(self.params, other.params, strict=True):
+                mine[param], others[counterpart] = others[counterpart], mine[param]
+
     def get_state(self) -> dict[str, Any]:
         """What the module and the optimizer do not hold."""
         state: dict[str, Any] = {
@@ -227,6 +239,18 @@ class StackedStudents:
         for student in self.members:
             student.leave()
 
+    def exchange(self, one: str, other: str) -> None:
+        """Let two members change places in the optimizer, which has them side by side. Their modules are elsewhere."""
+        names = [student.name for student in self.members]
+        if one not in names or other not in names:
+            return
+        assert self.optimizer is not None  # it is set as soon as there is one
+        pair = [names.index(one), names.index(other)]
+        for param in self.params:
+            for value in self.optimizer.state[param].values():
+                if value.shape == param.shape:  # not the count of steps
+                    value[pair] = value[pair[::-1]]
+
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`qf_preds` `[N, B, A]` of all members, inside an update."""
         obs, scale = batch[Columns.OBS], self.members[0].obs_scale  # the same for all
@@ -299,6 +323,14 @@ def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
         if weight.is_floating_point()
     ]
     return [target_weight for target_weight, _ in pairs], [weight for _, weight in pairs]
+
+
+@torch.no_grad()
+def _swap(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:
+    for tensor, other in zip(tensors, others, strict=True):
+        kept = tensor.clone()
+        tensor.copy_(other)
+        other.copy_(kept)
 
 
 @torch.no_grad()

@@ -100,12 +100,12 @@ def last_linear(head: nn.Module) -> nn.Linear:
 def first_linears(module: Any) -> list[nn.Linear]:
     """The layers that take the observation, if it is a vector, and all of them are linear with a bias; else none."""
     space, encoder = module.observation_space, getattr(module, "encoder", None)
-    is_known = isinstance(module, DefaultDQNTorchRLModule) and isinstance(encoder, FlattenEncoder | TorchMLPEncoder)
+    is_known = isinstance(module, DefaultDQNTorchRLModule) and isinstance(encoder, (FlattenEncoder, TorchMLPEncoder))
     if not is_known or not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         return []
-    parts = [encoder]
+    parts: list[Any] = [encoder]
     if isinstance(encoder, FlattenEncoder):
         parts = [module.af, module.vf] if module.uses_dueling else [module.af]
-    layers = [next(layer for layer in part.modules() if not list(layer.children())) for part in parts]
+    layers: list[nn.Module] = [next(own for own in part.modules() if not list(own.children())) for part in parts]
     linears = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.bias is not None]
     return linears if len(linears) == len(layers) else []

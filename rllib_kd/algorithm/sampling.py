@@ -174,8 +174,9 @@ class Sampling:
             env_steps: sampled so far, over restarts.
         """
         student = self._ask_for_student(env_steps)
-        if self._group.local_env_runner is not None:
-            self._group.local_env_runner.set_state(student.for_env_runners())
+        if self._group.local_env_runner is not None:  # by its number it has that student already; 0 forces RLlib
+            forced = dataclasses.replace(student, seq_no=0)
+            self._group.local_env_runner.set_state(forced.for_env_runners())
         if self.is_remote:
             self._student = student.packed()
 

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
@@ -91,6 +92,11 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def set_state(self, state: dict[str, Any]) -> None:
+        weights = state.get(COMPONENT_RL_MODULE)
+        if self.family is not None and weights is not None:
+            weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+            # RLlib would take the part of the default module alone, which restarts have.
+            state = {**state, COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}}
         with self._all_students():
             super().set_state(state)
 

@@ -124,7 +124,7 @@ def play(
         chunk = list(seeds[first : first + num_envs])
         envs = one_episode_each(make_env, len(chunk))
         try:
-            returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)
+            returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)[0]
         finally:
             envs.close()
     return returns, seen.states()
@@ -142,8 +142,8 @@ def play_chunk(
     views: Sequence[View] = (),
     seen: Sample | None = None,
     advance: Callable[[int], None] = lambda count: None,
-) -> list[float]:
-    """Play one episode in each environment of `one_episode_each()`; return their undiscounted returns.
+) -> tuple[list[float], int]:
+    """Play one episode in each environment of `one_episode_each()`.
 
     Args:
         envs: that nobody has reset yet.
@@ -153,12 +153,16 @@ def play_chunk(
         seen: takes in what they saw.
         advance: is told how many episodes have ended since it was last told.
 
+    Returns:
+        The undiscounted returns, and how many env steps they took together.
+
     Raises:
         ValueError: an episode does not end.
     """
     obs, _ = name_and_maker(envs.reset, seed=seeds)
     shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
     totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
+    env_steps = 0
     for _ in range(_MAX_EPISODE_STEPS):
         if seen is not None:
             seen.add([np.asarray(view(shown))[running] for view in views])
@@ -166,11 +170,12 @@ def play_chunk(
         obs, rewards, terminateds, truncateds, _ = name_and_maker(envs.step, actions)
         shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
         totals += rewards * running
+        env_steps += int(running.sum())
         ended = running & (terminateds | truncateds)
         running &= ~ended
         advance(int(ended.sum()))
         if not running.any():
-            return totals.tolist()
+            return totals.tolist(), env_steps
     raise ValueError(
         f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
         "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from rllib_kd.evaluation.playing import one_episode_each, play_chunk
+from rllib_kd.evaluation.playing import Act, one_episode_each, play_chunk
 from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 
@@ -61,28 +61,23 @@ def validate(
     for first in range(0, len(episodes), _ENVS_AT_ONCE):
         chunk = episodes[first : first + _ENVS_AT_ONCE]
         envs = one_episode_each(make_env, len(chunk))
-        counter = _Greedy(q_values, pipeline, np.array([place for place, _ in chunk]))
+        acting = np.array([place for place, _ in chunk])
         try:
-            played = play_chunk(envs, counter, [seed for _, seed in chunk])
+            played, steps = play_chunk(envs, _greedy(q_values, pipeline, acting), [seed for _, seed in chunk])
         finally:
             envs.close()
-        env_steps += counter.env_steps
+        env_steps += steps
         for (place, _), value in zip(chunk, played, strict=True):
             returns[names[place]].append(value)
     return Validation(returns, env_steps, time.perf_counter() - began)
 
 
-class _Greedy:
-    """Takes the best action of whoever plays in each environment, and counts steps."""
+def _greedy(q_values: FamilyQValues, pipeline: ObservationPipeline, acting: np.ndarray) -> Act:
+    """The best action of whoever plays in each environment (`[N]`, places of students)."""
+    view = pipeline.start()
 
-    def __init__(self, q_values: FamilyQValues, pipeline: ObservationPipeline, acting: np.ndarray):
-        self._q_values = q_values
-        self._view = pipeline.start()
-        self._acting = acting
-        self.env_steps = 0
+    def act(shown: Shown) -> np.ndarray:
+        obs = torch.from_numpy(np.asarray(view(shown), dtype=np.float32))
+        return q_values(obs, acting).argmax(-1).numpy()
 
-    def __call__(self, shown: Shown) -> np.ndarray:
-        # After the first step, `first` marks who has ended.
-        self.env_steps += len(self._acting) if shown.actions is None else int((~shown.first).sum())
-        obs = torch.from_numpy(np.asarray(self._view(shown), dtype=np.float32))
-        return self._q_values(obs, self._acting).argmax(-1).numpy()
+    return act

@@ -90,6 +90,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 )
                 stack.optimizer = self._make_optimizer(ALL_MODULES, "_".join(members), stack.params, config)
                 learners.append(stack)
+            self._warn_of_cost(learners)
             seed = self.config.seed
             self.groups[group_id] = StudentGroup(
                 learners,
@@ -283,6 +284,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group in self.groups.values():
             for student in group.students.values():
                 student.forget()
+
+    def _warn_of_cost(self, learners: Sequence[Student | StackedStudents]) -> None:
+        if (restarts := self.config.restarts) > 1 and any(isinstance(learner, Student) for learner in learners):
+            logger.warning(
+                "restarts=%d: these students cannot be stacked, so that each copy costs as much as one student. Plain "
+                "MLPs can, without TD, features, gradient clipping and a loss of one's own.",
+                restarts,
+            )
 
     # --- Who learns ---------------------------------------------------------------------------------------------------
 

@@ -45,14 +45,17 @@ from rllib_kd.algorithm.preflight import (
 )
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
+from rllib_kd.algorithm.restarts import Restarts
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling
 from rllib_kd.algorithm.students import Students, new_student, shape_students, warn_of_large_students
 from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT, Teachers, without_networks
 from rllib_kd.algorithm.unusable_states import UnusableStates
+from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve
+from rllib_kd.environments.making import env_maker
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
 from rllib_kd.students import initialization
@@ -87,7 +90,7 @@ class DistillDQN(DQN):
     config: DistillDQNConfig
 
     #: What a checkpoint holds beside RLlib's own and the teachers: attributes whose objects have states of their own.
-    SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling")
+    SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts")
     #: The other attributes of this class, which follow from the config, or belong to one process.
     NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students", "_unusable_states"})
 
@@ -126,6 +129,7 @@ class DistillDQN(DQN):
             learning_starts=self.config.num_steps_sampled_before_learning_starts,
         )
         self._sampling = Sampling(self.config, self.env_runner_group, self.learner_group)
+        self._restarts = Restarts(self.config.num_validation_episodes)
         self._unusable_states = UnusableStates(self.config, self._teachers)
         check_vector_env(self.env_runner_group)
         if self._teachers.are_loaded:
@@ -224,6 +228,8 @@ class DistillDQN(DQN):
             staleness=staleness,
             learner_results=results.get(LEARNER_RESULTS, {}),
         )
+        if self.config.restarts > 1:
+            results["distillation"]["validation"] = self._restarts.results()
         return results
 
     @override(DQN)
@@ -277,7 +283,7 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
-        """The student; of a family or in multi-agent settings the one of that name.
+        """The student; of a family or in multi-agent settings the one of that name; of restarts the best.
 
         Raises:
             ValueError: of a family, no name was given, or one that is not in it.
@@ -285,7 +291,24 @@ class DistillDQN(DQN):
         family = self.config.students
         if family and module_id not in family:
             raise ValueError(f"This is a family of students: name one of them, {sorted(family)}. Got '{module_id}'.")
-        return self.env_runner.family[module_id] if family else super().get_module(module_id)
+        self._choose_restarts()
+        return self.env_runner.family[module_id] if self.config.members else super().get_module(module_id)
+
+    def _choose_restarts(self) -> None:
+        """Let the best copy of each student bear its name, unless it does already."""
+        num_gradient_steps = self.num_gradient_steps
+        if self.config.restarts == 1 or not num_gradient_steps or self._restarts.are_chosen(num_gradient_steps):
+            return
+        family = self.env_runner.family
+        moved = self._restarts.choose(
+            self.learner_group,
+            dict(family.items()),
+            env_maker(self.config.env, self.config.env_config),
+            pipeline_of(self.env_runner._env_to_module, next(iter(family.values()))),
+            num_gradient_steps,
+        )
+        if moved:
+            self._sampling.take_newest_student(self.num_env_steps)
 
     @property
     def num_env_steps(self) -> int:
@@ -343,7 +366,8 @@ class DistillDQN(DQN):
         brings_teachers = self._teachers.set_state(state)
         if own is not None:
             for name in self.SAVED:
-                getattr(self, name).set_state(own[name.lstrip("_")])
+                if name.lstrip("_") in own:  # one that an older version had not is as new
+                    getattr(self, name).set_state(own[name.lstrip("_")])
         if brings_teachers or not self._teachers:
             self._go_on()
 
@@ -375,6 +399,8 @@ class DistillDQN(DQN):
         filesystem: pyarrow.fs.FileSystem | None = None,
         **kwargs: Any,
     ) -> str:
+        if state is None:
+            self._choose_restarts()
         num_saves = num_learner_saves(self.learner_group)
         saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
         if state is None:

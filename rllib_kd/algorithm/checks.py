@@ -19,6 +19,7 @@ from rllib_kd.env_runner.single_agent import DistillEnvRunner
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
 from rllib_kd.schedules import check_schedule, values_of
+from rllib_kd.students.restarts import is_named
 from rllib_kd.students.sizes import PRESETS
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import did_you_mean
@@ -83,6 +84,8 @@ def check_numbers(config: DistillationConfig) -> None:
         _check_compression("`compression`", config.compression)
     if config.max_staleness is not None:
         _check_integer("max_staleness", config.max_staleness, low=0)
+    _check_integer("restarts", config.restarts, low=1)
+    _check_integer("num_validation_episodes", config.num_validation_episodes, low=1)
     episodes = config.num_baseline_episodes
     if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
         raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")
@@ -270,9 +273,22 @@ def check_family(config: DistillationConfig) -> None:
         if value is not None:
             raise ValueError(f"Both `students` and `{name}` say what is trained. Set one of them.")
     for name, shape in config.students.items():
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or not is_named(name):
             raise ValueError(f"The name of a student becomes that of a folder: a word, got {name!r}.")
         _check_shape(f"students['{name}']", shape)
+
+
+def check_restarts(config: DistillationConfig) -> None:
+    """Check that there may be copies of the student."""
+    if config.restarts == 1:
+        return
+    if config.is_multi_agent:
+        raise ValueError(f"`restarts`={config.restarts} is for single-agent settings. Set it to 1.")
+    if config.init == "teacher":
+        raise ValueError(
+            f"`restarts`={config.restarts} copies of a student would be equal with init='teacher'. Set init='random', "
+            "or restarts=1."
+        )
 
 
 def _check_shape(setting: str, shape: object) -> None:
@@ -393,6 +409,7 @@ _CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
     check_losses,
     check_student,
     check_family,
+    check_restarts,
     check_classes,
     check_learners,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -27,6 +28,7 @@ from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.spaces import is_byte_image, is_matrix
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
+from rllib_kd.students.restarts import names_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
@@ -54,6 +56,7 @@ class DistillationConfig(DQNConfig):
         self.jsd_beta = 0.5
         self.margin = 0.8
         self.normalize_q_values = True
+        self.normalize_observations = True
         self.gap_weighting = False
         self.value_gate = False
         self.feature_coeff = 0.0
@@ -66,6 +69,8 @@ class DistillationConfig(DQNConfig):
         self.compression: float | None = None
         self.student: str | None = None
         self.students: dict[str, Any] = {}
+        self.restarts = 1
+        self.num_validation_episodes = 12
         self.init = "random"
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
@@ -108,6 +113,7 @@ class DistillationConfig(DQNConfig):
         jsd_beta: float = NotProvided,
         margin: float = NotProvided,
         normalize_q_values: bool = NotProvided,
+        normalize_observations: bool = NotProvided,
         gap_weighting: bool = NotProvided,
         value_gate: bool = NotProvided,
         feature_coeff: float = NotProvided,
@@ -120,6 +126,8 @@ class DistillationConfig(DQNConfig):
         compression: float | None = NotProvided,
         student: str | None = NotProvided,
         students: Mapping[str, str | Mapping[str, Any]] = NotProvided,
+        restarts: int = NotProvided,
+        num_validation_episodes: int = NotProvided,
         init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
         max_staleness: int | None = NotProvided,
@@ -165,6 +173,9 @@ class DistillationConfig(DQNConfig):
             normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
                 and the differences between actions have one scale each (default). False: on the raw Q-values, where
                 the level takes most of the student's attention. The student puts out Q-values either way.
+            normalize_observations: whether a student that takes a vector learns on inputs with a mean of 0 and a scale
+                of 1 each (default). This is folded into its first layer: the student itself takes raw observations. Not
+                used with `td_coeff`, nor if a Learner overrides the loss. LeCun et al. 1998, "Efficient BackProp".
             gap_weighting: whether a state counts by how much the choice of action matters there, the teacher's best
                 minus worst Q-value, with a mean of 1. Default: False, all states alike. Bastani et al. 2018 (VIPER),
                 arXiv 1805.08328.
@@ -202,6 +213,13 @@ class DistillationConfig(DQNConfig):
                 {"s16": {"fcnet_hiddens": [16]}}, {"compression": 0.01}, or what `student` takes;
                 `rl_module(model_config=...)` has what they share. They take turns in acting, an episode each. Plain
                 MLPs of one depth learn side by side: eight cost little more than one.
+            restarts: how many copies of each student learn side by side, each with first weights of its own; ≥ 1. When
+                a checkpoint is saved, or `get_module()` is called, the copies that do best on the labelled states play
+                validation episodes, and the best of them becomes the student. What a small student reaches depends on
+                its first weights. MLPs without TD, features, gradient clipping and a loss of one's own are stacked, so
+                that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
+            num_validation_episodes: that each of them plays; ≥ 1. Their seeds are used by no other figure. Low: a lucky
+                copy may win; high: seconds at every checkpoint. Default: 12.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
                 useful units, fitted by least squares to what it computes on the first states that come in, before the
                 first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
@@ -231,6 +249,7 @@ class DistillationConfig(DQNConfig):
             "jsd_beta": jsd_beta,
             "margin": margin,
             "normalize_q_values": normalize_q_values,
+            "normalize_observations": normalize_observations,
             "gap_weighting": gap_weighting,
             "value_gate": value_gate,
             "feature_coeff": feature_coeff,
@@ -243,6 +262,8 @@ class DistillationConfig(DQNConfig):
             "compression": compression,
             "student": student,
             "students": students,
+            "restarts": restarts,
+            "num_validation_episodes": num_validation_episodes,
             "init": init,
             "num_baseline_episodes": num_baseline_episodes,
             "max_staleness": max_staleness,
@@ -307,13 +328,18 @@ class DistillationConfig(DQNConfig):
 
     def get_multi_rl_module_spec(self, **kwargs: Any) -> MultiRLModuleSpec:
         """Return RLlib's spec, or one with all students of a family."""
-        if not self.students:
+        if not self.members:
             return super().get_multi_rl_module_spec(**kwargs)
-        specs = {name: student_module_spec(self.model_config | shape) for name, shape in self.students.items()}
+        specs = {name: self._spec_of(shape) for name, shape in self.members.items()}
         for spec in specs.values():
             spec.observation_space, spec.action_space = kwargs["spaces"][DEFAULT_MODULE_ID]
             spec.inference_only = kwargs.get("inference_only", False)
         return MultiRLModuleSpec(rl_module_specs=specs)
+
+    def _spec_of(self, shape: Mapping[str, Any]) -> RLModuleSpec:
+        if self.own_rl_module_spec is not None:  # copies of a module of the user's
+            return copy.deepcopy(self.own_rl_module_spec)
+        return student_module_spec(self.model_config | shape)
 
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
@@ -352,6 +378,17 @@ class DistillationConfig(DQNConfig):
         """What `rl_module(model_config=...)` was given."""
         given = self._model_config
         return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
+
+    @property
+    def members(self) -> dict[str, dict[str, Any]]:
+        """What a model config has of its own, for each module that learns: students of a family, and restarts.
+
+        Empty if there is one student, without restarts: RLlib makes its module.
+        """
+        if not self.students and self.restarts == 1:
+            return {}
+        students = self.students or {DEFAULT_MODULE_ID: {}}
+        return {name: shape for student, shape in students.items() for name in names_of(student, self.restarts)}
 
     @property
     def own_connectors(self) -> frozenset[str]:

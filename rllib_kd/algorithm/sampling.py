@@ -167,6 +167,19 @@ class Sampling:
         else:  # as RLlib's sync_weights(), without its way through the object store
             self._group.local_env_runner.set_state(self._ask_for_student(env_steps).for_env_runners())
 
+    def take_newest_student(self, env_steps: int) -> None:
+        """Let the student act that the Learners have now, outside of an update.
+
+        Args:
+            env_steps: sampled so far, over restarts.
+        """
+        student = self._ask_for_student(env_steps)
+        if self._group.local_env_runner is not None:  # by its number it has that student already; 0 forces RLlib
+            forced = dataclasses.replace(student, seq_no=0)
+            self._group.local_env_runner.set_state(forced.for_env_runners())
+        if self.is_remote:
+            self._student = student.packed()
+
     def _ask_for_student(self, env_steps: int) -> StudentState:
         component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"
         state = self._learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER]

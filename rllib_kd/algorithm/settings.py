@@ -85,8 +85,12 @@ _FLUENT_METHODS = (
 #: name matches. RLlib itself takes any number, and trains on: a learning rate of -1, say.
 _RANGES = {
     r"gamma|lambda_|tau|epsilon|replay_buffer_config\['(alpha|beta)'\]": (0, 1, False),
-    r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
-    r"replay_buffer_config\['(capacity|batch_size_B|batch_length_T)'\]": (1, math.inf, True),
+    r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms|validation_episodes)|n_step": (
+        1,
+        math.inf,
+        True,
+    ),
+    r"restarts|replay_buffer_config\['(capacity|batch_size_B|batch_length_T)'\]": (1, math.inf, True),
     r"(evaluation_)?num_(?!cpus|gpus).*|seed|.*_(freq|interval)": (0, math.inf, True),
     r"num_.*|(.*_)?lr|.*_s|(min|max)_.*|grad_clip": (0, math.inf, False),
     r".*": (-math.inf, math.inf, False),

@@ -59,8 +59,10 @@ class Students:
         def measure(learner: Any) -> dict[str, dict[str, StudentSize]]:
             return {
                 group_id: {
-                    name: StudentSize(count_parameters(student.module), support_of(student.module))
-                    for name, student in group.students.items()
+                    name: StudentSize(
+                        count_parameters(group.students[name].module), support_of(group.students[name].module)
+                    )
+                    for name in group.named
                 }
                 for group_id, group in learner.groups.items()
             }

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
@@ -34,9 +35,10 @@ from rllib_kd.env_runner.column_sampler import (
     log_dropped,
     set_state_and_sample,
 )
-from rllib_kd.env_runner.family import FamilyQValues, FamilyTurns
+from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.pipeline import Images, ObservationPipeline, Shown, View
@@ -68,14 +70,15 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def make_module(self) -> None:
-        if not self.config.students:
+        members = self.config.members
+        if not members:
             super().make_module()
             return
         self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
         assert self.family is not None
         for module in self.family.values():
             module.to(self._device)
-        self.let_act(next(iter(self.config.students)))
+        self.let_act(next(iter(members)))
 
     def let_act(self, name: str) -> None:
         """Let that student act."""
@@ -89,6 +92,11 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def set_state(self, state: dict[str, Any]) -> None:
+        weights = state.get(COMPONENT_RL_MODULE)
+        if self.family is not None and weights is not None:
+            weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
+            # RLlib would take the part of the default module alone, which restarts have.
+            state = {**state, COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}}
         with self._all_students():
             super().set_state(state)
 

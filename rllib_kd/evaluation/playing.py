@@ -119,39 +119,63 @@ def play(
         evenly from all episodes, and up to 10,000.
     """
     returns: list[float] = []
-    seen = _Sample(len(views))
+    seen = Sample(len(views))
     for first in range(0, len(seeds), num_envs):
         chunk = list(seeds[first : first + num_envs])
-        envs = gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * len(chunk))
+        envs = one_episode_each(make_env, len(chunk))
         try:
-            returns += _play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)
+            returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)[0]
         finally:
             envs.close()
     return returns, seen.states()
 
 
-def _play_chunk(
+def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
+    """Return a vector env in which each environment plays one episode, for `play_chunk()`."""
+    return gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * num_envs)
+
+
+def play_chunk(
     envs: gym.vector.VectorEnv,
     act: Act,
     seeds: list[int],
-    views: list[View],
-    seen: _Sample,
-    advance: Callable[[int], None],
-) -> list[float]:
+    views: Sequence[View] = (),
+    seen: Sample | None = None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> tuple[list[float], int]:
+    """Play one episode in each environment of `one_episode_each()`.
+
+    Args:
+        envs: that nobody has reset yet.
+        act: who plays.
+        seeds: of the resets.
+        views: through each of which all states are seen as well.
+        seen: takes in what they saw.
+        advance: is told how many episodes have ended since it was last told.
+
+    Returns:
+        The undiscounted returns, and how many env steps they took together.
+
+    Raises:
+        ValueError: an episode does not end.
+    """
     obs, _ = name_and_maker(envs.reset, seed=seeds)
     shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
     totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
+    env_steps = 0
     for _ in range(_MAX_EPISODE_STEPS):
-        seen.add([np.asarray(view(shown))[running] for view in views])
+        if seen is not None:
+            seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
         obs, rewards, terminateds, truncateds, _ = name_and_maker(envs.step, actions)
         shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
         totals += rewards * running
+        env_steps += int(running.sum())
         ended = running & (terminateds | truncateds)
         running &= ~ended
         advance(int(ended.sum()))
         if not running.any():
-            return totals.tolist()
+            return totals.tolist(), env_steps
     raise ValueError(
         f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
         "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."
@@ -176,7 +200,7 @@ class _OneEpisode(gym.Wrapper):
         return obs, reward, terminated, truncated, info
 
 
-class _Sample:
+class Sample:
     """States, evenly thinned whenever they become too many: frames of long episodes would fill the memory."""
 
     def __init__(self, num_views: int):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.observation_scale import ObservationStatistics
 from rllib_kd.learner.replay import PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
+from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_Q
 
 #: Columns that distillation alone needs (by most losses), and what TD needs beside them.
@@ -54,13 +57,18 @@ class StudentGroup:
     ):
         self.learners = list(learners)
         self.students = {student.name: student for learner in learners for student in members_of(learner)}
+        #: Names of students. Their restarts are in `students`, too, but in no results.
+        self.named = [name for name in self.students if is_named(name)]
         self.config = config
         self.replay = make_replay(config.replay_buffer_config, device=device, seed=seed)
         self.statistics = QStatistics(num_actions, device=device)
+        shape = next(iter(self.students.values())).module.observation_space.shape
+        normalizes_obs = any(student.first_layers for student in self.students.values())
+        self.obs_statistics = ObservationStatistics(shape[0] if normalizes_obs else 0, device=device)
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = 1.0  # of the current update
         self._num_actions = num_actions
-        self._input_shape = next(iter(self.students.values())).module.observation_space.shape
+        self._input_shape = shape
 
     def take_in(
         self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
@@ -94,7 +102,12 @@ class StudentGroup:
         self.statistics.update(labels.to(device), reduce=reduce)
         self.temperature, self.student_temperature = self.config.temperatures(self.statistics.gap_quantile(0.5))
         states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
-        return states and {**states, Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
+        if states:
+            states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
+        if self.obs_statistics.num_inputs:
+            obs = states.get(Columns.OBS, torch.zeros(0, self.obs_statistics.num_inputs))
+            self.obs_statistics.update(obs.to(device), reduce=reduce)
+        return states
 
     @torch.no_grad()
     def agreement(self, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -109,26 +122,40 @@ class StudentGroup:
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
-        obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
-        outputs = [student.module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for student in self.students.values()]
-        student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)  # [students, M, A]
-        chosen = student_q.argmax(-1, keepdim=True)
-        teacher_q = teacher_q.expand_as(student_q)
+        student_q, teacher_q, chosen = self._choices(self.named, states)
         by_state = {
             "teacher_agreement": (chosen.squeeze(-1) == teacher_q.argmax(-1)).float(),
-            "q_regret": teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1),
+            "q_regret": _regret(teacher_q, chosen),
             "kl_to_teacher": losses.policy_kl(
                 student_q, teacher_q, temperature=self.temperature, student_temperature=self.student_temperature
             ),
         }
         means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
-        return {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.students, means, strict=True)}
+        return {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.named, means, strict=True)}
+
+    @torch.no_grad()
+    def q_regret(self) -> dict[str, float]:
+        """Return the mean Q-regret of each module on states of the replay, return units; NaN if there are none."""
+        rows = self.replay.spread(_MAX_METRIC_STATES)
+        if not len(rows) or not self.config.label_columns:
+            return dict.fromkeys(self.students, math.nan)
+        states = self.replay.gather(rows, DISTILLATION_COLUMNS)
+        states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
+        _, teacher_q, chosen = self._choices(self.students, states)
+        return dict(zip(self.students, _regret(teacher_q, chosen).mean(-1).tolist(), strict=True))
+
+    def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Q-values of students as they act, and of the teacher (`[N, M, A]`), and the students' choices `[N, M, 1]`."""
+        obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
+        outputs = [self.students[name].module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for name in names]
+        student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)
+        return student_q, teacher_q.expand_as(student_q), student_q.argmax(-1, keepdim=True)
 
     def enter(self) -> None:
         """Begin an update: put the weights that learn into the modules."""
-        scale = self.statistics.scale()
+        scale, obs_scale = self.statistics.scale(), self.obs_statistics.scale()
         for learner in self.learners:
-            learner.enter(scale)
+            learner.enter(scale, obs_scale)
 
     def leave(self) -> None:
         """End an update: put the weights that act into the modules."""
@@ -176,6 +203,7 @@ class StudentGroup:
         """Everything but the modules, the optimizers and the replay."""
         return {
             "q_statistics": self.statistics.get_state(),
+            "obs_statistics": self.obs_statistics.get_state(),
             "num_steps": self.num_steps,
             "students": {name: student.get_state() for name, student in self.students.items()},
         }
@@ -183,10 +211,19 @@ class StudentGroup:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Go on from `get_state()`."""
         self.statistics.set_state(state["q_statistics"])
+        if "obs_statistics" in state:  # not of a version without
+            self.obs_statistics.set_state(state["obs_statistics"])
         self.num_steps = state["num_steps"]
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)
+
+    def exchange(self, one: str, other: str) -> None:
+        """Let two students of one shape change places, outside of an update."""
+        for learner in self.learners:
+            if isinstance(learner, StackedStudents):
+                learner.exchange(one, other)
+        self.students[one].exchange(self.students[other])
 
     def replay_arrays(self) -> dict[str, np.ndarray]:
         """The replay, as arrays alone: columns by `columns/<name>`, and the rest by its name."""
@@ -221,3 +258,8 @@ class StudentGroup:
             if state["columns"]:
                 self.replay.add(state["columns"])
         return True
+
+
+def _regret(teacher_q: Tensor, chosen: Tensor) -> Tensor:
+    """Q-regret `[N, M]` of choices `[N, M, 1]`, return units."""
+    return teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)

@@ -34,6 +34,7 @@ from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
 from rllib_kd.schedules import value_at
+from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import pack_weights, receive
 
 logger = logging.getLogger(__name__)
@@ -77,15 +78,19 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 _check_has_q_values(module)
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
-            for members in stackable(modules, config, own_loss=not self._overrides_loss):
+            own_loss = not self._overrides_loss
+            for members in stackable(modules, config, own_loss=own_loss):
                 if len(members) == 1:
                     self.configure_optimizers_for_module(members[0], config)
                     optimizer = self.get_optimizer(members[0])
-                    learners.append(make_student(members[0], modules[members[0]], optimizer, config))
+                    learners.append(make_student(members[0], modules[members[0]], optimizer, config, own_loss=own_loss))
                     continue
-                stack = StackedStudents([make_student(member, modules[member], None, config) for member in members])
+                stack = StackedStudents(
+                    [make_student(member, modules[member], None, config, own_loss=own_loss) for member in members]
+                )
                 stack.optimizer = self._make_optimizer(ALL_MODULES, "_".join(members), stack.params, config)
                 learners.append(stack)
+            self._warn_of_cost(learners)
             seed = self.config.seed
             self.groups[group_id] = StudentGroup(
                 learners,
@@ -155,7 +160,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             num_steps = self._steps_to_make(group, num_gradient_steps)
             if num_steps:
                 self._learn(group, num_steps, env_steps)
-            for name in group.students:
+            for name in group.named:
                 self.metrics.log_value((name, NUM_GRADIENT_STEPS), num_steps, reduce="max", window=1)
         self.after_gradient_based_update(timesteps=timesteps)
         results = self.metrics.reduce()
@@ -260,10 +265,33 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
 
+    # --- Restarts -----------------------------------------------------------------------------------------------------
+
+    def q_regret(self) -> dict[str, float]:
+        """Return the mean Q-regret of each module on states of the replay, return units; NaN if there are none."""
+        return {name: regret for group in self.groups.values() for name, regret in group.q_regret().items()}
+
+    def exchange(self, pairs: Mapping[str, str]) -> None:
+        """Let modules that are copies of each other change places, with all that they have learned.
+
+        Args:
+            pairs: of module IDs.
+        """
+        for one, other in pairs.items():
+            self._group_of(one).exchange(one, other)
+
     def _forget_training_weights(self) -> None:
         for group in self.groups.values():
             for student in group.students.values():
                 student.forget()
+
+    def _warn_of_cost(self, learners: Sequence[Student | StackedStudents]) -> None:
+        if (restarts := self.config.restarts) > 1 and any(isinstance(learner, Student) for learner in learners):
+            logger.warning(
+                "restarts=%d: these students cannot be stacked, so that each copy costs as much as one student. Plain "
+                "MLPs can, without TD, features, gradient clipping and a loss of one's own.",
+                restarts,
+            )
 
     # --- Who learns ---------------------------------------------------------------------------------------------------
 
@@ -354,6 +382,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         )
         for name in group.students if any(moves) else ():
             self.last_update_ts_by_mid[name] = last
+        for name in group.named if any(moves) else ():
             self.metrics.log_value((name, NUM_TARGET_UPDATES), sum(moves), reduce="lifetime_sum")
             self.metrics.log_value((name, LAST_TARGET_UPDATE_TS), last, reduce="max")
         return moves
@@ -387,6 +416,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "
                     "high, or Q-values that are not finite."
                 )
+            if not is_named(student.name):
+                continue
             self.metrics.log_dict(own, key=student.name, window=1)
             self.metrics.log_value((student.name, NUM_MODULE_STEPS_TRAINED), num_rows, reduce="sum")
             self.metrics.log_value((student.name, NUM_MODULE_STEPS_TRAINED_LIFETIME), num_rows, reduce="lifetime_sum")

@@ -128,6 +128,11 @@ class ColumnarReplay:
         for rows in self.sample_indices(num_batches, batch_size):
             yield rows, None
 
+    def spread(self, count: int) -> Tensor:
+        """Rows that are spread evenly over all that can be drawn, without drawing: at most `count`, `[M]`."""
+        stride = max(1, -(-len(self._drawable) // count))
+        return self._drawable[::stride]
+
     def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
         """The named columns at `rows` (`[B]`), each `[B, ...]`; `obs` of packed stacks is `[B, H, W, k]`."""
         return {

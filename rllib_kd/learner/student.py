@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.losses import VALUE_LOSSES
+from rllib_kd.learner.observation_scale import ObservationScale, take_normalized, take_raw
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
-from rllib_kd.networks.dqn_module import QF_PREDS, last_linear
+from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
 from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, stacking_key
 
 
@@ -28,11 +29,19 @@ class Student:
         module: RLlib's.
         optimizer: of its parameters; None where a stack has it.
         normalizes: whether the outputs are normalised inside an update.
+        normalizes_obs: whether it takes normalised observations inside an update.
         averages: whether the weights that act are an average of those that learn.
     """
 
     def __init__(
-        self, name: str, module: Any, optimizer: torch.optim.Optimizer | None, *, normalizes: bool, averages: bool
+        self,
+        name: str,
+        module: Any,
+        optimizer: torch.optim.Optimizer | None,
+        *,
+        normalizes: bool,
+        normalizes_obs: bool,
+        averages: bool,
     ):
         self.name = name
         self.module = module
@@ -43,6 +52,8 @@ class Student:
         #: Outside of an update: the weights that learn, where those of the module are their average.
         self.training_weights: list[Tensor] | None = None
         self.scale: QScale | None = None  # set while the outputs are normalised
+        self.obs_scale: ObservationScale | None = None  # set while the first layers take normalised observations
+        self.first_layers = first_linears(module) if normalizes_obs else []  # those that can
         self.feature_map: nn.Linear | None = None  # made when the first labels show the teacher's width
         self._features: Tensor | None = None
         self._mlp: PlainMLP | None = None  # inside an update: a shorter way through the module, where there is one
@@ -53,11 +64,13 @@ class Student:
         # A student that has learned nothing yet starts in the middle of the normalised coordinates.
         self._starts_normalized = True
 
-    def enter(self, scale: QScale) -> None:
+    def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
         """Put the weights that learn into the module."""
         self.module.train()
         if self.optimizer is not None:  # members of a stack pass through the stack
             self._mlp = PlainMLP.of(self.module)
+        if self.first_layers:
+            self.obs_scale = obs_scale
         if self._normalizes:
             self.scale = scale
         self._normalize()
@@ -76,10 +89,12 @@ class Student:
             _copy_into(self.params, self.averages)
             self._denormalize()
             self.averages = []
-        self.scale, self._starts_normalized = None, False
+        self.scale, self.obs_scale, self._starts_normalized = None, None, False
 
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the module's `compute_q_values()` puts out."""
+        if self.obs_scale is not None:
+            batch = {**batch, Columns.OBS: self.obs_scale.normalize(batch[Columns.OBS])}
         if self._mlp is not None:
             return {QF_PREDS: self._mlp.q_values(batch[Columns.OBS])}
         return self.module.compute_q_values(batch)
@@ -111,6 +126,18 @@ class Student:
         """Whatever is loaded into the module is where learning goes on, and puts out Q-values."""
         self.training_weights, self._starts_normalized = None, False
 
+    def exchange(self, other: Student) -> None:
+        """Change places with a student of the same shape, outside of an update: weights, and where learning stands."""
+        _swap(self.module.state_dict().values(), other.module.state_dict().values())
+        self.training_weights, other.training_weights = other.training_weights, self.training_weights
+        self._starts_normalized, other._starts_normalized = other._starts_normalized, self._starts_normalized
+        if self.feature_map is not None and other.feature_map is not None:
+            _swap(self.feature_map.state_dict().values(), other.feature_map.state_dict().values())
+        if self.optimizer is not None and other.optimizer is not None:
+            mine, others = self.optimizer.state, other.optimizer.state
+            for param, counterpart in zip(self.params, other.params, strict=True):
+                mine[param], others[counterpart] = others[counterpart], mine[param]
+
     def get_state(self) -> dict[str, Any]:
         """What the module and the optimizer do not hold."""
         state: dict[str, Any] = {
@@ -131,10 +158,14 @@ class Student:
     def _normalize(self) -> None:
         if self.scale is not None and not self._starts_normalized:
             to_normalized(self.module, self.scale)
+        if self.obs_scale is not None and not self._starts_normalized:
+            take_normalized(self.first_layers, self.obs_scale)
 
     def _denormalize(self) -> None:
         if self.scale is not None:
             to_q_values(self.module, self.scale)
+        if self.obs_scale is not None:
+            take_raw(self.first_layers, self.obs_scale)
 
     # --- Feature matching ---------------------------------------------------------------------------------------------
 
@@ -192,10 +223,10 @@ class StackedStudents:
         self.averages: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
 
-    def enter(self, scale: QScale) -> None:
+    def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
         """Put the weights that learn into `params`."""
         for student in self.members:
-            student.enter(scale)
+            student.enter(scale, obs_scale)
         _copy_into(self.params, self._mlps.pack(self._mlps.weights))
         if self.members[0].averages:
             self.averages = self._mlps.pack([student.averages for student in self.members])
@@ -208,16 +239,45 @@ class StackedStudents:
         for student in self.members:
             student.leave()
 
+    def exchange(self, one: str, other: str) -> None:
+        """Let two members change places in the optimizer, which has them side by side. Their modules are elsewhere."""
+        names = [student.name for student in self.members]
+        if one not in names or other not in names:
+            return
+        assert self.optimizer is not None  # it is set as soon as there is one
+        pair = [names.index(one), names.index(other)]
+        for param in self.params:
+            for value in self.optimizer.state[param].values():
+                if value.shape == param.shape:  # not the count of steps
+                    value[pair] = value[pair[::-1]]
+
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`qf_preds` `[N, B, A]` of all members, inside an update."""
-        return {QF_PREDS: self._mlps.q_values(self.params, batch[Columns.OBS])}
+        obs, scale = batch[Columns.OBS], self.members[0].obs_scale  # the same for all
+        return {QF_PREDS: self._mlps.q_values(self.params, obs if scale is None else scale.normalize(obs))}
 
 
-def make_student(name: str, module: Any, optimizer: torch.optim.Optimizer | None, config: Any) -> Student:
-    """Return the student of a module, as its config describes it; without an optimizer if a stack has it."""
-    normalizes = config.loss in VALUE_LOSSES and config.normalize_q_values and bool(config.label_columns)
-    averages = config.weight_averaging > 0.0 and not config.uses_td
-    return Student(name, module, optimizer, normalizes=normalizes, averages=averages)
+def make_student(
+    name: str, module: Any, optimizer: torch.optim.Optimizer | None, config: Any, *, own_loss: bool
+) -> Student:
+    """Return the student of a module.
+
+    Args:
+        name: its module ID.
+        module: RLlib's.
+        optimizer: of its parameters; None if a stack has it.
+        config: of the module.
+        own_loss: whether the loss is this package's. Another one may pass the module what the environment shows.
+    """
+    has_labels = bool(config.label_columns)
+    return Student(
+        name,
+        module,
+        optimizer,
+        normalizes=config.loss in VALUE_LOSSES and config.normalize_q_values and has_labels,
+        normalizes_obs=config.normalize_observations and has_labels and own_loss and not config.uses_td,
+        averages=config.weight_averaging > 0.0 and not config.uses_td,
+    )
 
 
 def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> list[list[str]]:
@@ -263,6 +323,14 @@ def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
         if weight.is_floating_point()
     ]
     return [target_weight for target_weight, _ in pairs], [weight for _, weight in pairs]
+
+
+@torch.no_grad()
+def _swap(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:
+    for tensor, other in zip(tensors, others, strict=True):
+        kept = tensor.clone()
+        tensor.copy_(other)
+        other.copy_(kept)
 
 
 @torch.no_grad()

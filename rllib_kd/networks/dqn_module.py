@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import torch
 from ray.rllib.algorithms.dqn.dqn_catalog import DQNCatalog
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
@@ -13,6 +14,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.base import ENCODER_OUT, Encoder
 from ray.rllib.core.models.configs import ModelConfig
 from ray.rllib.core.models.torch.base import TorchModel
+from ray.rllib.core.models.torch.encoder import TorchMLPEncoder
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.annotations import override
@@ -93,3 +95,17 @@ def support_of(module: Any) -> Support | None:
 def last_linear(head: nn.Module) -> nn.Linear:
     """The output layer of a head of RLlib's DQN module; its inputs are the features of the last hidden layer."""
     return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
+
+
+def first_linears(module: Any) -> list[nn.Linear]:
+    """The layers that take the observation, if it is a vector, and all of them are linear with a bias; else none."""
+    space, encoder = module.observation_space, getattr(module, "encoder", None)
+    is_known = isinstance(module, DefaultDQNTorchRLModule) and isinstance(encoder, (FlattenEncoder, TorchMLPEncoder))
+    if not is_known or not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+        return []
+    parts: list[Any] = [encoder]
+    if isinstance(encoder, FlattenEncoder):
+        parts = [module.af, module.vf] if module.uses_dueling else [module.af]
+    layers: list[nn.Module] = [next(own for own in part.modules() if not list(own.children())) for part in parts]
+    linears = [layer for layer in layers if isinstance(layer, nn.Linear) and layer.bias is not None]
+    return linears if len(linears) == len(layers) else []

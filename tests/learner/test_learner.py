@@ -18,6 +18,10 @@ MODEL = {"fcnet_hiddens": [16], "fcnet_activation": "relu"}
 C51 = {"num_atoms": 11, "v_min": 80.0, "v_max": 120.0}
 
 
+#: No coordinates but those of the environment and of the teacher.
+RAW = {"normalize_q_values": False, "normalize_observations": False}
+
+
 def config_of(loss="kl", **distillation) -> DistillDQNConfig:
     return (
         DistillDQNConfig()
@@ -331,7 +335,7 @@ def test_every_loss_heeds_the_weights(cluster, loss):
 @pytest.mark.parametrize(("td_coeff", "by"), [(0.0, "loss"), (1.0, "td_error")])
 def test_priorities_are_td_errors_or_losses(cluster, td_coeff, by):
     """After one step each row that was drawn has the error that it was learned from."""
-    config = config_of("huber", normalize_q_values=False, td_coeff=td_coeff).training(**PRIORITIZED)
+    config = config_of("huber", **RAW, td_coeff=td_coeff).training(**PRIORITIZED)
     learner = make_learner(config.training(train_batch_size_per_learner=2_048))  # every row, nearly
     columns = fragment(names=DISTILLATION_COLUMNS + TD_COLUMNS)
     rows = torch.arange(256)[torch.as_tensor(columns["valid"])]
@@ -403,7 +407,7 @@ def test_outputs_count_in_median_gaps_unless_they_are_q_values(cluster):
 
 def test_the_student_is_the_average_of_the_weights(cluster, monkeypatch):
     """Against the definition: a_t = a_{t−1} + (w_t − a_{t−1}) / (1 + γ (t − 1)), over two updates."""
-    learner = make_learner(config_of("kl", weight_averaging=0.5))
+    learner = make_learner(config_of("kl", normalize_observations=False, weight_averaging=0.5))
     module = learner.module["default_policy"]
     params = [p for n, p in module.named_parameters() if not n.startswith("_target")]
     history = []

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from rllib_kd.env_runner.family import FamilyQValues, FamilyTurns
+from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.networks.dqn_module import student_module_spec
+from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, stacking_key
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 

@@ -71,6 +71,18 @@ MAX_LAYERS = 1_000  # with those of a dueling network's streams; also hidden lay
 MAX_ONNX_NODES = 4_000  # operators
 
 
+MAX_ONNX_ENDS = 64  # tensors that one operator takes and makes
+
+
+MAX_ONNX_ALL_ENDS = 20_000  # of all operators
+
+
+MAX_ONNX_FIELDS = 500_000  # of the file: each takes memory, however few bytes it has
+
+
+MAX_ONNX_PACKED = 2**20  # bytes of integers in as few bytes as they need, of which each takes eight
+
+
 MAX_RANK = 8  # dimensions of an observation
 
 

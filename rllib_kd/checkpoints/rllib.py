@@ -23,8 +23,9 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, build_entries, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, read_pickle
 from rllib_kd.checkpoints.uris import file_types, is_folder, list_folder, open_uri, read_file
+from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.networks.layers import Cost
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
 from rllib_kd.checkpoints.json_text import parse_json
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, read_pickle
+from rllib_kd.checkpoints.values import build
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, Stage
 from rllib_kd.observations.spaces import check_size

@@ -26,8 +26,9 @@ from ray.rllib.connectors.common.frame_stacking import FrameStacking
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 
 from rllib_kd import limits, load_teacher
-from rllib_kd.checkpoints.pickles import CheckpointError, build, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
+from rllib_kd.checkpoints.values import build
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import ensemble_of

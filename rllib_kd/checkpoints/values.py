@@ -46,12 +46,13 @@ def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
     """
     builder = _Builder(where)  # one for all: they may share parts
     built = {}
-    for key, value in entries.items():
-        try:
-            built[str(builder.build(key))] = builder.build(value)
-        except CheckpointError as error:
-            built[key if isinstance(key, str) else "a key that is no text"] = error
-            builder.begin_anew()
+    with without_looking_for_cycles():
+        for key, value in entries.items():
+            try:
+                built[str(builder.build(key))] = builder.build(value)
+            except CheckpointError as error:
+                built[key if isinstance(key, str) else "a key that is no text"] = error
+                builder.begin_anew()
     return built
 
 

@@ -19,7 +19,9 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.teachers.onnx_costs import MAX_VALUES, NUMBERS, count_numbers
 from rllib_kd.teachers.onnx_operators import OPERATORS, domain_of
 
-_BATCH = 1_000  # observations; what depends on their number shows between 1 and so many
+#: Numbers of observations that the package itself asks for: one; two, when a teacher is loaded; the episodes that are
+#: played at once; the states that are compared at once. Whatever depends on the number mostly shows between them.
+BATCHES = (1, 2, 50, 1_000)
 
 
 class CheckedModel(NamedTuple):
@@ -49,12 +51,12 @@ def check_model(content: bytes, uri: str) -> CheckedModel:
     _check_nodes(model.graph, uri)
     _check_inputs(model.graph, uri)
     try:
-        single, batch = (count_numbers(model, num_observations) for num_observations in (1, _BATCH))
+        num_numbers = max(math.ceil(count_numbers(model, size) / size) for size in BATCHES)
     except ValueError as error:
         raise CheckpointError(f"'{uri}' was refused: {error}.") from error
     weights = (tensor for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64)  # shapes
     num_parameters = sum(math.prod(tensor.dims) for tensor in weights)
-    return CheckedModel(model.SerializeToString(), num_parameters, max(single, math.ceil(batch / _BATCH)))
+    return CheckedModel(model.SerializeToString(), num_parameters, num_numbers)
 
 
 class Outline:

@@ -28,7 +28,8 @@ from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from rllib_kd import limits, load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
-from rllib_kd.checkpoints.values import build
+from rllib_kd.checkpoints.values import build, build_entries
+from rllib_kd.evaluation import measures, playing
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import ensemble_of
@@ -148,6 +149,20 @@ def test_no_search_for_cycles_while_a_pickle_is_read():
     assert gc.isenabled()
     with pytest.raises(CheckpointError):
         read_pickle(Watched(b"x"), "it")
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("make", [build, build_entries])
+def test_no_search_for_cycles_while_values_are_made(make):
+    seen = []
+
+    class Watched(dict):
+        def items(self):
+            seen.append(gc.isenabled())
+            return super().items()
+
+    assert make(Watched({"a": 1}), "it") == {"a": 1}
+    assert seen == [False]
     assert gc.isenabled()
 
 
@@ -857,7 +872,26 @@ def test_lengths_that_are_huge_for_some_numbers_of_observations(tmp_path):
     ):
         content = onnx_model([*nodes, *LOOKS_SMALL], [*weights, *others]).SerializeToString()
         (tmp_path / "a").write_bytes(content)
-        refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(2, 4)))
+        refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("size", [1, 2, playing._ENVS_AT_ONCE, measures._STATES_AT_ONCE])
+def test_what_the_packages_own_batches_take_is_known_when_a_model_is_loaded(tmp_path, size):
+    """Nothing but for batches of one size: max(0, 1 - |n - size|) times a length."""
+    nodes = [
+        node("Shape", "obs", to="s0"),
+        node("Slice", "s0", "0", "1", "0", to="n"),
+        *(node("Sub", *pair, to=to) for *pair, to in (("n", "size", "a"), ("size", "n", "b"))),
+        node("Max", "a", "b", to="far"),
+        node("Sub", "1", "far", to="near"),
+        node("Max", "near", "0", to="is_it"),
+        node("Mul", "is_it", "k", to="length"),
+        node("ConstantOfShape", "length"),
+    ]
+    weights = [integers("0", 0), integers("1", 1), integers("size", size), integers("k", size * limits.MAX_INPUTS + 1)]
+    (tmp_path / "a").write_bytes(onnx_model([*nodes, *LOOKS_SMALL], weights).SerializeToString())
+    with pytest.raises(CheckpointError, match=f"of {size} observations its operator 'ConstantOfShape' makes numbers"):
+        load_teacher(tmp_path / "a")
 
 
 def test_divisions_of_integers_that_floats_do_not_hold(tmp_path):

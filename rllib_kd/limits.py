@@ -19,6 +19,12 @@ MAX_DESCRIPTION = 2**23  # bytes of JSON; one letter can make each of them take 
 MAX_ENTRIES = 20_000  # files and folders in a folder that is looked through
 
 
+MAX_STATISTICS = 100  # files around a zip of Stable-Baselines3 that may be its VecNormalize under another name
+
+
+MAX_FOLDERS_OF_STATISTICS = 20  # beside the zip, that are looked through for them
+
+
 MAX_ARCHIVE_ENTRIES = 10_000  # files in a zip archive; PyTorch writes one a tensor
 
 

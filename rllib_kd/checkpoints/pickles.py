@@ -98,10 +98,28 @@ class _TooMuchError(Exception):
 
 
 class Budget:
-    """How many opcodes may be read, of one pickle or of several together."""
+    """How many opcodes and bytes may be read, of one pickle or of several together."""
 
-    def __init__(self, opcodes: int = limits.MAX_OPCODES):
+    def __init__(self, opcodes: int = limits.MAX_OPCODES, num_bytes: int = limits.MAX_FILE):
         self.opcodes = opcodes
+        self.num_bytes = num_bytes
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nothing more may be read."""
+        return self.opcodes <= 0 or self.num_bytes <= 0
+
+    def take(self, content: bytes, where: str) -> None:
+        """Count the bytes of one more file.
+
+        Raises:
+            CheckpointError: with the files before it, these are too many.
+        """
+        self.num_bytes -= len(content)
+        if self.num_bytes < 0:
+            raise CheckpointError(
+                f"'{where}' was refused: with the files that were read before, it has more bytes than a checkpoint."
+            )
 
 
 class _Counted(dict[int, Callable[[Any], None]]):

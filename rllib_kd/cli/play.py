@@ -55,7 +55,7 @@ def compare(
     from rllib_kd.report.comparisons import summary_table, write_report
 
     set_log_level(0)
-    found = find_students(students)
+    found = find_students(students, with_curves=out is not None)
     if len(found) == 1:
         found = {"student": next(iter(found.values()))}
     comparisons = compare_all(

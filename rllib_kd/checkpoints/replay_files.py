@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.fs
 
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.checkpoints.uris import list_folder
+from rllib_kd.checkpoints.uris import expanded, list_folder
 
 REPLAY_FOLDER = "replay"
 
@@ -59,7 +59,8 @@ def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | No
     """The absolute path of a folder on this machine's disk; None where the path is elsewhere, or is none.
 
     Raises:
-        ValueError: a `file:` URI that is none, or whose path would end at a `#` or a `?`.
+        ValueError: it is empty, or its home folder is not known; a `file:` URI that is none, or whose path would end at
+            a `#` or a `?`.
     """
     if path is None or not (filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem)):
         return None
@@ -68,4 +69,4 @@ def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | No
         if uri.fragment or uri.query:
             raise ValueError(f"In a URI, `#` and `?` are written as %23 and %3F, got '{path}'.")
         return Path(pyarrow.fs.FileSystem.from_uri(str(path))[1])
-    return None if "://" in str(path) else Path(path).expanduser().absolute()
+    return None if "://" in str(path) else expanded(str(path)).absolute()

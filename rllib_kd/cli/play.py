@@ -160,12 +160,12 @@ def export(
     from rllib_kd.terminal import bar
 
     set_log_level(0)
+    format = format_of_ending(out) if format is None else format
     checkpoint = find_student(checkpoint)
     asked = parse_json(env_config, "--env-config")
     where = resolve_environment(
         {"the student": checkpoint}, env, asked, teacher=teacher, trust_checkpoint=trust_checkpoint
     )
-    format = format_of_ending(out) if format is None else format
     written = [
         (as_q_network(source, trust_checkpoint=trust_checkpoint), path)
         for source, path in ((checkpoint, out), (teacher, None))

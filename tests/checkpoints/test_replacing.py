@@ -13,6 +13,7 @@ import pytest
 
 from rllib_kd.checkpoints import replacing as module
 from rllib_kd.checkpoints.replacing import replacing
+from rllib_kd.checkpoints.replay_files import local_folder
 from tests.conftest import make_q_module
 
 FILES = ("rllib_checkpoint.json", "state.pkl", "learner/weights.pkl", "replay/0.npz")
@@ -205,6 +206,12 @@ def test_nothing_is_saved_below_a_file(tmp_path, place):
     with pytest.raises(ValueError, match=r"but '.*/file' above '.*/x' is a file. Name another path"):
         save(tmp_path / place, "first")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", ""])
+def test_a_path_that_means_nothing_is_an_error_of_one_line(path):
+    with pytest.raises(ValueError, match=r"begins with a home folder that is not known here|A path is empty"):
+        local_folder(path, None)
 
 
 @pytest.mark.parametrize("function", ["locked", "tempfile.mkdtemp"])

@@ -21,7 +21,7 @@ from rllib_kd.teachers.onnx_operators import OPERATORS, domain_of
 
 #: Numbers of observations that the package itself asks for: one; two, when a teacher is loaded; the episodes that are
 #: played at once; the states that are compared at once. Whatever depends on the number mostly shows between them.
-BATCHES = (1, 2, 50, 1_000)
+BATCHES = (1, 1_000, 50, 2)
 
 
 class CheckedModel(NamedTuple):

@@ -19,6 +19,12 @@ MAX_DESCRIPTION = 2**23  # bytes of JSON; one letter can make each of them take 
 MAX_ENTRIES = 20_000  # files and folders in a folder that is looked through
 
 
+MAX_STATISTICS = 100  # files around a zip of Stable-Baselines3 that may be its VecNormalize under another name
+
+
+MAX_FOLDERS_OF_STATISTICS = 20  # beside the zip, that are looked through for them
+
+
 MAX_ARCHIVE_ENTRIES = 10_000  # files in a zip archive; PyTorch writes one a tensor
 
 
@@ -69,6 +75,18 @@ MAX_LAYERS = 1_000  # with those of a dueling network's streams; also hidden lay
 
 
 MAX_ONNX_NODES = 4_000  # operators
+
+
+MAX_ONNX_ENDS = 64  # tensors that one operator takes and makes
+
+
+MAX_ONNX_ALL_ENDS = 20_000  # of all operators
+
+
+MAX_ONNX_FIELDS = 500_000  # of the file: each takes memory, however few bytes it has
+
+
+MAX_ONNX_PACKED = 2**20  # bytes of integers in as few bytes as they need, of which each takes eight
 
 
 MAX_RANK = 8  # dimensions of an observation

@@ -8,6 +8,9 @@ from typing import Any
 
 import pyarrow.fs
 
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.uris import is_file
+
 #: The entry of the Algorithm's state that is not RLlib's own.
 STATE_ENTRY = "distillation"
 
@@ -49,10 +52,15 @@ def check_format_at(path: str, filesystem: pyarrow.fs.FileSystem) -> None:
         filesystem: that holds it.
 
     Raises:
-        ValueError: as `check_format()`.
+        ValueError: as `check_format()`; or the file cannot be read.
     """
-    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.File:
+    if not is_file(filesystem, path):
         return
-    with filesystem.open_input_stream(path) as stream:
-        state = pickle.load(stream)
-    check_format(state.get(STATE_ENTRY))
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            entry = pickle.load(stream).get(STATE_ENTRY)
+    except Exception as error:  # unpickling executes what is in it
+        raise CheckpointError(
+            f"'{path}' cannot be read ({type(error).__name__}: {error}). Is the checkpoint complete?"
+        ) from error
+    check_format(entry)

@@ -18,6 +18,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.models.utils import get_activation_fn
 from ray.rllib.utils import replay_buffers
 
+from rllib_kd.algorithm.unknown_settings import unknown_setting
 from rllib_kd.schedules import check_schedule
 from rllib_kd.text import did_you_mean
 
@@ -150,7 +151,7 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
         if name in _GONE:
             raise ValueError(f"The setting '{name}' no longer exists: {_GONE[name]}.")
         if name not in known:
-            raise ValueError(f"{type(config).__name__} has no setting '{name}'.{did_you_mean(name, known)}")
+            raise unknown_setting(type(config), name, known)
         method, type_hint = known[name]
         if value is None and name in _NEEDED:
             raise ValueError(f"The setting '{name}' cannot be None. Leave it out.")
@@ -215,12 +216,12 @@ def check_names(cls: type[AlgorithmConfig], names: Iterable[str]) -> None:
     """Whether all are names of settings.
 
     Raises:
-        ValueError: one is not, with the nearest known name.
+        ValueError: one is not, with the setting that it is a key of, or the nearest known name.
     """
     known = _fluent_arguments(cls)
     for name in names:
         if name not in known:
-            raise ValueError(f"{cls.__name__} has no setting '{name}'.{did_you_mean(name, known)}")
+            raise unknown_setting(cls, name, known)
 
 
 def validate(config: AlgorithmConfig) -> AlgorithmConfig:

@@ -7,11 +7,11 @@ import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pyarrow.fs
 import ray
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
+from rllib_kd.checkpoints.uris import list_folder
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_teacher
@@ -142,7 +142,7 @@ def _load(config: DistillationConfig, group_id: str, storage: Any) -> Teacher:
 def _load_from_trial(storage: Any, component: str) -> Teacher | None:
     """Load the teacher from the newest checkpoint of a Tune trial; None if it has none."""
     filesystem, trial = storage.storage_filesystem, storage.trial_fs_path
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(trial, allow_not_found=True))
+    entries = list_folder(filesystem, trial, missing_ok=True)
     checkpoints = sorted(entry.path for entry in entries if entry.base_name.startswith("checkpoint_"))
     for checkpoint in reversed(checkpoints):
         teacher = Teacher()

@@ -10,13 +10,19 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rllib_kd.locks import locked
 
 #: Files by which a folder is a checkpoint, or the beginning of one.
 _MARKS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl")
+
+
+#: Files that RLlib and this package write into the folders of a checkpoint. Others there are the user's.
+_WRITTEN = re.compile(
+    r"(rllib_checkpoint|metadata)\.json|class_and_ctor_args\.pkl|((algorithm|module)_)?state\.(pkl|msgpack|pt)|\d+\.npz"
+)
 
 
 #: In a working folder: the file by which it is ours, the new checkpoint, and the older one for a moment.
@@ -36,7 +42,7 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
 
     Args:
         path: where a link leads to is replaced, and not the link.
-        left_out: entries of older checkpoints that do not stay.
+        left_out: folders of older checkpoints that do not stay, but for the user's files in them.
 
     Raises:
         ValueError: a file is there, or other files than a checkpoint's that have the names of a checkpoint's.
@@ -45,12 +51,16 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")
+    above = next(place for place in folder.parents if place.exists())
+    if not above.is_dir():
+        raise ValueError(f"A checkpoint is a folder, but '{above}' above '{path}' is a file. Name another path.")
     if folder.exists() and folder in (here := Path.cwd().resolve(), *here.parents):
         raise ValueError(
             f"'{folder}' is the folder in which this process works, or above it: replacing it would pull the ground "
             f"away. Name a folder within it, such as '{folder / 'checkpoint'}'."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _naming(path):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not _can_be_replaced(folder):
         if _is_checkpoint(folder):
             raise OSError(
@@ -59,16 +69,31 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
             )
         yield folder
         return
-    with locked(folder, wait=True) as is_alone:
-        if is_alone:
-            _clear_leftovers(folder)
-        work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+    with ExitStack() as stack:
+        with _naming(path):
+            is_alone = stack.enter_context(locked(folder, wait=True))
+            if is_alone:
+                _clear_leftovers(folder)
+            work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
         try:
             (work / _OURS).touch()
             yield work / _NEW
             _put(work, folder, left_out)
         finally:
             _clear(work, folder)
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Errors of the system name the checkpoint, and not a file of ours beside it."""
+    try:
+        yield
+    except OSError as error:
+        named = type(error)(
+            f"No checkpoint can be saved to '{path}': {error.strerror or error}. Name a folder that can be written to."
+        )
+        named.errno = error.errno
+        raise named from error
 
 
 def _put(work: Path, folder: Path, left_out: Collection[str]) -> None:
@@ -94,18 +119,36 @@ def _keep_the_rest(folder: Path, new: Path, left_out: Collection[str]) -> None:
     """Give the new checkpoint what else lies in its place: linked, so that nothing is missing at any moment."""
     is_checkpoint = _is_checkpoint(folder)
     for entry in folder.iterdir():
-        if is_checkpoint and entry.name in left_out:
-            continue
-        if not os.path.lexists(new / entry.name):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.copytree(entry, new / entry.name, symlinks=True, copy_function=_link)
+        target = new / entry.name
+        if is_checkpoint and (entry.name in left_out or (_is_folder(entry) and _is_folder(target))):
+            _keep_files_of_the_user(entry, target)
+        elif not os.path.lexists(target):
+            if _is_folder(entry):
+                shutil.copytree(entry, target, symlinks=True, copy_function=_link)
             else:
-                _link(entry, new / entry.name)
+                _link(entry, target)
         elif not is_checkpoint:
             raise ValueError(
                 f"'{folder}' holds no checkpoint, but other files, and a checkpoint would replace '{entry.name}'. Save "
                 "into a new folder."
             )
+
+
+def _keep_files_of_the_user(older: Path, new: Path) -> None:
+    """Give a folder of the new checkpoint what the user has put into that of the older one, at any depth."""
+    if not _is_folder(older):
+        return
+    for entry in older.iterdir():
+        target = new / entry.name
+        if _is_folder(entry):
+            _keep_files_of_the_user(entry, target)
+        elif not _WRITTEN.fullmatch(entry.name) and not os.path.lexists(target):
+            new.mkdir(parents=True, exist_ok=True)
+            _link(entry, target)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _link(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> None:

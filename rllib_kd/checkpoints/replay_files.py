@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
 import numpy as np
 import pyarrow.fs
+
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.uris import expanded, list_folder
 
 REPLAY_FOLDER = "replay"
 
@@ -27,13 +32,20 @@ def write_replay(path: str, index: int, arrays: Mapping[str, np.ndarray], filesy
 
 
 def read_replays(path: str, filesystem: pyarrow.fs.FileSystem) -> list[dict[str, np.ndarray]]:
-    """What `write_replay()` has written there, in the order of the Learners; nothing where there is none."""
-    selector = pyarrow.fs.FileSelector(f"{path}/{REPLAY_FOLDER}", allow_not_found=True)
-    files = [info.path for info in filesystem.get_file_info(selector) if info.path.endswith(".npz")]
+    """What `write_replay()` has written there, in the order of the Learners; nothing where there is none.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    entries = list_folder(filesystem, f"{path}/{REPLAY_FOLDER}", missing_ok=True)
+    files = [entry.path for entry in entries if re.fullmatch(r"\d+\.npz", entry.base_name)]
     replays = []
     for file in sorted(files, key=lambda file: int(Path(file).stem)):
-        with filesystem.open_input_file(file) as stream, np.load(stream, allow_pickle=False) as archive:
-            replays.append(dict(archive))
+        try:
+            with filesystem.open_input_file(file) as stream, np.load(stream, allow_pickle=False) as archive:
+                replays.append(dict(archive))
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise CheckpointError(f"'{file}' cannot be read: {error}. Is the checkpoint complete?") from error
     return replays
 
 
@@ -47,7 +59,8 @@ def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | No
     """The absolute path of a folder on this machine's disk; None where the path is elsewhere, or is none.
 
     Raises:
-        ValueError: a `file:` URI that is none, or whose path would end at a `#` or a `?`.
+        ValueError: it is empty, or its home folder is not known; a `file:` URI that is none, or whose path would end at
+            a `#` or a `?`.
     """
     if path is None or not (filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem)):
         return None
@@ -56,4 +69,4 @@ def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | No
         if uri.fragment or uri.query:
             raise ValueError(f"In a URI, `#` and `?` are written as %23 and %3F, got '{path}'.")
         return Path(pyarrow.fs.FileSystem.from_uri(str(path))[1])
-    return None if "://" in str(path) else Path(path).expanduser().absolute()
+    return None if "://" in str(path) else expanded(str(path)).absolute()

@@ -8,7 +8,7 @@ import math
 import pickle
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,8 +23,9 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, build_entries, read_pickle
+from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Name, Tag, read_pickle
 from rllib_kd.checkpoints.uris import file_types, is_folder, list_folder, open_uri, read_file
+from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.networks.layers import Cost
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
@@ -98,6 +99,9 @@ class RLlibCheckpoint:
     module_path: str
     algorithm_path: str | None
     trusted: bool
+    _budget: Budget = field(  # of all that is read of it as data
+        default_factory=lambda: Budget(num_bytes=limits.MAX_FILE + limits.MAX_SMALL_FILE), compare=False, repr=False
+    )
 
     def load_module(self) -> RLModule:
         """The network, with its weights.
@@ -278,7 +282,8 @@ class RLlibCheckpoint:
                 raise CheckpointError(f"'{path}' cannot be read: it is no whole pickle. Is the file complete?")
 
         content = read_file(self.filesystem, path, max_bytes=max_bytes, check_head=check_head)
-        return read_pickle(io.BytesIO(content), path)
+        self._budget.take(content, path)
+        return read_pickle(io.BytesIO(content), path, self._budget)
 
     def _load_trusted(self, kind: Any, path: str) -> Any:
         try:

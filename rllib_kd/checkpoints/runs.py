@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.fs
+
+from rllib_kd.checkpoints.results import RESULTS, TrialReader
 from rllib_kd.checkpoints.tune import finite_number
 from rllib_kd.checkpoints.uris import expanded
 
-_RESULTS = "result.json"
+_LOCAL = pyarrow.fs.LocalFileSystem()
 
 
 _CHECKPOINT = "checkpoint_"
@@ -47,28 +49,42 @@ class Student(NamedTuple):
     curve: Curve
 
 
-def find_students(paths: Sequence[str | os.PathLike[str]]) -> dict[str, Student]:
+def find_students(paths: Sequence[str | os.PathLike[str]], *, with_curves: bool = True) -> dict[str, Student]:
     """The students that paths stand for, by the shortest ends of their paths that tell them apart.
 
     Args:
         paths: of checkpoints; of trials, which stand for their newest checkpoint; or of experiments, which stand for
             all their trials. What is no run on this machine's disk (a URI, the name of a packaged teacher, a folder of
             another origin) stands for itself.
+        with_curves: whether their learning curves are read.
 
     Raises:
-        ValueError: a run has no checkpoint, or a path is empty.
+        ValueError: a run has no checkpoint, a path is empty, or all runs together hold more files or results than are
+            read.
     """
     students: dict[str, Student] = {}
+    reader = TrialReader(_LOCAL)
+
+    def curve_of(run: Path) -> Curve:
+        return _read_curve(run / RESULTS, reader) if with_curves and (run / RESULTS).is_file() else Curve()
+
     for given in (os.fspath(path) for path in paths):
         path = Path(given) if "://" in given else expanded(given)
-        trials = [path] if (path / _RESULTS).is_file() else sorted(file.parent for file in path.glob(f"*/{_RESULTS}"))
+        trials = _trials(path, reader)
         for trial in trials:
-            students[str(trial)] = Student(str(_newest_checkpoint(trial)), read_curve(trial / _RESULTS))
+            students[str(trial)] = Student(_newest_checkpoint(trial, reader), curve_of(trial))
         if not trials:
-            results = path.parent / _RESULTS
-            is_of_a_run = path.name.startswith(_CHECKPOINT) and results.is_file()
-            students[given] = Student(given, read_curve(results) if is_of_a_run else Curve())
+            students[given] = Student(given, curve_of(path.parent) if path.name.startswith(_CHECKPOINT) else Curve())
     return dict(zip(_short_names(list(students)), students.values(), strict=True))
+
+
+def _trials(path: Path, reader: TrialReader) -> list[Path]:
+    """The trial that a path is, or those in it."""
+    if not path.is_dir():
+        return []
+    if (path / RESULTS).is_file():
+        return [path]
+    return [Path(folder) for folder in reader.folders(str(path)) if (Path(folder) / RESULTS).is_file()]
 
 
 def find_student(path: str | os.PathLike[str]) -> str:
@@ -77,7 +93,7 @@ def find_student(path: str | os.PathLike[str]) -> str:
     Raises:
         ValueError: it stands for several.
     """
-    students = find_students([path])
+    students = find_students([path], with_curves=False)
     if len(students) != 1:
         raise ValueError(f"'{path}' holds {len(students)} runs: {', '.join(students)}. Name the folder of one.")
     return next(iter(students.values())).checkpoint
@@ -96,7 +112,7 @@ def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
         ValueError: no `result.json` is there.
     """
     root = Path(run_dir)
-    files = sorted(root.rglob(_RESULTS))
+    files = sorted(root.rglob(RESULTS))
     if not files:
         raise ValueError(
             f"There is no result.json in {root} or below it. Expected the directory of a Ray Tune trial or experiment."
@@ -116,11 +132,18 @@ def read_curve(file: Path) -> Curve:
     Args:
         file: the run's `result.json`.
     """
-    rows = _json_lines(file)
-    if evaluations := _curve(rows, "evaluation", "env_runners"):
+    return _read_curve(file, TrialReader(_LOCAL, is_own=True))
+
+
+def _read_curve(file: Path, reader: TrialReader) -> Curve:
+    evaluations, returns, has_teacher = Curve(), Curve(), False
+    for row in reader.rows(str(file)):
+        _go_on(evaluations, row, "evaluation", "env_runners")
+        _go_on(returns, row, "env_runners")
+        has_teacher = has_teacher or bool(teacher_fraction(row))
+    if evaluations:
         return evaluations
-    has_teacher = any(teacher_fraction(row) for row in rows)
-    return Curve(_curve(rows, "env_runners"), of=BEHAVIOR if has_teacher else EXPLORING)
+    return Curve(returns, of=BEHAVIOR if has_teacher else EXPLORING)
 
 
 def whose(curve: Sequence[tuple[float, float]]) -> str:
@@ -135,11 +158,12 @@ def teacher_fraction(result: Mapping[str, Any]) -> float | None:
     return fraction if isinstance(fraction, int | float) else None
 
 
-def _newest_checkpoint(trial: Path) -> Path:
-    checkpoints = sorted(path for path in trial.glob(f"{_CHECKPOINT}*") if path.is_dir())
+def _newest_checkpoint(trial: Path, reader: TrialReader) -> str:
+    folders = map(Path, reader.folders(str(trial)))
+    checkpoints = [folder for folder in folders if folder.name.startswith(_CHECKPOINT)]
     if not checkpoints:
         raise ValueError(f"The run '{trial}' has no checkpoint. Train with --checkpoint-at-end.")
-    return checkpoints[-1]
+    return str(checkpoints[-1])
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:
@@ -174,30 +198,15 @@ def _without_number(parts: tuple[str, ...]) -> tuple[str, ...]:
     return parts[:-1] if re.fullmatch(r"\d{5}", parts[-1]) else parts
 
 
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
-    rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def _curve(rows: Sequence[Mapping[str, Any]], *keys: str) -> Curve:
-    curve = Curve()
-    for row in rows:
-        node: Any = row
-        for key in (*keys, "episode_return_mean"):
-            node = node.get(key) if isinstance(node, Mapping) else None
-        steps, mean_return = finite_number(row.get("num_env_steps_sampled_lifetime")), finite_number(node)
-        if steps is None or mean_return is None:
-            continue
-        # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
-        while curve and curve[-1][0] >= steps:
-            curve.pop()
-        curve.append((steps, mean_return))
-    return curve
+def _go_on(curve: Curve, row: Mapping[str, Any], *keys: str) -> None:
+    """Add the return of a result to a curve, if it has one."""
+    node: Any = row
+    for key in (*keys, "episode_return_mean"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    steps, mean_return = finite_number(row.get("num_env_steps_sampled_lifetime")), finite_number(node)
+    if steps is None or mean_return is None:
+        return
+    # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
+    while curve and curve[-1][0] >= steps:
+        curve.pop()
+    curve.append((steps, mean_return))

@@ -6,18 +6,15 @@ import io
 import math
 import os
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.fs
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.json_text import count_values, parse_json
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
-from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file, read_lines
-
-_RESULTS = "result.json"
-
+from rllib_kd.checkpoints.results import RESULTS, TrialReader, folders_among
+from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file
 
 _STATE = "algorithm_state.pkl"  # in a checkpoint
 
@@ -30,12 +27,6 @@ _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners"
 
 
 _MAX_OPCODES = 8 * limits.MAX_OPCODES  # of the states of all checkpoints of a folder together
-
-
-_MAX_STATES = 2**31  # bytes of them
-
-
-_MIN_VALUES = 200  # as which a line of results counts at least, for the time that it takes
 
 
 _MAX_NAME = 255  # characters of a checkpoint's folder
@@ -63,7 +54,7 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
     Raises:
         CheckpointError: it has results, but no checkpoints; or more of them than are read.
     """
-    trials = [path] if is_file(filesystem, posixpath.join(path, _RESULTS)) else _trials(filesystem, path)
+    trials = [path] if is_file(filesystem, posixpath.join(path, RESULTS)) else _trials(filesystem, path)
     if not trials:
         return None
     reader = _Reader(filesystem)
@@ -88,49 +79,28 @@ def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None
 def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
     entries = list_folder(filesystem, path)
     is_local = filesystem.type_name == "local"  # where links may lead anywhere, and to the same trial often
-    folders = [folder for folder in _folders(entries) if not (is_local and os.path.islink(folder))]
-    files = [posixpath.join(folder, _RESULTS) for folder in folders]
+    folders = [folder for folder in folders_among(entries) if not (is_local and os.path.islink(folder))]
+    files = [posixpath.join(folder, RESULTS) for folder in folders]
     kinds = file_types(filesystem, files)
     return [folder for folder, kind in zip(folders, kinds, strict=True) if kind == pyarrow.fs.FileType.File]
 
 
-def _folders(entries: Sequence[pyarrow.fs.FileInfo]) -> list[str]:
-    return sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
-
-
-class _Reader:
+class _Reader(TrialReader):
     """Reads results and states, so many of all trials together."""
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem):
-        self._filesystem = filesystem
-        self._num_bytes, self._num_values = limits.MAX_RESULTS, limits.MAX_RESULTS_VALUES  # that may still be read
-        self._budget, self._num_state_bytes = Budget(_MAX_OPCODES), _MAX_STATES
-        self._num_entries = limits.MAX_ENTRIES
-
-    def folders(self, trial: str) -> list[str]:
-        """Those in a trial.
-
-        Raises:
-            CheckpointError: all trials together hold more than any folder of checkpoints.
-        """
-        entries = list_folder(self._filesystem, trial)
-        self._num_entries -= len(entries)
-        if self._num_entries < 0:
-            raise CheckpointError(
-                f"'{trial}' was refused: with the trials before it, it holds more than {limits.MAX_ENTRIES} files and "
-                "folders. Name one checkpoint."
-            )
-        return _folders(entries)
+        super().__init__(filesystem)
+        self._budget = Budget(_MAX_OPCODES, limits.MAX_FILE)
 
     def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
         """The checkpoints among folders of a trial."""
-        results = posixpath.join(trial, _RESULTS)
-        if not is_file(self._filesystem, results):
+        results = posixpath.join(trial, RESULTS)
+        if not is_file(self.filesystem, results):
             return []
         last = tuple(-math.inf for _ in _RETURNS)
         by_name: dict[str | None, tuple[float, ...]] = {}
         by_iteration: dict[int | None, tuple[float, ...]] = {}
-        for row in self._rows(results):
+        for row in self.rows(results):
             values = [_look_up(row, keys) for keys in _RETURNS]
             last = tuple(old if new is None else new for old, new in zip(last, values, strict=True))
             by_name[_name(row.get("checkpoint_dir_name"))] = by_iteration[_number(row.get(_ITERATION))] = last
@@ -144,32 +114,13 @@ class _Reader:
                 found.append(_Scored(folder, by_iteration.get(iteration, last)))
         return found
 
-    def _rows(self, path: str) -> Iterator[dict[str, Any]]:
-        """The objects of a file, one a line; the last line of a run that is still going may not be whole."""
-        for line in read_lines(self._filesystem, path, max_bytes=self._num_bytes, max_line=limits.MAX_RESULT):
-            self._num_bytes -= len(line) + 1
-            num_values = count_values(line)
-            self._num_values -= max(num_values, _MIN_VALUES)
-            if self._num_values < 0:
-                raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
-            if not line.lstrip().startswith(b"{"):
-                continue
-            if num_values > limits.MAX_RESULT_VALUES:
-                raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
-            try:
-                row = parse_json(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                yield row
-
     def _iteration(self, path: str) -> int | None:
         """How many iterations an Algorithm had trained when this state was written; None where it does not say."""
-        if self._budget.opcodes <= 0 or self._num_state_bytes <= 0:
+        if self._budget.is_used_up:
             raise CheckpointError(f"'{path}' is one of too many, or too large, states to read. Name one checkpoint.")
         try:
-            content = read_file(self._filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
-            self._num_state_bytes -= len(content)
+            content = read_file(self.filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
+            self._budget.take(content, path)
             state = read_pickle(io.BytesIO(content), path, self._budget)
         except (CheckpointError, OSError):
             return None

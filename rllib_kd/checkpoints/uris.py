@@ -132,12 +132,19 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
         raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
 
 
-def list_folder(filesystem: pyarrow.fs.FileSystem, path: str) -> list[pyarrow.fs.FileInfo]:
+def list_folder(filesystem: pyarrow.fs.FileSystem, path: str, *, missing_ok: bool = False) -> list[pyarrow.fs.FileInfo]:
     """What is in a folder.
+
+    Args:
+        filesystem: that holds it.
+        path: of the folder.
+        missing_ok: whether there is nothing in a folder that is not there, instead of an error.
 
     Raises:
         CheckpointError: it cannot be listed, or holds more than any folder of checkpoints.
     """
+    if missing_ok and not is_folder(filesystem, path):
+        return []
     try:
         # Of a disk, entries are counted before each takes a look: a million of them take seconds.
         if filesystem.type_name == "local":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,9 +44,18 @@ def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
     whole = path.absolute()
     written = whole.parent if replaces else whole
     there = next(place for place in (written, *written.parents) if place.exists())
-    if not os.access(there, os.W_OK) or not (there.is_dir() or there == whole):
+    if not (_takes_files(there) if there.is_dir() else there == whole and os.access(there, os.W_OK)):
         raise typer.BadParameter(f"'{path}' cannot be written: '{there}' is no folder that one may write to.")
     return path
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder: the permissions of some, such as those in /proc, promise what is not."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 Words = Annotated[list[str] | None, typer.Argument(metavar="file FILE", help="A .py or .yaml experiment.")]

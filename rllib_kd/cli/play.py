@@ -55,7 +55,7 @@ def compare(
     from rllib_kd.report.comparisons import summary_table, write_report
 
     set_log_level(0)
-    found = find_students(students)
+    found = find_students(students, with_curves=out is not None)
     if len(found) == 1:
         found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
@@ -160,12 +160,12 @@ def export(
     from rllib_kd.terminal import bar
 
     set_log_level(0)
+    format = format_of_ending(out) if format is None else format
     checkpoint = find_student(checkpoint)
     asked = parse_json(env_config, "--env-config")
     where = resolve_environment(
         {"the student": checkpoint}, env, asked, teacher=teacher, trust_checkpoint=trust_checkpoint
     )
-    format = format_of_ending(out) if format is None else format
     written = [
         (as_q_network(source, trust_checkpoint=trust_checkpoint), path)
         for source, path in ((checkpoint, out), (teacher, None))

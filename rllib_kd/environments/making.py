@@ -96,6 +96,8 @@ def check_gymnasium_id(env: str) -> None:
     Raises:
         ValueError: it cannot; the message has gymnasium's reason.
     """
+    if not env.strip():
+        raise ValueError(f"The name of the environment is empty, got '{env}'. Expected one like 'CartPole-v1'.")
     module, _, name = env.rpartition(":")
     try:
         if module:

@@ -7,7 +7,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import pyarrow.fs
 import torch
 import tree
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.connectors import normalizes_actions_of, pipeline_of
 from rllib_kd.checkpoints.rllib import open_checkpoint
-from rllib_kd.checkpoints.uris import open_uri
+from rllib_kd.checkpoints.uris import is_folder, open_uri
 from rllib_kd.evaluation.playing import Act
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
@@ -185,7 +184,7 @@ def environment_of(source: Any, *, trust_checkpoint: bool = False) -> tuple[Any,
     if uri in PACKAGED_TEACHERS:
         return PACKAGED_TEACHERS[uri].env, {}
     filesystem, path = open_uri(uri)
-    if filesystem.get_file_info(path).type != pyarrow.fs.FileType.Directory:
+    if not is_folder(filesystem, path):
         return None, {}  # files of other libraries do not say it
     return open_checkpoint(find(uri).uri, trust_checkpoint=trust_checkpoint).environment()
 

@@ -57,7 +57,7 @@ class Experiment:
                 near.
         """
         check_not_empty(experiment_name=self.name)
-        _check_below_storage(self.name)
+        check_below_storage(experiment_name=self.name)
         check_at_least(1, num_samples=self.num_samples)
         check_at_least(0, compare_episodes=self.compare_episodes)
         cls = algorithm_class(self.algorithm)
@@ -189,7 +189,8 @@ def check_not_empty(**texts: str | None) -> None:
             raise ValueError(f"`{name}` is empty.")
 
 
-def _check_below_storage(name: str) -> None:
-    """Whether results stay in the folder that was named for them: the name may come from a file of somebody else."""
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise ValueError(f"`experiment_name` must name a folder below --storage-path, got '{name}'.")
+def check_below_storage(**names: str) -> None:
+    """Whether results stay in the folder that was named for them: a name may come from a file of somebody else."""
+    for what, name in names.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"`{what}` must name a folder below --storage-path, got '{name}'.")

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.text import did_you_mean
 
@@ -48,7 +49,7 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
     """
     if "://" in str(path):
         raise ValueError(f"Experiments are read from this machine only: download '{path}' first.")
-    path = Path(path)
+    path = expanded(os.fspath(path))
     if not path.is_file():
         raise ValueError(f"There is no experiment file at '{path}'.")
     if path.suffix == ".py":

@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,11 +85,15 @@ def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
     _check_writable(storage)
 
 
+#: Folders in which this thread keeps others out.
+_held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
+
+
 @contextmanager
 def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
     """Keep other runs out of an experiment's folder, where they would mix their files, as long as this one lasts.
 
-    Only folders have locks: nobody is kept out of one at a URI (S3, ...).
+    Only folders have locks: nobody is kept out of one at a URI (S3, ...). Within, the same thread may ask again.
 
     Args:
         uri: path or URI of the folder, which need not exist.
@@ -98,13 +103,17 @@ def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
         ValueError: another run is in it; the message names its process.
     """
     folder = local_folder(uri, None)
-    if folder is None:
+    if folder is None or folder in _held.get():
         yield
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with locked(folder, wait=False):
-            yield
+            token = _held.set(_held.get() | {folder})
+            try:
+                yield
+            finally:
+                _held.reset(token)
     except LockedError as error:
         raise ValueError(f"'{uri}' is in use by {error}. Wait until it ends, or {remedy}.") from error
 
@@ -129,9 +138,20 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
         The results, and whether Ctrl-C has ended training, which can then be resumed.
 
     Raises:
-        ValueError: an unknown scheduler, nothing to resume or to restore, or no place for the results.
+        ValueError: an unknown scheduler, nothing to resume or to restore, no place for the results, or another run in
+            their folder.
         OSError: the results' disk is full.
     """
+    storage = absolute_uri(options.storage_path)
+    if options.resume:
+        _check_resumable(f"{storage}/{experiment.name}")
+    else:
+        _check_writable(storage)
+    with alone(experiment, options):
+        return _run(experiment, options)
+
+
+def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     snapshot_often(experiment.num_samples, seconds=1.0)
     storage = absolute_uri(options.storage_path)
     space = experiment.param_space
@@ -140,7 +160,6 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
     if options.resume:
         tuner = _resumed(experiment, space, storage)
     else:
-        _check_writable(storage)
         check_names(
             type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
         )
@@ -182,7 +201,6 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
     path = f"{storage}/{experiment.name}"
-    _check_resumable(path)
     if has_snapshot(path):
         put_back(path)
     return tune.Tuner.restore(

@@ -18,6 +18,8 @@ from typing import Any
 import pyarrow.fs
 from ray import tune
 
+from rllib_kd.checkpoints.uris import is_file, list_folder
+
 SNAPSHOT = "snapshot.zip"
 
 
@@ -78,7 +80,7 @@ def snapshot_often(num_trials: int, *, seconds: float) -> None:
 def has_snapshot(uri: str) -> bool:
     """Whether an experiment in this folder has come so far that it can be resumed."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    return filesystem.get_file_info(f"{path}/{SNAPSHOT}").is_file
+    return is_file(filesystem, f"{path}/{SNAPSHOT}")
 
 
 def put_back(uri: str) -> None:
@@ -89,7 +91,7 @@ def put_back(uri: str) -> None:
     """
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     states = _read(filesystem, f"{path}/{SNAPSHOT}")
-    for entry in filesystem.get_file_info(pyarrow.fs.FileSelector(path)):
+    for entry in list_folder(filesystem, path):
         if _session(entry.base_name) is not None:
             filesystem.delete_file(entry.path)
     for name, state in states.items():
@@ -99,10 +101,13 @@ def put_back(uri: str) -> None:
 
 def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, bytes]:
     """The state files in a snapshot, by name, whose sizes are checked before they are unpacked."""
-    if filesystem.get_file_info(path).size > _MAX_BYTES:
-        raise ValueError(f"The snapshot '{path}' has more than {_MAX_BYTES:,} bytes, and is not resumed from.")
-    with filesystem.open_input_stream(path) as stream:
-        content = io.BytesIO(stream.read())
+    try:
+        if (filesystem.get_file_info(path).size or 0) > _MAX_BYTES:
+            raise ValueError(f"The snapshot '{path}' has more than {_MAX_BYTES:,} bytes, and is not resumed from.")
+        with filesystem.open_input_stream(path) as stream:
+            content = io.BytesIO(stream.read())
+    except OSError as error:
+        raise ValueError(f"The snapshot '{path}' cannot be read: {error}") from error
     try:
         with zipfile.ZipFile(content) as archive:
             for name in archive.namelist():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rllib_kd.teachers.described import checked_shape, first_line
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
 #: Formats, and the file in runners/ that plays each.
@@ -62,15 +63,17 @@ def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
     Memory includes the Python interpreter and that runtime.
 
     Raises:
-        ValueError: there is no artifact at `path`, or onnxruntime is missing.
+        ValueError: there is no artifact at `path`, it does not record the shape of its observations, or onnxruntime is
+            missing.
         RuntimeError: the fresh process failed; the message has its last words.
     """
     artifact_format = artifact_format_of(path)
     if artifact_format == "onnx":
         require("onnxruntime")
+    shape = _observation_shape(path)
     script = Path(__file__).parent / "runners" / "measure.py"
     done = subprocess.run(
-        [sys.executable, str(script), _RUNNERS[artifact_format], os.fspath(path), json.dumps(_observation_shape(path))],
+        [sys.executable, str(script), _RUNNERS[artifact_format], os.fspath(path), json.dumps(shape)],
         capture_output=True,
         text=True,
         env=os.environ | _SINGLE_THREAD,
@@ -100,20 +103,32 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
 
 
 def _observation_shape(path: str | os.PathLike[str]) -> list[int]:
-    """Shape of one observation, as the artifact itself says."""
+    """Shape of one observation, as the artifact itself records it; files of others often do not."""
+    try:
+        return list(checked_shape(_recorded_shape(path)))
+    except Exception as error:  # a file of others may hold anything
+        raise ValueError(
+            f"'{path}' does not record the shape of its observations as a list of positive integers "
+            f"({type(error).__name__}: {first_line(error)}). Expected a file that export() wrote."
+        ) from error
+
+
+def _recorded_shape(path: str | os.PathLike[str]) -> Any:
     artifact_format = artifact_format_of(path)
     if artifact_format == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-        return list(session.get_inputs()[0].shape[1:])
+        return session.get_inputs()[0].shape[1:]
     if artifact_format == "safetensors":
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         return json.loads(header["__metadata__"]["observation_shape"])
     with zipfile.ZipFile(path) as archive:
-        name = next(name for name in archive.namelist() if name.endswith(SHAPE_FILE))
-        return json.loads(archive.read(name))
+        names = [name for name in archive.namelist() if name.endswith(SHAPE_FILE)]
+        if not names:
+            raise ValueError(f"it has no {SHAPE_FILE}")
+        return json.loads(archive.read(names[0]))
 
 
 def require(*packages: str) -> None:

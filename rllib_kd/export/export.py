@@ -156,9 +156,20 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> No
 
 
 def format_of_ending(path: str | os.PathLike[str]) -> str:
-    """Which of `FORMATS` the name of a file asks for; "onnx" where it does not say."""
+    """Which of `FORMATS` the name of a file asks for.
+
+    Raises:
+        ValueError: its ending is none of theirs.
+    """
     ending = Path(path).suffix.lower()
-    return next((format for format, endings in _ENDINGS.items() if ending in endings), "onnx")
+    format = next((format for format, endings in _ENDINGS.items() if ending in endings), None)
+    if format is None:
+        known = "; ".join(f"{' or '.join(endings)} for {format}" for format, endings in _ENDINGS.items())
+        raise ValueError(
+            f"The name '{path}' does not end as a format's does: {known}. Rename it, or choose by --format "
+            f"({', '.join(FORMATS)})."
+        )
+    return format
 
 
 def artifact_view(student: Teacher) -> Callable[[], View]:

@@ -35,6 +35,7 @@ from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.connection import connection
+from rllib_kd.experiment.experiment import check_below_storage, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.running import alone_in, location
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
@@ -138,6 +139,8 @@ class Sweep:
         if self.search == "optuna" and find_spec("optuna") is None:
             raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or take search 'random'.")
         self.name = self.name or f"sweep-{self.env.replace('/', '-')}"
+        check_not_empty(name=self.name)
+        check_below_storage(name=self.name)
         self.storage_path = absolute_uri(self.storage_path or "~/ray_results")
 
     @property

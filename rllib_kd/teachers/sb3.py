@@ -17,12 +17,14 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive, as_tensors, read_weights
 from rllib_kd.checkpoints.json_text import parse_json
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, build, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, Tag, read_pickle
+from rllib_kd.checkpoints.values import build
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, Stage
 from rllib_kd.observations.spaces import check_size
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.layered import layered_teacher
+from rllib_kd.teachers.normalization import is_vec_normalize
 
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
 
@@ -229,7 +231,7 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
 def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[Stage]:
     """The statistics of a `VecNormalize`, as they stand."""
     tag = read_pickle(io.BytesIO(content), where)
-    if not isinstance(tag, Tag) or tag.of.name != "VecNormalize" or not isinstance(tag.state, dict):
+    if not is_vec_normalize(tag):
         raise CheckpointError(f"'{where}' beside the zip is no VecNormalize. Move it away if it is not its own.")
     state = tag.state
     if not build(state.get("norm_obs", True), where):

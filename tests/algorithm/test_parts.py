@@ -4,6 +4,7 @@ import ast
 import inspect
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.fs
@@ -22,8 +23,11 @@ from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling, StudentState
 from rllib_kd.algorithm.students import Students, StudentSize, shape_students, warn_of_large_students
-from rllib_kd.algorithm.teachers import Teachers, without_networks
+from rllib_kd.algorithm.teachers import Teachers, _load_from_trial, without_networks
+from rllib_kd.checkpoints.replay_files import read_replays, write_replay
 from rllib_kd.env_runner import multi_agent, single_agent
+from rllib_kd.evaluation.policies import environment_of
+from rllib_kd.experiment.snapshots import has_snapshot, put_back
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
 
@@ -105,6 +109,59 @@ def test_a_checkpoint_of_another_version_says_so(tmp_path, version, message):
     file.write_bytes(pickle.dumps({"distillation": state}))
     with pytest.raises(ValueError, match=message):
         check_format_at(str(file), pyarrow.fs.LocalFileSystem())
+
+
+@pytest.mark.parametrize("content", [b"", b"no pickle", pickle.dumps([1])])
+def test_a_broken_state_is_refused_in_a_line(tmp_path, content):
+    (tmp_path / "state.pkl").write_bytes(content)
+    with pytest.raises(ValueError, match=r"state.pkl' cannot be read \(\w+: .*\). Is the checkpoint complete\?$"):
+        check_format_at(str(tmp_path / "state.pkl"), pyarrow.fs.LocalFileSystem())
+
+
+def unreachable():
+    """A filesystem that answers as a cloud's does without permission."""
+
+    def deny(*_):
+        raise OSError(13, "Access Denied")
+
+    handler = pyarrow.fs.FileSystemHandler
+    methods = dict.fromkeys(handler.__abstractmethods__, deny)
+    methods |= {"get_type_name": lambda self: "cloud", "normalize_path": lambda self, path: path}
+    return pyarrow.fs.PyFileSystem(type("Unreachable", (handler,), methods)())
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda filesystem: check_format_at("bucket/state.pkl", filesystem),
+        lambda filesystem: read_replays("bucket/checkpoint", filesystem),
+        lambda filesystem: _load_from_trial(
+            SimpleNamespace(storage_filesystem=filesystem, trial_fs_path="bucket"), "t"
+        ),
+        lambda filesystem: has_snapshot("s3://bucket/a"),
+        lambda filesystem: put_back("s3://bucket/a"),
+        lambda filesystem: environment_of("s3://bucket/a"),
+    ],
+)
+def test_a_cloud_that_denies_access_is_an_error_of_one_line(monkeypatch, read):
+    filesystem = unreachable()
+    clouds = SimpleNamespace(from_uri=lambda uri: (filesystem, uri.partition("://")[2]))
+    monkeypatch.setattr(pyarrow.fs, "FileSystem", clouds)
+    with pytest.raises(ValueError, match="Access Denied") as caught:
+        read(filesystem)
+    assert str(caught.value).isprintable()
+
+
+def test_replays_that_are_broken_are_refused_in_a_line(tmp_path):
+    filesystem = pyarrow.fs.LocalFileSystem()
+    write_replay(str(tmp_path), 0, {"a": np.ones(3)}, filesystem)
+    (tmp_path / "replay" / "mine.npz").write_bytes(b"of the user")
+    assert len(read_replays(str(tmp_path), filesystem)) == 1
+    whole = (tmp_path / "replay" / "0.npz").read_bytes()
+    for content in (b"", whole[:-9], whole[:60] + bytes(10) + whole[70:]):
+        (tmp_path / "replay" / "0.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"0.npz' cannot be read: .* Is the checkpoint complete\?"):
+            read_replays(str(tmp_path), filesystem)
 
 
 def test_a_checkpoint_of_this_version_is_read(tmp_path):

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd import load_teacher
-from rllib_kd.checkpoints.pickles import CheckpointError, Name, build, build_entries, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
+from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, StackFrames
 from rllib_kd.teachers.base import Teacher

@@ -1,6 +1,7 @@
 """Small files that would take seconds, gigabytes or for ever are refused: in 2 s of processor time, and 300 MB."""
 
 import base64
+import dataclasses
 import gc
 import io
 import json
@@ -26,8 +27,11 @@ from ray.rllib.connectors.common.frame_stacking import FrameStacking
 from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 
 from rllib_kd import limits, load_teacher
-from rllib_kd.checkpoints.pickles import CheckpointError, build, read_pickle
+from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
+from rllib_kd.checkpoints.runs import find_student, find_students, read_curves
+from rllib_kd.checkpoints.values import build, build_entries
+from rllib_kd.evaluation import measures, playing
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import ensemble_of
@@ -147,6 +151,20 @@ def test_no_search_for_cycles_while_a_pickle_is_read():
     assert gc.isenabled()
     with pytest.raises(CheckpointError):
         read_pickle(Watched(b"x"), "it")
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("make", [build, build_entries])
+def test_no_search_for_cycles_while_values_are_made(make):
+    seen = []
+
+    class Watched(dict):
+        def items(self):
+            seen.append(gc.isenabled())
+            return super().items()
+
+    assert make(Watched({"a": 1}), "it") == {"a": 1}
+    assert seen == [False]
     assert gc.isenabled()
 
 
@@ -539,6 +557,51 @@ def test_folders_of_all_trials_share_a_limit(tmp_path, monkeypatch):
         load_teacher(tmp_path)
 
 
+def test_states_of_many_checkpoints_share_their_bytes(tmp_path, monkeypatch):
+    write_trial(tmp_path, [result(1, 5.0), result(2, 3.0)])
+    monkeypatch.setattr(limits, "MAX_FILE", 30)  # the first one has 38 bytes
+    with pytest.raises(CheckpointError, match="too many, or too large, states"):
+        load_teacher(tmp_path)
+
+
+def test_files_of_one_checkpoint_share_their_limits(tmp_path):
+    write_rllib(tmp_path)
+    checkpoint = open_checkpoint(str(tmp_path))
+    for budget in (Budget(opcodes=600), Budget(num_bytes=10_000)):
+        few = dataclasses.replace(checkpoint, _budget=budget)
+        few.environment()
+        with pytest.raises(CheckpointError, match=r"has too many opcodes|with the files that were read before, it has"):
+            [few.load_module() for _ in range(100)]
+    assert checkpoint.load_module() is not None
+
+
+def test_students_on_the_command_line_share_a_limit(tmp_path, monkeypatch):
+    """`rllib compare` reads what somebody else may have written, as `load_teacher()` does."""
+    for name in ("a", "b"):
+        write_trial(tmp_path / name, [result(1, 5.0)] * 1_000)
+    assert list(find_students([tmp_path])) == ["a", "b"]
+    monkeypatch.setattr(limits, "MAX_RESULTS_VALUES", 300_000)  # a line counts as 200 of them
+    with pytest.raises(CheckpointError, match=r"'.*/b/result.json' was refused: it has more values than results have"):
+        find_students([tmp_path])
+    assert find_student(tmp_path / "a").endswith("a/checkpoint_000001")
+    assert set(find_students([tmp_path], with_curves=False)) == {"a", "b"}
+    assert set(read_curves(tmp_path)) == set()  # one's own results have no limits; these have no steps
+    monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
+    with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):
+        find_students([tmp_path])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "one line", "many values"])
+def test_results_of_students_that_take_much(tmp_path, kind):
+    write_trial(tmp_path, [])
+    with open(tmp_path / "result.json", "wb") as file:
+        if kind == "sparse":
+            file.truncate(8 * 10**9)
+        else:
+            file.write(b'{"a": [' + (b"1" * 10**8 if kind == "one line" else b"1," * 100_000 + b"1") + b"]}\n")
+    refused(lambda: find_students([tmp_path]))
+
+
 def test_links_to_trials_are_not_followed(tmp_path):
     write_trial(tmp_path / "a", [result(1, 5.0)])
     write_trial(tmp_path / "elsewhere" / "b", [result(1, 9.0)])
@@ -856,7 +919,26 @@ def test_lengths_that_are_huge_for_some_numbers_of_observations(tmp_path):
     ):
         content = onnx_model([*nodes, *LOOKS_SMALL], [*weights, *others]).SerializeToString()
         (tmp_path / "a").write_bytes(content)
-        refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(2, 4)))
+        refused(lambda: load_teacher(tmp_path / "a").q_values(torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("size", [1, 2, playing._ENVS_AT_ONCE, measures._STATES_AT_ONCE])
+def test_what_the_packages_own_batches_take_is_known_when_a_model_is_loaded(tmp_path, size):
+    """Nothing but for batches of one size: max(0, 1 - |n - size|) times a length."""
+    nodes = [
+        node("Shape", "obs", to="s0"),
+        node("Slice", "s0", "0", "1", "0", to="n"),
+        *(node("Sub", *pair, to=to) for *pair, to in (("n", "size", "a"), ("size", "n", "b"))),
+        node("Max", "a", "b", to="far"),
+        node("Sub", "1", "far", to="near"),
+        node("Max", "near", "0", to="is_it"),
+        node("Mul", "is_it", "k", to="length"),
+        node("ConstantOfShape", "length"),
+    ]
+    weights = [integers("0", 0), integers("1", 1), integers("size", size), integers("k", size * limits.MAX_INPUTS + 1)]
+    (tmp_path / "a").write_bytes(onnx_model([*nodes, *LOOKS_SMALL], weights).SerializeToString())
+    with pytest.raises(CheckpointError, match=f"of {size} observations its operator 'ConstantOfShape' makes numbers"):
+        load_teacher(tmp_path / "a")
 
 
 def test_divisions_of_integers_that_floats_do_not_hold(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 
 from rllib_kd.checkpoints import replacing as module
 from rllib_kd.checkpoints.replacing import replacing
+from rllib_kd.checkpoints.replay_files import local_folder
+from tests.conftest import make_q_module
 
 FILES = ("rllib_checkpoint.json", "state.pkl", "learner/weights.pkl", "replay/0.npz")
 
@@ -168,6 +171,62 @@ def test_a_rename_that_fails_puts_the_older_one_back(folder, monkeypatch):
         save(folder, "newer")
     assert version_of(folder) == "older"
     assert os.listdir(folder.parent) == ["student"]
+
+
+def test_files_of_the_user_within_the_folders_of_a_checkpoint_stay(folder, at_one_stroke):
+    mine = ["learner/mine.txt", "learner/deep/er/mine.pkl", "replay/mine.npz", "learner/old_module/mine.txt"]
+    theirs = ["learner/old_module/module_state.pkl", "learner/old_module/metadata.json", "learner/gone/state.pkl"]
+    theirs += ["learner/gone/class_and_ctor_args.pkl", "learner/gone/rllib_checkpoint.json", "replay/2.npz"]
+    for name in (*mine, *theirs):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine" if name in mine else "older")
+    (folder / "learner/link").symlink_to("../state.pkl")
+    for version in ("newer", "newest"):
+        save(folder, version)
+        assert_saved(folder, version)
+        assert {name: (folder / name).read_text() for name in mine} == dict.fromkeys(mine, "mine")
+        assert (folder / "learner/link").is_symlink()
+        assert not any((folder / name).exists() for name in theirs)
+        assert not (folder / "learner/gone").exists()
+
+
+def test_names_of_what_rllib_writes(tmp_path):
+    """Whatever else a checkpoint held would stay in its folders for ever."""
+    make_q_module(fcnet_hiddens=[8]).save_to_path(str(tmp_path / "module"))
+    written = [path.name for path in (tmp_path / "module").rglob("*") if path.is_file()]
+    stored = [path.name for path in (Path(__file__).parent / "rllib_kd-0.2").rglob("*/*") if path.is_file()]
+    names = {*written, *stored}
+    assert len(names) > 4
+    assert [name for name in names if not module._WRITTEN.fullmatch(name)] == []
+
+
+@pytest.mark.parametrize("place", ["file/x", "file/deep/x"])
+def test_nothing_is_saved_below_a_file(tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"but '.*/file' above '.*/x' is a file. Name another path"):
+        save(tmp_path / place, "first")
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", ""])
+def test_a_path_that_means_nothing_is_an_error_of_one_line(path):
+    with pytest.raises(ValueError, match=r"begins with a home folder that is not known here|A path is empty"):
+        local_folder(path, None)
+
+
+@pytest.mark.parametrize("function", ["locked", "tempfile.mkdtemp"])
+def test_where_nothing_can_be_made_is_an_error_that_names_the_place(tmp_path, monkeypatch, function):
+    """As in /proc, where even root may make nothing."""
+
+    def fails(*args, **kwargs):
+        raise FileNotFoundError(2, "No such file or directory", "/proc/.x.lock")
+
+    monkeypatch.setattr(f"rllib_kd.checkpoints.replacing.{function}", fails)
+    message = (
+        f"No checkpoint can be saved to '{tmp_path}/x': No such file or directory. Name a folder that can be written"
+    )
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        save(tmp_path / "x", "first")
 
 
 def test_folders_of_the_user_beside_it_stay(folder):

@@ -15,6 +15,7 @@ import termios
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ from ray import tune
 import rllib_kd
 from rllib_kd.cli.main import main
 from rllib_kd.experiment.experiment import Experiment
-from rllib_kd.experiment.running import RunOptions
+from rllib_kd.experiment.running import RunOptions, alone
 from rllib_kd.experiment.running import run as run_experiment
 from rllib_kd.export.artifact import artifact_format_of
 from rllib_kd.locks import locked
@@ -73,7 +74,7 @@ BAD = {
     "class that is no algorithm": (["train", "--algo", "json.JSONDecoder"], "no RLlib Algorithm"),
     "no environment": (["train", "--algo", "DQN"], "--env CartPole-v1"),
     "environment unknown": (["train", "--algo", "DQN", "--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
-    "environment empty": (["train", "--algo", "DQN", "--env", ""], "Malformed environment ID"),
+    "environment empty": (["train", "--algo", "DQN", "--env", ""], "The name of the environment is empty"),
     "environment class that is not there": (["train", "--algo", "DQN", "--env", "no.such.Env"], "no environment class"),
     "environment refuses its config": ([*RUN, "-c", '{"env_config": {"wrong": 1}}'], "'wrong'"),
     "actions that DQN cannot choose": (["train", "--algo", "DQN", "--env", "Pendulum-v1"], "discrete actions"),
@@ -223,6 +224,22 @@ BAD = {
         ["export", "cartpole", "--env", "Acrobot-v1", "--out", "x.onnx"],
         "The student was made for observations Box(4,)",
     ),
+    "an ending that no format has": (
+        ["export", "cartpole", "--out", "fl.bin"],
+        "'fl.bin' does not end as a format's does: .onnx for onnx; .safetensors for safetensors; .pt or .ts or "
+        ".torchscript for torchscript. Rename it, or choose by --format (onnx, safetensors, torchscript)",
+    ),
+    "no ending": (["export", "cartpole", "--out", "student"], "'student' does not end as a format's does"),
+    "an empty file name": (["train", "file", ""], "A path is empty"),
+    "a home folder that nobody has": (["train", "file", "~nosuchuser/x.py"], "a home folder that is not known here"),
+    "no environment's name in evaluate": (
+        ["evaluate", "cartpole", "--env", " "],
+        "The name of the environment is empty",
+    ),
+    "a key of another setting": (
+        [*RUN, "-c", '{"alpha": 0.6}'],
+        'has no setting \'alpha\'. It is a key of another setting: {"replay_buffer_config": {"alpha": ...}}',
+    ),
     "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder: name a file"),
     "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is no folder"),
     "environment refuses its config in evaluate": (
@@ -263,6 +280,35 @@ def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, mess
     assert exit_.value.code == 2
     assert message in error + output
     assert not arguments or re.fullmatch(r"(note: .*\n)?error: .*\n", error), error
+
+
+@pytest.mark.parametrize("command", [["export", "cartpole"], ["evaluate", "cartpole"]])
+def test_a_folder_that_takes_no_files_is_refused_before_anything_plays(tmp_path, monkeypatch, capsys, command):
+    """As /proc, in which root may write by its permissions, and still cannot."""
+
+    def fails(dir):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fails)
+    monkeypatch.setattr(sys, "argv", ["rllib", *command, "--out", f"{tmp_path}/x.onnx"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert f"'{tmp_path}/x.onnx' cannot be written: '{tmp_path}' is no folder" in capsys.readouterr().err
+
+
+def test_python_leaves_an_experiment_that_runs_alone_too(tmp_path, monkeypatch):
+    checked = Experiment("mine", "DQN", settings={"env": "CartPole-v1"}).checked()
+    options = RunOptions(storage_path=str(tmp_path))
+    monkeypatch.setattr("rllib_kd.experiment.running._run", lambda *arguments: "trained")
+    with locked(tmp_path / "mine", wait=False), pytest.raises(ValueError, match=r"is in use by process .* or choose"):
+        run_experiment(checked, options)
+    assert run_experiment(checked, options) == "trained"
+    with alone(checked, options):  # as the command does, before it starts Ray
+        assert run_experiment(checked, options) == "trained"
+        with ThreadPoolExecutor() as pool, pytest.raises(ValueError, match="is in use by process"):
+            pool.submit(run_experiment, checked, options).result()
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--resume"]], ids=["a second run", "a resume"])

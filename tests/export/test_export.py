@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import os
@@ -641,6 +642,34 @@ def test_what_is_no_artifact(function, tmp_path):
         (tmp_path / "text").write_bytes(content)
         with pytest.raises(ValueError, match="is no artifact"):
             function(tmp_path / "text")
+
+
+def zip_of(**files):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        zip_of(a="b"),
+        b"PK broken",
+        zip_of(**{"x/extra/observation_shape.json": "[4, null]"}),
+        zip_of(**{"x/extra/observation_shape.json": "{"}),
+        save({"w": torch.zeros(2)}),
+        save({"w": torch.zeros(2)}, {"observation_shape": "[0]"}),
+        (9).to_bytes(8, "little") + b"{" + b"x" * 20,
+        b"\x08 no ONNX",
+    ],
+)
+def test_the_cost_of_files_of_others_is_refused_in_a_line(tmp_path, content):
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(ValueError, match=r"s' does not record the shape of its observations .* that export") as caught:
+        deployment_cost(tmp_path / "s")
+    assert str(caught.value).isprintable()
 
 
 def test_a_process_that_fails_says_why(tmp_path, monkeypatch):

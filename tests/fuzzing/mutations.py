@@ -222,7 +222,9 @@ def mutate_zip(content: bytes, rng: random.Random, mutate: Callable[[str, bytes]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in files:
-            archive.writestr(name, data)
+            # These two take minutes for megabytes that repeat themselves, and a reader sees but the method.
+            is_slow = method in (zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2) and len(data) > 2**16
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED if is_slow else method)
     return buffer.getvalue()
 
 

@@ -138,6 +138,9 @@ def test_the_space_of_the_file_in_tuning_is_one(tmp_path, read_space):
         ({"search": "optima"}, "Unknown search 'optima'. Did you mean 'optuna'"),
         ({"search": "optuna", "scheduler": "asha"}, "needs the final value of both"),
         ({"search": "optuna", "scheduler": "pbt"}, "values that belong to other settings"),
+        ({"name": "../x"}, r"`name` must name a folder below --storage-path, got '../x'"),
+        ({"name": "/tmp/x"}, "`name` must name a folder below --storage-path, got '/tmp/x'"),
+        ({"name": " "}, "`name` is empty"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, values, message):

@@ -1,5 +1,6 @@
 """Teachers of Stable-Baselines3 beside Stable-Baselines3 itself, which is installed for tests alone."""
 
+import os
 import pickle
 import shutil
 
@@ -12,8 +13,9 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from rllib_kd import load_teacher
+from rllib_kd import limits, load_teacher
 from rllib_kd.observations.pipeline import Shown
+from tests.payloads import payloads
 
 
 class Anything(gym.Env):
@@ -100,6 +102,7 @@ def normalized(tmp_path_factory):
     (folder / "gym.pkl").write_bytes(content.replace(b"numpy._core", b"numpy.core"))
     obs = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
     expected = original(model, envs.normalize_obs(obs))
+    load_teacher(folder / "model.zip")  # so that RLlib has warned of what it warns of once
     envs.obs_rms.mean = envs.obs_rms.mean + 1.0
     envs.save(folder / "wrong.pkl")
     return folder, obs, expected
@@ -171,6 +174,74 @@ def test_normalisation_under_another_name_is_named(tmp_path, normalized, caplog,
     caplog.clear()
     assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("zip_name", "name"),
+    [
+        ("model.zip", "stats.pkl"),
+        ("model.zip", "env.pkl"),
+        ("model.zip", "normalization/final.pkl"),
+        ("model.zip", "statistics"),
+        ("model.zip", "env.bin"),
+        ("best_model/best_model.zip", "vec_normalize.pkl"),  # EvalCallback beside the statistics of training
+        ("best_model/best_model.zip", "stats"),
+    ],
+)
+def test_a_vec_normalize_under_any_name_is_named(tmp_path, normalized, caplog, zip_name, name):
+    path, obs, expected = lay(normalized, tmp_path, zip_name, **{name: "right.pkl"})
+    assert converted(load_teacher(path), obs) != pytest.approx(expected, abs=1e-3)
+    shown, own = os.path.relpath(tmp_path / name, path.parent), f"{path.stem}_vecnormalize.pkl"
+    advice = f"{'copy' if '..' in shown else 'rename'} it to '{own}' beside the zip"
+    assert (
+        f"takes no file of normalisation. Not used: '{shown}'. To use another file for this zip, {advice}"
+        in caplog.text
+    )
+    shutil.copy(tmp_path / name, path.with_name(own))  # as the warning says
+    caplog.clear()
+    assert converted(load_teacher(path), obs) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_is_no_vec_normalize_is_not_named(tmp_path, normalized, caplog):
+    path = lay(normalized, tmp_path, "a/model.zip")[0]
+    rewards = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), norm_obs=False)
+    contents = {"data.pkl": pickle.dumps({"a": 1}), "broken": pickle.dumps(rewards)[:-9], "empty.pkl": b""}
+    contents |= {"rewards.pkl": pickle.dumps(rewards), "text": b"VecNormalize", "other.zip": pickle.dumps(rewards)}
+    for name, content in contents.items():
+        for folder in (path.parent, tmp_path, tmp_path / "a" / "inner"):
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+    load_teacher(path)
+    assert not caplog.records
+
+
+def test_statistics_beside_other_zips_are_theirs_unless_this_one_has_none(tmp_path, normalized, caplog):
+    files = {f"{folder}vec_normalize.pkl": "right.pkl" for folder in ("", "best/", "last/")}
+    path = lay(
+        normalized, tmp_path, "model.zip", **files, **{"best/best_model.zip": "model.zip", "last/c.zip": "model.zip"}
+    )[0]
+    for zip_name in ("model.zip", "best/best_model.zip"):
+        load_teacher(tmp_path / zip_name)
+    assert not caplog.records
+    (tmp_path / "vec_normalize.pkl").unlink()
+    load_teacher(path)
+    assert "Not used: 'best/vec_normalize.pkl', 'last/vec_normalize.pkl'." in caplog.text
+
+
+def test_candidates_are_data_and_few(tmp_path, normalized, caplog, monkeypatch):
+    mark = tmp_path / "mark"
+    path = lay(normalized, tmp_path, "model.zip")[0]
+    for i, payload in enumerate(payloads(mark).values()):
+        (tmp_path / f"{i}.pkl").write_bytes(pickle.dumps(payload))
+    load_teacher(path)
+    assert not mark.exists()
+    lay(normalized, tmp_path, "model.zip", **{"x.pkl": "right.pkl", "y": "right.pkl"})
+    load_teacher(path)
+    assert "Not used: 'x.pkl', 'y'." in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(limits, "MAX_STATISTICS", 1 + len(payloads(mark)))
+    load_teacher(path)
+    assert "Not used: 'x.pkl'." in caplog.text
 
 
 def test_files_of_other_checkpoints_are_no_candidates(tmp_path, normalized, caplog):

@@ -1,0 +1,80 @@
+"""Folders of Ray Tune's trials, and the `result.json` in them: read line by line, so much of all trials together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow.fs
+
+from rllib_kd import limits
+from rllib_kd.checkpoints.json_text import count_values, parse_json
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.uris import list_folder, read_lines
+
+RESULTS = "result.json"
+
+
+_MIN_VALUES = 200  # as which a line of results counts at least, for the time that it takes
+
+
+class TrialReader:
+    """Lists the folders of trials, and reads their results.
+
+    Args:
+        filesystem: that holds them.
+        is_own: whether they are this user's, who may have any number of results. Those of others have limits.
+    """
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, *, is_own: bool = False):
+        self.filesystem = filesystem
+        self._is_own = is_own
+        self._num_bytes, self._num_values = limits.MAX_RESULTS, limits.MAX_RESULTS_VALUES  # that may still be read
+        self._num_entries = limits.MAX_ENTRIES
+
+    def folders(self, path: str) -> list[str]:
+        """Those in a folder, sorted.
+
+        Raises:
+            CheckpointError: all folders together hold more than any folder of checkpoints.
+        """
+        entries = list_folder(self.filesystem, path)
+        self._num_entries -= len(entries)
+        if self._num_entries < 0:
+            raise CheckpointError(
+                f"'{path}' was refused: with the trials before it, it holds more than {limits.MAX_ENTRIES} files and "
+                "folders. Name one checkpoint."
+            )
+        return folders_among(entries)
+
+    def rows(self, path: str) -> Iterator[dict[str, Any]]:
+        """The objects of a file, one a line; the last line of a run that is still going may not be whole.
+
+        Raises:
+            CheckpointError: it cannot be read, or holds more than results do.
+        """
+        max_bytes, max_line = (2**63, 2**63) if self._is_own else (self._num_bytes, limits.MAX_RESULT)
+        for line in read_lines(self.filesystem, path, max_bytes=max_bytes, max_line=max_line):
+            if not self._is_own:
+                self._take(line, path)
+            if not line.lstrip().startswith(b"{"):
+                continue
+            try:
+                row = parse_json(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield row
+
+    def _take(self, line: bytes, path: str) -> None:
+        self._num_bytes -= len(line) + 1
+        num_values = count_values(line)
+        self._num_values -= max(num_values, _MIN_VALUES)
+        is_object = line.lstrip().startswith(b"{")
+        if self._num_values < 0 or (is_object and num_values > limits.MAX_RESULT_VALUES):
+            raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
+
+
+def folders_among(entries: Iterable[pyarrow.fs.FileInfo]) -> list[str]:
+    """The paths of the folders among entries, sorted."""
+    return sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)

@@ -1,0 +1,261 @@
+"""What was read of a pickle becomes values: from those few records of calls that are known, and from nothing else."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_kd import limits
+from rllib_kd.checkpoints.pickles import SURE_HASH, CheckpointError, Name, Tag, without_looking_for_cycles
+
+#: Numbers and truth values. Not objects, which are pickles again, nor structured types.
+_DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
+
+
+_MAX_SHARED = 64  # bytes of an array that another one may have, too; of texts, those that count as one part
+
+
+_MAX_AXES = 32  # of an array
+
+
+def build(value: Any, where: str) -> Any:
+    """The data that was read: numbers, texts, containers, numpy arrays, gymnasium spaces and bare `Name`s.
+
+    Args:
+        value: of `read_pickle()`, or a part of it.
+        where: its file, for messages.
+
+    Raises:
+        CheckpointError: there is something else in it; the message names it.
+    """
+    with without_looking_for_cycles():
+        return _Builder(where).build(value)
+
+
+def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """As `build()`, for each entry by itself: one that is more than data is the error that says so.
+
+    Args:
+        entries: of `read_pickle()`.
+        where: their file, for messages.
+    """
+    builder = _Builder(where)  # one for all: they may share parts
+    built = {}
+    with without_looking_for_cycles():
+        for key, value in entries.items():
+            try:
+                built[str(builder.build(key))] = builder.build(value)
+            except CheckpointError as error:
+                built[key if isinstance(key, str) else "a key that is no text"] = error
+                builder.begin_anew()
+    return built
+
+
+class _Builder:
+    def __init__(self, where: str):
+        self._where = where
+        # Pickles share parts: without a memo, twenty lists of two references each would make a million. And bytes:
+        # a thousand arrays of the same million would take a thousand.
+        self._built: dict[int, tuple[Any, int]] = {}  # with the number of its parts, shared ones wherever they stand
+        self._used: set[int] = set()  # by arrays
+        self._texts: set[int] = set()  # long ones
+        self._depth = 0
+        self._num_parts = 0
+        self._num_spaces = self._num_bounds = 0
+
+    def begin_anew(self) -> None:
+        """Leave the nested parts in which something was refused."""
+        self._depth = 0
+
+    def build(self, value: Any) -> Any:
+        if value is None or isinstance(value, bool | int | float | str | bytes | bytearray):
+            self._count(self._size_again(value) if isinstance(value, str | bytes | bytearray) else 1)
+            return value
+        if id(value) in self._built:
+            built, num_parts = self._built[id(value)]
+            self._count(num_parts + (built.nbytes // _MAX_SHARED if isinstance(built, np.ndarray) else 0))
+            return built
+        before = self._num_parts
+        self._depth += 1
+        self._count(1)
+        if self._depth > limits.MAX_DEPTH:
+            raise CheckpointError(f"'{self._where}' nests its parts too deeply to be a checkpoint.")
+        built = self._build(value)
+        self._built[id(value)] = built, self._num_parts - before
+        self._depth -= 1
+        return built
+
+    def _size_again(self, text: str | bytes | bytearray) -> int:
+        """A text counts as one part, and from the second time on by its length."""
+        if len(text) <= _MAX_SHARED:
+            return 1
+        is_first = id(text) not in self._texts
+        self._texts.add(id(text))
+        return 1 if is_first else 1 + len(text) // _MAX_SHARED
+
+    def _count(self, num_parts: int) -> None:
+        """Parts as often as they stand in what is built: whatever looks at each of them must come to an end."""
+        self._num_parts += num_parts
+        if self._num_parts > limits.MAX_PARTS:
+            raise CheckpointError(
+                f"'{self._where}' was refused: with those that it shares it has more than {limits.MAX_PARTS} parts. "
+                "No checkpoint needs that."
+            )
+
+    def _build(self, value: Any) -> Any:
+        if isinstance(value, list | tuple | set | frozenset):
+            build = self._key if isinstance(value, set | frozenset) else self.build
+            return type(value)([build(part) for part in value])
+        if isinstance(value, dict):
+            return self.build_items(value.items())
+        if isinstance(value, type) and issubclass(value, Tag):
+            return value.of
+        if isinstance(value, Tag) and value.of in _BUILDERS:
+            try:
+                self._num_spaces += value.of.module.startswith("gymnasium.")
+                if self._num_spaces > limits.MAX_SPACES:
+                    raise ValueError(f"more than {limits.MAX_SPACES} spaces")
+                return _BUILDERS[value.of](value, self)
+            except CheckpointError:
+                raise
+            except Exception as error:
+                raise CheckpointError(
+                    f"'{self._where}' has a broken {value.of} ({type(error).__name__}: {error}). Is the file complete?"
+                ) from error
+        what = value.of if isinstance(value, Tag) else type(value).__name__
+        raise CheckpointError(
+            f"'{self._where}' was refused: it calls '{what}', which is no data. If you trust its origin, say so with "
+            "trust_checkpoint=True (--trust-checkpoint), which executes what it holds."
+        )
+
+    def build_items(self, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+        """A dict of built keys and values."""
+        return {self._key(key): self.build(value) for key, value in items}
+
+    def build_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+        """An array of numbers that no other array has."""
+        dtype, shape = self.build(dtype), self.build(shape)
+        if len(shape) > _MAX_AXES:
+            raise ValueError(f"an array of {len(shape)} axes")
+        if not isinstance(data, bytes | bytearray) or len(data) != dtype.itemsize * math.prod(shape):
+            raise ValueError(f"an array of the shape {shape} has too few numbers, or too many")
+        if len(data) > _MAX_SHARED and id(data) in self._used:
+            raise ValueError(f"several arrays share the same {len(data)} bytes")
+        self._used.add(id(data))
+        return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
+
+    def take_bounds(self, *shape: int) -> None:
+        """Before a space copies its bounds, and makes more arrays of their size."""
+        self._num_bounds += math.prod(shape)
+        if self._num_bounds > 2 * limits.MAX_INPUTS:
+            raise ValueError(f"spaces of more than {limits.MAX_INPUTS} numbers")
+
+    def _key(self, key: Any) -> Any:
+        key = self.build(key)
+        if isinstance(key, int) and abs(key) >= SURE_HASH:
+            raise CheckpointError(f"'{self._where}' was refused: it has an integer of more than 60 bits as a key.")
+        if key is not None and not isinstance(key, bool | int | float | str):
+            raise CheckpointError(f"'{self._where}' has a {type(key).__name__} as a key, or in a set.")
+        return key
+
+
+# --- What is known ----------------------------------------------------------------------------------------------------
+
+
+def _dtype(tag: Tag, builder: _Builder) -> np.dtype:
+    text = tag.args[0]
+    if not isinstance(text, str) or not _DTYPE.fullmatch(text):
+        got = repr(text[:_MAX_SHARED]) if isinstance(text, str) else type(text).__name__
+        raise ValueError(f"arrays of numbers were expected, got the type {got}")
+    state = builder.build(tag.state)
+    is_big_endian = state is not None and state[1] == ">"
+    return np.dtype(text).newbyteorder(">" if is_big_endian else "<")
+
+
+def _from_buffer(tag: Tag, builder: _Builder) -> np.ndarray:
+    return builder.build_array(*tag.args)
+
+
+def _reconstruct(tag: Tag, builder: _Builder) -> np.ndarray:
+    if (kind := builder.build(tag.args[0])) != Name("numpy", "ndarray"):
+        raise ValueError(f"a numpy.ndarray was expected, got a {kind}")
+    _, shape, dtype, is_fortran, data = tag.state
+    return builder.build_array(data, dtype, shape, "F" if is_fortran else "C")
+
+
+def _scalar(tag: Tag, builder: _Builder) -> Any:
+    dtype, data = tag.args
+    return builder.build_array(data, dtype, (), "C")[()]
+
+
+def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
+    state = builder.build(tag.state)
+    builder.take_bounds(*np.broadcast_shapes(np.shape(state["low"]), np.shape(state["high"])))
+    if not isinstance(state["dtype"], np.dtype):
+        raise ValueError("its dtype is none of numpy's")
+    return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
+
+
+def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
+    state = builder.build(tag.state)
+    return gym.spaces.Discrete(int(state["n"]), start=int(state.get("start", 0)))
+
+
+def _multi_discrete(tag: Tag, builder: _Builder) -> gym.spaces.MultiDiscrete:
+    state = builder.build(tag.state)
+    builder.take_bounds(*np.shape(state["nvec"]))
+    return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"])
+
+
+def _multi_binary(tag: Tag, builder: _Builder) -> gym.spaces.MultiBinary:
+    return gym.spaces.MultiBinary(builder.build(tag.state)["n"])
+
+
+def _dict_space(tag: Tag, builder: _Builder) -> gym.spaces.Dict:
+    return gym.spaces.Dict(builder.build(tag.state)["spaces"])
+
+
+def _tuple_space(tag: Tag, builder: _Builder) -> gym.spaces.Tuple:
+    return gym.spaces.Tuple(builder.build(tag.state)["spaces"])
+
+
+def _ordered_dict(tag: Tag, builder: _Builder) -> dict[Any, Any]:
+    if tag.state is not None:
+        raise ValueError("it has attributes")
+    return builder.build_items([*(tag.args[0] if tag.args else ()), *tag.items])
+
+
+def _fields(tag: Tag, builder: _Builder) -> dict[str, Any]:
+    return builder.build(tag.state)
+
+
+def _left_out(tag: Tag, builder: _Builder) -> None:
+    """Random states of spaces and devices of another machine: data, too."""
+    for part in (tag.args, tag.kwargs, tag.state):
+        builder.build(part)
+
+
+_BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {
+    Name("collections", "OrderedDict"): _ordered_dict,
+    Name("gymnasium.spaces.box", "Box"): _box,
+    Name("gymnasium.spaces.dict", "Dict"): _dict_space,
+    Name("gymnasium.spaces.discrete", "Discrete"): _discrete,
+    Name("gymnasium.spaces.multi_binary", "MultiBinary"): _multi_binary,
+    Name("gymnasium.spaces.multi_discrete", "MultiDiscrete"): _multi_discrete,
+    Name("gymnasium.spaces.tuple", "Tuple"): _tuple_space,
+    Name("numpy", "dtype"): _dtype,
+    Name("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    Name("numpy._core.multiarray", "scalar"): _scalar,
+    Name("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    Name("numpy.random._pickle", "__bit_generator_ctor"): _left_out,
+    Name("numpy.random._pickle", "__generator_ctor"): _left_out,
+    Name("numpy.random._pickle", "__randomstate_ctor"): _left_out,
+    Name("numpy.random.bit_generator", "__pyx_unpickle_SeedSequence"): _left_out,
+    Name("ray.rllib.core.rl_module.default_model_config", "DefaultModelConfig"): _fields,
+    Name("torch", "device"): _left_out,
+}

@@ -1,0 +1,228 @@
+"""Statistics of observations of Stable-Baselines3: which file of a `VecNormalize` belongs to a zip.
+
+Stable-Baselines3 saves them apart from the network, and nothing in the zip names their file. Files under the names that
+it documents are used. Others are recognised by their content, and named.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import pickle
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow.fs
+
+from rllib_kd import limits
+from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Tag, read_pickle
+from rllib_kd.checkpoints.uris import is_file, list_folder, read_file
+from rllib_kd.text import one_line
+
+logger = logging.getLogger(__name__)
+
+
+#: Names of files that somebody may take for statistics of observations.
+_LOOKS_LIKE_NORMALIZATION = re.compile(
+    r"(normali[sz]|vec_?norm|norm_?(obs|stat)|(obs|ret)_?(rms|stat|norm)|running_?mean|mean_?std)"
+    r".*\.(pkl|pickle|npz|npy|json|ya?ml|pth?)$",
+    re.IGNORECASE,
+)
+
+
+#: Of `VecNormalize.save()`: in the zoo of Stable-Baselines3, and in the documentation and on its hub.
+_NORMALIZATION = ("vecnormalize.pkl", "vec_normalize.pkl")
+
+
+#: A zip of Stable-Baselines3's CheckpointCallback.
+_STEPS = re.compile(r"(?P<name>.*)_(?P<steps>\d+)_steps")
+
+
+#: A folder of the zoo: environment, number of the run, and perhaps a UUID.
+_ZOO_RUN = re.compile(r"(?P<env>.+)_\d+(_[0-9a-f-]{36})?")
+
+
+#: Endings of what nobody writes a pickle to, which is not even opened.
+_NO_PICKLES = (".csv", ".json", ".log", ".md", ".mp4", ".npy", ".npz", ".png", ".py", ".txt", ".yaml", ".yml", ".zip")
+
+
+_ABOVE = ".."  # the folder above the zip's, in the names of files around it
+
+
+class NormalizationFile(NamedTuple):
+    """A file with the statistics of a `VecNormalize`."""
+
+    name: str  # as it lies beside the zip, for messages
+    content: bytes
+
+
+def find_normalization(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> NormalizationFile | None:
+    """The statistics that belong to a zip, under one of their documented names.
+
+    What is a `VecNormalize`, or has the name of statistics, and is not used, is named in a warning.
+
+    Args:
+        filesystem: that holds the zip.
+        path: of the zip.
+        uri: the same, for messages.
+
+    Raises:
+        CheckpointError: a file with a documented name cannot be read.
+    """
+    names = _documented_names(path)
+    used = _first_file(filesystem, path, names)
+    if unused := _Surroundings(filesystem, path).unused(names, None if used is None else used.name):
+        taken = "no file of normalisation" if used is None else f"its normalisation from '{used.name}'"
+        is_above = any(name.startswith(f"{_ABOVE}/") for name in unused)  # where others may need it, too
+        advice = f"{'copy' if is_above else 'rename'} it to '{names[0]}' beside the zip"
+        if used is not None and used.name == names[0]:
+            advice = f"replace '{names[0]}'"
+        logger.warning(
+            "'%s' takes %s. Not used: %s. To use another file for this zip, %s.",
+            one_line(uri),
+            one_line(taken),
+            _quoted(unused),
+            one_line(advice),
+        )
+    return used
+
+
+def is_vec_normalize(tag: Any) -> bool:
+    """Whether what was read of a pickle is a `VecNormalize`, by the name of its class."""
+    return isinstance(tag, Tag) and tag.of.name == "VecNormalize" and isinstance(tag.state, dict)
+
+
+# --- Documented names -------------------------------------------------------------------------------------------------
+
+
+def _documented_names(path: str) -> list[str]:
+    """Where the statistics of a zip may lie, below its folder: what names the zip itself first."""
+    folder, _, name = path.rpartition("/")
+    stem = name.rpartition(".")[0] or name
+    zoo_run = _ZOO_RUN.fullmatch(folder.rpartition("/")[2])
+    folders = dict.fromkeys((stem, zoo_run["env"] if zoo_run else stem))
+    return [*_own_names(name), *_NORMALIZATION, *(f"{inner}/{name}" for inner in folders for name in _NORMALIZATION)]
+
+
+def _own_names(zip_name: str) -> list[str]:
+    """Names that belong to one zip alone."""
+    stem = zip_name.rpartition(".")[0] or zip_name
+    steps = _STEPS.fullmatch(stem)
+    names = [f"{stem}_{name}" for name in _NORMALIZATION]
+    return names + ([f"{steps['name']}_vecnormalize_{steps['steps']}_steps.pkl"] if steps else [])
+
+
+def _first_file(filesystem: pyarrow.fs.FileSystem, path: str, names: Sequence[str]) -> NormalizationFile | None:
+    for name in names:
+        if is_file(filesystem, file := posixpath.join(posixpath.dirname(path), name)):
+            return NormalizationFile(name, read_file(filesystem, file, max_bytes=limits.MAX_SMALL_FILE))
+    return None
+
+
+# --- Other names ------------------------------------------------------------------------------------------------------
+
+
+class _Surroundings:
+    """The files around a zip: in its folder, in the folders in that one, and in the folder above.
+
+    Args:
+        filesystem: that holds them.
+        path: of the zip.
+    """
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, path: str):
+        self._filesystem = filesystem
+        self._folder, self._zip_name = posixpath.split(path)
+        self._num_entries = limits.MAX_ENTRIES  # that may still be listed
+        self._num_files, self._num_bytes = limits.MAX_STATISTICS, limits.MAX_SMALL_FILE  # that may still be read
+        self._budget = Budget()
+
+    def unused(self, documented: Sequence[str], used: str | None) -> list[str]:
+        """Files that look like normalisation, but for the one that is used and those of other zips.
+
+        Args:
+            documented: where the statistics of this zip may lie.
+            used: the one of them that is there.
+        """
+        own = {name.rpartition("/")[0] for name in documented}  # "" for the folder of the zip itself
+        beside = self._list("")
+        inner = [entry.base_name for entry in beside if entry.type == pyarrow.fs.FileType.Directory]
+        files = _by_name("", beside)
+        for folder in [*sorted(own - {""}), *sorted(set(inner) - own)[: limits.MAX_FOLDERS_OF_STATISTICS], _ABOVE]:
+            found = _by_name(folder, self._list(folder))
+            # Statistics elsewhere, beside other zips, are theirs; unless this zip has none.
+            if folder in own or used is None or not any(map(_is_zip, found)):
+                files |= found
+        of_other_zips = {
+            name
+            for zip_name in files
+            if _is_zip(zip_name) and zip_name != self._zip_name
+            for name in _own_names(zip_name)
+        }
+        candidates = [name for name in files if name not in of_other_zips and name != used]
+        by_name = {
+            name
+            for name in candidates
+            if name.rpartition("/")[0] in own and _LOOKS_LIKE_NORMALIZATION.search(posixpath.basename(name))
+        }
+        others = sorted(set(candidates) - by_name, key=_unlikely)  # what is likely first: their number is limited
+        return sorted(by_name | {name for name in others if self._normalizes(name, files[name])})
+
+    def _list(self, folder: str) -> list[pyarrow.fs.FileInfo]:
+        """What is in a folder around the zip; nothing if it cannot be listed, or holds too much."""
+        path = posixpath.dirname(self._folder) if folder == _ABOVE else posixpath.join(self._folder, folder)
+        is_root = folder == _ABOVE and path in ("", self._folder)  # above which there is nothing
+        if self._num_entries <= 0 or is_root:
+            return []
+        try:
+            entries = list_folder(self._filesystem, path)
+        except CheckpointError:
+            return []
+        self._num_entries -= len(entries)
+        return entries
+
+    def _normalizes(self, name: str, file: pyarrow.fs.FileInfo) -> bool:
+        """Whether a file is a `VecNormalize` of observations: read as data, within the limits of all of them."""
+        if name.lower().endswith(_NO_PICKLES) or not file.size:
+            return False
+        if self._num_files <= 0 or file.size > min(limits.MAX_DESCRIPTION, self._num_bytes):
+            return False
+        self._num_files -= 1
+        try:
+            content = read_file(
+                self._filesystem, file.path, max_bytes=limits.MAX_DESCRIPTION, check_head=_check_is_pickle
+            )
+            self._num_bytes -= len(content)
+            tag = read_pickle(io.BytesIO(content), file.path, self._budget)
+        except CheckpointError:
+            return False
+        return is_vec_normalize(tag) and tag.state.get("norm_obs") is not False
+
+
+def _by_name(folder: str, entries: Iterable[pyarrow.fs.FileInfo]) -> dict[str, pyarrow.fs.FileInfo]:
+    """The files in a folder, by their names as seen from the zip."""
+    files = (entry for entry in entries if entry.type == pyarrow.fs.FileType.File)
+    return {posixpath.join(folder, file.base_name): file for file in files}
+
+
+def _is_zip(name: str) -> bool:
+    return name.endswith(".zip")
+
+
+def _unlikely(name: str) -> tuple[int, str]:
+    """Sorts files: pickles by their ending first, then those without an ending, then the others."""
+    ending = posixpath.splitext(name)[1].lower()
+    return (0 if ending in (".pkl", ".pickle") else 1 if not ending else 2), name
+
+
+def _check_is_pickle(head: bytes) -> None:
+    if not head.startswith(pickle.PROTO):
+        raise CheckpointError("no pickle")
+
+
+def _quoted(names: Sequence[str]) -> str:
+    """At most five of the names."""
+    shown = ", ".join(f"'{one_line(name)}'" for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -11,6 +11,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd import _rllib
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.returned import NotFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         results: of its manager, errors among them.
 
     Raises:
+        NotFiniteError: an environment has returned such numbers: made anew, it would do so again.
         EnvFailedError: an environment has raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner.
         ray.exceptions.RayError: the same of an EnvRunner that has died.
     """
@@ -31,7 +33,7 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         reason = None if result.ok else reason_in(result.get())
         if reason is None:
             continue
-        if not is_tolerant:
+        if not is_tolerant or isinstance(reason, NotFiniteError):
             raise reason
         logger.warning("EnvRunner %d ends, and is restarted if it may be: %s", result.actor_id, reason)
     _rllib.actor_manager(group).handle_remote_call_result_errors(results, ignore_ray_errors=is_tolerant)

@@ -12,6 +12,7 @@ from ray import tune
 
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
 from rllib_kd.environments.failures import EnvFailedError, frames_in, users_line
+from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.evaluation.comparing import compare_all
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import FRESH_SEED
@@ -22,7 +23,10 @@ from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_teacher
 
-_EXPLAINED = f"{EnvFailedError.__module__}.{EnvFailedError.__name__}: "
+#: How a traceback names errors whose messages hold all of it.
+_EXPLAINED = re.compile(
+    "|".join(rf"{re.escape(f'{e.__module__}.{e.__name__}')}: " for e in (EnvFailedError, NotFiniteError))
+)
 
 
 def refusal(results: tune.ResultGrid) -> str | None:
@@ -49,8 +53,8 @@ def _reason(error: Exception) -> str:
         i for i, line in enumerate(lines) if i > begins[-1] and re.match(r"The above exception|During handling", line)
     ]
     text = " ".join(" ".join(lines[begins[-1] : min(ends, default=None)]).split())
-    if text.startswith(_EXPLAINED):
-        return text.removeprefix(_EXPLAINED)
+    if explained := _EXPLAINED.match(text):
+        return text[explained.end() :]
     line = users_line(frames_in("\n".join(lines[begins[-2] if len(begins) > 1 else 0 : begins[-1]])))
     return text if line is None or str(line) in text else f"{text} ({line})"
 

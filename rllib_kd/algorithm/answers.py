@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -53,8 +53,16 @@ def reason_of(results: Any) -> Exception:
     return next(iter([*reasons, *errors]), RuntimeError("No EnvRunner has answered."))
 
 
-def kill_the_hung(actors: Mapping[int, Any], *, seconds: float) -> None:
-    """End EnvRunners that do not answer in time."""
+def given_up(group: EnvRunnerGroup) -> list[int]:
+    """The EnvRunners that RLlib has given up, and may restart later."""
+    return sorted(set(_rllib.actor_manager(group).actor_ids()) - set(group.healthy_env_runner_ids()))
+
+
+def kill_the_hung(group: EnvRunnerGroup, *, failed: Collection[int], seconds: float) -> None:
+    """End EnvRunners that do not answer in time, and at once those that have failed: these may take a minute to end."""
+    actors = dict(_rllib.actor_manager(group).actors())
+    for worker_id in failed:
+        ray.kill(actors.pop(worker_id))
     by_ping = {actor.ping.remote(): actor for actor in actors.values()}
     if by_ping:
         _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)

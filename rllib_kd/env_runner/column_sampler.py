@@ -85,6 +85,10 @@ class ExplainsFailures:
             raise self._failure
         return result
 
+    def reason_of_failure(self) -> EnvFailedError | None:
+        """Why its environment has failed, if it has: it is to be asked before it ends."""
+        return self._failure
+
     def ping(self) -> str:
         """As RLlib's; after a failure this process ends instead."""
         return self.apply(lambda env_runner: "pong")

@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 
+from rllib_kd.algorithm.dead_learners import LearnerDiedError
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
 from rllib_kd.environments.failures import EnvFailedError, frames_in, users_line
 from rllib_kd.environments.returned import NotFiniteError
@@ -17,7 +18,7 @@ from rllib_kd.evaluation.comparing import compare_all
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.experiment import CheckedExperiment
-from rllib_kd.experiment.progress_line import describe
+from rllib_kd.experiment.progress_line import describe, with_last_returns
 from rllib_kd.experiment.running import location
 from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
@@ -25,7 +26,9 @@ from rllib_kd.teachers.loading import load_teacher
 
 #: How a traceback names errors whose messages hold all of it.
 _EXPLAINED = re.compile(
-    "|".join(rf"{re.escape(f'{e.__module__}.{e.__name__}')}: " for e in (EnvFailedError, NotFiniteError))
+    "|".join(
+        rf"{re.escape(f'{e.__module__}.{e.__name__}')}: " for e in (EnvFailedError, NotFiniteError, LearnerDiedError)
+    )
 )
 
 
@@ -67,16 +70,17 @@ def summary(result: tune.Result) -> str:
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: nothing was trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
-    return f"{describe([_with_last_evaluation(metrics, Path(result.path))])}\n{where}"
+    return f"{describe([_with_last_returns(metrics, Path(result.path))])}\n{where}"
 
 
-def _with_last_evaluation(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
-    """The last result, with the last evaluation where the last iteration had none, and its files are here."""
+def _with_last_returns(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
+    """The last result, with the last returns of the trial where it has none, if its files are here."""
     file = trial / "result.json"
-    curve = read_curve(file) if not metrics.get("evaluation") and file.is_file() else Curve()
-    if not curve or curve.of != GREEDY:
+    curve = read_curve(file) if file.is_file() else Curve()
+    if not curve:
         return metrics
-    return {**metrics, "evaluation": {"env_runners": {"episode_return_mean": curve[-1][1]}}}
+    last = {"env_runners": {"episode_return_mean": curve[-1][1]}}
+    return with_last_returns(metrics, {"evaluation": last} if curve.of == GREEDY else last)
 
 
 def remedy(results: tune.ResultGrid, resuming_command: str) -> str:

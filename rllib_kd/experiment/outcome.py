@@ -18,8 +18,8 @@ from rllib_kd.evaluation.comparing import compare_all
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.experiment import CheckedExperiment
+from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.progress_line import describe, with_last_returns
-from rllib_kd.experiment.running import location
 from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_teacher

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rllib_kd.checkpoints.runs import teacher_fraction
 from rllib_kd.experiment.metrics import metric_at
+from rllib_kd.experiment.resuming import criteria
 from rllib_kd.terminal import watched
 from rllib_kd.text import number, ratio
 
@@ -66,7 +67,8 @@ class ProgressLine(tune.Callback):
 
     def _seconds_left(self, num_trials: int) -> float:
         """By the pace since the first result, so that neither the start nor what was done before a resume counts."""
-        now, done = time.monotonic(), sum(share_done(r, self._stop) for r in self._results.values()) / num_trials
+        shares = [share_done(result, criteria(self._stop)) for result in self._results.values()]
+        now, done = time.monotonic(), sum(shares) / num_trials
         if self._first is None:
             self._first = now, done
         start, done_before = self._first

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow.fs
+
 from rllib_kd.checkpoints.tune import finite_number
 from rllib_kd.checkpoints.uris import expanded
+from rllib_kd.checkpoints.whole import first_whole
 
 _RESULTS = "result.json"
 
@@ -139,7 +142,9 @@ def _newest_checkpoint(trial: Path) -> Path:
     checkpoints = sorted(path for path in trial.glob(f"{_CHECKPOINT}*") if path.is_dir())
     if not checkpoints:
         raise ValueError(f"The run '{trial}' has no checkpoint. Train with --checkpoint-at-end.")
-    return checkpoints[-1]
+    newest_first = [str(path.absolute()) for path in reversed(checkpoints)]
+    whole = first_whole(pyarrow.fs.LocalFileSystem(), newest_first)
+    return checkpoints[-1] if whole is None else checkpoints[-1 - newest_first.index(whole)]
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

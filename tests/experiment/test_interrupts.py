@@ -62,9 +62,9 @@ def test_a_second_one_ends_at_once(number, monkeypatch, capsys):
 
 
 def trials(*, checkpoint=None):
-    place = (
-        None if checkpoint is None else SimpleNamespace(path=checkpoint, filesystem=SimpleNamespace(type_name="local"))
-    )
+    place = None
+    if checkpoint is not None:
+        place = SimpleNamespace(path=checkpoint, filesystem=SimpleNamespace(type_name="local"))
     return [SimpleNamespace(trial_id="a", status="RUNNING", checkpoint=place)]
 
 

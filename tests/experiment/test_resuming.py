@@ -101,5 +101,7 @@ def test_trials_that_have_finished_are_not_resumed_by_tune(capsys):
     assert not capsys.readouterr().err
     check_unfinished([trial(3, True), trial(2, False)], later)
     assert "note: 1 of 2 trials have finished by an earlier --stop" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="1 of 1 trials have finished .* --restore /checkpoint --experiment-name NAME"):
+    with pytest.raises(
+        ValueError, match=r"1 of 1 trials have finished .* --restore /checkpoint --experiment-name NAME"
+    ):
         check_unfinished([trial(3, True)], later)

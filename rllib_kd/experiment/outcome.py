@@ -41,12 +41,31 @@ def refusal(results: tune.ResultGrid) -> str | None:
     return reasons[0].removeprefix("ValueError: ")
 
 
+def hidden_reason(results: tune.ResultGrid, failure: str | None) -> str:
+    """Why an EnvRunner has failed, in one line; empty where that is said already, or nobody knows.
+
+    Args:
+        results: of the trials.
+        failure: of `env_runner_failure()`.
+    """
+    if failure is None or _EXPLAINED.search(failure):  # EnvRunners of this package warn of it themselves
+        return ""
+    reason = _reason_in(failure)
+    is_known = any(reason in _reason(result.error) for result in results if result.error is not None)
+    return "" if is_known else f"an EnvRunner has failed on the way: {reason}"
+
+
 def _reason(error: Exception) -> str:
-    """The exception at the end of the traceback that an actor's error holds, in one line, with the user's line.
+    """The exception that an actor's error holds, in one line, with the user's line."""
+    return _reason_in(str(error))
+
+
+def _reason_in(traceback: str) -> str:
+    """The exception at the end of a traceback, in one line, with the user's line.
 
     Of one without a message, such as RLlib's when an environment raises, the exception that it was raised from.
     """
-    lines = str(error).strip().splitlines()
+    lines = traceback.strip().splitlines()
     begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
     while len(begins) > 1 and re.fullmatch(r"[\w.]+:?\s*", lines[begins[-1]]):
         lines = lines[: begins.pop()]

@@ -27,14 +27,15 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
-from rllib_kd import _rllib
-from rllib_kd.algorithm.answers import kill_the_hung, reason_in
+from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.algorithm.dead_learners import names_dead_learners
+from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
-from rllib_kd.algorithm.learner_saves import LEARNER_HAS_DIED, check_learner_has_saved, num_learner_saves
+from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
     actor_resources,
@@ -92,7 +93,7 @@ class DistillDQN(DQN):
     #: What a checkpoint holds beside RLlib's own and the teachers: attributes whose objects have states of their own.
     SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts")
     #: The other attributes of this class, which follow from the config, or belong to one process.
-    NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students", "_unusable_states"})
+    NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students", "_unusable_states", "_evaluations"})
 
     @classmethod
     @override(DQN)
@@ -131,6 +132,7 @@ class DistillDQN(DQN):
         self._sampling = Sampling(self.config, self.env_runner_group, self.learner_group)
         self._restarts = Restarts(self.config.num_validation_episodes)
         self._unusable_states = UnusableStates(self.config, self._teachers)
+        self._evaluations = Evaluations()
         check_vector_env(self.env_runner_group)
         if self._teachers.are_loaded:
             self._meet_teachers()
@@ -157,6 +159,7 @@ class DistillDQN(DQN):
             self._returns.take_baselines(self._students.of_group(group_id), played)
 
     @override(DQN)
+    @names_dead_learners
     def training_step(self) -> None:
         """Sample labelled columns, learn from the replay, and send the student's weights to the EnvRunners."""
         if not self._teachers.are_loaded:
@@ -168,13 +171,10 @@ class DistillDQN(DQN):
             samples = self._sample()
         if not samples:
             return  # no EnvRunner is left; RLlib restarts them before the next step
-        try:
-            with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
-                student = self._update(samples)
-            with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
-                self._sampling.take_student(student, self.num_env_steps)
-        except ray.exceptions.RayActorError as error:  # a dead EnvRunner raises none
-            raise RuntimeError(LEARNER_HAS_DIED) from error
+        with self.metrics.log_time((TIMERS, LEARNER_UPDATE_TIMER)):
+            student = self._update(samples)
+        with self.metrics.log_time((TIMERS, SYNCH_WORKER_WEIGHTS_TIMER)):
+            self._sampling.take_student(student, self.num_env_steps)
 
     def _sample(self) -> list[Sample]:
         """Return new samples, and count them."""
@@ -212,6 +212,7 @@ class DistillDQN(DQN):
         return student
 
     @override(DQN)
+    @names_dead_learners
     def step(self) -> dict[str, Any]:
         """RLlib's training iteration, with the result's `distillation` entry."""
         results = super().step()
@@ -233,6 +234,7 @@ class DistillDQN(DQN):
         return results
 
     @override(DQN)
+    @names_dead_learners
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's evaluation; of a family, of one student after the other: see `students` in the result."""
         if not self.config.students:
@@ -248,9 +250,10 @@ class DistillDQN(DQN):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
-            return super().evaluate(*args, **kwargs)
+            evaluation = super().evaluate(*args, **kwargs)
         except ray.exceptions.RayTaskError as error:  # of a remote EnvRunner
             raise reason_in(error) or error from None
+        return self._evaluations.checked(evaluation, self.eval_env_runner_group)
 
     @classmethod
     @override(DQN)
@@ -275,8 +278,8 @@ class DistillDQN(DQN):
         """As RLlib's, also where the environment of a remote EnvRunner hangs."""
         if hasattr(self, "_sampling"):  # setup() came that far
             self._sampling.requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
-            if self.eval_env_runner_group is not None:
-                kill_the_hung(_rllib.actor_manager(self.eval_env_runner_group).actors(), seconds=_SECONDS_TO_STOP)
+            if (group := self.eval_env_runner_group) is not None:
+                kill_the_hung(group, failed=given_up(group), seconds=_SECONDS_TO_STOP)
         super().cleanup()
 
     # --- What can be asked --------------------------------------------------------------------------------------------
@@ -342,6 +345,7 @@ class DistillDQN(DQN):
         return ({**state, "teacher": config.teacher},), kwargs
 
     @override(DQN)
+    @names_dead_learners
     def get_state(
         self,
         components: str | Collection[str] | None = None,
@@ -372,6 +376,7 @@ class DistillDQN(DQN):
             self._go_on()
 
     @override(DQN)
+    @names_dead_learners
     def save_to_path(
         self,
         path: str | Path | None = None,
@@ -424,6 +429,7 @@ class DistillDQN(DQN):
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
 
     @override(DQN)
+    @names_dead_learners
     def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         if self._postponed.put_off(partial(self.restore_from_path, path, *args, **kwargs)):
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Any
 
 import ray
@@ -11,6 +11,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd import _rllib
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.returned import NotFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         results: of its manager, errors among them.
 
     Raises:
+        NotFiniteError: an environment has returned such numbers: made anew, it would do so again.
         EnvFailedError: an environment has raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner.
         ray.exceptions.RayError: the same of an EnvRunner that has died.
     """
@@ -31,7 +33,7 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         reason = None if result.ok else reason_in(result.get())
         if reason is None:
             continue
-        if not is_tolerant:
+        if not is_tolerant or isinstance(reason, NotFiniteError):
             raise reason
         logger.warning("EnvRunner %d ends, and is restarted if it may be: %s", result.actor_id, reason)
     _rllib.actor_manager(group).handle_remote_call_result_errors(results, ignore_ray_errors=is_tolerant)
@@ -51,8 +53,16 @@ def reason_of(results: Any) -> Exception:
     return next(iter([*reasons, *errors]), RuntimeError("No EnvRunner has answered."))
 
 
-def kill_the_hung(actors: Mapping[int, Any], *, seconds: float) -> None:
-    """End EnvRunners that do not answer in time."""
+def given_up(group: EnvRunnerGroup) -> list[int]:
+    """The EnvRunners that RLlib has given up, and may restart later."""
+    return sorted(set(_rllib.actor_manager(group).actor_ids()) - set(group.healthy_env_runner_ids()))
+
+
+def kill_the_hung(group: EnvRunnerGroup, *, failed: Collection[int], seconds: float) -> None:
+    """End EnvRunners that do not answer in time, and at once those that have failed: these may take a minute to end."""
+    actors = dict(_rllib.actor_manager(group).actors())
+    for worker_id in failed:
+        ray.kill(actors.pop(worker_id))
     by_ping = {actor.ping.remote(): actor for actor in actors.values()}
     if by_ping:
         _, hung = ray.wait(list(by_ping), num_returns=len(by_ping), timeout=seconds, fetch_local=False)

@@ -77,7 +77,8 @@ class FirstWeights:
                     target.load_state_dict(network.state_dict())
 
         for result in learner_group.foreach_learner(start):
-            result.get()
+            if not result.ok:  # RLlib returns errors
+                raise result.get()
         self._states = {group_id: FirstStates() for group_id in self._states}
 
     def get_state(self) -> dict[str, Any]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
-LEARNER_HAS_DIED = (
-    "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never Learners. Stop "
-    "this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). `rllib train "
-    "--checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune FailureConfig(max_failures=...)."
-)
+from rllib_kd.algorithm.dead_learners import LEARNER_HAS_DIED
 
 
 def num_learner_saves(learner_group: LearnerGroup) -> int | None:
-    """How often a remote Learner has saved; None of a local one, and where RLlib has given the Learner up."""
+    """How often a remote Learner has saved; None of a local one, and of one that has died or RLlib has given up."""
     if learner_group.is_local:
         return None
     answers = learner_group.foreach_learner(lambda own: own.num_saves, remote_actor_ids=[0])
-    return next((answer.get() for answer in answers), None)
+    return next((answer.get() for answer in answers if answer.ok), None)  # RLlib returns errors
 
 
 def check_learner_has_saved(learner_group: LearnerGroup, path: str, *, num_saves_before: int | None) -> None:

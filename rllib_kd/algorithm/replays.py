@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pyarrow.fs
 import ray
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
-from rllib_kd.algorithm.learner_saves import LEARNER_HAS_DIED
+from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.checkpoints.replay_files import read_replays, write_replay
 
 logger = logging.getLogger(__name__)
@@ -19,7 +17,7 @@ logger = logging.getLogger(__name__)
 def save_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
     """Write the replay of each Learner into the checkpoint at `path`, one at a time: they may be large."""
     for index in range(_num_learners(learner_group)):
-        write_replay(path, index, _ask(learner_group, index, lambda own: own.replay_arrays()), filesystem)
+        write_replay(path, index, ask_learner(learner_group, index, lambda own: own.replay_arrays()), filesystem)
 
 
 def refill_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.fs.FileSystem) -> bool:
@@ -36,7 +34,8 @@ def refill_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.f
     if len(shards) != num_learners:
         logger.warning("The replay of %d Learners goes to %d: rows are shared anew.", len(shards), num_learners)
     fits = [
-        _ask(learner_group, index, lambda own: own.refill_replay(ray.get(reference))) for index in range(num_learners)
+        ask_learner(learner_group, index, lambda own: own.refill_replay(ray.get(reference)))
+        for index in range(num_learners)
     ]
     if not all(fits):
         logger.warning("The replay of the checkpoint lacks columns that are learned from now, and begins empty.")
@@ -45,11 +44,3 @@ def refill_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.f
 
 def _num_learners(learner_group: LearnerGroup) -> int:
     return max(1, len(learner_group))  # of a local one the length is 0
-
-
-def _ask(learner_group: LearnerGroup, index: int, question: Callable[[Any], Any]) -> Any:
-    ids = None if learner_group.is_local else [index]
-    answers = list(learner_group.foreach_learner(question, remote_actor_ids=ids))
-    if not answers:  # RLlib has given the Learner up
-        raise RuntimeError(LEARNER_HAS_DIED)
-    return answers[0].get()

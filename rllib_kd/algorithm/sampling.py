@@ -328,10 +328,7 @@ class SampleRequests:
 
     def kill_the_hung(self, *, seconds: float) -> None:
         """End EnvRunners that do not answer in time: what RLlib asks of them at the end, it waits for endlessly."""
-        actors = dict(self._manager.actors())
-        for worker_id in self._failures:  # they end by themselves, but may take a minute
-            ray.kill(actors.pop(worker_id))
-        kill_the_hung(actors, seconds=seconds)
+        kill_the_hung(self._group, failed=self._failures, seconds=seconds)
 
     def ping_the_dead(self) -> bool:
         """Whether an EnvRunner that died has answered since: without waiting for it."""

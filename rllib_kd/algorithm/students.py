@@ -11,6 +11,7 @@ from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
 
+from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
 from rllib_kd.observations.spaces import check_spaces
 from rllib_kd.students.sizes import PRESETS, compress
@@ -67,7 +68,7 @@ class Students:
                 for group_id, group in learner.groups.items()
             }
 
-        return cls(next(iter(learner_group.foreach_learner(measure))).get())
+        return cls(ask_learner(learner_group, 0, measure))
 
     @property
     def names(self) -> list[str]:

@@ -13,6 +13,7 @@ import pyarrow.fs
 from rllib_kd.checkpoints.results import RESULTS, TrialReader
 from rllib_kd.checkpoints.tune import finite_number
 from rllib_kd.checkpoints.uris import expanded
+from rllib_kd.checkpoints.whole import first_whole
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
 
@@ -163,7 +164,8 @@ def _newest_checkpoint(trial: Path, reader: TrialReader) -> str:
     checkpoints = [folder for folder in folders if folder.name.startswith(_CHECKPOINT)]
     if not checkpoints:
         raise ValueError(f"The run '{trial}' has no checkpoint. Train with --checkpoint-at-end.")
-    return str(checkpoints[-1])
+    newest_first = list(map(str, reversed(checkpoints)))
+    return first_whole(_LOCAL, newest_first) or newest_first[0]
 
 
 def _short_names(paths: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, folders_among
 from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file
+from rllib_kd.checkpoints.whole import first_whole
 
 _STATE = "algorithm_state.pkl"  # in a checkpoint
 
@@ -61,7 +62,10 @@ def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> T
     found = [scored for trial in trials for scored in reader.score(trial, reader.folders(trial))]
     for i in range(len(_RETURNS)):
         if any(math.isfinite(scored.returns[i]) for scored in found) or (found and i == len(_RETURNS) - 1):
-            best = max(reversed(found), key=lambda scored: scored.returns[i])  # of equals the newest
+            newest_first = found[::-1]
+            ranked = sorted(newest_first, key=lambda scored: scored.returns[i], reverse=True)  # equals keep their order
+            whole = first_whole(filesystem, (scored.path for scored in ranked))
+            best = next((scored for scored in ranked if scored.path == whole), ranked[0])
             return TrainedCheckpoint(best.path, best.returns[i])
     raise CheckpointError(
         f"'{uri}' is a folder of Ray Tune without checkpoints. Let Tune write some: CheckpointConfig("

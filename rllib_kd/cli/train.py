@@ -87,9 +87,10 @@ def train(
     from rllib_kd.experiment.experiment import Experiment
     from rllib_kd.experiment.files import parse_json, read_experiment
     from rllib_kd.experiment.loggers import wandb_callback
-    from rllib_kd.experiment.outcome import comparison, refusal, remedy, summary
+    from rllib_kd.experiment.outcome import comparison, hidden_reason, refusal, remedy, summary
     from rllib_kd.experiment.progress_line import ProgressLine
     from rllib_kd.experiment.running import RunOptions, alone, check_options, run
+    from rllib_kd.experiment.worker_logs import env_runner_failure
 
     set_log_level(verbose)
     if words:
@@ -133,10 +134,13 @@ def train(
         connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0),
     ):
         results, interrupted = run(checked, options)
+        failure = env_runner_failure()
     if (reason := refusal(results)) is not None:
         raise ValueError(reason)
     for result in results:
         echo(summary(result))
+    if reason := hidden_reason(results, failure):
+        echo(reason, err=True)
     if interrupted:
         echo(f"interrupted; go on by: {_resuming_command()}", err=True)
     else:

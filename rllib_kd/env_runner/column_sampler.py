@@ -8,23 +8,17 @@ from typing import Any
 
 import numpy as np
 from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR
+from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_kd.checkpoints.connectors import is_default_connector
-from rllib_kd.environments.failures import EnvFailedError, failure
+from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.returned import check_returned, explained
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.wire import Sample
 
-#: Metric: states from which nothing can be learned, since the environment or the teacher gave no finite numbers.
+#: Metric: states from which nothing can be learned, since the teacher gave no finite Q-values for them.
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
-
-
-#: Metrics: which of them were not finite, in those states. They are there from the first such state on.
-NUM_NOT_FINITE_LIFETIME = {
-    "observations": "num_observations_not_finite_lifetime",
-    "rewards": "num_rewards_not_finite_lifetime",
-    "labels": "num_labels_not_finite_lifetime",
-}
 
 
 ENDLESS = 10_000  # steps after which a baseline episode is cut
@@ -33,29 +27,45 @@ ENDLESS = 10_000  # steps after which a baseline episode is cut
 class ExplainsFailures:
     """Of an EnvRunner: says what its environment has raised, and where, also to the process that has asked.
 
+    Numbers that are not finite are a failure, too.
+
     RLlib's raises an error without a message; a remote one ends, and takes the reason with it. This one answers with
     the reason first, and ends at the next request: with RLlib's delay, and to be restarted where the config says so.
     """
 
     config: Any
+    env: Any
     _failure: EnvFailedError | None = None
 
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super()._try_env_reset(*args, **kwargs)  # type: ignore[misc]  # RLlib's
+            obs, infos = super()._try_env_reset(*args, **kwargs)  # type: ignore[misc]  # RLlib's
         except EnvFailedError:
             raise  # RLlib's tries again by calling this
         except Exception as error:
-            raise failure(self.config.env, error, doing="reset") from error
+            raise explained(self.config.env, self.env, error, doing="reset") from error
+        self._check_returned(obs, doing="reset")
+        return obs, infos
 
     def _try_env_step(self, actions: Any) -> Any:
         try:
-            return super()._try_env_step(actions)  # type: ignore[misc]  # RLlib's
+            results = super()._try_env_step(actions)  # type: ignore[misc]  # RLlib's
         except Exception as error:
             is_rllibs = type(error) is RuntimeError and not error.args and error.__cause__ is not None
             reason = error.__cause__ if is_rllibs else error  # RLlib's own has no message
             assert reason is not None
-            raise failure(self.config.env, reason, doing="step") from reason
+            raise explained(self.config.env, self.env, reason, doing="step") from reason
+        if results != ENV_STEP_FAILURE and self._checks_each_step():
+            obs, rewards, *_ = results
+            self._check_returned(obs, rewards, doing="step() or reset")  # vector envs reset in a step
+        return results
+
+    def _checks_each_step(self) -> bool:
+        """Whether each step's numbers are checked at once, and not later those of many steps together."""
+        return True
+
+    def _check_returned(self, obs: Any, rewards: Any = None, *, doing: str) -> None:
+        check_returned(self.config.env, self.env, obs, rewards, doing=doing)
 
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As RLlib's, which ends this process when `func` raises; but an environment's failure is an answer first."""
@@ -75,6 +85,10 @@ class ExplainsFailures:
             raise self._failure
         return result
 
+    def reason_of_failure(self) -> EnvFailedError | None:
+        """Why its environment has failed, if it has: it is to be asked before it ends."""
+        return self._failure
+
     def ping(self) -> str:
         """As RLlib's; after a failure this process ends instead."""
         return self.apply(lambda env_runner: "pong")
@@ -91,11 +105,9 @@ def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapp
     return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
 
 
-def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int]) -> None:
-    """Log how many states were dropped, and why."""
+def log_dropped(metrics: Any, num_dropped: int) -> None:
+    """Log how many states were dropped."""
     metrics.log_value(NUM_STATES_DROPPED_LIFETIME, num_dropped, reduce="lifetime_sum")
-    for cause, count in num_not_finite.items():
-        metrics.log_value(NUM_NOT_FINITE_LIFETIME[cause], count, reduce="lifetime_sum")
 
 
 @contextmanager

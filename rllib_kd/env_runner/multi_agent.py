@@ -20,7 +20,8 @@ from ray.rllib.utils.annotations import override
 from rllib_kd.env_runner.behavior import BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
-from rllib_kd.env_runner.fragment import count_not_finite, is_usable
+from rllib_kd.env_runner.fragment import is_labelled
+from rllib_kd.environments.returned import find_not_finite, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.spaces import check_spaces
@@ -30,6 +31,19 @@ from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
 class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
     """RLlib's multi-agent EnvRunner, which explains its failures."""
+
+    @override(ExplainsFailures)
+    def _check_returned(
+        self, obs: Sequence[Mapping[Any, Any]], rewards: Sequence[Mapping[Any, Any]] = (), *, doing: str
+    ) -> None:
+        """Check what each agent of each environment has got."""
+        for what, of_all in (("reward", rewards), ("observation", obs)):
+            for index, of_agents in enumerate(of_all):
+                dtype = np.float32 if what == "reward" else None
+                batches = {agent: np.asarray(value, dtype)[np.newaxis] for agent, value in of_agents.items()}
+                if (found := find_not_finite(batches, what)) is not None:
+                    doing = "step" if what == "reward" else doing
+                    raise not_finite(self.config.env, self.env, found._replace(env_index=index), doing=doing)
 
 
 class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
@@ -157,11 +171,10 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         columns[Columns.TRUNCATEDS][-1] = episode.is_truncated
         for name in self.config.label_columns:
             columns[name] = np.asarray(episode.get_extra_model_outputs(name))
-        states, rewards = columns[Columns.OBS], columns[Columns.REWARDS]
-        columns[VALID] = is_usable(states, rewards, columns[TEACHER_Q])
-        dropped = ~columns[VALID]
-        causes = count_not_finite(dropped, states, rewards) if dropped.any() else {}
-        log_dropped(self.metrics, int(dropped.sum()), causes)
+        if (found := find_not_finite(columns[Columns.OBS], "observation")) is not None:  # what agents saw is checked
+            raise not_finite_by_connectors(found)
+        columns[VALID] = is_labelled(columns[TEACHER_Q])
+        log_dropped(self.metrics, int((~columns[VALID]).sum()))
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {

@@ -37,6 +37,7 @@ from rllib_kd.env_runner.column_sampler import (
 )
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment
+from rllib_kd.environments.returned import not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.frames import VALID, pack
@@ -219,7 +220,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         columns = fragment.columns()
-        log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
+        log_dropped(self.metrics, fragment.num_dropped)
         if VALID in names:
             columns = _append_final_states(columns, fragment.final_obs)
         shards = []
@@ -287,8 +288,22 @@ class DistillEnvRunner(StudentsEnvRunner):
                 self._sample_directly(fragment, policy)
         else:
             self._sample_through_rllib(fragment, policy)
+        self._check_fragment(fragment)
         self._ended = fragment.ended_after
         return fragment
+
+    @override(ExplainsFailures)
+    def _checks_each_step(self) -> bool:
+        return not self._samples_directly
+
+    def _check_fragment(self, fragment: Fragment) -> None:
+        """Check the numbers of all its steps at once, which costs a hundredth of a check in each step."""
+        if (found := fragment.find_not_finite()) is None:
+            return
+        numbers, doing = found
+        if not self._samples_directly:  # what the environment has returned is checked in each step
+            raise not_finite_by_connectors(numbers)
+        raise not_finite(self.config.env, self.env, numbers, doing=doing)
 
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Labels `[N, ...]` and actions `[N]`, in one pass of each network."""

@@ -26,7 +26,7 @@ _FRAME = re.compile(r'\s*File "(?P<file>.+)", line (?P<line>\d+), in (?P<functio
 
 
 class EnvFailedError(RuntimeError):
-    """An environment has raised. The message names it, its method, its error, and the line of the user's code."""
+    """An environment has failed. The message names it, its method, its error, and the line of the user's code."""
 
 
 class Frame(NamedTuple):
@@ -54,9 +54,13 @@ def failure(env: Any, error: BaseException, *, doing: str) -> EnvFailedError:
     methods = [frame.function for frame in frames if frame.function in ("reset", "step", "render", "__init__")]
     users = [frame.function for frame in frames if is_users(frame) and frame.function in methods]
     return EnvFailedError(
-        f"The environment '{getattr(env, '__name__', env)}' has raised in {(users or [doing])[-1]}(): "
-        f"{described(error)}"
+        f"The environment '{name_of(env)}' has raised in {(users or [doing])[-1]}(): {described(error)}"
     )
+
+
+def name_of(env: Any) -> str:
+    """The name of what a config names as its environment: an id, a class or a function."""
+    return str(getattr(env, "__name__", env))
 
 
 def described(error: BaseException) -> str:

@@ -12,15 +12,23 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd.environments import atari
-from rllib_kd.environments.failures import described, failure
+from rllib_kd.environments.failures import described
+from rllib_kd.environments.returned import check_returned, explained
 
 
 def name_and_maker(method: Any, *args: Any, **kwargs: Any) -> Any:
-    """What a method of a vector env returns; what an environment raises there, in words."""
+    """Return what `reset()` or `step()` of a vector env returns; what an environment raises there, in words.
+
+    Raises:
+        EnvFailedError: it has raised, or has returned numbers that are not finite.
+    """
+    envs, doing = method.__self__, method.__name__
     try:
-        return method(*args, **kwargs)
+        obs, *others = method(*args, **kwargs)
     except Exception as error:  # anything may stand there
-        raise failure(_name_of(method.__self__), error, doing=method.__name__) from error
+        raise explained(_name_of(envs), envs, error, doing=doing) from error
+    check_returned(_name_of(envs), envs, obs, others[0] if doing == "step" else None, doing=doing)
+    return obs, *others
 
 
 def _name_of(envs: gym.vector.SyncVectorEnv) -> str:

@@ -87,6 +87,7 @@ class Experiment:
             num_samples=self.num_samples,
             compare_episodes=self.compare_episodes,
             trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
+            settings=dict(self.settings),
             title=f"{cls.__name__}-{getattr(first.env, '__name__', first.env)}",
         )
 
@@ -103,6 +104,7 @@ class CheckedExperiment:
     compare_episodes: int
     trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
     title: str  # algorithm and environment
+    settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:

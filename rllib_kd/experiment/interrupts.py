@@ -15,6 +15,7 @@ from typing import Any
 from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
+from rllib_kd.experiment.locations import location
 from rllib_kd.terminal import say
 
 _SIGHUP = getattr(signal, "SIGHUP", None)  # of a closed terminal or a lost ssh; Windows has none
@@ -24,11 +25,25 @@ _SIGHUP = getattr(signal, "SIGHUP", None)  # of a closed terminal or a lost ssh;
 _ECHO = 2.0
 
 
+#: Seconds for which a run that a machine has asked to end (SIGTERM, SIGHUP) waits for the end of an iteration.
+#: Schedulers kill what has not ended 30 to 90 s later, without a word. A user at a terminal (Ctrl-C) decides himself.
+_PATIENCE = 60.0
+
+
 _interrupt = threading.Event()  # of this process, as signals are: Tune pickles callbacks, and restores copies of them
 
 
+class _Deadline:
+    """When to wait no longer for the end of an iteration; of this process, as the event is."""
+
+    at = math.inf
+
+
 class SaveOnInterrupt(tune.Callback):
-    """After Ctrl-C, saves a checkpoint of every trial at its next result, and ends; the experiment can be resumed."""
+    """After Ctrl-C, saves a checkpoint of every trial at its next result, and ends; the experiment can be resumed.
+
+    After SIGTERM and SIGHUP it waits no longer than `_PATIENCE`.
+    """
 
     def __init__(self) -> None:
         self._told = False
@@ -54,9 +69,16 @@ class SaveOnInterrupt(tune.Callback):
         waiting = (running & self._reported) - self._saved  # what has not reported yet has nothing to lose
         if not waiting:
             os.kill(os.getpid(), signal.SIGUSR1)  # Tune then writes the experiment's state, and returns
-        elif not self._told:
+            return
+        last = _last_checkpoints([trial for trial in trials if trial.trial_id in waiting])
+        is_bounded = _Deadline.at < math.inf
+        if not self._told:
             self._told = True
-            say("stopping: a checkpoint will be saved after this iteration. Ctrl-C again ends at once.")
+            bound = f", if it ends within {_PATIENCE:g} s; {last}" if is_bounded else ""
+            say(f"stopping: a checkpoint will be saved after this iteration{bound}. Ctrl-C again ends at once.")
+        if time.monotonic() > _Deadline.at:
+            say(f"the iteration does not end within {_PATIENCE:g} s of the signal, so nothing more is saved: {last}.")
+            raise SystemExit(1)
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(vars(SaveOnInterrupt()))
@@ -77,6 +99,8 @@ def saving_on_interrupt() -> Iterator[threading.Event]:
         nonlocal first_at
         if signum == _SIGHUP:
             _leave_closed_terminals(terminals)
+        if signum != signal.SIGINT and _Deadline.at == math.inf:
+            _Deadline.at = time.monotonic() + _PATIENCE
         if not _interrupt.is_set():
             first_at = time.monotonic()
             _interrupt.set()
@@ -85,6 +109,7 @@ def saving_on_interrupt() -> Iterator[threading.Event]:
             raise SystemExit(1)
 
     _interrupt.clear()
+    _Deadline.at = math.inf
     if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
         yield _interrupt
         return
@@ -99,6 +124,14 @@ def saving_on_interrupt() -> Iterator[threading.Event]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _last_checkpoints(trials: Sequence[Any]) -> str:
+    """What can be gone on from if nothing more is saved, in words."""
+    places = [location(trial.checkpoint) for trial in trials if trial.checkpoint is not None]
+    if not places:
+        return "there is no earlier checkpoint"
+    return f"the last checkpoint is {', '.join(places)} (go on from it by --resume)"
 
 
 def _leave_closed_terminals(descriptors: Sequence[int]) -> None:

@@ -10,19 +10,26 @@ from typing import Any
 
 from ray import tune
 
+from rllib_kd.algorithm.dead_learners import LearnerDiedError
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
 from rllib_kd.environments.failures import EnvFailedError, frames_in, users_line
+from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.evaluation.comparing import compare_all
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.experiment import CheckedExperiment
-from rllib_kd.experiment.progress_line import describe
-from rllib_kd.experiment.running import location
+from rllib_kd.experiment.locations import location
+from rllib_kd.experiment.progress_line import describe, with_last_returns
 from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_teacher
 
-_EXPLAINED = f"{EnvFailedError.__module__}.{EnvFailedError.__name__}: "
+#: How a traceback names errors whose messages hold all of it.
+_EXPLAINED = re.compile(
+    "|".join(
+        rf"{re.escape(f'{e.__module__}.{e.__name__}')}: " for e in (EnvFailedError, NotFiniteError, LearnerDiedError)
+    )
+)
 
 
 def refusal(results: tune.ResultGrid) -> str | None:
@@ -34,12 +41,31 @@ def refusal(results: tune.ResultGrid) -> str | None:
     return reasons[0].removeprefix("ValueError: ")
 
 
+def hidden_reason(results: tune.ResultGrid, failure: str | None) -> str:
+    """Why an EnvRunner has failed, in one line; empty where that is said already, or nobody knows.
+
+    Args:
+        results: of the trials.
+        failure: of `env_runner_failure()`.
+    """
+    if failure is None or _EXPLAINED.search(failure):  # EnvRunners of this package warn of it themselves
+        return ""
+    reason = _reason_in(failure)
+    is_known = any(reason in _reason(result.error) for result in results if result.error is not None)
+    return "" if is_known else f"an EnvRunner has failed on the way: {reason}"
+
+
 def _reason(error: Exception) -> str:
-    """The exception at the end of the traceback that an actor's error holds, in one line, with the user's line.
+    """The exception that an actor's error holds, in one line, with the user's line."""
+    return _reason_in(str(error))
+
+
+def _reason_in(traceback: str) -> str:
+    """The exception at the end of a traceback, in one line, with the user's line.
 
     Of one without a message, such as RLlib's when an environment raises, the exception that it was raised from.
     """
-    lines = str(error).strip().splitlines()
+    lines = traceback.strip().splitlines()
     begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
     while len(begins) > 1 and re.fullmatch(r"[\w.]+:?\s*", lines[begins[-1]]):
         lines = lines[: begins.pop()]
@@ -49,8 +75,8 @@ def _reason(error: Exception) -> str:
         i for i, line in enumerate(lines) if i > begins[-1] and re.match(r"The above exception|During handling", line)
     ]
     text = " ".join(" ".join(lines[begins[-1] : min(ends, default=None)]).split())
-    if text.startswith(_EXPLAINED):
-        return text.removeprefix(_EXPLAINED)
+    if explained := _EXPLAINED.match(text):
+        return text[explained.end() :]
     line = users_line(frames_in("\n".join(lines[begins[-2] if len(begins) > 1 else 0 : begins[-1]])))
     return text if line is None or str(line) in text else f"{text} ({line})"
 
@@ -63,16 +89,17 @@ def summary(result: tune.Result) -> str:
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: nothing was trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
-    return f"{describe([_with_last_evaluation(metrics, Path(result.path))])}\n{where}"
+    return f"{describe([_with_last_returns(metrics, Path(result.path))])}\n{where}"
 
 
-def _with_last_evaluation(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
-    """The last result, with the last evaluation where the last iteration had none, and its files are here."""
+def _with_last_returns(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
+    """The last result, with the last returns of the trial where it has none, if its files are here."""
     file = trial / "result.json"
-    curve = read_curve(file) if not metrics.get("evaluation") and file.is_file() else Curve()
-    if not curve or curve.of != GREEDY:
+    curve = read_curve(file) if file.is_file() else Curve()
+    if not curve:
         return metrics
-    return {**metrics, "evaluation": {"env_runners": {"episode_return_mean": curve[-1][1]}}}
+    last = {"env_runners": {"episode_return_mean": curve[-1][1]}}
+    return with_last_returns(metrics, {"evaluation": last} if curve.of == GREEDY else last)
 
 
 def remedy(results: tune.ResultGrid, resuming_command: str) -> str:

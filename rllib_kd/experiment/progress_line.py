@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rllib_kd.checkpoints.runs import teacher_fraction
 from rllib_kd.experiment.metrics import metric_at
+from rllib_kd.experiment.resuming import criteria
 from rllib_kd.terminal import watched
 from rllib_kd.text import number, ratio
 
@@ -48,7 +49,7 @@ class ProgressLine(tune.Callback):
         if self._live is None:
             return
         before = self._results.get(trial.trial_id, {})
-        self._results[trial.trial_id] = result if result.get("evaluation") else {**result, **_evaluation(before)}
+        self._results[trial.trial_id] = with_last_returns(result, before)
         total = max(self._num_trials, len(trials))
         left = self._seconds_left(total)
         line = describe(
@@ -66,7 +67,8 @@ class ProgressLine(tune.Callback):
 
     def _seconds_left(self, num_trials: int) -> float:
         """By the pace since the first result, so that neither the start nor what was done before a resume counts."""
-        now, done = time.monotonic(), sum(share_done(r, self._stop) for r in self._results.values()) / num_trials
+        shares = [share_done(result, criteria(self._stop)) for result in self._results.values()]
+        now, done = time.monotonic(), sum(shares) / num_trials
         if self._first is None:
             self._first = now, done
         start, done_before = self._first
@@ -124,9 +126,21 @@ def _gradient_steps_per_second(result: Mapping[str, Any]) -> float:
     return steps / result["time_total_s"] if result.get("time_total_s") else 0.0
 
 
-def _evaluation(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The evaluation in a result: not each iteration has one, and the last one holds until the next."""
-    return {"evaluation": result["evaluation"]} if result.get("evaluation") else {}
+def with_last_returns(result: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a result with the returns of an earlier one, as far as it has none.
+
+    Not each iteration evaluates, and in some no episode ends: the last return holds until the next.
+
+    Args:
+        result: the newest one of a trial.
+        before: an earlier one of it, or what stands for it.
+    """
+    last = {}
+    if not result.get("evaluation") and before.get("evaluation"):
+        last["evaluation"] = before["evaluation"]
+    if _known(_mean_return(result)) is None and (mean := _known(_mean_return(before))) is not None:
+        last["env_runners"] = {**(result.get("env_runners") or {}), "episode_return_mean": mean}
+    return {**result, **last}
 
 
 def _return(results: Sequence[Mapping[str, Any]]) -> str:
@@ -135,7 +149,7 @@ def _return(results: Sequence[Mapping[str, Any]]) -> str:
     if evaluated := _best("return", list(map(_mean_return, evaluations)), number):
         return evaluated
     has_teacher = any(teacher_fraction(result) is not None for result in results)
-    return _best("behaviour return" if has_teacher else "return", list(map(_mean_return, results)), number)
+    return _best("behaviour return" if has_teacher else "exploring return", list(map(_mean_return, results)), number)
 
 
 def _return_ratios(result: Mapping[str, Any]) -> list[float | None]:
@@ -148,11 +162,15 @@ def _of_each_student(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _mean_return(result: Mapping[str, Any]) -> float | None:
-    return result.get("env_runners", {}).get("episode_return_mean")
+    return (result.get("env_runners") or {}).get("episode_return_mean")
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def _best(what: str, values: Sequence[float | None], show: Callable[[float], str]) -> str:
-    known = [value for value in values if value is not None and not math.isnan(value)]
+    known = [value for value in map(_known, values) if value is not None]
     return f"{'best ' if len(values) > 1 else ''}{what} {show(max(known))}" if known else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import inspect
 import os
@@ -24,12 +25,29 @@ from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.evaluation.policies import algorithm_of
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
-from rllib_kd.experiment.metrics import MissingMetrics, checked_metric, metric_at
+from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
+from rllib_kd.experiment.resuming import StopAt, begin_with, check_unchanged, check_unfinished, record, recorded
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
 from rllib_kd.relay import listening
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
+
+_STOP = "--stop"
+
+
+#: The options that Tune keeps as they were when an experiment began.
+_KEPT = (
+    "checkpoint_freq",
+    "checkpoint_at_end",
+    "keep_checkpoints_num",
+    "checkpoint_score_attr",
+    "max_failures",
+    "restore",
+    "scheduler",
+    "scheduler_config",
+)
+
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up, file too large
 
@@ -76,6 +94,7 @@ def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
         _checkpoint_uri(options.restore, experiment.trainable)
     if options.resume:
         _check_resumable(f"{storage}/{experiment.name}")
+        _check_unchanged(experiment, options, f"{storage}/{experiment.name}")
         return
     check_names(
         type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
@@ -160,6 +179,8 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
     if options.resume:
         tuner = _resumed(experiment, space, storage)
     else:
+        begin_with({})
+        record(f"{storage}/{experiment.name}", {**_flags(experiment, options), _STOP: experiment.stop})
         check_names(
             type(experiment.trainable.get_default_config()), options.scheduler_config.get("hyperparam_mutations", ())
         )
@@ -172,7 +193,7 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
             run_config=tune.RunConfig(
                 name=experiment.name,
                 storage_path=storage,
-                stop=partial(_reached, experiment.stop),
+                stop=StopAt(experiment.stop),
                 verbose=0,
                 callbacks=[
                     *options.callbacks,
@@ -201,11 +222,27 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:
     path = f"{storage}/{experiment.name}"
+    began_with = recorded(path)
     if has_snapshot(path):
         put_back(path)
-    return tune.Tuner.restore(
+    tuner = tune.Tuner.restore(
         path, trainable=experiment.trainable, param_space=space, resume_unfinished=True, resume_errored=True
     )
+    begin_with(experiment.stop)
+    if experiment.stop and _STOP in began_with and experiment.stop != began_with[_STOP]:
+        check_unfinished(tuner.get_results(), experiment.stop)
+    return tuner
+
+
+def _check_unchanged(experiment: CheckedExperiment, options: RunOptions, path: str) -> None:
+    defaults = _flags(dataclasses.replace(experiment, settings={}, num_samples=1), RunOptions())
+    check_unchanged(recorded(path), _flags(experiment, options), defaults)
+
+
+def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]:
+    """What Tune keeps as it was when an experiment began, by the names of flags; settings by their own names."""
+    kept = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _KEPT}
+    return {**experiment.settings, "--num-samples": experiment.num_samples, **kept}
 
 
 def _check_resumable(path: str) -> None:
@@ -290,14 +327,3 @@ def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
         return tune.create_scheduler(name, **arguments)
     except Exception as error:  # TuneError, TypeError, AssertionError, ...
         raise ValueError(f"The scheduler '{name}' does not take {arguments}: {error}") from error
-
-
-def _reached(stop: Mapping[str, float], trial_id: str, result: Mapping[str, Any]) -> bool:
-    """Whether one of the criteria is met. Tune's own check fails where a result does not hold a metric yet."""
-    return any(metric_at(result, path) >= value for path, value in stop.items())
-
-
-def location(checkpoint: tune.Checkpoint) -> str:
-    """Path or URI of a checkpoint, as `rllib evaluate` takes it."""
-    kind = checkpoint.filesystem.type_name
-    return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"

@@ -37,7 +37,8 @@ from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.experiment import check_below_storage, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
-from rllib_kd.experiment.running import alone_in, location
+from rllib_kd.experiment.locations import location
+from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.relay import listening

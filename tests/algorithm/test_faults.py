@@ -15,6 +15,7 @@ from ray.rllib.env.env_runner import NUM_ENV_STEP_FAILURES_LIFETIME
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.wire import TEACHER_Q
@@ -25,7 +26,7 @@ FRESH_SEED = 1_000_000
 class Faulty(gym.Wrapper):
     """CartPole that breaks at some steps, by its config: which worker, after how many steps, and how.
 
-    How: "raise", "hang", "slow" (from then on), "nan_obs", "nan_reward" (every seventh step from then on), or "shape".
+    How: "raise", "hang", "slow", "nan_obs", "nan_reward" (every seventh step from then on), or "shape".
     """
 
     def __init__(self, config):
@@ -83,6 +84,11 @@ def assert_counters(rows):
     assert steps[-1] > steps[0]
     made = rows[-1]["distillation"]["num_gradient_steps_lifetime"]
     assert 8 * (steps[-1] - 2 * 128) / 64 - 8 <= made <= 8 * steps[-1] / 64
+
+
+def train_often(algo):
+    for _ in range(20):
+        algo.train()
 
 
 def is_as_good_as_its_teacher(algo):
@@ -175,18 +181,14 @@ def test_an_environment_that_raises_is_otherwise_an_error_with_its_reason(build)
     assert "the simulator has crashed" in str(raised.value.__cause__)
 
 
-@pytest.mark.parametrize(
-    ("how", "blamed"),
-    [
-        ("nan_obs", "observations of the environment 'Faulty' are not finite in"),
-        ("nan_reward", "rewards of the environment 'Faulty' are not finite in"),
-    ],
-)
-def test_who_never_gave_finite_numbers_is_named(build, how, blamed):
-    algo = build(config(**faulty(how) | {"every": 1}))
-    with pytest.raises(ValueError, match=blamed) as raised:
-        algo.train()
-    assert str(raised.value).startswith("There is nothing to learn from: ")
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("how", "what"), [("nan_obs", "observation"), ("nan_reward", "reward")])
+def test_numbers_that_are_not_finite_are_an_error_that_names_the_environment(build, how, what, num_env_runners):
+    algo = build(config(num_env_runners, **faulty(how, after=20)))
+    with pytest.raises(NotFiniteError, match="'Faulty' has returned numbers that are not finite from step") as raised:
+        train_often(algo)
+    assert f"as {what} of sub-environment" in str(raised.value)
+    assert f"{__file__}:{Faulty.step.__code__.co_firstlineno}, in step" in str(raised.value)
     assert "teacher" not in str(raised.value)
 
 
@@ -200,13 +202,6 @@ def test_a_teacher_that_never_gives_finite_numbers_is_named(build):
     assert "rewards" not in str(raised.value)
 
 
-def test_the_first_numbers_that_are_not_finite_are_a_warning(build, caplog):
-    algo = build(config(**faulty("nan_reward", after=20)))
-    algo.train()
-    algo.train()
-    assert caplog.text.count("rewards of the environment 'Faulty' are not finite in") == 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("baselines", [0, 4], ids=["in training", "in baselines"])
 def test_an_environment_that_raises_in_every_remote_env_runner_is_an_error_with_its_reason(build, baselines):
@@ -216,11 +211,22 @@ def test_an_environment_that_raises_in_every_remote_env_runner_is_an_error_with_
         build(settings).train()
 
 
+@pytest.mark.parametrize(("how", "said"), [("raise", "has raised in step"), ("nan_obs", "has .* from step")])
+def test_an_evaluation_in_which_every_remote_env_runner_fails_is_an_error_with_its_reason(build, how, said):
+    settings = config(**faulty(how, workers=(1,)) | {"every": 10}).evaluation(evaluation_num_env_runners=1)
+    algo = build(settings)
+    with pytest.raises(EnvFailedError, match=f"The environment 'Faulty' {said}") as raised:
+        algo.evaluate()
+    assert f"{__file__}:" in str(raised.value)
+
+
 def test_an_environment_whose_observations_change_their_shape_is_an_error(build):
     algo = build(config(**faulty("shape", after=10)))
-    with pytest.raises(RuntimeError) as raised:
+    said = (
+        r"observation of shape \(3,\) and dtype float32, but its observation_space has shape \(4,\) and dtype float32"
+    )
+    with pytest.raises(EnvFailedError, match=said):
         algo.train()
-    assert "wrong shape" in str(raised.value.__cause__)
 
 
 @pytest.mark.parametrize("how", ["nan_obs", "nan_reward"])

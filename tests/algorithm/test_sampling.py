@@ -62,7 +62,7 @@ def make_requests(group, tmp_path):
 
     def make(*, open_gates: int, **settings) -> SampleRequests:
         """Requests to both EnvRunners; the second answers when the gate is opened, unless that is open, too."""
-        wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)
+        wait_until_all_are_back(group)
         for index in (1, 2):
             path = str(gate if index > open_gates else __file__)
             group.foreach_env_runner(
@@ -89,6 +89,16 @@ def wait_for(what, seconds=60.0):
         assert time.monotonic() < deadline, "it has not come"
         time.sleep(0.05)
     return value
+
+
+def wait_until_all_are_back(group):
+    """Until both answer. They restart one after the other, so that a probe may bring back one of them alone."""
+
+    def are_back():
+        group.probe_unhealthy_env_runners(10.0)
+        return group.num_healthy_remote_workers() == 2
+
+    wait_for(are_back)
 
 
 def counts(group):
@@ -259,7 +269,7 @@ def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group,
     wait_for(lambda: (requests.fetch(weights_seq_no=0) and "EnvRunner 1 ends" in caplog.text) or send(requests, 0))
     assert "EnvRunner 1 ends, and is restarted if it may be: The environment 'X' has raised in step()" in caplog.text
     # It is RLlib that ends and restarts it.
-    wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)
+    wait_until_all_are_back(group)
 
 
 def test_an_environment_that_fails_everywhere_again_and_again_is_an_error(group, make_requests):
@@ -285,4 +295,4 @@ def test_where_failures_are_not_to_be_tolerated_the_reason_is_an_error(group, ma
     with pytest.raises(EnvFailedError, match="no licence"):
         wait_for(lambda: 1 in of(requests.fetch(weights_seq_no=0)))
     monkeypatch.undo()
-    wait_for(lambda: group.probe_unhealthy_env_runners(10.0) or group.num_healthy_remote_workers() == 2)
+    wait_until_all_are_back(group)

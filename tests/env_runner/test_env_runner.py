@@ -9,8 +9,9 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner.behavior import BehaviorPolicy
-from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.networks.dqn_module import last_linear
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline, StackFrames
@@ -402,21 +403,74 @@ def test_an_evaluation_says_why_its_environment_has_raised(counting_config):
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
-@pytest.mark.parametrize("cause", ["observations", "rewards", "labels"])
-def test_states_that_are_dropped_are_counted_by_cause(counting_config, cause, direct):
-    config = counting_config.environment(Failing, env_config={"how": cause})
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("observations", "as observation of sub-environment 0: nan at index 0 (1 of 1 components)"),
+        ("rewards", "as reward of sub-environment 0: inf"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_an_error_of_the_environment(counting_config, how, said, direct):
+    config = counting_config.environment(Failing, env_config={"how": how})
+    runner = make_runner(config if direct else config.callbacks(Silent))
+    with pytest.raises(NotFiniteError) as raised:
+        sample(runner)
+    message = str(raised.value)
+    assert message.startswith("The environment 'Failing' has returned numbers that are not finite from step")
+    assert said in message
+    assert f"({__file__}:{Failing.step.__code__.co_firstlineno}, in step" in message
+    assert "teacher" not in message
+
+
+@pytest.mark.parametrize("how", ["observations", "rewards"])
+def test_they_are_an_error_in_baselines_and_evaluations_too(counting_config, how):
+    config = counting_config.environment(Failing, env_config={"how": how})
+    with pytest.raises(NotFiniteError, match="from step"):
+        make_runner(config).play_episodes(1, teacher=True)
+    config.validate()
+    evaluation = config.get_evaluation_config_object()
+    with pytest.raises(NotFiniteError, match="from step"):
+        evaluation.env_runner_cls(config=evaluation, worker_index=0).sample(num_timesteps=20)
+
+
+def test_what_connectors_make_of_finite_numbers_is_not_the_environments(counting_config):
+    class Broken(Doubled):
+        def preprocess(self, observation, episode=None):
+            return observation * np.float32(np.nan)
+
+    runner = make_runner(counting_config.env_runners(env_to_module_connector=connector(Broken)))
+    with pytest.raises(NotFiniteError, match="The env_to_module connectors have made numbers that are not finite"):
+        sample(runner)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        (np.zeros(2, np.float32), "of shape (2,) and dtype float32, but its observation_space has shape (1,)"),
+        (np.array(["a"]), "of shape (1,) and dtype <U1, but its observation_space has shape (1,) and dtype float32"),
+    ],
+)
+def test_observations_of_another_shape_or_dtype_are_named_with_their_space(counting_config, shown, said, direct):
+    class Other(Failing):
+        def step(self, action):
+            return shown, *super().step(action)[1:]
+
+    config = counting_config.environment(Other, env_config={"how": ""})
+    runner = make_runner(config if direct else config.callbacks(Silent))
+    with pytest.raises(EnvFailedError) as raised:
+        sample(runner)
+    assert str(raised.value).startswith(f"The environment 'Other' has returned, in step(), an observation {said}")
+    assert f"{__file__}:{Other.step.__code__.co_firstlineno}, in step" in str(raised.value)
+
+
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_states_that_the_teacher_cannot_label_are_counted(counting_config, direct):
+    config = counting_config.environment(Failing, env_config={"how": ""})
     teacher = load_teacher(config.teacher)
-    if cause == "labels":
-        last_linear(teacher.module.af).bias.data[0] = torch.nan
+    last_linear(teacher.module.af).bias.data[0] = torch.nan
     runner = make_runner(config if direct else config.callbacks(Silent), teacher)
     _, metrics = sample(runner)
-    dropped = metrics[NUM_STATES_DROPPED_LIFETIME].peek()
-    counts = {each: metrics[name].peek() for each, name in NUM_NOT_FINITE_LIFETIME.items()}
-    assert dropped > 0
-    assert counts == {"observations": 0, "rewards": 0, "labels": 0} | {cause: dropped}
-
-
-def test_what_is_finite_is_counted_by_no_cause(counting_config):
+    assert metrics[NUM_STATES_DROPPED_LIFETIME].peek() > 0
     _, metrics = sample(make_runner(counting_config))
     assert metrics[NUM_STATES_DROPPED_LIFETIME].peek() == 0
-    assert not set(NUM_NOT_FINITE_LIFETIME.values()) & set(metrics)

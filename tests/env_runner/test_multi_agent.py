@@ -6,6 +6,7 @@ from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.observations.frames import VALID
 from rllib_kd.wire import receive
 from tests.conftest import make_q_module
@@ -151,3 +152,20 @@ def test_teachers_by_policy_need_policies():
     config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher={"left": "cartpole"})
     with pytest.raises(ValueError, match="no such policies"):
         config.validate()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [("rewards", "reward[1] of sub-environment"), ("observations", "observation[1]")]
+)
+def test_numbers_that_are_not_finite_are_named_with_their_agent(cluster, config, how, said):
+    class Broken(MultiAgentCartPole):
+        def step(self, actions):
+            obs, rewards, *others = super().step(actions)
+            values = rewards if how == "rewards" else obs
+            values[1] = values[1] * np.nan
+            return obs, rewards, *others
+
+    with pytest.raises(NotFiniteError) as raised:
+        shards_of(config.environment(Broken))
+    assert f"as {said}" in str(raised.value)
+    assert f"{__file__}:{Broken.step.__code__.co_firstlineno}, in step" in str(raised.value)

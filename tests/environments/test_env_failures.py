@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_in, users_line
+from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.experiment.outcome import _reason
 
 
@@ -73,6 +74,7 @@ def test_the_reason_of_a_trial_is_what_rllibs_empty_error_was_raised_from(last):
 def test_the_reason_of_a_trial_is_its_last_error_otherwise():
     assert _reason(RuntimeError(RLLIBS.format(last="ValueError: two\nlines"))) == "ValueError: two lines"
     explained = "The environment 'X' has raised in step(): no (a.py:1, in b)"
-    last = f"{EnvFailedError.__module__}.EnvFailedError: {explained}"
-    assert _reason(RuntimeError(RLLIBS.format(last=last))) == explained
+    for kind in (EnvFailedError, NotFiniteError):
+        last = f"{kind.__module__}.{kind.__name__}: {explained}"
+        assert _reason(RuntimeError(RLLIBS.format(last=last))) == explained
     assert _reason(RuntimeError("nothing known")) == "nothing known"

@@ -1,5 +1,6 @@
 """What is said while training goes on."""
 
+import json
 import math
 import threading
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.experiment.loggers import wandb_callback
 from rllib_kd.experiment.metrics import MissingMetrics, metric_at
+from rllib_kd.experiment.outcome import summary
 from rllib_kd.experiment.progress_line import ProgressLine, describe, share_done
 
 RESULT = {
@@ -29,7 +31,7 @@ def test_the_line_says_what_one_wants_to_know():
 
 def test_a_return_that_is_not_the_students_alone_says_whose_it_is():
     untested = {name: value for name, value in RESULT.items() if name != "evaluation"}
-    assert "· return 80.0 ·" in describe([untested])  # RLlib's own algorithms: the policy itself acts
+    assert "· exploring return 80.0 ·" in describe([untested])  # RLlib's own algorithms: the policy acts, and explores
     own = {**untested, "distillation": {"teacher_fraction": 0.5, "return_ratio": math.nan}}
     assert describe([own]).endswith(" · behaviour return 80.0")
     tested = {**own, "evaluation": {"env_runners": {"episode_return_mean": 60.0}}}
@@ -57,6 +59,31 @@ def test_an_evaluation_holds_until_the_next(monkeypatch):
         line.on_trial_result(1, ["trial"], SimpleNamespace(trial_id="a"), result)
     assert ["behaviour return 80.0" in text for text in shown] == [True, False, False, False]
     assert all("return 123.5" in text or "return 123.4" in text for text in shown[1:])
+
+
+@pytest.mark.parametrize("unknown", [{}, {"episode_return_mean": None}, {"episode_return_mean": math.nan}, None])
+def test_a_return_holds_until_the_next_episode_ends(unknown):
+    shown = []
+    line = ProgressLine({})
+    line._live = SimpleNamespace(update=lambda text: shown.append(str(text)), console=SimpleNamespace(width=200))
+    rest = {**RESULT, "distillation": {"teacher_fraction": 0.5}, "evaluation": {}}
+    for result in (rest, {**rest, "env_runners": unknown}, {**rest, "env_runners": {"episode_return_mean": 90.0}}):
+        line.on_trial_result(1, ["trial"], SimpleNamespace(trial_id="a"), result)
+    assert ["behaviour return 80.0" in text for text in shown] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("own", "said"),
+    [({"distillation": {"teacher_fraction": 0.5}}, "behaviour return 80.0"), ({}, "exploring return 80.0")],
+)
+def test_at_the_end_the_last_known_return_is_shown(tmp_path, own, said):
+    rows = [
+        {"num_env_steps_sampled_lifetime": 1_000, "env_runners": {"episode_return_mean": 80.0}, **own},
+        {"num_env_steps_sampled_lifetime": 2_000, "env_runners": {}, "training_iteration": 2, **own},
+    ]
+    (tmp_path / "result.json").write_text("\n".join(map(json.dumps, rows)))
+    result = SimpleNamespace(error=None, metrics=rows[-1], path=str(tmp_path), checkpoint=None)
+    assert summary(result).splitlines()[0] == f"2,000 env steps · {said}"
 
 
 def test_of_several_trials_it_says_how_many_are_done_and_the_best():

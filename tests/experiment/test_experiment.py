@@ -11,8 +11,8 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from rllib_kd import DistillDQNConfig
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.files import parse_json, read_experiment
+from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.outcome import summary
-from rllib_kd.experiment.running import location
 
 
 def test_flags_change_a_config_and_leave_it_as_it_was():

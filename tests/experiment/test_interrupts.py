@@ -268,6 +268,23 @@ def test_timeout_which_signals_the_whole_group_saves_a_checkpoint_to_go_on_from(
         assert iterations == list(range(1, len(iterations) + 1))  # none is lost, none is done twice
 
 
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_to_another_stop(start, tmp_path):
+    run = start(train(tmp_path, *until(FOREVER)))
+    run.wait_for_iteration(1)
+    os.killpg(run.process.pid, signal.SIGTERM)
+    run.end()
+    last = run.rows[-1]["training_iteration"] + 2
+    resumed = start([*train(tmp_path, *until(last)), "--resume"])
+    code, output = resumed.end()
+    assert code == 0, output
+    assert run.rows[-1]["training_iteration"] == last
+    again = start([*train(tmp_path, *until(last + 2)), "--resume"])
+    code, output = again.end()
+    assert code == 2
+    assert "1 of 1 trials have finished by an earlier --stop" in output
+
+
 IN_A_TERMINAL = """
 import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -341,8 +358,7 @@ def test_an_emulated_cluster_saves_on_a_signal_to_the_group(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "message"),
-    # Which words tell of a Learner depends on the moment: in a step, in a save, or when it is asked for its state.
-    [("ray::_WrappedExecutable", "died"), ("ray::DistillDQN", "died")],
+    [("ray::_WrappedExecutable", "A Learner has died, "), ("ray::DistillDQN", "died")],
     ids=["a Learner", "the trial's process"],
 )
 def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed(start, tmp_path, victim, message):

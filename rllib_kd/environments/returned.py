@@ -1,0 +1,171 @@
+"""What environments return, checked: finite numbers, and observations that suit their space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_kd.environments.failures import EnvFailedError, Frame, failure, is_users, name_of
+
+_MAX_SHOWN = 5  # components, and places in files, that a message names
+
+
+_REMEDY = (
+    "Nothing can be learned from such numbers. Return finite ones, or raise an error there: "
+    "fault_tolerance(restart_failed_sub_environments=True) makes an environment anew that raises."
+)
+
+
+class NotFiniteError(EnvFailedError):
+    """An environment, or a connector behind it, has returned NaN or infinity. The message names it and the numbers."""
+
+
+class NotFinite(NamedTuple):
+    """The first numbers in a batch that are not finite."""
+
+    env_index: int
+    what: str  # "reward", "observation", "observation['lidar']"
+    got: np.ndarray  # of that sub-environment, `[...]`
+
+    def __str__(self) -> str:
+        """The numbers, and which components they are: "nan at index 2 (1 of 4 components)"."""
+        where = np.argwhere(~np.isfinite(self.got))
+        kinds = " and ".join(sorted({str(self.got[tuple(position)]) for position in where[:1000]}))
+        if self.got.ndim == 0:
+            return kinds
+        shown = [str(tuple(position) if len(position) > 1 else position[0]) for position in where[:_MAX_SHOWN].tolist()]
+        more = ["..."] if len(where) > _MAX_SHOWN else []
+        return f"{kinds} at index {', '.join(shown + more)} ({len(where)} of {self.got.size} components)"
+
+
+def find_not_finite(batch: Any, what: str) -> NotFinite | None:
+    """Find the first sub-environment of a batch with numbers that are not finite.
+
+    Args:
+        batch: `[N, ...]`, one row for each sub-environment; or a dict or tuple of such batches.
+        what: it is, for messages.
+    """
+    if isinstance(batch, Mapping | tuple):
+        parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
+        return next(filter(None, (find_not_finite(part, f"{what}[{key!r}]") for key, part in parts)), None)
+    array = np.asarray(batch)
+    if array.dtype.kind != "f" or (is_finite := np.isfinite(array)).all():
+        return None
+    index = int(np.argwhere(~is_finite)[0][0])
+    return NotFinite(index, what, array[index])
+
+
+def check_returned(env: Any, envs: Any, obs: Any, rewards: Any = None, *, doing: str) -> None:
+    """Check that a vector env has returned finite numbers.
+
+    Args:
+        env: what the config names: an id, a class or a function.
+        envs: the vector env, or a wrapper of it.
+        obs: `[N, ...]`, or a dict or tuple of such.
+        rewards: `[N]`; None after a reset.
+        doing: the methods that may have returned them: "step", "reset" or "step() or reset".
+
+    Raises:
+        NotFiniteError: it has not.
+    """
+    if rewards is not None and (found := find_not_finite(rewards, "reward")) is not None:
+        raise not_finite(env, envs, found, doing="step")  # no reset returns a reward
+    if (found := find_not_finite(obs, "observation")) is not None:
+        raise not_finite(env, envs, found, doing=doing)
+
+
+def not_finite(env: Any, envs: Any, found: NotFinite, *, doing: str) -> NotFiniteError:
+    """Return the error that names an environment, its numbers that are not finite, and where they came from.
+
+    Args:
+        env: as in `check_returned()`.
+        envs: as in `check_returned()`.
+        found: the numbers.
+        doing: as in `check_returned()`.
+    """
+    changes = "reward" if found.what == "reward" else "observation"  # by gymnasium's wrappers
+    where = _places(_sub_environment(envs, found.env_index), doing, changes)
+    return NotFiniteError(
+        f"The environment '{name_of(env)}' has returned numbers that are not finite from {doing}(), as {found.what} of "
+        f"sub-environment {found.env_index}: {found}{where}. {_REMEDY}"
+    )
+
+
+def not_finite_by_connectors(found: NotFinite) -> NotFiniteError:
+    """Return the error of connectors that have made such numbers of finite observations."""
+    return NotFiniteError(
+        f"The env_to_module connectors have made numbers that are not finite of finite observations: {found}. Nothing "
+        "can be learned from such numbers. Mend the connectors, or leave them out."
+    )
+
+
+def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFailedError:
+    """Return the failure to raise from `error`, which a vector env may have raised over an observation.
+
+    Args:
+        env: what the config names: an id, a class or a function.
+        envs: the vector env, or a wrapper of it.
+        error: that has been raised.
+        doing: the method that was called, "step" or "reset".
+    """
+    base = getattr(envs, "unwrapped", None)
+    space, shown = getattr(base, "single_observation_space", None), getattr(base, "_env_obs", ())
+    for index, obs in enumerate(() if space is None else shown):
+        if obs is not None and (difference := misfit(space, obs)) is not None:
+            where = _places(_sub_environment(envs, index), "step() or reset", "observation")
+            return EnvFailedError(
+                f"The environment '{name_of(env)}' has returned, in {doing}(), an {difference}{where}. Return what the "
+                "space declares, or declare what is returned."
+            )
+    return failure(env, error, doing=doing)
+
+
+def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
+    """Return how an observation differs from its space in shape, dtype or keys, in words; None if it does not.
+
+    Args:
+        space: of the environment.
+        obs: the observation, or the part of it that this space is of.
+        what: it is, for the message.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(obs, Mapping) or not obs.keys() >= space.keys():
+            got = f"keys {sorted(map(str, obs))}" if isinstance(obs, Mapping) else f"type {type(obs).__name__}"
+            return f"{what} of {got}, but its observation_space has the keys {sorted(map(str, space))}"
+        parts = (misfit(part, obs[key], f"{what}[{key!r}]") for key, part in space.items())
+        return next(filter(None, parts), None)
+    if space.shape is None or space.dtype is None:  # texts, graphs, tuples
+        return None
+    try:
+        array = np.asarray(obs)
+    except ValueError:  # rows of different lengths
+        return f"{what} that is no array, but its observation_space has shape {space.shape}"
+    if array.shape == space.shape and np.can_cast(array.dtype, space.dtype, "same_kind"):
+        return None
+    return (
+        f"{what} of shape {array.shape} and dtype {array.dtype}, but its observation_space has shape {space.shape} and "
+        f"dtype {space.dtype}"
+    )
+
+
+def _sub_environment(envs: Any, index: int) -> Any:
+    """One of a vector env's; itself if it steps all of them by its own code, or in other processes."""
+    base = getattr(envs, "unwrapped", envs)
+    own = getattr(base, "envs", None)
+    return own[index] if isinstance(own, Sequence) and index < len(own) else base
+
+
+def _places(env: Any, doing: str, changes: str) -> str:
+    """Where a user's environment and wrappers define these methods, the innermost first, in brackets; else nothing."""
+    layers = [env]
+    while (inner := vars(layers[-1]).get("env")) is not None:
+        layers.append(inner)
+    methods = [*(name for name in ("step", "reset") if name in doing), changes]
+    functions = [(name, getattr(type(layer), name, None)) for layer in reversed(layers) for name in methods]
+    codes = [(name, code) for name, function in functions if (code := getattr(function, "__code__", None)) is not None]
+    frames = [Frame(code.co_filename, code.co_firstlineno, name) for name, code in codes]
+    places = [str(frame) for frame in frames if is_users(frame)][:_MAX_SHOWN]
+    return f" ({'; '.join(places)})" if places else ""

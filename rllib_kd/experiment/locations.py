@@ -1,0 +1,11 @@
+"""Where checkpoints of Tune lie."""
+
+from __future__ import annotations
+
+from ray import tune
+
+
+def location(checkpoint: tune.Checkpoint) -> str:
+    """Path or URI of a checkpoint, as `rllib evaluate` takes it."""
+    kind = checkpoint.filesystem.type_name
+    return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"

@@ -1,0 +1,126 @@
+"""What a resumed experiment takes from its command: another --stop takes effect, other changed flags are refused.
+
+Tune keeps everything else as it was when the experiment began, without a word.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.fs
+from ray import tune
+
+from rllib_kd.experiment.locations import location
+from rllib_kd.experiment.metrics import metric_at
+from rllib_kd.terminal import say
+
+_RECORD = "flags.json"  # in the experiment's folder
+
+
+_MAX_BYTES = 2**20
+
+
+_resumed_with: dict[str, float] = {}  # stop criteria of this process: Tune restores the criteria that it has pickled
+
+
+class StopAt:
+    """Stops a trial that meets one of the criteria. Tune's own check fails where a result does not hold a metric yet.
+
+    Args:
+        stop: metric → value at which a trial stops.
+    """
+
+    def __init__(self, stop: Mapping[str, float]):
+        self._stop = dict(stop)
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether the trial stops, as Tune asks after each result."""
+        return is_reached(criteria(self._stop), result)
+
+
+def is_reached(stop: Mapping[str, float], result: Mapping[str, Any]) -> bool:
+    """Whether a result meets one of the criteria."""
+    return any(metric_at(result, path) >= value for path, value in stop.items())
+
+
+def criteria(began_with: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the criteria at which trials stop now: of the command that resumes, else those that they began with."""
+    return _resumed_with or began_with
+
+
+def begin_with(stop: Mapping[str, float]) -> None:
+    """Let a resumed experiment stop by other criteria; empty: by those that it began with."""
+    global _resumed_with
+    _resumed_with = dict(stop)
+
+
+def record(uri: str, flags: Mapping[str, Any]) -> None:
+    """Keep the flags that an experiment begins with in its folder."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    filesystem.create_dir(path, recursive=True)
+    with filesystem.open_output_stream(f"{path}/{_RECORD}") as stream:
+        stream.write(_as_json(flags).encode())
+
+
+def recorded(uri: str) -> dict[str, Any]:
+    """The flags that an experiment began with; empty where none are kept."""
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    info = filesystem.get_file_info(f"{path}/{_RECORD}")
+    if not info.is_file or info.size > _MAX_BYTES:
+        return {}
+    with filesystem.open_input_stream(info.path) as stream:
+        try:
+            flags = json.loads(stream.read())
+        except (ValueError, RecursionError):  # half written
+            return {}
+    return flags if isinstance(flags, dict) else {}
+
+
+def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Check that a command that resumes asks for nothing but what the experiment began with.
+
+    Args:
+        began_with: of `recorded()`.
+        flags: of the command, by name.
+        defaults: of these; a flag that is left out changes nothing.
+
+    Raises:
+        ValueError: a flag has another value; the message names each.
+    """
+    given = json.loads(_as_json({name: value for name, value in flags.items() if value != defaults.get(name)}))
+    changed = [name for name in given if name in began_with and given[name] != began_with[name]]
+    if changed:
+        words = ", ".join(f"{name} was {began_with[name]!r} and is {given[name]!r}" for name in changed)
+        raise ValueError(
+            f"A resumed experiment keeps what it began with, and only --stop may change: {words}. Leave this out, or "
+            "begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
+        )
+
+
+def check_unfinished(results: tune.ResultGrid, stop: Mapping[str, float]) -> None:
+    """Check that a changed --stop has an effect: Tune resumes no trial that has finished.
+
+    Args:
+        results: of the experiment so far.
+        stop: the new criteria.
+
+    Raises:
+        ValueError: all trials have finished, by the criteria that they began with, and do not meet the new ones.
+    """
+    finished = [r for r in results if r.error is None and (r.metrics or {}).get("done")]
+    short = [r for r in finished if not is_reached(stop, r.metrics or {})]
+    if not short:
+        return
+    words = f"{len(short)} of {len(results)} trials have finished by an earlier --stop, and are not resumed"
+    if len(finished) < len(results):
+        say(f"note: {words}.")
+        return
+    checkpoint = short[0].checkpoint
+    where = "CHECKPOINT" if checkpoint is None else location(checkpoint)
+    raise ValueError(f"{words}. Go on in a new experiment: --restore {where} --experiment-name NAME, without --resume.")
+
+
+def _as_json(flags: Mapping[str, Any]) -> str:
+    return json.dumps(flags, default=repr)

@@ -1,0 +1,44 @@
+"""Why EnvRunners of RLlib's own algorithms have failed: RLlib drops the reason, and only Ray's logs have it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import ray
+
+from rllib_kd import _rllib
+
+#: The records in which RLlib logs what an EnvRunner has raised, in its work or when it was made.
+_FAILURE = re.compile(r"Worker exception caught during `apply\(\)`|creation task, \S*ray::\w*EnvRunner\.__init__\(\)")
+
+
+#: The beginning of the next record, of RLlib or of Ray.
+_RECORD = re.compile(r"^(\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|Exception raised in creation task: )", re.MULTILINE)
+
+
+_MAX_BYTES = 2**18  # of the end of each log
+
+
+def env_runner_failure() -> str | None:
+    """Return what an EnvRunner of this process's job has raised last, with its traceback; None where no log has it.
+
+    Only logs on this machine are read.
+    """
+    node = _rllib.own_node()
+    if node is None:
+        return None
+    job = ray.get_runtime_context().get_job_id()
+    logs = sorted(Path(node.get_logs_dir_path()).glob(f"worker-*-{job}-*.err"), key=lambda path: path.stat().st_mtime)
+    return next(filter(None, map(_last_failure, reversed(logs))), None)
+
+
+def _last_failure(log: Path) -> str | None:
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _MAX_BYTES))
+        text = file.read().decode(errors="replace")
+    begins = [match.start() for match in _FAILURE.finditer(text)]
+    if not begins:
+        return None
+    following = _RECORD.search(text, begins[-1])
+    return text[begins[-1] : None if following is None else following.start()]

@@ -1,0 +1,113 @@
+"""Checkpoints of which a full disk has kept a half: they are skipped where there are others."""
+
+import json
+import pickle
+
+import numpy as np
+import pyarrow.fs
+import pytest
+
+from rllib_kd.checkpoints.runs import find_student
+from rllib_kd.checkpoints.tune import best_checkpoint
+from rllib_kd.checkpoints.whole import lacking
+
+LOCAL = pyarrow.fs.LocalFileSystem()
+FILES = (
+    "algorithm_state.pkl",
+    "class_and_ctor_args.pkl",
+    "learner_group/metadata.json",
+    "learner_group/learner/rl_module/default_policy/module_state.pkl",
+    "replay/0.npz",
+    "rllib_checkpoint.json",
+)
+
+
+def write(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npz":
+        np.savez(path, obs=np.zeros(10))
+    else:
+        path.write_bytes(
+            json.dumps({"a": 1}).encode() if path.suffix == ".json" else pickle.dumps({"weights": [0.5] * 99})
+        )
+
+
+@pytest.fixture
+def trial(tmp_path):
+    """A trial with three checkpoints; the last one is the best, and the newest."""
+    folder = tmp_path / "experiment" / "trial"
+    rows = []
+    for number in range(3):
+        for name in FILES:
+            write(folder / f"checkpoint_{number:06}" / name)
+        returns = {"env_runners": {"episode_return_mean": float(number)}}
+        name = f"checkpoint_{number:06}"
+        rows.append({"training_iteration": number + 1, "checkpoint_dir_name": name, "evaluation": returns})
+    (folder / "result.json").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+def best(trial):
+    return best_checkpoint(LOCAL, str(trial.parent), str(trial.parent)).path.rpartition("/")[2]
+
+
+def newest(trial):
+    return find_student(trial).rpartition("/")[2]
+
+
+@pytest.mark.parametrize("choose", [best, newest])
+def test_a_whole_one_is_chosen_without_a_word(trial, caplog, choose):
+    assert choose(trial) == "checkpoint_000002"
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("choose", [best, newest])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["half", "empty"])
+def test_one_with_half_a_file_is_skipped_with_a_warning(trial, caplog, choose, name, how):
+    file = trial / "checkpoint_000002" / name
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if how == "half" else b"")
+    assert choose(trial) == "checkpoint_000001"
+    (record,) = caplog.records
+    assert str(trial / "checkpoint_000002") in record.getMessage()
+    assert f"its {name} ends in the middle" in record.getMessage()
+
+
+@pytest.mark.parametrize("choose", [best, newest])
+@pytest.mark.parametrize(
+    ("removed", "said"),
+    [
+        (("rllib_checkpoint.json",), "it has no rllib_checkpoint.json"),
+        (("learner_group/learner/rl_module/default_policy/module_state.pkl",), "it has no networks"),
+        (FILES, "it has no rllib_checkpoint.json"),
+    ],
+)
+def test_one_that_lacks_files_is_skipped_too(trial, caplog, choose, removed, said):
+    for name in removed:
+        (trial / "checkpoint_000002" / name).unlink()
+    assert choose(trial) == "checkpoint_000001"
+    assert said in caplog.text
+
+
+def test_several_are_skipped_and_each_is_named(trial, caplog):
+    for number in (1, 2):
+        (trial / f"checkpoint_{number:06}" / "algorithm_state.pkl").write_bytes(b"")
+    assert newest(trial) == "checkpoint_000000"
+    assert "checkpoint_000001" in caplog.text
+    assert "checkpoint_000002" in caplog.text
+
+
+@pytest.mark.parametrize("choose", [best, newest])
+def test_if_none_is_whole_it_is_left_to_the_reader_to_say_why(trial, caplog, choose):
+    for number in range(3):
+        (trial / f"checkpoint_{number:06}" / "algorithm_state.pkl").write_bytes(b"")
+    assert choose(trial) == "checkpoint_000002"
+    assert not caplog.text
+
+
+def test_what_is_none_of_an_algorithms_counts_as_whole(tmp_path):
+    assert lacking(LOCAL, str(tmp_path)) == "it is empty"
+    (tmp_path / "model.pt").write_bytes(b"")
+    assert lacking(LOCAL, str(tmp_path)) is None
+    assert lacking(LOCAL, str(tmp_path / "missing")) is None

@@ -1,0 +1,104 @@
+"""What environments may not return: numbers that are not finite, and what does not suit their space."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Dict, Discrete
+
+from rllib_kd.env_runner.fragment import Fragment
+from rllib_kd.environments.returned import NotFiniteError, find_not_finite, misfit
+from rllib_kd.evaluation.playing import RandomActions, play
+
+
+@pytest.mark.parametrize(
+    ("batch", "index", "said"),
+    [
+        (np.array([0.0, np.nan]), 1, "nan"),
+        (np.array([[0.0, 1.0], [np.inf, 2.0]]), 1, "inf at index 0 (1 of 2 components)"),
+        (np.array([[np.nan] * 9]), 0, "nan at index 0, 1, 2, 3, 4, ... (9 of 9 components)"),
+        (np.array([[[0.0, -np.inf], [np.nan, 0.0]]]), 0, "-inf and nan at index (0, 1), (1, 0) (2 of 4 components)"),
+    ],
+)
+def test_the_first_environment_with_numbers_that_are_not_finite_is_found(batch, index, said):
+    found = find_not_finite(batch, "observation")
+    assert (found.env_index, str(found)) == (index, said)
+
+
+def test_parts_of_observations_are_named():
+    batch = {"seen": np.zeros((2, 3)), "heard": (np.zeros(2), np.array([0.0, np.nan]))}
+    assert find_not_finite(batch, "observation").what == "observation['heard'][1]"
+
+
+@pytest.mark.parametrize("batch", [np.zeros((2, 3)), np.zeros(2, np.uint8), np.array(["a"]), [], {}])
+def test_finite_numbers_and_what_are_no_numbers_are_fine(batch):
+    assert find_not_finite(batch, "observation") is None
+
+
+@pytest.mark.parametrize(
+    ("space", "obs", "said"),
+    [
+        (Box(0, 1, (2,)), np.zeros(2), None),
+        (Box(0, 255, (2,), np.uint8), np.zeros(2, np.uint8), None),
+        (Discrete(3), 1, None),
+        (Dict(a=Box(0, 1, (2,))), {"a": np.zeros(2), "more": 1}, None),
+        (
+            Box(0, 1, (2,)),
+            np.zeros(3, np.float32),
+            "observation of shape (3,) and dtype float32, but .* shape (2,) and",
+        ),
+        (Discrete(3), 0.5, "observation of shape () and dtype float64, but its .* shape () and dtype int64"),
+        (Box(0, 1, (2,)), [[1], [1, 2]], "observation that is no array, but its observation_space has shape (2,)"),
+        (Dict(a=Box(0, 1, (2,))), {"a": 1.0}, "observation['a'] of shape () and dtype float64, but"),
+        (
+            Dict(a=Box(0, 1, (2,))),
+            {"b": 1.0},
+            "observation of keys ['b'], but its observation_space has the keys ['a']",
+        ),
+        (Dict(a=Box(0, 1, (2,))), np.zeros(2), "observation of type ndarray, but its observation_space has the keys"),
+    ],
+)
+def test_observations_that_do_not_suit_their_space_are_named_with_both(space, obs, said):
+    got = misfit(space, obs)
+    assert (got is None) == (said is None)
+    for part in (said or "").split(".*"):
+        assert part in (got or "")
+
+
+def fragment_of(rewards, states, ended):
+    """Of one environment."""
+    fragment = Fragment(np.zeros(1, dtype=bool))
+    for reward, state, end in zip(rewards, states, ended, strict=False):
+        fragment.decide(np.array([[state]], np.float32), {}, np.zeros(1, int))
+        fragment.step(np.array([reward]), np.array([end]), np.zeros(1, dtype=bool))
+    fragment.final_obs = np.array([[states[-1]]], np.float32)
+    return fragment
+
+
+@pytest.mark.parametrize(
+    ("rewards", "states", "method"),
+    [
+        ([1, np.nan, 1], [0, 0, 0, 0], "step"),
+        ([1, 1e300, 1], [0, 0, 0, 0], "step"),  # infinite as 32 bits
+        ([1, 1, 1], [0, np.nan, 0, 0], "step"),
+        ([1, 1, 1], [0, 0, 0, np.nan], "reset"),  # in the step after the end of an episode
+        ([1, 1, 1], [0, 0, 0, 0], None),
+    ],
+)
+def test_in_a_fragment_the_method_is_known(rewards, states, method):
+    found = fragment_of(rewards, states, ended=[False, True, False]).find_not_finite()
+    assert (None if found is None else found[1]) == method
+
+
+@pytest.mark.parametrize("how", ["reward", "observation", "reset"])
+def test_a_comparison_names_the_environment(how):
+    class Broken(gym.Wrapper):
+        def reset(self, **kwargs):
+            obs, info = super().reset(**kwargs)
+            return obs * (np.nan if how == "reset" else 1), info
+
+        def step(self, action):
+            obs, reward, *others = super().step(action)
+            return obs * (np.nan if how == "observation" else 1), np.nan if how == "reward" else reward, *others
+
+    with pytest.raises(NotFiniteError, match=rf"'CartPole-v1' has .* as .* of sub-environment 0: nan.*{__file__}"):
+        play(lambda: Broken(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0, 1])

@@ -25,6 +25,7 @@ class Sample(NamedTuple):
         metrics: RLlib's.
         weights_seq_no: of the student that acted; Learners count their updates by it.
         connector_states: of an EnvRunner with connectors of its own, by component; else empty.
+        not_finite: the first numbers that its environments have returned and that are not finite, in words; else empty.
     """
 
     worker_index: int
@@ -32,6 +33,7 @@ class Sample(NamedTuple):
     metrics: dict[str, Any]
     weights_seq_no: int
     connector_states: dict[str, Any]
+    not_finite: str = ""
 
 
 def hand_over(env_runner: Any, columns: Mapping[str, Any]) -> Any:

@@ -181,7 +181,8 @@ class DistillDQN(DQN):
         before = self.num_env_steps
         samples = self._sampling.sample(before)
         self.metrics.aggregate([sample.metrics for sample in samples], key=ENV_RUNNER_RESULTS)
-        self._unusable_states.check(self.metrics, self.num_env_steps)
+        found = next((sample.not_finite for sample in samples if sample.not_finite), "")
+        self._unusable_states.check(self.metrics, self.num_env_steps, found)
         self._replay_ratio.sampled(self.num_env_steps - before)
         return samples
 

@@ -24,7 +24,7 @@ def answers(group: EnvRunnerGroup, results: Any) -> list[Any]:
         results: of its manager, errors among them.
 
     Raises:
-        NotFiniteError: an environment has returned such numbers: made anew, it would do so again.
+        NotFiniteError: an environment has returned such numbers in baselines: made anew, it would do so again.
         EnvFailedError: an environment has raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner.
         ray.exceptions.RayError: the same of an EnvRunner that has died.
     """

@@ -119,8 +119,9 @@ class Sampling:
         return samples
 
     def _sample_here(self, env_steps: int) -> Sample:
-        shards, metrics = self._group.local_env_runner.sample_columns(**self._request(env_steps))
-        return Sample(0, shards, metrics, self._seq_no, {})
+        env_runner = self._group.local_env_runner
+        shards, metrics = env_runner.sample_columns(**self._request(env_steps))
+        return Sample(0, shards, metrics, self._seq_no, {}, env_runner.not_finite)
 
     def _sample_remotely(self, env_steps: int) -> list[Sample]:
         """Samples that have come meanwhile; every EnvRunner has a request when this returns, and while we learn.

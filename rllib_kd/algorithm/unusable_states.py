@@ -1,4 +1,4 @@
-"""States from which nothing can be learned, since the teacher gives no finite Q-values for them."""
+"""States from which nothing can be learned, since numbers in them are not finite: who gave these, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS
 
-from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.environments.failures import name_of
 from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -18,7 +19,9 @@ logger = logging.getLogger(__name__)
 
 
 class UnusableStates:
-    """Looks at the count of such states, and warns of them once. In no checkpoint: a resumed run warns again.
+    """Looks at the counts of such states, and warns once of each who gave them: environment or teacher.
+
+    In no checkpoint: a resumed run warns again.
 
     Args:
         config: of the run.
@@ -29,29 +32,55 @@ class UnusableStates:
         self._config = config
         self._teachers = teachers
         self._num_dropped = 0  # when it was last looked
+        self._warned: set[str] = set()  # of whom
 
-    def check(self, metrics: Any, env_steps: int) -> None:
-        """Warn once of states for which the teacher gives no finite Q-values.
+    def check(self, metrics: Any, env_steps: int, found: str = "") -> None:
+        """Warn of numbers that are not finite.
 
         Args:
             metrics: of the Algorithm, with those of all samples so far.
             env_steps: sampled so far, over restarts.
+            found: numbers that an environment has returned, as an EnvRunner describes them.
 
         Raises:
             ValueError: so it was in every state so far, when there must be something to learn from.
         """
-        dropped = int(metrics.peek((ENV_RUNNER_RESULTS, NUM_STATES_DROPPED_LIFETIME), default=0))
+        dropped = _count(metrics, NUM_STATES_DROPPED_LIFETIME)
         if dropped == self._num_dropped:
             return
-        is_first, self._num_dropped = self._num_dropped == 0, dropped
-        teacher = ", ".join(f"'{teacher.source}'" for teacher in self._teachers.values())
-        message = (
-            f"the teacher {teacher} gives no finite Q-values in {dropped} states (NaN or infinity). "
-            "Does it see the observations that it was trained on?"
-        )
+        self._num_dropped = dropped
+        counts = {cause: _count(metrics, name) for cause, name in NUM_NOT_FINITE_LIFETIME.items()}
+        if not counts["observations"] + counts["rewards"]:
+            found = ""  # in a step that nobody learns from
         # Agents of one env step are many states, which none of RLlib's counters counts.
         is_all = not self._config.is_multi_agent and dropped >= env_steps
         if is_all and env_steps >= max(1, self._config.num_steps_sampled_before_learning_starts):
-            raise ValueError(f"There is nothing to learn from: {message}")
-        if is_first:
-            logger.warning("Some states are not learned from, and counted in the results: %s", message)
+            raise ValueError(f"There is nothing to learn from: {self._summary(counts, dropped)} {found}".rstrip())
+        if found:
+            self._warn("environment", f"{found} These states are not learned from; the results count them.")
+        if num := counts["labels"]:
+            self._warn("teacher", f"Some states are not learned from, and counted in the results: {self._blame(num)}")
+
+    def _warn(self, of: str, message: str) -> None:
+        if of not in self._warned:
+            self._warned.add(of)
+            logger.warning("%s", message)
+
+    def _summary(self, counts: Mapping[str, int], dropped: int) -> str:
+        """Return in how many of the dropped states which numbers are not finite, and whose they are."""
+        words = f"of the environment '{name_of(self._config.env)}' are not finite in {{}} of them."
+        causes = {"observations": f"observations {words}", "rewards": f"rewards {words}"}
+        parts = [causes[cause].format(counts[cause]) for cause in causes if counts[cause]]
+        parts += [self._blame(counts["labels"])] if counts["labels"] else []
+        return f"{dropped} states are unusable (NaN or infinity): {' '.join(parts)}"
+
+    def _blame(self, num_states: int) -> str:
+        teacher = ", ".join(f"'{teacher.source}'" for teacher in self._teachers.values())
+        return (
+            f"the teacher {teacher} gives no finite Q-values in {num_states} states (NaN or infinity). "
+            "Does it see the observations that it was trained on?"
+        )
+
+
+def _count(metrics: Any, name: str) -> int:
+    return int(metrics.peek((ENV_RUNNER_RESULTS, name), default=0))

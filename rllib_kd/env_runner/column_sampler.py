@@ -13,12 +13,20 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments.failures import EnvFailedError
-from rllib_kd.environments.returned import check_returned, explained
+from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.wire import Sample
 
-#: Metric: states from which nothing can be learned, since the teacher gave no finite Q-values for them.
+#: Metric: states from which nothing can be learned, since the environment or the teacher gave no finite numbers.
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
+
+
+#: Metrics: which of them were not finite, in those states. They are there from the first such state on.
+NUM_NOT_FINITE_LIFETIME = {
+    "observations": "num_observations_not_finite_lifetime",
+    "rewards": "num_rewards_not_finite_lifetime",
+    "labels": "num_labels_not_finite_lifetime",
+}
 
 
 ENDLESS = 10_000  # steps after which a baseline episode is cut
@@ -27,7 +35,8 @@ ENDLESS = 10_000  # steps after which a baseline episode is cut
 class ExplainsFailures:
     """Of an EnvRunner: says what its environment has raised, and where, also to the process that has asked.
 
-    Numbers that are not finite are a failure, too.
+    Numbers that are not finite are a failure, too; but in training their states are dropped, and the first of these
+    numbers are remembered: a run of days does not end for a single NaN.
 
     RLlib's raises an error without a message; a remote one ends, and takes the reason with it. This one answers with
     the reason first, and ends at the next request: with RLlib's delay, and to be restarted where the config says so.
@@ -35,7 +44,10 @@ class ExplainsFailures:
 
     config: Any
     env: Any
+    #: The first numbers that were not finite in training, in the words of the error that they are elsewhere; or empty.
+    not_finite: str = ""
     _failure: EnvFailedError | None = None
+    _is_training = False  # whether states of numbers that are not finite are dropped
 
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -44,7 +56,7 @@ class ExplainsFailures:
             raise  # RLlib's tries again by calling this
         except Exception as error:
             raise explained(self.config.env, self.env, error, doing="reset") from error
-        self._check_returned(obs, doing="reset")
+        self._check(self._check_returned, obs, doing="reset")
         return obs, infos
 
     def _try_env_step(self, actions: Any) -> Any:
@@ -57,8 +69,28 @@ class ExplainsFailures:
             raise explained(self.config.env, self.env, reason, doing="step") from reason
         if results != ENV_STEP_FAILURE and self._checks_each_step():
             obs, rewards, *_ = results
-            self._check_returned(obs, rewards, doing="step() or reset")  # vector envs reset in a step
+            self._check(self._check_returned, obs, rewards, doing="step() or reset")  # vector envs reset in a step
         return results
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Within it, numbers that are not finite are no error."""
+        self._is_training = True
+        try:
+            yield
+        finally:
+            self._is_training = False
+
+    def _check(self, check: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        """Call what raises a `NotFiniteError`; in training remember the first one instead."""
+        if self._is_training and self.not_finite:
+            return
+        try:
+            check(*args, **kwargs)
+        except NotFiniteError as error:
+            if not self._is_training:
+                raise
+            self.not_finite = str(error)
 
     def _checks_each_step(self) -> bool:
         """Whether each step's numbers are checked at once, and not later those of many steps together."""
@@ -102,12 +134,15 @@ def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapp
     shards, metrics = env_runner.sample_columns(**kwargs)
     connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
     connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
-    return Sample(env_runner.worker_index, shards, metrics, env_runner._weights_seq_no, connector_states)
+    seq_no = env_runner._weights_seq_no
+    return Sample(env_runner.worker_index, shards, metrics, seq_no, connector_states, env_runner.not_finite)
 
 
-def log_dropped(metrics: Any, num_dropped: int) -> None:
-    """Log how many states were dropped."""
+def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int]) -> None:
+    """Log how many states were dropped, and why."""
     metrics.log_value(NUM_STATES_DROPPED_LIFETIME, num_dropped, reduce="lifetime_sum")
+    for cause, count in num_not_finite.items():
+        metrics.log_value(NUM_NOT_FINITE_LIFETIME[cause], count, reduce="lifetime_sum")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from ray.rllib.core.columns import Columns
@@ -27,7 +28,8 @@ class Fragment:
         self.steps: list[dict[str, np.ndarray]] = []
         self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
         self.restarted = False
-        self.num_dropped = 0  # of the states in `columns()`: those that the teacher cannot label
+        self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
+        self.num_not_finite: dict[str, int] = {}  # of those by cause
         self._decision: dict[str, np.ndarray] = {}
 
     def decide(self, obs: np.ndarray, labels: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
@@ -67,10 +69,9 @@ class Fragment:
         """Find the first environment with rewards or observations that are not finite; and the method they came from.
 
         Returns:
-            None if all numbers are finite.
+            None if all numbers are finite. Whether the first states came from a step or a reset is not known here.
         """
-        with np.errstate(over="ignore"):  # what is too large for 32 bits is found next
-            rewards = np.stack([step[Columns.REWARDS] for step in self.steps], axis=1).astype(np.float32)
+        rewards = as_rewards(np.stack([step[Columns.REWARDS] for step in self.steps], axis=1))
         if (found := find_not_finite(rewards, "reward")) is not None:
             at = np.flatnonzero(~np.isfinite(found.got))[0]
             return found._replace(got=found.got[at]), "step"
@@ -79,7 +80,8 @@ class Fragment:
             return None
         at = np.argwhere(~np.isfinite(found.got))[0][0]
         acted = [counts[found.env_index] for counts, _, _ in self.transitions()]
-        return found._replace(got=found.got[at]), "step" if at > 0 and acted[at - 1] else "reset"
+        doing = "step() or reset" if at == 0 else "step" if acted[at - 1] else "reset"
+        return found._replace(got=found.got[at]), doing
 
     def _states(self) -> np.ndarray:
         """`[N, T + 1, ...]`, with the state in which sampling goes on."""
@@ -88,27 +90,67 @@ class Fragment:
     def columns(self) -> dict[str, np.ndarray]:
         """Everything as columns `[N, T, ...]`."""
         columns = {name: np.stack([step[name] for step in self.steps], axis=1) for name in self.steps[0]}
-        columns[Columns.REWARDS] = columns[Columns.REWARDS].astype(np.float32)
+        columns[Columns.REWARDS] = as_rewards(columns[Columns.REWARDS])
         columns[VALID] = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
-        if TEACHER_Q in columns:
-            labelled = is_labelled(columns[TEACHER_Q])
-            self.num_dropped = int((columns[VALID] & ~labelled).sum())
-            columns[VALID] &= labelled
+        states = self._states()
+        usable = is_usable(states, columns[Columns.REWARDS], columns.get(TEACHER_Q))
+        self.num_dropped = int((columns[VALID] & ~usable).sum())
+        if self.num_dropped:
+            self.num_not_finite = count_not_finite(columns[VALID] & ~usable, states, columns[Columns.REWARDS])
+        columns[VALID] &= usable
         return columns
 
 
-def is_labelled(teacher_q: np.ndarray) -> np.ndarray:
-    """Whether something can be learned from rows: a teacher that does not know a state cannot label it.
+def as_rewards(rewards: Any) -> np.ndarray:
+    """Rewards of 32 bits; what is too large for them is infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(rewards).astype(np.float32)
 
-    −inf marks illegal actions, and is fine.
+
+def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | None) -> np.ndarray:
+    """Whether something can be learned from a row: its state, the next one and its reward are finite, and labelled.
+
+    A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
 
     Args:
-        teacher_q: `[..., A]`.
+        states: `[..., T + 1, *obs]`, with the one that follows the last row.
+        rewards: `[..., T]`.
+        teacher_q: `[..., T, A]`; None without a teacher.
 
     Returns:
-        `[...]`.
+        `[..., T]`.
     """
-    return np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
+    usable = np.isfinite(rewards)
+    if states.dtype != np.uint8:
+        usable &= _shows_finite(states, rewards.ndim)
+    if teacher_q is not None:
+        usable &= np.isfinite(teacher_q).any(-1) & ~(np.isnan(teacher_q) | np.isposinf(teacher_q)).any(-1)
+    return usable
+
+
+def count_not_finite(dropped: np.ndarray, states: np.ndarray, rewards: np.ndarray) -> dict[str, int]:
+    """How many of the dropped rows have observations, and how many rewards, that are not finite; else it is the labels.
+
+    What a teacher says of an observation that is not finite, or after one, is no fault of its own.
+
+    Args:
+        dropped: `[..., T]`, which rows are unusable.
+        states: `[..., T + 1, *obs]`.
+        rewards: `[..., T]`.
+    """
+    not_shown = dropped & ~_shows_finite(states, rewards.ndim)
+    not_rewarded = dropped & ~np.isfinite(rewards)
+    return {
+        "observations": int(not_shown.sum()),
+        "rewards": int(not_rewarded.sum()),
+        "labels": int((dropped & ~not_shown & ~not_rewarded).sum()),
+    }
+
+
+def _shows_finite(states: np.ndarray, num_axes: int) -> np.ndarray:
+    """`[..., T]`, where a state `[..., T + 1, *obs]` and the next one are finite; `num_axes` of `[..., T]`."""
+    finite = np.isfinite(states).reshape(*states.shape[:num_axes], -1).all(-1)
+    return finite[..., :-1] & finite[..., 1:]
 
 
 def _ends(step: Mapping[str, np.ndarray]) -> np.ndarray:

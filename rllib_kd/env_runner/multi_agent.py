@@ -20,7 +20,7 @@ from ray.rllib.utils.annotations import override
 from rllib_kd.env_runner.behavior import BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
-from rllib_kd.env_runner.fragment import is_labelled
+from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.environments.returned import find_not_finite, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID
@@ -39,8 +39,10 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
         """Check what each agent of each environment has got."""
         for what, of_all in (("reward", rewards), ("observation", obs)):
             for index, of_agents in enumerate(of_all):
-                dtype = np.float32 if what == "reward" else None
-                batches = {agent: np.asarray(value, dtype)[np.newaxis] for agent, value in of_agents.items()}
+                batches = {
+                    agent: (as_rewards(value) if what == "reward" else np.asarray(value))[np.newaxis]
+                    for agent, value in of_agents.items()
+                }
                 if (found := find_not_finite(batches, what)) is not None:
                     doing = "step" if what == "reward" else doing
                     raise not_finite(self.config.env, self.env, found._replace(env_index=index), doing=doing)
@@ -90,7 +92,12 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             `num_shards` dicts from modules to their columns, as `hand_over()` makes them; and RLlib's metrics.
         """
         num_steps = self.config.get_rollout_fragment_length() * self.num_envs
-        episodes = self._act_by(BehaviorPolicy(teacher_fraction, epsilon, self._rng), num_timesteps=num_steps)
+        with self._training():
+            episodes = self._act_by(BehaviorPolicy(teacher_fraction, epsilon, self._rng), num_timesteps=num_steps)
+            return self._shards(episodes, names, num_shards), self.get_metrics()
+
+    def _shards(self, episodes: Sequence[Any], names: Sequence[str], num_shards: int) -> list[Any]:
+        """Return the columns of RLlib's episodes, for each Learner, as `hand_over()` makes them."""
         parts: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
         for episode in episodes:
             for agent_episode in episode.agent_episodes.values():
@@ -101,7 +108,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             own = {module_id: columns[shard::num_shards] for module_id, columns in parts.items()}
             joined = {module_id: _joined(columns) for module_id, columns in own.items() if columns}
             shards.append(hand_over(self, joined))
-        return shards, self.get_metrics()
+        return shards
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
         """Take a state, and sample: both in one remote call. As `DistillEnvRunner.set_state_and_sample()`."""
@@ -163,7 +170,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         columns = {
             Columns.OBS: np.asarray(episode.get_observations(), np.float32),
             Columns.ACTIONS: np.asarray(episode.get_actions()),
-            Columns.REWARDS: np.asarray(episode.get_rewards(), np.float32),
+            Columns.REWARDS: as_rewards(episode.get_rewards()),
             Columns.TERMINATEDS: np.zeros(num_steps, dtype=bool),
             Columns.TRUNCATEDS: np.zeros(num_steps, dtype=bool),
         }
@@ -171,16 +178,24 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         columns[Columns.TRUNCATEDS][-1] = episode.is_truncated
         for name in self.config.label_columns:
             columns[name] = np.asarray(episode.get_extra_model_outputs(name))
-        if (found := find_not_finite(columns[Columns.OBS], "observation")) is not None:  # what agents saw is checked
-            raise not_finite_by_connectors(found)
-        columns[VALID] = is_labelled(columns[TEACHER_Q])
-        log_dropped(self.metrics, int((~columns[VALID]).sum()))
+        states, rewards = columns[Columns.OBS], columns[Columns.REWARDS]
+        columns[VALID] = is_usable(states, rewards, columns[TEACHER_Q])
+        dropped = ~columns[VALID]
+        causes = count_not_finite(dropped, states, rewards) if dropped.any() else {}
+        log_dropped(self.metrics, int(dropped.sum()), causes)
+        self._check(_check_seen, states)
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {
             name: columns[name] if name == Columns.OBS else np.concatenate([columns[name], columns[name][:1] * 0])
             for name in names
         }
+
+
+def _check_seen(states: np.ndarray) -> None:
+    """Check what an agent's network saw, `[T + 1, ...]`: each step has checked what the environment returned."""
+    if (found := find_not_finite(states, "observation")) is not None:
+        raise not_finite_by_connectors(found)
 
 
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -216,11 +216,14 @@ class DistillEnvRunner(StudentsEnvRunner):
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
             makes them; and RLlib's metrics.
         """
-        fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
+        with self._training():
+            fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
+            columns = fragment.columns()
+            if fragment.num_dropped:
+                self._check(self._check_fragment, fragment)
         if self._samples_directly:
             self._log_fragment(fragment)
-        columns = fragment.columns()
-        log_dropped(self.metrics, fragment.num_dropped)
+        log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
         if VALID in names:
             columns = _append_final_states(columns, fragment.final_obs)
         shards = []
@@ -264,6 +267,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         states = [connector.get_state() for connector in connectors]
         while due.any():
             fragment = self._sample_fragment(policy)
+            self._check_fragment(fragment)
             if fragment.restarted:
                 running[:], lengths[:] = 0.0, 0
             for counts, rewards, ended in fragment.transitions():
@@ -288,7 +292,6 @@ class DistillEnvRunner(StudentsEnvRunner):
                 self._sample_directly(fragment, policy)
         else:
             self._sample_through_rllib(fragment, policy)
-        self._check_fragment(fragment)
         self._ended = fragment.ended_after
         return fragment
 
@@ -301,7 +304,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         if (found := fragment.find_not_finite()) is None:
             return
         numbers, doing = found
-        if not self._samples_directly:  # what the environment has returned is checked in each step
+        if not self._has_plain_connectors and numbers.what != "reward":  # each step has checked what the env returned
             raise not_finite_by_connectors(numbers)
         raise not_finite(self.config.env, self.env, numbers, doing=doing)
 

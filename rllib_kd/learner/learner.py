@@ -323,8 +323,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
         if not drawable and self.config.label_columns and group.statistics.count == 0:
             raise ValueError(
-                "There is nothing to learn from: the teacher has given finite Q-values for no state so far. Does it "
-                "see the observations that it was trained on?"
+                "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
+                "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime show which are missing."
             )
         return num_gradient_steps if drawable else 0
 

@@ -9,7 +9,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner.behavior import BehaviorPolicy
-from rllib_kd.env_runner.column_sampler import NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
@@ -410,23 +410,30 @@ def test_an_evaluation_says_why_its_environment_has_raised(counting_config):
         ("rewards", "as reward of sub-environment 0: inf"),
     ],
 )
-def test_numbers_that_are_not_finite_are_an_error_of_the_environment(counting_config, how, said, direct):
+def test_numbers_that_are_not_finite_are_described_by_their_environment_and_line(counting_config, how, said, direct):
     config = counting_config.environment(Failing, env_config={"how": how})
     runner = make_runner(config if direct else config.callbacks(Silent))
-    with pytest.raises(NotFiniteError) as raised:
-        sample(runner)
-    message = str(raised.value)
+    sample(runner)
+    message = runner.not_finite
     assert message.startswith("The environment 'Failing' has returned numbers that are not finite from step")
     assert said in message
     assert f"({__file__}:{Failing.step.__code__.co_firstlineno}, in step" in message
     assert "teacher" not in message
+    sample(runner)
+    assert runner.not_finite == message  # the first ones
 
 
 @pytest.mark.parametrize("how", ["observations", "rewards"])
-def test_they_are_an_error_in_baselines_and_evaluations_too(counting_config, how):
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
+def test_they_are_an_error_in_baselines_and_evaluations(counting_config, how, direct):
     config = counting_config.environment(Failing, env_config={"how": how})
-    with pytest.raises(NotFiniteError, match="from step"):
-        make_runner(config).play_episodes(1, teacher=True)
+    config = config if direct else config.callbacks(Silent)
+    runner = make_runner(config)
+    for _ in range(2):  # also after training
+        with pytest.raises(NotFiniteError, match="from step"):
+            runner.play_episodes(1, teacher=True)
+        runner._needs_initial_reset = True
+        sample(runner)
     config.validate()
     evaluation = config.get_evaluation_config_object()
     with pytest.raises(NotFiniteError, match="from step"):
@@ -439,8 +446,29 @@ def test_what_connectors_make_of_finite_numbers_is_not_the_environments(counting
             return observation * np.float32(np.nan)
 
     runner = make_runner(counting_config.env_runners(env_to_module_connector=connector(Broken)))
-    with pytest.raises(NotFiniteError, match="The env_to_module connectors have made numbers that are not finite"):
+    sample(runner)
+    assert runner.not_finite.startswith("The env_to_module connectors have made numbers that are not finite")
+
+
+def test_connectors_are_not_blamed_for_what_the_environment_returns(counting_config):
+    config = counting_config.env_runners(env_to_module_connector=connector(Doubled))
+    for how in ("observations", "rewards"):
+        runner = make_runner(config.copy(copy_frozen=False).environment(Failing, env_config={"how": how}))
+        for _ in range(2):
+            sample(runner)
+        assert runner.not_finite.startswith("The environment 'Failing' has returned")
+
+
+def test_rewards_that_are_too_large_for_32_bits_are_the_environments(counting_config):
+    class Rich(Counting):
+        def step(self, action):
+            obs, _, *others = super().step(action)
+            return obs, 1e300, *others
+
+    for config in (counting_config, counting_config.env_runners(env_to_module_connector=connector(Doubled))):
+        runner = make_runner(config.copy(copy_frozen=False).environment(Rich, env_config={"length": 5}))
         sample(runner)
+        assert runner.not_finite.startswith("The environment 'Rich' has returned")
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
@@ -465,12 +493,23 @@ def test_observations_of_another_shape_or_dtype_are_named_with_their_space(count
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
-def test_states_that_the_teacher_cannot_label_are_counted(counting_config, direct):
-    config = counting_config.environment(Failing, env_config={"how": ""})
+@pytest.mark.parametrize("cause", ["observations", "rewards", "labels"])
+def test_states_that_are_dropped_are_counted_by_cause(counting_config, cause, direct):
+    config = counting_config.environment(Failing, env_config={"how": cause})
     teacher = load_teacher(config.teacher)
-    last_linear(teacher.module.af).bias.data[0] = torch.nan
+    if cause == "labels":
+        last_linear(teacher.module.af).bias.data[0] = torch.nan
     runner = make_runner(config if direct else config.callbacks(Silent), teacher)
-    _, metrics = sample(runner)
-    assert metrics[NUM_STATES_DROPPED_LIFETIME].peek() > 0
+    (columns,), metrics = sample(runner)
+    dropped = metrics[NUM_STATES_DROPPED_LIFETIME].peek()
+    counts = {each: metrics[name].peek() for each, name in NUM_NOT_FINITE_LIFETIME.items()}
+    assert dropped > 0
+    assert counts == {"observations": 0, "rewards": 0, "labels": 0} | {cause: dropped}
+    assert bool(runner.not_finite) == (cause != "labels")
+    assert all(np.isfinite(column[columns["valid"]]).all() for column in columns.values())
+
+
+def test_what_is_finite_is_counted_by_no_cause(counting_config):
     _, metrics = sample(make_runner(counting_config))
     assert metrics[NUM_STATES_DROPPED_LIFETIME].peek() == 0
+    assert not set(NUM_NOT_FINITE_LIFETIME.values()) & set(metrics)

@@ -5,6 +5,7 @@ import pytest
 from ray.rllib.examples.envs.classes.multi_agent import MultiAgentCartPole
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.observations.frames import VALID
@@ -162,10 +163,17 @@ def test_numbers_that_are_not_finite_are_named_with_their_agent(cluster, config,
         def step(self, actions):
             obs, rewards, *others = super().step(actions)
             values = rewards if how == "rewards" else obs
-            values[1] = values[1] * np.nan
+            if 1 in values:  # the agent has not ended
+                values[1] = values[1] * np.nan
             return obs, rewards, *others
 
-    with pytest.raises(NotFiniteError) as raised:
-        shards_of(config.environment(Broken))
-    assert f"as {said}" in str(raised.value)
-    assert f"{__file__}:{Broken.step.__code__.co_firstlineno}, in step" in str(raised.value)
+    runner, (columns,), metrics = shards_of(config.environment(Broken))
+    assert f"as {said}" in runner.not_finite
+    assert f"{__file__}:{Broken.step.__code__.co_firstlineno}, in step" in runner.not_finite
+    num_right = int(metrics["num_module_steps_sampled"]["right"].peek())  # of the agent 1 alone
+    assert metrics[NUM_STATES_DROPPED_LIFETIME].peek() == metrics[NUM_NOT_FINITE_LIFETIME[how]].peek() == num_right > 0
+    assert metrics[NUM_NOT_FINITE_LIFETIME["labels"]].peek() == 0
+    assert not columns["right"][VALID].any()
+    assert columns["left"][VALID].any()
+    with pytest.raises(NotFiniteError, match="from step"):
+        runner.play_episodes(1, teacher=True)

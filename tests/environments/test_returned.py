@@ -80,6 +80,7 @@ def fragment_of(rewards, states, ended):
         ([1, np.nan, 1], [0, 0, 0, 0], "step"),
         ([1, 1e300, 1], [0, 0, 0, 0], "step"),  # infinite as 32 bits
         ([1, 1, 1], [0, np.nan, 0, 0], "step"),
+        ([1, 1, 1], [np.nan, 0, 0, 0], "step() or reset"),  # from before
         ([1, 1, 1], [0, 0, 0, np.nan], "reset"),  # in the step after the end of an episode
         ([1, 1, 1], [0, 0, 0, 0], None),
     ],

@@ -101,6 +101,15 @@ class Fragment:
         return columns
 
 
+def append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:
+    """Add to each trajectory the state that it leads to: a row that no action was taken in, yet."""
+    extended = {}
+    for name, column in columns.items():
+        last = final_obs if name == Columns.OBS else np.zeros_like(column[:, 0])
+        extended[name] = np.concatenate([column, last[:, None]], axis=1)
+    return extended
+
+
 def as_rewards(rewards: Any) -> np.ndarray:
     """Rewards of 32 bits; what is too large for them is infinite."""
     with np.errstate(over="ignore"):

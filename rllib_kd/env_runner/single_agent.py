@@ -36,7 +36,7 @@ from rllib_kd.env_runner.column_sampler import (
     set_state_and_sample,
 )
 from rllib_kd.env_runner.family import FamilyTurns
-from rllib_kd.env_runner.fragment import Fragment
+from rllib_kd.env_runner.fragment import Fragment, append_final_states
 from rllib_kd.environments.returned import not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.family import FamilyQValues
@@ -225,7 +225,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             self._log_fragment(fragment)
         log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
         if VALID in names:
-            columns = _append_final_states(columns, fragment.final_obs)
+            columns = append_final_states(columns, fragment.final_obs)
         shards = []
         for envs in np.array_split(np.arange(self.num_envs), num_shards):
             valid = columns[VALID][envs]
@@ -444,12 +444,3 @@ class _ActingModule:
 def _as_column(obs: np.ndarray) -> np.ndarray:
     """A copy (vector envs write the next observations into the same array), of bytes or 32-bit floats."""
     return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)
-
-
-def _append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:
-    """Add to each trajectory the state that it leads to: a row that no action was taken in, yet."""
-    extended = {}
-    for name, column in columns.items():
-        last = final_obs if name == Columns.OBS else np.zeros_like(column[:, 0])
-        extended[name] = np.concatenate([column, last[:, None]], axis=1)
-    return extended

@@ -71,7 +71,7 @@ class DistillationConfig(DQNConfig):
         self.student: str | None = None
         self.students: dict[str, Any] = {}
         self.restarts = 1
-        self.num_validation_episodes = 12
+        self.num_validation_episodes = 24
         self.init = "random"
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
@@ -224,7 +224,7 @@ class DistillationConfig(DQNConfig):
                 its first weights. MLPs without TD, features, gradient clipping and a loss of one's own are stacked, so
                 that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
             num_validation_episodes: that each of them plays; ≥ 1. Their seeds are used by no other figure. Low: a lucky
-                copy may win; high: seconds at every checkpoint. Default: 12.
+                copy may win; high: seconds at every checkpoint. Default: 24.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
                 useful units, fitted by least squares to what it computes on the first states that come in, before the
                 first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN

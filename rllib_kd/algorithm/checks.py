@@ -76,6 +76,12 @@ def check_numbers(config: DistillationConfig) -> None:
     _check_positive("huber_delta", config.huber_delta, "a number")
     _check_positive("margin", config.margin, "a number")
     _check_share("jsd_beta", config.jsd_beta)
+    if config.regret_coeff:
+        _check_positive("regret_coeff", config.regret_coeff, "a number, or 0 for the KL alone")
+        if config.loss != "kl":
+            raise ValueError(
+                f"`regret_coeff`={config.regret_coeff} needs loss='kl', got loss={config.loss!r}. Set one of them."
+            )
     if config.feature_coeff != 0:
         _check_positive("feature_coeff", config.feature_coeff, "a number, or 0 for no feature matching")
     if not isinstance(config.weight_averaging, Real) or not 0.0 <= config.weight_averaging < 1.0:

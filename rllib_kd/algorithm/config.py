@@ -53,6 +53,7 @@ class DistillationConfig(DQNConfig):
         self.temperature: float | Literal["auto"] = "auto"
         self.student_temperature: float | None = None
         self.huber_delta = 1.0
+        self.regret_coeff: float | None = None
         self.jsd_beta = 0.5
         self.margin = 0.8
         self.normalize_q_values = True
@@ -70,7 +71,7 @@ class DistillationConfig(DQNConfig):
         self.student: str | None = None
         self.students: dict[str, Any] = {}
         self.restarts = 1
-        self.num_validation_episodes = 12
+        self.num_validation_episodes = 24
         self.init = "random"
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
@@ -110,6 +111,7 @@ class DistillationConfig(DQNConfig):
         temperature: float | Literal["auto"] = NotProvided,
         student_temperature: float | None = NotProvided,
         huber_delta: float = NotProvided,
+        regret_coeff: float | None = NotProvided,
         jsd_beta: float = NotProvided,
         margin: float = NotProvided,
         normalize_q_values: bool = NotProvided,
@@ -164,6 +166,9 @@ class DistillationConfig(DQNConfig):
                 the teacher's.
             huber_delta: where "huber" turns from quadratic to linear; > 0, return units, or normalised ones with
                 `normalize_q_values`. Low: robust; high: half of "mse".
+            regret_coeff: weight of the student's expected Q-regret beside "kl", in median action gaps; ≥ 0. Low: the
+                student covers what the teacher does, whatever a mistake costs; high: it avoids mistakes that cost much,
+                which matters if it is too small to avoid all. None (default): 1 without TD, 0 with TD.
             jsd_beta: β of "jsd"; in [0, 1]. Low: as "kl", a student that covers all that the teacher does; high: as
                 "reverse_kl", one that keeps to what the teacher does most. Default: 0.5, the Jensen-Shannon divergence.
                 Agarwal et al. 2023, arXiv 2306.13649.
@@ -219,7 +224,7 @@ class DistillationConfig(DQNConfig):
                 its first weights. MLPs without TD, features, gradient clipping and a loss of one's own are stacked, so
                 that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
             num_validation_episodes: that each of them plays; ≥ 1. Their seeds are used by no other figure. Low: a lucky
-                copy may win; high: seconds at every checkpoint. Default: 12.
+                copy may win; high: seconds at every checkpoint. Default: 24.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
                 useful units, fitted by least squares to what it computes on the first states that come in, before the
                 first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
@@ -246,6 +251,7 @@ class DistillationConfig(DQNConfig):
             "temperature": temperature,
             "student_temperature": student_temperature,
             "huber_delta": huber_delta,
+            "regret_coeff": regret_coeff,
             "jsd_beta": jsd_beta,
             "margin": margin,
             "normalize_q_values": normalize_q_values,
@@ -462,6 +468,13 @@ class DistillationConfig(DQNConfig):
         if self.loss not in POLICY_LOSSES or self.uses_td:
             return temperature, temperature  # both put out Q-values
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
+
+    @property
+    def regret_weight(self) -> float:
+        """The weight of the expected Q-regret beside the KL, in median action gaps."""
+        if self.regret_coeff is None:
+            return 1.0 if self.loss == "kl" and not self.uses_td else 0.0
+        return self.regret_coeff
 
     @property
     def uses_td(self) -> bool:

@@ -66,7 +66,7 @@ class StudentGroup:
         normalizes_obs = any(student.first_layers for student in self.students.values())
         self.obs_statistics = ObservationStatistics(shape[0] if normalizes_obs else 0, device=device)
         self.num_steps = 0  # gradient steps of each student, over restarts
-        self.temperature = self.student_temperature = 1.0  # of the current update
+        self.temperature = self.student_temperature = self.median_gap = 1.0  # of the current update
         self._num_actions = num_actions
         self._input_shape = shape
 
@@ -100,7 +100,8 @@ class StudentGroup:
         labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
         # Also without new states: every Learner takes part in the all-reduce.
         self.statistics.update(labels.to(device), reduce=reduce)
-        self.temperature, self.student_temperature = self.config.temperatures(self.statistics.gap_quantile(0.5))
+        self.median_gap = self.statistics.gap_quantile(0.5)
+        self.temperature, self.student_temperature = self.config.temperatures(self.median_gap)
         states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
         if states:
             states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)

@@ -303,7 +303,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return next(group for group in self.groups.values() if module_id in group.students)
 
     def _objective(self, group: StudentGroup, config: Any) -> Objective:
-        return Objective(config, self.kd_coeff, self.td_coeff, group.temperature, group.student_temperature)
+        temperatures = group.temperature, group.student_temperature
+        return Objective(config, self.kd_coeff, self.td_coeff, *temperatures, group.median_gap)
 
     def _make_optimizer(self, module_id: str, name: str, params: Sequence[Tensor], config: Any) -> torch.optim.Adam:
         optimizer = torch.optim.Adam(params, eps=config.adam_epsilon, fused=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,10 @@ DISTRIBUTION_LOSSES: Final = ("categorical",)
 
 
 LOSSES: Final = (*VALUE_LOSSES, *POLICY_LOSSES, *DISTRIBUTION_LOSSES)
+
+
+#: Times a probability of 0 it is 0, which infinity is not.
+_HUGE: Final = 1e30
 
 
 def mse(student_q: Tensor, teacher_q: Tensor) -> Tensor:
@@ -90,6 +94,57 @@ def policy_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, stude
     """
     legal, log_teacher, log_student = _log_policies(student_q, teacher_q, temperature, student_temperature)
     return _kl(log_teacher, log_student, legal)
+
+
+def policy_kl_and_regret(
+    student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float, regret_coeff: float
+) -> Tensor:
+    """Forward KL as in `policy_kl`, plus the student's expected Q-regret: KL + c · E_{a ~ p_S}[max_b q_T(b) − q_T(a)].
+
+    The KL says what the teacher would do, whatever a mistake costs. A student too small to do all of it must choose its
+    mistakes, and the second term says which are cheap. Cost-sensitive as in Bastani et al. 2018 (VIPER), arXiv
+    1805.08328, but by what the student itself would do.
+
+    Args:
+        student_q: `[B, A]`, logits.
+        teacher_q: `[B, A]`, return units.
+        temperature: > 0, return units, of the KL, as in `policy_kl`.
+        student_temperature: > 0, as in `policy_kl`.
+        regret_coeff: c ≥ 0, nats / return unit.
+
+    Returns:
+        `[B]`, nats, ≥ 0.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_same_shape(student_q, teacher_q)
+    legal = _legal(teacher_q)
+    log_teacher = F.log_softmax(teacher_q.detach() / temperature, dim=-1)
+    regret = (teacher_q.max(-1, keepdim=True).values - teacher_q).detach()
+    # Illegal actions get numbers that are 0 times a probability of 0, which those of −inf are not.
+    logits = student_q.masked_fill(~legal, -_HUGE) / student_temperature
+    log_teacher, regret = log_teacher.masked_fill(~legal, -_HUGE), regret.masked_fill(~legal, 0.0)
+    return _KLAndRegret.apply(logits, log_teacher, regret_coeff * regret)
+
+
+class _KLAndRegret(torch.autograd.Function):
+    """Forward KL plus expected regret, of logits `[..., A]`. Autograd would need several times as many operations."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, log_teacher: Tensor, regret: Tensor) -> Tensor:
+        log_student, teacher = F.log_softmax(logits, dim=-1), log_teacher.exp()
+        student = log_student.exp()
+        expected_regret = (student * regret).sum(-1, keepdim=True)
+        ctx.save_for_backward(student, teacher, regret, expected_regret)
+        return (teacher * (log_teacher - log_student)).sum(-1) + expected_regret.squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        student, teacher, regret, expected_regret = ctx.saved_tensors
+        # p_S − p_T + p_S (r − E[r])
+        of_logits = (regret - expected_regret).add_(1.0).mul_(student).sub_(teacher)
+        return of_logits.mul_(grad.unsqueeze(-1)), None, None
 
 
 def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:

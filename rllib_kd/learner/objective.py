@@ -40,6 +40,7 @@ class Objective:
         td_coeff: weight of the TD loss; 0 leaves it out. One of the two must not be 0.
         temperature: of the teacher's policy, > 0, return units.
         student_temperature: of the student's policy, > 0, in units of its outputs.
+        median_gap: over states, of the teacher's best Q-value over its second-best one, > 0, return units.
     """
 
     config: Any
@@ -47,6 +48,7 @@ class Objective:
     td_coeff: float
     temperature: float
     student_temperature: float
+    median_gap: float
 
     def __call__(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Loss:
         """Return the loss of a batch.
@@ -115,6 +117,9 @@ class Objective:
                 return losses.mse(student_q, teacher_q)
             case "huber":
                 return losses.huber(student_q, teacher_q, delta=config.huber_delta)
+            case "kl" if config.regret_weight:
+                coeff = config.regret_weight / self.median_gap
+                return losses.policy_kl_and_regret(student_q, teacher_q, **temperatures, regret_coeff=coeff)
             case "kl":
                 return losses.policy_kl(student_q, teacher_q, **temperatures)
             case "reverse_kl":

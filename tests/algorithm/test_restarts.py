@@ -115,7 +115,7 @@ def test_the_best_copy_bears_the_name_and_training_goes_on(trained, tmp_path):
     validation = trained.train()["distillation"]["validation"]
     assert validation["env_steps_lifetime"] > 0
     students = {"alone": load_teacher(path).module}
-    played = validate(env_maker("CartPole-v1"), students, ObservationPipeline(CARTPOLE_OBS), 12)
+    played = validate(env_maker("CartPole-v1"), students, ObservationPipeline(CARTPOLE_OBS), 24)
     assert np.mean(played.returns["alone"]) == validation["episode_return_mean"]["default_policy"]
     np.testing.assert_array_equal(chosen, students["alone"].state_dict()["encoder.net.mlp.0.weight"])
 

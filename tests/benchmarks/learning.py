@@ -1,10 +1,11 @@
-"""What students reach, measured over training seeds: five studies of the defaults.
+"""What students reach, measured over training seeds: six studies of the defaults.
 
     python tests/benchmarks/learning.py returns FOLDER --rows rows.jsonl [--csv table.csv] [--env-steps 100000 200000]
     python tests/benchmarks/learning.py temperature FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py init FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py mixture FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py small FOLDER --rows rows.jsonl [--csv table.csv]
+    python tests/benchmarks/learning.py tiny FOLDER --rows rows.jsonl [--csv table.csv]
 
 FOLDER holds the teachers of `TASKS`. A run that is in the rows already is not made again, so that a study can be
 interrupted, and continued by the same command.
@@ -14,7 +15,8 @@ interrupted, and continued by the same command.
 the teacher. `init`: env steps until two evaluations in a row give a student 95 % of its teacher's return, with random
 first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
 `small`: what helps a student that is too small for its task: states weighted by how much the choice of action matters,
-and the reverse KL divergence.
+and the reverse KL divergence. `tiny`: what networks of 2 to 8 units need: inputs on one scale, the expected regret
+beside the KL, and restarts. Needs a teacher for LunarLander: tuning/lunarlander_teacher.py.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -49,6 +51,7 @@ TASKS = {
     "CartPole-v1": "dqn-CartPole-v1.zip",
     "Acrobot-v1": "dqn-Acrobot-v1.zip",
     "MountainCar-v0": "dqn-MountainCar-v0.zip",
+    "LunarLander-v3": "lunarlander",
 }
 FIRST_EPISODE_SEED = 3_000_000  # of the resets that judge a student: far from those of its training
 GOOD = 0.95  # return ratio
@@ -66,6 +69,7 @@ class Run:
     env_steps: int
     num_episodes: int  # that judge it
     hiddens: tuple[int, ...] = (32,)
+    activation: str = "relu"
     settings: tuple[tuple[str, Any], ...] = ()
     curve: int = 0  # env steps between the points of a curve that ends where it stays good; 0: the last student only
 
@@ -88,6 +92,7 @@ class Study:
         seeds: of the training.
         num_episodes: that judge a student.
         hiddens: of the students.
+        activations: of the students, by their names in PyTorch.
         settings: of `.distillation()`, beside the defaults.
         curve: as in `Run`.
     """
@@ -97,15 +102,17 @@ class Study:
     seeds: Sequence[int]
     num_episodes: int = 100
     hiddens: Sequence[tuple[int, ...]] = ((32,),)
+    activations: Sequence[str] = ("relu",)
     settings: Sequence[dict[str, Any]] = ({},)
     curve: int = 0
 
     def runs(self) -> list[Run]:
         """In the order of the table."""
         return [
-            Run(env, seed, self.env_steps, self.num_episodes, hiddens, tuple(settings.items()), self.curve)
+            Run(env, seed, self.env_steps, self.num_episodes, hiddens, activation, tuple(settings.items()), self.curve)
             for env in self.envs
             for hiddens in self.hiddens
+            for activation in self.activations
             for settings in self.settings
             for seed in self.seeds
         ]
@@ -114,7 +121,7 @@ class Study:
 STUDIES = {
     "returns": Study(["Acrobot-v1", "MountainCar-v0"], 100_000, range(10, 15), num_episodes=500),
     "temperature": Study(
-        list(TASKS),
+        ["CartPole-v1", "Acrobot-v1", "MountainCar-v0"],
         20_000,
         range(20, 28),
         settings=[
@@ -147,6 +154,20 @@ STUDIES = {
         hiddens=[(32,), (8,), ()],
         settings=[{"gap_weighting": False}, {"gap_weighting": True}, {"loss": "reverse_kl"}],
     ),
+    "tiny": Study(
+        ["LunarLander-v3", "Acrobot-v1", "MountainCar-v0", "CartPole-v1"],
+        100_000,
+        range(60, 65),
+        hiddens=[(2, 2), (), (4, 4), (8,)],
+        activations=["tanh"],
+        settings=[
+            {"normalize_observations": False, "regret_coeff": 0.0},
+            {"regret_coeff": 0.0},
+            {"normalize_observations": False},
+            {},
+            {"restarts": 16},
+        ],
+    ),
 }
 
 
@@ -160,7 +181,7 @@ def measure(run: Run, teachers: Path) -> dict[str, Any]:
     config = (
         DistillDQNConfig()
         .environment(run.env)
-        .rl_module(model_config={"fcnet_hiddens": list(run.hiddens), "fcnet_activation": "relu"})
+        .rl_module(model_config={"fcnet_hiddens": list(run.hiddens), "fcnet_activation": run.activation})
         .distillation(teacher=path, num_baseline_episodes=0, **dict(run.settings))
         .debugging(seed=run.seed)
     )

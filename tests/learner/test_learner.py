@@ -12,6 +12,7 @@ from ray.rllib.utils.metrics import TD_ERROR_KEY
 from rllib_kd import DistillDQNConfig, DistillDQNTorchLearner
 from rllib_kd.learner import losses
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.learner.label_statistics import QStatistics
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
 
 MODEL = {"fcnet_hiddens": [16], "fcnet_activation": "relu"}
@@ -64,6 +65,13 @@ def fragment(count=256, seed=0, names=DISTILLATION_COLUMNS):
         "valid": np.arange(count) % 16 != 15,
     }
     return {name: columns[name] for name in names}
+
+
+def median_gap(teacher_q):
+    """As a Learner measures it that has seen these labels."""
+    statistics = QStatistics(teacher_q.shape[-1])
+    statistics.update(teacher_q)
+    return statistics.gap_quantile(0.5)
 
 
 def q_values(learner, obs):
@@ -155,8 +163,14 @@ def test_every_loss_goes_with_td(cluster, loss, n_step):
             lambda s, t: losses.huber(s, t, delta=0.3),
         ),
         (
-            {"loss": "kl", "temperature": 0.5, "student_temperature": 2.0},
+            {"loss": "kl", "temperature": 0.5, "student_temperature": 2.0, "regret_coeff": 0.0},
             lambda s, t: losses.policy_kl(s, t, temperature=0.5, student_temperature=2.0),
+        ),
+        (
+            {"loss": "kl", "temperature": 0.5, "student_temperature": 2.0},
+            lambda s, t: losses.policy_kl_and_regret(
+                s, t, temperature=0.5, student_temperature=2.0, regret_coeff=1.0 / median_gap(t)
+            ),
         ),
         (
             {"loss": "reverse_kl", "temperature": 0.5, "student_temperature": 2.0},

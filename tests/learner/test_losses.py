@@ -61,6 +61,31 @@ def test_kl_divides_only_the_teacher_by_the_temperature():
     torch.testing.assert_close(gradient, student_q.softmax(-1) - (teacher_q / temperature).softmax(-1))
 
 
+@pytest.mark.parametrize("shape", [(7, 4), (3, 7, 4)])
+def test_kl_and_regret_are_what_autograd_makes_of_the_formula(shape):
+    torch.manual_seed(0)
+    student_q, teacher_q = torch.randn(shape, requires_grad=True), torch.randn(7, 4)
+    teacher_q[2, 1] = teacher_q[3, 0] = -torch.inf  # illegal actions
+    kwargs = {"temperature": 0.3, "student_temperature": 0.7}
+    policy = Categorical(logits=student_q.masked_fill(teacher_q == -torch.inf, -torch.inf) / 0.7)
+    regret = (teacher_q.max(-1, keepdim=True).values - teacher_q).masked_fill(teacher_q == -torch.inf, 0.0)
+    expected = losses.policy_kl(student_q, teacher_q, **kwargs) + 2.5 * (policy.probs * regret).sum(-1)
+    loss = losses.policy_kl_and_regret(student_q, teacher_q, **kwargs, regret_coeff=2.5)
+    torch.testing.assert_close(loss, expected)
+    weights = torch.rand(expected.shape)
+    torch.testing.assert_close(
+        torch.autograd.grad((loss * weights).sum(), student_q),
+        torch.autograd.grad((expected * weights).sum(), student_q),
+    )
+
+
+def test_without_a_coefficient_the_regret_is_left_out():
+    student_q, teacher_q = torch.randn(5, 3), torch.randn(5, 3)
+    kwargs = {"temperature": 0.3, "student_temperature": 0.7}
+    loss = losses.policy_kl_and_regret(student_q, teacher_q, **kwargs, regret_coeff=0.0)
+    torch.testing.assert_close(loss, losses.policy_kl(student_q, teacher_q, **kwargs))
+
+
 def test_kl_with_the_students_temperature_scales_its_outputs_and_gradient():
     student_q, teacher_q, temperature = torch.tensor([[0.2, 1.0]]), torch.tensor([[3.0, 2.0]]), 0.5
     kwargs = {"temperature": temperature, "student_temperature": temperature}

@@ -132,7 +132,9 @@ def test_the_total_is_the_weighted_sum_of_the_terms(kd_coeff, td_coeff):
     student, batch = student_and_batch()
     config = config_of("mse", td_coeff=1.0)
     fwd_out = student.td_outputs(batch, double_q=True)
-    loss = Objective(config, kd_coeff, td_coeff, temperature=1.0, student_temperature=1.0)(student, batch, fwd_out)
+    loss = Objective(config, kd_coeff, td_coeff, temperature=1.0, student_temperature=1.0, median_gap=1.0)(
+        student, batch, fwd_out
+    )
     weights, q = batch["weights"], fwd_out["qf_preds"]
     td_error = losses.td_error(
         batch, q, fwd_out["qf_target_next_preds"], next_q=fwd_out["qf_next_preds"], gamma=config.gamma
@@ -155,7 +157,7 @@ def test_the_total_is_the_weighted_sum_of_the_terms(kd_coeff, td_coeff):
 def test_stacked_students_have_a_row_of_errors_and_a_term_each():
     student, batch = student_and_batch()
     q = torch.randn(3, 32, 2, requires_grad=True)
-    loss = Objective(config_of("kl"), 1.0, 0.0, temperature=0.5, student_temperature=0.5)(
+    loss = Objective(config_of("kl"), 1.0, 0.0, temperature=0.5, student_temperature=0.5, median_gap=1.0)(
         student, batch, {"qf_preds": q}
     )
     assert loss.errors.shape == (3, 32)

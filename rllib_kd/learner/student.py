@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.losses import VALUE_LOSSES
-from rllib_kd.learner.observation_scale import ObservationScale, take_normalized, take_raw
+from rllib_kd.learner.observation_scale import ObservationScale, shrink, take_normalized, take_raw
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
 from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, stacking_key
@@ -158,7 +158,11 @@ class Student:
     def _normalize(self) -> None:
         if self.scale is not None and not self._starts_normalized:
             to_normalized(self.module, self.scale)
-        if self.obs_scale is not None and not self._starts_normalized:
+        if self.obs_scale is None:
+            return
+        if self._starts_normalized:
+            shrink(self.first_layers)
+        else:
             take_normalized(self.first_layers, self.obs_scale)
 
     def _denormalize(self) -> None:

@@ -702,8 +702,9 @@ class Terminal:
     def __init__(self, *command: str, columns: int = 80):
         self.pid, self._terminal = pty.fork()
         if self.pid == 0:
-            # With an environment of its own: readline, which pytest imports, has set COLUMNS behind Python's back.
-            os.execve(sys.executable, [sys.executable, "-m", "rllib_kd", *command], dict(os.environ))
+            # readline, which pytest imports, sets COLUMNS behind Python's back, and for all processes that follow.
+            environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+            os.execve(sys.executable, [sys.executable, "-m", "rllib_kd", *command], environment)
         fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.raw = ""
 

@@ -45,8 +45,8 @@ def test_a_member_learns_what_it_would_learn_alone(cluster, loss, alpha):
         torch.testing.assert_close(
             q_of(family, name, fragment()["obs"]),
             q_of(alone, "default_policy", fragment()["obs"]),
-            rtol=1e-3,
-            atol=1e-3,
+            rtol=3e-3,
+            atol=3e-3,
         )
         for metric in ("kd_loss", "total_loss", "teacher_agreement", "q_regret", "kl_to_teacher"):
             assert results[name][metric].peek() == pytest.approx(expected[metric].peek(), rel=1e-2, abs=1e-5)

@@ -120,3 +120,11 @@ def test_the_statistics_are_in_the_state(cluster):
         one.update([ray.put(fragment(seed=1))])
     states = [one.groups["default_policy"].obs_statistics.get_state()["sums"] for one in (learner, other)]
     np.testing.assert_array_equal(*states)
+
+
+def test_the_state_of_students_without_statistics_is_none_to_go_on_from(cluster):
+    """As if TD was switched off for a run that goes on."""
+    learner, plain = make_learner(config_of()), make_learner(config_of(normalize_observations=False))
+    learner.set_state(plain.get_state())
+    learner.update([ray.put(fragment())], num_gradient_steps=1)
+    assert learner.groups["default_policy"].obs_statistics.get_state()["sums"][0] == 256

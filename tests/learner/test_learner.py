@@ -479,6 +479,7 @@ def test_bf16_computes_in_bfloat16_and_learns_in_float32(cluster, settings):
     seen = []
     learners[0].module["default_policy"].af.register_forward_hook(lambda *args: seen.append(args[-1].dtype))
     columns = with_features(512, names=DISTILLATION_COLUMNS + (TD_COLUMNS if "td_coeff" in settings else ()))
+    columns["teacher_q"] = learnable(512)["teacher_q"]
     if "feature_coeff" not in settings:
         del columns["teacher_features"]
     data = ray.put(columns)

@@ -19,11 +19,16 @@ _HEAD = 64  # bytes by which a file is recognised
 _BLOCK = 2**20  # bytes
 
 
+class NothingThereError(CheckpointError):
+    """Nothing lies at a path or URI."""
+
+
 def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The filesystem, and the path in it.
 
     Raises:
-        CheckpointError: nothing is there.
+        CheckpointError: it is neither a path nor a URI, or cannot be read.
+        NothingThereError: nothing is there.
     """
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
@@ -31,7 +36,7 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     except (pyarrow.ArrowInvalid, OSError, UnicodeEncodeError) as error:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
-        raise CheckpointError(
+        raise NothingThereError(
             f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN, a file of another "
             "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
             "which comes with rllib_kd."

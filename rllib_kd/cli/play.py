@@ -49,13 +49,14 @@ def compare(
     \b
     rllib compare --teacher cartpole ~/ray_results/cartpole --out report
     """  # noqa: D301
-    from rllib_kd.checkpoints.runs import find_students
+    from rllib_kd.checkpoints.tune import find_students
     from rllib_kd.evaluation.comparing import compare_all
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.report.comparisons import summary_table, write_report
+    from rllib_kd.teachers.names import PACKAGED_TEACHERS
 
     set_log_level(0)
-    found = find_students(students, with_curves=out is not None)
+    found = find_students(students, names=list(PACKAGED_TEACHERS), with_curves=out is not None)
     if len(found) == 1:
         found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
@@ -95,14 +96,12 @@ def evaluate(
     \b
     rllib evaluate ~/ray_results/cartpole --video videos
     """  # noqa: D301
-    from rllib_kd.checkpoints.runs import find_student
     from rllib_kd.evaluation.comparing import evaluate as evaluate_policy
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.policies import algorithm_of
     from rllib_kd.experiment.files import parse_json
 
     set_log_level(0)
-    checkpoint = find_student(checkpoint)
     if algo is not None and algo != (trained_by := algorithm_of(checkpoint) or algo):
         raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
     asked = parse_json(env_config, "--env-config")
@@ -151,7 +150,6 @@ def export(
     \b
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
     """  # noqa: D301
-    from rllib_kd.checkpoints.runs import find_student
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.policies import as_q_network
     from rllib_kd.experiment.files import parse_json
@@ -161,7 +159,6 @@ def export(
 
     set_log_level(0)
     format = format_of_ending(out) if format is None else format
-    checkpoint = find_student(checkpoint)
     asked = parse_json(env_config, "--env-config")
     where = resolve_environment(
         {"the student": checkpoint}, env, asked, teacher=teacher, trust_checkpoint=trust_checkpoint

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rllib_kd.checkpoints.connectors import normalizes_actions_of, pipeline_of
 from rllib_kd.checkpoints.rllib import open_checkpoint
-from rllib_kd.checkpoints.uris import is_folder, open_uri
+from rllib_kd.checkpoints.tune import resolve
+from rllib_kd.checkpoints.uris import is_folder
 from rllib_kd.evaluation.playing import Act
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
@@ -183,10 +184,10 @@ def environment_of(source: Any, *, trust_checkpoint: bool = False) -> tuple[Any,
     uri = absolute_teacher_uri(source)
     if uri in PACKAGED_TEACHERS:
         return PACKAGED_TEACHERS[uri].env, {}
-    filesystem, path = open_uri(uri)
-    if not is_folder(filesystem, path):
+    checkpoint = resolve(uri)
+    if not is_folder(checkpoint.filesystem, checkpoint.path):
         return None, {}  # files of other libraries do not say it
-    return open_checkpoint(find(uri).uri, trust_checkpoint=trust_checkpoint).environment()
+    return open_checkpoint(checkpoint.uri, trust_checkpoint=trust_checkpoint).environment()
 
 
 def _module_of(source: Any) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import inspect
 import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -14,14 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileType
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_kd.algorithm.settings import check_names
 from rllib_kd.checkpoints.replay_files import local_folder
-from rllib_kd.checkpoints.runs import find_student
-from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.checkpoints.tune import resolve
+from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types
 from rllib_kd.evaluation.policies import algorithm_of
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
@@ -276,15 +278,18 @@ def _check_writable(storage: str) -> None:
 
 
 def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
-    uri = absolute_uri(find_student(path))
-    if "://" in uri:
-        return uri
-    if not all((Path(uri) / name).is_file() for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")):
-        raise ValueError(f"There is no checkpoint of an Algorithm at '{path}' to restore.")
-    trained_by = algorithm_of(uri)
+    missing = f"There is no checkpoint of an Algorithm at '{path}' to restore."
+    try:
+        checkpoint = resolve(path)
+    except NothingThereError as error:
+        raise ValueError(missing) from error
+    files = [posixpath.join(checkpoint.path, name) for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")]
+    if any(kind != FileType.File for kind in file_types(checkpoint.filesystem, files)):
+        raise ValueError(missing)
+    trained_by = algorithm_of(checkpoint.uri)
     if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
         raise ValueError(f"The checkpoint '{path}' is one of {trained_by}, which {trainable.__name__} cannot restore.")
-    return uri
+    return checkpoint.uri
 
 
 def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> AlgorithmConfig | dict[str, Any]:

@@ -29,9 +29,10 @@ def load_teacher(
 
     Args:
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
-            directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by return), of a
-            Stable-Baselines3 zip of DQN or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of
-            them, or of teachers that are loaded already, is an ensemble, whose Q-values are their means.
+            directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by evaluation; its
+            newest if training did not evaluate; "RUN@newest" and "RUN@best" choose), of a Stable-Baselines3 zip of DQN
+            or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of them, or of teachers that are
+            loaded already, is an ensemble, whose Q-values are their means.
         pipeline: from what the environment shows to what it showed this teacher in training. It comes before what the
             checkpoint itself brings: connectors, VecNormalize, channel order. With it a teacher may see more than its
             student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.

@@ -469,10 +469,11 @@ def test_the_best_checkpoint_of_an_experiment(tmp_path):
     write_trial(tmp_path / "experiment" / "one", [10.0, 30.0, 20.0])
     write_trial(tmp_path / "experiment" / "two", [25.0])
     for path in (tmp_path / "experiment", tmp_path / "experiment" / "one"):
-        teacher = load_teacher(path)
+        teacher = load_teacher(f"{path}@best")  # by training, since there was no evaluation
         assert teacher.model_config["fcnet_hiddens"] == [5]
         assert teacher.trained_return == 30.0
         assert "one/checkpoint_000001" in teacher.source
+    assert load_teacher(tmp_path / "experiment" / "one").trained_return == 20.0  # the newest
     assert load_teacher(tmp_path / "experiment" / "two").trained_return == 25.0
     assert load_teacher(tmp_path / "experiment" / "one" / "checkpoint_000002").trained_return == 20.0
     write_trial(tmp_path / "experiment" / "three", [22.0, 21.0], evaluated=True)  # says more than training does
@@ -515,7 +516,7 @@ def test_each_checkpoint_of_a_real_trial_has_the_return_of_its_own_iteration(clu
 
 def test_a_trial_without_checkpoints_says_so(tmp_path):
     write_trial(tmp_path / "experiment" / "trial", [])
-    with pytest.raises(ValueError, match=r"without checkpoints.*checkpoint_at_end"):
+    with pytest.raises(ValueError, match=r"experiment' has no checkpoint\. .*checkpoint_at_end"):
         load_teacher(tmp_path / "experiment")
 
 

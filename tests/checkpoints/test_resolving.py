@@ -174,14 +174,16 @@ def test_names_that_are_no_paths_stand_for_themselves(trained, monkeypatch):
 
 
 def test_a_folder_with_the_name_of_a_packaged_teacher_is_named(tmp_path, monkeypatch, caplog):
+    def warnings():
+        return [record.getMessage() for record in caplog.records if record.name.startswith("rllib_kd")]
+
     monkeypatch.chdir(tmp_path)
     packaged = load_teacher("cartpole").source
-    assert not caplog.messages
+    assert warnings() == []
     write_trial(tmp_path / "cartpole", evaluation=[1.0])
     assert load_teacher("cartpole").source == packaged
-    assert caplog.messages == [
-        "'cartpole' means the teacher that comes with rllib_kd. Write './cartpole' for the folder here."
-    ]
+    (message,) = warnings()
+    assert message == "'cartpole' means the teacher that comes with rllib_kd. Write './cartpole' for the folder here."
     assert load_teacher("./cartpole").source == str(tmp_path / "cartpole" / "checkpoint_000000")
 
 

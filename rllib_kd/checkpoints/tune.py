@@ -60,14 +60,19 @@ class Location(NamedTuple):
     uri: str
     filesystem: pyarrow.fs.FileSystem
     path: str  # in the filesystem
-    trained_return: float | None = None  # mean, that its run's results record; None if no run folder was given
+    trained_return: float | None = None  # mean, that the results of its run record
 
 
 class Student(NamedTuple):
-    """A checkpoint, and the learning curve of its run if that is known."""
+    """A checkpoint as `open_source()` takes it, and the learning curve of its run if that is known."""
 
-    checkpoint: str
+    source: str | Location
     curve: Curve
+
+    @property
+    def checkpoint(self) -> str:
+        """Its path or URI."""
+        return self.source.uri if isinstance(self.source, Location) else self.source
 
 
 class _Named(NamedTuple):
@@ -106,20 +111,15 @@ def resolve(path: str | os.PathLike[str]) -> Location:
     named = _find(os.fspath(path))
     reader = _Reader(named.filesystem)
     trials = _trials_of(named, reader)
-    if not trials:
-        return Location(named.uri, named.filesystem, named.path)
-    return _choose(named, trials, reader)
+    return _choose(named, trials, reader) if trials else _itself(named, reader)
 
 
-def find_students(
-    paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = (), with_curves: bool = True
-) -> dict[str, Student]:
+def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, Student]:
     """Return the students that paths stand for, by the shortest ends of their paths that tell them apart.
 
     Args:
         paths: each as in `resolve()`; but an experiment stands for all its trials. What is no run stands for itself.
         names: that are no paths.
-        with_curves: whether the learning curves of checkpoints are read.
 
     Raises:
         ValueError: as `resolve()`; the limits on results are for all paths together.
@@ -141,26 +141,16 @@ def find_students(
         trials = _trials_of(named, reader)
         for trial in trials:
             own = named._replace(uri=uri_of(named.uri, named.path, trial), path=trial)
-            chosen = _choose(own, [trial], reader)
-            curve = reader.results(trial).curve if with_curves else Curve()
-            students.append((own.uri.partition("?")[0], named.rule, Student(chosen.uri, curve)))
+            student = Student(_choose(own, [trial], reader), reader.results(trial).curve)
+            students.append((own.uri.partition("?")[0], named.rule, student))
         if not trials:
-            run, _, name = named.path.rpartition("/")
-            has_curve = with_curves and name.startswith(CHECKPOINT) and reader.is_trial(run)
-            curve = reader.results(run).curve if has_curve else Curve()
-            students.append((given, None, Student(given, curve)))
+            run = reader.run_of(named.path)
+            curve = Curve() if run is None else reader.results(run).curve
+            students.append((given, None, Student(_itself(named, reader), curve)))
 
     unique = list(dict.fromkeys(path for path, _, _ in students))
     short = dict(zip(unique, short_names(unique), strict=True))
     return {short[path] + (f"@{rule}" if rule else ""): student for path, rule, student in students}
-
-
-def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None:
-    """Return the mean return that Tune's results record of a checkpoint; None if they do not."""
-    trial, _, _ = path.rpartition("/")
-    reader = _Reader(filesystem)
-    scored = reader.score(trial, [path]) if reader.is_trial(trial) else []
-    return next(map(_return_of, scored), None)
 
 
 def _find(given: str) -> _Named:
@@ -198,9 +188,15 @@ def _trials_of(named: _Named, reader: _Reader) -> list[str]:
     return trials
 
 
+def _itself(named: _Named, reader: _Reader) -> Location:
+    """A checkpoint, or a file, with what the results of its run record of it."""
+    run = reader.run_of(named.path)
+    scored = [] if run is None else reader.score(run, [named.path])
+    return Location(named.uri, named.filesystem, named.path, next(map(_return_of, scored), None))
+
+
 def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
-    by_results = named.rule != NEWEST
-    found = [scored for trial in trials for scored in reader.score(trial, reader.folders(trial), by_results=by_results)]
+    found = [scored for trial in trials for scored in reader.score(trial, reader.folders(trial))]
     if not found:
         raise CheckpointError(
             f"The run '{named.uri}' has no checkpoint. Let Tune write some: --checkpoint-at-end or --checkpoint-freq "
@@ -307,11 +303,13 @@ class _Reader(TrialReader):
             self._results[trial] = _Results(self.rows(posixpath.join(trial, RESULTS)))
         return self._results[trial]
 
-    def score(self, trial: str, folders: Sequence[str], *, by_results: bool = True) -> list[_Scored]:
-        """The checkpoints among folders of a trial, oldest first; without returns unless they go by results."""
-        if not by_results:
-            unknown = tuple(-math.inf for _ in _RETURNS)
-            return [_Scored(folder, unknown) for folder in folders if posixpath.basename(folder).startswith(CHECKPOINT)]
+    def run_of(self, checkpoint: str) -> str | None:
+        """The trial in whose folder a checkpoint lies; None for what else a path may be."""
+        trial, _, name = checkpoint.rpartition("/")
+        return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
+
+    def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
+        """The checkpoints among folders of a trial, oldest first."""
         results, found = self.results(trial), []
         for folder in folders:
             name = posixpath.basename(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -68,6 +69,13 @@ def is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
 def is_folder(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
     """Whether a folder lies there."""
     return file_types(filesystem, [path]) == [pyarrow.fs.FileType.Directory]
+
+
+def first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[str]) -> str | None:
+    """Return the path of the first of these files that is in a folder; None if none is."""
+    paths = [posixpath.join(folder, name) for name in names]
+    kinds = file_types(filesystem, paths)
+    return next((path for path, kind in zip(paths, kinds, strict=True) if kind == pyarrow.fs.FileType.File), None)
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:

@@ -10,7 +10,7 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_torchscript
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.checkpoints.tune import resolve, trained_return
+from rllib_kd.checkpoints.tune import Location
 from rllib_kd.checkpoints.uris import is_file, is_folder, read_file
 from rllib_kd.teachers import sb3
 from rllib_kd.teachers.described import description_name
@@ -34,9 +34,8 @@ class Found:
 
     Args:
         origin: "rllib", "sb3", "cleanrl", "safetensors", "onnx" or "torchscript".
-        uri: of the checkpoint itself, if a run folder was given; otherwise as it was given.
+        uri: of the checkpoint itself.
         content: of a file; nothing of a directory.
-        trained_return: mean return that Tune's results record of it; None if they record none.
         filesystem: that holds it.
         path: in the filesystem.
     """
@@ -44,7 +43,6 @@ class Found:
     origin: str
     uri: str
     content: bytes
-    trained_return: float | None
     filesystem: pyarrow.fs.FileSystem
     path: str
 
@@ -62,24 +60,20 @@ class Found:
         return find_normalization(self.filesystem, self.path, self.uri)
 
 
-def find(uri: str) -> Found:
+def find(location: Location) -> Found:
     """Recognise what lies at a path.
 
     Args:
-        uri: a path, or a URI that pyarrow knows (`file://`, `s3://`, `gs://`). A run folder means the checkpoint that
-            `resolve()` chooses.
+        location: as `resolve()` returns it.
 
     Raises:
-        CheckpointError: nothing is there, or nothing that is known; or one of the errors of `resolve()`.
+        CheckpointError: it cannot be read, or is nothing that is known.
     """
-    location = resolve(uri)
-    uri, filesystem, path = location.uri, location.filesystem, location.path
+    uri, filesystem, path, _ = location
     if is_folder(filesystem, path):
-        known = location.trained_return
-        mean_return = trained_return(filesystem, path) if known is None else known
-        return Found("rllib", uri, b"", mean_return, filesystem, path)
+        return Found("rllib", uri, b"", filesystem, path)
     content = read_file(filesystem, path, check_head=lambda head: _check_head(head, uri))
-    return Found(_origin(content, uri), uri, content, None, filesystem, path)
+    return Found(_origin(content, uri), uri, content, filesystem, path)
 
 
 def _check_head(head: bytes, uri: str) -> None:

@@ -467,7 +467,7 @@ def test_warnings_of_statistics(tmp_path, caplog, monkeypatch):
     path = sb3_zip(tmp_path / f"{ESCAPE}.zip", sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
     (tmp_path / f"{ESCAPE}_normalize.pkl").write_bytes(b"")
     (tmp_path / f"{ESCAPE}_vecnormalize.pkl").write_bytes(b"")
-    found = find(str(path))
+    found = find(resolve(path))
     found.vec_normalize()
     (message,) = caplog.messages
     assert message.isprintable()
@@ -585,7 +585,6 @@ def test_students_on_the_command_line_share_a_limit(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"'.*/b/result.json' was refused: it has more values than results have"):
         find_students([tmp_path])
     assert resolve(tmp_path / "a").uri.endswith("a/checkpoint_000001")
-    assert set(find_students([f"{tmp_path}@newest"], with_curves=False)) == {"a@newest", "b@newest"}  # reads none
     assert set(read_curves(tmp_path)) == set()  # one's own results have no limits; these have no steps
     monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
     with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):

@@ -13,7 +13,7 @@ from rllib_kd.checkpoints.tune import find_students, resolve
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.comparing import compare, evaluate
 from rllib_kd.experiment import running
-from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.teachers.loading import OpenedCheckpoint, load_teacher
 from tests.conftest import make_q_module
 
 
@@ -64,7 +64,7 @@ def test_students_teachers_and_restore_take_the_same(request, monkeypatch, kind,
     assert student.checkpoint == load_teacher(run).source == expected
     for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl"):
         (Path(expected) / name).touch()
-    monkeypatch.setattr(running, "algorithm_of", lambda path: None)
+    monkeypatch.setattr(OpenedCheckpoint, "algorithm", lambda self: None)
     assert running._checkpoint_uri(run, SimpleNamespace) == expected
 
 
@@ -141,7 +141,8 @@ def test_the_log_says_which_and_why(request, caplog, kind, rule, why):
     with caplog.at_level(logging.INFO, logger="rllib_kd"):
         uri = resolve(run).uri
         resolve(uri)  # a checkpoint: nothing was chosen
-    assert caplog.messages == [f"Of the run '{run}' the checkpoint '{uri}' is used: {why}."]
+    own = [record.getMessage() for record in caplog.records if record.name.startswith("rllib_kd")]
+    assert own == [f"Of the run '{run}' the checkpoint '{uri}' is used: {why}."]
 
 
 def test_a_report_lists_all_trials_of_an_experiment_by_path_or_uri(tmp_path):
@@ -154,7 +155,6 @@ def test_a_report_lists_all_trials_of_an_experiment_by_path_or_uri(tmp_path):
             name: f"{given}/{name}/{checkpoint}" for name, checkpoint in chosen.items()
         }
         assert students["a"].curve == [(0.0, 3.0), (1.0, 1.0)]
-        assert find_students([given], with_curves=False)["a"].curve == []
     assert find_students([f"file://{tmp_path}/a/checkpoint_000001"])["a"].curve == [(0.0, 3.0), (1.0, 1.0)]
 
 

@@ -19,6 +19,11 @@ def write_results(folder, *rows, end=""):
     (folder / "result.json").write_text("".join(json.dumps(r) + "\n" for r in rows) + end)
 
 
+def found(paths):
+    """Checkpoints and curves, by name."""
+    return {name: (student.checkpoint, student.curve) for name, student in find_students(paths).items()}
+
+
 def test_curves_are_evaluations_where_there_are_some(tmp_path):
     write_results(tmp_path / "trial_a", row(10, 1.0), row(20, 2.0, 50.0), row(30, 3.0), row(40, 4.0, 60.0))
     write_results(tmp_path / "deep" / "trial_b", row(10, math.nan), row(20, None), row(30, 3.0), row(40, 4.0))
@@ -95,11 +100,11 @@ def test_students_are_checkpoints_trials_and_experiments(tmp_path):
     with pytest.raises(ValueError, match=r"holds 2 runs: a, b.*Name the folder of one.* None was evaluated.*one@best'"):
         resolve(tmp_path / "one")
     old = tmp_path / "one" / "a" / "checkpoint_000000"
-    assert find_students([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
+    assert found([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
     both = [old, tmp_path / "one" / "a" / "checkpoint_000001"]
     assert set(find_students(both)) == {"checkpoint_000000", "checkpoint_000001"}
     others = ["file:///none/x", "cartpole"]
-    assert find_students(others) == {"x": ("file:///none/x", []), "cartpole": ("cartpole", [])}
+    assert found(others) == {"x": ("file:///none/x", []), "cartpole": ("cartpole", [])}
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path):
@@ -126,11 +131,12 @@ def test_names_of_tunes_trials_are_what_they_vary(tmp_path):
 def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
-    assert find_students([".", ".."]) == {"below": (".", []), "here": ("..", [])}
-    assert resolve(".").uri == str(tmp_path / "here" / "below")
+    here = str(tmp_path / "here" / "below")
+    assert found([".", ".."]) == {"below": (here, []), "here": (f"{here}/..", [])}
+    assert resolve(".").uri == here
     write_results(tmp_path / "here" / "below", row(10, 1.0))
     (tmp_path / "here" / "below" / "checkpoint_000000").mkdir()
-    assert find_students(["."]) == {"below": (f"{tmp_path}/here/below/checkpoint_000000", [(10.0, 1.0)])}
+    assert found(["."]) == {"below": (f"{here}/checkpoint_000000", [(10.0, 1.0)])}
 
 
 def test_a_path_that_means_nothing_is_refused(tmp_path, monkeypatch):

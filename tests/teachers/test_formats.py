@@ -21,7 +21,8 @@ from torch import nn
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.evaluation.comparing import evaluate
-from rllib_kd.evaluation.policies import GreedyQ, as_policy, environment_of
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.export import export
 from rllib_kd.observations.pipeline import Function, Normalize, ObservationPipeline, Shown
 from rllib_kd.teachers.base import Teacher
@@ -478,8 +479,8 @@ def test_the_best_checkpoint_of_an_experiment(tmp_path):
     assert load_teacher(tmp_path / "experiment" / "one" / "checkpoint_000002").trained_return == 20.0
     write_trial(tmp_path / "experiment" / "three", [22.0, 21.0], evaluated=True)  # says more than training does
     assert load_teacher(tmp_path / "experiment").trained_return == 22.0
-    assert isinstance(as_policy(tmp_path / "experiment"), GreedyQ)
-    assert environment_of(tmp_path / "experiment") == (None, {})
+    assert isinstance(open_source(tmp_path / "experiment").policy(), GreedyQ)
+    assert open_source(tmp_path / "experiment").environment() == (None, {})
 
 
 def test_a_checkpoint_at_the_end_is_in_no_result(tmp_path):

@@ -212,7 +212,7 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
     chosen = next((scored for scored in candidates if scored.path == whole), candidates[0])
     uri = uri_of(named.uri, named.path, chosen.path)
     why = _why(named.rule, kind, chosen)
-    logger.info("Of the run '%s' the checkpoint '%s' is used: %s.", printable(named.given), printable(uri), why)
+    logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(named.given), why)
     return Location(uri, named.filesystem, chosen.path, _return_of(chosen))
 
 
@@ -235,19 +235,22 @@ def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
     runs = list(dict.fromkeys(scored.path.rpartition("/")[0] for scored in found))
     if len(runs) > 1:
         names = ", ".join([*short_names(runs)[:_MAX_LISTED], *(["..."] if len(runs) > _MAX_LISTED else [])])
-        reason = "" if named.rule == NEWEST else f" None was evaluated; '{named.given}@{BEST}' goes by training."
+        reason = (
+            "" if named.rule == NEWEST else f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
+        )
         raise CheckpointError(f"'{named.given}' holds {len(runs)} runs: {names}. Name the folder of one.{reason}")
 
 
 def _why(rule: str | None, kind: int | None, chosen: _Scored) -> str:
-    asked = f", as '@{rule}' asks" if rule else ""
+    asked = f", as @{rule} requests" if rule else ""
     if kind is None:
-        return f"the newest{asked or ', since training was not evaluated'}"
+        return f"it is the newest{asked or ', since training was not evaluated'}"
     value = chosen.returns[kind]
     if not math.isfinite(value):
-        return f"the newest that is whole{asked}"
-    where = "evaluation" if kind == _EVALUATION else "training, since there was no evaluation"
-    return f"the best by its mean return of {number(value)} in {where}{asked}"
+        return f"it is the newest that is whole{asked}"
+    if kind == _EVALUATION:
+        return f"it has the best mean return in evaluation ({number(value)}){asked}"
+    return f"it has the best mean return in training ({number(value)}){asked}; there was no evaluation"
 
 
 def _return_of(scored: _Scored) -> float | None:

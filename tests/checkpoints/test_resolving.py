@@ -107,7 +107,7 @@ def test_of_several_trials_the_best_if_any_was_evaluated(tmp_path, evaluated, tr
     write_trial(both / "a", training=[50.0, 40.0])
     write_trial(both / "b", training=[45.0])
     assert resolve(f"{both}@best").path == str(both / "a" / "checkpoint_000000")
-    for rule, advice in ("", f" None was evaluated; '{both}@best' goes by training."), ("@newest", ""):
+    for rule, advice in ("", f" None was evaluated: '{both}@best' compares returns in training."), ("@newest", ""):
         with pytest.raises(ValueError, match="holds 2 runs") as caught:
             resolve(f"{both}{rule}")
         assert str(caught.value) == f"'{both}{rule}' holds 2 runs: a, b. Name the folder of one.{advice}"
@@ -125,14 +125,14 @@ def test_without_any_return_nothing_is_the_best(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "rule", "why"),
     [
-        ("evaluated", "", "the best by its mean return of 30.0 in evaluation"),
-        ("evaluated", "@best", "the best by its mean return of 30.0 in evaluation, as '@best' asks"),
-        ("evaluated", "@newest", "the newest, as '@newest' asks"),
-        ("trained", "", "the newest, since training was not evaluated"),
+        ("evaluated", "", "it has the best mean return in evaluation (30.0)"),
+        ("evaluated", "@best", "it has the best mean return in evaluation (30.0), as @best requests"),
+        ("evaluated", "@newest", "it is the newest, as @newest requests"),
+        ("trained", "", "it is the newest, since training was not evaluated"),
         (
             "trained",
             "@best",
-            "the best by its mean return of 30.0 in training, since there was no evaluation, as '@best' asks",
+            "it has the best mean return in training (30.0), as @best requests; there was no evaluation",
         ),
     ],
 )
@@ -142,7 +142,21 @@ def test_the_log_says_which_and_why(request, caplog, kind, rule, why):
         uri = resolve(run).uri
         resolve(uri)  # a checkpoint: nothing was chosen
     own = [record.getMessage() for record in caplog.records if record.name.startswith("rllib_kd")]
-    assert own == [f"Of the run '{run}' the checkpoint '{uri}' is used: {why}."]
+    assert own == [f"Using checkpoint '{uri}' of run '{run}': {why}."]
+
+
+def test_a_checkpoint_that_no_evaluation_came_before_is_taken_if_no_other_is_whole(evaluated, caplog):
+    (evaluated / "checkpoint_000003").mkdir()
+    rows = (evaluated / "result.json").read_text().splitlines()
+    (evaluated / "result.json").write_text("\n".join([json.dumps({"checkpoint_dir_name": "checkpoint_000003"}), *rows]))
+    for i in range(3):
+        for file in (evaluated / f"checkpoint_{i:06d}").iterdir():
+            file.unlink()
+    (evaluated / "checkpoint_000003" / "model.pt").write_bytes(b"whole")
+    with caplog.at_level(logging.INFO, logger="rllib_kd"):
+        assert name_of(evaluated) == "checkpoint_000003"
+    assert caplog.messages[-1].endswith(": it is the newest that is whole.")
+    assert sum("is not whole, and is skipped" in message for message in caplog.messages) == 3
 
 
 def test_a_report_lists_all_trials_of_an_experiment_by_path_or_uri(tmp_path):
@@ -198,11 +212,11 @@ def test_commands_print_which_checkpoint_they_take_once(evaluated, trained, monk
         return [line for line in error.splitlines() if not line.startswith("warning: The teacher")]
 
     (note,) = run("compare", evaluated, "--teacher", evaluated)
-    assert re.fullmatch(r"note: Of the run '.*' the checkpoint '.*/checkpoint_000001' is used: the best by .*\.", note)
+    assert re.fullmatch(r"note: Using checkpoint '.*/checkpoint_000001' of run '.*': it has the best .*\.", note)
     assert len(run("compare", evaluated, "--teacher", trained)) == 2
     (note,) = run("evaluate", f"{evaluated}@newest")
-    assert "checkpoint_000002' is used: the newest, as '@newest' asks." in note
+    assert note.endswith("/evaluated@newest': it is the newest, as @newest requests.")
     (note,) = run("export", trained, "--out", trained / "x.safetensors")
-    assert "checkpoint_000002' is used: the newest, since training was not evaluated." in note
+    assert note.endswith("/trained': it is the newest, since training was not evaluated.")
     assert run("evaluate", trained / "checkpoint_000000") == run("evaluate", "cartpole") == []
     assert logging.getLogger("rllib_kd.checkpoints.tune").level == logging.NOTSET

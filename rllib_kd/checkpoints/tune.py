@@ -182,7 +182,7 @@ def _trials_of(named: _Named, reader: _Reader) -> list[str]:
     trials = list(reader.trials(named.path))
     if not trials and named.rule is not None:
         raise CheckpointError(
-            f"'{named.uri}' is no run folder, so that '@{named.rule}' has nothing to choose from. Leave it out, or "
+            f"'{named.uri}' is not a run folder, so '@{named.rule}' has nothing to choose from. Leave it out, or "
             "name the folder of a Tune trial or experiment."
         )
     return trials

@@ -81,7 +81,7 @@ def test_a_checkpoint_means_itself(evaluated):
     for checkpoint in (evaluated / "checkpoint_000000", f"file://{evaluated}/checkpoint_000000"):
         assert name_of(checkpoint) == "checkpoint_000000"
         assert load_teacher(checkpoint).trained_return == 10.0
-        with pytest.raises(ValueError, match=r"000000' is no run folder, so that '@best' has nothing to choose from"):
+        with pytest.raises(ValueError, match=r"000000' is not a run folder, so '@best' has nothing to choose from"):
             resolve(f"{checkpoint}@best")
 
 

@@ -25,6 +25,10 @@ _NAMESPACE = "rllib_kd_warnings"
 _SECONDS_BETWEEN_LOOKS = 0.3
 
 
+#: Loggers whose infos the command line prints too: which checkpoint a run folder stands for.
+_NOTES = ("rllib_kd.checkpoints.tune",)
+
+
 def send_warnings_from_worker() -> None:
     """In a process that Ray has started for an actor or a task, send warnings to who listens; elsewhere do nothing."""
     worker = sys.modules.get("ray._private.worker")
@@ -78,12 +82,17 @@ def listening() -> Iterator[None]:
 
 @contextmanager
 def printed_warnings() -> Iterator[None]:
-    """Print what this package warns of as `warning: ...` on stderr, above a progress line, each text once."""
-    printer = _Printer(logging.WARNING)
+    """Print warnings and notes of this package on stderr, above a progress line, each text once."""
+    printer = _Printer(logging.INFO)
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in _NOTES}
     _LOGGER.addHandler(printer)
+    for notes in levels:
+        notes.setLevel(logging.INFO)
     try:
         yield
     finally:
+        for notes, level in levels.items():
+            notes.setLevel(level)
         _LOGGER.removeHandler(printer)
 
 
@@ -108,10 +117,13 @@ class _Printer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from rllib_kd.terminal import say
 
+        is_warning = record.levelno >= logging.WARNING
+        if not is_warning and record.name not in _NOTES:
+            return
         message = record.getMessage()
         if message not in self._printed:
             self._printed.add(message)
-            say(f"warning: {message}")
+            say(f"{'warning' if is_warning else 'note'}: {message}")
 
 
 def _send(record: logging.LogRecord) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from rllib_kd import compare, load_teacher
 from rllib_kd.environments.making import check_gymnasium_id
 from rllib_kd.evaluation.comparing import evaluate
-from rllib_kd.evaluation.policies import environment_of
+from rllib_kd.evaluation.sources import open_source
 from rllib_kd.teachers.base import Teacher
 
 FAMILY = {"s8": {"fcnet_hiddens": [8]}, "linear": {"fcnet_hiddens": []}}
@@ -52,7 +52,7 @@ def test_students_of_matrices_learn_and_play_from_their_folders(cartpole_config,
 def test_a_member_of_a_family_knows_where_it_was_trained(cartpole_config, build, tmp_path):
     path = build(cartpole_config.distillation(students=FAMILY)).save_to_path(str(tmp_path / "checkpoint"))
     for name in FAMILY:
-        assert environment_of(f"{path}/learner_group/learner/rl_module/{name}") == ("CartPole-v1", {})
+        assert open_source(f"{path}/learner_group/learner/rl_module/{name}").environment() == ("CartPole-v1", {})
 
 
 def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):

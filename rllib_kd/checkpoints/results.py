@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -78,3 +79,14 @@ class TrialReader:
 def folders_among(entries: Iterable[pyarrow.fs.FileInfo]) -> list[str]:
     """The paths of the folders among entries, sorted."""
     return sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
+
+
+def finite_number(value: Any) -> float | None:
+    """A number of a result; None for what is none, or not finite as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer with hundreds of digits
+        return None
+    return number if math.isfinite(number) else None

@@ -7,9 +7,9 @@ import io
 import math
 import pickle
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import gymnasium as gym
@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Name, Tag, read_pickle
-from rllib_kd.checkpoints.uris import file_types, is_folder, list_folder, open_uri, read_file
+from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file
 from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.networks.layers import Cost
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -129,7 +129,7 @@ class RLlibCheckpoint:
             "model_config": _checked_model_config(model_config, observation_space, class_file),
             "catalog_class": None if catalog is None else _known_class(catalog, _CATALOGS, "catalog", class_file),
         }
-        state_file = _first_file(self.filesystem, self.module_path, _MODULE_STATE_FILES)
+        state_file = first_file(self.filesystem, self.module_path, _MODULE_STATE_FILES)
         assert state_file is not None  # or the folder would not have been found
         state = build(self._read_tags(state_file, limits.MAX_FILE), state_file)
         try:
@@ -184,7 +184,7 @@ class RLlibCheckpoint:
 
     def algorithm(self) -> str | None:
         """Name of the Algorithm's class; None where only the RLModule was saved."""
-        algorithm = self._read_algorithm().get("class")
+        algorithm = self._algorithm.get("class")
         return _name_of(algorithm).name.split(".")[-1] if algorithm is not None else None
 
     def environment(self) -> tuple[Any, dict[Any, Any]]:
@@ -226,13 +226,15 @@ class RLlibCheckpoint:
     def _read_config(self) -> dict[Any, Any]:
         """The Algorithm's, unbuilt; empty where there is none, or none that can be read."""
         try:
-            config = self._read_algorithm()["ctor_args_and_kwargs"][0][0]
+            config = self._algorithm["ctor_args_and_kwargs"][0][0]
         except (KeyError, IndexError, TypeError, CheckpointError):
             return {}
         config = config.state if isinstance(config, Tag) else config
         return config if isinstance(config, dict) else {}
 
-    def _read_algorithm(self) -> dict[str, Any]:
+    @cached_property
+    def _algorithm(self) -> dict[str, Any]:
+        """The file of the Algorithm's class and config, unbuilt; empty if only the RLModule was saved."""
         if self.algorithm_path is None:
             return {}
         content = self._read_tags(posixpath.join(self.algorithm_path, _CLASS_FILE))
@@ -295,19 +297,26 @@ class RLlibCheckpoint:
             ) from error
 
 
-def open_checkpoint(uri: str, *, module_id: str = DEFAULT_MODULE_ID, trust_checkpoint: bool = False) -> RLlibCheckpoint:
+def open_checkpoint(
+    uri: str,
+    *,
+    at: tuple[pyarrow.fs.FileSystem, str] | None = None,
+    module_id: str = DEFAULT_MODULE_ID,
+    trust_checkpoint: bool = False,
+) -> RLlibCheckpoint:
     """Find a policy in any kind of RLlib checkpoint.
 
     Args:
         uri: an absolute path, or a URI that pyarrow knows (`file://`, `s3://`, `gs://`), of an Algorithm's checkpoint
             directory, or of an rl_module folder in it or by itself.
+        at: filesystem and path of `uri`, if they are known.
         module_id: which RLModule.
         trust_checkpoint: whether its pickles may be executed.
 
     Raises:
         CheckpointError: there is nothing at `uri`, or no RLlib checkpoint.
     """
-    filesystem, path = open_uri(uri)
+    filesystem, path = at or open_uri(uri)
     module_path = _find_module(filesystem, path, module_id, uri)
     name = posixpath.basename(module_path)
     for folder in (_MULTI_RL_MODULE, posixpath.join(_MULTI_RL_MODULE, name)):
@@ -371,10 +380,8 @@ def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: 
 
 
 def _pair(sizes: Any) -> tuple[Any, Any]:
-    if isinstance(sizes, list | tuple):
-        down, along = sizes
-        return down, along
-    return sizes, sizes
+    down, along = sizes if isinstance(sizes, list | tuple) else (sizes, sizes)
+    return down, along
 
 
 def _is_positive(number: Any) -> bool:
@@ -408,13 +415,6 @@ def _name_of(tag: Any) -> Name:
     return Name("pickled by value", tag.args[1] if is_named else "a class")
 
 
-def _first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[str]) -> str | None:
-    """The first of these files that is there."""
-    paths = [posixpath.join(folder, name) for name in names]
-    kinds = file_types(filesystem, paths)
-    return next((path for path, kind in zip(paths, kinds, strict=True) if kind == pyarrow.fs.FileType.File), None)
-
-
 def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, uri: str) -> str:
     """The folder of the single RLModule inside any kind of checkpoint."""
     for folder in (path, posixpath.join(path, module_id), posixpath.join(path, _MULTI_RL_MODULE, module_id)):
@@ -441,7 +441,7 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
 
 
 def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
-    return all(_first_file(filesystem, folder, names) for names in ((_CLASS_FILE,), _MODULE_STATE_FILES))
+    return all(first_file(filesystem, folder, names) for names in ((_CLASS_FILE,), _MODULE_STATE_FILES))
 
 
 def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:

@@ -1,28 +1,17 @@
-"""Runs of Ray Tune and RLlib on disk: their checkpoints and learning curves."""
+"""Runs of Ray Tune and RLlib on disk: their learning curves."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs
 
-from rllib_kd.checkpoints.results import RESULTS, TrialReader
-from rllib_kd.checkpoints.tune import finite_number
-from rllib_kd.checkpoints.uris import expanded
-from rllib_kd.checkpoints.whole import first_whole
+from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
-
-
-_CHECKPOINT = "checkpoint_"
-
-
-#: Algorithm_environment_experiment_number_and-again_what=it varies_date_time
-_TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d$")
 
 
 #: Whose returns a curve shows.
@@ -41,63 +30,6 @@ class Curve(list[tuple[float, float]]):
     def __init__(self, points: Iterable[tuple[float, float]] = (), of: str = GREEDY):
         super().__init__(points)
         self.of = of
-
-
-class Student(NamedTuple):
-    """A checkpoint, and how it came about, where that is known."""
-
-    checkpoint: str
-    curve: Curve
-
-
-def find_students(paths: Sequence[str | os.PathLike[str]], *, with_curves: bool = True) -> dict[str, Student]:
-    """The students that paths stand for, by the shortest ends of their paths that tell them apart.
-
-    Args:
-        paths: of checkpoints; of trials, which stand for their newest checkpoint; or of experiments, which stand for
-            all their trials. What is no run on this machine's disk (a URI, the name of a packaged teacher, a folder of
-            another origin) stands for itself.
-        with_curves: whether their learning curves are read.
-
-    Raises:
-        ValueError: a run has no checkpoint, a path is empty, or all runs together hold more files or results than are
-            read.
-    """
-    students: dict[str, Student] = {}
-    reader = TrialReader(_LOCAL)
-
-    def curve_of(run: Path) -> Curve:
-        return _read_curve(run / RESULTS, reader) if with_curves and (run / RESULTS).is_file() else Curve()
-
-    for given in (os.fspath(path) for path in paths):
-        path = Path(given) if "://" in given else expanded(given)
-        trials = _trials(path, reader)
-        for trial in trials:
-            students[str(trial)] = Student(_newest_checkpoint(trial, reader), curve_of(trial))
-        if not trials:
-            students[given] = Student(given, curve_of(path.parent) if path.name.startswith(_CHECKPOINT) else Curve())
-    return dict(zip(_short_names(list(students)), students.values(), strict=True))
-
-
-def _trials(path: Path, reader: TrialReader) -> list[Path]:
-    """The trial that a path is, or those in it."""
-    if not path.is_dir():
-        return []
-    if (path / RESULTS).is_file():
-        return [path]
-    return [Path(folder) for folder in reader.folders(str(path)) if (Path(folder) / RESULTS).is_file()]
-
-
-def find_student(path: str | os.PathLike[str]) -> str:
-    """The one checkpoint that a path stands for, as in `find_students()`.
-
-    Raises:
-        ValueError: it stands for several.
-    """
-    students = find_students([path], with_curves=False)
-    if len(students) != 1:
-        raise ValueError(f"'{path}' holds {len(students)} runs: {', '.join(students)}. Name the folder of one.")
-    return next(iter(students.values())).checkpoint
 
 
 def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
@@ -133,18 +65,28 @@ def read_curve(file: Path) -> Curve:
     Args:
         file: the run's `result.json`.
     """
-    return _read_curve(file, TrialReader(_LOCAL, is_own=True))
+    reader = CurveReader()
+    for row in TrialReader(_LOCAL, is_own=True).rows(str(file)):
+        reader.add(row)
+    return reader.curve
 
 
-def _read_curve(file: Path, reader: TrialReader) -> Curve:
-    evaluations, returns, has_teacher = Curve(), Curve(), False
-    for row in reader.rows(str(file)):
-        _go_on(evaluations, row, "evaluation", "env_runners")
-        _go_on(returns, row, "env_runners")
-        has_teacher = has_teacher or bool(teacher_fraction(row))
-    if evaluations:
-        return evaluations
-    return Curve(returns, of=BEHAVIOR if has_teacher else EXPLORING)
+class CurveReader:
+    """Makes the learning curve of a run from its results, one after the other."""
+
+    def __init__(self) -> None:
+        self._evaluations, self._returns, self._has_teacher = Curve(), Curve(), False
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Add a result."""
+        _go_on(self._evaluations, row, "evaluation", "env_runners")
+        _go_on(self._returns, row, "env_runners")
+        self._has_teacher = self._has_teacher or bool(teacher_fraction(row))
+
+    @property
+    def curve(self) -> Curve:
+        """The curve of the results so far, as in `read_curve()`."""
+        return self._evaluations or Curve(self._returns, of=BEHAVIOR if self._has_teacher else EXPLORING)
 
 
 def whose(curve: Sequence[tuple[float, float]]) -> str:
@@ -157,47 +99,6 @@ def teacher_fraction(result: Mapping[str, Any]) -> float | None:
     own = result.get("distillation")
     fraction = own.get("teacher_fraction") if isinstance(own, Mapping) else None
     return fraction if isinstance(fraction, int | float) else None
-
-
-def _newest_checkpoint(trial: Path, reader: TrialReader) -> str:
-    folders = map(Path, reader.folders(str(trial)))
-    checkpoints = [folder for folder in folders if folder.name.startswith(_CHECKPOINT)]
-    if not checkpoints:
-        raise ValueError(f"The run '{trial}' has no checkpoint. Train with --checkpoint-at-end.")
-    newest_first = list(map(str, reversed(checkpoints)))
-    return first_whole(_LOCAL, newest_first) or newest_first[0]
-
-
-def _short_names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends that tell them apart, without checkpoints; of Tune's names of trials what they vary.
-
-    Trials that vary nothing have the name of their experiment, or their number where there are several.
-    """
-    parts = [_parts(path) for path in paths]
-    for shorten in (_without_checkpoint, _with_brief_trial, _without_number):
-        shorter = list(map(shorten, parts))
-        parts = shorter if len(set(shorter)) == len(set(parts)) and all(shorter) else parts
-    length = 1
-    while len({part[-length:] for part in parts}) < len(set(parts)):
-        length += 1
-    return [str(Path(*part[-length:])) for part in parts]
-
-
-def _parts(path: str) -> tuple[str, ...]:
-    """Of a path; of `.`, `..` and the like those of the folder that they mean, which has a name."""
-    return Path(path if Path(path).name not in ("", "..") else os.path.abspath(path)).parts
-
-
-def _without_checkpoint(parts: tuple[str, ...]) -> tuple[str, ...]:
-    return parts[:-1] if parts[-1].startswith(_CHECKPOINT) else parts
-
-
-def _with_brief_trial(parts: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(_TRIAL.sub(lambda match: match["varied"] or match["number"], part) for part in parts)
-
-
-def _without_number(parts: tuple[str, ...]) -> tuple[str, ...]:
-    return parts[:-1] if re.fullmatch(r"\d{5}", parts[-1]) else parts
 
 
 def _go_on(curve: Curve, row: Mapping[str, Any], *keys: str) -> None:

@@ -1,21 +1,36 @@
-"""Folders of Ray Tune: the best checkpoint of an experiment or a trial, by the return that its results tell."""
+"""Folders of Ray Tune: which checkpoint a path stands for.
+
+A run folder means its best checkpoint by evaluation if training evaluated, else its newest. `RUN@best` and `RUN@newest`
+choose. Everything that takes a path asks `resolve()`.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
-from rllib_kd.checkpoints.results import RESULTS, TrialReader, folders_among
-from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file
+from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
+from rllib_kd.checkpoints.run_names import CHECKPOINT, short_names
+from rllib_kd.checkpoints.runs import Curve, CurveReader
+from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types, is_file, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.whole import first_whole
+from rllib_kd.text import number, printable
+
+logger = logging.getLogger(__name__)
+
+
+#: The rules by which `RUN@RULE` chooses a checkpoint.
+BEST, NEWEST = "best", "newest"
+
 
 _STATE = "algorithm_state.pkl"  # in a checkpoint
 
@@ -27,17 +42,47 @@ _ITERATION = "training_iteration"  # in that state, and in results
 _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
 
 
+_EVALUATION, _TRAINING = range(2)  # in _RETURNS
+
+
 _MAX_OPCODES = 8 * limits.MAX_OPCODES  # of the states of all checkpoints of a folder together
 
 
 _MAX_NAME = 255  # characters of a checkpoint's folder
 
 
-class TrainedCheckpoint(NamedTuple):
-    """A checkpoint that Tune wrote."""
+_MAX_LISTED = 10  # runs, in a message
 
+
+class Location(NamedTuple):
+    """Where a checkpoint, or a file of another library, lies."""
+
+    uri: str
+    filesystem: pyarrow.fs.FileSystem
+    path: str  # in the filesystem
+    trained_return: float | None = None  # mean, that the results of its run record
+
+
+class Student(NamedTuple):
+    """A checkpoint as `open_source()` takes it, and the learning curve of its run if that is known."""
+
+    source: str | Location
+    curve: Curve
+
+    @property
+    def checkpoint(self) -> str:
+        """Its path or URI."""
+        return self.source.uri if isinstance(self.source, Location) else self.source
+
+
+class _Named(NamedTuple):
+    """A path as it was given, without its rule."""
+
+    given: str
+    uri: str
+    filesystem: pyarrow.fs.FileSystem
     path: str
-    trained_return: float  # mean, of the result that came with it; −inf where it has none
+    rule: str | None
 
 
 class _Scored(NamedTuple):
@@ -47,75 +92,235 @@ class _Scored(NamedTuple):
     returns: tuple[float, ...]
 
 
-def best_checkpoint(filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> TrainedCheckpoint | None:
-    """The best checkpoint of a trial's folder, or of the trials in an experiment's; None where it is neither.
+def resolve(path: str | os.PathLike[str]) -> Location:
+    """Return the checkpoint that a path stands for.
 
-    Among trials that were evaluated and others, the evaluated ones come first.
+    A run folder is a trial of Tune, or an experiment with one. It stands for the checkpoint with the highest mean
+    return in evaluation; for its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest;
+    `RUN@best` the best, by returns of training if there was no evaluation. An experiment with several trials stands
+    for the best checkpoint of all of them. Half-written checkpoints are skipped with a warning. Anything else stands
+    for itself, also if its name contains an `@`.
+
+    Args:
+        path: of a checkpoint, a run folder, or a file of another library; or its URI.
 
     Raises:
-        CheckpointError: it has results, but no checkpoints; or more of them than are read.
+        CheckpointError: nothing is there; a run has no checkpoint; an experiment has several trials, and none is the
+            best; or it has more results than are read.
     """
-    trials = [path] if is_file(filesystem, posixpath.join(path, RESULTS)) else _trials(filesystem, path)
-    if not trials:
-        return None
-    reader = _Reader(filesystem)
+    named = _find(os.fspath(path))
+    reader = _Reader(named.filesystem)
+    trials = _trials_of(named, reader)
+    return _choose(named, trials, reader) if trials else _itself(named, reader)
+
+
+def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, Student]:
+    """Return the students that paths stand for, by the shortest ends of their paths that tell them apart.
+
+    Args:
+        paths: each as in `resolve()`; but an experiment stands for all its trials. What is no run stands for itself.
+        names: that are no paths.
+
+    Raises:
+        ValueError: as `resolve()`; the limits on results are for all paths together.
+    """
+    readers: list[_Reader] = []
+    students: list[tuple[str, str | None, Student]] = []  # with the path that is shortened, and the rule
+
+    for given in [os.fspath(path) for path in paths]:
+        try:
+            named = None if given in names else _find(given)
+        except NothingThereError:
+            named = None  # whoever opens it says so
+        if named is None:
+            students.append((given, None, Student(given, Curve())))
+            continue
+        reader = next((each for each in readers if each.filesystem.equals(named.filesystem)), None)
+        if reader is None:
+            readers.append(reader := _Reader(named.filesystem))
+        trials = _trials_of(named, reader)
+        for trial in trials:
+            own = named._replace(uri=uri_of(named.uri, named.path, trial), path=trial)
+            student = Student(_choose(own, [trial], reader), reader.results(trial).curve)
+            students.append((own.uri.partition("?")[0], named.rule, student))
+        if not trials:
+            run = reader.run_of(named.path)
+            curve = Curve() if run is None else reader.results(run).curve
+            students.append((given, None, Student(_itself(named, reader), curve)))
+
+    unique = list(dict.fromkeys(path for path, _, _ in students))
+    short = dict(zip(unique, short_names(unique), strict=True))
+    return {short[path] + (f"@{rule}" if rule else ""): student for path, rule, student in students}
+
+
+def _find(given: str) -> _Named:
+    """Open a path; without its rule, unless something of this very name is there."""
+    uri = absolute_uri(given)
+    before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    folder, at, rule = before.rpartition("@")
+    try:
+        return _Named(given, uri, *open_uri(uri), None)
+    except NothingThereError:
+        if not at or "/" in rule:
+            raise
+        if rule in (BEST, NEWEST):
+            return _Named(given, folder + mark + options, *open_uri(folder + mark + options), rule)
+        _check_rule(given, folder + mark + options, rule)
+        raise
+
+
+def _check_rule(given: str, folder: str, rule: str) -> None:
+    try:
+        open_uri(folder)
+    except CheckpointError:
+        return
+    raise NothingThereError(f"There is nothing at '{given}'. After '@' expected {BEST} or {NEWEST}, got '{rule}'.")
+
+
+def _trials_of(named: _Named, reader: _Reader) -> list[str]:
+    """The trial that a path is, or those in it; none if it is no run."""
+    trials = list(reader.trials(named.path))
+    if not trials and named.rule is not None:
+        raise CheckpointError(
+            f"'{named.uri}' is not a run folder, so '@{named.rule}' has nothing to choose from. Leave it out, or "
+            "name the folder of a Tune trial or experiment."
+        )
+    return trials
+
+
+def _itself(named: _Named, reader: _Reader) -> Location:
+    """A checkpoint, or a file, with what the results of its run record of it."""
+    run = reader.run_of(named.path)
+    scored = [] if run is None else reader.score(run, [named.path])
+    return Location(named.uri, named.filesystem, named.path, next(map(_return_of, scored), None))
+
+
+def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
     found = [scored for trial in trials for scored in reader.score(trial, reader.folders(trial))]
-    for i in range(len(_RETURNS)):
-        if any(math.isfinite(scored.returns[i]) for scored in found) or (found and i == len(_RETURNS) - 1):
-            newest_first = found[::-1]
-            ranked = sorted(newest_first, key=lambda scored: scored.returns[i], reverse=True)  # equals keep their order
-            whole = first_whole(filesystem, (scored.path for scored in ranked))
-            best = next((scored for scored in ranked if scored.path == whole), ranked[0])
-            return TrainedCheckpoint(best.path, best.returns[i])
-    raise CheckpointError(
-        f"'{uri}' is a folder of Ray Tune without checkpoints. Let Tune write some: CheckpointConfig("
-        "checkpoint_at_end=True), or --checkpoint-freq on the command line."
-    )
+    if not found:
+        raise CheckpointError(
+            f"The run '{named.uri}' has no checkpoint. Let Tune write some: --checkpoint-at-end or --checkpoint-freq "
+            "on the command line, CheckpointConfig(checkpoint_at_end=True) in Python."
+        )
+    kind = _kind(named, found)
+    candidates = found[::-1]  # the newest first
+    if kind is not None:
+        candidates.sort(key=lambda scored: scored.returns[kind], reverse=True)  # equals keep their order
+    else:
+        _check_is_one_run(named, found)
+    whole = first_whole(named.filesystem, (scored.path for scored in candidates))
+    chosen = next((scored for scored in candidates if scored.path == whole), candidates[0])
+    uri = uri_of(named.uri, named.path, chosen.path)
+    why = _why(named.rule, kind, chosen)
+    logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(named.given), why)
+    return Location(uri, named.filesystem, chosen.path, _return_of(chosen))
 
 
-def trained_return(filesystem: pyarrow.fs.FileSystem, path: str) -> float | None:
-    """The mean return that Tune's results tell of a checkpoint; None where they do not."""
-    for scored in _Reader(filesystem).score(path.rpartition("/")[0], [path]):
-        return next((value for value in scored.returns if math.isfinite(value)), None)
+def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
+    """By which of `_RETURNS` the best is chosen; None: the newest is."""
+    if named.rule == NEWEST:
+        return None
+    for kind in (_EVALUATION, _TRAINING) if named.rule == BEST else (_EVALUATION,):
+        if any(math.isfinite(scored.returns[kind]) for scored in found):
+            return kind
+    if named.rule == BEST:
+        raise CheckpointError(
+            f"The results of '{named.uri}' contain no return, so that no checkpoint is the best. Leave out '@{BEST}', "
+            "or name a checkpoint."
+        )
     return None
 
 
-def _trials(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
-    entries = list_folder(filesystem, path)
-    is_local = filesystem.type_name == "local"  # where links may lead anywhere, and to the same trial often
-    folders = [folder for folder in folders_among(entries) if not (is_local and os.path.islink(folder))]
-    files = [posixpath.join(folder, RESULTS) for folder in folders]
-    kinds = file_types(filesystem, files)
-    return [folder for folder, kind in zip(folders, kinds, strict=True) if kind == pyarrow.fs.FileType.File]
+def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
+    runs = list(dict.fromkeys(scored.path.rpartition("/")[0] for scored in found))
+    if len(runs) > 1:
+        names = ", ".join([*short_names(runs)[:_MAX_LISTED], *(["..."] if len(runs) > _MAX_LISTED else [])])
+        reason = (
+            "" if named.rule == NEWEST else f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
+        )
+        raise CheckpointError(f"'{named.given}' holds {len(runs)} runs: {names}. Name the folder of one.{reason}")
+
+
+def _why(rule: str | None, kind: int | None, chosen: _Scored) -> str:
+    asked = f", as @{rule} requests" if rule else ""
+    if kind is None:
+        return f"it is the newest{asked or ', since training was not evaluated'}"
+    value = chosen.returns[kind]
+    if not math.isfinite(value):
+        return f"it is the newest that is whole{asked}"
+    if kind == _EVALUATION:
+        return f"it has the best mean return in evaluation ({number(value)}){asked}"
+    return f"it has the best mean return in training ({number(value)}){asked}; there was no evaluation"
+
+
+def _return_of(scored: _Scored) -> float | None:
+    return next((value for value in scored.returns if math.isfinite(value)), None)
+
+
+class _Results:
+    """What the results of a trial record: the returns of its checkpoints, and its learning curve."""
+
+    def __init__(self, rows: Iterator[dict[str, Any]]):
+        curve = CurveReader()
+        self.last = tuple(-math.inf for _ in _RETURNS)
+        self.by_name: dict[str | None, tuple[float, ...]] = {}
+        self.by_iteration: dict[int | None, tuple[float, ...]] = {}
+        for row in rows:
+            curve.add(row)
+            values = [_look_up(row, keys) for keys in _RETURNS]
+            self.last = tuple(old if new is None else new for old, new in zip(self.last, values, strict=True))
+            self.by_name[_name(row.get("checkpoint_dir_name"))] = self.last
+            self.by_iteration[_number(row.get(_ITERATION))] = self.last
+        self.curve = curve.curve
 
 
 class _Reader(TrialReader):
-    """Reads results and states, so many of all trials together."""
+    """Reads results and states, so many of all trials together, and the results of each trial once."""
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem):
         super().__init__(filesystem)
         self._budget = Budget(_MAX_OPCODES, limits.MAX_FILE)
+        self._results: dict[str, _Results] = {}
+
+    def is_trial(self, folder: str) -> bool:
+        """Whether a folder is that of a trial."""
+        return is_file(self.filesystem, posixpath.join(folder, RESULTS))
+
+    def trials(self, path: str) -> Iterator[str]:
+        """The trial at a path, or those in its folder."""
+        if file_types(self.filesystem, [path]) != [pyarrow.fs.FileType.Directory]:
+            return
+        if self.is_trial(path):
+            yield path
+            return
+        is_local = self.filesystem.type_name == "local"  # where links may lead anywhere, and to the same trial often
+        folders = [folder for folder in self.folders(path) if not (is_local and os.path.islink(folder))]
+        kinds = file_types(self.filesystem, [posixpath.join(folder, RESULTS) for folder in folders])
+        for folder, kind in zip(folders, kinds, strict=True):
+            if kind == pyarrow.fs.FileType.File:
+                yield folder
+
+    def results(self, trial: str) -> _Results:
+        """The results of a trial."""
+        if trial not in self._results:
+            self._results[trial] = _Results(self.rows(posixpath.join(trial, RESULTS)))
+        return self._results[trial]
+
+    def run_of(self, checkpoint: str) -> str | None:
+        """The trial in whose folder a checkpoint lies; None for what else a path may be."""
+        trial, _, name = checkpoint.rpartition("/")
+        return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
-        """The checkpoints among folders of a trial."""
-        results = posixpath.join(trial, RESULTS)
-        if not is_file(self.filesystem, results):
-            return []
-        last = tuple(-math.inf for _ in _RETURNS)
-        by_name: dict[str | None, tuple[float, ...]] = {}
-        by_iteration: dict[int | None, tuple[float, ...]] = {}
-        for row in self.rows(results):
-            values = [_look_up(row, keys) for keys in _RETURNS]
-            last = tuple(old if new is None else new for old, new in zip(last, values, strict=True))
-            by_name[_name(row.get("checkpoint_dir_name"))] = by_iteration[_number(row.get(_ITERATION))] = last
-        found = []
+        """The checkpoints among folders of a trial, oldest first."""
+        results, found = self.results(trial), []
         for folder in folders:
-            name = folder.rpartition("/")[2]
-            if name in by_name:
-                found.append(_Scored(folder, by_name[name]))
-            elif name.startswith("checkpoint_"):  # Tune names it in no result if it is an Algorithm's
+            name = posixpath.basename(folder)
+            if name in results.by_name:
+                found.append(_Scored(folder, results.by_name[name]))
+            elif name.startswith(CHECKPOINT):  # Tune names it in no result if it is an Algorithm's
                 iteration = self._iteration(posixpath.join(folder, _STATE))
-                found.append(_Scored(folder, by_iteration.get(iteration, last)))
+                found.append(_Scored(folder, results.by_iteration.get(iteration, results.last)))
         return found
 
     def _iteration(self, path: str) -> int | None:
@@ -143,14 +348,3 @@ def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:
     for key in keys:
         row = row.get(key) if isinstance(row, Mapping) else None
     return finite_number(row)
-
-
-def finite_number(value: Any) -> float | None:
-    """A number of a result; None for what is none, or not finite as a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:  # of an integer with hundreds of digits
-        return None
-    return number if math.isfinite(number) else None

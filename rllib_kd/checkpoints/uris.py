@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,11 +20,16 @@ _HEAD = 64  # bytes by which a file is recognised
 _BLOCK = 2**20  # bytes
 
 
+class NothingThereError(CheckpointError):
+    """Nothing lies at a path or URI."""
+
+
 def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The filesystem, and the path in it.
 
     Raises:
-        CheckpointError: nothing is there.
+        CheckpointError: it is neither a path nor a URI, or cannot be read.
+        NothingThereError: nothing is there.
     """
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
@@ -31,7 +37,7 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     except (pyarrow.ArrowInvalid, OSError, UnicodeEncodeError) as error:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
-        raise CheckpointError(
+        raise NothingThereError(
             f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN, a file of another "
             "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
             "which comes with rllib_kd."
@@ -63,6 +69,13 @@ def is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
 def is_folder(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
     """Whether a folder lies there."""
     return file_types(filesystem, [path]) == [pyarrow.fs.FileType.Directory]
+
+
+def first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[str]) -> str | None:
+    """Return the path of the first of these files that is in a folder; None if none is."""
+    paths = [posixpath.join(folder, name) for name in names]
+    kinds = file_types(filesystem, paths)
+    return next((path for path, kind in zip(paths, kinds, strict=True) if kind == pyarrow.fs.FileType.File), None)
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:

@@ -109,7 +109,7 @@ ScoreAttr = Annotated[str | None, option("Metric of the best.", "--checkpoint-sc
 MaxFailures = Annotated[int, option("Restarts at the last checkpoint; default 0.", metavar="N")]
 
 
-Restore = Annotated[str | None, option("Start from this checkpoint.", metavar="PATH")]
+Restore = Annotated[str | None, option("Start from this checkpoint or run.", metavar="PATH")]
 
 
 Resume = Annotated[bool, option("Go on with an interrupted experiment.", "--resume")]
@@ -151,10 +151,10 @@ WandbRunName = Annotated[str | None, option("Default: the trial's.", metavar="NA
 Verbose = Annotated[int, typer.Option("-v", count=True, show_default=False, help="Log more: -v INFO, -vv DEBUG.")]
 
 
-Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or the folder of a run, or 'cartpole'.")]
+Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Or a run folder, RUN@newest, 'cartpole'.")]
 
 
-Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoints, or folders of runs.")]
+Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoints, or run folders.")]
 
 
 OwnEnv = Annotated[str | None, option("Default: as the checkpoint says.", "--env", "-e", metavar="ID")]

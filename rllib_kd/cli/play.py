@@ -49,18 +49,19 @@ def compare(
     \b
     rllib compare --teacher cartpole ~/ray_results/cartpole --out report
     """  # noqa: D301
-    from rllib_kd.checkpoints.runs import find_students
+    from rllib_kd.checkpoints.tune import find_students
     from rllib_kd.evaluation.comparing import compare_all
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.report.comparisons import summary_table, write_report
+    from rllib_kd.teachers.names import PACKAGED_TEACHERS
 
     set_log_level(0)
-    found = find_students(students, with_curves=out is not None)
+    found = find_students(students, names=list(PACKAGED_TEACHERS))
     if len(found) == 1:
         found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
         one_or_all(teacher),
-        {name: student.checkpoint for name, student in found.items()},
+        {name: student.source for name, student in found.items()},
         env,
         num_episodes=episodes,
         seed=seed,
@@ -95,20 +96,19 @@ def evaluate(
     \b
     rllib evaluate ~/ray_results/cartpole --video videos
     """  # noqa: D301
-    from rllib_kd.checkpoints.runs import find_student
     from rllib_kd.evaluation.comparing import evaluate as evaluate_policy
     from rllib_kd.evaluation.played_environment import resolve_environment
-    from rllib_kd.evaluation.policies import algorithm_of
+    from rllib_kd.evaluation.sources import open_source
     from rllib_kd.experiment.files import parse_json
 
     set_log_level(0)
-    checkpoint = find_student(checkpoint)
-    if algo is not None and algo != (trained_by := algorithm_of(checkpoint) or algo):
+    source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
+    if algo is not None and algo != (trained_by := source.algorithm() or algo):
         raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
     asked = parse_json(env_config, "--env-config")
-    where = resolve_environment({"the policy": checkpoint}, env, asked, trust_checkpoint=trust_checkpoint)
+    where = resolve_environment({"the policy": source}, env, asked, trust_checkpoint=trust_checkpoint)
     report = evaluate_policy(
-        checkpoint,
+        source,
         where,
         num_episodes=episodes,
         seed=seed,
@@ -151,9 +151,8 @@ def export(
     \b
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
     """  # noqa: D301
-    from rllib_kd.checkpoints.runs import find_student
     from rllib_kd.evaluation.played_environment import resolve_environment
-    from rllib_kd.evaluation.policies import as_q_network
+    from rllib_kd.evaluation.sources import open_sources
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.export.deployment import deploy, deployment_table
     from rllib_kd.export.export import check_exportable, format_of_ending
@@ -161,16 +160,17 @@ def export(
 
     set_log_level(0)
     format = format_of_ending(out) if format is None else format
-    checkpoint = find_student(checkpoint)
     asked = parse_json(env_config, "--env-config")
+    given = [checkpoint] if teacher is None else [checkpoint, teacher]
+    student, *others = open_sources(given, trust_checkpoint=trust_checkpoint)
     where = resolve_environment(
-        {"the student": checkpoint}, env, asked, teacher=teacher, trust_checkpoint=trust_checkpoint
+        {"the student": student},
+        env,
+        asked,
+        teacher=others[0] if others else None,
+        trust_checkpoint=trust_checkpoint,
     )
-    written = [
-        (as_q_network(source, trust_checkpoint=trust_checkpoint), path)
-        for source, path in ((checkpoint, out), (teacher, None))
-        if source is not None
-    ]
+    written = [(student.network(), out), *((other.network(), None) for other in others)]
     for network, _ in written:  # all of them, before the first one plays
         check_exportable(network, format=format, int8=int8)
     with bar("episodes", total=2 * episodes * len(written)) as advance:

@@ -24,9 +24,10 @@ from rllib_kd.evaluation.measures import (
 )
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, play
-from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, as_q_network
+from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.evaluation.seeds import episode_seeds
+from rllib_kd.evaluation.sources import open_source, open_sources
 from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
@@ -123,9 +124,11 @@ def compare_all(
     seeds = episode_seeds(num_episodes, seed)
     if not students:
         raise ValueError("`students` is empty. Give at least one, by name: compare_all(teacher, {'small': path}, env).")
-    played = resolve_environment(students, env, env_config, teacher=teacher, trust_checkpoint=trust_checkpoint)
-    teacher = as_q_network(teacher, trust_checkpoint=trust_checkpoint)
-    networks = {name: as_q_network(student, trust_checkpoint=trust_checkpoint) for name, student in students.items()}
+    first, *others = open_sources([teacher, *students.values()], trust_checkpoint=trust_checkpoint)
+    sources = dict(zip(students, others, strict=True))
+    played = resolve_environment(sources, env, env_config, teacher=first, trust_checkpoint=trust_checkpoint)
+    teacher = first.network()
+    networks = {name: source.network() for name, source in sources.items()}
     make_env = env_maker(*played)
 
     def playing(network: Teacher) -> Player:
@@ -212,8 +215,9 @@ def evaluate(
         ValueError: one of the errors of `compare()`, or the environment cannot be rendered.
     """
     seeds = episode_seeds(num_episodes, seed)
-    played = resolve_environment({"the policy": policy}, env, env_config, trust_checkpoint=trust_checkpoint)
-    policy = as_policy(policy, trust_checkpoint=trust_checkpoint)
+    source = open_source(policy, trust_checkpoint=trust_checkpoint)
+    played = resolve_environment({"the policy": source}, env, env_config, trust_checkpoint=trust_checkpoint)
+    policy = source.policy()
     player = _with_epsilon(policy, epsilon, seed=seed)
     if render and video_dir is not None:
         raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")

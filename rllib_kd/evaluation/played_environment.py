@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ from rllib_kd.checkpoints.pickles import CheckpointError, Name
 from rllib_kd.environments import atari
 from rllib_kd.environments.making import check_gymnasium_id, is_registered, names_class
 from rllib_kd.environments.untrusted import is_harmless, plain, refusals
-from rllib_kd.evaluation.policies import environment_of
+from rllib_kd.evaluation.sources import Source, open_source, open_sources
 
 _SET_IT = "with --env-config (env_config=...)"
 
@@ -81,14 +81,17 @@ def resolve_environment(
     if isinstance(env, PlayedEnvironment):
         return PlayedEnvironment(env.env, {**env.env_config, **asked})
     recorded: dict[str, PlayedEnvironment] = {}
-    for name, policy in policies.items():
-        if (own := _recorded(policy, env, asked, trust_checkpoint=trust_checkpoint)) is not None:
+    sources = open_sources(policies.values(), trust_checkpoint=trust_checkpoint)
+    for name, source in zip(policies, sources, strict=True):
+        if (own := _recorded(source, env, asked, trust_checkpoint=trust_checkpoint)) is not None:
             recorded[name] = own
     if recorded:
         _check_agreement(recorded)
         return next(iter(recorded.values()))
-    if teacher is not None and (own := _recorded(teacher, env, asked, trust_checkpoint=trust_checkpoint)) is not None:
-        return own
+    if teacher is not None:
+        source = open_source(teacher, trust_checkpoint=trust_checkpoint)
+        if (own := _recorded(source, env, asked, trust_checkpoint=trust_checkpoint)) is not None:
+            return own
     if env is not None:
         return PlayedEnvironment(env, asked)
     raise ValueError(
@@ -98,14 +101,14 @@ def resolve_environment(
 
 
 def _recorded(
-    policy: Any, env: str | Callable[..., gym.Env] | None, asked: Mapping[str, Any], *, trust_checkpoint: bool
+    policy: Source, env: str | Callable[..., gym.Env] | None, asked: Mapping[str, Any], *, trust_checkpoint: bool
 ) -> PlayedEnvironment | None:
     """What a policy records of the environment, or of any where it is None, with the keys that were asked for.
 
     Of an ensemble, what its first member does that records something.
     """
-    for member in _members(policy):
-        own_env, own_config = environment_of(member, trust_checkpoint=trust_checkpoint)
+    for member in policy.members():
+        own_env, own_config = member.environment()
         if env is None and (own_env is None or isinstance(own_env, Name)):
             continue
         if env is not None and not _is_same(own_env, env):
@@ -114,20 +117,12 @@ def _recorded(
         if isinstance(_id_of(chosen), str) and atari.is_game(_id_of(chosen)):
             own_config = atari.single_config(own_config)
         left = {key: value for key, value in own_config.items() if key not in asked}
-        if isinstance(member, str | os.PathLike):  # others are objects of this process
+        if member.path is not None:  # others are objects of this process
             if env is None and not trust_checkpoint:
-                _check_environment(str(own_env), member)
-            _check_config(chosen, left, member, trust_checkpoint=trust_checkpoint)
+                _check_environment(str(own_env), member.path)
+            _check_config(chosen, left, member.path, trust_checkpoint=trust_checkpoint)
         return PlayedEnvironment(chosen, {**left, **asked})
     return None
-
-
-def _members(policy: Any) -> Iterator[Any]:
-    if isinstance(policy, list | tuple):
-        for member in policy:
-            yield from _members(member)
-    else:
-        yield policy
 
 
 def _id_of(env: Any) -> Any:
@@ -146,7 +141,7 @@ def _is_same(own: Any, other: Any) -> bool:
 # --- What untrusted checkpoints may choose ----------------------------------------------------------------------------
 
 
-def _check_environment(env: str, source: str | os.PathLike[str]) -> None:
+def _check_environment(env: str, source: str) -> None:
     if ":" in env or names_class(env):  # gymnasium, or RLlib, imports what stands before it
         what = "names a module to import"
     elif is_registered(env) and not is_harmless(env):
@@ -155,26 +150,23 @@ def _check_environment(env: str, source: str | os.PathLike[str]) -> None:
         check_gymnasium_id(env)
         return
     raise CheckpointError(
-        f"'{os.fspath(source)}' was trained in '{env}', which {what}. Give it yourself with --env (env=...), or pass "
-        f"{_TRUST_IT}."
+        f"'{source}' was trained in '{env}', which {what}. Give it yourself with --env (env=...), or pass {_TRUST_IT}."
     )
 
 
-def _check_config(
-    env: Any, env_config: Mapping[Any, Any], source: str | os.PathLike[str], *, trust_checkpoint: bool
-) -> None:
+def _check_config(env: Any, env_config: Mapping[Any, Any], source: str, *, trust_checkpoint: bool) -> None:
     if trust_checkpoint:
         refused = [f"'{key}'" for key, value in env_config.items() if not _is_data(value)]
         if refused:
             raise CheckpointError(
-                f"'{os.fspath(source)}' has an env_config of objects that cannot be unpickled here: "
+                f"'{source}' has an env_config of objects that cannot be unpickled here: "
                 f"{', '.join(refused)}. Make their classes importable, or set these keys yourself {_SET_IT}."
             )
         return
     env_id = _id_of(env)
     if refused := refusals(env_id if isinstance(env_id, str) else None, env_config):
         raise CheckpointError(
-            f"'{os.fspath(source)}' was refused: its env_config sets what is not known to be harmless: "
+            f"'{source}' was refused: its env_config sets what is not known to be harmless: "
             f"{', '.join(refused)}. Set these keys yourself {_SET_IT}, or pass {_TRUST_IT}."
         )
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tree
-from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space, unsquash_action
 from torch import Tensor
 
-from rllib_kd.checkpoints.connectors import normalizes_actions_of, pipeline_of
-from rllib_kd.checkpoints.rllib import open_checkpoint
-from rllib_kd.checkpoints.uris import is_folder, open_uri
 from rllib_kd.evaluation.playing import Act
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.loading import load_teacher
-from rllib_kd.teachers.names import PACKAGED_TEACHERS, absolute_teacher_uri
-from rllib_kd.teachers.recognition import find
-from rllib_kd.teachers.rllib import is_q_network
 
 
 class GreedyQ:
@@ -102,108 +92,3 @@ class LikeliestAction:
         if self._normalize_actions:
             return unsquash_action(actions, get_base_struct_from_space(self.action_space))
         return actions
-
-
-def as_policy(source: Any, *, trust_checkpoint: bool = False) -> GreedyQ | LikeliestAction:
-    """A player of any origin.
-
-    Args:
-        source: a `Teacher`, an RLModule, the Algorithm that trains it, or name, path or URI of a checkpoint.
-        trust_checkpoint: whether what a checkpoint holds may be executed.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
-    if isinstance(source, str | os.PathLike):
-        uri = absolute_teacher_uri(source)
-        if uri not in PACKAGED_TEACHERS and (found := find(uri)).origin == "rllib":
-            checkpoint = open_checkpoint(found.uri, trust_checkpoint=trust_checkpoint)
-            module = checkpoint.load_module()
-            if not is_q_network(module):
-                pipeline = checkpoint.load_observation_pipeline(module)
-                if pipeline is not None:
-                    pipeline.check_feeds(module.observation_space, uri)
-                normalize = checkpoint.normalizes_actions()
-                return LikeliestAction(module, pipeline or _plain(module), normalize_actions=normalize)
-    elif isinstance(source, Algorithm | RLModule) and not is_q_network(_module_of(source)):
-        module, pipeline = _module_of(source), _pipeline_of(source)
-        return LikeliestAction(module, pipeline or _plain(module), normalize_actions=_normalizes_actions(source))
-    return GreedyQ(as_q_network(source, trust_checkpoint=trust_checkpoint))
-
-
-def as_q_network(source: Any, *, trust_checkpoint: bool = False) -> Teacher:
-    """A Q-network of any origin, as a frozen copy with its connectors.
-
-    Args:
-        source: a `Teacher`, an RLModule with `compute_q_values()`, the Algorithm that trains it, or name, path or URI
-            of a checkpoint. A list of teachers is an ensemble.
-        trust_checkpoint: whether what a checkpoint holds may be executed.
-
-    Raises:
-        ValueError: it cannot be loaded, or has no Q-values.
-    """
-    if isinstance(source, Teacher):
-        return source
-    if isinstance(source, str | os.PathLike | list | tuple):
-        return load_teacher(source, trust_checkpoint=trust_checkpoint)
-    module = _module_of(source)
-    if not hasattr(module, "compute_q_values"):
-        raise ValueError(
-            f"Expected an RLModule with Q-values, an Algorithm, or the path of a checkpoint, got a "
-            f"{type(module).__name__} without compute_q_values()."
-        )
-    return Teacher(module, pipeline=_pipeline_of(source), source=type(source).__name__)
-
-
-def algorithm_of(path: str) -> str | None:
-    """Name of the algorithm that trained a checkpoint; None where it does not say."""
-    uri = absolute_teacher_uri(path)
-    if uri in PACKAGED_TEACHERS:
-        return "DQN"
-    found = find(uri)
-    return open_checkpoint(found.uri).algorithm() if found.origin == "rllib" else None
-
-
-def environment_of(source: Any, *, trust_checkpoint: bool = False) -> tuple[Any, dict[Any, Any]]:
-    """In which environment a policy was trained, and its config; None where it does not say.
-
-    Nothing of it is checked: `resolve_environment()` does that.
-
-    Args:
-        source: as for `as_policy()`.
-        trust_checkpoint: whether what a checkpoint holds may be executed.
-
-    Raises:
-        ValueError: there is no such checkpoint.
-    """
-    if isinstance(source, Algorithm):
-        return source.config.env, dict(source.config.env_config)
-    if not isinstance(source, str | os.PathLike):
-        return None, {}
-    uri = absolute_teacher_uri(source)
-    if uri in PACKAGED_TEACHERS:
-        return PACKAGED_TEACHERS[uri].env, {}
-    filesystem, path = open_uri(uri)
-    if not is_folder(filesystem, path):
-        return None, {}  # files of other libraries do not say it
-    return open_checkpoint(find(uri).uri, trust_checkpoint=trust_checkpoint).environment()
-
-
-def _module_of(source: Any) -> Any:
-    return source.get_module() if isinstance(source, Algorithm) else source
-
-
-def _pipeline_of(source: Any) -> ObservationPipeline | None:
-    if not isinstance(source, Algorithm) or source.env_runner is None:
-        return None
-    return pipeline_of(source.env_runner._env_to_module, source.get_module())
-
-
-def _normalizes_actions(source: Any) -> bool:
-    if not isinstance(source, Algorithm) or source.env_runner is None:
-        return True
-    return normalizes_actions_of(source.env_runner._module_to_env)
-
-
-def _plain(module: RLModule) -> ObservationPipeline:
-    return ObservationPipeline(module.observation_space)

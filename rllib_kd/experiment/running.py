@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import inspect
 import os
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -14,15 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import FileType
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_kd.algorithm.settings import check_names
 from rllib_kd.checkpoints.replay_files import local_folder
-from rllib_kd.checkpoints.runs import find_student
-from rllib_kd.checkpoints.uris import absolute_uri
-from rllib_kd.evaluation.policies import algorithm_of
+from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
@@ -30,6 +30,7 @@ from rllib_kd.experiment.resuming import StopAt, begin_with, check_unchanged, ch
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
 from rllib_kd.relay import listening
+from rllib_kd.teachers.loading import OpenedCheckpoint
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
@@ -276,15 +277,19 @@ def _check_writable(storage: str) -> None:
 
 
 def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
-    uri = absolute_uri(find_student(path))
-    if "://" in uri:
-        return uri
-    if not all((Path(uri) / name).is_file() for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")):
-        raise ValueError(f"There is no checkpoint of an Algorithm at '{path}' to restore.")
-    trained_by = algorithm_of(uri)
+    missing = f"There is no checkpoint of an Algorithm at '{path}' to restore."
+    try:
+        opened = OpenedCheckpoint(path)
+    except NothingThereError as error:
+        raise ValueError(missing) from error
+    checkpoint = opened.location
+    files = [posixpath.join(checkpoint.path, name) for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")]
+    if any(kind != FileType.File for kind in file_types(checkpoint.filesystem, files)):
+        raise ValueError(missing)
+    trained_by = opened.algorithm()
     if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
         raise ValueError(f"The checkpoint '{path}' is one of {trained_by}, which {trainable.__name__} cannot restore.")
-    return uri
+    return checkpoint.uri
 
 
 def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> AlgorithmConfig | dict[str, Any]:

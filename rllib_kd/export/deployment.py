@@ -17,8 +17,9 @@ from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.evaluation.playing import Act, play
-from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
+from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.artifact import DeploymentCost, deployment_cost, q_function
 from rllib_kd.export.export import Exported, artifact_view, check_exportable
 from rllib_kd.export.export import export as write_artifact
@@ -80,8 +81,9 @@ def deploy(
         ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
     """
     seeds = episode_seeds(num_episodes, FRESH_SEED)
-    played = resolve_environment({"the student": checkpoint}, env, env_config, trust_checkpoint=trust_checkpoint)
-    network, make_env = as_q_network(checkpoint, trust_checkpoint=trust_checkpoint), env_maker(*played)
+    source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
+    played = resolve_environment({"the student": source}, env, env_config, trust_checkpoint=trust_checkpoint)
+    network, make_env = source.network(), env_maker(*played)
     check_exportable(network, format=format, int8=int8)
     check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)

@@ -18,8 +18,9 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.evaluation.measures import return_ratio
 from rllib_kd.evaluation.playing import play
-from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED
+from rllib_kd.evaluation.sources import open_source
 from rllib_kd.teachers.base import Teacher
 
 #: Losses that read `temperature`.
@@ -92,7 +93,7 @@ class StudentTrial(tune.Trainable):
         is_done = goal >= task.env_steps
         first, count = (FRESH_SEED, NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
         make_env = env_maker(task.env, self._students[0].config.env_config)
-        networks = [as_q_network(student) for student in self._students]
+        networks = [open_source(student).network() for student in self._students]
         returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]
         ratios = [task.return_ratio(float(np.mean(values))) for values in returns]
         return {

@@ -1,18 +1,24 @@
-"""load_teacher(): recognise, load, check."""
+"""load_teacher(): find, recognise, load, check."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
+from ray.rllib.core.rl_module.rl_module import RLModule
+
+from rllib_kd.checkpoints.rllib import RLlibCheckpoint, open_checkpoint
+from rllib_kd.checkpoints.tune import Location, resolve
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.cleanrl import load_cleanrl
 from rllib_kd.teachers.ensemble import ensemble_of
-from rllib_kd.teachers.names import PACKAGED_TEACHERS, absolute_teacher_uri
+from rllib_kd.teachers.names import PACKAGED_TEACHERS, PackagedTeacher, absolute_teacher_uri
 from rllib_kd.teachers.onnx import load_onnx
-from rllib_kd.teachers.recognition import find
+from rllib_kd.teachers.recognition import Found, find
 from rllib_kd.teachers.rllib import load_rllib
 from rllib_kd.teachers.safetensors import load_safetensors
 from rllib_kd.teachers.sb3 import load_sb3
@@ -29,9 +35,10 @@ def load_teacher(
 
     Args:
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
-            directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by return), of a
-            Stable-Baselines3 zip of DQN or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of
-            them, or of teachers that are loaded already, is an ensemble, whose Q-values are their means.
+            directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by evaluation; its
+            newest if training did not evaluate; "RUN@newest" and "RUN@best" choose), of a Stable-Baselines3 zip of DQN
+            or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of them, or of teachers that are
+            loaded already, is an ensemble, whose Q-values are their means.
         pipeline: from what the environment shows to what it showed this teacher in training. It comes before what the
             checkpoint itself brings: connectors, VecNormalize, channel order. With it a teacher may see more than its
             student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
@@ -50,23 +57,96 @@ def load_teacher(
             for member in teacher
         )
         return ensemble_of(list(members))
-    uri = absolute_teacher_uri(teacher)
-    found = find(str(PACKAGED_TEACHERS[uri].path) if uri in PACKAGED_TEACHERS else uri)
-    match found.origin:
-        case "sb3":
-            loaded = load_sb3(found.content, uri, found.vec_normalize())
-        case "cleanrl":
-            loaded = load_cleanrl(found.content, uri)
-        case "safetensors":
-            loaded = load_safetensors(found.content, uri, found.description())
-        case "onnx":
-            loaded = load_onnx(found.content, uri)
-        case "torchscript":
-            loaded = load_torchscript(found.content, uri, found.description(), trust_checkpoint=trust_checkpoint)
-        case _:
-            loaded = load_rllib(found.uri, trust_checkpoint=trust_checkpoint)
-    loaded.trained_return = found.trained_return
-    if pipeline is not None:
-        own_stages = () if loaded.pipeline is None else loaded.pipeline.stages
-        loaded.pipeline = dataclasses.replace(pipeline, stages=(*pipeline.stages, *own_stages))
-    return loaded.checked()
+    return OpenedCheckpoint(teacher, trust_checkpoint=trust_checkpoint).load(pipeline)
+
+
+class OpenedCheckpoint:
+    """A checkpoint of any origin. It is found at once, and recognised, read and built once, when it is asked for.
+
+    Args:
+        path: name of a packaged teacher, or path or URI as in `load_teacher()`; or where it lies, as `resolve()` has
+            found out.
+        trust_checkpoint: as in `load_teacher()`.
+
+    Raises:
+        ValueError: nothing is there, or a run folder has no checkpoint to choose.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | Location, *, trust_checkpoint: bool = False):
+        self._trusted = trust_checkpoint
+        self._packaged: PackagedTeacher | None = None
+        if isinstance(path, Location):
+            self.name, self.location = path.uri, path
+            return
+        uri = absolute_teacher_uri(path)
+        self.name, self._packaged = os.fspath(path), PACKAGED_TEACHERS.get(uri)
+        self.location = resolve(path if self._packaged is None else self._packaged.path)
+
+    def algorithm(self) -> str | None:
+        """Name of the algorithm that trained it; None if the checkpoint does not record it."""
+        if self._packaged is not None:
+            return "DQN"
+        return None if self.rllib is None else self.rllib.algorithm()
+
+    def environment(self) -> tuple[Any, dict[Any, Any]]:
+        """Environment in which it was trained, and its config; None and {} if the checkpoint does not record them.
+
+        Nothing of it is checked.
+        """
+        if self._packaged is not None:
+            return self._packaged.env, {}
+        return (None, {}) if self.rllib is None else self._environment
+
+    @cached_property
+    def rllib(self) -> RLlibCheckpoint | None:
+        """The checkpoint of RLlib; None if it is a file of another library."""
+        if self._found.origin != "rllib":
+            return None
+        at = self._found.filesystem, self._found.path
+        return open_checkpoint(self._found.uri, at=at, trust_checkpoint=self._trusted)
+
+    @cached_property
+    def module(self) -> RLModule | None:
+        """The RLModule of a checkpoint of RLlib, which may have no Q-values; None for files of other libraries."""
+        return None if self.rllib is None else self.rllib.load_module()
+
+    @cached_property
+    def network(self) -> Teacher:
+        """The Q-network, as `load_teacher()` returns it."""
+        loaded = self.load()
+        self._found = dataclasses.replace(self._found, content=b"")  # which nobody needs any more
+        return loaded
+
+    def load(self, pipeline: ObservationPipeline | None = None) -> Teacher:
+        """Return the Q-network, behind another pipeline; as in `load_teacher()`."""
+        loaded = self._loaded()
+        loaded.trained_return = self.location.trained_return
+        if pipeline is not None:
+            own_stages = () if loaded.pipeline is None else loaded.pipeline.stages
+            loaded.pipeline = dataclasses.replace(pipeline, stages=(*pipeline.stages, *own_stages))
+        return loaded.checked()
+
+    def _loaded(self) -> Teacher:
+        if self.rllib is not None:
+            return load_rllib(self.rllib, self.module)
+        found, uri = self._found, self.location.uri
+        match found.origin:
+            case "sb3":
+                return load_sb3(found.content, uri, found.vec_normalize())
+            case "cleanrl":
+                return load_cleanrl(found.content, uri)
+            case "safetensors":
+                return load_safetensors(found.content, uri, found.description())
+            case "onnx":
+                return load_onnx(found.content, uri)
+            case _:
+                return load_torchscript(found.content, uri, found.description(), trust_checkpoint=self._trusted)
+
+    @cached_property
+    def _found(self) -> Found:
+        return find(self.location)
+
+    @cached_property
+    def _environment(self) -> tuple[Any, dict[Any, Any]]:
+        assert self.rllib is not None
+        return self.rllib.environment()

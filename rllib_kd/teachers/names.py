@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.teachers.base import Teacher
+
+logger = logging.getLogger(__name__)
 
 
 class PackagedTeacher(NamedTuple):
@@ -40,4 +43,8 @@ def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
             f"them is an ensemble. Got {teacher!r}."
         )
     text = os.fspath(teacher)
-    return text if text in PACKAGED_TEACHERS else absolute_uri(text)
+    if text not in PACKAGED_TEACHERS:
+        return absolute_uri(text)
+    if os.path.isdir(text):
+        logger.warning("'%s' means the teacher that comes with rllib_kd. Write './%s' for the folder here.", text, text)
+    return text

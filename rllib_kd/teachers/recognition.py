@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import posixpath
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ import pyarrow.fs
 from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_torchscript
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.checkpoints.tune import best_checkpoint, trained_return
-from rllib_kd.checkpoints.uris import is_file, is_folder, open_uri, read_file, uri_of
+from rllib_kd.checkpoints.tune import Location
+from rllib_kd.checkpoints.uris import is_file, is_folder, read_file
 from rllib_kd.teachers import sb3
 from rllib_kd.teachers.described import description_name
 from rllib_kd.teachers.normalization import NormalizationFile, find_normalization
@@ -35,9 +34,8 @@ class Found:
 
     Args:
         origin: "rllib", "sb3", "cleanrl", "safetensors", "onnx" or "torchscript".
-        uri: of the checkpoint itself, where a folder of Tune was named; else as it was given.
+        uri: of the checkpoint itself.
         content: of a file; nothing of a directory.
-        trained_return: mean return that Tune's results tell of it.
         filesystem: that holds it.
         path: in the filesystem.
     """
@@ -45,7 +43,6 @@ class Found:
     origin: str
     uri: str
     content: bytes
-    trained_return: float | None
     filesystem: pyarrow.fs.FileSystem
     path: str
 
@@ -63,24 +60,20 @@ class Found:
         return find_normalization(self.filesystem, self.path, self.uri)
 
 
-def find(uri: str) -> Found:
+def find(location: Location) -> Found:
     """Recognise what lies at a path.
 
     Args:
-        uri: an absolute path, or a URI that pyarrow knows (`file://`, `s3://`, `gs://`).
+        location: as `resolve()` returns it.
 
     Raises:
-        CheckpointError: nothing is there, or nothing that is known.
+        CheckpointError: it cannot be read, or is nothing that is known.
     """
-    filesystem, path = open_uri(uri)
+    uri, filesystem, path, _ = location
     if is_folder(filesystem, path):
-        best = best_checkpoint(filesystem, path, uri)
-        if best is None:
-            return Found("rllib", uri, b"", trained_return(filesystem, path), filesystem, path)
-        value = best.trained_return if math.isfinite(best.trained_return) else None
-        return Found("rllib", uri_of(uri, path, best.path), b"", value, filesystem, best.path)
+        return Found("rllib", uri, b"", filesystem, path)
     content = read_file(filesystem, path, check_head=lambda head: _check_head(head, uri))
-    return Found(_origin(content, uri), uri, content, None, filesystem, path)
+    return Found(_origin(content, uri), uri, content, filesystem, path)
 
 
 def _check_head(head: bytes, uri: str) -> None:

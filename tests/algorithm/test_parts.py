@@ -26,7 +26,7 @@ from rllib_kd.algorithm.students import Students, StudentSize, shape_students, w
 from rllib_kd.algorithm.teachers import Teachers, _load_from_trial, without_networks
 from rllib_kd.checkpoints.replay_files import read_replays, write_replay
 from rllib_kd.env_runner import multi_agent, single_agent
-from rllib_kd.evaluation.policies import environment_of
+from rllib_kd.evaluation.sources import open_source
 from rllib_kd.experiment.snapshots import has_snapshot, put_back
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
@@ -140,7 +140,7 @@ def unreachable():
         ),
         lambda filesystem: has_snapshot("s3://bucket/a"),
         lambda filesystem: put_back("s3://bucket/a"),
-        lambda filesystem: environment_of("s3://bucket/a"),
+        lambda filesystem: open_source("s3://bucket/a").environment(),
     ],
 )
 def test_a_cloud_that_denies_access_is_an_error_of_one_line(monkeypatch, read):

@@ -78,7 +78,7 @@ def rllib_kd(path: Path, env: str, env_steps: int, seed: int) -> tuple[Act, floa
     import ray
 
     from rllib_kd import DistillDQNConfig
-    from rllib_kd.evaluation.policies import as_q_network
+    from rllib_kd.evaluation.sources import open_source
 
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     start = time.perf_counter()
@@ -93,7 +93,7 @@ def rllib_kd(path: Path, env: str, env_steps: int, seed: int) -> tuple[Act, floa
     while algo.num_env_steps < env_steps:
         algo.train()
     seconds = time.perf_counter() - start
-    network = as_q_network(algo)
+    network = open_source(algo).network()
     return lambda obs: network.q_values(torch.as_tensor(obs, dtype=torch.float32)).argmax(-1).numpy(), seconds
 
 

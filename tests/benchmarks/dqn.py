@@ -27,7 +27,8 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from rllib_kd import DistillDQNConfig
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import play
-from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.sources import open_source
 
 ENV = "CartPole-v1"
 GOAL = 475.0
@@ -76,7 +77,7 @@ def seconds_to_goal(config: Any, units: int, seed: int) -> dict[str, float]:
             if env_steps >= next_look:
                 next_look += ENV_STEPS_BETWEEN
                 seeds = range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + NUM_EPISODES)
-                returns, _ = play(env_maker(ENV), GreedyQ(as_q_network(algo.get_module())), seeds)
+                returns, _ = play(env_maker(ENV), GreedyQ(open_source(algo.get_module()).network()), seeds)
                 if np.mean(returns) >= GOAL:
                     return {"seconds": seconds, "env_steps": env_steps}
             if env_steps >= MAX_ENV_STEPS:

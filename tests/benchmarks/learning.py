@@ -45,7 +45,8 @@ from rich.table import Table
 from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import RandomActions, play
-from rllib_kd.evaluation.policies import GreedyQ, as_q_network
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.sources import open_source
 
 TASKS = {
     "CartPole-v1": "dqn-CartPole-v1.zip",
@@ -193,7 +194,7 @@ def measure(run: Run, teachers: Path) -> dict[str, Any]:
             is_last = env_steps >= run.env_steps
             if not is_last and not run.curve:
                 continue
-            returns = play_greedily(as_q_network(algo), run.env, run.num_episodes)
+            returns = play_greedily(open_source(algo).network(), run.env, run.num_episodes)
             ratio = float(return_ratio(returns, teacher, random))
             is_good = ratio >= GOOD
             now = {"env_steps": env_steps, "gradient_steps": algo.num_gradient_steps}

@@ -22,7 +22,7 @@ import ray
 import torch
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.evaluation.policies import as_q_network
+from rllib_kd.evaluation.sources import open_source
 
 ENV = "CartPole-v1"
 TEACHER_ENV_STEPS, STUDENT_ENV_STEPS = 5_000, 40_000
@@ -68,7 +68,7 @@ def train(config: DistillDQNConfig, env_steps: int, path: Path | None = None) ->
             algo.train()
         if path:
             algo.save_to_path(str(path))
-        return float(play_greedily(as_q_network(algo), ENV, NUM_EPISODES).mean())
+        return float(play_greedily(open_source(algo).network(), ENV, NUM_EPISODES).mean())
     finally:
         algo.stop()
 

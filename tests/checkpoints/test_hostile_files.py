@@ -29,7 +29,8 @@ from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from rllib_kd import limits, load_teacher
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.rllib import open_checkpoint
-from rllib_kd.checkpoints.runs import find_student, find_students, read_curves
+from rllib_kd.checkpoints.runs import read_curves
+from rllib_kd.checkpoints.tune import find_students, resolve
 from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.evaluation import measures, playing
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -466,7 +467,7 @@ def test_warnings_of_statistics(tmp_path, caplog, monkeypatch):
     path = sb3_zip(tmp_path / f"{ESCAPE}.zip", sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
     (tmp_path / f"{ESCAPE}_normalize.pkl").write_bytes(b"")
     (tmp_path / f"{ESCAPE}_vecnormalize.pkl").write_bytes(b"")
-    found = find(str(path))
+    found = find(resolve(path))
     found.vec_normalize()
     (message,) = caplog.messages
     assert message.isprintable()
@@ -521,7 +522,7 @@ LARGE_LINES = [
 
 def test_results_that_are_broken_are_none(tmp_path):
     write_trial(tmp_path, [result(1, 5.0), *BROKEN, result(2, 3.0), *BROKEN])
-    assert load_teacher(tmp_path).trained_return == 5.0
+    assert load_teacher(f"{tmp_path}@best").trained_return == 5.0
 
 
 @pytest.mark.parametrize("line", LARGE_LINES)
@@ -551,10 +552,10 @@ def test_millions_of_short_results(tmp_path, line):
 def test_folders_of_all_trials_share_a_limit(tmp_path, monkeypatch):
     for name in ("a", "b"):
         write_trial(tmp_path / name, [result(1, 5.0), result(2, 3.0)])
-    assert load_teacher(tmp_path).trained_return == 5.0
+    assert load_teacher(f"{tmp_path}@best").trained_return == 5.0
     monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
     with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):
-        load_teacher(tmp_path)
+        load_teacher(f"{tmp_path}@best")
 
 
 def test_states_of_many_checkpoints_share_their_bytes(tmp_path, monkeypatch):
@@ -583,8 +584,7 @@ def test_students_on_the_command_line_share_a_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "MAX_RESULTS_VALUES", 300_000)  # a line counts as 200 of them
     with pytest.raises(CheckpointError, match=r"'.*/b/result.json' was refused: it has more values than results have"):
         find_students([tmp_path])
-    assert find_student(tmp_path / "a").endswith("a/checkpoint_000001")
-    assert set(find_students([tmp_path], with_curves=False)) == {"a", "b"}
+    assert resolve(tmp_path / "a").uri.endswith("a/checkpoint_000001")
     assert set(read_curves(tmp_path)) == set()  # one's own results have no limits; these have no steps
     monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
     with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):

@@ -5,9 +5,8 @@ import math
 
 import pytest
 
-from rllib_kd.checkpoints.runs import find_student, find_students, read_curves
-from rllib_kd.checkpoints.tune import best_checkpoint
-from rllib_kd.checkpoints.uris import open_uri
+from rllib_kd.checkpoints.runs import read_curves
+from rllib_kd.checkpoints.tune import find_students, resolve
 
 
 def row(steps, training=None, evaluation=None):
@@ -18,6 +17,11 @@ def row(steps, training=None, evaluation=None):
 def write_results(folder, *rows, end=""):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text("".join(json.dumps(r) + "\n" for r in rows) + end)
+
+
+def found(paths):
+    """Checkpoints and curves, by name."""
+    return {name: (student.checkpoint, student.curve) for name, student in find_students(paths).items()}
 
 
 def test_curves_are_evaluations_where_there_are_some(tmp_path):
@@ -87,19 +91,20 @@ def test_students_are_checkpoints_trials_and_experiments(tmp_path):
             (tmp_path / trial / f"checkpoint_{number:06}").mkdir()
     students = find_students([tmp_path / "one", tmp_path / "two" / "a"])
     assert {name: student.checkpoint for name, student in students.items()} == {
-        "one/a": f"{tmp_path}/one/a/checkpoint_000001",  # the newest
+        "one/a": f"{tmp_path}/one/a/checkpoint_000001",  # the newest: none was evaluated
         "one/b": f"{tmp_path}/one/b/checkpoint_000000",
         "two/a": f"{tmp_path}/two/a/checkpoint_000000",
     }
     assert all(student.curve == [(10.0, 1.0), (20.0, 2.0)] for student in students.values())
-    assert find_student(tmp_path / "two") == f"{tmp_path}/two/a/checkpoint_000000"
-    with pytest.raises(ValueError, match="holds 2 runs: a, b"):
-        find_student(tmp_path / "one")
+    assert resolve(tmp_path / "two").uri == f"{tmp_path}/two/a/checkpoint_000000"
+    with pytest.raises(ValueError, match=r"holds 2 runs: a, b.*Name the folder of one.* None was evaluated.*one@best'"):
+        resolve(tmp_path / "one")
     old = tmp_path / "one" / "a" / "checkpoint_000000"
-    assert find_students([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
+    assert found([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
     both = [old, tmp_path / "one" / "a" / "checkpoint_000001"]
     assert set(find_students(both)) == {"checkpoint_000000", "checkpoint_000001"}
-    assert find_students(["s3://bucket/x", "cartpole"]) == {"x": ("s3://bucket/x", []), "cartpole": ("cartpole", [])}
+    others = ["file:///none/x", "cartpole"]
+    assert found(others) == {"x": ("file:///none/x", []), "cartpole": ("cartpole", [])}
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path):
@@ -126,22 +131,23 @@ def test_names_of_tunes_trials_are_what_they_vary(tmp_path):
 def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
-    assert find_students([".", ".."]) == {"below": (".", []), "here": ("..", [])}
-    assert find_student(".") == "."
+    here = str(tmp_path / "here" / "below")
+    assert found([".", ".."]) == {"below": (here, []), "here": (f"{here}/..", [])}
+    assert resolve(".").uri == here
     write_results(tmp_path / "here" / "below", row(10, 1.0))
     (tmp_path / "here" / "below" / "checkpoint_000000").mkdir()
-    assert find_students(["."]) == {"below": ("checkpoint_000000", [(10.0, 1.0)])}
+    assert found(["."]) == {"below": (f"{here}/checkpoint_000000", [(10.0, 1.0)])}
 
 
 def test_a_path_that_means_nothing_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="A path is empty"):
-        find_student("")
+        resolve("")
     with pytest.raises(ValueError, match=r"'~nosuchuser/x' begins with a home folder that is not known"):
-        find_student("~nosuchuser/x")
+        resolve("~nosuchuser/x")
     monkeypatch.setenv("HOME", str(tmp_path))
     write_results(tmp_path / "run", row(10, 1.0))
     (tmp_path / "run" / "checkpoint_000000").mkdir()
-    assert find_student("~/run") == f"{tmp_path}/run/checkpoint_000000"
+    assert resolve("~/run").uri == f"{tmp_path}/run/checkpoint_000000"
 
 
 @pytest.mark.parametrize("number", [10**400, -(10**400), math.inf, math.nan, True, "1", [1], {}])
@@ -149,5 +155,4 @@ def test_a_number_that_is_none_is_left_out(tmp_path, number):
     write_results(tmp_path, row(10, 1.0), row(20, number), row(number, 2.0), row(30, 3.0))
     assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (30.0, 3.0)]}
     (tmp_path / "checkpoint_000000").mkdir()
-    filesystem, path = open_uri(str(tmp_path))
-    assert best_checkpoint(filesystem, path, path).trained_return == 3.0
+    assert resolve(tmp_path).trained_return == 3.0

@@ -7,8 +7,7 @@ import numpy as np
 import pyarrow.fs
 import pytest
 
-from rllib_kd.checkpoints.runs import find_student
-from rllib_kd.checkpoints.tune import best_checkpoint
+from rllib_kd.checkpoints.tune import resolve
 from rllib_kd.checkpoints.whole import lacking
 
 LOCAL = pyarrow.fs.LocalFileSystem()
@@ -48,11 +47,11 @@ def trial(tmp_path):
 
 
 def best(trial):
-    return best_checkpoint(LOCAL, str(trial.parent), str(trial.parent)).path.rpartition("/")[2]
+    return resolve(trial.parent).path.rpartition("/")[2]
 
 
 def newest(trial):
-    return find_student(trial).rpartition("/")[2]
+    return resolve(f"{trial}@newest").path.rpartition("/")[2]
 
 
 @pytest.mark.parametrize("choose", [best, newest])

@@ -360,8 +360,11 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
         assert row in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
-    done = rllib(*train, "--stop", '{"training_iteration": 5}', "-n", "second", "--restore", checkpoint)
+    done = rllib(
+        *train, "--stop", '{"training_iteration": 5}', "-n", "second", "--restore", f"{tmp_path / 'first'}@newest"
+    )
     assert done.returncode == 0, done.stderr
+    assert f"note: Using checkpoint '{checkpoint}' of run '" in done.stderr
     (result,) = (tmp_path / "second").glob("*/result.json")
     assert json.loads(result.read_text().splitlines()[0])["training_iteration"] == 4
 

@@ -7,7 +7,8 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
 
 from rllib_kd.evaluation.comparing import compare, evaluate
-from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction, as_policy, environment_of
+from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
+from rllib_kd.evaluation.sources import open_source
 from tests.conftest import make_q_module
 from tests.rllib_checkpoints import KINDS, build_dqn
 
@@ -51,21 +52,21 @@ def test_returns_are_those_of_rllibs_env_runner(cluster, tmp_path, kind):
 
 
 def test_what_has_q_values_takes_the_best_action(small_teacher):
-    assert isinstance(as_policy(small_teacher), GreedyQ)
-    assert isinstance(as_policy(make_q_module()), GreedyQ)
-    assert environment_of("cartpole") == ("CartPole-v1", {})
-    assert environment_of(make_q_module()) == (None, {})
+    assert isinstance(open_source(small_teacher).policy(), GreedyQ)
+    assert isinstance(open_source(make_q_module()).policy(), GreedyQ)
+    assert open_source("cartpole").environment() == ("CartPole-v1", {})
+    assert open_source(make_q_module()).environment() == (None, {})
 
 
 def test_a_policy_without_q_values_is_evaluated_but_not_compared(cluster, tmp_path):
     algo = OTHERS["PPO"]().env_runners(num_env_runners=0).build_algo()
     path = algo.save_to_path(str(tmp_path / "algo"))
-    assert isinstance(as_policy(algo), LikeliestAction)
+    assert isinstance(open_source(algo).policy(), LikeliestAction)
     algo.stop()
-    policy = as_policy(path)
+    policy = open_source(path).policy()
     assert isinstance(policy, LikeliestAction)
     actor = 4 * 8 + 8 + 8 * 2 + 2
-    assert policy.num_parameters == as_policy(path, trust_checkpoint=True).num_parameters == actor
+    assert policy.num_parameters == open_source(path, trust_checkpoint=True).policy().num_parameters == actor
     with pytest.raises(ValueError, match="no Q-values"):
         compare("cartpole", path, num_episodes=1)
 

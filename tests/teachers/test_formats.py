@@ -21,7 +21,8 @@ from torch import nn
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.evaluation.comparing import evaluate
-from rllib_kd.evaluation.policies import GreedyQ, as_policy, environment_of
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.export import export
 from rllib_kd.observations.pipeline import Function, Normalize, ObservationPipeline, Shown
 from rllib_kd.teachers.base import Teacher
@@ -469,16 +470,17 @@ def test_the_best_checkpoint_of_an_experiment(tmp_path):
     write_trial(tmp_path / "experiment" / "one", [10.0, 30.0, 20.0])
     write_trial(tmp_path / "experiment" / "two", [25.0])
     for path in (tmp_path / "experiment", tmp_path / "experiment" / "one"):
-        teacher = load_teacher(path)
+        teacher = load_teacher(f"{path}@best")  # by training, since there was no evaluation
         assert teacher.model_config["fcnet_hiddens"] == [5]
         assert teacher.trained_return == 30.0
         assert "one/checkpoint_000001" in teacher.source
+    assert load_teacher(tmp_path / "experiment" / "one").trained_return == 20.0  # the newest
     assert load_teacher(tmp_path / "experiment" / "two").trained_return == 25.0
     assert load_teacher(tmp_path / "experiment" / "one" / "checkpoint_000002").trained_return == 20.0
     write_trial(tmp_path / "experiment" / "three", [22.0, 21.0], evaluated=True)  # says more than training does
     assert load_teacher(tmp_path / "experiment").trained_return == 22.0
-    assert isinstance(as_policy(tmp_path / "experiment"), GreedyQ)
-    assert environment_of(tmp_path / "experiment") == (None, {})
+    assert isinstance(open_source(tmp_path / "experiment").policy(), GreedyQ)
+    assert open_source(tmp_path / "experiment").environment() == (None, {})
 
 
 def test_a_checkpoint_at_the_end_is_in_no_result(tmp_path):
@@ -515,7 +517,7 @@ def test_each_checkpoint_of_a_real_trial_has_the_return_of_its_own_iteration(clu
 
 def test_a_trial_without_checkpoints_says_so(tmp_path):
     write_trial(tmp_path / "experiment" / "trial", [])
-    with pytest.raises(ValueError, match=r"without checkpoints.*checkpoint_at_end"):
+    with pytest.raises(ValueError, match=r"experiment' has no checkpoint\. .*checkpoint_at_end"):
         load_teacher(tmp_path / "experiment")
 
 

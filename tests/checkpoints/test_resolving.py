@@ -1,0 +1,222 @@
+"""Which checkpoint a run's folder means: the same for students, teachers, --restore and every command."""
+
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from rllib_kd.checkpoints.tune import find_students, resolve
+from rllib_kd.cli.main import main
+from rllib_kd.evaluation.comparing import compare, evaluate
+from rllib_kd.experiment import running
+from rllib_kd.teachers.loading import OpenedCheckpoint, load_teacher
+from tests.conftest import make_q_module
+
+
+def write_trial(folder: Path, *, evaluation=(), training=()) -> Path:
+    """A trial with a checkpoint for each return; each has one unit more than the one before."""
+    rows = []
+    for i, value in enumerate(evaluation or training):
+        name = f"checkpoint_{i:06d}"
+        make_q_module(seed=i, fcnet_hiddens=[4 + i]).save_to_path(str(folder / name))
+        returns = {"env_runners": {"episode_return_mean": value}}
+        row = {"evaluation": returns, "env_runners": {"episode_return_mean": 1e6}} if evaluation else returns
+        rows.append({"num_env_steps_sampled_lifetime": i, "checkpoint_dir_name": name, **row})
+    (folder / "result.json").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    return write_trial(tmp_path / "experiment" / "evaluated", evaluation=[10.0, 30.0, 20.0])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    return write_trial(tmp_path / "other" / "trained", training=[10.0, 30.0, 20.0])
+
+
+def name_of(path: str) -> str:
+    return resolve(path).path.rpartition("/")[2]
+
+
+def test_the_best_by_evaluation_else_the_newest(evaluated, trained):
+    for run in (evaluated, evaluated.parent, f"file://{evaluated}", f"file://{evaluated.parent}"):
+        assert name_of(run) == name_of(f"{run}@best") == "checkpoint_000001"
+        assert name_of(f"{run}@newest") == "checkpoint_000002"
+    for run in (trained, trained.parent, f"file://{trained}"):
+        assert name_of(run) == name_of(f"{run}@newest") == "checkpoint_000002"
+        assert name_of(f"{run}@best") == "checkpoint_000001"
+    assert resolve(f"file://{evaluated}").uri == f"file://{evaluated}/checkpoint_000001"
+    assert [resolve(run).trained_return for run in (evaluated, trained)] == [30.0, 20.0]
+
+
+@pytest.mark.parametrize("rule", ["", "@best", "@newest"])
+@pytest.mark.parametrize("kind", ["evaluated", "trained"])
+def test_students_teachers_and_restore_take_the_same(request, monkeypatch, kind, rule):
+    run = f"{request.getfixturevalue(kind)}{rule}"
+    expected = resolve(run).uri
+    (student,) = find_students([run]).values()
+    assert student.checkpoint == load_teacher(run).source == expected
+    for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl"):
+        (Path(expected) / name).touch()
+    monkeypatch.setattr(OpenedCheckpoint, "algorithm", lambda self: None)
+    assert running._checkpoint_uri(run, SimpleNamespace) == expected
+
+
+@pytest.mark.parametrize("kind", ["evaluated", "trained"])
+def test_a_run_is_compared_with_itself(request, kind):
+    run = str(request.getfixturevalue(kind))
+    comparison = compare(run, run, "CartPole-v1", num_episodes=2)
+    assert comparison.agreement_on_student_states == comparison.agreement_on_teacher_states == 1.0
+    assert comparison.compression == 1.0
+    assert comparison.student.returns == evaluate(run, "CartPole-v1", num_episodes=2).returns
+
+
+def test_a_checkpoint_means_itself(evaluated):
+    for checkpoint in (evaluated / "checkpoint_000000", f"file://{evaluated}/checkpoint_000000"):
+        assert name_of(checkpoint) == "checkpoint_000000"
+        assert load_teacher(checkpoint).trained_return == 10.0
+        with pytest.raises(ValueError, match=r"000000' is not a run folder, so '@best' has nothing to choose from"):
+            resolve(f"{checkpoint}@best")
+
+
+def test_an_existing_path_with_an_at_wins(tmp_path, evaluated):
+    write_trial(evaluated.parent / "evaluated@best", evaluation=[1.0])
+    assert resolve(f"{evaluated}@best").path == f"{evaluated}@best/checkpoint_000000"
+    assert name_of(f"{evaluated}@newest") == "checkpoint_000002"
+    assert name_of(f"{evaluated}@best@newest") == "checkpoint_000000"
+    write_trial(tmp_path / "me@home" / "run", evaluation=[1.0])
+    assert name_of(tmp_path / "me@home" / "run") == "checkpoint_000000"
+
+
+def test_an_unknown_rule_is_named(evaluated):
+    with pytest.raises(ValueError, match=r"nothing at '.*@newst'\. After '@' expected best or newest, got 'newst'\."):
+        resolve(f"{evaluated}@newst")
+    for missing in ("/none@best", "/none@x", "/a@b/none"):
+        with pytest.raises(ValueError, match="There is no checkpoint at '/"):
+            resolve(missing)
+
+
+def test_of_several_trials_the_best_if_any_was_evaluated(tmp_path, evaluated, trained):
+    both = tmp_path / "both"
+    write_trial(both / "a", training=[50.0, 40.0])
+    write_trial(both / "b", training=[45.0])
+    assert resolve(f"{both}@best").path == str(both / "a" / "checkpoint_000000")
+    for rule, advice in ("", f" None was evaluated: '{both}@best' compares returns in training."), ("@newest", ""):
+        with pytest.raises(ValueError, match="holds 2 runs") as caught:
+            resolve(f"{both}{rule}")
+        assert str(caught.value) == f"'{both}{rule}' holds 2 runs: a, b. Name the folder of one.{advice}"
+    write_trial(both / "c", evaluation=[5.0])
+    assert resolve(both).path == resolve(f"{both}@best").path == str(both / "c" / "checkpoint_000000")
+
+
+def test_without_any_return_nothing_is_the_best(tmp_path):
+    write_trial(tmp_path, training=[None, None])
+    assert name_of(tmp_path) == "checkpoint_000001"
+    with pytest.raises(ValueError, match=r"contain no return, so that no checkpoint is the best\. Leave out '@best'"):
+        resolve(f"{tmp_path}@best")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule", "why"),
+    [
+        ("evaluated", "", "it has the best mean return in evaluation (30.0)"),
+        ("evaluated", "@best", "it has the best mean return in evaluation (30.0), as @best requests"),
+        ("evaluated", "@newest", "it is the newest, as @newest requests"),
+        ("trained", "", "it is the newest, since training was not evaluated"),
+        (
+            "trained",
+            "@best",
+            "it has the best mean return in training (30.0), as @best requests; there was no evaluation",
+        ),
+    ],
+)
+def test_the_log_says_which_and_why(request, caplog, kind, rule, why):
+    run = f"{request.getfixturevalue(kind)}{rule}"
+    with caplog.at_level(logging.INFO, logger="rllib_kd"):
+        uri = resolve(run).uri
+        resolve(uri)  # a checkpoint: nothing was chosen
+    own = [record.getMessage() for record in caplog.records if record.name.startswith("rllib_kd")]
+    assert own == [f"Using checkpoint '{uri}' of run '{run}': {why}."]
+
+
+def test_a_checkpoint_that_no_evaluation_came_before_is_taken_if_no_other_is_whole(evaluated, caplog):
+    (evaluated / "checkpoint_000003").mkdir()
+    rows = (evaluated / "result.json").read_text().splitlines()
+    (evaluated / "result.json").write_text("\n".join([json.dumps({"checkpoint_dir_name": "checkpoint_000003"}), *rows]))
+    for i in range(3):
+        for file in (evaluated / f"checkpoint_{i:06d}").iterdir():
+            file.unlink()
+    (evaluated / "checkpoint_000003" / "model.pt").write_bytes(b"whole")
+    with caplog.at_level(logging.INFO, logger="rllib_kd"):
+        assert name_of(evaluated) == "checkpoint_000003"
+    assert caplog.messages[-1].endswith(": it is the newest that is whole.")
+    assert sum("is not whole, and is skipped" in message for message in caplog.messages) == 3
+
+
+def test_a_report_lists_all_trials_of_an_experiment_by_path_or_uri(tmp_path):
+    write_trial(tmp_path / "a", evaluation=[3.0, 1.0])
+    write_trial(tmp_path / "b", evaluation=[1.0, 2.0])
+    chosen = {"a": "checkpoint_000000", "b": "checkpoint_000001"}
+    for given in (str(tmp_path), f"file://{tmp_path}"):
+        students = find_students([given])
+        assert {name: student.checkpoint for name, student in students.items()} == {
+            name: f"{given}/{name}/{checkpoint}" for name, checkpoint in chosen.items()
+        }
+        assert students["a"].curve == [(0.0, 3.0), (1.0, 1.0)]
+    assert find_students([f"file://{tmp_path}/a/checkpoint_000001"])["a"].curve == [(0.0, 3.0), (1.0, 1.0)]
+
+
+def test_two_checkpoints_of_a_run_have_two_names(evaluated):
+    students = find_students([evaluated, f"{evaluated}@newest", f"{evaluated}@best"])
+    assert {name: Path(student.checkpoint).name for name, student in students.items()} == {
+        "evaluated": "checkpoint_000001",
+        "evaluated@newest": "checkpoint_000002",
+        "evaluated@best": "checkpoint_000001",
+    }
+
+
+def test_names_that_are_no_paths_stand_for_themselves(trained, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    assert find_students(["trained"], names=["trained"])["trained"].checkpoint == "trained"
+    assert find_students(["./trained"], names=["trained"])["trained"].checkpoint == str(trained / "checkpoint_000002")
+
+
+def test_a_folder_with_the_name_of_a_packaged_teacher_is_named(tmp_path, monkeypatch, caplog):
+    def warnings():
+        return [record.getMessage() for record in caplog.records if record.name.startswith("rllib_kd")]
+
+    monkeypatch.chdir(tmp_path)
+    packaged = load_teacher("cartpole").source
+    assert warnings() == []
+    write_trial(tmp_path / "cartpole", evaluation=[1.0])
+    assert load_teacher("cartpole").source == packaged
+    (message,) = warnings()
+    assert message == "'cartpole' means the teacher that comes with rllib_kd. Write './cartpole' for the folder here."
+    assert load_teacher("./cartpole").source == str(tmp_path / "cartpole" / "checkpoint_000000")
+
+
+def test_commands_print_which_checkpoint_they_take_once(evaluated, trained, monkeypatch, capsys):
+    def run(*line):
+        monkeypatch.setattr(sys, "argv", ["rllib", *map(str, line), "--env", "CartPole-v1", "--episodes", "2"])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        output, error = capsys.readouterr()
+        assert not exit_.value.code, error
+        assert "checkpoint_0" not in output
+        return [line for line in error.splitlines() if not line.startswith("warning: The teacher")]
+
+    (note,) = run("compare", evaluated, "--teacher", evaluated)
+    assert re.fullmatch(r"note: Using checkpoint '.*/checkpoint_000001' of run '.*': it has the best .*\.", note)
+    assert len(run("compare", evaluated, "--teacher", trained)) == 2
+    (note,) = run("evaluate", f"{evaluated}@newest")
+    assert note.endswith("/evaluated@newest': it is the newest, as @newest requests.")
+    (note,) = run("export", trained, "--out", trained / "x.safetensors")
+    assert note.endswith("/trained': it is the newest, since training was not evaluated.")
+    assert run("evaluate", trained / "checkpoint_000000") == run("evaluate", "cartpole") == []
+    assert logging.getLogger("rllib_kd.checkpoints.tune").level == logging.NOTSET

@@ -469,12 +469,14 @@ class DistillationConfig(DQNConfig):
             return temperature, temperature  # both put out Q-values
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
-    @property
-    def regret_weight(self) -> float:
-        """The weight of the expected Q-regret beside the KL, in median action gaps."""
-        if self.regret_coeff is None:
-            return 1.0 if self.loss == "kl" and not self.uses_td else 0.0
-        return self.regret_coeff
+    def regret_coeff_at(self, median_gap: float) -> float:
+        """The weight of the expected Q-regret beside the KL, nats / return unit.
+
+        Args:
+            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
+        """
+        default = 1.0 if self.loss == "kl" and not self.uses_td else 0.0
+        return (default if self.regret_coeff is None else self.regret_coeff) / median_gap
 
     @property
     def uses_td(self) -> bool:

@@ -94,10 +94,11 @@ def describe(
     rates = [r for r in map(_gradient_steps_per_second, results) if r]
     parts = {  # what matters least comes first
         "gradient steps": f"{sum(rates):,.0f} gradient steps/s" if rates else "",
-        "env steps": f"{sum(result.get('num_env_steps_sampled_lifetime', 0) for result in results):,.0f} env steps",
         "ratio": _best("ratio", [value for result in results for value in _return_ratios(result)], ratio),
         "left": _duration(seconds_left),
         "return": _return(results),
+        # That it moves shows that training goes on.
+        "env steps": f"{sum(result.get('num_env_steps_sampled_lifetime', 0) for result in results):,.0f} env steps",
         "trials": f"{done} of {num_trials} trials done" if num_trials > 1 else "",
     }
     shown = ("trials", "env steps", "gradient steps", "return", "ratio", "left")

@@ -117,8 +117,7 @@ class Objective:
                 return losses.mse(student_q, teacher_q)
             case "huber":
                 return losses.huber(student_q, teacher_q, delta=config.huber_delta)
-            case "kl" if config.regret_weight:
-                coeff = config.regret_weight / self.median_gap
+            case "kl" if coeff := config.regret_coeff_at(self.median_gap):
                 return losses.policy_kl_and_regret(student_q, teacher_q, **temperatures, regret_coeff=coeff)
             case "kl":
                 return losses.policy_kl(student_q, teacher_q, **temperatures)

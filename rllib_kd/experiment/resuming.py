@@ -90,9 +90,12 @@ def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], def
         ValueError: a flag has another value; the message names each.
     """
     given = json.loads(_as_json({name: value for name, value in flags.items() if value != defaults.get(name)}))
-    changed = [name for name in given if name in began_with and given[name] != began_with[name]]
+    # Older versions kept no record, or fewer flags. Of settings all are in it that were given.
+    known = [name for name in given if name in began_with or (began_with and not name.startswith("--"))]
+    changed = [name for name in known if name not in began_with or given[name] != began_with[name]]
     if changed:
-        words = ", ".join(f"{name} was {began_with[name]!r} and is {given[name]!r}" for name in changed)
+        before = {name: repr(began_with[name]) if name in began_with else "not set" for name in changed}
+        words = ", ".join(f"{name} was {before[name]} and is {given[name]!r}" for name in changed)
         raise ValueError(
             f"A resumed experiment keeps what it began with, and only --stop may change: {words}. Leave this out, or "
             "begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_LEAST_SCALE = 1e-30  # below it, 1 / scale is not finite in float32
+
 
 class ObservationScale(NamedTuple):
     """The map from observations to normalised ones, `(obs − mean) / scale`.
@@ -82,7 +84,7 @@ class ObservationStatistics:
         # The fourth moment of inputs far from 0 drowns in its rounding; it is never below the squared variance.
         scale = torch.maximum(central, variance**2).div(3.0).pow(0.25)
         # A constant input shows no more than rounding. float32 does not resolve less than 1e-6 of the mean.
-        constant = variance.sqrt() <= 1e-6 * first.abs()
+        constant = (variance.sqrt() <= 1e-6 * first.abs()) | (scale < _LEAST_SCALE)
         return ObservationScale.of(first, torch.where(constant, 1.0, scale))
 
     def get_state(self) -> dict[str, Any]:

@@ -30,6 +30,9 @@ NUMBERS = _EIGHT_BYTES | {
 }
 
 
+_INTEGERS = frozenset(getattr(TensorProto, f"{kind}INT{bits}") for kind in ("", "U") for bits in (8, 16, 32, 64))
+
+
 def count_numbers(model: Any, num_observations: int) -> int:
     """How many numbers all operators make of so many observations.
 
@@ -64,12 +67,22 @@ def count_numbers(model: Any, num_observations: int) -> int:
                 f"of {num_observations} observations its operators up to '{node.op_type}' make {numbers:.3g} numbers. "
                 f"Expected at most {limits.MAX_NUMBERS} of each"
             )
+        _check_division(node, types, values)
         types |= made
         _remember(node, inputs, values, types)
     rows = _shape(types.get(graph.output[0].name), "output") if graph.output else ()
     if rows[:1] != (num_observations,):
         raise ValueError(f"of {num_observations} observations it makes Q-values of the shape {list(rows)}")
     return numbers
+
+
+def _check_division(node: Any, types: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse divisions of integers that may end the process: by 0, and of the least number by −1."""
+    if node.op_type not in ("Div", "Mod") or types[node.input[0]].tensor_type.elem_type not in _INTEGERS:
+        return
+    divisor = values.get(node.input[1])
+    if divisor is None or np.isin(numpy_helper.to_array(divisor), (0, -1)).any():
+        raise ValueError(f"its operator '{node.op_type}' divides integers by what may be 0 or −1")
 
 
 def _given(graph: Any, num_observations: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1087,3 +1087,28 @@ def test_a_file_that_is_executed_would_be_seen(tmp_path):
 
         if b"pathlib" not in canaries("")[i]:  # which only makes a path
             assert measure_apart(unpickle, tmp_path / "mark").executed
+
+
+@pytest.mark.parametrize("operator", ["Div", "Mod"])
+@pytest.mark.parametrize("divisor", [0, -1])
+def test_onnx_integers_are_not_divided_by_what_ends_the_process(tmp_path, operator, divisor):
+    """ONNX Runtime would fold the constants, and the processor would stop at −2⁶³ / −1."""
+    helper, kinds = onnx.helper, onnx.TensorProto
+    nodes = [
+        helper.make_node(operator, ["dividend", "divisor"], ["whole"]),
+        helper.make_node("Cast", ["whole"], ["number"], to=kinds.FLOAT),
+        helper.make_node("Add", ["x", "number"], ["q"]),
+    ]
+    constants = {"dividend": -(2**63), "divisor": divisor}
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", kinds.FLOAT, ("N", 4))],
+        [helper.make_tensor_value_info("q", kinds.FLOAT, None)],
+        [onnx.numpy_helper.from_array(np.array([value]), name) for name, value in constants.items()],
+    )
+    path = tmp_path / "model.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=f"'{operator}' divides integers"):
+        load_teacher(str(path))

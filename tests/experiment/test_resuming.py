@@ -48,7 +48,7 @@ def test_flags_are_kept_in_the_folder_of_the_experiment(tmp_path):
         ({"lr": 0.1}, None),
         ({"--checkpoint-freq": 5}, None),
         ({"--checkpoint-freq": 0}, None),  # the default: the flag was left out
-        ({"unknown then": 1}, None),
+        ({"--unknown-then": 1}, None),  # an older version kept no such flag
         ({"lr": 0.2}, "lr was 0.1 and is 0.2"),
         ({"--checkpoint-freq": 1, "lr": 0.2}, "--checkpoint-freq was 5 and is 1, lr was 0.1 and is 0.2"),
         ({"--scheduler-config": {"a": [1]}}, "--scheduler-config was {} and is {'a': [1]}"),
@@ -71,6 +71,7 @@ def test_what_cannot_change_is_refused_by_name(given, named):
         ({"lr": 0.1}, {"checkpoint_freq": 2}, None),
         ({}, {}, None),
         ({"lr": 0.2}, {}, "lr was 0.1"),
+        ({"lr": 0.1, "gamma": 0.5}, {}, "gamma was not set and is 0.5"),
         ({}, {"checkpoint_freq": 3}, "--checkpoint-freq was 2 and is 3"),
         ({}, {"checkpoint_at_end": False}, "--checkpoint-at-end was True and is False"),
         ({}, {"max_failures": 1}, "--max-failures was 0 and is 1"),

@@ -45,6 +45,13 @@ def test_constant_inputs_stay_as_they_are_and_far_ones_are_found(mean):
     assert torch.isfinite(scale.normalize(obs)).all()
 
 
+def test_inputs_that_are_nearly_0_stay_as_they_are():
+    torch.manual_seed(0)
+    scale = scale_of(torch.randn(500, 2) * 1e-42)
+    assert torch.equal(scale.scale, torch.ones(2))
+    assert torch.isfinite(scale.inverse).all()
+
+
 def test_two_learners_have_the_statistics_of_both():
     torch.manual_seed(0)
     obs = torch.randn(600, 2)

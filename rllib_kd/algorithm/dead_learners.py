@@ -81,13 +81,29 @@ def ask_learner(learner_group: LearnerGroup, index: int, question: Callable[[Any
     Raises:
         LearnerDiedError: it does not answer.
     """
-    ids = None if learner_group.is_local else [index]
+    return ask_learners(learner_group, question, index=index)[0]
+
+
+def ask_learners(learner_group: LearnerGroup, question: Callable[[Any], Any], *, index: int | None = None) -> list[Any]:
+    """Return what the Learners answer. RLlib itself returns what they raise as if it was an answer.
+
+    Args:
+        learner_group: of a run.
+        question: is called with each Learner.
+        index: of the only Learner that is asked; None asks all.
+
+    Raises:
+        LearnerDiedError: one has died, or RLlib has given all of them up.
+        Exception: what a Learner has raised.
+    """
+    ids = None if learner_group.is_local or index is None else [index]
     answers = list(learner_group.foreach_learner(question, remote_actor_ids=ids))
-    if not answers:  # RLlib has given the Learner up
+    if not answers:
         raise LearnerDiedError
-    answer = answers[0].get()
-    if isinstance(answer, ray.exceptions.RayActorError):  # RLlib returns it
-        raise LearnerDiedError from answer
-    if not answers[0].ok:
-        raise answer
-    return answer
+    for answer in answers:
+        if not answer.ok:
+            error = answer.get()
+            if isinstance(error, ray.exceptions.RayActorError):
+                raise LearnerDiedError from error
+            raise error
+    return [answer.get() for answer in answers]

@@ -65,7 +65,7 @@ class Evaluations:
 
 
 def reasons_of_the_failed(group: EnvRunnerGroup) -> dict[int, EnvFailedError | None]:
-    """Why the environments of remote EnvRunners have failed, which RLlib has given up; None where nobody knows."""
+    """Return why the environments of the EnvRunners that RLlib has given up failed; None if that is unknown."""
     actors = _rllib.actor_manager(group).actors()
     return {worker_id: _reason(actors[worker_id]) for worker_id in given_up(group)}
 

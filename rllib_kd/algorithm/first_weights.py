@@ -11,6 +11,7 @@ import torch
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.algorithm.students import Students
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.losses import POLICY_LOSSES
@@ -76,9 +77,7 @@ class FirstWeights:
                 for network, target in learner.module[name].unwrapped().get_target_network_pairs():
                     target.load_state_dict(network.state_dict())
 
-        for result in learner_group.foreach_learner(start):
-            if not result.ok:  # RLlib returns errors
-                raise result.get()
+        ask_learners(learner_group, start)
         self._states = {group_id: FirstStates() for group_id in self._states}
 
     def get_state(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def check_learner_has_saved(learner_group: LearnerGroup, path: str, *, num_saves
         num_saves_before: of `num_learner_saves()`, before the checkpoint was written.
 
     Raises:
-        OSError: it has not, or has died: RLlib gives up a Learner in both cases.
+        OSError: it did not save, or it died. RLlib gives up a Learner in both cases.
     """
     if not learner_group.is_local and num_learner_saves(learner_group) in (None, num_saves_before):
         raise OSError(

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.evaluation.validation import Validation, validate
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import by_student
@@ -74,8 +75,7 @@ class Restarts:
         )
         best = {student: played.best(names) for student, names in playing.items()}
         pairs = {student: name for student, name in best.items() if name != student}
-        for result in learner_group.foreach_learner(lambda learner: learner.exchange(pairs)):
-            result.get()
+        ask_learners(learner_group, lambda learner: learner.exchange(pairs))
         self._count(played, best, num_gradient_steps)
         return pairs
 
@@ -119,7 +119,7 @@ class Restarts:
 
 def _mean_regrets(learner_group: LearnerGroup) -> dict[str, float]:
     """Return the Q-regret of each module over the replays of all Learners."""
-    by_learner = [result.get() for result in learner_group.foreach_learner(lambda learner: learner.q_regret())]
+    by_learner = ask_learners(learner_group, lambda learner: learner.q_regret())
     return {name: float(np.nanmean([regrets[name] for regrets in by_learner])) for name in by_learner[0]}
 
 

@@ -16,7 +16,7 @@ from rllib_kd.checkpoints.uris import list_folder, read_lines
 RESULTS = "result.json"
 
 
-_MIN_VALUES = 200  # as which a line of results counts at least, for the time that it takes
+_MIN_VALUES = 600  # as which a line of results counts at least, for the time that it takes; RLlib's have as many
 
 
 class TrialReader:

@@ -10,6 +10,7 @@ lives in one episode, and rewards that are not clipped. The config of the enviro
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,9 @@ VECTOR_DEFAULTS = {"reward_clipping": False, "use_fire_reset": False, "num_threa
 
 
 _VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
+
+
+_NUM_SEEDS = 2**31  # that ALE's vector env tells apart
 
 
 #: Of a vector env, without a meaning in a single one.
@@ -80,3 +84,25 @@ def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env
     if clips:
         env = gym.wrappers.TransformReward(env, lambda reward: float(np.clip(reward, -1.0, 1.0)))
     return gym.wrappers.FrameStackObservation(env, num_frames, padding_type="zero")
+
+
+def make_vector(game: str, num_envs: int, **config: Any) -> gym.vector.VectorEnv:
+    """ALE's own vector env, which shows what `make()` shows.
+
+    Args:
+        game: as in `make()`.
+        num_envs: environments in it.
+        config: as in `make()`.
+    """
+    num_threads = min(num_envs, os.cpu_count() or 1)
+    config = VECTOR_DEFAULTS | single_config(config) | {"num_threads": num_threads}
+    return _OneSeedEach(gym.make_vec(game, num_envs, vectorization_mode="vector_entry_point", **config))
+
+
+class _OneSeedEach(gym.vector.VectorWrapper):
+    """Takes a list of seeds, of any size, as gymnasium's own vector envs do."""
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or those of the `reset_mask` among the options."""
+        seeds = None if seed is None else np.array([each % _NUM_SEEDS for each in seed])
+        return self.env.reset(seed=seeds, options=options)

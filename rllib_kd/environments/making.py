@@ -31,9 +31,49 @@ def name_and_maker(method: Any, *args: Any, **kwargs: Any) -> Any:
     return obs, *others
 
 
-def _name_of(envs: gym.vector.SyncVectorEnv) -> str:
-    env = envs.envs[0]
+def _name_of(envs: Any) -> str:
+    env = envs.envs[0] if hasattr(envs, "envs") else envs
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+class EnvMaker:
+    """Makes single environments, each call another one; and vector envs, where the environment has a faster one.
+
+    Args:
+        name: of the environment, for errors.
+        make: makes one.
+        make_vector: from a number to a vector env of so many, which shows the same; None if there is no such.
+    """
+
+    def __init__(
+        self, name: str, make: Callable[[], gym.Env], make_vector: Callable[[int], gym.vector.VectorEnv] | None = None
+    ):
+        self._name, self._make, self._make_vector = name, make, make_vector
+
+    def __call__(self) -> gym.Env:
+        """Return a new environment.
+
+        Raises:
+            ValueError: it cannot be made.
+        """
+        return self._explained(self._make)
+
+    def vector(self, num_envs: int) -> gym.vector.VectorEnv | None:
+        """Return the environment's own vector env, or None if it has none.
+
+        It takes a seed for each environment, and `reset_mask` as an option of `reset()`.
+
+        Raises:
+            ValueError: it cannot be made.
+        """
+        make = self._make_vector
+        return None if make is None else self._explained(lambda: make(num_envs))
+
+    def _explained(self, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except Exception as error:  # anything may stand there
+            raise ValueError(f"The environment '{self._name}' cannot be made: {described(error)}") from error
 
 
 def env_maker(
@@ -41,10 +81,8 @@ def env_maker(
     env_config: Mapping[str, Any] | None = None,
     *,
     render_mode: str | None = None,
-) -> Callable[[], gym.Env]:
+) -> EnvMaker:
     """How RLlib makes single environments: registered names and callables get the config as one argument.
-
-    What it returns raises a ValueError where the environment cannot be made.
 
     Args:
         env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, the path of a class
@@ -62,17 +100,12 @@ def env_maker(
     if isinstance(env, str):
         if not names_class(env):
             check_gymnasium_id(env)
-            make = atari.make if atari.is_game(env) else gym.make
-            return partial(_make, name, partial(make, env, **config))
+            if not atari.is_game(env):
+                return EnvMaker(name, partial(gym.make, env, **config))
+            own_vector = None if "render_mode" in config else partial(atari.make_vector, env, **config)
+            return EnvMaker(name, partial(atari.make, env, **config), own_vector)
         env = _class_at(env)
-    return partial(_make, name, partial(env, EnvContext(config, worker_index=0)))
-
-
-def _make(name: str, make: Callable[[], gym.Env]) -> gym.Env:
-    try:
-        return make()
-    except Exception as error:  # anything may stand there
-        raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
+    return EnvMaker(name, partial(env, EnvContext(config, worker_index=0)))
 
 
 def names_class(env: str) -> bool:

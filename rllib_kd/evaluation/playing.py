@@ -8,10 +8,13 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.making import name_and_maker
+from rllib_kd.environments.making import EnvMaker, name_and_maker
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
+
+
+_GAMES_AT_ONCE = 16  # in a vector env of its own kind, which plays one episode after the other in each place
 
 
 _MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer play
@@ -120,9 +123,11 @@ def play(
     """
     returns: list[float] = []
     seen = Sample(len(views))
-    for first in range(0, len(seeds), num_envs):
-        chunk = list(seeds[first : first + num_envs])
-        envs = one_episode_each(make_env, len(chunk))
+    own_vector = make_env.vector(min(_GAMES_AT_ONCE, num_envs, len(seeds))) if isinstance(make_env, EnvMaker) else None
+    at_once = num_envs if own_vector is None else len(seeds)
+    for first in range(0, len(seeds), at_once):
+        chunk = list(seeds[first : first + at_once])
+        envs = one_episode_each(make_env, len(chunk)) if own_vector is None else own_vector
         try:
             returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)[0]
         finally:
@@ -131,7 +136,10 @@ def play(
 
 
 def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
-    """Return a vector env in which each environment plays one episode, for `play_chunk()`."""
+    """Return a vector env for `play_chunk()`, in which each environment plays one episode."""
+    own_vector = make_env.vector(num_envs) if isinstance(make_env, EnvMaker) else None
+    if own_vector is not None:
+        return own_vector
     return gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * num_envs)
 
 
@@ -143,10 +151,10 @@ def play_chunk(
     seen: Sample | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[float], int]:
-    """Play one episode in each environment of `one_episode_each()`.
+    """Play one episode for each seed: side by side, and one after the other if there are fewer environments.
 
     Args:
-        envs: that nobody has reset yet.
+        envs: that nobody has reset yet, at most as many as seeds. If fewer, they take `reset_mask` as an option.
         act: who plays.
         seeds: of the resets.
         views: through each of which all states are seen as well.
@@ -159,23 +167,32 @@ def play_chunk(
     Raises:
         ValueError: an episode does not end.
     """
-    obs, _ = name_and_maker(envs.reset, seed=seeds)
-    shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
-    totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
-    env_steps = 0
-    for _ in range(_MAX_EPISODE_STEPS):
+    num_envs = envs.num_envs
+    obs, _ = name_and_maker(envs.reset, seed=seeds[:num_envs])
+    shown = Shown(obs, first=np.ones(num_envs, dtype=bool))
+    totals, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int)
+    episodes, running = np.arange(num_envs), np.ones(num_envs, dtype=bool)  # which seed's each plays, and if still
+    num_begun = num_envs
+    while lengths.max() < _MAX_EPISODE_STEPS:
         if seen is not None:
             seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
         obs, rewards, terminateds, truncateds, _ = name_and_maker(envs.step, actions)
-        shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
-        totals += rewards * running
-        env_steps += int(running.sum())
+        totals[episodes] += rewards * running
+        lengths[episodes] += running
         ended = running & (terminateds | truncateds)
-        running &= ~ended
         advance(int(ended.sum()))
+        running &= ~ended
+        begins = np.zeros(num_envs, dtype=bool)
+        begins[np.flatnonzero(ended)[: len(seeds) - num_begun]] = True
+        if begins.any():
+            episodes[begins] = np.arange(num_begun, num_begun := num_begun + int(begins.sum()))
+            next_seeds = [seeds[episode] for episode in episodes[begins]]
+            obs, _ = name_and_maker(envs.reset, seed=next_seeds, options={"reset_mask": begins})
+            running |= begins
         if not running.any():
-            return totals.tolist(), env_steps
+            return totals.tolist(), int(lengths.sum())
+        shown = Shown(obs, ~running | begins, actions, rewards)  # who has ended has nothing to remember
     raise ValueError(
         f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
         "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."

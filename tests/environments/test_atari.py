@@ -10,6 +10,7 @@ import torch
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, compare, load_teacher
 from rllib_kd.environments import atari
 from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.playing import play
 from rllib_kd.learner.group import DISTILLATION_COLUMNS
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.frames import observations
@@ -49,6 +50,41 @@ def test_single_environments_show_what_the_vector_env_shows(game, points, config
         rewards.append(reward)
         ended = terminated or truncated
     assert max(rewards) == (1 if config.get("reward_clipping") else points)
+
+
+class ByWhatIsSeen:
+    """Takes actions that depend on all that an episode has shown, and keeps what it has seen first."""
+
+    def __init__(self):
+        self.first = []
+
+    def player(self):
+        total = np.zeros(0, dtype=int)
+
+        def act(shown):
+            nonlocal total
+            sums = shown.obs.reshape(len(shown.obs), -1).sum(axis=1, dtype=int)
+            total = sums + np.where(shown.first, 0, np.resize(total, len(sums)))
+            self.first += sums[shown.first].tolist()
+            return total // 7 % 4
+
+        return act
+
+
+def test_episodes_of_a_game_are_the_same_in_any_number_of_environments():
+    make_env = env_maker("ALE/MsPacman-v5", {"repeat_action_probability": 0.25, "max_num_frames_per_episode": 600})
+    seeds = [7, 2**40, 3, 11, 5]
+    side_by_side, in_turn = ByWhatIsSeen(), ByWhatIsSeen()
+    played = play(make_env, side_by_side, seeds)[0]
+    assert play(make_env, in_turn, seeds, num_envs=2)[0] == played
+    assert [play(make_env, ByWhatIsSeen(), [seed])[0][0] for seed in seeds] == played
+    assert len(set(side_by_side.first[: len(seeds)])) > 1  # seeds start the game in other places
+    assert len(set(played)) > 1
+
+
+def test_a_game_that_is_shown_is_played_alone():
+    assert env_maker("ALE/Breakout-v5", render_mode="rgb_array").vector(1) is None
+    assert env_maker("CartPole-v1").vector(1) is None
 
 
 def test_what_only_the_vector_env_can_do_is_refused():

@@ -130,7 +130,7 @@ class DistillDQN(DQN):
             learning_starts=self.config.num_steps_sampled_before_learning_starts,
         )
         self._sampling = Sampling(self.config, self.env_runner_group, self.learner_group)
-        self._restarts = Restarts(self.config.num_validation_episodes)
+        self._restarts = Restarts(self.config.restarts, self.config.num_validation_episodes)
         self._unusable_states = UnusableStates(self.config, self._teachers)
         self._evaluations = Evaluations()
         check_vector_env(self.env_runner_group)
@@ -238,16 +238,18 @@ class DistillDQN(DQN):
     @names_dead_learners
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """RLlib's evaluation; of a family, of one student after the other: see `students` in the result."""
-        if not self.config.students:
+        if not self.config.members:
             evaluation = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(evaluation, of=None if self.config.is_multi_agent else DEFAULT_MODULE_ID)
             return evaluation
+        self._choose_restarts()
         students = {}
-        for name in self.config.students:
-            self.eval_env_runner_group.foreach_env_runner(lambda env_runner, name=name: env_runner.let_act(name))
+        for name in self._students.names:
+            acting = self._restarts.chosen(name)
+            self.eval_env_runner_group.foreach_env_runner(lambda env_runner, acting=acting: env_runner.let_act(acting))
             students[name] = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(students[name], of=name)
-        return {**students[name], "students": students}
+        return {**students[name], "students": students} if self.config.students else students[name]
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         try:
@@ -296,23 +298,23 @@ class DistillDQN(DQN):
         if family and module_id not in family:
             raise ValueError(f"This is a family of students: name one of them, {sorted(family)}. Got '{module_id}'.")
         self._choose_restarts()
-        return self.env_runner.family[module_id] if self.config.members else super().get_module(module_id)
+        if not self.config.members:
+            return super().get_module(module_id)
+        return self.env_runner.family[self._restarts.chosen(module_id)]
 
     def _choose_restarts(self) -> None:
-        """Let the best copy of each student bear its name, unless it does already."""
+        """Let validation episodes choose a copy of each student, unless they have done so since the last update."""
         num_gradient_steps = self.num_gradient_steps
         if self.config.restarts == 1 or not num_gradient_steps or self._restarts.are_chosen(num_gradient_steps):
             return
         family = self.env_runner.family
-        moved = self._restarts.choose(
+        self._restarts.choose(
             self.learner_group,
             dict(family.items()),
             env_maker(self.config.env, self.config.env_config),
             pipeline_of(self.env_runner._env_to_module, next(iter(family.values()))),
             num_gradient_steps,
         )
-        if moved:
-            self._sampling.take_newest_student(self.num_env_steps)
 
     @property
     def num_env_steps(self) -> int:
@@ -408,7 +410,8 @@ class DistillDQN(DQN):
         if state is None:
             self._choose_restarts()
         num_saves = num_learner_saves(self.learner_group)
-        saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
+        with self._restarts.in_their_places(self.learner_group):
+            saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
         if state is None:
             check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
             if self.config.store_buffer_in_checkpoints:
@@ -438,9 +441,12 @@ class DistillDQN(DQN):
         is_whole = "component" not in kwargs
         resolved, filesystem = resolve(path, kwargs.get("filesystem"))
         if is_whole:
-            check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
+            own = check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
+            self._restarts.check(own.get("restarts", {"num_copies": 1}))
         self._sampling.forget()
         super().restore_from_path(path, *args, **kwargs)
+        if is_whole and self._restarts.put_back(self.learner_group):
+            self._sampling.take_newest_student(self.num_env_steps, self.eval_env_runner_group)
         if self._teachers.are_loaded:
             self._go_on()
         if is_whole:

@@ -218,9 +218,9 @@ class DistillationConfig(DQNConfig):
                 {"s16": {"fcnet_hiddens": [16]}}, {"compression": 0.01}, or what `student` takes;
                 `rl_module(model_config=...)` has what they share. They take turns in acting, an episode each. Plain
                 MLPs of one depth learn side by side: eight cost little more than one.
-            restarts: how many copies of each student learn side by side, each with first weights of its own; ≥ 1. When
-                a checkpoint is saved, or `get_module()` is called, the copies that do best on the labelled states play
-                validation episodes, and the best of them becomes the student. What a small student reaches depends on
+            restarts: how many copies of each student learn side by side, each with first weights of its own; ≥ 1.
+                Before a checkpoint or an evaluation, and in `get_module()`, the copies with the least Q-regret on the
+                labelled states play validation episodes, and the best of them is the student. What a small student reaches depends on
                 its first weights. MLPs without TD, features, gradient clipping and a loss of one's own are stacked, so
                 that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
             num_validation_episodes: that each of them plays; ≥ 1. Their seeds are used by no other figure. Low: a lucky

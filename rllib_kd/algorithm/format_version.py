@@ -44,8 +44,8 @@ def check_format(state: Mapping[str, Any] | None) -> None:
         )
 
 
-def check_format_at(path: str, filesystem: pyarrow.fs.FileSystem) -> None:
-    """Check the file of an Algorithm's state before anything is restored from its checkpoint.
+def check_format_at(path: str, filesystem: pyarrow.fs.FileSystem) -> Mapping[str, Any]:
+    """Check the file of an Algorithm's state before anything is restored from its checkpoint, and return its entry.
 
     Args:
         path: of the pickle on `filesystem`. What else may be there is left to RLlib.
@@ -55,7 +55,7 @@ def check_format_at(path: str, filesystem: pyarrow.fs.FileSystem) -> None:
         ValueError: as `check_format()`; or the file cannot be read.
     """
     if not is_file(filesystem, path):
-        return
+        return {}
     try:
         with filesystem.open_input_stream(path) as stream:
             entry = pickle.load(stream).get(STATE_ENTRY)
@@ -64,3 +64,4 @@ def check_format_at(path: str, filesystem: pyarrow.fs.FileSystem) -> None:
             f"'{path}' cannot be read ({type(error).__name__}: {error}). Is the checkpoint complete?"
         ) from error
     check_format(entry)
+    return entry or {}

@@ -1,10 +1,11 @@
-"""Restarts: which copy of a student bears its name."""
+"""Restarts: which copy stands for a student."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -12,6 +13,7 @@ import numpy as np
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 from rllib_kd.algorithm.dead_learners import ask_learners
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.evaluation.validation import Validation, validate
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import by_student
@@ -24,21 +26,28 @@ _SHARE_THAT_PLAYS, _LEAST_THAT_PLAY = 0.25, 3
 
 
 class Restarts:
-    """Chooses a copy of each student by validation episodes.
+    """Chooses a copy of each student by validation episodes. Training itself does not depend on the choice.
 
     Args:
+        num_copies: of each student.
         num_episodes: that each copy plays.
     """
 
     NOT_SAVED: ClassVar = frozenset({"_num_episodes"})
 
-    def __init__(self, num_episodes: int):
-        self._num_episodes = num_episodes
+    def __init__(self, num_copies: int, num_episodes: int):
+        self._num_copies, self._num_episodes = num_copies, num_episodes
         self._chosen_at = -1  # gradient steps at the last choice
+        self._chosen: dict[str, str] = {}  # module ID of the copy that stands for each student
+        self._exchanged: dict[str, str] = {}  # that have changed places in a checkpoint, by student
         #: Of all choices so far.
         self._env_steps = 0
         self._seconds = 0.0
         self._returns: dict[str, float] = {}  # mean of each student, as it was chosen
+
+    def chosen(self, student: str) -> str:
+        """Return the module ID of the copy that stands for a student."""
+        return self._chosen.get(student, student)
 
     def are_chosen(self, num_gradient_steps: int) -> bool:
         """Whether nothing was learned since the last choice."""
@@ -51,33 +60,50 @@ class Restarts:
         make_env: Callable[[], gym.Env],
         pipeline: ObservationPipeline,
         num_gradient_steps: int,
-    ) -> dict[str, str]:
-        """Let copies play, and give the best of each student its name, on the Learners.
+    ) -> None:
+        """Let copies play, and choose the best of each student; if they cannot play, the one with the least regret.
 
         Args:
-            learner_group: whose modules change places.
+            learner_group: that knows the regrets.
             modules: of all copies, as they act now.
             make_env: makes one environment.
             pipeline: from what it shows to what the modules take.
             num_gradient_steps: made so far.
-
-        Returns:
-            Module IDs that have changed places.
         """
         regrets = _mean_regrets(learner_group)
-        copies = by_student(modules)
-        playing = {student: _least(names, regrets) for student, names in copies.items()}
-        played = validate(
-            make_env,
-            {name: modules[name] for names in playing.values() for name in names},
-            pipeline,
-            self._num_episodes,
-        )
-        best = {student: played.best(names) for student, names in playing.items()}
-        pairs = {student: name for student, name in best.items() if name != student}
-        ask_learners(learner_group, lambda learner: learner.exchange(pairs))
-        self._count(played, best, num_gradient_steps)
-        return pairs
+        playing = {student: _least(names, regrets) for student, names in by_student(modules).items()}
+        players = {name: modules[name] for names in playing.values() for name in names}
+        self._chosen_at = num_gradient_steps
+        try:
+            played = validate(make_env, players, pipeline, self._num_episodes)
+        except (EnvFailedError, ValueError) as error:
+            logger.warning(
+                "The copies of the students cannot be validated, so that those with the least Q-regret on the replay's "
+                "states are taken: %s",
+                error,
+            )
+            self._chosen, self._returns = {student: names[0] for student, names in playing.items()}, {}
+            return
+        self._chosen = {student: played.best(names) for student, names in playing.items()}
+        self._count(played)
+
+    @contextmanager
+    def in_their_places(self, learner_group: LearnerGroup) -> Iterator[None]:
+        """Let the chosen copies have the names of their students on the Learners, for a checkpoint."""
+        pairs = {student: name for student, name in self._chosen.items() if name != student}
+        _exchange(learner_group, pairs)
+        self._exchanged = pairs
+        try:
+            yield
+        finally:
+            _exchange(learner_group, pairs)
+            self._exchanged = {}
+
+    def put_back(self, learner_group: LearnerGroup) -> bool:
+        """Let copies that have changed places in a restored checkpoint change back; whether there are such."""
+        pairs, self._exchanged = self._exchanged, {}
+        _exchange(learner_group, pairs)
+        return bool(pairs)
 
     def results(self) -> dict[str, Any]:
         """Return the entry `validation` of a training result."""
@@ -90,24 +116,45 @@ class Restarts:
     def get_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold."""
         return {
+            "num_copies": self._num_copies,
             "chosen_at": self._chosen_at,
+            "chosen": dict(self._chosen),
+            "exchanged": dict(self._exchanged),
             "env_steps": self._env_steps,
             "seconds": self._seconds,
             "returns": dict(self._returns),
         }
 
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Check that a state of `get_state()` is of as many copies.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if state["num_copies"] != self._num_copies:
+            raise ValueError(
+                f"This checkpoint has restarts={state['num_copies']}, but this run has restarts={self._num_copies}. To "
+                f"continue from it, set restarts={state['num_copies']}."
+            )
+
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Go on from `get_state()`.
+
+        Raises:
+            ValueError: it is of another number of copies.
+        """
+        self.check(state)
         self._chosen_at = state["chosen_at"]
+        self._chosen = dict(state["chosen"])
+        self._exchanged = dict(state["exchanged"])
         self._env_steps = state["env_steps"]
         self._seconds = state["seconds"]
         self._returns = dict(state["returns"])
 
-    def _count(self, played: Validation, best: Mapping[str, str], num_gradient_steps: int) -> None:
-        self._chosen_at = num_gradient_steps
+    def _count(self, played: Validation) -> None:
         self._env_steps += played.env_steps
         self._seconds += played.seconds
-        self._returns = {student: float(np.mean(played.returns[name])) for student, name in best.items()}
+        self._returns = {student: float(np.mean(played.returns[name])) for student, name in self._chosen.items()}
         logger.info(
             "Validation: %d episodes each of %d copies, in %.1f s. Mean returns of the best: %s",
             self._num_episodes,
@@ -117,13 +164,20 @@ class Restarts:
         )
 
 
+def _exchange(learner_group: LearnerGroup, pairs: Mapping[str, str]) -> None:
+    if pairs:
+        ask_learners(learner_group, lambda learner: learner.exchange(pairs))
+
+
 def _mean_regrets(learner_group: LearnerGroup) -> dict[str, float]:
-    """Return the Q-regret of each module over the replays of all Learners."""
+    """Return the Q-regret of each module over the replays of all Learners; NaN if nothing is known."""
     by_learner = ask_learners(learner_group, lambda learner: learner.q_regret())
-    return {name: float(np.nanmean([regrets[name] for regrets in by_learner])) for name in by_learner[0]}
+    known = {name: [regrets[name] for regrets in by_learner if math.isfinite(regrets[name])] for name in by_learner[0]}
+    return {name: float(np.mean(regrets)) if regrets else math.nan for name, regrets in known.items()}
 
 
 def _least(names: list[str], regrets: Mapping[str, float]) -> list[str]:
-    """Return the copies that play: those with the least regret."""
+    """Return the copies that play, by regret: those with the least; all of them if no regret is known."""
+    known = [name for name in names if math.isfinite(regrets[name])]
     count = max(_LEAST_THAT_PLAY, math.ceil(_SHARE_THAT_PLAYS * len(names)))
-    return sorted(names, key=lambda name: regrets[name])[:count]
+    return sorted(known, key=lambda name: regrets[name])[:count] or names

@@ -168,18 +168,22 @@ class Sampling:
         else:  # as RLlib's sync_weights(), without its way through the object store
             self._group.local_env_runner.set_state(self._ask_for_student(env_steps).for_env_runners())
 
-    def take_newest_student(self, env_steps: int) -> None:
-        """Let the student act that the Learners have now, outside of an update.
+    def take_newest_student(self, env_steps: int, evaluation_group: EnvRunnerGroup | None) -> None:
+        """Let the student act that the Learners have now, outside of an update, also in evaluations.
 
         Args:
             env_steps: sampled so far, over restarts.
+            evaluation_group: the EnvRunners of evaluations.
         """
-        student = self._ask_for_student(env_steps)
-        if self._group.local_env_runner is not None:  # by its number it has that student already; 0 forces RLlib
-            forced = dataclasses.replace(student, seq_no=0)
-            self._group.local_env_runner.set_state(forced.for_env_runners())
+        student = self._ask_for_student(env_steps).packed()
+        # By its number they have that student already; 0 forces RLlib.
+        forced = dataclasses.replace(student, seq_no=0).for_env_runners()
+        if self._group.local_env_runner is not None:
+            self._group.local_env_runner.set_state(forced)
+        if evaluation_group is not None:
+            evaluation_group.foreach_env_runner(lambda env_runner: env_runner.set_state(forced))
         if self.is_remote:
-            self._student = student.packed()
+            self._student = student
 
     def _ask_for_student(self, env_steps: int) -> StudentState:
         component = f"{COMPONENT_LEARNER}/{COMPONENT_RL_MODULE}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -55,11 +56,10 @@ def validate(
     """
     began, names = time.perf_counter(), list(students)
     q_values = FamilyQValues(students)
-    episodes = [(place, _FIRST_SEED + number) for place in range(len(names)) for number in range(num_episodes)]
+    episodes = ((place, _FIRST_SEED + number) for place in range(len(names)) for number in range(num_episodes))
     returns: dict[str, list[float]] = {name: [] for name in names}
     env_steps = 0
-    for first in range(0, len(episodes), _ENVS_AT_ONCE):
-        chunk = episodes[first : first + _ENVS_AT_ONCE]
+    while chunk := list(islice(episodes, _ENVS_AT_ONCE)):
         envs = one_episode_each(make_env, len(chunk))
         acting = np.array([place for place, _ in chunk])
         try:

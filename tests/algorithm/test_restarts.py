@@ -6,6 +6,8 @@ import ray
 import torch
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd.algorithm.restarts import _least
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.validation import validate
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -103,31 +105,104 @@ def weights_of(algo):
     return algo.learner_group.get_state()["learner"]["rl_module"]
 
 
-def test_the_best_copy_bears_the_name_and_training_goes_on(trained, tmp_path):
-    before = weights_of(trained)
+def same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, weights in one.items():
+        for key, value in weights.items():
+            np.testing.assert_array_equal(other[name][key], value)
+
+
+def first_layer(module):
+    return module.state_dict()["encoder.net.mlp.0.weight"].clone()
+
+
+def test_the_best_copy_is_what_is_given_and_saved_and_training_goes_on_as_without(trained, tmp_path):
     result = trained.train()["distillation"]
     assert result["student_params"] == 30  # one copy's
-    modules = {name: weights_of(trained)[name] for name in names_of("default_policy", 5)}
-    assert before.keys() == modules.keys()
-
+    before = weights_of(trained)
+    chosen = first_layer(trained.get_module())
     path = trained.save_to_path(str(tmp_path / "saved"))
-    chosen = trained.get_module().state_dict()["encoder.net.mlp.0.weight"].clone()
-    validation = trained.train()["distillation"]["validation"]
-    assert validation["env_steps_lifetime"] > 0
-    students = {"alone": load_teacher(path).module}
-    played = validate(env_maker("CartPole-v1"), students, ObservationPipeline(CARTPOLE_OBS), 24)
-    assert np.mean(played.returns["alone"]) == validation["episode_return_mean"]["default_policy"]
-    np.testing.assert_array_equal(chosen, students["alone"].state_dict()["encoder.net.mlp.0.weight"])
+    same_weights(before, weights_of(trained))  # neither has changed the run
+    own = list(names_of("default_policy", 5))
+    assert sum(np.array_equal(chosen, before[name]["encoder.net.mlp.0.weight"]) for name in own) == 1
+
+    trained_on = trained.train()["distillation"]["validation"]
+    saved = load_teacher(path).module
+    np.testing.assert_array_equal(chosen, first_layer(saved))
+    played = validate(env_maker("CartPole-v1"), {"alone": saved}, ObservationPipeline(CARTPOLE_OBS), 24)
+    assert np.mean(played.returns["alone"]) == trained_on["episode_return_mean"]["default_policy"]
 
     restored = DistillDQN.from_checkpoint(path)
     try:
-        again = restored.train()["distillation"]
-        assert again["validation"]["env_steps_lifetime"] == validation["env_steps_lifetime"]
-        for name, weights in weights_of(trained).items():
-            for key, value in weights.items():
-                np.testing.assert_array_equal(weights_of(restored)[name][key], value)
+        np.testing.assert_array_equal(chosen, first_layer(restored.get_module()))
+        assert restored.train()["distillation"]["validation"] == trained_on  # nothing was played again
+        same_weights(weights_of(trained), weights_of(restored))
     finally:
         restored.stop()
+
+
+def test_evaluations_are_of_the_copy_that_a_checkpoint_has(trained, tmp_path, monkeypatch):
+    """Whichever it is: here one after the other, as a choice would."""
+    trained.evaluate()  # RLlib does not send these weights to the EnvRunners of evaluations again
+    for name in names_of("default_policy", 5):
+        monkeypatch.setattr(trained._restarts, "_chosen", {"default_policy": name})
+        monkeypatch.setattr(trained._restarts, "are_chosen", lambda _: True)
+        trained.evaluate()
+        acting = first_layer(trained.eval_env_runner.module)
+        np.testing.assert_array_equal(acting, weights_of(trained)[name]["encoder.net.mlp.0.weight"])
+        saved = load_teacher(trained.save_to_path(str(tmp_path / name))).module
+        np.testing.assert_array_equal(acting, first_layer(saved))
+
+
+def test_after_a_restore_evaluations_are_of_the_chosen_copy(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained._restarts, "_chosen", {"default_policy": "default_policy__restart_3"})
+    monkeypatch.setattr(trained._restarts, "are_chosen", lambda _: True)
+    chosen = first_layer(trained.get_module())
+    path = trained.save_to_path(str(tmp_path / "saved"))
+    trained.restore_from_path(path)
+    trained.evaluate()
+    np.testing.assert_array_equal(first_layer(trained.eval_env_runner.module), chosen)
+    np.testing.assert_array_equal(first_layer(trained.get_module()), chosen)
+
+
+def test_copies_that_cannot_be_validated_are_saved_all_the_same(trained, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise EnvFailedError("The environment has raised.")
+
+    monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", fail)
+    monkeypatch.setattr(trained._restarts, "_chosen_at", -1)
+    path = trained.save_to_path(str(tmp_path / "saved"))
+    assert "cannot be validated" in caplog.text
+    assert "The environment has raised." in caplog.text
+    regrets = trained.learner_group._learner.q_regret()
+    least = weights_of(trained)[min(regrets, key=regrets.get)]
+    np.testing.assert_array_equal(first_layer(load_teacher(path).module), least["encoder.net.mlp.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("regrets", "expected"),
+    [
+        ({"a": 5.0, "b": np.nan, "c": 1.0, "d": np.nan, "e": 0.0}, ["e", "c", "a"]),
+        ({"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.0, "e": 4.0}, ["d", "c", "b"]),
+        (dict.fromkeys("abcde", np.nan), list("abcde")),  # without labels
+    ],
+    ids=["some", "all", "none"],
+)
+def test_who_plays(regrets, expected):
+    assert _least(list("abcde"), regrets) == expected
+
+
+@pytest.mark.parametrize("restarts", [1, 8])
+def test_another_number_of_copies_is_refused_before_anything_is_restored(trained, tmp_path, restarts):
+    path = trained.save_to_path(str(tmp_path / "saved"))
+    other = small_config(restarts=restarts).build_algo()
+    try:
+        before = weights_of(other)
+        with pytest.raises(ValueError, match=f"restarts=5, but this run has restarts={restarts}"):
+            other.restore_from_path(path)
+        same_weights(before, weights_of(other))
+    finally:
+        other.stop()
 
 
 def test_nothing_is_played_twice_without_learning(trained, monkeypatch):

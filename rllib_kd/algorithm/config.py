@@ -220,9 +220,10 @@ class DistillationConfig(DQNConfig):
                 MLPs of one depth learn side by side: eight cost little more than one.
             restarts: how many copies of each student learn side by side, each with first weights of its own; ≥ 1.
                 Before a checkpoint or an evaluation, and in `get_module()`, the copies with the least Q-regret on the
-                labelled states play validation episodes, and the best of them is the student. What a small student reaches depends on
-                its first weights. MLPs without TD, features, gradient clipping and a loss of one's own are stacked, so
-                that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
+                labelled states play validation episodes, and the best of them is the student. What a small student
+                reaches depends on its first weights. MLPs without TD, features, gradient clipping and a loss of one's
+                own are stacked, so that 16 cost little more than one; other students cost `restarts` times as much.
+                Default: 1.
             num_validation_episodes: that each of them plays; ≥ 1. Their seeds are used by no other figure. Low: a lucky
                 copy may win; high: seconds at every checkpoint. Default: 24.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most

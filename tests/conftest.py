@@ -75,6 +75,11 @@ def start_ray(**kwargs: Any) -> None:
     register_trainable("DistillDQN", DistillDQN)
 
 
+def ray_address() -> str:
+    """Where another process joins the Ray of this one: several CPU-seconds cheaper than a Ray of its own."""
+    return ray.get_runtime_context().gcs_address
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local Ray with four logical CPUs."""

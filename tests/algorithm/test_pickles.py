@@ -11,6 +11,7 @@ from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.checkpoints.pickles import read_pickle
+from tests.conftest import ray_address
 
 PUBLIC = (DistillDQN, DistillDQNConfig)
 
@@ -69,7 +70,7 @@ def test_a_checkpoint_names_them_by_the_package(cartpole_config, build, tmp_path
     assert str(content["class"].of) == "rllib_kd.DistillDQN"
     code = (
         "import ray; from ray.rllib.algorithms.algorithm import Algorithm; "
-        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False); "
+        f"ray.init(address={ray_address()!r}, log_to_driver=False); "
         "algo = Algorithm.from_checkpoint(content.decode()); "
         "print(type(algo).__name__, type(algo.config).__name__, algo.train()['training_iteration']); algo.stop()"
     )

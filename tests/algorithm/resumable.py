@@ -20,7 +20,7 @@ def resumable_config(**env_runners) -> DistillDQNConfig:
         .reporting(min_sample_timesteps_per_iteration=64)
         .rl_module(model_config={"fcnet_hiddens": [8], "fcnet_activation": "relu"})
         # Within an episode, π changes from the teacher to the student.
-        .distillation(teacher="cartpole", num_baseline_episodes=2, teacher_fraction=[[0, 1.0], [800, 0.0]])
+        .distillation(teacher="cartpole", num_baseline_episodes=0, teacher_fraction=[[0, 1.0], [800, 0.0]])
         .debugging(seed=0)
     )
 

@@ -74,7 +74,7 @@ def state_of(algo):
 
 
 def run(config, *, saves_to=None):
-    algo = config.build_algo()
+    algo = config.distillation(num_baseline_episodes=2).build_algo()
     for i in range(2 * N - 1):
         if i == N and saves_to is not None:
             algo.save_to_path(str(saves_to))

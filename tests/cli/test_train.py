@@ -99,7 +99,8 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
 
 def test_the_old_spellings_train_a_teacher(tmp_path, rllib):
     done = rllib(
-        *["train", "--run", "DQN", "--env", "CartPole-v1", "--stop", '{"timesteps_total": 1000}'],
+        *["train", "--run", "DQN", "--env", "CartPole-v1", "--stop", '{"timesteps_total": 100}'],
+        *["--config", '{"min_sample_timesteps_per_iteration": 50}'],
         *["--checkpoint-freq", "1", "--checkpoint-at-end", "--storage-path", str(tmp_path)],
     )
     assert done.returncode == 0, done.stderr

@@ -68,7 +68,7 @@ def make_requests(group, tmp_path):
             group.foreach_env_runner(
                 lambda runner, path=path: runner.start(path), remote_worker_ids=[index], local_env_runner=False
             )
-        return SampleRequests(group, **({"max_staleness": None, "timeout_s": 60.0} | settings))
+        return SampleRequests(group, **({"max_staleness": None, "timeout_s": 300.0} | settings))
 
     yield make
     gate.touch()
@@ -83,7 +83,7 @@ def of(samples):
     return [sample.worker_index for sample in samples]
 
 
-def wait_for(what, seconds=60.0):
+def wait_for(what, seconds=300.0):
     deadline = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < deadline, "it has not come"

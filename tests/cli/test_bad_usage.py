@@ -215,7 +215,8 @@ BAD = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, message, monkeypatch, capsys):
+def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))  # in one's own, an experiment of the default name may be running
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     monkeypatch.setattr("ray.cluster_utils.Cluster", lambda *args, **kwargs: pytest.fail("Ray was started"))

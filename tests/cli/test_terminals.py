@@ -131,7 +131,7 @@ class Terminal:
     def press_ctrl_c(self) -> None:
         os.write(self._terminal, b"\x03")
 
-    def wait_for(self, something: Callable[[], bool], seconds: float = 240) -> None:
+    def wait_for(self, something: Callable[[], bool], seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while not something():
             assert time.monotonic() < deadline, self.text
@@ -224,6 +224,6 @@ def test_signals_before_training_end_in_one_line(tmp_path, number):
         time.sleep(0.02)
     time.sleep(0.5)  # it imports Ray, which takes seconds
     process.send_signal(number)
-    output, error = process.communicate(timeout=60)
+    output, error = process.communicate(timeout=300)
     assert process.returncode == 1
     assert (output, error) == ("", "error: interrupted\n")

@@ -200,7 +200,7 @@ def test_a_cluster_is_emulated_and_ended():
         "    print(len(ray.nodes()), ray.cluster_resources()['CPU'])\n"
         "print(ray.is_initialized())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout == "3 6.0\nFalse\n", done.stderr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +70,26 @@ def make_q_module(
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """As many processes as pay: each starts a Ray of its own, and the tests of one file run in one process."""
     files = {argument.partition("::")[0] for argument in config.args}
-    return 0 if len(files) == 1 and files.pop().endswith(".py") else 2
+    if len(files) == 1 and files.pop().endswith(".py"):
+        return 0
+    return (
+        3 if config.option.markexpr == "slow" else 2
+    )  # those often wait: for nodes that start, for processes that end
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take longest come first, so that no process has a long file left when the others are done.
+
+    That is: learning and clusters, then the files with most tests that start Ray or are slow.
+    """
+    num_long: Counter[Path] = Counter()
+    for item in items:
+        is_slow = item.get_closest_marker("slow") is not None
+        num_long[item.path] += is_slow or "cluster" in getattr(item, "fixturenames", ())
+        if any(mark.name == "slow" for mark in item.listchain()[-2].own_markers):
+            num_long[item.path] += 100
+    items.sort(key=lambda item: -num_long[item.path])
 
 
 @pytest.fixture(autouse=True)

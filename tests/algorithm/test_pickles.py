@@ -35,7 +35,9 @@ def in_a_new_process(folder, code, content) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("pickles", [pickle, cloudpickle])
+@pytest.mark.parametrize(
+    "pickles", [pytest.param(pickle, marks=pytest.mark.slow), cloudpickle], ids=["pickle", "cloudpickle"]
+)
 def test_a_process_that_has_not_imported_the_package_reads_them(tmp_path, pickles):
     config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", loss="mse")
     content = pickles.dumps((DistillDQN, config))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 # Several processes share the cores: with more threads each, torch is many times slower.
@@ -17,6 +21,7 @@ import ray
 import torch
 from hypothesis import settings
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
+from ray.rllib.connectors import connector_v2
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.tune.registry import register_trainable
 
@@ -25,6 +30,17 @@ from rllib_kd import DistillDQN, DistillDQNConfig
 torch.set_num_threads(1)
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
+
+
+def _frames() -> list[SimpleNamespace]:
+    """As inspect.stack(): the frame of whoever calls this, and of its caller."""
+    frame = sys._getframe(1)
+    return [SimpleNamespace(frame=frame), SimpleNamespace(frame=frame.f_back)]
+
+
+# Each of RLlib's connectors asks inspect.stack() for its caller's frame. That also looks for the source lines of every
+# frame in every module: below pytest's fifty frames, most of the CPU time of building an algorithm.
+connector_v2.inspect = SimpleNamespace(**vars(inspect) | {"stack": _frames})
 
 CARTPOLE_OBS = gym.make("CartPole-v1").observation_space
 CARTPOLE_ACTIONS = gym.spaces.Discrete(2)
@@ -54,7 +70,26 @@ def make_q_module(
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """As many processes as pay: each starts a Ray of its own, and the tests of one file run in one process."""
     files = {argument.partition("::")[0] for argument in config.args}
-    return 0 if len(files) == 1 and files.pop().endswith(".py") else 2
+    if len(files) == 1 and files.pop().endswith(".py"):
+        return 0
+    return (
+        3 if config.option.markexpr == "slow" else 2
+    )  # those often wait: for nodes that start, for processes that end
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take longest come first, so that no process has a long file left when the others are done.
+
+    That is: learning and clusters, then the files with most tests that start Ray or are slow.
+    """
+    num_long: Counter[Path] = Counter()
+    for item in items:
+        is_slow = item.get_closest_marker("slow") is not None
+        num_long[item.path] += is_slow or "cluster" in getattr(item, "fixturenames", ())
+        if any(mark.name == "slow" for mark in item.listchain()[-2].own_markers):
+            num_long[item.path] += 100
+    items.sort(key=lambda item: -num_long[item.path])
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +108,11 @@ def start_ray(**kwargs: Any) -> None:
     """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
     ray.init(log_to_driver=False, **kwargs)
     register_trainable("DistillDQN", DistillDQN)
+
+
+def ray_address() -> str:
+    """Where another process joins the Ray of this one: several CPU-seconds cheaper than a Ray of its own."""
+    return ray.get_runtime_context().gcs_address
 
 
 @pytest.fixture(scope="session")

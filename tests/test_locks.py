@@ -61,7 +61,7 @@ def test_whoever_waits_comes_next_and_one_at_a_time(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     assert len(turns) == 80
     assert max(most) == 1
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ print("done")
 def test_a_bar_fills_its_terminal_and_vanishes(columns):
     ours, theirs = pty.openpty()
     environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
-    done = subprocess.run([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=environment, timeout=300)
     os.close(theirs)
     text = os.read(ours, 100_000).decode()
     os.close(ours)
@@ -34,5 +34,5 @@ def test_a_bar_fills_its_terminal_and_vanishes(columns):
 
 def test_no_bar_in_a_file_even_where_colours_are_forced():
     environment = os.environ | {"FORCE_COLOR": "1"}
-    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.stdout, done.stderr) == ("done\n", "")

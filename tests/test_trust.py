@@ -55,22 +55,25 @@ def write_sb3(saved: Path, path: Path, mark: Path, entry: str = "lr_schedule") -
     return sb3_zip(path, sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2, data=data, files=files)
 
 
-def config(teacher: Path) -> DistillDQNConfig:
+def config(teacher: Path, num_env_runners: int = 0) -> DistillDQNConfig:
     return (
         DistillDQNConfig()
         .environment("CartPole-v1")
-        .env_runners(num_env_runners=1, num_envs_per_env_runner=2, rollout_fragment_length=8)
+        .env_runners(num_env_runners=num_env_runners, num_envs_per_env_runner=2, rollout_fragment_length=8)
         .training(train_batch_size_per_learner=8, num_steps_sampled_before_learning_starts=8, training_intensity=1)
         .reporting(min_sample_timesteps_per_iteration=16)
         .distillation(teacher=teacher, compression=0.9, num_baseline_episodes=2)
     )
 
 
-@pytest.mark.parametrize("write", [write_rllib, write_sb3])
-def test_what_a_teacher_does_not_need_runs_nowhere(saved, tmp_path, build, write):
+@pytest.mark.parametrize(
+    ("write", "num_env_runners"),
+    [(write_rllib, 1), (write_sb3, 0), pytest.param(write_sb3, 1, marks=pytest.mark.slow)],
+)
+def test_what_a_teacher_does_not_need_runs_nowhere(saved, tmp_path, build, write, num_env_runners):
     mark = tmp_path / "mark"
     teacher = write(saved, tmp_path / "teacher", mark)
-    algo = build(config(teacher))
+    algo = build(config(teacher, num_env_runners))
     assert algo.train()["num_env_steps_sampled_lifetime"] >= 16
     algo.evaluate()
     restored = DistillDQN.from_checkpoint(algo.save_to_path(str(tmp_path / "algo")))

@@ -11,6 +11,7 @@ from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.checkpoints.pickles import read_pickle
+from tests.conftest import ray_address
 
 PUBLIC = (DistillDQN, DistillDQNConfig)
 
@@ -34,7 +35,9 @@ def in_a_new_process(folder, code, content) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize("pickles", [pickle, cloudpickle])
+@pytest.mark.parametrize(
+    "pickles", [pytest.param(pickle, marks=pytest.mark.slow), cloudpickle], ids=["pickle", "cloudpickle"]
+)
 def test_a_process_that_has_not_imported_the_package_reads_them(tmp_path, pickles):
     config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", loss="mse")
     content = pickles.dumps((DistillDQN, config))
@@ -69,7 +72,7 @@ def test_a_checkpoint_names_them_by_the_package(cartpole_config, build, tmp_path
     assert str(content["class"].of) == "rllib_kd.DistillDQN"
     code = (
         "import ray; from ray.rllib.algorithms.algorithm import Algorithm; "
-        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False); "
+        f"ray.init(address={ray_address()!r}, log_to_driver=False); "
         "algo = Algorithm.from_checkpoint(content.decode()); "
         "print(type(algo).__name__, type(algo.config).__name__, algo.train()['training_iteration']); algo.stop()"
     )

@@ -305,7 +305,7 @@ def test_several_savers_of_one_path_leave_one_whole_checkpoint(folder, at_one_st
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=300)
     assert_saved(folder, version_of(folder))
 
 

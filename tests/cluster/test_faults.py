@@ -44,7 +44,7 @@ def remove_node(nodes, node_id):
     nodes.remove_node(node, allow_graceful=False)
 
 
-def wait_for(what: Callable[[], object], seconds: float = 120.0):
+def wait_for(what: Callable[[], object], seconds: float = 300.0):
     deadline = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < deadline, "it has not come"

@@ -23,7 +23,7 @@ class Places(RLlibCallback):
 
 
 def places(tmp_path, **config):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, "the actors of the last trial have not gone"
         time.sleep(0.1)

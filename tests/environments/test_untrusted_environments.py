@@ -126,5 +126,5 @@ def test_what_is_admitted_takes_little():
     start = time.process_time()
     env = env_maker("FrozenLake-v1", {"desc": LARGEST, "map_name": None, "success_rate": 1, "max_episode_steps": 100})()
     assert env.reset(seed=0)[0] == 0
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 10
     assert env.observation_space.n == 64 * 64

@@ -233,7 +233,7 @@ def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
     """Output of a fresh process in which those packages cannot be imported."""
     wall = f"import sys\nfor name in {without!r}: sys.modules[name] = None\n"
     done = subprocess.run(
-        [sys.executable, "-c", wall + code, *map(str, arguments)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", wall + code, *map(str, arguments)], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -383,7 +383,7 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = tmp_path / "killed"
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
 
     def saved():
         """Trial → iterations that it has saved."""
@@ -408,7 +408,7 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
         for state in folder.glob("*state-*"):  # as if it had died while it wrote them
             os.truncate(state, state.stat().st_size // 2)
 
-    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "2 settings" in done.stdout
     trials = sorted(path.parent for path in folder.glob("*/result.json"))

@@ -256,6 +256,7 @@ def test_paths_become_absolute_at_once(paths, tmp_path, monkeypatch):
     assert config.teacher == [str(tmp_path / "other.zip"), "cartpole", loaded]
 
 
+@pytest.mark.slow
 def test_a_student_of_two_teachers(build):
     """The packaged teacher and one of another library: the student plays as they do."""
     other = shared_teacher("sb3/dqn-CartPole-v1.zip")

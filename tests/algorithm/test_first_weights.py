@@ -1,0 +1,95 @@
+"""First weights from the teacher, in an algorithm."""
+
+import numpy as np
+import pytest
+import torch
+from ray.rllib.connectors.env_to_module import MeanStdFilter
+
+from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd.algorithm.first_weights import FirstWeights
+from tests.algorithm.weights import assert_equal_weights, student_weights
+from tests.conftest import make_q_module, states
+
+
+def standing_still(config, **kwargs):
+    """A student as wide as its teacher, whose learning rate is too small to change it."""
+    return (
+        config.rl_module(model_config={"fcnet_hiddens": [32, 32], "fcnet_activation": "relu"})
+        .training(lr=1e-12)
+        .distillation(init="teacher", **kwargs)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "num_env_runners", "num_learners"),
+    [
+        ({"loss": "mse"}, 0, 0),
+        ({"loss": "mse", "normalize_q_values": False}, 0, 0),
+        ({"loss": "kl"}, 0, 0),
+        ({"loss": "kl", "student_temperature": 1.0}, 0, 0),
+        pytest.param({"loss": "huber", "td_coeff": 1.0}, 1, 2, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_the_student_starts_as_its_teacher(
+    cartpole_config, build, small_teacher, settings, num_env_runners, num_learners
+):
+    config = standing_still(cartpole_config, **settings).env_runners(num_env_runners=num_env_runners)
+    algo = build(config.learners(num_learners=num_learners, num_cpus_per_learner=1))
+    drawn = student_weights(algo)
+    while algo.num_gradient_steps == 0:
+        result = algo.train()
+    assert result["learners"]["default_policy"]["kd_loss"] < 1e-4
+    obs = torch.as_tensor(states(50, seed=9))
+    teacher_q = load_teacher(small_teacher).q_values(obs)
+    deviation = teacher_q - teacher_q.mean(-1, keepdim=True)
+    weights = student_weights(algo)
+    assert any(not np.array_equal(weights[name], drawn[name]) for name in weights)
+    student = make_q_module()
+    student.set_state(weights)
+    student_q = student.compute_q_values({"obs": obs})["qf_preds"].detach()
+    if settings["loss"] == "kl":  # the student's outputs say nothing of the level, and have a scale of their own
+        temperature = result["distillation"]["temperature"]
+        own_temperature = settings.get("student_temperature", DistillDQNConfig.AUTO_TEMPERATURE_GAPS)
+        torch.testing.assert_close(student_q, deviation * own_temperature / temperature, rtol=1e-3, atol=1e-3)
+    else:
+        torch.testing.assert_close(student_q, teacher_q, rtol=1e-4, atol=1e-5)
+    for targets in algo.learner_group.foreach_learner(target_weights):
+        for target, own in targets.get():
+            np.testing.assert_allclose(target, own, atol=1e-6)
+
+
+def target_weights(learner):
+    pairs = learner.module["default_policy"].unwrapped().get_target_network_pairs()
+    return [
+        (target.detach().numpy(), own.detach().numpy())
+        for network, target_network in pairs
+        for own, target in zip(network.parameters(), target_network.parameters(), strict=True)
+    ]
+
+
+def test_first_weights_are_given_once(cartpole_config, build, tmp_path, monkeypatch):
+    algo = build(cartpole_config.distillation(init="teacher"))
+    while algo.num_gradient_steps == 0:
+        algo.train()
+    monkeypatch.delattr(FirstWeights, "set_on")
+    algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    before = student_weights(algo)
+    restored = DistillDQN.from_checkpoint(path)
+    assert_equal_weights(student_weights(restored), before)
+    restored.train()
+    restored.stop()
+
+
+def test_a_student_too_wide_for_its_teacher_is_refused_at_once(cartpole_config, build):
+    config = cartpole_config.rl_module(model_config={"fcnet_hiddens": [64], "fcnet_activation": "relu"})
+    with pytest.raises(ValueError, match="at most as wide as its teacher's, but number 1 of its hidden layers has 64"):
+        build(config.distillation(init="teacher"))
+
+
+def test_a_student_that_sees_something_else_cannot_start_from_its_teacher(cartpole_config, build):
+    config = cartpole_config.env_runners(env_to_module_connector=lambda *_: MeanStdFilter())
+    algo = build(config.distillation(init="teacher").training(num_steps_sampled_before_learning_starts=0))
+    with pytest.raises(ValueError, match=r"needs a student that sees what its teacher .* sees"):
+        algo.train()

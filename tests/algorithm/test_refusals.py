@@ -1,0 +1,89 @@
+"""What an algorithm cannot be built from."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tests.conftest import make_q_module
+
+
+def teacher_of(tmp_path, *spaces):
+    return make_q_module(*spaces, fcnet_hiddens=[4]).save_to_path(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        (
+            (gym.spaces.Box(-1, 1, (6,), np.float32),),
+            r"observation space is Box\(6,\), but in 'CartPole-v1' it is Box\(4,\)",
+        ),
+        (
+            (gym.spaces.Box(-1, 1, (4,), np.float32), gym.spaces.Discrete(3)),
+            r"action space is Discrete\(3\).*Discrete\(2\)",
+        ),
+    ],
+)
+def test_spaces_that_differ_are_both_named(cartpole_config, build, tmp_path, spaces, message):
+    with pytest.raises(ValueError, match=message):
+        build(cartpole_config.distillation(teacher=teacher_of(tmp_path, *spaces)))
+
+
+class Continuous(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, config=None):
+        pass
+
+
+class Tabular(Continuous):
+    observation_space, action_space = gym.spaces.Discrete(5), gym.spaces.Discrete(2)
+
+
+class Bytes(Continuous):
+    observation_space, action_space = gym.spaces.Box(0, 255, (4,), np.uint8), gym.spaces.Discrete(2)
+
+
+class FromThree(Continuous):
+    action_space = gym.spaces.Discrete(2, start=3)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (Continuous, "needs discrete actions 0 to A"),
+        (FromThree, "needs discrete actions 0 to A"),
+        (Tabular, "need observations in a Box of floats"),
+        (Bytes, "need observations in a Box of floats"),
+    ],
+)
+@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_environments_that_do_not_suit_a_q_network_say_so(cartpole_config, build, env, message, num_env_runners):
+    with pytest.raises(ValueError, match=message):
+        build(cartpole_config.environment(env).env_runners(num_env_runners=num_env_runners))
+
+
+def test_an_unknown_environment_says_so_with_remote_env_runners(cartpole_config, build):
+    with pytest.raises(ValueError, match=r"cannot be made: .*CartPool"):
+        build(cartpole_config.environment("CartPool-v1").env_runners(num_env_runners=1))
+
+
+def test_a_missing_teacher_is_an_error_when_the_algorithm_is_built(cartpole_config, build):
+    with pytest.raises(ValueError, match="There is no checkpoint at '/does/not/exist'"):
+        build(cartpole_config.distillation(teacher="/does/not/exist"))
+
+
+def test_an_unreachable_compression_is_an_error_when_the_algorithm_is_built(cartpole_config, build):
+    with pytest.raises(ValueError, match="one unit a layer"):
+        build(cartpole_config.rl_module(model_config={}).distillation(compression=1e-5))
+
+
+def test_a_checkpoint_of_another_algorithm_is_refused_with_its_reason(cartpole_config, build, tmp_path):
+    from ray.rllib.algorithms.ppo import PPOConfig
+
+    ppo = PPOConfig().environment("CartPole-v1").env_runners(num_env_runners=0).build_algo()
+    path = ppo.save_to_path(str(tmp_path / "ppo"))
+    ppo.stop()
+    with pytest.raises(ValueError, match="has no Q-values"):
+        build(cartpole_config.distillation(teacher=path))

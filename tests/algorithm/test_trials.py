@@ -1,0 +1,72 @@
+"""Trials of Tune."""
+
+import pytest
+from ray import tune
+from ray.rllib.callbacks.callbacks import RLlibCallback
+
+from tests.conftest import make_q_module
+
+
+def test_tune_runs_it_from_a_plain_dict(cluster, small_teacher, tmp_path):
+    results = tune.Tuner(
+        "DistillDQN",
+        param_space={
+            "env": "CartPole-v1",
+            "teacher": small_teacher,
+            "loss": "mse",
+            "compression": tune.grid_search([0.1, 0.2]),
+            "num_baseline_episodes": 0,
+            "num_envs_per_env_runner": 2,
+        },
+        run_config=tune.RunConfig(stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert not results.errors
+    sizes = sorted(result.metrics["distillation"]["compression"] for result in results)
+    assert sizes[0] <= 0.1 < sizes[1] <= 0.2
+
+
+@pytest.mark.slow
+def test_a_trial_resumes_although_the_teacher_is_gone(cluster, tmp_path):
+    teacher, broken = tmp_path / "teacher", tmp_path / "broken"
+    make_q_module().save_to_path(str(teacher))
+    broken.touch()
+
+    class FailsWhileBroken(RLlibCallback):
+        def on_train_result(self, *, result, **kwargs):
+            if result["training_iteration"] == 3 and broken.exists():
+                raise RuntimeError("out of luck")
+
+    tuner = tune.Tuner(
+        "DistillDQN",
+        param_space={
+            "env": "CartPole-v1",
+            "teacher": str(teacher),
+            "compression": 0.1,
+            "num_baseline_episodes": 0,
+            "callbacks_class": FailsWhileBroken,
+        },
+        run_config=tune.RunConfig(
+            name="sweep",
+            stop={"training_iteration": 4},
+            storage_path=str(tmp_path),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1),
+            verbose=0,
+        ),
+    )
+    (failed,) = tuner.fit()
+    assert "out of luck" in str(failed.error)
+    broken.unlink()
+    teacher.rename(tmp_path / "gone")
+    (resumed,) = tune.Tuner.restore(str(tmp_path / "sweep"), trainable="DistillDQN", resume_errored=True).fit()
+    assert resumed.error is None
+    assert resumed.metrics["training_iteration"] == 4
+    assert resumed.metrics["num_env_steps_sampled_lifetime"] > failed.metrics["num_env_steps_sampled_lifetime"]
+
+
+def test_a_bad_trial_says_why(cluster, tmp_path):
+    results = tune.Tuner(
+        "DistillDQN",
+        param_space={"env": "CartPole-v1", "teacher": "/does/not/exist"},
+        run_config=tune.RunConfig(storage_path=str(tmp_path), verbose=0),
+    ).fit()
+    assert "There is no checkpoint at '/does/not/exist'" in str(results.errors[0])

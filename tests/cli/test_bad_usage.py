@@ -1,0 +1,279 @@
+"""What cannot be is refused in one line, before Ray starts."""
+
+import re
+import sys
+
+import pytest
+import ray
+
+from rllib_kd.cli.main import main
+from tests.cli.commands import DISTIL, ROOT
+
+RUN = ["train", "--algo", "DQN", "--env", "CartPole-v1"]
+BAD = {
+    "no command": ([], "Usage: rllib"),
+    "unknown command": (["fly"], "No such command 'fly'"),
+    "a command that is gone": (["rollout", "x"], "use `rllib evaluate`"),
+    "another command that is gone": (["example", "list"], "rllib train file FILE"),
+    "no algorithm": (["train", "--env", "CartPole-v1"], "--algo DistillDQN"),
+    "unknown algorithm": (["train", "--algo", "DistilDQN", "--env", "CartPole-v1"], "Did you mean 'DistillDQN'?"),
+    "algorithm that cannot be imported": (["train", "--algo", "no.such.Algorithm"], "No module named 'no'"),
+    "class that is no algorithm": (["train", "--algo", "json.JSONDecoder"], "no RLlib Algorithm"),
+    "no environment": (["train", "--algo", "DQN"], "--env CartPole-v1"),
+    "environment unknown": (["train", "--algo", "DQN", "--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
+    "environment empty": (["train", "--algo", "DQN", "--env", ""], "The name of the environment is empty"),
+    "environment class that is not there": (["train", "--algo", "DQN", "--env", "no.such.Env"], "no environment class"),
+    "environment refuses its config": ([*RUN, "-c", '{"env_config": {"wrong": 1}}'], "'wrong'"),
+    "actions that DQN cannot choose": (["train", "--algo", "DQN", "--env", "Pendulum-v1"], "discrete actions"),
+    "algorithm in another case": (["train", "--algo", "dqn", "--env", "CartPole-v1"], "Did you mean 'DQN'?"),
+    "environment of a package that is not there": (["train", "--algo", "DQN", "--env", "none:X-v0"], "none"),
+    "no teacher": (["train", "--algo", "DistillDQN", "--env", "CartPole-v1"], "needs a teacher"),
+    "teacher is not there": ([*DISTIL[:-1], "/does/not/exist"], "There is no checkpoint at '/does/not/exist'"),
+    "teacher of another environment": (
+        ["train", "--algo", "DistillDQN", "--env", "Acrobot-v1", "--teacher", "cartpole", "--ray-num-cpus", "1"],
+        "The teacher's observation space is Box(4,), but in 'Acrobot-v1' it is Box(6,)",
+    ),
+    "teacher for another algorithm": ([*RUN, "--teacher", "cartpole"], "DQNConfig has no setting 'teacher'"),
+    "unknown setting": ([*DISTIL, "--config", '{"temprature": 1}'], "Did you mean 'temperature'?"),
+    "unknown setting of DQN": ([*RUN, "-c", '{"gama": 1}'], "Did you mean 'gamma'?"),
+    "setting that is gone": ([*RUN, "-c", '{"exploration_config": {}}'], "set epsilon"),
+    "setting that nobody reads": ([*RUN, "-c", '{"noisy": true}'], "no longer exists"),
+    "unknown key within a setting": ([*RUN, "-c", '{"model_config": {"fcnet_hidden": [8]}}'], "'fcnet_hiddens'"),
+    "unknown key of the replay": ([*RUN, "-c", '{"replay_buffer_config": {"capacty": 8}}'], "'capacity'"),
+    "unknown key of the evaluation": ([*RUN, "-c", '{"evaluation_config": {"explor": true}}'], "'explore'"),
+    "unknown key in a grid": ([*DISTIL, "-c", '{"model_config": {"grid_search": [{}, {"x": 1}]}}'], "no key 'x'"),
+    "grid without values": ([*RUN, "-c", '{"lr": {"grid_search": []}}'], "must be a list"),
+    "grid of one value": ([*RUN, "-c", '{"lr": {"grid_search": 0.1}}'], '{"grid_search": [...]}'),
+    "negative number": ([*RUN, "-c", '{"lr": -1}'], "expected a number of at least 0"),
+    "number that is none": ([*RUN, "-c", '{"lr": NaN}'], "JSON has no NaN"),
+    "number beyond all": ([*RUN, "-c", '{"lr": 1e999}'], "1e999 is too large a number"),
+    "infinite number": ([*RUN, "-c", '{"model_config": {"log_std_clip_param": Infinity}}'], "JSON has no Infinity"),
+    "schedule with a word": ([*DISTIL, "-c", '{"lr": [[0, 0.1], [9, "low"]]}'], "`lr` must be a number or a schedule"),
+    "schedule of another kind": ([*DISTIL, "-c", '{"td_coeff": [[0, "x"]]}'], "`td_coeff` must be a number or a sche"),
+    "schedule of RLlib with a word": ([*RUN, "-c", '{"epsilon": [[0, 1], [9, "x"]]}'], "`epsilon` must be a number"),
+    "null for a number": ([*DISTIL, "-c", '{"gamma": null}'], "'gamma' cannot be None. Leave it out"),
+    "no rows in the replay": ([*DISTIL, "-c", '{"replay_buffer_config": {"capacity": 0}}'], "integer of at least 1"),
+    "replay of another kind": (
+        [*DISTIL, "-c", '{"replay_buffer_config": {"type": "EpisodeReplayBuffer"}}'],
+        "a replay of its own",
+    ),
+    "widths of a family": ([*DISTIL, "-c", '{"students": {"a": {"fcnet_hiddens": [0]}}}'], "students['a']"),
+    "evaluation with a bad number": ([*DISTIL, "-c", '{"evaluation_config": {"lr": -1}}'], "'lr' cannot be -1"),
+    "observations that are no numbers": (
+        ["train", "--algo", "DistillDQN", "--env", "FrozenLake-v1", "--teacher", "cartpole"],
+        "The networks need observations in a Box of floats",
+    ),
+    "teacher of another environment in an ensemble": (
+        [*DISTIL[:3], "--env", "Acrobot-v1", "--teacher", "cartpole", "--teacher", "cartpole"],
+        "in 'Acrobot-v1' it is Box(6,)",
+    ),
+    "number that is too large": ([*RUN, "-c", '{"gamma": 5}'], "between 0 and 1"),
+    "half a process": ([*RUN, "-c", '{"num_env_runners": 1.5}'], "expected an integer"),
+    "unknown activation": ([*RUN, "-c", '{"model_config": {"fcnet_activation": "no"}}'], "fcnet_activation='no'"),
+    "widths that are none": ([*RUN, "-c", '{"model_config": {"fcnet_hiddens": ["x"]}}'], "list of integers"),
+    "unknown replay": ([*RUN, "-c", '{"replay_buffer_config": {"type": "Replay"}}'], "no replay buffer 'Replay'"),
+    "string for a number": ([*RUN, "-c", '{"lr": "fast"}'], "expected a list or a number"),
+    "number for a list": ([*DISTIL, "-c", '{"model_config": 8}'], "expected an object"),
+    "list for a truth": ([*RUN, "-c", '{"double_q": [1]}'], "expected true or false"),
+    "bad value": ([*DISTIL, "--config", '{"temperature": -1}'], "`temperature` must be positive"),
+    "bad value in a grid": ([*DISTIL, "--config", '{"temperature": {"grid_search": [1, -1]}}'], "must be positive"),
+    "value that RLlib refuses": ([*RUN, "-c", '{"evaluation_duration": -1}'], "evaluation_duration"),
+    "unknown loss": ([*DISTIL, "--loss", "l2"], "Unknown loss 'l2'"),
+    "compression beyond 1": ([*DISTIL, "--compression", "7"], "`compression` must be in (0, 1]"),
+    "compression is no number": ([*DISTIL, "--compression", "tiny"], "valid number"),
+    "compression and widths": (
+        [*DISTIL, "--compression", "0.1", "-c", '{"model_config": {"fcnet_hiddens": [8]}}'],
+        "Set one of them",
+    ),
+    "config is no JSON": ([*DISTIL, "--config", '{"lr": 1,}'], "line 1 column"),
+    "config is empty": ([*DISTIL, "--config", ""], "Got nothing"),
+    "config is a list": ([*DISTIL, "--config", "[1]"], "--config must be a JSON object"),
+    "config file is not there": ([*DISTIL, "--config", "@nowhere.json"], "there is no file 'nowhere.json'"),
+    "config file is no JSON": ([*DISTIL, "--config", "@README.md"], "the file 'README.md'"),
+    "stop is no JSON": ([*DISTIL, "--stop", "soon"], "--stop must be JSON"),
+    "stop at a word": ([*DISTIL, "--stop", '{"training_iteration": "ten"}'], "reaches a number"),
+    "stop at no number": ([*DISTIL, "--stop", '{"training_iteration": NaN}'], "JSON has no NaN"),
+    "stop at an unknown metric": ([*DISTIL, "--stop", '{"training_iteraton": 9}'], "mean 'training_iteration'?"),
+    "stop at half a metric": (
+        [*DISTIL, "--stop", '{"episode_return_mean": 9}'],
+        "mean 'env_runners/episode_return_mean'?",
+    ),
+    "unknown flag": ([*DISTIL, "--lr", "1"], "No such option: --lr"),
+    "flag without its value": ([*DISTIL, "--stop"], "requires an argument"),
+    "a flag that is gone": ([*DISTIL, "--local-mode"], "no longer exists"),
+    "another flag that is gone": ([*DISTIL, "--upload-dir=s3://x"], "use --storage-path"),
+    "a flag from long ago": (["train", "-f", "tuning/cartpole.py"], "rllib train file FILE"),
+    "no trials": ([*DISTIL, "--num-samples", "0"], "`num_samples` must be at least 1"),
+    "checkpoints in the past": ([*DISTIL, "--checkpoint-freq", "-1"], "`checkpoint_freq` must be at least 0"),
+    "failures below none": ([*DISTIL, "--max-failures", "-2"], "`max_failures` must be at least -1"),
+    "no checkpoints to keep": ([*DISTIL, "--keep-checkpoints-num", "0"], "must be at least 1"),
+    "no comparison without a student": ([*RUN, "--compare-episodes", "3"], "needs DistillDQN"),
+    "an experiment without a name": ([*DISTIL, "-n", ""], "`experiment_name` is empty"),
+    "results nowhere": ([*DISTIL, "--storage-path", ""], "`storage_path` is empty"),
+    "unknown metric of the best": ([*DISTIL, "--checkpoint-score-attr", "env_runner/x"], "mean 'env_runners'?"),
+    "no CPUs": ([*DISTIL, "--ray-num-cpus", "0"], "--ray-num-cpus must be at least 1"),
+    "no nodes": ([*DISTIL, "--ray-num-nodes", "0"], "--ray-num-nodes must be at least 1"),
+    "no memory": ([*DISTIL, "--ray-object-store-memory", "5"], "must be at least"),
+    "unknown setting to mutate": (
+        [*RUN, "--scheduler", "pbt", "--scheduler-config", '{"metric": "x", "hyperparam_mutations": {"lrr": [1]}}'],
+        "no setting 'lrr'",
+    ),
+    "unknown scheduler": ([*DISTIL, "--scheduler", "magic"], "Unknown scheduler 'magic'"),
+    "scheduler without a metric": ([*DISTIL, "--scheduler", "hyperband"], "needs a metric"),
+    "argument of no scheduler": (
+        [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metrc": "x"}'],
+        "Did you mean 'metric'?",
+    ),
+    "arguments of a bad kind": (
+        [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "x", "mode": "up"}'],
+        "does not take",
+    ),
+    "metric of no result": (
+        [*DISTIL, "--scheduler", "hyperband", "--scheduler-config", '{"metric": "episode_return_mean"}'],
+        "mean 'env_runners/episode_return_mean'?",
+    ),
+    "scheduler's arguments are no JSON": ([*DISTIL, "--scheduler", "pbt", "--scheduler-config", "x"], "must be JSON"),
+    "half a metric of the best": ([*DISTIL, "--checkpoint-score-attr", "min-episode_return_mean"], "Did you mean"),
+    "checkpoint of a folder that is none": ([*DISTIL, "--restore", "tests"], "no checkpoint of an Algorithm"),
+    "no number of trials": ([*DISTIL, "--num-samples", "-3"], "`num_samples` must be at least 1"),
+    "GPUs that are not there": ([*DISTIL, "-c", '{"num_gpus_per_learner": 64, "num_learners": 1}'], "64 GPUs"),
+    "nodes without CPUs": (
+        [*RUN, "-c", '{"num_env_runners": 9}', "--ray-num-nodes", "2"],
+        "A trial needs 10 CPUs, and Ray has 2",
+    ),
+    "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
+    "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
+    "nothing to restore": ([*DISTIL, "--restore", "/none"], "no checkpoint of an Algorithm at '/none'"),
+    "nothing to resume": ([*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none"], "no experiment to resume"),
+    "nobody at the address": ([*RUN, "--ray-address", "127.0.0.1:1"], "No Ray answers at '127.0.0.1:1'"),
+    "address and CPUs": ([*RUN, "--ray-address", "127.0.0.1:1", "--ray-num-cpus", "2"], "not at an address"),
+    "more CPUs than there are": ([*RUN, "-c", '{"num_env_runners": 500}'], "A trial needs 501 CPUs"),
+    "file is not there": (["train", "file", "nowhere.py"], "no experiment file at 'nowhere.py'"),
+    "file of another kind": (["train", "file", "README.md"], "ends in .py or .yaml"),
+    "file from the internet": (["train", "file", "https://example.com/a.py"], "download"),
+    "file and algorithm": (["train", "file", "tuning/cartpole.py", "--algo", "DQN"], "leave out --algo"),
+    "file word missing": (["train", "run", "x.py"], "rllib train file FILE"),
+    "no student": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1"], "Missing argument"),
+    "student is not there": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "/none"], "at '/none'"),
+    "unknown format": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.gguf", "--format", "gguf", "--episodes", "1"],
+        "Unknown format 'gguf'. Known are onnx, safetensors, torchscript",
+    ),
+    "int8 of another format": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "x", "--format", "safetensors", "--int8"],
+        "int8",
+    ),
+    "no episodes to export": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.onnx", "--episodes", "0"],
+        "at least 1",
+    ),
+    "environment that an artifact does not fit": (
+        ["export", "cartpole", "--env", "Acrobot-v1", "--out", "x.onnx"],
+        "The student was made for observations Box(4,)",
+    ),
+    "an ending that no format has": (
+        ["export", "cartpole", "--out", "fl.bin"],
+        "'fl.bin' does not end as a format's does: .onnx for onnx; .safetensors for safetensors; .pt or .ts or "
+        ".torchscript for torchscript. Rename it, or choose by --format (onnx, safetensors, torchscript)",
+    ),
+    "no ending": (["export", "cartpole", "--out", "student"], "'student' does not end as a format's does"),
+    "an empty file name": (["train", "file", ""], "A path is empty"),
+    "a home folder that nobody has": (["train", "file", "~nosuchuser/x.py"], "a home folder that is not known here"),
+    "no environment's name in evaluate": (
+        ["evaluate", "cartpole", "--env", " "],
+        "The name of the environment is empty",
+    ),
+    "a key of another setting": (
+        [*RUN, "-c", '{"alpha": 0.6}'],
+        'has no setting \'alpha\'. It is a key of another setting: {"replay_buffer_config": {"alpha": ...}}',
+    ),
+    "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder: name a file"),
+    "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is no folder"),
+    "environment refuses its config in evaluate": (
+        ["evaluate", "cartpole", "--env-config", '{"wrong": 1}'],
+        "The environment 'CartPole-v1' cannot be made",
+    ),
+    "negative seed": (["evaluate", "cartpole", "--seed", "-1"], "`seed` must be at least 0"),
+    "policy of another algorithm": (["evaluate", "cartpole", "--algo", "PPO"], "is one of DQN, not of PPO"),
+    "no episodes": (["evaluate", "cartpole", "--env", "CartPole-v1", "--episodes", "0"], "at least 1"),
+    "report where nothing can be written": (
+        ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "cartpole", "--out", "/dev/null/x"],
+        "cannot be written",
+    ),
+    "returns where nothing can be written": (
+        ["evaluate", "cartpole", "--env", "CartPole-v1", "--out", "/dev/null/x.json"],
+        "cannot be written",
+    ),
+    "artifact where nothing can be written": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "/dev/null/x.onnx"],
+        "cannot be written",
+    ),
+    "a flag that evaluate no longer has": (["evaluate", "cartpole", "--steps", "1000000"], "use --episodes"),
+    "another one": (["evaluate", "cartpole", "--config", "{}"], "use --env-config"),
+    "environment unknown to evaluate": (["evaluate", "cartpole", "--env", "CartPool-v1"], "CartPool"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_usage_is_one_line_and_exit_code_2_before_ray_starts(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))  # in one's own, an experiment of the default name may be running
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    monkeypatch.setattr("ray.cluster_utils.Cluster", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["rllib", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    output, error = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert message in error + output
+    assert not arguments or re.fullmatch(r"(note: .*\n)?error: .*\n", error), error
+
+
+@pytest.mark.parametrize("command", [["export", "cartpole"], ["evaluate", "cartpole"]])
+def test_a_folder_that_takes_no_files_is_refused_before_anything_plays(tmp_path, monkeypatch, capsys, command):
+    """As /proc, in which root may write by its permissions, and still cannot."""
+
+    def fails(dir):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fails)
+    monkeypatch.setattr(sys, "argv", ["rllib", *command, "--out", f"{tmp_path}/x.onnx"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    assert f"'{tmp_path}/x.onnx' cannot be written: '{tmp_path}' is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.py", "x = 1", "must define `config`"),
+        ("a.py", "config = 1", "Got int"),
+        ("a.py", "1 / 0", "ZeroDivisionError"),
+        ("a.yaml", "{", "is not YAML"),
+        ("a.yaml", "a: {run: DQN}\nb: {run: DQN}", "must hold one experiment, got 2: ['a', 'b']"),
+        ("a.yaml", "- run: DQN", "must hold an experiment"),
+        ("a.yaml", "a: {run: DQN, config: [1]}", "must hold settings"),
+        ("a.yaml", "a: {run: DQN, stop: soon}", "must be like {training_iteration: 10}"),
+        ("a.yaml", "a: {run: DQN, num_samples: many}", "`num_samples` must be at least 1"),
+        ("a.yaml", "a: {run: DQN}", "An environment is needed"),
+        ("a.yaml", "a: {env: CartPole-v1}", "must name the algorithm"),
+        ("a.yaml", "a: {run: DQN, confg: {}}", "Did you mean 'config'?"),
+        ("a.yaml", "a: {run: DQN, checkpoint_freq: 5}", "is a flag now: --checkpoint-freq"),
+        ("a.yaml", "a: {run: DQN, max_failures: 3}", "is a flag now: --max-failures"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "Settings have names"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric has a name"),
+        ("a.yaml", "", "must hold an experiment"),
+        ("a.py", "", "must define `config`"),
+    ],
+)
+def test_files_that_hold_no_experiment_say_so(tmp_path, monkeypatch, capsys, name, content, message):
+    (tmp_path / name).write_text(content)
+    monkeypatch.setattr(sys, "argv", ["rllib", "train", "file", str(tmp_path / name)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    error = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert message in error
+    assert re.fullmatch(r"error: .*\n", error)

@@ -1,6 +1,7 @@
 """A checkpoint that takes the place of an older one, whole. Savers are killed for real, at every step."""
 
 import itertools
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rllib_kd.checkpoints import replacing as module
+from rllib_kd.checkpoints.manifest import MANIFEST
 from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checkpoints.replay_files import local_folder
 from tests.conftest import make_q_module
@@ -42,8 +44,9 @@ def version_of(folder):
 def folder(tmp_path):
     """An older checkpoint, and what the user has put into its folder."""
     folder = tmp_path / "student"
-    write(folder, "older")
-    (folder / "replay/1.npz").write_text("older")  # of a second Learner
+    with replacing(folder, left_out=("replay",)) as new:
+        write(new, "older")
+        (new / "replay/1.npz").write_text("older")  # of a second Learner
     (folder / "notes").mkdir()
     (folder / "notes/today.txt").write_text("mine")
     (folder / "link").symlink_to("notes/today.txt")
@@ -173,31 +176,107 @@ def test_a_rename_that_fails_puts_the_older_one_back(folder, monkeypatch):
     assert os.listdir(folder.parent) == ["student"]
 
 
-def test_files_of_the_user_within_the_folders_of_a_checkpoint_stay(folder, at_one_stroke):
-    mine = ["learner/mine.txt", "learner/deep/er/mine.pkl", "replay/mine.npz", "learner/old_module/mine.txt"]
-    theirs = ["learner/old_module/module_state.pkl", "learner/old_module/metadata.json", "learner/gone/state.pkl"]
-    theirs += ["learner/gone/class_and_ctor_args.pkl", "learner/gone/rllib_checkpoint.json", "replay/2.npz"]
-    for name in (*mine, *theirs):
+def put(folder, *names, content="mine"):
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("mine" if name in mine else "older")
+        (folder / name).write_text(content)
+
+
+def test_files_of_the_user_within_the_folders_of_a_checkpoint_stay(folder, at_one_stroke):
+    """Whatever their names: a copied module has those of RLlib's files."""
+    theirs = ["learner/old/module_state.pkl", "learner/gone/state.pkl", "eval_env_runner/state.pkl", "state.msgpack"]
+    with replacing(folder, left_out=("replay",)) as new:
+        write(new, "older")
+        put(new, *theirs, "replay/2.npz", content="older")
+    mine = ["learner/best/module_state.pkl", "learner/best/metadata.json", "learner/mine.txt", "learner/deep/er/0.npz"]
+    mine += ["replay/mine.npz", "learner/old/class_and_ctor_args.pkl", "eval_env_runner/mine.txt", "metadata.json"]
+    mine += ["env_runner", "rllib_checkpoint.json.d/state.pkl", "learner/best_checkpoint/rllib_kd_manifest.json"]
+    put(folder, *mine)
+    empty = ["learner/empty", "learner/old/empty", "class_and_ctor_args.pkl", "replay/3.npz"]
+    for name in empty:
+        (folder / name).mkdir()
     (folder / "learner/link").symlink_to("../state.pkl")
+    (folder / "learner/link_to_folder").symlink_to("best")
     for version in ("newer", "newest"):
         save(folder, version)
         assert_saved(folder, version)
         assert {name: (folder / name).read_text() for name in mine} == dict.fromkeys(mine, "mine")
+        assert all(os.listdir(folder / name) == [] for name in empty)
         assert (folder / "learner/link").is_symlink()
-        assert not any((folder / name).exists() for name in theirs)
-        assert not (folder / "learner/gone").exists()
+        assert (folder / "learner/link_to_folder").is_symlink()
+        assert not any((folder / name).exists() for name in (*theirs, "replay/2.npz", "learner/gone"))
 
 
-def test_names_of_what_rllib_writes(tmp_path):
-    """Whatever else a checkpoint held would stay in its folders for ever."""
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("replay", "replay/0.npz"),  # a file of the user in the place of a folder
+        ("replay/0.npz", "replay/0.npz"),
+        ("replay/0.npz/mine.txt", "replay/0.npz"),  # a folder in the place of a file
+        ("learner/rl_module", "learner/rl_module/s/state.pkl"),
+    ],
+)
+def test_what_is_the_users_in_the_place_of_what_a_save_writes_is_not_replaced(tmp_path, name, written):
+    folder = tmp_path / "student"
+    with replacing(folder) as new:
+        put(new, "rllib_checkpoint.json", content="older")
+    put(folder, name)
+    with (
+        pytest.raises(
+            ValueError, match=r"would replace '(replay|learner).*' in .* Move it .*, or save into a new folder"
+        ),
+        replacing(folder, left_out=("replay",)) as new,
+    ):
+        put(new, "rllib_checkpoint.json", written, content="newer")
+    assert (folder / name).read_text() == "mine"
+    assert (folder / "rllib_checkpoint.json").read_text() == "older"
+    assert os.listdir(tmp_path) == ["student"]
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, "", "[]", '{"files": 1}', '{"files": {"notes/today.txt": -1}}', "[" * 9_999]
+)
+def test_of_a_checkpoint_without_a_manifest_only_what_the_new_one_has_is_replaced(folder, manifest):
+    """As RLlib's own checkpoints, and those of earlier versions, are."""
+    if manifest is None:
+        (folder / MANIFEST).unlink()
+    else:
+        (folder / MANIFEST).write_text(manifest)
+    kept = ["learner/best/module_state.pkl", "env_runner", "replay/mine.npz", "replay/deep/0.npz", "notes.pkl"]
+    put(folder, *kept)
+    put(folder, "state.msgpack", "learner/weights.pkl", content="older")
+    save(folder, "newer")
+    assert_saved(folder)
+    assert {name: (folder / name).read_text() for name in kept} == dict.fromkeys(kept, "mine")
+    assert not (folder / "state.msgpack").exists()  # RLlib would read this one instead of the new one
+
+
+def test_a_manifest_of_others_cannot_reach_outside(folder):
+    put(folder.parent, "mine.txt")
+    names = ["../mine.txt", str(folder.parent / "mine.txt"), "", ".", "..", "/", "notes", "learner/../notes/today.txt"]
+    (folder / MANIFEST).write_text(json.dumps({"files": dict.fromkeys([*names, *FILES, "replay/1.npz"], 1)}))
+    save(folder, "newer")
+    assert (folder.parent / "mine.txt").read_text() == "mine"
+    (folder.parent / "mine.txt").unlink()
+    assert_saved(folder)
+
+
+def test_the_folder_of_a_module_is_no_checkpoint(tmp_path):
+    """It has one of an Algorithm's files."""
     make_q_module(fcnet_hiddens=[8]).save_to_path(str(tmp_path / "module"))
-    written = [path.name for path in (tmp_path / "module").rglob("*") if path.is_file()]
-    stored = [path.name for path in (Path(__file__).parent / "rllib_kd-0.2").rglob("*/*") if path.is_file()]
-    names = {*written, *stored}
-    assert len(names) > 4
-    assert [name for name in names if not module._WRITTEN.fullmatch(name)] == []
+    content = (tmp_path / "module/class_and_ctor_args.pkl").read_bytes()
+    with pytest.raises(ValueError, match="holds no checkpoint, but other files"), replacing(tmp_path / "module") as new:
+        put(new, "class_and_ctor_args.pkl", "rllib_checkpoint.json")
+    assert (tmp_path / "module/class_and_ctor_args.pkl").read_bytes() == content
+
+
+@pytest.mark.parametrize("made", ["rllib_checkpoint.json", "class_and_ctor_args.pkl"])
+def test_a_folder_with_the_name_of_a_mark_makes_no_checkpoint(tmp_path, made):
+    put(tmp_path / "student", f"{made}/mine.txt", "replay/mine.npz", "state.pkl")
+    with pytest.raises(ValueError, match="holds no checkpoint, but other files"):
+        save(tmp_path / "student", "first")
+    assert (tmp_path / "student/replay/mine.npz").exists()
+    assert (tmp_path / f"student/{made}/mine.txt").exists()
 
 
 @pytest.mark.parametrize("place", ["file/x", "file/deep/x"])
@@ -363,6 +442,36 @@ def save_as_nobody(path):
 def test_a_folder_that_is_read_only_is_an_error_of_one_line(read_only):
     assert save_as_nobody(read_only / "student").startswith("PermissionError: ")
     assert os.listdir(read_only) == ["volume"]
+
+
+@pytest.fixture
+def volume(tmp_path, monkeypatch):
+    """A folder beside which nothing can be written."""
+    monkeypatch.setattr(module, "_can_be_replaced", lambda folder: False)
+    (tmp_path / "volume").mkdir()
+    put(tmp_path, "volume/mine.txt")
+    return tmp_path / "volume"
+
+
+def test_a_first_checkpoint_in_a_volume_replaces_no_file_of_the_user(volume):
+    save(volume / "deep", "first")  # there is no such folder yet
+    put(volume, "replay/mine.npz")
+    with pytest.raises(ValueError, match=r"holds no checkpoint, but other files, .*'replay'"):
+        save(volume, "first")
+    assert sorted(os.listdir(volume)) == ["deep", "mine.txt", "replay"]
+    assert os.listdir(volume / "replay") == ["mine.npz"]
+
+
+def test_a_first_checkpoint_in_a_volume_is_not_left_half_written(volume):
+    with pytest.raises(OSError, match="No space"):
+        save_on_a_full_disk(volume)
+    assert os.listdir(volume) == ["mine.txt"]
+    for step in range(1, 18, 2):
+        assert killed_at(step, volume)  # before it moves what it has written
+        assert not (volume / "rllib_checkpoint.json").exists()
+    save(volume, "first")
+    assert version_of(volume) == "first"
+    assert sorted(os.listdir(volume)) == sorted([MANIFEST, "learner", "mine.txt", "replay", *FILES[:2]])
 
 
 def test_a_volume_takes_a_first_checkpoint_and_keeps_it(read_only):

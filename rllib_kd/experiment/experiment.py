@@ -65,6 +65,7 @@ class Experiment:
         if "teacher" in settings:
             settings["teacher"] = _absolute_teachers(settings["teacher"])
         base = cls.get_default_config() if self.config is None else self.config
+        written = dict(settings)
         settings = as_meant(type(base), settings)
         own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
         configs = [
@@ -87,7 +88,7 @@ class Experiment:
             num_samples=self.num_samples,
             compare_episodes=self.compare_episodes,
             trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
-            settings=dict(self.settings),
+            settings=written,
             title=f"{cls.__name__}-{getattr(first.env, '__name__', first.env)}",
         )
 
@@ -104,7 +105,7 @@ class CheckedExperiment:
     compare_episodes: int
     trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
     title: str  # algorithm and environment
-    settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them
+    settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them, with absolute teachers
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:

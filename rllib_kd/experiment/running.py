@@ -243,6 +243,8 @@ def _check_unchanged(experiment: CheckedExperiment, options: RunOptions, path: s
 def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]:
     """What Tune keeps as it was when an experiment began, by the names of flags; settings by their own names."""
     kept = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _KEPT}
+    if options.restore is not None:
+        kept["--restore"] = absolute_uri(options.restore)
     return {**experiment.settings, "--num-samples": experiment.num_samples, **kept}
 
 

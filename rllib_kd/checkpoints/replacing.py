@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rllib_kd.checkpoints.manifest import MANIFEST, files_below, read_manifest, write_manifest
 from rllib_kd.locks import locked
+from rllib_kd.paths import check_path
 
 #: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one; and the one that its components
 #: have instead of the first.
@@ -46,7 +47,7 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
         left_out: folders of numbered arrays (`0.npz`, ...), which a checkpoint may have fewer of than the older one.
 
     Raises:
-        ValueError: a file is there, or the user's files have names of the checkpoint's.
+        ValueError: a file is there, or the user's files have names of the checkpoint's; or as `check_path()`.
         OSError: it cannot be written, or an older checkpoint cannot be replaced as a whole.
     """
     with _naming(path):
@@ -79,6 +80,7 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
 
 def _checked(path: str | Path) -> Path:
     """The folder that a path means, if a checkpoint can lie there."""
+    check_path(path)
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")

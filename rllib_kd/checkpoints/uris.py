@@ -13,6 +13,7 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.paths import check_path
 
 _HEAD = 64  # bytes by which a file is recognised
 
@@ -181,7 +182,7 @@ def absolute_uri(path: str) -> str:
     """A URI as it is, and a path that means the same in every working directory.
 
     Raises:
-        ValueError: it is empty, or the home folder that it begins with is not known.
+        ValueError: it is empty, or the home folder that it begins with is not known; or as `check_path()`.
     """
     return path if "://" in path else str(expanded(path).absolute())
 
@@ -190,10 +191,11 @@ def expanded(path: str) -> Path:
     """A path on this machine, with a home folder in the place of `~`.
 
     Raises:
-        ValueError: it is empty, or the home folder is not known.
+        ValueError: it is empty, or the home folder is not known; or as `check_path()`.
     """
     if not path:
         raise ValueError("A path is empty. Expected the path or URI of a file or folder, or '.' for this folder.")
+    check_path(path)
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

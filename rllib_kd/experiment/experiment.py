@@ -19,6 +19,7 @@ from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
+from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.environments.making import env_maker
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.variants import has_space, param_space, variants
@@ -197,3 +198,7 @@ def check_below_storage(**names: str) -> None:
     for what, name in names.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"`{what}` must name a folder below --storage-path, got '{name}'.")
+        try:
+            local_folder(name, None)
+        except ValueError as error:
+            raise ValueError(f"`{what}`: {error}") from error

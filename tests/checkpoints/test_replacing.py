@@ -287,10 +287,39 @@ def test_nothing_is_saved_below_a_file(tmp_path, place):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("path", ["~nosuchuser/x", ""])
-def test_a_path_that_means_nothing_is_an_error_of_one_line(path):
-    with pytest.raises(ValueError, match=r"begins with a home folder that is not known here|A path is empty"):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nosuchuser/x", "begins with a home folder that is not known here"),
+        ("", "A path is empty"),
+        ("a\0b", "A path has no null character, got 'a\N{REPLACEMENT CHARACTER}b'. Name another path."),
+        ("file:///a%00b", "A path has no null character"),
+        (
+            "b/" + "a" * 256,
+            "is too long: it has 258 bytes, and its longest name 256. Expected at most 4095, and 255",
+        ),
+        ("é" * 128, "its longest name 256"),
+        ("a/" * 2500, "is too long: it has 5000 bytes, and its longest name 1"),
+        ("file:///" + "a" * 5000, "is too long: it has 5001 bytes"),
+        ("\ud800", r"A path must be in UTF-8, got '\ud800'"),
+        ("\udcff", r"A path must be in UTF-8, got '\udcff'"),
+    ],
+    ids=lambda text: ascii(text)[:20],
+)
+def test_a_path_that_means_nothing_is_an_error_of_one_line(path, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         local_folder(path, None)
+    assert len(str(raised.value)) < 500
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "a" * 250, "a/" * 2500], ids=lambda name: ascii(name)[:9])
+def test_a_place_that_cannot_be_is_an_error_of_one_line(tmp_path, name):
+    with pytest.raises(
+        (ValueError, OSError), match=r"null character|is too long|can be saved to '.*': File name too long"
+    ):
+        save(tmp_path / name, "first")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("function", ["locked", "tempfile.mkdtemp"])

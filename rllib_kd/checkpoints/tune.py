@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -150,7 +151,13 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
 
     unique = list(dict.fromkeys(path for path, _, _ in students))
     short = dict(zip(unique, short_names(unique), strict=True))
-    return {short[path] + (f"@{rule}" if rule else ""): student for path, rule, student in students}
+    found: dict[str, Student] = {}
+    for path, rule, student in students:
+        at = f"@{rule}" if rule else ""
+        name = short[path] + at
+        is_taken = name in found and found[name].checkpoint != student.checkpoint  # by a folder whose name has an @
+        found[path + at if is_taken else name] = student
+    return found
 
 
 def _find(given: str) -> _Named:
@@ -312,9 +319,9 @@ class _Reader(TrialReader):
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
-        """The checkpoints among folders of a trial, oldest first."""
+        """The checkpoints among folders of a trial, oldest first; first of all those that Tune has not numbered."""
         results, found = self.results(trial), []
-        for folder in folders:
+        for folder in sorted(folders, key=_place):
             name = posixpath.basename(folder)
             if name in results.by_name:
                 found.append(_Scored(folder, results.by_name[name]))
@@ -334,6 +341,12 @@ class _Reader(TrialReader):
         except (CheckpointError, OSError):
             return None
         return _number(state.get(_ITERATION)) if isinstance(state, dict) else None
+
+
+def _place(folder: str) -> tuple[int, str]:
+    """Of a checkpoint in the order of a trial's checkpoints; a copy of one, such as `checkpoint_best`, is not newer."""
+    number = posixpath.basename(folder).removeprefix(CHECKPOINT)
+    return (int(number) if re.fullmatch(r"[0-9]{1,18}", number) else -1), folder
 
 
 def _name(value: Any) -> str | None:

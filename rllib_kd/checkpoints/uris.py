@@ -8,6 +8,7 @@ import os
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow.fs
 
@@ -19,6 +20,9 @@ _HEAD = 64  # bytes by which a file is recognised
 
 
 _BLOCK = 2**20  # bytes
+
+
+_PLAIN = "/!$&'()*+,;=:@"  # characters of a path that mean themselves in a URI, beside letters and digits
 
 
 class NothingThereError(CheckpointError):
@@ -87,8 +91,11 @@ def uri_of(uri: str, path: str, inner: str) -> str:
         path: the outer path in its filesystem.
         inner: the inner path in the same filesystem.
     """
-    before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return before.rstrip("/") + inner[len(path.rstrip("/")) :] + mark + options
+    below = inner[len(path.rstrip("/")) :]
+    if "://" not in uri:
+        return uri.rstrip("/") + below
+    before, mark, options = uri.partition("?")
+    return before.rstrip("/") + quote(below, safe=_PLAIN) + mark + options
 
 
 def read_file(
@@ -132,8 +139,10 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
     """
     try:
         info = filesystem.get_file_info(path)
-        if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
-            raise CheckpointError(f"'{path}' was refused: it is no plain file of at most {max_bytes} bytes.")
+        if info.type != pyarrow.fs.FileType.File:
+            raise CheckpointError(f"'{path}' was refused: it is no plain file.")
+        if (info.size or 0) > max_bytes:
+            raise CheckpointError(f"'{path}' was refused: it has {info.size} bytes, expected at most {max_bytes}.")
         with filesystem.open_input_file(path) as file:
             begun = b""  # of the line that goes on in the next block
             while block := file.read(_BLOCK):

@@ -180,6 +180,40 @@ def test_two_checkpoints_of_a_run_have_two_names(evaluated):
     }
 
 
+def test_a_name_with_an_at_and_a_rule_are_told_apart(tmp_path):
+    write_trial(tmp_path / "x" / "a@best", evaluation=[1.0])
+    write_trial(tmp_path / "y" / "a", evaluation=[1.0])
+    given = [str(tmp_path / "x" / "a@best"), str(tmp_path / "y" / "a@best")]
+    students = find_students([*given, given[0]])
+    assert {student.checkpoint for student in students.values()} == {
+        f"{tmp_path}/x/a@best/checkpoint_000000",
+        f"{tmp_path}/y/a/checkpoint_000000",
+    }
+    assert list(students) == ["a@best", given[1]]
+
+
+@pytest.mark.parametrize("name", ["a b", "a%41", "a?b#c", "ü–日", "a\nb", "lr=0.1,x@y", "[a]", "..."])
+def test_the_uri_of_a_trial_leads_to_it_whatever_its_name(tmp_path, name):
+    write_trial(tmp_path / "runs" / name, evaluation=[1.0])
+    for given in (tmp_path / "runs", f"file://{tmp_path}/runs"):
+        found = resolve(given)
+        assert found.path == str(tmp_path / "runs" / name / "checkpoint_000000")
+        assert resolve(found.uri).path == found.path
+        (student,) = find_students([given]).values()
+        assert resolve(student.checkpoint).path == found.path
+
+
+def test_what_tune_has_not_numbered_is_not_the_newest(evaluated, trained):
+    for run in (evaluated, trained):
+        (run / "checkpoint_best").symlink_to("checkpoint_000000")
+        (run / "checkpoint_\n").mkdir()
+        (run / "checkpoint_1000000").symlink_to("checkpoint_000000")
+        assert name_of(f"{run}@newest") == "checkpoint_1000000"
+        (run / "checkpoint_1000000").unlink()
+        assert name_of(f"{run}@newest") == "checkpoint_000002"
+        assert name_of(f"{run}@best") == "checkpoint_000001"
+
+
 def test_names_that_are_no_paths_stand_for_themselves(trained, monkeypatch):
     monkeypatch.chdir(trained.parent)
     assert find_students(["trained"], names=["trained"])["trained"].checkpoint == "trained"

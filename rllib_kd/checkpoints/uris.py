@@ -156,7 +156,7 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
 
 
 def list_folder(filesystem: pyarrow.fs.FileSystem, path: str, *, missing_ok: bool = False) -> list[pyarrow.fs.FileInfo]:
-    """What is in a folder.
+    """What is in a folder, without names in another encoding than UTF-8, which pyarrow cannot open.
 
     Args:
         filesystem: that holds it.
@@ -177,7 +177,14 @@ def list_folder(filesystem: pyarrow.fs.FileSystem, path: str, *, missing_ok: boo
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be listed: {error}") from error
     _check_entries(len(found), path)
-    return found
+    return list(filter(_has_name, found))
+
+
+def _has_name(entry: pyarrow.fs.FileInfo) -> bool:
+    try:
+        return bool(entry.path)
+    except UnicodeDecodeError:
+        return False
 
 
 def _check_entries(count: int, path: str) -> None:

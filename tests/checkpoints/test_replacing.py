@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,51 @@ def test_a_kill_at_any_step_leaves_one_whole_checkpoint_and_the_next_save_clears
     assert seen[0] == "older"
     assert seen[-1] == "newer"
     assert_saved(folder)
+
+
+@pytest.mark.slow
+def test_a_saver_that_is_killed_while_it_clears_up_after_a_killed_one_loses_nothing(folder, monkeypatch, tmp_path):
+    """The first is killed between the two renames, where the older checkpoint has no place of its own."""
+    monkeypatch.setattr(module, "_exchange", lambda first, second: False)
+    (folder / "replay/mine.npz").write_text("mine")
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    rename = Path.rename
+
+    def dies(self, to):
+        return os.kill(os.getpid(), signal.SIGKILL) if self.name == "new" else rename(self, to)
+
+    for step in itertools.count(1):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", dies)
+            assert killed_at(10**6, folder)
+        assert not folder.exists()
+        if not killed_at(step, folder):
+            break
+        place = next(each for each in (folder, *folder.parent.glob(".student.saving-*/older")) if each.exists())
+        assert version_of(place) in ("older", "newer")
+        assert (place / "notes/today.txt").read_text() == (place / "replay/mine.npz").read_text() == "mine"
+        for left in (*folder.parent.glob(".student.*"), folder):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        shutil.copytree(tmp_path / "copy", folder, symlinks=True)
+    assert step > 40
+    assert version_of(folder) == "newer"
+    shutil.rmtree(tmp_path / "copy")
+    assert os.listdir(folder.parent) == ["student"]
+
+
+@pytest.mark.slow
+def test_a_first_save_that_is_killed_leaves_nothing_or_all(tmp_path):
+    for step in itertools.count(1):
+        was_killed = killed_at(step, tmp_path / str(step))
+        if (tmp_path / str(step)).exists():
+            assert version_of(tmp_path / str(step)) == "newer"
+        if not was_killed:
+            break
+        save(tmp_path / str(step), "first")
+        assert version_of(tmp_path / str(step)) == "first"
+        shutil.rmtree(tmp_path / str(step))
+        assert os.listdir(tmp_path) == []
+    assert step > 20
 
 
 def full(*args, **kwargs):

@@ -1,8 +1,10 @@
 """Checkpoints of which a full disk has kept a half: they are skipped where there are others."""
 
 import json
+import os
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,10 @@ def test_files_of_the_user_make_no_checkpoint_half(trial, caplog, has_manifest):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("")
     (folder / "link").symlink_to("nowhere")
+    if sys.platform == "linux":  # others take only names in UTF-8
+        for place in (folder, folder / "learner_group", trial, trial.parent):
+            os.mkdir(os.fsencode(place) + b"/\xff")
+            os.mknod(os.fsencode(place) + b"/\xff.pkl")
     assert best(trial) == "checkpoint_000002"
     assert not caplog.text
     (folder / "algorithm_state.pkl").write_bytes(b"")

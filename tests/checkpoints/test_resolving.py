@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rllib_kd.checkpoints import tune
 from rllib_kd.checkpoints.tune import find_students, resolve
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.comparing import compare, evaluate
@@ -212,6 +214,33 @@ def test_what_tune_has_not_numbered_is_not_the_newest(evaluated, trained):
         (run / "checkpoint_1000000").unlink()
         assert name_of(f"{run}@newest") == "checkpoint_000002"
         assert name_of(f"{run}@best") == "checkpoint_000001"
+
+
+@pytest.mark.parametrize("evaluation", [True, False])
+def test_of_an_algorithms_checkpoints_any_number_can_be_told_apart(tmp_path, monkeypatch, evaluation):
+    """By their metadata; RLlib's own algorithms have the iteration in their states alone, which take time to read."""
+    monkeypatch.setattr(tune, "_MAX_OPCODES", 20)
+    rows = []
+    for i in range(1, 30):
+        folder = tmp_path / "run" / f"checkpoint_{i:06d}"
+        folder.mkdir(parents=True)
+        (folder / "algorithm_state.pkl").write_bytes(pickle.dumps({"training_iteration": 2 * i}))
+        (folder / "rllib_checkpoint.json").write_text(json.dumps({"training_iteration": 2 * i}))
+        returns = {"env_runners": {"episode_return_mean": -abs(7.0 - i)}}
+        rows += [{"training_iteration": 2 * i, **({"evaluation": returns} if evaluation else returns)}]
+        rows += [{"training_iteration": 2 * i + 1}]
+    (tmp_path / "run" / "result.json").write_text("\n".join(map(json.dumps, rows)))
+    run = tmp_path / "run"
+    assert name_of(run) == ("checkpoint_000007" if evaluation else "checkpoint_000029")
+    assert (name_of(f"{run}@best"), name_of(f"{run}@newest")) == ("checkpoint_000007", "checkpoint_000029")
+    for folder in run.glob("checkpoint_*"):
+        (folder / "rllib_checkpoint.json").write_text('{"training_iteration": null}')
+    assert name_of(f"{run}@newest") == "checkpoint_000029"
+    assert resolve(f"{run}@newest").trained_return == -22.0
+    if not evaluation:
+        assert name_of(run) == "checkpoint_000029"
+    with pytest.raises(ValueError, match="is one of too many, or too large, states to read"):
+        name_of(f"{run}@best")
 
 
 def test_names_that_are_no_paths_stand_for_themselves(trained, monkeypatch):

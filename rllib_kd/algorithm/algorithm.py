@@ -348,6 +348,11 @@ class DistillDQN(DQN):
         return ({**state, "teacher": config.teacher},), kwargs
 
     @override(DQN)
+    def get_metadata(self) -> dict[str, Any]:
+        """As RLlib's, with the iteration, by which results are found faster than by the state."""
+        return {**super().get_metadata(), "training_iteration": self.training_iteration}
+
+    @override(DQN)
     @names_dead_learners
     def get_state(
         self,

@@ -9,20 +9,22 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from rllib_kd.checkpoints.manifest import MANIFEST, files_below, read_manifest, write_manifest
 from rllib_kd.locks import locked
+from rllib_kd.paths import check_path
 
-#: Files by which a folder is a checkpoint, or the beginning of one.
-_MARKS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl")
+#: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one; and the one that its components
+#: have instead of the first.
+_MARKS, _OF_COMPONENTS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl"), "metadata.json"
 
 
-#: Files that RLlib and this package write into the folders of a checkpoint. Others there are the user's.
-_WRITTEN = re.compile(
-    r"(rllib_checkpoint|metadata)\.json|class_and_ctor_args\.pkl|((algorithm|module)_)?state\.(pkl|msgpack|pt)|\d+\.npz"
-)
+#: The endings of a state's file, one for each of RLlib's formats.
+_FORMATS = (".pkl", ".msgpack", ".pt")
 
 
 #: In a working folder: the file by which it is ours, the new checkpoint, and the older one for a moment.
@@ -37,17 +39,48 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
     """A folder, still to be made, that takes the place of the checkpoint at `path` when everything is written.
 
     Of several savers of one path, each waits for the one before it. Working folders that killed savers have left are
-    cleared away. Where nothing can be written beside a folder (its parent is read-only, or it is a mounted volume), a
-    first checkpoint is written into it directly.
+    cleared away. Files that the older checkpoint did not write are the user's, and stay. Where nothing can be written
+    beside a folder (its parent is read-only, or it is a mounted volume), a first checkpoint is made within it.
 
     Args:
         path: where a link leads to is replaced, and not the link.
-        left_out: folders of older checkpoints that do not stay, but for the user's files in them.
+        left_out: folders of numbered arrays (`0.npz`, ...), which a checkpoint may have fewer of than the older one.
 
     Raises:
-        ValueError: a file is there, or other files than a checkpoint's that have the names of a checkpoint's.
+        ValueError: a file is there, or the user's files have names of the checkpoint's; or as `check_path()`.
         OSError: it cannot be written, or an older checkpoint cannot be replaced as a whole.
     """
+    with _naming(path):
+        folder = _checked(path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        is_replaced = not folder.exists() or _can_be_replaced(folder)
+    if not is_replaced and _is_checkpoint(folder):
+        raise OSError(
+            f"The checkpoint at '{path}' cannot be replaced as a whole, since nothing can be written beside it, to "
+            f"'{folder.parent}' on the same filesystem. Save into a new folder within it."
+        )
+    place = (folder.parent if is_replaced else folder) / folder.name  # beside which working folders are made
+    with ExitStack() as stack:
+        with _naming(path):
+            is_alone = stack.enter_context(locked(place, wait=True))
+            if is_alone:
+                _clear_leftovers(place)
+            work = Path(tempfile.mkdtemp(prefix=_prefix(place), dir=place.parent))
+        try:
+            (work / _OURS).touch()
+            yield work / _NEW
+            write_manifest(work / _NEW)
+            if is_replaced:
+                _put(work, folder, left_out)
+            else:
+                _move_in(work / _NEW, folder)
+        finally:
+            _clear(work, place)
+
+
+def _checked(path: str | Path) -> Path:
+    """The folder that a path means, if a checkpoint can lie there."""
+    check_path(path)
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")
@@ -59,28 +92,7 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
             f"'{folder}' is the folder in which this process works, or above it: replacing it would pull the ground "
             f"away. Name a folder within it, such as '{folder / 'checkpoint'}'."
         )
-    with _naming(path):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and not _can_be_replaced(folder):
-        if _is_checkpoint(folder):
-            raise OSError(
-                f"The checkpoint at '{path}' cannot be replaced as a whole, since nothing can be written beside it, to "
-                f"'{folder.parent}' on the same filesystem. Save into a new folder within it."
-            )
-        yield folder
-        return
-    with ExitStack() as stack:
-        with _naming(path):
-            is_alone = stack.enter_context(locked(folder, wait=True))
-            if is_alone:
-                _clear_leftovers(folder)
-            work = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
-        try:
-            (work / _OURS).touch()
-            yield work / _NEW
-            _put(work, folder, left_out)
-        finally:
-            _clear(work, folder)
+    return folder
 
 
 @contextmanager
@@ -107,44 +119,99 @@ def _put(work: Path, folder: Path, left_out: Collection[str]) -> None:
     new.rename(folder)
 
 
+def _move_in(new: Path, folder: Path) -> None:
+    """Move a first checkpoint into a folder that cannot be replaced: last of all the files that make it one."""
+    _check_is_free(folder, new)
+    for entry in sorted(new.iterdir(), key=lambda entry: entry.name in _MARKS):
+        entry.rename(folder / entry.name)
+
+
 def _can_be_replaced(folder: Path) -> bool:
     return not os.path.ismount(folder) and os.access(folder.parent, os.W_OK | os.X_OK)
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return any((folder / mark).exists() for mark in _MARKS)
+    whole, begun = (folder / mark for mark in _MARKS)
+    return whole.is_file() or (begun.is_file() and not (folder / _OF_COMPONENTS).is_file())
 
 
-def _keep_the_rest(folder: Path, new: Path, left_out: Collection[str]) -> None:
-    """Give the new checkpoint what else lies in its place: linked, so that nothing is missing at any moment."""
-    is_checkpoint = _is_checkpoint(folder)
-    for entry in folder.iterdir():
-        target = new / entry.name
-        if is_checkpoint and (entry.name in left_out or (_is_folder(entry) and _is_folder(target))):
-            _keep_files_of_the_user(entry, target)
-        elif not os.path.lexists(target):
-            if _is_folder(entry):
-                shutil.copytree(entry, target, symlinks=True, copy_function=_link)
-            else:
-                _link(entry, target)
-        elif not is_checkpoint:
+def _check_is_free(folder: Path, new: Path) -> None:
+    """Check that a first checkpoint replaces nothing."""
+    for entry in new.iterdir():
+        if os.path.lexists(folder / entry.name):
             raise ValueError(
                 f"'{folder}' holds no checkpoint, but other files, and a checkpoint would replace '{entry.name}'. Save "
                 "into a new folder."
             )
 
 
-def _keep_files_of_the_user(older: Path, new: Path) -> None:
-    """Give a folder of the new checkpoint what the user has put into that of the older one, at any depth."""
-    if not _is_folder(older):
-        return
+# --- The user's files -------------------------------------------------------------------------------------------------
+
+
+def _keep_the_rest(folder: Path, new: Path, left_out: Collection[str]) -> None:
+    """Give the new checkpoint what else lies in its place: linked, so that nothing is missing at any moment."""
+    if not _is_checkpoint(folder):
+        _check_is_free(folder, new)
+        _keep(folder, new, _Written(()))
+    elif (listed := read_manifest(folder)) is not None:
+        _keep(folder, new, _Written({*listed, MANIFEST}))
+    else:
+        _keep(folder, new, _Written(name for name in files_below(folder) if _is_replaced(name, new, left_out)))
+
+
+class _Written:
+    """The paths of the files that the older checkpoint wrote."""
+
+    def __init__(self, files: Iterable[str]):
+        self._files = sorted(files)
+
+    def has_file(self, path: str) -> bool:
+        """Whether a file was written there."""
+        return self._first_from(path) == path
+
+    def has_folder(self, path: str) -> bool:
+        """Whether a file was written below this path."""
+        return self._first_from(f"{path}/").startswith(f"{path}/")
+
+    def _first_from(self, path: str) -> str:
+        place = bisect_left(self._files, path)
+        return self._files[place] if place < len(self._files) else ""
+
+
+def _is_replaced(name: str, new: Path, left_out: Collection[str]) -> bool:
+    """Whether the new checkpoint replaces a file of an older one without a manifest, by its name.
+
+    It does so if it has a file of this name, or the same state in another format, which RLlib might prefer; and arrays
+    that it has no more. Whatever else such a checkpoint has no longer does no harm, and may be the user's.
+    """
+    target, top = new / name, name.partition("/")[0]
+    if top in left_out and re.fullmatch(r"\d+\.npz", name[len(top) + 1 :]):
+        return True
+    is_state = target.stem.endswith("state") and target.suffix in _FORMATS
+    return any(target.with_suffix(ending).is_file() for ending in (_FORMATS if is_state else (target.suffix,)))
+
+
+def _keep(older: Path, new: Path, written: _Written, inside: str = "") -> None:
+    """Link what lies in a folder of the older checkpoint into that of the new one, but for what was written with it."""
     for entry in older.iterdir():
-        target = new / entry.name
-        if _is_folder(entry):
-            _keep_files_of_the_user(entry, target)
-        elif not _WRITTEN.fullmatch(entry.name) and not os.path.lexists(target):
-            new.mkdir(parents=True, exist_ok=True)
-            _link(entry, target)
+        name, target = inside + entry.name, new / entry.name
+        if _is_folder(entry) and (_is_folder(target) or written.has_folder(name)):
+            _keep(entry, target, written, f"{name}/")
+        elif _is_folder(entry) or not written.has_file(name):
+            try:
+                new.mkdir(parents=True, exist_ok=True)
+                taken = os.path.lexists(target)
+            except (FileExistsError, NotADirectoryError):
+                taken = True  # by a file in the place of the folder
+            if taken:
+                raise ValueError(
+                    f"A new checkpoint would replace '{name}' in '{older}', which the older one did not write. Move it "
+                    "to another place, or save into a new folder."
+                )
+            if _is_folder(entry):
+                shutil.copytree(entry, target, symlinks=True, copy_function=_link)
+            else:
+                _link(entry, target)
 
 
 def _is_folder(path: Path) -> bool:
@@ -167,8 +234,8 @@ def _exchange(first: Path, second: Path) -> bool:
 # --- What killed savers have left -------------------------------------------------------------------------------------
 
 
-def _prefix(folder: Path) -> str:
-    return f".{folder.name}.saving-"
+def _prefix(place: Path) -> str:
+    return f".{place.name}.saving-"
 
 
 def _clear_leftovers(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.fs
 
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.uris import expanded, list_folder
+from rllib_kd.paths import check_path
 
 REPLAY_FOLDER = "replay"
 
@@ -60,7 +61,7 @@ def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | No
 
     Raises:
         ValueError: it is empty, or its home folder is not known; a `file:` URI that is none, or whose path would end at
-            a `#` or a `?`.
+            a `#` or a `?`; a path that is too long, or not in UTF-8.
     """
     if path is None or not (filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem)):
         return None
@@ -68,5 +69,17 @@ def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | No
     if uri.scheme == "file":
         if uri.fragment or uri.query:
             raise ValueError(f"In a URI, `#` and `?` are written as %23 and %3F, got '{path}'.")
-        return Path(pyarrow.fs.FileSystem.from_uri(str(path))[1])
-    return None if "://" in str(path) else expanded(str(path)).absolute()
+        folder = Path(pyarrow.fs.FileSystem.from_uri(str(path))[1])
+        check_path(folder)
+    elif "://" in str(path):
+        return None
+    else:
+        folder = expanded(str(path)).absolute()
+    if not _is_utf8(str(folder)):
+        raise ValueError(f"A path must be in UTF-8, got {str(path)!a}. Name another path.")
+    return folder
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it has no bytes of another encoding, which pyarrow does not take."""
+    return text.encode(errors="replace").decode() == text

@@ -11,12 +11,14 @@ import logging
 import math
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow.fs
 
 from rllib_kd import limits
+from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
 from rllib_kd.checkpoints.run_names import CHECKPOINT, short_names
@@ -32,10 +34,13 @@ logger = logging.getLogger(__name__)
 BEST, NEWEST = "best", "newest"
 
 
-_STATE = "algorithm_state.pkl"  # in a checkpoint
+_METADATA, _STATE = "rllib_checkpoint.json", "algorithm_state.pkl"  # in a checkpoint
 
 
-_ITERATION = "training_iteration"  # in that state, and in results
+_ITERATION = "training_iteration"  # in these, and in results
+
+
+_MAX_METADATA = 2**16  # bytes; those of RLlib have 200
 
 
 #: Where the return of a result stands: an evaluation's says more than one of training, in which policies explore.
@@ -150,7 +155,13 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
 
     unique = list(dict.fromkeys(path for path, _, _ in students))
     short = dict(zip(unique, short_names(unique), strict=True))
-    return {short[path] + (f"@{rule}" if rule else ""): student for path, rule, student in students}
+    found: dict[str, Student] = {}
+    for path, rule, student in students:
+        at = f"@{rule}" if rule else ""
+        name = short[path] + at
+        is_taken = name in found and found[name].checkpoint != student.checkpoint  # by a folder whose name has an @
+        found[path + at if is_taken else name] = student
+    return found
 
 
 def _find(given: str) -> _Named:
@@ -196,7 +207,11 @@ def _itself(named: _Named, reader: _Reader) -> Location:
 
 
 def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
-    found = [scored for trial in trials for scored in reader.score(trial, reader.folders(trial))]
+    is_evaluated = any(math.isfinite(reader.results(trial).last[_EVALUATION]) for trial in trials)
+    asks_returns = named.rule == BEST or (named.rule is None and is_evaluated)
+    found = [
+        scored for trial in trials for scored in reader.score(trial, reader.folders(trial), reads_states=asks_returns)
+    ]
     if not found:
         raise CheckpointError(
             f"The run '{named.uri}' has no checkpoint. Let Tune write some: --checkpoint-at-end or --checkpoint-freq "
@@ -210,6 +225,8 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
         _check_is_one_run(named, found)
     whole = first_whole(named.filesystem, (scored.path for scored in candidates))
     chosen = next((scored for scored in candidates if scored.path == whole), candidates[0])
+    if not asks_returns:
+        (chosen,) = reader.score(posixpath.dirname(chosen.path), [chosen.path])
     uri = uri_of(named.uri, named.path, chosen.path)
     why = _why(named.rule, kind, chosen)
     logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(named.given), why)
@@ -311,20 +328,36 @@ class _Reader(TrialReader):
         trial, _, name = checkpoint.rpartition("/")
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
-    def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
-        """The checkpoints among folders of a trial, oldest first."""
+    def score(self, trial: str, folders: Sequence[str], *, reads_states: bool = True) -> list[_Scored]:
+        """The checkpoints among folders of a trial, oldest first; first of all those that Tune has not numbered.
+
+        Args:
+            trial: their folder.
+            folders: in it.
+            reads_states: whether returns are wanted also of checkpoints that Tune names in no result.
+        """
         results, found = self.results(trial), []
-        for folder in folders:
+        for folder in sorted(folders, key=_place):
             name = posixpath.basename(folder)
             if name in results.by_name:
                 found.append(_Scored(folder, results.by_name[name]))
             elif name.startswith(CHECKPOINT):  # Tune names it in no result if it is an Algorithm's
-                iteration = self._iteration(posixpath.join(folder, _STATE))
+                iteration = self._iteration(folder) if reads_states else None
                 found.append(_Scored(folder, results.by_iteration.get(iteration, results.last)))
         return found
 
-    def _iteration(self, path: str) -> int | None:
-        """How many iterations an Algorithm had trained when this state was written; None where it does not say."""
+    def _iteration(self, checkpoint: str) -> int | None:
+        """How many iterations an Algorithm had trained when it wrote this; None where it does not say."""
+        path = posixpath.join(checkpoint, _METADATA)
+        try:
+            metadata = parse_json(read_file(self.filesystem, path, max_bytes=_MAX_METADATA))
+            if isinstance(metadata, dict) and (iteration := _number(metadata.get(_ITERATION))) is not None:
+                return iteration
+        except (ValueError, OSError):
+            pass
+        return self._iteration_of_state(posixpath.join(checkpoint, _STATE))  # as of RLlib's other algorithms
+
+    def _iteration_of_state(self, path: str) -> int | None:
         if self._budget.is_used_up:
             raise CheckpointError(f"'{path}' is one of too many, or too large, states to read. Name one checkpoint.")
         try:
@@ -334,6 +367,12 @@ class _Reader(TrialReader):
         except (CheckpointError, OSError):
             return None
         return _number(state.get(_ITERATION)) if isinstance(state, dict) else None
+
+
+def _place(folder: str) -> tuple[int, str]:
+    """Of a checkpoint in the order of a trial's checkpoints; a copy of one, such as `checkpoint_best`, is not newer."""
+    number = posixpath.basename(folder).removeprefix(CHECKPOINT)
+    return (int(number) if re.fullmatch(r"[0-9]{1,18}", number) else -1), folder
 
 
 def _name(value: Any) -> str | None:

@@ -8,16 +8,21 @@ import os
 import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.paths import check_path
 
 _HEAD = 64  # bytes by which a file is recognised
 
 
 _BLOCK = 2**20  # bytes
+
+
+_PLAIN = "/!$&'()*+,;=:@"  # characters of a path that mean themselves in a URI, beside letters and digits
 
 
 class NothingThereError(CheckpointError):
@@ -86,8 +91,11 @@ def uri_of(uri: str, path: str, inner: str) -> str:
         path: the outer path in its filesystem.
         inner: the inner path in the same filesystem.
     """
-    before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return before.rstrip("/") + inner[len(path.rstrip("/")) :] + mark + options
+    below = inner[len(path.rstrip("/")) :]
+    if "://" not in uri:
+        return uri.rstrip("/") + below
+    before, mark, options = uri.partition("?")
+    return before.rstrip("/") + quote(below, safe=_PLAIN) + mark + options
 
 
 def read_file(
@@ -131,8 +139,10 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
     """
     try:
         info = filesystem.get_file_info(path)
-        if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
-            raise CheckpointError(f"'{path}' was refused: it is no plain file of at most {max_bytes} bytes.")
+        if info.type != pyarrow.fs.FileType.File:
+            raise CheckpointError(f"'{path}' was refused: it is no plain file.")
+        if (info.size or 0) > max_bytes:
+            raise CheckpointError(f"'{path}' was refused: it has {info.size} bytes, expected at most {max_bytes}.")
         with filesystem.open_input_file(path) as file:
             begun = b""  # of the line that goes on in the next block
             while block := file.read(_BLOCK):
@@ -146,7 +156,7 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
 
 
 def list_folder(filesystem: pyarrow.fs.FileSystem, path: str, *, missing_ok: bool = False) -> list[pyarrow.fs.FileInfo]:
-    """What is in a folder.
+    """What is in a folder, without names in another encoding than UTF-8, which pyarrow cannot open.
 
     Args:
         filesystem: that holds it.
@@ -167,7 +177,14 @@ def list_folder(filesystem: pyarrow.fs.FileSystem, path: str, *, missing_ok: boo
     except OSError as error:
         raise CheckpointError(f"'{path}' cannot be listed: {error}") from error
     _check_entries(len(found), path)
-    return found
+    return list(filter(_has_name, found))
+
+
+def _has_name(entry: pyarrow.fs.FileInfo) -> bool:
+    try:
+        return bool(entry.path)
+    except UnicodeDecodeError:
+        return False
 
 
 def _check_entries(count: int, path: str) -> None:
@@ -181,7 +198,7 @@ def absolute_uri(path: str) -> str:
     """A URI as it is, and a path that means the same in every working directory.
 
     Raises:
-        ValueError: it is empty, or the home folder that it begins with is not known.
+        ValueError: it is empty, or the home folder that it begins with is not known; or as `check_path()`.
     """
     return path if "://" in path else str(expanded(path).absolute())
 
@@ -190,10 +207,11 @@ def expanded(path: str) -> Path:
     """A path on this machine, with a home folder in the place of `~`.
 
     Raises:
-        ValueError: it is empty, or the home folder is not known.
+        ValueError: it is empty, or the home folder is not known; or as `check_path()`.
     """
     if not path:
         raise ValueError("A path is empty. Expected the path or URI of a file or folder, or '.' for this folder.")
+    check_path(path)
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

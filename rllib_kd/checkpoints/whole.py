@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import posixpath
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Mapping
 
 import pyarrow.fs
 
+from rllib_kd import limits
+from rllib_kd.checkpoints.manifest import MANIFEST, parse_manifest
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.checkpoints.uris import list_folder
+from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER
+from rllib_kd.checkpoints.uris import list_folder, read_file
 
 logger = logging.getLogger(__name__)
 
 
-_MAX_DEPTH, _MAX_FILES = 6, 2_000  # that are looked at
+_MAX_DEPTH, _MAX_ENTRIES = 6, 2_000  # files and folders that are looked at
 
 
 #: How a file ends that is whole, in so many last bytes: a pickle by its opcode STOP, JSON by its object's bracket, an
@@ -22,11 +26,20 @@ _MAX_DEPTH, _MAX_FILES = 6, 2_000  # that are looked at
 _ENDS = {".pkl": (b".", 1), ".json": (b"}", 8), ".npz": (b"PK\x05\x06", 22)}
 
 
-#: What is in the folder of an Algorithm's checkpoint, and the one of these that RLlib writes last.
+#: Files that RLlib and this package write, and that end so, at the top and in these folders. Others are the user's.
+_WRITTEN = re.compile(
+    r"(rllib_checkpoint|metadata)\.json|class_and_ctor_args\.pkl|((algorithm|module)_)?state\.pkl|\d+\.npz"
+)
+
+
+#: What is in the folder of an Algorithm's checkpoint; the file that its components have not; its folders.
 _MARKS = {"algorithm_state.pkl", "class_and_ctor_args.pkl", "learner_group", "env_runner", "rllib_checkpoint.json"}
+_ALGORITHM = "rllib_checkpoint.json"
+_FOLDERS = {"learner_group", "env_runner", "eval_env_runner", "teacher", REPLAY_FOLDER}
 
 
-_LAST = "rllib_checkpoint.json"
+#: A component (an Algorithm, a Learner, a module, ...) writes the first of these files first, and its state last.
+_FIRST, _CLASS, _STATE = {_ALGORITHM, "metadata.json"}, "class_and_ctor_args.pkl", re.compile(r"(.+_)?state\.[a-z]+")
 
 
 def first_whole(filesystem: pyarrow.fs.FileSystem, folders: Iterable[str]) -> str | None:
@@ -37,7 +50,11 @@ def first_whole(filesystem: pyarrow.fs.FileSystem, folders: Iterable[str]) -> st
             skipped[folder] = lack
             continue
         for each, why in skipped.items():
-            logger.warning("The checkpoint '%s' is not whole, and is skipped: %s. Was the disk full?", each, why)
+            logger.warning(
+                "The checkpoint '%s' is not whole, and is skipped: %s. Was the disk full, or is it being written?",
+                each,
+                why,
+            )
         return folder
     return None
 
@@ -55,30 +72,66 @@ def lacking(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None:
             return "it is empty"
         if not top & _MARKS:
             return None
-        if _LAST not in top:
-            return f"it has no {_LAST}"
-        has_networks = "learner_group" not in top
-        for path in _files(filesystem, folder):
-            has_networks |= "/rl_module/" in path
-            if (end := _ENDS.get(posixpath.splitext(path)[1])) and not _ends_with(filesystem, path, *end):
-                return f"its {posixpath.relpath(path, folder)} ends in the middle"
-        return None if has_networks else "it has no networks"
+        if _ALGORITHM not in top and "metadata.json" not in top:
+            return f"it has no {_ALGORITHM}"
+        sizes, are_all = _sizes(filesystem, folder)
+        if MANIFEST in sizes:
+            path = posixpath.join(folder, MANIFEST)
+            written = parse_manifest(read_file(filesystem, path, max_bytes=limits.MAX_DESCRIPTION))
+            if written is not None:
+                return _lacking_of(sizes, written, are_all=are_all)
+        own = [name for name in sizes if "/" not in name or name.partition("/")[0] in _FOLDERS]
+        has_networks = "learner_group" not in top or any("/rl_module/" in name for name in own)
+        lack = _half_file(filesystem, folder, own) or (_missing_file(own) if are_all else None)
+        return lack or (None if has_networks else "it has no networks")
     except (CheckpointError, OSError):
         return None  # whoever reads it says why it cannot be read
 
 
-def _files(filesystem: pyarrow.fs.FileSystem, folder: str) -> Iterator[str]:
-    folders, num_files = [(folder, 0)], 0
-    while folders:
+def _lacking_of(sizes: Mapping[str, int], written: Mapping[str, int], *, are_all: bool) -> str | None:
+    """What a checkpoint lacks of the files in its manifest. The user may delete a replay, which fills again."""
+    for name, size in written.items():
+        if name in sizes and sizes[name] < size:
+            return f"its {name} ends in the middle"
+        if name not in sizes and are_all and not name.startswith(f"{REPLAY_FOLDER}/"):
+            return f"its {name} is missing"
+    return None
+
+
+def _half_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Iterable[str]) -> str | None:
+    for name in names:
+        end = _ENDS[posixpath.splitext(name)[1]] if _WRITTEN.fullmatch(posixpath.basename(name)) else None
+        if end is not None and not _ends_with(filesystem, posixpath.join(folder, name), *end):
+            return f"its {name} ends in the middle"
+    return None
+
+
+def _missing_file(names: Iterable[str]) -> str | None:
+    components: dict[str, set[str]] = {}
+    for name in names:
+        components.setdefault(posixpath.dirname(name), set()).add(posixpath.basename(name))
+    for component, files in components.items():
+        if files & _FIRST:
+            if _CLASS not in files:
+                return f"its {posixpath.join(component, _CLASS)} is missing"
+            if not any(map(_STATE.fullmatch, files)):
+                return f"the state in its {component or 'folder'} is missing"
+    return None
+
+
+def _sizes(filesystem: pyarrow.fs.FileSystem, folder: str) -> tuple[dict[str, int], bool]:
+    """The files in a checkpoint by their paths in it, with their sizes in bytes; and whether these are all."""
+    sizes, folders, num_entries, are_all = {}, [(folder, 0)], 0, True
+    while folders and num_entries < _MAX_ENTRIES:  # links may make a few folders look like millions
         current, depth = folders.pop()
         for entry in list_folder(filesystem, current):
+            num_entries += 1
             if entry.type == pyarrow.fs.FileType.File:
-                num_files += 1
-                yield entry.path
-            elif depth < _MAX_DEPTH:
-                folders.append((entry.path, depth + 1))
-            if num_files >= _MAX_FILES:
-                return
+                sizes[posixpath.relpath(entry.path, folder)] = entry.size or 0
+            elif entry.type == pyarrow.fs.FileType.Directory:
+                are_all = are_all and depth < _MAX_DEPTH
+                folders += [(entry.path, depth + 1)] if depth < _MAX_DEPTH else []
+    return sizes, are_all and not folders
 
 
 def _ends_with(filesystem: pyarrow.fs.FileSystem, path: str, mark: bytes, num_bytes: int) -> bool:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rllib_kd.evaluation.seeds import FRESH_SEED
+from rllib_kd.paths import check_path
 
 
 def option(help: str, *flags: str, metavar: str | None = None) -> Any:
@@ -35,6 +36,10 @@ def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
     if replaces and text.encode(errors="replace").decode() != text:
         raise typer.BadParameter("expected a name in UTF-8, which every format can be loaded from.")
     path = Path(text)
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     if path.exists() and path.is_dir() != is_folder:
         raise typer.BadParameter(f"'{path}' is a folder: name a file." if path.is_dir() else f"'{path}' is no folder.")
     if replaces and path.exists() and not path.is_file():

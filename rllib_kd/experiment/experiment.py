@@ -19,6 +19,7 @@ from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
+from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.environments.making import env_maker
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.variants import has_space, param_space, variants
@@ -65,6 +66,7 @@ class Experiment:
         if "teacher" in settings:
             settings["teacher"] = _absolute_teachers(settings["teacher"])
         base = cls.get_default_config() if self.config is None else self.config
+        written = dict(settings)
         settings = as_meant(type(base), settings)
         own = {name: value for name, value in base.to_dict().items() if has_space(value)}  # in the config itself
         configs = [
@@ -87,7 +89,7 @@ class Experiment:
             num_samples=self.num_samples,
             compare_episodes=self.compare_episodes,
             trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
-            settings=dict(self.settings),
+            settings=written,
             title=f"{cls.__name__}-{getattr(first.env, '__name__', first.env)}",
         )
 
@@ -104,7 +106,7 @@ class CheckedExperiment:
     compare_episodes: int
     trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
     title: str  # algorithm and environment
-    settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them
+    settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them, with absolute teachers
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
@@ -196,3 +198,7 @@ def check_below_storage(**names: str) -> None:
     for what, name in names.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"`{what}` must name a folder below --storage-path, got '{name}'.")
+        try:
+            local_folder(name, None)
+        except ValueError as error:
+            raise ValueError(f"`{what}`: {error}") from error

@@ -17,6 +17,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.experiment.experiment import Experiment
+from rllib_kd.paths import check_path
 from rllib_kd.text import did_you_mean
 
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
@@ -125,6 +126,10 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     source = text
     if text.startswith("@"):
         path = Path(text[1:])
+        try:
+            check_path(path)
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from error
         if not path.is_file():
             raise ValueError(f"{what}: there is no file '{path}'.")
         text, source = path.read_text(errors="replace"), f"the file '{path}'"

@@ -6,20 +6,31 @@ Tune keeps everything else as it was when the experiment began, without a word.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow.fs
 from ray import tune
 
+from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.metrics import metric_at
+from rllib_kd.teachers.names import PACKAGED_TEACHERS
 from rllib_kd.terminal import say
 
 _RECORD = "flags.json"  # in the experiment's folder
 
 
 _MAX_BYTES = 2**20
+
+
+#: Flags and settings that are paths.
+_PATHS = ("teacher", "--restore")
+
+
+_ADDRESS, _MAX_DEPTH = re.compile(r" at 0x[0-9a-f]+"), 3  # of an object in its repr; of objects in objects
 
 
 _resumed_with: dict[str, float] = {}  # stop criteria of this process: Tune restores the criteria that it has pickled
@@ -61,7 +72,7 @@ def record(uri: str, flags: Mapping[str, Any]) -> None:
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     filesystem.create_dir(path, recursive=True)
     with filesystem.open_output_stream(f"{path}/{_RECORD}") as stream:
-        stream.write(_as_json(flags).encode())
+        stream.write(json.dumps(plain(flags)).encode())
 
 
 def recorded(uri: str) -> dict[str, Any]:
@@ -89,10 +100,11 @@ def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], def
     Raises:
         ValueError: a flag has another value; the message names each.
     """
-    given = json.loads(_as_json({name: value for name, value in flags.items() if value != defaults.get(name)}))
+    given = {name: plain(value) for name, value in flags.items()}
+    given = {name: value for name, value in given.items() if not _is_same(name, value, plain(defaults.get(name)))}
     # Older versions kept no record, or fewer flags. Of settings all are in it that were given.
     known = [name for name in given if name in began_with or (began_with and not name.startswith("--"))]
-    changed = [name for name in known if name not in began_with or given[name] != began_with[name]]
+    changed = [name for name in known if name not in began_with or not _is_same(name, given[name], began_with[name])]
     if changed:
         before = {name: repr(began_with[name]) if name in began_with else "not set" for name in changed}
         words = ", ".join(f"{name} was {before[name]} and is {given[name]!r}" for name in changed)
@@ -125,5 +137,61 @@ def check_unfinished(results: tune.ResultGrid, stop: Mapping[str, float]) -> Non
     raise ValueError(f"{words}. Go on in a new experiment: --restore {where} --experiment-name NAME, without --resume.")
 
 
-def _as_json(flags: Mapping[str, Any]) -> str:
-    return json.dumps(flags, default=repr)
+# --- What a flag means ------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any, *, depth: int = 0) -> Any:
+    """A value in JSON's terms, which are the same in every process: without addresses, and in the order of names.
+
+    Args:
+        value: of any kind.
+        depth: of objects in objects; deep ones count as equal if their types do.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(part, depth=depth) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part, depth=depth) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted((plain(part, depth=depth) for part in value), key=repr)
+    name = getattr(value, "__qualname__", None)  # of a class or a function
+    if name is not None:
+        return f"{value.__module__}.{name}"
+    text = repr(value)
+    if not _ADDRESS.search(text):
+        return text
+    parts = vars(value) if hasattr(value, "__dict__") and depth < _MAX_DEPTH else {}
+    return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain(parts, depth=depth + 1)}
+
+
+def _is_same(name: str, value: Any, other: Any) -> bool:
+    """Whether two values of a flag mean the same: numbers that are none are equal, and so are spellings of a path."""
+    if name in _PATHS:
+        value, other = _places(value), _places(other)
+    return _is_equal(value, other)
+
+
+def _is_equal(value: Any, other: Any) -> bool:
+    if isinstance(value, dict) and isinstance(other, dict):
+        return value.keys() == other.keys() and all(_is_equal(value[key], other[key]) for key in value)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(_is_equal, value, other))
+    return value == other or (value != value and other != other)  # NaN
+
+
+def _places(value: Any) -> Any:
+    """The paths in a value, each as that of the file or folder that it leads to."""
+    if isinstance(value, list):
+        return [_places(part) for part in value]
+    if isinstance(value, dict):  # a search space
+        return {key: _places(part) for key, part in value.items()}
+    if not isinstance(value, str) or value in PACKAGED_TEACHERS:
+        return value
+    try:
+        folder = local_folder(value, None)
+        return value.rstrip("/") if folder is None else os.path.realpath(folder)
+    except (ValueError, OSError):
+        return value

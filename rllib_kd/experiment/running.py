@@ -8,7 +8,7 @@ import inspect
 import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,7 +81,7 @@ class RunOptions:
         )
         for path in (self.storage_path, self.restore):
             if path is not None:
-                absolute_uri(path)  # before Ray starts
+                local_folder(path, None)  # before Ray starts
 
 
 def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
@@ -120,22 +120,22 @@ def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
         remedy: what else to do than to wait.
 
     Raises:
-        ValueError: another run is in it; the message names its process.
+        ValueError: another run is in it, and the message names its process; or nothing can be written there.
     """
     folder = local_folder(uri, None)
     if folder is None or folder in _held.get():
         yield
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with locked(folder, wait=False):
-            token = _held.set(_held.get() | {folder})
-            try:
-                yield
-            finally:
-                _held.reset(token)
-    except LockedError as error:
-        raise ValueError(f"'{uri}' is in use by {error}. Wait until it ends, or {remedy}.") from error
+    with ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder, wait=False))
+        except LockedError as error:
+            raise ValueError(f"'{uri}' is in use by {error}. Wait until it ends, or {remedy}.") from error
+        except OSError as error:
+            raise ValueError(f"'{uri}' cannot be written to: {error.strerror}. Name another folder.") from error
+        stack.callback(_held.reset, _held.set(_held.get() | {folder}))
+        yield
 
 
 def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:
@@ -243,6 +243,8 @@ def _check_unchanged(experiment: CheckedExperiment, options: RunOptions, path: s
 def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]:
     """What Tune keeps as it was when an experiment began, by the names of flags; settings by their own names."""
     kept = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _KEPT}
+    if options.restore is not None:
+        kept["--restore"] = absolute_uri(options.restore)
     return {**experiment.settings, "--num-samples": experiment.num_samples, **kept}
 
 

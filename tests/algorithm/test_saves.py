@@ -1,5 +1,6 @@
 """A save that fails, or is killed, leaves the checkpoint that was there; a path may be spelled as one likes."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,10 +9,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs
 import pytest
 
 from rllib_kd import DistillDQN
 from rllib_kd.algorithm import replays
+from rllib_kd.checkpoints.whole import lacking
 from tests.algorithm.resumable import assert_equal, differ, resumable_config, weights
 from tests.conftest import ray_address, start_ray
 
@@ -107,7 +110,8 @@ def test_a_path_may_be_spelled_as_one_likes(build, tmp_path, monkeypatch, spelle
         algo.train()
         saved = algo.save_to_path(path)
     assert Path(saved).is_absolute()
-    assert sorted(Path(saved).iterdir())
+    assert json.loads((Path(saved) / "rllib_checkpoint.json").read_text())["training_iteration"] == 2
+    assert lacking(pyarrow.fs.LocalFileSystem(), saved) is None
     assert str(tmp_path) in saved
     assert (tmp_path / "~").exists() is False
     resumed = DistillDQN.from_checkpoint(path)

@@ -540,7 +540,7 @@ def test_states_of_many_checkpoints_share_a_limit(tmp_path, monkeypatch):
     write_trial(tmp_path, [result(1, 5.0), result(2, 3.0)])
     monkeypatch.setattr("rllib_kd.checkpoints.tune._MAX_OPCODES", 3)
     with pytest.raises(CheckpointError, match="too many, or too large, states"):
-        load_teacher(tmp_path)
+        load_teacher(f"{tmp_path}@best")
 
 
 @pytest.mark.parametrize("line", ["", "{}", "x"])
@@ -562,7 +562,7 @@ def test_states_of_many_checkpoints_share_their_bytes(tmp_path, monkeypatch):
     write_trial(tmp_path, [result(1, 5.0), result(2, 3.0)])
     monkeypatch.setattr(limits, "MAX_FILE", 30)  # the first one has 38 bytes
     with pytest.raises(CheckpointError, match="too many, or too large, states"):
-        load_teacher(tmp_path)
+        load_teacher(f"{tmp_path}@best")
 
 
 def test_files_of_one_checkpoint_share_their_limits(tmp_path):
@@ -586,6 +586,7 @@ def test_students_on_the_command_line_share_a_limit(tmp_path, monkeypatch):
         find_students([tmp_path])
     assert resolve(tmp_path / "a").uri.endswith("a/checkpoint_000001")
     assert set(read_curves(tmp_path)) == set()  # one's own results have no limits; these have no steps
+    monkeypatch.undo()
     monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
     with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):
         find_students([tmp_path])

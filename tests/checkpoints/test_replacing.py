@@ -1,8 +1,10 @@
 """A checkpoint that takes the place of an older one, whole. Savers are killed for real, at every step."""
 
 import itertools
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from rllib_kd.checkpoints import replacing as module
+from rllib_kd.checkpoints.manifest import MANIFEST
 from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checkpoints.replay_files import local_folder
 from tests.conftest import make_q_module
@@ -42,8 +45,9 @@ def version_of(folder):
 def folder(tmp_path):
     """An older checkpoint, and what the user has put into its folder."""
     folder = tmp_path / "student"
-    write(folder, "older")
-    (folder / "replay/1.npz").write_text("older")  # of a second Learner
+    with replacing(folder, left_out=("replay",)) as new:
+        write(new, "older")
+        (new / "replay/1.npz").write_text("older")  # of a second Learner
     (folder / "notes").mkdir()
     (folder / "notes/today.txt").write_text("mine")
     (folder / "link").symlink_to("notes/today.txt")
@@ -134,6 +138,51 @@ def test_a_kill_at_any_step_leaves_one_whole_checkpoint_and_the_next_save_clears
     assert_saved(folder)
 
 
+@pytest.mark.slow
+def test_a_saver_that_is_killed_while_it_clears_up_after_a_killed_one_loses_nothing(folder, monkeypatch, tmp_path):
+    """The first is killed between the two renames, where the older checkpoint has no place of its own."""
+    monkeypatch.setattr(module, "_exchange", lambda first, second: False)
+    (folder / "replay/mine.npz").write_text("mine")
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    rename = Path.rename
+
+    def dies(self, to):
+        return os.kill(os.getpid(), signal.SIGKILL) if self.name == "new" else rename(self, to)
+
+    for step in itertools.count(1):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", dies)
+            assert killed_at(10**6, folder)
+        assert not folder.exists()
+        if not killed_at(step, folder):
+            break
+        place = next(each for each in (folder, *folder.parent.glob(".student.saving-*/older")) if each.exists())
+        assert version_of(place) in ("older", "newer")
+        assert (place / "notes/today.txt").read_text() == (place / "replay/mine.npz").read_text() == "mine"
+        for left in (*folder.parent.glob(".student.*"), folder):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        shutil.copytree(tmp_path / "copy", folder, symlinks=True)
+    assert step > 40
+    assert version_of(folder) == "newer"
+    shutil.rmtree(tmp_path / "copy")
+    assert os.listdir(folder.parent) == ["student"]
+
+
+@pytest.mark.slow
+def test_a_first_save_that_is_killed_leaves_nothing_or_all(tmp_path):
+    for step in itertools.count(1):
+        was_killed = killed_at(step, tmp_path / str(step))
+        if (tmp_path / str(step)).exists():
+            assert version_of(tmp_path / str(step)) == "newer"
+        if not was_killed:
+            break
+        save(tmp_path / str(step), "first")
+        assert version_of(tmp_path / str(step)) == "first"
+        shutil.rmtree(tmp_path / str(step))
+        assert os.listdir(tmp_path) == []
+    assert step > 20
+
+
 def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
@@ -173,31 +222,107 @@ def test_a_rename_that_fails_puts_the_older_one_back(folder, monkeypatch):
     assert os.listdir(folder.parent) == ["student"]
 
 
-def test_files_of_the_user_within_the_folders_of_a_checkpoint_stay(folder, at_one_stroke):
-    mine = ["learner/mine.txt", "learner/deep/er/mine.pkl", "replay/mine.npz", "learner/old_module/mine.txt"]
-    theirs = ["learner/old_module/module_state.pkl", "learner/old_module/metadata.json", "learner/gone/state.pkl"]
-    theirs += ["learner/gone/class_and_ctor_args.pkl", "learner/gone/rllib_checkpoint.json", "replay/2.npz"]
-    for name in (*mine, *theirs):
+def put(folder, *names, content="mine"):
+    for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("mine" if name in mine else "older")
+        (folder / name).write_text(content)
+
+
+def test_files_of_the_user_within_the_folders_of_a_checkpoint_stay(folder, at_one_stroke):
+    """Whatever their names: a copied module has those of RLlib's files."""
+    theirs = ["learner/old/module_state.pkl", "learner/gone/state.pkl", "eval_env_runner/state.pkl", "state.msgpack"]
+    with replacing(folder, left_out=("replay",)) as new:
+        write(new, "older")
+        put(new, *theirs, "replay/2.npz", content="older")
+    mine = ["learner/best/module_state.pkl", "learner/best/metadata.json", "learner/mine.txt", "learner/deep/er/0.npz"]
+    mine += ["replay/mine.npz", "learner/old/class_and_ctor_args.pkl", "eval_env_runner/mine.txt", "metadata.json"]
+    mine += ["env_runner", "rllib_checkpoint.json.d/state.pkl", "learner/best_checkpoint/rllib_kd_manifest.json"]
+    put(folder, *mine)
+    empty = ["learner/empty", "learner/old/empty", "class_and_ctor_args.pkl", "replay/3.npz"]
+    for name in empty:
+        (folder / name).mkdir()
     (folder / "learner/link").symlink_to("../state.pkl")
+    (folder / "learner/link_to_folder").symlink_to("best")
     for version in ("newer", "newest"):
         save(folder, version)
         assert_saved(folder, version)
         assert {name: (folder / name).read_text() for name in mine} == dict.fromkeys(mine, "mine")
+        assert all(os.listdir(folder / name) == [] for name in empty)
         assert (folder / "learner/link").is_symlink()
-        assert not any((folder / name).exists() for name in theirs)
-        assert not (folder / "learner/gone").exists()
+        assert (folder / "learner/link_to_folder").is_symlink()
+        assert not any((folder / name).exists() for name in (*theirs, "replay/2.npz", "learner/gone"))
 
 
-def test_names_of_what_rllib_writes(tmp_path):
-    """Whatever else a checkpoint held would stay in its folders for ever."""
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("replay", "replay/0.npz"),  # a file of the user in the place of a folder
+        ("replay/0.npz", "replay/0.npz"),
+        ("replay/0.npz/mine.txt", "replay/0.npz"),  # a folder in the place of a file
+        ("learner/rl_module", "learner/rl_module/s/state.pkl"),
+    ],
+)
+def test_what_is_the_users_in_the_place_of_what_a_save_writes_is_not_replaced(tmp_path, name, written):
+    folder = tmp_path / "student"
+    with replacing(folder) as new:
+        put(new, "rllib_checkpoint.json", content="older")
+    put(folder, name)
+    with (
+        pytest.raises(
+            ValueError, match=r"would replace '(replay|learner).*' in .* Move it .*, or save into a new folder"
+        ),
+        replacing(folder, left_out=("replay",)) as new,
+    ):
+        put(new, "rllib_checkpoint.json", written, content="newer")
+    assert (folder / name).read_text() == "mine"
+    assert (folder / "rllib_checkpoint.json").read_text() == "older"
+    assert os.listdir(tmp_path) == ["student"]
+
+
+@pytest.mark.parametrize(
+    "manifest", [None, "", "[]", '{"files": 1}', '{"files": {"notes/today.txt": -1}}', "[" * 9_999]
+)
+def test_of_a_checkpoint_without_a_manifest_only_what_the_new_one_has_is_replaced(folder, manifest):
+    """As RLlib's own checkpoints, and those of earlier versions, are."""
+    if manifest is None:
+        (folder / MANIFEST).unlink()
+    else:
+        (folder / MANIFEST).write_text(manifest)
+    kept = ["learner/best/module_state.pkl", "env_runner", "replay/mine.npz", "replay/deep/0.npz", "notes.pkl"]
+    put(folder, *kept)
+    put(folder, "state.msgpack", "learner/weights.pkl", content="older")
+    save(folder, "newer")
+    assert_saved(folder)
+    assert {name: (folder / name).read_text() for name in kept} == dict.fromkeys(kept, "mine")
+    assert not (folder / "state.msgpack").exists()  # RLlib would read this one instead of the new one
+
+
+def test_a_manifest_of_others_cannot_reach_outside(folder):
+    put(folder.parent, "mine.txt")
+    names = ["../mine.txt", str(folder.parent / "mine.txt"), "", ".", "..", "/", "notes", "learner/../notes/today.txt"]
+    (folder / MANIFEST).write_text(json.dumps({"files": dict.fromkeys([*names, *FILES, "replay/1.npz"], 1)}))
+    save(folder, "newer")
+    assert (folder.parent / "mine.txt").read_text() == "mine"
+    (folder.parent / "mine.txt").unlink()
+    assert_saved(folder)
+
+
+def test_the_folder_of_a_module_is_no_checkpoint(tmp_path):
+    """It has one of an Algorithm's files."""
     make_q_module(fcnet_hiddens=[8]).save_to_path(str(tmp_path / "module"))
-    written = [path.name for path in (tmp_path / "module").rglob("*") if path.is_file()]
-    stored = [path.name for path in (Path(__file__).parent / "rllib_kd-0.2").rglob("*/*") if path.is_file()]
-    names = {*written, *stored}
-    assert len(names) > 4
-    assert [name for name in names if not module._WRITTEN.fullmatch(name)] == []
+    content = (tmp_path / "module/class_and_ctor_args.pkl").read_bytes()
+    with pytest.raises(ValueError, match="holds no checkpoint, but other files"), replacing(tmp_path / "module") as new:
+        put(new, "class_and_ctor_args.pkl", "rllib_checkpoint.json")
+    assert (tmp_path / "module/class_and_ctor_args.pkl").read_bytes() == content
+
+
+@pytest.mark.parametrize("made", ["rllib_checkpoint.json", "class_and_ctor_args.pkl"])
+def test_a_folder_with_the_name_of_a_mark_makes_no_checkpoint(tmp_path, made):
+    put(tmp_path / "student", f"{made}/mine.txt", "replay/mine.npz", "state.pkl")
+    with pytest.raises(ValueError, match="holds no checkpoint, but other files"):
+        save(tmp_path / "student", "first")
+    assert (tmp_path / "student/replay/mine.npz").exists()
+    assert (tmp_path / f"student/{made}/mine.txt").exists()
 
 
 @pytest.mark.parametrize("place", ["file/x", "file/deep/x"])
@@ -208,10 +333,39 @@ def test_nothing_is_saved_below_a_file(tmp_path, place):
     assert os.listdir(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("path", ["~nosuchuser/x", ""])
-def test_a_path_that_means_nothing_is_an_error_of_one_line(path):
-    with pytest.raises(ValueError, match=r"begins with a home folder that is not known here|A path is empty"):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("~nosuchuser/x", "begins with a home folder that is not known here"),
+        ("", "A path is empty"),
+        ("a\0b", "A path has no null character, got 'a\N{REPLACEMENT CHARACTER}b'. Name another path."),
+        ("file:///a%00b", "A path has no null character"),
+        (
+            "b/" + "a" * 256,
+            "is too long: it has 258 bytes, and its longest name 256. Expected at most 4095, and 255",
+        ),
+        ("é" * 128, "its longest name 256"),
+        ("a/" * 2500, "is too long: it has 5000 bytes, and its longest name 1"),
+        ("file:///" + "a" * 5000, "is too long: it has 5001 bytes"),
+        ("\ud800", r"A path must be in UTF-8, got '\ud800'"),
+        ("\udcff", r"A path must be in UTF-8, got '\udcff'"),
+    ],
+    ids=lambda text: ascii(text)[:20],
+)
+def test_a_path_that_means_nothing_is_an_error_of_one_line(path, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         local_folder(path, None)
+    assert len(str(raised.value)) < 500
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 5000, "a" * 250, "a/" * 2500], ids=lambda name: ascii(name)[:9])
+def test_a_place_that_cannot_be_is_an_error_of_one_line(tmp_path, name):
+    with pytest.raises(
+        (ValueError, OSError), match=r"null character|is too long|can be saved to '.*': File name too long"
+    ):
+        save(tmp_path / name, "first")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("function", ["locked", "tempfile.mkdtemp"])
@@ -363,6 +517,36 @@ def save_as_nobody(path):
 def test_a_folder_that_is_read_only_is_an_error_of_one_line(read_only):
     assert save_as_nobody(read_only / "student").startswith("PermissionError: ")
     assert os.listdir(read_only) == ["volume"]
+
+
+@pytest.fixture
+def volume(tmp_path, monkeypatch):
+    """A folder beside which nothing can be written."""
+    monkeypatch.setattr(module, "_can_be_replaced", lambda folder: False)
+    (tmp_path / "volume").mkdir()
+    put(tmp_path, "volume/mine.txt")
+    return tmp_path / "volume"
+
+
+def test_a_first_checkpoint_in_a_volume_replaces_no_file_of_the_user(volume):
+    save(volume / "deep", "first")  # there is no such folder yet
+    put(volume, "replay/mine.npz")
+    with pytest.raises(ValueError, match=r"holds no checkpoint, but other files, .*'replay'"):
+        save(volume, "first")
+    assert sorted(os.listdir(volume)) == ["deep", "mine.txt", "replay"]
+    assert os.listdir(volume / "replay") == ["mine.npz"]
+
+
+def test_a_first_checkpoint_in_a_volume_is_not_left_half_written(volume):
+    with pytest.raises(OSError, match="No space"):
+        save_on_a_full_disk(volume)
+    assert os.listdir(volume) == ["mine.txt"]
+    for step in range(1, 18, 2):
+        assert killed_at(step, volume)  # before it moves what it has written
+        assert not (volume / "rllib_checkpoint.json").exists()
+    save(volume, "first")
+    assert version_of(volume) == "first"
+    assert sorted(os.listdir(volume)) == sorted([MANIFEST, "learner", "mine.txt", "replay", *FILES[:2]])
 
 
 def test_a_volume_takes_a_first_checkpoint_and_keeps_it(read_only):

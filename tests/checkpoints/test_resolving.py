@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rllib_kd.checkpoints import tune
 from rllib_kd.checkpoints.tune import find_students, resolve
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.comparing import compare, evaluate
@@ -62,8 +64,7 @@ def test_students_teachers_and_restore_take_the_same(request, monkeypatch, kind,
     expected = resolve(run).uri
     (student,) = find_students([run]).values()
     assert student.checkpoint == load_teacher(run).source == expected
-    for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl"):
-        (Path(expected) / name).touch()
+    (Path(expected) / "rllib_checkpoint.json").write_text("{}")
     monkeypatch.setattr(OpenedCheckpoint, "algorithm", lambda self: None)
     assert running._checkpoint_uri(run, SimpleNamespace) == expected
 
@@ -179,6 +180,67 @@ def test_two_checkpoints_of_a_run_have_two_names(evaluated):
         "evaluated@newest": "checkpoint_000002",
         "evaluated@best": "checkpoint_000001",
     }
+
+
+def test_a_name_with_an_at_and_a_rule_are_told_apart(tmp_path):
+    write_trial(tmp_path / "x" / "a@best", evaluation=[1.0])
+    write_trial(tmp_path / "y" / "a", evaluation=[1.0])
+    given = [str(tmp_path / "x" / "a@best"), str(tmp_path / "y" / "a@best")]
+    students = find_students([*given, given[0]])
+    assert {student.checkpoint for student in students.values()} == {
+        f"{tmp_path}/x/a@best/checkpoint_000000",
+        f"{tmp_path}/y/a/checkpoint_000000",
+    }
+    assert list(students) == ["a@best", given[1]]
+
+
+@pytest.mark.parametrize("name", ["a b", "a%41", "a?b#c", "ü–日", "a\nb", "lr=0.1,x@y", "[a]", "..."])
+def test_the_uri_of_a_trial_leads_to_it_whatever_its_name(tmp_path, name):
+    write_trial(tmp_path / "runs" / name, evaluation=[1.0])
+    for given in (tmp_path / "runs", f"file://{tmp_path}/runs"):
+        found = resolve(given)
+        assert found.path == str(tmp_path / "runs" / name / "checkpoint_000000")
+        assert resolve(found.uri).path == found.path
+        (student,) = find_students([given]).values()
+        assert resolve(student.checkpoint).path == found.path
+
+
+def test_what_tune_has_not_numbered_is_not_the_newest(evaluated, trained):
+    for run in (evaluated, trained):
+        (run / "checkpoint_best").symlink_to("checkpoint_000000")
+        (run / "checkpoint_\n").mkdir()
+        (run / "checkpoint_1000000").symlink_to("checkpoint_000000")
+        assert name_of(f"{run}@newest") == "checkpoint_1000000"
+        (run / "checkpoint_1000000").unlink()
+        assert name_of(f"{run}@newest") == "checkpoint_000002"
+        assert name_of(f"{run}@best") == "checkpoint_000001"
+
+
+@pytest.mark.parametrize("evaluation", [True, False])
+def test_of_an_algorithms_checkpoints_any_number_can_be_told_apart(tmp_path, monkeypatch, evaluation):
+    """By their metadata; RLlib's own algorithms have the iteration in their states alone, which take time to read."""
+    monkeypatch.setattr(tune, "_MAX_OPCODES", 20)
+    rows = []
+    for i in range(1, 30):
+        folder = tmp_path / "run" / f"checkpoint_{i:06d}"
+        folder.mkdir(parents=True)
+        (folder / "algorithm_state.pkl").write_bytes(pickle.dumps({"training_iteration": 2 * i}))
+        (folder / "rllib_checkpoint.json").write_text(json.dumps({"training_iteration": 2 * i}))
+        returns = {"env_runners": {"episode_return_mean": -abs(7.0 - i)}}
+        rows += [{"training_iteration": 2 * i, **({"evaluation": returns} if evaluation else returns)}]
+        rows += [{"training_iteration": 2 * i + 1}]
+    (tmp_path / "run" / "result.json").write_text("\n".join(map(json.dumps, rows)))
+    run = tmp_path / "run"
+    assert name_of(run) == ("checkpoint_000007" if evaluation else "checkpoint_000029")
+    assert (name_of(f"{run}@best"), name_of(f"{run}@newest")) == ("checkpoint_000007", "checkpoint_000029")
+    for folder in run.glob("checkpoint_*"):
+        (folder / "rllib_checkpoint.json").write_text('{"training_iteration": null}')
+    assert name_of(f"{run}@newest") == "checkpoint_000029"
+    assert resolve(f"{run}@newest").trained_return == -22.0
+    if not evaluation:
+        assert name_of(run) == "checkpoint_000029"
+    with pytest.raises(ValueError, match="is one of too many, or too large, states to read"):
+        name_of(f"{run}@best")
 
 
 def test_names_that_are_no_paths_stand_for_themselves(trained, monkeypatch):

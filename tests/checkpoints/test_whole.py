@@ -1,20 +1,28 @@
 """Checkpoints of which a full disk has kept a half: they are skipped where there are others."""
 
 import json
+import os
 import pickle
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.fs
 import pytest
 
+from rllib_kd.checkpoints.manifest import MANIFEST, write_manifest
 from rllib_kd.checkpoints.tune import resolve
 from rllib_kd.checkpoints.whole import lacking
+from tests.conftest import make_q_module
 
 LOCAL = pyarrow.fs.LocalFileSystem()
 FILES = (
     "algorithm_state.pkl",
     "class_and_ctor_args.pkl",
+    "learner_group/class_and_ctor_args.pkl",
     "learner_group/metadata.json",
+    "learner_group/state.pkl",
     "learner_group/learner/rl_module/default_policy/module_state.pkl",
     "replay/0.npz",
     "rllib_checkpoint.json",
@@ -79,6 +87,10 @@ def test_one_with_half_a_file_is_skipped_with_a_warning(trial, caplog, choose, n
     [
         (("rllib_checkpoint.json",), "it has no rllib_checkpoint.json"),
         (("learner_group/learner/rl_module/default_policy/module_state.pkl",), "it has no networks"),
+        (("algorithm_state.pkl",), "the state in its folder is missing"),
+        (("class_and_ctor_args.pkl",), "its class_and_ctor_args.pkl is missing"),
+        (("learner_group/state.pkl",), "the state in its learner_group is missing"),
+        (("learner_group/class_and_ctor_args.pkl",), "its learner_group/class_and_ctor_args.pkl is missing"),
         (FILES, "it has no rllib_checkpoint.json"),
     ],
 )
@@ -87,6 +99,71 @@ def test_one_that_lacks_files_is_skipped_too(trial, caplog, choose, removed, sai
         (trial / "checkpoint_000002" / name).unlink()
     assert choose(trial) == "checkpoint_000001"
     assert said in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["removed", "cut", "empty"])
+def test_a_manifest_names_whatever_is_cut_off(trial, caplog, name, how):
+    write_manifest(trial / "checkpoint_000002")
+    assert best(trial) == "checkpoint_000002"
+    file = trial / "checkpoint_000002" / name
+    if how == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(b"" if how == "empty" else file.read_bytes()[:-1])
+    if how == "removed" and name == "replay/0.npz":  # to save space: it fills again
+        assert best(trial) == "checkpoint_000002"
+        return
+    assert best(trial) == "checkpoint_000001"
+    assert re.search(f"its {name} (ends in the middle|is missing)|it has no {name}", caplog.text)
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_files_of_the_user_make_no_checkpoint_half(trial, caplog, has_manifest):
+    folder = trial / "checkpoint_000002"
+    if has_manifest:
+        write_manifest(folder)
+    mine = ("notes.json", "plots/metadata.json", "learner_group/list.json", "empty.pkl", "learner_group/mine/x.npz")
+    for name in mine:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("")
+    (folder / "link").symlink_to("nowhere")
+    if sys.platform == "linux":  # others take only names in UTF-8
+        for place in (folder, folder / "learner_group", trial, trial.parent):
+            os.mkdir(os.fsencode(place) + b"/\xff")
+            os.mknod(os.fsencode(place) + b"/\xff.pkl")
+    assert best(trial) == "checkpoint_000002"
+    assert not caplog.text
+    (folder / "algorithm_state.pkl").write_bytes(b"")
+    assert best(trial) == "checkpoint_000001"
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", '{"files": 1}', '{"files": {"x": "1"}}', "[" * 9_999])
+def test_a_broken_manifest_counts_as_none(trial, manifest):
+    (trial / "checkpoint_000002" / MANIFEST).write_text(manifest)
+    assert best(trial) == "checkpoint_000002"
+    (trial / "checkpoint_000002" / "algorithm_state.pkl").write_bytes(b"")
+    assert best(trial) == "checkpoint_000001"
+
+
+def test_links_that_lead_in_circles_take_no_time(trial):
+    folder = trial / "checkpoint_000002" / "learner_group" / "circles"
+    folder.mkdir()
+    for number in range(30):  # 30^5 folders
+        (folder / str(number)).symlink_to(".")
+    assert best(trial) == "checkpoint_000002"
+
+
+def test_the_checkpoint_of_a_module_counts_as_whole_until_it_is_cut_off(tmp_path):
+    make_q_module(fcnet_hiddens=[8]).save_to_path(str(tmp_path / "module"))
+    assert lacking(LOCAL, str(tmp_path / "module")) is None
+    (tmp_path / "module" / "module_state.pkl").unlink()
+    assert lacking(LOCAL, str(tmp_path / "module")) == "the state in its folder is missing"
+
+
+@pytest.mark.parametrize("name", ["student", "family", "td"])
+def test_checkpoints_of_earlier_versions_count_as_whole(name):
+    assert lacking(LOCAL, str(Path(__file__).parent / "rllib_kd-0.2" / name)) is None
 
 
 def test_several_are_skipped_and_each_is_named(trial, caplog):

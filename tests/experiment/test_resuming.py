@@ -1,13 +1,19 @@
 """What a command that resumes may change, and what becomes of it."""
 
+import copy
+import math
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from ray import cloudpickle
+from ray import cloudpickle, tune
 
-from rllib_kd.experiment import resuming, running
-from rllib_kd.experiment.experiment import CheckedExperiment
+from rllib_kd.experiment import experiment, resuming, running
+from rllib_kd.experiment.experiment import CheckedExperiment, Experiment
 from rllib_kd.experiment.resuming import StopAt, begin_with, check_unchanged, check_unfinished, record, recorded
 from rllib_kd.experiment.running import RunOptions, check_options
 
@@ -35,7 +41,7 @@ def test_flags_are_kept_in_the_folder_of_the_experiment(tmp_path):
     uri = str(tmp_path / "new" / "experiment")
     assert recorded(uri) == {}
     record(uri, {"lr": 0.1, "--restore": None, "callback": print})
-    assert recorded(uri) == {"lr": 0.1, "--restore": None, "callback": repr(print)}
+    assert recorded(uri) == {"lr": 0.1, "--restore": None, "callback": "builtins.print"}
     for broken in ("{", "[]", ""):
         (tmp_path / "new" / "experiment" / "flags.json").write_text(broken)
         assert recorded(uri) == {}
@@ -88,6 +94,123 @@ def test_before_ray_starts_a_command_is_compared_with_the_first_one(monkeypatch,
         return
     with pytest.raises(ValueError, match=named):
         check_options(replace(first, settings=settings), resumed)
+
+
+def spelled(place, folder):
+    """The same file in other words; `folder` is the one in which the command runs."""
+    return {
+        "absolute": str(place),
+        "slash": f"{place}/",
+        "relative": place.name,
+        "dot": f"./{place.name}/",
+        "up": f"../{folder.name}/{place.name}",
+        "home": f"~/{place.name}",
+        "uri": f"file://{place}",
+        "link": "link",
+    }
+
+
+WAYS = ["absolute", "slash", "relative", "dot", "up", "home", "uri", "link"]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "link").symlink_to("t")
+    return tmp_path / "t"
+
+
+@pytest.mark.parametrize("began", WAYS)
+@pytest.mark.parametrize("resumed", WAYS)
+def test_a_path_that_is_spelled_otherwise_has_not_changed(tmp_path, place, began, resumed):
+    began, resumed = (spelled(place, tmp_path)[way] for way in (began, resumed))
+    for form in (lambda path: path, lambda path: [path, "cartpole"], lambda path: {"grid_search": [path, "s3://b/x"]}):
+        flags = {"teacher": form(began), "--restore": began}
+        record(str(tmp_path), flags)
+        check_unchanged(recorded(str(tmp_path)), {"teacher": form(resumed), "--restore": resumed}, {})
+        for name in flags:
+            with pytest.raises(ValueError, match=f"{name} was .* and is .*other"):
+                check_unchanged(recorded(str(tmp_path)), {**flags, name: form(f"{resumed.rstrip('/')}other")}, {})
+
+
+def test_a_path_means_what_it_meant_where_the_experiment_began(tmp_path, place, monkeypatch):
+    """In another folder, the same words are another file."""
+    with patched_checks(monkeypatch):
+        checked = Experiment("x", "DistillDQN", settings={"env": "CartPole-v1", "teacher": "t/"}).checked()
+        first = RunOptions(storage_path=str(tmp_path), restore="./t")
+        record(f"{tmp_path}/x", running._flags(checked, first))
+        (tmp_path / "other").mkdir()
+        monkeypatch.chdir(tmp_path / "other")
+        resumed = replace(first, restore="../t", resume=True)
+        check_unchanged(recorded(f"{tmp_path}/x"), running._flags(checked, resumed), {})
+        again = Experiment("x", "DistillDQN", settings={"env": "CartPole-v1", "teacher": "t"}).checked()
+        with pytest.raises(ValueError, match=r"teacher was '.*/t' and is '.*/other/t'"):
+            check_unchanged(recorded(f"{tmp_path}/x"), running._flags(again, resumed), {})
+
+
+@contextmanager
+def patched_checks(monkeypatch):
+    """Without teachers that are there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "_checked_teachers", lambda configs: {})
+        yield
+
+
+class Thing:
+    """An object whose repr has its address."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (math.nan, 0.0),
+        ([1.0, {"a": math.nan}], [1.0, {"a": 2.0}]),
+        (math.inf, -math.inf),
+        (np.array([0.5, math.nan]), np.array([0.5, 1.0])),
+        (np.float64(0.5), np.float64(0.6)),
+        (1, 2.0),
+        ({("a", 1): 2}, {("a", 2): 2}),
+        (print, len),
+        (partial(Thing, 1), partial(Thing, 2)),
+        (Path("x"), Path("y")),
+        ({"s", "t", "u"}, {"s", "t", "v"}),
+    ],
+    ids=str,
+)
+def test_a_value_that_is_written_again_has_not_changed(tmp_path, value, other):
+    record(str(tmp_path), {"a": value})
+    check_unchanged(recorded(str(tmp_path)), {"a": copy.deepcopy(value)}, {})
+    check_unchanged({"a": None}, {"a": copy.deepcopy(value)}, {"a": value})  # the default: it was left out
+    with pytest.raises(ValueError, match="a was "):
+        check_unchanged(recorded(str(tmp_path)), {"a": other}, {})
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (lambda: Thing(Thing(1)), Thing(Thing(2))),
+        (lambda: tune.uniform(0, 1), tune.uniform(0, 2)),
+        (lambda: tune.loguniform(1, 2), tune.uniform(1, 2)),
+        (lambda: [tune.choice([1, 2])], [tune.choice([1, 3])]),
+    ],
+)
+def test_an_object_that_is_made_again_has_not_changed(tmp_path, make, other):
+    kept = make()  # so that the next one is at another address
+    record(str(tmp_path), {"a": kept})
+    check_unchanged(recorded(str(tmp_path)), {"a": make()}, {})
+    with pytest.raises(ValueError, match="a was "):
+        check_unchanged(recorded(str(tmp_path)), {"a": other}, {})
+
+
+def test_an_object_in_circles_is_recorded(tmp_path):
+    thing = Thing(1)
+    thing.value = thing
+    record(str(tmp_path), {"a": thing})
+    check_unchanged(recorded(str(tmp_path)), {"a": thing}, {})
 
 
 def trial(iterations, done):

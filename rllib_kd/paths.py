@@ -1,0 +1,31 @@
+"""Paths on this machine: which ones no file could have."""
+
+from __future__ import annotations
+
+import os
+
+from rllib_kd.text import printable
+
+_MAX_NAME, _MAX_PATH = 255, 4_095  # bytes, on most filesystems
+
+
+_MAX_SHOWN = 200  # characters of a path, in a message
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Check that a path on this machine could exist.
+
+    Raises:
+        ValueError: it has a null character, or is too long, or one of its names is.
+    """
+    text = os.fspath(path)
+    shown = printable(text, limit=_MAX_SHOWN)
+    if "\0" in text:
+        raise ValueError(f"A path has no null character, got '{shown}'. Name another path.")
+    encoded = text.encode(errors="replace")  # a byte of another encoding stays one
+    num_bytes, longest = len(encoded), max(map(len, encoded.split(b"/")))
+    if num_bytes > _MAX_PATH or longest > _MAX_NAME:
+        raise ValueError(
+            f"The path '{shown}' is too long: it has {num_bytes} bytes, and its longest name {longest}. Expected at "
+            f"most {_MAX_PATH}, and {_MAX_NAME} for a name."
+        )

@@ -77,7 +77,7 @@ def train(
     wandb_run_name: WandbRunName = None,
     verbose: Verbose = 0,
 ) -> None:
-    """Train an algorithm, from flags, or from a file and flags.
+    """Train any RLlib algorithm, from flags or from a file.
 
     \b
     rllib train --algo DQN --env CartPole-v1 --stop '{"training_iteration": 20}'
@@ -96,11 +96,14 @@ def train(
     if words:
         experiment = read_experiment(_experiment_file(words))
         if algo is not None:
-            raise ValueError("An experiment file names its algorithm: leave out --algo.")
+            raise ValueError("An experiment file names its algorithm. Leave out --algo.")
     elif algo is not None:
         experiment = Experiment("default", algo)
     else:
-        raise ValueError("Name what to train: --algo DistillDQN, say, or file FILE. `rllib train --help` shows more.")
+        raise ValueError(
+            "No algorithm was given. Name one, such as --algo DistillDQN, or a file: `rllib train file FILE`. See "
+            "`rllib train --help`."
+        )
     shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     experiment.settings |= parse_json(config, "--config")
@@ -142,7 +145,7 @@ def train(
     if reason := hidden_reason(results, failure):
         echo(reason, err=True)
     if interrupted:
-        echo(f"interrupted; go on by: {_resuming_command()}", err=True)
+        echo(f"interrupted; continue with: {_resuming_command()}", err=True)
     else:
         if advice := remedy(results, _resuming_command()):
             echo(advice, err=True)

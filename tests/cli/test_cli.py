@@ -204,7 +204,7 @@ BAD = {
     "file is not there": (["train", "file", "nowhere.py"], "no experiment file at 'nowhere.py'"),
     "file of another kind": (["train", "file", "README.md"], "ends in .py or .yaml"),
     "file from the internet": (["train", "file", "https://example.com/a.py"], "download"),
-    "file and algorithm": (["train", "file", "tuning/cartpole.py", "--algo", "DQN"], "leave out --algo"),
+    "file and algorithm": (["train", "file", "tuning/cartpole.py", "--algo", "DQN"], "Leave out --algo"),
     "file word missing": (["train", "run", "x.py"], "rllib train file FILE"),
     "no student": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1"], "Missing argument"),
     "student is not there": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "/none"], "at '/none'"),
@@ -240,8 +240,8 @@ BAD = {
         [*RUN, "-c", '{"alpha": 0.6}'],
         'has no setting \'alpha\'. It is a key of another setting: {"replay_buffer_config": {"alpha": ...}}',
     ),
-    "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder: name a file"),
-    "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is no folder"),
+    "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder. Name a file"),
+    "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is not a folder"),
     "environment refuses its config in evaluate": (
         ["evaluate", "cartpole", "--env-config", '{"wrong": 1}'],
         "The environment 'CartPole-v1' cannot be made",
@@ -294,7 +294,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_anything_plays(tmp_path,
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 2
-    assert f"'{tmp_path}/x.onnx' cannot be written: '{tmp_path}' is no folder" in capsys.readouterr().err
+    assert f"'{tmp_path}/x.onnx' cannot be written: '{tmp_path}' is not a folder" in capsys.readouterr().err
 
 
 def test_python_leaves_an_experiment_that_runs_alone_too(tmp_path, monkeypatch):

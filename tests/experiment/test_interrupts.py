@@ -238,7 +238,7 @@ def assert_saved(storage, output) -> list[str]:
     (checkpoint,) = storage.glob("default/*/checkpoint_*")
     assert (checkpoint / "replay/0.npz").exists()
     assert "stopping: a checkpoint will be saved" in output
-    command = re.search(r"interrupted; go on by: rllib (train .* --resume)", output)
+    command = re.search(r"interrupted; continue with: rllib (train .* --resume)", output)
     assert command is not None, output
     return [sys.executable, "-m", "rllib_kd", *shlex.split(command[1])]
 
@@ -263,7 +263,7 @@ def test_timeout_which_signals_the_whole_group_saves_a_checkpoint_to_go_on_from(
         os.killpg(resumed.process.pid, signal.SIGTERM)
         code, output = resumed.end()
         assert code == 1
-        assert "interrupted; go on by" in output
+        assert "interrupted; continue with" in output
         iterations = [row["training_iteration"] for row in run.rows]
         assert iterations == list(range(1, len(iterations) + 1))  # none is lost, none is done twice
 

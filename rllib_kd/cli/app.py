@@ -21,7 +21,8 @@ _MAX_ERROR = 2_000  # characters: messages may quote a file
 
 @app.callback(invoke_without_command=True)
 def rllib(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show the versions and exit.")] = False
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the versions and exit.")] = False,
 ) -> None:
     """Train, distil, compare and export policies with Ray RLlib."""
     if version:

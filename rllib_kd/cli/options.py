@@ -11,7 +11,6 @@ import typer
 
 from rllib_kd.evaluation.seeds import FRESH_SEED
 
-
 #: Help of `--teacher`, where it may be given several times.
 TEACHER_HELP = "Checkpoint, or 'cartpole'; repeat: ensemble."
 
@@ -67,7 +66,9 @@ def _takes_files(folder: Path) -> bool:
 Words = Annotated[list[str] | None, typer.Argument(metavar="file FILE", help="Experiment file, .py or .yaml.")]
 
 
-Algo = Annotated[str | None, option("Algorithm: DistillDQN, DQN, PPO, ...", "--algo", "--run", "-a", "-r", metavar="NAME")]
+Algo = Annotated[
+    str | None, option("Algorithm: DistillDQN, DQN, PPO, ...", "--algo", "--run", "-a", "-r", metavar="NAME")
+]
 
 
 TrainEnv = Annotated[str | None, option("Gymnasium id, or registered name.", "--env", "-e", metavar="ID")]
@@ -109,7 +110,9 @@ CheckpointAtEnd = Annotated[bool, option("Save a checkpoint at the end (default:
 Keep = Annotated[int | None, option("Checkpoints to keep (default: all).", "--keep-checkpoints-num", metavar="N")]
 
 
-ScoreAttr = Annotated[str | None, option("Metric that ranks checkpoints to keep.", "--checkpoint-score-attr", metavar="X")]
+ScoreAttr = Annotated[
+    str | None, option("Metric that ranks checkpoints to keep.", "--checkpoint-score-attr", metavar="X")
+]
 
 
 MaxFailures = Annotated[int, option("Retries from the last checkpoint; default 0.", metavar="N")]
@@ -154,7 +157,9 @@ WandbProject = Annotated[str | None, option("W&B project (default: by algorithm 
 WandbRunName = Annotated[str | None, option("W&B run name (default: the trial's name).", metavar="NAME")]
 
 
-Verbose = Annotated[int, typer.Option("-v", count=True, show_default=False, help="Log more: -v for INFO, -vv for DEBUG.")]
+Verbose = Annotated[
+    int, typer.Option("-v", count=True, show_default=False, help="Log more: -v for INFO, -vv for DEBUG.")
+]
 
 
 Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, run, RUN@newest or 'cartpole'.")]

@@ -1,4 +1,4 @@
-"""Matplotlib in the colours of the page: SVG that follows its light or dark theme, and PNG."""
+"""Drawing by Matplotlib in the colours of the page: SVG that follows its light or dark theme, and PNG."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def short_legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
 
 
 def as_drawn(values: Sequence[float]) -> list[float]:
-    """Return the values, those beyond what can be drawn on the edge."""
+    """Return the values, clipped to the range that can be drawn."""
     return [math.copysign(min(abs(value), _LARGEST), value) for value in values]
 
 
@@ -131,7 +131,7 @@ def use_log_axis(axes: Axes, values: Sequence[float]) -> None:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib as these plots want it, whatever the user's matplotlibrc says."""
+    """Set Matplotlib's style for these plots, independently of the user's matplotlibrc."""
     import matplotlib as mpl
 
     style: Any = {

@@ -71,7 +71,7 @@ BAD = {
     "no algorithm": (["train", "--env", "CartPole-v1"], "--algo DistillDQN"),
     "unknown algorithm": (["train", "--algo", "DistilDQN", "--env", "CartPole-v1"], "Did you mean 'DistillDQN'?"),
     "algorithm that cannot be imported": (["train", "--algo", "no.such.Algorithm"], "No module named 'no'"),
-    "class that is no algorithm": (["train", "--algo", "json.JSONDecoder"], "no RLlib Algorithm"),
+    "class that is no algorithm": (["train", "--algo", "json.JSONDecoder"], "not an RLlib Algorithm"),
     "no environment": (["train", "--algo", "DQN"], "--env CartPole-v1"),
     "environment unknown": (["train", "--algo", "DQN", "--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
     "environment empty": (["train", "--algo", "DQN", "--env", ""], "The name of the environment is empty"),
@@ -199,7 +199,10 @@ BAD = {
     "nothing to restore": ([*DISTIL, "--restore", "/none"], "no checkpoint of an Algorithm at '/none'"),
     "nothing to resume": ([*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none"], "no experiment to resume"),
     "nobody at the address": ([*RUN, "--ray-address", "127.0.0.1:1"], "No Ray answers at '127.0.0.1:1'"),
-    "address and CPUs": ([*RUN, "--ray-address", "127.0.0.1:1", "--ray-num-cpus", "2"], "not at an address"),
+    "address and CPUs": (
+        [*RUN, "--ray-address", "127.0.0.1:1", "--ray-num-cpus", "2"],
+        "can only be set for a local Ray",
+    ),
     "more CPUs than there are": ([*RUN, "-c", '{"num_env_runners": 500}'], "A trial needs 501 CPUs"),
     "file is not there": (["train", "file", "nowhere.py"], "no experiment file at 'nowhere.py'"),
     "file of another kind": (["train", "file", "README.md"], "ends in .py or .yaml"),
@@ -226,10 +229,10 @@ BAD = {
     ),
     "an ending that no format has": (
         ["export", "cartpole", "--out", "fl.bin"],
-        "'fl.bin' does not end as a format's does: .onnx for onnx; .safetensors for safetensors; .pt or .ts or "
-        ".torchscript for torchscript. Rename it, or choose by --format (onnx, safetensors, torchscript)",
+        "The ending of 'fl.bin' names no format. Known endings: .onnx for onnx; .safetensors for safetensors; .pt or .ts or "
+        ".torchscript for torchscript. Rename the file, or set --format (onnx, safetensors, torchscript)",
     ),
-    "no ending": (["export", "cartpole", "--out", "student"], "'student' does not end as a format's does"),
+    "no ending": (["export", "cartpole", "--out", "student"], "The ending of 'student' names no format"),
     "an empty file name": (["train", "file", ""], "A path is empty"),
     "a home folder that nobody has": (["train", "file", "~nosuchuser/x.py"], "a home folder that is not known here"),
     "no environment's name in evaluate": (
@@ -333,7 +336,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
     assert done.returncode == 0, done.stderr
     summary, checkpoint, hint = done.stdout.splitlines()
     assert re.match(r"\d+ env steps", summary)
-    assert hint == f"compare by: rllib compare --teacher cartpole {checkpoint}"
+    assert hint == f"compare with: rllib compare --teacher cartpole {checkpoint}"
     assert Path(checkpoint).is_dir()
     assert done.stderr == ""  # quiet where it is not a terminal
 
@@ -532,19 +535,19 @@ def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_pa
         ("a.py", "config = 1", "Got int"),
         ("a.py", "1 / 0", "ZeroDivisionError"),
         ("a.yaml", "{", "is not YAML"),
-        ("a.yaml", "a: {run: DQN}\nb: {run: DQN}", "must hold one experiment, got 2: ['a', 'b']"),
-        ("a.yaml", "- run: DQN", "must hold an experiment"),
-        ("a.yaml", "a: {run: DQN, config: [1]}", "must hold settings"),
-        ("a.yaml", "a: {run: DQN, stop: soon}", "must be like {training_iteration: 10}"),
+        ("a.yaml", "a: {run: DQN}\nb: {run: DQN}", "must contain one experiment, got 2: ['a', 'b']"),
+        ("a.yaml", "- run: DQN", "must contain an experiment"),
+        ("a.yaml", "a: {run: DQN, config: [1]}", "must be a mapping of settings"),
+        ("a.yaml", "a: {run: DQN, stop: soon}", "must be a mapping like {training_iteration: 10}"),
         ("a.yaml", "a: {run: DQN, num_samples: many}", "`num_samples` must be at least 1"),
-        ("a.yaml", "a: {run: DQN}", "An environment is needed"),
-        ("a.yaml", "a: {env: CartPole-v1}", "must name the algorithm"),
+        ("a.yaml", "a: {run: DQN}", "No environment was given"),
+        ("a.yaml", "a: {env: CartPole-v1}", "names no algorithm"),
         ("a.yaml", "a: {run: DQN, confg: {}}", "Did you mean 'config'?"),
         ("a.yaml", "a: {run: DQN, checkpoint_freq: 5}", "is a flag now: --checkpoint-freq"),
         ("a.yaml", "a: {run: DQN, max_failures: 3}", "is a flag now: --max-failures"),
-        ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "Settings have names"),
-        ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric has a name"),
-        ("a.yaml", "", "must hold an experiment"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "The name of a setting must be text"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric must be a name"),
+        ("a.yaml", "", "must contain an experiment"),
         ("a.py", "", "must define `config`"),
     ],
 )
@@ -762,7 +765,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path):
     before = num_results(folder)
     assert "0 of 2 trials done" in terminal.text
     assert max(map(len, re.findall(r"[^\r\n]*env steps[^\r\n]*", terminal.text))) <= 80
-    command = re.search(r"go on by: rllib (train .* --resume)", terminal.text.replace("\r\n", " "))
+    command = re.search(r"continue with: rllib (train .* --resume)", terminal.text.replace("\r\n", " "))
     assert command is not None, terminal.text
 
     terminal = Terminal(*shlex.split(command[1]), columns=40)
@@ -791,7 +794,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert terminal.wait() == 1, terminal.text
     assert time.monotonic() - start < 15
     assert "interrupted\r\n" in terminal.text
-    assert "go on by" not in terminal.text
+    assert "continue with" not in terminal.text
     assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l")  # the cursor is there again
 
 

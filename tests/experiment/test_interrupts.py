@@ -320,7 +320,7 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
     code, output = run.end()
     assert code == 1
     assert "interrupted\n" in output
-    assert "go on by" not in output
+    assert "continue with" not in output
 
 
 @pytest.mark.slow
@@ -371,7 +371,7 @@ def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed
     code, output = run.end()
     assert code == 1
     assert message in output, output
-    assert "go on from the last checkpoint by: rllib train" in output
+    assert "continue from the last checkpoint with: rllib train" in output
 
 
 # --- A full disk ------------------------------------------------------------------------------------------------------

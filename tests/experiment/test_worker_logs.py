@@ -64,7 +64,7 @@ def test_the_reason_is_found_and_shown(write, log, reason):
     write(log)
     failure = env_runner_failure()
     assert hidden_reason(failed("IndexError: list index out of range"), failure) == (
-        f"an EnvRunner has failed on the way: {reason}"
+        f"an EnvRunner failed during training: {reason}"
     )
     assert hidden_reason([SimpleNamespace(error=None)], failure).endswith(reason)  # RLlib went on without it
 

@@ -224,7 +224,7 @@ def test_what_is_not_a_vector_plays_through_its_file(space, artifact_format, tmp
 
 @pytest.mark.parametrize("space", [gym.spaces.Dict(a=CARTPOLE_OBS), gym.spaces.Tuple((CARTPOLE_OBS,))], ids=str)
 def test_observations_of_several_parts_are_refused_before_anything_plays(space, tmp_path):
-    with pytest.raises(ValueError, match="An artifact takes one array, but the environment shows"):
+    with pytest.raises(ValueError, match="An artifact takes one array, but observations are"):
         deploy(flat_student(space), tmp_path / "s", lambda config: Shows(space), format="onnx", num_episodes=1)
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""Whether teachers, students and environment fit together, once they are there."""
+"""Check that teachers, students and environment fit together, after all have been built."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def check_fit(
     """Check that teachers, students and environment have the same spaces, features and supports.
 
     Args:
-        config: of the run.
-        teachers: by group, loaded.
-        students: of the run.
-        spaces: of the environment and of the students, as the Algorithm has them.
+        config: config of the run.
+        teachers: loaded teachers by group.
+        students: students of the run.
+        spaces: spaces of the environment and of the students, as the Algorithm has them.
 
     Raises:
-        ValueError: they do not fit; the message names both.
+        ValueError: two of them do not fit; the message names both.
     """
     for group_id, teacher in teachers.items():
         _check_spaces(config, teacher, group_id, spaces)
         if config.feature_coeff and teacher.model_config is None:
             raise ValueError(
-                f"`feature_coeff` needs a teacher with RLlib's DQN architecture, but '{teacher.source}' has a "
-                "network of its own. Set feature_coeff=0."
+                f"`feature_coeff` needs a teacher with RLlib's DQN architecture, but '{teacher.source}' has another "
+                "network. Set feature_coeff=0."
             )
         for student in students.of_group(group_id).values() if config.loss == "categorical" else ():
             if teacher.support != student.support:
@@ -68,10 +68,10 @@ def check_vector_env(group: EnvRunnerGroup) -> None:
 def explain_failed_env_runners(
     config: DistillationConfig, make_env: Callable[[EnvContext], Any], teachers: Mapping[str, Teacher]
 ) -> None:
-    """Look in this process for the reason why remote EnvRunners could not be built.
+    """Find out in this process why remote EnvRunners could not be built.
 
     Raises:
-        ValueError: the reason, if it shows here.
+        ValueError: the reason, if it occurs in this process, too.
     """
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
@@ -90,8 +90,8 @@ def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, s
     shown_space, action_space = spaces[group_id if config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
     if config.is_multi_agent and teacher.pipeline is not None and teacher.pipeline.stages:
         raise ValueError(
-            f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
-            "settings do not have. Name one that takes what the environment shows."
+            f"The teacher '{teacher.source}' uses filters or custom connectors, which multi-agent settings do not "
+            "support. Name one that takes the environment's observations."
         )
     seen, _ = spaces.get(group_id, (None, None))
     check_teacher(teacher, (shown_space, action_space), config.env, seen=seen)

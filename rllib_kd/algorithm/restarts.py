@@ -1,4 +1,4 @@
-"""Restarts: which copy of a student bears its name."""
+"""Restarts: choose which copy of a student becomes the student."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_kd.students.restarts import by_student
 logger = logging.getLogger(__name__)
 
 
-#: Of the copies of a student, those with the least Q-regret play: this share of them, and at least so many.
+#: The copies of a student with the lowest Q-regret play: this share of them, and at least this many.
 _SHARE_THAT_PLAYS, _LEAST_THAT_PLAY = 0.25, 3
 
 
@@ -27,7 +27,7 @@ class Restarts:
     """Chooses a copy of each student by validation episodes.
 
     Args:
-        num_episodes: that each copy plays.
+        num_episodes: episodes of each copy.
     """
 
     NOT_SAVED: ClassVar = frozenset({"_num_episodes"})
@@ -41,7 +41,7 @@ class Restarts:
         self._returns: dict[str, float] = {}  # mean of each student, as it was chosen
 
     def are_chosen(self, num_gradient_steps: int) -> bool:
-        """Whether nothing was learned since the last choice."""
+        """Return whether nothing was learned since the last choice."""
         return self._chosen_at == num_gradient_steps
 
     def choose(
@@ -52,17 +52,17 @@ class Restarts:
         pipeline: ObservationPipeline,
         num_gradient_steps: int,
     ) -> dict[str, str]:
-        """Let copies play, and give the best of each student its name, on the Learners.
+        """Play validation episodes, and give each student's best copy its name, on the Learners.
 
         Args:
-            learner_group: whose modules change places.
-            modules: of all copies, as they act now.
+            learner_group: Learners whose modules are swapped.
+            modules: current modules of all copies.
             make_env: makes one environment.
-            pipeline: from what it shows to what the modules take.
-            num_gradient_steps: made so far.
+            pipeline: from the environment's observations to the modules' inputs.
+            num_gradient_steps: gradient steps so far.
 
         Returns:
-            Module IDs that have changed places.
+            Module IDs that were swapped.
         """
         regrets = _mean_regrets(learner_group)
         copies = by_student(modules)

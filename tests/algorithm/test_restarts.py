@@ -144,7 +144,7 @@ def test_each_of_a_family_has_copies_of_its_own(cluster):
         assert set(result["students"]) == {"s4", "linear"}
         algo.get_module("s4")
         assert set(algo._restarts.results()["episode_return_mean"]) == {"s4", "linear"}
-        with pytest.raises(ValueError, match="name one of them"):
+        with pytest.raises(ValueError, match="Name one of"):
             algo.get_module("s4__restart_1")
     finally:
         algo.stop()

@@ -57,7 +57,9 @@ def test_environment_and_teacher_are_warned_of_each_for_its_own(states, caplog):
 def test_an_environment_is_not_blamed_for_what_no_state_was_dropped_for(states, caplog):
     states.check(counted(labels=3), 50, FOUND)
     assert FOUND not in caplog.text
-    with pytest.raises(ValueError, match="the teacher 'expert' gives no finite Q-values in 100 states") as raised:
+    with pytest.raises(
+        ValueError, match="the teacher 'expert' returns NaN or infinite Q-values in 100 states"
+    ) as raised:
         states.check(counted(labels=100), 100, FOUND)
     assert "environment" not in str(raised.value)
 

@@ -192,7 +192,7 @@ BAD = {
     "GPUs that are not there": ([*DISTIL, "-c", '{"num_gpus_per_learner": 64, "num_learners": 1}'], "64 GPUs"),
     "nodes without CPUs": (
         [*RUN, "-c", '{"num_env_runners": 9}', "--ray-num-nodes", "2"],
-        "A trial needs 10 CPUs, and Ray has 2",
+        "A trial needs 10 CPUs, but Ray has 2",
     ),
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),

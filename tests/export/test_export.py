@@ -159,7 +159,7 @@ def test_frames_are_stacked_outside(tmp_path):
     [
         (gym.spaces.Dict(a=CARTPOLE_OBS), (Flatten(gym.spaces.Dict(a=CARTPOLE_OBS)),), "takes one array"),
         (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked after another connector"),
-        (CARTPOLE_OBS, (RLlibConnectors(None),), "connectors of its own"),
+        (CARTPOLE_OBS, (RLlibConnectors(None),), "custom connectors"),
         (gym.spaces.Tuple((CARTPOLE_OBS,)), (Flatten(gym.spaces.Tuple((CARTPOLE_OBS,))),), "takes one array"),
         (gym.spaces.Discrete(4, start=1), (Flatten(gym.spaces.Discrete(4, start=1)),), "count from 0"),
     ],

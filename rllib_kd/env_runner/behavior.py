@@ -1,4 +1,4 @@
-"""The behaviour policy π: who acts."""
+"""The behaviour policy π, a mixture of teacher, student and random actions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BehaviorPolicy:
     Args:
         teacher_fraction: β, per step and environment.
         epsilon: ε, per step and environment.
-        rng: draws both.
+        rng: generator of both draws.
     """
 
     teacher_fraction: float
@@ -22,7 +22,11 @@ class BehaviorPolicy:
     rng: np.random.Generator
 
     def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
-        """Actions `[N]` by Q-values `[N, A]`: the student's may be None where β is 1, the teacher's where β is 0."""
+        """Return actions `[N]` for Q-values `[N, A]`: the student's may be None if β is 1, the teacher's if β is 0.
+
+        Raises:
+            ValueError: both are None.
+        """
         guide = student_q if teacher_q is None else teacher_q  # also says which actions are legal
         if guide is None:
             raise ValueError("There are no Q-values to act by.")

@@ -1,4 +1,4 @@
-"""Teacher and student play the same episodes, and are asked about all states: compare(), evaluate()."""
+"""compare() and evaluate(): policies play the same episodes, and are compared on the states that they visit."""
 
 from __future__ import annotations
 
@@ -49,31 +49,34 @@ def compare(
     trust_checkpoint: bool = False,
     progress: bool = False,
 ) -> Comparison:
-    """Let teacher, student and a random policy play the same episodes, and compare them.
+    """Play the same episodes with teacher, student and a random policy, and compare them.
 
-    Each sees the environment through the connectors with which it was trained, where its checkpoint has them. Filters
-    stay as they are.
+    Each policy gets observations through the connectors with which it was trained, if its checkpoint has them. The
+    statistics of filters stay fixed.
 
     Args:
         teacher: as in `.distillation(teacher=...)`, or as the student.
         student: an RLModule with `compute_q_values()`, the Algorithm that trains it, or path or URI of a checkpoint.
-        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, or a callable. None
-            (default): the environment that the student's checkpoint records, or else the teacher's. Without trust only
+        env: as in `config.environment()`: a gymnasium id, a name registered with Tune, or a callable. None (default):
+            the environment that the student's checkpoint records, or else the teacher's. Without trust, only
             environments of gymnasium and ALE are taken from checkpoints.
-        num_episodes: that each policy plays, > 0; episode i is reset with `seed + i`.
-        seed: of the first episode. Use seeds that were not used for choosing the student.
-        epsilon: share of random actions, in [0, 1], that teacher and student play with. Scores of Atari games are
-            usually taken with one (0.05 in Mnih et al. 2015): a greedy policy may do the same for ever, in games
-            without randomness of their own.
-        env_config: keys to set. The checkpoint's config of the same environment gives the others; without trust only
-            keys and values that are known to be harmless.
-        trust_checkpoint: whether what checkpoints hold may be executed, for modules and connectors of one's own; and
-            whether they may choose any environment and config.
+        num_episodes: episodes of each policy, ≥ 1; episode i is reset with `seed + i`.
+        seed: seed of the first episode, ≥ 0. Use seeds that were not used for choosing the student.
+        epsilon: share of random actions of teacher and student, in [0, 1]. Scores of Atari games are usually measured
+            with some (0.05 in Mnih et al. 2015): in games without randomness, a greedy policy may repeat itself
+            without end.
+        env_config: keys to change in the environment's config. The others are taken from the checkpoint, if it was
+            trained in the same environment; without trust, only keys and values that are known to be harmless.
+        trust_checkpoint: whether code in checkpoints may be run, for custom modules and connectors; and whether they
+            may choose any environment and config.
         progress: whether to show a bar on a terminal.
 
+    Returns:
+        The comparison. `str()` of it is a table.
+
     Raises:
-        ValueError: teacher or student cannot be loaded, nothing names an environment, an untrusted checkpoint chooses
-            one or a config that is not known to be harmless, the spaces differ, or `epsilon` is not in [0, 1].
+        ValueError: teacher or student cannot be loaded, no environment is named, an untrusted checkpoint chooses an
+            environment or config that is not known to be harmless, the spaces differ, or `epsilon` is not in [0, 1].
     """
     comparisons = compare_all(
         teacher,
@@ -105,7 +108,7 @@ def compare_all(
 
     Args:
         teacher: as in `compare()`.
-        students: by name, each as in `compare()`; at least one.
+        students: students by name, each as in `compare()`; at least one.
         env: as in `compare()`.
         num_episodes: as in `compare()`.
         seed: as in `compare()`.
@@ -118,8 +121,7 @@ def compare_all(
         One comparison for each student, in their order; `.student.name` is the name.
 
     Raises:
-        ValueError: no students, students that were trained in different environments, or one of the errors of
-            `compare()`.
+        ValueError: there are no students, they were trained in different environments, or as `compare()`.
     """
     seeds = episode_seeds(num_episodes, seed)
     if not students:
@@ -196,23 +198,26 @@ def evaluate(
     render: bool = False,
     progress: bool = False,
 ) -> PolicyReport:
-    """Play a policy: a Q-network takes its best action, any other RLModule its likeliest.
+    """Play episodes with a policy: a Q-network takes its best action, any other RLModule its likeliest.
 
     Args:
         policy: teacher or student, as in `compare()`; or an RLModule, Algorithm or checkpoint of another algorithm.
         env: as in `compare()`.
-        num_episodes: > 0; episode i is reset with `seed + i`.
-        seed: of the first episode.
+        num_episodes: ≥ 1; episode i is reset with `seed + i`.
+        seed: seed of the first episode, ≥ 0.
         epsilon: share of random actions, in [0, 1], as in `compare()`.
         env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
-        video_dir: folder to which the first episodes are written as MP4 files.
-        num_videos: how many of them, > 0.
-        render: show the episodes on the screen, one after the other (`render_mode="human"`).
+        video_dir: folder to which the first episodes are written as MP4 files; None: none are written.
+        num_videos: number of episodes to write, ≥ 1.
+        render: whether to show the episodes on the screen, one after the other (`render_mode="human"`).
         progress: whether to show a bar on a terminal.
 
+    Returns:
+        The policy's returns and what is known of its network.
+
     Raises:
-        ValueError: one of the errors of `compare()`, or the environment cannot be rendered.
+        ValueError: as `compare()`, or the environment cannot be rendered.
     """
     seeds = episode_seeds(num_episodes, seed)
     source = open_source(policy, trust_checkpoint=trust_checkpoint)
@@ -220,7 +225,7 @@ def evaluate(
     policy = source.policy()
     player = _with_epsilon(policy, epsilon, seed=seed)
     if render and video_dir is not None:
-        raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
+        raise ValueError("An environment renders either to the screen or to videos, but both were given. Choose one.")
     check_fit(env_maker(*played), {"The policy": policy})
     mode = "human" if render else "rgb_array" if video_dir is not None else None
     make_shown = env_maker(*played, render_mode=mode)
@@ -243,7 +248,7 @@ def evaluate(
 def _warn_of_teacher(source: str, env: str, teacher: PolicyReport, random: PolicyReport) -> None:
     logger.warning(
         "The teacher '%s' plays '%s' no better than a random policy: mean returns of %s and %s over %d episodes. The "
-        "return ratio means nothing then.",
+        "return ratio has no meaning then.",
         source,
         env,
         *(mean_and_interval(each.return_mean, each.return_ci95) for each in (teacher, random)),
@@ -253,11 +258,13 @@ def _warn_of_teacher(source: str, env: str, teacher: PolicyReport, random: Polic
 
 def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: int) -> Player:
     if not 0.0 <= epsilon <= 1.0:
-        raise ValueError(f"`epsilon` is a share of random actions, in [0, 1], got {epsilon}.")
+        raise ValueError(f"`epsilon` must be in [0, 1], a share of random actions, got {epsilon}.")
     if epsilon == 0.0:
         return policy
     if not isinstance(policy.action_space, gym.spaces.Discrete):
-        raise ValueError(f"`epsilon` needs discrete actions, but the policy has {brief(policy.action_space)}. Set 0.")
+        raise ValueError(
+            f"`epsilon` needs discrete actions, but the policy has {brief(policy.action_space)}. Set it to 0."
+        )
     return EpsilonGreedy(policy, int(policy.action_space.n), epsilon=epsilon, seed=seed)
 
 
@@ -278,25 +285,25 @@ def _report(
 
 
 def _eyes(network: Teacher) -> int | None:
-    """Equal for networks that see the same: None without stages."""
+    """Return a key that is equal for networks with the same pipeline; None without stages."""
     has_stages = network.pipeline is not None and network.pipeline.stages
     return id(network.pipeline) if has_stages else None
 
 
 def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
-    """What starts the view of each, once for all that see the same."""
+    """Return a function that starts a view for each distinct pipeline."""
     return {_eyes(network): network.start for network in networks}
 
 
 def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
-    """Whether policies fit the environment, before torch fails in the middle of an episode.
+    """Check that policies fit the environment, before PyTorch fails in the middle of an episode.
 
     Args:
         make_env: makes the environment.
-        networks: by what to call them at the beginning of a sentence.
+        networks: policies by name, as at the beginning of a sentence.
 
     Raises:
-        ValueError: one of them does not; the message names both spaces.
+        ValueError: one of them does not fit; the message names both spaces.
     """
     env = make_env()
     spaces = env.observation_space, env.action_space
@@ -306,5 +313,5 @@ def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> N
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
             raise ValueError(
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
-                f"has {brief(spaces[0])} and {brief(spaces[1])}. Networks play where they were trained."
+                f"has {brief(spaces[0])} and {brief(spaces[1])}. Choose the environment in which it was trained."
             )

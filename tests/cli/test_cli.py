@@ -229,8 +229,8 @@ BAD = {
     ),
     "an ending that no format has": (
         ["export", "cartpole", "--out", "fl.bin"],
-        "The ending of 'fl.bin' names no format. Known endings: .onnx for onnx; .safetensors for safetensors; .pt or .ts or "
-        ".torchscript for torchscript. Rename the file, or set --format (onnx, safetensors, torchscript)",
+        "The ending of 'fl.bin' names no format. Known endings: .onnx for onnx; .safetensors for safetensors; .pt or "
+        ".ts or .torchscript for torchscript. Rename the file, or set --format (onnx, safetensors, torchscript)",
     ),
     "no ending": (["export", "cartpole", "--out", "student"], "The ending of 'student' names no format"),
     "an empty file name": (["train", "file", ""], "A path is empty"),

@@ -636,11 +636,11 @@ def test_modules_of_the_users_own(tmp_path):
 
 @pytest.mark.parametrize("function", [q_function, deployment_cost])
 def test_what_is_no_artifact(function, tmp_path):
-    with pytest.raises(ValueError, match="There is no artifact at"):
+    with pytest.raises(ValueError, match="There is not an artifact at"):
         function(tmp_path / "nothing")
     for content in (b"", b"hello world, this is text"):
         (tmp_path / "text").write_bytes(content)
-        with pytest.raises(ValueError, match="is no artifact"):
+        with pytest.raises(ValueError, match="is not an artifact"):
             function(tmp_path / "text")
 
 

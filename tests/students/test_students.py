@@ -70,7 +70,7 @@ def test_compression_comes_as_close_as_widths_allow(space, model_config, compres
 
 
 def test_a_compression_that_no_widths_reach_says_what_is_possible():
-    with pytest.raises(ValueError, match=r"one unit a layer has 11 already \(compression=0.0086\)"):
+    with pytest.raises(ValueError, match=r"one unit in each layer has 11 already \(compression=0.0086\)"):
         compress(
             {"fcnet_hiddens": [32, 32]},
             head_config=HEAD,

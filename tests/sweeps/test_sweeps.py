@@ -304,7 +304,7 @@ def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
         "sweep.csv",
         "sweep.json",
     }
-    with pytest.raises(ValueError, match="already contains a sweep. Continue it with --resume"):
+    with pytest.raises(ValueError, match=r"already contains a sweep\. Continue it with --resume"):
         sweep.run()
     with pytest.raises(ValueError, match="was started with num_seeds=1"):
         quick_sweep(tmp_path / "results", search="random", num_samples=1, num_seeds=2).run(resume=True)

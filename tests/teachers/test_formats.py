@@ -631,4 +631,4 @@ def test_a_teacher_that_plays_far_worse_than_it_trained_is_named(build, caplog, 
     teacher.trained_return = 5000.0
     build(cartpole_config.distillation(teacher=teacher, num_baseline_episodes=4))
     assert "far worse than in its training: its mean return over 4 episodes is 500.0" in caplog.text
-    assert "ended with 5,000.0" in caplog.text
+    assert "was 5,000.0 at the end of its training" in caplog.text

@@ -1,7 +1,7 @@
-"""Folders of Ray Tune: which checkpoint a path stands for.
+"""Folders of Ray Tune: which checkpoint a path means.
 
 A run folder means its best checkpoint by evaluation if training evaluated, else its newest. `RUN@best` and `RUN@newest`
-choose. Everything that takes a path asks `resolve()`.
+choose. All functions with a path argument call `resolve()`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STATE = "algorithm_state.pkl"  # in a checkpoint
 _ITERATION = "training_iteration"  # in that state, and in results
 
 
-#: Where the return of a result stands: an evaluation's says more than one of training, in which policies explore.
+#: Paths of returns in a result, preferred ones first: in training, policies explore.
 _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
 
 
@@ -55,7 +55,7 @@ _MAX_LISTED = 10  # runs, in a message
 
 
 class Location(NamedTuple):
-    """Where a checkpoint, or a file of another library, lies."""
+    """The location of a checkpoint, or of another library's file."""
 
     uri: str
     filesystem: pyarrow.fs.FileSystem
@@ -71,12 +71,12 @@ class Student(NamedTuple):
 
     @property
     def checkpoint(self) -> str:
-        """Its path or URI."""
+        """Return its path or URI."""
         return self.source.uri if isinstance(self.source, Location) else self.source
 
 
 class _Named(NamedTuple):
-    """A path as it was given, without its rule."""
+    """A path as it was given, and without its rule."""
 
     given: str
     uri: str
@@ -86,27 +86,27 @@ class _Named(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """A checkpoint, with the last return before it was written for each of `_RETURNS`; −inf where there is none."""
+    """A checkpoint, with the last return before it was written for each of `_RETURNS`; −inf if there is none."""
 
     path: str
     returns: tuple[float, ...]
 
 
 def resolve(path: str | os.PathLike[str]) -> Location:
-    """Return the checkpoint that a path stands for.
+    """Return the checkpoint that a path means.
 
-    A run folder is a trial of Tune, or an experiment with one. It stands for the checkpoint with the highest mean
-    return in evaluation; for its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest;
-    `RUN@best` the best, by returns of training if there was no evaluation. An experiment with several trials stands
-    for the best checkpoint of all of them. Half-written checkpoints are skipped with a warning. Anything else stands
-    for itself, also if its name contains an `@`.
+    A run folder is a trial of Tune, or an experiment with one. It means the checkpoint with the highest mean return in
+    evaluation; its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest; `RUN@best` the
+    best, by returns of training if there was no evaluation. An experiment with several trials means the best checkpoint
+    of all of them. Half-written checkpoints are skipped with a warning. Any other path means itself, also if its name
+    contains an `@`.
 
     Args:
-        path: of a checkpoint, a run folder, or a file of another library; or its URI.
+        path: path or URI of a checkpoint, a run folder, or another library's file.
 
     Raises:
-        CheckpointError: nothing is there; a run has no checkpoint; an experiment has several trials, and none is the
-            best; or it has more results than are read.
+        CheckpointError: there is nothing; a run has no checkpoint; an experiment has several trials, and none was
+            evaluated; or its results exceed the limits.
     """
     named = _find(os.fspath(path))
     reader = _Reader(named.filesystem)
@@ -115,14 +115,14 @@ def resolve(path: str | os.PathLike[str]) -> Location:
 
 
 def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, Student]:
-    """Return the students that paths stand for, by the shortest ends of their paths that tell them apart.
+    """Return the students that paths mean, by the shortest distinct ends of their paths.
 
     Args:
-        paths: each as in `resolve()`; but an experiment stands for all its trials. What is no run stands for itself.
-        names: that are no paths.
+        paths: each as in `resolve()`; but an experiment means all its trials. A path that is not a run means itself.
+        names: names that are not paths.
 
     Raises:
-        ValueError: as `resolve()`; the limits on results are for all paths together.
+        ValueError: as `resolve()`; the limits on results apply to all paths together.
     """
     readers: list[_Reader] = []
     students: list[tuple[str, str | None, Student]] = []  # with the path that is shortened, and the rule
@@ -178,7 +178,7 @@ def _check_rule(given: str, folder: str, rule: str) -> None:
 
 
 def _trials_of(named: _Named, reader: _Reader) -> list[str]:
-    """The trial that a path is, or those in it; none if it is no run."""
+    """Return the trial at a path, or those in it; empty if it is not a run."""
     trials = list(reader.trials(named.path))
     if not trials and named.rule is not None:
         raise CheckpointError(
@@ -189,7 +189,7 @@ def _trials_of(named: _Named, reader: _Reader) -> list[str]:
 
 
 def _itself(named: _Named, reader: _Reader) -> Location:
-    """A checkpoint, or a file, with what the results of its run record of it."""
+    """Return the location of a checkpoint or file, with its figures in the results of its run."""
     run = reader.run_of(named.path)
     scored = [] if run is None else reader.score(run, [named.path])
     return Location(named.uri, named.filesystem, named.path, next(map(_return_of, scored), None))
@@ -217,7 +217,7 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
 
 
 def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
-    """By which of `_RETURNS` the best is chosen; None: the newest is."""
+    """Return by which of `_RETURNS` the best is chosen; None: the newest is chosen."""
     if named.rule == NEWEST:
         return None
     for kind in (_EVALUATION, _TRAINING) if named.rule == BEST else (_EVALUATION,):
@@ -225,8 +225,8 @@ def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
             return kind
     if named.rule == BEST:
         raise CheckpointError(
-            f"The results of '{named.uri}' contain no return, so that no checkpoint is the best. Leave out '@{BEST}', "
-            "or name a checkpoint."
+            f"The results of '{named.uri}' contain no return, so no checkpoint is the best. Leave out '@{BEST}', or "
+            "name a checkpoint."
         )
     return None
 
@@ -238,7 +238,7 @@ def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
         reason = (
             "" if named.rule == NEWEST else f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
         )
-        raise CheckpointError(f"'{named.given}' holds {len(runs)} runs: {names}. Name the folder of one.{reason}")
+        raise CheckpointError(f"'{named.given}' contains {len(runs)} runs: {names}. Name the folder of one.{reason}")
 
 
 def _why(rule: str | None, kind: int | None, chosen: _Scored) -> str:
@@ -258,7 +258,7 @@ def _return_of(scored: _Scored) -> float | None:
 
 
 class _Results:
-    """What the results of a trial record: the returns of its checkpoints, and its learning curve."""
+    """The results of a trial: the returns of its checkpoints, and its learning curve."""
 
     def __init__(self, rows: Iterator[dict[str, Any]]):
         curve = CurveReader()
@@ -275,7 +275,7 @@ class _Results:
 
 
 class _Reader(TrialReader):
-    """Reads results and states, so many of all trials together, and the results of each trial once."""
+    """Reads results and states within limits for all trials together, and the results of each trial once."""
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem):
         super().__init__(filesystem)
@@ -283,11 +283,11 @@ class _Reader(TrialReader):
         self._results: dict[str, _Results] = {}
 
     def is_trial(self, folder: str) -> bool:
-        """Whether a folder is that of a trial."""
+        """Return whether a folder is that of a trial."""
         return is_file(self.filesystem, posixpath.join(folder, RESULTS))
 
     def trials(self, path: str) -> Iterator[str]:
-        """The trial at a path, or those in its folder."""
+        """Yield the trial at a path, or those in its folder."""
         if file_types(self.filesystem, [path]) != [pyarrow.fs.FileType.Directory]:
             return
         if self.is_trial(path):
@@ -301,18 +301,18 @@ class _Reader(TrialReader):
                 yield folder
 
     def results(self, trial: str) -> _Results:
-        """The results of a trial."""
+        """Return the results of a trial."""
         if trial not in self._results:
             self._results[trial] = _Results(self.rows(posixpath.join(trial, RESULTS)))
         return self._results[trial]
 
     def run_of(self, checkpoint: str) -> str | None:
-        """The trial in whose folder a checkpoint lies; None for what else a path may be."""
+        """Return the trial whose folder contains a checkpoint; None for any other path."""
         trial, _, name = checkpoint.rpartition("/")
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str]) -> list[_Scored]:
-        """The checkpoints among folders of a trial, oldest first."""
+        """Return the checkpoints among folders of a trial, oldest first."""
         results, found = self.results(trial), []
         for folder in folders:
             name = posixpath.basename(folder)
@@ -324,9 +324,9 @@ class _Reader(TrialReader):
         return found
 
     def _iteration(self, path: str) -> int | None:
-        """How many iterations an Algorithm had trained when this state was written; None where it does not say."""
+        """Return the iterations of training before an Algorithm's state was written; None if it has no number."""
         if self._budget.is_used_up:
-            raise CheckpointError(f"'{path}' is one of too many, or too large, states to read. Name one checkpoint.")
+            raise CheckpointError(f"'{path}' was refused: these states are too many or too large. Name one checkpoint.")
         try:
             content = read_file(self.filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
             self._budget.take(content, path)

@@ -250,7 +250,7 @@ BAD = {
         "The environment 'CartPole-v1' cannot be made",
     ),
     "negative seed": (["evaluate", "cartpole", "--seed", "-1"], "`seed` must be at least 0"),
-    "policy of another algorithm": (["evaluate", "cartpole", "--algo", "PPO"], "is one of DQN, not of PPO"),
+    "policy of another algorithm": (["evaluate", "cartpole", "--algo", "PPO"], "was trained by DQN, but --algo is PPO"),
     "no episodes": (["evaluate", "cartpole", "--env", "CartPole-v1", "--episodes", "0"], "at least 1"),
     "report where nothing can be written": (
         ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "cartpole", "--out", "/dev/null/x"],
@@ -372,7 +372,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
     assert json.loads(result.read_text().splitlines()[0])["training_iteration"] == 4
 
     ppo = Experiment("third", "PPO", settings={"env": "CartPole-v1"}).checked()
-    with pytest.raises(ValueError, match="is one of DistillDQN, which PPO cannot restore"):
+    with pytest.raises(ValueError, match="was saved by DistillDQN, which PPO cannot restore"):
         run_experiment(ppo, RunOptions(restore=checkpoint, storage_path=str(tmp_path)))
 
 

@@ -1,8 +1,8 @@
-"""Warnings of all processes of a run, on the terminal where it was started.
+"""Print warnings of all processes of a run on the terminal where it was started.
 
-A trial runs in an actor, its EnvRunners and Learners in further ones, maybe on other nodes; what they log stays in
-files of Ray there. What this package warns of goes through the key-value store of Ray to the process that listens: also
-before the first result, and of a trial that never has one.
+A trial runs in an actor, its EnvRunners and Learners in other actors, perhaps on other nodes; their logs stay in Ray's
+files there. Warnings of this package go through Ray's key-value store to the process that listens, also before the
+first result, and also from a trial that never has one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _NAMESPACE = "rllib_kd_warnings"
 _SECONDS_BETWEEN_LOOKS = 0.3
 
 
-#: Loggers whose infos the command line prints too: which checkpoint a run folder stands for.
+#: Loggers whose infos the command line prints, too: which checkpoint a run folder means.
 _NOTES = ("rllib_kd.checkpoints.tune",)
 
 
 def send_warnings_from_worker() -> None:
-    """In a process that Ray has started for an actor or a task, send warnings to who listens; elsewhere do nothing."""
+    """In a process of a Ray actor or task, send warnings to the listening process; elsewhere do nothing."""
     worker = sys.modules.get("ray._private.worker")
     if worker is not None and worker.global_worker.mode == worker.WORKER_MODE:
         _LOGGER.addHandler(_Sender(logging.WARNING))
@@ -38,9 +38,9 @@ def send_warnings_from_worker() -> None:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Log here what this package warns of in processes that work for this one: each warning once, whoever has it.
+    """Log warnings of this package from the worker processes of this one; each text once.
 
-    Does nothing where this process has no Ray.
+    Does nothing if Ray is not initialized in this process.
     """
     import ray
     from ray.experimental import internal_kv as store
@@ -97,7 +97,7 @@ def printed_warnings() -> Iterator[None]:
 
 
 class _Sender(logging.Handler):
-    """Sends warnings to who listens; where nobody does, they are printed here, as if there were no handler."""
+    """Sends warnings to the listening process; if there is none, they are printed here, as without this handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -127,7 +127,7 @@ class _Printer(logging.Handler):
 
 
 def _send(record: logging.LogRecord) -> bool:
-    """Whether somebody listens, and will read it."""
+    """Send a warning; return whether a process listens, and so will log it."""
     import ray
     from ray.experimental import internal_kv as store
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.making import name_and_maker
+from rllib_kd.environments.making import checked_call
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -159,7 +159,7 @@ def play_chunk(
     Raises:
         ValueError: an episode does not end.
     """
-    obs, _ = name_and_maker(envs.reset, seed=seeds)
+    obs, _ = checked_call(envs.reset, seed=seeds)
     shown = Shown(obs, first=np.ones(len(seeds), dtype=bool))
     totals, running = np.zeros(len(seeds)), np.ones(len(seeds), dtype=bool)
     env_steps = 0
@@ -167,7 +167,7 @@ def play_chunk(
         if seen is not None:
             seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
-        obs, rewards, terminateds, truncateds, _ = name_and_maker(envs.step, actions)
+        obs, rewards, terminateds, truncateds, _ = checked_call(envs.step, actions)
         shown = Shown(obs, ~running, actions, rewards)  # who has ended has nothing to remember
         totals += rewards * running
         env_steps += int(running.sum())

@@ -27,7 +27,7 @@ class GreedyQ:
         self.num_parameters = network.num_parameters
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether it can look at an environment that shows this space."""
+        """Return whether it can look at an environment that shows this space."""
         return self.network.takes(space)
 
     def player(self) -> Act:
@@ -53,7 +53,7 @@ class LikeliestAction:
         self.num_parameters = count_parameters(module)
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether it can look at an environment that shows this space."""
+        """Return whether it can look at an environment that shows this space."""
         return self._pipeline.takes(space)
 
     def player(self) -> Act:

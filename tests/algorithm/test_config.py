@@ -153,7 +153,7 @@ def test_bad_settings_elsewhere_are_refused(change, message):
 
 @pytest.mark.parametrize("teacher", [3, b"x", {"left": 3}])
 def test_a_teacher_is_a_path(teacher):
-    with pytest.raises(ValueError, match="A teacher is the path or URI of a checkpoint"):
+    with pytest.raises(ValueError, match="A teacher must be the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
 
 

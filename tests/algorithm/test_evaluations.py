@@ -9,7 +9,7 @@ from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError
 
-NO_LICENCE = EnvFailedError("The environment 'X' has raised in step(): no licence")
+NO_LICENCE = EnvFailedError("The environment 'X' raised in step(): no licence")
 
 
 @pytest.fixture

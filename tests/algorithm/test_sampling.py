@@ -37,7 +37,7 @@ class Runner(ExplainsFailures, FaultAwareApply):
 
     def set_state_and_sample(self, state: dict, names: tuple) -> Sample:
         if self.gate.name == "raise":
-            raise EnvFailedError("The environment 'X' has raised in step(): no licence")
+            raise EnvFailedError("The environment 'X' raised in step(): no licence")
         while not self.gate.exists():
             time.sleep(0.01)
         self.count += 1
@@ -268,7 +268,7 @@ def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group,
     assert set(of(requests.fetch(weights_seq_no=0))) <= {2}
     wait_for(lambda: (requests.fetch(weights_seq_no=0) and "EnvRunner 1 ends" in caplog.text) or send(requests, 0))
     assert (
-        "EnvRunner 1 failed, and is restarted if fault_tolerance() allows: The environment 'X' has raised in step()"
+        "EnvRunner 1 failed, and is restarted if fault_tolerance() allows: The environment 'X' raised in step()"
         in caplog.text
     )
     # It is RLlib that ends and restarts it.

@@ -10,7 +10,7 @@ from rllib_kd.algorithm.answers import answers
 from rllib_kd.algorithm.unusable_states import UnusableStates
 from rllib_kd.environments.returned import NotFiniteError
 
-FOUND = "The environment 'X' has returned numbers that are not finite from step(), as reward of sub-environment 0: nan."
+FOUND = "The environment 'X' returned numbers that are not finite from step(), as reward of sub-environment 0: nan."
 
 
 class Metrics:

@@ -505,7 +505,7 @@ def test_connectors_that_do_not_fit_the_network(tmp_path):
     path = shutil.copytree(Path(__file__).parents[1] / "checkpoints" / "ray-2.40", tmp_path / "algo")
     shutil.rmtree(path / MODULE)
     make_q_module(gym.spaces.Box(-1, 1, (6,))).save_to_path(str(path / MODULE))
-    message = r"connectors of '.*algo' do not fit its network: they make observations of the shape \[4\].* takes \[6\]"
+    message = r"connectors of '.*algo' do not fit its network: their outputs have the shape \[4\].* inputs \[6\]"
     for use in (load_teacher, partial(evaluate, env="CartPole-v1", num_episodes=1)):
         with pytest.raises(ValueError, match=message):
             use(str(path))
@@ -525,5 +525,5 @@ def test_connectors_that_do_not_fit_the_network(tmp_path):
 def test_each_stage_is_held_to_what_the_network_takes(stages, shape):
     pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (4,)), stages)
     teacher = Teacher(make_q_module(gym.spaces.Box(-1, 1, (7,))), pipeline=pipeline)
-    with pytest.raises(ValueError, match=rf"of the shape {re.escape(str(list(shape)))}, and it takes \[7\]"):
+    with pytest.raises(ValueError, match=rf"of the shape {re.escape(str(list(shape)))}, but its inputs \[7\]"):
         teacher.checked()

@@ -54,7 +54,7 @@ def test_single_environments_show_what_the_vector_env_shows(game, points, config
 def test_what_only_the_vector_env_can_do_is_refused():
     with pytest.raises(ValueError, match="needs use_fire_reset=False"):
         atari.make("ALE/Pong-v5", use_fire_reset=True)
-    with pytest.raises(ValueError, match=r"does not take this env_config: .*'sticky'"):
+    with pytest.raises(ValueError, match=r"does not accept this env_config: .*'sticky'"):
         atari.make("ALE/Pong-v5", sticky=True)
 
 

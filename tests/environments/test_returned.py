@@ -47,7 +47,7 @@ def test_finite_numbers_and_what_are_no_numbers_are_fine(batch):
             "observation of shape (3,) and dtype float32, but .* shape (2,) and",
         ),
         (Discrete(3), 0.5, "observation of shape () and dtype float64, but its .* shape () and dtype int64"),
-        (Box(0, 1, (2,)), [[1], [1, 2]], "observation that is no array, but its observation_space has shape (2,)"),
+        (Box(0, 1, (2,)), [[1], [1, 2]], "observation that is not an array, but its observation_space has shape (2,)"),
         (Dict(a=Box(0, 1, (2,))), {"a": 1.0}, "observation['a'] of shape () and dtype float64, but"),
         (
             Dict(a=Box(0, 1, (2,))),

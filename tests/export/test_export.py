@@ -586,7 +586,7 @@ def test_missing_packages_say_what_to_install(package, tmp_path, monkeypatch):
 
 def test_safetensors_names_the_layers_that_it_cannot_describe(tmp_path):
     student = network(fcnet_activation="Softplus")
-    with pytest.raises(ValueError, match=r"no description of the layer Softplus.*Known are linear, conv2d.*'onnx'"):
+    with pytest.raises(ValueError, match=r"cannot describe the layer Softplus.*Known are linear, conv2d.*'onnx'"):
         export(student, tmp_path / "s", format="safetensors", obs=states(3))
     export(student, tmp_path / "s", format="onnx", obs=states(3))
 
@@ -634,7 +634,7 @@ def test_modules_of_the_users_own(tmp_path):
 
 @pytest.mark.parametrize("function", [q_function, deployment_cost])
 def test_what_is_no_artifact(function, tmp_path):
-    with pytest.raises(ValueError, match="There is not an artifact at"):
+    with pytest.raises(ValueError, match="There is no artifact at"):
         function(tmp_path / "nothing")
     for content in (b"", b"hello world, this is text"):
         (tmp_path / "text").write_bytes(content)

@@ -183,7 +183,7 @@ def test_a_budget_may_be_spent_to_the_last_parameter():
     assert compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * params)["fcnet_hiddens"] == [5]
     smallest = 4 * 1 + 1 + 1 * 2 + 2
     assert compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * smallest)["fcnet_hiddens"] == [1]
-    with pytest.raises(ValueError, match=r"own: rl_module\(.*\), or student='linear'\.$"):
+    with pytest.raises(ValueError, match=r"another network with rl_module\(.*\), or student='linear'\.$"):
         compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * smallest - 1)
 
 

@@ -152,7 +152,7 @@ def test_sb3_without_a_q_network_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"without a Q-network.*Expected a DQN"):
         load_teacher(path)
     weights = sb3_weights(mlp(4, 8, 2)) | {"q_net.features_extractor.own.weight": torch.ones(2)}
-    with pytest.raises(ValueError, match=r"layers that are not known: features_extractor\.own\.weight"):
+    with pytest.raises(ValueError, match=r"unknown layers: features_extractor\.own\.weight"):
         load_teacher(sb3_zip(tmp_path / "b.zip", weights, CARTPOLE_OBS, 2))
     with pytest.raises(ValueError, match="it has 2 outputs, but there are 3 actions"):
         load_teacher(sb3_zip(tmp_path / "c.zip", sb3_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 3))
@@ -283,7 +283,7 @@ def test_safetensors_with_a_description_beside_it(tmp_path):
 
     network = mlp(4, 8, 2, activation=nn.Sigmoid)
     (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(network.state_dict()))
-    with pytest.raises(ValueError, match=r"says nothing of its layers. Put a file 'a\.json' beside it"):
+    with pytest.raises(ValueError, match=r"does not describe its layers. Put a file 'a\.json' beside it"):
         load_teacher(tmp_path / "a.safetensors")
     linear = [{"op": "linear", "weight": f"{i}.weight", "bias": f"{i}.bias"} for i in (0, 2)]
     description = {"layers": [linear[0], {"op": "sigmoid"}, linear[1]], "observation_shape": [4]}
@@ -309,7 +309,7 @@ def test_torchscript_is_a_program_that_needs_trust(tmp_path):
     torch.jit.save(torch.jit.script(network), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"TorchScript program.*trust_checkpoint=True"):
         load_teacher(tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"does not say what it takes.*a\.json"):
+    with pytest.raises(ValueError, match=r"does not record the shape of its observations.*a\.json"):
         load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
     (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
     teacher = load_teacher(tmp_path / "a.pt", trust_checkpoint=True)

@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.config import DistillationConfig
@@ -308,7 +309,7 @@ class DistillDQN(DQN):
             self.learner_group,
             dict(family.items()),
             env_maker(self.config.env, self.config.env_config),
-            pipeline_of(self.env_runner._env_to_module, next(iter(family.values()))),
+            pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(family.values()))),
             num_gradient_steps,
         )
         if moved:

@@ -18,6 +18,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.models.utils import get_activation_fn
 from ray.rllib.utils import replay_buffers
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.unknown_settings import unknown_setting
 from rllib_kd.schedules import check_schedule
 from rllib_kd.text import did_you_mean
@@ -384,7 +385,7 @@ def _types_in(hint: Any) -> set[Any]:
 def _model_hints(cls: type[AlgorithmConfig]) -> dict[str, Any]:
     """Return the type hint of each key of a model config."""
     known = _fluent_arguments(cls)
-    included = {key: known.get(key, (None, None))[1] for key in cls()._model_config_auto_includes}
+    included = {key: known.get(key, (None, None))[1] for key in _rllib.included_in_model_config(cls())}
     return {**included, **typing.get_type_hints(DefaultModelConfig)}
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from ray import cloudpickle
 
+from rllib_kd import _rllib
+
 logger = logging.getLogger(__name__)
 
 
@@ -70,11 +72,12 @@ def restart_sampling(env_runner: Any, salt: int | None = None) -> None:
         env_runner: an EnvRunner with a random generator, `_rng`.
         salt: any number, to seed a new generator; None: the present generator continues.
     """
-    if env_runner._seed is not None:
+    seed = _rllib.seed(env_runner)
+    if seed is not None:
         if salt is not None:
-            env_runner._rng = np.random.default_rng((env_runner._seed, salt))
-        env_runner._seed = int(env_runner._rng.integers(2**31))
-    env_runner._needs_initial_reset = True
+            env_runner._rng = np.random.default_rng((seed, salt))
+        _rllib.set_seed(env_runner, int(env_runner._rng.integers(2**31)))
+    _rllib.reset_next(env_runner)
 
 
 def _setting(env_runner: Any) -> dict[str, Any]:

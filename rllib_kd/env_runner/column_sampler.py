@@ -11,6 +11,7 @@ from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_T
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
@@ -128,13 +129,13 @@ class ExplainsFailures:
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
     """Set the state of an EnvRunner with `sample_columns()`, and sample."""
-    if state[WEIGHTS_SEQ_NO] < env_runner._weights_seq_no:
-        env_runner._weights_seq_no = 0  # the Learner was restored: RLlib would keep the newer student
+    if state[WEIGHTS_SEQ_NO] < _rllib.weights_seq_no(env_runner):  # the Learner was restored
+        _rllib.accept_older_weights(env_runner)
     env_runner.set_state(state)
     shards, metrics = env_runner.sample_columns(**kwargs)
     connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
     connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
-    seq_no = env_runner._weights_seq_no
+    seq_no = _rllib.weights_seq_no(env_runner)
     return Sample(env_runner.worker_index, shards, metrics, seq_no, connector_states, env_runner.not_finite)
 
 
@@ -148,16 +149,16 @@ def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int
 @contextmanager
 def fixed_seed(env_runner: Any) -> Iterator[None]:
     """Make episodes reproducible in this context, whether the user has set a seed or not."""
-    own_seed, is_given = env_runner._seed, env_runner.config.seed is not None
-    env_runner._seed = own_seed if is_given else env_runner.worker_index
+    own_seed, is_given = _rllib.seed(env_runner), env_runner.config.seed is not None
+    _rllib.set_seed(env_runner, own_seed if is_given else env_runner.worker_index)
     try:
         yield
     finally:  # without a seed by chance again: environments keep their random state when they are reset without one
         chance = int(np.random.default_rng().integers(2**31))
-        env_runner._seed = own_seed if is_given else chance
+        _rllib.set_seed(env_runner, own_seed if is_given else chance)
 
 
 def has_plain_connectors(env_runner: Any) -> bool:
     """Return whether observations and actions pass between environment and network unchanged."""
-    connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
+    connectors = [*_rllib.env_to_module(env_runner).connectors, *_rllib.module_to_env(env_runner).connectors]
     return all(isinstance(piece, ImagesToFloats) or is_default_connector(piece) for piece in connectors)

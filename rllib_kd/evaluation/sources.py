@@ -10,6 +10,7 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.rl_module.rl_module import RLModule
 
+from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import normalizes_actions_of, pipeline_of
 from rllib_kd.checkpoints.tune import Location
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
@@ -169,7 +170,7 @@ class _Object(Source):
         if not isinstance(self._source, Algorithm | RLModule) or is_q_network(self._module):
             return GreedyQ(self.network())
         env_runner = None if self._algorithm is None else self._algorithm.env_runner
-        normalize = env_runner is None or normalizes_actions_of(env_runner._module_to_env)
+        normalize = env_runner is None or normalizes_actions_of(_rllib.module_to_env(env_runner))
         return LikeliestAction(self._module, self._pipeline() or _plain(self._module), normalize_actions=normalize)
 
     @cached_property
@@ -178,7 +179,7 @@ class _Object(Source):
 
     def _pipeline(self) -> ObservationPipeline | None:
         env_runner = None if self._algorithm is None else self._algorithm.env_runner
-        return None if env_runner is None else pipeline_of(env_runner._env_to_module, self._module)
+        return None if env_runner is None else pipeline_of(_rllib.env_to_module(env_runner), self._module)
 
 
 def _plain(module: RLModule) -> ObservationPipeline:

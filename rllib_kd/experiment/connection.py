@@ -11,14 +11,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
 import torch
-from ray._private import services
-from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 
+from rllib_kd import _rllib
 from rllib_kd.terminal import say
 
 _CONNECT_TIMEOUT = 5.0  # seconds
@@ -38,7 +36,7 @@ class LocalRay:
     dashboard: bool = False
 
     def __post_init__(self) -> None:
-        least = {"num_cpus": 1, "num_gpus": 0, "num_nodes": 1, "object_store_memory": OBJECT_STORE_MINIMUM_MEMORY_BYTES}
+        least = {"num_cpus": 1, "num_gpus": 0, "num_nodes": 1, "object_store_memory": _rllib.LEAST_OBJECT_STORE_MEMORY}
         for name, low in least.items():
             number = getattr(self, name)
             if number is not None and number < low:
@@ -127,12 +125,8 @@ def _own_sessions() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    popen = services.ConsolePopen
-    services.ConsolePopen = partial(popen, start_new_session=True)
-    try:
+    with _rllib.daemons_started_with(start_new_session=True):
         yield
-    finally:
-        services.ConsolePopen = popen
 
 
 @contextmanager

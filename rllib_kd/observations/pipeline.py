@@ -16,6 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
+from rllib_kd import _rllib
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.spaces import is_float_image, same_space
 from rllib_kd.text import one_line
@@ -206,8 +207,7 @@ class RLlibConnectors:
         """Remembers the running episodes."""
         pipeline = copy.deepcopy(self.pipeline)
         for connector in pipeline.connectors:
-            if hasattr(connector, "_update_stats"):
-                connector._update_stats = False  # playing is no training
+            _rllib.freeze_statistics(connector)
         episodes: list[SingleAgentEpisode] = []
 
         def view(shown: Shown) -> np.ndarray:

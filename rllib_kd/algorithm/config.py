@@ -101,6 +101,7 @@ class DistillationConfig(DQNConfig):
         self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
         self.store_buffer_in_checkpoints = True  # what is resumed goes on at once, and as it would have
 
+    # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(
         self,
         *,

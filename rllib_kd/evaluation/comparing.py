@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,56 +133,86 @@ def compare_all(
     teacher = first.network()
     networks = {name: source.network() for name, source in sources.items()}
     make_env = env_maker(*played)
-
-    def playing(network: Teacher) -> Player:
-        return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
-
+    playing = partial(_greedily, epsilon, seed)
     teacher_player = playing(teacher)
     check_fit(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
-
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
-        views = _views([teacher, *networks.values()])
-        teacher_returns, seen = play(make_env, teacher_player, seeds, views=list(views.values()), advance=advance)
-        teacher_states = dict(zip(views, seen, strict=True))
-        random_policy = RandomActions(int(teacher.action_space.n), seed=seed)
-        random_returns, _ = play(make_env, random_policy, seeds, advance=advance)
-        teacher_report = _report("teacher", teacher_returns, teacher, teacher_states[_eyes(teacher)])
-        random_report = _report("random", random_returns)
-        if num_episodes > 1 and not is_better_than_random(teacher_returns, random_returns):
-            _warn_of_teacher(teacher.source, played.name, teacher_report, random_report)
-
+        game = partial(_play, make_env, seeds, advance)
+        returns, teacher_states = game(teacher_player, [teacher, *networks.values()])
+        random_returns, _ = game(RandomActions(int(teacher.action_space.n), seed=seed), [])
+        baselines = (
+            _report("teacher", returns, teacher, teacher_states[_eyes(teacher)]),
+            _report("random", random_returns),
+        )
+        if num_episodes > 1 and not is_better_than_random(returns, random_returns):
+            _warn_of_teacher(teacher.source, played.name, *baselines)
         comparisons = []
         for name, network in networks.items():
-            views = _views([teacher, network])
-            returns, seen = play(make_env, playing(network), seeds, views=list(views.values()), advance=advance)
-            student_states = dict(zip(views, seen, strict=True))
-            report = _report(name, returns, network, student_states[_eyes(network)])
-            on_teacher_states, teacher_regret = confusion_and_regret(
-                teacher, network, teacher_states[_eyes(teacher)], teacher_states[_eyes(network)]
-            )
-            on_student_states, student_regret = confusion_and_regret(
-                teacher, network, student_states[_eyes(teacher)], student_states[_eyes(network)]
-            )
-            comparisons.append(
-                Comparison(
-                    env=played.name,
-                    num_episodes=num_episodes,
-                    epsilon=epsilon,
-                    teacher=teacher_report,
-                    student=report,
-                    random=random_report,
-                    return_ratio=return_ratio(*(each.return_mean for each in (report, teacher_report, random_report))),
-                    compression=network.num_parameters / teacher.num_parameters,
-                    agreement_on_teacher_states=agreement(on_teacher_states),
-                    agreement_on_student_states=agreement(on_student_states),
-                    q_regret_on_teacher_states=teacher_regret,
-                    q_regret_on_student_states=student_regret,
-                    confusion_on_teacher_states=on_teacher_states.tolist(),
-                    confusion_on_student_states=on_student_states.tolist(),
-                    env_config=played.config_as_json(),
-                )
-            )
+            returns, states = game(playing(network), [teacher, network])
+            reports = (_report(name, returns, network, states[_eyes(network)]), *baselines)
+            figures = _figures(teacher, network, {"teacher": teacher_states, "student": states})
+            comparisons.append(_comparison(played, epsilon, reports, figures))
     return comparisons
+
+
+def _greedily(epsilon: float, seed: int, network: Teacher) -> Player:
+    """Return a player of a network's best actions, with a share of random ones."""
+    return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
+
+
+#: Inputs `[M, ...]` of networks in the same states, by `_eyes()`.
+_States = dict[int | None, np.ndarray]
+
+
+def _play(
+    make_env: Callable[[], gym.Env],
+    seeds: Sequence[int],
+    advance: Callable[[int], None],
+    player: Player,
+    networks: Sequence[Teacher],
+) -> tuple[list[float], _States]:
+    """Play one episode for each seed; return the returns, and the visited states as inputs of each network."""
+    views = _views(networks)
+    returns, seen = play(make_env, player, seeds, views=list(views.values()), advance=advance)
+    return returns, dict(zip(views, seen, strict=True))
+
+
+def _figures(teacher: Teacher, student: Teacher, states: Mapping[str, _States]) -> dict[str, Any]:
+    """Return the fields of a `Comparison` that compare a student's network with its teacher's.
+
+    Args:
+        teacher: the teacher.
+        student: its student.
+        states: states by the policy that visited them, "teacher" or "student".
+    """
+    figures: dict[str, Any] = {"compression": student.num_parameters / teacher.num_parameters}
+    for whose, inputs in states.items():
+        confusion, regret = confusion_and_regret(teacher, student, inputs[_eyes(teacher)], inputs[_eyes(student)])
+        figures[f"agreement_on_{whose}_states"] = agreement(confusion)
+        figures[f"q_regret_on_{whose}_states"] = regret
+        figures[f"confusion_on_{whose}_states"] = confusion.tolist()
+    return figures
+
+
+def _comparison(
+    played: PlayedEnvironment,
+    epsilon: float,
+    reports: tuple[PolicyReport, PolicyReport, PolicyReport],
+    figures: Mapping[str, Any],
+) -> Comparison:
+    """Return a comparison from the reports of student, teacher and random policy, and the result of `_figures()`."""
+    student, teacher, random = reports
+    return Comparison(
+        env=played.name,
+        num_episodes=len(student.returns),
+        epsilon=epsilon,
+        teacher=teacher,
+        student=student,
+        random=random,
+        return_ratio=return_ratio(student.return_mean, teacher.return_mean, random.return_mean),
+        env_config=played.config_as_json(),
+        **figures,
+    )
 
 
 def evaluate(

@@ -101,12 +101,7 @@ def export(
             f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
             "observations that the environment returns."
         )
-    out = Path(out)
-    if out.is_dir():
-        raise ValueError(f"'{out}' is a folder. Expected the path of the file to write.")
-    if out.exists() and not out.is_file():
-        raise ValueError(f"'{out}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
-
+    out = _checked_path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its path and renamed at the end: no reader finds half a file, or one that failed the check.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
@@ -127,6 +122,16 @@ def export(
             )
         file.replace(out)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def _checked_path(out: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that does not exist, or can be replaced."""
+    path = Path(out)
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder. Expected the path of the file to write.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"'{path}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
+    return path
 
 
 def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> None:

@@ -60,7 +60,6 @@ from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resol
 from rllib_kd.environments.making import env_maker
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
-from rllib_kd.students import initialization
 from rllib_kd.wire import Sample, receive
 
 _SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
@@ -152,9 +151,6 @@ class DistillDQN(DQN):
         """Check that teachers and students fit, send the teachers to EnvRunners, and play the baselines there."""
         warn_of_large_students(self._students, self._teachers)
         check_fit(self.config, self._teachers, self._students, self.spaces)
-        if self.config.init == "teacher":
-            for group_id, name, _ in self._students:
-                initialization.check(self._new_student(name), self._teachers[group_id].module)
         self._teachers.send(self.env_runner_group)
         for group_id, played in play_baselines(self.config, self._teachers, self.env_runner_group).items():
             self._returns.take_baselines(self._students.of_group(group_id), played)

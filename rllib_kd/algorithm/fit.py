@@ -11,9 +11,10 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd.algorithm.preflight import check_teacher
-from rllib_kd.algorithm.students import Students
+from rllib_kd.algorithm.students import Students, new_student
 from rllib_kd.environments.failures import described
 from rllib_kd.observations.spaces import check_spaces, input_space
+from rllib_kd.students import initialization
 from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def check_fit(
     config: DistillationConfig, teachers: Mapping[str, Teacher], students: Students, spaces: Mapping[str, Any]
 ) -> None:
-    """Check that teachers, students and environment have the same spaces, features and supports.
+    """Check that teachers, students and environment have matching spaces, features, supports and layers.
 
     Args:
         config: config of the run.
@@ -48,6 +49,8 @@ def check_fit(
                     f"{teacher.support} and the student's {student.support}. Set training(num_atoms=..., "
                     "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
                 )
+        for name in students.of_group(group_id) if config.init == "teacher" else ():
+            initialization.check(new_student(config, spaces, name), teacher.module)
 
 
 def check_vector_env(group: EnvRunnerGroup) -> None:

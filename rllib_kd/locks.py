@@ -42,7 +42,7 @@ def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
         yield True
     finally:
         try:
-            path.unlink(missing_ok=True)  # before it is freed, so that nobody deletes the file of the next holder
+            path.unlink(missing_ok=True)  # before it is released, so that the next holder's file is not deleted
         finally:
             os.close(descriptor)
 

@@ -118,7 +118,7 @@ class DistillDQN(DQN):
         self.config = self._concrete_config()
         try:
             super().setup(self.config)
-        except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
+        except IndexError:  # which RLlib raises if remote EnvRunners could not be built
             explain_failed_env_runners(self.config, self.env_creator, self._teachers)
             raise
         self._students = Students.of(self.learner_group)

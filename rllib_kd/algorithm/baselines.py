@@ -134,7 +134,7 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
         return measure()
     try:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rllib_kd" / f"baselines-{key}.json"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # the home folder is unknown
         return measure()
     if (kept := _read(path)) is not None:
         return kept

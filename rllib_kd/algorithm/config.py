@@ -99,7 +99,7 @@ class DistillationConfig(DQNConfig):
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
         self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
-        self.store_buffer_in_checkpoints = True  # what is resumed goes on at once, and as it would have
+        self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as without the break
 
     # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(

@@ -85,7 +85,7 @@ class FirstWeights:
         return {"states": {group_id: states.get_state() for group_id, states in self._states.items()}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         for group_id, states in state["states"].items():
             self._states[group_id].set_state(states)
 
@@ -109,7 +109,7 @@ class FirstStates:
         return list(self._parts)
 
     def set_state(self, state: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._parts = list(state)
 
     def initial_weights(self, student: Any, teacher: Teacher, config: Any) -> dict[str, Any]:

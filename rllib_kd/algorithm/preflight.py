@@ -153,7 +153,7 @@ def check_resources(needs: Mapping[str, float]) -> None:
     """
     if not ray.is_initialized():
         if "RAY_ADDRESS" in os.environ:
-            return  # it has what nobody knows before it is joined
+            return  # its resources are unknown before it is joined
         own = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         if lacking := _lacking(needs, own):
             raise ValueError(f"{_spell(needs, lacking, own)} here. {_remedy(needs, lacking)}")

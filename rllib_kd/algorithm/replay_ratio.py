@@ -54,7 +54,7 @@ class ReplayRatio:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._rows_due = state["rows_due"]
         self._steps_since_start = state["steps_since_start"]
         self.num_gradient_steps = state["num_gradient_steps"]

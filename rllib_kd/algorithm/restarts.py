@@ -97,7 +97,7 @@ class Restarts:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._chosen_at = state["chosen_at"]
         self._env_steps = state["env_steps"]
         self._seconds = state["seconds"]

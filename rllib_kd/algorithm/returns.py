@@ -75,5 +75,5 @@ class StudentReturns:
         return {"by_student": {name: dataclasses.asdict(returns) for name, returns in self._by_student.items()}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._by_student |= {name: Returns(**returns) for name, returns in state["by_student"].items()}

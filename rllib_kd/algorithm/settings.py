@@ -299,7 +299,9 @@ def _check_model(where: str, key: str, value: Any, type_hint: Any) -> None:
         try:
             get_activation_fn(value, framework="torch")
         except ValueError as error:
-            raise ValueError(f"'{where}' has no {key}={value!r}: PyTorch knows relu, tanh, silu, ….") from error
+            raise ValueError(
+                f"'{where}' has no {key}={value!r}: expected an activation of PyTorch, such as relu, tanh or silu."
+            ) from error
 
 
 def _check_value(name: str, value: Any, type_hint: Any) -> None:
@@ -416,7 +418,7 @@ def _buffer_arguments(buffer: Any) -> set[str]:
         known = [name for name, value in vars(replay_buffers).items() if inspect.isclass(value)]
         raise ValueError(f"There is no replay buffer '{buffer}'.{did_you_mean(buffer, known)} Known are: {known}.")
     cls = buffer if isinstance(buffer, type) else getattr(replay_buffers, str(buffer).rsplit(".")[-1], None)
-    if cls is None:  # the path of one's own
+    if cls is None:  # the path of a custom class
         return set()
     return {name for base in cls.__mro__ for name in inspect.signature(base).parameters if base is not object}
 

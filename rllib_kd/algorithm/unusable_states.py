@@ -51,7 +51,7 @@ class UnusableStates:
         self._num_dropped = dropped
         counts = {cause: _count(metrics, name) for cause, name in NUM_NOT_FINITE_LIFETIME.items()}
         if not counts["observations"] + counts["rewards"]:
-            found = ""  # in a step that nobody learns from
+            found = ""  # in a step that is not learned from
         # Agents of one env step are many states, which none of RLlib's counters counts.
         is_all = not self._config.is_multi_agent and dropped >= env_steps
         if is_all and env_steps >= max(1, self._config.num_steps_sampled_before_learning_starts):

@@ -161,7 +161,7 @@ class RLlibCheckpoint:
         observation_space, specs = self._read_connectors(folder)
         try:
             stages = connector_stages(specs, observation_space)
-        except Exception as error:  # what a broken state may be, nobody knows
+        except Exception as error:  # a broken state may raise anything
             raise CheckpointError(f"'{folder}' has a broken connector ({type(error).__name__}: {error}).") from error
         if stages is None:
             unknown = [str(name) for name, _, _ in specs if stage_name(name) is None]
@@ -368,7 +368,7 @@ def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: 
         for filters, kernel, stride, *_ in conv_filters or ():
             (high, wide), (down, along) = (_pair(sizes) for sizes in (kernel, stride))
             if not all(_is_positive(n) for n in (filters, high, wide, down, along)):
-                raise ValueError("sizes that are no positive integers")
+                raise ValueError("sizes that are not positive integers")
             padded = (height + high, width + wide)  # at most: RLlib pads an image by a kernel's size
             cost.add("what a convolution takes", channels * padded[0] * padded[1])
             height, width = math.ceil(height / down), math.ceil(width / along)

@@ -131,7 +131,7 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
         try:
             named = None if given in names else _find(given)
         except NothingThereError:
-            named = None  # whoever opens it says so
+            named = None  # opening it raises a clear error
         if named is None:
             students.append((given, None, Student(given, Curve())))
             continue

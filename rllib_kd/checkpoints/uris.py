@@ -134,7 +134,7 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
         if info.type != pyarrow.fs.FileType.File or (info.size or 0) > max_bytes:
             raise CheckpointError(f"'{path}' was refused: it is not a plain file of at most {max_bytes} bytes.")
         with filesystem.open_input_file(path) as file:
-            begun = b""  # of the line that goes on in the next block
+            begun = b""  # of the line that continues in the next block
             while block := file.read(_BLOCK):
                 *ended, begun = (begun + block).split(b"\n")
                 if max(map(len, (*ended, begun))) > max_line:

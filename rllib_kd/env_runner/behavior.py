@@ -27,9 +27,9 @@ class BehaviorPolicy:
         Raises:
             ValueError: both are None.
         """
-        guide = student_q if teacher_q is None else teacher_q  # also says which actions are legal
+        guide = student_q if teacher_q is None else teacher_q  # also has the legal actions
         if guide is None:
-            raise ValueError("There are no Q-values to act by.")
+            raise ValueError("There are no Q-values to act by: give the student's or the teacher's.")
         actions = guide.argmax(-1)
         if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction

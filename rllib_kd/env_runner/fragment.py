@@ -26,7 +26,7 @@ class Fragment:
     def __init__(self, ended_before: np.ndarray):
         self.ended_before = ended_before
         self.steps: list[dict[str, np.ndarray]] = []
-        self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
+        self.final_obs: np.ndarray | None = None  # [N, ...], from which sampling continues
         self.restarted = False
         self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
         self.num_not_finite: dict[str, int] = {}  # of those by cause

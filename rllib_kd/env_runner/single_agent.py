@@ -152,7 +152,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._shown: Any = None  # what the env shows now
         self._reset_next = np.zeros(self.num_envs, dtype=bool)  # where the next step will only reset
         self._rng = np.random.default_rng(self._seed)
-        self._obs: Any = None  # [N, ...], where the direct way goes on
+        self._obs: Any = None  # [N, ...], from which direct sampling continues
         self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode
         self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)

@@ -49,7 +49,7 @@ def failure(env: Any, error: BaseException, *, doing: str) -> EnvFailedError:
         doing: the method that was called; if a vector env resets in its `step()`, the traceback shows that.
     """
     while isinstance(error, RecursionError) and error.__context__ is not None:
-        error = error.__context__  # RLlib makes an environment anew within the handler of its last error
+        error = error.__context__  # RLlib makes a new environment within the handler of its last error
     frames = frames_of(error)
     methods = [frame.function for frame in frames if frame.function in ("reset", "step", "render", "__init__")]
     users = [frame.function for frame in frames if is_users(frame) and frame.function in methods]

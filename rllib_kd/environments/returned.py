@@ -124,7 +124,7 @@ def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFa
 
 
 def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
-    """Return how an observation differs from its space in shape, dtype or keys, in words; None if it does not.
+    """Return how an observation differs from its space in shape, dtype or keys; None if it does not.
 
     Args:
         space: space of the environment, or a part of it.

@@ -22,7 +22,7 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
     Raises:
         ValueError: it cannot; the message has the environment's reason.
     """
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame complains at length where there is no sound card
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame prints warnings without a sound card
     env = make_env()
     try:
         if env.render_mode != mode:

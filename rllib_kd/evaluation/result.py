@@ -35,7 +35,7 @@ class Comparison:
     teacher: PolicyReport
     student: PolicyReport
     random: PolicyReport
-    return_ratio: float  # (student − random) / (teacher − random); NaN where the teacher is no better than random
+    return_ratio: float  # (student − random) / (teacher − random); NaN if the teacher is no better than random
     compression: float  # student parameters / teacher parameters
     agreement_on_teacher_states: float  # share of states in which both choose one action, in [0, 1]
     agreement_on_student_states: float

@@ -46,7 +46,7 @@ class SaveOnInterrupt(tune.Callback):
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._is_announced = False
         self._reported: set[str] = set()
         self._saved: set[str] = set()
 
@@ -72,8 +72,8 @@ class SaveOnInterrupt(tune.Callback):
             return
         last = _last_checkpoints([trial for trial in trials if trial.trial_id in waiting])
         is_bounded = _Deadline.at < math.inf
-        if not self._told:
-            self._told = True
+        if not self._is_announced:
+            self._is_announced = True
             bound = f", if it ends within {_PATIENCE:g} s; {last}" if is_bounded else ""
             say(f"stopping: a checkpoint will be saved after this iteration{bound}. Ctrl-C again ends at once.")
         if time.monotonic() > _Deadline.at:

@@ -30,5 +30,5 @@ def wandb_callback(*, project: str, key: str | None = None, run_name: str | None
     if key is not None:
         os.environ["WANDB_API_KEY"] = key
     callback = WandbLoggerCallback(project=project, **({} if run_name is None else {"name": run_name}))
-    callback.setup()  # as Tune does, which says too late that nobody is logged in
+    callback.setup()  # as Tune does, which reports a missing login too late
     return callback

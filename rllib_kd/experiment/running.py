@@ -322,7 +322,7 @@ def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
         hint = did_you_mean(name, SCHEDULER_IMPORT)
         raise ValueError(f"Unknown scheduler '{name}'.{hint} Known are: {', '.join(SCHEDULER_IMPORT)}.")
     known = inspect.signature(cls() if inspect.isfunction(cls) else cls).parameters
-    for key in arguments:  # Tune leaves out what it does not know, without a word
+    for key in arguments:  # Tune drops unknown arguments silently
         if key not in known:
             raise ValueError(f"The scheduler '{name}' has no argument '{key}'.{did_you_mean(key, known)}")
     arguments = dict(arguments)

@@ -210,7 +210,7 @@ class StudentGroup:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self.statistics.set_state(state["q_statistics"])
         if "obs_statistics" in state:  # not of a version without
             self.obs_statistics.set_state(state["obs_statistics"])

@@ -127,5 +127,5 @@ class QStatistics:
         return {"sums": self._sums.cpu().numpy().copy()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._sums = torch.as_tensor(np.asarray(state["sums"])).to(self._sums)

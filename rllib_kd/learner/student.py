@@ -149,7 +149,7 @@ class Student:
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         device = self.params[0].device
         weights = [torch.as_tensor(np.asarray(weight), device=device) for weight in state["training_weights"]]
         self.training_weights = weights or None

@@ -37,7 +37,7 @@ def pack(columns: Mapping[str, np.ndarray], shape: Sequence[int], *, always: boo
     stacks = columns[OBS]  # [R, k, H, W]
     if stacks.shape[1:] == tuple(shape):
         stacks = np.moveaxis(stacks, -1, 1)
-    starts = np.ones(num_rows, dtype=bool)  # where a stack does not go on from the one before
+    starts = np.ones(num_rows, dtype=bool)  # whether a stack does not continue the previous one
     starts[1:] = (stacks[1:, :-1] != stacks[:-1, 1:]).any((1, 2, 3))
     places = np.arange(num_rows) + (num_frames - 1) * np.cumsum(starts)  # of rows among packed ones
     num_packed = num_rows + (num_frames - 1) * int(starts.sum())

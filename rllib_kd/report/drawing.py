@@ -137,7 +137,7 @@ def _style() -> Iterator[None]:
     style: Any = {
         "svg.fonttype": "none",  # text stays text: it can be selected, read aloud, and takes the page's font
         "svg.hashsalt": "rllib_kd",  # the same figures give the same file
-        "text.parse_math": False,  # a name with a $ is no formula
+        "text.parse_math": False,  # a name with a $ is not a formula
         "text.color": FOREGROUND,
         "axes.labelcolor": FOREGROUND,
         "axes.edgecolor": MUTED,
@@ -159,7 +159,7 @@ def _style() -> Iterator[None]:
     }
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has other fonts
-        mpl.rcdefaults()  # a matplotlibrc of the user's would bring colours that no theme knows
+        mpl.rcdefaults()  # a user's matplotlibrc may have colours that no theme has
         mpl.rcParams.update(style)
         yield
 

@@ -94,7 +94,7 @@ class Path:
 
     layers: list[Layer]  # the student's
     chain: Chain  # the teacher's
-    stems: list[int]  # of each hidden layer, the number of the teacher's that it stands for
+    stems: list[int]  # index of the corresponding layer of the teacher, for each hidden layer
     kept: list[Tensor]  # of each hidden layer, the numbers of its units there
 
     def weights_between(self, i: int, target: Target) -> Tensor | None:

@@ -33,12 +33,12 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
     """
     auto = DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap
     return _student_size(teacher) | {
-        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" asks for one good action of
+        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" needs one good action of
         # several: better for very small students on some tasks, much worse on others. "mse" learns Q-values, for a
-        # student that goes on to learn by itself.
+        # student that later learns by itself.
         "loss": tune.choice(["kl", "reverse_kl", "nll", "mse"]),
         # Return units; for "kl" and "reverse_kl". Around a tenth of the action gap: a third of it hardly differs from
-        # the greedy action, ten times as much tells which mistakes are cheap, and blurs the best action.
+        # the greedy action, ten times as much shows which mistakes are cheap, and blurs the best action.
         "temperature": tune.loguniform(auto / 3, auto * 10),
         # Adam's, with averaged weights. Lower: small students do not converge within the budget; higher: they
         # oscillate.

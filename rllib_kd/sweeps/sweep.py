@@ -319,9 +319,9 @@ class Sweep:
         with filesystem.open_input_stream(f"{path}/{_SPEC}") as stream:
             begun = json.loads(stream.read())
         if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
-            told = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
+            changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
             raise ValueError(
-                f"The sweep in '{self.path}' was started with {told}. Resume it with the same, or give another name."
+                f"The sweep in '{self.path}' was started with {changes}. Resume it with the same, or give another name."
             )
 
     # --- The result ---------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ class Teacher(Checkpointable):
         self.pipeline = pipeline
         self.source = source
         self.trained_return = trained_return
-        self._num_numbers = 0  # in memory for one observation, in the widest layer; 0 while nobody has counted
+        self._num_numbers = 0  # in memory for one observation, in the widest layer; 0 if not counted yet
         if module is not None:
             constructor_kwargs = module.get_ctor_args_and_kwargs()[1]
             if isinstance(module, RLModule):
@@ -295,7 +295,7 @@ class Teacher(Checkpointable):
         # Ray's objects are in memory that all processes of a node share. The weights are used there without a copy, so
         # each node has them once, for any number of EnvRunners.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: nobody writes to a teacher
+            warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: a teacher is never written to
             weights = {name: torch.as_tensor(array) for name, array in state["weights"].items()}
         self._module.load_state_dict(weights, strict=False, assign=True)
 

@@ -116,7 +116,7 @@ class OpenedCheckpoint:
     def network(self) -> Teacher:
         """Return the Q-network, as `load_teacher()` returns it."""
         loaded = self.load()
-        self._found = dataclasses.replace(self._found, content=b"")  # which nobody needs any more
+        self._found = dataclasses.replace(self._found, content=b"")  # which is no longer needed
         return loaded
 
     def load(self, pipeline: ObservationPipeline | None = None) -> Teacher:

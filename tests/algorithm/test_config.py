@@ -64,7 +64,7 @@ def test_the_defaults_are_valid():
         ({"max_staleness": -1}, "`max_staleness` must be an integer of at least 0, got -1"),
         ({"max_staleness": 0.5}, "`max_staleness` must be an integer of at least 0, got 0.5"),
         ({"td_coeff": 1.0, "student_temperature": 1.0}, "the student's outputs must be Q-values"),
-        ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "beside temperature=0.5"),
+        ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "with temperature=0.5"),
     ],
 )
 def test_bad_distillation_settings_are_refused(settings, message):

@@ -76,5 +76,5 @@ def test_numbers_that_are_not_finite_in_baselines_are_an_error_whatever_is_toler
     monkeypatch.setattr(_rllib, "ignores_errors", lambda group: True)
     reason = NotFiniteError(FOUND)
     failed = SimpleNamespace(ok=False, actor_id=1, get=lambda: SimpleNamespace(cause=reason))
-    with pytest.raises(NotFiniteError, match="'X' has returned"):
+    with pytest.raises(NotFiniteError, match="'X' returned"):
         answers(None, [failed])

@@ -456,7 +456,7 @@ def test_connectors_are_not_blamed_for_what_the_environment_returns(counting_con
         runner = make_runner(config.copy(copy_frozen=False).environment(Failing, env_config={"how": how}))
         for _ in range(2):
             sample(runner)
-        assert runner.not_finite.startswith("The environment 'Failing' has returned")
+        assert runner.not_finite.startswith("The environment 'Failing' returned")
 
 
 def test_rewards_that_are_too_large_for_32_bits_are_the_environments(counting_config):
@@ -468,7 +468,7 @@ def test_rewards_that_are_too_large_for_32_bits_are_the_environments(counting_co
     for config in (counting_config, counting_config.env_runners(env_to_module_connector=connector(Doubled))):
         runner = make_runner(config.copy(copy_frozen=False).environment(Rich, env_config={"length": 5}))
         sample(runner)
-        assert runner.not_finite.startswith("The environment 'Rich' has returned")
+        assert runner.not_finite.startswith("The environment 'Rich' returned")
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])

@@ -396,7 +396,7 @@ def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, s
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) <= 2
     assert "No space left on device" in full.stdout + full.stderr
-    assert re.search(r"go on .*--resume", full.stderr), full.stderr
+    assert re.search(r"continue .*--resume", full.stderr), full.stderr
     kept = len(list(disk.glob("default/*/checkpoint_*")))
     assert kept > 3
     enlarge()

@@ -59,7 +59,7 @@ def test_when_all_fail_once_it_is_a_warning_and_no_old_results_are_reported(grou
 def test_when_some_fail_the_others_results_count(group, caplog):
     group.failed[1] = NO_LICENCE
     assert Evaluations().checked(results(1), group) == results(1)
-    assert "Evaluation EnvRunner 1 ends" in caplog.text
+    assert "Evaluation EnvRunner 1 failed" in caplog.text
     assert "All" not in caplog.text
 
 

@@ -388,7 +388,7 @@ def test_a_weight_that_does_not_fit_is_named(checkpoint):
 
 def test_an_unknown_activation_is_refused(checkpoint):
     change_model_config(checkpoint, {"fcnet_activation": "Module"})
-    with pytest.raises(CheckpointError, match="fcnet_activation 'Module' is none of"):
+    with pytest.raises(CheckpointError, match="fcnet_activation is 'Module', expected one of"):
         read_all(checkpoint)
 
 
@@ -400,7 +400,7 @@ def test_an_unknown_activation_is_refused(checkpoint):
         ({"fcnet_hiddens": ["x"]}, "No DefaultDQNTorchRLModule can be built"),
         (
             {"conv_filters": [[10**7, 1, 1]]},
-            r"are invalid \(a convolution to 10000000 channels of \[4, 1\] pixels: 40000000 numbers of",
+            r"are invalid \(a convolution to 10000000 channels of \[4, 1\] pixels: 40000000 numbers for",
         ),
         ({"conv_filters": [None]}, "are invalid"),
         ({"conv_filters": [[4, 3, 0]]}, "are invalid"),
@@ -525,5 +525,5 @@ def test_connectors_that_do_not_fit_the_network(tmp_path):
 def test_each_stage_is_held_to_what_the_network_takes(stages, shape):
     pipeline = ObservationPipeline(gym.spaces.Box(-1, 1, (4,)), stages)
     teacher = Teacher(make_q_module(gym.spaces.Box(-1, 1, (7,))), pipeline=pipeline)
-    with pytest.raises(ValueError, match=rf"of the shape {re.escape(str(list(shape)))}, but its inputs \[7\]"):
+    with pytest.raises(ValueError, match=rf"have the shape {re.escape(str(list(shape)))}, but its inputs \[7\]"):
         teacher.checked()

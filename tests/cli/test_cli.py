@@ -206,7 +206,7 @@ BAD = {
     "more CPUs than there are": ([*RUN, "-c", '{"num_env_runners": 500}'], "A trial needs 501 CPUs"),
     "file is not there": (["train", "file", "nowhere.py"], "no experiment file at 'nowhere.py'"),
     "file of another kind": (["train", "file", "README.md"], "ends in .py or .yaml"),
-    "file from the internet": (["train", "file", "https://example.com/a.py"], "download"),
+    "file from the internet": (["train", "file", "https://example.com/a.py"], "Download it first"),
     "file and algorithm": (["train", "file", "tuning/cartpole.py", "--algo", "DQN"], "Leave out --algo"),
     "file word missing": (["train", "run", "x.py"], "rllib train file FILE"),
     "no student": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1"], "Missing argument"),

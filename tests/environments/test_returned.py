@@ -101,5 +101,5 @@ def test_a_comparison_names_the_environment(how):
             obs, reward, *others = super().step(action)
             return obs * (np.nan if how == "observation" else 1), np.nan if how == "reward" else reward, *others
 
-    with pytest.raises(NotFiniteError, match=rf"'CartPole-v1' has .* as .* of sub-environment 0: nan.*{__file__}"):
+    with pytest.raises(NotFiniteError, match=rf"'CartPole-v1' returned .* as .* of sub-environment 0: nan.*{__file__}"):
         play(lambda: Broken(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0, 1])

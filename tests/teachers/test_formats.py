@@ -65,7 +65,7 @@ def test_sb3_activations_are_read_as_names(tmp_path):
     assert q_values(load_teacher(path), states(50)) == pytest.approx(say(network, states(50)), abs=1e-6)
     policy_kwargs["activation_fn"] = nn.LeakyReLU
     path = sb3_zip(tmp_path / "b", sb3_weights(network), CARTPOLE_OBS, 2, policy_kwargs=serialized(policy_kwargs))
-    with pytest.raises(ValueError, match="activation_fn is LeakyReLU, and only ReLU"):
+    with pytest.raises(ValueError, match="activation_fn is LeakyReLU, expected one of ReLU"):
         load_teacher(path)
 
 

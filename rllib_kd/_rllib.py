@@ -1,22 +1,28 @@
-"""Every private name of RLlib that is reached from outside of its class, in one file.
+"""Every private name of Ray and RLlib that is reached from outside its class or module, in one file.
 
-One small function each, with the reason. tests/test_rllib_names.py fails by name where a Ray has moved one.
+One small function each, with the reason. tests/test_rllib_names.py fails by name if a Ray has moved one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from ray._private import worker
+from ray._private import ray_constants, services, worker
+from ray.experimental import internal_kv
+
+# --- EnvRunners -------------------------------------------------------------------------------------------------------
 
 
 def actor_manager(env_runner_group: Any) -> Any:
-    """Return the manager that counts the requests to EnvRunners: the group has no public way to ask for them."""
+    """Return the manager that counts the requests to EnvRunners: the group has no public access to them."""
     return env_runner_group._worker_manager
 
 
 def ignores_errors(env_runner_group: Any) -> bool:
-    """Return whether `fault_tolerance()` restarts EnvRunners that have died, or goes on without them."""
+    """Return whether `fault_tolerance()` restarts EnvRunners that have died, or continues without them."""
     return env_runner_group._ignore_ray_errors_on_env_runners
 
 
@@ -30,6 +36,112 @@ def forget_calls(manager: Any, actor_id: int) -> None:
     manager._remove_async_state(actor_id)
 
 
+def env_to_module(env_runner: Any) -> Any:
+    """Return an EnvRunner's pipeline from observations to module inputs: RLlib has no public access to it."""
+    return env_runner._env_to_module
+
+
+def module_to_env(env_runner: Any) -> Any:
+    """Return an EnvRunner's pipeline from module outputs to actions: RLlib has no public access to it."""
+    return env_runner._module_to_env
+
+
+def weights_seq_no(env_runner: Any) -> int:
+    """Return the number of updates of the EnvRunner's student: `get_state()` has it only with all the weights."""
+    return env_runner._weights_seq_no
+
+
+def accept_older_weights(env_runner: Any) -> None:
+    """Let the next `set_state()` set weights with any number: RLlib ignores older ones, as after a restore."""
+    env_runner._weights_seq_no = 0
+
+
+def seed(env_runner: Any) -> int | None:
+    """Return the seed of the next reset: RLlib derives it from the config once."""
+    return env_runner._seed
+
+
+def set_seed(env_runner: Any, value: int | None) -> None:
+    """Set the seed of the next reset."""
+    env_runner._seed = value
+
+
+def reset_next(env_runner: Any) -> None:
+    """Let the next sampling begin with a reset of all environments."""
+    env_runner._needs_initial_reset = True
+
+
+# --- Connectors and configs -------------------------------------------------------------------------------------------
+
+
+def freeze_statistics(connector: Any) -> None:
+    """Fix the statistics of a MeanStdFilter, which would change with each observation."""
+    if hasattr(connector, "_update_stats"):
+        connector._update_stats = False
+
+
+def included_in_model_config(config: Any) -> dict[str, Any]:
+    """Return the entries that an algorithm's config adds to its model config."""
+    return config._model_config_auto_includes
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+LEAST_OBJECT_STORE_MEMORY = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES  # bytes
+
+
 def own_node() -> Any:
-    """Return the node of this process, which says whether it has started Ray; None where Ray is not initialized."""
+    """Return the node of this process, which shows whether it has started Ray; None if Ray is not initialized."""
     return worker._global_node
+
+
+def is_worker_process() -> bool:
+    """Return whether Ray has started this process for an actor or a task."""
+    return worker.global_worker.mode == worker.WORKER_MODE
+
+
+@contextmanager
+def daemons_started_with(**arguments: Any) -> Iterator[None]:
+    """In this context, start Ray's daemons with further arguments of `subprocess.Popen`."""
+    popen = services.ConsolePopen
+    services.ConsolePopen = partial(popen, **arguments)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
+class KeyValueStore:
+    """Ray's key-value store, which all processes of a cluster share.
+
+    Args:
+        namespace: prefix that separates these keys from those of others.
+    """
+
+    def __init__(self, namespace: str):
+        self._namespace = namespace
+
+    @staticmethod
+    def is_there() -> bool:
+        """Return whether this process is connected to a store."""
+        return internal_kv._internal_kv_initialized()
+
+    def keys(self, prefix: str) -> list[bytes]:
+        """Return the keys with a prefix."""
+        return internal_kv._internal_kv_list(prefix, namespace=self._namespace)
+
+    def get(self, key: str | bytes) -> bytes | None:
+        """Return the value of a key, or None."""
+        return internal_kv._internal_kv_get(key, namespace=self._namespace)
+
+    def put(self, key: str, value: str | bytes, *, overwrite: bool = True) -> None:
+        """Set the value of a key, or keep an earlier one if `overwrite` is False."""
+        internal_kv._internal_kv_put(key, value, overwrite=overwrite, namespace=self._namespace)
+
+    def has(self, key: str) -> bool:
+        """Return whether a key has a value."""
+        return internal_kv._internal_kv_exists(key, namespace=self._namespace)
+
+    def delete(self, prefix: str) -> None:
+        """Delete all keys with a prefix."""
+        internal_kv._internal_kv_del(prefix, del_by_prefix=True, namespace=self._namespace)

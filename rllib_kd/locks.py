@@ -1,4 +1,4 @@
-"""Locks of folders, between processes: whoever holds one and is killed frees it."""
+"""Locks of folders between processes; a lock is released if its process is killed."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ except ImportError:  # Windows
 
 
 class LockedError(Exception):
-    """Somebody else holds the lock; the message names who."""
+    """Another process holds the lock; the message names it."""
 
 
 @contextmanager
 def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a folder, which need not exist: a file `.NAME.lock` beside it, gone at the end.
+    """Hold the lock of a folder, which need not exist: a file `.NAME.lock` beside it, deleted at the end.
 
     Args:
-        folder: its parent must exist.
-        wait: for somebody else to free it.
+        folder: the folder; its parent must exist.
+        wait: whether to wait until another process releases it.
 
     Yields:
-        Whether it is held: not where the system or the filesystem has no locks.
+        Whether the lock is held: False if the system or the filesystem has no locks.
 
     Raises:
-        LockedError: somebody else holds it, and `wait` is False.
+        LockedError: another process holds it, and `wait` is False.
         OSError: the parent cannot be written to.
     """
     path = folder.with_name(f".{folder.name}.lock")
@@ -42,13 +42,13 @@ def locked(folder: Path, *, wait: bool) -> Iterator[bool]:
         yield True
     finally:
         try:
-            path.unlink(missing_ok=True)  # before it is freed, so that nobody deletes the file of the next holder
+            path.unlink(missing_ok=True)  # before it is released, so that the next holder's file is not deleted
         finally:
             os.close(descriptor)
 
 
 def _acquire(path: Path, *, wait: bool) -> int | None:
-    """The descriptor that holds the lock; None where there are no locks."""
+    """Return the descriptor that holds the lock; None if there are no locks."""
     if fcntl is None:
         return None
     while True:
@@ -80,7 +80,7 @@ def _is_same(descriptor: int, path: Path) -> bool:
 
 
 def _sign(descriptor: int) -> None:
-    """Write down who holds the lock, for the others' messages."""
+    """Write the name of this process into the lock, for messages of others."""
     try:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)

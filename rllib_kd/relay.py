@@ -1,8 +1,8 @@
-"""Warnings of all processes of a run, on the terminal where it was started.
+"""Print warnings of all processes of a run on the terminal where it was started.
 
-A trial runs in an actor, its EnvRunners and Learners in further ones, maybe on other nodes; what they log stays in
-files of Ray there. What this package warns of goes through the key-value store of Ray to the process that listens: also
-before the first result, and of a trial that never has one.
+A trial runs in an actor, its EnvRunners and Learners in other actors, perhaps on other nodes; their logs stay in Ray's
+files there. Warnings of this package go through Ray's key-value store to the process that listens, also before the
+first result, and also from a trial that never has one.
 """
 
 from __future__ import annotations
@@ -25,28 +25,33 @@ _NAMESPACE = "rllib_kd_warnings"
 _SECONDS_BETWEEN_LOOKS = 0.3
 
 
-#: Loggers whose infos the command line prints too: which checkpoint a run folder stands for.
+#: Loggers whose infos the command line prints, too: which checkpoint a run folder means.
 _NOTES = ("rllib_kd.checkpoints.tune",)
 
 
 def send_warnings_from_worker() -> None:
-    """In a process that Ray has started for an actor or a task, send warnings to who listens; elsewhere do nothing."""
-    worker = sys.modules.get("ray._private.worker")
-    if worker is not None and worker.global_worker.mode == worker.WORKER_MODE:
+    """In a process of a Ray actor or task, send warnings to the listening process; elsewhere do nothing."""
+    if "ray._private.worker" not in sys.modules:  # not to import Ray here
+        return
+    from rllib_kd._rllib import is_worker_process
+
+    if is_worker_process():
         _LOGGER.addHandler(_Sender(logging.WARNING))
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Log here what this package warns of in processes that work for this one: each warning once, whoever has it.
+    """Log warnings of this package from the worker processes of this one; each text once.
 
-    Does nothing where this process has no Ray.
+    Does nothing if Ray is not initialized in this process.
     """
     import ray
-    from ray.experimental import internal_kv as store
 
+    from rllib_kd._rllib import KeyValueStore
+
+    store = KeyValueStore(_NAMESPACE)
     # Shutting down an emulated cluster takes the store from a process that is connected to another one.
-    if not ray.is_initialized() or not store._internal_kv_initialized():
+    if not ray.is_initialized() or not store.is_there():
         yield
         return
 
@@ -55,9 +60,9 @@ def listening() -> Iterator[None]:
     is_over = threading.Event()
 
     def look() -> None:
-        keys = set(store._internal_kv_list(_key(job, "warning"), namespace=_NAMESPACE)) - heard
+        keys = set(store.keys(_key(job, "warning"))) - heard
         heard.update(keys)
-        values = [store._internal_kv_get(key, namespace=_NAMESPACE) for key in keys]
+        values = [store.get(key) for key in keys]
         for _, name, level, message in sorted(json.loads(value) for value in values if value):
             logging.getLogger(name).log(level, "%s", message, extra={"is_relayed": True})
 
@@ -66,11 +71,11 @@ def listening() -> Iterator[None]:
             while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
                 look()
             look()
-            store._internal_kv_del(_key(job), del_by_prefix=True, namespace=_NAMESPACE)
+            store.delete(_key(job))
         except Exception as error:  # Ray has ended, and with it who could warn
             _LOGGER.info("Warnings of other processes are no longer shown: %s", error)
 
-    store._internal_kv_put(_key(job, "listens"), b"1", namespace=_NAMESPACE)
+    store.put(_key(job, "listens"), b"1")
     thread = threading.Thread(target=look_until_it_is_over, daemon=True)
     thread.start()
     try:
@@ -97,7 +102,7 @@ def printed_warnings() -> Iterator[None]:
 
 
 class _Sender(logging.Handler):
-    """Sends warnings to who listens; where nobody does, they are printed here, as if there were no handler."""
+    """Sends warnings to the listening process; if there is none, they are printed here, as without this handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -127,17 +132,19 @@ class _Printer(logging.Handler):
 
 
 def _send(record: logging.LogRecord) -> bool:
-    """Whether somebody listens, and will read it."""
+    """Send a warning; return whether a process listens, and so will log it."""
     import ray
-    from ray.experimental import internal_kv as store
 
+    from rllib_kd._rllib import KeyValueStore
+
+    store = KeyValueStore(_NAMESPACE)
     job = ray.get_runtime_context().get_job_id()
-    if not store._internal_kv_exists(_key(job, "listens"), namespace=_NAMESPACE):
+    if not store.has(_key(job, "listens")):
         return False
     message = record.getMessage()
     content: list[Any] = [record.created, record.name, record.levelno, message]
     key = _key(job, "warning", hashlib.sha256(message.encode(errors="replace")).hexdigest())
-    store._internal_kv_put(key, json.dumps(content), overwrite=False, namespace=_NAMESPACE)
+    store.put(key, json.dumps(content), overwrite=False)
     return True
 
 

@@ -1,4 +1,4 @@
-"""Values over time: a number, or RLlib's `[[env_steps, value], ...]`, interpolated linearly and constant afterwards."""
+"""Schedules: a number, or RLlib's `[[env_steps, value], ...]`, interpolated linearly and constant afterwards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Schedule = float | Sequence[Sequence[float]]
 
 
 def value_at(schedule: Schedule, env_steps: int) -> float:
-    """The schedule's value after `env_steps` environment steps."""
+    """Return the schedule's value after `env_steps` environment steps."""
     if not isinstance(schedule, Sequence):
         return float(schedule)
     times, values = zip(*schedule, strict=True)
@@ -21,13 +21,13 @@ def value_at(schedule: Schedule, env_steps: int) -> float:
 
 
 def qdagger(return_ratio: float) -> float:
-    """Weight of the distillation loss beside TD: what the student still lacks, 1 − return ratio, in [0, 1].
+    """Return the weight of the distillation loss beside TD: 1 − return ratio, clipped to [0, 1].
 
-    Agarwal et al. 2022, arXiv 2206.01626, with the return ratio in which a random policy counts as 0: the ratio of the
-    plain returns grows as the student gets worse, where returns are negative.
+    Agarwal et al. 2022, arXiv 2206.01626, with the return ratio in which a random policy counts as 0: with negative
+    returns, the ratio of plain returns would grow as the student gets worse.
 
     Args:
-        return_ratio: (student − random) / (teacher − random); NaN as long as it is not known.
+        return_ratio: (student − random) / (teacher − random); NaN while unknown.
 
     Returns:
         In [0, 1]; 1 for NaN.
@@ -36,7 +36,7 @@ def qdagger(return_ratio: float) -> float:
 
 
 def values_of(schedule: Schedule) -> list[float]:
-    """Every value that the schedule names (for checks of their range)."""
+    """Return every value in the schedule, for checks of their range."""
     return [float(value) for _, value in schedule] if isinstance(schedule, Sequence) else [float(schedule)]
 
 
@@ -46,11 +46,11 @@ def check_schedule(
     """Check form and range of a schedule.
 
     Args:
-        name: of the field, for messages.
-        schedule: what the user gave.
-        low: the lowest value that is allowed.
-        high: the highest one.
-        words: that the field also understands, for messages.
+        name: name of the field, for messages.
+        schedule: the user's value.
+        low: lowest valid value.
+        high: highest valid value.
+        words: words that are also valid, for messages.
 
     Raises:
         ValueError: `schedule` is neither a number nor `[[env_steps, value], ...]` with increasing steps from 0, or one

@@ -16,24 +16,24 @@ _MAX_LINE = 2_000  # characters
 
 
 def say(message: str) -> None:
-    """One line on stderr, above a progress line."""
+    """Print one line on stderr, above a progress line."""
     print(one_line(message, limit=_MAX_LINE), file=sys.stderr)  # which rich has put its own file in place of
 
 
 @contextmanager
 def bar(title: str, *, total: int | None, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr that vanishes at the end; in a file or pipe nothing is printed.
+    """Show a progress bar on stderr, which disappears at the end; nothing is printed in a file or pipe.
 
         with bar("teacher", total=num_episodes) as advance:
             advance(1)
 
     Args:
-        title: what is being done; of up to 20 characters.
-        total: how much there is to do; None: nobody knows.
-        shown: False: not even on a terminal.
+        title: name of the task, up to 20 characters.
+        total: number of steps; None: unknown.
+        shown: False: not shown on a terminal either.
 
     Yields:
-        A function to be called with how much has been done since its last call.
+        A function to call with the number of steps since its last call.
     """
     short = Column(no_wrap=True, overflow="ellipsis", max_width=20)  # room for the bar at 40 columns
     with Progress(
@@ -51,5 +51,5 @@ def bar(title: str, *, total: int | None, shown: bool = True) -> Iterator[Callab
 
 
 def watched() -> bool:
-    """Whether stderr is a terminal. Rich also calls a file one, where FORCE_COLOR is set."""
+    """Return whether stderr is a terminal. With FORCE_COLOR, rich takes a file for one, too."""
     return sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Words for people: the nearest known name, what can be printed, what JSON can express."""
+"""Text for people: the nearest known name, printable characters, numbers; and values that JSON can express."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def finite_or_none(value: Any) -> Any:
-    """The value, in which numbers that are not finite, for which JSON has no word, are None."""
+    """Return the value with None for numbers that are not finite, which JSON lacks."""
     if isinstance(value, dict):
         return {key: finite_or_none(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -24,27 +24,27 @@ _UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 _MAX_CELL = 200  # characters of a name in a table
 
 
-#: What a spreadsheet takes for the beginning of a formula.
+#: Characters that begin a formula in a spreadsheet.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """` Did you mean 'x'?` with the nearest known name in any case, or nothing; `cutoff` is difflib's, in [0, 1]."""
+    """Return ` Did you mean 'x'?` with the nearest known name in any case, or ''; `cutoff` is difflib's, in [0, 1]."""
     spelled = {known_name.lower(): known_name for known_name in known}
     near = difflib.get_close_matches(str(name).lower(), list(spelled), n=1, cutoff=cutoff)
     return f" Did you mean '{spelled[near[0]]}'?" if near else ""
 
 
 def printable(text: object, *, limit: int | None = None, lines: bool = False) -> str:
-    """Text from a file, a path or another program, that neither steers a terminal nor misleads who reads it.
+    """Return text from a file, a path or another program that can neither control a terminal nor mislead a reader.
 
-    Control characters (of which escape sequences are made), characters that change the direction of text or take no
-    place, and halves of surrogate pairs are replaced by U+FFFD each.
+    Control characters (including escape sequences), characters that change the direction of text or have no width, and
+    halves of surrogate pairs are replaced by U+FFFD each.
 
     Args:
-        text: or what has one.
-        limit: characters, > 10; of a longer text the middle is left out.
-        lines: whether line ends stay.
+        text: text, or an object with one.
+        limit: characters, > 10; the middle of a longer text is left out. None: no limit.
+        lines: whether line ends are kept.
     """
     kept = "\n" if lines else ""
     clean = "".join(c if c.isprintable() or c in kept else _UNPRINTABLE for c in str(text))
@@ -55,29 +55,29 @@ def printable(text: object, *, limit: int | None = None, lines: bool = False) ->
 
 
 def one_line(text: object, *, limit: int | None = None) -> str:
-    """As `printable()`; what stands in several lines, or is indented, becomes one line with single spaces."""
+    """Return `printable()` text in one line, with single spaces."""
     return printable(" ".join(str(text).split()), limit=limit)
 
 
 def for_html(text: object) -> str:
-    """As `printable()`, as HTML that shows this text."""
+    """Return `printable()` text, escaped for HTML."""
     return html.escape(printable(text))
 
 
 def for_spreadsheet(value: str) -> str:
-    """As `printable()`; a text that a spreadsheet would execute as a formula has a quote before it."""
+    """Return `printable()` text, with a quote before it if a spreadsheet would run it as a formula."""
     return f"'{printable(value)}" if value.startswith(_FORMULA) else printable(value)
 
 
 def cell(text: object, style: str = "") -> Any:
-    """Text of a table by rich, whose markup in it (`[red]`) is none."""
+    """Return text for a table of rich, in which markup like `[red]` is plain text."""
     from rich.text import Text
 
     return Text(printable(text, limit=_MAX_CELL), style)
 
 
 def rendered(*parts: Any) -> str:
-    """What rich would print on 80 columns: plain text, whether this is a terminal or not, without spaces at line ends.
+    """Return what rich prints on 80 columns as plain text, on a terminal or not, without spaces at line ends.
 
     Args:
         parts: tables, or text without markup.
@@ -93,17 +93,17 @@ def rendered(*parts: Any) -> str:
 
 
 def mean_and_interval(mean: float, half_width: float = math.nan) -> str:
-    """`-0.062 ± 0.043`, `500.0 ± 0.0`, `12,345 ± 210`: the digits follow the interval.
+    """Return a text like `-0.062 ± 0.043`, `500.0 ± 0.0` or `12,345 ± 210`, with digits as the interval needs.
 
     Args:
         mean: in any unit.
-        half_width: of its confidence interval; where it is not finite, as that of one episode, the mean stands alone.
+        half_width: half width of its confidence interval; if it is not finite, as for one episode, it is left out.
     """
     return means_and_intervals([(mean, half_width)])[0]
 
 
 def means_and_intervals(pairs: Sequence[tuple[float, float]]) -> list[str]:
-    """As `mean_and_interval()`, for a column of a table: with equally many decimals, as far as they mean something."""
+    """Return `mean_and_interval()` for a column of a table, with the same decimals as far as they are significant."""
     finest = max((_decimals(*pair) for pair in pairs), default=0)
     texts = []
     for mean, half_width in pairs:
@@ -114,19 +114,19 @@ def means_and_intervals(pairs: Sequence[tuple[float, float]]) -> list[str]:
 
 
 def number(value: float, half_width: float = math.nan) -> str:
-    """A mean alone, with the digits that it has beside its interval."""
+    """Return a mean without its interval, with the same digits as with it."""
     return mean_and_interval(value, half_width).split(" ± ")[0]
 
 
 def ratio(value: float) -> str:
-    """A return ratio: `0.987`; `–` where there is none."""
+    """Return a return ratio as text: `0.987`; `–` if there is none."""
     return f"{value:.3g}" if 10 <= abs(value) < math.inf else _number(value, 3, scale=1.0)
 
 
 def _decimals(mean: float, half_width: float) -> int:
-    """That a mean and its interval need: two digits of the interval, or three of the mean where there is none.
+    """Return the decimals of a mean and its interval: two digits of the interval, or three of the mean without one.
 
-    Where numbers are of an ordinary size, one at least; and five digits of the larger of the two are enough.
+    At least one decimal for numbers of ordinary size, and at most five digits of the larger of the two.
     """
     if not math.isfinite(mean):
         return 0
@@ -141,7 +141,7 @@ def _most_decimals(mean: float, half_width: float) -> int:
 
 
 def _magnitude(value: float) -> int:
-    """Of the first digit, once the value has two: 0.0996 → -1 (0.10), 0.5 → -1, 500 → 2."""
+    """Return the power of ten of a value rounded to two digits: 0.0996 → -1 (0.10), 0.5 → -1, 500 → 2."""
     return int(f"{abs(value):.1e}".split("e")[1])
 
 

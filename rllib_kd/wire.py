@@ -1,4 +1,4 @@
-"""What travels between EnvRunners, driver and Learners: columns by name, samples, packed weights."""
+"""Data sent between EnvRunners, driver and Learners: columns by name, samples, packed weights."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _SMALL = 100_000  # bytes that Ray would rather send along than store
 
 
 class Sample(NamedTuple):
-    """What an EnvRunner answers to a request.
+    """An EnvRunner's answer to a request.
 
     Args:
-        worker_index: whose answer it is.
-        shards: columns as `hand_over()` makes them, for each Learner.
-        metrics: RLlib's.
-        weights_seq_no: of the student that acted; Learners count their updates by it.
-        connector_states: of an EnvRunner with connectors of its own, by component; else empty.
-        not_finite: the first numbers that its environments have returned and that are not finite, in words; else empty.
+        worker_index: index of the EnvRunner.
+        shards: columns from `hand_over()`, for each Learner.
+        metrics: RLlib's metrics.
+        weights_seq_no: number of updates of the student that acted.
+        connector_states: states of custom connectors, by component; empty without any.
+        not_finite: the message for the first numbers of its environments that are not finite; empty if there are none.
     """
 
     worker_index: int
@@ -37,22 +37,22 @@ class Sample(NamedTuple):
 
 
 def hand_over(env_runner: Any, columns: Mapping[str, Any]) -> Any:
-    """Columns on their way to a Learner: a reference, or themselves where it is in the process that samples."""
+    """Return columns for a Learner: a reference, or the columns themselves if it is in the same process."""
     is_here = env_runner.worker_index == 0 and env_runner.config.num_learners == 0
     return columns if is_here else ray.put(columns)
 
 
 def receive(columns: Any) -> Mapping[str, Any]:
-    """What `hand_over()` was given.
+    """Return the columns that were passed to `hand_over()`.
 
     Raises:
-        ray.exceptions.ObjectLostError: it was lost with the EnvRunner that has sampled it.
+        ray.exceptions.ObjectLostError: they were lost with the EnvRunner that sampled them.
     """
     return ray.get(columns) if isinstance(columns, ray.ObjectRef) else columns
 
 
 def pack_weights(weights: Mapping[str, Any]) -> Any:
-    """A copy on its way to EnvRunners: of small weights itself, of larger ones a reference, stored once for all.
+    """Return a copy for EnvRunners: small weights themselves, or a reference to larger ones, which are stored once.
 
     RLlib's `set_state()` takes both.
     """
@@ -60,5 +60,5 @@ def pack_weights(weights: Mapping[str, Any]) -> Any:
     return tree.map_structure(np.array, weights) if size <= _SMALL else ray.put(weights)
 
 
-#: Columns of labels: Q-values `[A]`, return distributions `[A, atoms]`, and what the last layer gets, `[units]`.
+#: Columns of labels: Q-values `[A]`, return distributions `[A, atoms]`, and inputs of the last layer `[units]`.
 TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"

@@ -4,12 +4,15 @@ import ast
 import inspect
 import textwrap
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import ray
-from ray._private import worker
+from ray._private import ray_constants, services, worker
 from ray._private.node import Node
+from ray.experimental import internal_kv
 from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.connectors.common.numpy_to_tensor import NumpyToTensor
 from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
@@ -48,14 +51,33 @@ REACHED = {
     ),
     Learner: ("_learner_index", "_weights_seq_no", "_optimizer_lr_schedules"),
     DQNLearner: ("last_update_ts_by_mid",),
-    SingleAgentEnvRunner: ("_env_to_module", "_module_to_env", "_try_env_reset", "_try_env_step"),
+    SingleAgentEnvRunner: (
+        "_env_to_module",
+        "_module_to_env",
+        "_needs_initial_reset",
+        "_seed",
+        "_try_env_reset",
+        "_try_env_step",
+        "_weights_seq_no",
+    ),
+    AlgorithmConfig: ("_model_config_auto_includes",),
     MultiAgentEnvRunner: ("_try_env_reset", "_try_env_step"),
     Node: ("is_head",),
     MeanStdFilter: ("_update_stats",),
     Trainable: ("_storage", "_iteration"),
 }
 #: The same in modules of Ray.
-REACHED_IN_MODULES = {worker: ("_global_node",)}
+REACHED_IN_MODULES = {
+    worker: ("_global_node", "global_worker", "WORKER_MODE"),
+    services: ("ConsolePopen",),
+    ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
+    internal_kv: tuple(f"_internal_kv_{name}" for name in ("initialized", "list", "get", "put", "exists", "del")),
+}
+#: Private names of other packages: named tuples, Python, PyTorch.
+OF_OTHERS = (
+    *("_replace", "_exit", "_Unpickler"),
+    *("_foreach_lerp_", "_foreach_mul_", "_foreach_norm", "_forward_hooks", "_forward_pre_hooks"),
+)
 
 
 def source_of(classes) -> str:
@@ -124,7 +146,44 @@ def test_what_sampling_goes_on_from_is_there(cls):
 def test_what_is_reached_in_one_file_is_listed():
     tree = ast.parse(inspect.getsource(_rllib))
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
+    used -= {"_private", "_namespace"}
     assert used <= {name for names in (REACHED | REACHED_IN_MODULES).values() for name in names}
+
+
+def private_names_of_others(tree: ast.Module) -> set[str]:
+    """`x._y` in a file, but for those of `self`, `cls` and `super()`; and modules below `ray._private`."""
+    names = {
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "._private" in str(node.module)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = getattr(node.value, "id", None) or getattr(getattr(node.value, "func", None), "id", None)
+            if owner not in ("self", "cls", "super"):
+                names.add(node.attr)
+    return names
+
+
+def own_private_names(tree: ast.Module) -> set[str]:
+    """Private names that a file defines or assigns to `self`."""
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    stored = {node for node in ast.walk(tree) if isinstance(getattr(node, "ctx", None), ast.Store)}
+    names = {node.id for node in stored if isinstance(node, ast.Name)}
+    return (
+        functions | names | {node.attr for node in stored if getattr(getattr(node, "value", None), "id", "") == "self"}
+    )
+
+
+def test_no_private_name_of_ray_is_reached_from_another_file():
+    trees = {path: ast.parse(path.read_text()) for path in Path(rllib_kd.__file__).parent.rglob("*.py")}
+    own = set().union(*map(own_private_names, trees.values()), OF_OTHERS)
+    reached = {path.name: private_names_of_others(tree) - own for path, tree in trees.items()}
+    del reached["_rllib.py"]
+    assert {name: names for name, names in reached.items() if names} == {}
+    assert private_names_of_others(ast.parse("from ray._private import worker\nrunner._gone = worker._node")) == {
+        "ray._private",
+        "_gone",
+        "_node",
+    }
 
 
 @pytest.mark.parametrize("module", REACHED_IN_MODULES)

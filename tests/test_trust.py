@@ -147,7 +147,9 @@ def test_a_config_of_an_environment_runs_nothing(tmp_path, kind, monkeypatch, ca
             with pytest.raises(SystemExit) as ended:
                 main()
             assert ended.value.code == 2, name
-            assert "sets what is not known to be harmless: 'run'. Set these keys" in capsys.readouterr().err, name
+            assert "has entries that are not known to be harmless: 'run'. Set these keys" in capsys.readouterr().err, (
+                name
+            )
     assert not mark.exists()
 
 

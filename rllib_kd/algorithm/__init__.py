@@ -1,1 +1,1 @@
-"""DistillDQN: the settings of a distillation, and who does what, when."""
+"""DistillDQN: its config, its training loop, and the parts of a run."""

@@ -1,4 +1,4 @@
-"""DistillDQN and its config: who does what, when."""
+"""DistillDQN and its config: the training loop, evaluation and checkpoints."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.config import DistillationConfig
@@ -59,22 +60,21 @@ from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resol
 from rllib_kd.environments.making import env_maker
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
-from rllib_kd.students import initialization
 from rllib_kd.wire import Sample, receive
 
 _SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
 
 
 class DistillDQNConfig(DistillationConfig):
-    """Configures `DistillDQN`: everything that RLlib's `DQNConfig` has, and `.distillation(...)`.
+    """Configures `DistillDQN`: everything in RLlib's `DQNConfig`, and `.distillation(...)`.
 
     Defaults that differ from `DQNConfig`: ε 0.05 from the start (Rusu et al. 2015), a student that is not dueling, 16
-    environments an EnvRunner in fragments of 32 steps, batches of 256 rows drawn from a columnar replay in the Learner,
-    and evaluation in an EnvRunner group of its own, always with the greedy student.
+    environments for each EnvRunner in fragments of 32 steps, batches of 256 rows drawn from a columnar replay in the
+    Learner, and evaluation in a separate EnvRunner group, always with the greedy student.
 
     `training(replay_buffer_config={"alpha": 0.6, "beta": 0.4})` makes the replay prioritized (Schaul et al. 2016, arXiv
-    1511.05952), by the TD error, or by the distillation loss where there is no TD. alpha, in [0, 1]: 0 (default) is
-    uniform, 1 draws in proportion to the error. beta, in [0, 1]: 0 corrects nothing of that in the loss, 1 all.
+    1511.05952), by the TD error, or by the distillation loss if there is no TD. alpha, in [0, 1]: 0 (default) is
+    uniform, 1 draws in proportion to the error. beta, in [0, 1]: the share of this bias that the loss corrects.
     """
 
     __module__ = "rllib_kd"  # the name in pickles, wherever the code is
@@ -84,7 +84,7 @@ class DistillDQNConfig(DistillationConfig):
 
 
 class DistillDQN(DQN):
-    """Trains a compact student Q-network to act like a trained teacher, on states that EnvRunners visit."""
+    """Trains a compact student Q-network to act like a trained teacher, on the states that EnvRunners visit."""
 
     __module__ = "rllib_kd"  # the name in pickles, wherever the code is
 
@@ -102,7 +102,7 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def setup(self, config: AlgorithmConfig) -> None:
-        """Load the teachers, shape the students, build RLlib's groups, and let teachers and students meet.
+        """Load the teachers, shape the students, build RLlib's groups, and connect teachers with students.
 
         Raises:
             ValueError: a teacher cannot be loaded, or does not fit the environment or the student.
@@ -118,7 +118,7 @@ class DistillDQN(DQN):
         self.config = self._concrete_config()
         try:
             super().setup(self.config)
-        except IndexError:  # what RLlib makes of remote EnvRunners that could not be built
+        except IndexError:  # which RLlib raises if remote EnvRunners could not be built
             explain_failed_env_runners(self.config, self.env_creator, self._teachers)
             raise
         self._students = Students.of(self.learner_group)
@@ -139,7 +139,7 @@ class DistillDQN(DQN):
         self._postponed.catch_up()
 
     def _concrete_config(self) -> DistillDQNConfig:
-        """Return the config with all that actors read from it: widths, the environment's settings, no networks."""
+        """Return the config that actors read: with layer widths and the environment's settings, without networks."""
         config = self.config.copy(copy_frozen=False)
         config.settle_environment()
         shape_students(config, self._teachers)
@@ -148,12 +148,9 @@ class DistillDQN(DQN):
         return config
 
     def _meet_teachers(self) -> None:
-        """Check teachers and students against each other, send the teachers to EnvRunners, and let them play there."""
+        """Check that teachers and students fit, send the teachers to EnvRunners, and play the baselines there."""
         warn_of_large_students(self._students, self._teachers)
         check_fit(self.config, self._teachers, self._students, self.spaces)
-        if self.config.init == "teacher":
-            for group_id, name, _ in self._students:
-                initialization.check(self._new_student(name), self._teachers[group_id].module)
         self._teachers.send(self.env_runner_group)
         for group_id, played in play_baselines(self.config, self._teachers, self.env_runner_group).items():
             self._returns.take_baselines(self._students.of_group(group_id), played)
@@ -187,9 +184,9 @@ class DistillDQN(DQN):
         return samples
 
     def _update(self, samples: list[Sample]) -> dict[str, Any] | None:
-        """Learn as much as is due; return the student for remote EnvRunners, or None if there are none."""
+        """Make the gradient steps that are due; return the student for remote EnvRunners, or None if there are none."""
         env_steps = self.num_env_steps
-        # Those for the first Learner first.
+        # The shards of the first Learner come first.
         shards = [sample.shards[index] for index in range(max(1, self.config.num_learners)) for sample in samples]
         num_steps = self._replay_ratio.steps_due()
         if self.config.init == "teacher" and self.num_gradient_steps == 0:
@@ -215,7 +212,7 @@ class DistillDQN(DQN):
     @override(DQN)
     @names_dead_learners
     def step(self) -> dict[str, Any]:
-        """RLlib's training iteration, with the result's `distillation` entry."""
+        """Run RLlib's training iteration; add the entry `distillation` to its result."""
         results = super().step()
         staleness = self._sampling.end_iteration(
             self.num_env_steps, env_to_module=self.env_to_module_connector, module_to_env=self.module_to_env_connector
@@ -237,7 +234,7 @@ class DistillDQN(DQN):
     @override(DQN)
     @names_dead_learners
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """RLlib's evaluation; of a family, of one student after the other: see `students` in the result."""
+        """Run RLlib's evaluation. The students of a family are evaluated in turn: see `students` in the result."""
         if not self.config.members:
             evaluation = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(evaluation, of=None if self.config.is_multi_agent else DEFAULT_MODULE_ID)
@@ -266,7 +263,7 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """As RLlib; but the others do not wait, and a restarted EnvRunner also needs the teacher again."""
+        """Restore EnvRunners as RLlib does, without making the others wait, and send them the teacher again."""
         samples = env_runner_group is self.env_runner_group
         is_back = samples and self._sampling.requests.ping_the_dead()
         if samples and env_runner_group.num_healthy_remote_env_runners() and not is_back:
@@ -278,25 +275,25 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def cleanup(self) -> None:
-        """As RLlib's, also where the environment of a remote EnvRunner hangs."""
+        """Clean up as RLlib does, but also if the environment of a remote EnvRunner hangs."""
         if hasattr(self, "_sampling"):  # setup() came that far
             self._sampling.requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
             if (group := self.eval_env_runner_group) is not None:
                 kill_the_hung(group, failed=given_up(group), seconds=_SECONDS_TO_STOP)
         super().cleanup()
 
-    # --- What can be asked --------------------------------------------------------------------------------------------
+    # --- Queries ------------------------------------------------------------------------------------------------------
 
     @override(DQN)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
-        """The student; of a family or in multi-agent settings the one of that name; of restarts the best.
+        """Return the student: in a family or with several agents the one of that name; with restarts the best copy.
 
         Raises:
-            ValueError: of a family, no name was given, or one that is not in it.
+            ValueError: there is a family, and the name is missing or not in it.
         """
         family = self.config.students
         if family and module_id not in family:
-            raise ValueError(f"This is a family of students: name one of them, {sorted(family)}. Got '{module_id}'.")
+            raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
         self._choose_restarts()
         if not self.config.members:
             return super().get_module(module_id)
@@ -312,23 +309,23 @@ class DistillDQN(DQN):
             self.learner_group,
             dict(family.items()),
             env_maker(self.config.env, self.config.env_config),
-            pipeline_of(self.env_runner._env_to_module, next(iter(family.values()))),
+            pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(family.values()))),
             num_gradient_steps,
         )
 
     @property
     def num_env_steps(self) -> int:
-        """Env steps sampled so far, over restarts."""
+        """Return the env steps sampled so far, including those before a restore."""
         return int(self.metrics.peek((ENV_RUNNER_RESULTS, NUM_ENV_STEPS_SAMPLED_LIFETIME), default=0))
 
     @property
     def num_gradient_steps(self) -> int:
-        """Gradient steps of each student so far, over restarts."""
+        """Return the gradient steps of each student so far, including those before a restore."""
         return self._replay_ratio.num_gradient_steps
 
     def __repr__(self) -> str:
-        # Ray asks for it when __init__ has failed in an actor, before there is a config: without an answer the actor
-        # dies, and takes the error that explains why with it.
+        # Ray calls it after __init__ has failed in an actor, before there is a config. If it raised, the actor would
+        # die, and the explaining error would be lost.
         return super().__repr__() if self.config is not None else type(self).__name__
 
     def _new_student(self, name: str) -> Any:
@@ -393,9 +390,12 @@ class DistillDQN(DQN):
         filesystem: pyarrow.fs.FileSystem | None = None,
         **kwargs: Any,
     ) -> str:
-        """As RLlib's, with the replay of each Learner; on a local disk, whole or not at all.
+        """Save RLlib's checkpoint, with the replay of each Learner; on a local disk, atomically.
 
-        A checkpoint that lies there stays until the new one is complete. See `replacing()`.
+        An older checkpoint at `path` stays until the new one is complete. See `replacing()`.
+
+        Raises:
+            OSError: the checkpoint cannot be written, or a Learner could not write its part.
         """
         folder = local_folder(path, filesystem)
         if folder is None:
@@ -426,7 +426,7 @@ class DistillDQN(DQN):
     @classmethod
     @override(DQN)
     def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> DistillDQN:
-        """As RLlib's, which takes no relative paths.
+        """Restore from a checkpoint as RLlib does, but also from a relative path.
 
         Raises:
             ValueError: another version of this package wrote the checkpoint, and this one cannot read it.
@@ -462,16 +462,16 @@ class DistillDQN(DQN):
                 self._replay_ratio.replay_is_empty()
 
     def _go_on(self) -> None:
-        """Sample on after a restore, with the restored teachers."""
+        """Continue sampling after a restore, with the restored teachers."""
         check_fit(self.config, self._teachers, self._students, self.spaces)
         self._teachers.send(self.env_runner_group)
         self._sampling.resume(self.num_env_steps)
 
 
 def _limit_threads(num_cpus: int) -> None:
-    """Give the Learner and EnvRunner of this process as many threads as RLlib gives it CPUs.
+    """Limit PyTorch in this process to as many threads as RLlib assigns CPUs to it.
 
-    Ray does so for the processes that it starts. With more threads than free cores, torch is many times slower.
+    Ray does so for the processes that it starts. With more threads than free cores, PyTorch is many times slower.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, int(num_cpus)))

@@ -1,4 +1,4 @@
-"""What teacher and random policy reach, played once and kept: trials of a sweep share what one has measured."""
+"""Baselines: returns of teacher and random policy, played once and cached, so that the trials of a sweep share them."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-#: Packages whose environments change with their version alone. Others may be edited between two runs.
+#: Packages whose environments change only with their version. Others may be edited between two runs.
 _FIXED_ENVIRONMENTS = {"gymnasium": "gymnasium", "ale_py": "ale-py"}
 
 
 BASELINES = ("teacher", "random")
 
 
-#: Undiscounted returns of each episode, by who played.
+#: Undiscounted return of each episode, by policy.
 Played = dict[str, list[float]]
 
 
 def play_baselines(
     config: DistillationConfig, teachers: Mapping[str, Teacher], group: EnvRunnerGroup
 ) -> dict[str, Played]:
-    """Let the greedy teachers and random policies play on the EnvRunners, unless a cache has their returns.
+    """Play episodes of the greedy teachers and of random policies on the EnvRunners, unless their returns are cached.
 
     Returns:
         Returns by group; empty if `num_baseline_episodes` is 0 or there is no teacher.
@@ -83,12 +83,12 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
 
     Args:
         played: returns of the "teacher" and the "random" policy.
-        teacher: that played.
-        env: in which, for messages.
-        must_gain: whether it must be better than a random policy.
+        teacher: the teacher that played.
+        env: its environment, for messages.
+        must_gain: whether the teacher must be better than a random policy.
 
     Raises:
-        ValueError: it is not, but must be.
+        ValueError: the teacher must be better than a random policy, but is not.
     """
     num_episodes = len(played["teacher"])
     teacher_return, random_return = (float(np.mean(played[who])) for who in BASELINES)
@@ -97,7 +97,8 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
     if must_gain and gain <= 0:
         raise ValueError(
             "kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
-            f"{number(teacher_return)} and {number(random_return)} over {num_episodes} episodes."
+            f"{number(teacher_return)} and {number(random_return)} over {num_episodes} episodes. Check the teacher's "
+            "environment, wrappers and connectors, or set `kd_coeff` to a number."
         )
     if not is_better_than_random(played["teacher"], played["random"]):
         logger.warning(
@@ -112,20 +113,20 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
         )
     elif trained_return is not None and gain < 0.5 * (trained_return - random_return):
         logger.warning(
-            "The teacher '%s' plays '%s' far worse than in its training: a mean return of %s over %d episodes, "
-            "where its training ended with %s, and a random policy has %s. The environment may differ from the "
-            "one of its training, in its wrappers, its config or its connectors.",
+            "The teacher '%s' plays '%s' far worse than in its training: its mean return over %d episodes is %s, but "
+            "was %s at the end of its training (a random policy: %s). The environment may differ in its wrappers, "
+            "config or connectors from the one of its training.",
             teacher.source,
             env,
-            number(teacher_return),
             num_episodes,
+            number(teacher_return),
             number(trained_return),
             number(random_return),
         )
 
 
 def cached(key: str | None, measure: Callable[[], Played]) -> Played:
-    """What was measured once under this key, or is measured now. None as key: always now.
+    """Return the cached result for this key, or measure and cache it. Without a key (None), always measure.
 
     The cache is a folder of small JSON files: `$XDG_CACHE_HOME/rllib_kd`, by default `~/.cache/rllib_kd`.
     """
@@ -133,7 +134,7 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
         return measure()
     try:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rllib_kd" / f"baselines-{key}.json"
-    except RuntimeError:  # nobody's home
+    except RuntimeError:  # the home folder is unknown
         return measure()
     if (kept := _read(path)) is not None:
         return kept
@@ -149,7 +150,7 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
 
 
 def _read(path: Path) -> Played | None:
-    """Returns that `cached()` has written; None where the file is missing, half written, or anything else."""
+    """Return what `cached()` has written; None if the file is missing, incomplete, or not of this kind."""
     try:
         played = json.loads(path.read_text()) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
@@ -163,13 +164,16 @@ def _are_returns(values: Any) -> bool:
 
 
 def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], settings: Sequence[Any]) -> str | None:
-    """Equal for equal teachers, environments and settings; None where an environment may change under its name.
+    """Return a key that is equal for equal teachers, environments and settings.
 
     Args:
-        teacher: that plays.
+        teacher: the teacher that plays.
         env: as in `config.environment()`.
-        env_config: of the environment.
-        settings: whatever else the returns depend on.
+        env_config: config of the environment.
+        settings: other values that the returns depend on.
+
+    Returns:
+        The key; None if the environment may change under its name.
     """
     if not isinstance(env, str) or env not in gym.registry or _global_registry.contains(ENV_CREATOR, env):
         return None

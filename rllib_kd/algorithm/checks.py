@@ -1,4 +1,4 @@
-"""Which settings make sense, and which make sense together. No check touches a file or changes the config."""
+"""Check settings, alone and in combination. No check touches a file or changes the config."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ WORDS = {
 
 
 def check(config: DistillationConfig) -> None:
-    """Check all settings, in the order of this list.
+    """Check all settings, in the order of `_CHECKS`.
 
     Raises:
-        ValueError: a setting, or a combination of settings, makes no sense. The message contains what was got, what was
-            expected and what to do.
+        ValueError: a setting, or a combination of settings, is not supported. The message contains what was got, what
+            was expected and what to do.
     """
     for part in _CHECKS:
         part(config)
@@ -52,7 +52,7 @@ def check(config: DistillationConfig) -> None:
 
 
 def check_names(config: DistillationConfig) -> None:
-    """Refuse fields that no code reads: a plain dict, as Tune passes it, may have any."""
+    """Refuse fields that no code reads: a config from a plain dict, as Tune passes it, may have any."""
     known = set(vars(type(config)()))
     for name in vars(config):
         if name not in known and name != "class" and not name.startswith("__"):  # Tune's own start with "__"
@@ -80,7 +80,8 @@ def check_numbers(config: DistillationConfig) -> None:
         _check_positive("regret_coeff", config.regret_coeff, "a number, or 0 for the KL alone")
         if config.loss != "kl":
             raise ValueError(
-                f"`regret_coeff`={config.regret_coeff} needs loss='kl', got loss={config.loss!r}. Set one of them."
+                f"`regret_coeff`={config.regret_coeff} needs loss='kl', got loss={config.loss!r}. Leave out one of "
+                "them."
             )
     if config.feature_coeff != 0:
         _check_positive("feature_coeff", config.feature_coeff, "a number, or 0 for no feature matching")
@@ -141,8 +142,8 @@ def check_ensemble(config: DistillationConfig) -> None:
     """Check that the loss can be computed from the combined outputs of an ensemble."""
     if config.loss == "categorical" and any(isinstance(teacher, list | tuple) for teacher in config.teachers.values()):
         raise ValueError(
-            "The loss 'categorical' learns return distributions, but an ensemble has the mean of Q-values. Use "
-            "another loss, or one teacher."
+            "The loss 'categorical' needs return distributions, but an ensemble has only mean Q-values. Use another "
+            "loss, or one teacher."
         )
     if config.ensemble != "policy":
         return
@@ -195,12 +196,12 @@ def check_weights_of_losses(config: DistillationConfig) -> None:
         for missing, reason in (
             (
                 not config.uses_td,
-                "`td_coeff` is 0: as the student comes near its teacher, nothing is left to learn from",
+                "`td_coeff` is 0, so nothing would be left to learn from near the teacher's return. Set td_coeff",
             ),
-            (not config.evaluation_interval, "there are no evaluations: set .evaluation(evaluation_interval=...)"),
+            (not config.evaluation_interval, "there are no evaluations. Set .evaluation(evaluation_interval=...)"),
             (
                 config.num_baseline_episodes == 0,
-                "`num_baseline_episodes` is 0: there is nothing to compare returns with",
+                "`num_baseline_episodes` is 0, so it cannot be computed. Leave num_baseline_episodes out",
             ),
         ):
             if missing:
@@ -214,18 +215,19 @@ def check_losses(config: DistillationConfig) -> None:
     if config.value_gate and not config.uses_td:
         raise ValueError(
             "`value_gate` compares the teacher's values with those that the student learns from rewards, but "
-            "`td_coeff` is 0: a value above the teacher's would never be corrected. Set td_coeff, or no gate."
+            "`td_coeff` is 0, so a value above the teacher's would never be corrected. Set td_coeff, or leave "
+            "value_gate out."
         )
     own_scale = config.student_temperature not in (None, config.temperature)
     if config.uses_td and config.loss in POLICY_LOSSES and own_scale:
         raise ValueError(
             f"With `td_coeff`, the student's outputs must be Q-values, but student_temperature="
-            f"{config.student_temperature} beside temperature={config.temperature} gives them another scale. Leave it "
-            "at None."
+            f"{config.student_temperature} with temperature={config.temperature} gives them another scale. Leave "
+            "student_temperature at None."
         )
     if config.loss == "categorical" and config.model_config.get("num_atoms", 1) < 2:
         raise ValueError(
-            "The loss 'categorical' is for a C51 student, but this one has one output an action. Give it the "
+            "The loss 'categorical' needs a C51 student, but this one has one output for each action. Give it the "
             "teacher's support: training(num_atoms=51, v_min=..., v_max=...), or use another loss."
         )
     if config.uses_td and config.num_atoms > 1:
@@ -277,19 +279,22 @@ def check_family(config: DistillationConfig) -> None:
         ("rl_module_spec", config.own_rl_module_spec),
     ):
         if value is not None:
-            raise ValueError(f"Both `students` and `{name}` say what is trained. Set one of them.")
+            raise ValueError(f"Both `students` and `{name}` set what is trained. Set one of them.")
     for name, shape in config.students.items():
         if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or not is_named(name):
-            raise ValueError(f"The name of a student becomes that of a folder: a word, got {name!r}.")
+            raise ValueError(
+                f"The name of a student becomes a folder's name, so it must be a word of letters, digits, '_', '-' and "
+                f"'.', got {name!r}."
+            )
         _check_shape(f"students['{name}']", shape)
 
 
 def check_restarts(config: DistillationConfig) -> None:
-    """Check that there may be copies of the student."""
+    """Check that copies of the student are possible."""
     if config.restarts == 1:
         return
     if config.is_multi_agent:
-        raise ValueError(f"`restarts`={config.restarts} is for single-agent settings. Set it to 1.")
+        raise ValueError(f"`restarts`={config.restarts} is supported in single-agent settings only. Set it to 1.")
     if config.init == "teacher":
         raise ValueError(
             f"`restarts`={config.restarts} copies of a student would be equal with init='teacher'. Set init='random', "
@@ -334,7 +339,7 @@ def check_multi_agent(config: DistillationConfig) -> None:
     if not config.is_multi_agent:
         if isinstance(config.teacher, Mapping):
             raise ValueError(
-                f"There is a teacher for each of {sorted(config.teacher)}, but no such policies. Name them: "
+                f"There are teachers for the policies {sorted(config.teacher)}, but no such policies. Name them: "
                 ".multi_agent(policies=..., policy_mapping_fn=...)."
             )
         return
@@ -343,7 +348,7 @@ def check_multi_agent(config: DistillationConfig) -> None:
     if not isinstance(config.teacher, Mapping) or not config.teacher or not set(config.teacher) <= set(policies):
         got = sorted(config.teacher) if isinstance(config.teacher, Mapping) else repr(config.teacher)
         raise ValueError(
-            f"In multi-agent settings each policy that is to learn needs a teacher of its own: "
+            f"In multi-agent settings each policy that learns needs a teacher of its own: "
             f".distillation(teacher={example}), with policies of {policies}. Got {got}."
         )
     trained = policies if config.policies_to_train is None else config.policies_to_train
@@ -353,11 +358,11 @@ def check_multi_agent(config: DistillationConfig) -> None:
             f"{sorted(trained)}. Set multi_agent(policies_to_train={sorted(config.teacher)})."
         )
     if config.own_connectors & {"env_to_module", "module_to_env"}:
-        raise ValueError("Connectors of your own are not supported in multi-agent settings. Wrap the environment.")
+        raise ValueError("Custom connectors are not supported in multi-agent settings. Wrap the environment.")
     if config.students or config.student:
         raise ValueError(
-            "`student` and `students` are for single-agent settings. Shape the students of several policies by "
-            "`compression`, or by rl_module(...)."
+            "`student` and `students` are supported in single-agent settings only. Shape the students of several "
+            "policies by `compression`, or by rl_module(...)."
         )
 
 
@@ -365,7 +370,7 @@ def check_replay_type(config: DistillationConfig) -> None:
     """Check that the replay is the columnar one of the Learners."""
     if config.replay_buffer_config.get("type") != "ColumnarReplay":
         raise ValueError(
-            "DistillDQN has a replay of its own, in the Learners. Set only its size and priorities: "
+            "DistillDQN uses a replay of its own, in the Learners. Set only its size and priorities: "
             "training(replay_buffer_config={'capacity': ..., 'alpha': ..., 'beta': ...}). Got "
             f"{config.replay_buffer_config}."
         )
@@ -382,21 +387,21 @@ def check_classes(config: DistillationConfig) -> None:
     if not (isinstance(cls, type) and issubclass(cls, expected)):
         raise ValueError(f"`env_runner_cls` must be a {expected.__name__}, got {cls}.")
     if "learner" in config.own_connectors:
-        raise ValueError("`learner_connector` has no place here: Learners get columns, not episodes. Leave it out.")
+        raise ValueError("`learner_connector` is not supported: Learners get columns, not episodes. Leave it out.")
     if config.batch_mode != "truncate_episodes":
         raise ValueError(f"`batch_mode` must be 'truncate_episodes', got {config.batch_mode!r}.")
 
 
 def check_learners(config: DistillationConfig) -> None:
-    """Check that each Learner gets rows: those of environments of its own."""
+    """Check that there are environments, and so rows, for each Learner."""
     if not config.in_evaluation and config.num_envs_per_env_runner < config.num_learners:
         raise ValueError(
-            f"Each of the {config.num_learners} Learners takes the rows of environments of its own: set "
+            f"Each of the {config.num_learners} Learners gets the rows of different environments. Set "
             f"num_envs_per_env_runner to at least {config.num_learners}, got {config.num_envs_per_env_runner}."
         )
 
 
-#: All checks. Later ones take for granted what earlier ones have found.
+#: All checks. Later ones rely on earlier ones.
 _CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
     # Each setting by itself.
     check_names,

@@ -1,4 +1,4 @@
-"""The settings, and what follows from them. This module knows no Algorithm: algorithm.py names it."""
+"""The settings of a distillation, and values derived from them. It imports no Algorithm: algorithm.py does."""
 
 from __future__ import annotations
 
@@ -99,8 +99,9 @@ class DistillationConfig(DQNConfig):
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
         self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
-        self.store_buffer_in_checkpoints = True  # what is resumed goes on at once, and as it would have
+        self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as without the break
 
+    # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(
         self,
         *,
@@ -134,113 +135,112 @@ class DistillationConfig(DQNConfig):
         num_baseline_episodes: int | None = NotProvided,
         max_staleness: int | None = NotProvided,
     ) -> Self:
-        """Sets what is distilled from whom, how, and on which states.
+        """Sets teachers and students, the losses, and the states on which students learn.
 
         Args:
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
                 Stable-Baselines3, CleanRL, safetensors, ONNX or TorchScript; or "cartpole", the teacher that comes with
-                the package. A path becomes absolute at once. Or a teacher that is loaded already, by `load_teacher()`:
-                it then travels with the config, to where the path does not exist. A list of these is an ensemble. In
-                multi-agent settings: a dict of one teacher (or list) for each policy that is to learn. None: with
-                `td_coeff` above 0 this is DQN itself, and its checkpoints are teachers like any other.
-            ensemble: what several teachers say together. "q" (default): the mean of their Q-values, in return units; of
-                teachers with rewards on one scale and one discount, since otherwise the largest values decide.
+                the package. A relative path is made absolute. Or a loaded teacher, from `load_teacher()`: it is then
+                sent with the config, also to nodes without the path. A list of these is an ensemble. In multi-agent
+                settings: a dict of one teacher (or list) for each policy that learns. None: with `td_coeff` above 0
+                this is DQN itself, and its checkpoints can be teachers like any other.
+            ensemble: how an ensemble's outputs are combined. "q" (default): the mean of the Q-values, in return units;
+                the teachers' rewards must have the same scale and discount, otherwise the largest values dominate.
                 "policy": the mean of their softmaxes at `temperature`, which must be a number then, for losses that
                 rank actions. Low temperatures count their best actions as votes, high ones weigh how much they prefer
                 them. Rusu et al. 2015, arXiv 1511.06295.
-            trust_checkpoint: whether what the teacher's checkpoint holds may be executed: for RLModules and connectors
-                of your own, and for TorchScript. False (default): it is read as data.
-            loss: "kl" (default; forward KL of the action probabilities), "reverse_kl" (keeps to one of the
+            trust_checkpoint: whether code in the teacher's checkpoint may be run: needed for custom RLModules and
+                connectors, and for TorchScript. False (default): it is read as data.
+            loss: "kl" (default; forward KL of the action probabilities), "reverse_kl" (the student prefers one of the
                 teacher's good actions; for very small students better on some tasks and much worse on others), "jsd"
-                (between the two), "nll" (the teacher's greedy action) or "margin" (that action wins by a margin): the
-                student's outputs rank the actions. "mse" or "huber": they are Q-values. "categorical": return
-                distributions of a C51 student, `training(num_atoms=...)`, with the support of its C51 teacher.
-                losses.py has formulas and sources.
+                (between the two), "nll" (the teacher's greedy action) or "margin" (that action wins by a margin): with
+                these the student's outputs rank the actions. "mse" or "huber": its outputs are Q-values.
+                "categorical": return distributions of a C51 student, `training(num_atoms=...)`, with the support of
+                its C51 teacher. losses.py has formulas and sources.
             temperature: divides the teacher's Q-values in "kl", "reverse_kl" and "jsd"; > 0, return units. Low: the
                 student copies the greedy action; high: it copies all preferences, and learns less about the best one.
                 "auto" (default): a tenth of the teacher's median action gap, measured as states come in. Rusu et al.
                 2015, arXiv 1511.06295.
-            student_temperature: divides the student's outputs in the same losses and "nll"; > 0. None (default): such
-                that the outputs count in median action gaps of the teacher; with `td_coeff`, such that they are
-                Q-values. 1: the paper's form, in which they are logits, and must grow far before they are as sharp as
-                the teacher's.
-            huber_delta: where "huber" turns from quadratic to linear; > 0, return units, or normalised ones with
-                `normalize_q_values`. Low: robust; high: half of "mse".
+            student_temperature: divides the student's outputs in the same losses and "nll"; > 0. None (default): its
+                outputs are in units of the teacher's median action gap; with `td_coeff`, they are Q-values. 1: the
+                paper's form, in which outputs are logits and must grow large before they are as sharp as the teacher's.
+            huber_delta: error at which "huber" changes from quadratic to linear; > 0, return units, or normalised units
+                with `normalize_q_values`. Low: robust; high: half of "mse".
             regret_coeff: weight of the student's expected Q-regret beside "kl", in median action gaps; ≥ 0. Low: the
-                student covers what the teacher does, whatever a mistake costs; high: it avoids mistakes that cost much,
+                student covers all the teacher's actions, whatever a mistake costs; high: it avoids expensive mistakes,
                 which matters if it is too small to avoid all. None (default): 1 without TD, 0 with TD.
-            jsd_beta: β of "jsd"; in [0, 1]. Low: as "kl", a student that covers all that the teacher does; high: as
-                "reverse_kl", one that keeps to what the teacher does most. Default: 0.5, the Jensen-Shannon divergence.
-                Agarwal et al. 2023, arXiv 2306.13649.
-            margin: by how much the teacher's action must win in "margin"; > 0, in units of the student's outputs (with
-                `td_coeff`: return). Low: it need only rank first; high: other actions are pushed further down than they
-                deserve. Default: 0.8, as Hester et al. 2017, arXiv 1704.03732, for rewards around 1.
-            normalize_q_values: whether "mse" and "huber" are learned in coordinates in which the level of the Q-values
-                and the differences between actions have one scale each (default). False: on the raw Q-values, where
-                the level takes most of the student's attention. The student puts out Q-values either way.
-            normalize_observations: whether a student that takes a vector learns on inputs with a mean of 0 and a scale
-                of 1 each (default). This is folded into its first layer: the student itself takes raw observations. Not
-                used with `td_coeff`, nor if a Learner overrides the loss. LeCun et al. 1998, "Efficient BackProp".
-            gap_weighting: whether a state counts by how much the choice of action matters there, the teacher's best
-                minus worst Q-value, with a mean of 1. Default: False, all states alike. Bastani et al. 2018 (VIPER),
+            jsd_beta: β of "jsd"; in [0, 1]. Low: like "kl", the student covers all the teacher's actions; high: like
+                "reverse_kl", it keeps to the most frequent ones. Default: 0.5, the Jensen-Shannon divergence. Agarwal
+                et al. 2023, arXiv 2306.13649.
+            margin: margin by which the teacher's action must win in "margin"; > 0, in units of the student's outputs
+                (with `td_coeff`: return units). Low: the action need only rank first; high: others are pushed down
+                further than their values justify. Default: 0.8, as Hester et al. 2017, arXiv 1704.03732, for rewards
+                around 1.
+            normalize_q_values: whether "mse" and "huber" use coordinates in which the level of the Q-values and the
+                differences between actions each have unit scale (default). False: raw Q-values, in which the level
+                dominates the loss. The student's outputs are Q-values in both cases.
+            normalize_observations: whether a student with vector inputs learns on inputs of mean 0 and scale 1
+                (default). The transformation is folded into its first layer: the student itself takes raw observations.
+                Not used with `td_coeff`, nor if a Learner overrides the loss. LeCun et al. 1998, "Efficient BackProp".
+            gap_weighting: whether a state's weight is the teacher's best minus worst Q-value there (how much the choice
+                of action matters), scaled to a mean of 1. Default: False, equal weights. Bastani et al. 2018 (VIPER),
                 arXiv 1805.08328.
-            value_gate: whether only the states are distilled in which the teacher expects a higher return than the
+            value_gate: whether distillation is limited to states in which the teacher expects a higher return than the
                 student; needs `td_coeff`. Default: False. Czarnecki et al. 2019, arXiv 1902.02186.
             feature_coeff: weight of the squared distance between the features of the last hidden layers, the student's
-                after a linear map that is learned beside it and saved nowhere in it; ≥ 0. Low: the student finds
-                features of its own; high: it copies the teacher's. Default: 0; 0.01 in Parisotto et al. 2015, arXiv
-                1511.06342.
+                after a linear map that is learned with it but not saved with it; ≥ 0. Low: the student finds features
+                of its own; high: it copies the teacher's. Default: 0; 0.01 in Parisotto et al. 2015, arXiv 1511.06342.
             weight_averaging: the student is the average of the weights over about this share of the gradient steps so
-                far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) does for the last
-                student what a decaying learning rate does, for any length of training. Not used with `td_coeff`.
+                far; in [0, 1). 0: the last weights. High: smoother, slower to follow. 0.1 (default) has the effect of a
+                decaying learning rate, for any length of training. Not used with `td_coeff`.
             bf16: whether the student's forward and backward passes in the Learner compute in bfloat16
                 (`torch.autocast`); its weights, the loss and the optimizer stay in float32. For convolutions on a GPU;
                 small networks, and most CPUs, gain nothing. Default: False.
-            rollout_policy: who acts in the EnvRunners, and so whose states are learned: "teacher", "student", or
-                "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
+            rollout_policy: policy that acts in the EnvRunners, and so visits the states to learn from: "teacher",
+                "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
-                or a schedule over env steps. High: the teacher's states; low: the student's, which it must master in
-                the end. None (default): from 1 to 0.5 over 10,000 env steps, so that a student too small to do all that
-                its teacher does keeps seeing where that leads; with `td_coeff` to 0, so that it sees what its own
-                actions earn.
-            kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: it stays
-                with its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD leads it
-                beyond. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff` and an
-                `evaluation_interval`. Agarwal et al. 2022, arXiv 2206.01626.
-            td_coeff: weight of RLlib's TD loss beside it; ≥ 0, a number or a schedule. 0 (default): pure distillation.
+                or a schedule over env steps. High: the teacher's states; low: the student's, in which it must act well
+                in the end. None (default): from 1 to 0.5 over 10,000 env steps, so that a student too small to imitate
+                its teacher everywhere still sees the teacher's states; with `td_coeff` from 1 to 0, so that it sees the
+                rewards of its own actions.
+            kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
+                stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
+                improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`
+                and an `evaluation_interval`. Agarwal et al. 2022, arXiv 2206.01626.
+            td_coeff: weight of RLlib's TD loss; ≥ 0, a number or a schedule over env steps. 0 (default): distillation
+                alone.
             compression: size of the student, parameters / teacher's parameters, in (0, 1]: the teacher's architecture
-                with narrower layers. None (default): 0.04, unless `student` or `rl_module(model_config=...)` shapes the
-                student.
-            student: by name, "linear", or one of the networks for 84 × 84 images of Rusu et al. 2015: "rusu-net1",
-                "rusu-net2" or "rusu-net3" (25, 6.7 and 3.7 % of their teacher, which is "rusu-teacher"). None
-                (default): as `compression` says.
-            students: a family that learns from one stream of states, instead of one student. By name a model config, as
-                {"s16": {"fcnet_hiddens": [16]}}, {"compression": 0.01}, or what `student` takes;
-                `rl_module(model_config=...)` has what they share. They take turns in acting, an episode each. Plain
-                MLPs of one depth learn side by side: eight cost little more than one.
-            restarts: how many copies of each student learn side by side, each with first weights of its own; ≥ 1.
-                Before a checkpoint or an evaluation, and in `get_module()`, the copies with the least Q-regret on the
-                labelled states play validation episodes, and the best of them is the student. What a small student
-                reaches depends on its first weights. MLPs without TD, features, gradient clipping and a loss of one's
-                own are stacked, so that 16 cost little more than one; other students cost `restarts` times as much.
-                Default: 1.
-            num_validation_episodes: that each of them plays; ≥ 1. Their seeds are used by no other figure. Low: a lucky
-                copy may win; high: seconds at every checkpoint. Default: 24.
+                with narrower layers. None (default): 0.04, unless `student` or `rl_module(model_config=...)` sets the
+                shape.
+            student: preset shape of the student: "linear", or one of the networks for 84 × 84 images of Rusu et al.
+                2015, "rusu-net1", "rusu-net2" or "rusu-net3" (25, 6.7 and 3.7 % of their teacher, "rusu-teacher"). None
+                (default): `compression` sets it.
+            students: a family that learns from one stream of states, instead of one student: name → a model config
+                ({"s16": {"fcnet_hiddens": [16]}}), {"compression": 0.01}, or a preset as for `student`.
+                `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
+                Plain MLPs of equal depth learn side by side: eight cost little more than one.
+            restarts: copies of each student that learn side by side, each with first weights of its own; ≥ 1. Before a
+                checkpoint or an evaluation, and in `get_module()`, the copies with the lowest Q-regret play validation
+                episodes, and the best of them is the student: a small student's return depends on its first weights.
+                MLPs without TD, features, gradient clipping and a custom loss are stacked, so that 16 cost little more
+                than one; other students cost `restarts` times as much. Default: 1.
+            num_validation_episodes: validation episodes of each copy; ≥ 1. No other figure uses their seeds. Low: a
+                lucky copy may win; high: seconds at every checkpoint and evaluation. Default: 24.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
-                useful units, fitted by least squares to what it computes on the first states that come in, before the
-                first gradient step (initialization.py). The latter needs a student and a teacher of RLlib's DQN
-                architecture that see the same, and layers no more and no wider than the teacher's.
-            num_baseline_episodes: episodes of the greedy teacher, and of a random policy, that are played when the
-                algorithm is built, for `teacher_return` and `return_ratio`. None (default): as many as
-                `evaluation_duration`. 0: none, and no return ratio.
-            max_staleness: how many updates of the student a sample of a remote EnvRunner may miss before it is learned
-                from; ≥ 0. 0: none, so that EnvRunners and Learner take turns, and a seed gives one result. 1: they work
-                at the same time, but EnvRunners wait for the slowest of them. None (default): nobody waits for anybody;
-                what a sample misses is limited by `env_runners(max_requests_in_flight_per_env_runner=...)` alone, and
-                shows in the result's `staleness_max`.
+                useful units, fitted by least squares to its outputs on the first states, before the first gradient step
+                (initialization.py). It needs a student and a teacher of RLlib's DQN architecture with the same
+                observations, and a student with no more and no wider layers than the teacher's.
+            num_baseline_episodes: episodes of the greedy teacher, and of a random policy, played when the algorithm is
+                built, for `teacher_return` and `return_ratio`; ≥ 0. None (default): as many as `evaluation_duration`.
+                0: none, and no return ratio.
+            max_staleness: maximum policy lag of a remote EnvRunner's sample: updates that the student has made since;
+                ≥ 0. 0: EnvRunners and Learner take turns, and a seed gives one result. 1: they work at the same time,
+                but EnvRunners wait for the slowest of them. None (default): no process waits; only
+                `env_runners(max_requests_in_flight_per_env_runner=...)` limits the lag, which the result reports as
+                `staleness_max`.
 
         Returns:
-            This config.
+            This config. Values are checked by `validate()`, when the algorithm is built.
         """
         if teacher is not NotProvided:
             self.teacher = teacher  # type: ignore[assignment]  # paths become strings at once
@@ -284,7 +284,8 @@ class DistillationConfig(DQNConfig):
         """Check every value, without touching a file.
 
         Raises:
-            ValueError: saying what was got, what was expected and what to do.
+            ValueError: a value or a combination is not supported; the message has what was got, what was expected and
+                what to do.
         """
         check(self)
         check_settings(self)
@@ -295,17 +296,17 @@ class DistillationConfig(DQNConfig):
                 evaluation.validate()  # as RLlib will, but only when EnvRunners have been started
 
     def get_state(self) -> dict[str, Any]:
-        """As RLlib's, which drops every −1, its mark of deprecated fields: `v_min=-1.0` would become the default."""
+        """Return RLlib's state with values of −1, which RLlib drops as deprecated: `v_min=-1.0` would be lost."""
         state, defaults = super().get_state(), vars(type(self)())
         not_state = {"algo_class", "_is_frozen"}
         lost = {name: value for name, value in vars(self).items() if name not in state and name not in not_state}
         return state | {name: value for name, value in lost.items() if value != defaults.get(name)}
 
     def settle_environment(self) -> None:
-        """Set what an environment needs that is known by its name, before EnvRunners read the config.
+        """Set what an environment needs that follows from its name, before EnvRunners read the config.
 
-        A game by its name of ALE is seen through the standard preprocessing, in ALE's own vector env, unless there are
-        env-to-module connectors.
+        A game by its ALE name gets the standard preprocessing, in ALE's own vector env, unless there are env-to-module
+        connectors.
         """
         if atari.is_game(self.env) and "env_to_module" not in self.own_connectors:
             self.environment(env_config={**atari.VECTOR_DEFAULTS, **self.env_config})
@@ -313,9 +314,9 @@ class DistillationConfig(DQNConfig):
 
     @property
     def env_runner_cls(self) -> type | None:
-        """The class that was set, else `DistillEnvRunner`, or `DistillMultiAgentEnvRunner` for several agents.
+        """Return the class that was set, else `DistillEnvRunner`, or `DistillMultiAgentEnvRunner` for several agents.
 
-        In evaluation the class that `get_evaluation_config_object()` has set.
+        In evaluation it is the class that `get_evaluation_config_object()` sets.
         """
         if self._env_runner_cls is not None or self.in_evaluation:
             return self._env_runner_cls
@@ -362,7 +363,7 @@ class DistillationConfig(DQNConfig):
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:
-        """Return a config for the greedy student alone, in RLlib's EnvRunner with one environment, explaining failures.
+        """Return a config for the greedy student, in RLlib's EnvRunner with one environment, which explains failures.
 
         With several environments RLlib counts the episodes that end first, which favours short ones.
         """
@@ -377,20 +378,20 @@ class DistillationConfig(DQNConfig):
         return config
 
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
-        """Steps in each environment that one sampling takes; "auto" is 32."""
+        """Return the steps of one fragment in each environment; "auto" is 32."""
         return 32 if self.rollout_fragment_length == "auto" else self.rollout_fragment_length
 
     @property
     def given_model_config(self) -> dict[str, Any]:
-        """What `rl_module(model_config=...)` was given."""
+        """Return the argument of `rl_module(model_config=...)` as a dict; empty if there was none."""
         given = self._model_config
         return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
 
     @property
     def members(self) -> dict[str, dict[str, Any]]:
-        """What a model config has of its own, for each module that learns: students of a family, and restarts.
+        """Return each learning module's own part of the model config: for students of a family, and for restarts.
 
-        Empty if there is one student, without restarts: RLlib makes its module.
+        Empty if there is one student without restarts: RLlib makes its module.
         """
         if not self.students and self.restarts == 1:
             return {}
@@ -399,7 +400,7 @@ class DistillationConfig(DQNConfig):
 
     @property
     def own_connectors(self) -> frozenset[str]:
-        """The kinds of connectors that the user has set: "env_to_module", "module_to_env", "learner"."""
+        """Return the kinds of connectors that the user has set: "env_to_module", "module_to_env", "learner"."""
         set_by_user = {
             "env_to_module": self._env_to_module_connector,
             "module_to_env": self._module_to_env_connector,
@@ -409,25 +410,25 @@ class DistillationConfig(DQNConfig):
 
     @property
     def own_rl_module_spec(self) -> Any:
-        """What `rl_module(rl_module_spec=...)` was given; None if it was not called."""
+        """Return the argument of `rl_module(rl_module_spec=...)`; None if there was none."""
         return self._rl_module_spec
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """Columns in which EnvRunners write down what the teacher says of a state."""
+        """Return the columns in which EnvRunners store labels, the teacher's outputs for a state."""
         if self.teacher is None:
             return ()
         optional = {TEACHER_PROBS: self.loss == "categorical", TEACHER_FEATURES: self.feature_coeff > 0.0}
         return (TEACHER_Q, *(name for name, needed in optional.items() if needed))
 
     def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
-        """λ after so many env steps, with that return ratio of the student (NaN: not known yet)."""
+        """Return λ after `env_steps` env steps, for the student's return ratio (NaN: not known yet)."""
         if self.teacher is None:
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
     def teacher_fraction_at(self, env_steps: int) -> float:
-        """β after so many env steps, whoever acts."""
+        """Return β after `env_steps` env steps: 1 or 0 if the teacher or the student alone acts."""
         if self.teacher is None or self.rollout_policy == "student":
             return 0.0
         if self.rollout_policy == "teacher":
@@ -437,7 +438,7 @@ class DistillationConfig(DQNConfig):
 
     @property
     def teachers(self) -> dict[str, Any]:
-        """The teacher of each group, a list where it is an ensemble; none without a teacher."""
+        """Return the teacher of each group, as a list if it is an ensemble; empty without a teacher."""
         if isinstance(self.teacher, Mapping):
             return dict(self.teacher)
         return {} if self.teacher is None else {DEFAULT_MODULE_ID: self.teacher}
@@ -448,20 +449,20 @@ class DistillationConfig(DQNConfig):
         self.teacher = changed if isinstance(self.teacher, Mapping) else changed.get(DEFAULT_MODULE_ID)
 
     def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
-        """The modules of each group's students."""
+        """Return the modules of each group's students."""
         if self.is_multi_agent:
             return {group_id: [group_id] for group_id in self.teachers}
         return {DEFAULT_MODULE_ID: list(module_ids)}
 
     def by_group(self, fragment: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        """The columns for each group, of a fragment as EnvRunners send it."""
+        """Split a fragment, as EnvRunners send it, into the columns of each group."""
         return fragment if self.is_multi_agent else {DEFAULT_MODULE_ID: fragment}
 
     def temperatures(self, median_gap: float) -> tuple[float, float]:
-        """What divides the teacher's and the student's outputs, so that the probabilities are equally sharp.
+        """Return the temperatures of teacher and student, with which their probabilities are equally sharp.
 
         Args:
-            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
+            median_gap: median over states of the teacher's action gap, best − second-best Q-value, return units.
         """
         temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
         if self.student_temperature is not None:
@@ -471,15 +472,15 @@ class DistillationConfig(DQNConfig):
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
     def regret_coeff_at(self, median_gap: float) -> float:
-        """The weight of the expected Q-regret beside the KL, nats / return unit.
+        """Return the weight of the expected Q-regret beside the KL, nats / return unit.
 
         Args:
-            median_gap: over states, of the teacher's best Q-value over its second-best one, return units.
+            median_gap: median over states of the teacher's action gap, best − second-best Q-value, return units.
         """
         default = 1.0 if self.loss == "kl" and not self.uses_td else 0.0
         return (default if self.regret_coeff is None else self.regret_coeff) / median_gap
 
     @property
     def uses_td(self) -> bool:
-        """Whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
+        """Return whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
         return any(values_of(self.td_coeff))

@@ -1,4 +1,4 @@
-"""Learners that have died, named at whatever moment it shows: RLlib then fails in many ways, most of them wordless."""
+"""One clear error for Learners that have died: RLlib then fails in many ways, most of them without a message."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import ray
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
 LEARNER_HAS_DIED = (
-    "A Learner has died, with the node it was on or by itself, and RLlib restarts EnvRunners but never Learners. Stop "
-    "this algorithm and go on from the last checkpoint: DistillDQN.from_checkpoint(path). `rllib train "
+    "A Learner has died, alone or with its node, and RLlib restarts EnvRunners but never Learners. Stop this "
+    "algorithm and continue from the last checkpoint: DistillDQN.from_checkpoint(path). `rllib train "
     "--checkpoint-freq N --max-failures N` does so by itself, and under Ray Tune FailureConfig(max_failures=...)."
 )
 
@@ -46,14 +46,14 @@ def names_dead_learners(method: _Method) -> _Method:
 
 @contextmanager
 def naming_dead_learners(learner_group: LearnerGroup | None) -> Iterator[None]:
-    """Raise a `LearnerDiedError` from what else is raised here if a remote Learner has died.
+    """If an exception is raised in this context and a remote Learner has died, raise a `LearnerDiedError` from it.
 
     Args:
-        learner_group: of a run; None: there is none yet.
+        learner_group: the Learners of a run; None: there are none yet.
     """
     try:
         yield
-    # What a Learner itself has raised, and that it could not save, has words of its own; RLlib gives it up, too.
+    # Exceptions of a Learner itself, and failures to save, have messages of their own; RLlib gives it up, too.
     except (LearnerDiedError, ray.exceptions.RayTaskError, OSError):
         raise
     except Exception as error:  # RayActorError; then, of a group with fewer members, IndexError, AssertionError, ...
@@ -63,7 +63,7 @@ def naming_dead_learners(learner_group: LearnerGroup | None) -> Iterator[None]:
 
 
 def has_dead_learners(learner_group: LearnerGroup) -> bool:
-    """Whether a remote Learner no longer answers."""
+    """Return whether a remote Learner no longer answers."""
     if learner_group.is_local:
         return False
     answers = list(learner_group.foreach_learner(lambda own: True, timeout_seconds=_SECONDS_TO_ANSWER))
@@ -71,30 +71,30 @@ def has_dead_learners(learner_group: LearnerGroup) -> bool:
 
 
 def ask_learner(learner_group: LearnerGroup, index: int, question: Callable[[Any], Any]) -> Any:
-    """Return what one Learner answers.
+    """Call a function on one Learner and return its result.
 
     Args:
-        learner_group: of a run.
-        index: of the Learner; 0 of a local one.
-        question: is called with the Learner.
+        learner_group: the Learners of a run.
+        index: index of the Learner; 0 for a local one.
+        question: a function of the Learner.
 
     Raises:
-        LearnerDiedError: it does not answer.
+        LearnerDiedError: the Learner does not answer.
     """
     return ask_learners(learner_group, question, index=index)[0]
 
 
 def ask_learners(learner_group: LearnerGroup, question: Callable[[Any], Any], *, index: int | None = None) -> list[Any]:
-    """Return what the Learners answer. RLlib itself returns what they raise as if it was an answer.
+    """Call a function on the Learners and return the results. RLlib itself returns exceptions among the results.
 
     Args:
-        learner_group: of a run.
-        question: is called with each Learner.
-        index: of the only Learner that is asked; None asks all.
+        learner_group: the Learners of a run.
+        question: a function of a Learner.
+        index: index of the only Learner to call; None: all.
 
     Raises:
-        LearnerDiedError: one has died, or RLlib has given all of them up.
-        Exception: what a Learner has raised.
+        LearnerDiedError: a Learner has died, or RLlib has given up all of them.
+        Exception: raised by a Learner.
     """
     ids = None if learner_group.is_local or index is None else [index]
     answers = list(learner_group.foreach_learner(question, remote_actor_ids=ids))

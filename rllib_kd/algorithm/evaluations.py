@@ -1,4 +1,4 @@
-"""Remote EnvRunners that fail in an evaluation: RLlib goes on without them, and drops the reason."""
+"""Report remote EnvRunners that fail in an evaluation: RLlib continues without them, and drops the reason."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS_TO_ANSWER = 10.0
 
 
 class Evaluations:
-    """Looks at each evaluation of a run: who failed in it, why, and whether it has results. In no checkpoint."""
+    """Checks each evaluation of a run: which EnvRunners failed, why, and whether it has results. Not checkpointed."""
 
     def __init__(self) -> None:
         self._num_steps: Any = None  # env steps of all evaluations, after the last one with results
@@ -29,18 +29,18 @@ class Evaluations:
         self._had_results = False  # the last evaluation
 
     def checked(self, evaluation: dict[str, Any], group: EnvRunnerGroup | None) -> dict[str, Any]:
-        """Return the evaluation, without results of an earlier one; warn of EnvRunners that have failed in it.
+        """Return the evaluation without stale results, and warn of EnvRunners that failed in it.
 
-        An environment that raises now and then is restarted. One that ends the first evaluation, or two in a row, will
-        not stop.
+        An environment that raises now and then is restarted. If environments end the first evaluation, or two in a
+        row, in all EnvRunners, they are assumed to fail always.
 
         Args:
-            evaluation: of RLlib, which returns the last one again, or nothing, if all EnvRunners have failed.
-            group: of the evaluation's EnvRunners; None: there are none of its own.
+            evaluation: RLlib's results: the previous ones, or none, if all EnvRunners have failed.
+            group: the evaluation's EnvRunners; None if it has none of its own.
 
         Raises:
-            EnvFailedError: environments have failed in all EnvRunners, and that again and again.
-            NotFiniteError: an environment has returned such numbers: made anew, it would do so again.
+            EnvFailedError: environments have failed in all EnvRunners, repeatedly or in the first evaluation.
+            NotFiniteError: an environment returned numbers that are not finite; a new one would, too.
         """
         num_steps = evaluation.get(ENV_RUNNER_RESULTS, {}).get(NUM_ENV_STEPS_SAMPLED_LIFETIME)
         has_results = num_steps is not None and num_steps != self._num_steps
@@ -58,9 +58,11 @@ class Evaluations:
                 raise reason
         for worker_id, own in reasons.items():
             why = "it has died." if own is None else own
-            logger.warning("Evaluation EnvRunner %d ends, and is restarted if it may be: %s", worker_id, why)
+            logger.warning(
+                "Evaluation EnvRunner %d failed, and is restarted if fault_tolerance() allows: %s", worker_id, why
+            )
         if is_lost:
-            logger.warning("All evaluation EnvRunners have failed: this iteration has no evaluation.")
+            logger.warning("All evaluation EnvRunners failed, so this iteration has no evaluation.")
         return {} if is_lost else evaluation
 
 

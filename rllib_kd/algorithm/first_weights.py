@@ -1,4 +1,4 @@
-"""The first states of a run, and the students' first weights, fitted to what the teachers compute on them."""
+"""The first states of a run, and the students' first weights, fitted to the teachers' outputs on them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _AT_ONCE = 64  # images would fill the memory
 
 
 class FirstWeights:
-    """The first states of each teacher, and the weights that its students get from them before the first step.
+    """The first states of each teacher, and the weights fitted to them, set before the first gradient step.
 
     Args:
-        group_ids: of the teachers.
+        group_ids: groups of the teachers.
     """
 
     NOT_SAVED: ClassVar[frozenset[str]] = frozenset()
@@ -40,7 +40,7 @@ class FirstWeights:
         self._states = {group_id: FirstStates() for group_id in group_ids}
 
     def keep(self, fragments: Iterable[Mapping[str, Mapping[str, Any]]]) -> None:
-        """Take in the columns of each group, of all fragments."""
+        """Add the columns of each group, of all fragments."""
         for fragment in fragments:
             for group_id, part in fragment.items():
                 self._states[group_id].keep(part)
@@ -53,17 +53,17 @@ class FirstWeights:
         new_student: Callable[[str], Any],
         config: Any,
     ) -> None:
-        """Set the first weights on all Learners, from where they reach the EnvRunners as after any update.
+        """Set the first weights on all Learners; EnvRunners get them from there, as after any update.
 
         Args:
-            learner_group: whose students get them, and whose target networks.
-            students: of the run.
-            teachers: by group.
+            learner_group: Learners whose students and target networks get the weights.
+            students: students of the run.
+            teachers: teachers by group.
             new_student: builds a new RLModule for the student of a name.
-            config: with the loss and its temperatures.
+            config: config with the loss and its temperatures.
 
         Raises:
-            ValueError: a teacher sees something else than its student.
+            ValueError: a teacher's observations differ from its student's.
         """
         weights = {
             name: self._states[group_id].initial_weights(new_student(name), teacher, config)
@@ -85,19 +85,19 @@ class FirstWeights:
         return {"states": {group_id: states.get_state() for group_id, states in self._states.items()}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         for group_id, states in state["states"].items():
             self._states[group_id].set_state(states)
 
 
 class FirstStates:
-    """The newest labelled states of one teacher, until learning starts."""
+    """The newest labelled states of one teacher before learning starts."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, np.ndarray]] = []  # observations and labels
 
     def keep(self, fragment: Mapping[str, Any]) -> None:
-        """Take in a fragment's columns."""
+        """Add a fragment's columns."""
         drawable = fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool))
         rows = np.flatnonzero(drawable & ~fragment.get(CONTEXT, np.zeros_like(drawable)))
         self._parts.append((observations(fragment, rows), fragment[TEACHER_Q][rows]))
@@ -105,23 +105,23 @@ class FirstStates:
             del self._parts[0]
 
     def get_state(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The states and their labels."""
+        """Return the states and their labels."""
         return list(self._parts)
 
     def set_state(self, state: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._parts = list(state)
 
     def initial_weights(self, student: Any, teacher: Teacher, config: Any) -> dict[str, Any]:
-        """The state of a student that computes what its teacher does, as nearly as its size permits.
+        """Return the state of a student that approximates its teacher as closely as its size permits.
 
         Args:
             student: a new RLModule; it is changed.
-            teacher: that gave the labels.
-            config: with the loss and its temperatures.
+            teacher: the teacher of the labels.
+            config: config with the loss and its temperatures.
 
         Raises:
-            ValueError: the teacher sees something else than the student.
+            ValueError: the teacher's observations differ from the student's.
         """
         obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._parts, strict=True))
         stride = math.ceil(max(len(obs) / _NUM_STATES, obs.numel() / _NUM_NUMBERS))
@@ -130,8 +130,8 @@ class FirstStates:
         own_q = torch.cat([teacher.q_values(part) for part in obs.split(_AT_ONCE)])
         if not torch.allclose(own_q, teacher_q, rtol=1e-3, atol=1e-3 * float(teacher_q.abs().max())):
             raise ValueError(
-                f"init='teacher' needs a student that sees what its teacher '{teacher.source}' sees, but the "
-                "observations differ. Give both the same connectors, or leave init at 'random'."
+                f"init='teacher' needs a student with the same observations as its teacher '{teacher.source}', but "
+                "they differ. Give both the same connectors, or leave init at 'random'."
             )
         statistics = QStatistics(teacher_q.shape[-1])
         statistics.update(teacher_q)

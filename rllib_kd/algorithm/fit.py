@@ -1,4 +1,4 @@
-"""Whether teachers, students and environment fit together, once they are there."""
+"""Check that teachers, students and environment fit together, after all have been built."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 
 from rllib_kd.algorithm.preflight import check_teacher
-from rllib_kd.algorithm.students import Students
+from rllib_kd.algorithm.students import Students, new_student
 from rllib_kd.environments.failures import described
 from rllib_kd.observations.spaces import check_spaces, input_space
+from rllib_kd.students import initialization
 from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -23,23 +24,23 @@ if TYPE_CHECKING:
 def check_fit(
     config: DistillationConfig, teachers: Mapping[str, Teacher], students: Students, spaces: Mapping[str, Any]
 ) -> None:
-    """Check that teachers, students and environment have the same spaces, features and supports.
+    """Check that teachers, students and environment have matching spaces, features, supports and layers.
 
     Args:
-        config: of the run.
-        teachers: by group, loaded.
-        students: of the run.
-        spaces: of the environment and of the students, as the Algorithm has them.
+        config: config of the run.
+        teachers: loaded teachers by group.
+        students: students of the run.
+        spaces: spaces of the environment and of the students, as the Algorithm has them.
 
     Raises:
-        ValueError: they do not fit; the message names both.
+        ValueError: two of them do not fit; the message names both.
     """
     for group_id, teacher in teachers.items():
         _check_spaces(config, teacher, group_id, spaces)
         if config.feature_coeff and teacher.model_config is None:
             raise ValueError(
-                f"`feature_coeff` needs a teacher with RLlib's DQN architecture, but '{teacher.source}' has a "
-                "network of its own. Set feature_coeff=0."
+                f"`feature_coeff` needs a teacher with RLlib's DQN architecture, but '{teacher.source}' has another "
+                "network. Set feature_coeff=0."
             )
         for student in students.of_group(group_id).values() if config.loss == "categorical" else ():
             if teacher.support != student.support:
@@ -48,6 +49,8 @@ def check_fit(
                     f"{teacher.support} and the student's {student.support}. Set training(num_atoms=..., "
                     "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
                 )
+        for name in students.of_group(group_id) if config.init == "teacher" else ():
+            initialization.check(new_student(config, spaces, name), teacher.module)
 
 
 def check_vector_env(group: EnvRunnerGroup) -> None:
@@ -68,10 +71,10 @@ def check_vector_env(group: EnvRunnerGroup) -> None:
 def explain_failed_env_runners(
     config: DistillationConfig, make_env: Callable[[EnvContext], Any], teachers: Mapping[str, Teacher]
 ) -> None:
-    """Look in this process for the reason why remote EnvRunners could not be built.
+    """Find out in this process why remote EnvRunners could not be built.
 
     Raises:
-        ValueError: the reason, if it shows here.
+        ValueError: the reason, if it occurs in this process, too.
     """
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
@@ -90,8 +93,8 @@ def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, s
     shown_space, action_space = spaces[group_id if config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
     if config.is_multi_agent and teacher.pipeline is not None and teacher.pipeline.stages:
         raise ValueError(
-            f"The teacher '{teacher.source}' sees through filters or connectors of its own, which multi-agent "
-            "settings do not have. Name one that takes what the environment shows."
+            f"The teacher '{teacher.source}' uses filters or custom connectors, which multi-agent settings do not "
+            "support. Name one that takes the environment's observations."
         )
     seen, _ = spaces.get(group_id, (None, None))
     check_teacher(teacher, (shown_space, action_space), config.env, seen=seen)

@@ -1,4 +1,4 @@
-"""The version of what a checkpoint of `DistillDQN` holds."""
+"""The format version of `DistillDQN`'s checkpoints."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rllib_kd.checkpoints.uris import is_file
 STATE_ENTRY = "distillation"
 
 
-#: Counted up when a checkpoint changes so that other versions cannot read it.
-#: 1: an entry for each object of the Algorithm that has a state; the first version with a number.
+#: Incremented when checkpoints change so that other versions cannot read them.
+#: 1: an entry for each object of the Algorithm that has a state; the first numbered version.
 FORMAT_VERSION = 1
 
 
@@ -27,7 +27,7 @@ def check_format(state: Mapping[str, Any] | None) -> None:
         state: the entry `distillation` of the Algorithm's state; None if it has none.
 
     Raises:
-        ValueError: the state is of a newer version, or of one before versions had numbers.
+        ValueError: the state is of a newer version, or of one before versions were numbered.
     """
     if state is None:
         return
@@ -48,11 +48,11 @@ def check_format_at(path: str, filesystem: pyarrow.fs.FileSystem) -> Mapping[str
     """Check the file of an Algorithm's state before anything is restored from its checkpoint, and return its entry.
 
     Args:
-        path: of the pickle on `filesystem`. What else may be there is left to RLlib.
-        filesystem: that holds it.
+        path: path of the pickle on `filesystem`. Other files are left to RLlib.
+        filesystem: the filesystem of `path`.
 
     Raises:
-        ValueError: as `check_format()`; or the file cannot be read.
+        ValueError: as `check_format()`, or the file cannot be read.
     """
     if not is_file(filesystem, path):
         return {}

@@ -1,4 +1,4 @@
-"""Whether a remote Learner has written its part of a checkpoint: RLlib drops its errors."""
+"""Check that a remote Learner has written its part of a checkpoint: RLlib drops its errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rllib_kd.algorithm.dead_learners import LEARNER_HAS_DIED
 
 
 def num_learner_saves(learner_group: LearnerGroup) -> int | None:
-    """How often a remote Learner has saved; None of a local one, and of one that has died or RLlib has given up."""
+    """Return how often a remote Learner has saved; None if it is local, has died, or was given up by RLlib."""
     if learner_group.is_local:
         return None
     answers = learner_group.foreach_learner(lambda own: own.num_saves, remote_actor_ids=[0])
@@ -19,12 +19,12 @@ def check_learner_has_saved(learner_group: LearnerGroup, path: str, *, num_saves
     """Check that a remote Learner has saved since it was counted.
 
     Args:
-        learner_group: of the run. The error of a local Learner is one already.
-        path: of the checkpoint, for the message.
-        num_saves_before: of `num_learner_saves()`, before the checkpoint was written.
+        learner_group: the Learners of the run. A local Learner raises its errors itself.
+        path: path of the checkpoint, for the message.
+        num_saves_before: result of `num_learner_saves()` before the checkpoint was written.
 
     Raises:
-        OSError: it did not save, or it died. RLlib gives up a Learner in both cases.
+        OSError: the Learner did not save, or died. RLlib gives up a Learner in both cases.
     """
     if not learner_group.is_local and num_learner_saves(learner_group) in (None, num_saves_before):
         raise OSError(

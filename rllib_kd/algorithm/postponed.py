@@ -1,4 +1,4 @@
-"""Calls that wait until an Algorithm is set up."""
+"""Calls that are postponed until an Algorithm is set up."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 
 class Postponed:
-    """The last call that came before the end of `setup()`: RLlib calls `on_algorithm_init` before that."""
+    """The last call before the end of `setup()`, to be made after it: RLlib calls `on_algorithm_init` earlier."""
 
     def __init__(self) -> None:
         self.is_set_up = False
         self._call: Callable[[], None] | None = None
 
     def put_off(self, call: Callable[[], None]) -> bool:
-        """Keep a call for later, in the place of an earlier one.
+        """Postpone a call, instead of an earlier one.
 
         Returns:
             False if the Algorithm is set up: then the call is not kept.

@@ -1,4 +1,4 @@
-"""What can be known before any process starts: whether environment, teachers and resources fit."""
+"""Checks before any process starts: whether environment, teachers and resources fit."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _SECONDS_TO_BECOME_FREE = 2.0  # Ray counts what an algorithm has used as free a
 
 
 def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
-    """The spaces of an environment that gymnasium makes, or those that the config names; None of any other.
+    """Return the spaces of a gymnasium environment, or those in the config; None for any other environment.
 
-    Environments of the user's own are not made here: they may need what only EnvRunners have.
+    Custom environments are not made here: they may need resources that only EnvRunners have.
 
     Raises:
         ValueError: the environment cannot be made; the message has its reason.
@@ -52,7 +52,7 @@ def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
 
 
 def spaces_known_here(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
-    """As `known_spaces()`; None also where the environment cannot be made here, but maybe by remote EnvRunners.
+    """Return `known_spaces()`; None also if the environment cannot be made here, but perhaps by remote EnvRunners.
 
     Raises:
         ValueError: the environment cannot be made, and this process has the only EnvRunner.
@@ -66,14 +66,14 @@ def spaces_known_here(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | 
 
 
 def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) -> None:
-    """Whether a Q-network suits the environment.
+    """Check that a Q-network suits the environment.
 
     Raises:
-        ValueError: it does not; the message says what to do.
+        ValueError: it does not; the message has the remedy.
     """
     shown, actions = spaces
     check_actions(actions)
-    # What a network sees through connectors, only they know; and RLlib's DQN also takes other observations.
+    # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
         check_spaces(input_space(shown), actions)
 
@@ -81,13 +81,13 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
 def check_teacher(
     teacher: Teacher, spaces: tuple[gym.Space, gym.Space], env: Any, *, seen: gym.Space | None = None
 ) -> None:
-    """Whether a teacher was trained on what an environment shows, and on its actions.
+    """Check that a teacher was trained on an environment's observations and actions.
 
     Args:
-        teacher: is loaded.
-        spaces: of the environment.
-        env: its name, for messages.
-        seen: what the student takes, through connectors; a teacher without a pipeline of its own may take that.
+        teacher: a loaded teacher.
+        spaces: spaces of the environment.
+        env: name of the environment, for messages.
+        seen: the student's inputs behind connectors; a teacher without a pipeline of its own may take these.
 
     Raises:
         ValueError: it was not; the message has both spaces.
@@ -103,22 +103,22 @@ def check_teacher(
             raise ValueError(
                 f"The teacher's {what} space is {brief(teachers)}, but in '{getattr(env, '__name__', env)}' it is "
                 f"{brief(own)}. Distil in the environment in which the teacher was trained, with the same wrappers, "
-                "and connectors where its checkpoint has none."
+                "and connectors if its checkpoint has none."
             )
 
 
 def check_teachers(
     config: DistillationConfig, teachers: Mapping[str, Teacher], spaces: tuple[gym.Space, gym.Space] | None
 ) -> None:
-    """Whether the teacher of a config fits its environment, as far as that is known before connectors are there.
+    """Check that the teachers of a config fit its environment, as far as possible before connectors are built.
 
     Args:
-        config: names the environment.
-        teachers: by group.
-        spaces: of the environment; None: not known.
+        config: config with the environment.
+        teachers: teachers by group.
+        spaces: spaces of the environment; None if unknown.
 
     Raises:
-        ValueError: it does not.
+        ValueError: a teacher does not fit.
     """
     teacher = teachers.get(DEFAULT_MODULE_ID)
     if spaces is None or teacher is None or not teacher.is_loaded or config.is_multi_agent:
@@ -132,7 +132,7 @@ def check_teachers(
 
 
 def actor_resources(algorithm: type[Algorithm], config: AlgorithmConfig) -> dict[str, float]:
-    """What the EnvRunners and Learners of an algorithm need that are processes of their own, altogether."""
+    """Return the total resources of an algorithm's remote EnvRunners and Learners."""
     request = algorithm.default_resource_request(config)
     bundles = request.bundles if request.head_bundle_is_empty else request.bundles[1:]  # the first: the process itself
     names = set().union(*bundles)
@@ -141,19 +141,19 @@ def actor_resources(algorithm: type[Algorithm], config: AlgorithmConfig) -> dict
 
 
 def check_resources(needs: Mapping[str, float]) -> None:
-    """Whether Ray has, or will have when RLlib starts it, what actors need: they would wait for it without a word.
+    """Check that Ray has, or will have when RLlib starts it, the resources of all actors: they would wait silently.
 
-    Within a placement group, which Tune has reserved for a trial, there is nothing to check.
+    In a placement group, which Tune has reserved for a trial, nothing is checked.
 
     Args:
-        needs: of all actors together, `{"CPU": 2.0, ...}`.
+        needs: resources of all actors together, `{"CPU": 2.0, ...}`.
 
     Raises:
-        ValueError: it has not, and is a Ray of this machine alone, which cannot grow.
+        ValueError: Ray lacks resources, and runs on this machine alone, so it cannot grow.
     """
     if not ray.is_initialized():
         if "RAY_ADDRESS" in os.environ:
-            return  # it has what nobody knows before it is joined
+            return  # its resources are unknown before it is joined
         own = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
         if lacking := _lacking(needs, own):
             raise ValueError(f"{_spell(needs, lacking, own)} here. {_remedy(needs, lacking)}")
@@ -164,11 +164,11 @@ def check_resources(needs: Mapping[str, float]) -> None:
                 raise ValueError(f"{_spell(needs, lacking, total)}. {_remedy(needs, lacking)}")
             logger.warning("%s now. They wait until the cluster grows.", _spell(needs, lacking, total))
         elif lacking := _lacking(needs, free := _free(needs)):
-            logger.warning("%s free now. They wait until others end.", _spell(needs, lacking, free))
+            logger.warning("%s free now. They wait until other actors end.", _spell(needs, lacking, free))
 
 
 def _free(needs: Mapping[str, float]) -> Mapping[str, float]:
-    """What nobody uses, once Ray has taken back what a former algorithm had."""
+    """Return the free resources, after Ray has reclaimed those of a former algorithm."""
     deadline = time.monotonic() + _SECONDS_TO_BECOME_FREE
     while _lacking(needs, free := ray.available_resources()) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -176,27 +176,27 @@ def _free(needs: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _lacking(needs: Mapping[str, float], there: Mapping[str, float]) -> list[str]:
-    """Names of resources of which there is not enough."""
+    """Return the names of insufficient resources."""
     return [name for name, amount in needs.items() if amount > there.get(name, 0.0)]
 
 
 def _spell(needs: Mapping[str, float], lacking: Sequence[str], there: Mapping[str, float]) -> str:
     wanted = " and ".join(f"{needs[name]:g} {name}s" for name in lacking)
-    return f"EnvRunners and Learners need {wanted}, and Ray has {' and '.join(f'{there.get(n, 0):g}' for n in lacking)}"
+    return f"EnvRunners and Learners need {wanted}, but Ray has {' and '.join(f'{there.get(n, 0):g}' for n in lacking)}"
 
 
 def _remedy(needs: Mapping[str, float], lacking: Sequence[str]) -> str:
-    """How a Ray of this machine has enough."""
+    """Return how to give a Ray of this machine enough resources."""
     arguments = [f"num_{name.lower()}s={math.ceil(needs[name])}" for name in lacking if name in ("CPU", "GPU")]
     if custom := {name: needs[name] for name in lacking if name not in ("CPU", "GPU")}:
         arguments.append(f"resources={custom}")
     return (
-        "Lower num_env_runners, num_learners, evaluation_num_env_runners or their resources, or start Ray with more "
-        f"before: ray.init({', '.join(arguments)})."
+        "Lower num_env_runners, num_learners, evaluation_num_env_runners or their resources, or start Ray with more: "
+        f"ray.init({', '.join(arguments)})."
     )
 
 
 def _is_own_ray() -> bool:
-    """Whether this process has started Ray: such a one has no autoscaler, and nobody knows its address."""
+    """Return whether this process has started Ray: such a Ray has no autoscaler, and no other node can join it."""
     node = _rllib.own_node()
     return node is not None and node.is_head()

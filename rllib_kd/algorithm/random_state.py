@@ -1,4 +1,4 @@
-"""The global random generators of this process, captured and put back."""
+"""Capture and restore the global random generators of this process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 
 
 def capture_random_state() -> dict[str, Any]:
-    """The global generators, which an environment or a module may draw from."""
+    """Return the states of the global generators, from which environments and modules may draw."""
     return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state().numpy()}
 
 
 def put_back_random_state(state: Mapping[str, Any]) -> None:
-    """Go on from `capture_random_state()`."""
+    """Restore the state of `capture_random_state()`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(torch.from_numpy(state["torch"]))

@@ -1,4 +1,4 @@
-"""How much is learned: `training_intensity` rows for each env step, in whole gradient steps."""
+"""The replay ratio: `training_intensity` rows are learned from for each env step, in whole gradient steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ReplayRatio:
         self._learning_starts = learning_starts
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # env steps since the replay was empty
-        self.num_gradient_steps = 0  # over restarts
+        self.num_gradient_steps = 0  # including those before a restore
 
     def sampled(self, num_env_steps: int) -> None:
         """Count env steps that were sampled."""
@@ -32,7 +32,7 @@ class ReplayRatio:
             self._rows_due += self._rows_per_env_step * num_env_steps
 
     def steps_due(self) -> int:
-        """Return the gradient steps that are due, once. The rest of a batch waits for the next time."""
+        """Return the gradient steps that are due, once. The rest of a batch counts towards the next call."""
         num_steps = int(self._rows_due // self._batch_size)
         self._rows_due -= num_steps * self._batch_size
         return num_steps
@@ -42,7 +42,7 @@ class ReplayRatio:
         self.num_gradient_steps += num_gradient_steps
 
     def replay_is_empty(self) -> None:
-        """Let the replay be filled again before learning goes on."""
+        """Wait for `learning_starts` env steps again before learning continues."""
         self._steps_since_start = 0
 
     def get_state(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class ReplayRatio:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._rows_due = state["rows_due"]
         self._steps_since_start = state["steps_since_start"]
         self.num_gradient_steps = state["num_gradient_steps"]

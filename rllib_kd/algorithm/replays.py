@@ -1,4 +1,4 @@
-"""The replays of a run's Learners: beside RLlib's checkpoint, which has none."""
+"""Save and restore the replays of a run's Learners, which RLlib's checkpoint does not contain."""
 
 from __future__ import annotations
 
@@ -32,13 +32,17 @@ def refill_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.f
     reference = ray.put(shards)
     num_learners = _num_learners(learner_group)
     if len(shards) != num_learners:
-        logger.warning("The replay of %d Learners goes to %d: rows are shared anew.", len(shards), num_learners)
+        logger.warning(
+            "The checkpoint has the replays of %d Learners, but there are %d now: rows are redistributed.",
+            len(shards),
+            num_learners,
+        )
     fits = [
         ask_learner(learner_group, index, lambda own: own.refill_replay(ray.get(reference)))
         for index in range(num_learners)
     ]
     if not all(fits):
-        logger.warning("The replay of the checkpoint lacks columns that are learned from now, and begins empty.")
+        logger.warning("The replay starts empty: the checkpoint's lacks columns that are needed now.")
     return all(fits)
 
 

@@ -1,4 +1,4 @@
-"""Restarts: which copy stands for a student."""
+"""Restarts: choose which copy of a student becomes the student."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rllib_kd.students.restarts import by_student
 logger = logging.getLogger(__name__)
 
 
-#: Of the copies of a student, those with the least Q-regret play: this share of them, and at least so many.
+#: The copies of a student with the lowest Q-regret play: this share of them, and at least this many.
 _SHARE_THAT_PLAYS, _LEAST_THAT_PLAY = 0.25, 3
 
 
@@ -29,8 +29,8 @@ class Restarts:
     """Chooses a copy of each student by validation episodes. Training itself does not depend on the choice.
 
     Args:
-        num_copies: of each student.
-        num_episodes: that each copy plays.
+        num_copies: copies of each student.
+        num_episodes: validation episodes of each copy.
     """
 
     NOT_SAVED: ClassVar = frozenset({"_num_episodes"})
@@ -38,19 +38,19 @@ class Restarts:
     def __init__(self, num_copies: int, num_episodes: int):
         self._num_copies, self._num_episodes = num_copies, num_episodes
         self._chosen_at = -1  # gradient steps at the last choice
-        self._chosen: dict[str, str] = {}  # module ID of the copy that stands for each student
-        self._exchanged: dict[str, str] = {}  # that have changed places in a checkpoint, by student
+        self._chosen: dict[str, str] = {}  # module ID of the chosen copy, by student
+        self._exchanged: dict[str, str] = {}  # module IDs exchanged in the checkpoint being saved or restored
         #: Of all choices so far.
         self._env_steps = 0
         self._seconds = 0.0
         self._returns: dict[str, float] = {}  # mean of each student, as it was chosen
 
     def chosen(self, student: str) -> str:
-        """Return the module ID of the copy that stands for a student."""
+        """Return the module ID of the copy chosen for a student."""
         return self._chosen.get(student, student)
 
     def are_chosen(self, num_gradient_steps: int) -> bool:
-        """Whether nothing was learned since the last choice."""
+        """Return whether nothing was learned since the last choice."""
         return self._chosen_at == num_gradient_steps
 
     def choose(
@@ -61,14 +61,14 @@ class Restarts:
         pipeline: ObservationPipeline,
         num_gradient_steps: int,
     ) -> None:
-        """Let copies play, and choose the best of each student; if they cannot play, the one with the least regret.
+        """Play validation episodes, and choose each student's best copy; if that fails, the one with the least regret.
 
         Args:
-            learner_group: that knows the regrets.
-            modules: of all copies, as they act now.
+            learner_group: Learners that measure the Q-regrets.
+            modules: current modules of all copies.
             make_env: makes one environment.
-            pipeline: from what it shows to what the modules take.
-            num_gradient_steps: made so far.
+            pipeline: from the environment's observations to the modules' inputs.
+            num_gradient_steps: gradient steps so far.
         """
         regrets = _mean_regrets(learner_group)
         playing = {student: _least(names, regrets) for student, names in by_student(modules).items()}
@@ -78,8 +78,7 @@ class Restarts:
             played = validate(make_env, players, pipeline, self._num_episodes)
         except (EnvFailedError, ValueError) as error:
             logger.warning(
-                "The copies of the students cannot be validated, so that those with the least Q-regret on the replay's "
-                "states are taken: %s",
+                "Validation failed, so the copies with the lowest Q-regret on the replay's states were chosen: %s",
                 error,
             )
             self._chosen, self._returns = {student: names[0] for student, names in playing.items()}, {}
@@ -89,7 +88,7 @@ class Restarts:
 
     @contextmanager
     def in_their_places(self, learner_group: LearnerGroup) -> Iterator[None]:
-        """Let the chosen copies have the names of their students on the Learners, for a checkpoint."""
+        """Give the chosen copies the names of their students on the Learners, while a checkpoint is saved."""
         pairs = {student: name for student, name in self._chosen.items() if name != student}
         _exchange(learner_group, pairs)
         self._exchanged = pairs
@@ -100,7 +99,7 @@ class Restarts:
             self._exchanged = {}
 
     def put_back(self, learner_group: LearnerGroup) -> bool:
-        """Let copies that have changed places in a restored checkpoint change back; whether there are such."""
+        """Undo the exchange of a restored checkpoint, and return whether there was one."""
         pairs, self._exchanged = self._exchanged, {}
         _exchange(learner_group, pairs)
         return bool(pairs)
@@ -126,10 +125,10 @@ class Restarts:
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Check that a state of `get_state()` is of as many copies.
+        """Check that a state of `get_state()` has the same number of copies.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it has another number.
         """
         if state["num_copies"] != self._num_copies:
             raise ValueError(
@@ -138,10 +137,10 @@ class Restarts:
             )
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`.
+        """Restore the state of `get_state()`.
 
         Raises:
-            ValueError: it is of another number of copies.
+            ValueError: the state has another number of copies.
         """
         self.check(state)
         self._chosen_at = state["chosen_at"]
@@ -177,7 +176,7 @@ def _mean_regrets(learner_group: LearnerGroup) -> dict[str, float]:
 
 
 def _least(names: list[str], regrets: Mapping[str, float]) -> list[str]:
-    """Return the copies that play, by regret: those with the least; all of them if no regret is known."""
+    """Return the copies with the lowest regret, in its order, which play; all copies if no regret is known."""
     known = [name for name in names if math.isfinite(regrets[name])]
     count = max(_LEAST_THAT_PLAY, math.ceil(_SHARE_THAT_PLAYS * len(names)))
     return sorted(known, key=lambda name: regrets[name])[:count] or names

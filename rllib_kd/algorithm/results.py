@@ -32,17 +32,17 @@ def distillation_results(
     """Return the entry.
 
     Args:
-        config: of the run.
-        teachers: by group; empty for a run without a teacher.
-        students: of the run.
-        returns: of the students, their teachers and random policies.
-        env_steps: sampled so far, over restarts.
-        num_gradient_steps: made so far, over restarts.
-        staleness: of each sample of this iteration, in updates of the student.
-        learner_results: of the Learners, by student.
+        config: config of the run.
+        teachers: teachers by group; empty for a run without a teacher.
+        students: students of the run.
+        returns: returns of the students, their teachers and random policies.
+        env_steps: env steps sampled so far, including those before a restore.
+        num_gradient_steps: gradient steps so far, including those before a restore.
+        staleness: policy lag of each sample of this iteration, in updates of the student.
+        learner_results: results of the Learners, by student.
 
     Returns:
-        What concerns the run, beside what concerns its student; of several students in a dict of their own, by name.
+        The run's figures and its student's; with several students, theirs are in a dict of their own, by name.
     """
     run = {
         "td_coeff": value_at(config.td_coeff, env_steps),

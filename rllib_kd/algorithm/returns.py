@@ -1,4 +1,4 @@
-"""What students, their teachers and random policies reach: undiscounted returns, and the return ratio."""
+"""Undiscounted returns of students, their teachers and random policies, and the return ratio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rllib_kd.evaluation.measures import return_ratio
 
 @dataclass
 class Returns:
-    """Mean undiscounted returns in one student's environment; NaN as long as they are not known."""
+    """Mean undiscounted returns in one student's environment; NaN while unknown."""
 
     teacher: float = math.nan
     random: float = math.nan
@@ -24,7 +24,7 @@ class Returns:
 
     @property
     def ratio(self) -> float:
-        """(student − random) / (teacher − random); NaN where the teacher is no better than a random policy."""
+        """Return (student − random) / (teacher − random); NaN if the teacher is no better than a random policy."""
         return return_ratio(self.student, self.teacher, self.random)
 
 
@@ -32,7 +32,7 @@ class StudentReturns:
     """The returns of all students of a run, by name.
 
     Args:
-        names: of the students.
+        names: names of the students.
     """
 
     NOT_SAVED: ClassVar[frozenset[str]] = frozenset()
@@ -48,21 +48,21 @@ class StudentReturns:
 
     @property
     def ratio(self) -> float:
-        """The return ratio of the student that is furthest from its teacher; NaN as long as one is not known."""
+        """Return the lowest return ratio of all students; NaN while one is unknown."""
         return float(np.min([returns.ratio for returns in self._by_student.values()]))
 
     def take_baselines(self, names: Iterable[str], played: Mapping[str, Sequence[float]]) -> None:
-        """Take the returns of each episode, under "teacher" and "random", for the students of one group."""
+        """Take each episode's returns, under "teacher" and "random", for the students of one group."""
         for name in names:
             self[name].teacher = float(np.mean(played["teacher"]))
             self[name].random = float(np.mean(played["random"]))
 
     def take_evaluation(self, evaluation: Mapping[str, Any], *, of: str | None = None) -> None:
-        """Take the mean returns by an evaluation; NaN where no episode ended.
+        """Take the mean returns of an evaluation; NaN if no episode ended.
 
         Args:
             evaluation: RLlib's results.
-            of: the student that acted in it; None in multi-agent settings, where all did.
+            of: the student that acted; None in multi-agent settings, in which all act.
         """
         results = evaluation.get(ENV_RUNNER_RESULTS, {})
         by_module = results.get(EPISODE_MODULE_RETURN_MEAN, {})
@@ -75,5 +75,5 @@ class StudentReturns:
         return {"by_student": {name: dataclasses.asdict(returns) for name, returns in self._by_student.items()}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._by_student |= {name: Returns(**returns) for name, returns in state["by_student"].items()}

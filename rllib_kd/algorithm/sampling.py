@@ -1,4 +1,4 @@
-"""EnvRunners sample: requests that are under way while the Learner learns, and the student that they carry."""
+"""Sampling by EnvRunners: pending requests while the Learner learns, and the student that they carry."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ _NOT_AWAITED = 2**62  # a weights_seq_no that is never stale
 
 @dataclass(frozen=True)
 class StudentState:
-    """The student that acts next, on its way from the Learners to the EnvRunners; of a family all students.
+    """The student that acts next, on its way from the Learners to the EnvRunners; in a family, all students.
 
     Args:
-        weights: by module; or a reference to them, as `pack_weights()` makes it.
-        seq_no: updates that the student has seen.
-        env_steps: sampled until then, over restarts.
+        weights: weights by module, or a reference to them from `pack_weights()`.
+        seq_no: number of updates of the student.
+        env_steps: env steps sampled until then, including those before a restore.
     """
 
     weights: Any
@@ -58,7 +58,7 @@ class StudentState:
         return cls(learner_state[COMPONENT_RL_MODULE], learner_state[WEIGHTS_SEQ_NO], env_steps)
 
     def packed(self) -> StudentState:
-        """Return the same student with weights that travel to many processes."""
+        """Return the same student with weights packed for many processes."""
         return dataclasses.replace(self, weights=pack_weights(self.weights))
 
     def for_env_runners(self) -> dict[str, Any]:
@@ -71,15 +71,15 @@ class StudentState:
 
 
 class Sampling:
-    """What the EnvRunners of a run do: which student they have, and what they are asked for.
+    """The sampling of a run: the students of its EnvRunners, and the requests to them.
 
     Args:
-        config: of the run.
+        config: config of the run.
         group: the EnvRunners: remote ones, or a local one.
-        learner_group: that the student comes from.
+        learner_group: the Learners, from which the student comes.
     """
 
-    #: Attributes that are in no checkpoint. What is under way is of the student before a restore, and is forgotten.
+    #: Attributes that are not checkpointed. Pending requests are of the student before a restore, and are dropped.
     NOT_SAVED: ClassVar = frozenset(
         {
             "_config",
@@ -105,14 +105,14 @@ class Sampling:
 
     @property
     def is_remote(self) -> bool:
-        """Whether EnvRunners sample in processes of their own, while the Learners learn."""
+        """Return whether EnvRunners sample in other processes, while the Learners learn."""
         return self._group.num_remote_env_runners() > 0
 
     def sample(self, env_steps: int) -> list[Sample]:
         """Return new samples; none if no EnvRunner is left. RLlib restarts them before the next step.
 
         Args:
-            env_steps: sampled so far, over restarts.
+            env_steps: env steps sampled so far, including those before a restore.
         """
         samples = self._sample_remotely(env_steps) if self.is_remote else [self._sample_here(env_steps)]
         self._staleness += [self._seq_no - sample.weights_seq_no for sample in samples]
@@ -124,9 +124,9 @@ class Sampling:
         return Sample(0, shards, metrics, self._seq_no, {}, env_runner.not_finite)
 
     def _sample_remotely(self, env_steps: int) -> list[Sample]:
-        """Samples that have come meanwhile; every EnvRunner has a request when this returns, and while we learn.
+        """Return the samples that have arrived; every EnvRunner has a request afterwards, and so while Learners learn.
 
-        The queues are filled up when the Learner is done, and not before, so that requests carry its newest student.
+        Queues are filled after the Learner is done, so that requests carry its newest student.
         """
         if self._student is None:
             self._student = self._ask_for_student(env_steps).packed()
@@ -152,15 +152,15 @@ class Sampling:
 
     @property
     def _seq_no(self) -> int:
-        """Updates that the newest student for remote EnvRunners has seen; 0 where a local one has the newest anyway."""
+        """Return the updates of the newest student for remote EnvRunners; 0 for a local one, which has the newest."""
         return 0 if self._student is None else self._student.seq_no
 
     def take_student(self, learner_state: Mapping[str, Any] | None, env_steps: int) -> None:
-        """Let the student act that an update has made: at once here, with the next requests elsewhere.
+        """Use the updated student for acting: at once in this process, with the next requests elsewhere.
 
         Args:
-            learner_state: of a Learner after the update, with packed weights; None: the Learners are asked.
-            env_steps: sampled so far, over restarts.
+            learner_state: state of a Learner after the update, with packed weights; None: the Learners are asked.
+            env_steps: env steps sampled so far, including those before a restore.
         """
         if self.is_remote:
             assert learner_state is not None
@@ -169,11 +169,11 @@ class Sampling:
             self._group.local_env_runner.set_state(self._ask_for_student(env_steps).for_env_runners())
 
     def take_newest_student(self, env_steps: int, evaluation_group: EnvRunnerGroup | None) -> None:
-        """Let the student act that the Learners have now, outside of an update, also in evaluations.
+        """Use the Learners' current student for acting and for evaluations, outside of an update.
 
         Args:
-            env_steps: sampled so far, over restarts.
-            evaluation_group: the EnvRunners of evaluations.
+            env_steps: env steps sampled so far, including those before a restore.
+            evaluation_group: EnvRunners of evaluations; None if there are none.
         """
         student = self._ask_for_student(env_steps).packed()
         # By its number they have that student already; 0 forces RLlib.
@@ -191,18 +191,18 @@ class Sampling:
         return StudentState.of(state, env_steps)
 
     def end_iteration(self, env_steps: int, *, env_to_module: Any, module_to_env: Any) -> list[int]:
-        """Show the newest student here, and spread the states of connectors, without asking busy EnvRunners.
+        """Set the newest student in this process, and synchronize connectors, without calling busy EnvRunners.
 
         Args:
-            env_steps: sampled so far, over restarts.
+            env_steps: env steps sampled so far, including those before a restore.
             env_to_module: the Algorithm's connectors, if there is no local EnvRunner.
             module_to_env: the same in the other direction.
 
         Returns:
             The staleness of each sample of this iteration, in updates of the student.
         """
-        # Once an iteration: with each update it would be a fifth of the driver's work. get_module() and restarts of
-        # other EnvRunners take the student from the local one, which samples nothing then.
+        # Once an iteration: after each update it would be a fifth of the driver's work. get_module() and restarts of
+        # other EnvRunners take the student from the local one, which does not sample then.
         if self._student is not None and self._group.local_env_runner is not None:
             self._group.local_env_runner.set_state(self._student.for_env_runners())
         if self._connector_states or not self.is_remote:
@@ -217,26 +217,27 @@ class Sampling:
         return staleness
 
     def forget(self) -> None:
-        """Forget what is under way: it is of the student, and maybe of the teacher, before a restore."""
+        """Drop pending requests: they are of the student, and perhaps of the teacher, before a restore."""
         self.requests.forget()
         self._student, self._staleness, self._connector_states = None, [], {}
 
     def get_state(self) -> dict[str, Any]:
-        """Return where a local EnvRunner is in its episodes, and with a seed the global random generators."""
+        """Return a local EnvRunner's position in its episodes, and with a seed the global random generators."""
         return {
             "env_runner": None if self.is_remote else capture_sampling(self._group.local_env_runner),
             "random_state": None if self._config.seed is None else capture_random_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Keep the state of `get_state()` until `resume()`: restoring other parts moves generators and EnvRunners."""
+        """Keep the state of `get_state()` until `resume()`, since restoring other parts changes generators."""
         self._to_put_back = dict(state)
 
     def resume(self, env_steps: int) -> None:
-        """Let EnvRunners go on after a restore: a local one exactly there; remote ones with episodes of their own.
+        """Continue sampling after a restore: a local EnvRunner exactly at its position, remote ones with new episodes.
 
         Args:
-            env_steps: sampled so far, over restarts: remote EnvRunners do not sample the same again.
+            env_steps: env steps sampled so far, including those before a restore: remote EnvRunners seed new episodes
+                by it.
         """
         state, self._to_put_back = self._to_put_back, {}
         if self.is_remote:
@@ -253,10 +254,10 @@ class SampleRequests:
     """Keeps remote EnvRunners sampling.
 
     Args:
-        group: whose remote EnvRunners sample, each with `max_requests_in_flight_per_env_runner` requests at most.
-        max_staleness: how many updates may lie between the student that samples and the one that learns from the
-            sample, ≥ 0. Low: EnvRunners wait for each other and, at 0, for the Learner. None: they never do.
-        timeout_s: for how long to wait for samples.
+        group: the remote EnvRunners, each with at most `max_requests_in_flight_per_env_runner` requests.
+        max_staleness: maximum policy lag, in updates between the student that samples and the one that learns from the
+            sample, ≥ 0. Low: EnvRunners wait for each other and, at 0, for the Learner. None: they never wait.
+        timeout_s: longest wait for samples, s; None: no limit.
     """
 
     def __init__(self, group: EnvRunnerGroup, *, max_staleness: int | None, timeout_s: float | None):
@@ -270,21 +271,21 @@ class SampleRequests:
         self._failures: dict[int, EnvFailedError] = {}  # by EnvRunner, whose environment has raised last
 
     def __len__(self) -> int:
-        """Requests under way, with those whose results were not fetched yet."""
+        """Return the number of pending requests, including those whose results were not fetched yet."""
         return len(self._under_way())
 
     def send(self, kwargs: Mapping[str, Any], *, weights_seq_no: int, only_to_idle: bool = False) -> None:
-        """Ask for samples, as many as may be under way.
+        """Request as many samples as the limit of pending requests permits.
 
         Args:
-            kwargs: of `DistillEnvRunner.set_state_and_sample()`.
-            weights_seq_no: of the student in them.
-            only_to_idle: one each, and only from EnvRunners that have no request.
+            kwargs: arguments of `DistillEnvRunner.set_state_and_sample()`.
+            weights_seq_no: number of updates of the student in them.
+            only_to_idle: send one request to each EnvRunner that has none, and none to others.
         """
         ids: Collection[int] = self._group.healthy_env_runner_ids()
         if only_to_idle:
             ids = set(ids) - set(_rllib.calls_under_way(self._manager, _SAMPLE)[1])
-        # An empty list of ids means all to RLlib.
+        # RLlib takes an empty list of ids as all.
         while ids and self._group.foreach_env_runner_async(
             _answer, tag=_SAMPLE, kwargs=dict(kwargs), remote_worker_ids=sorted(ids)
         ):
@@ -293,19 +294,19 @@ class SampleRequests:
         self._sent_with = {ref: self._sent_with.get(ref, weights_seq_no) for ref in self._under_way()}
 
     def fetch(self, *, weights_seq_no: int) -> list[Sample]:
-        """The samples that are there, in the order of their EnvRunners.
+        """Return the samples that have arrived, in the order of their EnvRunners.
 
         Waits for the first one, and for all that would be too stale after the next update.
 
         Args:
-            weights_seq_no: of the student that learns next.
+            weights_seq_no: number of updates of the student that learns next.
 
         Returns:
-            At least one, unless no EnvRunner is left, or none answers in time.
+            At least one sample, unless no EnvRunner is left, or none answers in time.
 
         Raises:
-            EnvFailedError: an environment has raised, and its EnvRunner is not to be restarted or done without; or all
-                have raised before there was any sample.
+            EnvFailedError: an environment raised, and `fault_tolerance()` neither restarts nor ignores its EnvRunner;
+                or all environments raised before there was any sample.
         """
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         samples: list[Sample] = []
@@ -320,23 +321,23 @@ class SampleRequests:
             samples += self._fetch_ready()
             if len(ready) < num_returns:
                 missing = set(awaited) - set(ready)
-                logger.warning("%d samples have not come within sample_timeout_s=%s.", len(missing), self._timeout_s)
+                logger.warning("%d samples did not arrive within sample_timeout_s=%s.", len(missing), self._timeout_s)
                 self._sent_with |= dict.fromkeys(missing, _NOT_AWAITED)
                 break
         fresh = [sample for sample in samples if not self._is_stale(sample.weights_seq_no, weights_seq_no)]
         return sorted(fresh, key=lambda sample: sample.worker_index)
 
     def forget(self) -> None:
-        """Take no result of what is under way: it belongs to another student, or another teacher."""
+        """Ignore the results of pending requests: they belong to another student, or another teacher."""
         for actor_id in set(_rllib.calls_under_way(self._manager, _SAMPLE)[1]):
             _rllib.forget_calls(self._manager, actor_id)
 
     def kill_the_hung(self, *, seconds: float) -> None:
-        """End EnvRunners that do not answer in time: what RLlib asks of them at the end, it waits for endlessly."""
+        """Kill EnvRunners that do not answer in time: RLlib's calls at the end would wait for them without limit."""
         kill_the_hung(self._group, failed=self._failures, seconds=seconds)
 
     def ping_the_dead(self) -> bool:
-        """Whether an EnvRunner that died has answered since: without waiting for it."""
+        """Ping EnvRunners that died without waiting; return whether one has answered since."""
         dead = set(self._manager.actor_ids()) - set(self._group.healthy_env_runner_ids())
         if not dead:
             return False
@@ -347,7 +348,7 @@ class SampleRequests:
         return bool(answered)
 
     def _fetch_ready(self) -> list[Sample]:
-        """As RLlib's, with what it drops: why an environment has failed."""
+        """Fetch results as RLlib does, and report why an environment failed, which RLlib drops."""
         results = self._manager.fetch_ready_async_reqs(tags=_SAMPLE)
         for result in results:
             if result.ok:
@@ -373,5 +374,5 @@ class SampleRequests:
 
 
 def _answer(env_runner: Any, **kwargs: Any) -> Sample:
-    # A function of a module pickles in no time; what RLlib makes of a method's name does not.
+    # A function of a module pickles fast; the closure that RLlib makes from a method's name does not.
     return env_runner.set_state_and_sample(**kwargs)

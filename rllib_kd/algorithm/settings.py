@@ -1,4 +1,4 @@
-"""Settings by name, through RLlib's fluent API: which there are, and which values each takes."""
+"""Settings by name, through RLlib's fluent API: their names and the values that each takes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.models.utils import get_activation_fn
 from ray.rllib.utils import replay_buffers
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.unknown_settings import unknown_setting
 from rllib_kd.schedules import check_schedule
 from rllib_kd.text import did_you_mean
 
-#: Settings of the old API stack that only have another name now.
+#: Settings of the old API stack that have another name now.
 RENAMED = {
     "num_workers": "num_env_runners",
     "num_rollout_workers": "num_env_runners",
@@ -41,7 +42,7 @@ RENAMED = {
 }
 
 
-#: Settings that the new API stack does not read, though some are still accepted, and what does their work now.
+#: Settings that the new API stack does not read, although it accepts some of them, with their successors.
 _GONE = {
     "hiddens": "set model_config: {'head_fcnet_hiddens': [...]}",
     "noisy": "leave it out",
@@ -52,7 +53,7 @@ _GONE = {
     "lr_schedule": "set lr, which takes a schedule like [[0, 1e-3], [100000, 1e-4]]",
     "entropy_coeff_schedule": "set entropy_coeff, which takes a schedule",
     "multiagent": "set policies and policy_mapping_fn in a Python file",
-    "enable_connectors": "leave it out: connectors are always there",
+    "enable_connectors": "leave it out; connectors are always used",
     "buffer_size": "set replay_buffer_config: {'capacity': ...}",
     "learning_starts": "set num_steps_sampled_before_learning_starts",
 }
@@ -82,8 +83,8 @@ _FLUENT_METHODS = (
 )
 
 
-#: The least and the largest number that makes sense, and whether it must be whole, by the first pattern that the whole
-#: name matches. RLlib itself takes any number, and trains on: a learning rate of -1, say.
+#: The smallest and the largest valid number, and whether it must be whole, by the first pattern that matches the whole
+#: name. RLlib itself accepts any number and trains with it, such as a learning rate of -1.
 _RANGES = {
     r"gamma|lambda_|tau|epsilon|replay_buffer_config\['(alpha|beta)'\]": (0, 1, False),
     r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms|validation_episodes)|n_step": (
@@ -98,7 +99,7 @@ _RANGES = {
 }
 
 
-#: Words of which RLlib checks none, or only when processes are running.
+#: Words that RLlib does not check, or only when processes are running.
 _WORDS = {
     "log_level": ("DEBUG", "INFO", "WARN", "WARNING", "ERROR", "CRITICAL"),
     "merge_env_runner_states": ("training_only",),
@@ -106,11 +107,11 @@ _WORDS = {
 }
 
 
-#: Settings of which infinity means that there is no limit.
+#: Settings that may be infinite, for no limit.
 _MAY_BE_INFINITE = re.compile(r".*clip.*|.*_timeout_s|max_.*")
 
 
-#: Numbers that may be None, for no limit, or for the one that another setting gives.
+#: Numbers that may be None, for no limit, or for the value of another setting.
 _MAY_BE_NONE = re.compile(r".*clip.*|.*_timeout_s|(min|max)_.*|train_batch_size.*")
 
 
@@ -142,8 +143,8 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
     """Set fields of a config by name, each through the fluent method that takes it.
 
     Raises:
-        ValueError: a name that no fluent method takes, also within dicts whose keys RLlib knows, with the nearest known
-            one; or a value of another type.
+        ValueError: a name that no fluent method takes, also in dicts with keys that RLlib defines, with the nearest
+            known name; or a value of another type or out of range.
     """
     known = _fluent_arguments(type(config))
     for given, value in as_meant(type(config), settings).items():
@@ -166,7 +167,7 @@ def apply_settings(config: AlgorithmConfig, settings: Mapping[str, Any]) -> Algo
 
 
 def as_meant(cls: type[AlgorithmConfig], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with integers where integers are meant: JSON and YAML also write 50000 as 50000.0 or 1e5."""
+    """Return the settings with integers wherever the type is integer: JSON and YAML also write 50000.0 or 1e5."""
     hints: dict[str, Any] = {name: hint for name, (_, hint) in _fluent_arguments(cls).items()}
     model = _model_hints(cls)
     hints |= {"model_config": model, "students": {_ANY: model}, "replay_buffer_config": _BUFFER_HINTS}
@@ -175,12 +176,12 @@ def as_meant(cls: type[AlgorithmConfig], settings: Mapping[str, Any]) -> dict[st
 
 
 def check_settings(config: AlgorithmConfig) -> None:
-    """Whether the values of a config, however they came there, are some that `apply_settings()` would take.
+    """Check that `apply_settings()` would accept the values of a config, however they were set.
 
-    Those that RLlib itself has set are not in question.
+    Values that RLlib itself has set are not checked.
 
     Raises:
-        ValueError: one is not.
+        ValueError: it would not accept a value.
     """
     defaults = type(config)()
     for name, (_, type_hint) in _fluent_arguments(type(config)).items():
@@ -197,14 +198,14 @@ def check_settings(config: AlgorithmConfig) -> None:
 
 
 def check_model_config(where: str, model_config: Mapping[str, Any]) -> None:
-    """Whether the values of a model config make sense.
+    """Check the values of a model config.
 
     Args:
-        where: it stands, for messages.
-        model_config: as of `rl_module(model_config=...)`.
+        where: name of the setting that has it, for messages.
+        model_config: as in `rl_module(model_config=...)`.
 
     Raises:
-        ValueError: one does not.
+        ValueError: a value has another type or is out of range.
     """
     hints = typing.get_type_hints(DefaultModelConfig)
     for key, value in model_config.items():
@@ -213,10 +214,10 @@ def check_model_config(where: str, model_config: Mapping[str, Any]) -> None:
 
 
 def check_names(cls: type[AlgorithmConfig], names: Iterable[str]) -> None:
-    """Whether all are names of settings.
+    """Check that all names are settings.
 
     Raises:
-        ValueError: one is not, with the setting that it is a key of, or the nearest known name.
+        ValueError: one is not. The message has the setting with a key of this name, or the nearest known name.
     """
     known = _fluent_arguments(cls)
     for name in names:
@@ -225,10 +226,10 @@ def check_names(cls: type[AlgorithmConfig], names: Iterable[str]) -> None:
 
 
 def validate(config: AlgorithmConfig) -> AlgorithmConfig:
-    """The config, validated.
+    """Validate a config and return it.
 
     Raises:
-        ValueError: whatever RLlib's `validate()` has to say.
+        ValueError: whatever RLlib's `validate()` raises, as one message.
     """
     try:
         config.validate()
@@ -241,7 +242,7 @@ def validate(config: AlgorithmConfig) -> AlgorithmConfig:
 
 
 def _fluent_arguments(cls: type[AlgorithmConfig]) -> Mapping[str, tuple[str, Any]]:
-    """Of each setting: the fluent method that takes it, and its type hint there. Subclasses' go before."""
+    """Return each setting's fluent method and its type hint there. Methods of subclasses take precedence."""
     return _arguments_of(cls.__mro__)
 
 
@@ -263,7 +264,7 @@ def _arguments_of(classes: tuple[type, ...]) -> Mapping[str, tuple[str, Any]]:
 
 
 def _check_keys(config: AlgorithmConfig, name: str, value: Mapping[str, Any]) -> None:
-    """Unknown keys in dicts whose keys RLlib knows."""
+    """Refuse unknown keys in dicts with keys that RLlib defines."""
     known: Iterable[str]
     if name == "model_config":
         check_model_config(name, value)
@@ -298,11 +299,13 @@ def _check_model(where: str, key: str, value: Any, type_hint: Any) -> None:
         try:
             get_activation_fn(value, framework="torch")
         except ValueError as error:
-            raise ValueError(f"'{where}' has no {key}={value!r}: PyTorch knows relu, tanh, silu, ….") from error
+            raise ValueError(
+                f"'{where}' has no {key}={value!r}: expected an activation of PyTorch, such as relu, tanh or silu."
+            ) from error
 
 
 def _check_value(name: str, value: Any, type_hint: Any) -> None:
-    """Kind and range of a value; `name` may be that of a key: "replay_buffer_config['capacity']"."""
+    """Check kind and range of a value; `name` may be a key's, like "replay_buffer_config['capacity']"."""
     if not _fits(value, type_hint):
         raise ValueError(f"The setting '{name}' cannot be {value!r}: expected {_spell(type_hint)}.")
     if isinstance(value, str) and value not in _WORDS.get(name, (value,)):
@@ -336,7 +339,7 @@ def _check_range(name: str, value: Any) -> None:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether no number in a value is infinite or NaN."""
+    """Return whether no number in a value is infinite or NaN."""
     if isinstance(value, Mapping):
         return all(map(_is_finite, value.values()))
     if isinstance(value, list | tuple):
@@ -345,7 +348,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _is_filter(value: Any) -> bool:
-    """Whether it is one convolution of RLlib: channels, kernel, stride, and perhaps its padding."""
+    """Return whether a value is one convolution of RLlib: channels, kernel, stride, and optionally padding."""
     if not isinstance(value, list | tuple) or len(value) not in (3, 4) or not all(map(_is_size, value[1:3])):
         return False
     return _is_size(value[0]) and not isinstance(value[0], list | tuple) and all(isinstance(p, str) for p in value[3:])
@@ -361,7 +364,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _with_integers(value: Any, hint: Any) -> Any:
-    """A value whose floats are integers where they are whole, and their type hint says so: one hint, or one a key."""
+    """Convert whole floats to integers if their type hint is integer; `hint` is one hint, or one for each key."""
     if isinstance(value, Mapping):
         if set(value) == {"grid_search"} and isinstance(value["grid_search"], list):
             return {"grid_search": [_with_integers(each, hint) for each in value["grid_search"]]}
@@ -376,20 +379,20 @@ def _with_integers(value: Any, hint: Any) -> Any:
 
 
 def _types_in(hint: Any) -> set[Any]:
-    """The types that a type hint is made of."""
+    """Return the types in a type hint."""
     parts = typing.get_args(hint)
     return {hint} if not parts else set().union(*map(_types_in, parts))
 
 
 def _model_hints(cls: type[AlgorithmConfig]) -> dict[str, Any]:
-    """The type hint of each key of a model config."""
+    """Return the type hint of each key of a model config."""
     known = _fluent_arguments(cls)
-    included = {key: known.get(key, (None, None))[1] for key in cls()._model_config_auto_includes}
+    included = {key: known.get(key, (None, None))[1] for key in _rllib.included_in_model_config(cls())}
     return {**included, **typing.get_type_hints(DefaultModelConfig)}
 
 
 def _value_in(config: AlgorithmConfig, name: str) -> Any:
-    """What a config holds as that setting; None where it holds nothing."""
+    """Return a config's value of a setting; None if it has none."""
     names = (ATTRIBUTES.get(name, name), f"_{name}", f"{name}_str")
     return next((vars(config)[attribute] for attribute in names if attribute in vars(config)), None)
 
@@ -415,12 +418,12 @@ def _buffer_arguments(buffer: Any) -> set[str]:
         known = [name for name, value in vars(replay_buffers).items() if inspect.isclass(value)]
         raise ValueError(f"There is no replay buffer '{buffer}'.{did_you_mean(buffer, known)} Known are: {known}.")
     cls = buffer if isinstance(buffer, type) else getattr(replay_buffers, str(buffer).rsplit(".")[-1], None)
-    if cls is None:  # the path of one's own
+    if cls is None:  # the path of a custom class
         return set()
     return {name for base in cls.__mro__ for name in inspect.signature(base).parameters if base is not object}
 
 
-#: What JSON and YAML have. Hints of RLlib say `int` where 0.5 is meant to pass, and `Tuple` where lists do.
+#: Kinds of values in JSON and YAML. Some hints of RLlib are `int` although 0.5 is valid, or `Tuple` although lists are.
 _KINDS: dict[Any, str] = {
     int: "a number",
     float: "a number",
@@ -438,7 +441,7 @@ _KINDS: dict[Any, str] = {
 
 
 def _kinds(hint: Any) -> set[str] | None:
-    """The kinds of values of JSON that a type hint admits; None: nobody can say."""
+    """Return the kinds of JSON values that a type hint admits; None if unknown."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         parts = [_kinds(part) for part in typing.get_args(hint)]

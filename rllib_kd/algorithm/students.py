@@ -1,4 +1,4 @@
-"""The students of a run: shaped before actors start, counted after."""
+"""The students of a run: their shapes, set before actors start, and their sizes, measured afterwards."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-#: Keys of a model config that set how wide the student is.
+#: Keys of a model config that set the widths of the student's layers.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
 
 
-#: Student parameters / teacher parameters, where neither `compression` nor a model config says otherwise.
+#: Student parameters / teacher parameters, unless `compression` or a model config sets the shape.
 DEFAULT_COMPRESSION = 0.04
 
 
 class StudentSize(NamedTuple):
-    """What the network of a student is like.
+    """The size of a student's network.
 
     Args:
         num_parameters: parameters that act, without target networks.
-        support: of its return distributions; None without them.
+        support: support of its return distributions; None without them.
     """
 
     num_parameters: int
@@ -47,7 +47,7 @@ class Students:
     """The students of a run by group and name, as they were built.
 
     Args:
-        sizes: of each student, by group and then by name.
+        sizes: size of each student, by group and then by name.
     """
 
     def __init__(self, sizes: Mapping[str, Mapping[str, StudentSize]]):
@@ -72,7 +72,7 @@ class Students:
 
     @property
     def names(self) -> list[str]:
-        """The names of all students: of their modules."""
+        """Return the names of all students, which are those of their modules."""
         return [name for _, name, _ in self]
 
     def __iter__(self) -> Iterator[tuple[str, str, StudentSize]]:
@@ -87,17 +87,17 @@ class Students:
 
 
 def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
-    """Turn presets and compressions in a config into layer widths.
+    """Replace presets and compressions in a config by layer widths.
 
-    EnvRunners and Learners build the students on their own nodes, from the config: it must be concrete before they
+    EnvRunners and Learners build the students on their nodes from the config, so it must have widths before they
     start.
 
     Args:
-        config: is changed.
-        teachers: by group; their architectures are made narrower.
+        config: config, which is changed.
+        teachers: teachers by group; their architectures are made narrower.
 
     Raises:
-        ValueError: the compression cannot be reached, or the teacher has no architecture to make narrower.
+        ValueError: the compression cannot be reached, or the teacher has no architecture that can be made narrower.
     """
     own = config.given_model_config
     if config.students:
@@ -121,9 +121,9 @@ def new_student(config: DistillationConfig, spaces: Mapping[str, Any], name: str
     """Build a student with new weights.
 
     Args:
-        config: with the student's shape.
-        spaces: of observations and actions, by module, as the Algorithm has them.
-        name: of its module.
+        config: config with the student's shape.
+        spaces: spaces of observations and actions, by module, as the Algorithm has them.
+        name: name of the student's module.
     """
     spec = config.get_multi_rl_module_spec(spaces=spaces, inference_only=True)
     return spec.rl_module_specs[name].build()
@@ -135,9 +135,8 @@ def warn_of_large_students(students: Students, teachers: Mapping[str, Teacher]) 
         for name, student in students.of_group(group_id).items():
             if student.num_parameters >= 0.9 * teacher.num_parameters:
                 logger.warning(
-                    "The student '%s' has %d parameters, nearly as many as its teacher (%d) or more. Where the "
-                    "model config names no widths, RLlib's own are taken: set fcnet_hiddens or conv_filters, or "
-                    "`compression`.",
+                    "The student '%s' has %d parameters, nearly as many as its teacher (%d) or more. If the model "
+                    "config has no widths, RLlib's defaults apply. Set fcnet_hiddens, conv_filters or `compression`.",
                     name,
                     student.num_parameters,
                     teacher.num_parameters,
@@ -155,11 +154,11 @@ def _shape(
     teacher = teachers[group_id].members[0]
     if teacher.model_config is None:
         raise ValueError(
-            f"The teacher '{teacher.source}' has a network of its own, which cannot be scaled by `compression`. "
-            "Shape the student with rl_module(model_config={'fcnet_hiddens': [...]})."
+            f"The teacher '{teacher.source}' has a custom network, which cannot be scaled by `compression`. Shape the "
+            "student with rl_module(model_config={'fcnet_hiddens': [...]})."
         )
-    # Before there is an environment: with connectors of its own the student sees what the teacher's network sees,
-    # or nearly; the widths hardly depend on it. So it does where any kind of image is turned into that.
+    # There is no environment yet. With custom connectors, or for images of any layout, the student's inputs are assumed
+    # to be about those of the teacher's network; the widths hardly depend on them.
     sees_inputs = "env_to_module" in config.own_connectors or teacher.takes(teacher.input_space)
     observation_space = teacher.input_space if sees_inputs else teacher.observation_space
     check_spaces(observation_space, teacher.action_space)

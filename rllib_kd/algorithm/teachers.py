@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 COMPONENT_TEACHER = "teacher"
 
 
-#: In the config of a checkpoint: the teacher is a folder of the checkpoint, wherever it was loaded from before.
+#: In the config of a checkpoint: the teacher is a folder of the checkpoint, whatever its original source.
 TEACHER_IN_CHECKPOINT = "checkpoint:teacher"
 
 
@@ -30,11 +30,11 @@ class Teachers(Mapping[str, Teacher]):
     """The teachers of a run, by group; none if the run has no teacher.
 
     Args:
-        teachers: by group.
+        teachers: teachers by group.
         by_module: whether EnvRunners take a dict of teachers, as in multi-agent settings.
     """
 
-    #: Attributes that are in no checkpoint: the teachers themselves are, each as a component.
+    #: Attributes that are not checkpointed. The teachers themselves are, each as a component.
     NOT_SAVED: ClassVar = frozenset({"_by_module", "_reference"})
 
     def __init__(self, teachers: Mapping[str, Teacher], *, by_module: bool):
@@ -47,9 +47,9 @@ class Teachers(Mapping[str, Teacher]):
         """Load the teachers that a config names. Those of a checkpoint's config stay empty until it is restored.
 
         Args:
-            config: of the run.
-            storage: Tune's, of the trial; None outside of Tune. A trial that is built anew finds its teacher in its
-                newest checkpoint if the teacher's own path is gone.
+            config: config of the run.
+            storage: Tune's storage of the trial; None outside of Tune. A trial that is rebuilt finds its teacher in
+                its newest checkpoint if the teacher's own path no longer exists.
 
         Raises:
             ValueError: a teacher cannot be loaded.
@@ -70,7 +70,7 @@ class Teachers(Mapping[str, Teacher]):
 
     @property
     def are_loaded(self) -> bool:
-        """Whether none is still to come from a checkpoint."""
+        """Return whether all teachers are loaded: none is restored from a checkpoint later."""
         return all(teacher.is_loaded for teacher in self.values())
 
     def send(self, group: EnvRunnerGroup) -> None:
@@ -113,9 +113,9 @@ class Teachers(Mapping[str, Teacher]):
 
 
 def without_networks(teacher: Any) -> Any:
-    """Return a config's teacher with the source of each loaded teacher in the place of its network.
+    """Return a config's teacher, in which loaded teachers are replaced by their sources.
 
-    Actors and checkpoints get loaded teachers by themselves, and not within the config.
+    Actors and checkpoints get loaded teachers separately from the config.
     """
     if isinstance(teacher, list | tuple):
         return [without_networks(member) for member in teacher]
@@ -133,7 +133,7 @@ def _load(config: DistillationConfig, group_id: str, storage: Any) -> Teacher:
             loaded = load_teacher(given, trust_checkpoint=config.trust_checkpoint)
         return as_configured(loaded, config.ensemble, config.temperature)
     except ValueError:
-        # Tune rebuilds a trial from its config before it restores it, maybe on another machine.
+        # Tune rebuilds a trial from its config before it restores it, perhaps on another machine.
         if storage is not None and (teacher := _load_from_trial(storage, _component(group_id))):
             return teacher
         raise

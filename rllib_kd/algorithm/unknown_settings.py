@@ -12,12 +12,12 @@ from rllib_kd.text import did_you_mean
 
 
 def unknown_setting(cls: type[AlgorithmConfig], name: str, known: Iterable[str]) -> ValueError:
-    """Make the error, with the setting that has this name as a key, or the nearest known name.
+    """Return the error, with the setting that has a key of this name, or the nearest known name.
 
     Args:
-        cls: of the config.
-        name: that it does not have.
-        known: names that it has.
+        cls: class of the config.
+        name: the unknown name.
+        known: names of its settings.
     """
     hint = _as_a_key(cls, name) or did_you_mean(name, known)
     return ValueError(f"{cls.__name__} has no setting '{name}'.{hint}")

@@ -1,4 +1,4 @@
-"""States from which nothing can be learned, since numbers in them are not finite: who gave these, and what to do."""
+"""Report states with numbers that are not finite, from which nothing can be learned: their cause and the remedy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class UnusableStates:
-    """Looks at the counts of such states, and warns once of each who gave them: environment or teacher.
+    """Checks the counts of such states, and warns once for each cause: environment or teacher.
 
-    In no checkpoint: a resumed run warns again.
+    It is not checkpointed: a resumed run warns again.
 
     Args:
-        config: of the run.
-        teachers: by group.
+        config: config of the run.
+        teachers: teachers by group.
     """
 
     def __init__(self, config: DistillationConfig, teachers: Mapping[str, Teacher]):
@@ -38,12 +38,12 @@ class UnusableStates:
         """Warn of numbers that are not finite.
 
         Args:
-            metrics: of the Algorithm, with those of all samples so far.
-            env_steps: sampled so far, over restarts.
-            found: numbers that an environment has returned, as an EnvRunner describes them.
+            metrics: metrics of the Algorithm, including those of all samples so far.
+            env_steps: env steps sampled so far, including those before a restore.
+            found: such numbers from an environment, as an EnvRunner describes them; empty if there are none.
 
         Raises:
-            ValueError: so it was in every state so far, when there must be something to learn from.
+            ValueError: all states so far have such numbers, at a time when learning must start.
         """
         dropped = _count(metrics, NUM_STATES_DROPPED_LIFETIME)
         if dropped == self._num_dropped:
@@ -51,7 +51,7 @@ class UnusableStates:
         self._num_dropped = dropped
         counts = {cause: _count(metrics, name) for cause, name in NUM_NOT_FINITE_LIFETIME.items()}
         if not counts["observations"] + counts["rewards"]:
-            found = ""  # in a step that nobody learns from
+            found = ""  # in a step that is not learned from
         # Agents of one env step are many states, which none of RLlib's counters counts.
         is_all = not self._config.is_multi_agent and dropped >= env_steps
         if is_all and env_steps >= max(1, self._config.num_steps_sampled_before_learning_starts):
@@ -59,7 +59,7 @@ class UnusableStates:
         if found:
             self._warn("environment", f"{found} These states are not learned from; the results count them.")
         if num := counts["labels"]:
-            self._warn("teacher", f"Some states are not learned from, and counted in the results: {self._blame(num)}")
+            self._warn("teacher", f"Some states are not learned from; the results count them: {self._blame(num)}")
 
     def _warn(self, of: str, message: str) -> None:
         if of not in self._warned:
@@ -67,7 +67,7 @@ class UnusableStates:
             logger.warning("%s", message)
 
     def _summary(self, counts: Mapping[str, int], dropped: int) -> str:
-        """Return in how many of the dropped states which numbers are not finite, and whose they are."""
+        """Return which numbers are not finite, in how many of the dropped states, and their causes."""
         words = f"of the environment '{name_of(self._config.env)}' are not finite in {{}} of them."
         causes = {"observations": f"observations {words}", "rewards": f"rewards {words}"}
         parts = [causes[cause].format(counts[cause]) for cause in causes if counts[cause]]
@@ -77,8 +77,8 @@ class UnusableStates:
     def _blame(self, num_states: int) -> str:
         teacher = ", ".join(f"'{teacher.source}'" for teacher in self._teachers.values())
         return (
-            f"the teacher {teacher} gives no finite Q-values in {num_states} states (NaN or infinity). "
-            "Does it see the observations that it was trained on?"
+            f"the teacher {teacher} returns NaN or infinite Q-values in {num_states} states. Check that it gets the "
+            "observations on which it was trained."
         )
 
 

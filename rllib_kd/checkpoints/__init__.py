@@ -1,1 +1,1 @@
-"""Reading and writing checkpoints; those of others are read as data, and nothing in them is executed."""
+"""Read and write checkpoints; untrusted ones are read as data, and no code in them is run."""

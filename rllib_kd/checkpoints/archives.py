@@ -1,4 +1,4 @@
-"""Zip archives and PyTorch's files of weights, as data: nothing is extracted, and nothing takes more than it holds."""
+"""Zip archives and PyTorch's weight files as data: nothing is extracted to disk, and sizes are checked in advance."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _MAX_RATIO_OF_LARGE = 4  # beyond `MAX_UNPACKED`
 _MAX_SMALL = 2**20  # bytes that may be unpacked from anything
 
 
-#: The others claim a dictionary of any size.
+#: Other compressions may claim a dictionary of any size.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-#: What weights are made of. PyTorch's own list is longer, and has `bytearray`, which takes what memory it is told to.
+#: Types of weights. PyTorch's own list is longer, and has `bytearray`, which allocates any size that it is given.
 _WEIGHT_NAMES = frozenset(
     {
         Name("collections", "OrderedDict"),
@@ -48,31 +48,31 @@ class Archive:
     """A zip archive in memory.
 
     Args:
-        content: of the file.
+        content: content of the file.
         where: its path, for messages.
 
     Raises:
-        CheckpointError: it is no zip archive.
+        CheckpointError: it is not a zip archive.
     """
 
     def __init__(self, content: bytes, where: str):
         self._where = where
         if content.count(b"PK\1\2") > limits.MAX_ARCHIVE_ENTRIES:  # before each takes memory of its own
-            raise CheckpointError(f"'{where}' was refused: it has more than {limits.MAX_ARCHIVE_ENTRIES} files in it.")
+            raise CheckpointError(f"'{where}' was refused: it contains more than {limits.MAX_ARCHIVE_ENTRIES} files.")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(content))
             self.names = frozenset(self._zip.namelist())
         except Exception as error:  # zipfile has several, and those of struct
             raise CheckpointError(
-                f"'{where}' cannot be read: it is no whole zip archive ({error}). Is the file complete?"
+                f"'{where}' cannot be read: it is not a whole zip archive ({error}). Is the file complete?"
             ) from error
         self._num_bytes = len(content)
 
     def read(self, name: str) -> bytes:
-        """What one of its files holds, by its exact name.
+        """Return the content of one of its files, by its exact name.
 
         Raises:
-            CheckpointError: there is none, it is broken, or it would unpack to far more than the archive has.
+            CheckpointError: the file is missing or broken, or would unpack to far more bytes than the archive has.
         """
         try:
             info = self._zip.getinfo(name)
@@ -95,51 +95,51 @@ class Archive:
             ) from error
 
     def size(self, name: str) -> int:
-        """Of one of its files, unpacked, in bytes."""
+        """Return the unpacked size of one of its files, bytes."""
         return self._zip.getinfo(name).file_size
 
     def holds_only_itself(self) -> bool:
-        """Whether its files are stored as they are, and fit in it together: what PyTorch writes, and no bomb."""
+        """Return whether its files are stored without compression, and fit in it: as PyTorch writes it, and no bomb."""
         infos = self._zip.infolist()
         is_stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
         return is_stored and sum(info.file_size for info in infos) <= self._num_bytes
 
 
 def is_torchscript(names: frozenset[str]) -> bool:
-    """Whether a zip archive with these files is a TorchScript program; PyTorch's weights have no code."""
+    """Return whether a zip archive with these files is a TorchScript program; PyTorch's weight files have no code."""
     return any(name.split("/")[1:2] in (["code"], ["constants.pkl"]) for name in names)
 
 
 def read_weights(content: bytes, where: str) -> Any:
-    """What `torch.save()` wrote, if that is data: tensors, numbers and texts in plain containers.
+    """Read a file of `torch.save()`, if it is data: tensors, numbers and texts in plain containers.
 
     Args:
-        content: of the file.
+        content: content of the file.
         where: its path, for messages.
 
     Raises:
-        CheckpointError: it is no whole file of PyTorch (1.6 or newer), or holds more than data.
+        CheckpointError: it is not a whole file of PyTorch (1.6 or newer), or contains more than data.
     """
     archive = Archive(content, where)
     if not archive.holds_only_itself():
         raise CheckpointError(f"'{where}' was refused: its parts are packed, or larger than itself.")
     pickles = [name for name in archive.names if name.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise CheckpointError(f"'{where}' holds {len(pickles)} pickles; one of weights was expected.")
+        raise CheckpointError(f"'{where}' contains {len(pickles)} pickles; one of weights was expected.")
     if others := names_in(archive.read(pickles[0]), where) - _WEIGHT_NAMES:
-        raise CheckpointError(f"'{where}' was refused: it calls '{min(map(str, others))}', and weights do not.")
+        raise CheckpointError(f"'{where}' was refused: it calls '{min(map(str, others))}', which weights do not need.")
     try:
         return torch.load(_repacked(archive, pickles[0]), map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file fails in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"'{where}' was refused or is broken: {reason[:300]} It must hold weights, and nothing but data. Save "
-            "those of a module with torch.save(module.state_dict(), path)."
+            f"'{where}' was refused or is broken: {reason[:300]} It must contain only weights, as data. Save those of "
+            "a module with torch.save(module.state_dict(), path)."
         ) from error
 
 
 def _repacked(archive: Archive, pickle_name: str) -> IO[bytes]:
-    """An archive of the parts that were looked at: PyTorch might find others in the original."""
+    """Return an archive of the checked parts only: PyTorch might find others in the original."""
     folder = pickle_name.removesuffix("data.pkl")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as target:
@@ -151,13 +151,15 @@ def _repacked(archive: Archive, pickle_name: str) -> IO[bytes]:
 
 
 def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
-    """A state dict as plain tensors of 32-bit floats.
+    """Return a state dict as plain tensors of 32-bit floats.
 
     Raises:
-        CheckpointError: there is something else in it.
+        CheckpointError: it contains something else.
     """
     if not isinstance(weights, Mapping) or not weights:
-        raise CheckpointError(f"'{where}' holds a {type(weights).__name__}. Expected the weights of a module by name.")
+        raise CheckpointError(
+            f"'{where}' contains a {type(weights).__name__}. Expected the weights of a module by name."
+        )
     if len(weights) > limits.MAX_WEIGHTS:
         raise CheckpointError(f"'{where}' was refused: it has {len(weights)} weights.")
     tensors = {}
@@ -167,8 +169,8 @@ def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
         is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not isinstance(name, str) or not is_plain:
             shown = repr(name[:100]) if isinstance(name, str) else f"({type(name).__name__})"
-            raise CheckpointError(f"'{where}' was refused: its weight {shown} is no plain tensor.")
-        # Tensors may claim any shape over few bytes, by strides of zero; and share them.
+            raise CheckpointError(f"'{where}' was refused: its weight {shown} is not a plain tensor.")
+        # Tensors may claim any shape over few bytes, by strides of zero, and share them.
         claimed += tensor.numel() * tensor.element_size()
         storage = tensor.untyped_storage()
         held += 0 if storage.data_ptr() in storages else storage.nbytes()

@@ -1,4 +1,4 @@
-"""RLlib's connectors, in processes and in checkpoints, as stages of an observation pipeline."""
+"""RLlib's connectors, from running pipelines and from checkpoints, as stages of an observation pipeline."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rllib_kd.observations.pipeline import (
 )
 from rllib_kd.observations.spaces import input_space, is_byte_image
 
-#: Connectors that RLlib adds by itself: what they do, every vectorised player does.
+#: Connectors that RLlib adds by default: every vectorised player has their function.
 _DEFAULT_CONNECTORS = {
     "AddObservationsFromEpisodesToBatch",
     "AddStatesFromEpisodesToBatch",
@@ -53,11 +53,11 @@ ConnectorSpec = tuple[Name, Mapping[str, Any], Mapping[Any, Any]]
 
 
 def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None) -> ObservationPipeline:
-    """A running env-to-module pipeline as it stands, its statistics frozen.
+    """Convert a running env-to-module pipeline, with its current statistics frozen.
 
     Args:
-        connectors: RLlib's.
-        module: the network, for connectors that want to know it.
+        connectors: RLlib's pipeline.
+        module: the network, for connectors that need it.
     """
     space = connectors.input_observation_space
     own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
@@ -69,15 +69,15 @@ def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None)
 
 
 def is_default_connector(connector: Any) -> bool:
-    """Whether RLlib adds it by itself, so that it does nothing that every player does not."""
+    """Return whether RLlib adds the connector by default, so that every player has its function."""
     return _is_default(_spec(connector)[0])
 
 
 def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
-    """Whether a running module-to-env pipeline takes actions in a Box from [−1, 1] to its bounds.
+    """Return whether a running module-to-env pipeline scales actions in a Box from [−1, 1] to its bounds.
 
     Raises:
-        CheckpointError: there are connectors beside RLlib's own in it.
+        CheckpointError: it has other connectors than RLlib's default ones.
     """
     return normalizes_actions([_spec(connector) for connector in connectors.connectors])
 
@@ -94,11 +94,13 @@ def _spec(connector: Any) -> ConnectorSpec:
 
 
 def normalizes_actions(specs: Sequence[ConnectorSpec]) -> bool:
-    """Whether these connectors take actions in a Box from [−1, 1] to its bounds."""
+    """Return whether these connectors scale actions in a Box from [−1, 1] to its bounds."""
     normalizes = False
     for name, kwargs, _ in specs:
         if not _is_default(name):
-            raise CheckpointError(f"The module-to-env connector {name} cannot be reproduced.")
+            raise CheckpointError(
+                f"The module-to-env connector {name} is not supported here. Only RLlib's default ones are."
+            )
         if name.name == "NormalizeAndClipActions":
             normalizes = bool(kwargs.get("normalize_actions", True))
     return normalizes
@@ -109,7 +111,7 @@ def _is_default(name: Name) -> bool:
 
 
 def stage_name(name: Name) -> str | None:
-    """Which known connector it is; default ones count as known."""
+    """Return which known connector it is; default ones count as known."""
     if name == _IMAGES:
         return name.name
     known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
@@ -117,7 +119,7 @@ def stage_name(name: Name) -> str | None:
 
 
 def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[Stage, ...] | None:
-    """What the connectors do; None where one of them is not known, or does what these stages do not."""
+    """Convert connectors to stages; None if one of them is unknown, or has a function that these stages lack."""
     stages: list[Stage] = []
     for name, kwargs, state in specs:
         if _is_default(name):
@@ -149,7 +151,7 @@ def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any]
 def _stack_frames(num_frames: Any, space: gym.Space) -> StackFrames:
     count = int(num_frames)
     if not 0 < count <= limits.MAX_FRAMES or count * math.prod(space.shape or ()) > limits.MAX_INPUTS:
-        raise ValueError(f"a stack of {count} frames, expected at most {limits.MAX_FRAMES} that fit into memory")
+        raise ValueError(f"a stack of {count} frames; expected at most {limits.MAX_FRAMES} that fit into memory")
     return StackFrames(count)
 
 
@@ -174,7 +176,7 @@ def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
 
 
 def _unpack(text: str) -> np.ndarray:
-    """RLlib's text form of an array. RLlib's own reader would unpickle objects in it."""
+    """Read RLlib's text form of an array. RLlib's own reader would unpickle objects in it."""
     unpacker = zlib.decompressobj()
     data = unpacker.decompress(base64.b64decode(text), limits.MAX_UNPACKED)
     if unpacker.unconsumed_tail:
@@ -183,7 +185,7 @@ def _unpack(text: str) -> np.ndarray:
     version = np.lib.format.read_magic(file)
     reads_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = reads_header(file)
-    # numpy would first take the memory that the header claims.
+    # numpy would first allocate the memory that the header claims.
     if dtype.kind not in "biuf" or dtype.itemsize * math.prod(shape) != len(data) - file.tell():
         raise ValueError(f"the statistics of a MeanStdFilter have the shape {shape} and the type {dtype}")
     return np.load(io.BytesIO(data), allow_pickle=False)

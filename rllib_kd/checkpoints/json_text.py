@@ -1,4 +1,4 @@
-"""JSON of others: how many values are in it is known before any of them takes memory."""
+"""Untrusted JSON: its values are counted before any of them takes memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _SEPARATORS = (b",", b"[", b"{")  # one before each value, at least
 
 
 def parse_json(text: bytes, max_bytes: int = limits.MAX_DESCRIPTION) -> Any:
-    """What JSON holds.
+    """Parse JSON.
 
     Args:
-        text: in UTF-8.
+        text: JSON in UTF-8.
         max_bytes: longer texts are refused.
 
     Raises:
-        ValueError: it is no JSON, or has more values than any description of a network.
+        ValueError: it is not JSON, or has more values than any description of a network.
     """
     if len(text) > max_bytes:
         raise ValueError(f"it has {len(text)} bytes, expected at most {max_bytes}")
@@ -31,5 +31,5 @@ def parse_json(text: bytes, max_bytes: int = limits.MAX_DESCRIPTION) -> Any:
 
 
 def count_values(text: bytes) -> int:
-    """How many values are in JSON at most: what looks like one in a text counts, too, which is seldom."""
+    """Return an upper bound of the number of values in JSON: texts that look like values are rare, but count, too."""
     return sum(map(text.count, _SEPARATORS))

@@ -1,8 +1,8 @@
-"""Checkpoints as data: their pickles are read without executing anything that is in them.
+"""Checkpoints as data: their pickles are read without running any code in them.
 
 A pickle is a program: it names functions and calls them. Here no name is ever looked up. Each becomes an inert `Tag`,
-each call of one a record of its arguments; `values.py` makes values from those few records that it knows: numpy arrays,
-gymnasium spaces, plain containers. Whatever else is in a file is refused by its name.
+and each call of one a record of its arguments; `values.py` builds values from the few records that it supports: numpy
+arrays, gymnasium spaces, plain containers. Everything else in a file is refused by its name.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ SURE_HASH = 2**61 - 1  # below it integers have hashes of their own; at its mult
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or that holds more than data.
+    """A checkpoint that cannot be read, or that contains more than data.
 
-    Its message is one line of a bounded length, without control characters: checkpoints put their words into it.
+    Its message is one line of limited length, without control characters: it may quote the checkpoint.
     """
 
     def __init__(self, message: str):
@@ -43,7 +43,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that a checkpoint names; nothing but its name."""
+    """The name of a class or function in a checkpoint."""
 
     module: str
     name: str
@@ -53,7 +53,7 @@ class Name:
 
 
 class Tag:
-    """What stands for a global while a pickle is read: its subclasses for names, its instances for calls of them."""
+    """A placeholder for a global in a pickle: its subclasses represent names, its instances calls of them."""
 
     __slots__ = ("_items", "args", "kwargs", "state")
     of: ClassVar[Name]
@@ -68,7 +68,7 @@ class Tag:
 
     @classmethod
     def called(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tag:
-        """A call with these arguments, which are not copied: thousands of calls may share the same."""
+        """Return a call with these arguments, which are not copied: thousands of calls may share the same."""
         self = object.__new__(cls)
         self.args, self.kwargs, self.state, self._items = args, kwargs, None, None
         return self
@@ -78,7 +78,7 @@ class Tag:
 
     @property
     def items(self) -> list[Any]:
-        """As pickle filled it, one after the other."""
+        """Return the items that pickle added, in order."""
         return self._items or []
 
     def __setstate__(self, state: Any) -> None:
@@ -88,17 +88,17 @@ class Tag:
         self.append((key, value))
 
     def append(self, value: Any) -> None:
-        """As pickle fills a list."""
+        """Add an item, as pickle does with lists."""
         self._items = self._items or []
         self._items.append(value)
 
 
 class _TooMuchError(Exception):
-    """A pickle that claims more than any checkpoint does."""
+    """A pickle that exceeds a limit which real checkpoints stay far below."""
 
 
 class Budget:
-    """How many opcodes and bytes may be read, of one pickle or of several together."""
+    """The number of opcodes and bytes that may be read, of one pickle or of several together."""
 
     def __init__(self, opcodes: int = limits.MAX_OPCODES, num_bytes: int = limits.MAX_FILE):
         self.opcodes = opcodes
@@ -106,24 +106,24 @@ class Budget:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether nothing more may be read."""
+        """Return whether no more may be read."""
         return self.opcodes <= 0 or self.num_bytes <= 0
 
     def take(self, content: bytes, where: str) -> None:
         """Count the bytes of one more file.
 
         Raises:
-            CheckpointError: with the files before it, these are too many.
+            CheckpointError: with those of the files before it, there are too many.
         """
         self.num_bytes -= len(content)
         if self.num_bytes < 0:
             raise CheckpointError(
-                f"'{where}' was refused: with the files that were read before, it has more bytes than a checkpoint."
+                f"'{where}' was refused: together with the files read before, it has more bytes than any checkpoint."
             )
 
 
 class _Counted(dict[int, Callable[[Any], None]]):
-    """What opcodes do, and how many may still come."""
+    """The dispatch table of opcodes, which counts them against a budget."""
 
     def __init__(self, dispatch: dict[int, Callable[[Any], None]], budget: Budget):
         super().__init__(dispatch)
@@ -139,7 +139,7 @@ class _Counted(dict[int, Callable[[Any], None]]):
 
 
 class _Reader(pickle._Unpickler):
-    """The one in Python: a few bytes make the one in C take gigabytes for its memo."""
+    """The unpickler in Python: the one in C would allocate gigabytes for its memo on a few bytes."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
     read: Callable[[int], bytes]
@@ -159,7 +159,7 @@ class _Reader(pickle._Unpickler):
 
     @property
     def names(self) -> set[Name]:
-        """Every class and function that was named."""
+        """Return every class and function that the pickle names."""
         return set(self._kinds)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -171,43 +171,43 @@ class _Reader(pickle._Unpickler):
         return self._kinds[of]
 
     def get_extension(self, code: int) -> Any:
-        """Not from the cache of classes, which this process may have filled."""
+        """Refuse: the cache of classes may have been filled by this process."""
         raise pickle.UnpicklingError(f"extension code {code}")
 
     def load_bytearray(self) -> None:
-        """As pickle's own, which takes as much memory as the pickle claims to need."""
+        """Load a bytearray without pickle's allocation of whatever size the pickle claims."""
         (length,) = struct.unpack("<Q", self.read(8))
         self.append(bytearray(self.read(length)))
 
     def load_put(self) -> None:
-        """As pickle's own, with places of which no two have the same hash."""
+        """Store in the memo as pickle does, but only at places with distinct hashes."""
         place = int(self.readline()[:-1])
         if not 0 <= place < _MAX_PLACE:
-            raise pickle.UnpicklingError("a place in the memo that is none")
+            raise pickle.UnpicklingError("an invalid place in the memo")
         self.memo[place] = self.stack[-1]
 
     def load_reduce(self) -> None:
-        """A call, whose arguments are not copied."""
+        """Record a call, whose arguments are not copied."""
         args = self.stack.pop()
         self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
     def load_newobj(self) -> None:
-        """The same, of a class."""
+        """Record a call of a class."""
         args = self.stack.pop()
         self._check_call(self.stack[-1], args)
         self.stack[-1] = _called(self.stack[-1], args, {})
 
     def load_newobj_ex(self) -> None:
-        """The same, with keyword arguments."""
+        """Record a call of a class with keyword arguments."""
         kwargs, args = self.stack.pop(), self.stack.pop()
         self.stack[-1] = _called(self.stack[-1], args, kwargs)
 
     def _check_call(self, function: Any, args: Any) -> None:
-        """Whether this may be called, where another reader comes after this one."""
+        """Check that this may be called: subclasses refuse calls for another reader that follows."""
 
     def _note_tuple(self) -> None:
-        """Python dies when it hashes a tuple in a tuple in a tuple..., and has no end where they share their parts."""
+        """Limit nested tuples: hashing deep ones crashes Python, and does not end if they share parts."""
         value = self.stack[-1]
         parts = [id(part) for part in value if isinstance(part, tuple) and part]
         depth = 1 + max((self._depths[part] for part in parts), default=0)
@@ -221,7 +221,7 @@ class _Reader(pickle._Unpickler):
             raise _TooMuchError(f"it has an integer of more than {limits.MAX_INTEGER} bits")
 
     def _check_keys(self, keys: Iterable[Any]) -> None:
-        """Before they are hashed: keys of the same hash take time by the square of their number."""
+        """Check keys before they are hashed: keys with equal hashes take time by the square of their number."""
         for key in keys:
             if isinstance(key, int) and abs(key) >= SURE_HASH:
                 raise _TooMuchError("it has an integer of more than 60 bits as a key")
@@ -239,20 +239,20 @@ _ORDERED_DICT = Name("collections", "OrderedDict")
 
 class _ReaderOfTensors(_Reader):
     def persistent_load(self, pid: Any) -> Any:
-        """The numbers of a tensor, which are in another file. PyTorch hashes its name."""
+        """Load a tensor's numbers, which are in another file. PyTorch hashes the file's name."""
         if not isinstance(pid, tuple) or not all(isinstance(part, str | int | type) for part in pid):
             raise pickle.UnpicklingError("numbers of a tensor without a name")
         return pid
 
     def _check_call(self, function: Any, args: Any) -> None:
-        """PyTorch fills an OrderedDict after it was made. Keys that come with the call would be hashed unseen."""
+        """Refuse an OrderedDict with entries in its call: they would be hashed unchecked. PyTorch fills it later."""
         kind = function if isinstance(function, type) else type(function)
         if issubclass(kind, Tag) and kind.of == _ORDERED_DICT and args != ():
             raise _TooMuchError("it makes an OrderedDict with entries in its call")
 
 
 def _parts(key: Any) -> Iterator[Any]:
-    """What is in a tuple, and in tuples in it; its size is known."""
+    """Yield the parts of a tuple, and of tuples in it; its size has been checked."""
     for part in key:
         if isinstance(part, tuple):
             yield from _parts(part)
@@ -263,12 +263,12 @@ def _parts(key: Any) -> Iterator[Any]:
 def _called(function: Any, args: Any, kwargs: Any) -> Tag:
     kind = function if isinstance(function, type) else type(function)
     if not issubclass(kind, Tag) or not isinstance(args, tuple) or not isinstance(kwargs, dict):
-        raise pickle.UnpicklingError("a call of something that is no function")
+        raise pickle.UnpicklingError("a call of something that is not a function")
     return kind.called(args, kwargs)
 
 
 def _then(load: Callable[[Any], None], check: Callable[[Any], None]) -> Callable[[Any], None]:
-    """An opcode, with a look at what it has put on the stack."""
+    """Return an opcode's function that checks the stack after it."""
 
     def load_and_check(reader: Any) -> None:
         load(reader)
@@ -278,7 +278,7 @@ def _then(load: Callable[[Any], None], check: Callable[[Any], None]) -> Callable
 
 
 def _keys_first(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """An opcode that hashes, with a look at the keys on the stack before."""
+    """Return an opcode's function that checks the keys on the stack before it hashes them."""
 
     def check_and_load(reader: Any) -> None:
         reader._check_keys(reader.stack[keys])
@@ -316,22 +316,22 @@ for _opcode, _keys in (
 
 
 def read_pickle(file: IO[bytes], where: str, budget: Budget | None = None) -> Any:
-    """What a pickle holds, with tags for everything that it names.
+    """Read a pickle, with tags for everything that it names.
 
     Args:
-        file: open for reading.
+        file: file open for reading.
         where: its path, for messages.
-        budget: of the opcodes of several pickles together; None for the limit of this one alone.
+        budget: budget of several pickles together; None: the limits of a single one.
 
     Raises:
-        CheckpointError: it is no whole pickle, or claims more than any checkpoint does.
+        CheckpointError: it is not a whole pickle, or exceeds a limit.
     """
     return _load(_Reader(file, budget), where)
 
 
 @contextmanager
 def without_looking_for_cycles() -> Iterator[None]:
-    """Python's search for cycles, again and again while many containers are made, would take most of the time."""
+    """Switch off Python's search for cycles, which would take most of the time while many containers are created."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -346,24 +346,25 @@ def _load(reader: _Reader, where: str) -> Any:
         with without_looking_for_cycles():
             return reader.load()
     except RecursionError as error:
-        raise CheckpointError(f"'{where}' nests its parts too deeply to be a checkpoint.") from error
+        raise CheckpointError(f"'{where}' was refused: its parts are nested too deeply for a checkpoint.") from error
     except _TooMuchError as error:
         raise CheckpointError(f"'{where}' was refused: {error}. No checkpoint needs that.") from error
     except Exception as error:  # a broken pickle fails in as many ways as there are opcodes
         raise CheckpointError(
-            f"'{where}' cannot be read: it is no whole pickle ({type(error).__name__}: {error}). Is the file complete?"
+            f"'{where}' cannot be read: it is not a whole pickle ({type(error).__name__}: {error}). Is the file "
+            "complete?"
         ) from error
 
 
 def names_in(content: bytes, where: str) -> set[Name]:
-    """Every class and function that a pickle of PyTorch names, in tensors too.
+    """Return every class and function that a pickle of PyTorch names, also in tensors.
 
     Args:
-        content: of the pickle.
+        content: content of the pickle.
         where: its path, for messages.
 
     Raises:
-        CheckpointError: it is no whole pickle.
+        CheckpointError: it is not a whole pickle.
     """
     reader = _ReaderOfTensors(io.BytesIO(content))
     _load(reader, where)
@@ -371,5 +372,5 @@ def names_in(content: bytes, where: str) -> set[Name]:
 
 
 def _today(module: str) -> str:
-    """Modules of numpy before 2.0, and of gym, under their names of today."""
+    """Return the current name of a module of numpy before 2.0, or of gym."""
     return re.sub(r"^gym\.spaces\b", "gymnasium.spaces", re.sub(r"^numpy\.core\b", "numpy._core", module))

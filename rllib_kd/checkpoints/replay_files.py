@@ -1,4 +1,4 @@
-"""The replay of each Learner as a file of arrays, beside RLlib's own checkpoint."""
+"""The replay of each Learner as a file of arrays, in addition to RLlib's own checkpoint."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_replay(path: str, index: int, arrays: Mapping[str, np.ndarray], filesy
 
 
 def read_replays(path: str, filesystem: pyarrow.fs.FileSystem) -> list[dict[str, np.ndarray]]:
-    """What `write_replay()` has written there, in the order of the Learners; nothing where there is none.
+    """Read the files of `write_replay()`, in the order of the Learners; empty if there are none.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -51,24 +51,24 @@ def read_replays(path: str, filesystem: pyarrow.fs.FileSystem) -> list[dict[str,
 
 
 def resolve(path: str | Path, filesystem: pyarrow.fs.FileSystem | None) -> tuple[str, pyarrow.fs.FileSystem]:
-    """A path or URI as RLlib understands it, and its filesystem."""
+    """Return a path or URI as RLlib takes it, and its filesystem."""
     path = str(path)
     return (path, filesystem) if filesystem else pyarrow.fs.FileSystem.from_uri(path)[::-1]
 
 
 def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | None) -> Path | None:
-    """The absolute path of a folder on this machine's disk; None where the path is elsewhere, or is none.
+    """Return the absolute path of a folder on this machine's disk; None if the path is None or elsewhere.
 
     Raises:
-        ValueError: it is empty, or its home folder is not known; a `file:` URI that is none, or whose path would end at
-            a `#` or a `?`; a path that is too long, or not in UTF-8.
+        ValueError: the path is empty, too long or not in UTF-8, or its home folder is unknown; or a `file:` URI is
+            malformed, or has an unescaped `#` or `?`.
     """
     if path is None or not (filesystem is None or isinstance(filesystem, pyarrow.fs.LocalFileSystem)):
         return None
     uri = urlparse(str(path))
     if uri.scheme == "file":
         if uri.fragment or uri.query:
-            raise ValueError(f"In a URI, `#` and `?` are written as %23 and %3F, got '{path}'.")
+            raise ValueError(f"In a URI, `#` and `?` must be written as %23 and %3F, got '{path}'.")
         folder = Path(pyarrow.fs.FileSystem.from_uri(str(path))[1])
         check_path(folder)
     elif "://" in str(path):
@@ -81,5 +81,5 @@ def local_folder(path: str | Path | None, filesystem: pyarrow.fs.FileSystem | No
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether it has no bytes of another encoding, which pyarrow does not take."""
+    """Return whether the text has no bytes of another encoding, which pyarrow does not take."""
     return text.encode(errors="replace").decode() == text

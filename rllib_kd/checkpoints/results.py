@@ -1,4 +1,4 @@
-"""Folders of Ray Tune's trials, and the `result.json` in them: read line by line, so much of all trials together."""
+"""Read folders of Ray Tune's trials and their `result.json`, line by line, within limits for all trials together."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TrialReader:
     """Lists the folders of trials, and reads their results.
 
     Args:
-        filesystem: that holds them.
-        is_own: whether they are this user's, who may have any number of results. Those of others have limits.
+        filesystem: their filesystem.
+        is_own: whether they are this user's, who may have any number of results. Otherwise limits apply.
     """
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem, *, is_own: bool = False):
@@ -34,25 +34,25 @@ class TrialReader:
         self._num_entries = limits.MAX_ENTRIES
 
     def folders(self, path: str) -> list[str]:
-        """Those in a folder, sorted.
+        """Return the folders in a folder, sorted.
 
         Raises:
-            CheckpointError: all folders together hold more than any folder of checkpoints.
+            CheckpointError: all folders together contain more entries than any folder of checkpoints.
         """
         entries = list_folder(self.filesystem, path)
         self._num_entries -= len(entries)
         if self._num_entries < 0:
             raise CheckpointError(
-                f"'{path}' was refused: with the trials before it, it holds more than {limits.MAX_ENTRIES} files and "
-                "folders. Name one checkpoint."
+                f"'{path}' was refused: together with the trials before it, it contains more than {limits.MAX_ENTRIES} "
+                "files and folders. Name one checkpoint."
             )
         return folders_among(entries)
 
     def rows(self, path: str) -> Iterator[dict[str, Any]]:
-        """The objects of a file, one a line; the last line of a run that is still going may not be whole.
+        """Yield the objects of a file, one per line; the last line of a running trial may be incomplete.
 
         Raises:
-            CheckpointError: it cannot be read, or holds more than results do.
+            CheckpointError: it cannot be read, or exceeds the limits of results.
         """
         max_bytes, max_line = (2**63, 2**63) if self._is_own else (self._num_bytes, limits.MAX_RESULT)
         for line in read_lines(self.filesystem, path, max_bytes=max_bytes, max_line=max_line):
@@ -73,16 +73,16 @@ class TrialReader:
         self._num_values -= max(num_values, _MIN_VALUES)
         is_object = line.lstrip().startswith(b"{")
         if self._num_values < 0 or (is_object and num_values > limits.MAX_RESULT_VALUES):
-            raise CheckpointError(f"'{path}' was refused: it has more values than results have. Name a checkpoint.")
+            raise CheckpointError(f"'{path}' was refused: it has more values than any results. Name a checkpoint.")
 
 
 def folders_among(entries: Iterable[pyarrow.fs.FileInfo]) -> list[str]:
-    """The paths of the folders among entries, sorted."""
+    """Return the paths of the folders among entries, sorted."""
     return sorted(entry.path for entry in entries if entry.type == pyarrow.fs.FileType.Directory)
 
 
 def finite_number(value: Any) -> float | None:
-    """A number of a result; None for what is none, or not finite as a float."""
+    """Return a number of a result as a float; None if it is not a number, or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

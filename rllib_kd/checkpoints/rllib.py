@@ -1,4 +1,4 @@
-"""RLlib's checkpoints of the new API stack as data: the network, what it saw, and where it was trained."""
+"""RLlib's checkpoints of the new API stack as data: the network, its connectors and its environment."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _CLASS_FILE = "class_and_ctor_args.pkl"
 _MODULE_STATE_FILES = ("module_state.pkl", "module_state.pt")  # today's, and Ray 2.40's; both are pickles
 
 
-#: RLModules that may be built from their model config: by the names that they have, or had, and where they are.
+#: RLModules that may be built from their model config: their current and former names, with their locations.
 _DQN = "ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module.DefaultDQNTorchRLModule"
 
 
@@ -75,7 +75,7 @@ _CATALOGS = {
 }
 
 
-#: By their names RLlib looks them up in torch.nn.
+#: Activations, which RLlib looks up in torch.nn by these names.
 _ACTIVATIONS = {"elu", "gelu", "leaky_relu", "linear", "none", "relu", "sigmoid", "silu", "swish", "tanh"}
 
 
@@ -84,14 +84,14 @@ _MAX_NAME = 200  # characters, of an environment
 
 @dataclass(frozen=True)
 class RLlibCheckpoint:
-    """Where the parts of one policy lie.
+    """The parts of one policy in a checkpoint.
 
     Args:
         uri: as it was given, for messages.
-        filesystem: that holds it.
+        filesystem: filesystem of the paths.
         module_path: folder of the RLModule.
-        algorithm_path: folder of the Algorithm; None where only the RLModule was saved.
-        trusted: whether its pickles may be executed.
+        algorithm_path: folder of the Algorithm; None if only the RLModule was saved.
+        trusted: whether code in its pickles may be run.
     """
 
     uri: str
@@ -104,10 +104,10 @@ class RLlibCheckpoint:
     )
 
     def load_module(self) -> RLModule:
-        """The network, with its weights.
+        """Return the network, with its weights.
 
         Raises:
-            CheckpointError: it cannot be read, or is not of a class that can be built without executing it.
+            CheckpointError: it cannot be read, or its class cannot be built without running its code.
         """
         if self.trusted:
             return self._load_trusted(RLModule, self.module_path)
@@ -137,7 +137,7 @@ class RLlibCheckpoint:
                 expected = module_class(**constructor_kwargs).state_dict()
         except Exception as error:
             raise CheckpointError(
-                f"No {module_class.__name__} can be built as '{class_file}' says ({type(error).__name__}: {error})."
+                f"No {module_class.__name__} can be built from '{class_file}' ({type(error).__name__}: {error})."
             ) from error
         _check_weights(state, expected, state_file)
         module = module_class(**constructor_kwargs)
@@ -145,13 +145,13 @@ class RLlibCheckpoint:
         return module
 
     def load_observation_pipeline(self, module: RLModule | None = None) -> ObservationPipeline | None:
-        """What the environment's observations go through on their way to the network; None where nothing says it.
+        """Return the pipeline from the environment's observations to the network; None if it is not recorded.
 
         Args:
-            module: the network, for connectors that want to know it.
+            module: the network, for connectors that need it.
 
         Raises:
-            CheckpointError: it cannot be read, or has connectors that cannot be built without executing it.
+            CheckpointError: it cannot be read, or has connectors that cannot be built without running their code.
         """
         folder = self._connectors("env_to_module")
         if folder is None:
@@ -161,21 +161,21 @@ class RLlibCheckpoint:
         observation_space, specs = self._read_connectors(folder)
         try:
             stages = connector_stages(specs, observation_space)
-        except Exception as error:  # what a broken state may be, nobody knows
+        except Exception as error:  # a broken state may raise anything
             raise CheckpointError(f"'{folder}' has a broken connector ({type(error).__name__}: {error}).") from error
         if stages is None:
             unknown = [str(name) for name, _, _ in specs if stage_name(name) is None]
             raise CheckpointError(
-                f"'{folder}' was refused: its connectors {', '.join(unknown)} can only be had by executing it. If you "
-                "trust its origin, say so with trust_checkpoint=True (--trust-checkpoint)."
+                f"'{folder}' was refused: its connectors {', '.join(unknown)} are custom classes; loading them runs "
+                "their code. Pass trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint."
             )
         return ObservationPipeline(observation_space, stages)
 
     def normalizes_actions(self) -> bool:
-        """Whether actions in a Box are taken from [−1, 1] to its bounds (RLlib's `normalize_actions`).
+        """Return whether actions in a Box are scaled from [−1, 1] to its bounds (RLlib's `normalize_actions`).
 
         Raises:
-            CheckpointError: there are module-to-env connectors beside RLlib's own.
+            CheckpointError: there are other module-to-env connectors than RLlib's default ones.
         """
         folder = self._connectors("module_to_env")
         if folder is None:
@@ -183,15 +183,15 @@ class RLlibCheckpoint:
         return normalizes_actions(self._read_connectors(folder)[1])
 
     def algorithm(self) -> str | None:
-        """Name of the Algorithm's class; None where only the RLModule was saved."""
+        """Return the name of the Algorithm's class; None if only the RLModule was saved."""
         algorithm = self._algorithm.get("class")
         return _name_of(algorithm).name.split(".")[-1] if algorithm is not None else None
 
     def environment(self) -> tuple[Any, dict[Any, Any]]:
-        """Name and config of the environment in which it was trained; None where it has no name.
+        """Return name and config of the environment in which it was trained; None if it has no name.
 
-        A class is a `Name`, and an entry of the config that is more than data is the `CheckpointError` that says so;
-        unless the checkpoint is trusted, and can be executed.
+        A class is returned as a `Name`, and an entry of the config that is more than data as a `CheckpointError`;
+        unless the checkpoint is trusted, and its code can be run.
         """
         if self.trusted and (executed := self._executed_environment()) is not None:
             return executed
@@ -207,7 +207,7 @@ class RLlibCheckpoint:
         return env, whole["all of it"] if isinstance(whole["all of it"], dict) else whole
 
     def _executed_environment(self) -> tuple[Any, dict[Any, Any]] | None:
-        """Environment and config, as the objects that they were; None where they cannot be had."""
+        """Return environment and config as their original objects; None if they cannot be loaded."""
         if self.algorithm_path is None:
             return None
         try:
@@ -219,12 +219,12 @@ class RLlibCheckpoint:
             return None
 
     def is_of_family(self, name: str) -> bool:
-        """Whether a student of this name is one of several of the Algorithm, which see all the same."""
+        """Return whether a student of this name is one of a family, whose students have the same observations."""
         students = self._read_config().get("students")
         return isinstance(students, dict) and name in students
 
     def _read_config(self) -> dict[Any, Any]:
-        """The Algorithm's, unbuilt; empty where there is none, or none that can be read."""
+        """Return the Algorithm's config, unbuilt; empty if there is none, or it cannot be read."""
         try:
             config = self._algorithm["ctor_args_and_kwargs"][0][0]
         except (KeyError, IndexError, TypeError, CheckpointError):
@@ -234,7 +234,7 @@ class RLlibCheckpoint:
 
     @cached_property
     def _algorithm(self) -> dict[str, Any]:
-        """The file of the Algorithm's class and config, unbuilt; empty if only the RLModule was saved."""
+        """Return the file of the Algorithm's class and config, unbuilt; empty if only the RLModule was saved."""
         if self.algorithm_path is None:
             return {}
         content = self._read_tags(posixpath.join(self.algorithm_path, _CLASS_FILE))
@@ -247,7 +247,7 @@ class RLlibCheckpoint:
         return folder if is_folder(self.filesystem, folder) else None
 
     def _read_connectors(self, folder: str) -> tuple[gym.Space, list[ConnectorSpec]]:
-        """The space of what comes in, and the connectors."""
+        """Return the space of the pipeline's inputs, and its connectors."""
         class_file = posixpath.join(folder, _CLASS_FILE)
         content = self._read_tags(class_file)
         try:
@@ -281,7 +281,7 @@ class RLlibCheckpoint:
     def _read_tags(self, path: str, max_bytes: int = limits.MAX_SMALL_FILE) -> Any:
         def check_head(head: bytes) -> None:
             if not head.startswith(pickle.PROTO):
-                raise CheckpointError(f"'{path}' cannot be read: it is no whole pickle. Is the file complete?")
+                raise CheckpointError(f"'{path}' cannot be read: it is not a whole pickle. Is the file complete?")
 
         content = read_file(self.filesystem, path, max_bytes=max_bytes, check_head=check_head)
         self._budget.take(content, path)
@@ -307,14 +307,14 @@ def open_checkpoint(
     """Find a policy in any kind of RLlib checkpoint.
 
     Args:
-        uri: an absolute path, or a URI that pyarrow knows (`file://`, `s3://`, `gs://`), of an Algorithm's checkpoint
-            directory, or of an rl_module folder in it or by itself.
+        uri: an absolute path, or a URI that pyarrow supports (`file://`, `s3://`, `gs://`), of an Algorithm's
+            checkpoint, or of an rl_module folder in it or by itself.
         at: filesystem and path of `uri`, if they are known.
-        module_id: which RLModule.
-        trust_checkpoint: whether its pickles may be executed.
+        module_id: ID of the RLModule.
+        trust_checkpoint: whether code in its pickles may be run.
 
     Raises:
-        CheckpointError: there is nothing at `uri`, or no RLlib checkpoint.
+        CheckpointError: there is nothing at `uri`, or not an RLlib checkpoint.
     """
     filesystem, path = at or open_uri(uri)
     module_path = _find_module(filesystem, path, module_id, uri)
@@ -322,7 +322,7 @@ def open_checkpoint(
     for folder in (_MULTI_RL_MODULE, posixpath.join(_MULTI_RL_MODULE, name)):
         if module_path.endswith(f"/{folder}"):
             whole = RLlibCheckpoint(uri, filesystem, module_path, module_path[: -len(folder) - 1], trust_checkpoint)
-            # Policies of several agents see through connectors of several agents.
+            # Policies of several agents have multi-agent connectors.
             if folder == _MULTI_RL_MODULE or name == module_id or whole.is_of_family(name):
                 return whole
     return RLlibCheckpoint(uri, filesystem, module_path, None, trust_checkpoint)
@@ -331,24 +331,24 @@ def open_checkpoint(
 def _known_class(name: Any, known: Mapping[str, str], what: str, where: str) -> Any:
     if not isinstance(name, Name) or name.name not in known or name.module.split(".")[0] not in ("ray", "rllib_kd"):
         raise CheckpointError(
-            f"'{where}' was refused: its {what} '{name}' is none of RLlib's own ({', '.join(sorted(known))}), and can "
-            "only be had by executing it. If you trust its origin, say so with trust_checkpoint=True "
-            "(--trust-checkpoint)."
+            f"'{where}' was refused: its {what} '{name}' is a custom class; loading it runs its code. Pass "
+            "trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint. Without trust, these can be "
+            f"loaded: {', '.join(sorted(known))}."
         )
     module, _, attribute = known[name.name].rpartition(".")
     return getattr(importlib.import_module(module), attribute)
 
 
 def _checked_model_config(model_config: Any, observation_space: gym.Space, where: str) -> dict[str, Any]:
-    """The model config without initialisers, which weights make superfluous, and which RLlib looks up by name."""
+    """Return the model config without initialisers, which RLlib looks up by name and loaded weights do not need."""
     if not isinstance(model_config, dict):
-        raise CheckpointError(f"'{where}' has a {type(model_config).__name__} as model config; expected a dict.")
+        raise CheckpointError(f"'{where}' has a {type(model_config).__name__} as model config, expected a dict.")
     for key, value in model_config.items():
         if not isinstance(key, str):
             raise CheckpointError(f"'{where}' has the {type(key).__name__} {key} in its model config.")
         if "activation" in key and not (value is None or str(value)[:_MAX_WORD].lower() in _ACTIVATIONS):
             raise CheckpointError(
-                f"'{where}' was refused: its {key} '{value}' is none of {', '.join(sorted(_ACTIVATIONS))}."
+                f"'{where}' was refused: its {key} is '{value}', expected one of {', '.join(sorted(_ACTIVATIONS))}."
             )
         if isinstance(value, list | tuple | dict | str) and len(value) > limits.MAX_LAYERS:
             raise CheckpointError(f"'{where}' was refused: its {key} has {len(value)} parts.")
@@ -360,7 +360,7 @@ _MAX_WORD = 100  # characters
 
 
 def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: str) -> None:
-    """Few weights can make much of a large image: of all layers only these put out more than their weights have."""
+    """Check the costs of convolutions: unlike other layers, they can have more outputs than weights."""
     shape: tuple[int, ...] = getattr(observation_space, "shape", None) or ()
     height, width, *more = (*shape, 1, 1, 1)
     channels, cost = more[0], Cost()
@@ -368,7 +368,7 @@ def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: 
         for filters, kernel, stride, *_ in conv_filters or ():
             (high, wide), (down, along) = (_pair(sizes) for sizes in (kernel, stride))
             if not all(_is_positive(n) for n in (filters, high, wide, down, along)):
-                raise ValueError("sizes that are no positive integers")
+                raise ValueError("sizes that are not positive integers")
             padded = (height + high, width + wide)  # at most: RLlib pads an image by a kernel's size
             cost.add("what a convolution takes", channels * padded[0] * padded[1])
             height, width = math.ceil(height / down), math.ceil(width / along)
@@ -376,7 +376,7 @@ def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: 
             cost.add_convolution(what, pixels=height * width, filters=filters, patch=channels * high * wide)
             channels = filters
     except (ArithmeticError, TypeError, ValueError) as error:
-        raise CheckpointError(f"'{where}' was refused: its convolutions make no sense ({error}).") from error
+        raise CheckpointError(f"'{where}' was refused: its convolutions are invalid ({error}).") from error
 
 
 def _pair(sizes: Any) -> tuple[Any, Any]:
@@ -398,7 +398,7 @@ def _check_space(space: Any, where: str) -> None:
 
 def _check_weights(state: Any, expected: Mapping[str, torch.Tensor], where: str) -> None:
     if not isinstance(state, dict):
-        raise CheckpointError(f"'{where}' holds a {type(state).__name__}; expected arrays by name.")
+        raise CheckpointError(f"'{where}' contains a {type(state).__name__}, expected arrays by name.")
     for key, tensor in expected.items():
         value = state.get(key)
         if not isinstance(value, np.ndarray) or value.shape != tuple(tensor.shape):
@@ -416,7 +416,7 @@ def _name_of(tag: Any) -> Name:
 
 
 def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, uri: str) -> str:
-    """The folder of the single RLModule inside any kind of checkpoint."""
+    """Return the folder of the single RLModule in any kind of checkpoint."""
     for folder in (path, posixpath.join(path, module_id), posixpath.join(path, _MULTI_RL_MODULE, module_id)):
         if _holds_module(filesystem, folder):
             others = _modules_in(filesystem, folder)
@@ -424,19 +424,20 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
                 return folder
             if module_id not in others:
                 raise CheckpointError(
-                    f"'{uri}' is not an RLlib checkpoint of one policy: it holds the RLModules {others}, none of which "
-                    f"is '{module_id}'. Name the folder of the one to take."
+                    f"'{uri}' is not an RLlib checkpoint of one policy: it contains the RLModules {others}, none of "
+                    f"which is '{module_id}'. Name the folder of one of them."
                 )
     if is_folder(filesystem, posixpath.join(path, "policies")):
         raise CheckpointError(
             f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
-            "read: train the teacher with config.api_stack(enable_rl_module_and_learner=True, "
+            "read. Train the teacher with config.api_stack(enable_rl_module_and_learner=True, "
             "enable_env_runner_and_connector_v2=True)."
         )
     raise CheckpointError(
         f"'{uri}' is not an RLlib checkpoint: found no RLModule '{module_id}' ({_CLASS_FILE} and "
-        f"{_MODULE_STATE_FILES[0]}) in it, nor below '{_MULTI_RL_MODULE}'. Expected what `algo.save_to_path()` or "
-        "`module.save_to_path()` wrote, or the folder of a Tune experiment; of other libraries name the file itself."
+        f"{_MODULE_STATE_FILES[0]}) in it, nor below '{_MULTI_RL_MODULE}'. Expected a folder that "
+        "`algo.save_to_path()` or `module.save_to_path()` wrote, or that of a Tune experiment; for other libraries, "
+        "name the file itself."
     )
 
 
@@ -445,6 +446,6 @@ def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
 
 
 def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
-    """The parts of a MultiRLModule, which has both files too."""
+    """Return the parts of a MultiRLModule, which has both files, too."""
     folders = [entry for entry in list_folder(filesystem, folder) if entry.type == pyarrow.fs.FileType.Directory]
     return sorted(entry.base_name for entry in folders if _holds_module(filesystem, entry.path))

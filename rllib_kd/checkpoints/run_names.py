@@ -1,4 +1,4 @@
-"""Short names of runs: what tells their paths apart."""
+"""Short distinct names of runs, from their paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-#: How the folders of checkpoints begin, as RLlib and Tune name them.
+#: Prefixes of checkpoint folders, as RLlib and Tune name them.
 CHECKPOINT = "checkpoint_"
 
 
@@ -16,9 +16,9 @@ _TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_\d{4}-\d\d-\d\
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The shortest ends that tell them apart, without checkpoints; of Tune's names of trials what they vary.
+    """Return the shortest distinct ends of paths, without checkpoints; for Tune's trials, the settings that vary.
 
-    Trials that vary nothing have the name of their experiment, or their number where there are several.
+    Trials without varied settings get the name of their experiment, or their number if there are several.
     """
     parts = [_parts(path) for path in paths]
     for shorten in (_without_checkpoint, _with_brief_trial, _without_number):
@@ -31,7 +31,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def _parts(path: str) -> tuple[str, ...]:
-    """Of a path; of `.`, `..` and the like those of the folder that they mean, which has a name."""
+    """Return the parts of a path; `.` and `..` are resolved, since they have no name."""
     return Path(path if Path(path).name not in ("", "..") else os.path.abspath(path)).parts
 
 

@@ -1,4 +1,4 @@
-"""Runs of Ray Tune and RLlib on disk: their learning curves."""
+"""Learning curves of runs of Ray Tune and RLlib on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
 _LOCAL = pyarrow.fs.LocalFileSystem()
 
 
-#: Whose returns a curve shows.
+#: The policies whose returns a curve may have.
 GREEDY, BEHAVIOR, EXPLORING = "greedy", "behavior", "exploring"
 
 
@@ -22,9 +22,9 @@ class Curve(list[tuple[float, float]]):
     """(env steps, mean return) in the order of env steps.
 
     Args:
-        points: of the curve.
-        of: whose returns they are: "greedy": the student's (or the policy's) alone, in evaluations; "behavior": of the
-            behaviour policy, in which the teacher acts too; "exploring": the policy's, in training.
+        points: points of the curve.
+        of: the policy whose returns they are: "greedy": the student (or the policy) alone, in evaluations; "behavior":
+            the behaviour policy, in which the teacher acts, too; "exploring": the policy in training.
     """
 
     def __init__(self, points: Iterable[tuple[float, float]] = (), of: str = GREEDY):
@@ -33,22 +33,23 @@ class Curve(list[tuple[float, float]]):
 
 
 def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
-    """Learning curves of every run below a directory, from the `result.json` that Ray Tune and RLlib write.
+    """Read the learning curves of every run below a folder, from the `result.json` that Ray Tune and RLlib write.
 
     Args:
-        run_dir: of a trial, or of an experiment with several.
+        run_dir: folder of a trial, or of an experiment with several.
 
     Returns:
-        By the run's path below `run_dir`. Runs without a finished episode are left out.
+        Curves of (env steps, mean return) by the run's path below `run_dir`. Runs without a finished episode are left
+        out.
 
     Raises:
-        ValueError: no `result.json` is there.
+        ValueError: there is no `result.json`.
     """
     root = Path(run_dir)
     files = sorted(root.rglob(RESULTS))
     if not files:
         raise ValueError(
-            f"There is no result.json in {root} or below it. Expected the directory of a Ray Tune trial or experiment."
+            f"There is no result.json in {root} or below it. Expected the folder of a Ray Tune trial or experiment."
         )
     names = [root.resolve().name if file.parent == root else file.parent.relative_to(root).as_posix() for file in files]
     curves = zip(names, map(read_curve, files), strict=True)
@@ -56,11 +57,11 @@ def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
 
 
 def read_curve(file: Path) -> Curve:
-    """The learning curve of one run.
+    """Read the learning curve of one run.
 
-    A run that was evaluated gives the returns of its evaluations, which are the greedy student's (of a family, the last
-    student's); any other one those of its EnvRunners, where the behaviour policy acts. The two are never mixed, and
-    `.of` says which they are.
+    For a run that was evaluated, it has the returns of its evaluations, which are the greedy student's (in a family,
+    the last student's); otherwise those of its EnvRunners, in which the behaviour policy acts. The two are never mixed;
+    `.of` names the policy.
 
     Args:
         file: the run's `result.json`.
@@ -72,7 +73,7 @@ def read_curve(file: Path) -> Curve:
 
 
 class CurveReader:
-    """Makes the learning curve of a run from its results, one after the other."""
+    """Builds the learning curve of a run from its results, one after the other."""
 
     def __init__(self) -> None:
         self._evaluations, self._returns, self._has_teacher = Curve(), Curve(), False
@@ -85,17 +86,17 @@ class CurveReader:
 
     @property
     def curve(self) -> Curve:
-        """The curve of the results so far, as in `read_curve()`."""
+        """Return the curve of the results so far, as `read_curve()` does."""
         return self._evaluations or Curve(self._returns, of=BEHAVIOR if self._has_teacher else EXPLORING)
 
 
 def whose(curve: Sequence[tuple[float, float]]) -> str:
-    """`Curve.of`; of points that do not tell, "greedy"."""
+    """Return `Curve.of`; for plain points, "greedy"."""
     return curve.of if isinstance(curve, Curve) else GREEDY
 
 
 def teacher_fraction(result: Mapping[str, Any]) -> float | None:
-    """The teacher's share in acting when this result was reported; None in a run without a teacher."""
+    """Return the teacher's share of actions when this result was reported; None in a run without a teacher."""
     own = result.get("distillation")
     fraction = own.get("teacher_fraction") if isinstance(own, Mapping) else None
     return fraction if isinstance(fraction, int | float) else None
@@ -109,7 +110,7 @@ def _go_on(curve: Curve, row: Mapping[str, Any], *keys: str) -> None:
     steps, mean_return = finite_number(row.get("num_env_steps_sampled_lifetime")), finite_number(node)
     if steps is None or mean_return is None:
         return
-    # A trial that resumes from a checkpoint writes the steps since then again: the later rows count.
+    # A trial that resumes from a checkpoint writes the steps since then again; the later rows count.
     while curve and curve[-1][0] >= steps:
         curve.pop()
     curve.append((steps, mean_return))

@@ -1,7 +1,7 @@
-"""Folders of Ray Tune: which checkpoint a path stands for.
+"""Folders of Ray Tune: which checkpoint a path means.
 
 A run folder means its best checkpoint by evaluation if training evaluated, else its newest. `RUN@best` and `RUN@newest`
-choose. Everything that takes a path asks `resolve()`.
+choose. All functions with a path argument call `resolve()`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ITERATION = "training_iteration"  # in these, and in results
 _MAX_METADATA = 2**16  # bytes; those of RLlib have 200
 
 
-#: Where the return of a result stands: an evaluation's says more than one of training, in which policies explore.
+#: Paths of returns in a result, preferred ones first: in training, policies explore.
 _RETURNS = (("evaluation", "env_runners", "episode_return_mean"), ("env_runners", "episode_return_mean"))
 
 
@@ -60,7 +60,7 @@ _MAX_LISTED = 10  # runs, in a message
 
 
 class Location(NamedTuple):
-    """Where a checkpoint, or a file of another library, lies."""
+    """The location of a checkpoint, or of another library's file."""
 
     uri: str
     filesystem: pyarrow.fs.FileSystem
@@ -76,12 +76,12 @@ class Student(NamedTuple):
 
     @property
     def checkpoint(self) -> str:
-        """Its path or URI."""
+        """Return its path or URI."""
         return self.source.uri if isinstance(self.source, Location) else self.source
 
 
 class _Named(NamedTuple):
-    """A path as it was given, without its rule."""
+    """A path as it was given, and without its rule."""
 
     given: str
     uri: str
@@ -91,27 +91,27 @@ class _Named(NamedTuple):
 
 
 class _Scored(NamedTuple):
-    """A checkpoint, with the last return before it was written for each of `_RETURNS`; −inf where there is none."""
+    """A checkpoint, with the last return before it was written for each of `_RETURNS`; −inf if there is none."""
 
     path: str
     returns: tuple[float, ...]
 
 
 def resolve(path: str | os.PathLike[str]) -> Location:
-    """Return the checkpoint that a path stands for.
+    """Return the checkpoint that a path means.
 
-    A run folder is a trial of Tune, or an experiment with one. It stands for the checkpoint with the highest mean
-    return in evaluation; for its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest;
-    `RUN@best` the best, by returns of training if there was no evaluation. An experiment with several trials stands
-    for the best checkpoint of all of them. Half-written checkpoints are skipped with a warning. Anything else stands
-    for itself, also if its name contains an `@`.
+    A run folder is a trial of Tune, or an experiment with one. It means the checkpoint with the highest mean return in
+    evaluation; its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest; `RUN@best` the
+    best, by returns of training if there was no evaluation. An experiment with several trials means the best checkpoint
+    of all of them. Half-written checkpoints are skipped with a warning. Any other path means itself, also if its name
+    contains an `@`.
 
     Args:
-        path: of a checkpoint, a run folder, or a file of another library; or its URI.
+        path: path or URI of a checkpoint, a run folder, or another library's file.
 
     Raises:
-        CheckpointError: nothing is there; a run has no checkpoint; an experiment has several trials, and none is the
-            best; or it has more results than are read.
+        CheckpointError: there is nothing; a run has no checkpoint; an experiment has several trials, and none was
+            evaluated; or its results exceed the limits.
     """
     named = _find(os.fspath(path))
     reader = _Reader(named.filesystem)
@@ -120,14 +120,14 @@ def resolve(path: str | os.PathLike[str]) -> Location:
 
 
 def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, Student]:
-    """Return the students that paths stand for, by the shortest ends of their paths that tell them apart.
+    """Return the students that paths mean, by the shortest distinct ends of their paths.
 
     Args:
-        paths: each as in `resolve()`; but an experiment stands for all its trials. What is no run stands for itself.
-        names: that are no paths.
+        paths: each as in `resolve()`; but an experiment means all its trials. A path that is not a run means itself.
+        names: names that are not paths.
 
     Raises:
-        ValueError: as `resolve()`; the limits on results are for all paths together.
+        ValueError: as `resolve()`; the limits on results apply to all paths together.
     """
     readers: list[_Reader] = []
     students: list[tuple[str, str | None, Student]] = []  # with the path that is shortened, and the rule
@@ -136,7 +136,7 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
         try:
             named = None if given in names else _find(given)
         except NothingThereError:
-            named = None  # whoever opens it says so
+            named = None  # opening it raises a clear error
         if named is None:
             students.append((given, None, Student(given, Curve())))
             continue
@@ -189,7 +189,7 @@ def _check_rule(given: str, folder: str, rule: str) -> None:
 
 
 def _trials_of(named: _Named, reader: _Reader) -> list[str]:
-    """The trial that a path is, or those in it; none if it is no run."""
+    """Return the trial at a path, or those in it; empty if it is not a run."""
     trials = list(reader.trials(named.path))
     if not trials and named.rule is not None:
         raise CheckpointError(
@@ -200,7 +200,7 @@ def _trials_of(named: _Named, reader: _Reader) -> list[str]:
 
 
 def _itself(named: _Named, reader: _Reader) -> Location:
-    """A checkpoint, or a file, with what the results of its run record of it."""
+    """Return the location of a checkpoint or file, with its figures in the results of its run."""
     run = reader.run_of(named.path)
     scored = [] if run is None else reader.score(run, [named.path])
     return Location(named.uri, named.filesystem, named.path, next(map(_return_of, scored), None))
@@ -234,7 +234,7 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
 
 
 def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
-    """By which of `_RETURNS` the best is chosen; None: the newest is."""
+    """Return by which of `_RETURNS` the best is chosen; None: the newest is chosen."""
     if named.rule == NEWEST:
         return None
     for kind in (_EVALUATION, _TRAINING) if named.rule == BEST else (_EVALUATION,):
@@ -242,8 +242,8 @@ def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
             return kind
     if named.rule == BEST:
         raise CheckpointError(
-            f"The results of '{named.uri}' contain no return, so that no checkpoint is the best. Leave out '@{BEST}', "
-            "or name a checkpoint."
+            f"The results of '{named.uri}' contain no return, so no checkpoint is the best. Leave out '@{BEST}', or "
+            "name a checkpoint."
         )
     return None
 
@@ -255,7 +255,7 @@ def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
         reason = (
             "" if named.rule == NEWEST else f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
         )
-        raise CheckpointError(f"'{named.given}' holds {len(runs)} runs: {names}. Name the folder of one.{reason}")
+        raise CheckpointError(f"'{named.given}' contains {len(runs)} runs: {names}. Name the folder of one.{reason}")
 
 
 def _why(rule: str | None, kind: int | None, chosen: _Scored) -> str:
@@ -275,7 +275,7 @@ def _return_of(scored: _Scored) -> float | None:
 
 
 class _Results:
-    """What the results of a trial record: the returns of its checkpoints, and its learning curve."""
+    """The results of a trial: the returns of its checkpoints, and its learning curve."""
 
     def __init__(self, rows: Iterator[dict[str, Any]]):
         curve = CurveReader()
@@ -292,7 +292,7 @@ class _Results:
 
 
 class _Reader(TrialReader):
-    """Reads results and states, so many of all trials together, and the results of each trial once."""
+    """Reads results and states within limits for all trials together, and the results of each trial once."""
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem):
         super().__init__(filesystem)
@@ -300,11 +300,11 @@ class _Reader(TrialReader):
         self._results: dict[str, _Results] = {}
 
     def is_trial(self, folder: str) -> bool:
-        """Whether a folder is that of a trial."""
+        """Return whether a folder is that of a trial."""
         return is_file(self.filesystem, posixpath.join(folder, RESULTS))
 
     def trials(self, path: str) -> Iterator[str]:
-        """The trial at a path, or those in its folder."""
+        """Yield the trial at a path, or those in its folder."""
         if file_types(self.filesystem, [path]) != [pyarrow.fs.FileType.Directory]:
             return
         if self.is_trial(path):
@@ -318,23 +318,23 @@ class _Reader(TrialReader):
                 yield folder
 
     def results(self, trial: str) -> _Results:
-        """The results of a trial."""
+        """Return the results of a trial."""
         if trial not in self._results:
             self._results[trial] = _Results(self.rows(posixpath.join(trial, RESULTS)))
         return self._results[trial]
 
     def run_of(self, checkpoint: str) -> str | None:
-        """The trial in whose folder a checkpoint lies; None for what else a path may be."""
+        """Return the trial whose folder contains a checkpoint; None for any other path."""
         trial, _, name = checkpoint.rpartition("/")
         return trial if name.startswith(CHECKPOINT) and self.is_trial(trial) else None
 
     def score(self, trial: str, folders: Sequence[str], *, reads_states: bool = True) -> list[_Scored]:
-        """The checkpoints among folders of a trial, oldest first; first of all those that Tune has not numbered.
+        """Return the checkpoints among folders of a trial, oldest first, after those that Tune has not numbered.
 
         Args:
-            trial: their folder.
-            folders: in it.
-            reads_states: whether returns are wanted also of checkpoints that Tune names in no result.
+            trial: folder of the trial.
+            folders: folders in it.
+            reads_states: whether to find returns also for checkpoints that no result names.
         """
         results, found = self.results(trial), []
         for folder in sorted(folders, key=_place):
@@ -347,7 +347,7 @@ class _Reader(TrialReader):
         return found
 
     def _iteration(self, checkpoint: str) -> int | None:
-        """How many iterations an Algorithm had trained when it wrote this; None where it does not say."""
+        """Return the iterations of training before a checkpoint was written; None if it has no number."""
         path = posixpath.join(checkpoint, _METADATA)
         try:
             metadata = parse_json(read_file(self.filesystem, path, max_bytes=_MAX_METADATA))
@@ -359,7 +359,7 @@ class _Reader(TrialReader):
 
     def _iteration_of_state(self, path: str) -> int | None:
         if self._budget.is_used_up:
-            raise CheckpointError(f"'{path}' is one of too many, or too large, states to read. Name one checkpoint.")
+            raise CheckpointError(f"'{path}' was refused: these states are too many or too large. Name one checkpoint.")
         try:
             content = read_file(self.filesystem, path, max_bytes=limits.MAX_SMALL_FILE)
             self._budget.take(content, path)

@@ -26,15 +26,15 @@ _PLAIN = "/!$&'()*+,;=:@"  # characters of a path that mean themselves in a URI,
 
 
 class NothingThereError(CheckpointError):
-    """Nothing lies at a path or URI."""
+    """There is nothing at a path or URI."""
 
 
 def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The filesystem, and the path in it.
+    """Return the filesystem of a path or URI, and the path in it.
 
     Raises:
         CheckpointError: it is neither a path nor a URI, or cannot be read.
-        NothingThereError: nothing is there.
+        NothingThereError: there is nothing.
     """
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
@@ -43,18 +43,18 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
         raise NothingThereError(
-            f"There is no checkpoint at '{uri}'. Expected the directory of a trained RLlib DQN, a file of another "
-            "library (in the config of a Tune trial as an absolute path, since trials run elsewhere), or 'cartpole', "
+            f"There is no checkpoint at '{uri}'. Expected the folder of a trained RLlib DQN, another library's file "
+            "(in the config of a Tune trial as an absolute path, since trials run in other folders), or 'cartpole', "
             "which comes with rllib_kd."
         )
     return filesystem, path.rstrip("/") or "/"
 
 
 def file_types(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> list[pyarrow.fs.FileType]:
-    """What lies at each of these paths. Where a name is longer than any file's, there is nothing.
+    """Return the type of the file at each of these paths. For a name longer than any file's, it is NotFound.
 
     Raises:
-        CheckpointError: it cannot be known.
+        CheckpointError: a path cannot be accessed.
     """
     try:
         return [info.type for info in filesystem.get_file_info(list(paths))]
@@ -63,16 +63,16 @@ def file_types(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> list[
             return [kind for path in paths for kind in file_types(filesystem, [path])]
         if error.errno == errno.ENAMETOOLONG:
             return [pyarrow.fs.FileType.NotFound]
-        raise CheckpointError(f"'{paths[0]}' cannot be looked at: {error}") from error
+        raise CheckpointError(f"'{paths[0]}' cannot be accessed: {error}") from error
 
 
 def is_file(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
-    """Whether a plain file lies there."""
+    """Return whether there is a plain file."""
     return file_types(filesystem, [path]) == [pyarrow.fs.FileType.File]
 
 
 def is_folder(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
-    """Whether a folder lies there."""
+    """Return whether there is a folder."""
     return file_types(filesystem, [path]) == [pyarrow.fs.FileType.Directory]
 
 
@@ -84,10 +84,10 @@ def first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[s
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:
-    """The URI of a path inside of another one's.
+    """Return the URI of a path inside another one.
 
     Args:
-        uri: of the outer path; options may follow it, as in `s3://bucket/folder?region=eu-west-1`.
+        uri: URI of the outer path; options may follow it, as in `s3://bucket/folder?region=eu-west-1`.
         path: the outer path in its filesystem.
         inner: the inner path in the same filesystem.
     """
@@ -105,21 +105,21 @@ def read_file(
     max_bytes: int = limits.MAX_FILE,
     check_head: Callable[[bytes], None] | None = None,
 ) -> bytes:
-    """Content of a file.
+    """Return the content of a file.
 
     Args:
-        filesystem: that holds it.
-        path: of the file.
-        max_bytes: larger ones are refused; a sparse file may claim any size.
-        check_head: looks at the first bytes, and raises if there is no need to read the others.
+        filesystem: filesystem of the path.
+        path: path of the file.
+        max_bytes: larger files are refused; a sparse file may claim any size.
+        check_head: checks the first bytes, and raises if the others need not be read.
 
     Raises:
-        CheckpointError: it cannot be read, is no plain file (a device or a pipe never ends), or is too large.
+        CheckpointError: it cannot be read, is not a plain file (a device or a pipe never ends), or is too large.
     """
     try:
         info = filesystem.get_file_info(path)
         if info.type != pyarrow.fs.FileType.File:
-            raise CheckpointError(f"'{path}' is missing, or no plain file. Is the checkpoint complete?")
+            raise CheckpointError(f"'{path}' is missing, or not a plain file. Is the checkpoint complete?")
         if info.size is not None and info.size > max_bytes:
             raise CheckpointError(f"'{path}' was refused: it has {info.size} bytes, expected at most {max_bytes}.")
         with filesystem.open_input_file(path) as file:
@@ -132,19 +132,19 @@ def read_file(
 
 
 def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, max_line: int) -> Iterator[bytes]:
-    """The lines of a file, one after the other.
+    """Yield the lines of a file.
 
     Raises:
-        CheckpointError: it cannot be read, is no plain file, or has more than `max_bytes`, or `max_line` in one line.
+        CheckpointError: it cannot be read, is not a plain file, or exceeds `max_bytes`, or `max_line` in one line.
     """
     try:
         info = filesystem.get_file_info(path)
         if info.type != pyarrow.fs.FileType.File:
-            raise CheckpointError(f"'{path}' was refused: it is no plain file.")
+            raise CheckpointError(f"'{path}' was refused: it is not a plain file.")
         if (info.size or 0) > max_bytes:
             raise CheckpointError(f"'{path}' was refused: it has {info.size} bytes, expected at most {max_bytes}.")
         with filesystem.open_input_file(path) as file:
-            begun = b""  # of the line that goes on in the next block
+            begun = b""  # of the line that continues in the next block
             while block := file.read(_BLOCK):
                 *ended, begun = (begun + block).split(b"\n")
                 if max(map(len, (*ended, begun))) > max_line:
@@ -156,20 +156,20 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
 
 
 def list_folder(filesystem: pyarrow.fs.FileSystem, path: str, *, missing_ok: bool = False) -> list[pyarrow.fs.FileInfo]:
-    """What is in a folder, without names in another encoding than UTF-8, which pyarrow cannot open.
+    """Return the entries of a folder, without names in another encoding than UTF-8, which pyarrow cannot open.
 
     Args:
-        filesystem: that holds it.
-        path: of the folder.
-        missing_ok: whether there is nothing in a folder that is not there, instead of an error.
+        filesystem: filesystem of the path.
+        path: path of the folder.
+        missing_ok: whether a missing folder counts as empty, instead of raising an error.
 
     Raises:
-        CheckpointError: it cannot be listed, or holds more than any folder of checkpoints.
+        CheckpointError: it cannot be listed, or contains more than any folder of checkpoints.
     """
     if missing_ok and not is_folder(filesystem, path):
         return []
     try:
-        # Of a disk, entries are counted before each takes a look: a million of them take seconds.
+        # On a disk, entries are counted before each is examined: a million of them take seconds.
         if filesystem.type_name == "local":
             with os.scandir(path) as entries:
                 _check_entries(sum(1 for _ in itertools.islice(entries, limits.MAX_ENTRIES + 1)), path)
@@ -190,29 +190,29 @@ def _has_name(entry: pyarrow.fs.FileInfo) -> bool:
 def _check_entries(count: int, path: str) -> None:
     if count > limits.MAX_ENTRIES:
         raise CheckpointError(
-            f"'{path}' was refused: it holds more than {limits.MAX_ENTRIES} files and folders. Name one checkpoint."
+            f"'{path}' was refused: it contains more than {limits.MAX_ENTRIES} files and folders. Name one checkpoint."
         )
 
 
 def absolute_uri(path: str) -> str:
-    """A URI as it is, and a path that means the same in every working directory.
+    """Return a URI unchanged, and a path as an absolute one.
 
     Raises:
-        ValueError: it is empty, or the home folder that it begins with is not known; or as `check_path()`.
+        ValueError: it is empty, or the home folder with which it begins is unknown; or as `check_path()`.
     """
     return path if "://" in path else str(expanded(path).absolute())
 
 
 def expanded(path: str) -> Path:
-    """A path on this machine, with a home folder in the place of `~`.
+    """Return a path on this machine, with `~` replaced by a home folder.
 
     Raises:
-        ValueError: it is empty, or the home folder is not known; or as `check_path()`.
+        ValueError: it is empty, or the home folder is unknown; or as `check_path()`.
     """
     if not path:
-        raise ValueError("A path is empty. Expected the path or URI of a file or folder, or '.' for this folder.")
+        raise ValueError("A path is empty. Expected the path or URI of a file or folder; '.' means this folder.")
     check_path(path)
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"'{path}' begins with a home folder that is not known here. Write the whole path.") from error
+        raise ValueError(f"'{path}' begins with a home folder that is not known here. Write the full path.") from error

@@ -1,4 +1,4 @@
-"""What was read of a pickle becomes values: from those few records of calls that are known, and from nothing else."""
+"""Build values from the contents of a pickle: only from the few records of calls that are supported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import SURE_HASH, CheckpointError, Name, Tag, without_looking_for_cycles
 
-#: Numbers and truth values. Not objects, which are pickles again, nor structured types.
+#: Kinds of numbers and truth values. Neither objects, which are pickles again, nor structured types.
 _DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
 
 
@@ -24,24 +24,24 @@ _MAX_AXES = 32  # of an array
 
 
 def build(value: Any, where: str) -> Any:
-    """The data that was read: numbers, texts, containers, numpy arrays, gymnasium spaces and bare `Name`s.
+    """Build data: numbers, texts, containers, numpy arrays, gymnasium spaces and bare `Name`s.
 
     Args:
-        value: of `read_pickle()`, or a part of it.
+        value: result of `read_pickle()`, or a part of it.
         where: its file, for messages.
 
     Raises:
-        CheckpointError: there is something else in it; the message names it.
+        CheckpointError: it contains something else; the message names it.
     """
     with without_looking_for_cycles():
         return _Builder(where).build(value)
 
 
 def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """As `build()`, for each entry by itself: one that is more than data is the error that says so.
+    """Build each entry separately: one that is more than data becomes a `CheckpointError`, which is not raised.
 
     Args:
-        entries: of `read_pickle()`.
+        entries: entries from `read_pickle()`.
         where: their file, for messages.
     """
     builder = _Builder(where)  # one for all: they may share parts
@@ -51,7 +51,7 @@ def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
             try:
                 built[str(builder.build(key))] = builder.build(value)
             except CheckpointError as error:
-                built[key if isinstance(key, str) else "a key that is no text"] = error
+                built[key if isinstance(key, str) else "a key that is not text"] = error
                 builder.begin_anew()
     return built
 
@@ -59,8 +59,8 @@ def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
 class _Builder:
     def __init__(self, where: str):
         self._where = where
-        # Pickles share parts: without a memo, twenty lists of two references each would make a million. And bytes:
-        # a thousand arrays of the same million would take a thousand.
+        # Pickles share parts: without a memo, twenty lists of two references each would become a million. The same with
+        # bytes: a thousand arrays of the same million bytes would take a billion.
         self._built: dict[int, tuple[Any, int]] = {}  # with the number of its parts, shared ones wherever they stand
         self._used: set[int] = set()  # by arrays
         self._texts: set[int] = set()  # long ones
@@ -69,7 +69,7 @@ class _Builder:
         self._num_spaces = self._num_bounds = 0
 
     def begin_anew(self) -> None:
-        """Leave the nested parts in which something was refused."""
+        """Reset the depth of nesting after a part was refused."""
         self._depth = 0
 
     def build(self, value: Any) -> Any:
@@ -84,14 +84,14 @@ class _Builder:
         self._depth += 1
         self._count(1)
         if self._depth > limits.MAX_DEPTH:
-            raise CheckpointError(f"'{self._where}' nests its parts too deeply to be a checkpoint.")
+            raise CheckpointError(f"'{self._where}' was refused: its parts are nested too deeply for a checkpoint.")
         built = self._build(value)
         self._built[id(value)] = built, self._num_parts - before
         self._depth -= 1
         return built
 
     def _size_again(self, text: str | bytes | bytearray) -> int:
-        """A text counts as one part, and from the second time on by its length."""
+        """Return the size of a text: one part at first, and its length from the second time on."""
         if len(text) <= _MAX_SHARED:
             return 1
         is_first = id(text) not in self._texts
@@ -99,11 +99,11 @@ class _Builder:
         return 1 if is_first else 1 + len(text) // _MAX_SHARED
 
     def _count(self, num_parts: int) -> None:
-        """Parts as often as they stand in what is built: whatever looks at each of them must come to an end."""
+        """Count parts as often as they occur in the result: iterating over all of them must end."""
         self._num_parts += num_parts
         if self._num_parts > limits.MAX_PARTS:
             raise CheckpointError(
-                f"'{self._where}' was refused: with those that it shares it has more than {limits.MAX_PARTS} parts. "
+                f"'{self._where}' was refused: including shared ones, it has more than {limits.MAX_PARTS} parts. "
                 "No checkpoint needs that."
             )
 
@@ -129,16 +129,16 @@ class _Builder:
                 ) from error
         what = value.of if isinstance(value, Tag) else type(value).__name__
         raise CheckpointError(
-            f"'{self._where}' was refused: it calls '{what}', which is no data. If you trust its origin, say so with "
-            "trust_checkpoint=True (--trust-checkpoint), which executes what it holds."
+            f"'{self._where}' was refused: it calls '{what}', which is code, not data. Pass trust_checkpoint=True "
+            "(--trust-checkpoint) if you trust the checkpoint; loading it then runs its code."
         )
 
     def build_items(self, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-        """A dict of built keys and values."""
+        """Return a dict of built keys and values."""
         return {self._key(key): self.build(value) for key, value in items}
 
     def build_array(self, data: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-        """An array of numbers that no other array has."""
+        """Return an array of numbers that is not shared with any other array."""
         dtype, shape = self.build(dtype), self.build(shape)
         if len(shape) > _MAX_AXES:
             raise ValueError(f"an array of {len(shape)} axes")
@@ -150,7 +150,7 @@ class _Builder:
         return np.frombuffer(bytes(data), dtype).reshape(shape, order=order).astype(dtype.newbyteorder("="))
 
     def take_bounds(self, *shape: int) -> None:
-        """Before a space copies its bounds, and makes more arrays of their size."""
+        """Count the bounds of a space before it copies them, and creates more arrays of their size."""
         self._num_bounds += math.prod(shape)
         if self._num_bounds > 2 * limits.MAX_INPUTS:
             raise ValueError(f"spaces of more than {limits.MAX_INPUTS} numbers")
@@ -164,7 +164,7 @@ class _Builder:
         return key
 
 
-# --- What is known ----------------------------------------------------------------------------------------------------
+# --- Supported calls --------------------------------------------------------------------------------------------------
 
 
 def _dtype(tag: Tag, builder: _Builder) -> np.dtype:
@@ -197,7 +197,7 @@ def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
     state = builder.build(tag.state)
     builder.take_bounds(*np.broadcast_shapes(np.shape(state["low"]), np.shape(state["high"])))
     if not isinstance(state["dtype"], np.dtype):
-        raise ValueError("its dtype is none of numpy's")
+        raise ValueError("its dtype is not one of numpy's")
     return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
 
 
@@ -235,7 +235,7 @@ def _fields(tag: Tag, builder: _Builder) -> dict[str, Any]:
 
 
 def _left_out(tag: Tag, builder: _Builder) -> None:
-    """Random states of spaces and devices of another machine: data, too."""
+    """Return None for random states of spaces and for devices of another machine, which are data, too."""
     for part in (tag.args, tag.kwargs, tag.state):
         builder.build(part)
 

@@ -1,4 +1,4 @@
-"""The typer app, and what its commands share."""
+"""The typer app, and functions that its commands share."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from rllib_kd.text import one_line, printable
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-_MAX_ERROR = 2_000  # characters: messages may hold what is in a file
+_MAX_ERROR = 2_000  # characters: messages may quote a file
 
 
 @app.callback(invoke_without_command=True)
 def rllib(
-    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Show it and exit.")] = False
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the versions and exit.")] = False,
 ) -> None:
     """Train, distil, compare and export policies with Ray RLlib."""
     if version:
@@ -34,13 +35,13 @@ def rllib(
 
 
 def one_or_all(teachers: list[str] | None) -> str | list[str] | None:
-    """What was given several times is an ensemble."""
+    """Return the one teacher, the list of an ensemble's teachers, or None."""
     return teachers[0] if teachers and len(teachers) == 1 else teachers or None
 
 
 @contextmanager
 def clean_warnings_of_others() -> Iterator[None]:
-    """What other packages warn of: without their colours, and without the escape sequences of names in it."""
+    """Print warnings of other packages without colours and without the escape sequences of names in them."""
     original = warnings.formatwarning
 
     def clean(*args: Any, **kwargs: Any) -> str:
@@ -54,19 +55,18 @@ def clean_warnings_of_others() -> Iterator[None]:
 
 
 def set_log_level(verbose: int) -> None:
-    # Unasked, only what this command says itself: errors of trials are in its summary.
-    """Show the log of Ray from the level that `-v` asks for."""
+    """Show Ray's log from the level of `-v` on: without it none, since the summary has the errors of trials."""
     level = {0: logging.CRITICAL, 1: logging.INFO}.get(verbose, logging.DEBUG)
     for name in ("ray", "ray.tune", "ray.rllib", "ray._common.deprecation"):
         logging.getLogger(name).setLevel(level)
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print what may hold names from files."""
+    """Print text that may contain names from files, without their control characters."""
     typer.echo(printable(text, lines=True), err=err)
 
 
 def fail(message: str, *, code: int) -> NoReturn:
-    """Print an error in one line, and exit."""
+    """Print an error in one line on stderr, and exit with `code`."""
     typer.echo(f"error: {one_line(message, limit=_MAX_ERROR)}", err=True)
     raise SystemExit(code)

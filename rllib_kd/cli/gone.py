@@ -1,43 +1,44 @@
-"""Commands and flags that Ray shipped until 2.40, and what does their work now."""
+"""Commands and flags of Ray's `rllib` until 2.40 that no longer exist, with their successors."""
 
 from __future__ import annotations
 
 from rllib_kd.cli.app import fail
 
-#: Commands and flags that Ray shipped until 2.40 and before, and what does their work now.
+#: Commands that no longer exist, with their successors.
 _GONE_COMMANDS = {
     "rollout": "use `rllib evaluate`",
-    "example": "use `rllib train file FILE` with a file of your own, or one of this package's folder tuning/",
+    "example": "use `rllib train file FILE` with a file of your own, or one of this repository's folder tuning/",
 }
 
 
+#: Flags that no longer exist, with their successors.
 _GONE = {
     "-f": "use `rllib train file FILE`",
     "--config-file": "use `rllib train file FILE`",
     "--eager": "RLlib's new API stack is PyTorch only; leave it out",
     "--framework": "RLlib's new API stack is PyTorch only; leave it out",
     "--local-dir": "use --storage-path",
-    "--local-mode": "Ray has no local mode any more; leave it out, or set num_env_runners to 0 in --config",
+    "--local-mode": "Ray no longer has a local mode; leave it out, or set num_env_runners to 0 in --config",
     "--log-debug": "use -vv",
     "--log-info": "use -v",
     "--monitor": "use --video",
-    "--no-ray-ui": "the dashboard is off, unless --ray-ui asks for it",
-    "--no-render": "leave it out",
+    "--no-ray-ui": "the dashboard is off without --ray-ui; leave it out",
+    "--no-render": "episodes are not shown without --render; leave it out",
     "--queue-trials": "trials always wait for resources; leave it out",
     "--resources-per-trial": "set num_env_runners, num_learners and their CPUs and GPUs in --config",
     "--save-info": "use --out, which writes all returns as JSON",
     "--steps": "use --episodes",
     "--torch": "RLlib's new API stack is PyTorch only; leave it out",
-    "--trace": "there is no TensorFlow eager mode any more; leave it out",
+    "--trace": "there is no TensorFlow eager mode; leave it out",
     "--track-progress": "progress is shown on a terminal; leave it out",
-    "--type": "the file's ending, .py or .yaml, says its type; leave it out",
-    "--upload-dir": "use --storage-path, which takes a URI too",
+    "--type": "the type is read from the file's ending, .py or .yaml; leave it out",
+    "--upload-dir": "use --storage-path, which also takes a URI",
     "--use-shelve": "use --out, which writes all returns as JSON",
     "--video-dir": "use --video",
 }
 
 
-#: The same of evaluate alone.
+#: Flags that `rllib evaluate` alone no longer has, with their successors.
 _GONE_FROM_EVALUATE = {"--config": "use --env-config", "-c": "use --env-config"}
 
 

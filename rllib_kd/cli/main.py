@@ -1,6 +1,6 @@
 """main(): signals, errors, exit codes.
 
-Ray is imported when a command runs, not for its help. Exit codes: 0 done, 1 failed, 2 bad usage.
+Ray is imported when a command runs, not for its help. Exit codes: 0 done, 1 failed or interrupted, 2 bad usage.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ def main() -> None:
             code = app(prog_name="rllib", standalone_mode=False)
         except _UsageError as error:
             command = error.ctx.command_path if error.ctx is not None else "rllib"
-            fail(f"{error.format_message()} `{command} --help` shows more.", code=2)
+            fail(f"{error.format_message()} See `{command} --help`.", code=2)
         except ValueError as error:
             fail(str(error), code=2)
         except (OSError, EnvFailedError) as error:
             fail(str(error), code=1)
-        except Exception:  # nobody foresaw it; its message may be of a file, as any
+        except Exception:  # unforeseen; its message, too, may quote a file
             echo(traceback.format_exc().rstrip("\n"), err=True)
             raise SystemExit(1) from None
     raise SystemExit(code)
 
 
-#: Of typer, which in some versions comes with its own copy of click.
+#: Typer's class of usage errors: some versions of typer contain a copy of click, and others import it.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end with one line, and run what must be run at the end. Training has handlers of its own."""
+    """On Ctrl-C and SIGTERM, print one line and exit through all `finally` blocks. Training sets its own handlers."""
 
     def end(signum: int, frame: FrameType | None) -> None:
         typer.echo("error: interrupted", err=True)

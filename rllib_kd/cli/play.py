@@ -7,6 +7,7 @@ from typing import Annotated
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
 from rllib_kd.cli.options import (
+    TEACHER_HELP,
     Artifact,
     CheckedAlgo,
     EnvConfig,
@@ -35,7 +36,7 @@ from rllib_kd.text import mean_and_interval
 @app.command()
 def compare(
     students: Students,
-    teacher: Annotated[list[str], option("Checkpoint, or 'cartpole'; several: as one.", metavar="PATH")],
+    teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
     env: OwnEnv = None,
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
@@ -44,7 +45,7 @@ def compare(
     out: Report = None,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Let a teacher and its students play the same episodes.
+    """Compare students with their teacher on the same episodes.
 
     \b
     rllib compare --teacher cartpole ~/ray_results/cartpole --out report
@@ -91,7 +92,7 @@ def evaluate(
     algo: CheckedAlgo = None,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Play a policy of any algorithm, and report its return.
+    """Play episodes with a policy of any algorithm; report its return.
 
     \b
     rllib evaluate ~/ray_results/cartpole --video videos
@@ -104,7 +105,7 @@ def evaluate(
     set_log_level(0)
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     if algo is not None and algo != (trained_by := source.algorithm() or algo):
-        raise ValueError(f"The checkpoint is one of {trained_by}, not of {algo}. Leave out --algo.")
+        raise ValueError(f"The checkpoint was trained by {trained_by}, but --algo is {algo}. Leave out --algo.")
     asked = parse_json(env_config, "--env-config")
     where = resolve_environment({"the policy": source}, env, asked, trust_checkpoint=trust_checkpoint)
     report = evaluate_policy(
@@ -144,9 +145,10 @@ def export(
     episodes: FewEpisodes = 20,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Write a Q-network as a file that runs without Ray and without this package.
+    """Export a Q-network to ONNX, safetensors or TorchScript.
 
-    It is checked against PyTorch on what its environment shows.
+    The file runs without Ray and without this package. Its outputs are compared
+    with PyTorch's on observations of its environment.
 
     \b
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
@@ -171,7 +173,7 @@ def export(
         trust_checkpoint=trust_checkpoint,
     )
     written = [(student.network(), out), *((other.network(), None) for other in others)]
-    for network, _ in written:  # all of them, before the first one plays
+    for network, _ in written:  # check all networks before the first one plays
         check_exportable(network, format=format, int8=int8)
     with bar("episodes", total=2 * episodes * len(written)) as advance:
         deployments = [

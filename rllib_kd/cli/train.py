@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -42,7 +43,13 @@ from rllib_kd.cli.options import (
     Words,
 )
 
+if TYPE_CHECKING:
+    from ray import tune
 
+    from rllib_kd.experiment.experiment import CheckedExperiment, Experiment
+
+
+# Longer than other functions: typer reads the flags from its signature.
 @app.command()
 def train(
     words: Words = None,
@@ -77,30 +84,21 @@ def train(
     wandb_run_name: WandbRunName = None,
     verbose: Verbose = 0,
 ) -> None:
-    """Train an algorithm, from flags, or from a file and flags.
+    """Train any RLlib algorithm, from flags or from a file.
 
     \b
     rllib train --algo DQN --env CartPole-v1 --stop '{"training_iteration": 20}'
     rllib train file tuning/cartpole.py
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
     from rllib_kd.experiment.connection import LocalRay, connection
-    from rllib_kd.experiment.experiment import Experiment
-    from rllib_kd.experiment.files import parse_json, read_experiment
-    from rllib_kd.experiment.loggers import wandb_callback
-    from rllib_kd.experiment.outcome import comparison, hidden_reason, refusal, remedy, summary
+    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.experiment.outcome import refusal
     from rllib_kd.experiment.progress_line import ProgressLine
     from rllib_kd.experiment.running import RunOptions, alone, check_options, run
     from rllib_kd.experiment.worker_logs import env_runner_failure
 
     set_log_level(verbose)
-    if words:
-        experiment = read_experiment(_experiment_file(words))
-        if algo is not None:
-            raise ValueError("An experiment file names its algorithm: leave out --algo.")
-    elif algo is not None:
-        experiment = Experiment("default", algo)
-    else:
-        raise ValueError("Name what to train: --algo DistillDQN, say, or file FILE. `rllib train --help` shows more.")
+    experiment = _experiment(words, algo)
     shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     experiment.settings |= parse_json(config, "--config")
@@ -110,10 +108,6 @@ def train(
         if value is not None:
             setattr(experiment, name, value)
     checked = experiment.checked()
-    loggers = []
-    if not all(value is None for value in (wandb_key, wandb_project, wandb_run_name)):
-        project = checked.title if wandb_project is None else wandb_project
-        loggers.append(wandb_callback(project=project, key=wandb_key, run_name=wandb_run_name))
     options = RunOptions(
         checkpoint_freq=checkpoint_freq,
         checkpoint_at_end=checkpoint_at_end,
@@ -125,7 +119,7 @@ def train(
         resume=resume,
         scheduler=scheduler,
         scheduler_config=parse_json(scheduler_config, "--scheduler-config"),
-        callbacks=(ProgressLine(checked.stop), *loggers),
+        callbacks=(ProgressLine(checked.stop), *_loggers(checked, wandb_key, wandb_project, wandb_run_name)),
     )
     check_options(checked, options)
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
@@ -137,19 +131,57 @@ def train(
         failure = env_runner_failure()
     if (reason := refusal(results)) is not None:
         raise ValueError(reason)
+    _print_results(checked, results, failure, interrupted=interrupted)
+    if interrupted or results.errors:
+        raise typer.Exit(1)
+
+
+def _experiment(words: list[str] | None, algo: str | None) -> Experiment:
+    """Return the experiment of a file or of --algo, without the other flags."""
+    from rllib_kd.experiment.experiment import Experiment
+    from rllib_kd.experiment.files import read_experiment
+
+    if words:
+        experiment = read_experiment(_experiment_file(words))
+        if algo is not None:
+            raise ValueError("An experiment file names its algorithm. Leave out --algo.")
+        return experiment
+    if algo is None:
+        raise ValueError(
+            "No algorithm was given. Name one, such as --algo DistillDQN, or a file: `rllib train file FILE`. See "
+            "`rllib train --help`."
+        )
+    return Experiment("default", algo)
+
+
+def _loggers(
+    checked: CheckedExperiment, key: str | None, project: str | None, run_name: str | None
+) -> list[tune.Callback]:
+    """Return the logger for Weights & Biases, if a flag of it was given."""
+    from rllib_kd.experiment.loggers import wandb_callback
+
+    if all(value is None for value in (key, project, run_name)):
+        return []
+    return [wandb_callback(project=checked.title if project is None else project, key=key, run_name=run_name)]
+
+
+def _print_results(
+    checked: CheckedExperiment, results: tune.ResultGrid, failure: str | None, *, interrupted: bool
+) -> None:
+    """Print each trial's result, then how to continue, or how the students compare with their teacher."""
+    from rllib_kd.experiment.outcome import comparison, hidden_reason, remedy, summary
+
     for result in results:
         echo(summary(result))
     if reason := hidden_reason(results, failure):
         echo(reason, err=True)
     if interrupted:
-        echo(f"interrupted; go on by: {_resuming_command()}", err=True)
-    else:
-        if advice := remedy(results, _resuming_command()):
-            echo(advice, err=True)
-        if table := comparison(checked, results):
-            echo(table)
-    if interrupted or results.errors:
-        raise typer.Exit(1)
+        echo(f"interrupted; continue with: {_resuming_command()}", err=True)
+        return
+    if advice := remedy(results, _resuming_command()):
+        echo(advice, err=True)
+    if table := comparison(checked, results):
+        echo(table)
 
 
 def _experiment_file(words: list[str]) -> str:

@@ -1,1 +1,1 @@
-"""EnvRunners: they act with the behaviour policy, label each state with the teacher's Q-values, and send columns."""
+"""EnvRunners, which act with the behaviour policy, label each state with the teacher's Q-values, and send columns."""

@@ -1,4 +1,4 @@
-"""The behaviour policy π: who acts."""
+"""The behaviour policy π, a mixture of teacher, student and random actions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BehaviorPolicy:
     Args:
         teacher_fraction: β, per step and environment.
         epsilon: ε, per step and environment.
-        rng: draws both.
+        rng: generator of both draws.
     """
 
     teacher_fraction: float
@@ -22,10 +22,14 @@ class BehaviorPolicy:
     rng: np.random.Generator
 
     def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
-        """Actions `[N]` by Q-values `[N, A]`: the student's may be None where β is 1, the teacher's where β is 0."""
-        guide = student_q if teacher_q is None else teacher_q  # also says which actions are legal
+        """Return actions `[N]` for Q-values `[N, A]`: the student's may be None if β is 1, the teacher's if β is 0.
+
+        Raises:
+            ValueError: both are None.
+        """
+        guide = student_q if teacher_q is None else teacher_q  # also has the legal actions
         if guide is None:
-            raise ValueError("There are no Q-values to act by.")
+            raise ValueError("There are no Q-values to act by: give the student's or the teacher's.")
         actions = guide.argmax(-1)
         if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction

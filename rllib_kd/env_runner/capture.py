@@ -1,4 +1,4 @@
-"""Where an EnvRunner and its environments stand, captured and put back."""
+"""Capture and restore the sampling state of an EnvRunner and its environments."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from ray import cloudpickle
 
+from rllib_kd import _rllib
+
 logger = logging.getLogger(__name__)
 
 
-#: Attributes of RLlib's EnvRunners that sampling goes on from, as far as an EnvRunner has them. Our classes have lists
-#: of their own: `SAMPLING_STATE`, and `LASTING_STATE` for environments that begin anew.
+#: Attributes of RLlib's EnvRunners from which sampling continues, as far as an EnvRunner has them. Our classes have
+#: lists of their own: `SAMPLING_STATE`, and `LASTING_STATE` for environments that begin new episodes.
 RLLIB_SAMPLING_STATE = (
     "_seed",
     "_needs_initial_reset",
@@ -26,10 +28,10 @@ RLLIB_SAMPLING_STATE = (
 
 
 def capture_sampling(env_runner: Any) -> bytes:
-    """Where an EnvRunner and its environments stand.
+    """Return the state of an EnvRunner and its environments.
 
-    Environments that cannot be captured (in other processes, or written in C++ without a way to save them) begin new
-    episodes, here and where the state is put back, so that both go on alike.
+    Environments that cannot be captured (in other processes, or in C++ without a way to save them) begin new episodes,
+    both here and after a restore, so that both continue equally.
     """
     try:
         return cloudpickle.dumps(
@@ -40,7 +42,7 @@ def capture_sampling(env_runner: Any) -> bytes:
             }
         )
     except Exception as error:  # each environment has its own reason why it cannot be pickled
-        logger.info("The environments cannot be captured (%s): they begin new episodes at every checkpoint.", error)
+        logger.info("The environments cannot be saved (%s), so they begin new episodes at every checkpoint.", error)
         restart_sampling(env_runner)
         return cloudpickle.dumps(
             {"runner": _attributes(env_runner, env_runner.LASTING_STATE), "setting": _setting(env_runner)}
@@ -48,7 +50,7 @@ def capture_sampling(env_runner: Any) -> bytes:
 
 
 def put_back_sampling(env_runner: Any, state: bytes) -> None:
-    """Go on from `capture_sampling()`; where that fails, with new episodes."""
+    """Continue from `capture_sampling()`; if that fails, with new episodes."""
     try:
         captured = cloudpickle.loads(state)
         if captured["setting"] != _setting(env_runner):
@@ -58,27 +60,28 @@ def put_back_sampling(env_runner: Any, state: bytes) -> None:
                 vars(layer).update(attributes)
         vars(env_runner).update(captured["runner"])
     except Exception as error:  # another config, or another version of the environment's package
-        logger.warning("The environments of the checkpoint do not fit (%s): they begin new episodes.", error)
+        logger.warning("The environments of the checkpoint do not fit (%s), so new episodes begin.", error)
         env_runner.make_env()
         restart_sampling(env_runner)
 
 
 def restart_sampling(env_runner: Any, salt: int | None = None) -> None:
-    """Begin new episodes, and not those that the EnvRunner began with.
+    """Begin new episodes that differ from the EnvRunner's first ones.
 
     Args:
-        env_runner: which has a random generator, `_rng`.
-        salt: any number, for another order of random numbers; None goes on with the present one.
+        env_runner: an EnvRunner with a random generator, `_rng`.
+        salt: any number, to seed a new generator; None: the present generator continues.
     """
-    if env_runner._seed is not None:
+    seed = _rllib.seed(env_runner)
+    if seed is not None:
         if salt is not None:
-            env_runner._rng = np.random.default_rng((env_runner._seed, salt))
-        env_runner._seed = int(env_runner._rng.integers(2**31))
-    env_runner._needs_initial_reset = True
+            env_runner._rng = np.random.default_rng((seed, salt))
+        _rllib.set_seed(env_runner, int(env_runner._rng.integers(2**31)))
+    _rllib.reset_next(env_runner)
 
 
 def _setting(env_runner: Any) -> dict[str, Any]:
-    """What must be equal, so that environments can go on."""
+    """Return the values that must be equal for environments to continue."""
     env = env_runner.config.env
     return {
         # A class that is pickled by value has another module and qualified name where it arrives.
@@ -94,7 +97,7 @@ def _attributes(env_runner: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _env_state(env: Any) -> list[dict[str, Any]]:
-    """The attributes of a vector env and of its wrappers: it is filled, and not replaced, when they are put back."""
+    """Return the attributes of a vector env and of its wrappers: restoring sets them, and keeps the objects."""
     return [{k: v for k, v in vars(layer).items() if k not in ("env", "env_fns")} for layer in _layers(env)]
 
 

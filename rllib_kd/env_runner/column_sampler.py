@@ -1,4 +1,4 @@
-"""What both EnvRunners share: requests, seeds, connectors, failures."""
+"""Code that both EnvRunners share: requests, seeds, connectors, failures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_T
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
+from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.wire import Sample
 
-#: Metric: states from which nothing can be learned, since the environment or the teacher gave no finite numbers.
+#: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
 NUM_STATES_DROPPED_LIFETIME = "num_states_dropped_lifetime"
 
 
-#: Metrics: which of them were not finite, in those states. They are there from the first such state on.
+#: Metrics: number of these states by cause. Results have them from the first such state on.
 NUM_NOT_FINITE_LIFETIME = {
     "observations": "num_observations_not_finite_lifetime",
     "rewards": "num_rewards_not_finite_lifetime",
@@ -33,18 +34,18 @@ ENDLESS = 10_000  # steps after which a baseline episode is cut
 
 
 class ExplainsFailures:
-    """Of an EnvRunner: says what its environment has raised, and where, also to the process that has asked.
+    """A mixin for EnvRunners that reports what the environment raised, and where, also to the calling process.
 
-    Numbers that are not finite are a failure, too; but in training their states are dropped, and the first of these
-    numbers are remembered: a run of days does not end for a single NaN.
+    Numbers that are not finite are a failure, too; but in training their states are dropped, and a description of the
+    first ones is kept: a run of days does not end because of a single NaN.
 
-    RLlib's raises an error without a message; a remote one ends, and takes the reason with it. This one answers with
-    the reason first, and ends at the next request: with RLlib's delay, and to be restarted where the config says so.
+    RLlib's EnvRunner raises an error without a message, and a remote one ends without reporting the reason. This one
+    answers with the reason first, and ends at the next request, with RLlib's delay; the config may restart it.
     """
 
     config: Any
     env: Any
-    #: The first numbers that were not finite in training, in the words of the error that they are elsewhere; or empty.
+    #: The error message for the first numbers in training that were not finite; empty if there were none.
     not_finite: str = ""
     _failure: EnvFailedError | None = None
     _is_training = False  # whether states of numbers that are not finite are dropped
@@ -74,7 +75,7 @@ class ExplainsFailures:
 
     @contextmanager
     def _training(self) -> Iterator[None]:
-        """Within it, numbers that are not finite are no error."""
+        """In this context, numbers that are not finite are not an error."""
         self._is_training = True
         try:
             yield
@@ -82,7 +83,7 @@ class ExplainsFailures:
             self._is_training = False
 
     def _check(self, check: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-        """Call what raises a `NotFiniteError`; in training remember the first one instead."""
+        """Call a check that may raise a `NotFiniteError`; in training, keep the first one instead of raising it."""
         if self._is_training and self.not_finite:
             return
         try:
@@ -93,14 +94,14 @@ class ExplainsFailures:
             self.not_finite = str(error)
 
     def _checks_each_step(self) -> bool:
-        """Whether each step's numbers are checked at once, and not later those of many steps together."""
+        """Return whether numbers are checked after each step, and not for many steps together."""
         return True
 
     def _check_returned(self, obs: Any, rewards: Any = None, *, doing: str) -> None:
         check_returned(self.config.env, self.env, obs, rewards, doing=doing)
 
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """As RLlib's, which ends this process when `func` raises; but an environment's failure is an answer first."""
+        """Call `func` as RLlib does, but answer with an environment's failure before this process ends."""
 
         def answer(env_runner: Any, *args: Any, **kwargs: Any) -> Any:
             if self._failure is not None:
@@ -118,23 +119,23 @@ class ExplainsFailures:
         return result
 
     def reason_of_failure(self) -> EnvFailedError | None:
-        """Why its environment has failed, if it has: it is to be asked before it ends."""
+        """Return why the environment failed, or None: to be called before this process ends."""
         return self._failure
 
     def ping(self) -> str:
-        """As RLlib's; after a failure this process ends instead."""
+        """Answer as RLlib does; after a failure, end this process instead."""
         return self.apply(lambda env_runner: "pong")
 
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
-    """What an EnvRunner with `sample_columns()` answers to a request."""
-    if state[WEIGHTS_SEQ_NO] < env_runner._weights_seq_no:
-        env_runner._weights_seq_no = 0  # the Learner was restored: RLlib would keep the newer student
+    """Set the state of an EnvRunner with `sample_columns()`, and sample."""
+    if state[WEIGHTS_SEQ_NO] < _rllib.weights_seq_no(env_runner):  # the Learner was restored
+        _rllib.accept_older_weights(env_runner)
     env_runner.set_state(state)
     shards, metrics = env_runner.sample_columns(**kwargs)
     connectors = (COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR)
     connector_states = {} if has_plain_connectors(env_runner) else env_runner.get_state(components=connectors)
-    seq_no = env_runner._weights_seq_no
+    seq_no = _rllib.weights_seq_no(env_runner)
     return Sample(env_runner.worker_index, shards, metrics, seq_no, connector_states, env_runner.not_finite)
 
 
@@ -147,17 +148,17 @@ def log_dropped(metrics: Any, num_dropped: int, num_not_finite: Mapping[str, int
 
 @contextmanager
 def fixed_seed(env_runner: Any) -> Iterator[None]:
-    """Episodes that are the same in every run, whether the user has set a seed or not."""
-    own_seed, is_given = env_runner._seed, env_runner.config.seed is not None
-    env_runner._seed = own_seed if is_given else env_runner.worker_index
+    """Make episodes reproducible in this context, whether the user has set a seed or not."""
+    own_seed, is_given = _rllib.seed(env_runner), env_runner.config.seed is not None
+    _rllib.set_seed(env_runner, own_seed if is_given else env_runner.worker_index)
     try:
         yield
     finally:  # without a seed by chance again: environments keep their random state when they are reset without one
         chance = int(np.random.default_rng().integers(2**31))
-        env_runner._seed = own_seed if is_given else chance
+        _rllib.set_seed(env_runner, own_seed if is_given else chance)
 
 
 def has_plain_connectors(env_runner: Any) -> bool:
-    """Whether networks see what the environment shows, and the environment gets what they choose."""
-    connectors = [*env_runner._env_to_module.connectors, *env_runner._module_to_env.connectors]
+    """Return whether observations and actions pass between environment and network unchanged."""
+    connectors = [*_rllib.env_to_module(env_runner).connectors, *_rllib.module_to_env(env_runner).connectors]
     return all(isinstance(piece, ImagesToFloats) or is_default_connector(piece) for piece in connectors)

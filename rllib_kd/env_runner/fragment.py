@@ -1,4 +1,4 @@
-"""What one call of sampling saw, as columns."""
+"""The states and steps of one call of sampling, as columns."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from rllib_kd.wire import TEACHER_Q
 
 
 class Fragment:
-    """What one call of sampling saw: columns `[N, ...]` for each step of the vector env.
+    """The states and steps of one call of sampling: columns `[N, ...]` for each step of the vector env.
 
     Gymnasium's vector envs reset in the step after an episode's end (NEXT_STEP), and ignore the action of that step.
     So an episode's last state is a row like the others, in which no action counts.
 
     Args:
-        ended_before: `[N]`, whose last step before this fragment ended an episode.
+        ended_before: `[N]`, whether the environment's last step before this fragment ended an episode.
     """
 
     def __init__(self, ended_before: np.ndarray):
         self.ended_before = ended_before
         self.steps: list[dict[str, np.ndarray]] = []
-        self.final_obs: np.ndarray | None = None  # [N, ...], where sampling goes on
+        self.final_obs: np.ndarray | None = None  # [N, ...], from which sampling continues
         self.restarted = False
         self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
         self.num_not_finite: dict[str, int] = {}  # of those by cause
         self._decision: dict[str, np.ndarray] = {}
 
     def decide(self, obs: np.ndarray, labels: Mapping[str, np.ndarray], actions: np.ndarray) -> None:
-        """What was seen, what the teacher says of it, and what was chosen, `[N, ...]`."""
+        """Add observations, their labels and the chosen actions, `[N, ...]`."""
         self._decision = {Columns.OBS: obs, **labels, Columns.ACTIONS: actions}
 
     def step(self, rewards: np.ndarray, terminateds: np.ndarray, truncateds: np.ndarray) -> None:
-        """What came of it, each `[N]`."""
+        """Add the results of the actions, each `[N]`."""
         # Copies: vector envs may write the next ones into the same arrays.
         outcome = {
             Columns.REWARDS: np.array(rewards),
@@ -47,18 +47,18 @@ class Fragment:
         self.steps.append(self._decision | outcome)
 
     def restart(self) -> None:
-        """Forget everything: the env has failed and was made anew."""
+        """Drop everything: the env has failed and was replaced."""
         self.ended_before = np.zeros_like(self.ended_before)
         self.restarted = True
         self.steps.clear()
 
     @property
     def ended_after(self) -> np.ndarray:
-        """`[N]`, whose last step ended an episode."""
+        """Return `[N]`, whether the environment's last step ended an episode."""
         return _ends(self.steps[-1])
 
     def transitions(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """For each step: where an action counted `[N]`, rewards `[N]`, and where an episode ended `[N]`."""
+        """Yield for each step: whether the action counted `[N]`, rewards `[N]`, whether an episode ended `[N]`."""
         ended = self.ended_before
         for step in self.steps:
             counts = ~ended
@@ -66,10 +66,10 @@ class Fragment:
             yield counts, step[Columns.REWARDS], ended
 
     def find_not_finite(self) -> tuple[NotFinite, str] | None:
-        """Find the first environment with rewards or observations that are not finite; and the method they came from.
+        """Return the first environment with rewards or observations that are not finite, and the method they come from.
 
         Returns:
-            None if all numbers are finite. Whether the first states came from a step or a reset is not known here.
+            None if all numbers are finite. For the first states it is unknown whether they come from step() or reset().
         """
         rewards = as_rewards(np.stack([step[Columns.REWARDS] for step in self.steps], axis=1))
         if (found := find_not_finite(rewards, "reward")) is not None:
@@ -84,11 +84,11 @@ class Fragment:
         return found._replace(got=found.got[at]), doing
 
     def _states(self) -> np.ndarray:
-        """`[N, T + 1, ...]`, with the state in which sampling goes on."""
+        """Return the states `[N, T + 1, ...]`, including the one from which sampling continues."""
         return np.stack([*(step[Columns.OBS] for step in self.steps), np.asarray(self.final_obs)], axis=1)
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Everything as columns `[N, T, ...]`."""
+        """Return everything as columns `[N, T, ...]`."""
         columns = {name: np.stack([step[name] for step in self.steps], axis=1) for name in self.steps[0]}
         columns[Columns.REWARDS] = as_rewards(columns[Columns.REWARDS])
         columns[VALID] = np.stack([counts for counts, _, _ in self.transitions()], axis=1)
@@ -102,7 +102,7 @@ class Fragment:
 
 
 def append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:
-    """Add to each trajectory the state that it leads to: a row that no action was taken in, yet."""
+    """Append to each trajectory its final state, a row in which no action was taken yet."""
     extended = {}
     for name, column in columns.items():
         last = final_obs if name == Columns.OBS else np.zeros_like(column[:, 0])
@@ -111,18 +111,18 @@ def append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> di
 
 
 def as_rewards(rewards: Any) -> np.ndarray:
-    """Rewards of 32 bits; what is too large for them is infinite."""
+    """Return rewards as 32-bit floats; larger ones become infinite."""
     with np.errstate(over="ignore"):
         return np.asarray(rewards).astype(np.float32)
 
 
 def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | None) -> np.ndarray:
-    """Whether something can be learned from a row: its state, the next one and its reward are finite, and labelled.
+    """Return whether a row can be learned from: its state, the next one, its reward and its label are finite.
 
-    A teacher that does not know a state cannot label it. −inf marks illegal actions, and is fine.
+    In labels, −inf marks illegal actions and is valid.
 
     Args:
-        states: `[..., T + 1, *obs]`, with the one that follows the last row.
+        states: `[..., T + 1, *obs]`, including the one after the last row.
         rewards: `[..., T]`.
         teacher_q: `[..., T, A]`; None without a teacher.
 
@@ -138,12 +138,12 @@ def is_usable(states: np.ndarray, rewards: np.ndarray, teacher_q: np.ndarray | N
 
 
 def count_not_finite(dropped: np.ndarray, states: np.ndarray, rewards: np.ndarray) -> dict[str, int]:
-    """How many of the dropped rows have observations, and how many rewards, that are not finite; else it is the labels.
+    """Count the dropped rows by cause: observations, rewards or labels that are not finite.
 
-    What a teacher says of an observation that is not finite, or after one, is no fault of its own.
+    Labels count only if the state, the next one and the reward are finite: otherwise the teacher is not the cause.
 
     Args:
-        dropped: `[..., T]`, which rows are unusable.
+        dropped: `[..., T]`, whether a row is unusable.
         states: `[..., T + 1, *obs]`.
         rewards: `[..., T]`.
     """
@@ -157,11 +157,11 @@ def count_not_finite(dropped: np.ndarray, states: np.ndarray, rewards: np.ndarra
 
 
 def _shows_finite(states: np.ndarray, num_axes: int) -> np.ndarray:
-    """`[..., T]`, where a state `[..., T + 1, *obs]` and the next one are finite; `num_axes` of `[..., T]`."""
+    """Return `[..., T]`, whether a state in `[..., T + 1, *obs]` and the next are finite; `num_axes` of `[..., T]`."""
     finite = np.isfinite(states).reshape(*states.shape[:num_axes], -1).all(-1)
     return finite[..., :-1] & finite[..., 1:]
 
 
 def _ends(step: Mapping[str, np.ndarray]) -> np.ndarray:
-    """`[N]`, whose episode the step ends."""
+    """Return `[N]`, whether the step ends the episode."""
     return step[Columns.TERMINATEDS] | step[Columns.TRUNCATEDS]

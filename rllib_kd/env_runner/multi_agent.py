@@ -1,7 +1,7 @@
 """The EnvRunner of multi-agent settings: RLlib's own loop, with a behaviour policy π and a teacher for each module.
 
-The columns are made from RLlib's episodes, those of each agent by itself: slower than the direct way of env_runner.py,
-equal in what it gives.
+The columns are made from RLlib's episodes, separately for each agent: slower than direct sampling in single_agent.py,
+with the same result.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
     def _check_returned(
         self, obs: Sequence[Mapping[Any, Any]], rewards: Sequence[Mapping[Any, Any]] = (), *, doing: str
     ) -> None:
-        """Check what each agent of each environment has got."""
+        """Check the observations and rewards of each agent of each environment."""
         for what, of_all in (("reward", rewards), ("observation", obs)):
             for index, of_agents in enumerate(of_all):
                 batches = {
@@ -49,9 +49,9 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
 
 
 class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
-    """RLlib's multi-agent EnvRunner, which also hands out labelled columns of each module that has a teacher."""
+    """RLlib's multi-agent EnvRunner, which also returns labelled columns of each module that has a teacher."""
 
-    #: As of `DistillEnvRunner`.
+    #: The same lists as in `DistillEnvRunner`.
     SAMPLING_STATE: ClassVar = (*RLLIB_SAMPLING_STATE, "_rng")
     LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng")
     NOT_SAVED: ClassVar = frozenset({"_teachers"})
@@ -70,12 +70,12 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         super().make_module()
 
     def set_teacher(self, teachers: Mapping[str, Teacher]) -> None:
-        """Take the teachers whose Q-values are the labels, by module."""
+        """Set the teachers whose Q-values are the labels, by module."""
         self._teachers = {module_id: teacher.to(self._device) for module_id, teacher in teachers.items()}
         self._needs_initial_reset = True
 
     def autoreset_mode(self) -> None:
-        """RLlib resets the environments itself."""
+        """Return None: RLlib resets the environments itself."""
 
     def sample_columns(
         self, *, teacher_fraction: float, epsilon: float, names: Sequence[str], num_shards: int
@@ -86,7 +86,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             teacher_fraction: β of the behaviour policies.
             epsilon: ε of the behaviour policies.
             names: columns to send, as in `DistillEnvRunner.sample_columns()`.
-            num_shards: how many Learners share the sample. Each gets the rows of agents of its own.
+            num_shards: number of Learners that share the sample, ≥ 1. Each gets the rows of different agents.
 
         Returns:
             `num_shards` dicts from modules to their columns, as `hand_over()` makes them; and RLlib's metrics.
@@ -111,13 +111,13 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         return shards
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
-        """Take a state, and sample: both in one remote call. As `DistillEnvRunner.set_state_and_sample()`."""
+        """Set a state and sample in one remote call, as `DistillEnvRunner.set_state_and_sample()`."""
         return set_state_and_sample(self, state, kwargs)
 
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
-        """Undiscounted returns of the greedy teachers, or of random policies: by module, one an episode.
+        """Return the undiscounted returns of the greedy teachers, or of random policies: by module, one per episode.
 
-        Sampling starts anew afterwards.
+        Sampling begins new episodes afterwards.
         """
         with fixed_seed(self):
             return self._play_episodes(num_episodes, teacher=teacher)
@@ -136,7 +136,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         return returns
 
     def _act_by(self, policy: BehaviorPolicy, **duration: int) -> list[Any]:
-        """RLlib's episodes, with π in the place of the students; what the teachers say is among the outputs."""
+        """Return RLlib's episodes, with π instead of the students; the labels are among the outputs."""
         module: Any = self.module
 
         def act(batch: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> dict[str, dict[str, Any]]:
@@ -144,7 +144,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
                 module_id: self._decide(module_id, part[Columns.OBS], policy)
                 if module_id in self._teachers
                 else module[module_id].forward_exploration(part, **kwargs)
-                # In one order in every process: they share a generator, and the user's `policies` may be a set.
+                # In the same order in every process: modules share a generator, and the user's `policies` may be a set.
                 for module_id, part in sorted(batch.items())
             }
 
@@ -165,7 +165,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         return {Columns.ACTIONS: torch.from_numpy(actions), **labels}
 
     def _columns(self, episode: SingleAgentEpisode, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Rows `[T + 1, ...]` of an agent's steps, the last one for its predecessor only; or `[T, ...]`, without it."""
+        """Return rows `[T + 1, ...]` of an agent's steps, the last one for its predecessor only; or `[T, ...]`."""
         num_steps = len(episode)
         columns = {
             Columns.OBS: np.asarray(episode.get_observations(), np.float32),
@@ -193,7 +193,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
 
 
 def _check_seen(states: np.ndarray) -> None:
-    """Check what an agent's network saw, `[T + 1, ...]`: each step has checked what the environment returned."""
+    """Check an agent's network inputs, `[T + 1, ...]`. Each step has checked the environment's numbers already."""
     if (found := find_not_finite(states, "observation")) is not None:
         raise not_finite_by_connectors(found)
 

@@ -1,8 +1,8 @@
 """The EnvRunner: acts, labels and samples, directly or through RLlib's episodes.
 
-Two ways lead to the same columns. The direct one steps the vector env and both networks itself. If a user's config
-needs RLlib's machinery on the way (connectors, callbacks on episodes), RLlib's own sampling loop runs instead, and the
-columns are recorded as it calls the module and the env.
+Both ways yield the same columns. Direct sampling steps the vector env and both networks itself. If the config needs
+RLlib's loop (connectors, callbacks on episodes), RLlib's own sampling runs instead, and the columns are recorded as it
+calls the module and the env.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 logger = logging.getLogger(__name__)
 
 
-#: Callbacks that get RLlib's episodes, which only its own loop makes.
+#: Callbacks on RLlib's episodes, which only RLlib's own loop creates.
 _EPISODE_CALLBACKS = (
     "on_episode_created",
     "on_episode_start",
@@ -61,12 +61,12 @@ _EPISODE_CALLBACKS = (
 
 
 class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
-    """RLlib's single-agent EnvRunner, with all students of a family, of whom one acts.
+    """RLlib's single-agent EnvRunner, with all students of a family, one of which acts at a time.
 
-    Without a family it is RLlib's, which explains its failures.
+    It also explains its failures; without a family, that is the only addition to RLlib's.
     """
 
-    #: All of them. None: there is one student, `module`.
+    #: All students of the family; None: there is one student, `module`.
     family: MultiRLModule | None = None
 
     @override(SingleAgentEnvRunner)
@@ -82,7 +82,7 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
         self.let_act(next(iter(members)))
 
     def let_act(self, name: str) -> None:
-        """Let that student act."""
+        """Let the student of this name act."""
         assert self.family is not None
         self.module = self.family[name]
 
@@ -96,7 +96,7 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
         weights = state.get(COMPONENT_RL_MODULE)
         if self.family is not None and weights is not None:
             weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
-            # RLlib would take the part of the default module alone, which restarts have.
+            # RLlib would take only the part of the default module, which restarts have.
             state = {**state, COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}}
         with self._all_students():
             super().set_state(state)
@@ -108,7 +108,7 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
 
     @contextmanager
     def _all_students(self) -> Iterator[None]:
-        """Where RLlib reads or writes the module, it means the whole family."""
+        """In this context, RLlib reads and writes the whole family as its module."""
         acting = self.module
         self.module = acting if self.family is None else self.family
         try:
@@ -118,10 +118,10 @@ class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
 
 
 class DistillEnvRunner(StudentsEnvRunner):
-    """RLlib's single-agent EnvRunner, which also hands out labelled columns."""
+    """RLlib's single-agent EnvRunner, which also returns labelled columns."""
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
-    #: Attributes that a checkpoint holds, beside the environments.
+    #: Attributes that a checkpoint contains, in addition to the environments.
     SAMPLING_STATE: ClassVar = (
         *RLLIB_SAMPLING_STATE,
         "_rng",
@@ -134,9 +134,9 @@ class DistillEnvRunner(StudentsEnvRunner):
         "_returns",
         "_lengths",
     )
-    #: Those that a checkpoint holds even where the environments cannot be captured.
+    #: Those that a checkpoint contains even if the environments cannot be captured.
     LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns")
-    #: The others: they follow from the config, are sent by the Algorithm, or exist during one call alone.
+    #: The others: they follow from the config, are sent by the Algorithm, or exist only during one call.
     NOT_SAVED: ClassVar = frozenset(
         {"module", "_family_q", "_teacher", "_recording", "_has_plain_connectors", "_samples_directly"}
     )
@@ -152,7 +152,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._shown: Any = None  # what the env shows now
         self._reset_next = np.zeros(self.num_envs, dtype=bool)  # where the next step will only reset
         self._rng = np.random.default_rng(self._seed)
-        self._obs: Any = None  # [N, ...], where the direct way goes on
+        self._obs: Any = None  # [N, ...], from which direct sampling continues
         self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode
         self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
@@ -161,8 +161,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._samples_directly = self._needs_no_episodes()
         if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
             logger.warning(
-                "Connectors or callbacks on episodes are set: sampling goes through RLlib's episodes, which is slower "
-                "than the direct way and gives the same data."
+                "Connectors or callbacks on episodes are set, so sampling uses RLlib's episodes, which is slower than "
+                "direct sampling and yields the same data."
             )
 
     @override(SingleAgentEnvRunner)
@@ -178,13 +178,13 @@ class DistillEnvRunner(StudentsEnvRunner):
             self._family_q.refresh()
 
     def set_teacher(self, teacher: Teacher) -> None:
-        """Take the teacher whose Q-values are the labels."""
+        """Set the teacher whose Q-values are the labels."""
         self._teacher = teacher.to(self._device)
         self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
         self._needs_initial_reset = True  # a view starts with an episode
 
     def _looks_for_itself(self, teacher: Teacher) -> bool:
-        """Whether the teacher takes something else than the student, of what the environment shows."""
+        """Return whether the teacher's inputs are made from observations in another way than the student's."""
         shown = self.env.single_observation_space
         if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
             return teacher.takes(shown)
@@ -195,7 +195,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         return teacher.takes(shown) and not (sees_the_same and all(stage == images for stage in pipeline.stages))
 
     def autoreset_mode(self) -> Any:
-        """When the vector env resets its sub-environments; None without an env."""
+        """Return when the vector env resets its sub-environments; None without an env."""
         if self.env is None:
             return None
         return self.env.metadata.get("autoreset_mode", gym.vector.AutoresetMode.NEXT_STEP)
@@ -206,11 +206,11 @@ class DistillEnvRunner(StudentsEnvRunner):
         """Sample one fragment of `rollout_fragment_length` steps in every environment.
 
         Args:
-            teacher_fraction: β of the behaviour policy.
-            epsilon: ε of the behaviour policy.
-            names: columns to send. With `valid` among them whole trajectories are sent, each followed by the state that
-                it leads to; without, only the states in which an action was taken.
-            num_shards: how many Learners share the fragment. Each gets the rows of environments of its own.
+            teacher_fraction: β of the behaviour policy, in [0, 1].
+            epsilon: ε of the behaviour policy, in [0, 1].
+            names: columns to send. If `valid` is among them, whole trajectories are sent, each followed by its final
+                state; otherwise only states in which an action was taken.
+            num_shards: number of Learners that share the fragment, ≥ 1. Each gets the rows of different environments.
 
         Returns:
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
@@ -236,22 +236,26 @@ class DistillEnvRunner(StudentsEnvRunner):
         return shards, self.get_metrics()
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
-        """Take a state, and sample: both in one remote call.
+        """Set a state and sample in one remote call.
 
         Args:
-            state: of the student with its `weights_seq_no`, and of connectors, as `set_state()` takes it.
-            kwargs: of `sample_columns()`.
+            state: state of the student with its `weights_seq_no`, and of connectors, as for `set_state()`.
+            kwargs: arguments of `sample_columns()`.
         """
         return set_state_and_sample(self, state, kwargs)
 
     def play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
-        """Undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.
+        """Return the undiscounted returns of the greedy teacher, or of a random policy, in this runner's environments.
 
-        Each environment plays its share, so that short episodes count no more than long ones. Sampling starts anew
-        afterwards.
+        Each environment plays the same number of episodes, so that short ones count no more than long ones. Sampling
+        begins new episodes afterwards.
+
+        Args:
+            num_episodes: ≥ 1.
+            teacher: whether the teacher plays, or the random policy.
 
         Returns:
-            One return an episode, under the name of the only module.
+            One return for each episode, under the name of the only module.
         """
         with fixed_seed(self):
             return self._play_episodes(num_episodes, teacher=teacher)
@@ -300,7 +304,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         return not self._samples_directly
 
     def _check_fragment(self, fragment: Fragment) -> None:
-        """Check the numbers of all its steps at once, which costs a hundredth of a check in each step."""
+        """Check the numbers of all steps at once, at a hundredth of the cost of a check after each step."""
         if (found := fragment.find_not_finite()) is None:
             return
         numbers, doing = found
@@ -309,7 +313,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         raise not_finite(self.config.env, self.env, numbers, doing=doing)
 
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Labels `[N, ...]` and actions `[N]`, in one pass of each network."""
+        """Return labels `[N, ...]` and actions `[N]`, by one pass of each network."""
         obs = as_input(obs.to(self._device), self.module.observation_space.shape)
         labels = self._label(obs)
         student_q = None
@@ -319,13 +323,13 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     @torch.inference_mode()
     def _student_q(self, obs: torch.Tensor) -> torch.Tensor:
-        """`[N, A]`, of whoever acts."""
+        """Return the acting students' Q-values `[N, A]`."""
         if self.family is not None:
             return self._family_q(obs, self._turns.acting)
         return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
-        """What the teacher says of the states that the student sees as `obs`; nothing without a teacher."""
+        """Return the labels of the states that the student sees as `obs`; empty without a teacher."""
         if not self.config.label_columns:
             return {}
         if self._teacher_view is not None:
@@ -366,7 +370,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._returns[:], self._lengths[:] = 0.0, 0
 
     def _log_fragment(self, fragment: Fragment) -> None:
-        """The metrics that RLlib's own loop logs."""
+        """Log the metrics that RLlib's own loop logs."""
         num_steps = num_episodes = 0
         for counts, rewards, ended in fragment.transitions():
             self._returns += rewards * counts
@@ -381,7 +385,7 @@ class DistillEnvRunner(StudentsEnvRunner):
     # --- RLlib's way --------------------------------------------------------------------------------------------------
 
     def _sample_through_rllib(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
-        """RLlib's own loop, with π in the place of the student, and a recorder at the env."""
+        """Run RLlib's own loop, with π instead of the student, and record each step of the env."""
         student: Any = self.module
 
         def act(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,7 +402,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         fragment.final_obs = self._seen(self._cached_to_module)
 
     def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
-        """What is kept of the states: what the environment shows, or else what connectors have made of it."""
+        """Return the states to keep: the environment's observations, or the outputs of connectors."""
         return _as_column(self._shown.obs if self._has_plain_connectors else batch[Columns.OBS].cpu().numpy())
 
     # --- Between RLlib and the env ------------------------------------------------------------------------------------
@@ -428,7 +432,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
 
 class _ActingModule:
-    """The student, for everything but choosing actions."""
+    """A proxy of the student whose actions are chosen by a function."""
 
     def __init__(self, student: Any, act: Callable[[Mapping[str, Any]], dict[str, Any]]):
         self._student = student
@@ -442,5 +446,5 @@ class _ActingModule:
 
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
-    """A copy (vector envs write the next observations into the same array), of bytes or 32-bit floats."""
+    """Return a copy, as bytes or 32-bit floats: vector envs write the next observations into the same array."""
     return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)

@@ -1,1 +1,1 @@
-"""Environments: how they are made, Atari's preprocessing, films."""
+"""Environments: making them, Atari's preprocessing, films."""

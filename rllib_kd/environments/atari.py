@@ -1,10 +1,10 @@
-"""Atari games by ALE's names, such as "ALE/Pong-v5", as agents see them since Mnih et al. 2015.
+"""Atari games by ALE's names, such as "ALE/Pong-v5", with the preprocessing of Mnih et al. 2015.
 
-Single environments, and the vector env in C++ that ALE has for them, then show the same: stacks of 4 grey frames of
-84 × 84, bytes, channels first, each the maximum of the last two of 4 frames; up to 30 steps of nothing after a reset.
-Everything else is as gymnasium registers the game (of a "-v5": an action sticks with a probability of 0.25), with all
-lives in one episode, and rewards that are not clipped. The config of the environment, keyword arguments of
-`ale_py.vector_env.AtariVectorEnv`, changes all that.
+Single environments and ALE's vector env in C++ have the same observations: stacks of 4 grey frames of 84 × 84, bytes,
+channels first, each the maximum of the last two of 4 frames, after up to 30 no-op steps at a reset. Everything else is
+as gymnasium registers the game (for "-v5": an action is repeated with a probability of 0.25), with all lives in one
+episode, and unclipped rewards. The config of the environment, keyword arguments of
+`ale_py.vector_env.AtariVectorEnv`, can change all of this.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ with contextlib.suppress(ImportError):  # the extra [atari]
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner in the output of commands
 
 
-#: What ALE's vector env does unless told otherwise, and single environments do not; and as many threads as Ray gives an
-#: EnvRunner CPUs.
+#: Settings with which ALE's vector env equals single environments; and as many threads as an EnvRunner has CPUs.
 VECTOR_DEFAULTS = {"reward_clipping": False, "use_fire_reset": False, "num_threads": 1}
 
 
@@ -35,17 +34,17 @@ _VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
 _NUM_SEEDS = 2**31  # that ALE's vector env tells apart
 
 
-#: Of a vector env, without a meaning in a single one.
+#: Settings of the vector env without a meaning in a single environment.
 _VECTOR_ONLY = ("batch_size", "num_threads", "thread_affinity_offset", "life_loss_info", "autoreset_mode")
 
 
 def is_game(env: Any) -> bool:
-    """Whether this names one of ALE's games."""
+    """Return whether this names one of ALE's games."""
     return isinstance(env, str) and env in gym.registry and gym.registry[env].vector_entry_point == _VECTOR_ENTRY_POINT
 
 
 def single_config(config: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A config without what does nothing in a single environment: what only the vector env reads, and its defaults."""
+    """Return a config without the entries that only the vector env reads, and without its defaults."""
     return {
         name: value
         for name, value in config.items()
@@ -54,15 +53,15 @@ def single_config(config: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env:
-    """A single environment that shows what ALE's vector env shows.
+    """Return a single environment with the observations of ALE's vector env.
 
     Args:
-        game: of ALE, "ALE/Pong-v5".
-        render_mode: gymnasium's.
-        config: of the environment, as for the vector env.
+        game: ALE's name, like "ALE/Pong-v5".
+        render_mode: gymnasium's render mode.
+        config: config of the environment, as for the vector env.
 
     Raises:
-        ValueError: the config asks for what only the vector env can do, or for what nobody knows.
+        ValueError: an entry of the config is unknown, or only possible in the vector env.
     """
     config = single_config(config)
     frame_size = (config.pop("img_width", 84), config.pop("img_height", 84))
@@ -79,7 +78,7 @@ def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env
     try:
         env = gym.make(game, frameskip=1, render_mode=render_mode, **config)
     except TypeError as error:
-        raise ValueError(f"The environment '{game}' does not take this env_config: {error}") from error
+        raise ValueError(f"The environment '{game}' does not accept this env_config: {error}") from error
     env = gym.wrappers.AtariPreprocessing(env, **preprocessing)
     if clips:
         env = gym.wrappers.TransformReward(env, lambda reward: float(np.clip(reward, -1.0, 1.0)))

@@ -1,4 +1,4 @@
-"""What an environment has raised, and where: its error and the line of the user's code, in one line."""
+"""Failures of environments: the error and the line of the user's code that raised it, in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-#: Folders of code that is between the user's and this package: its lines explain nothing.
+#: Folders of code between the user's and this package, whose lines explain nothing.
 _PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
 
 
@@ -41,56 +41,54 @@ class Frame(NamedTuple):
 
 
 def failure(env: Any, error: BaseException, *, doing: str) -> EnvFailedError:
-    """The failure to raise from `error`.
+    """Return the failure to raise from `error`.
 
     Args:
-        env: what the config names: an id, a class or a function.
-        error: that the environment has raised.
-        doing: the method that was called; a vector env resets within its `step()`, which then shows in the traceback.
+        env: environment as in the config: an id, a class or a function.
+        error: the environment's exception.
+        doing: the method that was called; if a vector env resets in its `step()`, the traceback shows that.
     """
     while isinstance(error, RecursionError) and error.__context__ is not None:
-        error = error.__context__  # RLlib makes an environment anew within the handler of its last error
+        error = error.__context__  # RLlib makes a new environment within the handler of its last error
     frames = frames_of(error)
     methods = [frame.function for frame in frames if frame.function in ("reset", "step", "render", "__init__")]
     users = [frame.function for frame in frames if is_users(frame) and frame.function in methods]
-    return EnvFailedError(
-        f"The environment '{name_of(env)}' has raised in {(users or [doing])[-1]}(): {described(error)}"
-    )
+    return EnvFailedError(f"The environment '{name_of(env)}' raised in {(users or [doing])[-1]}(): {described(error)}")
 
 
 def name_of(env: Any) -> str:
-    """The name of what a config names as its environment: an id, a class or a function."""
+    """Return the name of a config's environment, which is an id, a class or a function."""
     return str(getattr(env, "__name__", env))
 
 
 def described(error: BaseException) -> str:
-    """Kind and message of an error in one line, and where it was raised."""
+    """Return type and message of an error in one line, and where it was raised."""
     text = " ".join(f"{type(error).__name__}: {error}".rstrip(": ").split())
     place = users_line(frames_of(error))
     return text if place is None else f"{text} ({place})"
 
 
 def frames_of(error: BaseException) -> list[Frame]:
-    """The lines of its traceback, the innermost last."""
+    """Return the lines of an error's traceback, the innermost last."""
     entries = traceback.extract_tb(error.__traceback__)
     return [Frame(entry.filename, entry.lineno or 0, entry.name) for entry in entries]
 
 
 def frames_in(text: str) -> list[Frame]:
-    """The lines of a traceback that is printed, the innermost last."""
+    """Return the lines of a printed traceback, the innermost last."""
     matches = filter(None, map(_FRAME.match, text.splitlines()))
     return [Frame(match["file"], int(match["line"]), match["function"]) for match in matches]
 
 
 def users_line(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost line of the user's code; else of a package that is none of those in between; else None."""
+    """Return the innermost line of the user's code; else of another package than those in between; else None."""
     own = [frame for frame in frames if is_users(frame)]
     mine = [frame for frame in own if not any(folder in Path(frame.file).parts for folder in _PACKAGES)]
     return next(reversed(mine or own), None)
 
 
 def is_users(frame: Frame) -> bool:
-    """Whether a line is of the user's code or of a package of environments."""
+    """Return whether a line belongs to the user's code or to a package of environments."""
     parts = Path(frame.file).parts
     packages = [parts[i + 1] for i, part in enumerate(parts[:-1]) if part in _PACKAGES]
     if packages:

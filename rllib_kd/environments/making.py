@@ -16,11 +16,19 @@ from rllib_kd.environments.failures import described
 from rllib_kd.environments.returned import check_returned, explained
 
 
-def name_and_maker(method: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return what `reset()` or `step()` of a vector env returns; what an environment raises there, in words.
+def checked_call(method: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `reset()` or `step()` of a vector env, and check what its environments return.
+
+    Args:
+        method: bound method of the vector env.
+        args: its arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        The method's results.
 
     Raises:
-        EnvFailedError: it has raised, or has returned numbers that are not finite.
+        EnvFailedError: an environment raised, or returned numbers that are not finite.
     """
     envs, doing = method.__self__, method.__name__
     try:
@@ -82,13 +90,13 @@ def env_maker(
     *,
     render_mode: str | None = None,
 ) -> EnvMaker:
-    """How RLlib makes single environments: registered names and callables get the config as one argument.
+    """Return what makes environments as RLlib does: registered names and callables get the config as argument.
 
     Args:
-        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, the path of a class
+        env: as in `config.environment()`: a gymnasium id, a name registered with Tune, the path of a class
             ("package.module.Class"), or a callable.
-        env_config: passed to the env.
-        render_mode: gymnasium's; an entry of the config, for environments that are no gymnasium ids.
+        env_config: config of the environment.
+        render_mode: gymnasium's render mode; an entry of the config if `env` is not a gymnasium id.
 
     Raises:
         ValueError: gymnasium does not know the id, or there is no such class.
@@ -109,17 +117,17 @@ def env_maker(
 
 
 def names_class(env: str) -> bool:
-    """Whether RLlib takes the name of an environment for the path of a class."""
+    """Return whether RLlib takes the name of an environment for the path of a class."""
     return "." in env and not is_registered(env)
 
 
 def is_registered(env: str) -> bool:
-    """Whether an environment has this name, in gymnasium or in Ray Tune."""
+    """Return whether an environment has this name, in gymnasium or in Ray Tune."""
     return env in gym.registry or is_registered_with_tune(env)
 
 
 def is_registered_with_tune(env: str) -> bool:
-    """Whether it is a name in Ray Tune, which RLlib prefers to gymnasium's ids."""
+    """Return whether a name is registered with Ray Tune, which RLlib prefers to gymnasium's ids."""
     return _global_registry.contains(ENV_CREATOR, env)
 
 
@@ -132,13 +140,13 @@ def _class_at(path: str) -> Callable[..., gym.Env]:
 
 
 def check_gymnasium_id(env: str) -> None:
-    """Whether gymnasium can make it: "Env-v0", or "module:Env-v0", of which it imports the module.
+    """Check that gymnasium can make "Env-v0" or "module:Env-v0", whose module it imports.
 
     Raises:
         ValueError: it cannot; the message has gymnasium's reason.
     """
     if not env.strip():
-        raise ValueError(f"The name of the environment is empty, got '{env}'. Expected one like 'CartPole-v1'.")
+        raise ValueError(f"The name of the environment is empty, got '{env}'. Expected a name like 'CartPole-v1'.")
     module, _, name = env.rpartition(":")
     try:
         if module:

@@ -1,4 +1,4 @@
-"""What environments return, checked: finite numbers, and observations that suit their space."""
+"""Check values that environments return: finite numbers, and observations of their space."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _MAX_SHOWN = 5  # components, and places in files, that a message names
 
 
 _REMEDY = (
-    "Nothing can be learned from such numbers. Return finite ones, or raise an error there: "
-    "fault_tolerance(restart_failed_sub_environments=True) makes an environment anew that raises."
+    "Nothing can be learned from such numbers. Return finite ones, or raise an error there: with "
+    "fault_tolerance(restart_failed_sub_environments=True) a failed environment is replaced by a new one."
 )
 
 
 class NotFiniteError(EnvFailedError):
-    """An environment, or a connector behind it, has returned NaN or infinity. The message names it and the numbers."""
+    """An environment, or a connector behind it, returned NaN or infinity. The message names it and the numbers."""
 
 
 class NotFinite(NamedTuple):
@@ -31,7 +31,7 @@ class NotFinite(NamedTuple):
     got: np.ndarray  # of that sub-environment, `[...]`
 
     def __str__(self) -> str:
-        """The numbers, and which components they are: "nan at index 2 (1 of 4 components)"."""
+        """Return the numbers, and which components they are: "nan at index 2 (1 of 4 components)"."""
         where = np.argwhere(~np.isfinite(self.got))
         kinds = " and ".join(sorted({str(self.got[tuple(position)]) for position in where[:1000]}))
         if self.got.ndim == 0:
@@ -42,11 +42,11 @@ class NotFinite(NamedTuple):
 
 
 def find_not_finite(batch: Any, what: str) -> NotFinite | None:
-    """Find the first sub-environment of a batch with numbers that are not finite.
+    """Return the first sub-environment of a batch with numbers that are not finite, or None.
 
     Args:
         batch: `[N, ...]`, one row for each sub-environment; or a dict or tuple of such batches.
-        what: it is, for messages.
+        what: kind of the batch, for messages.
     """
     if isinstance(batch, Mapping | tuple):
         parts = batch.items() if isinstance(batch, Mapping) else enumerate(batch)
@@ -62,14 +62,14 @@ def check_returned(env: Any, envs: Any, obs: Any, rewards: Any = None, *, doing:
     """Check that a vector env has returned finite numbers.
 
     Args:
-        env: what the config names: an id, a class or a function.
+        env: environment as in the config: an id, a class or a function.
         envs: the vector env, or a wrapper of it.
-        obs: `[N, ...]`, or a dict or tuple of such.
+        obs: `[N, ...]`, or a dict or tuple of such arrays.
         rewards: `[N]`; None after a reset.
         doing: the methods that may have returned them: "step", "reset" or "step() or reset".
 
     Raises:
-        NotFiniteError: it has not.
+        NotFiniteError: a number is not finite.
     """
     if rewards is not None and (found := find_not_finite(rewards, "reward")) is not None:
         raise not_finite(env, envs, found, doing="step")  # no reset returns a reward
@@ -89,26 +89,26 @@ def not_finite(env: Any, envs: Any, found: NotFinite, *, doing: str) -> NotFinit
     changes = "reward" if found.what == "reward" else "observation"  # by gymnasium's wrappers
     where = _places(_sub_environment(envs, found.env_index), doing, changes)
     return NotFiniteError(
-        f"The environment '{name_of(env)}' has returned numbers that are not finite from {doing}(), as {found.what} of "
+        f"The environment '{name_of(env)}' returned numbers that are not finite from {doing}(), as {found.what} of "
         f"sub-environment {found.env_index}: {found}{where}. {_REMEDY}"
     )
 
 
 def not_finite_by_connectors(found: NotFinite) -> NotFiniteError:
-    """Return the error of connectors that have made such numbers of finite observations."""
+    """Return the error of connectors that computed such numbers from finite observations."""
     return NotFiniteError(
-        f"The env_to_module connectors have made numbers that are not finite of finite observations: {found}. Nothing "
-        "can be learned from such numbers. Mend the connectors, or leave them out."
+        f"The env_to_module connectors computed numbers that are not finite from finite observations: {found}. Nothing "
+        "can be learned from such numbers. Fix the connectors, or leave them out."
     )
 
 
 def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFailedError:
-    """Return the failure to raise from `error`, which a vector env may have raised over an observation.
+    """Return the failure to raise from `error`, which a vector env may have raised because of an observation.
 
     Args:
-        env: what the config names: an id, a class or a function.
+        env: environment as in the config: an id, a class or a function.
         envs: the vector env, or a wrapper of it.
-        error: that has been raised.
+        error: the exception.
         doing: the method that was called, "step" or "reset".
     """
     base = getattr(envs, "unwrapped", None)
@@ -117,19 +117,19 @@ def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFa
         if obs is not None and (difference := misfit(space, obs)) is not None:
             where = _places(_sub_environment(envs, index), "step() or reset", "observation")
             return EnvFailedError(
-                f"The environment '{name_of(env)}' has returned, in {doing}(), an {difference}{where}. Return what the "
-                "space declares, or declare what is returned."
+                f"The environment '{name_of(env)}' returned, in {doing}(), an {difference}{where}. Make the returned "
+                "observation and the declared space equal."
             )
     return failure(env, error, doing=doing)
 
 
 def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
-    """Return how an observation differs from its space in shape, dtype or keys, in words; None if it does not.
+    """Return how an observation differs from its space in shape, dtype or keys; None if it does not.
 
     Args:
-        space: of the environment.
-        obs: the observation, or the part of it that this space is of.
-        what: it is, for the message.
+        space: space of the environment, or a part of it.
+        obs: the observation, or the same part of it.
+        what: name of the part, for the message.
     """
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(obs, Mapping) or not obs.keys() >= space.keys():
@@ -142,7 +142,7 @@ def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
     try:
         array = np.asarray(obs)
     except ValueError:  # rows of different lengths
-        return f"{what} that is no array, but its observation_space has shape {space.shape}"
+        return f"{what} that is not an array, but its observation_space has shape {space.shape}"
     if array.shape == space.shape and np.can_cast(array.dtype, space.dtype, "same_kind"):
         return None
     return (
@@ -152,14 +152,14 @@ def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
 
 
 def _sub_environment(envs: Any, index: int) -> Any:
-    """One of a vector env's; itself if it steps all of them by its own code, or in other processes."""
+    """Return a vector env's sub-environment; the vector env if it steps all by its own code or in other processes."""
     base = getattr(envs, "unwrapped", envs)
     own = getattr(base, "envs", None)
     return own[index] if isinstance(own, Sequence) and index < len(own) else base
 
 
 def _places(env: Any, doing: str, changes: str) -> str:
-    """Where a user's environment and wrappers define these methods, the innermost first, in brackets; else nothing."""
+    """Return where the user's environment and wrappers define these methods, innermost first, in brackets; or ''."""
     layers = [env]
     while (inner := vars(layers[-1]).get("env")) is not None:
         layers.append(inner)

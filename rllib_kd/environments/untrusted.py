@@ -1,8 +1,8 @@
-"""What an untrusted checkpoint may decide about the environment: only what is known to be harmless.
+"""Environments and settings that an untrusted checkpoint may choose: only those known to be harmless.
 
-An environment is code, and its config are the arguments of that code: a path to open, a class to import, a map of any
-size. So a checkpoint that is not trusted may name environments of gymnasium and ALE alone, and set the keys below, each
-within its bounds. What users say themselves, `env` and `env_config`, is not restricted.
+An environment is code, and its config contains arguments of that code: a path to open, a class to import, a map of any
+size. So an untrusted checkpoint may only name environments of gymnasium and ALE, and set the keys below, each within
+its bounds. The user's own `env` and `env_config` are not restricted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Allowed(NamedTuple):
 
 
 def is_harmless(env: str) -> bool:
-    """Whether it is an environment of gymnasium or ALE, by the package of its code: anybody may register any name."""
+    """Return whether the code of an environment is gymnasium's or ALE's: any package can register any name."""
     if is_registered_with_tune(env) or env not in gym.registry:
         return False
     entry_point = gym.registry[env].entry_point
@@ -45,11 +45,11 @@ def is_harmless(env: str) -> bool:
 
 
 def refusals(env: str | None, env_config: Mapping[Any, Any]) -> list[str]:
-    """The entries of a config that are not known to be harmless, each with what would be.
+    """Return the entries of a config that are not known to be harmless, each with the allowed values.
 
     Args:
-        env: id of the environment; None of one that has none.
-        env_config: as an untrusted checkpoint records it.
+        env: id of the environment; None if it has none.
+        env_config: config as an untrusted checkpoint records it.
     """
     allowed = _allowed(gym.registry[env]) if env is not None and is_harmless(env) else {}
     refused = []
@@ -62,9 +62,9 @@ def refusals(env: str | None, env_config: Mapping[Any, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """Scalars of numpy as numbers of Python, also those in a list.
+    """Convert numpy scalars to Python numbers, also those in a list.
 
-    Not in lists of lists: a few that share their parts hold millions.
+    Not in lists of lists: a few that share their parts may contain millions.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -116,7 +116,7 @@ def _is_map(value: Any) -> bool:
 
 
 def _is_frameskip(value: Any) -> bool:
-    """A number of frames, or the two between which it is drawn."""
+    """Return whether a value is a number of frames, or the two numbers between which it is drawn."""
     if type(value) in (list, tuple):
         return len(value) == 2 and all(map(_FRAMES.admits, value)) and value[0] < value[1]
     return _FRAMES.admits(value)
@@ -139,8 +139,8 @@ _FRAMES = _whole(1, 20)
 _PIXELS = _whole(1, 256)
 
 
-#: Arguments of the environments of gymnasium 1.2 and ale_py 0.12. Not among them: files (`xml_file`), cameras and sizes
-#: of windows, another game, and whatever is printed.
+#: Arguments of the environments of gymnasium 1.2 and ale_py 0.12, except for files (`xml_file`), cameras, sizes of
+#: windows, another game, and texts that are printed.
 _HARMLESS: dict[str, _Allowed] = {
     # gym.make()
     "disable_env_checker": _or_none(_FLAG),
@@ -193,7 +193,7 @@ _HARMLESS: dict[str, _Allowed] = {
     "terminate_when_unhealthy": _FLAG,
     "uph_cost_weight": _WEIGHT,
     "use_contact_forces": _FLAG,
-    # ALE, and what this package's single environments take of its vector env
+    # ALE, and arguments of its vector env that this package's single environments take
     "continuous_action_threshold": _SHARE,
     "difficulty": _or_none(_whole(0, 255)),
     "episodic_life": _FLAG,
@@ -214,9 +214,9 @@ _HARMLESS: dict[str, _Allowed] = {
 
 
 def _allowed(spec: Any) -> dict[str, _Allowed]:
-    """The list, with limits of episodes that are at most those with which the environment is registered.
+    """Return the list, with episode limits of at most those with which the environment is registered.
 
-    Longer episodes would be other tasks, with higher returns.
+    Longer episodes would be different tasks, with higher returns.
     """
     limits = {"max_episode_steps": _or_none(_whole(1, spec.max_episode_steps or _MAX_STEPS))}
     if (frames := spec.kwargs.get("max_num_frames_per_episode")) is not None:

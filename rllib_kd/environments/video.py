@@ -1,4 +1,4 @@
-"""Films, and whether an environment renders."""
+"""Record films of episodes, and check that environments can be rendered."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from rllib_kd.environments.failures import described
 
 
 def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
-    """Whether an environment shows something, before it plays.
+    """Check that an environment can be rendered, before it plays.
 
     Args:
         make_env: makes an environment with this `render_mode`.
         mode: gymnasium's "human" or "rgb_array".
 
     Raises:
-        ValueError: it does not; the message has the environment's reason.
+        ValueError: it cannot; the message has the environment's reason.
     """
-    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame complains at length where there is no sound card
+    os.environ.setdefault("SDL_AUDIODRIVER", "dummy")  # pygame prints warnings without a sound card
     env = make_env()
     try:
         if env.render_mode != mode:
-            raise ValueError(f"The environment cannot render as '{mode}': its render_mode is {env.render_mode!r}.")
+            raise ValueError(f"The environment cannot be rendered as '{mode}': its render_mode is {env.render_mode!r}.")
         env.reset(seed=0)
         env.render()
     except ValueError:
@@ -38,12 +38,12 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
 
 
 def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Callable[[], gym.Env]:
-    """The environment that writes its first episode to a video.
+    """Return a function that makes environments which write their first episode to a video.
 
     Args:
         make_env: makes an environment that renders to arrays (`render_mode="rgb_array"`).
-        folder: is made where it is missing.
-        name: the file's begins with it.
+        folder: folder of the video, which is created if it is missing.
+        name: prefix of the file's name.
 
     Raises:
         ValueError: the package that writes videos is missing.
@@ -51,7 +51,7 @@ def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Ca
     try:
         import moviepy  # noqa: F401
     except ImportError as error:
-        raise ValueError("Videos need the package 'moviepy'. pip install 'rllib-kd[video]'") from error
+        raise ValueError("Videos need the package 'moviepy': pip install 'rllib-kd[video]'") from error
 
     def make() -> gym.Env:
         env = make_env()

@@ -1,1 +1,1 @@
-"""How well a policy plays, and how well a student knows its teacher."""
+"""Evaluation: the returns of policies, and the agreement of students with their teacher."""

@@ -1,9 +1,10 @@
-"""Teacher and student play the same episodes, and are asked about all states: compare(), evaluate()."""
+"""compare() and evaluate(): policies play the same episodes, and are compared on the states that they visit."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +50,34 @@ def compare(
     trust_checkpoint: bool = False,
     progress: bool = False,
 ) -> Comparison:
-    """Let teacher, student and a random policy play the same episodes, and compare them.
+    """Play the same episodes with teacher, student and a random policy, and compare them.
 
-    Each sees the environment through the connectors with which it was trained, where its checkpoint has them. Filters
-    stay as they are.
+    Each policy gets observations through the connectors with which it was trained, if its checkpoint has them. The
+    statistics of filters stay fixed.
 
     Args:
         teacher: as in `.distillation(teacher=...)`, or as the student.
         student: an RLModule with `compute_q_values()`, the Algorithm that trains it, or path or URI of a checkpoint.
-        env: what `config.environment()` takes: a gymnasium id, a name registered with Tune, or a callable. None
-            (default): the environment that the student's checkpoint records, or else the teacher's. Without trust only
+        env: as in `config.environment()`: a gymnasium id, a name registered with Tune, or a callable. None (default):
+            the environment that the student's checkpoint records, or else the teacher's. Without trust, only
             environments of gymnasium and ALE are taken from checkpoints.
-        num_episodes: that each policy plays, > 0; episode i is reset with `seed + i`.
-        seed: of the first episode. Use seeds that were not used for choosing the student.
-        epsilon: share of random actions, in [0, 1], that teacher and student play with. Scores of Atari games are
-            usually taken with one (0.05 in Mnih et al. 2015): a greedy policy may do the same for ever, in games
-            without randomness of their own.
-        env_config: keys to set. The checkpoint's config of the same environment gives the others; without trust only
-            keys and values that are known to be harmless.
-        trust_checkpoint: whether what checkpoints hold may be executed, for modules and connectors of one's own; and
-            whether they may choose any environment and config.
+        num_episodes: episodes of each policy, ≥ 1; episode i is reset with `seed + i`.
+        seed: seed of the first episode, ≥ 0. Use seeds that were not used for choosing the student.
+        epsilon: share of random actions of teacher and student, in [0, 1]. Scores of Atari games are usually measured
+            with some (0.05 in Mnih et al. 2015): in games without randomness, a greedy policy may repeat itself
+            without end.
+        env_config: keys to change in the environment's config. The others are taken from the checkpoint, if it was
+            trained in the same environment; without trust, only keys and values that are known to be harmless.
+        trust_checkpoint: whether code in checkpoints may be run, for custom modules and connectors; and whether they
+            may choose any environment and config.
         progress: whether to show a bar on a terminal.
 
+    Returns:
+        The comparison. `str()` of it is a table.
+
     Raises:
-        ValueError: teacher or student cannot be loaded, nothing names an environment, an untrusted checkpoint chooses
-            one or a config that is not known to be harmless, the spaces differ, or `epsilon` is not in [0, 1].
+        ValueError: teacher or student cannot be loaded, no environment is named, an untrusted checkpoint chooses an
+            environment or config that is not known to be harmless, the spaces differ, or `epsilon` is not in [0, 1].
     """
     comparisons = compare_all(
         teacher,
@@ -105,7 +109,7 @@ def compare_all(
 
     Args:
         teacher: as in `compare()`.
-        students: by name, each as in `compare()`; at least one.
+        students: students by name, each as in `compare()`; at least one.
         env: as in `compare()`.
         num_episodes: as in `compare()`.
         seed: as in `compare()`.
@@ -118,8 +122,7 @@ def compare_all(
         One comparison for each student, in their order; `.student.name` is the name.
 
     Raises:
-        ValueError: no students, students that were trained in different environments, or one of the errors of
-            `compare()`.
+        ValueError: there are no students, they were trained in different environments, or as `compare()`.
     """
     seeds = episode_seeds(num_episodes, seed)
     if not students:
@@ -130,56 +133,86 @@ def compare_all(
     teacher = first.network()
     networks = {name: source.network() for name, source in sources.items()}
     make_env = env_maker(*played)
-
-    def playing(network: Teacher) -> Player:
-        return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
-
+    playing = partial(_greedily, epsilon, seed)
     teacher_player = playing(teacher)
     check_fit(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
-
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
-        views = _views([teacher, *networks.values()])
-        teacher_returns, seen = play(make_env, teacher_player, seeds, views=list(views.values()), advance=advance)
-        teacher_states = dict(zip(views, seen, strict=True))
-        random_policy = RandomActions(int(teacher.action_space.n), seed=seed)
-        random_returns, _ = play(make_env, random_policy, seeds, advance=advance)
-        teacher_report = _report("teacher", teacher_returns, teacher, teacher_states[_eyes(teacher)])
-        random_report = _report("random", random_returns)
-        if num_episodes > 1 and not is_better_than_random(teacher_returns, random_returns):
-            _warn_of_teacher(teacher.source, played.name, teacher_report, random_report)
-
+        game = partial(_play, make_env, seeds, advance)
+        returns, teacher_states = game(teacher_player, [teacher, *networks.values()])
+        random_returns, _ = game(RandomActions(int(teacher.action_space.n), seed=seed), [])
+        baselines = (
+            _report("teacher", returns, teacher, teacher_states[_eyes(teacher)]),
+            _report("random", random_returns),
+        )
+        if num_episodes > 1 and not is_better_than_random(returns, random_returns):
+            _warn_of_teacher(teacher.source, played.name, *baselines)
         comparisons = []
         for name, network in networks.items():
-            views = _views([teacher, network])
-            returns, seen = play(make_env, playing(network), seeds, views=list(views.values()), advance=advance)
-            student_states = dict(zip(views, seen, strict=True))
-            report = _report(name, returns, network, student_states[_eyes(network)])
-            on_teacher_states, teacher_regret = confusion_and_regret(
-                teacher, network, teacher_states[_eyes(teacher)], teacher_states[_eyes(network)]
-            )
-            on_student_states, student_regret = confusion_and_regret(
-                teacher, network, student_states[_eyes(teacher)], student_states[_eyes(network)]
-            )
-            comparisons.append(
-                Comparison(
-                    env=played.name,
-                    num_episodes=num_episodes,
-                    epsilon=epsilon,
-                    teacher=teacher_report,
-                    student=report,
-                    random=random_report,
-                    return_ratio=return_ratio(*(each.return_mean for each in (report, teacher_report, random_report))),
-                    compression=network.num_parameters / teacher.num_parameters,
-                    agreement_on_teacher_states=agreement(on_teacher_states),
-                    agreement_on_student_states=agreement(on_student_states),
-                    q_regret_on_teacher_states=teacher_regret,
-                    q_regret_on_student_states=student_regret,
-                    confusion_on_teacher_states=on_teacher_states.tolist(),
-                    confusion_on_student_states=on_student_states.tolist(),
-                    env_config=played.config_as_json(),
-                )
-            )
+            returns, states = game(playing(network), [teacher, network])
+            reports = (_report(name, returns, network, states[_eyes(network)]), *baselines)
+            figures = _figures(teacher, network, {"teacher": teacher_states, "student": states})
+            comparisons.append(_comparison(played, epsilon, reports, figures))
     return comparisons
+
+
+def _greedily(epsilon: float, seed: int, network: Teacher) -> Player:
+    """Return a player of a network's best actions, with a share of random ones."""
+    return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
+
+
+#: Inputs `[M, ...]` of networks in the same states, by `_eyes()`.
+_States = dict[int | None, np.ndarray]
+
+
+def _play(
+    make_env: Callable[[], gym.Env],
+    seeds: Sequence[int],
+    advance: Callable[[int], None],
+    player: Player,
+    networks: Sequence[Teacher],
+) -> tuple[list[float], _States]:
+    """Play one episode for each seed; return the returns, and the visited states as inputs of each network."""
+    views = _views(networks)
+    returns, seen = play(make_env, player, seeds, views=list(views.values()), advance=advance)
+    return returns, dict(zip(views, seen, strict=True))
+
+
+def _figures(teacher: Teacher, student: Teacher, states: Mapping[str, _States]) -> dict[str, Any]:
+    """Return the fields of a `Comparison` that compare a student's network with its teacher's.
+
+    Args:
+        teacher: the teacher.
+        student: its student.
+        states: states by the policy that visited them, "teacher" or "student".
+    """
+    figures: dict[str, Any] = {"compression": student.num_parameters / teacher.num_parameters}
+    for whose, inputs in states.items():
+        confusion, regret = confusion_and_regret(teacher, student, inputs[_eyes(teacher)], inputs[_eyes(student)])
+        figures[f"agreement_on_{whose}_states"] = agreement(confusion)
+        figures[f"q_regret_on_{whose}_states"] = regret
+        figures[f"confusion_on_{whose}_states"] = confusion.tolist()
+    return figures
+
+
+def _comparison(
+    played: PlayedEnvironment,
+    epsilon: float,
+    reports: tuple[PolicyReport, PolicyReport, PolicyReport],
+    figures: Mapping[str, Any],
+) -> Comparison:
+    """Return a comparison from the reports of student, teacher and random policy, and the result of `_figures()`."""
+    student, teacher, random = reports
+    return Comparison(
+        env=played.name,
+        num_episodes=len(student.returns),
+        epsilon=epsilon,
+        teacher=teacher,
+        student=student,
+        random=random,
+        return_ratio=return_ratio(student.return_mean, teacher.return_mean, random.return_mean),
+        env_config=played.config_as_json(),
+        **figures,
+    )
 
 
 def evaluate(
@@ -196,23 +229,26 @@ def evaluate(
     render: bool = False,
     progress: bool = False,
 ) -> PolicyReport:
-    """Play a policy: a Q-network takes its best action, any other RLModule its likeliest.
+    """Play episodes with a policy: a Q-network takes its best action, any other RLModule its likeliest.
 
     Args:
         policy: teacher or student, as in `compare()`; or an RLModule, Algorithm or checkpoint of another algorithm.
         env: as in `compare()`.
-        num_episodes: > 0; episode i is reset with `seed + i`.
-        seed: of the first episode.
+        num_episodes: ≥ 1; episode i is reset with `seed + i`.
+        seed: seed of the first episode, ≥ 0.
         epsilon: share of random actions, in [0, 1], as in `compare()`.
         env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
-        video_dir: folder to which the first episodes are written as MP4 files.
-        num_videos: how many of them, > 0.
-        render: show the episodes on the screen, one after the other (`render_mode="human"`).
+        video_dir: folder to which the first episodes are written as MP4 files; None: none are written.
+        num_videos: number of episodes to write, ≥ 1.
+        render: whether to show the episodes on the screen, one after the other (`render_mode="human"`).
         progress: whether to show a bar on a terminal.
 
+    Returns:
+        The policy's returns and what is known of its network.
+
     Raises:
-        ValueError: one of the errors of `compare()`, or the environment cannot be rendered.
+        ValueError: as `compare()`, or the environment cannot be rendered.
     """
     seeds = episode_seeds(num_episodes, seed)
     source = open_source(policy, trust_checkpoint=trust_checkpoint)
@@ -220,7 +256,7 @@ def evaluate(
     policy = source.policy()
     player = _with_epsilon(policy, epsilon, seed=seed)
     if render and video_dir is not None:
-        raise ValueError("An environment renders to the screen or to videos, not to both. Choose one.")
+        raise ValueError("An environment renders either to the screen or to videos, but both were given. Choose one.")
     check_fit(env_maker(*played), {"The policy": policy})
     mode = "human" if render else "rgb_array" if video_dir is not None else None
     make_shown = env_maker(*played, render_mode=mode)
@@ -243,7 +279,7 @@ def evaluate(
 def _warn_of_teacher(source: str, env: str, teacher: PolicyReport, random: PolicyReport) -> None:
     logger.warning(
         "The teacher '%s' plays '%s' no better than a random policy: mean returns of %s and %s over %d episodes. The "
-        "return ratio means nothing then.",
+        "return ratio has no meaning then.",
         source,
         env,
         *(mean_and_interval(each.return_mean, each.return_ci95) for each in (teacher, random)),
@@ -253,11 +289,13 @@ def _warn_of_teacher(source: str, env: str, teacher: PolicyReport, random: Polic
 
 def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: int) -> Player:
     if not 0.0 <= epsilon <= 1.0:
-        raise ValueError(f"`epsilon` is a share of random actions, in [0, 1], got {epsilon}.")
+        raise ValueError(f"`epsilon` must be in [0, 1], a share of random actions, got {epsilon}.")
     if epsilon == 0.0:
         return policy
     if not isinstance(policy.action_space, gym.spaces.Discrete):
-        raise ValueError(f"`epsilon` needs discrete actions, but the policy has {brief(policy.action_space)}. Set 0.")
+        raise ValueError(
+            f"`epsilon` needs discrete actions, but the policy has {brief(policy.action_space)}. Set it to 0."
+        )
     return EpsilonGreedy(policy, int(policy.action_space.n), epsilon=epsilon, seed=seed)
 
 
@@ -278,25 +316,25 @@ def _report(
 
 
 def _eyes(network: Teacher) -> int | None:
-    """Equal for networks that see the same: None without stages."""
+    """Return a key that is equal for networks with the same pipeline; None without stages."""
     has_stages = network.pipeline is not None and network.pipeline.stages
     return id(network.pipeline) if has_stages else None
 
 
 def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
-    """What starts the view of each, once for all that see the same."""
+    """Return a function that starts a view for each distinct pipeline."""
     return {_eyes(network): network.start for network in networks}
 
 
 def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
-    """Whether policies fit the environment, before torch fails in the middle of an episode.
+    """Check that policies fit the environment, before PyTorch fails in the middle of an episode.
 
     Args:
         make_env: makes the environment.
-        networks: by what to call them at the beginning of a sentence.
+        networks: policies by name, as at the beginning of a sentence.
 
     Raises:
-        ValueError: one of them does not; the message names both spaces.
+        ValueError: one of them does not fit; the message names both spaces.
     """
     env = make_env()
     spaces = env.observation_space, env.action_space
@@ -306,5 +344,5 @@ def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> N
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
             raise ValueError(
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
-                f"has {brief(spaces[0])} and {brief(spaces[1])}. Networks play where they were trained."
+                f"has {brief(spaces[0])} and {brief(spaces[1])}. Choose the environment in which it was trained."
             )

@@ -30,8 +30,8 @@ def is_better_than_random(teacher_returns: Sequence[float], random_returns: Sequ
     """Return whether a teacher's mean return exceeds a random policy's by more than two standard errors.
 
     Args:
-        teacher_returns: undiscounted, of each episode.
-        random_returns: the same of the random policy.
+        teacher_returns: the teacher's undiscounted return of each episode.
+        random_returns: the random policy's.
     """
     noise = 2.0 * math.sqrt(sum(np.var(values) / len(values) for values in (teacher_returns, random_returns)))
     return float(np.mean(teacher_returns)) - float(np.mean(random_returns)) > noise
@@ -40,17 +40,17 @@ def is_better_than_random(teacher_returns: Sequence[float], random_returns: Sequ
 def confusion_and_regret(
     teacher: Teacher, student: Teacher, teacher_inputs: np.ndarray, student_inputs: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Count who chooses what, and measure what the student's choices cost by the teacher's Q-values.
+    """Count the actions of teacher and student, and measure the student's Q-regret.
 
     Args:
-        teacher: from its inputs `[M, ...]` to Q-values `[M, A]`.
-        student: the same; it has as many actions.
-        teacher_inputs: states as the teacher's network takes them, `[M, ...]`, M > 0.
-        student_inputs: the same states as the student's network takes them.
+        teacher: a network from inputs `[M, ...]` to Q-values `[M, A]`.
+        student: a network with as many actions.
+        teacher_inputs: states as inputs of the teacher's network, `[M, ...]`, M ≥ 1.
+        student_inputs: the same states as inputs of the student's network.
 
     Returns:
-        Counts of states `[A, A]`, rows the teacher's choice, columns the student's; and the mean of
-        max_a Q_T(s, a) − Q_T(s, a_S), in return units, ≥ 0.
+        Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's; and the Q-regret,
+        the mean of max_a Q_T(s, a) − Q_T(s, a_S), in return units, ≥ 0.
     """
     teacher_q = _all_q_values(teacher, teacher_inputs)  # [M, A]
     student_q = _all_q_values(student, student_inputs)  # [M, A]

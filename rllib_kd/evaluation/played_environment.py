@@ -1,4 +1,4 @@
-"""In which environment policies play: what was asked for, and what their checkpoints record of their training."""
+"""The environment in which policies play: the requested one, or the one that their checkpoints record."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _TRUST_IT = "--trust-checkpoint (trust_checkpoint=True) if you trust the checkpo
 
 
 class PlayedEnvironment(NamedTuple):
-    """An environment and its whole config; no checkpoint changes it any more."""
+    """An environment and its complete config, including what checkpoints record."""
 
     env: str | Callable[..., gym.Env]  # as `config.environment()` takes it
     env_config: Mapping[str, Any]
 
     @property
     def name(self) -> str:
-        """The id, or the name of a class or function."""
+        """Return the id, or the name of a class or function."""
         return self.env if isinstance(self.env, str) else getattr(self.env, "__name__", str(self.env))
 
     def config_as_json(self) -> dict[str, Any]:
-        """The config; what JSON has no word for is a text."""
+        """Return the config; values that JSON lacks are texts."""
         return _json_of(self.env_config)
 
     def __str__(self) -> str:
@@ -43,11 +43,11 @@ class PlayedEnvironment(NamedTuple):
 
 
 def described(name: str, env_config: Mapping[str, Any]) -> str:
-    """An environment in words, with its config as --env-config takes it: 'FrozenLake-v1 {"is_slippery": false}'.
+    """Return an environment with its config as --env-config takes it: 'FrozenLake-v1 {"is_slippery": false}'.
 
     Args:
-        name: of the environment.
-        env_config: that JSON can hold.
+        name: name of the environment.
+        env_config: its config, as JSON.
     """
     config = json.dumps(env_config).replace("\x7f", "\\u007f")  # all other control characters are escaped already
     return f"{name} {config}" if env_config else name
@@ -61,21 +61,21 @@ def resolve_environment(
     teacher: Any = None,
     trust_checkpoint: bool = False,
 ) -> PlayedEnvironment:
-    """Settle in which environment policies play, and with which config.
+    """Determine the environment in which policies play, and its config.
 
     The environment is `env`, or else the one that the policies' checkpoints record. The config that is recorded for
-    this environment stays, and `env_config` changes single keys of it. The config of another environment is dropped.
+    this environment is used, and `env_config` changes single keys of it. The config of another environment is dropped.
 
     Args:
-        policies: by name, each as in `compare()`. Those that record something must agree.
-        env: as in `compare()`; a `PlayedEnvironment` is settled already.
-        env_config: keys to set.
-        teacher: as in `compare()`. It is asked where no policy records the environment.
-        trust_checkpoint: whether a checkpoint may choose any environment, and any config of it.
+        policies: policies by name, each as in `compare()`. Those that record an environment must agree.
+        env: as in `compare()`; a `PlayedEnvironment` is returned as it is.
+        env_config: keys to change.
+        teacher: as in `compare()`, used if no policy records the environment.
+        trust_checkpoint: whether a checkpoint may choose any environment and config.
 
     Raises:
-        ValueError: nothing names an environment; policies record different ones; or an untrusted checkpoint chooses one
-            that is not of gymnasium or ALE, or a config that is not known to be harmless.
+        ValueError: no environment is named; policies record different ones; or an untrusted checkpoint chooses one that
+            is not of gymnasium or ALE, or a config that is not known to be harmless.
     """
     asked = dict(env_config or {})
     if isinstance(env, PlayedEnvironment):
@@ -95,17 +95,17 @@ def resolve_environment(
     if env is not None:
         return PlayedEnvironment(env, asked)
     raise ValueError(
-        "In which environment? The checkpoint does not say it (only those of whole Algorithms do, where it is a name). "
-        "Give it: env=..., or --env on the command line."
+        "The checkpoint does not record its environment (only those of whole Algorithms do, if it has a name). Pass "
+        "env=..., or --env on the command line."
     )
 
 
 def _recorded(
     policy: Source, env: str | Callable[..., gym.Env] | None, asked: Mapping[str, Any], *, trust_checkpoint: bool
 ) -> PlayedEnvironment | None:
-    """What a policy records of the environment, or of any where it is None, with the keys that were asked for.
+    """Return a policy's record of the environment (of any if it is None), with the requested keys changed.
 
-    Of an ensemble, what its first member does that records something.
+    For an ensemble, return the record of the first member that has one.
     """
     for member in policy.members():
         own_env, own_config = member.environment()
@@ -126,7 +126,7 @@ def _recorded(
 
 
 def _id_of(env: Any) -> Any:
-    """What is equal for an environment however it is named: without the module to import, and classes by their path."""
+    """Return an id that does not depend on how the environment is named: without a module, and classes by path."""
     if isinstance(env, type):
         return f"{env.__module__}.{env.__qualname__}"
     if isinstance(env, Name):
@@ -159,20 +159,20 @@ def _check_config(env: Any, env_config: Mapping[Any, Any], source: str, *, trust
         refused = [f"'{key}'" for key, value in env_config.items() if not _is_data(value)]
         if refused:
             raise CheckpointError(
-                f"'{source}' has an env_config of objects that cannot be unpickled here: "
+                f"'{source}' has objects in its env_config that cannot be unpickled here: "
                 f"{', '.join(refused)}. Make their classes importable, or set these keys yourself {_SET_IT}."
             )
         return
     env_id = _id_of(env)
     if refused := refusals(env_id if isinstance(env_id, str) else None, env_config):
         raise CheckpointError(
-            f"'{source}' was refused: its env_config sets what is not known to be harmless: "
+            f"'{source}' was refused: its env_config has entries that are not known to be harmless: "
             f"{', '.join(refused)}. Set these keys yourself {_SET_IT}, or pass {_TRUST_IT}."
         )
 
 
 def _is_data(value: Any) -> bool:
-    """Whether it is what the checkpoint's training had, and does not stand for an object that could not be had."""
+    """Return whether a value is the original one, and not a placeholder for an object that could not be loaded."""
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
     return not isinstance(value, Name | CheckpointError) and all(map(_is_data, parts))
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.making import EnvMaker, name_and_maker
+from rllib_kd.environments.making import EnvMaker, checked_call
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -23,12 +23,12 @@ _MAX_STATES = 10_000  # kept of what was seen; at least half as many, of longer 
 _MAX_EPISODE_STEPS = 30_000  # Atari's own limit is 27,000
 
 
-#: From what a vector env shows to actions `[N, ...]`. It may remember earlier steps.
+#: A function from a vector env's observations to actions `[N, ...]`. It may remember earlier steps.
 Act = Callable[[Shown], np.ndarray]
 
 
 class Player(Protocol):
-    """Whatever can play."""
+    """An object that can play episodes."""
 
     def player(self) -> Act:
         """Plays one vector env."""
@@ -38,8 +38,8 @@ class RandomActions:
     """The random policy.
 
     Args:
-        num_actions: it draws from all.
-        seed: of its draws.
+        num_actions: number of actions, drawn uniformly.
+        seed: seed of the draws.
     """
 
     def __init__(self, num_actions: int, *, seed: int):
@@ -52,13 +52,13 @@ class RandomActions:
 
 
 class EpsilonGreedy:
-    """Another player, with random actions in some of its steps: how scores of Atari games are usually taken.
+    """A player that takes random actions in some steps, as scores of Atari games are usually measured.
 
     Args:
-        player: whose actions it takes otherwise.
-        num_actions: random ones are drawn from all.
+        player: the player of the other steps.
+        num_actions: number of actions, drawn uniformly.
         epsilon: share of random actions, in [0, 1].
-        seed: of its draws.
+        seed: seed of the draws.
     """
 
     def __init__(self, player: Player, num_actions: int, *, epsilon: float, seed: int):
@@ -80,7 +80,7 @@ class EpsilonGreedy:
 
 
 class Reflex:
-    """A policy that remembers nothing.
+    """A policy without memory.
 
     Args:
         function: from observations `[N, ...]` to actions `[N, ...]`.
@@ -103,23 +103,23 @@ def play(
     num_envs: int = _ENVS_AT_ONCE,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[float], list[np.ndarray]]:
-    """Play one episode for each seed, each in an environment of its own.
+    """Play one episode for each seed, each in a separate environment.
 
     Args:
         make_env: makes one environment.
-        policy: that plays.
-        seeds: of the resets.
-        views: through each of which all states are seen as well, for what others would have done; called for each
-            vector env.
-        num_envs: episodes at once.
-        advance: is told how many episodes have ended since it was last told.
+        policy: the player.
+        seeds: seeds of the resets.
+        views: functions that start a view, by which all states are recorded as inputs of other networks; called for
+            each vector env.
+        num_envs: number of episodes at the same time, ≥ 1.
+        advance: called with the number of episodes that have ended since its last call.
+
+    Returns:
+        Undiscounted returns in the order of the seeds; and for each view its inputs `[M, ...]` in the same states,
+        evenly from all episodes, M ≤ 10,000.
 
     Raises:
         ValueError: an episode does not end.
-
-    Returns:
-        Undiscounted returns in the order of the seeds; and for each view what it saw, `[M, ...]`, in the same states:
-        evenly from all episodes, and up to 10,000.
     """
     returns: list[float] = []
     seen = Sample(len(views))
@@ -154,21 +154,22 @@ def play_chunk(
     """Play one episode for each seed: side by side, and one after the other if there are fewer environments.
 
     Args:
-        envs: that nobody has reset yet, at most as many as seeds. If fewer, they take `reset_mask` as an option.
-        act: who plays.
-        seeds: of the resets.
-        views: through each of which all states are seen as well.
-        seen: takes in what they saw.
-        advance: is told how many episodes have ended since it was last told.
+        envs: environments that have not been reset yet, at most as many as seeds. If there are fewer, they take
+            `reset_mask` as an option.
+        act: chooses the actions.
+        seeds: seeds of the resets.
+        views: views by which all states are recorded.
+        seen: stores the recorded inputs.
+        advance: called with the number of episodes that have ended since its last call.
 
     Returns:
-        The undiscounted returns, and how many env steps they took together.
+        The undiscounted returns, and the total number of env steps.
 
     Raises:
         ValueError: an episode does not end.
     """
     num_envs = envs.num_envs
-    obs, _ = name_and_maker(envs.reset, seed=seeds[:num_envs])
+    obs, _ = checked_call(envs.reset, seed=seeds[:num_envs])
     shown = Shown(obs, first=np.ones(num_envs, dtype=bool))
     totals, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int)
     episodes, running = np.arange(num_envs), np.ones(num_envs, dtype=bool)  # which seed's each plays, and if still
@@ -177,7 +178,7 @@ def play_chunk(
         if seen is not None:
             seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
-        obs, rewards, terminateds, truncateds, _ = name_and_maker(envs.step, actions)
+        obs, rewards, terminateds, truncateds, _ = checked_call(envs.step, actions)
         totals[episodes] += rewards * running
         lengths[episodes] += running
         ended = running & (terminateds | truncateds)
@@ -188,19 +189,19 @@ def play_chunk(
         if begins.any():
             episodes[begins] = np.arange(num_begun, num_begun := num_begun + int(begins.sum()))
             next_seeds = [seeds[episode] for episode in episodes[begins]]
-            obs, _ = name_and_maker(envs.reset, seed=next_seeds, options={"reset_mask": begins})
+            obs, _ = checked_call(envs.reset, seed=next_seeds, options={"reset_mask": begins})
             running |= begins
         if not running.any():
             return totals.tolist(), int(lengths.sum())
         shown = Shown(obs, ~running | begins, actions, rewards)  # who has ended has nothing to remember
     raise ValueError(
         f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
-        "gymnasium.wrappers.TimeLimit, or max_episode_steps where it is registered."
+        "gymnasium.wrappers.TimeLimit, or max_episode_steps when it is registered."
     )
 
 
 class _OneEpisode(gym.Wrapper):
-    """Stands still once its episode has ended, and costs nothing, while others of its vector env go on."""
+    """A wrapper that does nothing after its episode has ended, while others of its vector env continue."""
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
@@ -218,7 +219,7 @@ class _OneEpisode(gym.Wrapper):
 
 
 class Sample:
-    """States, evenly thinned whenever they become too many: frames of long episodes would fill the memory."""
+    """A sample of states, thinned evenly whenever there are too many: frames of long episodes would fill the memory."""
 
     def __init__(self, num_views: int):
         self._kept: list[list[np.ndarray]] = [[] for _ in range(num_views)]
@@ -226,7 +227,7 @@ class Sample:
         self._num_seen = 0
 
     def add(self, inputs: list[np.ndarray]) -> None:
-        """The same states `[M, ...]` as each view saw them."""
+        """Add the same states `[M, ...]` as recorded by each view."""
         if not inputs:
             return
         indices = np.arange(self._num_seen, self._num_seen + len(inputs[0]))
@@ -239,5 +240,5 @@ class Sample:
             self._stride *= 2
 
     def states(self) -> list[np.ndarray]:
-        """`[M, ...]` for each view."""
+        """Return the states `[M, ...]` for each view."""
         return [np.stack(kept) for kept in self._kept]

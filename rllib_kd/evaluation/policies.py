@@ -1,4 +1,4 @@
-"""Policies as players, whoever trained them: Q-networks take the best action, other RLModules the likeliest."""
+"""Policies of any algorithm as players: Q-networks take the best action, other RLModules the likeliest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rllib_kd.teachers.base import Teacher
 
 
 class GreedyQ:
-    """A Q-network, which takes the best action."""
+    """A Q-network that takes the best action."""
 
     def __init__(self, network: Teacher):
         self.network = network
@@ -27,7 +27,7 @@ class GreedyQ:
         self.num_parameters = network.num_parameters
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether it can look at an environment that shows this space."""
+        """Return whether it can look at an environment that shows this space."""
         return self.network.takes(space)
 
     def player(self) -> Act:
@@ -40,9 +40,9 @@ class LikeliestAction:
     """Any RLModule with an inference pass: its deterministic action, recurrent or not.
 
     Args:
-        module: with `forward_inference()`.
-        pipeline: that its observations go through.
-        normalize_actions: whether actions in a Box are taken from [−1, 1] to its bounds.
+        module: a module with `forward_inference()`.
+        pipeline: pipeline of its observations.
+        normalize_actions: whether actions in a Box are scaled from [−1, 1] to its bounds.
     """
 
     def __init__(self, module: Any, pipeline: ObservationPipeline, *, normalize_actions: bool):
@@ -53,7 +53,7 @@ class LikeliestAction:
         self.num_parameters = count_parameters(module)
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether it can look at an environment that shows this space."""
+        """Return whether it can look at an environment that shows this space."""
         return self._pipeline.takes(space)
 
     def player(self) -> Act:

@@ -1,4 +1,4 @@
-"""What one policy reached, and how a student compares with its teacher."""
+"""The results of one policy, and of a student compared with its teacher."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rllib_kd.text import cell, finite_or_none, means_and_intervals, number, pri
 
 @dataclass(frozen=True)
 class PolicyReport:
-    """What one policy is and does."""
+    """A policy's size, returns and latency."""
 
     name: str
     returns: list[float] = field(repr=False)  # of each episode, undiscounted
@@ -23,10 +23,10 @@ class PolicyReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A student beside its teacher.
+    """A student compared with its teacher.
 
     `confusion_on_..._states[i][j]` counts the states in which the teacher chooses action i and the student action j;
-    agreement is its diagonal's share.
+    agreement is the share on its diagonal.
     """
 
     env: str
@@ -35,7 +35,7 @@ class Comparison:
     teacher: PolicyReport
     student: PolicyReport
     random: PolicyReport
-    return_ratio: float  # (student − random) / (teacher − random); NaN where the teacher is no better than random
+    return_ratio: float  # (student − random) / (teacher − random); NaN if the teacher is no better than random
     compression: float  # student parameters / teacher parameters
     agreement_on_teacher_states: float  # share of states in which both choose one action, in [0, 1]
     agreement_on_student_states: float
@@ -46,22 +46,22 @@ class Comparison:
     env_config: dict[str, Any] = field(default_factory=dict)  # of the environment; what is not JSON, as a text
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON; what has no finite value is None."""
+        """Return all fields, for JSON; values that are not finite are None."""
         return finite_or_none(asdict(self))
 
     @property
     def played_in(self) -> str:
-        """The environment, with its config."""
+        """Return the environment, with its config."""
         return described(self.env, self.env_config)
 
     @property
     def conditions(self) -> str:
-        """How all have played."""
+        """Return the number of episodes, and ε."""
         episodes = "1 episode" if self.num_episodes == 1 else f"{self.num_episodes:,} episodes"
         return f"{episodes} each, same seeds" + (f", ε = {self.epsilon:g}" if self.epsilon else "")
 
     def __str__(self) -> str:
-        """A table of at most 80 columns."""
+        """Return a table of at most 80 columns."""
         from rich.table import Table
 
         conditions = self.conditions if self.env_config else f"{self.env}, {self.conditions}"

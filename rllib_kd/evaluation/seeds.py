@@ -1,20 +1,20 @@
-"""Seeds of the episodes that judge a policy."""
+"""Seeds of evaluation episodes."""
 
 from __future__ import annotations
 
-#: Seed of the first episode that judges a student: far from those of its training.
+#: Seed of the first episode that evaluates a student, far from those of its training.
 FRESH_SEED = 1_000_000
 
 
 def episode_seeds(num_episodes: int, seed: int) -> range:
-    """Return one seed an episode.
+    """Return one seed for each episode.
 
     Args:
-        num_episodes: > 0.
-        seed: of the first episode, ≥ 0; the others count up from it.
+        num_episodes: ≥ 1.
+        seed: seed of the first episode, ≥ 0; the others count up from it.
 
     Raises:
-        ValueError: there are to be no episodes, or the seed is negative.
+        ValueError: a number is too small.
     """
     if num_episodes < 1:
         raise ValueError(f"`num_episodes` must be at least 1, got {num_episodes}.")

@@ -1,4 +1,4 @@
-"""open_source(): what a policy may come from, opened once for all that is asked of it."""
+"""open_source(): the source of a policy, opened once for all queries."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.rl_module.rl_module import RLModule
 
+from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import normalizes_actions_of, pipeline_of
 from rllib_kd.checkpoints.tune import Location
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
@@ -21,28 +22,28 @@ from rllib_kd.teachers.rllib import is_q_network
 
 
 class Source:
-    """Where a policy comes from. Nothing is read, recognised or built before it is asked for, nor twice."""
+    """The source of a policy. Everything is read, recognised and built at its first use, and only once."""
 
     #: Name, path or URI of a checkpoint; None for objects of this process.
     path: str | None = None
 
     def algorithm(self) -> str | None:
-        """Name of the algorithm that trained it; None if nothing records it."""
+        """Return the name of the algorithm that trained it; None if that is not recorded."""
         return None
 
     def environment(self) -> tuple[Any, dict[Any, Any]]:
-        """Environment in which it was trained, and its config; None and {} if nothing records them.
+        """Return the environment in which it was trained, and its config; None and {} if they are not recorded.
 
-        Nothing of it is checked: `resolve_environment()` does that.
+        They are not checked: `resolve_environment()` does that.
         """
         return None, {}
 
     def members(self) -> Iterator[Source]:
-        """Itself, or the members of an ensemble, and theirs."""
+        """Yield itself, or the members of an ensemble, and theirs."""
         yield self
 
     def network(self) -> Teacher:
-        """The Q-network, as a frozen copy with its connectors.
+        """Return the Q-network, as a frozen copy with its connectors.
 
         Raises:
             ValueError: it cannot be loaded, or has no Q-values.
@@ -50,7 +51,7 @@ class Source:
         return self._network
 
     def policy(self) -> GreedyQ | LikeliestAction:
-        """A player: of a Q-network its best action, of another RLModule its likeliest.
+        """Return a player, which takes a Q-network's best action, or another RLModule's likeliest.
 
         Raises:
             ValueError: it cannot be loaded.
@@ -67,12 +68,12 @@ class Source:
 
 
 def open_source(source: Any, *, trust_checkpoint: bool = False) -> Source:
-    """Open what a policy may come from.
+    """Open the source of a policy.
 
     Args:
         source: a `Teacher`, an RLModule, the Algorithm that trains it, or name, path or URI of a checkpoint or run
-            folder. A list of teachers is an ensemble. One that is open already is returned as it is.
-        trust_checkpoint: whether what a checkpoint contains may be executed.
+            folder. A list of teachers is an ensemble. An open source is returned as it is.
+        trust_checkpoint: whether code in a checkpoint may be run.
 
     Raises:
         ValueError: there is no such checkpoint.
@@ -82,7 +83,7 @@ def open_source(source: Any, *, trust_checkpoint: bool = False) -> Source:
 
 
 def open_sources(sources: Iterable[Any], *, trust_checkpoint: bool = False) -> list[Source]:
-    """Open several as `open_source()` does; those that stand for the same checkpoint are the same object."""
+    """Open several sources as `open_source()` does; paths of the same checkpoint become the same object."""
     opened: dict[str, Source] = {}
 
     def open_each(source: Any) -> Source:
@@ -169,7 +170,7 @@ class _Object(Source):
         if not isinstance(self._source, Algorithm | RLModule) or is_q_network(self._module):
             return GreedyQ(self.network())
         env_runner = None if self._algorithm is None else self._algorithm.env_runner
-        normalize = env_runner is None or normalizes_actions_of(env_runner._module_to_env)
+        normalize = env_runner is None or normalizes_actions_of(_rllib.module_to_env(env_runner))
         return LikeliestAction(self._module, self._pipeline() or _plain(self._module), normalize_actions=normalize)
 
     @cached_property
@@ -178,7 +179,7 @@ class _Object(Source):
 
     def _pipeline(self) -> ObservationPipeline | None:
         env_runner = None if self._algorithm is None else self._algorithm.env_runner
-        return None if env_runner is None else pipeline_of(env_runner._env_to_module, self._module)
+        return None if env_runner is None else pipeline_of(_rllib.env_to_module(env_runner), self._module)
 
 
 def _plain(module: RLModule) -> ObservationPipeline:

@@ -1,4 +1,4 @@
-"""Validation: several students play the same episodes, all of them side by side."""
+"""Validation: several students play the same episodes side by side."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 _ENVS_AT_ONCE = 64
 
 
-#: Validation episodes have seeds of their own: what they chose is judged on others.
+#: Validation episodes have separate seeds: the chosen student is evaluated on others.
 _FIRST_SEED = 1_500_000_000
 
 
 class Validation(NamedTuple):
-    """What students reached in validation episodes.
+    """The results of students in validation episodes.
 
     Args:
-        returns: undiscounted, by student, in the order of the episodes' seeds.
-        env_steps: that they took, of all students together.
-        seconds: that they took.
+        returns: undiscounted returns by student, in the order of the episodes' seeds.
+        env_steps: total env steps of all students.
+        seconds: duration, s.
     """
 
     returns: dict[str, list[float]]
@@ -36,20 +36,20 @@ class Validation(NamedTuple):
     seconds: float
 
     def best(self, names: Sequence[str]) -> str:
-        """Return which of these students has the highest mean return; of several the first."""
+        """Return the student with the highest mean return; the first if there are several."""
         return max(names, key=lambda name: float(np.mean(self.returns[name])))
 
 
 def validate(
     make_env: Callable[[], gym.Env], students: Mapping[str, Any], pipeline: ObservationPipeline, num_episodes: int
 ) -> Validation:
-    """Let students play greedily, each the same episodes.
+    """Play the same episodes with several students, greedily.
 
     Args:
         make_env: makes one environment.
         students: RLModules with Q-values, by name.
-        pipeline: from what the environment shows to what the students take.
-        num_episodes: of each student, ≥ 1.
+        pipeline: from the environment's observations to the students' inputs.
+        num_episodes: episodes of each student, ≥ 1.
 
     Raises:
         ValueError: an episode does not end.
@@ -73,7 +73,7 @@ def validate(
 
 
 def _greedy(q_values: FamilyQValues, pipeline: ObservationPipeline, acting: np.ndarray) -> Act:
-    """The best action of whoever plays in each environment (`[N]`, places of students)."""
+    """Return a function that takes the best action of the student that plays in each environment (`acting` `[N]`)."""
     view = pipeline.start()
 
     def act(shown: Shown) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""What `rllib train` does: an experiment is read, checked, run by Ray Tune and summed up."""
+"""The steps of `rllib train`: read an experiment, check it, run it by Ray Tune and summarize the results."""

@@ -1,4 +1,4 @@
-"""Ray: started or joined, with what a trial needs, and left at the end."""
+"""Start or join Ray, check that it has the resources of a trial, and leave it at the end."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import ray
 import torch
-from ray._private import services
-from ray._private.ray_constants import OBJECT_STORE_MINIMUM_MEMORY_BYTES
 
+from rllib_kd import _rllib
 from rllib_kd.terminal import say
 
 _CONNECT_TIMEOUT = 5.0  # seconds
@@ -29,7 +27,7 @@ _MAX_SHARED_CPUS = 8  # what RLlib's algorithms need by default, they get on sma
 
 @dataclass(frozen=True)
 class LocalRay:
-    """What a Ray of our own is like; None: as Ray likes it."""
+    """Resources of a Ray that this process starts; None means Ray's default."""
 
     num_cpus: int | None = None  # of each node
     num_gpus: int | None = None  # of each node
@@ -38,7 +36,7 @@ class LocalRay:
     dashboard: bool = False
 
     def __post_init__(self) -> None:
-        least = {"num_cpus": 1, "num_gpus": 0, "num_nodes": 1, "object_store_memory": OBJECT_STORE_MINIMUM_MEMORY_BYTES}
+        least = {"num_cpus": 1, "num_gpus": 0, "num_nodes": 1, "object_store_memory": _rllib.LEAST_OBJECT_STORE_MEMORY}
         for name, low in least.items():
             number = getattr(self, name)
             if number is not None and number < low:
@@ -49,25 +47,30 @@ class LocalRay:
 def connection(
     needs: Mapping[str, float], *, address: str | None = None, local: LocalRay = LocalRay(), verbose: bool = False
 ) -> Iterator[None]:
-    """Join or start Ray, and leave it at the end; where this process already has one, take that.
+    """Join or start Ray, and leave it at the end. If Ray is already initialized in this process, use that.
 
     Args:
         needs: resources of one trial, `{"CPU": 1.0, ...}`.
-        address: of a Ray to join, or "auto" for the one on this machine; None: RAY_ADDRESS, else one of our own.
-        local: that one.
+        address: address of a Ray to join, or "auto" for the one on this machine; None: RAY_ADDRESS if it is set,
+            otherwise a local Ray is started.
+        local: resources of the local Ray.
         verbose: whether Ray's log is shown.
 
     Raises:
-        ValueError: nobody answers at the address; or a trial would wait forever for what Ray does not have.
+        ValueError: no Ray answers at the address, or Ray lacks resources of a trial, which would wait forever.
+        OSError: the local Ray does not start.
     """
     if address is not None and not address.strip():
         raise ValueError("--ray-address is empty. Give an address or 'auto', or leave the flag out.")
     address = address or os.environ.get("RAY_ADDRESS")
     if address is not None:
         if local != LocalRay():
-            raise ValueError("CPUs, GPUs, nodes, memory and dashboard are set for a local Ray, not at an address.")
+            raise ValueError(
+                "CPUs, GPUs, nodes, memory and dashboard can only be set for a local Ray, but an address was given. "
+                "Leave out these --ray-... flags, or the address."
+            )
         _check_reachable(address)
-    # Tune's tables leave no place for a progress line; trials stay in this directory, where relative paths hold.
+    # Tune's tables would overwrite the progress line; trials stay in this directory, so that relative paths hold.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
@@ -87,7 +90,7 @@ def connection(
 
 
 def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> dict[str, Any]:
-    """How `ray.init()` starts a Ray of our own, or finds the cluster that is ended with the stack."""
+    """Return the arguments of `ray.init()` for a local Ray, or for an emulated cluster that ends with the stack."""
     settings = {
         "num_cpus": local.num_cpus,
         "num_gpus": local.num_gpus,
@@ -97,7 +100,7 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
     is_too_small = (os.cpu_count() or 1) < needs.get("CPU", 1) <= _MAX_SHARED_CPUS
     if local.num_cpus is None and local.num_nodes is None and is_too_small:
         settings["num_cpus"] = math.ceil(needs["CPU"])
-        say(f"note: a trial has {settings['num_cpus']} processes, more than there are CPUs ({os.cpu_count()}).")
+        say(f"note: a trial has {settings['num_cpus']} processes, but this machine has {os.cpu_count()} CPUs.")
     _check_machine(needs, settings, num_nodes=local.num_nodes)
     if local.num_nodes is not None:
         from ray.cluster_utils import Cluster
@@ -122,17 +125,13 @@ def _own_sessions() -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    popen = services.ConsolePopen
-    services.ConsolePopen = partial(popen, start_new_session=True)
-    try:
+    with _rllib.daemons_started_with(start_new_session=True):
         yield
-    finally:
-        services.ConsolePopen = popen
 
 
 @contextmanager
 def _kept_sigterm_handler() -> Iterator[None]:
-    """Keep the handler that this process has for SIGTERM: `ray.init()` sets its own, which exits without a word."""
+    """Keep this process's handler for SIGTERM: `ray.init()` sets its own, which exits without a message."""
     handler = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -142,7 +141,7 @@ def _kept_sigterm_handler() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for a minute."""
+    """Raise a ValueError if no server listens at the address. Ray itself would try for a minute."""
     host, _, port = address.split("://")[-1].rpartition(":")
     if not port.isdigit():
         return  # "auto", "local"
@@ -150,12 +149,13 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
     except OSError as error:
         raise ValueError(
-            f"No Ray answers at '{address}': {error}. Start one there by `ray start --head`, or leave the address out."
+            f"No Ray answers at '{address}': {error}. Start one there with `ray start --head`, or leave out the "
+            "address."
         ) from error
 
 
 def _check_machine(needs: Mapping[str, float], settings: Mapping[str, Any], *, num_nodes: int | None) -> None:
-    """Whether a Ray of our own will have the CPUs and GPUs, before it starts."""
+    """Check, before a local Ray starts, that it will have the CPUs and GPUs of a trial."""
     own = {
         "CPU": settings.get("num_cpus", (os.cpu_count() or 1) if num_nodes is None else 1),
         "GPU": settings.get("num_gpus", torch.cuda.device_count()),
@@ -171,7 +171,7 @@ def _check_resources(needs: Mapping[str, float], *, may_grow: bool) -> None:
 def _check_amounts(needs: Mapping[str, float], available: Mapping[str, float], *, may_grow: bool) -> None:
     for name, amount in needs.items():
         if amount > available.get(name, 0):
-            message = f"A trial needs {amount:g} {name}s, and Ray has {available.get(name, 0):g}"
+            message = f"A trial needs {amount:g} {name}s, but Ray has {available.get(name, 0):g}"
             if not may_grow:
                 raise ValueError(
                     f"{message}. Lower num_env_runners, num_learners or their {name}s in --config, or raise "

@@ -1,4 +1,4 @@
-"""What is trained, checked before anything starts."""
+"""Experiments: an algorithm, its settings and stop criteria, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from rllib_kd.text import did_you_mean
 
 @dataclass
 class Experiment:
-    """What to train, until when.
+    """An algorithm, its settings, and when to stop.
 
     Args:
-        name: of the experiment's folder.
-        algorithm: a name that Tune knows, `package.module.Class`, or the class.
-        config: a config; None: the algorithm's default one.
-        settings: fields of the config by name, whose values may be Tune's search spaces (`{"grid_search": [...]}`).
-        stop: metric → value at which to stop.
-        num_samples: trials of each combination of values.
-        compare_episodes: that teacher and student play at the end, each; 0: none.
+        name: name of the experiment's folder.
+        algorithm: a name registered with Tune, `package.module.Class`, or the class.
+        config: a config; None: the algorithm's default config.
+        settings: fields of the config by name; values may be Tune's search spaces (`{"grid_search": [...]}`).
+        stop: metric → value at which a trial stops.
+        num_samples: trials of each combination of values, ≥ 1.
+        compare_episodes: episodes that teacher and student each play at the end; 0: none.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Experiment:
     compare_episodes: int = 0
 
     def checked(self) -> CheckedExperiment:
-        """This experiment, with every combination of its values validated.
+        """Validate every combination of the experiment's values.
 
         Raises:
-            ValueError: an unknown algorithm or setting, or a value that the config refuses; the message names what is
-                near.
+            ValueError: an unknown algorithm or setting, or a value that the config refuses; the message suggests the
+                nearest known name.
         """
         check_not_empty(experiment_name=self.name)
         check_below_storage(experiment_name=self.name)
@@ -79,7 +79,10 @@ class Experiment:
             validate(config)
         teachers = _checked_teachers(configs)
         if self.compare_episodes and len(teachers) != 1:
-            raise ValueError(f"A comparison at the end needs DistillDQN and one teacher, got {len(teachers)} teachers.")
+            raise ValueError(
+                f"`compare_episodes` needs DistillDQN and one teacher, got {len(teachers)} teachers. Leave it out, or "
+                "run `rllib compare` afterwards."
+            )
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
         return CheckedExperiment(
             name=self.name,
@@ -96,7 +99,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class CheckedExperiment:
-    """An experiment that can be run."""
+    """An experiment whose settings have been validated."""
 
     name: str
     trainable: type[Algorithm]
@@ -110,10 +113,10 @@ class CheckedExperiment:
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
-    """The class of a registered algorithm, or of one at `package.module.Class`.
+    """Return the class of a registered algorithm, or the one at `package.module.Class`.
 
     Raises:
-        ValueError: nobody has registered the name, or it cannot be imported.
+        ValueError: the name is not registered, or the class cannot be imported.
     """
     if not isinstance(algorithm, str):
         return algorithm
@@ -139,28 +142,28 @@ def _imported(path: str) -> type[Algorithm]:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"The algorithm '{path}' cannot be imported: {error}") from error
     if not (inspect.isclass(cls) and issubclass(cls, Algorithm)):
-        raise ValueError(f"'{path}' is no RLlib Algorithm.")
+        raise ValueError(f"'{path}' is not an RLlib Algorithm. Name a subclass of it, or a registered algorithm.")
     return cls
 
 
 def _absolute_teachers(value: Any) -> Any:
-    """Teachers under names that mean the same in every trial's working directory."""
+    """Return teachers with absolute paths, which are valid in every trial's working directory."""
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
         return {"grid_search": [_absolute_teachers(teacher) for teacher in value["grid_search"]]}
     return None if value is None else absolute_teachers(value)
 
 
 def _check_env(config: AlgorithmConfig) -> None:
-    """Whether an environment is named that there is."""
+    """Check that an environment is named, and that it exists."""
     if config.env is None:
-        raise ValueError("An environment is needed: --env CartPole-v1, say, or `env` in the file.")
+        raise ValueError("No environment was given. Name one, such as --env CartPole-v1, or `env` in the file.")
     env_maker(config.env)
 
 
 def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
-    """The teachers of all configs, once they and DQN suit the environments, as far as gymnasium makes these.
+    """Load the teachers of all configs, and check that they and DQN suit the environments that gymnasium can make.
 
-    Loaded now, where the user sees what is wrong, and not in every trial.
+    They are loaded here once, so that errors reach the user before trials start.
     """
     spaces: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
@@ -180,21 +183,21 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
 
 
 def check_at_least(low: int, **numbers: Any) -> None:
-    """Raise a ValueError if a number is no integer of at least `low`; None passes."""
+    """Raise a ValueError unless each number is None or an integer of at least `low`."""
     for name, number in numbers.items():
         if number is not None and (not isinstance(number, int) or number < low):
             raise ValueError(f"`{name}` must be at least {low}, got {number!r}.")
 
 
 def check_not_empty(**texts: str | None) -> None:
-    """An empty text is a variable of the shell that is not set."""
+    """Raise a ValueError for an empty text, which is usually a shell variable that is not set."""
     for name, text in texts.items():
         if text is not None and not text.strip():
-            raise ValueError(f"`{name}` is empty.")
+            raise ValueError(f"`{name}` is empty. Give it a value, or leave it out.")
 
 
 def check_below_storage(**names: str) -> None:
-    """Whether results stay in the folder that was named for them: a name may come from a file of somebody else."""
+    """Check that results stay below --storage-path: a name may come from somebody else's file."""
     for what, name in names.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"`{what}` must name a folder below --storage-path, got '{name}'.")

@@ -1,4 +1,4 @@
-"""Experiments and settings from Python, YAML and JSON."""
+"""Read experiments and settings from Python, YAML and JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rllib_kd.text import did_you_mean
 _YAML_KEYS = ("run", "env", "config", "stop", "num_samples", "compare_episodes")
 
 
-#: Other keys of the old layout, and what does their work.
+#: Other keys of the old layout, with the flags that replace them.
 _YAML_FLAGS = {
     "checkpoint_at_end": "--checkpoint-at-end, which is the default",
     "checkpoint_freq": "--checkpoint-freq",
@@ -42,14 +42,14 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
     """Read an experiment from a Python or YAML file.
 
     Args:
-        path: a `.py` file with a `config` (an AlgorithmConfig), and perhaps `stop`, `num_samples` and
+        path: a `.py` file with a `config` (an AlgorithmConfig), and optionally `stop`, `num_samples` and
             `compare_episodes`; or a `.yaml` file with one experiment: name → run, env, config, stop, and the others.
 
     Raises:
-        ValueError: the file is not there, or does not hold that; the message says what was found.
+        ValueError: the file does not exist, or has other content; the message describes what was found.
     """
     if "://" in str(path):
-        raise ValueError(f"Experiments are read from this machine only: download '{path}' first.")
+        raise ValueError(f"Experiment files are read from this machine only, got '{path}'. Download it first.")
     path = expanded(os.fspath(path))
     if not path.is_file():
         raise ValueError(f"There is no experiment file at '{path}'.")
@@ -71,7 +71,7 @@ def _read_python(path: Path) -> Experiment:
     config = names.get("config")
     if not isinstance(config, AlgorithmConfig) or config.algo_class is None:
         raise ValueError(
-            f"'{path}' must define `config`, an AlgorithmConfig of an algorithm, at its top level. Got "
+            f"'{path}' must define `config`, the AlgorithmConfig of an algorithm, at its top level. Got "
             f"{type(config).__name__ if 'config' in names else 'none'}."
         )
     return _with_entries(Experiment(path.stem, config.algo_class, config), path, names)
@@ -83,10 +83,13 @@ def _read_yaml(path: Path) -> Experiment:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(entry, dict) for entry in content.values()):
-        raise ValueError(f"'{path}' must hold an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}.")
+        raise ValueError(
+            f"'{path}' must contain an experiment, name: {{run: ..., env: ..., config: ..., stop: ...}}, got "
+            f"{type(content).__name__}."
+        )
     if len(content) != 1:
         raise ValueError(
-            f"'{path}' must hold one experiment, got {len(content)}: {list(content)}. Use a file for each."
+            f"'{path}' must contain one experiment, got {len(content)}: {list(content)}. Use one file for each."
         )
     ((name, entry),) = content.items()
     for key in entry:
@@ -96,20 +99,20 @@ def _read_yaml(path: Path) -> Experiment:
             hint = did_you_mean(key, _YAML_KEYS)
             raise ValueError(f"Unknown key '{key}' in '{path}'.{hint} Known are: {', '.join(_YAML_KEYS)}.")
     if not isinstance(entry.get("run"), str):
-        raise ValueError(f"'{path}' must name the algorithm: `run: DQN`, say.")
+        raise ValueError(f"'{path}' names no algorithm. Add one, such as `run: DQN`.")
     settings = entry.get("config") or {}
     if not isinstance(settings, dict):
-        raise ValueError(f"`config` in '{path}' must hold settings, like {{lr: 0.001}}. Got {settings!r}.")
+        raise ValueError(f"`config` in '{path}' must be a mapping of settings, like {{lr: 0.001}}. Got {settings!r}.")
     if "env" in entry:
         settings = {**settings, "env": entry["env"]}
     return _with_entries(Experiment(str(name), entry["run"], settings=settings), path, entry)
 
 
 def _with_entries(experiment: Experiment, path: Path, entries: Mapping[str, Any]) -> Experiment:
-    """What Python and YAML files may hold beside the config."""
+    """Return the experiment with the entries that Python and YAML files may have beside the config."""
     stop = entries.get("stop") or {}
     if not isinstance(stop, Mapping):
-        raise ValueError(f"`stop` in '{path}' must be like {{training_iteration: 10}}. Got {stop!r}.")
+        raise ValueError(f"`stop` in '{path}' must be a mapping like {{training_iteration: 10}}. Got {stop!r}.")
     experiment.stop = dict(stop)
     experiment.num_samples = entries.get("num_samples", 1)
     experiment.compare_episodes = entries.get("compare_episodes", 0)
@@ -117,10 +120,10 @@ def _with_entries(experiment: Experiment, path: Path, entries: Mapping[str, Any]
 
 
 def parse_json(text: str, what: str) -> dict[str, Any]:
-    """A JSON object, or the one in a JSON or YAML file, where `text` is `@file`.
+    """Parse a JSON object, or read it from a JSON or YAML file if `text` is `@file`.
 
     Raises:
-        ValueError: it is no such object; the message shows what was got.
+        ValueError: the text is not such an object, or the file does not exist; the message shows what was got.
     """
     example = '{"training_iteration": 10}' if what == "--stop" else '{"lr": 0.001}'
     source = text
@@ -139,7 +142,7 @@ def parse_json(text: str, what: str) -> dict[str, Any]:
     try:
         value = _load_yaml(text) if is_yaml else _load_json(text)
     except RecursionError as error:
-        raise ValueError(f"{what} is nested too deeply to be read. Expected an object like '{example}'.") from error
+        raise ValueError(f"{what} is nested too deeply. Expected an object like '{example}'.") from error
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(
             f"{what} must be JSON like '{example}': {' '.join(str(error).split())}. Got {source or 'nothing'}."
@@ -164,7 +167,7 @@ def _finite_float(digits: str) -> float:
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """YAML 1.2's numbers: for PyYAML 1e-3 is a string, and only 1.0e-3 a number."""
+    """A YAML loader that reads the numbers of YAML 1.2: PyYAML takes 1e-3 as a string, and only 1.0e-3 as a number."""
 
 
 _YamlLoader.add_implicit_resolver(

@@ -21,12 +21,12 @@ from rllib_kd.terminal import say
 _SIGHUP = getattr(signal, "SIGHUP", None)  # of a closed terminal or a lost ssh; Windows has none
 
 
-#: Seconds in which another SIGTERM is the same request: `timeout` signals its child, and then the child's group.
+#: Seconds within which another SIGTERM counts as the same request: `timeout` signals its child, then the child's group.
 _ECHO = 2.0
 
 
-#: Seconds for which a run that a machine has asked to end (SIGTERM, SIGHUP) waits for the end of an iteration.
-#: Schedulers kill what has not ended 30 to 90 s later, without a word. A user at a terminal (Ctrl-C) decides himself.
+#: Seconds that a run waits for the end of an iteration after SIGTERM or SIGHUP: schedulers kill a process that has not
+#: ended 30 to 90 s later, without a message. After Ctrl-C it waits until the user presses it again.
 _PATIENCE = 60.0
 
 
@@ -34,19 +34,19 @@ _interrupt = threading.Event()  # of this process, as signals are: Tune pickles 
 
 
 class _Deadline:
-    """When to wait no longer for the end of an iteration; of this process, as the event is."""
+    """The time at which to stop waiting for the end of an iteration, one for this process, as the event is."""
 
     at = math.inf
 
 
 class SaveOnInterrupt(tune.Callback):
-    """After Ctrl-C, saves a checkpoint of every trial at its next result, and ends; the experiment can be resumed.
+    """A callback that saves a checkpoint of every trial at its next result after Ctrl-C, and ends training.
 
-    After SIGTERM and SIGHUP it waits no longer than `_PATIENCE`.
+    The experiment can be resumed. After SIGTERM and SIGHUP it waits at most `_PATIENCE` seconds.
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self._is_announced = False
         self._reported: set[str] = set()
         self._saved: set[str] = set()
 
@@ -72,12 +72,12 @@ class SaveOnInterrupt(tune.Callback):
             return
         last = _last_checkpoints([trial for trial in trials if trial.trial_id in waiting])
         is_bounded = _Deadline.at < math.inf
-        if not self._told:
-            self._told = True
+        if not self._is_announced:
+            self._is_announced = True
             bound = f", if it ends within {_PATIENCE:g} s; {last}" if is_bounded else ""
             say(f"stopping: a checkpoint will be saved after this iteration{bound}. Ctrl-C again ends at once.")
         if time.monotonic() > _Deadline.at:
-            say(f"the iteration does not end within {_PATIENCE:g} s of the signal, so nothing more is saved: {last}.")
+            say(f"the iteration did not end within {_PATIENCE:g} s of the signal, so nothing more is saved: {last}.")
             raise SystemExit(1)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,12 +86,12 @@ class SaveOnInterrupt(tune.Callback):
 
 @contextmanager
 def saving_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C, SIGTERM and SIGHUP have `SaveOnInterrupt` save and end.
+    """On Ctrl-C, SIGTERM and SIGHUP, let `SaveOnInterrupt` save checkpoints and end training.
 
     A second Ctrl-C or SIGTERM raises SystemExit at once. Under `nohup`, SIGHUP stays ignored.
 
     Yields:
-        An event that is set after the first one.
+        An event that is set by the first signal.
     """
     first_at = -math.inf
 
@@ -127,15 +127,15 @@ def saving_on_interrupt() -> Iterator[threading.Event]:
 
 
 def _last_checkpoints(trials: Sequence[Any]) -> str:
-    """What can be gone on from if nothing more is saved, in words."""
+    """Describe the checkpoints from which training can be resumed if nothing more is saved."""
     places = [location(trial.checkpoint) for trial in trials if trial.checkpoint is not None]
     if not places:
         return "there is no earlier checkpoint"
-    return f"the last checkpoint is {', '.join(places)} (go on from it by --resume)"
+    return f"the last checkpoint is {', '.join(places)} (continue from it with --resume)"
 
 
 def _leave_closed_terminals(descriptors: Sequence[int]) -> None:
-    """Write to nowhere instead of to terminals that are gone: an error of output must not keep from saving."""
+    """Redirect output from closed terminals to /dev/null: an output error must not prevent saving."""
     for descriptor in descriptors:
         if not os.isatty(descriptor):
             nowhere = os.open(os.devnull, os.O_WRONLY)

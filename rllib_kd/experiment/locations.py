@@ -1,4 +1,4 @@
-"""Where checkpoints of Tune lie."""
+"""The location of Tune's checkpoints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from ray import tune
 
 
 def location(checkpoint: tune.Checkpoint) -> str:
-    """Path or URI of a checkpoint, as `rllib evaluate` takes it."""
+    """Return the path or URI of a checkpoint, as `rllib evaluate` takes it."""
     kind = checkpoint.filesystem.type_name
     return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"

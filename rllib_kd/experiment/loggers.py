@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Logging to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from ray import tune
 
 
 def wandb_callback(*, project: str, key: str | None = None, run_name: str | None = None) -> tune.Callback:
-    """Ray's logger for Weights & Biases.
+    """Return Ray's logger for Weights & Biases.
 
     Args:
-        project: where the runs appear.
-        key: None: who is logged in, or WANDB_API_KEY. Not given to the callback, which lies among the results.
-        run_name: None: each trial's.
+        project: project in which the runs appear.
+        key: API key; None: WANDB_API_KEY, or the user who is logged in. It is not passed to the callback, which is
+            saved among the results.
+        run_name: name of the runs; None: each trial's name.
 
     Raises:
-        ValueError: wandb is not installed, nobody is logged in, or a text is empty.
+        ValueError: wandb is not installed, no user is logged in, or a text is empty.
     """
     from ray.air.integrations.wandb import WandbLoggerCallback
 
@@ -29,5 +30,5 @@ def wandb_callback(*, project: str, key: str | None = None, run_name: str | None
     if key is not None:
         os.environ["WANDB_API_KEY"] = key
     callback = WandbLoggerCallback(project=project, **({} if run_name is None else {"name": run_name}))
-    callback.setup()  # as Tune does, which says too late that nobody is logged in
+    callback.setup()  # as Tune does, which reports a missing login too late
     return callback

@@ -1,4 +1,4 @@
-"""Metrics by name: in stop criteria and in results."""
+"""Metrics by name, in stop criteria and in results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ray.tune.utils import flatten_dict
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
-#: Metrics of the old API stack, and where a result holds them now.
+#: Metrics of the old API stack, with their paths in results now.
 RENAMED_METRICS = {
     "timesteps_total": "num_env_steps_sampled_lifetime",
     "episode_reward_mean": "env_runners/episode_return_mean",
@@ -28,7 +28,7 @@ RENAMED_METRICS = {
 }
 
 
-#: What results hold at their top level. Callbacks may add to it, so that other names are errors only if near to these.
+#: Top-level names of results. Callbacks may add others, so another name is an error only if it resembles one of these.
 _METRICS = (
     "distillation",
     "env_runners",
@@ -48,14 +48,16 @@ def checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
     """Return stop criteria under the names that results use; raise a ValueError for one that cannot be met."""
     for metric, value in stop.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-            raise ValueError(f"Training stops when a metric reaches a number, got {value!r} for '{metric}'.")
+            raise ValueError(
+                f"Training stops when a metric reaches a number, got {value!r} for '{metric}'. Give a finite number."
+            )
     return {checked_metric(metric): value for metric, value in stop.items()}
 
 
 def checked_metric(metric: Any) -> str:
-    """Its name in results."""
+    """Return the metric's name in results; raise a ValueError for an unknown name that resembles a known one."""
     if not isinstance(metric, str):
-        raise ValueError(f"A metric has a name, like 'training_iteration'. Got {metric!r}.")
+        raise ValueError(f"A metric must be a name, like 'training_iteration'. Got {metric!r}.")
     metric = RENAMED_METRICS.get(metric, metric)
     for path in RENAMED_METRICS.values():
         if "/" not in metric and path.endswith(f"/{metric}"):
@@ -70,10 +72,10 @@ _PATIENCE = 3  # results in which a metric may be missing: evaluations, say, com
 
 
 class MissingMetrics(tune.Callback):
-    """Says so when results do not hold a metric by which training is to stop or to be scheduled.
+    """A callback that warns if results lack a metric by which training is stopped or scheduled.
 
     Args:
-        metrics: their paths, `a/b/c`.
+        metrics: paths of the metrics, `a/b/c`.
     """
 
     def __init__(self, metrics: Sequence[str]):
@@ -87,12 +89,12 @@ class MissingMetrics(tune.Callback):
         self._missing -= set(known)
         if result.get("training_iteration", 0) >= _PATIENCE:
             for metric in sorted(self._missing):
-                say(f"warning: no result has held the metric '{metric}' so far.{did_you_mean(metric, known)}")
+                say(f"warning: no result has had the metric '{metric}' so far.{did_you_mean(metric, known)}")
             self._missing.clear()
 
 
 def metric_at(result: Mapping[str, Any], path: str) -> float:
-    """The metric at `a/b/c`; −inf where the result does not hold it (yet)."""
+    """Return the metric at `a/b/c`; −inf if the result does not have it (yet)."""
     value: Any = result
     for key in path.split("/"):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,4 +1,4 @@
-"""What came of an experiment, in words."""
+"""The outcome of an experiment as text: results, failures, and how to continue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_teacher
 
-#: How a traceback names errors whose messages hold all of it.
+#: Errors whose messages are complete without the traceback, by the names that a traceback gives them.
 _EXPLAINED = re.compile(
     "|".join(
         rf"{re.escape(f'{e.__module__}.{e.__name__}')}: " for e in (EnvFailedError, NotFiniteError, LearnerDiedError)
@@ -33,7 +33,7 @@ _EXPLAINED = re.compile(
 
 
 def refusal(results: tune.ResultGrid) -> str | None:
-    """Why no trial could begin, where each was refused by a ValueError, and so for its settings."""
+    """Return why no trial could begin if each raised a ValueError, which means its settings were refused; else None."""
     unbegun = [result for result in results if "training_iteration" not in (result.metrics or {})]
     reasons = [_reason(result.error) for result in unbegun if result.error is not None]
     if not reasons or len(reasons) < len(results) or not all(reason.startswith("ValueError: ") for reason in reasons):
@@ -42,28 +42,28 @@ def refusal(results: tune.ResultGrid) -> str | None:
 
 
 def hidden_reason(results: tune.ResultGrid, failure: str | None) -> str:
-    """Why an EnvRunner has failed, in one line; empty where that is said already, or nobody knows.
+    """Return why an EnvRunner has failed, in one line; empty if that is printed already, or unknown.
 
     Args:
-        results: of the trials.
-        failure: of `env_runner_failure()`.
+        results: results of the trials.
+        failure: return value of `env_runner_failure()`.
     """
     if failure is None or _EXPLAINED.search(failure):  # EnvRunners of this package warn of it themselves
         return ""
     reason = _reason_in(failure)
     is_known = any(reason in _reason(result.error) for result in results if result.error is not None)
-    return "" if is_known else f"an EnvRunner has failed on the way: {reason}"
+    return "" if is_known else f"an EnvRunner failed during training: {reason}"
 
 
 def _reason(error: Exception) -> str:
-    """The exception that an actor's error holds, in one line, with the user's line."""
+    """Return the exception inside an actor's error, in one line, with the user's line of code."""
     return _reason_in(str(error))
 
 
 def _reason_in(traceback: str) -> str:
-    """The exception at the end of a traceback, in one line, with the user's line.
+    """Return the exception at the end of a traceback, in one line, with the user's line of code.
 
-    Of one without a message, such as RLlib's when an environment raises, the exception that it was raised from.
+    If it has no message, like RLlib's when an environment raises, return the exception that it was raised from.
     """
     lines = traceback.strip().splitlines()
     begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Exit)\b", line)]
@@ -82,18 +82,18 @@ def _reason_in(traceback: str) -> str:
 
 
 def summary(result: tune.Result) -> str:
-    """How far a trial came, and where its checkpoint lies; or why it failed, in one line."""
+    """Return a trial's progress and the path of its checkpoint; or why it failed, in one line."""
     if result.error is not None:
         return f"{Path(result.path).name} failed: {_reason(result.error)}"
     metrics = result.metrics or {}
     if "training_iteration" not in metrics:
-        return f"{Path(result.path).name}: nothing was trained yet"
+        return f"{Path(result.path).name}: not trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
     return f"{describe([_with_last_returns(metrics, Path(result.path))])}\n{where}"
 
 
 def _with_last_returns(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:
-    """The last result, with the last returns of the trial where it has none, if its files are here."""
+    """Return the last result; if it lacks returns, add the trial's last ones from its files, if they are local."""
     file = trial / "result.json"
     curve = read_curve(file) if file.is_file() else Curve()
     if not curve:
@@ -103,21 +103,24 @@ def _with_last_returns(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, 
 
 
 def remedy(results: tune.ResultGrid, resuming_command: str) -> str:
-    """How to go on after trials that have failed on the way, in one line; empty where none has."""
+    """Return how to continue after trials failed during training, in one line; empty if none did."""
     failed = [
         result for result in results if result.error is not None and "training_iteration" in (result.metrics or {})
     ]
     if any(result.checkpoint is not None for result in failed):
-        return f"go on from the last checkpoint by: {resuming_command}"
+        return f"continue from the last checkpoint with: {resuming_command}"
     if failed:
-        return "there is no checkpoint to go on from: --checkpoint-freq N saves them, --max-failures N then restarts."
+        return (
+            "there is no checkpoint to continue from. Next time, save some with --checkpoint-freq N, and retry from "
+            "them with --max-failures N."
+        )
     return ""
 
 
 def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
-    """The students beside their teacher, who play what was asked for; else the command that compares them.
+    """Play `compare_episodes` and return a table of students and teacher; if it is 0, return the command to compare.
 
-    Empty where there is nothing to compare.
+    Empty if there is no student to compare.
     """
     students = [r for r in results if r.checkpoint is not None and r.config and r.config.get("teacher")]
     if not students:
@@ -127,7 +130,7 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
         paths = [location(student.checkpoint) for student in students]
         teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]
         named = [word for teacher in teachers for word in ("--teacher", str(teacher))]
-        return "compare by: " + shlex.join(["rllib", "compare", *named, *paths])
+        return "compare with: " + shlex.join(["rllib", "compare", *named, *paths])
     teacher = load_teacher(config["teacher"], trust_checkpoint=config["trust_checkpoint"])
     comparisons = compare_all(
         as_configured(teacher, config["ensemble"], config["temperature"]),

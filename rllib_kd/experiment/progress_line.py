@@ -1,4 +1,4 @@
-"""One line that shows how far training is."""
+"""The progress line of training."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from rllib_kd.text import number, ratio
 
 
 class ProgressLine(tune.Callback):
-    """Shows env steps, gradient steps per second, return, return ratio and time left; of several trials the best.
+    """Shows env steps, gradient steps per second, return, return ratio and time left.
 
-    Only on a terminal, and never wider: in a file or pipe nothing is printed.
+    With several trials, it shows the best return and ratio. It is printed on a terminal only, in one line that fits.
 
     Args:
         stop: metric → value at which a trial stops, for the time left.
@@ -66,7 +66,7 @@ class ProgressLine(tune.Callback):
         return {"_stop": self._stop, "_results": {}, "_num_trials": 1, "_first": None, "_live": None}
 
     def _seconds_left(self, num_trials: int) -> float:
-        """By the pace since the first result, so that neither the start nor what was done before a resume counts."""
+        """Estimate from the pace since the first result: neither the start nor steps before a resume count."""
         shares = [share_done(result, criteria(self._stop)) for result in self._results.values()]
         now, done = time.monotonic(), sum(shares) / num_trials
         if self._first is None:
@@ -82,13 +82,13 @@ def describe(
     seconds_left: float = math.nan,
     width: int | None = None,
 ) -> str:
-    """How far training is, in one line.
+    """Describe the progress of training in one line.
 
     Args:
-        results: the last one of each trial that has one.
-        num_trials: that there are, and will be.
-        seconds_left: NaN: nobody knows.
-        width: in characters; what matters less is left out until the line fits.
+        results: the last result of each trial that has one.
+        num_trials: number of trials, including those that have not begun.
+        seconds_left: estimated time, s; NaN if unknown.
+        width: characters; the less important parts are left out until the line fits. None: no limit.
     """
     done = sum(bool(result.get("done")) for result in results)
     rates = [r for r in map(_gradient_steps_per_second, results) if r]
@@ -97,7 +97,7 @@ def describe(
         "ratio": _best("ratio", [value for result in results for value in _return_ratios(result)], ratio),
         "left": _duration(seconds_left),
         "return": _return(results),
-        # That it moves shows that training goes on.
+        # This number grows as long as training runs.
         "env steps": f"{sum(result.get('num_env_steps_sampled_lifetime', 0) for result in results):,.0f} env steps",
         "trials": f"{done} of {num_trials} trials done" if num_trials > 1 else "",
     }
@@ -111,7 +111,7 @@ def describe(
 
 
 def share_done(result: Mapping[str, Any], stop: Mapping[str, float]) -> float:
-    """How far a trial is, in [0, 1], by the criteria that count up: steps, iterations, seconds."""
+    """Return the share of a trial that is done, in [0, 1], by its criteria that count up: steps, iterations, time."""
     if result.get("done"):
         return 1.0
     counters = {path: value for path, value in stop.items() if value > 0 and _counts_up(path.rsplit("/")[-1])}
@@ -128,13 +128,13 @@ def _gradient_steps_per_second(result: Mapping[str, Any]) -> float:
 
 
 def with_last_returns(result: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a result with the returns of an earlier one, as far as it has none.
+    """Return a result in which missing returns are those of an earlier one.
 
-    Not each iteration evaluates, and in some no episode ends: the last return holds until the next.
+    Not every iteration evaluates, and in some no episode ends: a return is shown until the next is known.
 
     Args:
-        result: the newest one of a trial.
-        before: an earlier one of it, or what stands for it.
+        result: the newest result of a trial.
+        before: an earlier result of the trial, or its returns in the same layout.
     """
     last = {}
     if not result.get("evaluation") and before.get("evaluation"):
@@ -145,7 +145,7 @@ def with_last_returns(result: Mapping[str, Any], before: Mapping[str, Any]) -> M
 
 
 def _return(results: Sequence[Mapping[str, Any]]) -> str:
-    """Of greedy students by their last evaluations; where there is none, of who acts in training, under its name."""
+    """Show the greedy student's return by its last evaluation; without one, the acting policy's, under its name."""
     evaluations = [evaluation for result in results for evaluation in _of_each_student(result.get("evaluation", {}))]
     if evaluated := _best("return", list(map(_mean_return, evaluations)), number):
         return evaluated
@@ -158,7 +158,7 @@ def _return_ratios(result: Mapping[str, Any]) -> list[float | None]:
 
 
 def _of_each_student(entry: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The entries of a family's students, or of a result's only one."""
+    """Return the entries of a family's students, or the one entry of a single student."""
     return list(entry.get("students", {}).values()) or [entry]
 
 

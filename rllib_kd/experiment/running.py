@@ -1,4 +1,4 @@
-"""Experiments run by Ray Tune: options, resume, restore, schedulers."""
+"""Run experiments by Ray Tune: options, resuming, restoring, schedulers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from rllib_kd.text import did_you_mean
 _STOP = "--stop"
 
 
-#: The options that Tune keeps as they were when an experiment began.
+#: The options that Tune keeps from the start of an experiment.
 _KEPT = (
     "checkpoint_freq",
     "checkpoint_at_end",
@@ -55,7 +55,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk full, quota used up
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How an experiment is run: the flags of `rllib train` that are not about what is trained."""
+    """How an experiment is run: the flags of `rllib train` that do not concern the algorithm and its settings."""
 
     checkpoint_freq: int = 0  # training iterations; 0: never
     checkpoint_at_end: bool = True
@@ -85,10 +85,10 @@ class RunOptions:
 
 
 def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
-    """Whether an experiment can be run so, as far as that is known before Ray starts.
+    """Check the options as far as that is possible before Ray starts.
 
     Raises:
-        ValueError: as `run()` would, after the start of Ray.
+        ValueError: the same as `run()` would raise after the start of Ray.
     """
     storage = absolute_uri(options.storage_path)
     if options.restore is not None:
@@ -105,22 +105,22 @@ def check_options(experiment: CheckedExperiment, options: RunOptions) -> None:
     _check_writable(storage)
 
 
-#: Folders in which this thread keeps others out.
+#: Folders that this thread has locked.
 _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
 
 
 @contextmanager
 def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
-    """Keep other runs out of an experiment's folder, where they would mix their files, as long as this one lasts.
+    """Lock an experiment's folder while this run lasts, since the files of two runs would mix.
 
-    Only folders have locks: nobody is kept out of one at a URI (S3, ...). Within, the same thread may ask again.
+    Only local folders are locked, not those at a URI (S3, ...). The same thread may enter again.
 
     Args:
         uri: path or URI of the folder, which need not exist.
-        remedy: what else to do than to wait.
+        remedy: an alternative to waiting, for the message.
 
     Raises:
-        ValueError: another run is in it, and the message names its process; or nothing can be written there.
+        ValueError: another run uses the folder, and the message names its process; or it cannot be written to.
     """
     folder = local_folder(uri, None)
     if folder is None or folder in _held.get():
@@ -139,10 +139,10 @@ def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
 
 
 def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:
-    """Keep other runs out of the experiment's folder.
+    """Lock the experiment's folder.
 
     Raises:
-        ValueError: there is another one.
+        ValueError: another run uses it.
     """
     path = f"{absolute_uri(options.storage_path)}/{experiment.name}"
     return alone_in(path, remedy="choose another --experiment-name")
@@ -155,12 +155,12 @@ def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Result
     at once.
 
     Returns:
-        The results, and whether Ctrl-C has ended training, which can then be resumed.
+        The results, and whether training was interrupted (it can then be resumed).
 
     Raises:
-        ValueError: an unknown scheduler, nothing to resume or to restore, no place for the results, or another run in
-            their folder.
-        OSError: the results' disk is full.
+        ValueError: the scheduler is unknown, there is nothing to resume or to restore, the results cannot be written,
+            or another run uses their folder.
+        OSError: the disk of the results is full.
     """
     storage = absolute_uri(options.storage_path)
     if options.resume:
@@ -207,9 +207,9 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
             ),
         )
         if options.max_failures and not options.checkpoint_freq:
-            say("note: without --checkpoint-freq, a trial that fails starts anew.")
+            say("note: without --checkpoint-freq, a trial that fails restarts from its beginning.")
         if not experiment.stop:
-            say("note: there is no --stop, so training goes on until Ctrl-C.")
+            say("note: without --stop, training runs until Ctrl-C.")
     with listening(), saving_on_interrupt() as interrupted:
         try:
             return tuner.fit(), interrupted.is_set()
@@ -217,7 +217,7 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
             if error.errno not in _NO_ROOM:
                 raise
             raise OSError(
-                f"There is no room for the results in '{storage}': {error}. Make room, and go on by --resume."
+                f"The disk of the results, '{storage}', is full: {error}. Free some space, and continue with --resume."
             ) from error
 
 
@@ -241,7 +241,7 @@ def _check_unchanged(experiment: CheckedExperiment, options: RunOptions, path: s
 
 
 def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]:
-    """What Tune keeps as it was when an experiment began, by the names of flags; settings by their own names."""
+    """Return the options that Tune keeps from the start of an experiment, by flag; settings by their own names."""
     kept = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _KEPT}
     if options.restore is not None:
         kept["--restore"] = absolute_uri(options.restore)
@@ -250,7 +250,10 @@ def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]
 
 def _check_resumable(path: str) -> None:
     if not tune.Tuner.can_restore(path):
-        raise ValueError(f"There is no experiment to resume at '{path}'. --experiment-name and --storage-path name it.")
+        raise ValueError(
+            f"There is no experiment to resume at '{path}'. Give the --experiment-name and --storage-path with which "
+            "it began."
+        )
 
 
 def _checkpoint_config(options: RunOptions) -> tune.CheckpointConfig:
@@ -279,7 +282,7 @@ def _check_writable(storage: str) -> None:
 
 
 def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
-    missing = f"There is no checkpoint of an Algorithm at '{path}' to restore."
+    missing = f"There is no checkpoint of an Algorithm at '{path}' to restore. Name one, or a run folder."
     try:
         opened = OpenedCheckpoint(path)
     except NothingThereError as error:
@@ -290,12 +293,15 @@ def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
         raise ValueError(missing)
     trained_by = opened.algorithm()
     if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
-        raise ValueError(f"The checkpoint '{path}' is one of {trained_by}, which {trainable.__name__} cannot restore.")
+        raise ValueError(
+            f"The checkpoint '{path}' was saved by {trained_by}, which {trainable.__name__} cannot restore. Set --algo "
+            f"{trained_by}, or another checkpoint."
+        )
     return checkpoint.uri
 
 
 def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> AlgorithmConfig | dict[str, Any]:
-    """The same, with algorithms that start from a checkpoint."""
+    """Return the search space, in which algorithms start from a checkpoint."""
     restore = partial(_restore, checkpoint)
     if isinstance(space, AlgorithmConfig):
         return space.copy(copy_frozen=False).callbacks(on_algorithm_init=restore)
@@ -309,7 +315,7 @@ def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:
 def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
     if name is None:
         if arguments:
-            raise ValueError("--scheduler-config needs a --scheduler.")
+            raise ValueError("--scheduler-config needs a --scheduler. Name one, or leave it out.")
         return None
     from ray.tune.schedulers import SCHEDULER_IMPORT
 
@@ -318,7 +324,7 @@ def _scheduler(name: str | None, arguments: Mapping[str, Any]) -> Any:
         hint = did_you_mean(name, SCHEDULER_IMPORT)
         raise ValueError(f"Unknown scheduler '{name}'.{hint} Known are: {', '.join(SCHEDULER_IMPORT)}.")
     known = inspect.signature(cls() if inspect.isfunction(cls) else cls).parameters
-    for key in arguments:  # Tune leaves out what it does not know, without a word
+    for key in arguments:  # Tune drops unknown arguments silently
         if key not in known:
             raise ValueError(f"The scheduler '{name}' has no argument '{key}'.{did_you_mean(key, known)}")
     arguments = dict(arguments)

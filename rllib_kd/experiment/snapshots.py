@@ -1,8 +1,8 @@
-"""What Ray Tune knows of an experiment, in one file that is whole at any moment.
+"""Tune's state of an experiment, in one file that is complete at any moment.
 
 Tune keeps its state in several files, which it rewrites in place, and uploads while it may write the next ones. A
-process that is killed then leaves files that end in the middle, or that do not belong together; and Tune, asked to
-resume from them, begins anew without a word (`TuneController.__init__`, ray 2.60).
+process that is killed then leaves files that are truncated or do not belong together; and Tune, asked to resume from
+them, starts over without a message (`TuneController.__init__`, ray 2.60).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SNAPSHOT = "snapshot.zip"
 _MAX_BYTES = 2**30  # of a state: some 50 KB a trial
 
 
-#: The state of Tune, of its searcher, and of its callbacks, each with the moment at which their process began. No path:
-#: what a snapshot holds is written under these names.
+#: Names of the state files of Tune, its searcher and its callbacks, each with the start time of their process. A name
+#: cannot be a path, since the files of a snapshot are written under these names.
 _STATE_FILE = re.compile(r"[^/\\\x00-\x1f]+-(?P<session>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)\.(json|pkl)")
 
 
 class Snapshots(tune.Callback):
-    """Packs Tune's state files into one, whenever Tune has written them."""
+    """A callback that packs Tune's state files into one whenever Tune has written them."""
 
     def __init__(self) -> None:
         self._packed_at = 0  # modification time of the state that was packed last, ns
@@ -67,27 +67,27 @@ class Snapshots(tune.Callback):
 def snapshot_often(num_trials: int, *, seconds: float) -> None:
     """Have Tune write its state more often than every ten seconds, unless the environment sets a period.
 
-    What is not in it is lost if the process is killed, checkpoints too. Tune's period suits thousands of trials.
+    If the process is killed, later results and checkpoints are lost. Tune's period suits thousands of trials.
 
     Args:
-        num_trials: of the experiment; the period is at least a hundredth of a second for each.
-        seconds: shortest period.
+        num_trials: trials of the experiment; the period is at least 0.01 s for each.
+        seconds: shortest period, s.
     """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", f"{max(seconds, num_trials / 100):g}")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
 
 def has_snapshot(uri: str) -> bool:
-    """Whether an experiment in this folder has come so far that it can be resumed."""
+    """Return whether the folder has a snapshot, from which its experiment can be resumed."""
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     return is_file(filesystem, f"{path}/{SNAPSHOT}")
 
 
 def put_back(uri: str) -> None:
-    """Give an experiment's folder the state files of its snapshot, and no others, for `Tuner.restore()`.
+    """Replace the state files of an experiment's folder by those of its snapshot, for `Tuner.restore()`.
 
     Raises:
-        ValueError: the snapshot is broken or too large, or holds what is no state file. Nothing has changed then.
+        ValueError: the snapshot is broken or too large, or contains other files. The folder is unchanged then.
     """
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     states = _read(filesystem, f"{path}/{SNAPSHOT}")
@@ -100,10 +100,13 @@ def put_back(uri: str) -> None:
 
 
 def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, bytes]:
-    """The state files in a snapshot, by name, whose sizes are checked before they are unpacked."""
+    """Return the state files in a snapshot, by name; their sizes are checked before they are unpacked."""
     try:
         if (filesystem.get_file_info(path).size or 0) > _MAX_BYTES:
-            raise ValueError(f"The snapshot '{path}' has more than {_MAX_BYTES:,} bytes, and is not resumed from.")
+            raise ValueError(
+                f"The snapshot '{path}' was refused: it has more than {_MAX_BYTES:,} bytes. Start a new experiment "
+                "from its last checkpoint, with --restore."
+            )
         with filesystem.open_input_stream(path) as stream:
             content = io.BytesIO(stream.read())
     except OSError as error:
@@ -113,8 +116,8 @@ def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, bytes]:
             for name in archive.namelist():
                 if _session(name) is None:
                     raise ValueError(
-                        f"The snapshot '{path}' was refused: it holds '{name}', and only files of Tune's state, like "
-                        "'experiment_state-2026-01-31_12-00-00.json', were expected."
+                        f"The snapshot '{path}' was refused: it contains '{name}', but only files of Tune's state, "
+                        "like 'experiment_state-2026-01-31_12-00-00.json', were expected."
                     )
             if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
                 raise ValueError(f"The snapshot '{path}' was refused: it unpacks to more than {_MAX_BYTES:,} bytes.")
@@ -123,12 +126,12 @@ def _read(filesystem: pyarrow.fs.FileSystem, path: str) -> dict[str, bytes]:
             return {name: archive.read(name) for name in archive.namelist()}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(
-            f"The snapshot '{path}' is broken ({error}), so that the experiment cannot be resumed. Start it anew under "
-            "another name, from its last checkpoint."
+            f"The snapshot '{path}' is broken ({error}), so the experiment cannot be resumed. Start a new one from its "
+            "last checkpoint: --restore CHECKPOINT --experiment-name NAME."
         ) from error
 
 
 def _session(name: str) -> str | None:
-    """When the process began that wrote a state file; None for other files."""
+    """Return the start time, in a state file's name, of the process that wrote it; None for other files."""
     match = _STATE_FILE.fullmatch(name)
     return match["session"] if match else None

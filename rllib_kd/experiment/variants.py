@@ -1,4 +1,4 @@
-"""Search spaces among settings, and the variants that they make."""
+"""Search spaces in settings, and their variants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rllib_kd.algorithm.settings import ATTRIBUTES, RENAMED
 
 
 def variants(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The settings with each combination of values of their search spaces.
+    """Yield the settings with each combination of values of their search spaces.
 
     Raises:
         ValueError: a `grid_search` without a list of values.
@@ -23,14 +23,14 @@ def variants(settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def has_space(value: Any) -> bool:
-    """Whether a value is one of Tune's search spaces, or holds one."""
+    """Return whether a value is one of Tune's search spaces, or contains one."""
     if isinstance(value, Mapping):
         return "grid_search" in value or any(map(has_space, value.values()))
     return hasattr(value, "sample") and hasattr(value, "get_sampler")
 
 
 def param_space(config: AlgorithmConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What Tune takes: a config to which one variant of the settings was applied, with their search spaces in place."""
+    """Return Tune's `param_space`: a config with one variant of the settings applied, and their search spaces in it."""
     space = config.to_dict()
     for given, value in settings.items():
         if has_space(value):
@@ -42,13 +42,13 @@ def param_space(config: AlgorithmConfig, settings: Mapping[str, Any]) -> dict[st
 def _check_grids(settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if not isinstance(name, str):
-            raise ValueError(f"Settings have names, like 'lr'. Got {name!r}: {value!r}.")
+            raise ValueError(f"The name of a setting must be text, like 'lr'. Got {name!r}: {value!r}.")
         if not isinstance(value, Mapping):
             continue
         values = value.get("grid_search")
         if "grid_search" in value and not (len(value) == 1 and isinstance(values, list) and values):
             raise ValueError(
-                f"The values that '{name}' is to take must be a list: {{\"grid_search\": [...]}}. Got {dict(value)}."
+                f"The grid of '{name}' must be a list of values: {{\"grid_search\": [...]}}. Got {dict(value)}."
             )
         _check_grids(value)
 

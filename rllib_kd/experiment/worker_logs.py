@@ -1,4 +1,4 @@
-"""Why EnvRunners of RLlib's own algorithms have failed: RLlib drops the reason, and only Ray's logs have it."""
+"""Why EnvRunners of RLlib's own algorithms failed: RLlib drops the reason, and only Ray's logs contain it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import ray
 
 from rllib_kd import _rllib
 
-#: The records in which RLlib logs what an EnvRunner has raised, in its work or when it was made.
+#: The records in which RLlib logs exceptions of an EnvRunner, from its work or from its creation.
 _FAILURE = re.compile(r"Worker exception caught during `apply\(\)`|creation task, \S*ray::\w*EnvRunner\.__init__\(\)")
 
 
-#: The beginning of the next record, of RLlib or of Ray.
+#: The beginning of any record, by RLlib or by Ray.
 _RECORD = re.compile(r"^(\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|Exception raised in creation task: )", re.MULTILINE)
 
 
@@ -21,7 +21,7 @@ _MAX_BYTES = 2**18  # of the end of each log
 
 
 def env_runner_failure() -> str | None:
-    """Return what an EnvRunner of this process's job has raised last, with its traceback; None where no log has it.
+    """Return the last exception of an EnvRunner of this process's job, with its traceback; None if no log has one.
 
     Only logs on this machine are read.
     """

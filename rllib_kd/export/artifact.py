@@ -1,4 +1,4 @@
-"""An artifact read again: its format, its function, what it costs."""
+"""Load an exported artifact: its format, its function, its cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from rllib_kd.teachers.described import checked_shape, first_line
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
-#: Formats, and the file in runners/ that plays each.
+#: Formats, with the file in runners/ that runs each.
 _RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
 
 
@@ -30,19 +30,19 @@ _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_
 
 @dataclass(frozen=True)
 class DeploymentCost:
-    """What decides whether an artifact fits a device."""
+    """Size, memory and latency of an artifact: whether it fits a device."""
 
     disk_bytes: int
     peak_memory_bytes: int  # resident, of a process that loads it with its smallest runtime and plays one observation
     latency_ms: float  # median of one observation, on one thread, in that process
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return all fields, for JSON."""
         return asdict(self)
 
 
 def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
-    """Load an artifact of any format, to play it. Its greedy policy takes the largest Q-value.
+    """Load an artifact of any format as a function. Its greedy policy takes the action with the largest Q-value.
 
     Returns:
         The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays.
@@ -57,7 +57,7 @@ def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarra
 
 
 def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
-    """Measure an artifact in a fresh process with the smallest runtime that plays it.
+    """Measure an artifact in a new process with the smallest runtime that runs it.
 
     That is numpy and onnxruntime for ONNX, numpy for safetensors, torch for TorchScript; never Ray or this package.
     Memory includes the Python interpreter and that runtime.
@@ -65,7 +65,7 @@ def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
     Raises:
         ValueError: there is no artifact at `path`, it does not record the shape of its observations, or onnxruntime is
             missing.
-        RuntimeError: the fresh process failed; the message has its last words.
+        RuntimeError: the new process failed; the message has the end of its output.
     """
     artifact_format = artifact_format_of(path)
     if artifact_format == "onnx":
@@ -84,10 +84,10 @@ def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
 
 
 def artifact_format_of(path: str | os.PathLike[str]) -> str:
-    """Which of `FORMATS` a file has, by its content.
+    """Return which of `FORMATS` a file has, by its content.
 
     Raises:
-        ValueError: there is no file, or it is none of them.
+        ValueError: the file does not exist, or has another format.
     """
     if not os.path.isfile(path):
         raise ValueError(f"There is no artifact at '{path}'. Expected a file that export() wrote.")
@@ -99,11 +99,11 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
         return "safetensors"
     if head.startswith(b"\x08"):  # the protobuf tag of ir_version
         return "onnx"
-    raise ValueError(f"'{path}' is no artifact. Expected a file that export() wrote: {', '.join(FORMATS)}.")
+    raise ValueError(f"'{path}' is not an artifact. Expected a file that export() wrote: {', '.join(FORMATS)}.")
 
 
 def _observation_shape(path: str | os.PathLike[str]) -> list[int]:
-    """Shape of one observation, as the artifact itself records it; files of others often do not."""
+    """Return the shape of one observation, as the artifact records it; files of other programs often do not."""
     try:
         return list(checked_shape(_recorded_shape(path)))
     except Exception as error:  # a file of others may hold anything
@@ -138,5 +138,5 @@ def require(*packages: str) -> None:
             importlib.import_module(package)
         except ImportError as error:
             raise ValueError(
-                f"ONNX needs the package '{package}', which is not installed. pip install 'rllib-kd[onnx]'"
+                f"ONNX needs the package '{package}', which is not installed: pip install 'rllib-kd[onnx]'"
             ) from error

@@ -1,4 +1,4 @@
-"""What decides a deployment: an exported Q-network, what it costs, and how it plays."""
+"""Export a Q-network, measure its cost, and play episodes with the file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
 
 @dataclass(frozen=True)
 class Deployment:
-    """An artifact, checked and played."""
+    """An artifact with its parity check, its cost and its returns."""
 
     name: str
     exported: Exported
@@ -41,13 +41,13 @@ class Deployment:
 
 
 class _Artifact:
-    """An exported Q-network as a player, with nothing of PyTorch's side but the stack of frames."""
+    """An exported Q-network as a player, which shares only the stacking of frames with PyTorch's side."""
 
     def __init__(self, q_values: Callable[[np.ndarray], np.ndarray], view: Callable[[], View]):
         self._q_values, self._view = q_values, view
 
     def player(self) -> Act:
-        """Plays one vector env."""
+        """Return a function that acts in one vector env."""
         view = self._view()
         return lambda shown: self._q_values(view(shown)).argmax(-1)
 
@@ -64,21 +64,22 @@ def deploy(
     trust_checkpoint: bool = False,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Deployment:
-    """Export a Q-network, check it on the states that it visits, measure what it costs, and let it play.
+    """Export a Q-network, check it on the states that it visits, measure its cost, and play episodes with it.
 
     Args:
         checkpoint: as the student of `compare()`.
-        out: the file to write; None keeps nothing: of a teacher, to compare with.
+        out: the file to write; None: a temporary file, for a teacher to compare with.
         env: as in `compare()`.
         format: "onnx", "safetensors" or "torchscript".
         int8: weights of 8 bits, for "onnx".
-        num_episodes: > 0.
+        num_episodes: episodes of PyTorch, and as many of the artifact, ≥ 1.
         env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
-        advance: is told of the episodes that have ended: `num_episodes` of PyTorch, as many of the artifact.
+        advance: called with the number of episodes that have ended since its last call, of 2 × `num_episodes`.
 
     Raises:
-        ValueError: it cannot be loaded or exported, or differs from PyTorch; the message says by how much.
+        ValueError: the network cannot be loaded or exported, or the artifact differs from PyTorch; the message has the
+            difference.
     """
     seeds = episode_seeds(num_episodes, FRESH_SEED)
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
@@ -105,7 +106,7 @@ def deploy(
 
 
 def deployment_table(deployments: Sequence[Deployment]) -> str:
-    """Where they played, and a table of at most 80 columns, one column an artifact."""
+    """Return the environments, and a table of at most 80 columns with one column for each artifact."""
     table = Table(title=f"{deployments[0].exported.format}{', int8' if deployments[0].exported.int8 else ''}")
     table.add_column("")
     for deployment in deployments:

@@ -1,8 +1,8 @@
-"""A student as a file, once it has proved equal to PyTorch.
+"""Export a student to a file whose outputs equal PyTorch's.
 
-Whatever the format, the artifact is one function: observations `[B, ...]` as the environment shows them, float32, to
-Q-values `[B, A]`. Filters and one-hot encodings are in it; only frames are stacked outside. It is loaded again and
-compared with PyTorch before it takes its place on disk.
+In every format, the artifact is one function from observations `[B, ...]`, float32, as the environment returns them, to
+Q-values `[B, A]`. It contains filters and one-hot encodings; only frames are stacked outside. It is loaded again and
+compared with PyTorch before it is moved to its path.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from rllib_kd.teachers.function import QNetwork
 TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
 
-#: What a file's name ends with, by format.
+#: Endings of file names, by format.
 _ENDINGS = {"onnx": (".onnx",), "safetensors": (".safetensors",), "torchscript": (".pt", ".ts", ".torchscript")}
 
 
-#: Beyond about 64 in a Q-value, rounding alone comes near the tolerance: runtimes add in different orders, as PyTorch
-#: itself does for other batch sizes (3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13, measured).
+#: For Q-values above about 64, rounding alone reaches the tolerance: runtimes add in different orders, as PyTorch does
+#: for other batch sizes (measured: PyTorch 3 to 8 steps between neighbouring 32-bit floats, artifacts 4 to 13).
 _ROUNDING_STEPS = 16
 
 
@@ -50,7 +50,7 @@ _CHUNK = 256  # observations at once, in the parity check
 
 @dataclass(frozen=True)
 class Exported:
-    """An artifact, and how near it is to PyTorch on the observations of the parity check."""
+    """An artifact, and its difference from PyTorch on the observations of the parity check."""
 
     path: str
     format: str
@@ -61,7 +61,7 @@ class Exported:
     agreement: float  # share of observations in which both choose one action, in [0, 1]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return all fields, for JSON."""
         return asdict(self)
 
 
@@ -74,22 +74,23 @@ def export(
     int8: bool = False,
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Write the student to a file, once the file has proved equal to PyTorch.
+    """Write the student to a file, if the file's outputs equal PyTorch's.
 
     Args:
         student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.
-        out: path of the file; folders on the way are made, and an older file is replaced.
+        out: path of the file; missing folders are created, and an older file is replaced.
         format: one of `FORMATS`.
-        obs: real observations `[N, ...]`, N >= 1, for the parity check, as `artifact_view(student)` sees them.
-        int8: weights of 8 bits, activations quantised as they come; ONNX only. It is not checked against `tolerance`:
-            judge it by `agreement`, and by the return that it plays.
-        tolerance: largest difference to PyTorch in any Q-value, return units. Where Q-values are so large that 32 bits
-            cannot keep it (from 64 on, for the default), 16 steps between 32-bit floats of that size are allowed.
+        obs: real observations `[N, ...]`, N ≥ 1, for the parity check, as `artifact_view(student)` returns them.
+        int8: weights of 8 bits, activations quantised at run time; ONNX only. The difference is not checked against
+            `tolerance`: judge it by `agreement`, and by the return of the artifact.
+        tolerance: largest allowed difference from PyTorch in any Q-value, ≥ 0, return units. If Q-values are so large
+            that 32 bits cannot resolve it (from 64 on, for the default), 16 steps between neighbouring 32-bit floats
+            of that size are allowed.
 
     Raises:
-        ValueError: the format is unknown; `int8` of another format than ONNX; the packages for ONNX are missing; `obs`
-            has another shape than the observations of the student; the student is recurrent, or has connectors that no
-            artifact can hold; it has layers that safetensors has no description for; or the artifact differs from
+        ValueError: the format is unknown; `int8` with another format than ONNX; the packages for ONNX are missing;
+            `obs` has another shape than the student's observations; the student is recurrent, or has connectors that
+            an artifact cannot contain; it has layers that safetensors cannot describe; or the artifact differs from
             PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8)
@@ -98,16 +99,11 @@ def export(
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
         raise ValueError(
             f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
-            "observations that the environment shows."
+            "observations that the environment returns."
         )
-    out = Path(out)
-    if out.is_dir():
-        raise ValueError(f"'{out}' is a folder. Expected the path of the file to write.")
-    if out.exists() and not out.is_file():
-        raise ValueError(f"'{out}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
-
+    out = _checked_path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, so that the last step is a rename: nobody finds half a file, or one that failed the check.
+    # Written beside its path and renamed at the end: no reader finds half a file, or one that failed the check.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
         if format == "onnx":
@@ -120,7 +116,7 @@ def export(
         allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
         if not int8 and not max_difference <= allowed:  # NaN too
             raise ValueError(
-                f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, over {len(obs)} "
+                f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, on {len(obs)} "
                 f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
                 "Nothing was written."
             )
@@ -128,8 +124,18 @@ def export(
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
 
 
+def _checked_path(out: str | os.PathLike[str]) -> Path:
+    """Return the path of a file that does not exist, or can be replaced."""
+    path = Path(out)
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder. Expected the path of the file to write.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"'{path}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
+    return path
+
+
 def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> None:
-    """Whether a file can hold the student, before it plays for one.
+    """Check that the student can be exported, before it plays episodes.
 
     Args:
         student: as in `export()`.
@@ -137,7 +143,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> No
         int8: as in `export()`.
 
     Raises:
-        ValueError: it cannot; the message says why.
+        ValueError: the student cannot be exported; the message has the reason.
     """
     if format not in FORMATS:
         raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
@@ -148,32 +154,35 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> No
     exportable_stages(student)
     if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
         raise ValueError(
-            f"'{student.source}' is a function of another library, which cannot be exported. Export the network that "
-            "it was made of, or a student of it."
+            f"'{student.source}' is a function of another library, which cannot be exported. Export the network behind "
+            "it, or a student of it."
         )
     if student.module.is_stateful():
-        raise ValueError("The student is recurrent. An artifact is a function of one observation and keeps no state.")
+        raise ValueError(
+            "The student is recurrent, but an artifact is a function of one observation and keeps no state. Export a "
+            "feed-forward student."
+        )
 
 
 def format_of_ending(path: str | os.PathLike[str]) -> str:
-    """Which of `FORMATS` the name of a file asks for.
+    """Return which of `FORMATS` the ending of a file's name means.
 
     Raises:
-        ValueError: its ending is none of theirs.
+        ValueError: the ending is unknown.
     """
     ending = Path(path).suffix.lower()
     format = next((format for format, endings in _ENDINGS.items() if ending in endings), None)
     if format is None:
         known = "; ".join(f"{' or '.join(endings)} for {format}" for format, endings in _ENDINGS.items())
         raise ValueError(
-            f"The name '{path}' does not end as a format's does: {known}. Rename it, or choose by --format "
+            f"The ending of '{path}' names no format. Known endings: {known}. Rename the file, or set --format "
             f"({', '.join(FORMATS)})."
         )
     return format
 
 
 def artifact_view(student: Teacher) -> Callable[[], View]:
-    """Starts the view of what an artifact takes: observations as they are, or stacked frames."""
+    """Return a function that starts the view of an artifact's inputs: observations as they are, or stacked frames."""
     stages = student.pipeline.stages if student.pipeline is not None else ()
     frames = tuple(stage for stage in stages if isinstance(stage, StackFrames))
     return ObservationPipeline(student.observation_space, frames).start
@@ -182,7 +191,10 @@ def artifact_view(student: Teacher) -> Callable[[], View]:
 def _parity(
     student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray
 ) -> tuple[float, float, float]:
-    """Largest difference of a Q-value, share of equal greedy actions, and PyTorch's largest |Q| (return units)."""
+    """Return the largest difference of a Q-value, the share of equal greedy actions, and PyTorch's largest |Q|.
+
+    The first and last are in return units, the share is in [0, 1].
+    """
     device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
     stages = tuple(stage for stage in exportable_stages(student) if not isinstance(stage, StackFrames))
     space = artifact_space(student)

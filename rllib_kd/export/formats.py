@@ -1,4 +1,4 @@
-"""ONNX, TorchScript and safetensors: how each is written."""
+"""Write ONNX, TorchScript and safetensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize,
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
-#: Observations that are one array of numbers.
+#: Spaces of observations that are one array of numbers.
 _ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 
 
@@ -36,7 +36,7 @@ _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run
 
 
 class _QNetwork(nn.Module):
-    """Observations `[B, ...]` to Q-values `[B, A]`, with nothing beside it."""
+    """A module from observations `[B, ...]` to Q-values `[B, A]`, without other outputs."""
 
     def __init__(self, module: Any, preprocessing: nn.Module):
         super().__init__()
@@ -55,38 +55,38 @@ class _QNetwork(nn.Module):
 
 
 def exportable_network(student: Teacher) -> _QNetwork:
-    """Return a copy of the student that maps what an artifact takes to Q-values."""
+    """Return a copy of the student that maps an artifact's inputs to Q-values."""
     return _QNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
 
 
 def exportable_stages(student: Teacher) -> tuple[Stage, ...]:
-    """The stages of its pipeline.
+    """Return the stages of the student's pipeline.
 
     Raises:
-        ValueError: they cannot be in an artifact.
+        ValueError: an artifact cannot contain them.
     """
     stages = student.pipeline.stages if student.pipeline is not None else ()
     space = student.observation_space
     if any(isinstance(stage, RLlibConnectors | Function) for stage in stages):
         raise ValueError(
-            "The student has connectors of its own, or functions, which no artifact can hold. Wrap the environment."
+            "The student has custom connectors or functions, which an artifact cannot contain. Wrap the environment."
         )
     if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
         raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")
     if not isinstance(space, _ARRAYS):
-        raise ValueError(f"An artifact takes one array, but the environment shows {space}. Wrap the environment.")
+        raise ValueError(f"An artifact takes one array, but observations are {space}. Wrap the environment.")
     if np.any(getattr(space, "start", 0)):
-        raise ValueError(f"One-hot encodings count from 0, but the environment shows {space}. Wrap the environment.")
+        raise ValueError(f"One-hot encodings count from 0, but observations are {space}. Wrap the environment.")
     return stages
 
 
 def input_shape(student: Teacher) -> tuple[int, ...]:
-    """Shape of one observation, as the artifact takes it."""
+    """Return the shape of one observation, as the artifact takes it."""
     return tuple(artifact_space(student).shape or ())
 
 
 def artifact_space(student: Teacher) -> gym.Space:
-    """What the artifact takes: what the environment shows, or stacks of it."""
+    """Return the space of the artifact's inputs: the environment's observations, or stacks of them."""
     has_frames = any(isinstance(stage, StackFrames) for stage in exportable_stages(student))
     return student.input_space if has_frames else student.observation_space
 
@@ -141,8 +141,8 @@ def write_onnx(network: _QNetwork, shape: tuple[int, ...], file: Path, *, int8: 
         if int8:
             from onnxruntime.quantization import QuantType, quantize_dynamic
 
-            # One scale an output: 93 % agreement with the packaged CartPole teacher, instead of 89 % with one a
-            # layer. Signed weights gave 94 % and 83 %.
+            # One scale for each output: 93 % agreement with the packaged CartPole teacher; one for each layer: 89 %.
+            # Signed weights gave 94 % and 83 %.
             quantize_dynamic(model, file, per_channel=True, weight_type=QuantType.QUInt8)
             model = onnx.load(file)
     _forget_origin(model)
@@ -150,7 +150,7 @@ def write_onnx(network: _QNetwork, shape: tuple[int, ...], file: Path, *, int8: 
 
 
 def _forget_origin(model: Any) -> None:
-    """Remove what the exporter notes about the machine: stack traces with paths, twice the size of a small student."""
+    """Remove the exporter's notes on this machine: stack traces with paths, twice the size of a small student."""
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         for name in ("doc_string", "metadata_props"):
             if name in part.DESCRIPTOR.fields_by_name:
@@ -166,7 +166,7 @@ def write_torchscript(network: _QNetwork, shape: tuple[int, ...], file: Path) ->
         script = torch.jit.freeze(torch.jit.trace(network, torch.zeros(2, *shape)))
         traced = file.with_name(f"{file.name}.traced")
         torch.jit.save(script, traced, _extra_files={SHAPE_FILE: json.dumps(shape)})
-    # Again without the source lines that it notes, with their paths on this machine.
+    # Saved again without its source lines, which contain paths of this machine.
     with zipfile.ZipFile(traced) as source, zipfile.ZipFile(file, "w") as target:
         for name in source.namelist():
             if not name.endswith(".debug_pkl"):
@@ -185,13 +185,13 @@ def write_safetensors(student: Teacher, file: Path) -> None:
 
 
 def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The layers of a student in the order in which they run, and their weights by name.
+    """Return the layers of a student in the order in which they run, and their weights by name.
 
     Each layer is `{"op": ..., ...}`; `docs/numpy_runner.md` lists them. Images are `[B, H, W, C]` throughout, weights
     have PyTorch's shapes.
 
     Raises:
-        ValueError: it is not RLlib's own DQN module, or has a layer that is not in that list.
+        ValueError: the student is not RLlib's own DQN module, or has a layer that is not in that list.
     """
     module = student.module
     encoder = getattr(module, "encoder", None)
@@ -199,7 +199,7 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
         encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder
     ):
         raise ValueError(
-            f"safetensors describes students of RLlib's DQN module with an MLP or a CNN, not a "
+            f"safetensors can describe students of RLlib's DQN module with an MLP or a CNN, got a "
             f"{type(module).__name__} with a {type(encoder).__name__}. Use format='onnx' or 'torchscript'."
         )
     tensors: dict[str, Tensor] = {}
@@ -216,7 +216,7 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     elif len(module.observation_space.shape) > 1:
         layers.append({"op": "flatten"})
     if module.num_atoms > 1:
-        # A value that is added to all atoms of an action changes no probability: a dueling C51's does nothing.
+        # A value added to all atoms of an action changes no probability: the value stream of a dueling C51 is no-op.
         expectation = {"v_min": module.v_min, "v_max": module.v_max, "num_atoms": module.num_atoms}
         layers += [*described("af"), {"op": "expectation", **expectation}]
     elif module.uses_dueling:
@@ -228,7 +228,7 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters say about themselves: deprecations, other packages, advice for larger models."""
+    """Silence the exporters' messages: deprecations, other packages, advice for larger models."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

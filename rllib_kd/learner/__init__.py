@@ -1,1 +1,1 @@
-"""The Learner: labelled replay, losses, and many minibatch steps a call."""
+"""The Learner: labelled replay, losses, and many minibatch steps in each call."""

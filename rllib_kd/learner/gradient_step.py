@@ -1,4 +1,4 @@
-"""One gradient step: backward pass, all-reduce over Learners, clipping, optimizer; and which steps move the targets."""
+"""One gradient step: backward pass, all-reduce over Learners, clipping, optimizer; and when target networks update."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def take_step(
 
     Args:
         loss: a scalar.
-        params: all that the optimizer steps.
-        optimizer: of `params`.
-        config: with `grad_clip` and `grad_clip_by`.
-        num_learners: > 0. With more than one, all must call this, and step along the mean of their gradients.
+        params: all parameters of the optimizer.
+        optimizer: optimizer of `params`.
+        config: config with `grad_clip` and `grad_clip_by`.
+        num_learners: ≥ 1. If there are several, all must call this, and step along the mean of their gradients.
     """
     for param in params:
         param.grad = None  # as optimizer.zero_grad(), at a tenth of its cost
@@ -57,7 +57,7 @@ def clip_gradients(params: Sequence[Tensor], config: Any) -> None:
 def target_updates(num_steps: int, *, freq: int, last: int, env_steps: int) -> tuple[list[bool], int]:
     """Spread the target updates that are due evenly over the gradient steps of one call.
 
-    RLlib makes one gradient step a call, and checks `target_network_update_freq` after each.
+    RLlib makes one gradient step in each call, and checks `target_network_update_freq` after each.
 
     Args:
         num_steps: gradient steps of this call.
@@ -66,7 +66,7 @@ def target_updates(num_steps: int, *, freq: int, last: int, env_steps: int) -> t
         env_steps: sampled so far.
 
     Returns:
-        Whether the targets move after each of the steps, and the env steps at which the last update was due.
+        Whether the targets are updated after each of the steps, and the env steps at which the last update was due.
     """
     since = env_steps - last
     due = min(num_steps, since // freq) if freq else num_steps

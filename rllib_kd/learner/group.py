@@ -1,4 +1,4 @@
-"""The students of one teacher, and the states that they learn from."""
+"""The students of one teacher, and the states from which they learn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rllib_kd.observations.images import as_input
 from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_Q
 
-#: Columns that distillation alone needs (by most losses), and what TD needs beside them.
+#: Columns that distillation needs (with most losses), and those that TD needs in addition.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 
 
@@ -36,14 +36,14 @@ _COLUMNS = "columns/"  # before the names of a replay's columns, among other arr
 
 
 class StudentGroup:
-    """The students of one teacher, and what they learn from: one stream of labelled states.
+    """The students of one teacher, and the stream of labelled states from which they learn.
 
     Args:
-        learners: who makes gradient steps, on every batch.
-        config: of their module.
-        num_actions: A.
-        device: where the replay lives.
-        seed: of the order in which it is drawn; None draws one.
+        learners: students, or stacks of them, each of which makes a gradient step on every batch.
+        config: config of their module.
+        num_actions: number of actions, A.
+        device: device of the replay.
+        seed: seed of the order in which rows are drawn; None: a random one.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class StudentGroup:
 
     @torch.no_grad()
     def agreement(self, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
-        """Measure how well the students, as they act, know states that they have not been trained on yet.
+        """Compare the acting students with the teacher on states on which they have not been trained yet.
 
         Args:
             states: as `take_in()` returns them.
 
         Returns:
-            Of each student the means over the states of `teacher_agreement` (share of equal greedy actions),
-            `q_regret` (return units) and `kl_to_teacher` (nats). Empty if there are no states.
+            For each student the means over the states of `teacher_agreement` (share of equal greedy actions, in
+            [0, 1]), `q_regret` (return units) and `kl_to_teacher` (nats). Empty if there are no states.
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
@@ -146,7 +146,7 @@ class StudentGroup:
         return dict(zip(self.students, _regret(teacher_q, chosen).mean(-1).tolist(), strict=True))
 
     def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Q-values of students as they act, and of the teacher (`[N, M, A]`), and the students' choices `[N, M, 1]`."""
+        """Return Q-values of acting students and of the teacher (`[N, M, A]`), and students' actions `[N, M, 1]`."""
         obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
         outputs = [self.students[name].module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for name in names]
         student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)
@@ -172,12 +172,12 @@ class StudentGroup:
             yield rows, batch
 
     def after_step(self, rows: Tensor, errors: Sequence[Tensor], *, moves_targets: bool) -> None:
-        """Do what follows when all have made a gradient step on a minibatch.
+        """Update priorities and target networks after all students have made a gradient step on a minibatch.
 
         Args:
-            rows: of the minibatch, `[B]`.
-            errors: of each of `learners`, `[B]` or `[N, B]`; their mean sets the priorities of the rows.
-            moves_targets: whether the target networks follow.
+            rows: rows of the minibatch, `[B]`.
+            errors: errors of each of `learners`, `[B]` or `[N, B]`; their mean sets the priorities of the rows.
+            moves_targets: whether the target networks are updated.
         """
         self.num_steps += 1
         share = 1.0 / (1.0 + self.config.weight_averaging * (self.num_steps - 1))
@@ -191,7 +191,7 @@ class StudentGroup:
             self.replay.update_priorities(rows, torch.stack(each).mean(0))
 
     def gather(self, rows: Tensor, *, uses_td: bool) -> dict[str, Tensor]:
-        """The batch at `rows` (`[B]`) of the replay."""
+        """Return the batch at `rows` (`[B]`) of the replay."""
         batch = self.replay.gather(rows, (Columns.OBS, *self.config.label_columns))
         if uses_td:
             batch |= self.replay.gather(rows, (Columns.ACTIONS,))
@@ -201,7 +201,7 @@ class StudentGroup:
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Everything but the modules, the optimizers and the replay."""
+        """Return the state without the modules, the optimizers and the replay."""
         return {
             "q_statistics": self.statistics.get_state(),
             "obs_statistics": self.obs_statistics.get_state(),
@@ -210,7 +210,7 @@ class StudentGroup:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self.statistics.set_state(state["q_statistics"])
         if "obs_statistics" in state:  # not of a version without
             self.obs_statistics.set_state(state["obs_statistics"])
@@ -220,27 +220,27 @@ class StudentGroup:
                 self.students[name].set_state(student_state)
 
     def exchange(self, one: str, other: str) -> None:
-        """Let two students of one shape change places, outside of an update."""
+        """Swap two students of the same shape, outside of an update."""
         for learner in self.learners:
             if isinstance(learner, StackedStudents):
                 learner.exchange(one, other)
         self.students[one].exchange(self.students[other])
 
     def replay_arrays(self) -> dict[str, np.ndarray]:
-        """The replay, as arrays alone: columns by `columns/<name>`, and the rest by its name."""
+        """Return the replay as arrays: columns as `columns/<name>`, and the rest by its name."""
         state = self.replay.get_state()
         columns = {f"{_COLUMNS}{name}": column for name, column in state.pop("columns").items()}
         return columns | {name: np.asarray(value) for name, value in state.items()}
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
-        """Fill the replay with those of `replay_arrays()`, if they have the columns that are learned from.
+        """Fill the replay from results of `replay_arrays()`, if they have the columns that are needed now.
 
         Args:
-            shards: of one or more Learners.
-            is_own: whether this Learner has written the only one, and draws on in that order.
+            shards: results of one or more Learners.
+            is_own: whether there is one shard, of this Learner, which then continues its order of drawing.
 
         Returns:
-            Whether they had.
+            Whether they have the columns. If not, nothing changes.
         """
         needed = {Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())}
         states: list[dict[str, Any]] = []
@@ -262,5 +262,5 @@ class StudentGroup:
 
 
 def _regret(teacher_q: Tensor, chosen: Tensor) -> Tensor:
-    """Q-regret `[N, M]` of choices `[N, M, 1]`, return units."""
+    """Return the Q-regret `[N, M]` of actions `[N, M, 1]`, return units."""
     return teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Running statistics of the labels: they set the temperature, and the scale on which values are learned."""
+"""Running statistics of the labels, which set the temperature and the scale of value losses."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SMALLEST_SCALE = 1e-6  # return units; a teacher whose values do not vary at al
 
 @dataclass(frozen=True)
 class QScale:
-    """The map between Q-values and the normalised coordinates in which a value loss is learned.
+    """The map between Q-values and the normalised coordinates of a value loss.
 
-    Q = mean_a(Q) + deviation, two orthogonal parts. Each has a mean and a scale of its own, since in a good teacher the
-    first is large and says little about the action to take, while the second is small and says everything.
+    Q = mean_a(Q) + deviation, two orthogonal parts. Each has its own mean and scale: in a good teacher the first is
+    large but hardly affects the choice of action, while the second is small and determines it.
     """
 
     value_mean: float  # of mean_a(Q), return units
@@ -33,7 +33,7 @@ class QScale:
     deviation_scale: float  # root mean square of the centred deviations, return units
 
     def denormalize(self, normalized: Tensor) -> Tensor:
-        """Q-values `[..., A]` of normalised ones."""
+        """Return the Q-values `[..., A]` of normalised ones."""
         value = normalized.mean(-1, keepdim=True)
         offset = torch.as_tensor(
             self.value_mean + self.deviation_mean, dtype=normalized.dtype, device=normalized.device
@@ -41,7 +41,7 @@ class QScale:
         return offset + self.value_scale * value + self.deviation_scale * (normalized - value)
 
     def normalize(self, q: Tensor) -> Tensor:
-        """The inverse of `denormalize`. Illegal actions (−inf) stay −inf and count as average ones."""
+        """Invert `denormalize`. Illegal actions (−inf) stay −inf, and count as average ones in the mean."""
         offset = torch.as_tensor(self.value_mean + self.deviation_mean, dtype=q.dtype, device=q.device)
         legal = torch.isfinite(q)
         centred = torch.where(legal, q - offset, 0.0)
@@ -65,11 +65,11 @@ class QStatistics:
 
     @property
     def count(self) -> int:
-        """States seen."""
+        """Return the number of states so far."""
         return int(self._sums[0])
 
     def update(self, teacher_q: Tensor, *, reduce: Callable[[Tensor], Any] | None = None) -> None:
-        """Take in the labels of new states.
+        """Add the labels of new states.
 
         Args:
             teacher_q: `[N, A]`, return units; N may be 0.
@@ -98,7 +98,7 @@ class QStatistics:
         self._sums += new
 
     def gap_quantile(self, quantile: float) -> float:
-        """Quantile of the action gap max_a Q − second-best Q over states, return units, to about 20 %."""
+        """Return a quantile over states of the action gap, max_a Q − second-best Q, return units, to about 20 %."""
         histogram = self._sums[-_GAP_BINS:].cpu().numpy()
         if histogram.sum() == 0:
             return 1.0
@@ -108,7 +108,7 @@ class QStatistics:
         return float(2.0 ** (low + (bin_index + 0.5) * (high - low) / _GAP_BINS))
 
     def scale(self) -> QScale:
-        """Means and scales of the two parts of the Q-values."""
+        """Return means and scales of the two parts of the Q-values."""
         sums, actions = self._sums.cpu().numpy(), self._num_actions
         count = max(sums[0], 1.0)
         value_mean = sums[1] / count
@@ -123,9 +123,9 @@ class QStatistics:
         )
 
     def get_state(self) -> dict[str, Any]:
-        """The sums, as a numpy array."""
+        """Return the sums, as a numpy array."""
         return {"sums": self._sums.cpu().numpy().copy()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from `get_state()`."""
+        """Restore the state of `get_state()`."""
         self._sums = torch.as_tensor(np.asarray(state["sums"])).to(self._sums)

@@ -1,4 +1,4 @@
-"""The Learner: takes labelled columns into its replay shard, and makes many minibatch steps a call."""
+"""The Learner: adds labelled columns to its replay shard, and makes many minibatch steps in each call."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ _TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of eac
 class DistillDQNTorchLearner(DQNTorchLearner):
     """RLlib's DQN Learner with a distillation loss, a replay shard of its own and a tight update loop.
 
-    A call of `update()` takes in the columns that it is given (by reference from other processes), and makes
-    `num_gradient_steps` minibatch steps on rows drawn from the shard. Several Learners all-reduce their gradients; they
-    must make equally many steps.
+    `update()` adds columns to the shard (they come as references from other processes), and makes
+    `num_gradient_steps` minibatch steps on rows drawn from it. Several Learners all-reduce their gradients, and must
+    make the same number of steps.
     """
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
@@ -71,7 +71,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     @override(DQNTorchLearner)
     def configure_optimizers(self) -> None:
-        """One optimizer a student, or one for several that are stacked."""
+        """Create one optimizer for each student, or one for each stack of students."""
         for group_id, module_ids in self.config.student_groups(self.module.keys()).items():
             modules = {module_id: self.module[module_id].unwrapped() for module_id in module_ids}
             for module in modules.values():
@@ -97,18 +97,18 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 config,
                 num_actions=int(modules[module_ids[0]].action_space.n),
                 device=self._device,
-                # Each shard is drawn in an order of its own.
+                # Each shard is drawn in a different order.
                 seed=None if seed is None else seed + 1_000 * self._learner_index + len(self.groups),
             )
 
     @override(DQNTorchLearner)
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """As RLlib's, with the fused Adam, and reading `adam_epsilon`."""
+        """Create RLlib's optimizer as a fused Adam, which reads `adam_epsilon`."""
         self._make_optimizer(module_id, DEFAULT_OPTIMIZER, self.get_parameters(self._module[module_id]), config)
 
     @override(DQNTorchLearner)
     def _make_modules_ddp_if_necessary(self) -> None:
-        """No DDP wrapper: equal weights at the start, and one all-reduce of all gradients a step."""
+        """Equalize the first weights instead of wrapping in DDP: each step makes one all-reduce of all gradients."""
         if self.distributed:
             for module in self.module.values():
                 for tensor in module.state_dict().values():
@@ -127,21 +127,24 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return_state: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Take in new columns, and make minibatch steps.
+        """Add new columns to the replay, and make minibatch steps.
 
         Args:
             batch_refs: columns or references to them, as `DistillEnvRunner.sample_columns()` returns them; in
-                multi-agent settings of dicts of columns by module.
-            training_data: the same, as a LearnerGroup passes them.
-            timesteps: with the lifetime env steps, for schedules and target updates.
-            num_gradient_steps: minibatch steps of each student in this call; the same on every Learner.
-            kd_coeff: weight of the distillation loss from here on; None keeps it.
-            td_coeff: weight of the TD loss from here on; None keeps it.
-            return_state: whether to add the students, as they are then, to the results; as in RLlib's IMPALA.
-            kwargs: what LearnerGroup passes to every Learner.
+                multi-agent settings dicts of columns by module.
+            training_data: `batch_refs` as a LearnerGroup passes them.
+            timesteps: dict with the lifetime env steps, for schedules and target updates.
+            num_gradient_steps: minibatch steps of each student in this call, ≥ 0; the same on every Learner.
+            kd_coeff: new weight of the distillation loss, ≥ 0; None keeps the last one.
+            td_coeff: new weight of the TD loss, ≥ 0; None keeps the last one.
+            return_state: whether to add the students' state after the steps to the results; as in RLlib's IMPALA.
+            kwargs: further arguments that a LearnerGroup passes to every Learner.
 
         Returns:
             RLlib's reduced metrics.
+
+        Raises:
+            ValueError: no state so far has finite observations, rewards and labels, or a loss is not finite.
         """
         self._check_is_built()
         timesteps = timesteps or {}
@@ -173,19 +176,19 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
-        """kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
+        """Return kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
 
-        A subclass may return any other scalar, with or without calling this. Then every student learns by itself,
-        without being stacked, and `kd_loss`, `td_loss` and the priorities of a prioritized replay are still those of
-        `objective()`, measured without gradients.
+        A subclass may return any other scalar, with or without calling this. Students are not stacked then, and
+        `kd_loss`, `td_loss` and the priorities of a prioritized replay are still those of `objective()`, computed
+        without gradients.
 
         Args:
-            module_id: the student's.
-            config: the student's.
+            module_id: the student's module ID.
+            config: the student's config.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
                 RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
-            fwd_out: `qf_preds` `[B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; while `td_coeff` is not 0 also what
-                `forward_train()` puts out.
+            fwd_out: `qf_preds` `[B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; while `td_coeff` is not 0 also the
+                outputs of `forward_train()`.
 
         Returns:
             A scalar.
@@ -194,7 +197,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return self._objective(group, config)(group.students[module_id], batch, fwd_out).total
 
     def objective(self, module_id: str) -> Objective:
-        """What a student minimises in this update, unless a subclass overrides `compute_loss_for_module()`."""
+        """Return a student's objective in this update, unless a subclass overrides `compute_loss_for_module()`."""
         group = self._group_of(module_id)
         return self._objective(group, group.config)
 
@@ -231,7 +234,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         self.last_update_ts_by_mid.update(state.get(_TARGET_UPDATES, {}))
 
     def replay_arrays(self) -> dict[str, np.ndarray]:
-        """The replay of this Learner, which is in no state: each Learner has another one."""
+        """Return this Learner's replay, which `get_state()` does not contain: each Learner has a different one."""
         return {
             f"{group_id}/{name}": array
             for group_id, group in self.groups.items()
@@ -239,10 +242,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         }
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]]) -> bool:
-        """Fill the replay from `replay_arrays()` of all Learners, of whom there may have been more or fewer.
+        """Fill the replay from `replay_arrays()` of all Learners, of which there may have been more or fewer.
 
         Returns:
-            Whether they had the columns that are learned from now; otherwise nothing has changed.
+            Whether they have the columns that are needed now; if not, nothing changes.
         """
         count = max(1, self.config.num_learners)
         is_own = len(shards) == count
@@ -272,10 +275,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         return {name: regret for group in self.groups.values() for name, regret in group.q_regret().items()}
 
     def exchange(self, pairs: Mapping[str, str]) -> None:
-        """Let modules that are copies of each other change places, with all that they have learned.
+        """Swap modules that are copies of each other, with optimizer state and statistics.
 
         Args:
-            pairs: of module IDs.
+            pairs: module ID → module ID.
         """
         for one, other in pairs.items():
             self._group_of(one).exchange(one, other)
@@ -288,12 +291,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def _warn_of_cost(self, learners: Sequence[Student | StackedStudents]) -> None:
         if (restarts := self.config.restarts) > 1 and any(isinstance(learner, Student) for learner in learners):
             logger.warning(
-                "restarts=%d: these students cannot be stacked, so that each copy costs as much as one student. Plain "
-                "MLPs can, without TD, features, gradient clipping and a loss of one's own.",
+                "restarts=%d: these students cannot be stacked, so each copy costs as much as one student. Plain MLPs "
+                "can be stacked, without TD, features, gradient clipping and a custom loss.",
                 restarts,
             )
 
-    # --- Who learns ---------------------------------------------------------------------------------------------------
+    # --- Students and their objectives --------------------------------------------------------------------------------
 
     @property
     def _overrides_loss(self) -> bool:
@@ -316,7 +319,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     # --- One update ---------------------------------------------------------------------------------------------------
 
     def _steps_to_make(self, group: StudentGroup, num_gradient_steps: int) -> int:
-        """0 while no loss has a weight, or while a Learner has nothing to draw: all must make equally many."""
+        """Return 0 while no loss has a weight, or a Learner's replay is empty: all must make equally many steps."""
         if not num_gradient_steps or not (self.kd_coeff or self.td_coeff):
             return 0
         drawable = torch.tensor(len(group.replay), device=self._device)
@@ -325,7 +328,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         if not drawable and self.config.label_columns and group.statistics.count == 0:
             raise ValueError(
                 "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
-                "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime show which are missing."
+                "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime count the causes."
             )
         return num_gradient_steps if drawable else 0
 
@@ -374,7 +377,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         take_step(loss, learner.params, learner.optimizer, config=config, num_learners=max(1, self.config.num_learners))
 
     def _target_updates(self, group: StudentGroup, num_steps: int, env_steps: int) -> list[bool]:
-        """After which of these gradient steps the target networks move."""
+        """Return after which of these gradient steps the target networks are updated."""
         moves, last = target_updates(
             num_steps,
             freq=group.config.target_network_update_freq,
@@ -390,7 +393,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     @override(DQNTorchLearner)
     def after_gradient_based_update(self, *, timesteps: dict[str, Any]) -> None:
-        """With TD without RLlib's update of the target networks: theirs come between the gradient steps."""
+        """Skip RLlib's update of the target networks with TD: they are updated between the gradient steps."""
         if self.config.uses_td:
             super(DQNLearner, self).after_gradient_based_update(timesteps=timesteps)
         else:
@@ -415,7 +418,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             if not all(map(math.isfinite, own.values())):
                 raise FloatingPointError(
                     f"The loss of '{student.name}' is not finite: {own}. Usual causes are a learning rate that is too "
-                    "high, or Q-values that are not finite."
+                    "high (lower lr), or Q-values that are not finite."
                 )
             if not is_named(student.name):
                 continue
@@ -429,17 +432,17 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 def _check_has_q_values(module: Any) -> None:
     if not isinstance(module, QNetAPI):
         raise ValueError(
-            f"The student must have Q-values, but {type(module).__name__} does not implement compute_q_values(). "
+            f"The student must have Q-values, but {type(module).__name__} has no compute_q_values(). "
             "Use RLlib's DQN module, or one that implements QNetAPI."
         )
 
 
 def _resolve(batch_refs: Sequence[Any] | None) -> list[Mapping[str, Any]]:
-    """The fragments, behind references one by one: those of an EnvRunner that has died since are lost alone."""
+    """Return the fragments. References are resolved one by one: only those of an EnvRunner that has died are lost."""
     fragments = []
     for ref in batch_refs or ():
         try:
             fragments.append(receive(ref))
         except ray.exceptions.ObjectLostError as error:
-            logger.warning("A fragment is lost with the EnvRunner that sampled it: %s", error)
+            logger.warning("A fragment was lost with the EnvRunner that sampled it: %s", error)
     return fragments

@@ -2,10 +2,10 @@
 
 The Learner weights, averages and adds them up. Every function treats `teacher_q` (and TD targets) as constants, and
 leaves its arguments unchanged. An action with a teacher's Q-value of -inf is illegal in that state (an action mask):
-it takes no part in the loss, whatever the student predicts for it.
+it is excluded from the loss, whatever the student predicts for it.
 
-Where Q-values of a student are `[B, A]`, those of several students of one teacher may stand, `[students, B, A]`: then
-the loss is `[students, B]`, and what depends on the teacher alone is computed once.
+Instead of one student's Q-values `[B, A]`, functions also take those of several students of one teacher,
+`[students, B, A]`. The loss is then `[students, B]`, and terms of the teacher alone are computed once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DISTRIBUTION_LOSSES: Final = ("categorical",)
 LOSSES: Final = (*VALUE_LOSSES, *POLICY_LOSSES, *DISTRIBUTION_LOSSES)
 
 
-#: Times a probability of 0 it is 0, which infinity is not.
+#: Replaces infinity, which times a probability of 0 is not 0.
 _HUGE: Final = 1e30
 
 
@@ -101,9 +101,9 @@ def policy_kl_and_regret(
 ) -> Tensor:
     """Forward KL as in `policy_kl`, plus the student's expected Q-regret: KL + c · E_{a ~ p_S}[max_b q_T(b) − q_T(a)].
 
-    The KL says what the teacher would do, whatever a mistake costs. A student too small to do all of it must choose its
-    mistakes, and the second term says which are cheap. Cost-sensitive as in Bastani et al. 2018 (VIPER), arXiv
-    1805.08328, but by what the student itself would do.
+    The KL ignores the cost of a mistake. A student too small to imitate its teacher everywhere must choose its
+    mistakes, and the second term is low for cheap ones. It is cost-sensitive as Bastani et al. 2018 (VIPER), arXiv
+    1805.08328, but weights costs by the student's own policy.
 
     Args:
         student_q: `[B, A]`, logits.
@@ -122,7 +122,7 @@ def policy_kl_and_regret(
     legal = _legal(teacher_q)
     log_teacher = F.log_softmax(teacher_q.detach() / temperature, dim=-1)
     regret = (teacher_q.max(-1, keepdim=True).values - teacher_q).detach()
-    # Illegal actions get numbers that are 0 times a probability of 0, which those of −inf are not.
+    # Illegal actions get finite numbers, which times a probability of 0 are 0; −inf would give NaN.
     logits = student_q.masked_fill(~legal, -_HUGE) / student_temperature
     log_teacher, regret = log_teacher.masked_fill(~legal, -_HUGE), regret.masked_fill(~legal, 0.0)
     return _KLAndRegret.apply(logits, log_teacher, regret_coeff * regret)
@@ -148,14 +148,14 @@ class _KLAndRegret(torch.autograd.Function):
 
 
 def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:
-    """Reverse KL(p_S ‖ p_T): the student may leave out what the teacher does, but pays for what it never does.
+    """Reverse KL(p_S ‖ p_T): the student may omit actions of the teacher, but pays for actions the teacher never takes.
 
     Agarwal et al. 2023 (GKD), arXiv 2306.13649.
 
     Args:
         student_q: `[B, A]`, logits, or Q-values where `student_temperature` equals `temperature`.
         teacher_q: `[B, A]`, return units.
-        temperature: > 0, return units. Low: almost any action but the teacher's is dear (in gaps / temperature); high:
+        temperature: > 0, return units. Low: any action but the teacher's is expensive (in gaps / temperature); high:
             a uniform policy.
         student_temperature: > 0, as in `policy_kl`.
 
@@ -175,17 +175,17 @@ def jsd(
     """Generalised Jensen-Shannon divergence β KL(p_T ‖ m) + (1 − β) KL(p_S ‖ m), with m = β p_T + (1 − β) p_S.
 
     Agarwal et al. 2023 (GKD), arXiv 2306.13649, eq. 1. It vanishes as β (1 − β) towards both ends; divided by β it
-    becomes the forward KL there, divided by 1 − β the reverse one, and these are what β = 0 and β = 1 stand for.
+    becomes the forward KL there, divided by 1 − β the reverse one; β = 0 and β = 1 are defined as these limits.
 
     Args:
         student_q: `[B, A]`, logits, or Q-values where `student_temperature` equals `temperature`.
         teacher_q: `[B, A]`, return units.
-        beta: in [0, 1]. Low: towards forward KL, which covers all that the teacher does; high: towards reverse KL.
+        beta: in [0, 1]. Low: towards forward KL, which covers all actions of the teacher; high: towards reverse KL.
         temperature: > 0, return units, as in `policy_kl`.
         student_temperature: > 0, as in `policy_kl`.
 
     Returns:
-        `[B]`, nats, ≥ 0; at most log 2 where β is inside (0, 1).
+        `[B]`, nats, ≥ 0; at most log 2 for β inside (0, 1).
 
     Raises:
         ValueError: the shapes differ.
@@ -195,7 +195,7 @@ def jsd(
         return _kl(log_teacher, log_student, legal)
     if beta == 1.0:
         return _kl(log_student, log_teacher, legal)
-    # Of two −inf the gradient is NaN: illegal actions get any finite value, and weigh nothing in _kl().
+    # The gradient at two −inf is NaN: illegal actions get any finite value, and _kl() excludes them.
     log_mixture = torch.logaddexp(
         log_teacher.masked_fill(~legal, 0.0) + math.log(beta), log_student.masked_fill(~legal, 0.0) + math.log1p(-beta)
     )
@@ -230,10 +230,10 @@ def margin(student_q: Tensor, teacher_q: Tensor, *, margin: float) -> Tensor:
         student_q: `[B, A]`.
         teacher_q: `[B, A]`, return units.
         margin: m > 0, in units of the student's outputs. Low: it suffices to rank a_T first; high: other actions are
-            pushed further down, whatever they are worth.
+            pushed further down, whatever their values.
 
     Returns:
-        `[B]`, in units of the student's outputs, ≥ 0; 0 where a_T wins by m.
+        `[B]`, in units of the student's outputs, ≥ 0; 0 if a_T wins by m.
 
     Raises:
         ValueError: the shapes differ.
@@ -248,7 +248,7 @@ def margin(student_q: Tensor, teacher_q: Tensor, *, margin: float) -> Tensor:
 def categorical(student_logits: Tensor, teacher_probs: Tensor) -> Tensor:
     """Cross-entropy −Σ_z p_T(z | a) log p_S(z | a) of the return distributions, averaged over the legal actions.
 
-    Of C51 networks (Bellemare et al. 2017, arXiv 1707.06887) that share the support z. Its minimum is the entropy of
+    For C51 networks (Bellemare et al. 2017, arXiv 1707.06887) with the same support z. Its minimum is the entropy of
     the teacher's distributions.
 
     Args:
@@ -274,8 +274,8 @@ def feature_matching(student_features: Tensor, teacher_features: Tensor) -> Tens
     Parisotto et al. 2015 (Actor-Mimic), arXiv 1511.06342.
 
     Args:
-        student_features: `[B, H]`, of the student's hidden layer, after a linear map f to the teacher's width.
-        teacher_features: `[B, H]`, of the teacher's hidden layer.
+        student_features: `[B, H]`, outputs of the student's hidden layer, after a linear map f to the teacher's width.
+        teacher_features: `[B, H]`, outputs of the teacher's hidden layer.
 
     Returns:
         `[B]`, in units of the features squared.
@@ -288,7 +288,7 @@ def feature_matching(student_features: Tensor, teacher_features: Tensor) -> Tens
 
 
 def gap_weights(teacher_q: Tensor) -> Tensor:
-    """How much the choice of action matters, max_a q_T − min_a q_T over the legal actions, with a mean of 1.
+    """Weights by how much the choice of action matters: max_a q_T − min_a q_T over legal actions, with a mean of 1.
 
     Bastani et al. 2018 (VIPER), arXiv 1805.08328, eq. 1.
 
@@ -296,7 +296,7 @@ def gap_weights(teacher_q: Tensor) -> Tensor:
         teacher_q: `[B, A]`, return units.
 
     Returns:
-        `[B]`, without unit; 1 everywhere where no choice matters in the whole batch.
+        `[B]`, without unit; 1 everywhere if no choice matters in the whole batch.
     """
     teacher_q = teacher_q.detach()
     worst = teacher_q.masked_fill(~_legal(teacher_q), torch.inf).min(-1).values
@@ -305,7 +305,7 @@ def gap_weights(teacher_q: Tensor) -> Tensor:
 
 
 def value_gate(student_q: Tensor, teacher_q: Tensor) -> Tensor:
-    """1 where the teacher expects more than the student, max_a q_T > max_a q_S over the legal actions, otherwise 0.
+    """1 if the teacher expects a higher return, max_a q_T > max_a q_S over the legal actions, otherwise 0.
 
     Czarnecki et al. 2019, arXiv 1902.02186.
 
@@ -339,10 +339,10 @@ def td_error(
     Args:
         batch: `actions` `[B]`, `rewards` `[B]` (already summed and discounted over the n steps), `terminateds` `[B]`
             and `n_step` `[B]` (steps between the state and the bootstrap state).
-        q: `[B, A]`, the student at the states.
-        next_q_target: `[B, A]`, the target network at the bootstrap states.
-        next_q: `[B, A]`, the student at the bootstrap states, which then chooses the action there (double
-            Q-learning); None: the target network chooses itself.
+        q: `[B, A]`, the student's Q-values at the states, return units.
+        next_q_target: `[B, A]`, the target network's at the bootstrap states, return units.
+        next_q: `[B, A]`, the student's at the bootstrap states, by which the action there is chosen (double
+            Q-learning); None: it is chosen by the target network's.
         gamma: discount, in [0, 1].
 
     Returns:
@@ -363,11 +363,11 @@ def td(error: Tensor, *, loss_fn: str = "huber") -> Tensor:
     """TD loss of RLlib's DQN.
 
     Args:
-        error: `[B]`, of `td_error()`.
+        error: `[B]`, result of `td_error()`, return units.
         loss_fn: "huber" (δ = 1) or "mse", as `DQNConfig.td_error_loss_fn`.
 
     Returns:
-        `[B]`.
+        `[B]`, return units squared.
     """
     elementwise = F.huber_loss if loss_fn == "huber" else F.mse_loss
     return elementwise(error, torch.zeros_like(error), reduction="none")
@@ -378,14 +378,14 @@ def _legal(teacher_q: Tensor) -> Tensor:
 
 
 def _greedy(student_q: Tensor, teacher_q: Tensor) -> Tensor:
-    """The teacher's greedy actions `[..., B, 1]`, for each of the student's rows."""
+    """Return the teacher's greedy actions `[..., B, 1]`, for each of the student's rows."""
     return teacher_q.argmax(-1, keepdim=True).expand(*student_q.shape[:-1], 1)
 
 
 def _log_policies(
     student_q: Tensor, teacher_q: Tensor, temperature: float, student_temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which actions are legal, and the log-probabilities of the teacher's and the student's policy; illegal: −inf."""
+    """Return which actions are legal, and log-probabilities of teacher and student, −inf for illegal actions."""
     _check_same_shape(student_q, teacher_q)
     legal = _legal(teacher_q)
     log_teacher = F.log_softmax(teacher_q.detach() / temperature, dim=-1)
@@ -394,14 +394,14 @@ def _log_policies(
 
 
 def _kl(log_p: Tensor, log_q: Tensor, legal: Tensor) -> Tensor:
-    """KL(p ‖ q) over the legal actions."""
-    # Illegal actions are −inf on both sides: cut them out before the difference makes NaN of them.
+    """Return KL(p ‖ q) over the legal actions."""
+    # Illegal actions are −inf on both sides: exclude them before the difference, which would be NaN.
     log_ratio = log_p.masked_fill(~legal, 0.0) - log_q.masked_fill(~legal, 0.0)
     return (log_p.exp() * log_ratio).sum(-1)
 
 
 def _difference(student_q: Tensor, teacher_q: Tensor) -> Tensor:
-    """q_S − q_T, and 0 (without a gradient) at the illegal actions."""
+    """Return q_S − q_T, and 0 (without a gradient) at the illegal actions."""
     _check_same_shape(student_q, teacher_q)
     illegal = ~_legal(teacher_q)
     return student_q.masked_fill(illegal, 0.0) - teacher_q.detach().masked_fill(illegal, 0.0)
@@ -417,6 +417,6 @@ def _check_same_shape(
     one_of_many = student.shape[1:] if student.ndim == 3 and teacher.ndim == 2 else student.shape
     if one_of_many != teacher.shape:
         raise ValueError(
-            f"The {what} of student and teacher must have one shape, {axes}, but the student's is "
+            f"The {what} of student and teacher must have the same shape, {axes}, but the student's is "
             f"{tuple(student.shape)} and the teacher's {tuple(teacher.shape)}."
         )

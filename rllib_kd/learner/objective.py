@@ -1,4 +1,4 @@
-"""kd_coeff · D + td_coeff · TD of a batch: total, terms and errors, returned."""
+"""The objective of a batch, kd_coeff · D + td_coeff · TD: its total, terms and errors."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 
 class Loss(NamedTuple):
-    """The loss of a batch, and what the Learner reports and replays by. `[N]` stands for N stacked students.
+    """The loss of a batch, with its terms for the results and its errors for priorities. N is the number of students.
 
     Args:
-        total: what is minimised, a scalar; of stacked students the sum.
+        total: scalar to minimise; for stacked students the sum.
         terms: means over the batch without their coefficients, by metric name (`kd_loss`, `td_loss`), each a scalar or
             `[N]`; without gradients.
-        errors: of each row, for its priority, `[B]` or `[N, B]`: TD errors (return units), or distillation losses if
-            there is no TD; without gradients.
+        errors: error of each row, for its priority, `[B]` or `[N, B]`: TD errors (return units), or distillation losses
+            if there is no TD; without gradients.
     """
 
     total: Tensor
@@ -35,12 +35,12 @@ class Objective:
     """kd_coeff · D + td_coeff · TD, averaged over the batch with its importance weights.
 
     Args:
-        config: of the student's module.
-        kd_coeff: weight of the distillation loss D; 0 leaves it out.
-        td_coeff: weight of the TD loss; 0 leaves it out. One of the two must not be 0.
-        temperature: of the teacher's policy, > 0, return units.
-        student_temperature: of the student's policy, > 0, in units of its outputs.
-        median_gap: over states, of the teacher's best Q-value over its second-best one, > 0, return units.
+        config: config of the student's module.
+        kd_coeff: weight of the distillation loss D, ≥ 0; 0 leaves it out.
+        td_coeff: weight of the TD loss, ≥ 0; 0 leaves it out. One of the two must not be 0.
+        temperature: temperature of the teacher's policy, > 0, return units.
+        student_temperature: temperature of the student's policy, > 0, in units of its outputs.
+        median_gap: median over states of the teacher's action gap, best − second-best Q-value, > 0, return units.
     """
 
     config: Any
@@ -54,11 +54,11 @@ class Objective:
         """Return the loss of a batch.
 
         Args:
-            student: whose outputs these are; any one of several that are stacked.
+            student: the student with these outputs; any one of a stack.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
                 RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
-            fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, of a C51 also `qf_logits` `[B, A, atoms]`; for TD also what
-                `forward_train()` puts out.
+            fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; for TD also the
+                outputs of `forward_train()`.
         """
         by_row: dict[str, Tensor] = {}  # each loss that has a coefficient, `[B]` or `[N, B]`
         if self.kd_coeff:
@@ -71,7 +71,7 @@ class Objective:
         return Loss(self._total(terms), {name: term.detach() for name, term in terms.items()}, errors.detach())
 
     def coefficient(self, term: str) -> float:
-        """The weight of a term of the loss, by its metric name."""
+        """Return the weight of a term of the loss, by its metric name."""
         return {"kd_loss": self.kd_coeff, "td_loss": self.td_coeff}[term]
 
     def _total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -94,7 +94,7 @@ class Objective:
     def _distillation_loss(
         self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
-        """D with its options, unreduced: `[B]`."""
+        """Return D with its options, unreduced: `[B]`."""
         loss = self._divergence(student, batch, fwd_out)
         if self.config.gap_weighting:
             loss = loss * losses.gap_weights(batch[TEACHER_Q])
@@ -106,7 +106,7 @@ class Objective:
         return loss
 
     def _divergence(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Tensor:
-        """The named loss, unreduced: `[B]`."""
+        """Return the named loss, unreduced: `[B]`."""
         config = self.config
         student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
         if student.scale is not None:

@@ -1,8 +1,8 @@
-"""A ring buffer of labelled transitions, one tensor a column, on the Learner's device.
+"""A ring buffer of labelled transitions, one tensor for each column, on the Learner's device.
 
 Rows are *states*, in the order in which one environment visited them, so that the successor of row i is row i + 1: a
 next observation is an index, never a copy. States in which no action was taken (the last one of an episode, and the
-last one of a fragment) are there for their predecessor only; the column `valid` marks them False, and they are never
+last one of a fragment) are stored for their predecessor only; the column `valid` marks them False, and they are never
 drawn.
 
 Stacks of frames come packed (frames.py) and stay so: one frame a row, and a stack is gathered from a row and those
@@ -27,16 +27,16 @@ class ColumnarReplay:
     """Ring buffer of columns with uniform sampling.
 
     Attributes:
-        OWN_COLUMNS: columns that nobody but the replay reads.
+        OWN_COLUMNS: columns that only the replay reads.
 
-    Columns, their dtypes and shapes are those of the first `add`, and whether stacks are packed. Memory is `capacity`
+    The first `add` sets the columns, their dtypes and shapes, and whether stacks are packed. Memory is `capacity`
     times the bytes of one row.
 
     Args:
-        capacity: rows kept, > 0; those that are never drawn count, too. Low: recent states only; high: more diverse
+        capacity: rows kept, ≥ 1, including those that are never drawn. Low: recent states only; high: more diverse
             batches, more memory. Usually 50,000 to 1,000,000.
-        device: where the columns live and batches are gathered.
-        seed: of the sampling order; None draws one.
+        device: device of the columns and batches.
+        seed: seed of the sampling order; None: a random one.
     """
 
     OWN_COLUMNS: ClassVar[tuple[str, ...]] = (VALID, CONTEXT)
@@ -58,7 +58,7 @@ class ColumnarReplay:
             self._generator.manual_seed(seed)
 
     def __len__(self) -> int:
-        """Number of rows that can be drawn."""
+        """Return the number of rows that can be drawn."""
         return len(self._drawable)
 
     def add(self, columns: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ class ColumnarReplay:
         self._append(self._in_own_form(columns))
 
     def _in_own_form(self, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """The columns as packed as those that are here: one env may have shown stacks, and another one none."""
+        """Pack or unpack the columns like those in the replay: one env may have stacks, and another none."""
         is_packed = CONTEXT in columns
         if is_packed and self._num_frames == 1:
             columns = unpack(columns)
@@ -88,7 +88,7 @@ class ColumnarReplay:
         return dict(columns)
 
     def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
-        # Copies: arrays from the object store are read-only, which torch does not have.
+        # Copies: arrays from the object store are read-only, which torch does not support.
         rows = {name: torch.tensor(column) for name, column in columns.items()}
         rows.setdefault(VALID, torch.ones(len(next(iter(rows.values()))), dtype=torch.bool))
         count = len(rows[VALID])
@@ -113,28 +113,28 @@ class ColumnarReplay:
         self._drawable = drawable.nonzero().squeeze(-1)
 
     def _oldest(self, count: int) -> Tensor:
-        """The rows that have been here longest, oldest first."""
+        """Return the oldest rows, oldest first."""
         return (torch.arange(min(count, self._size), device=self.device) + self._head - self._size) % self.capacity
 
     def sample_indices(self, num_batches: int, batch_size: int) -> Tensor:
-        """Rows drawn uniformly with replacement, `[num_batches, batch_size]`."""
+        """Draw rows uniformly with replacement, `[num_batches, batch_size]`."""
         draws = torch.randint(
             len(self._drawable), (num_batches, batch_size), generator=self._generator, device=self.device
         )
         return self._drawable[draws]
 
     def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """For each batch its rows and their importance weights, both `[batch_size]`; here None, since all weigh 1."""
+        """Yield for each batch its rows `[batch_size]` and their importance weights: None, since all are 1."""
         for rows in self.sample_indices(num_batches, batch_size):
             yield rows, None
 
     def spread(self, count: int) -> Tensor:
-        """Rows that are spread evenly over all that can be drawn, without drawing: at most `count`, `[M]`."""
+        """Return rows spread evenly over all that can be drawn, without drawing: `[M]`, M ≤ `count`."""
         stride = max(1, -(-len(self._drawable) // count))
         return self._drawable[::stride]
 
     def gather(self, rows: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
-        """The named columns at `rows` (`[B]`), each `[B, ...]`; `obs` of packed stacks is `[B, H, W, k]`."""
+        """Return the named columns at `rows` (`[B]`), each `[B, ...]`; `obs` of packed stacks is `[B, H, W, k]`."""
         return {
             name: self._observations(rows) if name == OBS else self._columns[name].index_select(0, rows)
             for name in names
@@ -148,13 +148,13 @@ class ColumnarReplay:
         return self._columns[OBS].index_select(0, stacks).unflatten(0, (len(rows), -1)).movedim(1, -1)
 
     def gather_transitions(self, rows: Tensor, *, n_step: int, gamma: float) -> dict[str, Tensor]:
-        """TD columns at `rows`, looking `n_step` states ahead, or fewer where the episode or the fragment ends before.
+        """Return TD columns at `rows`, looking `n_step` states ahead, or fewer if episode or fragment end earlier.
 
         Needs the columns `obs`, `rewards`, `terminateds` and `truncateds`.
 
         Returns:
             `new_obs` `[B, ...]` (the bootstrap state), `rewards` `[B]` (Σ_k γ^k r_k), `terminateds` `[B]` (whether the
-            bootstrap state is terminal) and `n_step` `[B]` (the steps really looked ahead).
+            bootstrap state is terminal) and `n_step` `[B]` (the number of steps actually looked ahead).
         """
         columns = self._columns
         rewards = columns["rewards"][rows]
@@ -177,18 +177,18 @@ class ColumnarReplay:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all columns."""
+        """Return the bytes of all columns."""
         return sum(column.nbytes for column in self._columns.values())
 
     def _following(self, rows: Tensor) -> Tensor:
-        """The states after those at `rows`, beyond the context that a stack may need which does not go on."""
+        """Return the states after those at `rows`, skipping rows that are stored only as context of a stack."""
         following = (rows + 1) % self.capacity
         if self._num_frames == 1:
             return following
         return (following + (self._num_frames - 1) * self._columns[CONTEXT][following]) % self.capacity
 
     def get_state(self) -> dict[str, Any]:
-        """Contents (oldest row first), where they lie in the ring, and the state of the sampling order."""
+        """Return the contents (oldest row first), their position in the ring, and the state of the sampling order."""
         order = self._oldest(self._size)
         return {
             "num_frames": self._num_frames,
@@ -199,9 +199,9 @@ class ColumnarReplay:
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Replace the contents by those of `get_state()`; without `generator`, rows are drawn in an order of its own.
+        """Replace the contents by those of `get_state()`; without `generator`, this replay keeps its drawing order.
 
-        In a ring of the same capacity every row lies where it lay, so that the same draws give the same rows.
+        In a ring of the same capacity every row gets its former position, so the same draws return the same rows.
         """
         self._columns, self._head, self._size = {}, 0, 0
         self._drawable = self._drawable[:0]
@@ -217,7 +217,7 @@ class ColumnarReplay:
     def _check(self, rows: Mapping[str, Tensor], count: int) -> None:
         lengths = {name: len(row) for name, row in rows.items()}
         if set(lengths.values()) != {count}:
-            raise ValueError(f"All columns of a fragment must have one length, got {lengths}.")
+            raise ValueError(f"All columns of a fragment must have the same length, got {lengths}.")
         if self._columns and rows.keys() != self._columns.keys():
             raise ValueError(f"This replay has the columns {sorted(self._columns)}, got {sorted(rows)}.")
         for name, row in rows.items() if self._columns else ():
@@ -232,12 +232,12 @@ class PrioritizedReplay(ColumnarReplay):
     """Ring buffer of columns with proportional prioritized sampling (Schaul et al. 2016, arXiv 1511.05952).
 
     A row is drawn with a probability proportional to its priority^alpha. A new row has the highest priority so far.
-    Batches are drawn a few at a time, so priorities that change meanwhile count from the next few on. The importance
-    weights are those of the probabilities with which the rows were really drawn.
+    Several batches are drawn at once, so changed priorities take effect in the next ones. The importance weights are
+    computed from the probabilities with which the rows were drawn.
 
     Args:
         capacity: as in `ColumnarReplay`.
-        alpha: in [0, 1]. Low: uniform sampling; high: rows with large errors nearly alone.
+        alpha: in [0, 1]. Low: uniform sampling; high: almost only rows with large errors.
         beta: in [0, 1], exponent of the importance weights. 0: no correction for the rows that are drawn more often;
             1: a full one.
         device: as in `ColumnarReplay`.
@@ -267,7 +267,7 @@ class PrioritizedReplay(ColumnarReplay):
         super()._append({_PRIORITY: priority, **columns})
 
     def draw(self, num_batches: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each batch its rows and their importance weights, both `[batch_size]`.
+        """Yield for each batch its rows and their importance weights, both `[batch_size]`.
 
         As in RLlib, the weight of a row is (lowest probability / its probability)^beta: 1 at most.
         """
@@ -285,18 +285,18 @@ class PrioritizedReplay(ColumnarReplay):
 
         Args:
             rows: `[B]`, as drawn.
-            errors: `[B]`, of any unit and sign: the priority is their absolute value, and never quite 0.
+            errors: `[B]`, in any unit and of any sign: the priority is their absolute value, at least 1e-12.
         """
         priorities = errors.abs().clamp(min=1e-12)  # as in RLlib
         self._columns[_PRIORITY][rows] = priorities**self._alpha
         self._highest = torch.maximum(self._highest, priorities.max())
 
     def get_state(self) -> dict[str, Any]:
-        """As `ColumnarReplay.get_state`; the priorities are a column."""
+        """Return the state as `ColumnarReplay.get_state`; the priorities are a column."""
         return super().get_state() | {"highest_priority": float(self._highest)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """As `ColumnarReplay.set_state`."""
+        """Replace the contents as `ColumnarReplay.set_state`."""
         super().set_state(state)
         self._highest.fill_(float(state.get("highest_priority", 1.0)))  # of a uniform replay it has none
 
@@ -304,7 +304,7 @@ class PrioritizedReplay(ColumnarReplay):
 def make_replay(
     config: Mapping[str, Any], *, device: torch.device | str = "cpu", seed: int | None = None
 ) -> ColumnarReplay:
-    """The replay of a `replay_buffer_config`: prioritized where its `alpha` is above 0."""
+    """Return the replay of a `replay_buffer_config`, prioritized if its `alpha` is above 0."""
     if alpha := config.get("alpha"):
         return PrioritizedReplay(config["capacity"], alpha=alpha, beta=config["beta"], device=device, seed=seed)
     return ColumnarReplay(config["capacity"], device=device, seed=seed)

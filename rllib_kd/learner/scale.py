@@ -1,9 +1,9 @@
 """Normalised coordinates of the Q-values, folded into the last layer.
 
-A value loss is learned in normalised coordinates (label_statistics.QScale). What acts, syncs and is saved must put out
-Q-values. So the last layer holds normalised outputs inside an update only: `to_normalized` before the first step,
-`to_q_values` after the last one. Both preserve the function exactly, also when the scale has moved in between, as in
-PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
+A value loss is learned in normalised coordinates (label_statistics.QScale), but modules that act, are synchronized or
+saved must have Q-values as outputs. So the last layer has normalised outputs inside an update only: `to_normalized` is
+called before the first step, `to_q_values` after the last one. Both preserve the function exactly, also if the scale
+has changed in between, as in PopArt (van Hasselt et al. 2016, arXiv 1602.07714).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rllib_kd.networks.dqn_module import last_linear
 
 
 def has_scalable_head(module: RLModule) -> bool:
-    """Whether the last layer can be rescaled: RLlib's own module, with one output an action."""
+    """Return whether the last layer can be rescaled: in RLlib's own module with one output for each action."""
     return isinstance(module, DefaultDQNRLModule) and module.num_atoms == 1
 
 
@@ -43,7 +43,7 @@ def to_normalized(module: Any, scale: QScale) -> None:
 
 
 def _head_maps(module: Any, scale: QScale) -> list[tuple[nn.Linear, torch.Tensor, torch.Tensor]]:
-    """(layer, M, m) for each output layer, so that M · output + m turns normalised outputs into Q-values."""
+    """Return (layer, M, m) for each output layer: M · output + m turns normalised outputs into Q-values."""
     head = last_linear(module.af)
     kwargs: dict[str, Any] = {"dtype": torch.float64, "device": head.weight.device}
     deviation_mean = torch.as_tensor(scale.deviation_mean, **kwargs)

@@ -1,4 +1,4 @@
-"""One student, or a stack of them, inside and outside of an update."""
+"""One student, or a stack of students, inside and outside of an update."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Student:
 
     Args:
         name: its module ID.
-        module: RLlib's.
-        optimizer: of its parameters; None where a stack has it.
+        module: its RLModule.
+        optimizer: optimizer of its parameters; None if a stack has it.
         normalizes: whether the outputs are normalised inside an update.
         normalizes_obs: whether it takes normalised observations inside an update.
         averages: whether the weights that act are an average of those that learn.
@@ -61,7 +61,7 @@ class Student:
         self._target_weights: tuple[list[Tensor], list[Tensor]] | None = None
         self._normalizes = normalizes and has_scalable_head(module)
         self._averages = averages
-        # A student that has learned nothing yet starts in the middle of the normalised coordinates.
+        # An untrained student starts at the mean of the normalised coordinates.
         self._starts_normalized = True
 
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
@@ -92,7 +92,7 @@ class Student:
         self.scale, self.obs_scale, self._starts_normalized = None, None, False
 
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the module's `compute_q_values()` puts out."""
+        """Return the outputs of the module's `compute_q_values()`."""
         if self.obs_scale is not None:
             batch = {**batch, Columns.OBS: self.obs_scale.normalize(batch[Columns.OBS])}
         if self._mlp is not None:
@@ -100,7 +100,7 @@ class Student:
         return self.module.compute_q_values(batch)
 
     def td_outputs(self, batch: Mapping[str, Tensor], *, double_q: bool) -> dict[str, Tensor]:
-        """What RLlib's `forward_train()` puts out, which would also send zeros back through all of the next states."""
+        """Return the outputs of RLlib's `forward_train()`, without its useless backward pass through next states."""
         next_states = {Columns.OBS: batch[Columns.NEXT_OBS]}
         with torch.no_grad():
             outputs = {QF_TARGET_NEXT_PREDS: self.module.forward_target(next_states)[QF_PREDS]}
@@ -109,11 +109,11 @@ class Student:
         return outputs | self.outputs(batch)  # last: its features are the ones that are watched
 
     def to_q(self, outputs: Tensor) -> Tensor:
-        """Q-values of what the module puts out inside an update."""
+        """Return the Q-values of the module's outputs inside an update."""
         return outputs if self.scale is None else self.scale.denormalize(outputs)
 
     def update_targets(self, tau: float) -> None:
-        """Inside an update: move the target networks towards the weights that learn, by a share of `tau`."""
+        """Inside an update, move the target networks towards the weights that learn, by a share of `tau`."""
         if self._target_weights is None:
             self._target_weights = _weights_of_pairs(self.module)
         self._denormalize()  # they put out Q-values
@@ -123,11 +123,11 @@ class Student:
             to_normalized(self.module, self.scale)
 
     def forget(self) -> None:
-        """Whatever is loaded into the module is where learning goes on, and puts out Q-values."""
+        """Forget the weights that learn: learning continues from those in the module, whose outputs are Q-values."""
         self.training_weights, self._starts_normalized = None, False
 
     def exchange(self, other: Student) -> None:
-        """Change places with a student of the same shape, outside of an update: weights, and where learning stands."""
+        """Swap weights and training state with a student of the same shape, outside of an update."""
         _swap(self.module.state_dict().values(), other.module.state_dict().values())
         self.training_weights, other.training_weights = other.training_weights, self.training_weights
         self._starts_normalized, other._starts_normalized = other._starts_normalized, self._starts_normalized
@@ -139,7 +139,7 @@ class Student:
                 mine[param], others[counterpart] = others[counterpart], mine[param]
 
     def get_state(self) -> dict[str, Any]:
-        """What the module and the optimizer do not hold."""
+        """Return the state that is neither the module's nor the optimizer's."""
         state: dict[str, Any] = {
             "training_weights": [_as_array(weight) for weight in self.training_weights or ()],
             "starts_normalized": self._starts_normalized,
@@ -149,7 +149,7 @@ class Student:
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `get_state()`."""
+        """Restore the state of `get_state()`."""
         device = self.params[0].device
         weights = [torch.as_tensor(np.asarray(weight), device=device) for weight in state["training_weights"]]
         self.training_weights = weights or None
@@ -174,11 +174,11 @@ class Student:
     # --- Feature matching ---------------------------------------------------------------------------------------------
 
     def watch_features(self) -> None:
-        """Keep what the last layer gets, at each forward pass."""
+        """Keep the last layer's inputs at each forward pass."""
         if not isinstance(self.module, DefaultDQNRLModule):
             raise ValueError(
                 f"`feature_coeff` needs a student with RLlib's DQN architecture, got {type(self.module).__name__}. Set "
-                "it to 0."
+                "feature_coeff=0."
             )
 
         def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -187,7 +187,7 @@ class Student:
         last_linear(self.module.af).register_forward_pre_hook(keep)
 
     def make_feature_map(self, num_teacher_units: int) -> nn.Linear:
-        """The linear map from the student's features to the teacher's: no part of the module, but of its optimizer."""
+        """Create the linear map from student's to teacher's features: the optimizer has it, but not the module."""
         num_units = last_linear(self.module.af).in_features
         self.feature_map = nn.Linear(num_units, num_teacher_units, device=self.params[0].device)
         parameters = list(self.feature_map.parameters())
@@ -199,13 +199,13 @@ class Student:
         return self.feature_map
 
     def restore_feature_map(self, state: Mapping[str, Any]) -> None:
-        """Make the map of `get_state()`, before the optimizer's state comes, which counts its parameters."""
+        """Create the map of `get_state()`, before the optimizer's state is set, which includes its parameters."""
         if "feature_map" in state:
             weights = {name: torch.as_tensor(np.asarray(value)) for name, value in state["feature_map"].items()}
             (self.feature_map or self.make_feature_map(len(weights["bias"]))).load_state_dict(weights)
 
     def mapped_features(self, count: int) -> Tensor:
-        """`[count, units of the teacher]`, of the first rows of the last forward pass."""
+        """Return the mapped features `[count, units of the teacher]` of the last forward pass's first rows."""
         assert self.feature_map is not None
         assert self._features is not None
         # RLlib's forward_train() with double Q-learning has those of the next states behind them.
@@ -244,7 +244,7 @@ class StackedStudents:
             student.leave()
 
     def exchange(self, one: str, other: str) -> None:
-        """Let two members change places in the optimizer, which has them side by side. Their modules are elsewhere."""
+        """Swap two members in the optimizer, which has them side by side. Their modules are swapped elsewhere."""
         names = [student.name for student in self.members]
         if one not in names or other not in names:
             return
@@ -256,7 +256,7 @@ class StackedStudents:
                     value[pair] = value[pair[::-1]]
 
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`qf_preds` `[N, B, A]` of all members, inside an update."""
+        """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
         obs, scale = batch[Columns.OBS], self.members[0].obs_scale  # the same for all
         return {QF_PREDS: self._mlps.q_values(self.params, obs if scale is None else scale.normalize(obs))}
 
@@ -268,10 +268,10 @@ def make_student(
 
     Args:
         name: its module ID.
-        module: RLlib's.
-        optimizer: of its parameters; None if a stack has it.
-        config: of the module.
-        own_loss: whether the loss is this package's. Another one may pass the module what the environment shows.
+        module: its RLModule.
+        optimizer: optimizer of its parameters; None if a stack has it.
+        config: config of the module.
+        own_loss: whether the loss is this package's. A custom one may pass raw observations to the module.
     """
     has_labels = bool(config.label_columns)
     return Student(
@@ -288,8 +288,8 @@ def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> lis
     """Sort students, by module ID, into lists of those that can be stacked with each other.
 
     Args:
-        modules: of the students of one teacher, by their IDs.
-        config: of the modules.
+        modules: modules of the students of one teacher, by ID.
+        config: config of the modules.
         own_loss: whether the loss is this package's, which takes several students at once.
     """
     plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
@@ -303,7 +303,7 @@ def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> lis
 def forward(
     learner: Student | StackedStudents, batch: Mapping[str, Tensor], *, config: Any, uses_td: bool
 ) -> dict[str, Tensor]:
-    """Return what the loss of a batch takes of the students, in float32, computed in bfloat16 if the config says so."""
+    """Return the students' outputs for the loss of a batch, in float32, computed in bfloat16 if the config has it."""
     bf16 = torch.autocast(learner.params[0].device.type, torch.bfloat16) if config.bf16 else nullcontext()
     with bf16:
         if uses_td and isinstance(learner, Student):  # what learns by TD is never stacked
@@ -314,12 +314,12 @@ def forward(
 
 
 def members_of(learner: Student | StackedStudents) -> list[Student]:
-    """Who learns there."""
+    """Return the students of a learner: itself, or the members of a stack."""
     return learner.members if isinstance(learner, StackedStudents) else [learner]
 
 
 def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Weights and running statistics of the target networks, and in the same order of the networks they follow."""
+    """Return weights and running statistics of the target networks, and in the same order of their networks."""
     pairs = [
         (target_weight, weight)
         for network, target in module.get_target_network_pairs()

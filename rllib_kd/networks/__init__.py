@@ -1,1 +1,1 @@
-"""What a Q-network is: RLlib's DQN module, layers in words, several MLPs in one batch of matrices."""
+"""Q-networks: RLlib's DQN module, described layers, several MLPs in one batch of matrices."""

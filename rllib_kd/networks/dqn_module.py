@@ -47,7 +47,7 @@ class FlattenEncoderConfig(ModelConfig):
 
 
 class EncoderFreeDQNCatalog(DQNCatalog):
-    """RLlib's DQN catalog for `fcnet_hiddens=[]`: the Q-head sits on the observation. Linear, without head layers."""
+    """RLlib's DQN catalog for `fcnet_hiddens=[]`: the Q-head takes the observation. Linear without head layers."""
 
     @classmethod
     @override(DQNCatalog)
@@ -56,7 +56,7 @@ class EncoderFreeDQNCatalog(DQNCatalog):
 
 
 def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
-    """Spec of RLlib's DQN module; with the catalog that can build it where there is no encoder."""
+    """Return the spec of RLlib's DQN module, with a catalog that can build it without an encoder if need be."""
     encoder_free = model_config.get("fcnet_hiddens") == [] and not model_config.get("conv_filters")
     return RLModuleSpec(
         module_class=DefaultDQNTorchRLModule,
@@ -66,7 +66,7 @@ def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
 
 
 def count_parameters(module: RLModule) -> int:
-    """Parameters that act: without target networks."""
+    """Return the number of parameters that act, without target networks."""
     attributes = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else ()
     skipped = tuple(f"{attribute}." for attribute in attributes)
     return sum(parameter.numel() for name, parameter in module.named_parameters() if not name.startswith(skipped))
@@ -79,7 +79,7 @@ QF_PROBS = "qf_probs"
 
 
 class Support(NamedTuple):
-    """The returns that a distributional (C51) network knows: `num_atoms` of them, evenly from `v_min` to `v_max`."""
+    """The support of a distributional (C51) network: `num_atoms` returns, evenly from `v_min` to `v_max`."""
 
     v_min: float
     v_max: float
@@ -87,18 +87,18 @@ class Support(NamedTuple):
 
 
 def support_of(module: Any) -> Support | None:
-    """The support of a Q-network; None where it has one output an action."""
+    """Return the support of a Q-network's return distributions; None if it has one output for each action."""
     num_atoms = getattr(module, "num_atoms", 1)
     return Support(module.v_min, module.v_max, num_atoms) if num_atoms > 1 else None
 
 
 def last_linear(head: nn.Module) -> nn.Linear:
-    """The output layer of a head of RLlib's DQN module; its inputs are the features of the last hidden layer."""
+    """Return the output layer of a head of RLlib's DQN module; its inputs are the features of the last hidden layer."""
     return [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 def first_linears(module: Any) -> list[nn.Linear]:
-    """The layers that take the observation, if it is a vector, and all of them are linear with a bias; else none."""
+    """Return the layers that take the observation, if it is a vector and all are linear with a bias; else none."""
     space, encoder = module.observation_space, getattr(module, "encoder", None)
     is_known = isinstance(module, DefaultDQNTorchRLModule) and isinstance(encoder, (FlattenEncoder, TorchMLPEncoder))
     if not is_known or not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:

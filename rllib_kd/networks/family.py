@@ -1,4 +1,4 @@
-"""Q-values of several students, each in states of its own: in one pass where they can be stacked."""
+"""Q-values of several students in different states, in one pass if they can be stacked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rllib_kd.networks.stacking import StackedMLPs, stacking_key
 
 
 class FamilyQValues:
-    """The Q-values of whoever acts, with those that can be stacked in one pass.
+    """The Q-values of the acting students, with those that can be stacked in one pass.
 
     Args:
         students: RLModules by name, in the order of the indices of `FamilyTurns`.
@@ -35,12 +35,12 @@ class FamilyQValues:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in the modules' weights, which have changed."""
+        """Update from the modules' weights, which have changed."""
         self._packed = [mlps.pack(mlps.weights) for _, mlps in self._stacks]
 
     @torch.inference_mode()
     def __call__(self, obs: Tensor, acting: np.ndarray) -> Tensor:
-        """`[N, A]` of observations `[N, ...]`, each by the student `acting` (`[N]`)."""
+        """Return Q-values `[N, A]` of observations `[N, ...]`, each by the student in `acting` (`[N]`)."""
         if len(self._stacks) == 1 and not self._alone:  # the usual case, at a third of the cost
             (_, mlps), (packed,) = self._stacks[0], self._packed
             return mlps.q_values(packed, obs)[torch.from_numpy(acting), torch.arange(len(obs))]

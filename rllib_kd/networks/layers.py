@@ -1,4 +1,4 @@
-"""Q-networks as lists of layers: described in words and tensors, and built from them."""
+"""Q-networks as lists of layers: described as JSON and tensors, and built from them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ELEMENTWISE: dict[str, type[nn.Module]] = {
 _NAMES = {kind: name for name, kind in ELEMENTWISE.items()}
 
 
-#: One layer, without its weights.
+#: Description of one layer, without its weights.
 Layer = Mapping[str, Any]
 
 
 class OneHot(nn.Module):
-    """Numbers `[B, ...]` to one-hot vectors, side by side `[B, sum of lengths]`."""
+    """Converts numbers `[B, ...]` to one-hot vectors, side by side: `[B, sum of lengths]`."""
 
     def __init__(self, lengths: Sequence[int]):
         super().__init__()
@@ -42,12 +42,12 @@ class OneHot(nn.Module):
 
 
 class Normalized(nn.Module):
-    """(x − mean) / std, between −clip and clip.
+    """Computes (x − mean) / std, clipped to [−clip, clip].
 
     Args:
-        mean: like one observation.
-        std: like one observation, > 0.
-        clip: None for none.
+        mean: shape of one observation.
+        std: shape of one observation, > 0.
+        clip: > 0; None: not clipped.
     """
 
     mean: Tensor
@@ -65,7 +65,7 @@ class Normalized(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Images as they are shown, `[B, C, H, W]` or `[B, H, W, C]`, to `[B, H, W, C]` between 0 and 1."""
+    """Converts images `[B, C, H, W]` or `[B, H, W, C]` of an environment to `[B, H, W, C]` in [0, 1]."""
 
     def __init__(self, *, channels_first: bool, divisor: float):
         super().__init__()
@@ -107,11 +107,11 @@ class _Expectation(nn.Module):
 
 
 class Cost:
-    """What a network takes for one observation, layer by layer: each is refused that takes too much, or all together.
+    """The cost of a network for one observation, layer by layer, within limits for each layer and for all together.
 
     Attributes:
-        multiply_adds: so far.
-        numbers: that all layers have made.
+        multiply_adds: multiply-adds so far.
+        numbers: outputs of all layers so far.
     """
 
     def __init__(self) -> None:
@@ -119,18 +119,18 @@ class Cost:
         self.numbers = 0
 
     def add(self, what: str, numbers: int, multiply_adds: int = 0) -> None:
-        """A layer that makes so many numbers, each of which takes a step at least.
+        """Add a layer with this number of outputs, each of which counts as one multiply-add at least.
 
         Raises:
-            ValueError: that is too much.
+            ValueError: a limit is exceeded.
         """
         if numbers > limits.MAX_OUTPUTS:
-            raise ValueError(f"{what}: {numbers} numbers of one observation, expected at most {limits.MAX_OUTPUTS}")
+            raise ValueError(f"{what}: {numbers} numbers for one observation, expected at most {limits.MAX_OUTPUTS}")
         self.numbers += numbers
         self.multiply_adds += max(numbers, multiply_adds)
         if self.numbers > limits.MAX_NUMBERS:
             raise ValueError(
-                f"{what}: up to it, layers make {self.numbers} numbers of one observation, expected at most "
+                f"{what}: up to it, layers have {self.numbers} numbers for one observation, expected at most "
                 f"{limits.MAX_NUMBERS}"
             )
         if self.multiply_adds > limits.MAX_MULTIPLY_ADDS:
@@ -140,25 +140,27 @@ class Cost:
             )
 
     def add_convolution(self, what: str, *, pixels: int, filters: int, patch: int) -> None:
-        """A convolution: each filter is a sum over a patch for each of the pixels that come out.
+        """Add a convolution: for each output pixel, each filter is a sum over a patch.
 
         Raises:
-            ValueError: that is too much.
+            ValueError: a limit is exceeded.
         """
         if pixels * patch > limits.MAX_PATCHES:
-            raise ValueError(f"{what}: {pixels * patch} numbers to copy of one observation")
+            raise ValueError(
+                f"{what}: {pixels * patch} numbers to copy for one observation, expected at most {limits.MAX_PATCHES}"
+            )
         self.add(what, pixels * filters, pixels * filters * patch)
 
 
 def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[Cost, Tensor]:
-    """What a network of layers takes, and what it makes of one observation, found without memory for its numbers.
+    """Return the cost of a network of layers, and its outputs for one observation, without allocating their memory.
 
     Args:
-        network: on the meta device.
-        shape: of one observation.
+        network: network on the meta device.
+        shape: shape of one observation.
 
     Raises:
-        ValueError: its layers do not fit each other, or take too much.
+        ValueError: its layers do not fit each other, or exceed a limit.
     """
     cost = Cost()
 
@@ -181,7 +183,7 @@ def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[Cost, Tensor]:
 
 
 def _steps(module: nn.Module) -> int:
-    """What each number that comes out takes."""
+    """Return the multiply-adds of each output."""
     if isinstance(module, nn.Linear):
         return module.in_features
     if isinstance(module, nn.LayerNorm):
@@ -189,14 +191,14 @@ def _steps(module: nn.Module) -> int:
     return 10 if type(module) in _NAMES else 1
 
 
-# --- To words ---------------------------------------------------------------------------------------------------------
+# --- Descriptions -----------------------------------------------------------------------------------------------------
 
 
 def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """One layer in words; its weights are added to `tensors`, by `name`.
+    """Describe one layer; its weights are added to `tensors`, by `name`.
 
     Raises:
-        ValueError: there is no word for it.
+        ValueError: the layer has no description.
     """
     if type(layer) in _NAMES and not (isinstance(layer, nn.ELU) and layer.alpha != 1):
         return {"op": _NAMES[type(layer)]}
@@ -220,7 +222,7 @@ def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> d
         description = {"op": "conv2d", "stride": list(layer.stride)}
     else:
         raise ValueError(
-            f"safetensors has no description of the layer {layer}. Known are linear, conv2d, layer_norm, zero_pad, "
+            f"safetensors cannot describe the layer {layer}. Known are linear, conv2d, layer_norm, zero_pad, "
             f"flatten, {', '.join(ELEMENTWISE)}. Use format='onnx' or 'torchscript'."
         )
     weight = layer.weight.detach().cpu().float().contiguous()
@@ -229,26 +231,26 @@ def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> d
     return description | tensor_names
 
 
-# --- From words -------------------------------------------------------------------------------------------------------
+# --- Networks from descriptions ---------------------------------------------------------------------------------------
 
 
 def build_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> nn.Sequential:
-    """The network: observations `[B, ...]` to Q-values `[B, A]`.
+    """Build the network from observations `[B, ...]` to Q-values `[B, A]`.
 
     Raises:
-        ValueError: a layer is not known, or its words or tensors do not fit it.
+        ValueError: a layer is unknown, or its description or tensors do not fit it.
     """
     return nn.Sequential(*(_build_layer(layer, tensors) for layer in layers))
 
 
 def count_layers(layers: Sequence[Layer]) -> int:
-    """How many there are, with those of dueling streams."""
+    """Return the number of layers, including those of dueling streams."""
     streams = (layer.get(name) for layer in layers for name in ("value", "advantage") if isinstance(layer, Mapping))
     return len(layers) + sum(count_layers(stream) for stream in streams if isinstance(stream, list))
 
 
 def weights_of(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
-    """Weights and biases in the order of the layers; of dueling streams, the advantage's first."""
+    """Yield weights and biases in the order of the layers; for dueling streams, the advantage's first."""
     for layer in layers:
         if layer["op"] == "dueling":
             yield from weights_of(layer["advantage"], tensors)
@@ -265,7 +267,7 @@ def _build_layer(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
             return ELEMENTWISE[op]()
         return _BUILDERS[op](layer, tensors)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"it has a layer that is not known or not whole ({error!r}): {str(layer)[:200]}") from error
+        raise ValueError(f"it has a layer that is unknown or incomplete ({error!r}): {str(layer)[:200]}") from error
 
 
 def _linear(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -286,7 +288,7 @@ def _layer_norm(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _with_weights(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
-    """A module that was made without memory, with these weights."""
+    """Return a module from the meta device with these weights."""
     for name, tensor in (("weight", weight), ("bias", bias)):
         expected = getattr(module, name).shape
         if tensor.shape != expected:

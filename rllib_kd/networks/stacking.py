@@ -1,8 +1,8 @@
 """Several small MLPs as one: their weights side by side, so that a step of all costs little more than a step of one.
 
-On small networks most of the time goes into starting operations, not into arithmetic. Networks of one depth share
-them: layer by layer, their matrices lie in one batch, the narrower ones filled up with zeros. With an activation that
-is 0 at 0 the filling stays zero by itself: it puts out zeros, and gets no gradient.
+In small networks most of the time is spent on starting operations, not on arithmetic. Networks of equal depth share
+them: layer by layer, their matrices are in one batch, the narrower ones padded with zeros. With an activation that is
+0 at 0 the padding stays zero: its outputs are zeros, and it gets no gradient.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 
 def stacking_key(module: Any) -> Hashable | None:
-    """Equal for modules that can be stacked with one another: depth, activations, observations and actions.
+    """Return a key that is equal for modules that can be stacked: depth, activations, observations and actions.
 
-    None for a module that cannot be stacked at all: one that is no plain MLP with one output an action.
+    None for a module that cannot be stacked: one that is not a plain MLP with one output for each action.
     """
     space = module.observation_space
     if type(module) is not DefaultDQNTorchRLModule or module.uses_dueling or module.num_atoms > 1:
@@ -46,9 +46,9 @@ def stacking_key(module: Any) -> Hashable | None:
 
 
 class PlainMLP:
-    """A forward pass of a module that could be stacked, without what RLlib's modules do around their layers.
+    """A forward pass of a stackable module, without the overhead of RLlib's modules around their layers.
 
-    That is more than half of the time of a small network's pass. The parameters are the module's own.
+    The overhead is more than half of the time of a small network's pass. The parameters are the module's own.
 
     Args:
         module: an RLlib DQN module with a `stacking_key()`.
@@ -61,12 +61,12 @@ class PlainMLP:
 
     @classmethod
     def of(cls, module: Any) -> PlainMLP | None:
-        """None for a module that is no plain MLP, or whose hooks (of users, say) wait for a pass through it."""
+        """Return None for a module that is not a plain MLP, or has hooks, which need a pass through it."""
         has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
         return None if has_hooks or stacking_key(module) is None else cls(module)
 
     def q_values(self, obs: Tensor) -> Tensor:
-        """Q-values `[B, A]` of observations `[B, inputs]`."""
+        """Return Q-values `[B, A]` of observations `[B, inputs]`."""
         x = obs
         for matrix, bias, activation in self._hidden:
             x = activation(nn.functional.linear(x, matrix, bias))
@@ -74,10 +74,10 @@ class PlainMLP:
 
 
 class StackedMLPs:
-    """The common shape of several MLPs, and the way into it and back.
+    """The common shape of several MLPs; it packs and unpacks their weights.
 
     Args:
-        modules: N RLlib DQN modules with one `stacking_key()`.
+        modules: N RLlib DQN modules with the same `stacking_key()`.
     """
 
     def __init__(self, modules: Sequence[Any]):
@@ -87,12 +87,12 @@ class StackedMLPs:
 
     @property
     def weights(self) -> list[list[Tensor]]:
-        """Of each module: matrix and bias of each layer."""
+        """Return for each module the matrix and bias of each layer."""
         return [[tensor for linear in own for tensor in (linear.weight, linear.bias)] for own in self._linears]
 
     @torch.no_grad()
     def pack(self, weights: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """Weights like `weights`, side by side: matrices `[N, inputs, units]` and biases `[N, 1, units]` in turn."""
+        """Pack weights like `weights`: matrices `[N, inputs, units]` and biases `[N, 1, units]` in turn."""
         packed = []
         for tensors in zip(*weights, strict=True):
             views = [_matrix(tensor) for tensor in tensors]
@@ -105,14 +105,14 @@ class StackedMLPs:
 
     @torch.no_grad()
     def unpack(self, packed: Sequence[Tensor], weights: Sequence[Sequence[Tensor]]) -> None:
-        """Write what `pack()` made into weights like `weights`."""
+        """Write the results of `pack()` into weights like `weights`."""
         for batch, tensors in zip(packed, zip(*weights, strict=True), strict=True):
             for stacked, tensor in zip(batch, tensors, strict=True):
                 view = _matrix(tensor)
                 view.copy_(stacked[: view.shape[0], : view.shape[1]])
 
     def q_values(self, packed: Sequence[Tensor], obs: Tensor) -> Tensor:
-        """Q-values `[N, B, A]` of observations `[B, inputs]`, by what `pack()` made."""
+        """Return Q-values `[N, B, A]` of observations `[B, inputs]`, with weights from `pack()`."""
         x = obs.expand(len(packed[0]), *obs.shape)
         for i, (matrix, bias) in enumerate(zip(packed[::2], packed[1::2], strict=True)):
             x = torch.baddbmm(bias, x, matrix)
@@ -122,19 +122,19 @@ class StackedMLPs:
 
 
 def _matrix(tensor: Tensor) -> Tensor:
-    """A matrix as `[inputs, units]`, a bias as `[1, units]`."""
+    """Return a matrix as `[inputs, units]`, a bias as `[1, units]`."""
     return tensor.t() if tensor.ndim == 2 else tensor.unsqueeze(0)
 
 
 def _parts(module: Any) -> tuple[list[nn.Linear], list[Callable[[Tensor], Tensor]]]:
-    """The linear layers of a module with a `stacking_key()`, and the activations between them."""
+    """Return the linear layers of a module with a `stacking_key()`, and the activations between them."""
     layers = _layers(module)
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     return linears, [_ACTIVATIONS[type(layer)] for layer in layers if not isinstance(layer, nn.Linear)]
 
 
 def _layers(module: Any) -> list[nn.Module]:
-    """What an observation passes, in this order; layers of which nobody knows are among them."""
+    """Return the layers that an observation passes, in order, including unknown ones."""
     parts = [*module.encoder.modules(), *module.af.modules()]
     without_layers = (nn.Sequential, FlattenEncoder)
     return [part for part in parts if not list(part.children()) and not isinstance(part, without_layers)]

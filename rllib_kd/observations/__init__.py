@@ -1,6 +1,6 @@
-"""From what an environment shows to what a network takes.
+"""Observations: from those of an environment to the inputs of a network.
 
-The public names are imported when they are first used: frames.py and spaces.py can be had without Ray.
+The public names are imported at their first use: frames.py and spaces.py do not need Ray.
 """
 
 from importlib import import_module

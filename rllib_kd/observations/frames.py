@@ -1,8 +1,8 @@
-"""Stacks of frames, as single frames: of k frames in one observation, k − 1 were in the one before.
+"""Stacks of frames stored as single frames: of k frames in an observation, the previous one has k − 1, too.
 
-Packed columns hold one frame a row, the newest one of that row's state; its stack is this row and the k − 1 rows before
-it. Where a row's stack does not go on from the one before (another environment, an episode's start with its padding),
-k − 1 *context* rows come first, which are frames and nothing else. Whether a stack goes on is seen by its pixels alone.
+Packed columns have one frame in each row, the newest one of that row's state; its stack consists of this row and the
+k − 1 rows before it. If a row's stack does not continue the previous one (another environment, an episode's start with
+its padding), k − 1 *context* rows precede it, which are only frames. Whether it does is determined from pixels alone.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ CONTEXT = "context"  # whether a row is there for the stacks of later ones only;
 
 
 def pack(columns: Mapping[str, np.ndarray], shape: Sequence[int], *, always: bool = False) -> dict[str, np.ndarray]:
-    """Columns with their stacks packed, if that saves more than half of the frames that it could save.
+    """Pack the stacks in columns, if that saves more than half of the frames that it could save.
 
     Args:
-        columns: each `[R, ...]`, with `obs` `[R, H, W, k]` or `[R, k, H, W]`.
+        columns: columns `[R, ...]`, with `obs` `[R, H, W, k]` or `[R, k, H, W]`.
         shape: (H, W, k), as networks take it.
-        always: pack, whether it saves or not.
+        always: whether to pack in any case.
 
     Returns:
-        Columns `[P, ...]`, with `obs` `[P, H, W]`, `valid` and `context`; or the columns as they came.
+        Columns `[P, ...]`, with `obs` `[P, H, W]`, `valid` and `context`; or the given columns.
     """
     num_rows, num_frames = len(columns[OBS]), shape[-1]
     if num_rows == 0 or num_frames < 2:
@@ -37,7 +37,7 @@ def pack(columns: Mapping[str, np.ndarray], shape: Sequence[int], *, always: boo
     stacks = columns[OBS]  # [R, k, H, W]
     if stacks.shape[1:] == tuple(shape):
         stacks = np.moveaxis(stacks, -1, 1)
-    starts = np.ones(num_rows, dtype=bool)  # where a stack does not go on from the one before
+    starts = np.ones(num_rows, dtype=bool)  # whether a stack does not continue the previous one
     starts[1:] = (stacks[1:, :-1] != stacks[:-1, 1:]).any((1, 2, 3))
     places = np.arange(num_rows) + (num_frames - 1) * np.cumsum(starts)  # of rows among packed ones
     num_packed = num_rows + (num_frames - 1) * int(starts.sum())
@@ -56,12 +56,12 @@ def pack(columns: Mapping[str, np.ndarray], shape: Sequence[int], *, always: boo
 
 
 def num_frames_of(columns: Mapping[str, np.ndarray]) -> int:
-    """How many frames are in a stack of packed columns; 1 where they are not packed."""
+    """Return the number of frames in a stack of packed columns; 1 if they are not packed."""
     return int(np.argmin(columns[CONTEXT])) + 1 if CONTEXT in columns else 1
 
 
 def observations(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """What was seen at `rows` `[B]`, packed or not: stacks are `[B, H, W, k]`."""
+    """Return the observations at `rows` `[B]`, of packed or other columns: stacks are `[B, H, W, k]`."""
     if CONTEXT not in columns:
         return columns[OBS][rows]
     ages = np.arange(1 - num_frames_of(columns), 1)
@@ -69,7 +69,7 @@ def observations(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndar
 
 
 def unpack(columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The columns that were packed; the stacks are `[R, H, W, k]`."""
+    """Invert `pack()`; the stacks are `[R, H, W, k]`."""
     rows = np.flatnonzero(~columns[CONTEXT])
     others = {name: column[rows] for name, column in columns.items() if name not in (OBS, CONTEXT)}
     return {**others, OBS: observations(columns, rows)}

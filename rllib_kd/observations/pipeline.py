@@ -1,4 +1,4 @@
-"""From what an environment shows to what a network takes, stage by stage."""
+"""Pipelines from an environment's observations to a network's inputs, stage by stage."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
+from rllib_kd import _rllib
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.spaces import is_float_image, same_space
 from rllib_kd.text import one_line
@@ -23,13 +24,13 @@ from rllib_kd.text import one_line
 
 @dataclass(frozen=True)
 class Shown:
-    """What a vector env has shown after a step, or a reset.
+    """The observations of a vector env after a step or a reset.
 
     Args:
-        obs: `[N, ...]`, or a dict or tuple of such.
-        first: `[N]`, where an episode starts with it.
-        actions: `[N, ...]`, that led to it; None after a reset of all.
-        rewards: `[N]`, that came with it; None after a reset of all.
+        obs: observations `[N, ...]`, or a dict or tuple of such arrays.
+        first: `[N]`, whether an episode starts with it.
+        actions: `[N, ...]`, the actions that led to it; None after a reset of all.
+        rewards: `[N]`, the rewards of these actions; None after a reset of all.
     """
 
     obs: Any
@@ -38,7 +39,7 @@ class Shown:
     rewards: Any = None
 
 
-#: One stage at work, or several: from what was shown to what the next one sees. It may remember earlier steps.
+#: A running stage, or several: from observations to the inputs of the next stage. It may remember earlier steps.
 View = Callable[[Shown], Any]
 
 
@@ -47,7 +48,7 @@ class Flatten:
     """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot.
 
     Args:
-        space: of the observations that come in.
+        space: space of the input observations.
         keys_to_remove: parts of a Dict that are left out.
     """
 
@@ -68,7 +69,7 @@ class Flatten:
 
     @property
     def size(self) -> int:
-        """Length of the vector."""
+        """Return the length of the vector."""
         return sum(map(gym.spaces.flatdim, tree.flatten(self._kept(get_base_struct_from_space(self.space)))))
 
     def _kept(self, parts: Any) -> Any:
@@ -78,12 +79,12 @@ class Flatten:
 
 
 def _in_a_row(space: gym.Space) -> gym.Space:
-    """The space as RLlib flattens it: of several discrete numbers it knows those in a row."""
+    """Return the space as RLlib flattens it, which supports only vectors of several discrete numbers."""
     return gym.spaces.MultiDiscrete(space.nvec.ravel()) if isinstance(space, gym.spaces.MultiDiscrete) else space
 
 
 def _numbers(part: Any, space: gym.Space) -> np.ndarray:
-    """What was shown of a space, as RLlib flattens it: discrete numbers may come as floats, but count as indices."""
+    """Return a part of an observation as RLlib flattens it: discrete numbers may be floats, and become indices."""
     numbers = np.asarray(part)
     if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) and numbers.dtype.kind == "f":
         numbers = numbers.astype(np.int64)
@@ -92,12 +93,12 @@ def _numbers(part: Any, space: gym.Space) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Normalize:
-    """RLlib's `MeanStdFilter` of arrays, as its statistics stand: (x − mean) / std, clipped.
+    """RLlib's `MeanStdFilter` of arrays, with fixed statistics: (x − mean) / std, clipped.
 
     Args:
-        mean: like one observation, or None to leave it.
-        std: like one observation, > 0, or None to leave it.
-        clip: largest size of what comes out; None for none.
+        mean: shape of one observation; None: not subtracted.
+        std: shape of one observation, > 0; None: not divided by.
+        clip: largest absolute value of the outputs, > 0; None: no limit.
     """
 
     mean: np.ndarray | None
@@ -123,7 +124,7 @@ class Normalize:
 class StackFrames:
     """RLlib's `FrameStackingEnvToModule`: the last frames `[N, H, W, 1]` as `[N, H, W, num_frames]`, newest last.
 
-    Before an episode's first frame come zeros.
+    Frames before an episode's first one are zeros.
     """
 
     num_frames: int
@@ -146,18 +147,18 @@ class StackFrames:
 
 @dataclass(frozen=True)
 class Images:
-    """Images of bytes, or with channels first, as RLlib's networks take them: floats, channels last.
+    """Converts images of bytes, or with channels first, to the inputs of RLlib's networks: floats, channels last.
 
     Args:
-        shape: (height, width, channels) of what comes out.
-        scaled: whether bytes are divided by 255, so that the network takes 0 to 1.
+        shape: (height, width, channels) of the outputs.
+        scaled: whether bytes are divided by 255, so that inputs are in [0, 1].
     """
 
     shape: tuple[int, int, int]
     scaled: bool = True
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether images of this space come out right: channels first or last; where scaled, bytes, or 0 to 1."""
+        """Return whether images of this space can be converted: channels first or last; if scaled, bytes or [0, 1]."""
         height, width, channels = self.shape
         if not isinstance(space, gym.spaces.Box) or space.shape not in (self.shape, (channels, height, width)):
             return False
@@ -176,11 +177,11 @@ class Images:
 
 @dataclass(frozen=True)
 class Function:
-    """Any function of what the environment shows, such as the part of a Dict that a teacher may see.
+    """Any function of observations, such as the selection of a part of a Dict for a teacher.
 
     Args:
-        function: from observations `[N, ...]`, or a dict or tuple of such, to what the next stage takes. It must pickle
-            by cloudpickle, which takes lambdas.
+        function: from observations `[N, ...]`, or a dict or tuple of such arrays, to the inputs of the next stage.
+            cloudpickle must be able to pickle it, which includes lambdas.
     """
 
     function: Callable[[Any], Any]
@@ -196,7 +197,7 @@ class RLlibConnectors:
 
     Args:
         pipeline: RLlib's env-to-module pipeline, without the default connectors at its end.
-        rl_module: that they are told about.
+        rl_module: module that is passed to them.
     """
 
     pipeline: Any
@@ -206,8 +207,7 @@ class RLlibConnectors:
         """Remembers the running episodes."""
         pipeline = copy.deepcopy(self.pipeline)
         for connector in pipeline.connectors:
-            if hasattr(connector, "_update_stats"):
-                connector._update_stats = False  # playing is no training
+            _rllib.freeze_statistics(connector)
         episodes: list[SingleAgentEpisode] = []
 
         def view(shown: Shown) -> np.ndarray:
@@ -234,7 +234,7 @@ class RLlibConnectors:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What several networks take, side by side in one vector: each sees in a way of its own.
+    """The inputs of several networks with different pipelines, side by side in one vector.
 
     Args:
         pipelines: one for each network.
@@ -243,7 +243,7 @@ class SideBySide:
     pipelines: tuple[ObservationPipeline, ...]
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether an environment that shows this space suits all."""
+        """Return whether observations of this space suit all pipelines."""
         return all(pipeline.takes(space) for pipeline in self.pipelines)
 
     def start(self) -> View:
@@ -260,8 +260,9 @@ class ObservationPipeline:
     """Stages, one after the other.
 
     Args:
-        observation_space: of what the environment shows.
-        stages: none leave it as it is. But images of floats from 0 to 1 may always come as bytes, or channels first.
+        observation_space: space of the environment's observations.
+        stages: the stages; without any, observations are unchanged. Images of floats in [0, 1] may always come as
+            bytes, or with channels first.
     """
 
     observation_space: gym.Space
@@ -269,36 +270,36 @@ class ObservationPipeline:
 
     @property
     def images(self) -> Images | None:
-        """How images come in; None where other observations do."""
+        """Return the stage that converts images; None for other observations."""
         if self.stages and isinstance(self.stages[0], Images | SideBySide):
             return self.stages[0] if isinstance(self.stages[0], Images) else None
         return Images(self.observation_space.shape) if is_float_image(self.observation_space) else None
 
     def takes(self, space: gym.Space) -> bool:
-        """Whether an environment that shows this space suits it."""
+        """Return whether observations of this space suit the pipeline."""
         if self.stages and isinstance(self.stages[0], SideBySide):
             return self.stages[0].takes(space)
         return self.images.takes(space) if self.images else same_space(self.observation_space, space)
 
     def check_feeds(self, space: gym.Space, source: str) -> None:
-        """Whether what comes out fits a network, before torch fails in the middle of an episode.
+        """Check that the outputs fit a network, before PyTorch fails in the middle of an episode.
 
         Args:
-            space: that the network takes.
-            source: of the network, for the message.
+            space: space of the network's inputs.
+            source: source of the network, for the message.
 
         Raises:
-            ValueError: it does not.
+            ValueError: they do not.
         """
         shape = self._output_shape()
         if shape is not None and shape != space.shape:
             raise ValueError(
-                f"The connectors of '{one_line(source)}' do not fit its network: they make observations of the shape "
-                f"{list(shape)}, and it takes {list(space.shape or ())}. Are the parts of one checkpoint together?"
+                f"The connectors of '{one_line(source)}' do not fit its network: their outputs have the shape "
+                f"{list(shape)}, but its inputs {list(space.shape or ())}. Do both parts belong to the same checkpoint?"
             )
 
     def _output_shape(self) -> tuple[int, ...] | None:
-        """Of one observation that comes out; None where nobody can tell without running it."""
+        """Return the shape of one output; None if it is unknown without running the pipeline."""
         shape = self.observation_space.shape
         for stage in self.stages:
             match stage:
@@ -315,7 +316,7 @@ class ObservationPipeline:
         return shape
 
     def start(self) -> View:
-        """A view for one vector env: the inputs `[N, ...]` of the network, float32."""
+        """Return a view for one vector env: the inputs `[N, ...]` of the network, float32."""
         images = () if self.images is None or self.images in self.stages[:1] else (self.images,)
         stages = (*images, *self.stages)
         views = [stage.start() for stage in stages]

@@ -1,4 +1,4 @@
-"""Spaces: which of them a Q-network suits, and whether two mean the same."""
+"""Spaces: checks that a Q-network suits them, and comparisons."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from rllib_kd import limits
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
-    """Whether a Q-network suits them.
+    """Check that a Q-network suits the spaces.
 
     Raises:
-        ValueError: it does not; the message says what to do.
+        ValueError: it does not; the message has the remedy.
     """
     check_actions(action_space)
     if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
         raise ValueError(
-            "The networks need observations in a Box of floats, or images of bytes (three dimensions, no connectors of "
-            f"your own), but get {observation_space}. Wrap the environment, or use a connector: env_runners("
+            "The networks need observations in a Box of floats, or images of bytes (three dimensions, no custom "
+            f"connectors), but get {observation_space}. Wrap the environment, or use a connector: env_runners("
             "env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
         )
 
 
 def is_byte_image(space: gym.Space | None) -> bool:
-    """Whether it shows images of bytes, with channels first or last."""
+    """Return whether a space has images of bytes, with channels first or last."""
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
 
 
 def is_matrix(space: gym.Space | None) -> bool:
-    """Whether it shows numbers in rows and columns, which RLlib's networks take as vectors only."""
+    """Return whether a space has matrices of numbers, which RLlib's networks take as vectors only."""
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 2
 
 
 def is_float_image(space: gym.Space | None) -> bool:
-    """Whether it shows images of floats from 0 to 1."""
+    """Return whether a space has images of floats in [0, 1]."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3 or not np.issubdtype(space.dtype, np.floating):
         return False
     return bool(np.all(space.low >= 0) and np.all(space.high <= 1))
 
 
 def input_space(space: gym.Space) -> gym.Space:
-    """What a network takes where an environment shows this: images of bytes become floats from 0 to 1, channels last.
+    """Return the input space of a network for observations: images of bytes become floats in [0, 1], channels last.
 
     The channels' axis is the first or the last, whichever is shorter.
     """
@@ -55,10 +55,10 @@ def input_space(space: gym.Space) -> gym.Space:
 
 
 def check_actions(action_space: gym.Space) -> None:
-    """Whether a Q-network can choose among them.
+    """Check that a Q-network can choose among the actions.
 
     Raises:
-        ValueError: it cannot; the message says what to do.
+        ValueError: it cannot; the message has the remedy.
     """
     if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
         raise ValueError(
@@ -68,7 +68,7 @@ def check_actions(action_space: gym.Space) -> None:
 
 
 def same_space(one: gym.Space, other: gym.Space) -> bool:
-    """Equal kind and shape. Bounds and float types may differ: they do not change what a network takes."""
+    """Return whether two spaces have equal kind and shape. Bounds and float types do not matter to a network."""
     if type(one) is not type(other):
         return False
     if isinstance(one, gym.spaces.Dict):
@@ -81,22 +81,22 @@ def same_space(one: gym.Space, other: gym.Space) -> bool:
 
 
 def brief(space: gym.Space) -> str:
-    """A space in a few characters, without the bounds of a Box."""
+    """Return a short text of a space, without the bounds of a Box."""
     return f"Box{space.shape}" if isinstance(space, gym.spaces.Box) else str(space)
 
 
 def check_size(space: gym.Space) -> None:
-    """Whether what a space shows fits into memory, also as a vector, discrete parts as one-hot.
+    """Check that observations of a space fit into memory, also as a vector with discrete parts as one-hot.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they do not.
     """
     if (size := _num_inputs(space)) > limits.MAX_INPUTS:
         raise ValueError(f"a space of {size:.6g} numbers, expected at most {limits.MAX_INPUTS}")
 
 
 def _num_inputs(space: gym.Space) -> int:
-    """As `gym.spaces.flatdim()`, whose 64 bits may overflow."""
+    """Return `gym.spaces.flatdim()` without its overflow at 64 bits."""
     if isinstance(space, gym.spaces.Dict):
         return sum(map(_num_inputs, space.spaces.values()))
     if isinstance(space, gym.spaces.Tuple):

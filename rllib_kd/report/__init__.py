@@ -1,1 +1,1 @@
-"""What comparisons look like: tables, plots, one HTML page."""
+"""Reports of comparisons: tables, plots, one HTML page."""

@@ -1,4 +1,4 @@
-"""What comparisons look like: a table for the terminal, an HTML page with plots, and every figure in JSON."""
+"""The report of comparisons: a table for the terminal, an HTML page with plots, and every figure in JSON."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ _COLUMNS = {
 
 
 def summary_table(comparisons: Sequence[Comparison]) -> str:
-    """Return a table of at most 80 columns: a row for each student, and for teacher and random policy.
+    """Return a table of at most 80 columns, with a row for each student, the teacher and a random policy.
 
     Args:
-        comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
+        comparisons: comparisons with one teacher in one environment, as `compare_all()` returns them; at least one.
 
     Raises:
-        ValueError: no comparisons, or of different environments, teachers or episodes.
+        ValueError: there are no comparisons, or their environments, teachers or episodes differ.
     """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     first = _common(comparisons)
     played_in = f"played in {printable(first.played_in)}\n\n" if first.env_config else ""
-    # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters to the name, a few
-    # thousand leave twenty, and no figure is ever cut.
+    # Narrow gaps and two figures in one column: 123,456,789 parameters leave eight characters for the name, a few
+    # thousand leave twenty, and no figure is cut.
     title = cell(first.conditions if first.env_config else _title(first), "table.title").append("\n")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=title)
     table.add_column("", min_width=8, overflow="fold")
@@ -65,7 +65,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
     return played_in + rendered(
         table,
         "\n * (student − random) / (teacher − random)",
-        " † states with one choice, of those that the teacher / the student visits",
+        " † share of states with the same action: states of the teacher / the student",
     )
 
 
@@ -75,19 +75,20 @@ def write_report(
     *,
     curves: Mapping[str, Points] | None = None,
 ) -> Path:
-    """Write `index.html`, a page with plots that requests nothing from elsewhere, and `figures.json`.
+    """Write `index.html`, a page with plots that loads nothing from elsewhere, and `figures.json`.
 
     Args:
-        comparisons: of one teacher in one environment, as `compare_all()` returns them; at least one.
-        out_dir: is made if it does not exist; files of these two names are replaced.
-        curves: learning curves by name, each of (env steps, return), as `read_curves()` returns them, with whose
-            returns they are; a curve with a student's name gets its colour.
+        comparisons: comparisons with one teacher in one environment, as `compare_all()` returns them; at least one.
+        out_dir: folder, which is created if it does not exist; files of these two names are replaced.
+        curves: learning curves by name, as `read_curves()` returns them: pairs of (env steps, return), labelled with
+            the policy whose returns they are. A curve with a student's name gets its colour.
 
     Returns:
         Path of `index.html`.
 
     Raises:
-        ValueError: no comparisons, or of different environments, teachers or episodes.
+        ValueError: there are no comparisons, or their environments, teachers or episodes differ.
+        OSError: the folder cannot be written.
     """
     _common(comparisons)
     folder = Path(out_dir)
@@ -100,26 +101,26 @@ def write_report(
 
 
 def _common(comparisons: Sequence[Comparison]) -> Comparison:
-    """The first comparison, after checking that its environment, teacher and random policy are those of all."""
+    """Return the first comparison, after checking that all have its environment, teacher and random policy."""
     if not comparisons:
-        raise ValueError("There is nothing to report: `comparisons` is empty. compare_all() makes some.")
+        raise ValueError("There is nothing to report: `comparisons` is empty. compare_all() returns some.")
     first = comparisons[0]
     for other in comparisons[1:]:
         names = f"{first.student.name!r} and {other.student.name!r}"
         if first.played_in != other.played_in:
             raise ValueError(
-                f"{names} played in '{first.played_in}' and '{other.played_in}'. Write one report an environment."
+                f"{names} played in '{first.played_in}' and '{other.played_in}'. Write one report for each environment."
             )
         if (first.teacher.returns, first.random.returns) != (other.teacher.returns, other.random.returns):
             raise ValueError(
-                f"{names} were compared with different teachers or over different episodes, so that one table would "
-                "mislead. Compare them together, with compare_all()."
+                f"{names} were compared with different teachers or on different episodes, so one table would be "
+                "misleading. Compare them together, with compare_all()."
             )
     return first
 
 
 def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> dict[str, Any]:
-    """All figures, teacher and random policy once; those that are not finite are None, as JSON has no word for them."""
+    """Return all figures, with teacher and random policy once; values that are not finite are None, for JSON."""
     shared = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random")
     dicts = [comparison.to_dict() for comparison in comparisons]
     students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
@@ -134,7 +135,7 @@ def _title(first: Comparison) -> str:
 
 
 def _rows(comparisons: Sequence[Comparison]) -> list[dict[str, str]]:
-    """The cells of both tables, by row and name; empty if a policy has no such figure."""
+    """Return the cells of both tables, by row and name; a cell is empty if a policy has no such figure."""
     first = comparisons[0]
     reports = [first.teacher, first.random, *(comparison.student for comparison in comparisons)]
     returns = means_and_intervals([(report.return_mean, report.return_ci95) for report in reports])
@@ -174,13 +175,13 @@ def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> st
     title = f"{first.env}: {count} beside the teacher"
     return page(
         title,
-        f"""<p class="lead">{for_html(_title(first))}. All policies act greedily, but for the random one.</p>
+        f"""<p class="lead">{for_html(_title(first))}. All policies except the random one act greedily.</p>
 <section class="card" id="summary">
 {_table(comparisons)}
 <p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
-which student and teacher choose one action. <b>Q-regret</b>: mean of what the student’s choice costs by the teacher’s
-Q-values, in units of return. <b>Latency</b>: median of one forward pass of one observation, on one CPU thread.
-Parameters count what acts, without target networks. All figures, with the return of each episode, are in
+which student and teacher choose the same action. <b>Q-regret</b>: mean difference between the teacher’s best Q-value
+and its Q-value of the student’s action, in units of return. <b>Latency</b>: median time of one forward pass of one
+observation, on one CPU thread. Parameters exclude target networks. All figures, with the return of each episode, are in
 <a href="figures.json">figures.json</a> beside this page.</p>
 </section>
 <div class="plots">
@@ -207,7 +208,7 @@ def _table(comparisons: Sequence[Comparison]) -> str:
 
 
 def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> list[str]:
-    """The plots, each with a sentence on how to read it."""
+    """Return the plots, each with an explanation of how to read it."""
     finite = {
         name: Curve((point for point in curve if all(map(math.isfinite, point))), of=whose(curve))
         for name, curve in curves.items()
@@ -236,8 +237,8 @@ def _policy_sections(comparisons: Sequence[Comparison]) -> list[str]:
         section(
             "latency",
             "Latency and return",
-            "Left is faster, up is better. Below some size a forward pass costs its overhead only, and a smaller "
-            "student is no faster.",
+            "Left is faster, up is better. Below some size a forward pass is overhead only, and a smaller student is "
+            "no faster.",
             svg(
                 "latency-plot",
                 "Latency and return",
@@ -252,14 +253,14 @@ def _policy_sections(comparisons: Sequence[Comparison]) -> list[str]:
             "agreement",
             "Agreement with the teacher",
             "Filled: states that the teacher visits; open: states that the student visits. An open mark far left of "
-            "the filled one is a student that drifts to where it does not know what the teacher would do.",
+            "the filled one is a student that drifts to states in which it has not learned the teacher’s action.",
             svg("agreement-plot", "Agreement with the teacher", lambda: agreement_plot(comparisons)),
         ),
         section(
             "returns",
             "Distribution of returns",
-            "Each dot is an episode (spread vertically so that equal ones show), the box holds the middle half, its "
-            "line is the median: two policies of one mean may differ in how often they fail.",
+            "Each dot is an episode (spread vertically so that equal returns are visible), the box contains the middle "
+            "half, its line is the median. Two policies with the same mean may differ in how often they fail.",
             svg("returns-plot", "Distribution of returns", lambda: returns_plot(comparisons)),
         ),
     ]
@@ -291,17 +292,17 @@ def _confusion_section(comparisons: Sequence[Comparison]) -> str:
     return section(
         "confusion",
         "Which actions are confused",
-        "Where the teacher chooses the row’s action, how often the student chooses the column’s: the stronger the "
-        "colour, the larger its share of the row (where cells have room, in percent and number of states). A "
-        "perfect student has colour on the diagonal only. A row without any is an action that the teacher never "
-        "chooses there.",
+        "How often the student chooses the column’s action in states in which the teacher chooses the row’s: the "
+        "stronger the colour, the larger the share of the row (in percent and number of states, if cells have room). "
+        "A perfect student has colour on the diagonal only. A row without colour is an action that the teacher never "
+        "chooses in these states.",
         f'<div class="pair">{matrices}</div>',
         wide=True,
     )
 
 
 def _about_curves(kinds: Collection[str]) -> tuple[str, str]:
-    """Title and explanation of learning curves of these kinds."""
+    """Return title and explanation of learning curves of these kinds."""
     title, words = "Learning curves", ["Mean return after so many env steps of training."]
     if BEHAVIOR in kinds:
         title += " of the behaviour policy" if len(kinds) == 1 else ""

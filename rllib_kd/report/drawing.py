@@ -1,4 +1,4 @@
-"""Matplotlib in the colours of the page: SVG that follows its light or dark theme, and PNG."""
+"""Drawing by Matplotlib in the colours of the page: SVG that follows its light or dark theme, and PNG."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def short_legend_label(name: str, length: int = _LABEL_LENGTH) -> str:
 
 
 def as_drawn(values: Sequence[float]) -> list[float]:
-    """Return the values, those beyond what can be drawn on the edge."""
+    """Return the values, clipped to the range that can be drawn."""
     return [math.copysign(min(abs(value), _LARGEST), value) for value in values]
 
 
@@ -131,13 +131,13 @@ def use_log_axis(axes: Axes, values: Sequence[float]) -> None:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Matplotlib as these plots want it, whatever the user's matplotlibrc says."""
+    """Set Matplotlib's style for these plots, independently of the user's matplotlibrc."""
     import matplotlib as mpl
 
     style: Any = {
         "svg.fonttype": "none",  # text stays text: it can be selected, read aloud, and takes the page's font
         "svg.hashsalt": "rllib_kd",  # the same figures give the same file
-        "text.parse_math": False,  # a name with a $ is no formula
+        "text.parse_math": False,  # a name with a $ is not a formula
         "text.color": FOREGROUND,
         "axes.labelcolor": FOREGROUND,
         "axes.edgecolor": MUTED,
@@ -159,7 +159,7 @@ def _style() -> Iterator[None]:
     }
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has other fonts
-        mpl.rcdefaults()  # a matplotlibrc of the user's would bring colours that no theme knows
+        mpl.rcdefaults()  # a user's matplotlibrc may have colours that no theme has
         mpl.rcParams.update(style)
         yield
 

@@ -1,4 +1,4 @@
-"""An HTML page that requests nothing."""
+"""An HTML page in one file, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; margin: 0
 
 
 def page(title: str, body: str) -> str:
-    """An HTML page with the report's look, which requests nothing; `title` is text, `body` is HTML."""
+    """Return an HTML page in the report's style, which loads nothing from elsewhere; `title` is text, `body` HTML."""
     css = _CSS % {
         theme: " ".join(f"{name}: {colour};" for name, colour in zip(VARIABLES.values(), colours, strict=True))
         for theme, colours in THEMES.items()
@@ -80,7 +80,7 @@ def page(title: str, body: str) -> str:
 
 
 def section(key: str, title: str, how_to_read: str, body: str, *, wide: bool = False) -> str:
-    """A card of the page: what a figure shows, and the figure."""
+    """Return a card of the page: a figure, and an explanation of how to read it."""
     kind = "card wide" if wide else "card"
     return (
         f'<section class="{kind}" id="{key}"><h2>{title}</h2><figure><figcaption>{how_to_read}</figcaption>\n'

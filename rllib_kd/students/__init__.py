@@ -1,1 +1,1 @@
-"""Students: how large they are, and their first weights."""
+"""Students: their sizes and their first weights."""

@@ -1,8 +1,8 @@
-"""The student's first weights, from its teacher's: the units that matter most, and least squares for what they lack.
+"""The student's first weights from its teacher's: the most useful units, corrected by least squares.
 
-A singular value decomposition would compress a linear network best. Between two layers of units that are not linear it
-does not apply: rotated units are other functions. So the student keeps some of the teacher's units as they are, and is
-fitted, layer by layer, to what the teacher computes on states that were visited:
+A singular value decomposition would compress a linear network best. It does not apply between layers of nonlinear
+units, since rotated units are different functions. So the student keeps some of the teacher's units, and is fitted,
+layer by layer, to the teacher's outputs on visited states:
 
 1. From the last hidden layer to the first, choose the units from which least squares predicts best what the next
    layer needs of them (orthogonal least squares, Chen, Billings & Luo 1989; for pruning ThiNet, Luo et al. 2017, arXiv
@@ -11,7 +11,7 @@ fitted, layer by layer, to what the teacher computes on states that were visited
    student's own layers below put out (as He et al. 2017, arXiv 1707.06168). Ridge regression draws the weights towards
    the teacher's between the same units, so that a student as wide as its teacher equals it, whatever the states.
 
-Nothing here takes a gradient, and nothing is drawn at random.
+No gradients and no random numbers are used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import QF_PREDS, support_of
 
-#: Weight of the teacher's own weights beside what is seen, as a share of the mean square of the columns.
+#: Weight of the pull towards the teacher's own weights, as a share of the mean square of the columns.
 RIDGE = 1e-5
 
 
@@ -41,7 +41,7 @@ _ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.Sigmoid, nn.GELU, nn.Leaky
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: what it sees of the units below, its weights, and what follows them.
+    """One layer: its inputs from the units below, its weights, and its activation.
 
     A unit is a number, or a channel of an image. Of each unit below, a linear layer sees one number, or all pixels of
     the image, and a convolution those in its window: a group of columns.
@@ -55,9 +55,9 @@ class Layer:
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
 
     def columns(self, below: Tensor) -> Tensor:
-        """What it sees, `[rows, units below, columns of each]`, of values `[N, units]` or `[N, units, height, width]`.
+        """Return its inputs `[rows, units below, columns of each]` for `[N, units]` or `[N, units, height, width]`.
 
-        A row is a state, or a place in the image of a state.
+        A row is a state, or a position in the image of a state.
         """
         if self.kernel is None:
             return below.reshape(*below.shape[:2], -1)
@@ -65,14 +65,14 @@ class Layer:
         return windows.transpose(1, 2).reshape(-1, below.shape[1], self.kernel[0] * self.kernel[1])
 
     def values(self, below: Tensor) -> Tensor:
-        """Before the activation: `[N, units]`, or `[N, units, height, width]`."""
+        """Return the values before the activation, `[N, units]` or `[N, units, height, width]`."""
         if self.kernel is None:
             return self.columns(below).flatten(1) @ self.weight.flatten(1).T + self.bias
         kernel = self.weight.unflatten(-1, self.kernel)
         return F.conv2d(F.pad(below, self.padding), kernel, self.bias, self.stride)
 
     def outputs(self, below: Tensor) -> Tensor:
-        """After the activation."""
+        """Return the values after the activation."""
         return _activated(self, self.values(below))
 
 
@@ -81,7 +81,7 @@ Chain = Sequence[Layer]
 
 @dataclass(frozen=True)
 class Target:
-    """What an output layer is fitted to."""
+    """The target to which an output layer is fitted."""
 
     values: Tensor  # [N, outputs]
     matrix: Tensor | None  # [outputs, teacher's outputs], if `values` are that linear function of them
@@ -90,15 +90,15 @@ class Target:
 
 @dataclass
 class Path:
-    """One way through the student, from observations to the outputs of a head, beside its teacher's."""
+    """One path through the student, from observations to the outputs of a head, and the teacher's."""
 
     layers: list[Layer]  # the student's
     chain: Chain  # the teacher's
-    stems: list[int]  # of each hidden layer, the number of the teacher's that it stands for
+    stems: list[int]  # index of the corresponding layer of the teacher, for each hidden layer
     kept: list[Tensor]  # of each hidden layer, the numbers of its units there
 
     def weights_between(self, i: int, target: Target) -> Tensor | None:
-        """The teacher's weights between the units of layer i and those below, the biases last; None if it has none."""
+        """Return the teacher's weights between layer i's units and those below, biases last; None if it has none."""
         is_output = i == len(self.stems)
         stem, stem_below = len(self.chain) - 1 if is_output else self.stems[i], self.stems[i - 1] if i else -1
         if stem != stem_below + 1 or (is_output and target.matrix is None):
@@ -113,7 +113,7 @@ class Path:
 
 
 def check(student: Any, teacher: Any) -> None:
-    """Whether `initialize()` can do anything for this pair.
+    """Check that `initialize()` is possible for this pair.
 
     Raises:
         ValueError: one of them has another architecture than RLlib's DQN module; or as `initialize()`.
@@ -129,20 +129,20 @@ def check(student: Any, teacher: Any) -> None:
 
 @torch.no_grad()
 def initialize(student: Any, teacher: Any, obs: Tensor, *, unit: float | None = None) -> None:
-    """Give the student its first weights, in place.
+    """Set the student's first weights, in place.
 
-    Its hidden layers stand for the first ones of the teacher, convolutions for convolutions. It may have fewer, also
-    none, and other activations.
+    Its hidden layers correspond to the first ones of the teacher, convolutions to convolutions. It may have fewer
+    layers, also none, and other activations.
 
     Args:
         student: RLlib's DQN module.
-        teacher: the same, usually larger; it sees the same observations.
-        obs: states that were visited, `[N, ...]`.
-        unit: None: the student's outputs are Q-values. A number: they count differences between the Q-values of actions
-            in such units (return), and say nothing of their level. Of no effect on return distributions (C51).
+        teacher: RLlib's DQN module with the same observations, usually larger.
+        obs: visited states, `[N, ...]`.
+        unit: None: the student's outputs are Q-values. A number > 0, return units: the outputs are differences between
+            Q-values of actions in this unit, of any level. It has no effect on return distributions (C51).
 
     Raises:
-        ValueError: it has more or wider layers than its teacher, or layers of another kind.
+        ValueError: the student has more or wider layers than its teacher, or layers of another kind.
     """
     paths, num_shared = paths_of(student, teacher)
     targets = _targets(student, teacher, [path.chain for path in paths], obs, unit)
@@ -161,13 +161,14 @@ def initialize(student: Any, teacher: Any, obs: Tensor, *, unit: float | None = 
     _write(student, paths[0].layers[:num_shared], [path.layers[num_shared:] for path in paths])
 
 
-# --- What the outputs should be ---------------------------------------------------------------------------------------
+# --- Targets of the outputs -------------------------------------------------------------------------------------------
 
 
 def _targets(student: Any, teacher: Any, chains: Sequence[Chain], obs: Tensor, unit: float | None) -> list[Target]:
-    """Of the head `af`, and where the student is dueling of `vf`.
+    """Return the targets of the head `af`, and of `vf` if the student is dueling.
 
-    Where the teacher is dueling too, the second chain puts out the level of its Q-values, and the first one the rest.
+    If the teacher is dueling, too, the outputs of the second chain are the level of its Q-values, and the first one
+    has the rest.
     """
     outputs = [torch.cat([values[-1] for _, values in _teacher_values(chain, obs)]) for chain in chains]
     separate = student.uses_dueling and teacher.uses_dueling
@@ -191,27 +192,27 @@ def _targets(student: Any, teacher: Any, chains: Sequence[Chain], obs: Tensor, u
 
 
 def _target(outputs: Tensor, matrices: Sequence[Tensor], *, is_linear: bool = True) -> Target:
-    """The sum of linear functions of the teacher's outputs, each of which matters as much as the others."""
+    """Return the sum of linear functions of the teacher's outputs as a target, with equal weights of all."""
     parts = [outputs @ matrix.T for matrix in matrices]
     scaled = [part / part.std(0).norm().clamp(min=_TINY) for part in parts]
     matrix = torch.stack(list(matrices)).sum(0)
     return Target(outputs @ matrix.T, matrix if is_linear else None, torch.cat(scaled, dim=1))
 
 
-# --- Which units ------------------------------------------------------------------------------------------------------
+# --- Choice of units --------------------------------------------------------------------------------------------------
 
 
 def choose_units(gram: Tensor, cross: Tensor, num_units: int, count: int) -> Tensor:
-    """The units from whose columns least squares predicts the targets best, found one after the other.
+    """Choose units one after the other, so that least squares on their columns predicts the targets best.
 
     Args:
         gram: XᵀX of the columns X, `[num_units · g + 1, ...]`, grouped by unit; the last column is constant.
         cross: XᵀY with the targets Y, `[num_units · g + 1, D]`.
-        num_units: to choose from.
-        count: how many, at most `num_units`.
+        num_units: number of units.
+        count: number of units to choose, ≤ `num_units`.
 
     Returns:
-        Their numbers, in order.
+        Their indices, in ascending order.
     """
     width = (len(gram) - 1) // num_units
     everything = torch.arange(len(gram) - 1).unflatten(0, (num_units, width))
@@ -229,14 +230,14 @@ def choose_units(gram: Tensor, cross: Tensor, num_units: int, count: int) -> Ten
 
 
 def _swept(gram: Tensor, cross: Tensor, columns: Tensor, *, ridge: float) -> tuple[Tensor, Tensor]:
-    """The same moments of what is left of columns and targets once these columns have explained their part."""
+    """Return the moments of the residuals of columns and targets after regression on these columns."""
     block = gram[columns][:, columns] + ridge * torch.eye(len(columns)).to(gram)
     explained = torch.linalg.solve(block, torch.cat([gram[columns], cross[columns]], dim=1))
     return gram - gram[:, columns] @ explained[:, : len(gram)], cross - gram[:, columns] @ explained[:, len(gram) :]
 
 
 def _choose(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Target]) -> Tensor:
-    """The teacher's units that layer i of these paths keeps, by what the layers above need of them."""
+    """Choose the teacher's units that layer i of these paths keeps, by the needs of the layers above."""
     first = paths[0]
     stem, num_kept = first.stems[i], len(first.layers[i].bias)
     num_units = len(first.chain[stem].bias)
@@ -257,7 +258,7 @@ def _choose(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Target
     return choose_units(*_moments(rows()), num_units, num_kept)
 
 
-# --- Which weights ----------------------------------------------------------------------------------------------------
+# --- Fitted weights ---------------------------------------------------------------------------------------------------
 
 
 def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
@@ -269,7 +270,7 @@ def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
         prior: `[P + 1, D]`.
 
     Returns:
-        B, `[P + 1, D]`; the prior itself where it leaves no error.
+        B, `[P + 1, D]`; the prior itself if it leaves no error.
     """
     ridge = torch.full((len(gram),), RIDGE * float(gram.diagonal()[:-1].mean()), dtype=gram.dtype)
     ridge[-1] = 0.0
@@ -278,7 +279,7 @@ def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
 
 
 def _fitted(path: Path, i: int, obs: Tensor, target: Target) -> Layer:
-    """Layer i with what comes nearest to the teacher's values, upon the layers below as they are now."""
+    """Return layer i fitted to the teacher's values, given the current layers below."""
     layer = path.layers[i]
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
@@ -300,7 +301,7 @@ def _fitted(path: Path, i: int, obs: Tensor, target: Target) -> Layer:
 
 
 def _moments(rows: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """XᵀX and XᵀY, with a constant column at the end of X."""
+    """Return XᵀX and XᵀY, with a constant column at the end of X."""
     gram = cross = torch.zeros(1)
     for columns, wanted in rows:
         x = F.pad(columns.flatten(1), (0, 1), value=1.0)
@@ -309,7 +310,7 @@ def _moments(rows: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _teacher_values(chain: Chain, obs: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-    """For some states at a time, what every layer of the teacher computes before its activation."""
+    """Yield, for parts of the states, the values of every layer of the teacher before its activation."""
     size = len(obs) if chain[0].kernel is None else _STATES_AT_ONCE
     for start in range(0, len(obs), size):
         part = slice(start, start + size)
@@ -330,7 +331,7 @@ def _activated(layer: Layer, values: Tensor) -> Tensor:
 
 
 def _by_row(values: Tensor) -> Tensor:
-    """`[rows, units]` of `[N, units]` or `[N, units, height, width]`, rows as in `Layer.columns()`."""
+    """Return `[rows, units]` for `[N, units]` or `[N, units, height, width]`, with rows as in `Layer.columns()`."""
     return values if values.ndim == 2 else values.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
@@ -338,10 +339,10 @@ def _by_row(values: Tensor) -> Tensor:
 
 
 def paths_of(student: Any, teacher: Any) -> tuple[list[Path], int]:
-    """The paths through the student (two if it is dueling), and how many hidden layers they share.
+    """Return the paths through the student (two if it is dueling), and the number of hidden layers that they share.
 
     Raises:
-        ValueError: as `initialize()`; or there are layers that are not understood here.
+        ValueError: as `initialize()`; or there are layers that are not supported here.
     """
     if student.num_atoms > 1 and support_of(student) != support_of(teacher):
         raise ValueError(
@@ -364,13 +365,13 @@ def paths_of(student: Any, teacher: Any) -> tuple[list[Path], int]:
 
 
 def _network_of(module: Any) -> tuple[list[Layer], list[list[Layer]]]:
-    """The layers of the encoder, and those of each head up to its outputs."""
+    """Return the layers of the encoder, and those of each head up to its outputs."""
     trunk = _layers_of(module.encoder, None)
     return trunk, [_layers_of(head, trunk[-1] if trunk else None) for head in _heads(module)]
 
 
 def merged(trunk: Chain, streams: Sequence[Chain]) -> Chain:
-    """One chain from observations to Q-values (of C51: to logits), with the streams of a dueling network in one.
+    """Merge a network into one chain from observations to Q-values (for C51: logits), also if it is dueling.
 
     The logits are RLlib's up to a constant in each state.
     """
@@ -418,7 +419,7 @@ def _layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
                 pass
             case _ if list(part.parameters()):
                 raise ValueError(
-                    f"init='teacher' understands linear layers and convolutions, but there is a {type(part).__name__}. "
+                    f"init='teacher' supports linear layers and convolutions, but there is a {type(part).__name__}. "
                     "Leave init at 'random'."
                 )
     return layers
@@ -429,10 +430,10 @@ def _double(tensor: Any) -> Tensor:
 
 
 def _match(layers: Chain, chain: Chain) -> list[int]:
-    """Of each hidden layer of a student, the number of the teacher's layer that it stands for.
+    """Return for each hidden layer of a student the index of the corresponding layer of the teacher.
 
     Raises:
-        ValueError: there is none, or it is narrower, or looks through other windows.
+        ValueError: there is none, or it is narrower, or has other windows.
     """
     matches: list[int] = []
     for is_convolution, what in ((True, "convolutions"), (False, "hidden layers")):
@@ -440,7 +441,7 @@ def _match(layers: Chain, chain: Chain) -> list[int]:
         stems = [i for i, layer in enumerate(chain[:-1]) if (layer.kernel is not None) == is_convolution]
         if len(own) > len(stems) or (is_convolution and stems and not own):
             raise ValueError(
-                f"init='teacher' takes a student with at most as many {what} as its teacher"
+                f"init='teacher' needs a student with at most as many {what} as its teacher"
                 f"{', and at least one' if is_convolution and stems else ''}: the student has {len(own)}, the teacher "
                 f"{len(stems)}. Change its model config, or leave init at 'random'."
             )
@@ -448,15 +449,15 @@ def _match(layers: Chain, chain: Chain) -> list[int]:
             stem = chain[i]
             if len(layer.bias) > len(stem.bias):
                 raise ValueError(
-                    f"init='teacher' takes a student with layers at most as wide as its teacher's, but number {number} "
-                    f"of its {what} has {len(layer.bias)} units and the teacher's {len(stem.bias)}. Change its model "
+                    f"init='teacher' needs a student with layers at most as wide as its teacher's, but number {number} "
+                    f"of its {what} has {len(layer.bias)} units, and the teacher's {len(stem.bias)}. Change its model "
                     "config, or leave init at 'random'."
                 )
             windows = [(x.kernel, x.stride, x.padding) for x in (layer, stem)]
             if windows[0] != windows[1]:
                 raise ValueError(
-                    f"init='teacher' takes convolutions with the teacher's kernels, strides and padding, but number "
-                    f"{number} has {windows[0]} and the teacher's {windows[1]}. Change conv_filters, or leave init at "
+                    f"init='teacher' needs convolutions with the teacher's kernels, strides and padding, but number "
+                    f"{number} has {windows[0]}, and the teacher's {windows[1]}. Change conv_filters, or leave init at "
                     "'random'."
                 )
             matches.append(i)

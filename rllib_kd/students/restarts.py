@@ -1,4 +1,4 @@
-"""Restarts: copies of a student with first weights of their own, of which the best has the student's name."""
+"""Restarts: copies of a student with different first weights; the best one gets the student's name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def student_of(name: str) -> str:
 
 
 def is_named(name: str) -> bool:
-    """Whether a module has its student's own name, and is none of the other copies."""
+    """Return whether a module has its student's own name, and not that of another copy."""
     return _MARK not in name
 
 

@@ -1,4 +1,4 @@
-"""How large a student is: presets by name, and layer widths for a compression."""
+"""The size of a student: presets by name, and layer widths for a compression."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _ARCHITECTURE_KEYS = tuple(
 )
 
 
-#: He et al. 2015, arXiv 1502.01852. With PyTorch's own weights, what a few pixels change in the outputs is a hundredth
-#: of what it is with these (on Pong nothing was learned in 1,500 steps at any rate, where these took 600).
+#: He et al. 2015, arXiv 1502.01852. With PyTorch's own weights, a few pixels change the outputs by a hundredth as much
+#: as with these (on Pong nothing was learned in 1,500 steps at any learning rate; with these it took 600).
 _DEEP_INITIALIZERS = {
     f"{part}_kernel_initializer{suffix}": value
     for part in ("conv", "head_fcnet")
@@ -31,7 +31,7 @@ _DEEP_INITIALIZERS = {
 
 
 def _nature_cnn(channels: Sequence[int], units: int) -> dict[str, Any]:
-    """Model config of the network of Mnih et al. 2015 for images of 84 × 84, with other widths."""
+    """Return the model config of the network of Mnih et al. 2015 for images of 84 × 84, with other widths."""
     kernels_and_strides = ((8, 4), (4, 2), (3, 1))
     return _DEEP_INITIALIZERS | {
         "conv_filters": [[n, *sizes, "valid"] for n, sizes in zip(channels, kernels_and_strides, strict=True)],
@@ -61,21 +61,21 @@ def compress(
     observation_space: gym.Space,
     action_space: gym.Space,
 ) -> dict[str, Any]:
-    """Model config of the largest student with the teacher's architecture and at most that share of its parameters.
+    """Return the model config of the largest student with at most this share of the teacher's parameters.
 
     All hidden widths (units, or channels of convolutions) are scaled by one factor; depth, kernels, strides and
     activations are the teacher's.
 
     Args:
         teacher_model_config: RLlib's model config of the teacher.
-        head_config: what the student's model config has beside its architecture (`dueling`, `num_atoms`, ...).
+        head_config: the rest of the student's model config, apart from its architecture (`dueling`, `num_atoms`, ...).
         compression: student parameters / teacher parameters, in (0, 1].
-        teacher_parameters: the teacher's acting parameters.
-        observation_space: of the student.
-        action_space: of both.
+        teacher_parameters: number of the teacher's acting parameters.
+        observation_space: the student's observation space.
+        action_space: action space of both.
 
     Raises:
-        ValueError: even one unit a layer is more than that share.
+        ValueError: one unit in each layer already exceeds this share.
     """
     architecture = dataclasses.asdict(DefaultModelConfig()) | dict(teacher_model_config)
     architecture = {key: architecture[key] for key in _ARCHITECTURE_KEYS}
@@ -94,9 +94,9 @@ def compress(
     if (smallest := size(0.0)) > budget:
         raise ValueError(
             f"compression={compression:g} allows {budget:.0f} of the teacher's {teacher_parameters} parameters, but "
-            f"its architecture with one unit a layer has {smallest} already "
-            f"(compression={smallest / teacher_parameters:.2g}). Choose a larger compression, or a network of your "
-            "own: rl_module(model_config={'fcnet_hiddens': [...]}), or student='linear'."
+            f"its architecture with one unit in each layer has {smallest} already "
+            f"(compression={smallest / teacher_parameters:.2g}). Choose a larger compression, another network with "
+            "rl_module(model_config={'fcnet_hiddens': [...]}), or student='linear'."
         )
     return _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
 
@@ -113,7 +113,7 @@ def _scale_widths(architecture: Mapping[str, Any], factor: float) -> dict[str, A
 
 
 def _largest(fits: Callable[[float], bool]) -> float:
-    """The largest factor in [0, 1] that fits, to 1e-4, for a condition that fails from some factor on."""
+    """Return the largest factor in [0, 1] that fits, to 1e-4, for a condition that fails from some factor on."""
     low, high = 0.0, 1.0
     if fits(high):
         return high

@@ -1,4 +1,4 @@
-"""Where a sweep logs: lines on the terminal, and services."""
+"""Loggers of a sweep: lines on the terminal, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from rllib_kd.text import printable, ratio
 
 
 def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = None) -> list[tune.Callback]:
-    """A printed line for each setting, and Ray's own loggers of other services.
+    """Return callbacks that print one line for each setting, and Ray's loggers of other services.
 
     Args:
-        wandb_project: of Weights & Biases.
-        mlflow_uri: MLflow's tracking URI, of a server (`http://...`) or a database (`sqlite:///FILE`).
+        wandb_project: project of Weights & Biases; None: not logged there.
+        mlflow_uri: MLflow's tracking URI, a server (`http://...`) or a database (`sqlite:///FILE`); None: not logged
+            there.
 
     Raises:
-        ValueError: a package is not installed, nobody is logged in, or MLflow does not take the URI.
+        ValueError: a package is not installed, no user is logged in, or MLflow rejects the URI.
     """
     callbacks: list[tune.Callback] = [SettingLines()]
     if wandb_project is not None:
@@ -34,22 +35,22 @@ def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = 
         try:
             callbacks[-1].setup()  # as Tune does, in the middle of things
         except MlflowException as error:
-            raise ValueError(f"MLflow does not take '{mlflow_uri}': {error}") from error
+            raise ValueError(f"MLflow rejects the URI '{mlflow_uri}': {error}") from error
     return callbacks
 
 
 class SettingLines(tune.Callback):
-    """Prints a line for each setting that ends."""
+    """A callback that prints one line for each setting that ends."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's hook."""
+        """Tune's hook at the end of a trial."""
         result = trial.last_result
         size, mean, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
         bound = "" if lower is None else f" (at least {ratio(lower)})"
         self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio(mean):>6}{bound}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Tune's hook, also for failures after which the trial goes on."""
+        """Tune's hook at a failure, also if the trial is retried."""
         self._print(trials, trial, f"failed: see error.txt in {trial.path}")
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:

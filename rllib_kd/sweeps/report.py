@@ -1,4 +1,4 @@
-"""What a sweep looks like: a table for the terminal, an HTML page with a plot, and every figure in CSV and JSON."""
+"""The report of a sweep: a table for the terminal, an HTML page with a plot, and every figure in CSV and JSON."""
 
 from __future__ import annotations
 
@@ -155,9 +155,9 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
 def _page(result: SweepResult) -> str:
     title = f"{printable(result.env)}: how small can the student be?"
     lead = (
-        f"{len(result.students)} settings, each a mean of its seeds, beside a teacher of "
-        f"{result.teacher_parameters:,} parameters, whose mean return is {number(result.teacher_return)} where a "
-        f"random policy gets {number(result.random_return)} ({result.num_episodes} episodes each)."
+        f"{len(result.students)} settings, each a mean of its seeds. The teacher has "
+        f"{result.teacher_parameters:,} parameters and a mean return of {number(result.teacher_return)}; a random "
+        f"policy's is {number(result.random_return)} ({result.num_episodes} episodes each)."
     )
     body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="recommended">'
     body += "".join(f"<p>{for_html(line)}</p>" for line in result.remarks())

@@ -1,4 +1,4 @@
-"""What a sweep found, as data: the Pareto front of size and return, and the student to take."""
+"""The result of a sweep as data: the Pareto front of size and return, and the recommended student."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.text import finite_or_none, printable, ratio
 
-#: A student is as good as its teacher from this return ratio on, as the mean of at least so many seeds.
+#: A student counts as good as its teacher if the mean return ratio of at least MIN_SEEDS seeds is at least this.
 GOOD_RATIO, MIN_SEEDS = 0.98, 3
 
 
 @dataclass(frozen=True)
 class SweptStudent:
-    """One setting of a sweep, and what its students reach."""
+    """One setting of a sweep, with the return ratios of its students."""
 
     name: str  # of the trial
     settings: dict[str, Any]  # of the config, that were varied
@@ -31,17 +31,17 @@ class SweptStudent:
 
     @property
     def return_ratio(self) -> float:
-        """Mean of the seeds."""
+        """Return the mean return ratio of the seeds."""
         return sum(self.return_ratios) / len(self.return_ratios)
 
     @property
     def return_ratio_lower(self) -> float:
-        """`lower_bound()` of the seeds."""
+        """Return `lower_bound()` of the seeds' return ratios."""
         return lower_bound(self.return_ratios)
 
     @property
     def size(self) -> str:
-        """In words: `16 units`, `linear`."""
+        """Return the size as text: `16 units`, `linear`."""
         widths = self.settings.get("model_config", {}).get("fcnet_hiddens")
         if widths is None:
             return f"{100 * self.compression:.2g} % of the teacher"
@@ -53,18 +53,18 @@ class SweepResult:
     """A finished sweep.
 
     Args:
-        env: that all students play.
-        teacher: where it came from; several of an ensemble.
-        teacher_parameters: that act.
-        teacher_return: mean of the greedy teacher.
-        random_return: mean of a random policy.
-        num_episodes: behind each of these two, and behind each seed of a finished student.
-        env_steps: that finished students were trained for.
+        env: environment of all students.
+        teacher: source of the teacher; a list for an ensemble.
+        teacher_parameters: number of the teacher's parameters that act.
+        teacher_return: mean return of the greedy teacher.
+        random_return: mean return of a random policy.
+        num_episodes: episodes behind each of these two means, and behind each seed of a finished student.
+        env_steps: training length of finished students.
         fixed: settings that all students share.
         students: one for each setting that has reported.
-        failed: trial name → reason, of those that have not.
-        note: what one should know about how the settings were chosen.
-        is_complete: False: it was interrupted, and can be resumed.
+        failed: trial name → reason, for settings that have not reported.
+        note: a remark on how the settings were chosen.
+        is_complete: False if the sweep was interrupted; it can be resumed.
     """
 
     env: str
@@ -82,22 +82,22 @@ class SweepResult:
 
     @property
     def front(self) -> list[SweptStudent]:
-        """The Pareto front, small students first."""
+        """Return the Pareto front, small students first."""
         return pareto_front(self.students)
 
     @property
     def recommended(self) -> SweptStudent | None:
-        """The smallest student that is as good as its teacher; None if there is none."""
+        """Return the smallest student that is as good as its teacher; None if there is none."""
         return recommend(self.students)
 
     @property
     def best(self) -> SweptStudent | None:
-        """The recommended student, else the one with the highest return ratio; None if none has finished."""
+        """Return the recommended student, else the one with the highest return ratio; None if none has finished."""
         return self.recommended or (self.front[-1] if self.front else None)
 
     @property
     def ranked(self) -> list[SweptStudent]:
-        """All students: finished ones first, then small ones, then good ones."""
+        """Return all students: finished ones first, then by size, then by return ratio."""
         return sorted(self.students, key=lambda s: (not s.finished, s.num_parameters, -s.return_ratio))
 
     def command(self, student: SweptStudent) -> str:
@@ -116,15 +116,17 @@ class SweepResult:
             each = ", ".join(map(ratio_text, student.return_ratios))
             return (
                 f"Recommended: {student.size}, {student.num_parameters:,} parameters "
-                f"({100 * student.compression:.2g} % of the teacher's). It is the smallest with {good} over at least "
+                f"({100 * student.compression:.2g} % of the teacher's). It is the smallest with {good} on at least "
                 f"{MIN_SEEDS} seeds: {ratio_text(student.return_ratio)}, the mean of {each}."
             )
         if not self.front:
-            return "No student has finished its training, so there is none to recommend."
+            return "No student has finished its training, so none is recommended."
         best = self.front[-1]
         reason = f"No student reached {good}"
         if best.return_ratio >= GOOD_RATIO:
-            reason = f"{good.capitalize()} counts from {MIN_SEEDS} seeds on, and there were {len(best.return_ratios)}"
+            reason = (
+                f"A recommendation needs {good} on at least {MIN_SEEDS} seeds, but there were {len(best.return_ratios)}"
+            )
         return (
             f"{reason}, so none is recommended. The best was {best.size}, {best.num_parameters:,} parameters, with "
             f"{ratio_text(best.return_ratio)}."
@@ -134,7 +136,7 @@ class SweepResult:
         """Return the verdict, and sentences about how the sweep went, as they can be printed."""
         remarks = [self.verdict(), self.note]
         if not self.is_complete:
-            remarks.append("The sweep was interrupted. The same command with --resume goes on.")
+            remarks.append("The sweep was interrupted. Continue with the same command and --resume.")
         if count := len(self.failed):
             of = count + len(self.students)
             remarks.append(f"{count} of {of} settings failed: {next(iter(self.failed.values()))}")
@@ -163,7 +165,7 @@ class SweepResult:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything, for JSON; what has no finite value is None."""
+        """Return everything, for JSON; values that are not finite are None."""
         shared = ("env", "teacher", "teacher_parameters", "teacher_return", "random_return", "num_episodes")
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict()}
@@ -174,9 +176,10 @@ class SweepResult:
 
 
 def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:
-    """Find the finished students that are best at their size, small ones first.
+    """Return the finished students that are best at their size, small ones first.
 
-    No other finished student equals one of them in return ratio with fewer parameters, or beats it with as many.
+    For each of them, no other finished student has the same return ratio with fewer parameters, or a higher one with
+    as many.
     """
     front: list[SweptStudent] = []
     for student in sorted((s for s in students if s.finished), key=lambda s: (s.num_parameters, -s.return_ratio)):
@@ -186,7 +189,7 @@ def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:
 
 
 def recommend(students: Sequence[SweptStudent]) -> SweptStudent | None:
-    """Find the smallest with at least `GOOD_RATIO` of the teacher's return over at least `MIN_SEEDS` seeds, or None."""
+    """Return the smallest student with a mean return ratio ≥ `GOOD_RATIO` on at least `MIN_SEEDS` seeds, or None."""
     enough = [student for student in students if len(student.return_ratios) >= MIN_SEEDS]
     return next((student for student in pareto_front(enough) if student.return_ratio >= GOOD_RATIO), None)
 

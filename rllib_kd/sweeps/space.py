@@ -1,4 +1,4 @@
-"""What a sweep varies: names of config settings, each with one of Ray Tune's domains, its unit and its reason."""
+"""The search space of a sweep: config settings, each with one of Ray Tune's domains, its unit and its reason."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from ray.tune.search.sample import Categorical, Domain
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.teachers.base import Teacher
 
-#: What Population Based Training may change while a student learns: none of it shapes the network or its state.
+#: Settings that Population Based Training may change while a student learns: none shapes the network or its state.
 POPULATION_SETTINGS = ("kd_coeff", "temperature", "lr")
 
 
 def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict[str, Domain]:
-    """The space of a sweep: every setting that decides how small a student can be.
+    """Return the search space of a sweep: every setting that affects how small a student can be.
 
     Keys are names of config settings (`lr`, `loss`, …), or of a model config (`fcnet_hiddens`). Add, replace or drop
-    entries as you like. A setting that the drawn loss does not read (`temperature` beside `mse`) is left out of the
+    entries as you like. A setting that the drawn loss does not read (`temperature` with `mse`) is left out of the
     student's config.
 
     Args:
-        teacher: whose student is sought.
-        median_gap: median over the states that the teacher visits of its action gap, best − second-best Q-value,
-            return units.
-        env_steps: that each student is trained for.
+        teacher: the teacher of all students; its network decides how sizes are drawn.
+        median_gap: median action gap (best − second-best Q-value) over states that the teacher visits, > 0, return
+            units.
+        env_steps: training length of each student, > 0.
+
+    Returns:
+        Setting → one of Ray Tune's domains.
     """
     auto = DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap
     return _student_size(teacher) | {
-        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" asks for one good action of
+        # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" needs one good action of
         # several: better for very small students on some tasks, much worse on others. "mse" learns Q-values, for a
-        # student that goes on to learn by itself.
+        # student that later learns by itself.
         "loss": tune.choice(["kl", "reverse_kl", "nll", "mse"]),
         # Return units; for "kl" and "reverse_kl". Around a tenth of the action gap: a third of it hardly differs from
-        # the greedy action, ten times as much tells which mistakes are cheap, and blurs the best action.
+        # the greedy action, ten times as much shows which mistakes are cheap, and blurs the best action.
         "temperature": tune.loguniform(auto / 3, auto * 10),
-        # Of Adam, with averaged weights: below, small students do not arrive within the budget; above, they oscillate.
+        # Adam's, with averaged weights. Lower: small students do not converge within the budget; higher: they
+        # oscillate.
         "lr": tune.loguniform(5e-4, 2e-2),
         # β, share of the teacher's actions, over env steps: from its states to the student's own, or half way. Late:
         # the student sees good states for longer; early, or never the teacher's (0): it learns sooner to mend its own
@@ -66,15 +70,15 @@ def _student_size(teacher: Teacher) -> dict[str, Domain]:
 
 
 def population_space(space: Mapping[str, Domain]) -> dict[str, Domain]:
-    """The part of a space that Population Based Training may vary, with the weight of the distillation loss."""
+    """Return the part of a space that Population Based Training may vary, and the weight of the distillation loss."""
     # A factor: Adam divides by the gradient's size, so that it counts only beside a TD loss (`td_coeff` > 0).
     return {"kd_coeff": tune.loguniform(0.1, 10.0)} | {k: v for k, v in space.items() if k in POPULATION_SETTINGS}
 
 
 def default_points(space: Mapping[str, Domain], *, median_gap: float, env_steps: int) -> list[dict[str, Any]]:
-    """The package's defaults at every size of the space, as far as they lie in it: where a search does well to start.
+    """Return the package's defaults at every size of the space, as far as they lie in it, to start a search with.
 
-    Empty where an entry of the space has no default here.
+    Empty if an entry of the space has no default here.
     """
     defaults: dict[str, Any] = {
         "loss": "kl",

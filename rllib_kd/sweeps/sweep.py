@@ -1,7 +1,7 @@
 """Sweeps by Ray Tune: how small can the student be?
 
-A trial is one setting. It trains several students, one for each seed, side by side, and reports what they reach on
-average: searcher and scheduler see settings, not luck.
+A trial is one setting. It trains several students, one for each seed, side by side, and reports their mean return
+ratio, so that searcher and scheduler compare settings rather than seeds.
 """
 
 from __future__ import annotations
@@ -75,28 +75,27 @@ _SPEC = "sweep.json"
 
 @dataclass
 class Sweep:
-    """What is swept, and how.
+    """A sweep: search for the smallest student that plays as well as its teacher.
 
     Args:
-        teacher: what `load_teacher()` takes. Only this process reads it: trials get it through Ray's object store.
-        env: a gymnasium id, or a name that is registered with Tune.
-        num_samples: settings to try, > 0; under "pbt" the population.
+        teacher: as for `load_teacher()`. Only this process reads it: trials get it through Ray's object store.
+        env: a gymnasium id, or a name registered with Tune.
+        num_samples: settings to try, ≥ 1; with "pbt" the size of the population.
         search: "optuna" (two objectives: return ratio up, parameters down) or "random"; None: "optuna" without a
             scheduler, "random" with one.
-        scheduler: "none"; "asha" stops the settings whose students return least; "pbt" gives the weights of the best
-            to the others, and varies `kd_coeff`, `temperature` and `lr` on the way.
-        num_seeds: students of each setting, > 0. Their mean is the setting's value.
-        env_steps: that each student is trained for, > 0.
-        config: settings of all students, by the names that `rllib train --config` takes. What stands here is not
-            searched.
-        space: makes the space, with the signature of `search_space()`, which it is by default.
-        storage_path: folder or URI of all results; on several nodes all must reach it. None: `~/ray_results`.
-        name: of the sweep's folder in `storage_path`. None: `sweep-` and the env.
-        seed: of the search, and of the first student.
-        callbacks: of Ray Tune, beside those that always write CSV, JSON and TensorBoard files.
+        scheduler: "none"; "asha" stops the settings with the lowest returns; "pbt" copies the weights of the best
+            to the others, and varies `kd_coeff`, `temperature` and `lr` during training.
+        num_seeds: students of each setting, ≥ 1. Their mean is the setting's value.
+        env_steps: training length of each student, ≥ 1.
+        config: settings of all students, by the names that `rllib train --config` takes. They are not searched.
+        space: a function that returns the space, with the signature of `search_space()`, the default.
+        storage_path: folder or URI of all results; every node must be able to reach it. None: `~/ray_results`.
+        name: name of the sweep's folder in `storage_path`. None: `sweep-` and the env.
+        seed: seed of the search, and of the first student.
+        callbacks: callbacks of Ray Tune, in addition to those that write CSV, JSON and TensorBoard files.
 
     Raises:
-        ValueError: a value that cannot be, or a search and a scheduler that do not go together.
+        ValueError: a value is out of range or unknown, or search and scheduler cannot be combined.
     """
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
@@ -129,16 +128,16 @@ class Sweep:
             raise ValueError(f"Unknown search {self.search!r}.{hint} Known are: {', '.join(SEARCHES)}.")
         if self.search == "optuna" and self.scheduler == "asha":
             raise ValueError(
-                "Search 'optuna' has two objectives and needs the final value of both, but the scheduler 'asha' stops "
-                "students by their return alone, the small ones first. Take search 'random' with it, or no scheduler."
+                "Search 'optuna' needs the final values of two objectives, return and size, but the scheduler 'asha' "
+                "stops students early by return alone, small ones first. Use search 'random', or no scheduler."
             )
         if self.search == "optuna" and self.scheduler == "pbt":
             raise ValueError(
-                "The scheduler 'pbt' changes settings while they are tried, so that the search 'optuna' would learn "
-                "from values that belong to other settings. Take search 'random' with it, or no scheduler."
+                "The scheduler 'pbt' changes settings during training, so the search 'optuna' would learn from values "
+                "of other settings. Use search 'random', or no scheduler."
             )
         if self.search == "optuna" and find_spec("optuna") is None:
-            raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or take search 'random'.")
+            raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or use search 'random'.")
         self.name = self.name or f"sweep-{self.env.replace('/', '-')}"
         check_not_empty(name=self.name)
         check_below_storage(name=self.name)
@@ -146,23 +145,23 @@ class Sweep:
 
     @property
     def path(self) -> str:
-        """Path or URI of the sweep's folder."""
+        """Return the path or URI of the sweep's folder."""
         return f"{self.storage_path}/{self.name}"
 
     def run(self, *, resume: bool = False, address: str | None = None) -> ReportedSweep:
         """Train, and write the result into `report/` in the sweep's folder.
 
-        Uses the Ray that this process has, or joins or starts one. Ctrl-C or SIGTERM ends the sweep after each trial's
-        next checkpoint; a second one ends it at once. Either way it can be resumed.
+        Uses the Ray of this process, or joins or starts one. Ctrl-C or SIGTERM ends the sweep after each trial's next
+        checkpoint; a second one ends it at once. In both cases it can be resumed.
 
         Args:
-            address: of a Ray cluster to join, or "auto"; None: a Ray of our own on this machine.
-            resume: go on with the sweep that lies in the folder: trials from their last checkpoints, the search from
-                what it knows. Where none lies, it starts.
+            resume: continue the sweep in the folder: trials from their last checkpoints, the search with the results
+                so far. If there is none, a sweep starts.
+            address: address of a Ray cluster to join, or "auto"; None: a local Ray is started.
 
         Raises:
-            ValueError: the teacher cannot be loaded or plays no better than chance, a setting is refused, the folder
-                holds a sweep already, or another one than this, or one that still runs.
+            ValueError: the teacher cannot be loaded or plays no better than a random policy; a setting is refused; or
+                the folder already contains a sweep, and it is not to be resumed, differs from this one, or still runs.
         """
         with alone_in(self.path, remedy="give another name"):
             return self._run(resume=resume, address=address)
@@ -170,7 +169,10 @@ class Sweep:
     def _run(self, *, resume: bool, address: str | None) -> ReportedSweep:
         is_there = has_snapshot(self.path)
         if is_there and not resume:
-            raise ValueError(f"'{self.path}' holds a sweep already: go on with it by --resume, or give another name.")
+            raise ValueError(
+                f"'{self.path}' already contains a sweep. Continue it with --resume (resume=True), or give another "
+                "name."
+            )
         if is_there:
             self._check_spec()
         snapshot_often(self.num_samples, seconds=0.2)
@@ -224,15 +226,17 @@ class Sweep:
         return {name: domain for name, domain in space.items() if name not in fixed}
 
     def _check(self, space: Mapping[str, Domain], teacher: Teacher) -> None:
-        """Now, where the user sees it, and not in every trial."""
+        """Check the settings before the first trial, so that errors reach the user."""
         if not space:
-            raise ValueError("There is nothing to search: `config` fixes every setting of the space.")
+            raise ValueError(
+                "There is nothing to search: `config` fixes every setting of the space. Leave some of them out."
+            )
         sample = {name: domain.sample() for name, domain in space.items()}
         settings = {**self.config, **settings_of(sample, self.config)}
         validate(student_config(self.env, teacher, settings, seed=self.seed))
 
     def _resources(self, teacher: Teacher) -> tune.PlacementGroupFactory:
-        """Of a trial: one main process, and the EnvRunners and Learners of all its students."""
+        """Return the resources of a trial: one main process, and the EnvRunners and Learners of all its students."""
         request = DistillDQN.default_resource_request(student_config(self.env, teacher, self.config, seed=self.seed))
         main_process, *others = request.bundles
         # RLlib asks for the i-th bundle for the i-th EnvRunner of every student.
@@ -291,8 +295,8 @@ class Sweep:
             return ASHAScheduler(**objective, max_t=NUM_REPORTS, grace_period=2, reduction_factor=2)
         if self.scheduler == "pbt":
             mutations = {name: space[name] for name in POPULATION_SETTINGS if name in space}
-            # Compared after equal training. Whoever reports first would else find nobody to learn from, and whoever
-            # reports last lead: where fewer trials run at once than there are, nothing would be exchanged.
+            # Trials are compared after equal training. Otherwise the first to report would find none to copy, and the
+            # last would lead: if not all trials run at once, no weights would be exchanged.
             return PopulationBasedTraining(
                 **objective, perturbation_interval=2, hyperparam_mutations=mutations, synch=True
             )
@@ -315,9 +319,9 @@ class Sweep:
         with filesystem.open_input_stream(f"{path}/{_SPEC}") as stream:
             begun = json.loads(stream.read())
         if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
-            told = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
+            changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
             raise ValueError(
-                f"The sweep in '{self.path}' was begun with {told}. Resume it with the same, or rename it."
+                f"The sweep in '{self.path}' was started with {changes}. Resume it with the same, or give another name."
             )
 
     # --- The result ---------------------------------------------------------------------------------------------------
@@ -362,8 +366,8 @@ class Sweep:
 
 
 _NOTES = {
-    "asha": "ASHA goes by return alone: what it stopped early, small students more often, is not on the front.",
-    "pbt": "Settings are those at the end: PBT has changed them on the way, together with the weights.",
+    "asha": "ASHA compares returns alone. Students that it stopped early, more often small ones, are not on the front.",
+    "pbt": "Settings are those at the end of training: PBT changes them on the way, together with the weights.",
 }
 
 
@@ -375,7 +379,7 @@ def _median_gap(teacher: Teacher, states: np.ndarray) -> float:
 
 
 def _evenly(items: list[Any], count: int) -> list[Any]:
-    """At most `count` of the items, the first and the last among them where two fit."""
+    """Return at most `count` of the items, evenly spaced, including the first and the last if `count` ≥ 2."""
     if len(items) <= count:
         return items
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]

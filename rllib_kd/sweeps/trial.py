@@ -34,16 +34,16 @@ NUM_REPORTS = 8  # of a trial: evaluation, checkpoint, and the scheduler's decis
 
 @dataclass(frozen=True)
 class Task:
-    """What all trials of a sweep share, beside the teacher.
+    """Values that all trials of a sweep share, apart from the teacher.
 
     Args:
-        env: that all students play.
+        env: environment of all students.
         config: settings of all students.
-        env_steps: that each student is trained for.
+        env_steps: training length of each student.
         num_seeds: students of each setting.
-        seed: of the first one.
-        teacher_return: mean of the greedy teacher.
-        random_return: mean of a random policy.
+        seed: seed of the first student.
+        teacher_return: mean return of the greedy teacher.
+        random_return: mean return of a random policy.
     """
 
     env: Any
@@ -55,15 +55,15 @@ class Task:
     random_return: float
 
     def return_ratio(self, student_return: float) -> float:
-        """`return_ratio()` of a student's mean return."""
+        """Return `return_ratio()` of a student's mean return."""
         return return_ratio(student_return, self.teacher_return, self.random_return)
 
 
 class StudentTrial(tune.Trainable):
     """One setting: students that differ in their seeds only, trained side by side.
 
-    Every step trains all of them for a share of the env steps, lets them play, and reports the mean of their return
-    ratios. A checkpoint holds a folder for each, `seed_0` and so on, that is a checkpoint of a `DistillDQN`.
+    Every step trains all of them for a share of the env steps, evaluates them, and reports their mean return ratio. A
+    checkpoint has a folder for each (`seed_0` and so on), which is a checkpoint of `DistillDQN`.
     """
 
     def setup(self, config: dict[str, Any], *, teacher: Teacher, task: Task) -> None:
@@ -79,13 +79,13 @@ class StudentTrial(tune.Trainable):
         ]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start anew with other settings, in the same process."""
+        """Restart with other settings in the same process."""
         self.cleanup()
         self._build(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train all students on to the next report, and let them play."""
+        """Train all students until the next report, and evaluate them."""
         task = self._task
         goal = math.ceil(task.env_steps * (self.iteration + 1) / NUM_REPORTS)
         for student in self._students:
@@ -102,19 +102,19 @@ class StudentTrial(tune.Trainable):
             "return_ratios": ratios,
             "student_params": networks[0].num_parameters,
             "compression": networks[0].num_parameters / self._teacher.num_parameters,
-            # Of the student that has made the fewest.
+            # Those of the student with the fewest.
             "num_env_steps_sampled_lifetime": min(student.num_env_steps for student in self._students),
             "num_gradient_steps_lifetime": min(student.num_gradient_steps for student in self._students),
             "done": is_done,
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """A folder for each student."""
+        """Save each student in a folder of its own."""
         for i, student in enumerate(self._students):
             student.save_to_path(str(Path(checkpoint_dir) / f"seed_{i}"))
 
     def load_checkpoint(self, checkpoint: str | None) -> None:
-        """Go on where the students of a checkpoint stand, maybe those of another trial."""
+        """Restore the students from a checkpoint, possibly of another trial."""
         for i, student in enumerate(self._students):
             student.restore_from_path(str(Path(str(checkpoint)) / f"seed_{i}"))
 
@@ -130,9 +130,9 @@ def _train_until(student: DistillDQN, env_steps: int) -> None:
 
 
 def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str, Any]:
-    """What a student's config gets of a point in the space: under RLlib's names, and only what its loss reads.
+    """Convert a point of the space to settings of a student's config: under RLlib's names, only those its loss reads.
 
-    Numbers have three digits, so that the command that trains such a student can be read.
+    Numbers are rounded to three digits, so that the command that trains such a student is readable.
     """
     settings = {name: _three_digits(value) for name, value in sample.items()}
     if settings.get("loss", fixed.get("loss", DistillDQNConfig().loss)) not in SOFTENED:
@@ -147,10 +147,10 @@ def _three_digits(value: Any) -> Any:
 
 
 def student_config(env: Any, teacher: Teacher, settings: Mapping[str, Any], *, seed: int) -> DistillDQNConfig:
-    """The config of one student.
+    """Return the config of one student.
 
     Raises:
-        ValueError: a setting that is unknown, or that the config refuses.
+        ValueError: a setting is unknown, or the config refuses its value.
     """
     config = DistillDQNConfig().distillation(teacher=teacher, num_baseline_episodes=0).environment(env)
     # The monitor of CPU and memory takes 0.4 s to stop.

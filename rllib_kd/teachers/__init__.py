@@ -1,1 +1,1 @@
-"""Teachers: where they come from, and what they can do. One file an origin."""
+"""Teachers: frozen Q-networks of several libraries, with one module for each library."""

@@ -1,4 +1,4 @@
-"""Teacher: a frozen policy of Q-values with its view of the environment, which travels and is checkpointed."""
+"""Teacher: a frozen Q-network with its observation pipeline, which can be pickled and checkpointed."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 
 class Teacher(Checkpointable):
-    """A frozen policy: a trained Q-network, and the pipeline through which it sees the environment.
+    """A frozen policy: a trained Q-network, and the pipeline from an environment's observations to its inputs.
 
-    The network is in eval mode and without gradients. Whatever acts by Q-values and does not learn has this type: what
-    a student is taught by, and every student that is loaded to be compared, evaluated or exported.
+    The network is in eval mode and without gradients. Every Q-network that acts and does not learn has this type: the
+    teacher of a student, and every student that is loaded to be compared, evaluated or exported.
 
-    It is deliberately no `torch.nn.Module`: as an attribute of one it would enter optimizers, weight syncs and
-    checkpoints of the student.
+    It is deliberately not a `torch.nn.Module`: as an attribute of one it would enter optimizers, weight
+    synchronization and checkpoints of the student.
 
     Args:
         module: an RLModule with `compute_q_values()`, which is copied without its target networks, or a `QNetwork`.
-            None makes an empty teacher, to be filled by `set_state()`.
-        pipeline: what the environment's observations go through on their way to the network. None if that is not known:
-            then it takes what the environment shows, if that fits, or else what the student takes.
-        source: where it came from, for messages.
+            None: an empty teacher, to be filled by `set_state()`.
+        pipeline: pipeline from the environment's observations to the network's inputs. None: it is not known; then the
+            network takes the environment's observations, if they fit, or else the student's inputs.
+        source: its source, for messages.
         trained_return: mean return at the end of its training, if a result of Tune contains it; None otherwise.
     """
 
@@ -57,7 +57,7 @@ class Teacher(Checkpointable):
         self.pipeline = pipeline
         self.source = source
         self.trained_return = trained_return
-        self._num_numbers = 0  # in memory for one observation, in the widest layer; 0 while nobody has counted
+        self._num_numbers = 0  # in memory for one observation, in the widest layer; 0 if not counted yet
         if module is not None:
             constructor_kwargs = module.get_ctor_args_and_kwargs()[1]
             if isinstance(module, RLModule):
@@ -84,18 +84,20 @@ class Teacher(Checkpointable):
         pipeline: ObservationPipeline | None = None,
         num_parameters: int | None = None,
     ) -> Teacher:
-        """Make a teacher of any function, for research.
+        """Create a teacher from any function.
 
         Args:
-            function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]`, as tensor or numpy array. It
-                must pickle by cloudpickle. A `torch.nn.Module` is copied, and moves to GPUs with the EnvRunners.
-            observation_space: of one observation that it takes.
+            function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]` (return units), as tensor or
+                numpy array. cloudpickle must be able to pickle it. A `torch.nn.Module` is copied, and moves to GPUs
+                with the EnvRunners.
+            observation_space: space of one observation that it takes.
             action_space: Discrete, from 0.
-            pipeline: what the environment's observations go through on their way to it, as in `load_teacher()`.
-            num_parameters: for the compression ratio, which is NaN without; a `torch.nn.Module` is counted.
+            pipeline: pipeline from the environment's observations to the function, as in `load_teacher()`.
+            num_parameters: number of parameters, for the compression ratio, which is NaN without it; those of a
+                `torch.nn.Module` are counted.
 
         Raises:
-            ValueError: the function does not return finite Q-values of that many actions.
+            ValueError: the function does not return finite Q-values of this number of actions.
         """
         network = QNetwork(function, observation_space, action_space, num_parameters)
         source = getattr(function, "__name__", type(function).__name__)
@@ -103,50 +105,50 @@ class Teacher(Checkpointable):
 
     @property
     def is_loaded(self) -> bool:
-        """False for an empty teacher that waits for its state."""
+        """Return False for an empty teacher whose state has not been set yet."""
         return self._module is not None
 
     @property
     def module(self) -> Any:
-        """The network itself: the frozen RLModule, with `compute_q_values()`."""
+        """Return the network itself: the frozen RLModule, with `compute_q_values()`."""
         return self._module
 
     @property
     def members(self) -> Sequence[Teacher]:
-        """The teachers of an ensemble; otherwise this one."""
+        """Return the teachers of an ensemble; otherwise this one."""
         function = getattr(self._module, "function", None)
         return function.teachers if isinstance(function, Members) else (self,)
 
     @property
     def observation_space(self) -> gym.Space:
-        """Space of the observations that it is shown, before its pipeline."""
+        """Return the space of observations before its pipeline."""
         return self.input_space if self.pipeline is None else self.pipeline.observation_space
 
     @property
     def input_space(self) -> gym.Space:
-        """Space of what the network takes, after its pipeline."""
+        """Return the space of the network's inputs, after its pipeline."""
         return self._module.observation_space
 
     @property
     def action_space(self) -> gym.spaces.Discrete:
-        """Space of its actions."""
+        """Return the space of its actions."""
         return self._module.action_space
 
     @property
     def num_parameters(self) -> float:
-        """Parameters that act: without target networks. NaN for a function whose parameters are not known."""
+        """Return the number of parameters that act, without target networks; NaN if unknown."""
         if not isinstance(self._module, RLModule):
             return self._module.num_parameters
         return sum(parameter.numel() for parameter in self._module.parameters())
 
     @property
     def model_config(self) -> dict[str, Any] | None:
-        """RLlib's model config of the network; None if the network is not RLlib's default one."""
+        """Return RLlib's model config of the network; None if the network is not RLlib's default one."""
         return dict(self._module.model_config) if isinstance(self._module, DefaultDQNRLModule) else None
 
     @property
     def support(self) -> Support | None:
-        """The support of its return distributions; None if it has none."""
+        """Return the support of its return distributions; None if it has none."""
         return support_of(self._module)
 
     def to(self, device: torch.device | str) -> Teacher:
@@ -155,21 +157,21 @@ class Teacher(Checkpointable):
         return self
 
     def takes(self, space: gym.Space) -> bool:
-        """Return whether it can look at an environment that shows this space."""
+        """Return whether its pipeline takes observations of this space."""
         return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
 
     def checked(self) -> Teacher:
         """Return this teacher, after checking that its network returns Q-values.
 
         Raises:
-            ValueError: its action space is not Discrete, its connectors do not fit its network, or what that returns
-                for zeros are no Q-values.
+            ValueError: its action space is not Discrete, its connectors do not fit its network, or the network's
+                outputs for zeros are not Q-values.
         """
         action_space, shape, source = self.action_space, self.input_space.shape, one_line(self.source)
         if not isinstance(action_space, gym.spaces.Discrete):
-            raise ValueError(f"The teacher '{source}' has the action space {action_space}. Expected Discrete.")
+            raise ValueError(f"The teacher '{source}' has the action space {action_space}, expected Discrete.")
         if shape is None:
-            raise ValueError(f"The network of '{source}' takes {self.input_space}. Expected arrays of numbers.")
+            raise ValueError(f"The network of '{source}' takes {self.input_space}, expected arrays of numbers.")
         if self.pipeline is not None:
             self.pipeline.check_feeds(self.input_space, self.source)
         try:
@@ -185,23 +187,25 @@ class Teacher(Checkpointable):
                 f"Q-values {[2, int(action_space.n)]}."
             )
         if torch.isnan(q).any() or torch.isposinf(q).any() or torch.isneginf(q).all():
-            raise ValueError(f"The Q-values of '{source}' are not finite: {q[0].tolist()[:10]}. Is it complete?")
+            raise ValueError(
+                f"The Q-values of '{source}' are not finite: {q[0].tolist()[:10]}. Is the checkpoint complete?"
+            )
         return self
 
     def start(self) -> View:
-        """Make a view for one vector env: from what it shows to what `q_values()` takes."""
+        """Start a view of one vector env: a function from its observations to the inputs of `q_values()`."""
         return (self.pipeline or ObservationPipeline(self.input_space)).start()
 
     @torch.inference_mode()
     def q_values(self, obs: Tensor) -> Tensor:
-        """Return Q-values `[B, A]` (return units) of the network's inputs `[B, ...]`; of a C51 the expectations."""
+        """Return Q-values `[B, A]` (return units) for the network's inputs `[B, ...]`; for a C51 the expectations."""
         return in_parts(self._q_values, obs, self._num_numbers)
 
     def _q_values(self, obs: Tensor) -> Tensor:
         return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     def _counted(self, obs: Tensor) -> Tensor:
-        """Q-values, and a look at how much memory the widest layer takes."""
+        """Return Q-values, and record how much memory the widest layer takes."""
 
         def count(_: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
             numbers = sum(part.numel() for part in (*inputs, outputs) if isinstance(part, Tensor))
@@ -219,8 +223,8 @@ class Teacher(Checkpointable):
         """Compute the label columns `names` of the network's inputs `[B, ...]`, in one pass.
 
         Returns:
-            `teacher_q` `[B, A]`; `teacher_probs` `[B, A, atoms]`, a distribution over `support` for each legal action,
-            and zeros for an illegal one (a Q-value of −inf); `teacher_features` `[B, units]`.
+            `teacher_q` `[B, A]`, return units; `teacher_probs` `[B, A, atoms]`, a distribution over `support` for each
+            legal action, and zeros for an illegal one (with a Q-value of −inf); `teacher_features` `[B, units]`.
         """
         return in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
 
@@ -243,13 +247,16 @@ class Teacher(Checkpointable):
 
     @override(Checkpointable)
     def get_state(self, components=None, *, not_components=None, **kwargs) -> dict[str, Any]:
-        """Return all that is needed to build the network again, weights as numpy arrays.
+        """Return everything needed to rebuild the teacher, with weights as numpy arrays.
 
         Raises:
-            ValueError: no teacher was loaded.
+            ValueError: the teacher is empty.
         """
         if not self.is_loaded:
-            raise ValueError("There is no teacher to save: none was loaded, or restored from a checkpoint.")
+            raise ValueError(
+                "There is no teacher to save: none was loaded, or restored from a checkpoint. Load one with "
+                "load_teacher()."
+            )
         weights = self._module.get_state()
         return {
             **self._recipe,
@@ -285,21 +292,21 @@ class Teacher(Checkpointable):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.set_state(state)
-        # What Ray hands out lies in memory that all processes of a node share. It is used there, and not copied: the
-        # weights are on each node once, however many EnvRunners label with them.
+        # Ray's objects are in memory that all processes of a node share. The weights are used there without a copy, so
+        # each node has them once, for any number of EnvRunners.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: nobody writes to a teacher
+            warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: a teacher is never written to
             weights = {name: torch.as_tensor(array) for name, array in state["weights"].items()}
         self._module.load_state_dict(weights, strict=False, assign=True)
 
 
 def in_parts(function: Callable[[Any], Any], rows: Any, num_numbers: int) -> Any:
-    """What a function makes of a batch: as a whole, or one part after the other where it would take too much memory.
+    """Apply a function to a batch: at once, or part by part if it would take too much memory.
 
     Args:
         function: from rows `[B, ...]` to one tensor or array `[B, ...]`, or to several by name.
         rows: `[B, ...]`, a tensor or an array.
-        num_numbers: that are in memory for one row; 0 where nobody knows.
+        num_numbers: numbers in memory for one row; 0 if unknown.
     """
     size = max(1, limits.MAX_IN_FLIGHT // max(1, num_numbers))
     if len(rows) <= size:

@@ -1,7 +1,7 @@
-"""Teachers from CleanRL: the `.cleanrl_model` files of dqn.py, dqn_atari.py and c51.py, which are weights and no more.
+"""Teachers from CleanRL: the `.cleanrl_model` files of dqn.py, dqn_atari.py and c51.py, which contain only weights.
 
-What they do not say is CleanRL's: ReLU between the layers; for images the strides of Mnih et al. 2015, and frames of
-84 × 84 bytes with the channels first, divided by 255. Weights of a `torch.nn.Sequential` of the same form load, too.
+The rest is known from CleanRL's code: ReLU between the layers; for images the strides of Mnih et al. 2015, and frames
+of 84 × 84 bytes with the channels first, divided by 255. Weights of a `torch.nn.Sequential` of this form load, too.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def load_cleanrl(content: bytes, uri: str) -> Teacher:
     """Load a state dict of CleanRL's.
 
     Args:
-        content: of the file.
+        content: content of the file.
         uri: its path, for messages.
 
     Raises:
-        ValueError: it is broken, holds more than data, or has the weights of another network.
+        ValueError: it is broken, contains more than data, or has the weights of another network.
     """
     saved = read_weights(content, uri)
     if isinstance(saved, Mapping) and "model_weights" in saved:  # c51.py adds its arguments
@@ -69,7 +69,7 @@ def _load(tensors: dict[str, Tensor], uri: str) -> Teacher:
     kernels = tuple(tuple(tensors[name].shape[2:]) for name in convolutions)
     if kernels != tuple((size, size) for size in _NATURE_KERNELS):
         raise CheckpointError(
-            f"'{uri}' has convolutions of the sizes {kernels}. Expected CleanRL's: {_NATURE_KERNELS}."
+            f"'{uri}' has convolutions of the sizes {kernels}, expected CleanRL's: {_NATURE_KERNELS}."
         )
     channels = int(tensors[convolutions[0]].shape[1])
     names = [name.removesuffix(".weight") for name in convolutions]

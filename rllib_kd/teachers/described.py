@@ -1,4 +1,4 @@
-"""What ONNX and TorchScript share: a function that is asked for its actions; and descriptions beside files."""
+"""Code shared by ONNX and TorchScript: functions with an unknown number of actions, and descriptions beside files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from rllib_kd.teachers.function import QNetwork
 
 
 def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: int | None = None) -> Teacher:
-    """Make a teacher of a function, which is called once to find out how many actions there are.
+    """Create a teacher from a function, which is called once to find out the number of actions.
 
     Args:
         function: from observations `[B, ...]` to Q-values `[B, A]`.
-        shape: of one observation.
-        uri: where the function came from, for messages.
-        num_parameters: of the function; None if that is not known.
+        shape: shape of one observation.
+        uri: source of the function, for messages.
+        num_parameters: number of the function's parameters; None if unknown.
 
     Raises:
         CheckpointError: the function fails, or does not return Q-values.
@@ -50,15 +50,15 @@ def checked_shape(shape: Any) -> tuple[int, ...]:
     """Return the shape of one observation, as a file gives it.
 
     Raises:
-        ValueError: it is no list of lengths, or has more numbers than any network that is read here.
+        ValueError: it is not a list of lengths, or exceeds the limits of an observation.
     """
     if not isinstance(shape, list | tuple):
-        raise ValueError(f"its observation_shape is a {type(shape).__name__}; expected a list of positive integers")
+        raise ValueError(f"its observation_shape is a {type(shape).__name__}, expected a list of positive integers")
     if len(shape) > limits.MAX_RANK:
         raise ValueError(f"its observation_shape has {len(shape)} dimensions, expected at most {limits.MAX_RANK}")
     if not all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape):
         raise ValueError(
-            f"its observation_shape is {str(shape)[:100]}; expected a list of positive integers, such as [4]"
+            f"its observation_shape is {str(shape)[:100]}, expected a list of positive integers, such as [4]"
         )
     if math.prod(shape) > limits.MAX_INPUTS:
         raise ValueError(f"its observation_shape {str(list(shape))[:100]} has more than {limits.MAX_INPUTS} numbers")
@@ -72,10 +72,10 @@ def description_name(uri: str) -> str:
 
 
 def read_description(content: bytes) -> dict[str, Any]:
-    """Return the JSON object beside a file of weights; raise a ValueError if it is none."""
+    """Return the JSON object beside a file of weights; raise a ValueError if it is not one."""
     description = parse_json(content)
     if not isinstance(description, dict):
-        raise ValueError("the JSON beside it is no object")
+        raise ValueError("the JSON beside it is not an object")
     return description
 
 

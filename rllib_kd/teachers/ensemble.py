@@ -1,4 +1,4 @@
-"""Several teachers as one: an ensemble, whose labels are means over its members."""
+"""Ensembles: several teachers as one, whose labels are means over its members."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from rllib_kd.text import one_line
 
 
 def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None = None) -> Teacher:
-    """One teacher of several, each of which sees what it saw in its training.
+    """Combine several teachers into one; each keeps its own observation pipeline.
 
     Args:
         teachers: the members, which are copied.
-        policy_temperature: None (default): the labels are mean Q-values. Otherwise their softmax at this temperature,
-            in return units, is the mean of the members' policies.
+        policy_temperature: None (default): the labels are mean Q-values. A number > 0, return units: their softmax at
+            this temperature is the mean of the members' policies.
 
     Raises:
-        ValueError: there are none, or they do not act in one environment: the message names the spaces of two.
+        ValueError: there are no members, or their spaces differ; the message names the spaces of two.
     """
     if not teachers:
         raise ValueError("An ensemble needs at least one teacher, got an empty list.")
@@ -35,7 +35,10 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
         _check_pair(one, other)
     shown = next((member for member in teachers if all(t.takes(member.observation_space) for t in teachers)), None)
     if shown is None:
-        raise ValueError(f"No environment shows what each of these teachers takes: {one_line(_names(teachers))}.")
+        raise ValueError(
+            f"The observations of these teachers exclude each other: {one_line(_names(teachers))}. Choose teachers of "
+            "the same environment."
+        )
     own = [teacher.pipeline for teacher in teachers if teacher.pipeline is not None]
     sees_alike = not any(pipeline.stages for pipeline in own)
     pipelines = tuple(teacher.pipeline or ObservationPipeline(teacher.input_space) for teacher in teachers)
@@ -54,7 +57,7 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
 
 
 def as_configured(teacher: Teacher, ensemble: str, temperature: Any) -> Teacher:
-    """This teacher; of an ensemble the mean that a config names, "q" or "policy" (at its temperature)."""
+    """Return the teacher; an ensemble is combined as a config requests, by "q" or "policy" (at its temperature)."""
     if len(teacher.members) == 1:
         return teacher
     return ensemble_of(teacher.members, policy_temperature=float(temperature) if ensemble == "policy" else None)
@@ -69,8 +72,8 @@ def _check_pair(one: Teacher, other: Teacher) -> None:
         if not fits:
             raise ValueError(
                 f"An ensemble is for one environment, but the {what} space of '{one_line(one.source)}' is "
-                f"{brief(spaces[0])}, and that of '{one_line(other.source)}' {brief(spaces[1])}. Where the environment "
-                "shows more than a teacher takes, load that one with load_teacher(..., pipeline=...)."
+                f"{brief(spaces[0])}, and that of '{one_line(other.source)}' {brief(spaces[1])}. If a teacher takes a "
+                "part of the environment's observations, load it with load_teacher(..., pipeline=...)."
             )
 
 

@@ -1,4 +1,4 @@
-"""Any function, or several teachers, behind the interface of a Q-module."""
+"""Any function, or an ensemble, with the interface of a Q-module."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class QNetwork(nn.Module):
-    """Any function of observations, with what a `Teacher` asks of an RLModule.
+    """Any function of observations, with the methods of an RLModule that a `Teacher` needs.
 
     Args:
         function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]`, as tensor or numpy array. A
             `torch.nn.Module` is copied.
-        observation_space: of one observation.
-        action_space: of the actions.
-        num_parameters: of the function, if it is no `torch.nn.Module`; None if that is not known.
+        observation_space: space of one observation.
+        action_space: space of the actions.
+        num_parameters: number of the function's parameters, if it is not a `torch.nn.Module`; None if unknown.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class QNetwork(nn.Module):
 
     @property
     def num_parameters(self) -> float:
-        """Parameters of the function; NaN if they are not known."""
+        """Return the number of the function's parameters; NaN if unknown."""
         if isinstance(self.function, nn.Module):
             return sum(parameter.numel() for parameter in self.parameters())
         return math.nan if self._num_parameters is None else self._num_parameters
 
     def to(self, device: torch.device | str) -> QNetwork:  # type: ignore[override]  # all that is needed
-        """Move to a device, with a function that can move."""
+        """Move to a device, with the function if it can move."""
         if not isinstance(self.function, nn.Module) and hasattr(self.function, "to"):
             self.function.to(device)
         return super().to(device)
@@ -65,7 +65,7 @@ class QNetwork(nn.Module):
         return False
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
-        """Return what makes an equal network, as an RLModule does."""
+        """Return the constructor's arguments, as an RLModule does."""
         kwargs = {
             "function": self.function,
             "observation_space": self.observation_space,
@@ -83,12 +83,12 @@ class QNetwork(nn.Module):
 
 
 class Members:
-    """The function of an ensemble: from what its members take to their mean.
+    """The function of an ensemble: from its members' inputs to the mean of their outputs.
 
     Args:
         teachers: the members.
-        policy_temperature: of `mean_policy()`; None: `mean_q()`.
-        splits: whether each takes a part of its own, side by side in one vector; otherwise all take the same.
+        policy_temperature: temperature of `mean_policy()`; None: `mean_q()`.
+        splits: whether the members' inputs are side by side in one vector; otherwise all take the same input.
     """
 
     def __init__(self, teachers: Sequence[Teacher], *, policy_temperature: float | None, splits: bool):
@@ -116,14 +116,14 @@ class Members:
 
 
 def mean_q(members_q: Tensor) -> Tensor:
-    """Mean Q-values `[B, A]` of members' `[M, B, A]`: for members with rewards on one scale, and one discount."""
+    """Return mean Q-values `[B, A]` of the members' `[M, B, A]`, whose rewards must have equal scale and discount."""
     return members_q.mean(0)
 
 
 def mean_policy(members_q: Tensor, *, temperature: float) -> Tensor:
-    """Outputs whose softmax at this temperature is the mean of the members' softmaxes at it.
+    """Return outputs whose softmax at this temperature is the mean of the members' softmaxes at it.
 
-    Policies are on one scale where Q-values are not. Of one member they are its Q-values, less a constant in each
+    Unlike Q-values, policies have the same scale. For one member the outputs are its Q-values, minus a constant in each
     state. Rusu et al. 2015, arXiv 1511.06295, distil policies of several teachers likewise.
 
     Args:
@@ -131,7 +131,7 @@ def mean_policy(members_q: Tensor, *, temperature: float) -> Tensor:
         temperature: > 0, return units.
 
     Returns:
-        `[B, A]`, return units: at most 0, and −inf where an action is illegal for all.
+        `[B, A]`, return units, ≤ 0; −inf if an action is illegal for all members.
     """
     log_policies = F.log_softmax(members_q / temperature, dim=-1)
     return temperature * (torch.logsumexp(log_policies, dim=0) - math.log(len(members_q)))

@@ -1,4 +1,4 @@
-"""Teachers from layers in words: as RLlib's own module if that has the same layers, else as they are."""
+"""Teachers from described layers: as RLlib's own module if it can have these layers, otherwise as a plain network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape
 from rllib_kd.teachers.function import QNetwork
 
-#: Activations that RLlib knows under these names, too.
+#: Activations that have the same names in RLlib.
 _RLLIB_ACTIVATIONS = ("relu", "tanh", "silu", "elu")
 
 
@@ -36,16 +36,16 @@ def layered_teacher(
     observation_space: gym.Space | None = None,
     stages: Sequence[Stage] = (),
 ) -> Teacher:
-    """Make a teacher of layers in words.
+    """Create a teacher from described layers.
 
     Args:
-        layers: from inputs to Q-values, as in networks/layers.py.
+        layers: layers from inputs to Q-values, as in networks/layers.py.
         tensors: their weights.
-        observation_shape: of one input.
-        source: for messages.
-        num_actions: how many Q-values the layers must have; None takes any number.
-        observation_space: of what the environment shows; None if it shows the inputs.
-        stages: from what the environment shows to the first layer.
+        observation_shape: shape of one input.
+        source: source of the layers, for messages.
+        num_actions: number of Q-values that the layers must have; None: any number.
+        observation_space: space of the environment's observations; None: they are the inputs.
+        stages: stages from the environment's observations to the first layer.
 
     Raises:
         ValueError: the layers do not fit each other, their inputs or the actions.
@@ -71,13 +71,13 @@ def layered_teacher(
 
 
 def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> int:
-    """Count the Q-values that come out, without memory for what is in between."""
+    """Count the outputs, without allocating memory for intermediate values."""
     meta = {name: tensor.to("meta") for name, tensor in tensors.items()}
     with torch.device("meta"):
         network = build_layers(layers, meta)
     _, outputs = cost_of(network, shape)
     if outputs.ndim != 2 or outputs.shape[0] != 1 or outputs.shape[1] == 0:
-        raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one Q-value an action")
+        raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one Q-value for each action")
     return int(outputs.shape[1])
 
 
@@ -118,7 +118,7 @@ def as_rllib_module(
     observation_space: gym.spaces.Box,
     action_space: gym.spaces.Discrete,
 ) -> RLModule | None:
-    """Build RLlib's DQN module of these layers and weights; None if RLlib has no such network."""
+    """Build RLlib's DQN module from these layers and weights; None if RLlib has no such network."""
     model_config = _model_config(layers, tensors)
     if model_config is None:
         return None
@@ -136,7 +136,7 @@ def as_rllib_module(
 
 @torch.no_grad()
 def _are_equal(module: Any, network: nn.Module, space: gym.spaces.Box) -> bool:
-    """Return whether both compute the same. RLlib decides what a model config means: it pads images in its own way."""
+    """Return whether both compute the same function: RLlib interprets model configs, and pads images in its own way."""
     obs = torch.randn(3, *space.shape, generator=torch.Generator().manual_seed(0))
     q, expected = module.compute_q_values({Columns.OBS: obs})[QF_PREDS], network(obs)
     return q.shape == expected.shape and torch.allclose(
@@ -164,7 +164,7 @@ def _model_config(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> dic
     if encoder is None or head is None:
         return None
     if not is_dueling:
-        # One activation an encoder, and one a head: what comes after another one begins is the head's.
+        # An encoder has one activation, and a head one: layers from a different activation on belong to the head.
         split = next((i for i, (_, name) in enumerate(encoder) if name != encoder[0][1]), len(encoder))
         encoder, head = ([], encoder) if filters else (encoder[:split], encoder[split:])
     activations = [{name for _, name in part} for part in (encoder, head, filters)]

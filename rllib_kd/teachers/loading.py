@@ -1,4 +1,4 @@
-"""load_teacher(): find, recognise, load, check."""
+"""load_teacher(): find, recognise, load and check a teacher."""
 
 from __future__ import annotations
 
@@ -35,19 +35,22 @@ def load_teacher(
 
     Args:
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
-            directory, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by evaluation; its
+            folder, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by evaluation; its
             newest if training did not evaluate; "RUN@newest" and "RUN@best" choose), of a Stable-Baselines3 zip of DQN
-            or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of them, or of teachers that are
-            loaded already, is an ensemble, whose Q-values are their means.
-        pipeline: from what the environment shows to what it showed this teacher in training. It comes before what the
-            checkpoint itself brings: connectors, VecNormalize, channel order. With it a teacher may see more than its
-            student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
-        trust_checkpoint: whether what a checkpoint holds may be executed: for RLModules and connectors of one's own,
-            and for TorchScript.
+            or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of them, or of loaded teachers, is
+            an ensemble, whose Q-values are their means.
+        pipeline: pipeline from the environment's observations to those of this teacher's training. It precedes the
+            pipeline in the checkpoint (connectors, VecNormalize, channel order). With it a teacher may see more than
+            its student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
+        trust_checkpoint: whether code in a checkpoint may be run: needed for custom RLModules and connectors, and for
+            TorchScript.
+
+    Returns:
+        The frozen teacher.
 
     Raises:
-        ValueError: nothing is there, it is no teacher, holds more than data, or does not return finite Q-values; the
-            message says what to do.
+        ValueError: there is nothing at the path, it is not a teacher, contains more than data, or does not return
+            finite Q-values; the message has the remedy.
     """
     if isinstance(teacher, Sequence) and not isinstance(teacher, str):
         members = (
@@ -61,15 +64,14 @@ def load_teacher(
 
 
 class OpenedCheckpoint:
-    """A checkpoint of any origin. It is found at once, and recognised, read and built once, when it is asked for.
+    """A checkpoint of any origin. It is found at once; it is recognised, read and built at its first use, once.
 
     Args:
-        path: name of a packaged teacher, or path or URI as in `load_teacher()`; or where it lies, as `resolve()` has
-            found out.
+        path: name of a packaged teacher, or path or URI as in `load_teacher()`; or a location from `resolve()`.
         trust_checkpoint: as in `load_teacher()`.
 
     Raises:
-        ValueError: nothing is there, or a run folder has no checkpoint to choose.
+        ValueError: there is nothing, or a run folder has no checkpoint to choose.
     """
 
     def __init__(self, path: str | os.PathLike[str] | Location, *, trust_checkpoint: bool = False):
@@ -83,15 +85,15 @@ class OpenedCheckpoint:
         self.location = resolve(path if self._packaged is None else self._packaged.path)
 
     def algorithm(self) -> str | None:
-        """Name of the algorithm that trained it; None if the checkpoint does not record it."""
+        """Return the name of the algorithm that trained it; None if the checkpoint does not record it."""
         if self._packaged is not None:
             return "DQN"
         return None if self.rllib is None else self.rllib.algorithm()
 
     def environment(self) -> tuple[Any, dict[Any, Any]]:
-        """Environment in which it was trained, and its config; None and {} if the checkpoint does not record them.
+        """Return the environment in which it was trained, and its config; None and {} if they are not recorded.
 
-        Nothing of it is checked.
+        They are not checked.
         """
         if self._packaged is not None:
             return self._packaged.env, {}
@@ -99,7 +101,7 @@ class OpenedCheckpoint:
 
     @cached_property
     def rllib(self) -> RLlibCheckpoint | None:
-        """The checkpoint of RLlib; None if it is a file of another library."""
+        """Return the checkpoint of RLlib; None if it is a file of another library."""
         if self._found.origin != "rllib":
             return None
         at = self._found.filesystem, self._found.path
@@ -107,18 +109,18 @@ class OpenedCheckpoint:
 
     @cached_property
     def module(self) -> RLModule | None:
-        """The RLModule of a checkpoint of RLlib, which may have no Q-values; None for files of other libraries."""
+        """Return the RLModule of an RLlib checkpoint, which may have no Q-values; None for other libraries."""
         return None if self.rllib is None else self.rllib.load_module()
 
     @cached_property
     def network(self) -> Teacher:
-        """The Q-network, as `load_teacher()` returns it."""
+        """Return the Q-network, as `load_teacher()` returns it."""
         loaded = self.load()
-        self._found = dataclasses.replace(self._found, content=b"")  # which nobody needs any more
+        self._found = dataclasses.replace(self._found, content=b"")  # which is no longer needed
         return loaded
 
     def load(self, pipeline: ObservationPipeline | None = None) -> Teacher:
-        """Return the Q-network, behind another pipeline; as in `load_teacher()`."""
+        """Return the Q-network with another pipeline before it, as in `load_teacher()`."""
         loaded = self._loaded()
         loaded.trained_return = self.location.trained_return
         if pipeline is not None:

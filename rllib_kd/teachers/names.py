@@ -1,4 +1,4 @@
-"""Names of packaged teachers, and paths that mean the same in every working directory."""
+"""Names of packaged teachers, and absolute paths of others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PackagedTeacher(NamedTuple):
     env: str  # in which it was trained
 
 
-#: By name.
+#: Packaged teachers by name.
 PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
 
 
@@ -32,15 +32,15 @@ def absolute_teachers(teacher: Any) -> Any:
 
 
 def absolute_teacher_uri(teacher: str | os.PathLike[str]) -> str:
-    """Return the name, URI or path of a teacher as a string that means the same in every working directory.
+    """Return the name, URI or absolute path of a teacher, valid in every working directory.
 
     Raises:
         ValueError: it is none of these.
     """
     if not isinstance(teacher, str | os.PathLike):
         raise ValueError(
-            f"A teacher is the path or URI of a checkpoint, or one of the names {sorted(PACKAGED_TEACHERS)}; a list of "
-            f"them is an ensemble. Got {teacher!r}."
+            f"A teacher must be the path or URI of a checkpoint, or one of the names {sorted(PACKAGED_TEACHERS)}; a "
+            f"list of them is an ensemble. Got {teacher!r}."
         )
     text = os.fspath(teacher)
     if text not in PACKAGED_TEACHERS:

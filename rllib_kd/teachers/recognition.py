@@ -1,4 +1,4 @@
-"""What a path holds: recognised by its content, never by its name."""
+"""Recognise the kind of a checkpoint by its content, never by its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rllib_kd.teachers.described import description_name
 from rllib_kd.teachers.normalization import NormalizationFile, find_normalization
 
 _FORMATS = (
-    "the directory of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
+    "the folder of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
     "(.cleanrl_model), safetensors, ONNX or TorchScript"
 )
 
@@ -30,14 +30,14 @@ _ONNX = b"\x08"  # the protobuf tag of ir_version
 
 @dataclass(frozen=True)
 class Found:
-    """What lies at a path.
+    """A recognised checkpoint.
 
     Args:
         origin: "rllib", "sb3", "cleanrl", "safetensors", "onnx" or "torchscript".
-        uri: of the checkpoint itself.
-        content: of a file; nothing of a directory.
-        filesystem: that holds it.
-        path: in the filesystem.
+        uri: URI of the checkpoint itself.
+        content: content of a file; empty for a folder.
+        filesystem: its filesystem.
+        path: its path in the filesystem.
     """
 
     origin: str
@@ -47,7 +47,7 @@ class Found:
     path: str
 
     def description(self) -> bytes | None:
-        """Content of the JSON file beside it that describes it; None if there is none."""
+        """Return the content of the JSON file beside it that describes it; None if there is none."""
         path = posixpath.join(posixpath.dirname(self.path), description_name(self.path))
         return (
             read_file(self.filesystem, path, max_bytes=limits.MAX_DESCRIPTION)
@@ -56,18 +56,18 @@ class Found:
         )
 
     def vec_normalize(self) -> NormalizationFile | None:
-        """The statistics of Stable-Baselines3's `VecNormalize` that belong to a zip, as `find_normalization()`."""
+        """Return the statistics of Stable-Baselines3's `VecNormalize` of a zip, as `find_normalization()` does."""
         return find_normalization(self.filesystem, self.path, self.uri)
 
 
 def find(location: Location) -> Found:
-    """Recognise what lies at a path.
+    """Recognise the checkpoint at a path.
 
     Args:
         location: as `resolve()` returns it.
 
     Raises:
-        CheckpointError: it cannot be read, or is nothing that is known.
+        CheckpointError: it cannot be read, or its format is unknown.
     """
     uri, filesystem, path, _ = location
     if is_folder(filesystem, path):
@@ -77,7 +77,7 @@ def find(location: Location) -> Found:
 
 
 def _check_head(head: bytes, uri: str) -> None:
-    """Whether the first bytes of a file may be those of a teacher."""
+    """Check that the first bytes of a file may be those of a teacher."""
     if not head.startswith((_ZIP, _ONNX)) and head[8:9] != b"{":
         raise _unknown(uri)
 
@@ -99,4 +99,4 @@ def _origin(content: bytes, uri: str) -> str:
 
 
 def _unknown(uri: str) -> CheckpointError:
-    return CheckpointError(f"'{uri}' is no teacher that is known, or is not complete. Expected {_FORMATS}.")
+    return CheckpointError(f"'{uri}' is not a teacher of a known format, or is incomplete. Expected {_FORMATS}.")

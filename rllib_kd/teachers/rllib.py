@@ -14,8 +14,8 @@ def load_rllib(checkpoint: RLlibCheckpoint, module: RLModule) -> Teacher:
     """Return the Q-network of an RLlib checkpoint, with the connectors through which it saw its environment.
 
     Args:
-        checkpoint: of an Algorithm, or its rl_module folder.
-        module: that was loaded from it.
+        checkpoint: checkpoint of an Algorithm, or its rl_module folder.
+        module: the module loaded from it.
 
     Raises:
         ValueError: its policy has no Q-values, or its connectors are more than data.
@@ -23,11 +23,11 @@ def load_rllib(checkpoint: RLlibCheckpoint, module: RLModule) -> Teacher:
     if not is_q_network(module):
         raise CheckpointError(
             f"'{checkpoint.uri}' is a {type(module).__name__}, which has no Q-values. Expected the checkpoint of a "
-            "DQN, or of another RLModule that implements compute_q_values()."
+            "DQN, or of another RLModule with compute_q_values()."
         )
     return Teacher(module, pipeline=checkpoint.load_observation_pipeline(module), source=checkpoint.uri)
 
 
 def is_q_network(module: RLModule) -> bool:
-    """Whether it has a Q-value for each of its actions. SAC's critics judge one action at a time."""
+    """Return whether a module has a Q-value for each action. SAC's critics evaluate one action at a time."""
     return hasattr(module, "compute_q_values") and not isinstance(module, DefaultSACRLModule)

@@ -18,7 +18,7 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
     """Load weights with a description of their layers: in the file itself, as `export()` writes it, or beside it.
 
     Args:
-        content: of the file.
+        content: content of the file.
         uri: its path, for messages.
         description: JSON with `layers` and `observation_shape`, as in docs/numpy_runner.md; None if there is none
             beside the file.
@@ -41,8 +41,8 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
         raise CheckpointError(f"'{uri}' cannot be read as safetensors: {error}. Is the file complete?") from error
     if "layers" not in metadata or "observation_shape" not in metadata:
         raise CheckpointError(
-            f"'{uri}' says nothing of its layers. Put a file '{description_name(uri)}' beside it, with `layers` and "
-            "`observation_shape` as docs/numpy_runner.md describes them."
+            f"'{uri}' does not describe its layers. Put a file '{description_name(uri)}' beside it, with `layers` and "
+            "`observation_shape` as in docs/numpy_runner.md."
         )
     try:
         num_actions = metadata.get("num_actions")
@@ -58,7 +58,7 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
 
 
 def _parsed(text: str) -> Any:
-    """Parse a text of the metadata, if it is JSON: those that are read here are."""
+    """Parse a text of the metadata as JSON, which all texts read here are; None for others."""
     try:
         return parse_json(text.encode())
     except ValueError:

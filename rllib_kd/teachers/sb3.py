@@ -1,7 +1,7 @@
 """Teachers from Stable-Baselines3: zips of DQN and QR-DQN, back to version 1.0 and `gym`.
 
-Neither Stable-Baselines3 nor `gym` is needed. Of the zip, `data` is JSON; the pickles in it are read as data. The
-weights are PyTorch's.
+Neither Stable-Baselines3 nor `gym` is needed. `data` in the zip is JSON, whose pickles are read as data. The weights
+are in a file of PyTorch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from rllib_kd.teachers.normalization import is_vec_normalize
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
 
 
-#: Where the Q-network is in the weights: of DQN, and of QR-DQN.
+#: Prefixes of the Q-network's weights: DQN's, and QR-DQN's.
 _NETWORKS = ("q_net.q_net.", "quantile_net.quantile_net.")
 
 
@@ -53,12 +53,12 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
     """Load the Q-network of a zip that `DQN.save()` or `QRDQN.save()` wrote.
 
     Args:
-        content: of the zip.
+        content: content of the zip.
         uri: its path, for messages.
-        vec_normalize: name and content of the file of VecNormalize that belongs to it, if there is one.
+        vec_normalize: name and content of its file of VecNormalize, if there is one.
 
     Raises:
-        ValueError: it is no whole zip, of another algorithm, or has a network that is not known.
+        ValueError: it is not a whole zip, of another algorithm, or has a network that is not supported.
     """
     archive = Archive(content, uri)
     data = _read_data(archive, uri)
@@ -67,7 +67,7 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
     if prefix is None:
         raise CheckpointError(
             f"'{uri}' is a zip of Stable-Baselines3 without a Q-network: its weights begin with "
-            f"'{next(iter(weights))}'. Expected a DQN, or a QR-DQN."
+            f"'{next(iter(weights))}'. Expected a DQN or a QR-DQN."
         )
     observation_space, action_space = (_read_pickle_in(data, key, uri) for key in ("observation_space", "action_space"))
     policy_kwargs = _read_policy_kwargs(data, uri)
@@ -91,7 +91,7 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
         raise CheckpointError(f"'{uri}' has a network that does not fit: {error}") from error
 
 
-# --- What `data` says -------------------------------------------------------------------------------------------------
+# --- The entries of `data` --------------------------------------------------------------------------------------------
 
 
 def _read_data(archive: Archive, uri: str) -> dict[str, Any]:
@@ -100,14 +100,14 @@ def _read_data(archive: Archive, uri: str) -> dict[str, Any]:
     except ValueError as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"'{uri}' cannot be read: its 'data' is no JSON ({error}).") from error
+        raise CheckpointError(f"'{uri}' cannot be read: its 'data' is not JSON ({error}).") from error
     if not isinstance(data, dict):
-        raise CheckpointError(f"'{uri}' cannot be read: its 'data' is no JSON object.")
+        raise CheckpointError(f"'{uri}' cannot be read: its 'data' is not a JSON object.")
     return data
 
 
 def _read_pickle_in(data: Mapping[str, Any], key: str, uri: str) -> Any:
-    """What Stable-Baselines3 has put into the JSON as the text of a pickle."""
+    """Read an entry that Stable-Baselines3 has written into the JSON as the text of a pickle."""
     where = f"{uri}/data/{key}"
     entry = data.get(key)
     try:
@@ -122,7 +122,7 @@ def _read_policy_kwargs(data: Mapping[str, Any], uri: str) -> Mapping[str, Any]:
     if isinstance(policy_kwargs, dict) and ":serialized:" in policy_kwargs:
         policy_kwargs = _read_pickle_in(data, "policy_kwargs", uri)
     if not isinstance(policy_kwargs, dict):
-        raise CheckpointError(f"'{uri}' has a {type(policy_kwargs).__name__} as policy_kwargs; expected a dict.")
+        raise CheckpointError(f"'{uri}' has a {type(policy_kwargs).__name__} as policy_kwargs, expected a dict.")
     return policy_kwargs
 
 
@@ -130,7 +130,7 @@ def _known(policy_kwargs: Mapping[str, Any], key: str, default: str, known: Any)
     value = policy_kwargs.get(key, Name("", default))
     name = value.name if isinstance(value, Name) else str(value)
     if name not in known:
-        raise ValueError(f"its {key} is {name}, and only {', '.join(known)} are known")
+        raise ValueError(f"its {key} is {name}, expected one of {', '.join(known)}")
     return name
 
 
@@ -144,7 +144,7 @@ def _read_network(
     action_space: gym.Space,
     policy_kwargs: Mapping[str, Any],
 ) -> tuple[list[Layer], dict[str, Tensor], list[Stage], tuple[int, ...]]:
-    """Layers, weights, preprocessing, and the shape of the inputs."""
+    """Return layers, weights, preprocessing, and the shape of the inputs."""
     if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
         raise ValueError(f"its action space is {action_space}")
     activation = _ACTIVATIONS[_known(policy_kwargs, "activation_fn", "ReLU", _ACTIVATIONS)]
@@ -158,18 +158,18 @@ def _read_network(
     is_image = is_box and len(observation_space.shape) == 3 and observation_space.dtype == np.uint8
     if f"{_EXTRACTOR}cnn.0.weight" in own:
         if not is_box or len(observation_space.shape) != 3 or (normalizes_images and not is_image):
-            raise ValueError(f"it has convolutions, but sees {observation_space}")
+            raise ValueError(f"it has convolutions, but its observations are {observation_space}")
         channels, height, width = _channels_first(observation_space.shape)
         shape: tuple[int, ...] = (height, width, channels)
         stages: list[Stage] = [Images((height, width, channels), scaled=normalizes_images)]
         layers = nature_cnn([f"{_EXTRACTOR}cnn.{i}" for i in (0, 2, 4)], f"{_EXTRACTOR}linear.0", tensors)
     else:
         if is_image:
-            raise ValueError("it is an MLP that sees images, which is not supported")
+            raise ValueError("it is an MLP with images as observations, which is not supported")
         layers, stages = [], []
         shape = tuple(observation_space.shape or ())
         if not isinstance(observation_space, _VECTORS):
-            raise ValueError(f"it sees {observation_space}, which is not supported")
+            raise ValueError(f"its observations are {observation_space}, which is not supported")
         if not is_box or len(shape) != 1:
             stages = [Flatten(observation_space)]
             shape = (gym.spaces.flatdim(observation_space),)
@@ -178,12 +178,12 @@ def _read_network(
         _average_quantiles(layers[-1], tensors, int(action_space.n))
     used = {layer[key] for layer in layers for key in ("weight", "bias") if key in layer}
     if unknown := sorted(set(own) - used):
-        raise ValueError(f"it has weights of layers that are not known: {', '.join(unknown[:5])}")
+        raise ValueError(f"it has weights of unknown layers: {', '.join(unknown[:5])}")
     return layers, tensors, stages, shape
 
 
 def mlp(prefix: str, tensors: Mapping[str, Tensor], activation: str) -> list[Layer]:
-    """Linear layers of a `torch.nn.Sequential`, with the activation between them."""
+    """Return the linear layers of a `torch.nn.Sequential`, with the activation between them."""
     names = [name.removesuffix(".weight") for name in tensors if name.startswith(prefix) and name.endswith(".weight")]
     layers: list[Layer] = []
     for name in sorted(names, key=lambda name: int(name.removeprefix(prefix))):
@@ -192,12 +192,12 @@ def mlp(prefix: str, tensors: Mapping[str, Tensor], activation: str) -> list[Lay
 
 
 def nature_cnn(convolutions: list[str], linear: str, tensors: dict[str, Tensor]) -> list[Layer]:
-    """The network of Mnih et al. 2015 up to its last hidden layer; the rows after `flatten` are put in our order.
+    """Return the network of Mnih et al. 2015 up to its last hidden layer, with rows after `flatten` in our order.
 
     Args:
-        convolutions: names of the three.
-        linear: name of the layer that follows.
-        tensors: all weights; that of the linear layer is replaced.
+        convolutions: names of the three convolutions.
+        linear: name of the layer after them.
+        tensors: all weights; the linear layer's is replaced.
     """
     layers: list[Layer] = []
     for name, stride in zip(convolutions, _NATURE_STRIDES, strict=True):
@@ -213,14 +213,14 @@ def nature_cnn(convolutions: list[str], linear: str, tensors: dict[str, Tensor])
 
 
 def _average_quantiles(head: Layer, tensors: dict[str, Tensor], num_actions: int) -> None:
-    """Q-values are the mean over quantiles, and the mean of linear outputs is linear."""
+    """Replace the outputs by their means over quantiles, the Q-values: the mean of linear outputs is linear."""
     for key in ("weight", "bias"):
         rows = tensors[head[key]]  # [quantiles · actions, ...], the action changes fastest
         tensors[head[key]] = rows.double().unflatten(0, (-1, num_actions)).mean(0).float()
 
 
 def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """As Stable-Baselines3 guesses: the shortest axis has the channels, and is the first or the last one."""
+    """Return the shape with channels first, guessed as in Stable-Baselines3: the shortest axis, first or last."""
     a, b, c = shape
     return (a, b, c) if a == min(shape) else (c, a, b)
 
@@ -229,22 +229,23 @@ def _channels_first(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[Stage]:
-    """The statistics of a `VecNormalize`, as they stand."""
+    """Return the current statistics of a `VecNormalize`, as stages."""
     tag = read_pickle(io.BytesIO(content), where)
     if not is_vec_normalize(tag):
-        raise CheckpointError(f"'{where}' beside the zip is no VecNormalize. Move it away if it is not its own.")
+        raise CheckpointError(f"'{where}' beside the zip is not a VecNormalize. Move it away if it is not the zip's.")
     state = tag.state
     if not build(state.get("norm_obs", True), where):
         return []
     statistics = state.get("obs_rms")
     if not isinstance(statistics, Tag) or not isinstance(statistics.state, dict):
-        raise CheckpointError(f"'{where}' has statistics of several parts; those of one array were expected.")
+        raise CheckpointError(f"'{where}' has statistics of several parts, expected those of one array.")
     if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
-        raise CheckpointError(f"'{where}' normalises {space}; a Box of floats was expected.")
+        raise CheckpointError(f"'{where}' normalises {space}, expected a Box of floats.")
     mean, variance = (np.asarray(build(statistics.state[key], where), np.float64) for key in ("mean", "var"))
     epsilon, clip = (float(build(state[key], where)) for key in ("epsilon", "clip_obs"))
     if mean.shape != space.shape or variance.shape != space.shape:
         raise CheckpointError(
-            f"'{where}' normalises observations of the shape {mean.shape}, not {space.shape}. Is it of another zip?"
+            f"'{where}' normalises observations of the shape {mean.shape}, expected {space.shape}. Does it belong to "
+            "another zip?"
         )
     return [Normalize(mean, np.sqrt(variance + epsilon), clip)]

@@ -23,23 +23,23 @@ def load_torchscript(
 ) -> Teacher:
     """Load a TorchScript program from observations `[B, ...]` to Q-values `[B, A]`.
 
-    TorchScript is no data: its programs run when they are loaded (`__setstate__`) and called, and can write files
+    TorchScript is code: its programs run when they are loaded (`__setstate__`) and called, and can write files
     (`aten::save`, `aten::from_file`).
 
     Args:
-        content: of the file.
+        content: content of the file.
         uri: its path, for messages.
-        description: JSON with `observation_shape`; None if there is none beside the file. What `export()` wrote needs
-            none.
-        trust_checkpoint: whether it may be executed.
+        description: JSON with `observation_shape`; None if there is none beside the file. Files of `export()` do not
+            need one.
+        trust_checkpoint: whether it may be run.
 
     Raises:
-        ValueError: it is not trusted, is broken, or does not say what it takes.
+        ValueError: it is not trusted, is broken, or does not record the shape of its observations.
     """
     if not trust_checkpoint:
         raise CheckpointError(
-            f"'{uri}' is a TorchScript program, which is executed to be used, and can write files. If you trust its "
-            "origin, say so with trust_checkpoint=True (--trust-checkpoint); or use ONNX or safetensors."
+            f"'{uri}' is a TorchScript program; loading it runs its code, which can write files. Pass "
+            "trust_checkpoint=True (--trust-checkpoint) if you trust it, or use ONNX or safetensors."
         )
     archive = Archive(content, uri)
     own = next((name for name in sorted(archive.names) if name.endswith(f"/extra/{SHAPE_FILE}")), None)
@@ -50,8 +50,8 @@ def load_torchscript(
             shape = read_description(description).get("observation_shape")
         else:
             raise CheckpointError(
-                f"'{uri}' does not say what it takes. Put a file '{description_name(uri)}' beside it: "
-                '{"observation_shape": [4]}.'
+                f"'{uri}' does not record the shape of its observations. Put a file '{description_name(uri)}' beside "
+                'it: {"observation_shape": [4]}.'
             )
         shape = checked_shape(shape)
         function = TorchScriptFunction(content)
@@ -59,7 +59,7 @@ def load_torchscript(
         raise
     except Exception as error:
         raise CheckpointError(f"'{uri}' cannot be read as TorchScript: {first_line(error)}.") from error
-    # Of 32 bits each: those of a frozen program lie among its constants.
+    # Counted as 32-bit numbers: the parameters of a frozen program are among its constants.
     weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
     num_parameters = sum(map(archive.size, weights))
     return teacher_of(function, shape, uri, num_parameters // 4)
@@ -69,7 +69,7 @@ class TorchScriptFunction:
     """A TorchScript program, on the CPU: the weights of a frozen one are constants, which do not move.
 
     Args:
-        content: of the archive, which is executed.
+        content: content of the archive, whose code is run.
     """
 
     def __init__(self, content: bytes):

@@ -35,15 +35,15 @@ def valid() -> DistillDQNConfig:
         (lambda c: c.environment("FrozenLake-v1"), "The networks need observations in a Box of floats"),
         (lambda c: c.environment("Pendulum-v1"), "needs discrete actions"),
         (lambda c: c.environment("CartPole-v1", env_config={"wrong": 1}), "'CartPole-v1' cannot be made: TypeError"),
-        (lambda c: c.env_runners(num_env_runners=500), "EnvRunners and Learners need 500 CPUs, and Ray has"),
-        (lambda c: c.learners(num_learners=1, num_gpus_per_learner=64), "need 64 GPUs, and Ray has"),
+        (lambda c: c.env_runners(num_env_runners=500), "EnvRunners and Learners need 500 CPUs, but Ray has"),
+        (lambda c: c.learners(num_learners=1, num_gpus_per_learner=64), "need 64 GPUs, but Ray has"),
         (
             lambda c: c.env_runners(num_env_runners=1, custom_resources_per_env_runner={"runner": 2}),
-            r"need 2 runners, and Ray has 0 here.*ray.init\(resources=\{'runner': 2.*\}\)",
+            r"need 2 runners, but Ray has 0 here.*ray.init\(resources=\{'runner': 2.*\}\)",
         ),
         (
             lambda c: c.evaluation(evaluation_interval=1, evaluation_num_env_runners=400),
-            r"need 400 CPUs, and Ray has \d+ here\. Lower num_env_runners, .*: ray.init\(num_cpus=400\)\.",
+            r"need 400 CPUs, but Ray has \d+ here\. Lower num_env_runners, .*: ray.init\(num_cpus=400\)\.",
         ),
         (lambda c: c.evaluation(evaluation_config={"num_envs_per_env_runner": 0}), "num_envs_per_env_runner"),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": ["x"]}), "expected a list of integers"),
@@ -138,16 +138,16 @@ def fake_ray(monkeypatch):
 def test_more_than_a_ray_of_this_process_has_is_an_error(fake_ray):
     fake_ray()
     check_resources({"CPU": 2.0})
-    with pytest.raises(ValueError, match=r"need 3 CPUs, and Ray has 2\. Lower .*: ray.init\(num_cpus=3\)\."):
+    with pytest.raises(ValueError, match=r"need 3 CPUs, but Ray has 2\. Lower .*: ray.init\(num_cpus=3\)\."):
         check_resources({"CPU": 3.0})
-    with pytest.raises(ValueError, match=r"need 3 CPUs and 1 GPUs, and Ray has 2 and 0\."):
+    with pytest.raises(ValueError, match=r"need 3 CPUs and 1 GPUs, but Ray has 2 and 0\."):
         check_resources({"CPU": 3.0, "GPU": 1.0})
 
 
 def test_a_cluster_may_grow(fake_ray, caplog):
     fake_ray(is_own=False)
     check_resources({"CPU": 3.0})
-    assert "need 3 CPUs, and Ray has 2 now. They wait until the cluster grows." in caplog.text
+    assert "need 3 CPUs, but Ray has 2 now. They wait until the cluster grows." in caplog.text
 
 
 def test_what_others_use_is_waited_for_with_a_word(fake_ray, caplog):
@@ -155,7 +155,7 @@ def test_what_others_use_is_waited_for_with_a_word(fake_ray, caplog):
     check_resources({"CPU": 1.0})
     assert not caplog.text
     check_resources({"CPU": 2.0})
-    assert "need 2 CPUs, and Ray has 1 free now. They wait until others end." in caplog.text
+    assert "need 2 CPUs, but Ray has 1 free now. They wait until other actors end." in caplog.text
 
 
 def test_within_a_trial_its_placement_group_counts(fake_ray, caplog):
@@ -172,5 +172,5 @@ def test_whoever_joins_a_cluster_by_address_learns_of_it_there(monkeypatch):
 
 def test_a_ray_that_this_process_has_started_is_its_own(cluster):
     assert checks._is_own_ray()
-    with pytest.raises(ValueError, match=r"need 5 CPUs, and Ray has 4\."):
+    with pytest.raises(ValueError, match=r"need 5 CPUs, but Ray has 4\."):
         valid().env_runners(num_env_runners=5).build_algo()

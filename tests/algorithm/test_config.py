@@ -36,8 +36,8 @@ def test_the_defaults_are_valid():
         ({"teacher": None, "td_coeff": 1.0, "rollout_policy": "teacher"}, "`rollout_policy`='teacher' needs a teacher"),
         ({"teacher": None, "td_coeff": 1.0, "compression": 0.1}, "`compression`=0.1 needs a teacher"),
         ({"kd_coeff": "qdager"}, r"`kd_coeff` must be a number or a schedule .*, or 'qdagger', got 'qdager'"),
-        ({"kd_coeff": "qdagger"}, "`td_coeff` is 0: as the student comes near its teacher"),
-        ({"kd_coeff": "qdagger", "td_coeff": 1.0}, "there are no evaluations: set .evaluation"),
+        ({"kd_coeff": "qdagger"}, "`td_coeff` is 0, so nothing would be left"),
+        ({"kd_coeff": "qdagger", "td_coeff": 1.0}, "there are no evaluations. Set .evaluation"),
         ({"loss": "crossentropy"}, "Unknown loss 'crossentropy'. Known are: mse, huber, kl, nll"),
         ({"loss": "KL"}, "Did you mean 'kl'?"),
         ({"temperature": 0.0}, "`temperature` must be positive"),
@@ -51,7 +51,7 @@ def test_the_defaults_are_valid():
         ({"value_gate": True}, "`value_gate` compares .* a value above the teacher's would never be corrected"),
         ({"teacher": None, "td_coeff": 1.0, "feature_coeff": 0.1}, "`feature_coeff`=0.1 needs a teacher"),
         ({"teacher": None, "td_coeff": 1.0, "gap_weighting": True}, "`gap_weighting`=True needs a teacher"),
-        ({"loss": "categorical"}, r"for a C51 student.*training\(num_atoms=51"),
+        ({"loss": "categorical"}, r"needs a C51 student.*training\(num_atoms=51"),
         ({"rollout_policy": "expert"}, "Unknown rollout_policy 'expert'. Known are: teacher, student, mixture"),
         ({"teacher_fraction": 1.5}, r"`teacher_fraction` must be in \[0, 1\], got 1.5"),
         ({"teacher_fraction": [[10, 1.0]]}, "`teacher_fraction` must be a number or a schedule"),
@@ -64,7 +64,7 @@ def test_the_defaults_are_valid():
         ({"max_staleness": -1}, "`max_staleness` must be an integer of at least 0, got -1"),
         ({"max_staleness": 0.5}, "`max_staleness` must be an integer of at least 0, got 0.5"),
         ({"td_coeff": 1.0, "student_temperature": 1.0}, "the student's outputs must be Q-values"),
-        ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "beside temperature=0.5"),
+        ({"td_coeff": 1.0, "student_temperature": 1.0, "temperature": 0.5}, "with temperature=0.5"),
     ],
 )
 def test_bad_distillation_settings_are_refused(settings, message):
@@ -79,7 +79,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
             lambda c: c.distillation(kd_coeff="qdagger", td_coeff=1.0, num_baseline_episodes=0).evaluation(
                 evaluation_interval=1
             ),
-            "`num_baseline_episodes` is 0: there is nothing to compare",
+            "`num_baseline_episodes` is 0, so it cannot be computed",
         ),
         (
             lambda c: c.distillation(teacher=None, kd_coeff="qdagger", td_coeff=1.0).evaluation(evaluation_interval=1),
@@ -98,7 +98,7 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: setattr(c, "num_envs_per_env_runner", 0), "`num_envs_per_env_runner` must be an integer"),
         (lambda c: c.training(n_step=0).distillation(td_coeff=1.0), "`n_step` must be an integer of at least 1"),
         (lambda c: c.training(gamma=2.0).distillation(td_coeff=1.0), "`gamma` must be in"),
-        (lambda c: c.training(learner_connector=lambda *_: None), "`learner_connector` has no place here"),
+        (lambda c: c.training(learner_connector=lambda *_: None), "`learner_connector` is not supported"),
         (lambda c: c.training(learner_class=DQNTorchLearner), "must be a DistillDQNTorchLearner"),
         (lambda c: c.env_runners(env_runner_cls=SingleAgentEnvRunner), "must be a DistillEnvRunner"),
         (lambda c: c.env_runners(batch_mode="complete_episodes"), "`batch_mode` must be"),
@@ -153,7 +153,7 @@ def test_bad_settings_elsewhere_are_refused(change, message):
 
 @pytest.mark.parametrize("teacher", [3, b"x", {"left": 3}])
 def test_a_teacher_is_a_path(teacher):
-    with pytest.raises(ValueError, match="A teacher is the path or URI of a checkpoint"):
+    with pytest.raises(ValueError, match="A teacher must be the path or URI of a checkpoint"):
         DistillDQNConfig().distillation(teacher=teacher)
 
 

@@ -9,7 +9,7 @@ from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError
 
-NO_LICENCE = EnvFailedError("The environment 'X' has raised in step(): no licence")
+NO_LICENCE = EnvFailedError("The environment 'X' raised in step(): no licence")
 
 
 @pytest.fixture
@@ -46,9 +46,12 @@ def test_when_all_fail_once_it_is_a_warning_and_no_old_results_are_reported(grou
     each.checked(results(1), group)
     group.failed.update({1: NO_LICENCE, 2: None})
     assert each.checked(results(1), group) == {}
-    assert "Evaluation EnvRunner 1 ends, and is restarted if it may be: The environment 'X' has raised" in caplog.text
-    assert "Evaluation EnvRunner 2 ends, and is restarted if it may be: it has died." in caplog.text
-    assert "All evaluation EnvRunners have failed: this iteration has no evaluation." in caplog.text
+    assert (
+        "Evaluation EnvRunner 1 failed, and is restarted if fault_tolerance() allows: The environment 'X' raised"
+        in caplog.text
+    )
+    assert "Evaluation EnvRunner 2 failed, and is restarted if fault_tolerance() allows: it has died." in caplog.text
+    assert "All evaluation EnvRunners failed, so this iteration has no evaluation." in caplog.text
     with pytest.raises(EnvFailedError, match="no licence"):
         each.checked(results(1), group)
 
@@ -56,14 +59,14 @@ def test_when_all_fail_once_it_is_a_warning_and_no_old_results_are_reported(grou
 def test_when_some_fail_the_others_results_count(group, caplog):
     group.failed[1] = NO_LICENCE
     assert Evaluations().checked(results(1), group) == results(1)
-    assert "Evaluation EnvRunner 1 ends" in caplog.text
+    assert "Evaluation EnvRunner 1 failed" in caplog.text
     assert "All" not in caplog.text
 
 
 def test_those_that_died_without_a_reason_are_no_error(group, caplog):
     group.failed.update({1: None, 2: None})
     assert Evaluations().checked({}, group) == {}
-    assert "All evaluation EnvRunners have failed" in caplog.text
+    assert "All evaluation EnvRunners failed" in caplog.text
 
 
 def test_numbers_that_are_not_finite_are_always_an_error(group):

@@ -75,7 +75,7 @@ def test_a_missing_teacher_is_an_error_when_the_algorithm_is_built(cartpole_conf
 
 
 def test_an_unreachable_compression_is_an_error_when_the_algorithm_is_built(cartpole_config, build):
-    with pytest.raises(ValueError, match="one unit a layer"):
+    with pytest.raises(ValueError, match="one unit in each layer"):
         build(cartpole_config.rl_module(model_config={}).distillation(compression=1e-5))
 
 

@@ -39,7 +39,7 @@ def test_each_learner_has_a_file_and_their_number_may_change(build, tmp_path, be
         assert as_set(restored[0]) == as_set(shards[0]) | as_set(shards[1])
     else:
         assert as_set(restored[0]) == as_set(restored[1]) == as_set(shards[0])
-    assert ("rows are shared anew" in caplog.text) == (before != after)
+    assert ("rows are redistributed" in caplog.text) == (before != after)
     steps = other.num_gradient_steps
     other.train()
     assert other.num_gradient_steps > steps
@@ -63,7 +63,7 @@ def test_a_replay_without_what_is_learned_now_is_left_out_with_a_word(build, tmp
     path = path.save_to_path(str(tmp_path / "checkpoint"))
     other = build(resumable_config().distillation(td_coeff=1.0))
     other.restore_from_path(path)
-    assert "lacks columns that are learned from now" in caplog.text
+    assert "lacks columns that are needed now" in caplog.text
     assert len(other.learner_group._learner.groups["default_policy"].replay) == 0
     other.train()
 

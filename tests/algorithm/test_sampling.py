@@ -37,7 +37,7 @@ class Runner(ExplainsFailures, FaultAwareApply):
 
     def set_state_and_sample(self, state: dict, names: tuple) -> Sample:
         if self.gate.name == "raise":
-            raise EnvFailedError("The environment 'X' has raised in step(): no licence")
+            raise EnvFailedError("The environment 'X' raised in step(): no licence")
         while not self.gate.exists():
             time.sleep(0.01)
         self.count += 1
@@ -179,7 +179,7 @@ def test_one_that_hangs_is_waited_for_once_and_then_left_out(group, make_request
     send(requests, 0, only_to_idle=True)
     answers(group, 1)
     assert of(requests.fetch(weights_seq_no=0)) == [1]
-    assert "1 samples have not come within sample_timeout_s=1.0" in caplog.text
+    assert "1 samples did not arrive within sample_timeout_s=1.0" in caplog.text
     caplog.clear()
     send(requests, 1, only_to_idle=True)
     answers(group, 1)
@@ -274,8 +274,11 @@ def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group,
     let_raise(group, 1)
     send(requests, 0)
     assert set(of(requests.fetch(weights_seq_no=0))) <= {2}
-    wait_for(lambda: (requests.fetch(weights_seq_no=0) and "EnvRunner 1 ends" in caplog.text) or send(requests, 0))
-    assert "EnvRunner 1 ends, and is restarted if it may be: The environment 'X' has raised in step()" in caplog.text
+    wait_for(lambda: (requests.fetch(weights_seq_no=0) and "EnvRunner 1 failed" in caplog.text) or send(requests, 0))
+    assert (
+        "EnvRunner 1 failed, and is restarted if fault_tolerance() allows: The environment 'X' raised in step()"
+        in caplog.text
+    )
     # It is RLlib that ends and restarts it.
     wait_until_all_are_back(group)
 

@@ -10,7 +10,7 @@ from rllib_kd.algorithm.answers import answers
 from rllib_kd.algorithm.unusable_states import UnusableStates
 from rllib_kd.environments.returned import NotFiniteError
 
-FOUND = "The environment 'X' has returned numbers that are not finite from step(), as reward of sub-environment 0: nan."
+FOUND = "The environment 'X' returned numbers that are not finite from step(), as reward of sub-environment 0: nan."
 
 
 class Metrics:
@@ -57,7 +57,9 @@ def test_environment_and_teacher_are_warned_of_each_for_its_own(states, caplog):
 def test_an_environment_is_not_blamed_for_what_no_state_was_dropped_for(states, caplog):
     states.check(counted(labels=3), 50, FOUND)
     assert FOUND not in caplog.text
-    with pytest.raises(ValueError, match="the teacher 'expert' gives no finite Q-values in 100 states") as raised:
+    with pytest.raises(
+        ValueError, match="the teacher 'expert' returns NaN or infinite Q-values in 100 states"
+    ) as raised:
         states.check(counted(labels=100), 100, FOUND)
     assert "environment" not in str(raised.value)
 
@@ -74,5 +76,5 @@ def test_numbers_that_are_not_finite_in_baselines_are_an_error_whatever_is_toler
     monkeypatch.setattr(_rllib, "ignores_errors", lambda group: True)
     reason = NotFiniteError(FOUND)
     failed = SimpleNamespace(ok=False, actor_id=1, get=lambda: SimpleNamespace(cause=reason))
-    with pytest.raises(NotFiniteError, match="'X' has returned"):
+    with pytest.raises(NotFiniteError, match="'X' returned"):
         answers(None, [failed])

@@ -447,7 +447,7 @@ def test_a_folder_with_too_much_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "MAX_ENTRIES", 100)
     for i in range(101):
         (tmp_path / f"{i}").mkdir()
-    with pytest.raises(CheckpointError, match="holds more than 100 files and folders"):
+    with pytest.raises(CheckpointError, match="contains more than 100 files and folders"):
         load_teacher(tmp_path)
 
 
@@ -539,7 +539,7 @@ def test_returns_of_hundreds_of_digits_are_none(tmp_path):
 def test_states_of_many_checkpoints_share_a_limit(tmp_path, monkeypatch):
     write_trial(tmp_path, [result(1, 5.0), result(2, 3.0)])
     monkeypatch.setattr("rllib_kd.checkpoints.tune._MAX_OPCODES", 3)
-    with pytest.raises(CheckpointError, match="too many, or too large, states"):
+    with pytest.raises(CheckpointError, match="these states are too many or too large"):
         load_teacher(f"{tmp_path}@best")
 
 
@@ -554,14 +554,14 @@ def test_folders_of_all_trials_share_a_limit(tmp_path, monkeypatch):
         write_trial(tmp_path / name, [result(1, 5.0), result(2, 3.0)])
     assert load_teacher(f"{tmp_path}@best").trained_return == 5.0
     monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
-    with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):
+    with pytest.raises(CheckpointError, match="together with the trials before it, it contains more than 5 files"):
         load_teacher(f"{tmp_path}@best")
 
 
 def test_states_of_many_checkpoints_share_their_bytes(tmp_path, monkeypatch):
     write_trial(tmp_path, [result(1, 5.0), result(2, 3.0)])
     monkeypatch.setattr(limits, "MAX_FILE", 30)  # the first one has 38 bytes
-    with pytest.raises(CheckpointError, match="too many, or too large, states"):
+    with pytest.raises(CheckpointError, match="these states are too many or too large"):
         load_teacher(f"{tmp_path}@best")
 
 
@@ -571,7 +571,7 @@ def test_files_of_one_checkpoint_share_their_limits(tmp_path):
     for budget in (Budget(opcodes=600), Budget(num_bytes=10_000)):
         few = dataclasses.replace(checkpoint, _budget=budget)
         few.environment()
-        with pytest.raises(CheckpointError, match=r"has too many opcodes|with the files that were read before, it has"):
+        with pytest.raises(CheckpointError, match=r"has too many opcodes|together with the files read before, it has"):
             [few.load_module() for _ in range(100)]
     assert checkpoint.load_module() is not None
 
@@ -582,13 +582,13 @@ def test_students_on_the_command_line_share_a_limit(tmp_path, monkeypatch):
         write_trial(tmp_path / name, [result(1, 5.0)] * 1_000)
     assert list(find_students([tmp_path])) == ["a", "b"]
     monkeypatch.setattr(limits, "MAX_RESULTS_VALUES", 300_000)  # a line counts as 200 of them
-    with pytest.raises(CheckpointError, match=r"'.*/b/result.json' was refused: it has more values than results have"):
+    with pytest.raises(CheckpointError, match=r"'.*/b/result.json' was refused: it has more values than any results"):
         find_students([tmp_path])
     assert resolve(tmp_path / "a").uri.endswith("a/checkpoint_000001")
     assert set(read_curves(tmp_path)) == set()  # one's own results have no limits; these have no steps
     monkeypatch.undo()
     monkeypatch.setattr(limits, "MAX_ENTRIES", 5)
-    with pytest.raises(CheckpointError, match="with the trials before it, it holds more than 5 files"):
+    with pytest.raises(CheckpointError, match="together with the trials before it, it contains more than 5 files"):
         find_students([tmp_path])
 
 

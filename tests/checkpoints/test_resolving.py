@@ -109,9 +109,9 @@ def test_of_several_trials_the_best_if_any_was_evaluated(tmp_path, evaluated, tr
     write_trial(both / "b", training=[45.0])
     assert resolve(f"{both}@best").path == str(both / "a" / "checkpoint_000000")
     for rule, advice in ("", f" None was evaluated: '{both}@best' compares returns in training."), ("@newest", ""):
-        with pytest.raises(ValueError, match="holds 2 runs") as caught:
+        with pytest.raises(ValueError, match="contains 2 runs") as caught:
             resolve(f"{both}{rule}")
-        assert str(caught.value) == f"'{both}{rule}' holds 2 runs: a, b. Name the folder of one.{advice}"
+        assert str(caught.value) == f"'{both}{rule}' contains 2 runs: a, b. Name the folder of one.{advice}"
     write_trial(both / "c", evaluation=[5.0])
     assert resolve(both).path == resolve(f"{both}@best").path == str(both / "c" / "checkpoint_000000")
 
@@ -119,7 +119,7 @@ def test_of_several_trials_the_best_if_any_was_evaluated(tmp_path, evaluated, tr
 def test_without_any_return_nothing_is_the_best(tmp_path):
     write_trial(tmp_path, training=[None, None])
     assert name_of(tmp_path) == "checkpoint_000001"
-    with pytest.raises(ValueError, match=r"contain no return, so that no checkpoint is the best\. Leave out '@best'"):
+    with pytest.raises(ValueError, match=r"contain no return, so no checkpoint is the best\. Leave out '@best'"):
         resolve(f"{tmp_path}@best")
 
 

@@ -97,7 +97,7 @@ def test_students_are_checkpoints_trials_and_experiments(tmp_path):
     }
     assert all(student.curve == [(10.0, 1.0), (20.0, 2.0)] for student in students.values())
     assert resolve(tmp_path / "two").uri == f"{tmp_path}/two/a/checkpoint_000000"
-    with pytest.raises(ValueError, match=r"holds 2 runs: a, b.*Name the folder of one.* None was evaluated.*one@best'"):
+    with pytest.raises(ValueError, match=r"contains 2 runs: a, b.*Name the folder of.* None was evaluated.*one@best'"):
         resolve(tmp_path / "one")
     old = tmp_path / "one" / "a" / "checkpoint_000000"
     assert found([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}

@@ -18,7 +18,7 @@ BAD = {
     "no algorithm": (["train", "--env", "CartPole-v1"], "--algo DistillDQN"),
     "unknown algorithm": (["train", "--algo", "DistilDQN", "--env", "CartPole-v1"], "Did you mean 'DistillDQN'?"),
     "algorithm that cannot be imported": (["train", "--algo", "no.such.Algorithm"], "No module named 'no'"),
-    "class that is no algorithm": (["train", "--algo", "json.JSONDecoder"], "no RLlib Algorithm"),
+    "class that is no algorithm": (["train", "--algo", "json.JSONDecoder"], "not an RLlib Algorithm"),
     "no environment": (["train", "--algo", "DQN"], "--env CartPole-v1"),
     "environment unknown": (["train", "--algo", "DQN", "--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
     "environment empty": (["train", "--algo", "DQN", "--env", ""], "The name of the environment is empty"),
@@ -139,19 +139,22 @@ BAD = {
     "GPUs that are not there": ([*DISTIL, "-c", '{"num_gpus_per_learner": 64, "num_learners": 1}'], "64 GPUs"),
     "nodes without CPUs": (
         [*RUN, "-c", '{"num_env_runners": 9}', "--ray-num-nodes", "2"],
-        "A trial needs 10 CPUs, and Ray has 2",
+        "A trial needs 10 CPUs, but Ray has 2",
     ),
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
     "nothing to restore": ([*DISTIL, "--restore", "/none"], "no checkpoint of an Algorithm at '/none'"),
     "nothing to resume": ([*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none"], "no experiment to resume"),
     "nobody at the address": ([*RUN, "--ray-address", "127.0.0.1:1"], "No Ray answers at '127.0.0.1:1'"),
-    "address and CPUs": ([*RUN, "--ray-address", "127.0.0.1:1", "--ray-num-cpus", "2"], "not at an address"),
+    "address and CPUs": (
+        [*RUN, "--ray-address", "127.0.0.1:1", "--ray-num-cpus", "2"],
+        "can only be set for a local Ray",
+    ),
     "more CPUs than there are": ([*RUN, "-c", '{"num_env_runners": 500}'], "A trial needs 501 CPUs"),
     "file is not there": (["train", "file", "nowhere.py"], "no experiment file at 'nowhere.py'"),
     "file of another kind": (["train", "file", "README.md"], "ends in .py or .yaml"),
-    "file from the internet": (["train", "file", "https://example.com/a.py"], "download"),
-    "file and algorithm": (["train", "file", "tuning/cartpole.py", "--algo", "DQN"], "leave out --algo"),
+    "file from the internet": (["train", "file", "https://example.com/a.py"], "Download it first"),
+    "file and algorithm": (["train", "file", "tuning/cartpole.py", "--algo", "DQN"], "Leave out --algo"),
     "file word missing": (["train", "run", "x.py"], "rllib train file FILE"),
     "no student": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1"], "Missing argument"),
     "student is not there": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "/none"], "at '/none'"),
@@ -173,10 +176,10 @@ BAD = {
     ),
     "an ending that no format has": (
         ["export", "cartpole", "--out", "fl.bin"],
-        "'fl.bin' does not end as a format's does: .onnx for onnx; .safetensors for safetensors; .pt or .ts or "
-        ".torchscript for torchscript. Rename it, or choose by --format (onnx, safetensors, torchscript)",
+        "The ending of 'fl.bin' names no format. Known endings: .onnx for onnx; .safetensors for safetensors; .pt or "
+        ".ts or .torchscript for torchscript. Rename the file, or set --format (onnx, safetensors, torchscript)",
     ),
-    "no ending": (["export", "cartpole", "--out", "student"], "'student' does not end as a format's does"),
+    "no ending": (["export", "cartpole", "--out", "student"], "The ending of 'student' names no format"),
     "an empty file name": (["train", "file", ""], "A path is empty"),
     "a home folder that nobody has": (["train", "file", "~nosuchuser/x.py"], "a home folder that is not known here"),
     "no environment's name in evaluate": (
@@ -187,14 +190,14 @@ BAD = {
         [*RUN, "-c", '{"alpha": 0.6}'],
         'has no setting \'alpha\'. It is a key of another setting: {"replay_buffer_config": {"alpha": ...}}',
     ),
-    "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder: name a file"),
-    "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is no folder"),
+    "a folder for a file": (["export", "cartpole", "--out", "tests"], "'tests' is a folder. Name a file"),
+    "a file for a folder": (["evaluate", "cartpole", "--video", "README.md"], "'README.md' is not a folder"),
     "environment refuses its config in evaluate": (
         ["evaluate", "cartpole", "--env-config", '{"wrong": 1}'],
         "The environment 'CartPole-v1' cannot be made",
     ),
     "negative seed": (["evaluate", "cartpole", "--seed", "-1"], "`seed` must be at least 0"),
-    "policy of another algorithm": (["evaluate", "cartpole", "--algo", "PPO"], "is one of DQN, not of PPO"),
+    "policy of another algorithm": (["evaluate", "cartpole", "--algo", "PPO"], "was trained by DQN, but --algo is PPO"),
     "no episodes": (["evaluate", "cartpole", "--env", "CartPole-v1", "--episodes", "0"], "at least 1"),
     "report where nothing can be written": (
         ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "cartpole", "--out", "/dev/null/x"],
@@ -242,7 +245,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_anything_plays(tmp_path,
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 2
-    assert f"'{tmp_path}/x.onnx' cannot be written: '{tmp_path}' is no folder" in capsys.readouterr().err
+    assert f"'{tmp_path}/x.onnx' cannot be written: '{tmp_path}' is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -252,19 +255,19 @@ def test_a_folder_that_takes_no_files_is_refused_before_anything_plays(tmp_path,
         ("a.py", "config = 1", "Got int"),
         ("a.py", "1 / 0", "ZeroDivisionError"),
         ("a.yaml", "{", "is not YAML"),
-        ("a.yaml", "a: {run: DQN}\nb: {run: DQN}", "must hold one experiment, got 2: ['a', 'b']"),
-        ("a.yaml", "- run: DQN", "must hold an experiment"),
-        ("a.yaml", "a: {run: DQN, config: [1]}", "must hold settings"),
-        ("a.yaml", "a: {run: DQN, stop: soon}", "must be like {training_iteration: 10}"),
+        ("a.yaml", "a: {run: DQN}\nb: {run: DQN}", "must contain one experiment, got 2: ['a', 'b']"),
+        ("a.yaml", "- run: DQN", "must contain an experiment"),
+        ("a.yaml", "a: {run: DQN, config: [1]}", "must be a mapping of settings"),
+        ("a.yaml", "a: {run: DQN, stop: soon}", "must be a mapping like {training_iteration: 10}"),
         ("a.yaml", "a: {run: DQN, num_samples: many}", "`num_samples` must be at least 1"),
-        ("a.yaml", "a: {run: DQN}", "An environment is needed"),
-        ("a.yaml", "a: {env: CartPole-v1}", "must name the algorithm"),
+        ("a.yaml", "a: {run: DQN}", "No environment was given"),
+        ("a.yaml", "a: {env: CartPole-v1}", "names no algorithm"),
         ("a.yaml", "a: {run: DQN, confg: {}}", "Did you mean 'config'?"),
         ("a.yaml", "a: {run: DQN, checkpoint_freq: 5}", "is a flag now: --checkpoint-freq"),
         ("a.yaml", "a: {run: DQN, max_failures: 3}", "is a flag now: --max-failures"),
-        ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "Settings have names"),
-        ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric has a name"),
-        ("a.yaml", "", "must hold an experiment"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, config: {1: 2}}", "The name of a setting must be text"),
+        ("a.yaml", "a: {run: DQN, env: CartPole-v1, stop: {1: 2}}", "A metric must be a name"),
+        ("a.yaml", "", "must contain an experiment"),
         ("a.py", "", "must define `config`"),
     ],
 )

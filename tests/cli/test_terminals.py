@@ -176,7 +176,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, rllib):
     before = iterations_of(begun)
     assert "0 of 2 trials done" in terminal.text
     assert max(map(len, shown_by(terminal))) <= 80
-    command = re.search(r"go on by: rllib (train .* --resume)", terminal.text.replace("\r\n", " "))
+    command = re.search(r"continue with: rllib (train .* --resume)", terminal.text.replace("\r\n", " "))
     assert command is not None, terminal.text
 
     words = shlex.split(command[1])
@@ -201,7 +201,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
     assert terminal.wait() == 1, terminal.text
     assert max(map(len, shown_by(terminal))) <= 40
     assert "interrupted\r\n" in terminal.text
-    assert "go on by" not in terminal.text
+    assert "continue with" not in terminal.text
     assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l")  # the cursor is there again
 
 

@@ -57,7 +57,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
     assert done.returncode == 0, done.stderr
     summary, checkpoint, hint = done.stdout.splitlines()
     assert re.match(r"\d+ env steps", summary)
-    assert hint == f"compare by: rllib compare --teacher cartpole {checkpoint}"
+    assert hint == f"compare with: rllib compare --teacher cartpole {checkpoint}"
     assert Path(checkpoint).is_dir()
     assert done.stderr == ""  # quiet where it is not a terminal
 
@@ -93,7 +93,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
     assert json.loads(result.read_text().splitlines()[0])["training_iteration"] == 4
 
     ppo = Experiment("third", "PPO", settings={"env": "CartPole-v1"}).checked()
-    with pytest.raises(ValueError, match="is one of DistillDQN, which PPO cannot restore"):
+    with pytest.raises(ValueError, match="was saved by DistillDQN, which PPO cannot restore"):
         run_experiment(ppo, RunOptions(restore=checkpoint, storage_path=str(tmp_path)))
 
 

@@ -377,10 +377,10 @@ class Failing(gym.Env):
 @pytest.mark.parametrize(
     ("how", "said", "function"),
     [
-        ("reset", "has raised in reset(): KeyError: 'no map'", "reset"),
-        ("second reset", "has raised in reset(): KeyError: 'no map'", "reset"),
-        ("step", "has raised in step(): RuntimeError: the simulator has crashed", "step"),
-        ("bare", "has raised in step(): AssertionError", "step"),
+        ("reset", "raised in reset(): KeyError: 'no map'", "reset"),
+        ("second reset", "raised in reset(): KeyError: 'no map'", "reset"),
+        ("step", "raised in step(): RuntimeError: the simulator has crashed", "step"),
+        ("bare", "raised in step(): AssertionError", "step"),
     ],
 )
 def test_an_environment_that_raises_is_an_error_with_reason_and_line(counting_config, how, said, function, direct):
@@ -398,7 +398,7 @@ def test_an_evaluation_says_why_its_environment_has_raised(counting_config):
     config.validate()
     evaluation = config.get_evaluation_config_object()
     runner = evaluation.env_runner_cls(config=evaluation, worker_index=0)
-    with pytest.raises(EnvFailedError, match=r"'Failing' has raised in step\(\): RuntimeError: the simulator has"):
+    with pytest.raises(EnvFailedError, match=r"'Failing' raised in step\(\): RuntimeError: the simulator has"):
         runner.sample(num_episodes=1)
 
 
@@ -415,7 +415,7 @@ def test_numbers_that_are_not_finite_are_described_by_their_environment_and_line
     runner = make_runner(config if direct else config.callbacks(Silent))
     sample(runner)
     message = runner.not_finite
-    assert message.startswith("The environment 'Failing' has returned numbers that are not finite from step")
+    assert message.startswith("The environment 'Failing' returned numbers that are not finite from step")
     assert said in message
     assert f"({__file__}:{Failing.step.__code__.co_firstlineno}, in step" in message
     assert "teacher" not in message
@@ -447,7 +447,7 @@ def test_what_connectors_make_of_finite_numbers_is_not_the_environments(counting
 
     runner = make_runner(counting_config.env_runners(env_to_module_connector=connector(Broken)))
     sample(runner)
-    assert runner.not_finite.startswith("The env_to_module connectors have made numbers that are not finite")
+    assert runner.not_finite.startswith("The env_to_module connectors computed numbers that are not finite")
 
 
 def test_connectors_are_not_blamed_for_what_the_environment_returns(counting_config):
@@ -456,7 +456,7 @@ def test_connectors_are_not_blamed_for_what_the_environment_returns(counting_con
         runner = make_runner(config.copy(copy_frozen=False).environment(Failing, env_config={"how": how}))
         for _ in range(2):
             sample(runner)
-        assert runner.not_finite.startswith("The environment 'Failing' has returned")
+        assert runner.not_finite.startswith("The environment 'Failing' returned")
 
 
 def test_rewards_that_are_too_large_for_32_bits_are_the_environments(counting_config):
@@ -468,7 +468,7 @@ def test_rewards_that_are_too_large_for_32_bits_are_the_environments(counting_co
     for config in (counting_config, counting_config.env_runners(env_to_module_connector=connector(Doubled))):
         runner = make_runner(config.copy(copy_frozen=False).environment(Rich, env_config={"length": 5}))
         sample(runner)
-        assert runner.not_finite.startswith("The environment 'Rich' has returned")
+        assert runner.not_finite.startswith("The environment 'Rich' returned")
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])
@@ -488,7 +488,7 @@ def test_observations_of_another_shape_or_dtype_are_named_with_their_space(count
     runner = make_runner(config if direct else config.callbacks(Silent))
     with pytest.raises(EnvFailedError) as raised:
         sample(runner)
-    assert str(raised.value).startswith(f"The environment 'Other' has returned, in step(), an observation {said}")
+    assert str(raised.value).startswith(f"The environment 'Other' returned, in step(), an observation {said}")
     assert f"{__file__}:{Other.step.__code__.co_firstlineno}, in step" in str(raised.value)
 
 

@@ -79,7 +79,7 @@ def test_a_family_trains_is_saved_and_resumed(cartpole_config, build, tmp_path, 
     for name, own in students.items():
         assert own["compression"] == pytest.approx(own["student_params"] / own["teacher_params"])
         assert algo.get_module(name) is not None
-    with pytest.raises(ValueError, match=r"name one of them, \['linear', 's16', 's4'\]. Got 'default_policy'"):
+    with pytest.raises(ValueError, match=r"Name one of \['linear', 's16', 's4'\], got 'default_policy'"):
         algo.get_module()
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     state = algo.learner_group._learner.get_state() if not num_learners else None
@@ -141,7 +141,7 @@ def test_compressions_and_model_configs_mix(cartpole_config, build):
         ({"a": {"compression": 0.1, "fcnet_hiddens": [4]}}, "must have either `compression` or widths"),
         ({"a": {"compression": 2}}, r"must be in \(0, 1\]"),
         ({"a": "rusu-net4"}, "Unknown student `students"),
-        ({"a/b": {"fcnet_hiddens": [4]}}, "becomes that of a folder"),
+        ({"a/b": {"fcnet_hiddens": [4]}}, "becomes a folder's name"),
         ({"a": 16}, "must be a model config such as"),
     ],
 )
@@ -152,5 +152,5 @@ def test_what_describes_no_family_is_refused(cartpole_config, students, message)
 
 @pytest.mark.parametrize("other", [{"compression": 0.1}, {"student": "rusu-net3"}])
 def test_one_student_or_a_family(cartpole_config, other):
-    with pytest.raises(ValueError, match=f"Both `students` and `{next(iter(other))}` say what is trained"):
+    with pytest.raises(ValueError, match=f"Both `students` and `{next(iter(other))}` set what is trained"):
         family_config(cartpole_config, **other).validate()

@@ -125,7 +125,7 @@ def test_compression_is_of_each_teacher(config, build, tmp_path):
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
-        ("cartpole", r"each policy that is to learn needs a teacher of its own.*'left'.*Got 'cartpole'"),
+        ("cartpole", r"each policy that learns needs a teacher of its own.*'left'.*Got 'cartpole'"),
         ({"left": "cartpole", "up": "cartpole"}, r"policies of \['left', 'right'\]. Got \['left', 'up'\]"),
         ({"left": "cartpole"}, r"Set multi_agent\(policies_to_train=\['left'\]\)"),
     ],

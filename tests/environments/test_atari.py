@@ -90,7 +90,7 @@ def test_a_game_that_is_shown_is_played_alone():
 def test_what_only_the_vector_env_can_do_is_refused():
     with pytest.raises(ValueError, match="needs use_fire_reset=False"):
         atari.make("ALE/Pong-v5", use_fire_reset=True)
-    with pytest.raises(ValueError, match=r"does not take this env_config: .*'sticky'"):
+    with pytest.raises(ValueError, match=r"does not accept this env_config: .*'sticky'"):
         atari.make("ALE/Pong-v5", sticky=True)
 
 

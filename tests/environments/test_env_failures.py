@@ -47,7 +47,7 @@ def test_a_printed_traceback_has_the_same_lines():
 
 def test_an_error_without_a_message_is_named_by_its_kind():
     said = str(failure("X", AssertionError(), doing="step"))
-    assert said == "The environment 'X' has raised in step(): AssertionError"
+    assert said == "The environment 'X' raised in step(): AssertionError"
 
 
 RLLIBS = """\
@@ -73,7 +73,7 @@ def test_the_reason_of_a_trial_is_what_rllibs_empty_error_was_raised_from(last):
 
 def test_the_reason_of_a_trial_is_its_last_error_otherwise():
     assert _reason(RuntimeError(RLLIBS.format(last="ValueError: two\nlines"))) == "ValueError: two lines"
-    explained = "The environment 'X' has raised in step(): no (a.py:1, in b)"
+    explained = "The environment 'X' raised in step(): no (a.py:1, in b)"
     for kind in (EnvFailedError, NotFiniteError):
         last = f"{kind.__module__}.{kind.__name__}: {explained}"
         assert _reason(RuntimeError(RLLIBS.format(last=last))) == explained

@@ -47,7 +47,7 @@ def test_finite_numbers_and_what_are_no_numbers_are_fine(batch):
             "observation of shape (3,) and dtype float32, but .* shape (2,) and",
         ),
         (Discrete(3), 0.5, "observation of shape () and dtype float64, but its .* shape () and dtype int64"),
-        (Box(0, 1, (2,)), [[1], [1, 2]], "observation that is no array, but its observation_space has shape (2,)"),
+        (Box(0, 1, (2,)), [[1], [1, 2]], "observation that is not an array, but its observation_space has shape (2,)"),
         (Dict(a=Box(0, 1, (2,))), {"a": 1.0}, "observation['a'] of shape () and dtype float64, but"),
         (
             Dict(a=Box(0, 1, (2,))),
@@ -101,5 +101,5 @@ def test_a_comparison_names_the_environment(how):
             obs, reward, *others = super().step(action)
             return obs * (np.nan if how == "observation" else 1), np.nan if how == "reward" else reward, *others
 
-    with pytest.raises(NotFiniteError, match=rf"'CartPole-v1' has .* as .* of sub-environment 0: nan.*{__file__}"):
+    with pytest.raises(NotFiniteError, match=rf"'CartPole-v1' returned .* as .* of sub-environment 0: nan.*{__file__}"):
         play(lambda: Broken(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0, 1])

@@ -144,9 +144,9 @@ def test_teacher_and_student_play_with_epsilon():
 
 def test_epsilon_is_checked_before_anything_is_played(monkeypatch):
     monkeypatch.setattr("rllib_kd.evaluation.comparing.play", None)
-    with pytest.raises(ValueError, match=r"`epsilon` is a share .*, got 5"):
+    with pytest.raises(ValueError, match=r"`epsilon` must be .*, got 5"):
         compare("cartpole", "cartpole", "CartPole-v1", epsilon=5)
-    with pytest.raises(ValueError, match=r"`epsilon` is a share .*, got -0.1"):
+    with pytest.raises(ValueError, match=r"`epsilon` must be .*, got -0.1"):
         evaluate("cartpole", "CartPole-v1", epsilon=-0.1)
 
 

@@ -94,14 +94,14 @@ def test_an_environment_that_does_not_render_says_so(tmp_path):
         def __init__(self, config):
             pass
 
-    with pytest.raises(ValueError, match="cannot render as 'rgb_array'"):
+    with pytest.raises(ValueError, match="cannot be rendered as 'rgb_array'"):
         evaluate(make_q_module(), Dark, num_episodes=1, video_dir=tmp_path)
-    with pytest.raises(ValueError, match="not to both"):
+    with pytest.raises(ValueError, match="but both were given"):
         evaluate("cartpole", num_episodes=1, video_dir=tmp_path, render=True)
 
 
 def test_nobody_says_in_which_environment():
-    with pytest.raises(ValueError, match=r"In which environment\?.*--env"):
+    with pytest.raises(ValueError, match=r"does not record its environment.*--env"):
         evaluate(make_q_module(), num_episodes=1)
 
 

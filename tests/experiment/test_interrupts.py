@@ -238,7 +238,7 @@ def assert_saved(storage, output) -> list[str]:
     (checkpoint,) = storage.glob("default/*/checkpoint_*")
     assert (checkpoint / "replay/0.npz").exists()
     assert "stopping: a checkpoint will be saved" in output
-    command = re.search(r"interrupted; go on by: rllib (train .* --resume)", output)
+    command = re.search(r"interrupted; continue with: rllib (train .* --resume)", output)
     assert command is not None, output
     return [sys.executable, "-m", "rllib_kd", *shlex.split(command[1])]
 
@@ -263,7 +263,7 @@ def test_timeout_which_signals_the_whole_group_saves_a_checkpoint_to_go_on_from(
         os.killpg(resumed.process.pid, signal.SIGTERM)
         code, output = resumed.end()
         assert code == 1
-        assert "interrupted; go on by" in output
+        assert "interrupted; continue with" in output
         iterations = [row["training_iteration"] for row in run.rows]
         assert iterations == list(range(1, len(iterations) + 1))  # none is lost, none is done twice
 
@@ -320,7 +320,7 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
     code, output = run.end()
     assert code == 1
     assert "interrupted\n" in output
-    assert "go on by" not in output
+    assert "continue with" not in output
 
 
 @pytest.mark.slow
@@ -371,7 +371,7 @@ def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed
     code, output = run.end()
     assert code == 1
     assert message in output, output
-    assert "go on from the last checkpoint by: rllib train" in output
+    assert "continue from the last checkpoint with: rllib train" in output
 
 
 # --- A full disk ------------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, s
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) <= 2
     assert "No space left on device" in full.stdout + full.stderr
-    assert re.search(r"go on .*--resume", full.stderr), full.stderr
+    assert re.search(r"continue .*--resume", full.stderr), full.stderr
     kept = len(list(disk.glob("default/*/checkpoint_*")))
     assert kept > 3
     enlarge()

@@ -38,7 +38,7 @@ def test_an_iteration_that_does_not_end_is_waited_for_only_so_long(monkeypatch, 
     finally:
         signal.signal(signal.SIGHUP, previous)
     assert exit_.value.code == 1
-    assert "the iteration does not end within 0.2 s of the signal, so nothing more is saved: " in (
+    assert "the iteration did not end within 0.2 s of the signal, so nothing more is saved: " in (
         said := capsys.readouterr().err
     )
     assert last in said

@@ -109,7 +109,7 @@ def test_what_is_no_state_file_is_refused_before_anything_changes(folders, name)
         archive.writestr(f"experiment_state-{FIRST}.json", "fine")
         archive.writestr(name, "not fine")
     before = {path: path.read_bytes() for path in stored.parent.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"was refused: it holds '"):
+    with pytest.raises(ValueError, match=r"was refused: it contains '"):
         put_back(str(stored))
     assert {path: path.read_bytes() for path in stored.parent.rglob("*") if path.is_file()} == before
 

@@ -64,7 +64,7 @@ def test_the_reason_is_found_and_shown(write, log, reason):
     write(log)
     failure = env_runner_failure()
     assert hidden_reason(failed("IndexError: list index out of range"), failure) == (
-        f"an EnvRunner has failed on the way: {reason}"
+        f"an EnvRunner failed during training: {reason}"
     )
     assert hidden_reason([SimpleNamespace(error=None)], failure).endswith(reason)  # RLlib went on without it
 
@@ -72,7 +72,7 @@ def test_the_reason_is_found_and_shown(write, log, reason):
 def test_what_the_trial_says_itself_is_not_said_twice(write):
     write(IN_WORK)
     assert hidden_reason(failed(IN_WORK), env_runner_failure()) == ""
-    own = f"{NotFiniteError.__module__}.NotFiniteError: The environment 'X' has returned"
+    own = f"{NotFiniteError.__module__}.NotFiniteError: The environment 'X' returned"
     assert hidden_reason(failed("IndexError"), own) == ""
 
 

@@ -109,7 +109,7 @@ def test_keeps_the_type_of_a_column():
 @pytest.mark.parametrize(
     ("second", "message"),
     [
-        ({"obs": np.zeros((2, 2), np.float32), "action": np.zeros(3)}, "one length"),
+        ({"obs": np.zeros((2, 2), np.float32), "action": np.zeros(3)}, "the same length"),
         ({"obs": np.zeros((2, 2), np.float32)}, "has the columns"),
         ({"obs": np.zeros((2, 5), np.float32), "action": np.zeros(2)}, r"shape \(2,\).*\(5,\)"),
     ],

@@ -293,10 +293,10 @@ def test_what_cannot_stand_in_one_table(tmp_path):
     with pytest.raises(ValueError, match="nothing to report"):
         summary_table([])
     others = {
-        "Write one report an environment": comparison("other", env="Elsewhere-v0"),
+        "Write one report for each environment": comparison("other", env="Elsewhere-v0"),
         "'Somewhere-v0' and 'Somewhere-v0 {\"wind\": 1}'": comparison("other", env_config={"wind": 1}),
         "different teachers": comparison("other", teacher=policy("teacher", 1.0, 2.0, parameters=1, latency=1.0)),
-        "over different episodes": comparison("other", random=policy("random", 1.0, 2.0)),
+        "on different episodes": comparison("other", random=policy("random", 1.0, 2.0)),
     }
     for message, other in others.items():
         with pytest.raises(ValueError, match=f"'small' and 'other' .*{message}"):

@@ -230,7 +230,7 @@ def test_the_prior_fills_what_the_states_do_not_say():
 @pytest.mark.parametrize(
     ("student", "teacher", "message"),
     [
-        ({"fcnet_hiddens": [33]}, {}, r"number 1 of its hidden layers has 33 units and the teacher's 32"),
+        ({"fcnet_hiddens": [33]}, {}, r"number 1 of its hidden layers has 33 units, and the teacher's 32"),
         ({"fcnet_hiddens": [8, 8, 8]}, {}, r"at most as many hidden layers .* has 3, the teacher 2"),
         (C51, {}, r"its support is Support\(.*\) and the teacher's None"),
         (C51, C51 | {"v_max": 2.0}, r"its support is .* the teacher's Support\(v_min=-1.0, v_max=2.0"),

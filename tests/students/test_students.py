@@ -70,7 +70,7 @@ def test_compression_comes_as_close_as_widths_allow(space, model_config, compres
 
 
 def test_a_compression_that_no_widths_reach_says_what_is_possible():
-    with pytest.raises(ValueError, match=r"one unit a layer has 11 already \(compression=0.0086\)"):
+    with pytest.raises(ValueError, match=r"one unit in each layer has 11 already \(compression=0.0086\)"):
         compress(
             {"fcnet_hiddens": [32, 32]},
             head_config=HEAD,
@@ -183,7 +183,7 @@ def test_a_budget_may_be_spent_to_the_last_parameter():
     assert compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * params)["fcnet_hiddens"] == [5]
     smallest = 4 * 1 + 1 + 1 * 2 + 2
     assert compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * smallest)["fcnet_hiddens"] == [1]
-    with pytest.raises(ValueError, match=r"own: rl_module\(.*\), or student='linear'\.$"):
+    with pytest.raises(ValueError, match=r"another network with rl_module\(.*\), or student='linear'\.$"):
         compressed({"fcnet_hiddens": [10]}, 0.5, teacher_parameters=2 * smallest - 1)
 
 

@@ -72,7 +72,7 @@ def test_the_verdict_names_the_recommended_or_the_best():
     weak = result(student(30, 0.5, 0.5, 0.5, model_config={"fcnet_hiddens": []})).verdict()
     assert "No student reached at least 98 %" in weak
     assert "The best was linear, 30 parameters, with 0.500" in weak
-    assert "counts from 3 seeds on, and there were 1" in result(student(30, 1.0)).verdict()
+    assert "on at least 3 seeds, but there were 1" in result(student(30, 1.0)).verdict()
     assert "No student has finished" in result(student(30, 1.0, finished=False)).verdict()
 
 

@@ -136,8 +136,8 @@ def test_the_space_of_the_file_in_tuning_is_one(tmp_path, read_space):
         ({"num_seeds": 0}, "`num_seeds` must be an integer of at least 1, got 0"),
         ({"scheduler": "ashe"}, "Unknown scheduler 'ashe'. Did you mean 'asha'"),
         ({"search": "optima"}, "Unknown search 'optima'. Did you mean 'optuna'"),
-        ({"search": "optuna", "scheduler": "asha"}, "needs the final value of both"),
-        ({"search": "optuna", "scheduler": "pbt"}, "values that belong to other settings"),
+        ({"search": "optuna", "scheduler": "asha"}, "needs the final values of two objectives"),
+        ({"search": "optuna", "scheduler": "pbt"}, "values of other settings"),
         ({"name": "../x"}, r"`name` must name a folder below --storage-path, got '../x'"),
         ({"name": "/tmp/x"}, "`name` must name a folder below --storage-path, got '/tmp/x'"),
         ({"name": " "}, "`name` is empty"),
@@ -202,7 +202,7 @@ def test_loggers_that_are_not_installed_say_so(monkeypatch):
 
 @pytest.mark.slow
 def test_mlflow_gets_every_setting_and_this_process_the_warnings_once(cluster, tmp_path, monkeypatch, capsys):
-    with pytest.raises(ValueError, match="MLflow does not take 'nonsense://'"):
+    with pytest.raises(ValueError, match="MLflow rejects the URI 'nonsense://'"):
         sweep_loggers(mlflow_uri="nonsense://")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # out of fashion, but needs neither server nor database
     loggers = sweep_loggers(mlflow_uri=str(tmp_path / "mlflow"))
@@ -304,9 +304,9 @@ def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
         "sweep.csv",
         "sweep.json",
     }
-    with pytest.raises(ValueError, match="holds a sweep already: go on with it by --resume"):
+    with pytest.raises(ValueError, match=r"already contains a sweep\. Continue it with --resume"):
         sweep.run()
-    with pytest.raises(ValueError, match="was begun with num_seeds=1"):
+    with pytest.raises(ValueError, match="was started with num_seeds=1"):
         quick_sweep(tmp_path / "results", search="random", num_samples=1, num_seeds=2).run(resume=True)
 
 
@@ -402,7 +402,7 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
     assert any(iteration < 8 for iteration in before.values())
     if end == signal.SIGINT:
         assert driver.returncode == 1
-        assert "interrupted. The same command with --resume goes on." in " ".join(printed.split())
+        assert "interrupted. Continue with the same command and --resume." in " ".join(printed.split())
     else:
         time.sleep(3)  # its trials see that their driver is gone
         for state in folder.glob("*state-*"):  # as if it had died while it wrote them

@@ -183,7 +183,7 @@ def test_it_plays_and_is_compared(paths, tmp_path):
         ({"ensemble": "policy", "temperature": 0.1, "loss": "mse"}, "`loss`='mse' needs the teachers' Q-values"),
         ({"ensemble": "policy", "temperature": 0.1, "gap_weighting": True}, "`gap_weighting`=True needs"),
         ({"ensemble": "policy", "temperature": 0.1, "value_gate": True, "td_coeff": 1.0}, "`value_gate`=True needs"),
-        ({"loss": "categorical"}, "return distributions, but an ensemble has the mean of Q-values"),
+        ({"loss": "categorical"}, "return distributions, but an ensemble has only mean Q-values"),
         ({"teacher": []}, "needs a teacher, got"),
         ({"feature_coeff": 0.1}, "`feature_coeff` needs a teacher with RLlib's DQN architecture"),
         ({"init": "teacher"}, "init='teacher' needs a teacher with RLlib's DQN architecture"),

@@ -184,7 +184,7 @@ def write_weights(path, content, files=()):
 def test_names_that_pytorch_admits_and_weights_do_not_have(tmp_path):
     length = b"\x8a\x05" + (2**36).to_bytes(5, "little")
     write_weights(tmp_path / "a", b"\x80\x02cbuiltins\nbytearray\n" + length + b"\x85R.")
-    refuse(tmp_path / "a", r"refused: it calls 'builtins\.bytearray', and weights do not")
+    refuse(tmp_path / "a", r"refused: it calls 'builtins\.bytearray', which weights do not need")
 
 
 def test_a_second_pickle_that_pytorch_might_read(tmp_path):
@@ -201,7 +201,7 @@ def test_a_second_pickle_that_pytorch_might_read(tmp_path):
         if count == 1:
             assert torch.equal(load_teacher(tmp_path / "b").q_values(torch.as_tensor(states(5))), expected)
         else:
-            refuse(tmp_path / "b", "holds 2 pickles; one of weights was expected")
+            refuse(tmp_path / "b", "contains 2 pickles; one of weights was expected")
 
 
 def test_weights_that_share_their_numbers(tmp_path):
@@ -425,7 +425,7 @@ def test_any_other_file_is_one_error(tmp_path):
         (tmp_path / "a").write_bytes(content)
         refuse(tmp_path / "a")
     (tmp_path / "b").write_bytes(b"GIF89a")
-    refuse(tmp_path / "b", "is no teacher that is known.*Stable-Baselines3, weights of CleanRL")
+    refuse(tmp_path / "b", "is not a teacher of a known format.*Stable-Baselines3, weights of CleanRL")
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -261,12 +261,12 @@ def test_vec_normalize_from_the_days_of_gym(tmp_path, normalized):
 def test_normalisation_of_another_shape_is_refused(tmp_path, normalized):
     path = lay(normalized, tmp_path, "model.zip")[0]
     VecNormalize(DummyVecEnv([lambda: gym.make("Acrobot-v1")])).save(tmp_path / "vec_normalize.pkl")
-    with pytest.raises(ValueError, match=r"'vec_normalize.pkl' normalises .* the shape \(6,\), not \(4,\)"):
+    with pytest.raises(ValueError, match=r"'vec_normalize.pkl' normalises .* the shape \(6,\), expected \(4,\)"):
         load_teacher(path)
 
 
 def test_observations_of_several_parts_are_refused(tmp_path):
     space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), b=gym.spaces.Discrete(2))
     DQN("MultiInputPolicy", Anything(space), buffer_size=8).save(tmp_path / "model.zip")
-    with pytest.raises(ValueError, match=r"it sees Dict\(.*\), which is not supported"):
+    with pytest.raises(ValueError, match=r"its observations are Dict\(.*\), which is not supported"):
         load_teacher(tmp_path / "model.zip")

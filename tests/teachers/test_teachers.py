@@ -175,7 +175,7 @@ def save_other_policies(path):
         (save_old_stack, "old API stack"),
         (save_truncated, "cannot be read"),
         (save_ppo, "has no Q-values"),
-        (save_other_policies, r"holds the RLModules \['blue'\]"),
+        (save_other_policies, r"contains the RLModules \['blue'\]"),
     ],
     ids=["missing", "empty", "old-stack", "truncated", "ppo", "other-policies"],
 )

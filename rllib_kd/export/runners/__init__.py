@@ -1,1 +1,1 @@
-"""One player for each format of an exported student; none imports this package."""
+"""One runner for each format of an exported student; none imports this package."""

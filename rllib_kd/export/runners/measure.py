@@ -1,9 +1,9 @@
-"""A script: what one artifact costs the process that plays it. Prints JSON.
+"""A script that measures the cost of one artifact for the process that runs it, and prints it as JSON.
 
     python measure.py RUNNER ARTIFACT OBSERVATION_SHAPE
 
-It is run by its path, so that the runners beside it are imported without the package around them: what is measured is
-what a device needs. Only one observation is seen at a time.
+It is run by its path, so that the runners beside it are imported without the package around them: it measures what a
+device needs. Observations come one at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CALLS = 1000
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process."""
+    """Return the peak resident memory of this process, bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         # Not getrusage: on Linux its ru_maxrss starts at the memory of the process that started this one.
@@ -35,7 +35,7 @@ def peak_memory_bytes() -> int:
 
 
 def main() -> None:
-    """Load, play one observation, look at the memory; then measure the time, in this order."""
+    """Load the artifact, run it on one observation and read the memory; then measure the time. The order matters."""
     runner_name, path, shape_text = sys.argv[1:]
     runner = importlib.import_module(runner_name)
     if runner_name == "torchscript_runner":

@@ -19,7 +19,7 @@ ELEMENTWISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from observations `[B, ...]` to Q-values `[B, A]` of a safetensors file."""
+    """Return the function from observations `[B, ...]` to Q-values `[B, A]` of a safetensors file."""
     data = Path(path).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])

@@ -9,7 +9,7 @@ import onnxruntime
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from observations `[B, ...]` to Q-values `[B, A]` of an ONNX file, on one thread."""
+    """Return the function from observations `[B, ...]` to Q-values `[B, A]` of an ONNX file, on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors

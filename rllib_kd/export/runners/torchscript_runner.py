@@ -10,7 +10,7 @@ import torch
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function from observations `[B, ...]` to Q-values `[B, A]` of a TorchScript file."""
+    """Return the function from observations `[B, ...]` to Q-values `[B, A]` of a TorchScript file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # newer torch announces the end of TorchScript each time
         script = torch.jit.load(path, map_location="cpu")

@@ -1,0 +1,138 @@
+"""Which features combine: docs/combinations.md, derived from the checks of configs, teachers and students.
+
+For each pair of features, a config with both passes through the checks of `DistillDQN.setup()`, without Ray.
+
+    python -m tests.algorithm.combinations   # writes the page
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from ray.rllib.connectors.env_to_module.mean_std_filter import MeanStdFilter
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+
+from rllib_kd import DistillDQNConfig, Teacher, load_teacher
+from rllib_kd.algorithm.fit import check_fit
+from rllib_kd.algorithm.settings import apply_settings
+from rllib_kd.algorithm.students import Students, StudentSize, new_student, shape_students
+from rllib_kd.algorithm.teachers import Teachers
+from rllib_kd.networks.dqn_module import count_parameters, support_of
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module
+
+PAGE = Path(__file__).parents[2] / "docs" / "combinations.md"
+AGENTS = ("left", "right")
+ATOMS = {"num_atoms": 5, "v_min": 0.0, "v_max": 9.0}
+TD = {"td_coeff": 1.0}
+
+
+class Feature(NamedTuple):
+    """A feature, how a user sets it, and the settings by name that have it, with others that it needs."""
+
+    name: str
+    how: str
+    settings: dict[str, Any]
+
+
+FEATURES = [
+    Feature(
+        "several agents", "`.multi_agent(...)`", {"policies": {*AGENTS}, "policy_mapping_fn": lambda *_: AGENTS[0]}
+    ),
+    Feature("no teacher", "`teacher=None`, with TD", {"teacher": None, **TD}),
+    Feature("ensemble of Q-values", "`teacher=[A, B]`", {"teacher": 2, "ensemble": "q"}),
+    Feature("ensemble of policies", '`ensemble="policy"`', {"teacher": 2, "ensemble": "policy", "temperature": 1.0}),
+    Feature("C51", '`loss="categorical"`', {"teacher_atoms": 5, "loss": "categorical", **ATOMS}),
+    Feature("value loss", '`loss="mse"` or `"huber"`', {"loss": "mse"}),
+    Feature("TD beside distillation", "`td_coeff`", TD),
+    Feature("QDagger", '`kd_coeff="qdagger"`, with TD', {"kd_coeff": "qdagger", "evaluation_interval": 1, **TD}),
+    Feature("value gate", "`value_gate`, with TD", {"value_gate": True, **TD}),
+    Feature("gap weighting", "`gap_weighting`", {"gap_weighting": True}),
+    Feature("feature matching", "`feature_coeff`", {"feature_coeff": 0.01}),
+    Feature("size by compression", "`compression`", {"compression": 0.1}),
+    Feature("preset student", '`student="linear"`', {"student": "linear"}),
+    Feature("family of students", "`students={...}`", {"students": {"a": {"fcnet_hiddens": [8]}}}),
+    Feature("restarts", "`restarts`", {"restarts": 2}),
+    Feature("first weights from the teacher", '`init="teacher"`', {"init": "teacher"}),
+    Feature("prioritized replay", "`alpha`, `beta`", {"replay_buffer_config": {"alpha": 0.6, "beta": 0.4}}),
+    Feature("custom connectors", "`env_to_module_connector`", {"env_to_module_connector": lambda **_: MeanStdFilter()}),
+    Feature("remote EnvRunners", "`num_env_runners`", {"num_env_runners": 2}),
+    Feature("several Learners", "`num_learners`", {"num_learners": 2}),
+]
+
+
+def refusal(*features: Feature) -> str | None:
+    """Return the first sentence of the error for a config with these features; None if there is no error."""
+    both: dict[str, Any] = {}
+    for feature in features:
+        for name, value in feature.settings.items():
+            if both.setdefault(name, value) != value:
+                return f"Both set `{name}`, to different values."
+    try:
+        _check(both)
+    except ValueError as error:
+        return re.split(r"(?<=[.?])\s+(?=[A-Z`'])", str(error))[0]
+    return None
+
+
+def _check(settings: dict[str, Any]) -> None:
+    """Check a config as `DistillDQN.setup()` does."""
+    settings = {"teacher": 1, "teacher_atoms": 1} | settings
+    settings["teacher"] = _teacher(settings["teacher"], settings.pop("teacher_atoms"))
+    is_multi_agent = "policies" in settings
+    if is_multi_agent and settings["teacher"] is not None:
+        settings["teacher"] = dict.fromkeys(AGENTS, settings["teacher"])
+    if not settings.keys() & {"compression", "student", "students"}:
+        settings["model_config"] = {"fcnet_hiddens": [8]}  # quick: no search for widths
+    config = DistillDQNConfig().environment("CartPole-v1")
+    config.distillation(teacher=settings.pop("teacher"))
+    apply_settings(config, settings).validate()
+    teachers = Teachers.load(config, None)
+    shape_students(config, teachers)
+    modules = AGENTS if is_multi_agent else tuple(config.members) or ("default_policy",)
+    spaces = dict.fromkeys((INPUT_ENV_SINGLE_SPACES, "default_policy", *modules), (CARTPOLE_OBS, CARTPOLE_ACTIONS))
+    students = {name: new_student(config, spaces, name) for name in modules}
+    sizes = {name: StudentSize(count_parameters(student), support_of(student)) for name, student in students.items()}
+    groups = config.student_groups(modules)
+    check_fit(config, teachers, Students({group: {n: sizes[n] for n in groups[group]} for group in groups}), spaces)
+
+
+@cache
+def _teacher(number: int | None, atoms: int) -> Any:
+    """Return no teacher, one, or an ensemble; of return distributions if there are several atoms."""
+    if number is None:
+        return None
+    teacher = load_teacher("cartpole") if atoms == 1 else Teacher(make_q_module(**ATOMS))
+    teacher.source = "A"  # on the page: no path of this machine
+    return teacher if number == 1 else [teacher] * number
+
+
+def page() -> str:
+    """Return the page: a matrix of all pairs, and the reasons of those that do not combine."""
+    pairs = combinations(range(len(FEATURES)), 2)
+    refused = {(i, j): reason for i, j in pairs if (reason := refusal(FEATURES[i], FEATURES[j]))}
+    numbers = {reason: number for number, reason in enumerate(dict.fromkeys(refused.values()), 1)}
+    letters = ascii_uppercase[: len(FEATURES)]
+    rows = [f"| | feature | {' | '.join(letters)} |", f"|---|---|{'---|' * len(FEATURES)}"]
+    for i, feature in enumerate(FEATURES):
+        reasons = [refused.get((min(i, j), max(i, j))) for j in range(len(FEATURES))]
+        cells = [str(numbers[reason]) if reason else "" if i == j else "✓" for j, reason in enumerate(reasons)]
+        rows.append(f"| {letters[i]} | {feature.name}: {feature.how} | {' | '.join(cells)} |")
+    legend = "A number: the two are refused when the algorithm is built, with this error:"
+    return "\n".join([_HEAD, *rows, "", legend, "", *(f"{number}. {reason}" for reason, number in numbers.items()), ""])
+
+
+_HEAD = """# Which features combine
+
+<!-- Written by `python -m tests.algorithm.combinations`, which asks the checks themselves. Do not edit. -->
+
+✓: both can be set in one config. Teachers and students are MLPs here; [What works with what](what_combines.md) has the
+limits of single features.
+"""
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
@@ -281,7 +281,9 @@ def check_family(config: DistillationConfig) -> None:
         if value is not None:
             raise ValueError(f"Both `students` and `{name}` set what is trained. Set one of them.")
     for name, shape in config.students.items():
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or not is_named(name):
+        if isinstance(name, str) and not is_named(name):
+            raise ValueError(f"`restarts` gives names like {name!r} to the copies of a student. Choose another name.")
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(
                 f"The name of a student becomes a folder's name, so it must be a word of letters, digits, '_', '-' and "
                 f"'.', got {name!r}."
@@ -450,7 +452,7 @@ def _check_compression(what: str, value: object) -> None:
 
 
 def _check_integer(name: str, value: object, *, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
         raise ValueError(f"`{name}` must be an integer of at least {low}, got {value!r}.")
 
 

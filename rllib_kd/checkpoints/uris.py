@@ -36,6 +36,8 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         CheckpointError: it is neither a path nor a URI, or cannot be read.
         NothingThereError: there is nothing.
     """
+    if uri.endswith("://"):
+        raise CheckpointError(f"The URI '{uri}' ends before its path. Expected one like '{uri}bucket/folder'.")
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
         found = filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound

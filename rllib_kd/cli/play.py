@@ -105,7 +105,7 @@ def evaluate(
     set_log_level(0)
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     if algo is not None and algo != (trained_by := source.algorithm() or algo):
-        raise ValueError(f"The checkpoint was trained by {trained_by}, but --algo is {algo}. Leave out --algo.")
+        raise ValueError(f"The checkpoint was trained by {trained_by}, but --algo is '{algo}'. Leave out --algo.")
     asked = parse_json(env_config, "--env-config")
     where = resolve_environment({"the policy": source}, env, asked, trust_checkpoint=trust_checkpoint)
     report = evaluate_policy(

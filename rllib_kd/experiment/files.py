@@ -51,6 +51,8 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
     if "://" in str(path):
         raise ValueError(f"Experiment files are read from this machine only, got '{path}'. Download it first.")
     path = expanded(os.fspath(path))
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder. Expected an experiment file, which ends in .py or .yaml.")
     if not path.is_file():
         raise ValueError(f"There is no experiment file at '{path}'.")
     if path.suffix == ".py":

@@ -56,7 +56,7 @@ def checked_stop(stop: Mapping[str, Any]) -> dict[str, float]:
 
 def checked_metric(metric: Any) -> str:
     """Return the metric's name in results; raise a ValueError for an unknown name that resembles a known one."""
-    if not isinstance(metric, str):
+    if not isinstance(metric, str) or not metric.strip():
         raise ValueError(f"A metric must be a name, like 'training_iteration'. Got {metric!r}.")
     metric = RENAMED_METRICS.get(metric, metric)
     for path in RENAMED_METRICS.values():

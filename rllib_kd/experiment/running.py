@@ -286,7 +286,7 @@ def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     try:
         opened = OpenedCheckpoint(path)
     except NothingThereError as error:
-        raise ValueError(missing) from error
+        raise ValueError(f"Nothing can be restored from '{path}': {error}") from error
     checkpoint = opened.location
     files = [posixpath.join(checkpoint.path, name) for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")]
     if any(kind != FileType.File for kind in file_types(checkpoint.filesystem, files)):

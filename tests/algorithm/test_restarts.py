@@ -232,7 +232,7 @@ def test_each_of_a_family_has_copies_of_its_own(cluster):
         ({"restarts": 2.5}, "restarts"),
         ({"num_validation_episodes": 0}, "num_validation_episodes"),
         ({"init": "teacher"}, "would be equal"),
-        ({"students": {"a__restart_1": {"fcnet_hiddens": [4]}}}, "name of a student"),
+        ({"students": {"a__restart_1": {"fcnet_hiddens": [4]}}}, "Choose another name"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, message):

@@ -152,6 +152,10 @@ BAD = {
     ),
     "more CPUs than there are": ([*RUN, "-c", '{"num_env_runners": 500}'], "A trial needs 501 CPUs"),
     "file is not there": (["train", "file", "nowhere.py"], "no experiment file at 'nowhere.py'"),
+    "a folder for an experiment file": (["train", "file", "tests"], "'tests' is a folder. Expected an experiment file"),
+    "a metric without a name": ([*RUN, "--stop", '{"": 3}'], "A metric must be a name"),
+    "a rule that does not exist": ([*RUN, "--restore", "tests@besst"], "expected @best or @newest"),
+    "a URI without a path": (["compare", "--teacher", "cartpole", "s3://"], "Expected one like 's3://bucket/folder'"),
     "file of another kind": (["train", "file", "README.md"], "ends in .py or .yaml"),
     "file from the internet": (["train", "file", "https://example.com/a.py"], "Download it first"),
     "file and algorithm": (["train", "file", "tuning/cartpole.py", "--algo", "DQN"], "Leave out --algo"),
@@ -197,7 +201,11 @@ BAD = {
         "The environment 'CartPole-v1' cannot be made",
     ),
     "negative seed": (["evaluate", "cartpole", "--seed", "-1"], "`seed` must be at least 0"),
-    "policy of another algorithm": (["evaluate", "cartpole", "--algo", "PPO"], "was trained by DQN, but --algo is PPO"),
+    "policy of another algorithm": (
+        ["evaluate", "cartpole", "--algo", "PPO"],
+        "was trained by DQN, but --algo is 'PPO'",
+    ),
+    "algorithm of no name": (["evaluate", "cartpole", "--algo", ""], "but --algo is ''"),
     "no episodes": (["evaluate", "cartpole", "--env", "CartPole-v1", "--episodes", "0"], "at least 1"),
     "report where nothing can be written": (
         ["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "cartpole", "--out", "/dev/null/x"],

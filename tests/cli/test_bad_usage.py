@@ -154,7 +154,7 @@ BAD = {
     "file is not there": (["train", "file", "nowhere.py"], "no experiment file at 'nowhere.py'"),
     "a folder for an experiment file": (["train", "file", "tests"], "'tests' is a folder. Expected an experiment file"),
     "a metric without a name": ([*RUN, "--stop", '{"": 3}'], "A metric must be a name"),
-    "a rule that does not exist": ([*RUN, "--restore", "tests@besst"], "expected @best or @newest"),
+    "a rule that does not exist": ([*RUN, "--restore", "tests@besst"], "After '@' expected best or newest"),
     "a URI without a path": (["compare", "--teacher", "cartpole", "s3://"], "Expected one like 's3://bucket/folder'"),
     "file of another kind": (["train", "file", "README.md"], "ends in .py or .yaml"),
     "file from the internet": (["train", "file", "https://example.com/a.py"], "Download it first"),

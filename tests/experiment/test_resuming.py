@@ -179,7 +179,6 @@ class Thing:
         (Path("x"), Path("y")),
         ({"s", "t", "u"}, {"s", "t", "v"}),
     ],
-    ids=str,
 )
 def test_a_value_that_is_written_again_has_not_changed(tmp_path, value, other):
     record(str(tmp_path), {"a": value})

@@ -103,7 +103,12 @@ def _documented_names(path: str) -> list[str]:
     stem = name.rpartition(".")[0] or name
     zoo_run = _ZOO_RUN.fullmatch(folder.rpartition("/")[2])
     folders = dict.fromkeys((stem, zoo_run["env"] if zoo_run else stem))
-    return [*_own_names(name), *_NORMALIZATION, *(f"{inner}/{name}" for inner in folders for name in _NORMALIZATION)]
+    return [*_own_names(name), *_NORMALIZATION, *(name for inner in folders for name in _names_in(inner))]
+
+
+def _names_in(folder: str) -> list[str]:
+    """Names in a folder, which may be called after a zip beside it."""
+    return [f"{folder}/{name}" for name in _NORMALIZATION]
 
 
 def _own_names(zip_name: str) -> list[str]:
@@ -159,7 +164,7 @@ class _Surroundings:
             name
             for zip_name in files
             if _is_zip(zip_name) and zip_name != self._zip_name
-            for name in _own_names(zip_name)
+            for name in (*_own_names(zip_name), *_names_in(posixpath.splitext(zip_name)[0]))
         }
         candidates = [name for name in files if name not in of_other_zips and name != used]
         by_name = {

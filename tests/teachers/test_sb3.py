@@ -228,6 +228,16 @@ def test_statistics_beside_other_zips_are_theirs_unless_this_one_has_none(tmp_pa
     assert "Not used: 'best/vec_normalize.pkl', 'last/vec_normalize.pkl'." in caplog.text
 
 
+def test_a_folder_called_after_another_zip_has_its_statistics(tmp_path, normalized, caplog):
+    """As in the zoo: ppo-Acrobot-v1.zip, and ppo-Acrobot-v1/vecnormalize.pkl."""
+    path = lay(normalized, tmp_path, "dqn.zip", **{"ppo.zip": "model.zip", "ppo/vecnormalize.pkl": "right.pkl"})[0]
+    load_teacher(path)
+    assert not caplog.records
+    (tmp_path / "ppo.zip").unlink()
+    load_teacher(path)
+    assert "Not used: 'ppo/vecnormalize.pkl'." in caplog.text
+
+
 def test_candidates_are_data_and_few(tmp_path, normalized, caplog, monkeypatch):
     mark = tmp_path / "mark"
     path = lay(normalized, tmp_path, "model.zip")[0]

@@ -82,3 +82,8 @@ def read_description(content: bytes) -> dict[str, Any]:
 def first_line(error: Exception) -> str:
     """Return the first line of an error, or the name of its class."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def reason(error: Exception) -> str:
+    """Return the words of an error; of a KeyError the sentence that something is missing."""
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)

@@ -443,4 +443,5 @@ class _ActingModule:
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
     """A copy (vector envs write the next observations into the same array), of bytes or 32-bit floats."""
-    return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)
+    with np.errstate(over="ignore"):  # what is too large for 32 bits is infinite, and named as such
+        return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)

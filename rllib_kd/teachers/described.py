@@ -41,6 +41,8 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
         raise CheckpointError(
             f"'{uri}' returns the shape {list(q.shape)} for two observations, expected Q-values [2, actions]."
         )
+    if q.is_complex():
+        raise CheckpointError(f"'{uri}' returns complex numbers ({q.dtype}), expected real Q-values.")
     observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     network = QNetwork(function, observation_space, gym.spaces.Discrete(int(q.shape[1])), num_parameters)
     return Teacher(network, source=uri)

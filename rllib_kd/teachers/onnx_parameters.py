@@ -76,8 +76,12 @@ def check_parameters(node: Any, ranks: Sequence[int], types: Mapping[str, Any], 
         _check_range(node, inputs)
     elif node.op_type in ("Resize", "Upsample"):
         _check_scales(node, attributes, inputs)
+    elif node.op_type == "ConvTranspose" and "output_shape" in attributes:
+        raise _refusal(node, "output_shape", attributes["output_shape"], "none: onnx derives another shape from it")
     elif node.op_type == "Slice":
         _check_slice(node, inputs)
+    elif node.op_type == "Split":
+        _check_split(node, attributes, inputs)
     elif node.op_type == "Squeeze" and any(np.size(axes) == 0 for axes in (attributes.get("axes", 0), *inputs[1:])):
         raise _refusal(node, "axes", (), "at least one, or no list")  # onnxruntime then takes all of length 1
 
@@ -123,6 +127,13 @@ def _check_slice(node: Any, inputs: Sequence[Any]) -> None:
     ends, steps = _at(inputs, 2), _at(inputs, 4)
     if ends is not None and steps is not None and np.any(steps < 0) and np.any(ends > limits.MAX_INPUTS):
         raise _refusal(node, "ends", ends, f"integers up to {limits.MAX_INPUTS} where it steps backwards")
+
+
+def _check_split(node: Any, attributes: Mapping[str, Any], inputs: Sequence[Any]) -> None:
+    sizes, expected = attributes.get("split", _at(inputs, 1)), len(node.output)
+    for count in (attributes.get("num_outputs", expected), expected if sizes is None else np.size(sizes)):
+        if count != expected:
+            raise _refusal(node, "num_outputs", count, f"its {expected} outputs")
 
 
 def _check_scales(node: Any, attributes: Mapping[str, Any], inputs: Sequence[Any]) -> None:

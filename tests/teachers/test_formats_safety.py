@@ -130,6 +130,31 @@ def test_torchscript_is_refused_because_it_writes_files(tmp_path):
     assert mark.exists()  # or this test would show nothing
 
 
+class Complex(nn.Module):
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(obs), 2, dtype=torch.complex64)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[4]", r"returns complex numbers \(torch\.complex64\), expected real Q-values"),
+        ("[" * 100_000, "cannot be read as TorchScript: it nests its parts too deeply"),
+        ("[4" + " " * 2**23 + "]", "cannot be read as TorchScript: it has 8388611 bytes, expected at most 8388608"),
+        ('{"\x1b[2J": 4}', "cannot be read as TorchScript"),
+        ("[NaN]", r"its observation_shape is \[nan\]; expected a list of positive integers"),
+    ],
+    ids=["complex", "deep", "long", "no list", "NaN"],
+)
+def test_what_trusted_torchscript_says_of_itself(tmp_path, text, match):
+    torch.jit.save(
+        torch.jit.script(Complex()), tmp_path / "a.pt", _extra_files={"observation_shape.json": text.encode()}
+    )
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+    assert str(caught.value).isprintable()
+
+
 # --- Archives ---------------------------------------------------------------------------------------------------------
 
 

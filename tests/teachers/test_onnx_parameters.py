@@ -120,6 +120,21 @@ REFUSED = {
         model_of([node("Slice", "obs", "a", "b", "c", "d")], a=[3], b=[2**31 - 1], c=[1], d=[-1]),
         "'Slice' has ends = 2147483647; expected integers up to 2097152 where it steps backwards",
     ),
+    "more parts of a split than it counts": (
+        model_of([helper.make_node("Split", ["obs"], ["x", "y0"], axis=1, num_outputs=1)]),
+        "'Split' has num_outputs = 1; expected its 2 outputs",
+    ),
+    "more parts of a split than it has sizes": (
+        model_of([helper.make_node("Split", ["obs", "n"], ["x", "y0"], axis=1)], n=[4]),
+        "'Split' has num_outputs = 1; expected its 2 outputs",
+    ),
+    "an image made larger to another shape": (
+        model_of(
+            [IMAGE, node("ConvTranspose", "image", "filter", output_shape=[1, 1], auto_pad="SAME_UPPER")],
+            filter=np.ones((1, 1, 2, 2), np.float32),
+        ),
+        "'ConvTranspose' has output_shape = 1, 1; expected none",
+    ),
     "tiles that overflow": (
         model_of([node("Tile", "obs", "n")], n=[1, HUGE]),
         "'Tile' has input 2 = 1, 4611686018427387904; expected integers up to 2147483648",

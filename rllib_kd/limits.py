@@ -89,6 +89,9 @@ MAX_ONNX_FIELDS = 500_000  # of the file: each takes memory, however few bytes i
 MAX_ONNX_PACKED = 2**20  # bytes of integers in as few bytes as they need, of which each takes eight
 
 
+MAX_ONNX_ATTRIBUTE = 2**20  # an integer that an operator has: a kernel, a stride, an axis; products of them fit 64 bits
+
+
 MAX_RANK = 8  # dimensions of an observation
 
 

@@ -447,4 +447,5 @@ class _ActingModule:
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
     """Return a copy, as bytes or 32-bit floats: vector envs write the next observations into the same array."""
-    return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)
+    with np.errstate(over="ignore"):  # what is too large for 32 bits becomes infinite, and is reported as such
+        return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)

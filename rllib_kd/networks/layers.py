@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -270,21 +271,38 @@ def _build_layer(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
         raise ValueError(f"it has a layer that is unknown or incomplete ({error!r}): {str(layer)[:200]}") from error
 
 
-def _linear(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+def whole(number: Any) -> int:
+    """Return a number of a description, if it is an integer; otherwise raise a ValueError."""
+    if not isinstance(number, numbers.Integral) or isinstance(number, bool):
+        raise ValueError(f"it has {str(number)[:50]!r} where an integer was expected")
+    return int(number)
+
+
+def _weights_of(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     weight, bias = tensors[layer["weight"]], tensors[layer["bias"]]
+    if not weight.numel():
+        raise ValueError(f"a weight has the shape {list(weight.shape)}, which holds no numbers")
+    return weight, bias
+
+
+def _linear(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    weight, bias = _weights_of(layer, tensors)
     return _with_weights(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
 
 
 def _conv(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    weight, bias = tensors[layer["weight"]], tensors[layer["bias"]]
+    weight, bias = _weights_of(layer, tensors)
     down, along = layer["stride"]
-    kernel, stride = (weight.shape[2], weight.shape[3]), (int(down), int(along))
+    kernel, stride = (weight.shape[2], weight.shape[3]), (whole(down), whole(along))
     return _with_weights(_Conv(weight.shape[1], weight.shape[0], kernel, stride, device="meta"), weight, bias)
 
 
 def _layer_norm(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    weight, bias = tensors[layer["weight"]], tensors[layer["bias"]]
-    return _with_weights(nn.LayerNorm(len(weight), eps=float(layer["eps"]), device="meta"), weight, bias)
+    weight, bias = _weights_of(layer, tensors)
+    eps = float(layer["eps"])
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"a layer_norm has an eps of {eps}; expected a finite number of at least 0")
+    return _with_weights(nn.LayerNorm(len(weight), eps=eps, device="meta"), weight, bias)
 
 
 def _with_weights(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
@@ -298,28 +316,36 @@ def _with_weights(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
 
 
 def _zero_pad(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    left, right, top, bottom = (int(pixels) for pixels in layer["padding"])
+    left, right, top, bottom = map(whole, layer["padding"])
     if not all(0 <= pixels <= _MAX_PADDING for pixels in (left, right, top, bottom)):
         raise ValueError(f"a zero_pad of {layer['padding']} pixels")
     return _ZeroPad((left, right, top, bottom))
 
 
 def _normalize(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    clip = layer["clip"]
-    return Normalized(tensors[layer["mean"]], tensors[layer["std"]], None if clip is None else float(clip))
+    mean, std = (tensors[layer[name]] for name in ("mean", "std"))
+    clip = None if layer["clip"] is None else float(layer["clip"])
+    if mean.device.type != "meta" and not (mean.isfinite().all() and std.isfinite().all() and (std > 0).all()):
+        raise ValueError("a normalize has a mean or a std that is not finite, or a std that is not above 0")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"a normalize has a clip of {clip}; expected a number above 0, or null")
+    return Normalized(mean, std, clip)
 
 
 def _one_hot(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
     if len(layer["lengths"]) > limits.MAX_ONE_HOT:
         raise ValueError(f"one-hot vectors of {len(layer['lengths'])} numbers")
-    lengths = [int(length) for length in layer["lengths"]]
+    lengths = list(map(whole, layer["lengths"]))
     if not all(0 < length <= _MAX_LENGTH for length in lengths):
         raise ValueError(f"one-hot vectors of the lengths {lengths[:20]}")
     return OneHot(lengths)
 
 
 def _pixels(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    return Pixels(channels_first=bool(layer["channels_first"]), divisor=float(layer["divisor"]))
+    divisor = float(layer["divisor"])
+    if not 0 < divisor < math.inf:
+        raise ValueError(f"pixels have a divisor of {divisor}; expected a finite number above 0")
+    return Pixels(channels_first=bool(layer["channels_first"]), divisor=divisor)
 
 
 def _dueling(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -327,10 +353,12 @@ def _dueling(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _expectation(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    num_atoms = int(layer["num_atoms"])
+    num_atoms, low, high = whole(layer["num_atoms"]), float(layer["v_min"]), float(layer["v_max"])
     if not 1 < num_atoms <= _MAX_LENGTH:
         raise ValueError(f"a distribution over {num_atoms} atoms")
-    return _Expectation(num_atoms, float(layer["v_min"]), float(layer["v_max"]))
+    if not -math.inf < low < high < math.inf:
+        raise ValueError(f"a distribution from v_min = {low} to v_max = {high}; expected finite numbers, v_min < v_max")
+    return _Expectation(num_atoms, low, high)
 
 
 _MAX_PADDING = 1_000  # pixels

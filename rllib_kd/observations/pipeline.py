@@ -99,6 +99,9 @@ class Normalize:
         mean: shape of one observation; None: not subtracted.
         std: shape of one observation, > 0; None: not divided by.
         clip: largest absolute value of the outputs, > 0; None: no limit.
+
+    Raises:
+        ValueError: a number is outside of its range, or is NaN.
     """
 
     mean: np.ndarray | None
@@ -106,9 +109,14 @@ class Normalize:
     clip: float | None
 
     def __post_init__(self) -> None:
-        for name, values, fits in (("mean", self.mean, np.isfinite), ("std", self.std, lambda std: std > 0)):
+        for name, values, fits, expected in (
+            ("mean", self.mean, np.isfinite, "finite numbers"),
+            ("std", self.std, lambda std: std > 0, "numbers above 0"),
+            ("clip", self.clip, lambda clip: clip > 0, "a number above 0, or None"),
+        ):
             if values is not None and not np.all(fits(values)):
-                raise ValueError(f"a filter of observations has a {name} of {np.ravel(values)[:10].tolist()}")
+                shown = np.ravel(values)[:10].tolist()
+                raise ValueError(f"a filter of observations has a {name} of {shown}; expected {expected}")
 
     def start(self) -> View:
         """Remembers nothing."""

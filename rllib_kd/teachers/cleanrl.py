@@ -18,6 +18,7 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Images
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.sb3 import mlp, nature_cnn
 
@@ -46,7 +47,7 @@ def load_cleanrl(content: bytes, uri: str) -> Teacher:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"'{uri}' has a network that does not fit: {error}") from error
+        raise CheckpointError(f"'{uri}' has a network that does not fit: {reason(error)}") from error
 
 
 def _load(tensors: dict[str, Tensor], uri: str) -> Teacher:

@@ -41,6 +41,8 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
         raise CheckpointError(
             f"'{uri}' returns the shape {list(q.shape)} for two observations, expected Q-values [2, actions]."
         )
+    if q.is_complex():
+        raise CheckpointError(f"'{uri}' returns complex numbers ({q.dtype}), expected real Q-values.")
     observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     network = QNetwork(function, observation_space, gym.spaces.Discrete(int(q.shape[1])), num_parameters)
     return Teacher(network, source=uri)
@@ -82,3 +84,8 @@ def read_description(content: bytes) -> dict[str, Any]:
 def first_line(error: Exception) -> str:
     """Return the first line of an error, or the name of its class."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def reason(error: Exception) -> str:
+    """Return the words of an error; of a KeyError the sentence that something is missing."""
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)

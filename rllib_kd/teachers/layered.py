@@ -100,6 +100,7 @@ def _split(
         mean, std = (tensors[layers[0][name]].numpy() for name in ("mean", "std"))
         if not mean.shape == std.shape == shape:
             raise ValueError(f"a filter of the shape {list(mean.shape)} is for observations of the shape {list(shape)}")
+        build_layers(layers[:1], tensors)  # refuses numbers that make no sense
         clip = layers[0]["clip"]
         stages.append(Normalize(mean, std, None if clip is None else float(clip)))
         layers = layers[1:]

@@ -13,6 +13,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from rllib_kd import limits
 from rllib_kd.networks.layers import Cost
 from rllib_kd.teachers.onnx_operators import OPERATORS, Node, Shape, domain_of
+from rllib_kd.teachers.onnx_parameters import check_parameters
 
 _MAX_AXES = 32  # of a tensor
 
@@ -30,9 +31,6 @@ NUMBERS = _EIGHT_BYTES | {
 }
 
 
-_INTEGERS = frozenset(getattr(TensorProto, f"{kind}INT{bits}") for kind in ("", "U") for bits in (8, 16, 32, 64))
-
-
 def count_numbers(model: Any, num_observations: int) -> int:
     """How many numbers all operators make of so many observations.
 
@@ -44,9 +42,12 @@ def count_numbers(model: Any, num_observations: int) -> int:
     types, values = _given(graph, num_observations)
     total, numbers = Cost(), 0
     for node in graph.node:
+        if missing := [name for name in node.input if name and name not in types]:
+            raise ValueError(f"its operator '{node.op_type}' takes '{missing[0]}', which nothing makes before")
+        inputs = [_shape(types[name], node.op_type) for name in node.input if name]
+        check_parameters(node, list(map(len, inputs)), types, values)
         made = _infer(model, node, opsets, types, values)
         shapes = [_shape(made.get(name), node.op_type) for name in node.output if name]
-        inputs = [_shape(types.get(name), node.op_type) for name in node.input if name]
         what = f"its operator '{node.op_type}'"
         for name, shape in zip(filter(None, node.output), shapes, strict=True):
             if -1 in shape or math.prod(shape) > num_observations * limits.MAX_INPUTS:
@@ -67,22 +68,12 @@ def count_numbers(model: Any, num_observations: int) -> int:
                 f"of {num_observations} observations its operators up to '{node.op_type}' make {numbers:.3g} numbers. "
                 f"Expected at most {limits.MAX_NUMBERS} of each"
             )
-        _check_division(node, types, values)
         types |= made
         _remember(node, inputs, values, types)
     rows = _shape(types.get(graph.output[0].name), "output") if graph.output else ()
     if rows[:1] != (num_observations,):
         raise ValueError(f"of {num_observations} observations it makes Q-values of the shape {list(rows)}")
     return numbers
-
-
-def _check_division(node: Any, types: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Refuse divisions of integers that may end the process: by 0, and of the least number by −1."""
-    if node.op_type not in ("Div", "Mod") or types[node.input[0]].tensor_type.elem_type not in _INTEGERS:
-        return
-    divisor = values.get(node.input[1])
-    if divisor is None or np.isin(numpy_helper.to_array(divisor), (0, -1)).any():
-        raise ValueError(f"its operator '{node.op_type}' divides integers by what may be 0 or −1")
 
 
 def _given(graph: Any, num_observations: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,8 +98,6 @@ def _infer(
 ) -> dict[str, Any]:
     """Types of what an operator makes, by name."""
     domain = domain_of(node.domain)
-    if missing := [name for name in node.input if name and name not in types]:
-        raise ValueError(f"its operator '{node.op_type}' takes '{missing[0]}', which nothing makes before")
     schema = onnx.defs.get_schema(node.op_type, opsets[domain], domain)
     own = [name for name in node.input if name]
     made = shape_inference.infer_node_outputs(

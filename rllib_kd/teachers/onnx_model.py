@@ -179,8 +179,9 @@ def _check_nodes(graph: Any, uri: str) -> None:
         if (domain_of(node.domain), node.op_type) not in OPERATORS:
             raise CheckpointError(
                 f"'{uri}' was refused: its operator '{node.domain}.{node.op_type}' is none of those of ONNX whose work "
-                "is known beforehand."
+                "is known beforehand. Export the network with others, or as safetensors."
             )
+        _check_attributes(node, uri)
         for name in filter(None, node.output):
             if name in names:
                 raise CheckpointError(f"'{uri}' was refused: two of its operators make '{name}'.")
@@ -194,6 +195,29 @@ def _check_nodes(graph: Any, uri: str) -> None:
             raise CheckpointError(f"'{uri}' was refused: its weight '{tensor.name}' holds no numbers.")
         if math.prod(tensor.dims) > max(len(getattr(tensor, field)) for field in _DATA):
             raise CheckpointError(f"'{uri}' was refused: its weight '{tensor.name}' claims {list(tensor.dims)[:9]}.")
+
+
+def _check_attributes(node: Any, uri: str) -> None:
+    """Refuse attributes of which one library may read another value than the other one."""
+    names = [attribute.name for attribute in node.attribute]
+    for attribute in node.attribute:
+        held = {field.name for field, _ in attribute.ListFields()} - {"name", "type", "doc_string"}
+        if names.count(attribute.name) > 1 or not held <= {_VALUES.get(attribute.type)}:
+            raise CheckpointError(
+                f"'{uri}' was refused: '{node.op_type}' has several values of its attribute '{attribute.name}'."
+            )
+
+
+_VALUES = {
+    onnx.AttributeProto.FLOAT: "f",
+    onnx.AttributeProto.FLOATS: "floats",
+    onnx.AttributeProto.INT: "i",
+    onnx.AttributeProto.INTS: "ints",
+    onnx.AttributeProto.STRING: "s",
+    onnx.AttributeProto.STRINGS: "strings",
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.TENSORS: "tensors",
+}
 
 
 _DATA = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")

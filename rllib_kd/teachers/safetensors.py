@@ -9,8 +9,9 @@ import safetensors.torch
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.networks.layers import whole
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import description_name, read_description
+from rllib_kd.teachers.described import description_name, read_description, reason
 from rllib_kd.teachers.layered import layered_teacher
 
 
@@ -33,6 +34,8 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
         loaded = safetensors.torch.load(content)
         if small := [name for name, tensor in loaded.items() if tensor.element_size() < 2]:
             raise ValueError(f"its weight {small[0][:100]!r} has numbers of one byte")
+        if pairs := [name for name, tensor in loaded.items() if tensor.is_complex()]:
+            raise ValueError(f"its weight {pairs[0][:100]!r} has complex numbers")
         tensors = {name: tensor.float() for name, tensor in loaded.items()}
         metadata = {name: _parsed(text) for name, text in header.get("__metadata__", {}).items()}
         if "layers" not in metadata and description is not None:
@@ -45,16 +48,18 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
             "`observation_shape` as in docs/numpy_runner.md."
         )
     try:
-        num_actions = metadata.get("num_actions")
+        layers, num_actions = metadata["layers"], metadata.get("num_actions")
+        if not isinstance(layers, list) or not all(isinstance(layer, dict) for layer in layers):
+            raise ValueError(f"its layers are {str(layers)[:100]!r}; expected a list of objects")
         return layered_teacher(
-            metadata["layers"],
+            layers,
             tensors,
             observation_shape=metadata["observation_shape"],
-            num_actions=None if num_actions is None else int(num_actions),
+            num_actions=None if num_actions is None else whole(num_actions),
             source=uri,
         )
     except Exception as error:  # whatever stands in the JSON
-        raise CheckpointError(f"'{uri}' has a network that does not fit: {error}") from error
+        raise CheckpointError(f"'{uri}' has a network that does not fit: {reason(error)}") from error
 
 
 def _parsed(text: str) -> Any:

@@ -23,6 +23,7 @@ from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, Stage
 from rllib_kd.observations.spaces import check_size
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.normalization import is_vec_normalize
 
@@ -43,6 +44,9 @@ _EXTRACTORS = ("FlattenExtractor", "NatureCNN")
 
 
 _NATURE_STRIDES = (4, 2, 1)
+
+
+_FLOAT32 = np.finfo(np.float32)  # networks take no other numbers
 
 
 #: Spaces that an MLP takes as vectors, discrete ones as one-hot.
@@ -88,7 +92,7 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"'{uri}' has a network that does not fit: {error}") from error
+        raise CheckpointError(f"'{uri}' has a network that does not fit: {reason(error)}") from error
 
 
 # --- The entries of `data` --------------------------------------------------------------------------------------------
@@ -248,4 +252,19 @@ def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[St
             f"'{where}' normalises observations of the shape {mean.shape}, expected {space.shape}. Does it belong to "
             "another zip?"
         )
-    return [Normalize(mean, np.sqrt(variance + epsilon), clip)]
+    with np.errstate(all="ignore"):  # whatever makes no sense is refused below
+        std = np.sqrt(variance + epsilon)
+    for name, values, makes_sense, expected in (
+        ("obs_rms.mean", mean, np.abs(mean) <= _FLOAT32.max, "finite 32-bit numbers"),
+        ("obs_rms.var", variance, (variance >= 0) & np.isfinite(variance), "finite numbers of at least 0"),
+        ("epsilon", epsilon, 0 <= epsilon < np.inf, "a finite number of at least 0"),
+        ("clip_obs", clip, clip > 0, "a number above 0"),
+        ("sqrt(obs_rms.var + epsilon)", std, (std >= _FLOAT32.tiny) & (std <= _FLOAT32.max), "32-bit numbers above 0"),
+    ):
+        if not np.all(makes_sense):
+            bad = np.ravel(values)[~np.ravel(makes_sense)][:10].tolist()
+            raise CheckpointError(
+                f"'{where}' beside the zip has {name} = {', '.join(map(str, bad))}; expected {expected}. Save it again "
+                "with VecNormalize.save(), or move it away if it does not belong to the zip."
+            )
+    return [Normalize(mean, std, None if clip == np.inf else clip)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rllib_kd.checkpoints.archives import Archive
+from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape, description_name, first_line, read_description, teacher_of
@@ -45,7 +45,7 @@ def load_torchscript(
     own = next((name for name in sorted(archive.names) if name.endswith(f"/extra/{SHAPE_FILE}")), None)
     try:
         if own is not None:
-            shape = json.loads(archive.read(own))
+            shape = parse_json(archive.read(own))
         elif description is not None:
             shape = read_description(description).get("observation_shape")
         else:

@@ -10,6 +10,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
 from rllib_kd.env_runner.behavior import BehaviorPolicy
 from rllib_kd.env_runner.column_sampler import NUM_NOT_FINITE_LIFETIME, NUM_STATES_DROPPED_LIFETIME
+from rllib_kd.env_runner.single_agent import _as_column
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
@@ -507,6 +508,14 @@ def test_states_that_are_dropped_are_counted_by_cause(counting_config, cause, di
     assert counts == {"observations": 0, "rewards": 0, "labels": 0} | {cause: dropped}
     assert bool(runner.not_finite) == (cause != "labels")
     assert all(np.isfinite(column[columns["valid"]]).all() for column in columns.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_too_large_for_32_bits_is_infinite_without_a_warning_of_numpy():
+    """So it is dropped, counted and named as any other number that is not finite."""
+    column = _as_column(np.array([[1e39, -1e300, 2.0]]))
+    assert column.dtype == np.float32
+    assert column.tolist() == [[np.inf, -np.inf, 2.0]]
 
 
 def test_what_is_finite_is_counted_by_no_cause(counting_config):

@@ -52,6 +52,88 @@ def test_inputs_that_are_nearly_0_stay_as_they_are():
     assert torch.isfinite(scale.inverse).all()
 
 
+def plain_scale(obs):
+    """Of values none of which is far from the others: mean, and scale by the fourth moment."""
+    x = obs.double()
+    mean = x.mean(0)
+    return mean.float(), ((x - mean) ** 4).mean(0).div(3.0).pow(0.25).float()
+
+
+@pytest.mark.parametrize("reading", [1e30, -3e38, 1e6])
+@pytest.mark.parametrize("place", [5, 250, 4_321], ids=["at first", "in a full batch", "later"])
+def test_one_broken_reading_leaves_the_scale_as_it_was(reading, place):
+    torch.manual_seed(0)
+    obs = torch.randn(8_000, 3) * torch.tensor([0.03, 1.0, 100.0]) + 1.0
+    expected = plain_scale(torch.cat([obs[:place], obs[place + 1 :]]))
+    obs[place] = reading
+    scale = scale_of(obs)
+    for got, wanted in zip(scale[:2], expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+    normalized = scale.normalize(obs)
+    assert normalized.abs().max() == 100.0  # a loss of it has a gradient of bounded size
+    assert normalized.abs().sort(0).values[-2].max() < 6.0
+
+
+@pytest.mark.parametrize("share", [2e-3, 0.05, 1.0])
+def test_what_is_far_and_not_rare_counts(share):
+    """As if an input of zeros comes to life: an altitude, a score."""
+    torch.manual_seed(0)
+    obs = torch.zeros(10_000, 1)
+    obs[2_000:] = (torch.rand(8_000, 1) < share) * (5_000.0 + torch.randn(8_000, 1))
+    scale = scale_of(obs)
+    for got, wanted in zip(scale[:2], plain_scale(obs), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert scale.normalize(obs).abs().max() < 1.4 * share**-0.25 + 1.0
+
+
+def test_values_that_are_not_far_are_summed_as_if_none_could_be():
+    torch.manual_seed(0)
+    obs = torch.randn(5_000, 3) ** 3 * torch.tensor([1e-3, 1.0, 1e3])  # up to 50 standard deviations
+    statistics, sums = ObservationStatistics(3), torch.zeros(13, dtype=torch.float64)
+    for part in obs.split(300):
+        statistics.update(part)
+        x = part.double()
+        powers = [power.sum(0) for power in (x, x.square(), x**3, x.square().square())]
+        sums += torch.cat([torch.tensor([float(len(x))]).double(), *powers])
+    np.testing.assert_array_equal(statistics.get_state()["sums"], np.append(sums.numpy(), np.zeros(15)))
+
+
+def test_statistics_go_on_bit_by_bit_from_their_state():
+    torch.manual_seed(0)
+    obs = torch.randn(4_000, 2)
+    obs[::700] = 1e30
+    whole, first = ObservationStatistics(2), ObservationStatistics(2)
+    for part in obs.split(500):
+        whole.update(part)
+    for part in obs[:2_000].split(500):
+        first.update(part)
+    second = ObservationStatistics(2)
+    second.set_state(first.get_state())
+    for part in obs[2_000:].split(500):
+        second.update(part)
+    np.testing.assert_array_equal(second.get_state()["sums"], whole.get_state()["sums"])
+    assert all(map(torch.equal, second.scale(), whole.scale()))
+
+
+def test_a_state_of_before_values_were_summed_apart():
+    torch.manual_seed(0)
+    obs = torch.randn(2_000, 2)
+    statistics, restored = ObservationStatistics(2), ObservationStatistics(2)
+    statistics.update(obs)
+    restored.set_state({"sums": statistics.get_state()["sums"][:9]})
+    assert all(map(torch.equal, restored.scale(), statistics.scale()))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_few_states_at_once(count):
+    statistics = ObservationStatistics(2)
+    for _ in range(4):
+        statistics.update(torch.full((count, 2), 1e3))
+    scale = statistics.scale()
+    assert scale.mean.tolist() == [1e3 if count else 0.0] * 2
+    assert scale.scale.tolist() == [1.0, 1.0]
+
+
 def test_two_learners_have_the_statistics_of_both():
     torch.manual_seed(0)
     obs = torch.randn(600, 2)
@@ -78,6 +160,54 @@ def test_folding_preserves_the_function(model):
     torch.testing.assert_close(module.compute_q_values({"obs": obs})["qf_preds"], expected, rtol=1e-4, atol=1e-5)
 
 
+def make_inputs(kind, count=4_000):
+    rng = np.random.default_rng(0)
+    inputs = {
+        "one-hot": lambda: np.eye(4, dtype=np.float32)[rng.integers(4, size=count)],
+        "float64": lambda: rng.normal(size=(count, 4)),
+        "integers": lambda: rng.integers(-1_000, 1_000, (count, 4)),
+        "constant": lambda: np.full((count, 4), 1e6),
+        "1e6 ± 1": lambda: 1e6 + rng.normal(size=(count, 4)),
+        "1e-3 ± 1e-6": lambda: 1e-3 + 1e-6 * rng.normal(size=(count, 4)),
+        "1e30": lambda: 1e30 * rng.normal(size=(count, 4)),
+    }
+    return torch.from_numpy(inputs[kind]()).float()  # as columns hold them
+
+
+KINDS = ["one-hot", "float64", "integers", "constant", "1e6 ± 1", "1e-3 ± 1e-6", "1e30"]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_folding_is_exact_to_the_digits_of_raw_inputs(kind):
+    obs = make_inputs(kind)
+    scale, module = scale_of(obs), make_q_module(fcnet_hiddens=[8])
+    assert torch.isfinite(torch.stack(scale)).all()
+    (layer,) = layers = first_linears(module)
+    inside = layer(scale.normalize(obs)), module.compute_q_values({"obs": scale.normalize(obs)})["qf_preds"]
+    take_raw(layers, scale)
+    outside = layer(obs), module.compute_q_values({"obs": obs})["qf_preds"]
+    # The terms of which the hidden layer is the sum, and their last digits: those of 1e6 are 0.06.
+    terms = obs.abs() @ layer.weight.abs().T + layer.weight.abs() @ scale.mean.abs() + layer.bias.abs()
+    digits = 4 * torch.finfo(torch.float32).eps * terms
+    assert ((outside[0] - inside[0]).abs() <= digits).all()
+    head = next(part for part in module.af.modules() if isinstance(part, torch.nn.Linear))
+    assert ((outside[1] - inside[1]).abs() <= digits @ head.weight.abs().T + 1e-6).all()
+    weights = [part.clone() for part in layer.parameters()]
+    for _ in range(100):  # updates without a step
+        take_normalized(layers, scale)
+        take_raw(layers, scale)
+    for weight, before in zip(layer.parameters(), weights, strict=True):
+        torch.testing.assert_close(weight, before, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("mean", [1e4, 1e6, -1e6])
+def test_inputs_far_from_0_have_their_own_scale(mean):
+    torch.manual_seed(0)
+    scale = scale_of(mean + torch.randn(20_000, 2))
+    torch.testing.assert_close(scale.scale, torch.ones(2), rtol=0.05, atol=0)
+
+
 def badly_scaled(count=2_048):
     """The better action depends on an input that hardly varies, and not on a large one."""
     rng = np.random.default_rng(0)
@@ -101,6 +231,18 @@ def test_a_student_sees_what_hardly_varies(cluster, normalizes, low, high, num_s
     learner.update([ray.put(columns)], num_gradient_steps=100)
     agreement = (q_values(learner, columns["obs"]).argmax(-1).numpy() == columns["teacher_q"].argmax(-1)).mean()
     assert low <= agreement <= high
+
+
+@pytest.mark.parametrize("place", [3, 1_500])
+def test_a_broken_reading_does_not_end_learning(place):
+    columns = badly_scaled()
+    columns["obs"][place, 0] = 1e30
+    learner = make_learner(config_of().training(lr=1e-2))
+    learner.update([columns], num_gradient_steps=200)
+    assert all(torch.isfinite(weight).all() for weight in learner.module["default_policy"].parameters())
+    others = np.arange(len(columns["obs"])) != place
+    choices = q_values(learner, columns["obs"][others]).argmax(-1).numpy()
+    assert (choices == columns["teacher_q"][others].argmax(-1)).mean() > 0.95
 
 
 def test_without_a_step_the_student_stays_what_it_is(cluster):

@@ -130,6 +130,31 @@ def test_torchscript_is_refused_because_it_writes_files(tmp_path):
     assert mark.exists()  # or this test would show nothing
 
 
+class Complex(nn.Module):
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(obs), 2, dtype=torch.complex64)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("[4]", r"returns complex numbers \(torch\.complex64\), expected real Q-values"),
+        ("[" * 100_000, "cannot be read as TorchScript: it nests its parts too deeply"),
+        ("[4" + " " * 2**23 + "]", "cannot be read as TorchScript: it has 8388611 bytes, expected at most 8388608"),
+        ('{"\x1b[2J": 4}', "cannot be read as TorchScript"),
+        ("[NaN]", r"its observation_shape is \[nan\]; expected a list of positive integers"),
+    ],
+    ids=["complex", "deep", "long", "no list", "NaN"],
+)
+def test_what_trusted_torchscript_says_of_itself(tmp_path, text, match):
+    torch.jit.save(
+        torch.jit.script(Complex()), tmp_path / "a.pt", _extra_files={"observation_shape.json": text.encode()}
+    )
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+    assert str(caught.value).isprintable()
+
+
 # --- Archives ---------------------------------------------------------------------------------------------------------
 
 
@@ -252,14 +277,54 @@ SUPPORT = {"v_min": 0.0, "v_max": 1.0}
         {"layers": [{"op": "normalize", "mean": "b", "std": "b", "clip": 1}, LINEAR], "observation_shape": [2]},
         {"layers": [{"op": "normalize", "mean": "m", "std": "m", "clip": 1}, LINEAR], "observation_shape": [4]},
         {"layers": [{"op": "one_hot", "lengths": [10**6] * 4}, LINEAR], "observation_shape": [4]},
+        {"layers": [{"op": "one_hot", "lengths": [2.9, 2.2]}, LINEAR], "observation_shape": [2]},
+        {"layers": [{"op": "one_hot", "lengths": "22"}, LINEAR], "observation_shape": [2]},
+        {"layers": [LINEAR], "observation_shape": [4], "num_actions": 2.7},
+        {"layers": [LINEAR], "observation_shape": [4], "num_actions": "2"},
+        {"layers": ["linear"], "observation_shape": [4]},
+        {"layers": {"op": "linear"}, "observation_shape": [4]},
+        {"layers": [{**LINEAR, "weight": "\x1b[2J\n"}], "observation_shape": [4]},
+        {"layers": [{"op": "linear", "weight": "none", "bias": "b0"}, LINEAR], "observation_shape": [4]},
+        *(
+            {"layers": [{**LINEAR, "weight": "w4", "bias": "b4"}, expectation], "observation_shape": [4]}
+            for low, high in ((1.0, 0.0), (1.0, 1.0), (-np.inf, np.inf), (0.0, np.nan))
+            for expectation in [{"op": "expectation", "num_atoms": 2, "v_min": low, "v_max": high}]
+        ),
+        *(
+            {"layers": [*start, {"op": "normalize", "mean": "zeros", "std": std, "clip": clip}, LINEAR]}
+            | {"observation_shape": [4]}
+            for std, clip in (("inf", 1.0), ("nan", 1.0), ("ones", -1.0), ("ones", 0.0), ("ones", np.nan))
+            for start in ([], [{"op": "relu"}])
+        ),
+        *(
+            {"layers": [{"op": "layer_norm", "weight": "ones", "bias": "zeros", "eps": eps}, LINEAR]}
+            | {"observation_shape": [4]}
+            for eps in (-1.0, np.inf, np.nan)
+        ),
+        *(
+            {"layers": [{"op": "pixels", "channels_first": False, "divisor": divisor}, {"op": "flatten"}, LINEAR]}
+            | {"observation_shape": [2, 2, 1]}
+            for divisor in (0, -1, np.inf, np.nan)
+        ),
     ],
 )
 def test_descriptions_of_what_cannot_be(tmp_path, description):
-    weights = {"w": (2, 4), "b": (2,), "m": (1_000, 1, 4), "k": (4, 4, 1, 1), "k1": (4,)}
-    weights = safetensors.torch.save({name: torch.zeros(shape) for name, shape in weights.items()})
-    (tmp_path / "a.safetensors").write_bytes(weights)
+    weights = {"w": (2, 4), "b": (2,), "m": (1_000, 1, 4), "k": (4, 4, 1, 1), "k1": (4,), "w4": (4, 4), "b4": (4,)}
+    weights |= {"none": (0, 4), "b0": (0,)}
+    tensors = {name: torch.zeros(shape) for name, shape in weights.items()}
+    tensors |= {name: torch.full((4,), float(name)) for name in ("inf", "nan")}
+    tensors |= {"ones": torch.ones(4), "zeros": torch.zeros(4)}
+    (tmp_path / "a.safetensors").write_bytes(safetensors.torch.save(tensors))
     (tmp_path / "a.json").write_text(json.dumps(description))
     refuse(tmp_path / "a.safetensors", "does not fit")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.bool], ids=str)
+def test_weights_of_other_numbers(tmp_path, dtype):
+    weights = {"w": torch.ones(2, 4).to(dtype), "b": torch.zeros(2)}
+    texts = {"layers": json.dumps([LINEAR]), "observation_shape": "[4]"}
+    safetensors.torch.save_file(weights, tmp_path / "a.safetensors", texts)
+    refuse(tmp_path / "a.safetensors", "its weight 'w' has (complex numbers|numbers of one byte)")
 
 
 def test_a_description_that_nests_too_deeply(tmp_path):

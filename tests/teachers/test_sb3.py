@@ -275,6 +275,51 @@ def test_normalisation_of_another_shape_is_refused(tmp_path, normalized):
         load_teacher(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"clip_obs": -1.0}, "clip_obs = -1.0; expected a number above 0"),
+        ({"clip_obs": 0.0}, "clip_obs = 0.0; expected a number above 0"),
+        ({"clip_obs": np.nan}, "clip_obs = nan; expected a number above 0"),
+        ({"epsilon": np.nan}, "epsilon = nan; expected a finite number of at least 0"),
+        ({"epsilon": -1.0}, "epsilon = -1.0; expected"),
+        ({"epsilon": np.inf}, "epsilon = inf; expected"),
+        ({"var": -1.0}, r"obs_rms\.var = -1.0; expected finite numbers of at least 0"),
+        ({"var": np.inf}, r"obs_rms\.var = inf; expected"),
+        ({"var": np.nan}, r"obs_rms\.var = nan; expected"),
+        ({"mean": np.nan}, r"obs_rms\.mean = nan; expected finite 32-bit numbers"),
+        ({"mean": 1e300}, r"obs_rms\.mean = 1e\+300; expected finite 32-bit numbers"),
+        ({"var": 1e-300, "epsilon": 0.0}, r"sqrt\(obs_rms\.var \+ epsilon\) = 1e-150; expected 32-bit numbers above 0"),
+        ({"var": 0.0, "epsilon": 0.0}, r"sqrt\(obs_rms\.var \+ epsilon\) = 0.0; expected"),
+        ({"clip_obs": None}, "does not fit"),
+    ],
+)
+def test_statistics_that_make_no_sense_are_refused(tmp_path, normalized, change, match):
+    path = lay(normalized, tmp_path, "model.zip")[0]
+    envs = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    for name, value in change.items():
+        if name in ("mean", "var"):
+            getattr(envs.obs_rms, name)[2] = value
+        else:
+            setattr(envs, name, value)
+    envs.save(tmp_path / "vec_normalize.pkl")
+    with pytest.raises(ValueError, match=match) as caught:
+        load_teacher(path)
+    assert str(caught.value).isprintable()
+    if "expected" in match:
+        assert "'vec_normalize.pkl' beside the zip has" in str(caught.value)
+
+
+def test_statistics_at_the_edge_of_sense_load(tmp_path, normalized):
+    """Without clipping, and of an input that never varies."""
+    path, obs, _ = lay(normalized, tmp_path, "model.zip")
+    envs = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]), clip_obs=np.inf)
+    envs.obs_rms.var[2] = 0.0
+    envs.save(tmp_path / "vec_normalize.pkl")
+    expected = original(DQN.load(path), envs.normalize_obs(obs))
+    assert converted(load_teacher(path), obs) == pytest.approx(expected, rel=1e-4)
+
+
 def test_observations_of_several_parts_are_refused(tmp_path):
     space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), b=gym.spaces.Discrete(2))
     DQN("MultiInputPolicy", Anything(space), buffer_size=8).save(tmp_path / "model.zip")

@@ -142,7 +142,7 @@ class Complex(nn.Module):
         ("[" * 100_000, "cannot be read as TorchScript: it nests its parts too deeply"),
         ("[4" + " " * 2**23 + "]", "cannot be read as TorchScript: it has 8388611 bytes, expected at most 8388608"),
         ('{"\x1b[2J": 4}', "cannot be read as TorchScript"),
-        ("[NaN]", r"its observation_shape is \[nan\]; expected a list of positive integers"),
+        ("[NaN]", r"its observation_shape is \[nan\], expected a list of positive integers"),
     ],
     ids=["complex", "deep", "long", "no list", "NaN"],
 )

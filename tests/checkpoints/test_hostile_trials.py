@@ -88,7 +88,7 @@ def test_students_on_the_command_line_share_a_limit(tmp_path, monkeypatch):
     for name in ("a", "b"):
         write_trial(tmp_path / name, [result(1, 5.0)] * 1_000)
     assert list(find_students([tmp_path])) == ["a", "b"]
-    monkeypatch.setattr(limits, "MAX_RESULTS_VALUES", 300_000)  # a line counts as 200 of them
+    monkeypatch.setattr(limits, "MAX_RESULTS_VALUES", 900_000)  # a line counts as 600 of them
     with pytest.raises(CheckpointError, match=r"'.*/b/result.json' was refused: it has more values than any results"):
         find_students([tmp_path])
     assert resolve(tmp_path / "a").uri.endswith("a/checkpoint_000001")

@@ -13,7 +13,7 @@ from rllib_kd.evaluation.validation import validate
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import by_student, is_named, names_of
 from tests.conftest import CARTPOLE_OBS, make_q_module
-from tests.learner.test_learner import RAW, config_of, fragment, make_learner
+from tests.learner.learners import RAW, config_of, fragment, make_learner
 
 COPIES = names_of("default_policy", 3)
 

@@ -7,7 +7,7 @@ import torch
 
 from rllib_kd import DistillDQN
 from rllib_kd.learner import losses
-from tests.learner.test_learner import config_of, fragment, make_learner
+from tests.learner.learners import config_of, fragment, make_learner
 
 WIDTHS = {"s4": {"fcnet_hiddens": [4]}, "s16": {"fcnet_hiddens": [16]}, "linear": "linear"}
 

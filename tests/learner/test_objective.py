@@ -11,7 +11,7 @@ from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.learner.objective import Objective
 from rllib_kd.learner.student import StackedStudents, Student
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
-from tests.learner.test_learner import PRIORITIZED, config_of, fragment, group_of, make_learner, q_values
+from tests.learner.learners import PRIORITIZED, config_of, fragment, group_of, make_learner, q_values
 
 FAMILY = {name: {"fcnet_hiddens": [8], "fcnet_activation": "relu"} for name in ("a", "b")}
 

@@ -8,7 +8,7 @@ import torch
 from rllib_kd.learner.observation_scale import ObservationStatistics, take_normalized, take_raw
 from rllib_kd.networks.dqn_module import first_linears
 from tests.conftest import make_q_module
-from tests.learner.test_learner import RAW, config_of, fragment, make_learner, q_values, student_of
+from tests.learner.learners import RAW, config_of, fragment, make_learner, q_values, student_of
 
 
 def scale_of(obs):

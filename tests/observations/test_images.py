@@ -20,7 +20,7 @@ from rllib_kd.observations.pipeline import Images, ObservationPipeline, Shown
 from rllib_kd.observations.spaces import input_space
 from rllib_kd.wire import receive
 from tests.conftest import make_q_module
-from tests.env_runner.test_env_runner import Silent
+from tests.env_runner.runners import Silent
 from tests.rllib_checkpoints import connector
 
 SIDE, NUM_FRAMES = 12, 3

@@ -1,0 +1,38 @@
+"""The behaviour policy against its law."""
+
+import numpy as np
+import pytest
+
+from rllib_kd.env_runner.behavior import BehaviorPolicy
+
+
+def policy(teacher_fraction, epsilon, seed=0):
+    return BehaviorPolicy(teacher_fraction, epsilon, np.random.default_rng(seed))
+
+
+def test_mixes_teacher_student_and_random_actions_by_their_probabilities():
+    num, beta, epsilon = 40_000, 0.7, 0.1
+    teacher_q, student_q = np.tile([0.0, 1.0, 0.0, 0.0], (num, 1)), np.tile([0.0, 0.0, 1.0, 0.0], (num, 1))
+    shares = np.bincount(policy(beta, epsilon).act(student_q, teacher_q), minlength=4) / num
+    expected = [epsilon / 4, epsilon / 4 + (1 - epsilon) * beta, epsilon / 4 + (1 - epsilon) * (1 - beta), epsilon / 4]
+    np.testing.assert_allclose(shares, expected, atol=5 * 0.5 / np.sqrt(num))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 1.0])
+def test_never_chooses_an_illegal_action(epsilon):
+    teacher_q = np.tile([-np.inf, 0.0, -5.0], (1_000, 1))
+    student_q = np.tile([10.0, -1.0, -2.0], (1_000, 1))
+    actions = policy(0.5, epsilon).act(student_q, teacher_q)
+    assert set(actions) <= {1, 2}
+
+
+def test_without_a_teacher_the_student_acts_and_explores_what_is_legal():
+    student_q = np.tile([-np.inf, 0.0, 1.0], (4_000, 1))
+    assert set(policy(0.0, 0.0).act(student_q, None)) == {2}
+    shares = np.bincount(policy(0.0, 0.5).act(student_q, None), minlength=3) / 4_000
+    np.testing.assert_allclose(shares, [0.0, 0.25, 0.75], atol=5 * 0.5 / np.sqrt(4_000))
+
+
+def test_explores_actions_whose_value_is_exactly_zero():
+    actions = policy(1.0, 1.0).act(None, np.zeros((1_000, 2)))
+    assert set(actions) == {0, 1}

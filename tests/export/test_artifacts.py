@@ -1,0 +1,150 @@
+"""What an artifact plays as, what it costs, and what is none."""
+
+import io
+import json
+import os
+import zipfile
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from rllib_kd import load_teacher
+from rllib_kd.evaluation.playing import Reflex, play
+from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
+from rllib_kd.export.export import TOLERANCE, artifact_view, export
+from tests.conftest import states
+from tests.export.students import IMAGES, OTHERS, QUICK_TO_PLAY, network
+
+
+@pytest.fixture(scope="module")
+def cartpole_states() -> np.ndarray:
+    """What the packaged teacher sees on the way, when it is disturbed."""
+    teacher, rng = load_teacher("cartpole"), np.random.default_rng(0)
+
+    def policy(obs):
+        greedy = teacher.q_values(torch.as_tensor(obs)).argmax(-1).numpy()
+        return np.where(rng.random(len(obs)) < 0.2, 1 - greedy, greedy)
+
+    view = artifact_view(teacher)
+    return play(lambda: gym.make("CartPole-v1"), Reflex(policy), range(10), views=[view])[1][0]
+
+
+@pytest.mark.parametrize("artifact_format", FORMATS)
+def test_artifacts_play_a_whole_evaluation_as_pytorch_does(artifact_format, cartpole_states, tmp_path):
+    teacher, seeds = load_teacher("cartpole"), range(100, 110)
+    export(teacher, tmp_path / "teacher", format=artifact_format, obs=cartpole_states)
+    artifact = q_function(tmp_path / "teacher")
+
+    def returns(q_values, weakness):
+        # To the right of 0.05 a weak policy does the opposite: its episodes end at many different lengths.
+        def policy(obs):
+            greedy = q_values(obs).argmax(-1)
+            return np.where(weakness & (obs[:, 0] > 0.05), 1 - greedy, greedy)
+
+        return play(lambda: gym.make("CartPole-v1"), Reflex(policy), seeds)[0]
+
+    def pytorch(obs):
+        return teacher.q_values(torch.as_tensor(obs)).numpy()
+
+    assert returns(artifact, False) == returns(pytorch, False) == [500.0] * len(seeds)
+    weak = returns(pytorch, True)
+    assert returns(artifact, True) == weak
+    assert len(set(weak)) > 3
+
+
+def test_int8_is_smaller_and_plays(cartpole_states, tmp_path):
+    teacher = load_teacher("cartpole")
+    plain = export(teacher, tmp_path / "plain.onnx", format="onnx", obs=cartpole_states)
+    small = export(teacher, tmp_path / "int8.onnx", format="onnx", obs=cartpole_states, int8=True)
+    assert os.path.getsize(small.path) < 0.35 * os.path.getsize(plain.path)
+    assert small.int8
+    assert not plain.int8
+    assert small.max_difference > TOLERANCE >= plain.max_difference  # it says so, and is not refused
+    assert small.max_difference_allowed is None
+    assert 0.8 < small.agreement <= 1.0
+    artifact = q_function(small.path)
+    returns, _ = play(lambda: gym.make("CartPole-v1"), Reflex(lambda obs: artifact(obs).argmax(-1)), range(10))
+    assert np.mean(returns) > 400
+
+
+def test_int8_of_convolutions(tmp_path):
+    student = network(**OTHERS["cnn"])
+    result = export(student, tmp_path / "s.onnx", format="onnx", obs=states(20, IMAGES), int8=True)
+    assert TOLERANCE < result.max_difference < 0.1
+
+
+@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+def test_what_a_deployment_costs(artifact_format, tmp_path):
+    teacher, student = load_teacher("cartpole"), network(fcnet_hiddens=[16])
+    costs = []
+    for name, model in (("teacher", teacher), ("student", student)):
+        export(model, tmp_path / name, format=artifact_format, obs=states(8))
+        costs.append(deployment_cost(tmp_path / name))
+    assert costs[0].disk_bytes == os.path.getsize(tmp_path / "teacher")
+    assert costs[0].disk_bytes > 4 * teacher.num_parameters > 50 * costs[1].disk_bytes - 500_000
+    assert costs[1].disk_bytes < 10_000
+    # This process holds Ray and PyTorch, and some ballast: none of that may count.
+    ballast = np.ones(50_000_000)
+    again = deployment_cost(tmp_path / "student")
+    limit = 600e6 if artifact_format == "torchscript" else 150e6
+    assert 5e6 < again.peak_memory_bytes < limit
+    assert again.peak_memory_bytes == pytest.approx(costs[1].peak_memory_bytes, rel=0.2)
+    assert ballast.nbytes > 150e6
+    assert 0 < costs[1].latency_ms < 10
+    json.dumps(costs[0].to_dict())
+
+
+def test_the_teacher_takes_longer_than_a_small_student(tmp_path):
+    latencies = []
+    for hiddens in ([512, 512], [4]):
+        export(network(fcnet_hiddens=hiddens), tmp_path / "s", format="safetensors", obs=states(2))
+        latencies.append(deployment_cost(tmp_path / "s").latency_ms)
+    assert latencies[0] > 2 * latencies[1]
+
+
+@pytest.mark.parametrize("function", [q_function, deployment_cost])
+def test_what_is_no_artifact(function, tmp_path):
+    with pytest.raises(ValueError, match="There is no artifact at"):
+        function(tmp_path / "nothing")
+    for content in (b"", b"hello world, this is text"):
+        (tmp_path / "text").write_bytes(content)
+        with pytest.raises(ValueError, match="is not an artifact"):
+            function(tmp_path / "text")
+
+
+def zip_of(**files):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        zip_of(a="b"),
+        b"PK broken",
+        zip_of(**{"x/extra/observation_shape.json": "[4, null]"}),
+        zip_of(**{"x/extra/observation_shape.json": "{"}),
+        save({"w": torch.zeros(2)}),
+        save({"w": torch.zeros(2)}, {"observation_shape": "[0]"}),
+        (9).to_bytes(8, "little") + b"{" + b"x" * 20,
+        b"\x08 no ONNX",
+    ],
+)
+def test_the_cost_of_files_of_others_is_refused_in_a_line(tmp_path, content):
+    (tmp_path / "s").write_bytes(content)
+    with pytest.raises(ValueError, match=r"s' does not record the shape of its observations .* that export") as caught:
+        deployment_cost(tmp_path / "s")
+    assert str(caught.value).isprintable()
+
+
+def test_a_process_that_fails_says_why(tmp_path, monkeypatch):
+    export(network(), tmp_path / "s", format="safetensors", obs=states(3))
+    monkeypatch.setattr("rllib_kd.export.artifact._observation_shape", lambda path: [5])
+    with pytest.raises(RuntimeError, match="mismatch"):
+        deployment_cost(tmp_path / "s")

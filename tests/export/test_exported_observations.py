@@ -1,0 +1,121 @@
+"""What stands before the network is in the file, or is refused."""
+
+import os
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from rllib_kd.export.artifact import deployment_cost, q_function
+from rllib_kd.export.deployment import deploy
+from rllib_kd.export.export import artifact_view, export
+from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, RLlibConnectors, Shown, StackFrames
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import CARTPOLE_OBS, states
+from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTIONS, network
+
+
+@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_connectors_do_is_in_the_file(name, artifact_format, tmp_path):
+    shown_space, input_space, stages = PIPELINES[name]
+    pipeline = ObservationPipeline(shown_space, stages)
+    student = Teacher(network(input_space).module, pipeline=pipeline)
+    shown_space.seed(0)
+    obs = np.stack([shown_space.sample() for _ in range(30)])
+    obs = np.clip(obs, -3, 3)  # CartPole's speeds have no bounds
+    result = export(student, tmp_path / "student", format=artifact_format, obs=obs)
+    seen = pipeline.start()(Shown(obs, first=np.ones(len(obs), dtype=bool)))
+    expected = student.q_values(torch.as_tensor(seen)).numpy()
+    assert q_function(tmp_path / "student")(obs) == pytest.approx(expected, abs=1e-5)
+    assert result.max_difference < 1e-5
+    assert np.ptp(expected, axis=0).min() > 0.01
+    assert deployment_cost(tmp_path / "student").latency_ms > 0  # it is played with the right shape
+
+
+def test_frames_are_stacked_outside(tmp_path):
+    space, conv = gym.spaces.Box(0, 1, (8, 8, 1)), {"conv_filters": [[2, 4, 2], [4, 4, 1]]}
+    pipeline = ObservationPipeline(space, (StackFrames(3),))
+    student = Teacher(network(gym.spaces.Box(0, 1, (8, 8, 3)), **conv).module, pipeline=pipeline)
+    seen = artifact_view(student)()(Shown(np.ones((4, 8, 8, 1)), np.ones(4, dtype=bool)))
+    assert seen.shape == (4, 8, 8, 3)
+    export(student, tmp_path / "student", format="onnx", obs=seen)
+    assert q_function(tmp_path / "student")(seen) == pytest.approx(
+        student.q_values(torch.as_tensor(seen)).numpy(), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("space", "stages", "message"),
+    [
+        (gym.spaces.Dict(a=CARTPOLE_OBS), (Flatten(gym.spaces.Dict(a=CARTPOLE_OBS)),), "takes one array"),
+        (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked after another connector"),
+        (CARTPOLE_OBS, (RLlibConnectors(None),), "custom connectors"),
+        (gym.spaces.Tuple((CARTPOLE_OBS,)), (Flatten(gym.spaces.Tuple((CARTPOLE_OBS,))),), "takes one array"),
+        (gym.spaces.Discrete(4, start=1), (Flatten(gym.spaces.Discrete(4, start=1)),), "count from 0"),
+    ],
+)
+def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):
+    student = Teacher(network().module, pipeline=ObservationPipeline(space, stages))
+    with pytest.raises(ValueError, match=message):
+        export(student, tmp_path / "student", format="onnx", obs=states(2))
+
+
+class Shows(gym.Env):
+    """Observations of any space; an episode has nine steps."""
+
+    action_space = THREE_ACTIONS
+
+    def __init__(self, space: gym.Space):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.t = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.t += 1
+        return self.observation_space.sample(), float(action == self.t % 3), self.t >= 9, False, {}
+
+
+def flat_student(space: gym.Space) -> Teacher:
+    """As RLlib's FlattenObservations shows it the space."""
+    flat = gym.spaces.Box(-1, 1, (gym.spaces.flatdim(space),))
+    return Teacher(network(flat).module, pipeline=ObservationPipeline(space, (Flatten(space),)))
+
+
+@pytest.mark.parametrize("artifact_format", [*QUICK_TO_PLAY, pytest.param("onnx, int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "space",
+    [
+        gym.spaces.Discrete(5),
+        gym.spaces.MultiDiscrete([3, 2, 4]),
+        gym.spaces.MultiBinary(4),
+        gym.spaces.MultiBinary([2, 3]),
+        gym.spaces.Box(-1, 1, (2, 3)),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_vector_plays_through_its_file(space, artifact_format, tmp_path):
+    name, _, int8 = artifact_format.partition(", ")
+    out = tmp_path / "s"
+    done = deploy(flat_student(space), out, lambda config: Shows(space), format=name, int8=bool(int8), num_episodes=4)
+    assert done.exported.num_observations == 36
+    if not int8:
+        assert done.exported.max_difference < 1e-5
+        assert done.return_mean == done.torch_return
+    assert done.cost.latency_ms > 0
+    obs = np.stack([space.sample() for _ in range(7)])  # integers, as the environment shows them
+    q = q_function(out)
+    assert q(obs) == pytest.approx(q(obs.astype(np.float32)), abs=1e-6)
+    assert q(obs).shape == (7, 3)
+
+
+@pytest.mark.parametrize("space", [gym.spaces.Dict(a=CARTPOLE_OBS), gym.spaces.Tuple((CARTPOLE_OBS,))], ids=str)
+def test_observations_of_several_parts_are_refused_before_anything_plays(space, tmp_path):
+    with pytest.raises(ValueError, match="An artifact takes one array, but observations are"):
+        deploy(flat_student(space), tmp_path / "s", lambda config: Shows(space), format="onnx", num_episodes=1)
+    assert os.listdir(tmp_path) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import typer
@@ -127,8 +128,9 @@ def train(
         alone(checked, options),
         connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0),
     ):
+        began = time.time()
         results, interrupted = run(checked, options)
-        failure = env_runner_failure()
+        failure = env_runner_failure(since=began)
     if (reason := refusal(results)) is not None:
         raise ValueError(reason)
     _print_results(checked, results, failure, interrupted=interrupted)

@@ -20,16 +20,20 @@ _RECORD = re.compile(r"^(\[?\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|Exception raised 
 _MAX_BYTES = 2**18  # of the end of each log
 
 
-def env_runner_failure() -> str | None:
+def env_runner_failure(*, since: float) -> str | None:
     """Return the last exception of an EnvRunner of this process's job, with its traceback; None if no log has one.
 
     Only logs on this machine are read.
+
+    Args:
+        since: when the run began, Unix seconds. Logs that were complete by then are of earlier runs of this process.
     """
     node = _rllib.own_node()
     if node is None:
         return None
     job = ray.get_runtime_context().get_job_id()
-    logs = sorted(Path(node.get_logs_dir_path()).glob(f"worker-*-{job}-*.err"), key=lambda path: path.stat().st_mtime)
+    written = {log: log.stat().st_mtime for log in Path(node.get_logs_dir_path()).glob(f"worker-*-{job}-*.err")}
+    logs = sorted((log for log in written if written[log] >= since), key=written.__getitem__)
     return next(filter(None, map(_last_failure, reversed(logs))), None)
 
 

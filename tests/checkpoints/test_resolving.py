@@ -239,7 +239,7 @@ def test_of_an_algorithms_checkpoints_any_number_can_be_told_apart(tmp_path, mon
     assert resolve(f"{run}@newest").trained_return == -22.0
     if not evaluation:
         assert name_of(run) == "checkpoint_000029"
-    with pytest.raises(ValueError, match="is one of too many, or too large, states to read"):
+    with pytest.raises(ValueError, match="these states are too many or too large"):
         name_of(f"{run}@best")
 
 

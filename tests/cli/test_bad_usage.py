@@ -143,7 +143,7 @@ BAD = {
     ),
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
-    "nothing to restore": ([*DISTIL, "--restore", "/none"], "no checkpoint of an Algorithm at '/none'"),
+    "nothing to restore": ([*DISTIL, "--restore", "/none"], "restored from '/none': There is no checkpoint"),
     "nothing to resume": ([*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none"], "no experiment to resume"),
     "nobody at the address": ([*RUN, "--ray-address", "127.0.0.1:1"], "No Ray answers at '127.0.0.1:1'"),
     "address and CPUs": (

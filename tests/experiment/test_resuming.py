@@ -40,8 +40,8 @@ def test_other_criteria_take_effect_in_what_tune_restores():
 def test_flags_are_kept_in_the_folder_of_the_experiment(tmp_path):
     uri = str(tmp_path / "new" / "experiment")
     assert recorded(uri) == {}
-    record(uri, {"lr": 0.1, "--restore": None, "callback": print})
-    assert recorded(uri) == {"lr": 0.1, "--restore": None, "callback": "builtins.print"}
+    record(uri, {"lr": 0.1, "--restore": None, "callback": len})
+    assert recorded(uri) == {"lr": 0.1, "--restore": None, "callback": "builtins.len"}
     for broken in ("{", "[]", ""):
         (tmp_path / "new" / "experiment" / "flags.json").write_text(broken)
         assert recorded(uri) == {}

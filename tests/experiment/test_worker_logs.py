@@ -1,5 +1,6 @@
 """What an EnvRunner of RLlib has raised, from Ray's logs."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -62,7 +63,7 @@ def failed(message):
 def test_the_reason_is_found_and_shown(write, log, reason):
     write("nothing of interest")
     write(log)
-    failure = env_runner_failure()
+    failure = env_runner_failure(since=0.0)
     assert hidden_reason(failed("IndexError: list index out of range"), failure) == (
         f"an EnvRunner failed during training: {reason}"
     )
@@ -71,16 +72,18 @@ def test_the_reason_is_found_and_shown(write, log, reason):
 
 def test_what_the_trial_says_itself_is_not_said_twice(write):
     write(IN_WORK)
-    assert hidden_reason(failed(IN_WORK), env_runner_failure()) == ""
+    assert hidden_reason(failed(IN_WORK), env_runner_failure(since=0.0)) == ""
     own = f"{NotFiniteError.__module__}.NotFiniteError: The environment 'X' returned"
     assert hidden_reason(failed("IndexError"), own) == ""
 
 
 def test_without_a_failure_or_logs_there_is_nothing_to_say(write, monkeypatch):
-    assert env_runner_failure() is None
+    assert env_runner_failure(since=0.0) is None
     write("RuntimeError: of something else")
     write(IN_WORK, job="02000000")  # of another run on the same cluster
-    assert env_runner_failure() is None
+    assert env_runner_failure(since=0.0) is None
+    write(IN_WORK)
+    assert env_runner_failure(since=time.time() + 60.0) is None  # of an earlier run in this process
     monkeypatch.setattr(worker_logs._rllib, "own_node", lambda: None)
-    assert env_runner_failure() is None
+    assert env_runner_failure(since=0.0) is None
     assert hidden_reason(failed("x"), None) == ""

@@ -106,3 +106,9 @@ def sb3_weights(network: nn.Sequential, *, kind: str = "q_net", has_images: bool
 def frames(count: int, channels: int = 4, seed: int = 0) -> np.ndarray:
     """Images of bytes, channels first."""
     return np.random.default_rng(seed).integers(0, 256, (count, channels, 84, 84), dtype=np.uint8)
+
+
+def q_values(teacher: Teacher, obs) -> np.ndarray:
+    """What it says of what an environment shows."""
+    view = teacher.start()
+    return teacher.q_values(torch.as_tensor(view(Shown(obs, first=np.ones(len(obs), dtype=bool))))).numpy()

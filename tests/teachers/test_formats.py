@@ -5,36 +5,24 @@ import pickle
 import re
 import shutil
 import zipfile
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from ray import tune
-from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
-from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
 from safetensors.torch import save
 from torch import nn
 
-from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd import DistillDQN, compare, load_teacher
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.evaluation.comparing import evaluate
-from rllib_kd.evaluation.policies import GreedyQ
-from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.export import export
-from rllib_kd.observations.pipeline import Function, Normalize, ObservationPipeline, Shown
+from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
-from tests.formats import CHECKPOINTS, frames, mlp, nature_cnn, sb3_weights, sb3_zip, serialized, to_bytes
-
-
-def q_values(teacher: Teacher, obs) -> np.ndarray:
-    """What it says of what an environment shows."""
-    view = teacher.start()
-    return teacher.q_values(torch.as_tensor(view(Shown(obs, first=np.ones(len(obs), dtype=bool))))).numpy()
+from tests.formats import CHECKPOINTS, frames, mlp, nature_cnn, q_values, sb3_weights, sb3_zip, serialized, to_bytes
 
 
 @torch.no_grad()
@@ -448,187 +436,3 @@ def test_weights_that_are_not_finite(tmp_path):
     network[0].bias.data[:] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         load_teacher(sb3_zip(tmp_path / "a.zip", sb3_weights(network), CARTPOLE_OBS, 2))
-
-
-# --- Folders of Tune --------------------------------------------------------------------------------------------------
-
-
-def write_trial(folder, returns, *, evaluated=False, named=True):
-    """A trial with a checkpoint for each return."""
-    folder.mkdir(parents=True)
-    rows = []
-    for i, value in enumerate(returns):
-        name = f"checkpoint_{i:06d}"
-        make_q_module(seed=i, fcnet_hiddens=[4 + i]).save_to_path(str(folder / name))
-        result = {"env_runners": {"episode_return_mean": value}}
-        result = {"evaluation": result, "env_runners": {"episode_return_mean": 1e6}} if evaluated else result
-        rows.append(json.dumps(result | {"checkpoint_dir_name": name if named else None}))
-    (folder / "result.json").write_text("\n".join([*rows, '{"half": ']))
-
-
-def test_the_best_checkpoint_of_an_experiment(tmp_path):
-    write_trial(tmp_path / "experiment" / "one", [10.0, 30.0, 20.0])
-    write_trial(tmp_path / "experiment" / "two", [25.0])
-    for path in (tmp_path / "experiment", tmp_path / "experiment" / "one"):
-        teacher = load_teacher(f"{path}@best")  # by training, since there was no evaluation
-        assert teacher.model_config["fcnet_hiddens"] == [5]
-        assert teacher.trained_return == 30.0
-        assert "one/checkpoint_000001" in teacher.source
-    assert load_teacher(tmp_path / "experiment" / "one").trained_return == 20.0  # the newest
-    assert load_teacher(tmp_path / "experiment" / "two").trained_return == 25.0
-    assert load_teacher(tmp_path / "experiment" / "one" / "checkpoint_000002").trained_return == 20.0
-    write_trial(tmp_path / "experiment" / "three", [22.0, 21.0], evaluated=True)  # says more than training does
-    assert load_teacher(tmp_path / "experiment").trained_return == 22.0
-    assert isinstance(open_source(tmp_path / "experiment").policy(), GreedyQ)
-    assert open_source(tmp_path / "experiment").environment() == (None, {})
-
-
-def test_a_checkpoint_at_the_end_is_in_no_result(tmp_path):
-    write_trial(tmp_path / "trial", [10.0], named=False)
-    assert load_teacher(tmp_path / "trial").trained_return == 10.0
-
-
-def test_each_checkpoint_of_a_real_trial_has_the_return_of_its_own_iteration(cluster, tmp_path):
-    def say(algorithm, evaluation_metrics, **kwargs):
-        evaluation_metrics["env_runners"]["episode_return_mean"] = returns[algorithm.iteration]
-
-    returns = [20.0, 30.0, 10.0, 30.0, 15.0]
-    config = (
-        DQNConfig()
-        .environment("CartPole-v1")
-        .rl_module(model_config={"fcnet_hiddens": [4]})
-        .reporting(min_sample_timesteps_per_iteration=50)
-        .evaluation(evaluation_interval=1, evaluation_duration=1)
-        .callbacks(on_evaluate_end=say)
-    )
-    checkpoints = tune.CheckpointConfig(checkpoint_frequency=1)
-    run_config = tune.RunConfig(
-        name="run",
-        storage_path=str(tmp_path),
-        stop={"training_iteration": len(returns)},
-        checkpoint_config=checkpoints,
-        verbose=0,
-    )
-    trial = Path(tune.Tuner("DQN", param_space=config, run_config=run_config).fit()[0].path)
-    folders = sorted(trial.glob("checkpoint_*"))
-    assert [load_teacher(folder).trained_return for folder in folders] == returns
-    assert load_teacher(tmp_path / "run").source == str(folders[3])  # of equals the newest
-
-
-def test_a_trial_without_checkpoints_says_so(tmp_path):
-    write_trial(tmp_path / "experiment" / "trial", [])
-    with pytest.raises(ValueError, match=r"experiment' has no checkpoint\. .*checkpoint_at_end"):
-        load_teacher(tmp_path / "experiment")
-
-
-# --- What a teacher sees ----------------------------------------------------------------------------------------------
-
-
-class TwoViews(gym.Env):
-    """CartPole that shows its whole state, and beside it only position and angle, in centimetres and degrees."""
-
-    observation_space = gym.spaces.Dict({"state": CARTPOLE_OBS, "camera": gym.spaces.Box(-1e3, 1e3, (2,), np.float32)})
-    action_space = CARTPOLE_ACTIONS
-
-    def __init__(self, config=None):
-        self.env = gym.make("CartPole-v1")
-
-    def show(self, obs):
-        return {"state": obs, "camera": np.array([100 * obs[0], np.degrees(obs[2])], np.float32)}
-
-    def reset(self, *, seed=None, options=None):
-        obs, info = self.env.reset(seed=seed)
-        return self.show(obs), info
-
-    def step(self, action):
-        obs, *rest = self.env.step(action)
-        return self.show(obs), *rest
-
-
-class Camera(SingleAgentObservationPreprocessor):
-    """What the student sees: metres and radians."""
-
-    def recompute_output_observation_space(self, input_observation_space, input_action_space):
-        return input_observation_space["camera"]
-
-    def preprocess(self, observation, episode):
-        return observation["camera"] / np.float32([100, 57.3])
-
-
-def privileged(path="cartpole"):
-    """A teacher that sees the state where the student sees the camera."""
-    pipeline = ObservationPipeline(TwoViews.observation_space, (Function(lambda obs: obs["state"]),))
-    return load_teacher(path, pipeline=pipeline)
-
-
-def test_a_privileged_teacher_plays_where_more_is_shown():
-    assert evaluate(privileged(), TwoViews, num_episodes=2, seed=3).returns == [500.0, 500.0]
-    with pytest.raises(ValueError, match="was made for observations"):
-        evaluate("cartpole", TwoViews, num_episodes=1)
-
-
-def test_a_pipeline_comes_before_what_the_checkpoint_brings(tmp_path):
-    for name in ("dqn.zip", "vecnormalize.pkl"):
-        shutil.copy(CHECKPOINTS / "sb3-2.9" / name, tmp_path)
-    plain, teacher = load_teacher(tmp_path / "dqn.zip"), privileged(tmp_path / "dqn.zip")
-    obs = {"state": states(5), "camera": np.zeros((5, 2), np.float32)}
-    shown = Shown(obs, first=np.ones(5, dtype=bool))
-    assert teacher.q_values(torch.as_tensor(teacher.start()(shown))).numpy() == pytest.approx(
-        q_values(plain, states(5))
-    )
-
-
-def test_a_student_learns_from_a_teacher_that_sees_more(build, cartpole_config):
-    algo = build(
-        cartpole_config.environment(TwoViews)
-        .env_runners(env_to_module_connector=lambda env=None, spaces=None, device=None: Camera())
-        .distillation(teacher=privileged(), num_baseline_episodes=4, rollout_policy="teacher")
-    )
-    assert algo.get_module().observation_space.shape == (2,)
-    result = algo.train()
-    assert result["distillation"]["teacher_return"] == 500.0
-    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
-
-
-class Frames(gym.Env):
-    """Random frames as RLlib's networks take them."""
-
-    observation_space = gym.spaces.Box(0, 1, (84, 84, 4), np.float32)
-    action_space = gym.spaces.Discrete(3)
-
-    def __init__(self, config=None):
-        self.t = 0
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return self.np_random.random((84, 84, 4), dtype=np.float32), {}
-
-    def step(self, action):
-        self.t += 1
-        return self.np_random.random((84, 84, 4), dtype=np.float32), 0.0, self.t > 5, False, {}
-
-
-def test_a_teacher_of_bytes_and_a_student_of_floats(build, tmp_path):
-    weights = sb3_weights(nature_cnn(4, 3), has_images=True)
-    path = sb3_zip(tmp_path / "a.zip", weights, gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), 3)
-    algo = build(
-        DistillDQNConfig()
-        .environment(Frames)
-        .env_runners(num_envs_per_env_runner=2, rollout_fragment_length=8)
-        .training(train_batch_size_per_learner=8, num_steps_sampled_before_learning_starts=8, training_intensity=1)
-        .reporting(min_sample_timesteps_per_iteration=16)
-        .distillation(teacher=path, compression=0.02, num_baseline_episodes=0)
-    )
-    result = algo.train()
-    assert 0.01 < result["distillation"]["compression"] <= 0.02
-    assert algo.get_module().model_config["conv_filters"][0][1:] == [8, 4, "valid"]
-    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
-
-
-def test_a_teacher_that_plays_far_worse_than_it_trained_is_named(build, caplog, cartpole_config):
-    teacher = load_teacher("cartpole")
-    teacher.trained_return = 5000.0
-    build(cartpole_config.distillation(teacher=teacher, num_baseline_episodes=4))
-    assert "far worse than in its training: its mean return over 4 episodes is 500.0" in caplog.text
-    assert "was 5,000.0 at the end of its training" in caplog.text

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from rllib_kd.observations.pipeline import Shown
+
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
@@ -108,7 +110,7 @@ def frames(count: int, channels: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, channels, 84, 84), dtype=np.uint8)
 
 
-def q_values(teacher: Teacher, obs) -> np.ndarray:
+def q_values(teacher: Any, obs: np.ndarray) -> np.ndarray:
     """What it says of what an environment shows."""
     view = teacher.start()
     return teacher.q_values(torch.as_tensor(view(Shown(obs, first=np.ones(len(obs), dtype=bool))))).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,8 +56,10 @@ from rllib_kd.algorithm.students import Students, new_student, shape_students, w
 from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT, Teachers, without_networks
 from rllib_kd.algorithm.unusable_states import UnusableStates
 from rllib_kd.checkpoints.connectors import pipeline_of
+from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve
+from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.making import env_maker
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
@@ -294,6 +297,8 @@ class DistillDQN(DQN):
         family = self.config.students
         if family and module_id not in family:
             raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
+        if self._postponed.is_set_up:  # otherwise a callback asks, before there are samples
+            self._sampling.show_newest_student()
         self._choose_restarts()
         if not self.config.members:
             return super().get_module(module_id)
@@ -304,6 +309,7 @@ class DistillDQN(DQN):
         num_gradient_steps = self.num_gradient_steps
         if self.config.restarts == 1 or not num_gradient_steps or self._restarts.are_chosen(num_gradient_steps):
             return
+        self._sampling.show_newest_student()
         family = self.env_runner.family
         self._restarts.choose(
             self.learner_group,
@@ -415,7 +421,7 @@ class DistillDQN(DQN):
         if state is None:
             self._choose_restarts()
         num_saves = num_learner_saves(self.learner_group)
-        with self._restarts.in_their_places(self.learner_group):
+        with self._restarts.in_their_places(self.learner_group) if state is None else nullcontext():
             saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
         if state is None:
             check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
@@ -446,6 +452,8 @@ class DistillDQN(DQN):
         is_whole = "component" not in kwargs
         resolved, filesystem = resolve(path, kwargs.get("filesystem"))
         if is_whole:
+            if (lack := lacking(filesystem, resolved)) is not None:
+                raise CheckpointError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
             own = check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
             self._restarts.check(own.get("restarts", {"num_copies": 1}))
         self._sampling.forget()

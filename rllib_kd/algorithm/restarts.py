@@ -95,8 +95,8 @@ class Restarts:
         try:
             yield
         finally:
-            _exchange(learner_group, pairs)
             self._exchanged = {}
+            _exchange(learner_group, pairs)
 
     def put_back(self, learner_group: LearnerGroup) -> bool:
         """Undo the exchange of a restored checkpoint, and return whether there was one."""

@@ -190,6 +190,14 @@ class Sampling:
         state = self._learner_group.get_state(component, inference_only=True)[COMPONENT_LEARNER]
         return StudentState.of(state, env_steps)
 
+    def show_newest_student(self) -> None:
+        """Set the newest student in this process: get_module(), validation and restarted EnvRunners take it from here.
+
+        It is done when it is needed: after each update it would be a fifth of the driver's work.
+        """
+        if self._student is not None and self._group.local_env_runner is not None:
+            self._group.local_env_runner.set_state(self._student.for_env_runners())
+
     def end_iteration(self, env_steps: int, *, env_to_module: Any, module_to_env: Any) -> list[int]:
         """Set the newest student in this process, and synchronize connectors, without calling busy EnvRunners.
 
@@ -201,10 +209,7 @@ class Sampling:
         Returns:
             The staleness of each sample of this iteration, in updates of the student.
         """
-        # Once an iteration: after each update it would be a fifth of the driver's work. get_module() and restarts of
-        # other EnvRunners take the student from the local one, which does not sample then.
-        if self._student is not None and self._group.local_env_runner is not None:
-            self._group.local_env_runner.set_state(self._student.for_env_runners())
+        self.show_newest_student()
         if self._connector_states or not self.is_remote:
             self._group.sync_env_runner_states(
                 config=self._config,

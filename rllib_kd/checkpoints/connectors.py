@@ -28,6 +28,7 @@ from rllib_kd.observations.pipeline import (
     Stage,
 )
 from rllib_kd.observations.spaces import input_space, is_byte_image
+from rllib_kd.text import one_line
 
 #: Connectors that RLlib adds by default: every vectorised player has their function.
 _DEFAULT_CONNECTORS = {
@@ -160,10 +161,14 @@ def _normalize(state: Mapping[str, Any], space: gym.Space) -> Normalize | None:
     if statistics is None or space.shape is None:
         return None
     is_old = "std_array" in statistics  # up to Ray 2.44 at least; the name was wrong, it is the sum of squares, too
-    mean, sum_of_squares = (_unpack(statistics[key]) for key in ("mean_array", _SUM_OF_SQUARES[is_old]))
+    mean, sum_of_squares = (
+        _unpack(statistics[key]).astype(np.float64) for key in ("mean_array", _SUM_OF_SQUARES[is_old])
+    )
     if not mean.shape == sum_of_squares.shape == space.shape:
         raise ValueError(f"a MeanStdFilter of the shape {mean.shape} is for observations of the shape {space.shape}")
-    count = int(statistics["num_pushes"])
+    count = statistics["num_pushes"]
+    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
+        raise ValueError(f"a MeanStdFilter has num_pushes={one_line(repr(count), limit=100)}, expected an integer ≥ 0")
     without_spread = np.square(mean) if is_old else np.zeros_like(mean)
     variance = (sum_of_squares / (count - 1) if count > 1 else without_spread).astype(np.float32)
     std = np.sqrt(np.maximum(0, variance)) + SMALL_NUMBER

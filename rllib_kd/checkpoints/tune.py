@@ -380,7 +380,8 @@ def _name(value: Any) -> str | None:
 
 
 def _number(value: Any) -> int | None:
-    return value if isinstance(value, int) and abs(value) < 2**60 else None  # of larger ones many have the same hash
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_number and abs(value) < 2**60 else None  # of larger ones many have the same hash
 
 
 def _look_up(row: Any, keys: tuple[str, ...]) -> float | None:

@@ -14,8 +14,12 @@ from rllib_kd.checkpoints.manifest import MANIFEST, parse_manifest
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER
 from rllib_kd.checkpoints.uris import list_folder, read_file
+from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
+
+
+_MAX_SHOWN = 300  # characters of a name in a message
 
 
 _MAX_DEPTH, _MAX_ENTRIES = 6, 2_000  # files and folders that are looked at
@@ -52,8 +56,8 @@ def first_whole(filesystem: pyarrow.fs.FileSystem, folders: Iterable[str]) -> st
         for each, why in skipped.items():
             logger.warning(
                 "The checkpoint '%s' is not whole, and is skipped: %s. Was the disk full, or is it being written?",
-                each,
-                why,
+                one_line(each, limit=_MAX_SHOWN),
+                one_line(why, limit=_MAX_SHOWN),
             )
         return folder
     return None

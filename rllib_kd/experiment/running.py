@@ -23,6 +23,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from rllib_kd.algorithm.settings import check_names
 from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types
+from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
@@ -291,6 +292,8 @@ def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     files = [posixpath.join(checkpoint.path, name) for name in ("rllib_checkpoint.json", "class_and_ctor_args.pkl")]
     if any(kind != FileType.File for kind in file_types(checkpoint.filesystem, files)):
         raise ValueError(missing)
+    if (lack := lacking(checkpoint.filesystem, checkpoint.path)) is not None:
+        raise ValueError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
     trained_by = opened.algorithm()
     if trained_by is not None and trained_by not in {cls.__name__ for cls in trainable.__mro__}:
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from torch import Tensor
 
 from rllib_kd.checkpoints.archives import as_tensors, read_weights
@@ -21,6 +22,7 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.sb3 import mlp, nature_cnn
+from rllib_kd.text import one_line
 
 _NATURE_KERNELS = (8, 4, 3)
 
@@ -54,18 +56,18 @@ def _load(tensors: dict[str, Tensor], uri: str) -> Teacher:
     atoms = tensors.pop("atoms", None)
     expectation: list[Layer] = []
     if atoms is not None:
-        support = {"v_min": float(atoms[0]), "v_max": float(atoms[-1]), "num_atoms": len(atoms)}
-        expectation = [{"op": "expectation", **support}]
+        expectation = [{"op": "expectation", **_support(atoms, uri)}]
     prefix = "network." if all(name.startswith("network.") for name in tensors) else ""
     if not all(_is_numbered(name.removeprefix(prefix)) for name in tensors):
         raise CheckpointError(
             f"'{uri}' has the weights {', '.join(sorted(tensors)[:4])}, ... Expected those of CleanRL's DQN: "
             "network.0.weight, network.0.bias, ... Load other networks yourself, and use Teacher.from_callable()."
         )
-    convolutions = sorted(name for name in tensors if tensors[name].ndim == 4)
+    convolutions = sorted((name for name in tensors if tensors[name].ndim == 4), key=_number)
     if not convolutions:
         first = tensors[f"{prefix}0.weight"]
         layers = [*mlp(prefix, tensors, "relu"), *expectation]
+        _check_all_are_used(layers, tensors, uri)
         return layered_teacher(layers, tensors, observation_shape=first.shape[1:], source=uri)
     kernels = tuple(tuple(tensors[name].shape[2:]) for name in convolutions)
     if kernels != tuple((size, size) for size in _NATURE_KERNELS):
@@ -75,11 +77,13 @@ def _load(tensors: dict[str, Tensor], uri: str) -> Teacher:
     channels = int(tensors[convolutions[0]].shape[1])
     names = [name.removesuffix(".weight") for name in convolutions]
     linear, *head = sorted(
-        (name.removesuffix(".weight") for name, value in tensors.items() if value.ndim == 2), key=_number
+        (name.removesuffix(".weight") for name, value in tensors.items() if value.ndim == 2),
+        key=lambda name: _number(f"{name}.weight"),
     )
     layers = nature_cnn(names, linear, tensors)
     rest = {name: tensors[name] for part in head for name in (f"{part}.weight", f"{part}.bias")}
     layers += [*mlp(prefix, rest, "relu"), *expectation]
+    _check_all_are_used(layers, tensors, uri)
     return layered_teacher(
         layers,
         tensors,
@@ -90,10 +94,30 @@ def _load(tensors: dict[str, Tensor], uri: str) -> Teacher:
     )
 
 
+def _support(atoms: Tensor, uri: str) -> dict[str, Any]:
+    """Return the support of a C51, whose atoms have equal distances."""
+    v_min, v_max, num_atoms = float(atoms[0]), float(atoms[-1]), len(atoms)
+    expected = torch.linspace(v_min, v_max, num_atoms, dtype=torch.float64)
+    if not v_min < v_max or not torch.allclose(atoms.double(), expected, rtol=0.0, atol=1e-4 * abs(v_max - v_min)):
+        raise CheckpointError(f"'{uri}' has atoms at different distances, expected those of a C51, from low to high.")
+    return {"v_min": v_min, "v_max": v_max, "num_atoms": num_atoms}
+
+
+def _check_all_are_used(layers: list[Layer], tensors: Mapping[str, Tensor], uri: str) -> None:
+    used = {layer[key] for layer in layers for key in ("weight", "bias") if key in layer}
+    if unknown := sorted(set(tensors) - used):
+        shown = one_line(", ".join(unknown[:5]), limit=200)
+        raise CheckpointError(
+            f"'{uri}' has weights of layers that CleanRL's DQN does not have: {shown}. Load this network yourself, and "
+            "use Teacher.from_callable()."
+        )
+
+
 def _is_numbered(name: Any) -> bool:
     number, _, kind = name.partition(".")
     return number.isdecimal() and kind in ("weight", "bias")
 
 
 def _number(name: str) -> int:
-    return int(name.rpartition(".")[2])
+    """Return the place of a layer in its Sequential, from the name of its weight: "network.2.weight" is 2."""
+    return int(name.split(".")[-2])

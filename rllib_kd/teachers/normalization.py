@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import pickle
 import posixpath
 import re
@@ -18,7 +19,7 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Tag, read_pickle
-from rllib_kd.checkpoints.uris import is_file, list_folder, read_file
+from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file
 from rllib_kd.text import one_line
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ _STEPS = re.compile(r"(?P<name>.*)_(?P<steps>\d+)_steps")
 
 
 #: A folder of the zoo: environment, number of the run, and perhaps a UUID.
-_ZOO_RUN = re.compile(r"(?P<env>.+)_\d+(_[0-9a-f-]{36})?")
+_ZOO_RUN = re.compile(r"(?P<env>.*[^.].*)_\d+(_[0-9a-f-]{36})?")
 
 
 #: Endings of what nobody writes a pickle to, which is not even opened.
@@ -121,8 +122,15 @@ def _own_names(zip_name: str) -> list[str]:
 
 def _first_file(filesystem: pyarrow.fs.FileSystem, path: str, names: Sequence[str]) -> NormalizationFile | None:
     for name in names:
-        if is_file(filesystem, file := posixpath.join(posixpath.dirname(path), name)):
+        file = posixpath.join(posixpath.dirname(path), name)
+        if is_file(filesystem, file):
             return NormalizationFile(name, read_file(filesystem, file, max_bytes=limits.MAX_SMALL_FILE))
+        is_broken_link = isinstance(filesystem, pyarrow.fs.LocalFileSystem) and os.path.islink(file)
+        if is_broken_link or file_types(filesystem, [file]) != [pyarrow.fs.FileType.NotFound]:
+            raise CheckpointError(
+                f"'{file}' has the name of the zip's statistics, but is not a plain file. Put the file there, or move "
+                "this away."
+            )
     return None
 
 

@@ -26,6 +26,7 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.normalization import is_vec_normalize
+from rllib_kd.text import one_line
 
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
 
@@ -41,6 +42,9 @@ _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu", "SiLU": "silu", "S
 
 
 _EXTRACTORS = ("FlattenExtractor", "NatureCNN")
+
+
+_LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib")  # whose classes have these names; others may share them
 
 
 _NATURE_STRIDES = (4, 2, 1)
@@ -131,10 +135,11 @@ def _read_policy_kwargs(data: Mapping[str, Any], uri: str) -> Mapping[str, Any]:
 
 
 def _known(policy_kwargs: Mapping[str, Any], key: str, default: str, known: Any) -> str:
-    value = policy_kwargs.get(key, Name("", default))
-    name = value.name if isinstance(value, Name) else str(value)
-    if name not in known:
-        raise ValueError(f"its {key} is {name}, expected one of {', '.join(known)}")
+    value = policy_kwargs.get(key, Name("torch", default))
+    module, name = (value.module, value.name) if isinstance(value, Name) else ("torch", str(value))
+    if name not in known or module.partition(".")[0] not in _LIBRARIES:
+        got = one_line(value, limit=100)
+        raise ValueError(f"its {key} is {got}, expected one of {', '.join(known)}, of PyTorch or Stable-Baselines3")
     return name
 
 
@@ -238,15 +243,18 @@ def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[St
     if not is_vec_normalize(tag):
         raise CheckpointError(f"'{where}' beside the zip is not a VecNormalize. Move it away if it is not the zip's.")
     state = tag.state
-    if not build(state.get("norm_obs", True), where):
+    norm_obs = build(state.get("norm_obs", True), where)
+    if not isinstance(norm_obs, bool | np.bool_):
+        raise _unusable(where, "norm_obs", norm_obs, "True or False")
+    if not norm_obs:
         return []
     statistics = state.get("obs_rms")
     if not isinstance(statistics, Tag) or not isinstance(statistics.state, dict):
         raise CheckpointError(f"'{where}' has statistics of several parts, expected those of one array.")
     if not isinstance(space, gym.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
         raise CheckpointError(f"'{where}' normalises {space}, expected a Box of floats.")
-    mean, variance = (np.asarray(build(statistics.state[key], where), np.float64) for key in ("mean", "var"))
-    epsilon, clip = (float(build(state[key], where)) for key in ("epsilon", "clip_obs"))
+    mean, variance = (_numbers(build(statistics.state[key], where), f"obs_rms.{key}", where) for key in ("mean", "var"))
+    epsilon, clip = (float(_numbers(build(state[key], where), key, where)) for key in ("epsilon", "clip_obs"))
     if mean.shape != space.shape or variance.shape != space.shape:
         raise CheckpointError(
             f"'{where}' normalises observations of the shape {mean.shape}, expected {space.shape}. Does it belong to "
@@ -263,8 +271,19 @@ def _read_vec_normalize(where: str, content: bytes, space: gym.Space) -> list[St
     ):
         if not np.all(makes_sense):
             bad = np.ravel(values)[~np.ravel(makes_sense)][:10].tolist()
-            raise CheckpointError(
-                f"'{where}' beside the zip has {name} = {', '.join(map(str, bad))}; expected {expected}. Save it again "
-                "with VecNormalize.save(), or move it away if it does not belong to the zip."
-            )
+            raise _unusable(where, name, ", ".join(map(str, bad)), expected)
     return [Normalize(mean, std, None if clip == np.inf else clip)]
+
+
+def _numbers(value: Any, name: str, where: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise _unusable(where, name, value, "numbers")
+    return array.astype(np.float64)
+
+
+def _unusable(where: str, name: str, got: Any, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"'{where}' beside the zip has {name} = {one_line(got, limit=300)}; expected {expected}. Save it again with "
+        "VecNormalize.save(), or move it away if it does not belong to the zip."
+    )

@@ -165,6 +165,27 @@ def test_after_a_restore_evaluations_are_of_the_chosen_copy(trained, tmp_path, m
     np.testing.assert_array_equal(first_layer(trained.get_module()), chosen)
 
 
+def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, monkeypatch):
+    """Also if other processes sample: this one gets the student at the end of an iteration, after the evaluation."""
+    config = small_config(restarts=2).env_runners(num_env_runners=1).evaluation(evaluation_interval=1)
+    algo = config.build_algo()
+    played = []
+
+    def look(make_env, students, *others):
+        played.append({name: first_layer(module) for name, module in students.items()})
+        return validate(make_env, students, *others)
+
+    monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", look)
+    try:
+        algo.train()
+        while not played:
+            algo.train()
+        for name, own in weights_of(algo).items():
+            np.testing.assert_array_equal(played[-1][name], own["encoder.net.mlp.0.weight"])
+    finally:
+        algo.stop()
+
+
 def test_copies_that_cannot_be_validated_are_saved_all_the_same(trained, tmp_path, monkeypatch, caplog):
     def fail(*_):
         raise EnvFailedError("The environment has raised.")

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import tree
 from ray.rllib.algorithms.algorithm import Algorithm
 
 from rllib_kd import DistillDQN
+from rllib_kd.experiment.experiment import Experiment
+from rllib_kd.experiment.running import RunOptions, check_options
 from tests.algorithm.weights import assert_equal_weights, bytes_of, student_weights
 from tests.conftest import make_q_module, states
 
@@ -104,3 +107,17 @@ def test_a_student_can_teach(cartpole_config, build, tmp_path):
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     result = build(cartpole_config.copy(copy_frozen=False).distillation(teacher=path)).train()
     assert result["distillation"]["teacher_params"] == 58
+
+
+def test_half_a_checkpoint_is_refused_before_anything_changes(cartpole_config, build, tmp_path):
+    algo = build(cartpole_config)
+    path = Path(algo.save_to_path(str(tmp_path / "checkpoint")))
+    algo.train()
+    before = student_weights(algo)
+    (path / "learner_group" / "state.pkl").unlink()
+    with pytest.raises(ValueError, match=r"is not whole: its learner_group/state\.pkl is missing\. Restore another"):
+        algo.restore_from_path(path)
+    assert_equal_weights(student_weights(algo), before)
+    again = Experiment("again", "DistillDQN", settings={"env": "CartPole-v1", "teacher": "cartpole"}).checked()
+    with pytest.raises(ValueError, match="is not whole"):  # before Ray starts
+        check_options(again, RunOptions(storage_path=str(tmp_path), restore=str(path)))

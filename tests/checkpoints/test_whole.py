@@ -187,3 +187,15 @@ def test_what_is_none_of_an_algorithms_counts_as_whole(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"")
     assert lacking(LOCAL, str(tmp_path)) is None
     assert lacking(LOCAL, str(tmp_path / "missing")) is None
+
+
+def test_names_in_a_manifest_neither_steer_a_terminal_nor_fill_it(trial, caplog):
+    newest_one = trial / "checkpoint_000002"
+    names = ["a\nFAKE LINE\x1b[31mred", "\ud800" + "x" * 300_000]
+    for name in names:
+        (newest_one / MANIFEST).write_text(json.dumps({"files": {name: 5}}))
+        assert newest(trial) == "checkpoint_000001"
+    for record in caplog.records:
+        assert record.getMessage().isprintable()
+        assert len(record.getMessage()) < 1_500
+    assert len(caplog.records) == 2

@@ -53,8 +53,19 @@ def test_sb3_activations_are_read_as_names(tmp_path):
     assert q_values(load_teacher(path), states(50)) == pytest.approx(say(network, states(50)), abs=1e-6)
     policy_kwargs["activation_fn"] = nn.LeakyReLU
     path = sb3_zip(tmp_path / "b", sb3_weights(network), CARTPOLE_OBS, 2, policy_kwargs=serialized(policy_kwargs))
-    with pytest.raises(ValueError, match="activation_fn is LeakyReLU, expected one of ReLU"):
+    with pytest.raises(ValueError, match=r"activation_fn is torch\.nn\..*\.LeakyReLU, expected one of ReLU"):
         load_teacher(path)
+
+
+class ReLU(nn.Module):
+    """Somebody's own, of a known name."""
+
+
+def test_sb3_activations_of_others_with_a_known_name_are_refused(tmp_path):
+    policy_kwargs = serialized({"activation_fn": ReLU})
+    sb3_zip(tmp_path / "a", sb3_weights(mlp(4, 16, 2)), CARTPOLE_OBS, 2, policy_kwargs=policy_kwargs)
+    with pytest.raises(ValueError, match=r"activation_fn is .*test_formats\.ReLU, expected one of ReLU"):
+        load_teacher(tmp_path / "a")
 
 
 def test_qr_dqn_is_the_mean_over_quantiles(tmp_path):
@@ -205,6 +216,29 @@ def test_cleanrl_c51(tmp_path):
     probabilities = torch.softmax(torch.as_tensor(say(network, states(20))).reshape(20, 2, 11), -1)
     assert q_values(teacher, states(20)) == pytest.approx((probabilities * atoms).sum(-1).numpy(), abs=1e-5)
     assert teacher.model_config["num_atoms"] == 11
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"network.8.weight": torch.ones(512), "network.8.bias": torch.ones(512)},  # a LayerNorm
+        {"network.99.bias": torch.ones(7)},
+        {"network.99.weight": torch.ones(7, 3, 2)},
+    ],
+    ids=["LayerNorm", "a bias", "a weight of another kind"],
+)
+@pytest.mark.parametrize("network", [nature_cnn(4, 3), mlp(4, 8, 2)], ids=["images", "vectors"])
+def test_weights_that_no_layer_of_cleanrl_takes_are_refused(tmp_path, network, more):
+    with pytest.raises(ValueError, match=r"does not fit|of layers that CleanRL's DQN does not have|another network"):
+        load_teacher(save_cleanrl(tmp_path / "a.cleanrl_model", network, **more))
+
+
+def test_atoms_at_different_distances_are_refused(tmp_path):
+    atoms = torch.tensor([-1.0, 0.0, 50.0, 60.0, 1.0])
+    network = {f"network.{name}": value for name, value in mlp(4, 8, 10).state_dict().items()}
+    (tmp_path / "a.cleanrl_model").write_bytes(to_bytes({**network, "atoms": atoms}))
+    with pytest.raises(ValueError, match="atoms at different distances"):
+        load_teacher(tmp_path / "a.cleanrl_model")
 
 
 def test_weights_of_another_network_say_so(tmp_path):

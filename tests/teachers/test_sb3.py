@@ -238,6 +238,22 @@ def test_a_folder_called_after_another_zip_has_its_statistics(tmp_path, normaliz
     assert "Not used: 'ppo/vecnormalize.pkl'." in caplog.text
 
 
+@pytest.mark.parametrize("kind", ["folder", "broken link"])
+def test_statistics_that_are_no_plain_file_are_an_error(tmp_path, normalized, kind):
+    path = lay(normalized, tmp_path, "model.zip")[0]
+    if kind == "folder":
+        (tmp_path / "vecnormalize.pkl").mkdir()
+    else:
+        (tmp_path / "vecnormalize.pkl").symlink_to("nowhere.pkl")
+    with pytest.raises(ValueError, match="has the name of the zip's statistics, but is not a plain file"):
+        load_teacher(path)
+
+
+def test_no_folder_above_is_a_run_of_the_zoo(tmp_path, normalized):
+    path = lay(normalized, tmp_path, ".._1/model.zip", **{"vecnormalize.pkl": "wrong.pkl"})
+    assert load_teacher(path).pipeline is None
+
+
 def test_candidates_are_data_and_few(tmp_path, normalized, caplog, monkeypatch):
     mark = tmp_path / "mark"
     path = lay(normalized, tmp_path, "model.zip")[0]
@@ -291,7 +307,10 @@ def test_normalisation_of_another_shape_is_refused(tmp_path, normalized):
         ({"mean": 1e300}, r"obs_rms\.mean = 1e\+300; expected finite 32-bit numbers"),
         ({"var": 1e-300, "epsilon": 0.0}, r"sqrt\(obs_rms\.var \+ epsilon\) = 1e-150; expected 32-bit numbers above 0"),
         ({"var": 0.0, "epsilon": 0.0}, r"sqrt\(obs_rms\.var \+ epsilon\) = 0.0; expected"),
-        ({"clip_obs": None}, "does not fit"),
+        ({"clip_obs": None}, "clip_obs = None; expected numbers"),
+        ({"clip_obs": "10"}, "clip_obs = 10; expected numbers"),
+        ({"clip_obs": True}, "clip_obs = True; expected numbers"),
+        ({"norm_obs": "False"}, "norm_obs = False; expected True or False"),
     ],
 )
 def test_statistics_that_make_no_sense_are_refused(tmp_path, normalized, change, match):

@@ -250,7 +250,7 @@ def test_statistics_that_are_no_plain_file_are_an_error(tmp_path, normalized, ki
 
 
 def test_no_folder_above_is_a_run_of_the_zoo(tmp_path, normalized):
-    path = lay(normalized, tmp_path, ".._1/model.zip", **{"vecnormalize.pkl": "wrong.pkl"})
+    path = lay(normalized, tmp_path, ".._1/model.zip", **{"vecnormalize.pkl": "wrong.pkl"})[0]
     assert load_teacher(path).pipeline is None
 
 

@@ -47,7 +47,8 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
         left_out: folders of numbered arrays (`0.npz`, ...), which a checkpoint may have fewer of than the older one.
 
     Raises:
-        ValueError: a file is there, or the user's files have names of the checkpoint's; or as `check_path()`.
+        ValueError: a file or a link that leads back to itself is there, it is a folder in which this process works, or
+            the user's files have names of the checkpoint's; or as `check_path()`.
         OSError: it cannot be written, or an older checkpoint cannot be replaced as a whole.
     """
     with _naming(path):
@@ -84,7 +85,9 @@ def _checked(path: str | Path) -> Path:
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")
-    above = next(place for place in folder.parents if place.exists())
+    if (link := next(filter(os.path.islink, (folder, *folder.parents)), None)) is not None:
+        raise ValueError(f"'{link}' is a link that leads back to itself, so '{path}' is no folder. Name another path.")
+    above = next((place for place in folder.parents if place.exists()), folder)
     if not above.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{above}' above '{path}' is a file. Name another path.")
     if folder.exists() and folder in (here := Path.cwd().resolve(), *here.parents):

@@ -14,13 +14,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rllib_kd.checkpoints.manifest import MANIFEST, files_below, read_manifest, write_manifest
+from rllib_kd.checkpoints.manifest import MANIFEST, MARKS, files_below, read_manifest, write_manifest
 from rllib_kd.locks import locked
 from rllib_kd.paths import check_path
 
-#: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one; and the one that its components
-#: have instead of the first.
-_MARKS, _OF_COMPONENTS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl"), "metadata.json"
+#: The file that an Algorithm's components have instead of the first of its marks.
+_OF_COMPONENTS = "metadata.json"
 
 
 #: The endings of a state's file, one for each of RLlib's formats.
@@ -125,7 +124,7 @@ def _put(work: Path, folder: Path, left_out: Collection[str]) -> None:
 def _move_in(new: Path, folder: Path) -> None:
     """Move a first checkpoint into a folder that cannot be replaced: last of all the files that make it one."""
     _check_is_free(folder, new)
-    for entry in sorted(new.iterdir(), key=lambda entry: entry.name in _MARKS):
+    for entry in sorted(new.iterdir(), key=lambda entry: entry.name in MARKS):
         entry.rename(folder / entry.name)
 
 
@@ -134,7 +133,7 @@ def _can_be_replaced(folder: Path) -> bool:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    whole, begun = (folder / mark for mark in _MARKS)
+    whole, begun = (folder / mark for mark in MARKS)
     return whole.is_file() or (begun.is_file() and not (folder / _OF_COMPONENTS).is_file())
 
 

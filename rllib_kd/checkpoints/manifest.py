@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 from rllib_kd import limits
@@ -14,27 +14,39 @@ from rllib_kd.checkpoints.json_text import parse_json
 MANIFEST = "rllib_kd_manifest.json"
 
 
+#: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one.
+MARKS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl")
+
+
 def write_manifest(folder: Path) -> None:
     """Write the manifest of a checkpoint that is complete, and in whose folder nothing else lies."""
     sizes = {name: (folder / name).stat().st_size for name in files_below(folder)}
     (folder / MANIFEST).write_text(json.dumps({"files": sizes}))
 
 
-def parse_manifest(content: bytes) -> Mapping[str, int] | None:
-    """Return the sizes of the files in bytes, by their paths in the checkpoint; None if it is no manifest."""
+def parse_manifest(content: bytes, *, present: Container[str]) -> Mapping[str, int] | None:
+    """Return the sizes of a checkpoint's files in bytes, by their paths in it; None if it is no manifest.
+
+    A manifest that lists none of the `MARKS` that are present is another checkpoint's, or was written by others.
+
+    Args:
+        content: of the manifest's file.
+        present: names of what lies in the checkpoint's folder.
+    """
     try:
         files = parse_json(content)["files"]
-        is_valid = all(isinstance(size, int) and size >= 0 for size in files.values())
+        is_valid = all(type(size) is int and size >= 0 for size in files.values())  # a bool is no size
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
-    return files if is_valid else None
+    marks = [mark for mark in MARKS if mark in present]
+    return files if is_valid and (not marks or any(mark in files for mark in marks)) else None
 
 
 def read_manifest(folder: Path) -> Mapping[str, int] | None:
-    """Return what the manifest of a checkpoint on this machine records; None if there is none that can be read."""
+    """Return what the manifest of a checkpoint on this machine records; None if there is none to be trusted."""
     try:
         with (folder / MANIFEST).open("rb") as file:
-            return parse_manifest(file.read(limits.MAX_DESCRIPTION + 1))
+            return parse_manifest(file.read(limits.MAX_DESCRIPTION + 1), present=os.listdir(folder))
     except OSError:
         return None
 

@@ -14,13 +14,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rllib_kd.checkpoints.manifest import MANIFEST, files_below, read_manifest, write_manifest
+from rllib_kd.checkpoints.manifest import MANIFEST, MARKS, files_below, read_manifest, write_manifest
 from rllib_kd.locks import locked
 from rllib_kd.paths import check_path
 
-#: Files by which a folder is the checkpoint of an Algorithm, or the beginning of one; and the one that its components
-#: have instead of the first.
-_MARKS, _OF_COMPONENTS = ("rllib_checkpoint.json", "class_and_ctor_args.pkl"), "metadata.json"
+#: The file that an Algorithm's components have instead of the first of its marks.
+_OF_COMPONENTS = "metadata.json"
 
 
 #: The endings of a state's file, one for each of RLlib's formats.
@@ -47,7 +46,8 @@ def replacing(path: str | Path, *, left_out: Collection[str] = ()) -> Iterator[P
         left_out: folders of numbered arrays (`0.npz`, ...), which a checkpoint may have fewer of than the older one.
 
     Raises:
-        ValueError: a file is there, or the user's files have names of the checkpoint's; or as `check_path()`.
+        ValueError: a file or a link that leads back to itself is there, it is a folder in which this process works, or
+            the user's files have names of the checkpoint's; or as `check_path()`.
         OSError: it cannot be written, or an older checkpoint cannot be replaced as a whole.
     """
     with _naming(path):
@@ -84,7 +84,9 @@ def _checked(path: str | Path) -> Path:
     folder = Path(os.path.realpath(path))
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")
-    above = next(place for place in folder.parents if place.exists())
+    if (link := next(filter(os.path.islink, (folder, *folder.parents)), None)) is not None:
+        raise ValueError(f"'{link}' is a link that leads back to itself, so '{path}' is no folder. Name another path.")
+    above = next((place for place in folder.parents if place.exists()), folder)
     if not above.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{above}' above '{path}' is a file. Name another path.")
     if folder.exists() and folder in (here := Path.cwd().resolve(), *here.parents):
@@ -122,7 +124,7 @@ def _put(work: Path, folder: Path, left_out: Collection[str]) -> None:
 def _move_in(new: Path, folder: Path) -> None:
     """Move a first checkpoint into a folder that cannot be replaced: last of all the files that make it one."""
     _check_is_free(folder, new)
-    for entry in sorted(new.iterdir(), key=lambda entry: entry.name in _MARKS):
+    for entry in sorted(new.iterdir(), key=lambda entry: entry.name in MARKS):
         entry.rename(folder / entry.name)
 
 
@@ -131,7 +133,7 @@ def _can_be_replaced(folder: Path) -> bool:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    whole, begun = (folder / mark for mark in _MARKS)
+    whole, begun = (folder / mark for mark in MARKS)
     return whole.is_file() or (begun.is_file() and not (folder / _OF_COMPONENTS).is_file())
 
 

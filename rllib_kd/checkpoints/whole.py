@@ -81,7 +81,7 @@ def lacking(filesystem: pyarrow.fs.FileSystem, folder: str) -> str | None:
         sizes, are_all = _sizes(filesystem, folder)
         if MANIFEST in sizes:
             path = posixpath.join(folder, MANIFEST)
-            written = parse_manifest(read_file(filesystem, path, max_bytes=limits.MAX_DESCRIPTION))
+            written = parse_manifest(read_file(filesystem, path, max_bytes=limits.MAX_DESCRIPTION), present=top)
             if written is not None:
                 return _lacking_of(sizes, written, are_all=are_all)
         own = [name for name in sizes if "/" not in name or name.partition("/")[0] in _FOLDERS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sysconfig
 import traceback
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 _PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
 
 
-_OWN = str(Path(__file__).parent)
+#: The package, in this process and where another machine has installed it.
+_OWN, _OWN_NAME = os.path.join(Path(__file__).parents[1], ""), __name__.partition(".")[0]
 
 
 _STANDARD = sysconfig.get_paths()["stdlib"]
@@ -89,8 +91,10 @@ def users_line(frames: Sequence[Frame]) -> Frame | None:
 
 def is_users(frame: Frame) -> bool:
     """Return whether a line belongs to the user's code or to a package of environments."""
+    if frame.file.startswith((_OWN, "<")):
+        return False
     parts = Path(frame.file).parts
     packages = [parts[i + 1] for i, part in enumerate(parts[:-1]) if part in _PACKAGES]
     if packages:
-        return packages[-1] not in _PASSED_THROUGH and not frame.file.startswith(_OWN)
-    return not frame.file.startswith((_OWN, _STANDARD, "<")) and "/ray/" not in frame.file
+        return packages[-1] not in (*_PASSED_THROUGH, _OWN_NAME)
+    return not frame.file.startswith(_STANDARD) and "/ray/" not in frame.file

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,8 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 from rllib_kd.environments import atari
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.returned import check_returned, explained
+
+logger = logging.getLogger(__name__)
 
 
 def checked_call(method: Any, *args: Any, **kwargs: Any) -> Any:
@@ -34,14 +37,34 @@ def checked_call(method: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         obs, *others = method(*args, **kwargs)
     except Exception as error:  # anything may stand there
-        raise explained(_name_of(envs), envs, error, doing=doing) from error
-    check_returned(_name_of(envs), envs, obs, others[0] if doing == "step" else None, doing=doing)
+        raise explained(name_in(envs), envs, error, doing=doing) from error
+    check_returned(name_in(envs), envs, obs, others[0] if doing == "step" else None, doing=doing)
     return obs, *others
 
 
-def _name_of(envs: Any) -> str:
+def name_in(envs: Any) -> str:
+    """Return the name of an environment, or of those in a vector env: the id, else the class."""
     env = envs.envs[0] if hasattr(envs, "envs") else envs
     return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+def close(envs: Any) -> None:
+    """Close an environment, or all those of a vector env. Errors become one warning: what was played counts.
+
+    Args:
+        envs: the environment or vector env.
+    """
+    is_one_by_one = isinstance(envs, gym.vector.SyncVectorEnv)  # its own close() ends at the first error
+    errors = []
+    for env in envs.envs if is_one_by_one else [envs]:
+        try:
+            env.close()
+        except Exception as error:  # anything may stand there
+            errors.append(error)
+    if is_one_by_one:
+        envs.closed = True  # or it closes them again when it is deleted
+    if errors:
+        logger.warning("The environment '%s' raised in close(): %s", name_in(envs), described(errors[0]))
 
 
 class EnvMaker:

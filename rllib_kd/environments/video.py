@@ -10,6 +10,7 @@ from pathlib import Path
 import gymnasium as gym
 
 from rllib_kd.environments.failures import described
+from rllib_kd.environments.making import close
 
 
 def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
@@ -34,7 +35,7 @@ def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
     except Exception as error:  # a package or a display is missing
         raise ValueError(f"The environment cannot be shown: {described(error)}") from error
     finally:
-        env.close()
+        close(env)
 
 
 def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Callable[[], gym.Env]:

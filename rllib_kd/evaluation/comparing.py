@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ray.rllib.core.rl_module.rl_module import RLModule
 
-from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.video import check_renders, recording
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import (
@@ -338,7 +338,7 @@ def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> N
     """
     env = make_env()
     spaces = env.observation_space, env.action_space
-    env.close()
+    close(env)
     for name, network in networks.items():
         own = network.observation_space, network.action_space
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):

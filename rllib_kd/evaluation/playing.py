@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.making import EnvMaker, checked_call
+from rllib_kd.environments.making import EnvMaker, checked_call, close, name_in
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -131,7 +131,7 @@ def play(
         try:
             returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)[0]
         finally:
-            envs.close()
+            close(envs)
     return returns, seen.states()
 
 
@@ -195,8 +195,8 @@ def play_chunk(
             return totals.tolist(), int(lengths.sum())
         shown = Shown(obs, ~running | begins, actions, rewards)  # who has ended has nothing to remember
     raise ValueError(
-        f"An episode has not ended after {_MAX_EPISODE_STEPS} steps. Give the environment a limit: "
-        "gymnasium.wrappers.TimeLimit, or max_episode_steps when it is registered."
+        f"An episode of the environment '{name_in(envs)}' has not ended after {_MAX_EPISODE_STEPS} steps. Give it a "
+        "limit: gymnasium.wrappers.TimeLimit, or max_episode_steps when it is registered."
     )
 
 

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from rllib_kd.environments.making import close
 from rllib_kd.evaluation.playing import Act, one_episode_each, play_chunk
 from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
@@ -65,7 +66,7 @@ def validate(
         try:
             played, steps = play_chunk(envs, _greedy(q_values, pipeline, acting), [seed for _, seed in chunk])
         finally:
-            envs.close()
+            close(envs)
         env_steps += steps
         for (place, _), value in zip(chunk, played, strict=True):
             returns[names[place]].append(value)

@@ -225,3 +225,21 @@ def test_the_folder_in_which_the_process_works_is_not_pulled_away(tmp_path, monk
     with pytest.raises(ValueError, match="is the folder in which this process works, or above it"), replacing(tmp_path):
         pass
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("root", ["/", "//", "/.."])
+def test_the_root_of_the_filesystem_is_no_place(root):
+    message = "'/' is the folder in which this process works, or above it"
+    with pytest.raises(ValueError, match=re.escape(message)), replacing(root):
+        pytest.fail("something would have been written")
+
+
+@pytest.mark.parametrize("place", ["one", "two", "one/deep/x"])
+def test_links_in_a_circle_are_no_place(tmp_path, place):
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    message = f"is a link that leads back to itself, so '{tmp_path / place}' is no folder. Name another path."
+    with pytest.raises(ValueError, match=re.escape(message)) as raised, replacing(tmp_path / place):
+        pytest.fail("something would have been written")
+    assert "\n" not in str(raised.value)
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]

@@ -221,7 +221,14 @@ def test_what_is_the_users_in_the_place_of_what_a_save_writes_is_not_replaced(tm
 
 
 @pytest.mark.parametrize(
-    "manifest", [None, "", "[]", '{"files": 1}', '{"files": {"notes/today.txt": -1}}', "[" * 9_999]
+    "manifest",
+    [
+        *(None, "", "[]", '{"files": 1}', '{"files": {"notes/today.txt": -1}}', "[" * 9_999),
+        '{"files": {"rllib_checkpoint.json": true, "notes/today.txt": 1}}',
+        '{"files": {}}',  # without what makes it a checkpoint
+        '{"files": {"notes/today.txt": 1, "state.pkl": 1}}',
+    ],
+    ids=lambda text: str(text)[:50],
 )
 def test_of_a_checkpoint_without_a_manifest_only_what_the_new_one_has_is_replaced(folder, manifest):
     """As RLlib's own checkpoints, and those of earlier versions, are."""
@@ -236,6 +243,19 @@ def test_of_a_checkpoint_without_a_manifest_only_what_the_new_one_has_is_replace
     assert_saved(folder)
     assert {name: (folder / name).read_text() for name in kept} == dict.fromkeys(kept, "mine")
     assert not (folder / "state.msgpack").exists()  # RLlib would read this one instead of the new one
+
+
+@pytest.mark.parametrize("listed", [[], ["mine.txt"], ["rllib_checkpoint.json.d"]])
+def test_a_manifest_without_what_makes_a_checkpoint_refuses_no_later_save(tmp_path, listed):
+    marks = ("rllib_checkpoint.json", "class_and_ctor_args.pkl")
+    put(tmp_path, *marks, content="older")
+    put(tmp_path, "mine.txt")
+    (tmp_path / MANIFEST).write_text(json.dumps({"files": dict.fromkeys(listed, 1)}))
+    for version in ("newer", "newest"):
+        with replacing(tmp_path) as new:
+            put(new, *marks, content=version)
+        assert {(tmp_path / name).read_text() for name in marks} == {version}
+        assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_a_manifest_of_others_cannot_reach_outside(folder):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.fs
 import pytest
 
-from rllib_kd.checkpoints.manifest import MANIFEST, write_manifest
+from rllib_kd.checkpoints.manifest import MANIFEST, parse_manifest, write_manifest
 from rllib_kd.checkpoints.tune import resolve
 from rllib_kd.checkpoints.whole import lacking
 from tests.conftest import make_q_module
@@ -138,12 +138,18 @@ def test_files_of_the_user_make_no_checkpoint_half(trial, caplog, has_manifest):
     assert best(trial) == "checkpoint_000001"
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", '{"files": 1}', '{"files": {"x": "1"}}', "[" * 9_999])
+@pytest.mark.parametrize("manifest", ["", "[]", '{"files": 1}', '{"files": {"x": "1"}}', '{"files": {}}', "[" * 9_999])
 def test_a_broken_manifest_counts_as_none(trial, manifest):
     (trial / "checkpoint_000002" / MANIFEST).write_text(manifest)
     assert best(trial) == "checkpoint_000002"
     (trial / "checkpoint_000002" / "algorithm_state.pkl").write_bytes(b"")
     assert best(trial) == "checkpoint_000001"
+
+
+def test_sizes_in_a_manifest_are_integers():
+    assert parse_manifest(b'{"files": {"a": 1}}', present=()) == {"a": 1}
+    for size in (b"true", b"1.0", b"-1", b"null", b'"1"'):
+        assert parse_manifest(b'{"files": {"a": %s}}' % size, present=()) is None
 
 
 def test_links_that_lead_in_circles_take_no_time(trial):

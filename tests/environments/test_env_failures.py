@@ -1,13 +1,19 @@
 """What is said of an environment that has raised: its error and the user's line."""
 
 import traceback
+from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
+import rllib_kd
 from rllib_kd.environments.failures import EnvFailedError, Frame, described, failure, frames_in, users_line
 from rllib_kd.environments.returned import NotFiniteError
+from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.experiment.outcome import _reason
+
+OWN = Path(rllib_kd.__file__).parent
 
 
 def raised(function):
@@ -32,11 +38,36 @@ def test_the_line_is_the_users_and_not_that_of_a_library():
         (["/home/me/main.py", "/x/site-packages/highway_env/c.py"], "/home/me/main.py"),
         (["/x/site-packages/ray/a.py", "/x/site-packages/highway_env/c.py"], "/x/site-packages/highway_env/c.py"),
         (["/x/site-packages/ray/a.py", "/x/site-packages/gymnasium/c.py"], None),
+        (["/home/me/env.py", f"{OWN}/evaluation/playing.py"], "/home/me/env.py"),
+        ([f"{OWN}/evaluation/playing.py", f"{OWN}/algorithm/restarts.py", f"{OWN}/env_runner/family.py"], None),
+        (["/x/site-packages/rllib_kd/evaluation/playing.py"], None),  # on another machine
+        (["/home/me/rllib_kd/env.py", f"{OWN}/evaluation/playing.py"], "/home/me/rllib_kd/env.py"),
+        ([f"{OWN}_envs/env.py", f"{OWN}/evaluation/playing.py"], f"{OWN}_envs/env.py"),
     ],
 )
 def test_which_line_is_the_users(files, expected):
     line = users_line([Frame(file, 1, "f") for file in files])
     assert (None if line is None else line.file) == expected
+
+
+def test_an_environment_that_returns_too_few_values_is_named_without_a_line_of_this_package():
+    class Old(gym.Wrapper):
+        def step(self, action):
+            return super().step(action)[:4]
+
+    with pytest.raises(EnvFailedError) as caught:
+        play(lambda: Old(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0])
+    said = "The environment 'CartPole-v1' raised in step(): ValueError: not enough values to unpack (expected 5, got 4)"
+    assert str(caught.value) == said
+
+
+def test_an_environment_that_raises_while_it_is_played_is_named_with_its_line():
+    class Broken(gym.Wrapper):
+        def step(self, action):
+            raise KeyError("map")
+
+    with pytest.raises(EnvFailedError, match=rf"raised in step\(\): KeyError: 'map' \({__file__}:\d+, in step\)$"):
+        play(lambda: Broken(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0])
 
 
 def test_a_printed_traceback_has_the_same_lines():

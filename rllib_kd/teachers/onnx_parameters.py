@@ -56,7 +56,20 @@ _MAY_BE_EMPTY = frozenset(
     {
         *("Add", "And", "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand"),
         *("Flatten", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mul", "Not", "Or", "Range", "ReduceProd"),
-        *("Reshape", "Shape", "Size", "Slice", "Split", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"),
+        *(
+            "ReduceSum",
+            "Reshape",
+            "Shape",
+            "Size",
+            "Slice",
+            "Split",
+            "Squeeze",
+            "Sub",
+            "Tile",
+            "Transpose",
+            "Unsqueeze",
+            "Where",
+        ),
     }
 )
 

@@ -227,6 +227,10 @@ STRANGE = {
     "Softmax, axis 2⁶²": model_of([node("Softmax", "obs", axis=HUGE)]),
     "Transpose, axes −1": model_of([node("Transpose", "obs", perm=[-1, -1])]),
     "Shape, from −2⁶²": model_of([node("Shape", "obs", start=-HUGE, end=HUGE)]),
+    **{
+        f"{op}, hidden_size 0": model_of([node(op, "a", "a", "a", hidden_size=0)], a=np.zeros((1, 0, 0), np.float32))
+        for op in ("RNN", "GRU", "LSTM")
+    },
     "Unsqueeze, axis 2⁶²": model_of([node("Unsqueeze", "obs", "a")], a=[HUGE]),
 }
 
@@ -245,8 +249,11 @@ def without_pixels(axis, op, /, *others, opset=18, extra=(), **attributes):
     """An operator on images of which an axis has length 0; `others` are names of what else it takes."""
     channels = 0 if axis == 1 else 1
     kernel = np.ones((1, channels, 1, 1), np.float32)
+    none = node("Slice", "image", "0", "0", "axis", output="empty")
+    if opset < 10:
+        none = node("Slice", "image", output="empty", axes=[axis], starts=[0], ends=[0])
     return model_of(
-        [IMAGE, node("Slice", "image", "0", "0", "axis", output="empty"), *extra, node(op, *others, **attributes)],
+        [IMAGE, none, *extra, node(op, *others, **attributes)],
         opset,
         **{"0": [0], "axis": [axis], "4s": [1, 1, 4, 4], "2s": np.array([1, 1, 2, 2], np.float32)},
         **{"kernel": kernel, "turned kernel": kernel.swapaxes(0, 1), "bytes": kernel.astype(np.uint8)},
@@ -286,67 +293,58 @@ def images_without_pixels(axis):
     }
 
 
-def without_steps(op, steps=4, inputs=1, hidden=2):
-    """A recurrent operator; one of the three is 0."""
+def without_steps(op, steps=4, inputs=1):
+    """A recurrent operator; one of the two is 0."""
     gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[op]
     nodes = [
         node("Transpose", "obs", output="rows", perm=[1, 0]),
         node("Slice", "rows", "0", "steps", "0", output="some"),
         node("Unsqueeze", "some", "2", output="states"),
         node("Slice", "states", "0", "inputs", "2", output="empty"),
-        node(op, "empty", "input weights", "weights", hidden_size=hidden),
+        node(op, "empty", "input weights", "weights", hidden_size=2),
     ]
     return model_of(
         nodes,
         **{"0": [0], "2": [2], "steps": [steps], "inputs": [inputs]},
-        **{"input weights": np.ones((1, gates * hidden, inputs), np.float32)},
-        **{"weights": np.ones((1, gates * hidden, hidden), np.float32)},
+        **{"input weights": np.ones((1, gates * 2, inputs), np.float32)},
+        **{"weights": np.ones((1, gates * 2, 2), np.float32)},
     )
 
 
 EMPTY = {
     **{(op, axis): model for axis in (1, 2, 3) for op, model in images_without_pixels(axis).items()},
     **{(op, kind): without_steps(op, **{kind: 0}) for op in ("RNN", "GRU", "LSTM") for kind in ("steps", "inputs")},
-    **{(op, "hidden"): without_steps(op, hidden=0) for op in ("RNN", "GRU", "LSTM")},
 }
 
 
-def test_axes_of_length_0_end_nothing():
+def test_axes_of_length_0_are_refused():
     outcomes = verdicts(EMPTY.values())
     assert {kind: outcome.verdict for kind, outcome in zip(EMPTY, outcomes, strict=True)} == dict.fromkeys(
         EMPTY, "refused"
     )
+    for (op, _), model in EMPTY.items():  # none of which ends the process
+        with pytest.raises(
+            CheckpointError,
+            match=rf"^'a.onnx' was refused: its operator '{op}' takes no numbers: a tensor of the shape \[.*\b0\b.*\]. "
+            r"Expected lengths of at least 1\.$",
+        ):
+            load_onnx(model.SerializeToString(), "a.onnx")
 
 
-@pytest.mark.parametrize(
-    ("kind", "shape"),
-    [
-        (("InstanceNormalization", 2), "[1, 1, 0, 2]"),
-        (("GRU", "steps"), "[0, 1, 1]"),
-        (("GRU", "inputs"), "[4, 1, 0]"),
-        (("MaxPool", 1), "[1, 0, 2, 2]"),
-    ],
-)
-def test_a_refusal_names_the_axis_of_length_0(kind, shape):
-    with pytest.raises(CheckpointError) as refusal:
-        load_onnx(EMPTY[kind].SerializeToString(), "a.onnx")
-    assert str(refusal.value) == (
-        f"'a.onnx' was refused: its operator '{kind[0]}' takes no numbers: a tensor of the shape {shape}. "
-        "Expected lengths of at least 1."
-    )
-
-
-@pytest.mark.parametrize(
-    "op",
-    sorted(op for domain, op in OPERATORS if domain == "" and op not in ("Upsample", "Scatter")),
-)
-def test_every_operator_on_nothing(op):
-    """Most take one or two tensors: then they are refused, if they compute anything else than lengths."""
+def test_operators_on_nothing_end_nothing():
+    """One, two and three times nothing."""
     none = node("Slice", "obs", "0", "0", "1", output="none")
-    weights = {"0": [0], "1": [1]}
-    attributes = {"to": 1} if op == "Cast" else {"axis": 1} if op == "Concat" else {}
-    models = [model_of([none, node(op, *["none"] * count, **attributes)], **weights) for count in (1, 2, 3)]
-    assert {outcome.verdict for outcome in verdicts(models)} <= {"accepted", "refused"}
+    own = {"Cast": {"to": 1}, "Concat": {"axis": 1}}
+    models = {
+        (op, count): model_of([none, node(op, *["none"] * count, **own.get(op, {}))], **{"0": [0], "1": [1]})
+        for domain, op in OPERATORS
+        for count in (1, 2, 3)
+        if domain == ""
+    }
+    outcomes = dict(zip(models, verdicts(models.values()), strict=True))
+    assert {kind for kind, outcome in outcomes.items() if outcome.verdict not in ("accepted", "refused")} == set()
+    assert {("Relu", 1), ("Softmax", 1), ("Pow", 2)} <= {kind for kind in models if outcomes[kind].verdict == "refused"}
+    assert {("Cast", 1), ("Add", 2), ("Concat", 3)} <= {kind for kind in models if outcomes[kind].verdict == "accepted"}
 
 
 def test_lengths_may_be_computed_of_lists_without_numbers():

@@ -32,6 +32,8 @@ def teacher_of(function: Any, shape: tuple[int, ...], uri: str, num_parameters: 
         if len(shape) > limits.MAX_RANK or math.prod(shape) > limits.MAX_INPUTS:
             raise ValueError("these are too many numbers")
         q = torch.as_tensor(function(torch.zeros(2, *shape)))
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(
             f"'{uri}' fails on two observations of the shape {list(shape)}: {first_line(error)}. Expected a function "

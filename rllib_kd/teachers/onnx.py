@@ -41,7 +41,7 @@ def load_onnx(content: bytes, uri: str) -> Teacher:
         raise ValueError(f"ONNX needs the package '{error.name}'. pip install 'rllib-kd[onnx]'") from error
     try:
         model = check_model(content, uri)
-        function = OnnxFunction(model.content, model.num_numbers)
+        function = OnnxFunction(model.content, model.num_numbers, uri)
     except CheckpointError:
         raise
     except Exception as error:
@@ -57,12 +57,13 @@ class OnnxFunction:
     Args:
         content: of an ONNX file, as it was checked.
         num_numbers: that its operators make of one observation; 0 if nobody has counted.
+        uri: path of the file, for messages.
 
     Raises:
         ValueError: it has more than one input, or no output.
     """
 
-    def __init__(self, content: bytes, num_numbers: int = 0):
+    def __init__(self, content: bytes, num_numbers: int = 0, uri: str = "the ONNX model"):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -70,7 +71,7 @@ class OnnxFunction:
         options.log_severity_level = 4  # fatal; errors are raised
         # Otherwise a few bytes decide that it is read as another format, with another model in it.
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        self._content, self._num_numbers = content, num_numbers
+        self._content, self._num_numbers, self._uri = content, num_numbers, uri
         self._outline: Any = None
         self._checked: set[int] = set()  # numbers of observations
         self._session = onnxruntime.InferenceSession(
@@ -84,21 +85,34 @@ class OnnxFunction:
         self._dtype = _ONNX_TYPES.get(inputs[0].type, np.float32)
 
     def __call__(self, obs: Tensor) -> np.ndarray:
-        """Return Q-values `[B, A]` of observations `[B, ...]`."""
+        """Return Q-values `[B, A]` of observations `[B, ...]`.
+
+        Raises:
+            ValueError: there are no observations, or the model fails on them.
+        """
+        if len(obs) == 0:
+            raise ValueError(f"'{self._uri}' got no observations. Expected at least one.")
         return in_parts(self._run, obs.cpu().numpy().astype(self._dtype), self._num_numbers)
 
     def _run(self, obs: np.ndarray) -> np.ndarray:
         if self._num_numbers and len(obs) not in self._checked:
             self._check(len(obs))
-        return self._session.run([self._output], {self._input: obs})[0]
+        try:
+            return self._session.run([self._output], {self._input: obs})[0]
+        except Exception as error:
+            raise CheckpointError(
+                f"'{self._uri}' fails on {len(obs)} observations of the shape {list(obs.shape[1:])}: "
+                f"{first_line(error)}. Expected a function of any observations. If it computes indices, axes or "
+                "lengths of them, clip these before it is exported."
+            ) from error
 
     def _check(self, num_observations: int) -> None:
         from rllib_kd.teachers.onnx_model import Outline
 
         if self._outline is None:
-            self._outline = Outline(self._content)
+            self._outline = Outline(self._content, self._uri)
         self._outline.check(num_observations)
         self._checked.add(num_observations)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content, self._num_numbers)
+        return type(self), (self._content, self._num_numbers, self._uri)

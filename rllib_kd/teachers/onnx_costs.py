@@ -13,7 +13,7 @@ from onnx import TensorProto, numpy_helper, shape_inference
 from rllib_kd import limits
 from rllib_kd.networks.layers import Cost
 from rllib_kd.teachers.onnx_operators import OPERATORS, Node, Shape, domain_of
-from rllib_kd.teachers.onnx_parameters import check_parameters
+from rllib_kd.teachers.onnx_parameters import check_lengths, check_parameters
 
 _MAX_AXES = 32  # of a tensor
 
@@ -50,13 +50,10 @@ def count_numbers(model: Any, num_observations: int) -> int:
         shapes = [_shape(made.get(name), node.op_type) for name in node.output if name]
         what = f"its operator '{node.op_type}'"
         for name, shape in zip(filter(None, node.output), shapes, strict=True):
-            if -1 in shape or math.prod(shape) > num_observations * limits.MAX_INPUTS:
-                raise ValueError(
-                    f"of {num_observations} observations {what} makes numbers of the shape {list(shape)}. Expected at "
-                    f"most {limits.MAX_INPUTS} of each, and lengths that do not depend on values (-1)"
-                )
+            _check_shape(shape, f"of {num_observations} observations {what}", num_observations)
             size = 2 if made[name].tensor_type.elem_type in _EIGHT_BYTES else 1  # in numbers of 32 bits
             numbers += size * math.prod(shape)
+        check_lengths(node, inputs, shapes)
         call = Node(inputs, shapes, {attribute.name: attribute for attribute in node.attribute})
         steps, copies = OPERATORS[domain_of(node.domain), node.op_type](call)
         numbers += copies
@@ -74,6 +71,18 @@ def count_numbers(model: Any, num_observations: int) -> int:
     if rows[:1] != (num_observations,):
         raise ValueError(f"of {num_observations} observations it makes Q-values of the shape {list(rows)}")
     return numbers
+
+
+def _check_shape(shape: Shape, what: str, num_observations: int) -> None:
+    if -1 in shape:
+        raise ValueError(
+            f"{what} makes numbers of the shape {list(shape)}, where -1 is a length that is not known before it runs. "
+            "Export the network again with torch.onnx.export(..., dynamo=True), or with fixed lengths after the first"
+        )
+    if math.prod(shape) > num_observations * limits.MAX_INPUTS:
+        raise ValueError(
+            f"{what} makes numbers of the shape {list(shape)}. Expected at most {limits.MAX_INPUTS} of each"
+        )
 
 
 def _given(graph: Any, num_observations: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -66,9 +66,11 @@ class Outline:
 
     Args:
         content: of a checked model.
+        uri: path of its file, for messages.
     """
 
-    def __init__(self, content: bytes):
+    def __init__(self, content: bytes, uri: str):
+        self._uri = uri
         self._model = onnx.load_model_from_string(content)
         for tensor in self._model.graph.initializer:
             if math.prod(tensor.dims) > MAX_VALUES:
@@ -84,7 +86,7 @@ class Outline:
         try:
             count_numbers(self._model, num_observations)
         except ValueError as error:
-            raise CheckpointError(f"The ONNX model was refused: {error}") from error
+            raise CheckpointError(f"'{self._uri}' was refused: {error}.") from error
 
 
 # --- The file ---------------------------------------------------------------------------------------------------------

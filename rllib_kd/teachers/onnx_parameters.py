@@ -51,6 +51,33 @@ _MAX_LENGTH = 2**31  # of what is computed of lengths; the largest tensor of a b
 _MAX_SCALE = 2.0**20  # of an image
 
 
+#: Operators that compute lengths, or put tensors together: only these may take or make tensors without numbers.
+_MAY_BE_EMPTY = frozenset(
+    {
+        *("Add", "And", "Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand"),
+        *("Flatten", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mul", "Not", "Or", "Range", "ReduceProd"),
+        *(
+            "ReduceSum",
+            "Reshape",
+            "Shape",
+            "Size",
+            "Slice",
+            "Split",
+            "Squeeze",
+            "Sub",
+            "Tile",
+            "Transpose",
+            "Unsqueeze",
+            "Where",
+        ),
+    }
+)
+
+
+#: Operators whose inputs after the first one are lists, which exporters leave empty.
+_TAKE_LISTS = ("Pad", "Reduce", "Resize")
+
+
 def check_parameters(node: Any, ranks: Sequence[int], types: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Refuse an operator with parameters that no network needs.
 
@@ -84,6 +111,29 @@ def check_parameters(node: Any, ranks: Sequence[int], types: Mapping[str, Any], 
         _check_split(node, attributes, inputs)
     elif node.op_type == "Squeeze" and any(np.size(axes) == 0 for axes in (attributes.get("axes", 0), *inputs[1:])):
         raise _refusal(node, "axes", (), "at least one, or no list")  # onnxruntime then takes all of length 1
+
+
+def check_lengths(node: Any, inputs: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> None:
+    """Refuse tensors without numbers, but for where lengths are computed: at some, onnxruntime ends its process.
+
+    Args:
+        node: the operator.
+        inputs: shapes of what it takes.
+        outputs: shapes of what it makes.
+
+    Raises:
+        ValueError: one of them has an axis of length 0.
+    """
+    if node.op_type in _MAY_BE_EMPTY:
+        return
+    taken = inputs[:1] if node.op_type.startswith(_TAKE_LISTS) else inputs
+    for verb, shapes in (("takes", taken), ("makes", outputs)):
+        for shape in shapes:
+            if 0 in shape:
+                raise ValueError(
+                    f"its operator '{node.op_type}' {verb} no numbers: a tensor of the shape {list(shape)}. Expected "
+                    "lengths of at least 1"
+                )
 
 
 def _check_attributes(node: Any, attributes: Mapping[str, Any], ranks: Sequence[int]) -> None:

@@ -3,6 +3,8 @@
 Models are loaded and asked in a process of its own, which some of them used to end.
 """
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -49,8 +51,9 @@ def ask(content):
         for count in (1, 50):
             try:
                 teacher.q_values(torch.full((count, 4), value))
-            except Exception as error:  # of onnxruntime, about the values
-                assert "alloc" not in str(error).lower(), error  # noqa: PT017
+            except CheckpointError as error:  # about the values
+                assert "'a.onnx' fails on" in str(error)  # noqa: PT017
+                assert "alloc" not in str(error).lower()  # noqa: PT017
 
 
 def verdicts(models):
@@ -224,6 +227,10 @@ STRANGE = {
     "Softmax, axis 2⁶²": model_of([node("Softmax", "obs", axis=HUGE)]),
     "Transpose, axes −1": model_of([node("Transpose", "obs", perm=[-1, -1])]),
     "Shape, from −2⁶²": model_of([node("Shape", "obs", start=-HUGE, end=HUGE)]),
+    **{
+        f"{op}, hidden_size 0": model_of([node(op, "a", "a", "a", hidden_size=0)], a=np.zeros((1, 0, 0), np.float32))
+        for op in ("RNN", "GRU", "LSTM")
+    },
     "Unsqueeze, axis 2⁶²": model_of([node("Unsqueeze", "obs", "a")], a=[HUGE]),
 }
 
@@ -233,6 +240,193 @@ def test_strange_parameters_end_nothing_and_take_little():
     assert {kind for kind, outcome in outcomes.items() if outcome.verdict not in ("accepted", "refused")} == set()
     assert max(outcome.seconds for outcome in outcomes.values()) < 4
     assert max(outcome.megabytes for outcome in outcomes.values()) < 300
+
+
+# --- Axes of length 0 -------------------------------------------------------------------------------------------------
+
+
+def without_pixels(axis, op, /, *others, opset=18, extra=(), **attributes):
+    """An operator on images of which an axis has length 0; `others` are names of what else it takes."""
+    channels = 0 if axis == 1 else 1
+    kernel = np.ones((1, channels, 1, 1), np.float32)
+    none = node("Slice", "image", "0", "0", "axis", output="empty")
+    if opset < 10:
+        none = node("Slice", "image", output="empty", axes=[axis], starts=[0], ends=[0])
+    return model_of(
+        [IMAGE, none, *extra, node(op, *others, **attributes)],
+        opset,
+        **{"0": [0], "axis": [axis], "4s": [1, 1, 4, 4], "2s": np.array([1, 1, 2, 2], np.float32)},
+        **{"kernel": kernel, "turned kernel": kernel.swapaxes(0, 1), "bytes": kernel.astype(np.uint8)},
+        **{"scale": np.ones(channels, np.float32), "last": np.ones(2, np.float32)},
+        **{"one": np.float32(1), "zero": np.uint8(0)},
+    )
+
+
+PIXELS = helper.make_node("Cast", ["empty"], ["pixels"], to=TensorProto.UINT8)
+
+
+def images_without_pixels(axis):
+    one = ("one", "zero")
+    return {
+        "AveragePool": without_pixels(axis, "AveragePool", "empty", kernel_shape=[2, 2], pads=[1] * 4),
+        "BatchNormalization": without_pixels(axis, "BatchNormalization", "empty", *["scale"] * 4),
+        "Conv": without_pixels(axis, "Conv", "empty", "kernel", pads=[1] * 4),
+        "ConvInteger": without_pixels(axis, "ConvInteger", "pixels", "bytes", extra=[PIXELS]),
+        "ConvTranspose": without_pixels(axis, "ConvTranspose", "empty", "turned kernel", pads=[0] * 4),
+        "DepthToSpace": without_pixels(axis, "DepthToSpace", "empty", blocksize=1),
+        "GlobalAveragePool": without_pixels(axis, "GlobalAveragePool", "empty"),
+        "GlobalMaxPool": without_pixels(axis, "GlobalMaxPool", "empty"),
+        "InstanceNormalization": without_pixels(axis, "InstanceNormalization", "empty", "scale", "scale"),
+        "LRN": without_pixels(axis, "LRN", "empty", size=3),
+        "LayerNormalization": without_pixels(axis, "LayerNormalization", "empty", "last", axis=3),
+        "LpNormalization": without_pixels(axis, "LpNormalization", "empty", axis=axis),
+        "LpPool": without_pixels(axis, "LpPool", "empty", kernel_shape=[1, 1], pads=[1] * 4),
+        "MaxPool": without_pixels(axis, "MaxPool", "empty", kernel_shape=[1, 1], pads=[1] * 4),
+        "QLinearConv": without_pixels(
+            axis, "QLinearConv", "pixels", *one, "bytes", *one, *one, pads=[1] * 4, extra=[PIXELS]
+        ),
+        "ReduceMax": without_pixels(axis, "ReduceMax", "empty", "axis"),
+        "Resize": without_pixels(axis, "Resize", "empty", "", "", "4s", mode="linear"),
+        "Softmax": without_pixels(axis, "Softmax", "empty", axis=axis),
+        "SpaceToDepth": without_pixels(axis, "SpaceToDepth", "empty", blocksize=2),
+        "Upsample": without_pixels(axis, "Upsample", "empty", "2s", opset=9),
+    }
+
+
+def without_steps(op, steps=4, inputs=1):
+    """A recurrent operator; one of the two is 0."""
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}[op]
+    nodes = [
+        node("Transpose", "obs", output="rows", perm=[1, 0]),
+        node("Slice", "rows", "0", "steps", "0", output="some"),
+        node("Unsqueeze", "some", "2", output="states"),
+        node("Slice", "states", "0", "inputs", "2", output="empty"),
+        node(op, "empty", "input weights", "weights", hidden_size=2),
+    ]
+    return model_of(
+        nodes,
+        **{"0": [0], "2": [2], "steps": [steps], "inputs": [inputs]},
+        **{"input weights": np.ones((1, gates * 2, inputs), np.float32)},
+        **{"weights": np.ones((1, gates * 2, 2), np.float32)},
+    )
+
+
+EMPTY = {
+    **{(op, axis): model for axis in (1, 2, 3) for op, model in images_without_pixels(axis).items()},
+    **{(op, kind): without_steps(op, **{kind: 0}) for op in ("RNN", "GRU", "LSTM") for kind in ("steps", "inputs")},
+}
+
+
+def test_axes_of_length_0_are_refused():
+    outcomes = verdicts(EMPTY.values())
+    assert {kind: outcome.verdict for kind, outcome in zip(EMPTY, outcomes, strict=True)} == dict.fromkeys(
+        EMPTY, "refused"
+    )
+    for (op, _), model in EMPTY.items():  # none of which ends the process
+        with pytest.raises(
+            CheckpointError,
+            match=rf"^'a.onnx' was refused: its operator '{op}' takes no numbers: a tensor of the shape \[.*\b0\b.*\]. "
+            r"Expected lengths of at least 1\.$",
+        ):
+            load_onnx(model.SerializeToString(), "a.onnx")
+
+
+def test_operators_on_nothing_end_nothing():
+    """One, two and three times nothing."""
+    none = node("Slice", "obs", "0", "0", "1", output="none")
+    own = {"Cast": {"to": 1}, "Concat": {"axis": 1}}
+    models = {
+        (op, count): model_of([none, node(op, *["none"] * count, **own.get(op, {}))], **{"0": [0], "1": [1]})
+        for domain, op in OPERATORS
+        for count in (1, 2, 3)
+        if domain == ""
+    }
+    outcomes = dict(zip(models, verdicts(models.values()), strict=True))
+    assert {kind for kind, outcome in outcomes.items() if outcome.verdict not in ("accepted", "refused")} == set()
+    assert {("Relu", 1), ("Softmax", 1), ("Pow", 2)} <= {kind for kind in models if outcomes[kind].verdict == "refused"}
+    assert {("Cast", 1), ("Add", 2), ("Concat", 3)} <= {kind for kind in models if outcomes[kind].verdict == "accepted"}
+
+
+def test_lengths_may_be_computed_of_lists_without_numbers():
+    """As torch exports them: no further lengths of a shape, no region of an image, no axes."""
+    nodes = [
+        node("Shape", "obs", output="shape"),
+        node("Slice", "shape", "0", "0", output="no lengths"),
+        node("Slice", "shape", "0", "1", output="length"),
+        node("Concat", "no lengths", "length", "1", "2", "2", output="lengths", axis=0),
+        node("Reshape", "obs", "lengths", output="image"),
+        node("Resize", "image", "nowhere", "scales", output="large"),
+        node("ReduceSum", "large", "no axes", noop_with_empty_axes=1),
+    ]
+    model = model_of(
+        nodes,
+        **{"0": [0], "1": [1], "2": [2], "scales": np.array([1, 1, 2, 2], np.float32)},
+        **{"nowhere": np.zeros(0, np.float32), "no axes": np.zeros(0, np.int64)},
+    )
+    assert load_onnx(model.SerializeToString(), "a.onnx").q_values(torch.ones(3, 4)).shape == (3, 2)
+
+
+# --- Indices that depend on observations ------------------------------------------------------------------------------
+
+
+INDEX = node("ReduceMax", "indices", output="index", keepdims=0)
+LENGTHS = [
+    helper.make_node("ReduceMax", ["obs", "1"], ["longest"], keepdims=0),
+    helper.make_node("Cast", ["longest"], ["lengths"], to=TensorProto.INT32),
+    node("Transpose", "obs", output="rows", perm=[1, 0]),
+    node("Unsqueeze", "rows", "2", output="states"),
+]
+
+#: Models that work where all observations are 0, and fail where they are 100.
+INDEXED = {
+    "Gather": model_of([INDICES, node("Gather", "w", "indices")]),
+    "GatherElements": model_of([INDICES, node("GatherElements", "obs", "indices", axis=1)]),
+    "GatherND": model_of(
+        [INDICES, node("Unsqueeze", "indices", "2", output="each"), node("GatherND", "ones", "each")], **{"2": [2]}
+    ),
+    "ScatterElements": model_of([INDICES, node("ScatterElements", "obs", "indices", "obs", axis=1)]),
+    "ScatterND": model_of(
+        [INDICES, node("Unsqueeze", "indices", "2", output="each"), node("ScatterND", "ones", "each", "obs")],
+        **{"2": [2]},
+    ),
+    "CumSum": model_of([INDICES, INDEX, node("CumSum", "obs", "index")]),
+    **{
+        op: model_of(
+            [*LENGTHS, node(op, "states", "a", "b", "", "lengths", hidden_size=2)],
+            **{"1": [1], "2": [2], "a": np.ones((1, 2 * gates, 1), np.float32)},
+            b=np.ones((1, 2 * gates, 2), np.float32),
+        )
+        for op, gates in (("RNN", 1), ("GRU", 3), ("LSTM", 4))
+    },
+}
+
+
+@pytest.mark.parametrize("op", INDEXED)
+def test_indices_outside_of_their_tensors_are_an_error_of_one_line(op):
+    teacher = pickle.loads(pickle.dumps(load_onnx(INDEXED[op].SerializeToString(), "a.onnx")))
+    assert teacher.q_values(torch.zeros(3, 4)).shape == (3, 2)
+    with pytest.raises(CheckpointError, match=r"^'a\.onnx' fails on 3 observations of the shape \[4\]: .") as failure:
+        teacher.q_values(torch.full((3, 4), 100.0))
+    assert str(failure.value).isprintable()
+    assert str(failure.value).endswith("clip these before it is exported.")
+
+
+def test_no_observations_are_refused():
+    teacher = load_onnx(model_of([node("Relu", "obs")]).SerializeToString(), "a.onnx")
+    with pytest.raises(ValueError, match=r"'a\.onnx' got no observations. Expected at least one\."):
+        teacher.q_values(torch.zeros(0, 4))
+
+
+def test_lengths_that_depend_on_values_have_a_remedy():
+    """As the older exporter of torch writes attention."""
+    flat = node("Reshape", "indices", "flat shape", output="flat")
+    model = model_of(
+        [INDICES, flat, node("ReduceMax", "flat", output="end"), node("Slice", "flat", "0", "end")],
+        **{"0": [0], "flat shape": [-1]},
+    )
+    refused = r"'Slice' makes numbers of the shape \[-1\], .*torch\.onnx\.export\(\.\.\., dynamo=True\)"
+    with pytest.raises(CheckpointError, match=refused):
+        load_onnx(model.SerializeToString(), "a.onnx")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
-from rllib_kd.environments.making import env_maker, names_class
+from rllib_kd.environments.making import close, env_maker, names_class
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_matrix, same_space
 from rllib_kd.teachers.base import Teacher
 
@@ -47,7 +47,7 @@ def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
     if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
         return None
     made = env_maker(env, config.env_config)()
-    made.close()
+    close(made)
     return made.observation_space, made.action_space
 
 

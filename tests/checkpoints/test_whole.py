@@ -199,7 +199,8 @@ def test_names_in_a_manifest_neither_steer_a_terminal_nor_fill_it(trial, caplog)
     newest_one = trial / "checkpoint_000002"
     names = ["a\nFAKE LINE\x1b[31mred", "\ud800" + "x" * 300_000]
     for name in names:
-        (newest_one / MANIFEST).write_text(json.dumps({"files": {name: 5}}))
+        written = {"rllib_checkpoint.json": 1, "class_and_ctor_args.pkl": 1, name: 5}
+        (newest_one / MANIFEST).write_text(json.dumps({"files": written}))
         assert newest(trial) == "checkpoint_000001"
     for record in caplog.records:
         assert record.getMessage().isprintable()

@@ -286,8 +286,9 @@ def test_a_resumed_run_goes_on_to_another_stop(start, tmp_path):
 
 
 IN_A_TERMINAL = """
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which a run respects
 os.execv(sys.argv[1], sys.argv[1:])
 """
 

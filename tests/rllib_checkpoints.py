@@ -140,3 +140,11 @@ def build_dqn(kind: str) -> Algorithm:
     )
     algo.env_runner.sample(num_timesteps=40, explore=True)
     return algo
+
+
+def save_dqn(kind: str, path: Path) -> Path:
+    """A checkpoint of `build_dqn()`."""
+    algo = build_dqn(kind)
+    algo.save_to_path(str(path))
+    algo.stop()
+    return path

@@ -18,7 +18,7 @@ from rllib_kd.export.deployment import deploy
 from tests.conftest import CARTPOLE_OBS
 from tests.formats import mlp, sb3_weights, sb3_zip
 from tests.payloads import Payload, payloads
-from tests.rllib_checkpoints import build_dqn, write_checkpoint
+from tests.rllib_checkpoints import save_dqn, write_checkpoint
 
 #: What is read of an RLlib checkpoint. Everything else in it may hold what it likes.
 READ = {
@@ -32,10 +32,7 @@ READ = {
 
 @pytest.fixture(scope="module")
 def saved(cluster, tmp_path_factory):
-    algo = build_dqn("filter")
-    path = algo.save_to_path(str(tmp_path_factory.mktemp("checkpoints") / "algo"))
-    algo.stop()
-    return Path(path)
+    return save_dqn("filter", tmp_path_factory.mktemp("checkpoints") / "algo")
 
 
 def write_rllib(saved: Path, path: Path, mark: Path) -> Path:

@@ -5,15 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.rllib_checkpoints import build_dqn
+from tests.rllib_checkpoints import save_dqn
 
 
 @pytest.fixture(scope="session")
 def saved(cluster, tmp_path_factory):
-    algo = build_dqn("filter")
-    path = algo.save_to_path(str(tmp_path_factory.mktemp("checkpoints") / "algo"))
-    algo.stop()
-    return Path(path)
+    return save_dqn("filter", tmp_path_factory.mktemp("checkpoints") / "algo")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from rllib_kd.learner import losses
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.learner.objective import Objective
 from rllib_kd.learner.student import StackedStudents, Student
-from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
+from tests.conftest import make_q_module, states
 from tests.learner.learners import PRIORITIZED, config_of, fragment, group_of, make_learner, q_values
 
 FAMILY = {name: {"fcnet_hiddens": [8], "fcnet_activation": "relu"} for name in ("a", "b")}
@@ -34,14 +34,7 @@ class PenaltyLearner(DistillDQNTorchLearner):
 
 
 def make_family(learner_class):
-    config = config_of().distillation(students=FAMILY)
-    config.validate()
-    spec = config.get_multi_rl_module_spec(
-        spaces={"default_policy": (CARTPOLE_OBS, CARTPOLE_ACTIONS)}, inference_only=False
-    )
-    learner = learner_class(config=config, module_spec=spec)
-    learner.build()
-    return learner
+    return make_learner(config_of().distillation(students=FAMILY), learner_class)
 
 
 def unit_fragment():

@@ -123,7 +123,7 @@ def play(
     """
     returns: list[float] = []
     seen = Sample(len(views))
-    own_vector = make_env.vector(min(_GAMES_AT_ONCE, num_envs, len(seeds))) if isinstance(make_env, EnvMaker) else None
+    own_vector = _own_vector(make_env, min(_GAMES_AT_ONCE, num_envs, len(seeds)))
     at_once = num_envs if own_vector is None else len(seeds)
     for first in range(0, len(seeds), at_once):
         chunk = list(seeds[first : first + at_once])
@@ -137,10 +137,15 @@ def play(
 
 def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
     """Return a vector env for `play_chunk()`, in which each environment plays one episode."""
-    own_vector = make_env.vector(num_envs) if isinstance(make_env, EnvMaker) else None
+    own_vector = _own_vector(make_env, num_envs)
     if own_vector is not None:
         return own_vector
     return gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * num_envs)
+
+
+def _own_vector(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv | None:
+    """Return the environment's own vector env; None if it has none."""
+    return make_env.vector(num_envs) if isinstance(make_env, EnvMaker) else None
 
 
 def play_chunk(

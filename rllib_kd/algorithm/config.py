@@ -28,7 +28,7 @@ from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.spaces import is_byte_image, is_matrix
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
-from rllib_kd.students.restarts import names_of
+from rllib_kd.students.restarts import names_of, regret_factor
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
@@ -168,7 +168,8 @@ class DistillationConfig(DQNConfig):
                 with `normalize_q_values`. Low: robust; high: half of "mse".
             regret_coeff: weight of the student's expected Q-regret beside "kl", in median action gaps; ≥ 0. Low: the
                 student covers all the teacher's actions, whatever a mistake costs; high: it avoids expensive mistakes,
-                which matters if it is too small to avoid all. None (default): 1 without TD, 0 with TD.
+                which matters if it is too small to avoid all. None (default): 1, with `restarts` 1, 10 and 100 in turn;
+                with TD 0.
             jsd_beta: β of "jsd"; in [0, 1]. Low: like "kl", the student covers all the teacher's actions; high: like
                 "reverse_kl", it keeps to the most frequent ones. Default: 0.5, the Jensen-Shannon divergence. Agarwal
                 et al. 2023, arXiv 2306.13649.
@@ -471,14 +472,11 @@ class DistillationConfig(DQNConfig):
             return temperature, temperature  # both put out Q-values
         return temperature, temperature / median_gap  # the student's outputs count in median action gaps
 
-    def regret_coeff_at(self, median_gap: float) -> float:
-        """Return the weight of the expected Q-regret beside the KL, nats / return unit.
-
-        Args:
-            median_gap: median over states of the teacher's action gap, best − second-best Q-value, return units.
-        """
-        default = 1.0 if self.loss == "kl" and not self.uses_td else 0.0
-        return (default if self.regret_coeff is None else self.regret_coeff) / median_gap
+    def regret_coeff_of(self, name: str) -> float:
+        """Return the weight of a module's expected Q-regret beside the KL, nats / median action gap."""
+        if self.regret_coeff is not None:
+            return self.regret_coeff
+        return regret_factor(name) if self.loss == "kl" and not self.uses_td else 0.0
 
     @property
     def uses_td(self) -> bool:

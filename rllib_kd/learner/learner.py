@@ -361,9 +361,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         batch: Mapping[str, Tensor],
         fwd_out: Mapping[str, Tensor],
     ) -> Loss:
-        if isinstance(learner, StackedStudents):  # on one scale, and without features that are watched
-            return objective(learner.members[0], batch, fwd_out)
-        if not self._overrides_loss:
+        if isinstance(learner, StackedStudents) or not self._overrides_loss:
             return objective(learner, batch, fwd_out)
         total = self.compute_loss_for_module(
             module_id=learner.name, config=objective.config, batch=batch, fwd_out=fwd_out

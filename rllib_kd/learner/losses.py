@@ -97,7 +97,12 @@ def policy_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, stude
 
 
 def policy_kl_and_regret(
-    student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float, regret_coeff: float
+    student_q: Tensor,
+    teacher_q: Tensor,
+    *,
+    temperature: float,
+    student_temperature: float,
+    regret_coeff: float | Tensor,
 ) -> Tensor:
     """Forward KL as in `policy_kl`, plus the student's expected Q-regret: KL + c · E_{a ~ p_S}[max_b q_T(b) − q_T(a)].
 
@@ -110,7 +115,7 @@ def policy_kl_and_regret(
         teacher_q: `[B, A]`, return units.
         temperature: > 0, return units, of the KL, as in `policy_kl`.
         student_temperature: > 0, as in `policy_kl`.
-        regret_coeff: c ≥ 0, nats / return unit.
+        regret_coeff: c ≥ 0, nats / return unit; for several students one for all, or `[students, 1, 1]`.
 
     Returns:
         `[B]`, nats, ≥ 0.

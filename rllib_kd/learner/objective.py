@@ -10,7 +10,7 @@ from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PR
 from torch import Tensor
 
 from rllib_kd.learner import losses
-from rllib_kd.learner.student import Student
+from rllib_kd.learner.student import StackedStudents, Student
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 
@@ -50,11 +50,13 @@ class Objective:
     student_temperature: float
     median_gap: float
 
-    def __call__(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Loss:
+    def __call__(
+        self, student: Student | StackedStudents, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
+    ) -> Loss:
         """Return the loss of a batch.
 
         Args:
-            student: the student with these outputs; any one of a stack.
+            student: the student or the stack with these outputs.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
                 RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
             fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; for TD also the
@@ -64,6 +66,7 @@ class Objective:
         if self.kd_coeff:
             by_row["kd_loss"] = errors = self._distillation_loss(student, batch, fwd_out)
         if self.td_coeff:
+            assert isinstance(student, Student)  # what learns by TD is never stacked
             errors = self._td_error(student, batch, fwd_out)
             by_row["td_loss"] = losses.td(errors, loss_fn=self.config.td_error_loss_fn)
         weights = batch.get("weights")
@@ -92,12 +95,14 @@ class Objective:
         )
 
     def _distillation_loss(
-        self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
+        self, student: Student | StackedStudents, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
     ) -> Tensor:
-        """Return D with its options, unreduced: `[B]`."""
+        """Return D with its options, unreduced: `[B]` or `[N, B]`."""
         loss = self._divergence(student, batch, fwd_out)
         if self.config.gap_weighting:
             loss = loss * losses.gap_weights(batch[TEACHER_Q])
+        if isinstance(student, StackedStudents):  # neither TD nor features
+            return loss
         if self.config.value_gate:
             loss = loss * losses.value_gate(student.to_q(fwd_out[QF_PREDS]), batch[TEACHER_Q])
         if student.feature_map is not None:
@@ -105,8 +110,10 @@ class Objective:
             loss = loss + self.config.feature_coeff * hint
         return loss
 
-    def _divergence(self, student: Student, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]) -> Tensor:
-        """Return the named loss, unreduced: `[B]`."""
+    def _divergence(
+        self, student: Student | StackedStudents, batch: Mapping[str, Tensor], fwd_out: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return the named loss, unreduced: `[B]` or `[N, B]`."""
         config = self.config
         student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
         if student.scale is not None:
@@ -117,7 +124,8 @@ class Objective:
                 return losses.mse(student_q, teacher_q)
             case "huber":
                 return losses.huber(student_q, teacher_q, delta=config.huber_delta)
-            case "kl" if coeff := config.regret_coeff_at(self.median_gap):
+            case "kl" if student.regret_coeff is not None:
+                coeff = student.regret_coeff / self.median_gap  # nats / return unit
                 return losses.policy_kl_and_regret(student_q, teacher_q, **temperatures, regret_coeff=coeff)
             case "kl":
                 return losses.policy_kl(student_q, teacher_q, **temperatures)

@@ -31,6 +31,7 @@ class Student:
         normalizes: whether the outputs are normalised inside an update.
         normalizes_obs: whether it takes normalised observations inside an update.
         averages: whether the weights that act are an average of those that learn.
+        regret_coeff: weight of the expected Q-regret beside the KL, ≥ 0, nats / median action gap.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Student:
         normalizes: bool,
         normalizes_obs: bool,
         averages: bool,
+        regret_coeff: float,
     ):
         self.name = name
         self.module = module
         self.optimizer = optimizer
+        self.regret_coeff = regret_coeff or None  # None: the KL alone
         self.params: list[Tensor] = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self.weights: list[Tensor] = []  # inside an update: the parameters, without the record of what is done to them
         self.averages: list[Tensor] = []  # inside an update: of the weights that learn, where they are averaged
@@ -226,6 +229,19 @@ class StackedStudents:
         self.weights = [param.detach() for param in self.params]
         self.averages: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
+        self.regret_coeff = self._regret_coeffs()
+
+    def _regret_coeffs(self) -> float | Tensor | None:
+        """Return what all members have, or the different ones as `[N, 1, 1]`."""
+        coeffs = [student.regret_coeff for student in self.members]
+        if len(set(coeffs)) == 1:
+            return coeffs[0]
+        return torch.tensor([coeff or 0.0 for coeff in coeffs], device=self.params[0].device).view(-1, 1, 1)
+
+    @property
+    def scale(self) -> QScale | None:
+        """Return the scale of the outputs inside an update, which is that of each member."""
+        return self.members[0].scale
 
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
         """Put the weights that learn into `params`."""
@@ -281,6 +297,7 @@ def make_student(
         normalizes=config.loss in VALUE_LOSSES and config.normalize_q_values and has_labels,
         normalizes_obs=config.normalize_observations and has_labels and own_loss and not config.uses_td,
         averages=config.weight_averaging > 0.0 and not config.uses_td,
+        regret_coeff=config.regret_coeff_of(name),
     )
 
 

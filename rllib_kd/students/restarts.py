@@ -1,10 +1,18 @@
-"""Restarts: copies of a student with different first weights; the best one gets the student's name."""
+"""Restarts: copies of a student that learn side by side; the best one gets the student's name.
+
+They differ in their first weights, and in how much a mistake costs beside the KL. What is best there differs from task
+to task, as first weights do: a linear student has no others.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 _MARK = "__restart_"
+
+
+#: The weight of the expected Q-regret, as a multiple of its default: the copies have these in turn.
+REGRET_FACTORS = (1.0, 10.0, 100.0)
 
 
 def names_of(student: str, num_restarts: int) -> list[str]:
@@ -15,6 +23,12 @@ def names_of(student: str, num_restarts: int) -> list[str]:
 def student_of(name: str) -> str:
     """Return the name of the student of which a module is a copy."""
     return name.partition(_MARK)[0]
+
+
+def regret_factor(name: str) -> float:
+    """Return how many times its default the expected Q-regret weighs in a module's loss."""
+    number = int(name.partition(_MARK)[2] or 0)
+    return REGRET_FACTORS[number % len(REGRET_FACTORS)]
 
 
 def is_named(name: str) -> bool:

@@ -11,7 +11,7 @@ from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.validation import validate
 from rllib_kd.observations.pipeline import ObservationPipeline
-from rllib_kd.students.restarts import by_student, is_named, names_of
+from rllib_kd.students.restarts import REGRET_FACTORS, by_student, is_named, names_of
 from tests.conftest import CARTPOLE_OBS, make_q_module
 from tests.learner.learners import RAW, config_of, fragment, make_learner
 
@@ -24,9 +24,34 @@ def test_names():
     assert [is_named(name) for name in names_of("s8", 3)] == [True, False, False]
 
 
+def test_each_copy_weighs_regret_as_its_place_says(cluster):
+    """A stack of copies, beside single students with one of the factors each."""
+    first, many = fragment(), {"restarts": len(REGRET_FACTORS)}
+    stacked = make_learner(config_of(**many))
+    stacked.update([ray.put(first)], num_gradient_steps=3)
+    for factor, name in zip(REGRET_FACTORS, names_of("default_policy", len(REGRET_FACTORS)), strict=True):
+        alone = make_learner(config_of(regret_coeff=factor, **many))
+        alone.update([ray.put(first)], num_gradient_steps=3)
+        for key, value in alone.module[name].state_dict().items():
+            torch.testing.assert_close(stacked.module[name].state_dict()[key], value, rtol=0, atol=1e-6)
+
+
+def test_no_spread_where_there_is_nothing_to_spread():
+    of_last = names_of("default_policy", 3)[-1]
+    assert config_of().regret_coeff_of(of_last) == REGRET_FACTORS[2]
+    assert config_of(regret_coeff=2.0).regret_coeff_of(of_last) == 2.0
+    assert config_of("mse").regret_coeff_of(of_last) == 0.0
+    assert config_of(td_coeff=1.0).regret_coeff_of(of_last) == 0.0
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{"loss": "kl"}, {"loss": "mse"}, {"loss": "mse", "td_coeff": 0.5}, {"loss": "kl", "feature_coeff": 0.1}],
+    [
+        {"loss": "kl", "regret_coeff": 1.0},  # else it belongs to the places, and not to the copies
+        {"loss": "mse"},
+        {"loss": "mse", "td_coeff": 0.5},
+        {"loss": "kl", "feature_coeff": 0.1, "regret_coeff": 1.0},
+    ],
     ids=["stacked", "stacked, on a scale", "with TD", "with features"],
 )
 def test_copies_that_change_places_learn_on_as_they_would_have(cluster, settings):

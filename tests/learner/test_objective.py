@@ -112,7 +112,7 @@ def test_an_algorithm_trains_with_it(build, cartpole_config):
 def student_and_batch():
     module = make_q_module(inference_only=False)
     module.make_target_networks()
-    student = Student("s", module, None, normalizes=False, normalizes_obs=False, averages=False)
+    student = Student("s", module, None, normalizes=False, normalizes_obs=False, averages=False, regret_coeff=0.0)
     rng = np.random.default_rng(0)
     columns = fragment(32, names=DISTILLATION_COLUMNS + TD_COLUMNS)
     batch = {name: torch.as_tensor(column) for name, column in columns.items()}

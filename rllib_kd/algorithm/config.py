@@ -434,7 +434,7 @@ class DistillationConfig(DQNConfig):
             return 0.0
         if self.rollout_policy == "teacher":
             return 1.0
-        default = [[0, 1.0], [10_000, 0.0 if self.uses_td else 0.5]]
+        default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, 0.0]]
         return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,8 +21,9 @@ from rllib_kd.students.restarts import by_student
 logger = logging.getLogger(__name__)
 
 
-#: The copies of a student with the lowest Q-regret play: this share of them, and at least this many.
-_SHARE_THAT_PLAYS, _LEAST_THAT_PLAY = 0.25, 3
+#: Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): a round ends after each of these shares of the
+#: episodes, and the better half of the copies plays on, at least so many.
+_ROUND_ENDS, _LEAST_THAT_PLAY = (0.25, 0.5, 1.0), 3
 
 
 class Restarts:
@@ -71,19 +72,23 @@ class Restarts:
             num_gradient_steps: gradient steps so far.
         """
         regrets = _mean_regrets(learner_group)
-        playing = {student: _least(names, regrets) for student, names in by_student(modules).items()}
-        players = {name: modules[name] for names in playing.values() for name in names}
+        copies = {student: _by_regret(names, regrets) for student, names in by_student(modules).items()}
         self._chosen_at = num_gradient_steps
+
+        def play(names: Sequence[str], first: int, count: int) -> Validation:
+            players = {name: modules[name] for name in names}
+            return validate(make_env, players, pipeline, count, first_episode=first)
+
         try:
-            played = validate(make_env, players, pipeline, self._num_episodes)
+            played = _halve(copies, self._num_episodes, play)
         except (EnvFailedError, ValueError) as error:
             logger.warning(
                 "Validation failed, so the copies with the lowest Q-regret on the replay's states were chosen: %s",
                 error,
             )
-            self._chosen, self._returns = {student: names[0] for student, names in playing.items()}, {}
+            self._chosen, self._returns = {student: names[0] for student, names in copies.items()}, {}
             return
-        self._chosen = {student: played.best(names) for student, names in playing.items()}
+        self._chosen = {student: played.best(names)[0] for student, names in copies.items()}
         self._count(played)
 
     @contextmanager
@@ -175,8 +180,27 @@ def _mean_regrets(learner_group: LearnerGroup) -> dict[str, float]:
     return {name: float(np.mean(regrets)) if regrets else math.nan for name, regrets in known.items()}
 
 
-def _least(names: list[str], regrets: Mapping[str, float]) -> list[str]:
-    """Return the copies with the lowest regret, in its order, which play; all copies if no regret is known."""
-    known = [name for name in names if math.isfinite(regrets[name])]
-    count = max(_LEAST_THAT_PLAY, math.ceil(_SHARE_THAT_PLAYS * len(names)))
-    return sorted(known, key=lambda name: regrets[name])[:count] or names
+def _by_regret(names: Sequence[str], regrets: Mapping[str, float]) -> list[str]:
+    """Return the copies in the order of their regrets, those without one last."""
+    return sorted(names, key=lambda name: (math.isnan(regrets[name]), regrets[name]))
+
+
+def _halve(
+    copies: dict[str, list[str]], num_episodes: int, play: Callable[[Sequence[str], int, int], Validation]
+) -> Validation:
+    """Play in rounds, each with fewer copies of each student.
+
+    Args:
+        copies: copies by student; of equal ones the first are preferred. The lists are shortened to those left.
+        num_episodes: episodes of those that play all.
+        play: plays with some copies from one episode on, so many.
+    """
+    played, first = Validation({name: [] for names in copies.values() for name in names}, 0, 0.0), 0
+    for share in _ROUND_ENDS:
+        last = math.ceil(share * num_episodes)
+        for student, names in copies.items() if first else ():
+            copies[student] = played.best(names, max(_LEAST_THAT_PLAY, math.ceil(0.5 * len(names))))
+        if last > first:
+            played += play([name for names in copies.values() for name in names], first, last - first)
+        first = last
+    return played

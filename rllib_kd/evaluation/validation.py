@@ -36,13 +36,23 @@ class Validation(NamedTuple):
     env_steps: int
     seconds: float
 
-    def best(self, names: Sequence[str]) -> str:
-        """Return the student with the highest mean return; the first if there are several."""
-        return max(names, key=lambda name: float(np.mean(self.returns[name])))
+    def __add__(self, more: Validation) -> Validation:  # type: ignore[override]  # more episodes, not a longer tuple
+        """Return the results of both, of which the second may have fewer students."""
+        returns = {name: own + more.returns.get(name, []) for name, own in self.returns.items()}
+        return Validation(returns, self.env_steps + more.env_steps, self.seconds + more.seconds)
+
+    def best(self, names: Sequence[str], count: int = 1) -> list[str]:
+        """Return the students with the highest mean returns, the best first; of equal ones the first in `names`."""
+        return sorted(names, key=lambda name: -float(np.mean(self.returns[name])))[:count]
 
 
 def validate(
-    make_env: Callable[[], gym.Env], students: Mapping[str, Any], pipeline: ObservationPipeline, num_episodes: int
+    make_env: Callable[[], gym.Env],
+    students: Mapping[str, Any],
+    pipeline: ObservationPipeline,
+    num_episodes: int,
+    *,
+    first_episode: int = 0,
 ) -> Validation:
     """Play the same episodes with several students, greedily.
 
@@ -51,13 +61,15 @@ def validate(
         students: RLModules with Q-values, by name.
         pipeline: from the environment's observations to the students' inputs.
         num_episodes: episodes of each student, ≥ 1.
+        first_episode: number of the first of them: each has another seed.
 
     Raises:
         ValueError: an episode does not end.
     """
     began, names = time.perf_counter(), list(students)
     q_values = FamilyQValues(students)
-    episodes = ((place, _FIRST_SEED + number) for place in range(len(names)) for number in range(num_episodes))
+    seeds = range(_FIRST_SEED + first_episode, _FIRST_SEED + first_episode + num_episodes)
+    episodes = ((place, seed) for place in range(len(names)) for seed in seeds)
     returns: dict[str, list[float]] = {name: [] for name in names}
     env_steps = 0
     while chunk := list(islice(episodes, _ENVS_AT_ONCE)):

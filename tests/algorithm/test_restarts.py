@@ -6,10 +6,10 @@ import ray
 import torch
 
 from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
-from rllib_kd.algorithm.restarts import _least
+from rllib_kd.algorithm.restarts import _by_regret, _halve
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
-from rllib_kd.evaluation.validation import validate
+from rllib_kd.evaluation.validation import Validation, validate
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import REGRET_FACTORS, by_student, is_named, names_of
 from tests.conftest import CARTPOLE_OBS, make_q_module
@@ -95,13 +95,13 @@ class TestValidation:
         again = validate(make_env, {"alone": students[COPIES[1]]}, ObservationPipeline(CARTPOLE_OBS), 30)
         assert again.returns["alone"] == played.returns[COPIES[1]]
         assert played.env_steps == sum(map(sum, played.returns.values()))  # a reward of 1 each
-        assert played.best(COPIES) == max(COPIES, key=lambda name: np.mean(played.returns[name]))
+        assert played.best(COPIES) == [max(COPIES, key=lambda name: np.mean(played.returns[name]))]
 
     def test_a_teacher_is_found_among_students_that_know_nothing(self):
         students = {name: make_q_module(seed=seed) for seed, name in enumerate(COPIES)}
         students[COPIES[2]] = load_teacher("cartpole").module
         played = validate(env_maker("CartPole-v1"), students, ObservationPipeline(CARTPOLE_OBS), 3)
-        assert played.best(COPIES) == COPIES[2]
+        assert played.best(COPIES) == [COPIES[2]]
         assert played.returns[COPIES[2]] == [500.0] * 3
 
 
@@ -196,9 +196,9 @@ def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, mon
     algo = config.build_algo()
     played = []
 
-    def look(make_env, students, *others):
+    def look(make_env, students, *others, **more):
         played.append({name: first_layer(module) for name, module in students.items()})
-        return validate(make_env, students, *others)
+        return validate(make_env, students, *others, **more)
 
     monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", look)
     try:
@@ -212,7 +212,7 @@ def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, mon
 
 
 def test_copies_that_cannot_be_validated_are_saved_all_the_same(trained, tmp_path, monkeypatch, caplog):
-    def fail(*_):
+    def fail(*_, **__):
         raise EnvFailedError("The environment has raised.")
 
     monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", fail)
@@ -228,14 +228,34 @@ def test_copies_that_cannot_be_validated_are_saved_all_the_same(trained, tmp_pat
 @pytest.mark.parametrize(
     ("regrets", "expected"),
     [
-        ({"a": 5.0, "b": np.nan, "c": 1.0, "d": np.nan, "e": 0.0}, ["e", "c", "a"]),
-        ({"a": 3.0, "b": 2.0, "c": 1.0, "d": 0.0, "e": 4.0}, ["d", "c", "b"]),
-        (dict.fromkeys("abcde", np.nan), list("abcde")),  # without labels
+        ({"a": 5.0, "b": np.nan, "c": 1.0, "d": np.nan, "e": 0.0}, "ecabd"),
+        (dict.fromkeys("abcde", np.nan), "abcde"),  # without labels
     ],
-    ids=["some", "all", "none"],
+    ids=["some", "none"],
 )
-def test_who_plays(regrets, expected):
-    assert _least(list("abcde"), regrets) == expected
+def test_of_equal_copies_the_one_with_the_least_regret_counts(regrets, expected):
+    assert _by_regret("abcde", regrets) == list(expected)
+    played = Validation({name: [1.0] for name in "abcde"}, 5, 0.0)
+    assert played.best(_by_regret("abcde", regrets)) == [expected[0]]
+
+
+@pytest.mark.parametrize("num_episodes", [1, 2, 24])
+def test_the_better_half_plays_on(num_episodes):
+    """Copies of two students: x0 to x15, whose returns are their numbers, and y0 and y1, too few to be left out."""
+    rounds = []
+
+    def play(names, first, count):
+        rounds.append((len(names), first, count))
+        return Validation({name: [float(name[1:])] * count for name in names}, count * len(names), 0.5)
+
+    copies = {"x": [f"x{number}" for number in range(16)], "y": ["y0", "y1"]}
+    played = _halve(copies, num_episodes, play)
+    expected = {1: [(18, 0, 1)], 2: [(18, 0, 1), (6, 1, 1)], 24: [(18, 0, 6), (10, 6, 6), (6, 12, 12)]}
+    assert rounds == expected[num_episodes]
+    assert {name: played.best(names)[0] for name, names in copies.items()} == {"x": "x15", "y": "y1"}
+    assert len(played.returns["x15"]) == len(played.returns["y0"]) == num_episodes
+    assert played.env_steps == sum(players * count for players, _, count in rounds)
+    assert played.seconds == 0.5 * len(rounds)
 
 
 @pytest.mark.parametrize("restarts", [1, 8])

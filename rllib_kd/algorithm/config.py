@@ -71,7 +71,7 @@ class DistillationConfig(DQNConfig):
         self.student: str | None = None
         self.students: dict[str, Any] = {}
         self.restarts = 1
-        self.num_validation_episodes = 24
+        self.num_validation_episodes = 64
         self.init = "random"
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
@@ -168,8 +168,8 @@ class DistillationConfig(DQNConfig):
                 with `normalize_q_values`. Low: robust; high: half of "mse".
             regret_coeff: weight of the student's expected Q-regret beside "kl", in median action gaps; ≥ 0. Low: the
                 student covers all the teacher's actions, whatever a mistake costs; high: it avoids expensive mistakes,
-                which matters if it is too small to avoid all. None (default): 1, with `restarts` 1, 10 and 100 in turn;
-                with TD 0.
+                which matters if it is too small to avoid all. None (default): 1, with `restarts` 1, 3, 10 and 30 in
+                turn; with TD 0.
             jsd_beta: β of "jsd"; in [0, 1]. Low: like "kl", the student covers all the teacher's actions; high: like
                 "reverse_kl", it keeps to the most frequent ones. Default: 0.5, the Jensen-Shannon divergence. Agarwal
                 et al. 2023, arXiv 2306.13649.
@@ -201,9 +201,8 @@ class DistillationConfig(DQNConfig):
                 "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
                 or a schedule over env steps. High: the teacher's states; low: the student's, in which it must act well
-                in the end. None (default): from 1 to 0.5 over 10,000 env steps, so that a student too small to imitate
-                its teacher everywhere still sees the teacher's states; with `td_coeff` from 1 to 0, so that it sees the
-                rewards of its own actions.
+                in the end. None (default): from 1 to 0.5 over 10,000 env steps, and to 0 at 60,000; with `td_coeff` to
+                0 at 10,000, so that the student sees the rewards of its own actions.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`
@@ -220,13 +219,14 @@ class DistillationConfig(DQNConfig):
                 ({"s16": {"fcnet_hiddens": [16]}}), {"compression": 0.01}, or a preset as for `student`.
                 `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
                 Plain MLPs of equal depth learn side by side: eight cost little more than one.
-            restarts: copies of each student that learn side by side, each with first weights of its own; ≥ 1. Before a
-                checkpoint or an evaluation, and in `get_module()`, the copies with the lowest Q-regret play validation
-                episodes, and the best of them is the student: a small student's return depends on its first weights.
-                MLPs without TD, features, gradient clipping and a custom loss are stacked, so that 16 cost little more
-                than one; other students cost `restarts` times as much. Default: 1.
-            num_validation_episodes: validation episodes of each copy; ≥ 1. No other figure uses their seeds. Low: a
-                lucky copy may win; high: seconds at every checkpoint and evaluation. Default: 24.
+            restarts: copies of each student that learn side by side, each with first weights of its own, and by default
+                with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
+                `get_module()`, they play validation episodes, and the best of them is the student: what a small student
+                does depends on both. MLPs without TD, features, gradient clipping and a custom loss are stacked, so
+                that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
+            num_validation_episodes: validation episodes of the best copies, ≥ 1; others play a quarter or half of them.
+                No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
+                evaluation. Default: 64.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
                 useful units, fitted by least squares to its outputs on the first states, before the first gradient step
                 (initialization.py). It needs a student and a teacher of RLlib's DQN architecture with the same

@@ -12,7 +12,7 @@ _MARK = "__restart_"
 
 
 #: The weight of the expected Q-regret, as a multiple of its default: the copies have these in turn.
-REGRET_FACTORS = (1.0, 10.0, 100.0)
+REGRET_FACTORS = (1.0, 3.0, 10.0, 30.0)
 
 
 def names_of(student: str, num_restarts: int) -> list[str]:

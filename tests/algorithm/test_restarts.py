@@ -38,7 +38,7 @@ def test_each_copy_weighs_regret_as_its_place_says(cluster):
 
 def test_no_spread_where_there_is_nothing_to_spread():
     of_last = names_of("default_policy", 3)[-1]
-    assert config_of().regret_coeff_of(of_last) == REGRET_FACTORS[2]
+    assert config_of().regret_coeff_of(of_last) == REGRET_FACTORS[2] == 10.0
     assert config_of(regret_coeff=2.0).regret_coeff_of(of_last) == 2.0
     assert config_of("mse").regret_coeff_of(of_last) == 0.0
     assert config_of(td_coeff=1.0).regret_coeff_of(of_last) == 0.0
@@ -112,7 +112,8 @@ def small_config(**distillation) -> DistillDQNConfig:
         .rl_module(model_config={"fcnet_hiddens": [4]})
         .training(num_steps_sampled_before_learning_starts=0)
         .reporting(min_sample_timesteps_per_iteration=1_000)
-        .distillation(**{"teacher": "cartpole", "restarts": 5, "num_baseline_episodes": 2} | distillation)
+        .distillation(teacher="cartpole", restarts=5, num_validation_episodes=24, num_baseline_episodes=2)
+        .distillation(**distillation)
         .evaluation(evaluation_duration=2)
         .debugging(seed=0)
     )

@@ -15,8 +15,8 @@ interrupted, and continued by the same command.
 the teacher. `init`: env steps until two evaluations in a row give a student 95 % of its teacher's return, with random
 first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
 `small`: what helps a student that is too small for its task: states weighted by how much the choice of action matters,
-and the reverse KL divergence. `tiny`: what networks of 2 to 8 units need: inputs on one scale, the expected regret
-beside the KL, and restarts. Needs a teacher for LunarLander: tuning/lunarlander_teacher.py.
+and the reverse KL divergence. `tiny`: what networks of 2 to 8 units need: restarts, with one weight of the regret or
+with several, β that falls to 0, and inputs on one scale. Needs a teacher for LunarLander: tuning/lunarlander_teacher.py.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -155,18 +155,19 @@ STUDIES = {
         hiddens=[(32,), (8,), ()],
         settings=[{"gap_weighting": False}, {"gap_weighting": True}, {"loss": "reverse_kl"}],
     ),
+    # Restarts with the defaults, and without each of what they consist of.
     "tiny": Study(
         ["LunarLander-v3", "Acrobot-v1", "MountainCar-v0", "CartPole-v1"],
-        100_000,
+        200_000,
         range(60, 65),
         hiddens=[(2, 2), (), (4, 4), (8,)],
         activations=["tanh"],
         settings=[
-            {"normalize_observations": False, "regret_coeff": 0.0},
-            {"regret_coeff": 0.0},
-            {"normalize_observations": False},
-            {},
             {"restarts": 16},
+            {},
+            {"restarts": 16, "regret_coeff": 1.0},
+            {"restarts": 16, "teacher_fraction": [[0, 1.0], [10_000, 0.5]]},
+            {"restarts": 16, "normalize_observations": False},
         ],
     ),
 }
@@ -304,7 +305,7 @@ def _line(group: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = group[0]
     line = {
         "env": first["env"],
-        "student": " × ".join(map(str, first["hiddens"])),
+        "student": " × ".join(map(str, first["hiddens"])) or "linear",
         "settings": ", ".join(f"{name}={value}" for name, value in first["settings"]) or "defaults",
         "env_steps": first["env_steps"],
         "seeds": len(group),
@@ -354,10 +355,20 @@ def main() -> None:
     parser.add_argument("--env", nargs="+", choices=TASKS)
     parser.add_argument("--env-steps", nargs="+", type=int, help="of each run; several make runs of each length")
     parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--hiddens", nargs="+", type=json.loads, help="of the students, like [8] [4,4] []")
+    parser.add_argument(
+        "--settings", nargs="+", type=json.loads, help="""of .distillation(), like '{"restarts": 16}'"""
+    )
     args = parser.parse_args()
 
     study = STUDIES[args.study]
-    study = replace(study, envs=args.env or study.envs, seeds=args.seeds or study.seeds)
+    study = replace(
+        study,
+        envs=args.env or study.envs,
+        seeds=args.seeds or study.seeds,
+        hiddens=[tuple(widths) for widths in args.hiddens or study.hiddens],
+        settings=args.settings or study.settings,
+    )
     lengths = args.env_steps or [study.env_steps]
     runs = [run for env_steps in lengths for run in replace(study, env_steps=env_steps).runs()]
     rows = (

@@ -16,7 +16,7 @@ the teacher. `init`: env steps until two evaluations in a row give a student 95 
 first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
 `small`: what helps a student that is too small for its task: states weighted by how much the choice of action matters,
 and the reverse KL divergence. `tiny`: what networks of 2 to 8 units need: restarts, with one weight of the regret or
-with several, β that falls to 0, and inputs on one scale. Needs a teacher for LunarLander: tuning/lunarlander_teacher.py.
+with several, β that falls to 0, and inputs on one scale. A teacher for LunarLander: tuning/lunarlander_teacher.py.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """

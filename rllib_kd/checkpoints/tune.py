@@ -1,7 +1,8 @@
 """Folders of Ray Tune: which checkpoint a path means.
 
-A run folder means its best checkpoint by evaluation if training evaluated, else its newest. `RUN@best` and `RUN@newest`
-choose. All functions with a path argument call `resolve()`.
+A run folder means its best checkpoint by evaluation if training evaluated, else its newest; its newest where training
+goes on. `RUN@best` and `RUN@newest` choose. A folder with a single zip means that zip. All functions with a path argument
+call `resolve()`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
 from rllib_kd.checkpoints.run_names import CHECKPOINT, short_names
 from rllib_kd.checkpoints.runs import Curve, CurveReader
-from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types, is_file, open_uri, read_file, uri_of
+from rllib_kd.checkpoints.uris import (
+    NothingThereError,
+    absolute_uri,
+    file_types,
+    is_file,
+    only_zip,
+    open_uri,
+    read_file,
+    uri_of,
+)
 from rllib_kd.checkpoints.whole import first_whole
 from rllib_kd.text import number, printable
 
@@ -87,7 +97,8 @@ class _Named(NamedTuple):
     uri: str
     filesystem: pyarrow.fs.FileSystem
     path: str
-    rule: str | None
+    rule: str | None = None
+    why: str = ""  # the rule applies
 
 
 class _Scored(NamedTuple):
@@ -97,25 +108,28 @@ class _Scored(NamedTuple):
     returns: tuple[float, ...]
 
 
-def resolve(path: str | os.PathLike[str]) -> Location:
+def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Location:
     """Return the checkpoint that a path means.
 
     A run folder is a trial of Tune, or an experiment with one. It means the checkpoint with the highest mean return in
     evaluation; its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest; `RUN@best` the
     best, by returns of training if there was no evaluation. An experiment with several trials means the best checkpoint
-    of all of them. Half-written checkpoints are skipped with a warning. Any other path means itself, also if its name
-    contains an `@`.
+    of all of them. Half-written checkpoints are skipped with a warning. A folder that is no checkpoint and has a single
+    zip means the zip (of Stable-Baselines3). Any other path means itself, also if its name contains an `@`.
 
     Args:
         path: path or URI of a checkpoint, a run folder, or another library's file.
+        continues: whether training goes on from the checkpoint. A run folder then means its newest one, as in Tune.
 
     Raises:
         CheckpointError: there is nothing; a run has no checkpoint; an experiment has several trials, and none was
-            evaluated; or its results exceed the limits.
+            evaluated, or training is to go on; a folder has several zips; or the results exceed the limits.
     """
     named = _find(os.fspath(path))
     reader = _Reader(named.filesystem)
     trials = _trials_of(named, reader)
+    if continues and named.rule is None:
+        named = named._replace(rule=NEWEST, why="from which training continues")
     return _choose(named, trials, reader) if trials else _itself(named, reader)
 
 
@@ -170,12 +184,13 @@ def _find(given: str) -> _Named:
     before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     folder, at, rule = before.rpartition("@")
     try:
-        return _Named(given, uri, *open_uri(uri), None)
+        return _Named(given, uri, *open_uri(uri))
     except NothingThereError:
         if not at or "/" in rule:
             raise
         if rule in (BEST, NEWEST):
-            return _Named(given, folder + mark + options, *open_uri(folder + mark + options), rule)
+            why = f"as @{rule} requests"
+            return _Named(given, folder + mark + options, *open_uri(folder + mark + options), rule, why)
         _check_rule(given, folder + mark + options, rule)
         raise
 
@@ -201,6 +216,11 @@ def _trials_of(named: _Named, reader: _Reader) -> list[str]:
 
 def _itself(named: _Named, reader: _Reader) -> Location:
     """Return the location of a checkpoint or file, with its figures in the results of its run."""
+    archive = only_zip(named.filesystem, named.path, named.uri)
+    if archive is not None:
+        uri = uri_of(named.uri, named.path, archive)
+        logger.info("Using '%s', the only zip in '%s'.", printable(uri), printable(named.given))
+        return Location(uri, named.filesystem, archive)
     run = reader.run_of(named.path)
     scored = [] if run is None else reader.score(run, [named.path])
     return Location(named.uri, named.filesystem, named.path, next(map(_return_of, scored), None))
@@ -228,7 +248,7 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
     if not asks_returns:
         (chosen,) = reader.score(posixpath.dirname(chosen.path), [chosen.path])
     uri = uri_of(named.uri, named.path, chosen.path)
-    why = _why(named.rule, kind, chosen)
+    why = _why(named.why, kind, chosen)
     logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(named.given), why)
     return Location(uri, named.filesystem, chosen.path, _return_of(chosen))
 
@@ -252,14 +272,15 @@ def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
     runs = list(dict.fromkeys(scored.path.rpartition("/")[0] for scored in found))
     if len(runs) > 1:
         names = ", ".join([*short_names(runs)[:_MAX_LISTED], *(["..."] if len(runs) > _MAX_LISTED else [])])
-        reason = (
-            "" if named.rule == NEWEST else f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
-        )
+        reason = f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
+        if named.rule == NEWEST:
+            is_asked = named.given.endswith(f"@{NEWEST}")
+            reason = "" if is_asked else f" '{named.given}@{BEST}' means the best checkpoint of all."
         raise CheckpointError(f"'{named.given}' contains {len(runs)} runs: {names}. Name the folder of one.{reason}")
 
 
-def _why(rule: str | None, kind: int | None, chosen: _Scored) -> str:
-    asked = f", as @{rule} requests" if rule else ""
+def _why(why: str, kind: int | None, chosen: _Scored) -> str:
+    asked = f", {why}" if why else ""
     if kind is None:
         return f"it is the newest{asked or ', since training was not evaluated'}"
     value = chosen.returns[kind]

@@ -285,7 +285,7 @@ def _check_writable(storage: str) -> None:
 def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     missing = f"There is no checkpoint of an Algorithm at '{path}' to restore. Name one, or a run folder."
     try:
-        opened = OpenedCheckpoint(path)
+        opened = OpenedCheckpoint(path, continues=True)
     except NothingThereError as error:
         raise ValueError(f"Nothing can be restored from '{path}': {error}") from error
     checkpoint = opened.location

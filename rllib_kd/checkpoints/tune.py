@@ -1,8 +1,8 @@
 """Folders of Ray Tune: which checkpoint a path means.
 
-A run folder means its best checkpoint by evaluation if training evaluated, else its newest; its newest where training
-goes on. `RUN@best` and `RUN@newest` choose. A folder with a single zip means that zip. All functions with a path argument
-call `resolve()`.
+A run folder means its best checkpoint by evaluation if training evaluated, else its newest; and its newest if training
+goes on from it. `RUN@best` and `RUN@newest` choose. A folder with a single zip means that zip. All functions with a
+path argument call `resolve()`.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Student(NamedTuple):
 
     source: str | Location
     curve: Curve
+    is_named: bool = False  # by the user
 
     @property
     def checkpoint(self) -> str:
@@ -134,47 +135,77 @@ def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Locatio
 
 
 def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, Student]:
-    """Return the students that paths mean, by the shortest distinct ends of their paths.
+    """Return the students that paths mean, by the names that they are given, else the shortest distinct ends of paths.
 
     Args:
         paths: each as in `resolve()`; but an experiment means all its trials. A path that is not a run means itself.
+            `NAME=PATH` names a student, or is the first part of its trials' names; a path that exists is not split.
         names: names that are not paths.
 
     Raises:
-        ValueError: as `resolve()`; the limits on results apply to all paths together.
+        ValueError: as `resolve()`; the limits on results apply to all paths together. Two students have one name.
     """
     readers: list[_Reader] = []
-    students: list[tuple[str, str | None, Student]] = []  # with the path that is shortened, and the rule
+    found = [_students_at(*_split_name(os.fspath(path), names), readers, names) for path in paths]
+    unnamed = list(dict.fromkeys(each.path for several in found for each in several if each.name is None))
+    short = dict(zip(unnamed, short_names(unnamed), strict=True))
+    given = [each.name for several in found for each in several if each.name is not None]
+    if twice := next((name for name in given if given.count(name) > 1), None):
+        raise ValueError(f"Two students are named '{twice}'. Give each a name of its own: NAME=PATH.")
 
-    for given in [os.fspath(path) for path in paths]:
-        try:
-            named = None if given in names else _find(given)
-        except NothingThereError:
-            named = None  # opening it raises a clear error
-        if named is None:
-            students.append((given, None, Student(given, Curve())))
-            continue
-        reader = next((each for each in readers if each.filesystem.equals(named.filesystem)), None)
-        if reader is None:
-            readers.append(reader := _Reader(named.filesystem))
-        trials = _trials_of(named, reader)
-        for trial in trials:
-            own = named._replace(uri=uri_of(named.uri, named.path, trial), path=trial)
-            student = Student(_choose(own, [trial], reader), reader.results(trial).curve)
-            students.append((own.uri.partition("?")[0], named.rule, student))
-        if not trials:
-            run = reader.run_of(named.path)
-            curve = Curve() if run is None else reader.results(run).curve
-            students.append((given, None, Student(_itself(named, reader), curve)))
+    students: dict[str, Student] = {}
+    for each in (each for several in found for each in several):
+        at = f"@{each.rule}" if each.rule else ""
+        name = each.name or short[each.path] + at
+        own = each.student
+        is_other = name in students and students[name].checkpoint != own.checkpoint  # by a folder whose name has an @
+        is_taken = each.name is None and (is_other or name in given)
+        students[each.path + at if is_taken else name] = own._replace(is_named=each.name is not None)
+    return students
 
-    unique = list(dict.fromkeys(path for path, _, _ in students))
-    short = dict(zip(unique, short_names(unique), strict=True))
-    found: dict[str, Student] = {}
-    for path, rule, student in students:
-        at = f"@{rule}" if rule else ""
-        name = short[path] + at
-        is_taken = name in found and found[name].checkpoint != student.checkpoint  # by a folder whose name has an @
-        found[path + at if is_taken else name] = student
+
+class _Found(NamedTuple):
+    """A student, its name if that was given, the path that its name is else made of, and the rule that chose it."""
+
+    name: str | None
+    path: str
+    rule: str | None
+    student: Student
+
+
+def _split_name(text: str, names: Sequence[str]) -> tuple[str | None, str]:
+    """Split `NAME=PATH`, unless there is something of this very name, as of Tune's trials (`..._lr=0.1_...`)."""
+    name, mark, path = text.partition("=")
+    is_path = not mark or "/" in name or os.path.lexists(text) or os.path.lexists(text.rpartition("@")[0])
+    if is_path or text in names:
+        return None, text
+    if not name.strip() or not path:
+        raise ValueError(f"Expected NAME=PATH, such as small=/tmp/student, or a path. Got '{text}'.")
+    return name.strip(), path
+
+
+def _students_at(name: str | None, given: str, readers: list[_Reader], names: Sequence[str]) -> list[_Found]:
+    """Return the students at a path; `readers` are those of the paths before it, one for each filesystem."""
+    try:
+        named = None if given in names else _find(given)
+    except NothingThereError:
+        named = None  # opening it raises a clear error
+    if named is None:
+        return [_Found(name, given, None, Student(given, Curve()))]
+    reader = next((each for each in readers if each.filesystem.equals(named.filesystem)), None)
+    if reader is None:
+        readers.append(reader := _Reader(named.filesystem))
+    trials = _trials_of(named, reader)
+    if not trials:
+        run = reader.run_of(named.path)
+        curve = Curve() if run is None else reader.results(run).curve
+        return [_Found(name, given, None, Student(_itself(named, reader), curve))]
+    whole = name is None or len(trials) == 1
+    found = []
+    for trial, inner in zip(trials, trials if whole else short_names(trials), strict=True):
+        own = named._replace(uri=uri_of(named.uri, named.path, trial), path=trial)
+        student = Student(_choose(own, [trial], reader), reader.results(trial).curve)
+        found.append(_Found(name if whole else f"{name}/{inner}", own.uri.partition("?")[0], named.rule, student))
     return found
 
 

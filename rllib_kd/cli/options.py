@@ -170,7 +170,7 @@ Verbose = Annotated[
 Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, run, RUN@newest or 'cartpole'.")]
 
 
-Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoints or run folders.")]
+Students = Annotated[list[str], typer.Argument(metavar="[NAME=]PATH", help="Checkpoints or run folders.")]
 
 
 OwnEnv = Annotated[str | None, option("Environment (default: the checkpoint's).", "--env", "-e", metavar="ID")]

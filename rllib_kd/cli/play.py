@@ -49,6 +49,7 @@ def compare(
 
     \b
     rllib compare --teacher cartpole ~/ray_results/cartpole --out report
+    rllib compare --teacher cartpole small=RUN1 tiny=RUN2
     """  # noqa: D301
     from rllib_kd.checkpoints.tune import find_students
     from rllib_kd.evaluation.comparing import compare_all
@@ -58,7 +59,7 @@ def compare(
 
     set_log_level(0)
     found = find_students(students, names=list(PACKAGED_TEACHERS))
-    if len(found) == 1:
+    if len(found) == 1 and not next(iter(found.values())).is_named:
         found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
         one_or_all(teacher),

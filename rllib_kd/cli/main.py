@@ -17,7 +17,7 @@ from typing import Any
 import typer
 
 from rllib_kd.cli import play, train  # noqa: F401 (importing them adds their commands)
-from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail
+from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail, with_log_level
 from rllib_kd.cli.gone import refuse_what_is_gone
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.relay import printed_warnings
@@ -28,7 +28,7 @@ def main() -> None:
     with _ending_on_signals(), printed_warnings(), clean_warnings_of_others():
         refuse_what_is_gone(sys.argv[1:])
         try:
-            code = app(prog_name="rllib", standalone_mode=False)
+            code = app(with_log_level(sys.argv[1:]), prog_name="rllib", standalone_mode=False)
         except _UsageError as error:
             command = error.ctx.command_path if error.ctx is not None else "rllib"
             fail(f"{error.format_message()} See `{command} --help`.", code=2)

@@ -100,7 +100,9 @@ NumSamples = Annotated[int | None, option("Trials of each setting (default: 1)."
 CompareEpisodes = Annotated[int | None, option("Episodes of a final comparison (default: 0).", metavar="N")]
 
 
-Name = Annotated[str | None, option("Name of the results folder.", "--experiment-name", "-n", metavar="NAME")]
+Name = Annotated[
+    str | None, option("Results folder (default: algo_env_time).", "--experiment-name", "-n", metavar="NAME")
+]
 
 
 Storage = Annotated[str, option("Folder or URI (default: ~/ray_results).", metavar="PATH")]
@@ -163,7 +165,7 @@ WandbRunName = Annotated[str | None, option("W&B run name (default: the trial's 
 
 
 Verbose = Annotated[
-    int, typer.Option("-v", count=True, show_default=False, help="Log more: -v for INFO, -vv for DEBUG.")
+    int, typer.Option("-v", count=True, show_default=False, help="Log INFO (-v, -v INFO) or DEBUG (-vv).")
 ]
 
 

@@ -27,6 +27,7 @@ from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
+from rllib_kd.experiment.names import newest, own_folder
 from rllib_kd.experiment.resuming import StopAt, begin_with, check_unchanged, check_unfinished, record, recorded
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
@@ -36,6 +37,9 @@ from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
 _STOP = "--stop"
+
+
+_LOG_LEVEL = "log_level"  # a setting that any command may change: also one that resumes
 
 
 #: The options that Tune keeps from the start of an experiment.
@@ -149,6 +153,25 @@ def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContext
     return alone_in(path, remedy="choose another --experiment-name")
 
 
+@contextmanager
+def named(experiment: CheckedExperiment, options: RunOptions) -> Iterator[CheckedExperiment]:
+    """Find a folder for an experiment that nobody has named, print its name, and yield the experiment with it.
+
+    Raises:
+        ValueError: it is to be resumed; or the folder cannot be made.
+    """
+    storage = absolute_uri(options.storage_path)
+    if options.resume:
+        last = newest(storage, experiment.subject)
+        hint = "" if last is None else f" The newest one here is '{last}'."
+        raise ValueError(
+            f"--resume needs the name of the run, which was printed when it began: --experiment-name NAME.{hint}"
+        )
+    with own_folder(storage, experiment.name) as name:
+        say(f"note: results go to '{storage}/{name}'.")
+        yield dataclasses.replace(experiment, name=name)
+
+
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
     """Train by Ray Tune.
 
@@ -246,7 +269,8 @@ def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]
     kept = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _KEPT}
     if options.restore is not None:
         kept["--restore"] = absolute_uri(options.restore)
-    return {**experiment.settings, "--num-samples": experiment.num_samples, **kept}
+    settings = {name: value for name, value in experiment.settings.items() if name != _LOG_LEVEL}
+    return {**settings, "--num-samples": experiment.num_samples, **kept}
 
 
 def _check_resumable(path: str) -> None:

@@ -162,7 +162,7 @@ def test_what_is_no_json(refused, tmp_path, flag):
     files = [f"@{tmp_path / name}" for name in ("pipe", "bytes.json", "bytes.yaml", "deep.yaml", "missing", "")]
     files += ["@", "@/dev/zero", "@~nosuchuser/x", "@no\0thing", "@" + "a" * 5000, "@\udcff"]
     values = ["null", "[]", "1", "{", '"', "1" * 5000, 100_000 * "[", 100_000 * '{"a":']
-    for command in ("evaluate", "compare", "export") if flag == "--env-config" else ("train",):
+    for command in WORKING if flag == "--env-config" else ("train",):
         for value in (*files, *values):
             message = refused([*WORKING[command], f"{flag}={value}"])
             assert flag in message

@@ -76,6 +76,23 @@ def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, m
     assert not (tmp_path / "films").exists()
 
 
+@pytest.mark.parametrize("missing", ["moviepy", "imageio_ffmpeg"])
+def test_a_package_that_videos_lack_is_named_before_anything_is_opened(tmp_path, monkeypatch, capsys, missing):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "moviepy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in ("rllib_kd.evaluation.sources.open_source", "rllib_kd.evaluation.comparing.open_source"):
+        monkeypatch.setattr(name, lambda *args, **kwargs: pytest.fail("A checkpoint was opened"))
+    monkeypatch.setattr(sys, "argv", ["rllib", "evaluate", "cartpole", "--video", str(tmp_path / "films")])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    message = f"Videos need the package '{missing}': pip install 'rllib-kd[video]'"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rllib_kd.evaluate("cartpole", video_dir=tmp_path)
+
+
 def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_path, monkeypatch, capsys):
     artifact = tmp_path / "student.safetensors"
     monkeypatch.setattr(sys, "argv", ["rllib", "export", "cartpole", "--out", str(artifact), "--episodes", "1"])

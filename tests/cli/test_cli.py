@@ -8,6 +8,7 @@ import pytest
 
 import rllib_kd
 from rllib_kd.cli.main import main
+from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.artifact import artifact_format_of
 from tests.cli.commands import run
 
@@ -78,7 +79,7 @@ def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, m
 
 @pytest.mark.parametrize("missing", ["moviepy", "imageio_ffmpeg"])
 def test_a_package_that_videos_lack_is_named_before_anything_is_opened(tmp_path, monkeypatch, capsys, missing):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "moviepy"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("moviepy", "imageio")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     for name in ("rllib_kd.evaluation.sources.open_source", "rllib_kd.evaluation.comparing.open_source"):
@@ -90,7 +91,7 @@ def test_a_package_that_videos_lack_is_named_before_anything_is_opened(tmp_path,
     message = f"Videos need the package '{missing}': pip install 'rllib-kd[video]'"
     assert capsys.readouterr().err == f"error: {message}\n"
     with pytest.raises(ValueError, match=re.escape(message)):
-        rllib_kd.evaluate("cartpole", video_dir=tmp_path)
+        evaluate("cartpole", video_dir=tmp_path)
 
 
 def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_path, monkeypatch, capsys):

@@ -98,8 +98,9 @@ def train(
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.experiment.outcome import refusal
     from rllib_kd.experiment.progress_line import ProgressLine
-    from rllib_kd.experiment.running import RunOptions, alone, check_options, named, run
+    from rllib_kd.experiment.running import RunOptions, alone, check_options, folder_of, named, run
     from rllib_kd.experiment.worker_logs import env_runner_failure
+    from rllib_kd.terminal import say
 
     set_log_level(verbose)
     experiment = _experiment(words, algo)
@@ -137,6 +138,8 @@ def train(
         alone(checked, options),
         connection(checked.trial_resources, address=ray_address, local=local, log_level=level),
     ):
+        if experiment.name is None:
+            say(f"note: results go to '{folder_of(checked, options)}'.")
         began = time.time()
         results, interrupted = run(checked, options)
         failure = env_runner_failure(since=began)

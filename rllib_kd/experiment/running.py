@@ -143,19 +143,23 @@ def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
         yield
 
 
+def folder_of(experiment: CheckedExperiment, options: RunOptions) -> str:
+    """Return path or URI of the experiment's folder."""
+    return f"{absolute_uri(options.storage_path)}/{experiment.name}"
+
+
 def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:
     """Lock the experiment's folder.
 
     Raises:
         ValueError: another run uses it.
     """
-    path = f"{absolute_uri(options.storage_path)}/{experiment.name}"
-    return alone_in(path, remedy="choose another --experiment-name")
+    return alone_in(folder_of(experiment, options), remedy="choose another --experiment-name")
 
 
 @contextmanager
 def named(experiment: CheckedExperiment, options: RunOptions) -> Iterator[CheckedExperiment]:
-    """Find a folder for an experiment that nobody has named, print its name, and yield the experiment with it.
+    """Make a folder for an experiment that nobody has named, and yield the experiment with the folder's name.
 
     Raises:
         ValueError: it is to be resumed; or the folder cannot be made.
@@ -168,7 +172,6 @@ def named(experiment: CheckedExperiment, options: RunOptions) -> Iterator[Checke
             f"--resume needs the name of the run, which was printed when it began: --experiment-name NAME.{hint}"
         )
     with own_folder(storage, experiment.name) as name:
-        say(f"note: results go to '{storage}/{name}'.")
         yield dataclasses.replace(experiment, name=name)
 
 

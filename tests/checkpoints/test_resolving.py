@@ -306,6 +306,16 @@ def test_commands_print_which_checkpoint_they_take_once(evaluated, trained, monk
     assert logging.getLogger("rllib_kd.checkpoints.tune").level == logging.NOTSET
 
 
+def test_the_checkpoint_of_a_sweep_names_its_students(tmp_path):
+    trial = write_trial(tmp_path / "trial", training=[None])
+    (trial / "checkpoint_000000").rename(trial / "seed_0")
+    (trial / "checkpoint_000000").mkdir()
+    (trial / "seed_0").rename(trial / "checkpoint_000000" / "seed_0")
+    with pytest.raises(ValueError, match=r"with a student for each seed\. Name one .*/checkpoint_000000/seed_0'\."):
+        load_teacher(trial)
+    assert load_teacher(trial / "checkpoint_000000" / "seed_0").num_parameters > 0
+
+
 # --- Folders of a zip -------------------------------------------------------------------------------------------------
 
 ZIPPED = Path(__file__).parent / "sb3-2.9"

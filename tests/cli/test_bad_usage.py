@@ -152,6 +152,15 @@ BAD = {
         [*DISTIL, "--resume"],
         "--resume needs the name of the run, which was printed when it began: --experiment-name NAME.",
     ),
+    "a sweep without a teacher": (["sweep", "--env", "CartPole-v1"], "Missing option '--teacher'"),
+    "a scheduler that no sweep has": (
+        ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--scheduler", "ashe"],
+        "Unknown scheduler 'ashe'. Did you mean 'asha'",
+    ),
+    "a sweep whose space is not there": (
+        ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--space", "nowhere.py"],
+        "--space: there is no file 'nowhere.py'",
+    ),
     "a log level that no flag has": ([*DISTIL, "-v", "ERROR"], "-v takes INFO or DEBUG, got 'ERROR'"),
     "nobody at the address": ([*RUN, "--ray-address", "127.0.0.1:1"], "No Ray answers at '127.0.0.1:1'"),
     "address and CPUs": (

@@ -1,6 +1,7 @@
 """A search space of your own, for `rllib sweep --space tuning/search_space.py`.
 
-The space that a sweep has without `--space` is `rllib_kd.search_space()`, in the package. Here it is with the changes that one makes first.
+The space that a sweep has without `--space` is `rllib_kd.search_space()`, in the package. Here it is with the changes
+that one makes first.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ ScoreAttr = Annotated[
 MaxFailures = Annotated[int, option("Retries from the last checkpoint; default 0.", metavar="N")]
 
 
-Restore = Annotated[str | None, option("Start a new run from this checkpoint or run.", metavar="PATH")]
+Restore = Annotated[str | None, option("New run from a checkpoint, or a run's newest.", metavar="PATH")]
 
 
 Resume = Annotated[bool, option("Continue an interrupted experiment.", "--resume")]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, option
+from rllib_kd.cli.options import TEACHER_HELP, EnvConfig, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
@@ -16,6 +16,7 @@ from rllib_kd.cli.options import TEACHER_HELP, option
 def sweep(
     teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
     env: Annotated[str, option("Gymnasium id, or registered name.", "--env", "-e", metavar="ID")],
+    env_config: EnvConfig = "{}",
     num_samples: Annotated[int, option("Settings to try (default: 16).", metavar="N")] = 16,
     num_seeds: Annotated[int, option("Students of each setting (default: 3).", metavar="N")] = 3,
     env_steps: Annotated[int, option("Training of each student (default: 20,000).", metavar="N")] = 20_000,
@@ -51,6 +52,9 @@ def sweep(
     texts = {"search": search, "space": space, "storage_path": storage_path, "name": name, "address": address}
     check_not_empty(**texts, wandb_project=wandb_project, mlflow_uri=mlflow_uri)
     began = time.perf_counter()
+    settings = parse_json(config, "--config")
+    if changes := parse_json(env_config, "--env-config"):
+        settings["env_config"] = {**(settings.get("env_config") or {}), **changes}
     swept = Sweep(
         teacher=one_or_all(teacher),
         env=env,
@@ -59,7 +63,7 @@ def sweep(
         scheduler=scheduler,
         num_seeds=num_seeds,
         env_steps=env_steps,
-        config=parse_json(config, "--config"),
+        config=settings,
         space=search_space if space is None else read_space(space),
         storage_path=storage_path,
         name=name,

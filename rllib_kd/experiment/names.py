@@ -31,7 +31,7 @@ def subject(algorithm: type, envs: Iterable[Any]) -> str:
         algorithm: class of the algorithm.
         envs: environments of all trials; of several, none is named.
     """
-    names = {str(getattr(env, "__name__", env)) for env in envs}
+    names = {re.sub(r"^(.*/)?([^/]+)\.py:", r"\2:", str(getattr(env, "__name__", env))) for env in envs}
     words = [algorithm.__name__, *(names if len(names) == 1 else ())]
     return "_".join(re.sub(r"[^\w.-]+", "-", word, flags=re.ASCII).strip("-")[:_MAX_ENV] for word in words)
 

@@ -170,7 +170,7 @@ def test_what_is_no_json(refused, tmp_path, flag):
     files = [f"@{tmp_path / name}" for name in ("pipe", "bytes.json", "bytes.yaml", "deep.yaml", "missing", "")]
     files += ["@", "@/dev/zero", "@~nosuchuser/x", "@no\0thing", "@" + "a" * 5000, "@\udcff"]
     values = ["null", "[]", "1", "{", '"', "1" * 5000, 100_000 * "[", 100_000 * '{"a":']
-    takes = {"--env-config": ("train", "evaluate", "compare", "export"), "--config": ("train", "sweep")}
+    takes = {"--env-config": tuple(WORKING), "--config": ("train", "sweep")}
     for command in takes.get(flag, ("train",)):
         for value in (*files, *values):
             message = refused([*WORKING[command], f"{flag}={value}"])

@@ -11,9 +11,10 @@ import pytest
 from ray.rllib.algorithms.dqn import DQN
 
 from rllib_kd.cli.main import main
-from rllib_kd.experiment import names
+from rllib_kd.experiment import names, running
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.names import newest, own_folder, own_name, subject
+from rllib_kd.experiment.running import RunOptions
 from tests.cli.commands import DISTIL
 
 TIME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d"
@@ -32,6 +33,7 @@ def some_env(config):
         (["ALE/Pong-v5"], "DQN_ALE-Pong-v5"),
         (["highway_env:highway-fast-v0"], "DQN_highway_env-highway-fast-v0"),
         ([some_env], "DQN_some_env"),
+        (["~/of/mine/grid.py:Maze"], "DQN_grid-Maze"),
         (["../../x y"], "DQN_..-..-x-y"),
         (["e" * 500], "DQN_" + "e" * 60),
     ],
@@ -152,6 +154,7 @@ def test_the_log_level_is_also_that_of_the_algorithm(train, flags, level):
     (experiment,), code, error = train("-n", "mine", *flags)
     assert (code, error) == (0, "")
     assert experiment.param_space.log_level == level
+    assert "log_level" not in running._flags(experiment, RunOptions())  # so that a resumed run may change it
 
 
 def test_keys_of_the_environments_config_are_changed(train, tmp_path):

@@ -53,6 +53,7 @@ def test_every_flag_reaches_the_sweep(swept, tmp_path):
     (tmp_path / "space.py").write_text("def search_space(teacher, **facts): return {'lr': 1}")
     flags = ["--teacher", "other", "--num-samples", "5", "--num-seeds", "2", "--env-steps", "70", "--search", "random"]
     flags += ["--scheduler", "asha", "--config", '{"loss": "kl"}', "--space", str(tmp_path / "space.py"), "--seed", "4"]
+    flags += ["--env-config", '{"sutton_barto_reward": true}']
     flags += ["--storage-path", str(tmp_path), "--name", "mine", "--resume", "--address", "auto"]
     sweep, kwargs, _, _ = swept(*flags)
     assert sweep.space(None) == {"lr": 1}
@@ -65,7 +66,7 @@ def test_every_flag_reaches_the_sweep(swept, tmp_path):
         "scheduler": "asha",
         "num_seeds": 2,
         "env_steps": 70,
-        "config": {"loss": "kl"},
+        "config": {"loss": "kl", "env_config": {"sutton_barto_reward": True}},
         "space": None,
         "storage_path": str(tmp_path),
         "name": "mine",

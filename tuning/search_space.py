@@ -1,7 +1,7 @@
-"""A search space of your own, for `python tuning/sweep.py --space tuning/search_space.py`.
+"""A search space of your own, for `rllib sweep --space tuning/search_space.py`.
 
-The space that a sweep has without `--space` is `rllib_kd.search_space()`, in the package, so that a `sweep.py` that was
-copied to a cluster alone finds it. Here it is with the changes that one makes first.
+The space that a sweep has without `--space` is `rllib_kd.search_space()`, in the package. Here it is with the changes
+that one makes first.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd import limits
 from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Name, Tag, read_pickle
-from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file
+from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.values import build, build_entries
 from rllib_kd.networks.layers import Cost
 from rllib_kd.observations.pipeline import ObservationPipeline
@@ -432,6 +432,12 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
             f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
             "read. Train the teacher with config.api_stack(enable_rl_module_and_learner=True, "
             "enable_env_runner_and_connector_v2=True)."
+        )
+    seed = posixpath.join(path, "seed_0")
+    if is_folder(filesystem, seed):
+        raise CheckpointError(
+            f"'{uri}' is the checkpoint of a setting in a sweep, with a student for each seed. Name one of them, such "
+            f"as '{uri_of(uri, path, seed)}'."
         )
     raise CheckpointError(
         f"'{uri}' is not an RLlib checkpoint: found no RLModule '{module_id}' ({_CLASS_FILE} and "

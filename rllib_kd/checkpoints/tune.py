@@ -1,7 +1,8 @@
 """Folders of Ray Tune: which checkpoint a path means.
 
-A run folder means its best checkpoint by evaluation if training evaluated, else its newest. `RUN@best` and `RUN@newest`
-choose. All functions with a path argument call `resolve()`.
+A run folder means its best checkpoint by evaluation if training evaluated, else its newest; and its newest if training
+goes on from it. `RUN@best` and `RUN@newest` choose. A folder with a single zip means that zip. All functions with a
+path argument call `resolve()`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
 from rllib_kd.checkpoints.run_names import CHECKPOINT, short_names
 from rllib_kd.checkpoints.runs import Curve, CurveReader
-from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types, is_file, open_uri, read_file, uri_of
+from rllib_kd.checkpoints.uris import (
+    NothingThereError,
+    absolute_uri,
+    file_types,
+    is_file,
+    only_zip,
+    open_uri,
+    read_file,
+    uri_of,
+)
 from rllib_kd.checkpoints.whole import first_whole
 from rllib_kd.text import number, printable
 
@@ -73,6 +83,7 @@ class Student(NamedTuple):
 
     source: str | Location
     curve: Curve
+    is_named: bool = False  # by the user
 
     @property
     def checkpoint(self) -> str:
@@ -87,7 +98,8 @@ class _Named(NamedTuple):
     uri: str
     filesystem: pyarrow.fs.FileSystem
     path: str
-    rule: str | None
+    rule: str | None = None
+    why: str = ""  # the rule applies
 
 
 class _Scored(NamedTuple):
@@ -97,70 +109,103 @@ class _Scored(NamedTuple):
     returns: tuple[float, ...]
 
 
-def resolve(path: str | os.PathLike[str]) -> Location:
+def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Location:
     """Return the checkpoint that a path means.
 
     A run folder is a trial of Tune, or an experiment with one. It means the checkpoint with the highest mean return in
     evaluation; its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest; `RUN@best` the
     best, by returns of training if there was no evaluation. An experiment with several trials means the best checkpoint
-    of all of them. Half-written checkpoints are skipped with a warning. Any other path means itself, also if its name
-    contains an `@`.
+    of all of them. Half-written checkpoints are skipped with a warning. A folder that is no checkpoint and has a single
+    zip means the zip (of Stable-Baselines3). Any other path means itself, also if its name contains an `@`.
 
     Args:
         path: path or URI of a checkpoint, a run folder, or another library's file.
+        continues: whether training goes on from the checkpoint. A run folder then means its newest one, as in Tune.
 
     Raises:
         CheckpointError: there is nothing; a run has no checkpoint; an experiment has several trials, and none was
-            evaluated; or its results exceed the limits.
+            evaluated, or training is to go on; a folder has several zips; or the results exceed the limits.
     """
     named = _find(os.fspath(path))
     reader = _Reader(named.filesystem)
     trials = _trials_of(named, reader)
+    if continues and named.rule is None:
+        named = named._replace(rule=NEWEST, why="from which training continues")
     return _choose(named, trials, reader) if trials else _itself(named, reader)
 
 
 def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, Student]:
-    """Return the students that paths mean, by the shortest distinct ends of their paths.
+    """Return the students that paths mean, by the names that they are given, else the shortest distinct ends of paths.
 
     Args:
         paths: each as in `resolve()`; but an experiment means all its trials. A path that is not a run means itself.
+            `NAME=PATH` names a student, or is the first part of its trials' names; a path that exists is not split.
         names: names that are not paths.
 
     Raises:
-        ValueError: as `resolve()`; the limits on results apply to all paths together.
+        ValueError: as `resolve()`; the limits on results apply to all paths together. Two students have one name.
     """
     readers: list[_Reader] = []
-    students: list[tuple[str, str | None, Student]] = []  # with the path that is shortened, and the rule
+    found = [_students_at(*_split_name(os.fspath(path), names), readers, names) for path in paths]
+    unnamed = list(dict.fromkeys(each.path for several in found for each in several if each.name is None))
+    short = dict(zip(unnamed, short_names(unnamed), strict=True))
+    given = [each.name for several in found for each in several if each.name is not None]
+    if twice := next((name for name in given if given.count(name) > 1), None):
+        raise ValueError(f"Two students are named '{twice}'. Give each a name of its own: NAME=PATH.")
 
-    for given in [os.fspath(path) for path in paths]:
-        try:
-            named = None if given in names else _find(given)
-        except NothingThereError:
-            named = None  # opening it raises a clear error
-        if named is None:
-            students.append((given, None, Student(given, Curve())))
-            continue
-        reader = next((each for each in readers if each.filesystem.equals(named.filesystem)), None)
-        if reader is None:
-            readers.append(reader := _Reader(named.filesystem))
-        trials = _trials_of(named, reader)
-        for trial in trials:
-            own = named._replace(uri=uri_of(named.uri, named.path, trial), path=trial)
-            student = Student(_choose(own, [trial], reader), reader.results(trial).curve)
-            students.append((own.uri.partition("?")[0], named.rule, student))
-        if not trials:
-            run = reader.run_of(named.path)
-            curve = Curve() if run is None else reader.results(run).curve
-            students.append((given, None, Student(_itself(named, reader), curve)))
+    students: dict[str, Student] = {}
+    for each in (each for several in found for each in several):
+        at = f"@{each.rule}" if each.rule else ""
+        name = each.name or short[each.path] + at
+        own = each.student
+        is_other = name in students and students[name].checkpoint != own.checkpoint  # by a folder whose name has an @
+        is_taken = each.name is None and (is_other or name in given)
+        students[each.path + at if is_taken else name] = own._replace(is_named=each.name is not None)
+    return students
 
-    unique = list(dict.fromkeys(path for path, _, _ in students))
-    short = dict(zip(unique, short_names(unique), strict=True))
-    found: dict[str, Student] = {}
-    for path, rule, student in students:
-        at = f"@{rule}" if rule else ""
-        name = short[path] + at
-        is_taken = name in found and found[name].checkpoint != student.checkpoint  # by a folder whose name has an @
-        found[path + at if is_taken else name] = student
+
+class _Found(NamedTuple):
+    """A student, its name if that was given, the path that its name is else made of, and the rule that chose it."""
+
+    name: str | None
+    path: str
+    rule: str | None
+    student: Student
+
+
+def _split_name(text: str, names: Sequence[str]) -> tuple[str | None, str]:
+    """Split `NAME=PATH`, unless there is something of this very name, as of Tune's trials (`..._lr=0.1_...`)."""
+    name, mark, path = text.partition("=")
+    is_path = not mark or "/" in name or os.path.lexists(text) or os.path.lexists(text.rpartition("@")[0])
+    if is_path or text in names:
+        return None, text
+    if not name.strip() or not path:
+        raise ValueError(f"Expected NAME=PATH, such as small=/tmp/student, or a path. Got '{text}'.")
+    return name.strip(), path
+
+
+def _students_at(name: str | None, given: str, readers: list[_Reader], names: Sequence[str]) -> list[_Found]:
+    """Return the students at a path; `readers` are those of the paths before it, one for each filesystem."""
+    try:
+        named = None if given in names else _find(given)
+    except NothingThereError:
+        named = None  # opening it raises a clear error
+    if named is None:
+        return [_Found(name, given, None, Student(given, Curve()))]
+    reader = next((each for each in readers if each.filesystem.equals(named.filesystem)), None)
+    if reader is None:
+        readers.append(reader := _Reader(named.filesystem))
+    trials = _trials_of(named, reader)
+    if not trials:
+        run = reader.run_of(named.path)
+        curve = Curve() if run is None else reader.results(run).curve
+        return [_Found(name, given, None, Student(_itself(named, reader), curve))]
+    whole = name is None or len(trials) == 1
+    found = []
+    for trial, inner in zip(trials, trials if whole else short_names(trials), strict=True):
+        own = named._replace(uri=uri_of(named.uri, named.path, trial), path=trial)
+        student = Student(_choose(own, [trial], reader), reader.results(trial).curve)
+        found.append(_Found(name if whole else f"{name}/{inner}", own.uri.partition("?")[0], named.rule, student))
     return found
 
 
@@ -170,12 +215,13 @@ def _find(given: str) -> _Named:
     before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     folder, at, rule = before.rpartition("@")
     try:
-        return _Named(given, uri, *open_uri(uri), None)
+        return _Named(given, uri, *open_uri(uri))
     except NothingThereError:
         if not at or "/" in rule:
             raise
         if rule in (BEST, NEWEST):
-            return _Named(given, folder + mark + options, *open_uri(folder + mark + options), rule)
+            why = f"as @{rule} requests"
+            return _Named(given, folder + mark + options, *open_uri(folder + mark + options), rule, why)
         _check_rule(given, folder + mark + options, rule)
         raise
 
@@ -201,6 +247,11 @@ def _trials_of(named: _Named, reader: _Reader) -> list[str]:
 
 def _itself(named: _Named, reader: _Reader) -> Location:
     """Return the location of a checkpoint or file, with its figures in the results of its run."""
+    archive = only_zip(named.filesystem, named.path, named.uri)
+    if archive is not None:
+        uri = uri_of(named.uri, named.path, archive)
+        logger.info("Using '%s', the only zip in '%s'.", printable(uri), printable(named.given))
+        return Location(uri, named.filesystem, archive)
     run = reader.run_of(named.path)
     scored = [] if run is None else reader.score(run, [named.path])
     return Location(named.uri, named.filesystem, named.path, next(map(_return_of, scored), None))
@@ -228,7 +279,7 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
     if not asks_returns:
         (chosen,) = reader.score(posixpath.dirname(chosen.path), [chosen.path])
     uri = uri_of(named.uri, named.path, chosen.path)
-    why = _why(named.rule, kind, chosen)
+    why = _why(named.why, kind, chosen)
     logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(named.given), why)
     return Location(uri, named.filesystem, chosen.path, _return_of(chosen))
 
@@ -252,14 +303,15 @@ def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
     runs = list(dict.fromkeys(scored.path.rpartition("/")[0] for scored in found))
     if len(runs) > 1:
         names = ", ".join([*short_names(runs)[:_MAX_LISTED], *(["..."] if len(runs) > _MAX_LISTED else [])])
-        reason = (
-            "" if named.rule == NEWEST else f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
-        )
+        reason = f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
+        if named.rule == NEWEST:
+            is_asked = named.given.endswith(f"@{NEWEST}")
+            reason = "" if is_asked else f" '{named.given}@{BEST}' means the best checkpoint of all."
         raise CheckpointError(f"'{named.given}' contains {len(runs)} runs: {names}. Name the folder of one.{reason}")
 
 
-def _why(rule: str | None, kind: int | None, chosen: _Scored) -> str:
-    asked = f", as @{rule} requests" if rule else ""
+def _why(why: str, kind: int | None, chosen: _Scored) -> str:
+    asked = f", {why}" if why else ""
     if kind is None:
         return f"it is the newest{asked or ', since training was not evaluated'}"
     value = chosen.returns[kind]

@@ -22,6 +22,13 @@ _HEAD = 64  # bytes by which a file is recognised
 _BLOCK = 2**20  # bytes
 
 
+#: Files and folders in the checkpoints of RLlib.
+_OF_RLLIB = {"class_and_ctor_args.pkl", "default_policy", "learner_group", "policies", "rllib_checkpoint.json"}
+
+
+_MAX_NAMED = 10  # files, in a message
+
+
 _PLAIN = "/!$&'()*+,;=:@"  # characters of a path that mean themselves in a URI, beside letters and digits
 
 
@@ -83,6 +90,31 @@ def first_file(filesystem: pyarrow.fs.FileSystem, folder: str, names: Sequence[s
     paths = [posixpath.join(folder, name) for name in names]
     kinds = file_types(filesystem, paths)
     return next((path for path, kind in zip(paths, kinds, strict=True) if kind == pyarrow.fs.FileType.File), None)
+
+
+def only_zip(filesystem: pyarrow.fs.FileSystem, folder: str, uri: str) -> str | None:
+    """Return the path of the only zip in a folder that is no checkpoint of RLlib; None if there is none.
+
+    Args:
+        filesystem: filesystem of the path.
+        folder: path of the folder; for any other path the result is None.
+        uri: the same, for the message.
+
+    Raises:
+        CheckpointError: there are several; or the folder cannot be listed.
+    """
+    if not is_folder(filesystem, folder):
+        return None
+    entries = list_folder(filesystem, folder)
+    if any(entry.base_name in _OF_RLLIB for entry in entries):
+        return None
+    files = (entry.path for entry in entries if entry.type == pyarrow.fs.FileType.File)
+    zips = sorted(path for path in files if path.lower().endswith(".zip"))
+    if len(zips) > 1:
+        names = ", ".join(f"'{posixpath.basename(path)}'" for path in zips[:_MAX_NAMED])
+        names += ", ..." if len(zips) > _MAX_NAMED else ""
+        raise CheckpointError(f"'{uri}' contains {len(zips)} zips: {names}. Name one of them.")
+    return zips[0] if zips else None
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:

@@ -16,6 +16,10 @@ from rllib_kd.text import one_line, printable
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+#: Log levels, with the flags that RLlib has for them.
+_FLAGS = {"INFO": "-v", "DEBUG": "-vv"}
+
+
 _MAX_ERROR = 2_000  # characters: messages may quote a file
 
 
@@ -54,9 +58,29 @@ def clean_warnings_of_others() -> Iterator[None]:
         warnings.formatwarning = original
 
 
+def with_log_level(arguments: list[str]) -> list[str]:
+    """Return the arguments with `-v INFO` and `-v DEBUG` as the flags that typer counts, `-v` and `-vv`."""
+    if arguments[:1] != ["train"]:
+        return arguments
+    counted: list[str] = []
+    for argument in arguments:
+        if counted[-1:] == ["-v"] and isinstance(logging.getLevelName(argument.upper()), int):
+            if argument.upper() not in _FLAGS:
+                fail(f"-v takes {' or '.join(_FLAGS)}, got '{argument}'. Without -v, only errors are shown.", code=2)
+            counted[-1] = _FLAGS[argument.upper()]
+        else:
+            counted.append(argument)
+    return counted
+
+
+def log_level(verbose: int) -> str | None:
+    """Return the name of the level that so many `-v` ask for; None without any."""
+    return [None, *_FLAGS][min(verbose, len(_FLAGS))]
+
+
 def set_log_level(verbose: int) -> None:
     """Show Ray's log from the level of `-v` on: without it none, since the summary has the errors of trials."""
-    level = {0: logging.CRITICAL, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    level = log_level(verbose) or logging.CRITICAL
     for name in ("ray", "ray.tune", "ray.rllib", "ray._common.deprecation"):
         logging.getLogger(name).setLevel(level)
 

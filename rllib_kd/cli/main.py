@@ -16,19 +16,24 @@ from typing import Any
 
 import typer
 
-from rllib_kd.cli import play, train  # noqa: F401 (importing them adds their commands)
-from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail
+from rllib_kd.cli import play, sweep, train  # noqa: F401 (importing them adds their commands)
+from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail, with_log_level
 from rllib_kd.cli.gone import refuse_what_is_gone
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.relay import printed_warnings
 
 
-def main() -> None:
-    """Run the command line."""
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        arguments: command and flags; None: those of this process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     with _ending_on_signals(), printed_warnings(), clean_warnings_of_others():
-        refuse_what_is_gone(sys.argv[1:])
+        refuse_what_is_gone(arguments)
         try:
-            code = app(prog_name="rllib", standalone_mode=False)
+            code = app(with_log_level(arguments), prog_name="rllib", standalone_mode=False)
         except _UsageError as error:
             command = error.ctx.command_path if error.ctx is not None else "rllib"
             fail(f"{error.format_message()} See `{command} --help`.", code=2)

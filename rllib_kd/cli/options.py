@@ -100,7 +100,9 @@ NumSamples = Annotated[int | None, option("Trials of each setting (default: 1)."
 CompareEpisodes = Annotated[int | None, option("Episodes of a final comparison (default: 0).", metavar="N")]
 
 
-Name = Annotated[str | None, option("Name of the results folder.", "--experiment-name", "-n", metavar="NAME")]
+Name = Annotated[
+    str | None, option("Results folder (default: algo_env_time).", "--experiment-name", "-n", metavar="NAME")
+]
 
 
 Storage = Annotated[str, option("Folder or URI (default: ~/ray_results).", metavar="PATH")]
@@ -123,7 +125,7 @@ ScoreAttr = Annotated[
 MaxFailures = Annotated[int, option("Retries from the last checkpoint; default 0.", metavar="N")]
 
 
-Restore = Annotated[str | None, option("Start a new run from this checkpoint or run.", metavar="PATH")]
+Restore = Annotated[str | None, option("New run from a checkpoint, or a run's newest.", metavar="PATH")]
 
 
 Resume = Annotated[bool, option("Continue an interrupted experiment.", "--resume")]
@@ -163,14 +165,14 @@ WandbRunName = Annotated[str | None, option("W&B run name (default: the trial's 
 
 
 Verbose = Annotated[
-    int, typer.Option("-v", count=True, show_default=False, help="Log more: -v for INFO, -vv for DEBUG.")
+    int, typer.Option("-v", count=True, show_default=False, help="Log INFO (-v, -v INFO) or DEBUG (-vv).")
 ]
 
 
 Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, run, RUN@newest or 'cartpole'.")]
 
 
-Students = Annotated[list[str], typer.Argument(metavar="STUDENT", help="Checkpoints or run folders.")]
+Students = Annotated[list[str], typer.Argument(metavar="[NAME=]PATH", help="Checkpoints or run folders.")]
 
 
 OwnEnv = Annotated[str | None, option("Environment (default: the checkpoint's).", "--env", "-e", metavar="ID")]

@@ -49,6 +49,7 @@ def compare(
 
     \b
     rllib compare --teacher cartpole ~/ray_results/cartpole --out report
+    rllib compare --teacher cartpole small=RUN1 tiny=RUN2
     """  # noqa: D301
     from rllib_kd.checkpoints.tune import find_students
     from rllib_kd.evaluation.comparing import compare_all
@@ -58,7 +59,7 @@ def compare(
 
     set_log_level(0)
     found = find_students(students, names=list(PACKAGED_TEACHERS))
-    if len(found) == 1:
+    if len(found) == 1 and not next(iter(found.values())).is_named:
         found = {"student": next(iter(found.values()))}
     comparisons = compare_all(
         one_or_all(teacher),
@@ -97,12 +98,15 @@ def evaluate(
     \b
     rllib evaluate ~/ray_results/cartpole --video videos
     """  # noqa: D301
+    from rllib_kd.environments.video import check_recorder
     from rllib_kd.evaluation.comparing import evaluate as evaluate_policy
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.sources import open_source
     from rllib_kd.experiment.files import parse_json
 
     set_log_level(0)
+    if video is not None:
+        check_recorder()
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     if algo is not None and algo != (trained_by := source.algorithm() or algo):
         raise ValueError(f"The checkpoint was trained by {trained_by}, but --algo is '{algo}'. Leave out --algo.")

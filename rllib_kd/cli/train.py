@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import typer
 
-from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
+from rllib_kd.cli.app import app, echo, log_level, one_or_all, set_log_level
 from rllib_kd.cli.options import (
     Algo,
     CheckpointAtEnd,
@@ -17,6 +18,7 @@ from rllib_kd.cli.options import (
     CompareEpisodes,
     Compression,
     Config,
+    EnvConfig,
     Keep,
     Loss,
     MaxFailures,
@@ -56,6 +58,7 @@ def train(
     words: Words = None,
     algo: Algo = None,
     env: TrainEnv = None,
+    env_config: EnvConfig = "{}",
     teacher: Teacher = None,
     compression: Compression = None,
     loss: Loss = None,
@@ -95,14 +98,19 @@ def train(
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.experiment.outcome import refusal
     from rllib_kd.experiment.progress_line import ProgressLine
-    from rllib_kd.experiment.running import RunOptions, alone, check_options, run
+    from rllib_kd.experiment.running import RunOptions, alone, check_options, folder_of, named, run
     from rllib_kd.experiment.worker_logs import env_runner_failure
+    from rllib_kd.terminal import say
 
     set_log_level(verbose)
     experiment = _experiment(words, algo)
     shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     experiment.settings |= parse_json(config, "--config")
+    if changes := parse_json(env_config, "--env-config"):
+        experiment.settings["env_config"] = {**(experiment.settings.get("env_config") or {}), **changes}
+    if (level := log_level(verbose)) is not None:
+        experiment.settings.setdefault("log_level", level)
     experiment.stop |= parse_json(stop, "--stop")
     fields = {"name": experiment_name, "num_samples": num_samples, "compare_episodes": compare_episodes}
     for name, value in fields.items():
@@ -122,18 +130,22 @@ def train(
         scheduler_config=parse_json(scheduler_config, "--scheduler-config"),
         callbacks=(ProgressLine(checked.stop), *_loggers(checked, wandb_key, wandb_project, wandb_run_name)),
     )
-    check_options(checked, options)
+    if experiment.name is not None or not resume:
+        check_options(checked, options)
     local = LocalRay(ray_num_cpus, ray_num_gpus, ray_num_nodes, ray_object_store_memory, dashboard=ray_ui)
     with (
+        nullcontext(checked) if experiment.name is not None else named(checked, options) as checked,
         alone(checked, options),
-        connection(checked.trial_resources, address=ray_address, local=local, verbose=verbose > 0),
+        connection(checked.trial_resources, address=ray_address, local=local, log_level=level),
     ):
+        if experiment.name is None:
+            say(f"note: results go to '{folder_of(checked, options)}'.")
         began = time.time()
         results, interrupted = run(checked, options)
         failure = env_runner_failure(since=began)
     if (reason := refusal(results)) is not None:
         raise ValueError(reason)
-    _print_results(checked, results, failure, interrupted=interrupted)
+    _print_results(checked, results, failure, interrupted=interrupted, own_name=experiment.name is None)
     if interrupted or results.errors:
         raise typer.Exit(1)
 
@@ -153,7 +165,7 @@ def _experiment(words: list[str] | None, algo: str | None) -> Experiment:
             "No algorithm was given. Name one, such as --algo DistillDQN, or a file: `rllib train file FILE`. See "
             "`rllib train --help`."
         )
-    return Experiment("default", algo)
+    return Experiment(None, algo)
 
 
 def _loggers(
@@ -168,19 +180,28 @@ def _loggers(
 
 
 def _print_results(
-    checked: CheckedExperiment, results: tune.ResultGrid, failure: str | None, *, interrupted: bool
+    checked: CheckedExperiment, results: tune.ResultGrid, failure: str | None, *, interrupted: bool, own_name: bool
 ) -> None:
-    """Print each trial's result, then how to continue, or how the students compare with their teacher."""
+    """Print each trial's result, then how to continue, or how the students compare with their teacher.
+
+    Args:
+        checked: the experiment.
+        results: of its trials.
+        failure: as `hidden_reason()` takes it.
+        interrupted: whether training was interrupted.
+        own_name: whether nobody named the experiment.
+    """
     from rllib_kd.experiment.outcome import comparison, hidden_reason, remedy, summary
 
+    continuing = _resuming_command(["--experiment-name", checked.name] if own_name else [])
     for result in results:
         echo(summary(result))
     if reason := hidden_reason(results, failure):
         echo(reason, err=True)
     if interrupted:
-        echo(f"interrupted; continue with: {_resuming_command()}", err=True)
+        echo(f"interrupted; continue with: {continuing}", err=True)
         return
-    if advice := remedy(results, _resuming_command()):
+    if advice := remedy(results, continuing):
         echo(advice, err=True)
     if table := comparison(checked, results):
         echo(table)
@@ -193,6 +214,6 @@ def _experiment_file(words: list[str]) -> str:
     raise ValueError(f"Expected `rllib train file FILE`, got `rllib train {' '.join(words)}`.")
 
 
-def _resuming_command() -> str:
+def _resuming_command(name: list[str]) -> str:
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return shlex.join(["rllib", *arguments, "--resume"])
+    return shlex.join(["rllib", *arguments, *name, "--resume"])

@@ -13,6 +13,19 @@ from rllib_kd.environments.failures import described
 from rllib_kd.environments.making import close
 
 
+def check_recorder() -> None:
+    """Check that videos can be written, before anything is loaded or played.
+
+    Raises:
+        ValueError: a package is missing; the message names it.
+    """
+    try:
+        import moviepy  # noqa: F401
+    except Exception as error:  # moviepy itself looks for ffmpeg
+        missing = f"'{error.name}'" if isinstance(error, ImportError) and error.name else f"'moviepy' ({error})"
+        raise ValueError(f"Videos need the package {missing}: pip install 'rllib-kd[video]'") from error
+
+
 def check_renders(make_env: Callable[[], gym.Env], mode: str) -> None:
     """Check that an environment can be rendered, before it plays.
 
@@ -49,10 +62,7 @@ def recording(make_env: Callable[[], gym.Env], folder: Path, *, name: str) -> Ca
     Raises:
         ValueError: the package that writes videos is missing.
     """
-    try:
-        import moviepy  # noqa: F401
-    except ImportError as error:
-        raise ValueError("Videos need the package 'moviepy': pip install 'rllib-kd[video]'") from error
+    check_recorder()
 
     def make() -> gym.Env:
         env = make_env()

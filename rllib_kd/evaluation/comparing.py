@@ -14,7 +14,7 @@ import torch
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.environments.making import close, env_maker
-from rllib_kd.environments.video import check_renders, recording
+from rllib_kd.environments.video import check_recorder, check_renders, recording
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import (
     agreement,
@@ -251,12 +251,14 @@ def evaluate(
         ValueError: as `compare()`, or the environment cannot be rendered.
     """
     seeds = episode_seeds(num_episodes, seed)
+    if render and video_dir is not None:
+        raise ValueError("An environment renders either to the screen or to videos, but both were given. Choose one.")
+    if video_dir is not None:
+        check_recorder()
     source = open_source(policy, trust_checkpoint=trust_checkpoint)
     played = resolve_environment({"the policy": source}, env, env_config, trust_checkpoint=trust_checkpoint)
     policy = source.policy()
     player = _with_epsilon(policy, epsilon, seed=seed)
-    if render and video_dir is not None:
-        raise ValueError("An environment renders either to the screen or to videos, but both were given. Choose one.")
     check_fit(env_maker(*played), {"The policy": policy})
     mode = "human" if render else "rgb_array" if video_dir is not None else None
     make_shown = env_maker(*played, render_mode=mode)

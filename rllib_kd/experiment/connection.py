@@ -45,7 +45,11 @@ class LocalRay:
 
 @contextmanager
 def connection(
-    needs: Mapping[str, float], *, address: str | None = None, local: LocalRay = LocalRay(), verbose: bool = False
+    needs: Mapping[str, float],
+    *,
+    address: str | None = None,
+    local: LocalRay = LocalRay(),
+    log_level: str | None = None,
 ) -> Iterator[None]:
     """Join or start Ray, and leave it at the end. If Ray is already initialized in this process, use that.
 
@@ -54,7 +58,7 @@ def connection(
         address: address of a Ray to join, or "auto" for the one on this machine; None: RAY_ADDRESS if it is set,
             otherwise a local Ray is started.
         local: resources of the local Ray.
-        verbose: whether Ray's log is shown.
+        log_level: level from which Ray's log is shown; None: errors of this process only.
 
     Raises:
         ValueError: no Ray answers at the address, or Ray lacks resources of a trial, which would wait forever.
@@ -80,7 +84,7 @@ def connection(
                 with _own_sessions(), _kept_sigterm_handler():
                     where = {"address": address} if address is not None else _started(stack, needs, local)
                     stack.callback(ray.shutdown)
-                    ray.init(**where, logging_level="INFO" if verbose else "ERROR", log_to_driver=verbose)
+                    ray.init(**where, logging_level=log_level or "ERROR", log_to_driver=log_level is not None)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
             except Exception as error:  # of no other kind where the machine is too busy

@@ -22,6 +22,7 @@ from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.environments.making import env_maker
 from rllib_kd.experiment.metrics import checked_stop
+from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.teachers.names import absolute_teachers
@@ -33,7 +34,7 @@ class Experiment:
     """An algorithm, its settings, and when to stop.
 
     Args:
-        name: name of the experiment's folder.
+        name: name of the experiment's folder; None: by algorithm, environment and time.
         algorithm: a name registered with Tune, `package.module.Class`, or the class.
         config: a config; None: the algorithm's default config.
         settings: fields of the config by name; values may be Tune's search spaces (`{"grid_search": [...]}`).
@@ -42,7 +43,7 @@ class Experiment:
         compare_episodes: episodes that teacher and student each play at the end; 0: none.
     """
 
-    name: str
+    name: str | None
     algorithm: str | type[Algorithm]
     config: AlgorithmConfig | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -58,7 +59,8 @@ class Experiment:
                 nearest known name.
         """
         check_not_empty(experiment_name=self.name)
-        check_below_storage(experiment_name=self.name)
+        if self.name is not None:
+            check_below_storage(experiment_name=self.name)
         check_at_least(1, num_samples=self.num_samples)
         check_at_least(0, compare_episodes=self.compare_episodes)
         cls = algorithm_class(self.algorithm)
@@ -84,8 +86,9 @@ class Experiment:
                 "run `rllib compare` afterwards."
             )
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
+        about = subject(cls, [config.env for config in configs])
         return CheckedExperiment(
-            name=self.name,
+            name=own_name(about) if self.name is None else self.name,
             trainable=cls,
             param_space=param_space(first, own | settings) if own or has_space(settings) else first,
             stop=checked_stop(self.stop),
@@ -94,6 +97,7 @@ class Experiment:
             trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
             settings=written,
             title=f"{cls.__name__}-{getattr(first.env, '__name__', first.env)}",
+            subject=about,
         )
 
 
@@ -110,6 +114,7 @@ class CheckedExperiment:
     trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
     title: str  # algorithm and environment
     settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them, with absolute teachers
+    subject: str = ""  # of the experiment, as names begin that nobody has given
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:

@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 
 from rllib_kd.algorithm.dead_learners import LearnerDiedError
+from rllib_kd.checkpoints.run_names import short_names
 from rllib_kd.checkpoints.runs import GREEDY, Curve, read_curve
 from rllib_kd.environments.failures import EnvFailedError, frames_in, users_line
 from rllib_kd.environments.returned import NotFiniteError
@@ -131,10 +132,14 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
         teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]
         named = [word for teacher in teachers for word in ("--teacher", str(teacher))]
         return "compare with: " + shlex.join(["rllib", "compare", *named, *paths])
+    names = short_names([student.path for student in students])
     teacher = load_teacher(config["teacher"], trust_checkpoint=config["trust_checkpoint"])
     comparisons = compare_all(
         as_configured(teacher, config["ensemble"], config["temperature"]),
-        {"student" if len(students) == 1 else Path(s.path).name: location(s.checkpoint) for s in students},
+        {
+            "student" if len(students) == 1 else name: location(student.checkpoint)
+            for name, student in zip(names, students, strict=True)
+        },
         PlayedEnvironment(config["env"], config["env_config"]),
         num_episodes=experiment.compare_episodes,
         seed=FRESH_SEED,

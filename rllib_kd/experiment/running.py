@@ -27,6 +27,7 @@ from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
+from rllib_kd.experiment.names import newest, own_folder
 from rllib_kd.experiment.resuming import StopAt, begin_with, check_unchanged, check_unfinished, record, recorded
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
@@ -36,6 +37,9 @@ from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
 _STOP = "--stop"
+
+
+_LOG_LEVEL = "log_level"  # a setting that any command may change: also one that resumes
 
 
 #: The options that Tune keeps from the start of an experiment.
@@ -139,14 +143,36 @@ def alone_in(uri: str, *, remedy: str) -> Iterator[None]:
         yield
 
 
+def folder_of(experiment: CheckedExperiment, options: RunOptions) -> str:
+    """Return path or URI of the experiment's folder."""
+    return f"{absolute_uri(options.storage_path)}/{experiment.name}"
+
+
 def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContextManager[None]:
     """Lock the experiment's folder.
 
     Raises:
         ValueError: another run uses it.
     """
-    path = f"{absolute_uri(options.storage_path)}/{experiment.name}"
-    return alone_in(path, remedy="choose another --experiment-name")
+    return alone_in(folder_of(experiment, options), remedy="choose another --experiment-name")
+
+
+@contextmanager
+def named(experiment: CheckedExperiment, options: RunOptions) -> Iterator[CheckedExperiment]:
+    """Make a folder for an experiment that nobody has named, and yield the experiment with the folder's name.
+
+    Raises:
+        ValueError: it is to be resumed; or the folder cannot be made.
+    """
+    storage = absolute_uri(options.storage_path)
+    if options.resume:
+        last = newest(storage, experiment.subject)
+        hint = "" if last is None else f" The newest one here is '{last}'."
+        raise ValueError(
+            f"--resume needs the name of the run, which was printed when it began: --experiment-name NAME.{hint}"
+        )
+    with own_folder(storage, experiment.name) as name:
+        yield dataclasses.replace(experiment, name=name)
 
 
 def run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.ResultGrid, bool]:
@@ -246,7 +272,8 @@ def _flags(experiment: CheckedExperiment, options: RunOptions) -> dict[str, Any]
     kept = {f"--{name.replace('_', '-')}": getattr(options, name) for name in _KEPT}
     if options.restore is not None:
         kept["--restore"] = absolute_uri(options.restore)
-    return {**experiment.settings, "--num-samples": experiment.num_samples, **kept}
+    settings = {name: value for name, value in experiment.settings.items() if name != _LOG_LEVEL}
+    return {**settings, "--num-samples": experiment.num_samples, **kept}
 
 
 def _check_resumable(path: str) -> None:
@@ -285,7 +312,7 @@ def _check_writable(storage: str) -> None:
 def _checkpoint_uri(path: str, trainable: type[Algorithm]) -> str:
     missing = f"There is no checkpoint of an Algorithm at '{path}' to restore. Name one, or a run folder."
     try:
-        opened = OpenedCheckpoint(path)
+        opened = OpenedCheckpoint(path, continues=True)
     except NothingThereError as error:
         raise ValueError(f"Nothing can be restored from '{path}': {error}") from error
     checkpoint = opened.location

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 from ray import tune
 
 from rllib_kd.experiment.loggers import wandb_callback
+from rllib_kd.sweeps.trial import NUM_REPORTS
 from rllib_kd.text import printable, ratio
 
 
 def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = None) -> list[tune.Callback]:
-    """Return callbacks that print one line for each setting, and Ray's loggers of other services.
+    """Return callbacks that print lines on how the sweep goes, and Ray's loggers of other services.
 
     Args:
         wandb_project: project of Weights & Biases; None: not logged there.
@@ -22,7 +26,7 @@ def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = 
     Raises:
         ValueError: a package is not installed, no user is logged in, or MLflow rejects the URI.
     """
-    callbacks: list[tune.Callback] = [SettingLines()]
+    callbacks: list[tune.Callback] = [SettingLines(), MinuteLines()]
     if wandb_project is not None:
         callbacks.append(wandb_callback(project=wandb_project))
     if mlflow_uri is not None:
@@ -54,5 +58,48 @@ class SettingLines(tune.Callback):
         self._print(trials, trial, f"failed: see error.txt in {trial.path}")
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:
-        ended = sum(other is trial or other.status in ("TERMINATED", "ERROR") for other in trials)
+        ended = sum(other is trial or _has_ended(other) for other in trials)
         print(f"{ended:>4} settings  {printable(line)}", flush=True)
+
+
+class MinuteLines(tune.Callback):
+    """A callback that prints one line a minute if stdout is a file or a pipe, where a silent sweep looks dead.
+
+    Args:
+        seconds: between two lines.
+        clock: returns a time, s.
+    """
+
+    def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic):
+        self._seconds, self._clock = seconds, clock
+        self._total = 1  # settings
+        self._began = self._printed = clock()
+
+    def setup(self, stop: Any = None, num_samples: int | None = None, total_num_samples: int = 1, **info: Any) -> None:
+        """Tune's hook before the first trial."""
+        self._total = total_num_samples
+        self._began = self._printed = self._clock()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Tune's hook, several times a second."""
+        now = self._clock()
+        if now - self._printed < self._seconds or sys.stdout.isatty():
+            return
+        self._printed = now
+        total = max(self._total, len(trials))
+        ended = [_has_ended(trial) for trial in trials]
+        done = sum(is_over or _reports(trial) / NUM_REPORTS for trial, is_over in zip(trials, ended, strict=True))
+        running = sum(trial.status == "RUNNING" for trial in trials)
+        words = [f"{sum(ended)} of {total} settings have ended", f"{running} running"]
+        ratios = [trial.last_result["return_ratio"] for trial in trials if "return_ratio" in (trial.last_result or {})]
+        words += [f"best return ratio so far {ratio(max(ratios))}"] if ratios else []
+        minutes = round((now - self._began) / 60)
+        print(f"{min(done / total, 1.0):>5.0%} after {minutes} min: {', '.join(words)}", flush=True)
+
+
+def _has_ended(trial: Any) -> bool:
+    return trial.status in ("TERMINATED", "ERROR")
+
+
+def _reports(trial: Any) -> int:
+    return (trial.last_result or {}).get("training_iteration", 0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import posixpath
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from rllib_kd.report.drawing import (
     FOREGROUND,
@@ -35,13 +37,13 @@ class ReportedSweep(SweepResult):
     def __str__(self) -> str:
         return summary(self)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, *, at: str | None = None) -> None:
         """Write the report, as `write()` does."""
-        write(self, folder)
+        write(self, folder, at=at)
 
 
 def summary(result: SweepResult) -> str:
-    """Return the front as a table of 80 columns, and the recommended student with its command."""
+    """Return the front as a table of 80 columns, and the recommended student with its command and checkpoint."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -68,11 +70,24 @@ def summary(result: SweepResult) -> str:
     )
     if (best := result.best) is not None:  # not wrapped: it is there to be copied
         text += f"\n\n{printable(result.command(best))}"
+        if best.best_checkpoint is not None:
+            text += f"\n\n{_of_the_best(best)}:\n{printable(best.best_checkpoint)}"
     return text
 
 
-def write(result: SweepResult, folder: Path) -> None:
-    """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`."""
+def _of_the_best(student: SweptStudent) -> str:
+    count = len(student.return_ratios)
+    return "Its checkpoint" if count == 1 else f"Its checkpoint, of the best of {count} seeds"
+
+
+def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
+    """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`.
+
+    Args:
+        result: of the sweep.
+        folder: folder to write to.
+        at: path or URI of the folder in which the page will lie, for its links to checkpoints; None: `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = result.rows()
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -84,7 +99,8 @@ def write(result: SweepResult, folder: Path) -> None:
     (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
     if result.students:
         png(folder / "pareto.png", partial(front_plot, result))
-    (folder / "index.html").write_text(_page(result), encoding="utf-8")
+    at = str(folder.absolute()) if at is None else at
+    (folder / "index.html").write_text(_page(result, at), encoding="utf-8")
 
 
 def setting_in_a_line(student: SweptStudent) -> str:
@@ -152,7 +168,7 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
     axes.set_xlabel("parameters")
 
 
-def _page(result: SweepResult) -> str:
+def _page(result: SweepResult, at: str) -> str:
     title = f"{printable(result.env)}: how small can the student be?"
     lead = (
         f"{len(result.students)} settings, each a mean of its seeds. The teacher has "
@@ -163,6 +179,8 @@ def _page(result: SweepResult) -> str:
     body += "".join(f"<p>{for_html(line)}</p>" for line in result.remarks())
     if (best := result.best) is not None:
         body += f"<pre>{for_html(result.command(best))}</pre>"
+        if best.best_checkpoint is not None:
+            body += f"<p>{_of_the_best(best)}: {_link(best, at, best.best_checkpoint)}</p>"
     body += "</section>\n"
     if result.students:
         plot = svg("front-plot", "Size and return", partial(front_plot, result))
@@ -176,14 +194,14 @@ def _page(result: SweepResult) -> str:
             f'<div class="scroll"><div class="broad">{plot}</div></div>',
             wide=True,
         )
-        body += "</div>\n" + f'<section class="card" id="settings">{_table(result)}</section>'
+        body += "</div>\n" + f'<section class="card" id="settings">{_table(result, at)}</section>'
     return page(title, body)
 
 
-def _table(result: SweepResult) -> str:
-    heads = ("", "parameters", "% of teacher", "return ratio", "at least", "seeds", "env steps", "setting")
-    head = "".join(f'<th scope="col">{name}</th>' for name in heads[:-1])
-    head += f'<th scope="col" class="words">{heads[-1]}</th>'
+def _table(result: SweepResult, at: str) -> str:
+    heads = ("", "parameters", "% of teacher", "return ratio", "at least", "seeds", "env steps")
+    head = "".join(f'<th scope="col">{name}</th>' for name in heads)
+    head += "".join(f'<th scope="col" class="words">{name}</th>' for name in ("setting", "checkpoint"))
     lines = []
     for student in result.ranked:
         mark = "★ recommended" if student is result.recommended else "● front" if student in result.front else ""
@@ -198,10 +216,25 @@ def _table(result: SweepResult) -> str:
         kind = "" if student.finished else ' class="reference"'
         row = "".join(f"<td>{for_html(figure)}</td>" for figure in cells)
         row += f'<td class="words">{for_html(setting_in_a_line(student))}</td>'
+        row += f'<td class="words">{_link(student, at, student.name)}</td>'
         lines.append(
             f'<tr{kind}><th scope="row">{mark or ("" if student.finished else "stopped early")}</th>{row}</tr>'
         )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _link(student: SweptStudent, at: str, text: str) -> str:
+    """Return a link to a student's checkpoint, relative to the page, so that it holds when the sweep's folder moves."""
+    checkpoint = student.best_checkpoint
+    if checkpoint is None:
+        return "–"
+    if _scheme(checkpoint) != _scheme(at):
+        return for_html(text)
+    return f'<a href="{for_html(quote(posixpath.relpath(checkpoint, at)))}">{for_html(text)}</a>'
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else ""
 
 
 def _csv(value: Any) -> str | int | float:

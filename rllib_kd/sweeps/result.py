@@ -30,6 +30,13 @@ class SweptStudent:
     checkpoint: str | None = None  # path or URI: a folder with a checkpoint for each seed
 
     @property
+    def best_checkpoint(self) -> str | None:
+        """Return path or URI of the checkpoint of the best seed, as all commands take it; None if there is none."""
+        if self.checkpoint is None:
+            return None
+        return f"{self.checkpoint}/seed_{max(range(len(self.return_ratios)), key=self.return_ratios.__getitem__)}"
+
+    @property
     def return_ratio(self) -> float:
         """Return the mean return ratio of the seeds."""
         return sum(self.return_ratios) / len(self.return_ratios)
@@ -172,6 +179,7 @@ class SweepResult:
         content["students"] = self.rows()
         if (best := self.best) is not None:
             content["command"] = self.command(best)
+            content["checkpoint"] = best.best_checkpoint
         return finite_or_none(content)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import runpy
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -67,6 +69,23 @@ def _student_size(teacher: Teacher) -> dict[str, Domain]:
     # Units of each hidden layer. [] is linear, the least that there is; two layers see what one of as many parameters
     # does not.
     return {"fcnet_hiddens": tune.choice([[], [2], [4], [8], [16], [32], [64], [8, 8], [16, 16], [32, 32]])}
+
+
+def read_space(path: str) -> Callable[..., Mapping[str, Domain]]:
+    """Return the `search_space()` of a Python file, which is run.
+
+    Args:
+        path: path of the file, like `tuning/search_space.py`.
+
+    Raises:
+        ValueError: there is no such file, or it defines no `search_space()`.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"--space: there is no file '{path}'.")
+    space = runpy.run_path(path).get("search_space")
+    if space is None:
+        raise ValueError(f"--space: '{path}' defines no search_space(). tuning/search_space.py is an example.")
+    return space
 
 
 def population_space(space: Mapping[str, Domain]) -> dict[str, Domain]:

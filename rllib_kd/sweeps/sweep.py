@@ -360,7 +360,8 @@ class Sweep:
     def _write(self, result: ReportedSweep) -> None:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
         with tempfile.TemporaryDirectory() as folder:
-            result.write(Path(folder))
+            at = path if filesystem.type_name == "local" else f"{filesystem.type_name}://{path}"  # as `location()`
+            result.write(Path(folder), at=f"{at}/report")
             filesystem.create_dir(f"{path}/report", recursive=True)
             pyarrow.fs.copy_files(folder, f"{path}/report", destination_filesystem=filesystem)
 

@@ -37,8 +37,8 @@ def load_teacher(
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
             folder, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by evaluation; its
             newest if training did not evaluate; "RUN@newest" and "RUN@best" choose), of a Stable-Baselines3 zip of DQN
-            or QR-DQN, a `.cleanrl_model`, safetensors, ONNX or TorchScript. A list of them, or of loaded teachers, is
-            an ensemble, whose Q-values are their means.
+            or QR-DQN, or of a folder with that zip alone, of a `.cleanrl_model`, safetensors, ONNX or TorchScript. A
+            list of them, or of loaded teachers, is an ensemble, whose Q-values are their means.
         pipeline: pipeline from the environment's observations to those of this teacher's training. It precedes the
             pipeline in the checkpoint (connectors, VecNormalize, channel order). With it a teacher may see more than
             its student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
@@ -69,12 +69,15 @@ class OpenedCheckpoint:
     Args:
         path: name of a packaged teacher, or path or URI as in `load_teacher()`; or a location from `resolve()`.
         trust_checkpoint: as in `load_teacher()`.
+        continues: as in `resolve()`.
 
     Raises:
         ValueError: there is nothing, or a run folder has no checkpoint to choose.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | Location, *, trust_checkpoint: bool = False):
+    def __init__(
+        self, path: str | os.PathLike[str] | Location, *, trust_checkpoint: bool = False, continues: bool = False
+    ):
         self._trusted = trust_checkpoint
         self._packaged: PackagedTeacher | None = None
         if isinstance(path, Location):
@@ -82,7 +85,7 @@ class OpenedCheckpoint:
             return
         uri = absolute_teacher_uri(path)
         self.name, self._packaged = os.fspath(path), PACKAGED_TEACHERS.get(uri)
-        self.location = resolve(path if self._packaged is None else self._packaged.path)
+        self.location = resolve(path if self._packaged is None else self._packaged.path, continues=continues)
 
     def algorithm(self) -> str | None:
         """Return the name of the algorithm that trained it; None if the checkpoint does not record it."""

@@ -59,14 +59,36 @@ def test_the_best_by_evaluation_else_the_newest(evaluated, trained):
 
 @pytest.mark.parametrize("rule", ["", "@best", "@newest"])
 @pytest.mark.parametrize("kind", ["evaluated", "trained"])
-def test_students_teachers_and_restore_take_the_same(request, monkeypatch, kind, rule):
+def test_students_and_teachers_take_the_same(request, kind, rule):
     run = f"{request.getfixturevalue(kind)}{rule}"
-    expected = resolve(run).uri
     (student,) = find_students([run]).values()
-    assert student.checkpoint == load_teacher(run).source == expected
+    assert student.checkpoint == load_teacher(run).source == resolve(run).uri
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(("rule", "number"), [("", 2), ("@newest", 2), ("@best", 1)])
+def test_training_goes_on_from_the_newest(evaluated, monkeypatch, caplog, scheme, rule, number):
+    """As from `Tuner.restore()`, and from `Result.checkpoint`."""
+    expected = f"{evaluated}/checkpoint_00000{number}"
     (Path(expected) / "rllib_checkpoint.json").write_text("{}")
     monkeypatch.setattr(OpenedCheckpoint, "algorithm", lambda self: None)
-    assert running._checkpoint_uri(run, SimpleNamespace) == expected
+    with caplog.at_level(logging.INFO, logger="rllib_kd"):
+        assert running._checkpoint_uri(f"{scheme}{evaluated}{rule}", SimpleNamespace) == scheme + expected
+    if not rule:
+        assert caplog.messages[-1].endswith(": it is the newest, from which training continues.")
+
+
+def test_of_several_runs_training_goes_on_from_the_one_that_is_named(evaluated):
+    write_trial(evaluated.parent / "other", evaluation=[50.0])
+    experiment = str(evaluated.parent)
+    assert resolve(experiment).path.endswith("other/checkpoint_000000")
+    with pytest.raises(ValueError, match="contains 2 runs") as caught:
+        resolve(experiment, continues=True)
+    assert str(caught.value) == (
+        f"'{experiment}' contains 2 runs: evaluated, other. Name the folder of one. '{experiment}@best' means the best "
+        "checkpoint of all."
+    )
+    assert resolve(f"{experiment}@best", continues=True).path.endswith("other/checkpoint_000000")
 
 
 @pytest.mark.parametrize("kind", ["evaluated", "trained"])
@@ -282,3 +304,46 @@ def test_commands_print_which_checkpoint_they_take_once(evaluated, trained, monk
     assert note.endswith("/trained': it is the newest, since training was not evaluated.")
     assert run("evaluate", trained / "checkpoint_000000") == run("evaluate", "cartpole") == []
     assert logging.getLogger("rllib_kd.checkpoints.tune").level == logging.NOTSET
+
+
+def test_the_checkpoint_of_a_sweep_names_its_students(tmp_path):
+    trial = write_trial(tmp_path / "trial", training=[None])
+    (trial / "checkpoint_000000").rename(trial / "seed_0")
+    (trial / "checkpoint_000000").mkdir()
+    (trial / "seed_0").rename(trial / "checkpoint_000000" / "seed_0")
+    with pytest.raises(ValueError, match=r"with a student for each seed\. Name one .*/checkpoint_000000/seed_0'\."):
+        load_teacher(trial)
+    assert load_teacher(trial / "checkpoint_000000" / "seed_0").num_parameters > 0
+
+
+# --- Folders of a zip -------------------------------------------------------------------------------------------------
+
+ZIPPED = Path(__file__).parent / "sb3-2.9"
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_folder_with_one_zip_is_that_zip(caplog, scheme):
+    folder = f"{scheme}{ZIPPED}"
+    with caplog.at_level(logging.INFO, logger="rllib_kd"):
+        assert resolve(folder).uri == f"{folder}/dqn.zip"
+    assert f"Using '{folder}/dqn.zip', the only zip in '{folder}'." in caplog.messages
+    (student,) = find_students([folder]).values()
+    assert student.checkpoint == f"{folder}/dqn.zip"
+    by_folder, by_name = load_teacher(folder), load_teacher(f"{folder}/dqn.zip")
+    assert by_folder.source == by_name.source
+    assert by_folder.pipeline is not None  # vecnormalize.pkl beside the zip
+    assert len(by_folder.pipeline.stages) == len(by_name.pipeline.stages) > 0
+
+
+def test_of_several_zips_one_must_be_named(tmp_path):
+    for name in ("best_model.zip", "CartPole-v1.zip"):
+        (tmp_path / name).write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"contains 2 zips: 'CartPole-v1.zip', 'best_model.zip'. Name one of them."):
+        resolve(tmp_path)
+
+
+def test_a_checkpoint_with_a_zip_in_it_means_itself(evaluated):
+    checkpoint = evaluated / "checkpoint_000000"
+    (checkpoint / "films.zip").write_bytes(b"PK")
+    assert resolve(checkpoint).path == str(checkpoint)
+    assert resolve(evaluated).path == str(evaluated / "checkpoint_000001")

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from rllib_kd.checkpoints.run_names import short_names
 from rllib_kd.checkpoints.runs import read_curves
 from rllib_kd.checkpoints.tune import find_students, resolve
 
@@ -156,3 +157,87 @@ def test_a_number_that_is_none_is_left_out(tmp_path, number):
     assert read_curves(tmp_path) == {tmp_path.name: [(10.0, 1.0), (30.0, 3.0)]}
     (tmp_path / "checkpoint_000000").mkdir()
     assert resolve(tmp_path).trained_return == 3.0
+
+
+# --- Names ------------------------------------------------------------------------------------------------------------
+
+TRIAL = "DistillDQN_CartPole-v1_%s_0000%d_%d%s_2026-11-26_%s"
+
+
+def trial(experiment="default", began="16-19-05", index=0, varied="", id="abc12"):
+    return f"/home/me/{experiment}/{TRIAL % (id, index, index, varied, began)}"
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (  # begun again under one name
+            [trial(), trial(began="17-20-06", id="def34")],
+            ["2026-11-26_16-19-05", "2026-11-26_17-20-06"],
+        ),
+        (
+            [trial(varied="_lr=0.1"), trial(began="17-20-06", varied="_lr=0.1"), trial(index=1, varied="_lr=0.2")],
+            ["lr=0.1_2026-11-26_16-19-05", "lr=0.1_2026-11-26_17-20-06", "lr=0.2_2026-11-26_16-19-05"],
+        ),
+        ([trial("a/runs"), trial("b/runs")], ["a/runs", "b/runs"]),
+        (["/a/of/mine/student", "/b/of/mine/student"], ["a/…/student", "b/…/student"]),
+        (  # of nobody's naming
+            [
+                trial("DistillDQN_CartPole-v1_2026-11-26_16-19-05"),
+                trial("DistillDQN_CartPole-v1_2026-11-26_16-19-05_2"),
+            ],
+            ["2026-11-26_16-19-05", "2026-11-26_16-19-05_2"],
+        ),
+        (
+            [trial("DQN_CartPole-v1_2026-11-26_16-19-05"), trial("DistillDQN_CartPole-v1_2026-11-26_16-19-05")],
+            ["DQN_CartPole-v1_2026-11-26_16-19-05", "DistillDQN_CartPole-v1_2026-11-26_16-19-05"],
+        ),
+        ([trial("DQN_CartPole-v1_2026-11-26_16-19-05")], ["DQN_CartPole-v1_2026-11-26_16-19-05"]),
+        (
+            [f"/tmp/{name}/learner_group/learner/rl_module/default_policy" for name in ("small", "tiny")],
+            ["small", "tiny"],
+        ),
+        (["/tmp/small/learner_group/learner/rl_module", "/tmp/default_policy"], ["small", "default_policy"]),
+    ],
+)
+def test_runs_of_one_name_are_told_apart(paths, names):
+    assert short_names(paths) == names
+
+
+def test_a_student_has_the_name_that_it_is_given(tmp_path, monkeypatch):
+    for name in ("one/a", "one/b", "two/a", "three/lr=0.1"):
+        write_results(tmp_path / name, row(10, 1.0))
+        (tmp_path / name / "checkpoint_000000").mkdir()
+    students = find_students(
+        [f"big={tmp_path}/one", f"x y={tmp_path}/two@newest", tmp_path / "three", "own=cartpole"], names=["cartpole"]
+    )
+    assert {name: student.checkpoint for name, student in students.items()} == {
+        "big/a": f"{tmp_path}/one/a/checkpoint_000000",
+        "big/b": f"{tmp_path}/one/b/checkpoint_000000",
+        "x y": f"{tmp_path}/two/a/checkpoint_000000",
+        "lr=0.1": f"{tmp_path}/three/lr=0.1/checkpoint_000000",
+        "own": "cartpole",
+    }
+    assert [student.is_named for student in students.values()] == [True, True, True, False, True]
+    assert students["big/a"].curve == [(10.0, 1.0)]
+    monkeypatch.chdir(tmp_path / "three")
+    for path in ("lr=0.1", "lr=0.1@newest", f"file://{tmp_path}/three/lr=0.1"):
+        ((_, student),) = find_students([path]).items()  # a path that exists is not split
+        assert student.checkpoint.endswith("/three/lr=0.1/checkpoint_000000")
+        assert not student.is_named
+
+
+def test_a_given_name_is_no_one_elses(tmp_path):
+    for name in ("one/a", "two/a"):
+        (tmp_path / name).mkdir(parents=True)
+    first, second = tmp_path / "one" / "a", tmp_path / "two" / "a"
+    assert list(find_students([f"a={first}", second])) == ["a", str(second)]
+    assert list(find_students([second, f"a={first}"])) == [str(second), "a"]
+    with pytest.raises(ValueError, match=r"Two students are named 'a'\. Give each a name of its own: NAME=PATH"):
+        find_students([f"a={first}", f"a={second}"])
+
+
+@pytest.mark.parametrize("text", ["=x", "a=", " =x", "="])
+def test_half_a_name_is_refused(text):
+    with pytest.raises(ValueError, match=rf"Expected NAME=PATH, .* Got '{text}'"):
+        find_students([text])

@@ -144,7 +144,24 @@ BAD = {
     "scheduler's arguments alone": ([*DISTIL, "--scheduler-config", '{"metric": "x"}'], "needs a --scheduler"),
     "nowhere to write": ([*DISTIL, "--storage-path", "/dev/null/x"], "cannot be written"),
     "nothing to restore": ([*DISTIL, "--restore", "/none"], "restored from '/none': There is no checkpoint"),
-    "nothing to resume": ([*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none"], "no experiment to resume"),
+    "nothing to resume": (
+        [*DISTIL, "--resume", "--storage-path", "/tmp/rllib_kd_none", "-n", "mine"],
+        "no experiment to resume",
+    ),
+    "a resume of a run without its name": (
+        [*DISTIL, "--resume"],
+        "--resume needs the name of the run, which was printed when it began: --experiment-name NAME.",
+    ),
+    "a sweep without a teacher": (["sweep", "--env", "CartPole-v1"], "Missing option '--teacher'"),
+    "a scheduler that no sweep has": (
+        ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--scheduler", "ashe"],
+        "Unknown scheduler 'ashe'. Did you mean 'asha'",
+    ),
+    "a sweep whose space is not there": (
+        ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--space", "nowhere.py"],
+        "--space: there is no file 'nowhere.py'",
+    ),
+    "a log level that no flag has": ([*DISTIL, "-v", "ERROR"], "-v takes INFO or DEBUG, got 'ERROR'"),
     "nobody at the address": ([*RUN, "--ray-address", "127.0.0.1:1"], "No Ray answers at '127.0.0.1:1'"),
     "address and CPUs": (
         [*RUN, "--ray-address", "127.0.0.1:1", "--ray-num-cpus", "2"],

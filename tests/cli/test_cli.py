@@ -8,11 +8,12 @@ import pytest
 
 import rllib_kd
 from rllib_kd.cli.main import main
+from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.artifact import artifact_format_of
 from tests.cli.commands import run
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["compare"], ["evaluate"], ["export"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["compare"], ["evaluate"], ["export"]])
 def test_help_fits_a_screen_shows_an_example_and_imports_no_ray(command):
     code = (
         "import sys; from rllib_kd.cli import main as cli\n"
@@ -23,7 +24,7 @@ def test_help_fits_a_screen_shows_an_example_and_imports_no_ray(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) <= 43
+    assert len(lines) <= 45
     assert max(map(len, lines)) <= 80
     assert not command or "rllib " + command[0] in done.stdout.split("Options")[0].split("Usage")[1][10:]
 
@@ -74,6 +75,23 @@ def test_an_environment_that_cannot_be_shown_says_so_before_it_plays(tmp_path, m
     assert exit_.value.code == 2
     assert re.fullmatch(r"error: The environment cannot be shown: .*pip install.*\n", capsys.readouterr().err)
     assert not (tmp_path / "films").exists()
+
+
+@pytest.mark.parametrize("missing", ["moviepy", "imageio_ffmpeg"])
+def test_a_package_that_videos_lack_is_named_before_anything_is_opened(tmp_path, monkeypatch, capsys, missing):
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("moviepy", "imageio")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    for name in ("rllib_kd.evaluation.sources.open_source", "rllib_kd.evaluation.comparing.open_source"):
+        monkeypatch.setattr(name, lambda *args, **kwargs: pytest.fail("A checkpoint was opened"))
+    monkeypatch.setattr(sys, "argv", ["rllib", "evaluate", "cartpole", "--video", str(tmp_path / "films")])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    message = f"Videos need the package '{missing}': pip install 'rllib-kd[video]'"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        evaluate("cartpole", video_dir=tmp_path)
 
 
 def test_the_files_ending_says_the_format_and_one_episode_has_no_interval(tmp_path, monkeypatch, capsys):

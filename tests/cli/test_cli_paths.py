@@ -10,15 +10,22 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import pytest
 import typer
 
-from rllib_kd.cli import play
+from rllib_kd.cli import play, sweep
 from rllib_kd.cli import train as training
 from rllib_kd.cli.app import app
 from rllib_kd.cli.main import main
 
-COMMANDS = {"train": training.train, "compare": play.compare, "evaluate": play.evaluate, "export": play.export}
+COMMANDS = {
+    "train": training.train,
+    "sweep": sweep.sweep,
+    "compare": play.compare,
+    "evaluate": play.evaluate,
+    "export": play.export,
+}
 #: A line that would work, but for what is put into it.
 WORKING = {
     "train": ["train", "--algo", "DistillDQN", "--env", "CartPole-v1", "--teacher", "cartpole"],
+    "sweep": ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--num-samples", "1"],
     "compare": ["compare", "cartpole", "--teacher", "cartpole", "--episodes", "1"],
     "evaluate": ["evaluate", "cartpole", "--episodes", "1"],
     "export": ["export", "cartpole", "--out", "out.onnx", "--episodes", "1"],
@@ -62,6 +69,7 @@ def refused(tmp_path, monkeypatch, capfd):
 
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("ray.init", start)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
 
@@ -91,7 +99,7 @@ def test_an_empty_text(refused, where):
 
 
 #: Only what no file could have is refused before Ray runs.
-LATE, POSSIBLE = ("train --storage-path", "train --restore"), ("no\nthing", "no/thing")
+LATE, POSSIBLE = ("train --storage-path", "sweep --storage-path", "train --restore"), ("no\nthing", "no/thing")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +170,8 @@ def test_what_is_no_json(refused, tmp_path, flag):
     files = [f"@{tmp_path / name}" for name in ("pipe", "bytes.json", "bytes.yaml", "deep.yaml", "missing", "")]
     files += ["@", "@/dev/zero", "@~nosuchuser/x", "@no\0thing", "@" + "a" * 5000, "@\udcff"]
     values = ["null", "[]", "1", "{", '"', "1" * 5000, 100_000 * "[", 100_000 * '{"a":']
-    for command in ("evaluate", "compare", "export") if flag == "--env-config" else ("train",):
+    takes = {"--env-config": tuple(WORKING), "--config": ("train", "sweep")}
+    for command in takes.get(flag, ("train",)):
         for value in (*files, *values):
             message = refused([*WORKING[command], f"{flag}={value}"])
             assert flag in message

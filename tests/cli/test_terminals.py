@@ -166,12 +166,13 @@ def shown_by(terminal: Terminal) -> list[str]:
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, rllib):
-    folder = tmp_path / "default"
     arguments = ["--config", json.dumps(FAST), "--storage-path", str(tmp_path), "--num-samples", "2"]
     terminal = Terminal(*DISTIL, *arguments, "--stop", '{"training_iteration": 1e6}', "--ray-num-cpus", "1")
     terminal.wait_for(lambda: "env steps" in terminal.text)
     terminal.press_ctrl_c()
     assert terminal.wait() == 1, terminal.text
+    (folder,) = tmp_path.glob("DistillDQN_CartPole-v1_*")  # nobody has named it
+    assert f"note: results go to '{folder}'." in terminal.text.replace("\r\n", "")
     (begun,) = (path.parent for path in checkpoints(folder))  # the other one has not begun
     before = iterations_of(begun)
     assert "0 of 2 trials done" in terminal.text

@@ -164,7 +164,7 @@ def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
 def train(storage, *flags, **config) -> list[str]:
     command = [sys.executable, "-m", "rllib_kd", "train", "--algo", "DistillDQN", "--env", "CartPole-v1"]
     settings = ["--teacher", "cartpole", "--compression", "0.05", "--config", json.dumps(FAST | config)]
-    return [*command, *settings, "--storage-path", str(storage), "--ray-num-cpus", "2", *flags]
+    return [*command, *settings, "--storage-path", str(storage), "-n", "mine", "--ray-num-cpus", "2", *flags]
 
 
 def until(iterations) -> list[str]:
@@ -199,7 +199,7 @@ class Run:
     @property
     def rows(self) -> list[dict]:
         """The results."""
-        files = self._storage.glob("default/*/result.json")
+        files = self._storage.glob("mine/*/result.json")
         return [json.loads(line) for path in files for line in path.read_text().splitlines() if line.endswith("}")]
 
     def wait_for_iteration(self, number: int) -> None:
@@ -235,7 +235,7 @@ def start(tmp_path):
 
 def assert_saved(storage, output) -> list[str]:
     """The command that goes on, after a run that has saved a checkpoint."""
-    (checkpoint,) = storage.glob("default/*/checkpoint_*")
+    (checkpoint,) = storage.glob("mine/*/checkpoint_*")
     assert (checkpoint / "replay/0.npz").exists()
     assert "stopping: a checkpoint will be saved" in output
     command = re.search(r"interrupted; continue with: rllib (train .* --resume)", output)
@@ -305,7 +305,7 @@ def test_a_closed_terminal_saves_a_checkpoint(start, tmp_path):
     os.close(ours)  # as when ssh is lost
     code, _ = run.end()
     assert code == 1
-    (checkpoint,) = tmp_path.glob("default/*/checkpoint_*")
+    (checkpoint,) = tmp_path.glob("mine/*/checkpoint_*")
     assert (checkpoint / "replay/0.npz").exists()
 
 
@@ -339,7 +339,7 @@ def test_a_run_that_is_killed_leaves_nobody_and_keeps_nobody_out(start, tmp_path
     assert f"is in use by process {run.process.pid} on " in second.stderr
     run.process.kill()
     run.end(seconds)
-    with locked(tmp_path / "default", wait=False) as held:
+    with locked(tmp_path / "mine", wait=False) as held:
         assert held
 
 
@@ -398,13 +398,13 @@ def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, s
     assert len(full.stderr.splitlines()) <= 2
     assert "No space left on device" in full.stdout + full.stderr
     assert re.search(r"continue .*--resume", full.stderr), full.stderr
-    kept = len(list(disk.glob("default/*/checkpoint_*")))
+    kept = len(list(disk.glob("mine/*/checkpoint_*")))
     assert kept > 3
     enlarge()
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     rows = []
-    for line in next(disk.glob("default/*/result.json")).read_text().splitlines():
+    for line in next(disk.glob("mine/*/result.json")).read_text().splitlines():
         try:
             rows.append(json.loads(line))
         except ValueError:  # the one that the full disk has cut off

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shlex
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.locks import locked
 from rllib_kd.relay import printed_warnings
 from rllib_kd.sweeps.report import summary
-from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space
+from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, read_space
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of, student_config
 from tests.conftest import make_q_module
 
@@ -121,7 +120,7 @@ def test_what_is_fixed_is_not_searched(tmp_path, fixed):
     assert "loss" in names
 
 
-def test_the_space_of_the_file_in_tuning_is_one(tmp_path, read_space):
+def test_the_space_of_the_file_in_tuning_is_one(tmp_path):
     space = read_space(str(ROOT / "tuning" / "search_space.py"))
     names = quick_sweep(tmp_path, space=space)._space(load_teacher("cartpole"), 0.12)
     assert isinstance(names["fcnet_hiddens"], Categorical)
@@ -180,12 +179,7 @@ def test_a_teacher_that_knows_nothing_has_nothing_to_give(cluster, tmp_path, sma
         quick_sweep(tmp_path, teacher=small_teacher).run()
 
 
-@pytest.fixture(scope="module")
-def read_space():
-    return runpy.run_path(str(ROOT / "tuning" / "sweep.py"))["read_space"]
-
-
-def test_a_file_without_a_space_says_so(read_space):
+def test_a_file_without_a_space_says_so():
     with pytest.raises(ValueError, match=r"there is no file 'nowhere.py'"):
         read_space("nowhere.py")
     with pytest.raises(ValueError, match=r"cartpole.py' defines no search_space\(\)"):

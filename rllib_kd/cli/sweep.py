@@ -1,0 +1,77 @@
+"""`rllib sweep`."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
+from rllib_kd.cli.options import TEACHER_HELP, EnvConfig, option
+
+
+# Longer than other functions: typer reads the flags from its signature.
+@app.command()
+def sweep(
+    teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
+    env: Annotated[str, option("Gymnasium id, or registered name.", "--env", "-e", metavar="ID")],
+    env_config: EnvConfig = "{}",
+    num_samples: Annotated[int, option("Settings to try (default: 16).", metavar="N")] = 16,
+    num_seeds: Annotated[int, option("Students of each setting (default: 3).", metavar="N")] = 3,
+    env_steps: Annotated[int, option("Training of each student (default: 20,000).", metavar="N")] = 20_000,
+    search: Annotated[str | None, option("optuna (default) or random.", metavar="NAME")] = None,
+    scheduler: Annotated[str, option("asha, pbt or none (default).", metavar="NAME")] = "none",
+    config: Annotated[str, option("Settings of all students, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
+    space: Annotated[str | None, option("Python file with a search_space().", metavar="FILE")] = None,
+    storage_path: Annotated[str | None, option("Folder or URI (default: ~/ray_results).", metavar="PATH")] = None,
+    name: Annotated[
+        str | None,
+        option("Results folder (default: sweep-ENV).", "--name", "--experiment-name", "-n", metavar="NAME"),
+    ] = None,
+    resume: Annotated[bool, option("Continue the sweep of this name.", "--resume")] = False,
+    seed: Annotated[int, option("Of search and first student (default: 0).", metavar="N")] = 0,
+    address: Annotated[
+        str | None, option("Ray cluster to join: auto, or HOST:PORT.", "--address", "--ray-address", metavar="ADDRESS")
+    ] = None,
+    wandb_project: Annotated[str | None, option("Log to Weights & Biases, too.", metavar="NAME")] = None,
+    mlflow_uri: Annotated[str | None, option("Log to MLflow, too.", metavar="URI")] = None,
+) -> None:
+    """Search for the smallest student that plays as well as its teacher.
+
+    \b
+    rllib sweep --teacher cartpole --env CartPole-v1
+    """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.experiment.experiment import check_not_empty
+    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.sweeps.loggers import sweep_loggers
+    from rllib_kd.sweeps.space import read_space, search_space
+    from rllib_kd.sweeps.sweep import Sweep
+
+    set_log_level(0)
+    texts = {"search": search, "space": space, "storage_path": storage_path, "name": name, "address": address}
+    check_not_empty(**texts, wandb_project=wandb_project, mlflow_uri=mlflow_uri)
+    began = time.perf_counter()
+    settings = parse_json(config, "--config")
+    if changes := parse_json(env_config, "--env-config"):
+        settings["env_config"] = {**(settings.get("env_config") or {}), **changes}
+    swept = Sweep(
+        teacher=one_or_all(teacher),
+        env=env,
+        num_samples=num_samples,
+        search=search,
+        scheduler=scheduler,
+        num_seeds=num_seeds,
+        env_steps=env_steps,
+        config=settings,
+        space=search_space if space is None else read_space(space),
+        storage_path=storage_path,
+        name=name,
+        seed=seed,
+        callbacks=sweep_loggers(wandb_project=wandb_project, mlflow_uri=mlflow_uri),
+    )
+    result = swept.run(resume=resume, address=address)
+    echo(result)
+    echo(f"\n{swept.path}/report/index.html, pareto.png, sweep.csv, sweep.json ({time.perf_counter() - began:.0f} s)")
+    if not result.is_complete:
+        raise typer.Exit(1)

@@ -1,0 +1,96 @@
+"""Names of experiments that nobody has named: `DistillDQN_CartPole-v1_2026-11-26_16-19-05`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from typing import Any
+
+from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.checkpoints.replay_files import local_folder
+from rllib_kd.checkpoints.results import folders_among
+from rllib_kd.checkpoints.uris import list_folder, open_uri
+from rllib_kd.paths import check_path
+
+_TIME = "%Y-%m-%d_%H-%M-%S"  # as in the names of Tune's trials
+
+
+_BEGAN = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?"
+
+
+_MAX_ENV = 60  # characters of an environment's name
+
+
+def subject(algorithm: type, envs: Iterable[Any]) -> str:
+    """Return the algorithm and its environment as the beginning of a folder's name.
+
+    Args:
+        algorithm: class of the algorithm.
+        envs: environments of all trials; of several, none is named.
+    """
+    names = {re.sub(r"^(.*/)?([^/]+)\.py:", r"\2:", str(getattr(env, "__name__", env))) for env in envs}
+    words = [algorithm.__name__, *(names if len(names) == 1 else ())]
+    return "_".join(re.sub(r"[^\w.-]+", "-", word, flags=re.ASCII).strip("-")[:_MAX_ENV] for word in words)
+
+
+def own_name(subject: str) -> str:
+    """Return a name for an experiment that begins now."""
+    return f"{subject}_{datetime.now().strftime(_TIME)}"
+
+
+@contextlib.contextmanager
+def own_folder(storage: str, name: str) -> Iterator[str]:
+    """Make a folder of this name, or with a number after it if another run began in the same second.
+
+    At a URI (S3, ...) no folder is made, and the name is not changed.
+
+    Args:
+        storage: path or URI of the folder in which it lies.
+        name: as from `own_name()`.
+
+    Yields:
+        The name. Where nothing has been written to the folder, it is deleted at the end.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    place = local_folder(storage, None)
+    if place is None:
+        yield name
+        return
+    for number in itertools.count(1):
+        folder = place / (name if number == 1 else f"{name}_{number}")
+        check_path(folder)
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ValueError(
+                f"Results cannot be written to '{folder}': {error.strerror}. Set --storage-path."
+            ) from error
+    try:
+        yield folder.name
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def newest(storage: str, subject: str) -> str | None:
+    """Return the name of the newest experiment that nobody has named; None if there is none, or it cannot be found.
+
+    Args:
+        storage: path or URI of the folder in which experiments lie.
+        subject: as from `subject()`.
+    """
+    try:
+        folders = folders_among(list_folder(*open_uri(storage)))
+    except CheckpointError:
+        return None
+    names = [folder.rpartition("/")[2] for folder in folders]
+    own = [name for name in names if re.fullmatch(rf"{re.escape(subject)}_{_BEGAN}", name)]
+    return max(own, key=lambda name: [int(part) for part in re.findall(r"\d+", name[len(subject) :])], default=None)

@@ -1,0 +1,27 @@
+"""What is printed after training."""
+
+from types import SimpleNamespace
+
+from rllib_kd.experiment import outcome
+from rllib_kd.experiment.outcome import comparison
+
+
+def test_trials_of_a_final_comparison_are_called_by_what_varies(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(outcome, "load_teacher", lambda *args, **kwargs: None)
+    monkeypatch.setattr(outcome, "as_configured", lambda *args: "teacher")
+    monkeypatch.setattr(outcome, "summary_table", lambda comparisons: "table")
+    monkeypatch.setattr(outcome, "compare_all", lambda teacher, students, *_, **__: seen.update(students) or [1, 2])
+    config = dict.fromkeys(("ensemble", "temperature", "env", "env_config", "trust_checkpoint")) | {
+        "teacher": "cartpole"
+    }
+    trials = [
+        SimpleNamespace(
+            path=f"/r/sizes/DistillDQN_CartPole-v1_abc12_0000{i}_{i}_compression=0.{i}_2026-11-26_16-19-05",
+            checkpoint=SimpleNamespace(filesystem=SimpleNamespace(type_name="local"), path=f"/checkpoint_{i}"),
+            config=config,
+        )
+        for i in range(2)
+    ]
+    assert comparison(SimpleNamespace(compare_episodes=1), trials) == "table"
+    assert seen == {"compression=0.0": "/checkpoint_0", "compression=0.1": "/checkpoint_1"}

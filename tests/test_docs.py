@@ -66,3 +66,13 @@ def test_names_on_the_pages_exist(where):
 def test_quick_code_on_the_pages_runs(where):
     names = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__} | {"config": DistillDQNConfig()}
     exec(compile(BLOCKS[where], where, "exec"), names)
+
+
+def test_tests_that_pages_name_exist():
+    """docs/guarantees.md says for each promise which test holds it."""
+    files = list((ROOT / "tests").rglob("*.py"))
+    there = {file.stem for file in files}
+    there |= {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
+    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"\btest_\w+", page.read_text())}
+    assert len(named) > 50
+    assert named <= there

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_kd import Sweep, sweep_loggers
+from rllib_kd.environments.own import given_environment
 from rllib_kd.experiment.files import parse_json
 from rllib_kd.relay import printed_warnings
 from rllib_kd.text import one_line, printable
@@ -25,7 +26,8 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     teacher_help = "path or URI of a checkpoint, or 'cartpole'; read on this machine only; several are an ensemble"
     add("--teacher", required=True, action="append", help=teacher_help)
-    add("--env", required=True, help="a gymnasium id")
+    add("--env", required=True, help="a gymnasium id, or FILE.py:Class")
+    add("--import", action="append", dest="imports", metavar="FILE", help="file or module to import first; repeat")
     add("--address", help="Ray cluster to join: auto, or HOST:PORT; default: a Ray of its own on this machine")
     add("--num-samples", type=int, default=16, help="settings to try (default: 16)")
     add("--num-seeds", type=int, default=3, help="students of each setting, whose mean counts (default: 3)")
@@ -60,7 +62,7 @@ def main() -> None:
     optional: dict[str, Any] = {"space": read_space(args.space)} if args.space else {}
     sweep = Sweep(
         teacher=args.teacher[0] if len(args.teacher) == 1 else args.teacher,
-        env=args.env,
+        env=str(given_environment(args.env, args.imports or ())),
         num_samples=args.num_samples,
         search=args.search,
         scheduler=args.scheduler,

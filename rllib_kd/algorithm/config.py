@@ -22,6 +22,7 @@ from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
+from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.networks.dqn_module import student_module_spec
@@ -100,6 +101,19 @@ class DistillationConfig(DQNConfig):
         }
         self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
         self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as without the break
+
+    def environment(self, env: str | type | None = NotProvided, **kwargs: Any) -> Self:
+        """Set the environment, as RLlib's method.
+
+        Args:
+            env: as RLlib takes it; or "path/to/file.py:Name" or "module:Name", an environment of your own: see
+                docs/environments.md. It is imported at once, and known to all processes of a cluster.
+            kwargs: RLlib's other arguments.
+
+        Raises:
+            ValueError: there is no such file, module or environment, or it cannot be imported.
+        """
+        return super().environment(env if env is NotProvided else settled(env), **kwargs)
 
     # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
-from ray.rllib.connectors.env_to_module import EnvToModulePipeline, FlattenObservations
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -26,8 +26,7 @@ from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.networks.dqn_module import student_module_spec
-from rllib_kd.observations.images import ImagesToFloats
-from rllib_kd.observations.spaces import is_byte_image, is_matrix
+from rllib_kd.observations.discrete import connector_for
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.students.restarts import names_of
 from rllib_kd.teachers.base import Teacher
@@ -366,14 +365,11 @@ class DistillationConfig(DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """Return RLlib's pipeline, extended for images of bytes and for matrices unless connectors are set."""
+        """Return RLlib's pipeline, extended for bytes, matrices and discrete numbers unless connectors are set."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
-        if "env_to_module" not in self.own_connectors:
-            space = pipeline.input_observation_space
-            if is_byte_image(space):
-                pipeline.prepend(ImagesToFloats())
-            elif is_matrix(space):
-                pipeline.prepend(FlattenObservations())
+        connector = None if self.is_multi_agent else connector_for(pipeline.input_observation_space)
+        if "env_to_module" not in self.own_connectors and connector is not None:
+            pipeline.prepend(connector)
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:

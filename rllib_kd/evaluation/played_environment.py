@@ -175,8 +175,7 @@ def _check_environment(env: str, source: str) -> None:
     if imports and all(map(is_familiar, imports)):  # the user has run this code
         return
     if imports:  # gymnasium, RLlib or this package would run what they name
-        new = next(name for name in imports if not is_familiar(name))
-        what = f"names a module to import, '{new}', which you have not used on this machine before"
+        what = "names a file to run" if own is not None and own.files else "names a module to import"
     elif is_registered(env) and not is_harmless(env):
         what = "is not an environment of gymnasium or ALE"
     else:

@@ -17,6 +17,7 @@ from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
@@ -27,6 +28,8 @@ from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.variants import has_space, param_space, variants
+from rllib_kd.observations.discrete import encode_discrete
+from rllib_kd.observations.spaces import is_discrete
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.teachers.names import absolute_teachers
 from rllib_kd.text import did_you_mean
@@ -188,6 +191,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         place = repr((config.env, config.env_config))
         if place not in spaces:
             spaces[place] = known_spaces(config)
+        _encode_discrete(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])
         if not isinstance(config, DistillDQNConfig) or not isinstance(config.teacher, str | list):
@@ -197,6 +201,13 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
             teachers[name] = load_teacher(config.teacher, trust_checkpoint=config.trust_checkpoint)
         check_teachers(config, {DEFAULT_MODULE_ID: teachers[name]}, spaces[place])
     return teachers
+
+
+def _encode_discrete(config: AlgorithmConfig, spaces: Any) -> None:
+    """Let one of RLlib's algorithms encode discrete observations, for which it has no network; DistillDQN does it."""
+    is_own = isinstance(config, DistillDQNConfig) or _rllib.has_env_to_module(config)
+    if spaces is not None and is_discrete(spaces[0]) and not is_own:
+        config.env_runners(env_to_module_connector=encode_discrete)
 
 
 def check_at_least(low: int, **numbers: Any) -> None:

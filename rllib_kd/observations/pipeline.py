@@ -45,7 +45,7 @@ View = Callable[[Shown], Any]
 
 @dataclass(frozen=True)
 class Flatten:
-    """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot.
+    """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot; these may start anywhere.
 
     Args:
         space: space of the input observations.
@@ -79,15 +79,17 @@ class Flatten:
 
 
 def _in_a_row(space: gym.Space) -> gym.Space:
-    """Return the space as RLlib flattens it, which supports only vectors of several discrete numbers."""
+    """Return the space as RLlib flattens it, which supports discrete numbers from 0, and several only as vectors."""
+    if isinstance(space, gym.spaces.Discrete):
+        return gym.spaces.Discrete(space.n)
     return gym.spaces.MultiDiscrete(space.nvec.ravel()) if isinstance(space, gym.spaces.MultiDiscrete) else space
 
 
 def _numbers(part: Any, space: gym.Space) -> np.ndarray:
-    """Return a part of an observation as RLlib flattens it: discrete numbers may be floats, and become indices."""
+    """Return a part of an observation as RLlib flattens it: discrete numbers become indices from 0, floats, too."""
     numbers = np.asarray(part)
-    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) and numbers.dtype.kind == "f":
-        numbers = numbers.astype(np.int64)
+    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        numbers = (numbers.astype(np.int64) if numbers.dtype.kind == "f" else numbers) - space.start
     return numbers.reshape(len(numbers), -1) if isinstance(space, gym.spaces.MultiDiscrete) else numbers
 
 

@@ -110,7 +110,8 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setenv("PYTHONPATH", "")
-    for module, name in ((imports, "_own_folders"), (imports, "_replaced"), (own, "_defined"), (sources, "_provided")):
+    remembered = (imports, "_own_folders"), (imports, "_replaced"), (imports, "_imported")
+    for module, name in (*remembered, (own, "_defined"), (sources, "_provided")):
         monkeypatch.setattr(module, name, type(getattr(module, name))())
     modules, ids = set(sys.modules), set(gym.registry)
     yield folder

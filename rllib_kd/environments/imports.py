@@ -24,6 +24,10 @@ from rllib_kd.paths import check_path
 _own_folders: list[str] = []
 
 
+#: Modules of files, by their paths: files may change, or go, while a process runs.
+_imported: dict[str, ModuleType] = {}
+
+
 #: Folders that hold the files of another machine's folders, by these.
 _replaced: dict[str, str] = {}
 
@@ -52,7 +56,9 @@ def import_own(name: str) -> ModuleType:
     """
     try:
         if is_file(name):
-            return _import_file(Path(name))
+            if name not in _imported:
+                _imported[name] = _import_file(Path(name))
+            return _imported[name]
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):  # another module, which this one imports

@@ -18,7 +18,7 @@ from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
 from rllib_kd import _rllib
 from rllib_kd.observations.images import as_input
-from rllib_kd.observations.spaces import is_float_image, same_space
+from rllib_kd.observations.spaces import input_space, is_discrete, is_float_image, same_space
 from rllib_kd.text import one_line
 
 
@@ -290,6 +290,15 @@ class ObservationPipeline:
         if self.stages and isinstance(self.stages[0], SideBySide):
             return self.stages[0].takes(space)
         return self.images.takes(space) if self.images else same_space(self.observation_space, space)
+
+    def for_space(self, space: gym.Space) -> ObservationPipeline:
+        """Return a pipeline with the encoding of discrete observations, if this one takes their one-hot vectors.
+
+        Otherwise return this one.
+        """
+        if not is_discrete(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
+            return self
+        return ObservationPipeline(space, (Flatten(space), *self.stages))
 
     def check_feeds(self, space: gym.Space, source: str) -> None:
         """Check that the outputs fit a network, before PyTorch fails in the middle of an episode.

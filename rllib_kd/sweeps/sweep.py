@@ -181,7 +181,7 @@ class Sweep:
         snapshot_often(self.num_samples, seconds=0.2)
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
-        check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
         returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
         task = self._task(teacher, returns, make_env, seeds)

@@ -27,7 +27,7 @@ class Corridor(gym.Env):
         return self.look(), float(self.at >= self.size), self.at >= self.size, self.t >= 50, {}
 '''
 
-WAYS = '''
+WAYS = """
 import gymnasium as gym
 from ray.tune.registry import register_env
 
@@ -53,9 +53,9 @@ class NoEnvironment:
 
 gym.register("Corridor-v7", "corridor:Corridor")
 register_env("corridor-of-rays", lambda config: Corridor(**config))
-'''
+"""
 
-DISCRETE = '''
+DISCRETE = """
 import gymnasium as gym
 import numpy as np
 
@@ -84,7 +84,7 @@ class Cells(gym.Env):
     def step(self, action):
         self.t += 1
         return self.look(), float(action), self.t >= 7, False, {}
-'''
+"""
 
 
 def write_files(folder: Path) -> Path:

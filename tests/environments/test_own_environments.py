@@ -186,6 +186,7 @@ def forget(folder):
         del sys.modules[name]
     for env_id in [env_id for env_id in gym.registry if env_id.startswith("Corridor-v7")]:
         del gym.registry[env_id]
+    imports._imported.clear()
     sys.path[:] = [path for path in sys.path if path != str(folder)]
     importlib.invalidate_caches()
 

@@ -7,13 +7,21 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.rllib.algorithms.ppo.ppo_catalog import PPOCatalog
+from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rllib_kd import compare, compare_all
 from rllib_kd.cli.main import main
 from rllib_kd.environments import familiar
+from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import given_environment, settled
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.evaluation.played_environment import record_config, resolve_environment
+from rllib_kd.observations.pipeline import Flatten, ObservationPipeline
+from rllib_kd.observations.spaces import input_space
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.environments.own_files import write_files
 from tests.rllib_checkpoints import write_checkpoint
@@ -128,3 +136,34 @@ def test_a_class_without_a_file_is_named(tmp_path):
 
 class Local(gym.Env):
     """An environment that a config has as a class."""
+
+
+@pytest.mark.parametrize("kind", ["discrete", "start", "multi", "grid", "binary"])
+def test_a_network_of_one_hot_vectors_plays_discrete_observations(files, tmp_path, kind):
+    """One whose connectors are not recorded, as in a folder with an RLModule alone."""
+    env = "cells.py:Cells"
+    space = env_maker(settled(env), {"kind": kind})().observation_space
+    module = make_q_module(input_space(space), gym.spaces.Discrete(2))
+    path = module.save_to_path(str(tmp_path / "module"))
+    encoding = ObservationPipeline(space, (Flatten(space),))
+    known = Teacher(module, pipeline=encoding)
+    done = compare(known, path, env, num_episodes=3, env_config={"kind": kind})
+    assert done.student.returns == done.teacher.returns
+    assert done.agreement_on_student_states == 1.0
+    assert evaluate(path, env, num_episodes=3, env_config={"kind": kind}).returns == done.student.returns
+    wrong = make_q_module(gym.spaces.Box(0, 1, (9,), np.float32), gym.spaces.Discrete(2))
+    with pytest.raises(ValueError, match=r"was made for observations Box\(9,\)"):
+        evaluate(wrong, env, num_episodes=1, env_config={"kind": kind})
+
+
+def test_an_actor_of_one_hot_vectors_plays_discrete_observations(files):
+    space = gym.spaces.Discrete(4, start=3)
+    spec = RLModuleSpec(
+        module_class=DefaultPPOTorchRLModule,
+        observation_space=input_space(space),
+        action_space=gym.spaces.Discrete(2),
+        model_config=DefaultModelConfig(fcnet_hiddens=[8]),
+        catalog_class=PPOCatalog,
+    )
+    report = evaluate(spec.build(), "cells.py:Cells", num_episodes=2)
+    assert len(report.returns) == 2

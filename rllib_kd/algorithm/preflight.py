@@ -21,7 +21,7 @@ from ray.util import get_current_placement_group
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.environments.making import close, env_maker, names_class
-from rllib_kd.environments.own import is_registered_with_tune, parsed
+from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_matrix, same_space
 from rllib_kd.teachers.base import Teacher
 
@@ -44,7 +44,7 @@ def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
     if config.observation_space is not None and config.action_space is not None:
         return config.observation_space, config.action_space
     env = config.env
-    if not isinstance(env, str) or names_class(env) or (is_registered_with_tune(env) and parsed(env) is None):
+    if not isinstance(env, str) or names_class(env) or (is_registered_with_tune(env) and not is_in_file(env)):
         return None
     made = env_maker(env, config.env_config)()
     close(made)

@@ -221,6 +221,11 @@ class OwnEnvironment:
         return {"_own": self._own, "_sources": Sources.of(files), "_pickled": pickled}
 
 
+def is_in_file(env: Any) -> bool:
+    """Return whether an environment has a file or module before its name; one of an experiment file does not count."""
+    return parsed(env) is not None and env not in _defined
+
+
 def _file_of(name: str, *, is_run: bool) -> Path | None:
     """Return the file of an import; None for an installed module. Experiment files are run, and not imported."""
     return Path(name) if is_run and is_file(name) else own_file(import_own(name))

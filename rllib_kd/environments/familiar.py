@@ -1,8 +1,8 @@
-"""The user's record of own files and modules: a checkpoint may name these, and no others, without trust.
+"""The user's record of their own environments: a checkpoint may name these, and no others, without trust.
 
 An environment of the user's own is code. A checkpoint that names it would run any file of this disk, perhaps one that
-came with it. So it may choose only among files and modules that the user has given before, on this machine: with
-`--env`, `--import`, in an experiment file or to `config.environment()`. Their content may have changed since.
+came with it. So it may choose only among environments that the user has given before, on this machine: to `--env`, in
+an experiment file or to `config.environment()`. The content of their files may have changed since.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_BYTES, _MAX_LINE = 2**20, 10_000  # of the record, and characters of a line
 
 
 def record_path() -> Path:
-    """Return the file: a line for each absolute path and module, and for each environment with a config."""
+    """Return the file: a line for each environment, by its whole name, and for each config that it was trained with."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return Path(state) / "rllib_kd" / "environments"
 
@@ -26,7 +26,7 @@ def is_familiar(name: str) -> bool:
     """Return whether the user has given this before.
 
     Args:
-        name: absolute path of a file, name of a module, or an environment with its config.
+        name: whole name of an environment, like "/home/me/my_env.py:Name"; perhaps with a config.
     """
     return name in _recorded()
 

@@ -68,7 +68,7 @@ def import_own(name: str) -> ModuleType:
         ) from error
     except (Exception, SystemExit) as error:  # anything may stand there
         if isinstance(error, _NoFileError):
-            raise
+            raise ValueError(str(error)) from None
         raise ValueError(f"'{name}' cannot be imported: {described(error)}") from error
 
 

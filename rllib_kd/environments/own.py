@@ -95,7 +95,6 @@ def given_environment(env: str | None, imports: Sequence[str] = ()) -> str | Non
     for index, name in enumerate(imports):
         names[index] = _located(name)
         import_own(names[index])
-        record(names[index])
     if env is None:
         return None
     if names and not is_known:
@@ -117,8 +116,7 @@ def settled(env: Any) -> Any:
         return env
     own = OwnName(tuple(map(_located, own.imports)), own.name)
     OwnEnvironment(own).check()
-    for name in own.imports:
-        record(name)
+    record(str(own))
     return env if is_gymnasiums(own) else registered(own)
 
 
@@ -252,8 +250,7 @@ def defined_in(file: Path, env: Any, imports: Sequence[str] = ()) -> Any:
     else:
         return env
     _defined[str(own)] = partial(_make_spec, gym.spec(env)) if make is None else make
-    for name in own.imports:
-        record(name)
+    record(str(own))
     return registered(own)
 
 

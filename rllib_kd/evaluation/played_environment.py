@@ -171,10 +171,9 @@ def _check_files(env: Any, source: str) -> None:
 
 
 def _check_environment(env: str, source: str) -> None:
-    imports = own.imports if (own := parsed(env)) is not None else (env.rpartition(".")[0],) if names_class(env) else ()
-    if imports and all(map(is_familiar, imports)):  # the user has run this code
+    if (own := parsed(env)) is not None and is_familiar(env):  # the user has run this code
         return
-    if imports:  # gymnasium, RLlib or this package would run what they name
+    if own is not None or names_class(env):  # gymnasium, RLlib or this package would run what stands before the name
         what = "names a file to run" if own is not None and own.files else "names a module to import"
     elif is_registered(env) and not is_harmless(env):
         what = "is not an environment of gymnasium or ALE"

@@ -113,23 +113,24 @@ def test_imports_are_part_of_the_name_if_they_are_needed(files, env, named):
     assert "ways" in sys.modules
 
 
-def test_what_the_user_gives_is_recorded(files):
+def test_what_the_user_gives_is_recorded(files, monkeypatch):
     given_environment("corridor.py:Corridor", ["ways"])
     given_environment("gymnasium:CartPole-v1")
     recorded = familiar.record_path().read_text().splitlines()
-    assert recorded == [f"{files}/ways.py", f"{files}/corridor.py", "gymnasium"]
+    assert recorded == [f"{files}/ways.py,{files}/corridor.py:Corridor", "gymnasium:CartPole-v1"]
     assert stat.S_IMODE(familiar.record_path().stat().st_mode) == 0o600
-    assert familiar.is_familiar("gymnasium")
-    assert not familiar.is_familiar(f"{files}/cells.py")
+    assert familiar.is_familiar("gymnasium:CartPole-v1")
     env_maker("cells.py:Cells")  # as a checkpoint may name it
-    assert not familiar.is_familiar(f"{files}/cells.py")
+    assert not familiar.is_familiar(f"{files}/cells.py:Cells")
+    monkeypatch.setattr("os.getuid", lambda: -1)
+    assert not familiar.is_familiar("gymnasium:CartPole-v1")  # a record of somebody else's
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null"])
 def test_a_record_that_cannot_be_written_is_left_out(files, monkeypatch, home):
     monkeypatch.setenv("XDG_STATE_HOME", home)
     assert settled("corridor.py:Corridor") == f"{files}/corridor.py:Corridor"
-    assert not familiar.is_familiar(f"{files}/corridor.py")
+    assert not familiar.is_familiar(f"{files}/corridor.py:Corridor")
 
 
 def test_a_sweep_is_named_after_the_class(files):

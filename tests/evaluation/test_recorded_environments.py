@@ -79,9 +79,10 @@ def test_a_file_that_the_user_has_never_given_is_not_run(files, tmp_path, ways, 
 def test_a_module_of_the_working_folder_is_none_that_a_checkpoint_names(files, tmp_path, capsys):
     """Somebody else's folder may hold a module of the same name: the record has the file."""
     settled("corridor:Corridor")
-    path = checkpoint(tmp_path / "a", "corridor:Corridor")
-    assert command("evaluate", path) == 2
-    assert "names a module to import" in capsys.readouterr().err
+    for env, error in (("corridor:Corridor", "a module to import"), (f"{files}/corridor.py:Other", "a file to run")):
+        path = checkpoint(tmp_path / error, env)
+        assert command("evaluate", path) == 2
+        assert f"names {error}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trust", [[], ["--trust-checkpoint"]])

@@ -47,7 +47,7 @@ def test_what_an_experiment_file_names_other_commands_find(files, tmp_path, kind
     (files / "experiment.py").write_text(f"{HEAD}{before}config = DistillDQNConfig().environment({env}){TAIL}")
     experiment = read_experiment("experiment.py")
     named = f"{files}/{name}"
-    assert (experiment.config.env, is_familiar(named.rpartition(":")[0])) == (named, True)
+    assert (experiment.config.env, is_familiar(named)) == (named, True)
     assert experiment.checked().title == f"DistillDQN-{name.rpartition(':')[2]}"
     assert env_maker(named, {"size": 3})().unwrapped.size == 3
     path = checkpoint(tmp_path / "a", named)

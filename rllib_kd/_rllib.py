@@ -80,6 +80,11 @@ def freeze_statistics(connector: Any) -> None:
         connector._update_stats = False
 
 
+def has_env_to_module(config: Any) -> bool:
+    """Return whether the user has set env-to-module connectors: RLlib has no public access to them."""
+    return config._env_to_module_connector is not None
+
+
 def included_in_model_config(config: Any) -> dict[str, Any]:
     """Return the entries that an algorithm's config adds to its model config."""
     return config._model_config_auto_includes

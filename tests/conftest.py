@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.tune.registry import register_trainable
 
 from rllib_kd import DistillDQN, DistillDQNConfig
+from rllib_kd.environments import imports, own, sources
 
 torch.set_num_threads(1)
 settings.register_profile("no_deadline", deadline=None)
@@ -96,6 +98,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is remembered from earlier tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working folder of a user, with files of their own; what is imported from it is forgotten afterwards."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setenv("PYTHONPATH", "")
+    remembered = (imports, "_own_folders"), (imports, "_replaced"), (imports, "_imported")
+    for module, name in (*remembered, (own, "_defined"), (sources, "_provided")):
+        monkeypatch.setattr(module, name, type(getattr(module, name))())
+    modules, ids = set(sys.modules), set(gym.registry)
+    yield folder
+    for name in set(sys.modules) - modules:
+        if re.search(f"{tmp_path}|rllib_kd-environment-", str(getattr(sys.modules[name], "__file__", ""))):
+            del sys.modules[name]
+    for env_id in set(gym.registry) - ids:
+        del gym.registry[env_id]
 
 
 @pytest.fixture(scope="session")

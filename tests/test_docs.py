@@ -4,13 +4,18 @@ import ast
 import builtins
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 import rllib_kd
 from rllib_kd import DistillDQNConfig
+from rllib_kd.environments.making import env_maker
 
 ROOT = Path(__file__).parents[1]
 #: Python on the pages, by page and line.
@@ -43,7 +48,8 @@ def test_names_on_the_pages_exist(where):
     tree = ast.parse(BLOCKS[where], where)
     nodes = list(ast.walk(tree))
     own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    own |= {argument.arg for node in nodes if isinstance(node, ast.arguments) for argument in (*node.args,)}
+    arguments = [node for node in nodes if isinstance(node, ast.arguments)]
+    own |= {argument.arg for node in arguments for argument in (*node.args, *node.kwonlyargs)}
     own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     known: dict = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__} | GIVEN
     for node in nodes:
@@ -76,3 +82,31 @@ def test_tests_that_pages_name_exist():
     named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"\btest_\w+", page.read_text())}
     assert len(named) > 50
     assert named <= there
+
+
+# --- docs/environments.md ---------------------------------------------------------------------------------------------
+
+OWN = ROOT / "docs" / "environments.md"
+FILE, *IN_PYTHON = re.findall(r"```python\n(.*?)```", OWN.read_text(), re.DOTALL)
+COMMANDS = re.findall(r"```bash\n(.*?)```", OWN.read_text(), re.DOTALL)
+
+
+def test_the_page_on_environments_has_an_environment(own_folder):
+    (own_folder / "my_env.py").write_text(FILE)
+    check_env(env_maker("./my_env.py:Corridor", {"length": 3})(), skip_render_check=True)
+    assert all("my_env.py:Corridor" in text for text in (COMMANDS[0], *IN_PYTHON))
+
+
+@pytest.mark.slow
+def test_the_page_on_environments_works_as_written(tmp_path):
+    (tmp_path / "my_env.py").write_text(FILE)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = "set -e\n" + "".join(COMMANDS) + "python - <<'END'\n" + "".join(IN_PYTHON) + "END\n"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (played,) = re.findall(r"return (\S+) ± \S+ \(95 % CI, 20 episodes of Corridor\)", done.stdout)
+    assert float(played) > 0.5
+    assert done.stdout.count("student / teacher") == 2
+    assert (tmp_path / "student.safetensors").is_file()

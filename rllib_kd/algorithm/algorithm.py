@@ -61,6 +61,8 @@ from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve
 from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.own import settled
+from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
@@ -103,6 +105,12 @@ class DistillDQN(DQN):
     def get_default_config(cls) -> DistillDQNConfig:
         return DistillDQNConfig()
 
+    @staticmethod
+    @override(DQN)
+    def _get_env_id_and_creator(env_specifier: Any, config: AlgorithmConfig) -> tuple[Any, Any]:
+        # The first thing that RLlib does: after it, the name is no more looked up. It may come from a checkpoint.
+        return DQN._get_env_id_and_creator(settled(env_specifier), config)
+
     @override(DQN)
     def setup(self, config: AlgorithmConfig) -> None:
         """Load the teachers, shape the students, build RLlib's groups, and connect teachers with students.
@@ -115,6 +123,7 @@ class DistillDQN(DQN):
         spaces = spaces_known_here(self.config)
         if spaces is not None:
             check_environment(self.config, spaces)
+        record_config(self.config.env, self.config.env_config)
         check_resources(actor_resources(type(self), self.config))
         self._teachers = Teachers.load(self.config, self._storage)
         check_teachers(self.config, self._teachers, spaces)

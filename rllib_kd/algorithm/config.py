@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
-from ray.rllib.connectors.env_to_module import EnvToModulePipeline, FlattenObservations
+from ray.rllib.connectors.env_to_module import EnvToModulePipeline
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -22,11 +22,11 @@ from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
+from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.networks.dqn_module import student_module_spec
-from rllib_kd.observations.images import ImagesToFloats
-from rllib_kd.observations.spaces import is_byte_image, is_matrix
+from rllib_kd.observations.discrete import connector_for
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.students.restarts import names_of, regret_factor
 from rllib_kd.teachers.base import Teacher
@@ -100,6 +100,19 @@ class DistillationConfig(DQNConfig):
         }
         self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
         self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as without the break
+
+    def environment(self, env: str | type | None = NotProvided, **kwargs: Any) -> Self:
+        """Set the environment, as RLlib's method.
+
+        Args:
+            env: as RLlib takes it; or "path/to/file.py:Name" or "module:Name", an environment of your own: see
+                docs/environments.md. It is imported at once, and known to all processes of a cluster.
+            kwargs: RLlib's other arguments.
+
+        Raises:
+            ValueError: there is no such file, module or environment, or it cannot be imported.
+        """
+        return super().environment(env if env is NotProvided else settled(env), **kwargs)
 
     # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(
@@ -353,14 +366,11 @@ class DistillationConfig(DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """Return RLlib's pipeline, extended for images of bytes and for matrices unless connectors are set."""
+        """Return RLlib's pipeline, extended for bytes, matrices and discrete numbers unless connectors are set."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
-        if "env_to_module" not in self.own_connectors:
-            space = pipeline.input_observation_space
-            if is_byte_image(space):
-                pipeline.prepend(ImagesToFloats())
-            elif is_matrix(space):
-                pipeline.prepend(FlattenObservations())
+        connector = None if self.is_multi_agent else connector_for(pipeline.input_observation_space)
+        if "env_to_module" not in self.own_connectors and connector is not None:
+            pipeline.prepend(connector)
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:

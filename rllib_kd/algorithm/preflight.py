@@ -16,12 +16,12 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.tune.registry import ENV_CREATOR, _global_registry
 from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.environments.making import close, env_maker, names_class
+from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_matrix, same_space
 from rllib_kd.teachers.base import Teacher
 
@@ -32,9 +32,9 @@ _SECONDS_TO_BECOME_FREE = 2.0  # Ray counts what an algorithm has used as free a
 
 
 def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
-    """Return the spaces of a gymnasium environment, or those in the config; None for any other environment.
+    """Return the spaces of an environment of gymnasium or in a file, or those in the config; None for any other.
 
-    Custom environments are not made here: they may need resources that only EnvRunners have.
+    Others are not made here: they may need resources that only EnvRunners have.
 
     Raises:
         ValueError: the environment cannot be made; the message has its reason.
@@ -44,7 +44,7 @@ def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
     if config.observation_space is not None and config.action_space is not None:
         return config.observation_space, config.action_space
     env = config.env
-    if not isinstance(env, str) or names_class(env) or _global_registry.contains(ENV_CREATOR, env):
+    if not isinstance(env, str) or names_class(env) or (is_registered_with_tune(env) and not is_in_file(env)):
         return None
     made = env_maker(env, config.env_config)()
     close(made)

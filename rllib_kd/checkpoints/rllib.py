@@ -22,7 +22,14 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.connectors import ConnectorSpec, connector_stages, normalizes_actions, pipeline_of, stage_name
+from rllib_kd.checkpoints.connectors import (
+    ConnectorSpec,
+    connector_stages,
+    is_flattening,
+    normalizes_actions,
+    pipeline_of,
+    stage_name,
+)
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Name, Tag, read_pickle
 from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.values import build, build_entries
@@ -265,7 +272,7 @@ class RLlibCheckpoint:
             filters = [name for name in names if stage_name(name) == "MeanStdFilter"]
             if len(filters) > 1:  # whatever modules they name: their states would lie in the same file
                 raise ValueError("several observation filters, of which RLlib saves the state of one")
-            if sum(stage_name(name) == "FlattenObservations" for name in names) > 1:  # each takes memory of its own
+            if sum(is_flattening(name) for name in names) > 1:  # each takes memory of its own
                 raise ValueError("several connectors that flatten observations")
             states = {name: self._read(posixpath.join(folder, name.name, "state.pkl")) for name in filters}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

@@ -209,7 +209,10 @@ def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
 def _multi_discrete(tag: Tag, builder: _Builder) -> gym.spaces.MultiDiscrete:
     state = builder.build(tag.state)
     builder.take_bounds(*np.shape(state["nvec"]))
-    return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"])
+    start = state.get("start")
+    if start is not None and (np.shape(start) != np.shape(state["nvec"]) or np.asarray(start).dtype.kind not in "iu"):
+        raise ValueError(f"a MultiDiscrete that starts at {str(start)[:100]}")
+    return gym.spaces.MultiDiscrete(state["nvec"], dtype=state["dtype"], start=start)
 
 
 def _multi_binary(tag: Tag, builder: _Builder) -> gym.spaces.MultiBinary:

@@ -76,7 +76,16 @@ Algo = Annotated[
 ]
 
 
-TrainEnv = Annotated[str | None, option("Gymnasium id, or registered name.", "--env", "-e", metavar="ID")]
+_ENV = option("Gymnasium id, FILE.py:Class or name.", "--env", "-e", metavar="ID")
+
+
+TrainEnv = Annotated[str | None, _ENV]
+
+
+SweptEnv = Annotated[str, _ENV]
+
+
+Imports = Annotated[list[str] | None, option("Import first, e.g. to register; repeat.", "--import", metavar="FILE")]
 
 
 Teacher = Annotated[list[str] | None, option(TEACHER_HELP, metavar="PATH")]
@@ -175,7 +184,7 @@ Policy = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint, r
 Students = Annotated[list[str], typer.Argument(metavar="[NAME=]PATH", help="Checkpoints or run folders.")]
 
 
-OwnEnv = Annotated[str | None, option("Environment (default: the checkpoint's).", "--env", "-e", metavar="ID")]
+OwnEnv = Annotated[str | None, option("Id or FILE.py:Class (default: recorded).", "--env", "-e", metavar="ID")]
 
 
 EnvConfig = Annotated[str, option("Environment settings to change, or @FILE.", metavar="JSON")]

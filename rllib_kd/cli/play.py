@@ -15,6 +15,7 @@ from rllib_kd.cli.options import (
     Epsilon,
     FewEpisodes,
     Format,
+    Imports,
     Int8,
     NumVideos,
     OtherTeacher,
@@ -38,6 +39,7 @@ def compare(
     students: Students,
     teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
     env: OwnEnv = None,
+    imports: Imports = None,
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
     seed: Seed = FRESH_SEED,
@@ -52,12 +54,14 @@ def compare(
     rllib compare --teacher cartpole small=RUN1 tiny=RUN2
     """  # noqa: D301
     from rllib_kd.checkpoints.tune import find_students
+    from rllib_kd.environments.own import given_environment
     from rllib_kd.evaluation.comparing import compare_all
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.report.comparisons import summary_table, write_report
     from rllib_kd.teachers.names import PACKAGED_TEACHERS
 
     set_log_level(0)
+    env = given_environment(env, imports or ())
     found = find_students(students, names=list(PACKAGED_TEACHERS))
     if len(found) == 1 and not next(iter(found.values())).is_named:
         found = {"student": next(iter(found.values()))}
@@ -82,6 +86,7 @@ def compare(
 def evaluate(
     checkpoint: Policy,
     env: OwnEnv = None,
+    imports: Imports = None,
     env_config: EnvConfig = "{}",
     episodes: Episodes = 100,
     seed: Seed = FRESH_SEED,
@@ -98,6 +103,7 @@ def evaluate(
     \b
     rllib evaluate ~/ray_results/cartpole --video videos
     """  # noqa: D301
+    from rllib_kd.environments.own import given_environment
     from rllib_kd.environments.video import check_recorder
     from rllib_kd.evaluation.comparing import evaluate as evaluate_policy
     from rllib_kd.evaluation.played_environment import resolve_environment
@@ -107,6 +113,7 @@ def evaluate(
     set_log_level(0)
     if video is not None:
         check_recorder()
+    env = given_environment(env, imports or ())
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     if algo is not None and algo != (trained_by := source.algorithm() or algo):
         raise ValueError(f"The checkpoint was trained by {trained_by}, but --algo is '{algo}'. Leave out --algo.")
@@ -142,6 +149,7 @@ def export(
     checkpoint: Policy,
     out: Artifact,
     env: OwnEnv = None,
+    imports: Imports = None,
     env_config: EnvConfig = "{}",
     format: Format = None,
     int8: Int8 = False,
@@ -157,6 +165,7 @@ def export(
     \b
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
     """  # noqa: D301
+    from rllib_kd.environments.own import given_environment
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.sources import open_sources
     from rllib_kd.experiment.files import parse_json
@@ -165,6 +174,7 @@ def export(
     from rllib_kd.terminal import bar
 
     set_log_level(0)
+    env = given_environment(env, imports or ())
     format = format_of_ending(out) if format is None else format
     asked = parse_json(env_config, "--env-config")
     given = [checkpoint] if teacher is None else [checkpoint, teacher]

@@ -8,15 +8,16 @@ from typing import Annotated
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, EnvConfig, option
+from rllib_kd.cli.options import TEACHER_HELP, EnvConfig, Imports, SweptEnv, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
 @app.command()
 def sweep(
     teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
-    env: Annotated[str, option("Gymnasium id, or registered name.", "--env", "-e", metavar="ID")],
+    env: SweptEnv,
     env_config: EnvConfig = "{}",
+    imports: Imports = None,
     num_samples: Annotated[int, option("Settings to try (default: 16).", metavar="N")] = 16,
     num_seeds: Annotated[int, option("Students of each setting (default: 3).", metavar="N")] = 3,
     env_steps: Annotated[int, option("Training of each student (default: 20,000).", metavar="N")] = 20_000,
@@ -42,6 +43,7 @@ def sweep(
     \b
     rllib sweep --teacher cartpole --env CartPole-v1
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.sweeps.loggers import sweep_loggers
@@ -57,7 +59,7 @@ def sweep(
         settings["env_config"] = {**(settings.get("env_config") or {}), **changes}
     swept = Sweep(
         teacher=one_or_all(teacher),
-        env=env,
+        env=str(given_environment(env, imports or ())),
         num_samples=num_samples,
         search=search,
         scheduler=scheduler,

@@ -19,6 +19,7 @@ from rllib_kd.cli.options import (
     Compression,
     Config,
     EnvConfig,
+    Imports,
     Keep,
     Loss,
     MaxFailures,
@@ -59,6 +60,7 @@ def train(
     algo: Algo = None,
     env: TrainEnv = None,
     env_config: EnvConfig = "{}",
+    imports: Imports = None,
     teacher: Teacher = None,
     compression: Compression = None,
     loss: Loss = None,
@@ -94,6 +96,7 @@ def train(
     rllib train --algo DQN --env CartPole-v1 --stop '{"training_iteration": 20}'
     rllib train file tuning/cartpole.py
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.connection import LocalRay, connection
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.experiment.outcome import refusal
@@ -103,7 +106,8 @@ def train(
     from rllib_kd.terminal import say
 
     set_log_level(verbose)
-    experiment = _experiment(words, algo)
+    experiment = _experiment(words, algo, imports or [])
+    env = given_environment(env, imports or ())
     shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     experiment.settings |= parse_json(config, "--config")
@@ -150,13 +154,13 @@ def train(
         raise typer.Exit(1)
 
 
-def _experiment(words: list[str] | None, algo: str | None) -> Experiment:
+def _experiment(words: list[str] | None, algo: str | None, imports: list[str]) -> Experiment:
     """Return the experiment of a file or of --algo, without the other flags."""
     from rllib_kd.experiment.experiment import Experiment
     from rllib_kd.experiment.files import read_experiment
 
     if words:
-        experiment = read_experiment(_experiment_file(words))
+        experiment = read_experiment(_experiment_file(words), imports=imports)
         if algo is not None:
             raise ValueError("An experiment file names its algorithm. Leave out --algo.")
         return experiment

@@ -159,7 +159,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
         self._has_plain_connectors = has_plain_connectors(self)
         self._samples_directly = self._needs_no_episodes()
-        if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
+        is_asked_for = bool(self.config.own_connectors) or self._has_plain_connectors  # not by the observations alone
+        if self.env is not None and not self._samples_directly and is_asked_for and self.worker_index in (0, 1):
             logger.warning(
                 "Connectors or callbacks on episodes are set, so sampling uses RLlib's episodes, which is slower than "
                 "direct sampling and yields the same data."

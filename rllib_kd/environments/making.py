@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,8 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd.environments import atari
 from rllib_kd.environments.failures import described
+from rllib_kd.environments.imports import make_importable
+from rllib_kd.environments.own import OwnEnvironment, OwnName, is_gymnasiums, is_registered_with_tune, parsed
 from rllib_kd.environments.returned import check_returned, explained
 
 logger = logging.getLogger(__name__)
@@ -116,18 +119,20 @@ def env_maker(
     """Return what makes environments as RLlib does: registered names and callables get the config as argument.
 
     Args:
-        env: as in `config.environment()`: a gymnasium id, a name registered with Tune, the path of a class
-            ("package.module.Class"), or a callable.
+        env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
+            "module:Name" (own.py), the path of a class ("package.module.Class"), or a callable.
         env_config: config of the environment.
         render_mode: gymnasium's render mode; an entry of the config if `env` is not a gymnasium id.
 
     Raises:
-        ValueError: gymnasium does not know the id, or there is no such class.
+        ValueError: gymnasium does not know the id, or there is no such file, module or class.
     """
     name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     if isinstance(env, str) and is_registered_with_tune(env):
         env = _global_registry.get(ENV_CREATOR, env)
+    elif (own := parsed(env)) is not None:
+        env = _own(own, str(env))
     if isinstance(env, str):
         if not names_class(env):
             check_gymnasium_id(env)
@@ -139,9 +144,16 @@ def env_maker(
     return EnvMaker(name, partial(env, EnvContext(config, worker_index=0)))
 
 
+def _own(own: OwnName, env: str) -> str | OwnEnvironment:
+    """Return what makes an environment of the user's own; its name if gymnasium makes it."""
+    environment = OwnEnvironment(own)
+    environment.check()
+    return env if is_gymnasiums(own) else environment
+
+
 def names_class(env: str) -> bool:
     """Return whether RLlib takes the name of an environment for the path of a class."""
-    return "." in env and not is_registered(env)
+    return "." in env and ":" not in env and not is_registered(env)
 
 
 def is_registered(env: str) -> bool:
@@ -149,13 +161,9 @@ def is_registered(env: str) -> bool:
     return env in gym.registry or is_registered_with_tune(env)
 
 
-def is_registered_with_tune(env: str) -> bool:
-    """Return whether a name is registered with Ray Tune, which RLlib prefers to gymnasium's ids."""
-    return _global_registry.contains(ENV_CREATOR, env)
-
-
 def _class_at(path: str) -> Callable[..., gym.Env]:
     module, _, name = path.rpartition(".")
+    make_importable(os.getcwd())
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.making import is_registered_with_tune
+from rllib_kd.environments.own import is_registered_with_tune
 
 _PACKAGES = ("gymnasium", "ale_py")
 

@@ -134,8 +134,10 @@ def compare_all(
     networks = {name: source.network() for name, source in sources.items()}
     make_env = env_maker(*played)
     playing = partial(_greedily, epsilon, seed)
+    named = {"The teacher": teacher} | {f"The student {name!r}": network for name, network in networks.items()}
+    teacher, *fitted = check_fit(make_env, named)
+    networks = dict(zip(networks, fitted, strict=True))
     teacher_player = playing(teacher)
-    check_fit(make_env, {"The teacher": teacher} | {f"The student {name!r}": n for name, n in networks.items()})
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
         game = partial(_play, make_env, seeds, advance)
         returns, teacher_states = game(teacher_player, [teacher, *networks.values()])
@@ -258,8 +260,8 @@ def evaluate(
     source = open_source(policy, trust_checkpoint=trust_checkpoint)
     played = resolve_environment({"the policy": source}, env, env_config, trust_checkpoint=trust_checkpoint)
     policy = source.policy()
+    (policy,) = check_fit(env_maker(*played), {"The policy": policy})
     player = _with_epsilon(policy, epsilon, seed=seed)
-    check_fit(env_maker(*played), {"The policy": policy})
     mode = "human" if render else "rgb_array" if video_dir is not None else None
     make_shown = env_maker(*played, render_mode=mode)
     if mode is not None:
@@ -328,12 +330,17 @@ def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
     return {_eyes(network): network.start for network in networks}
 
 
-def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> None:
+def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> list[Any]:
     """Check that policies fit the environment, before PyTorch fails in the middle of an episode.
+
+    Policies that take one-hot vectors fit discrete observations.
 
     Args:
         make_env: makes the environment.
         networks: policies by name, as at the beginning of a sentence.
+
+    Returns:
+        The policies for this environment, in their order.
 
     Raises:
         ValueError: one of them does not fit; the message names both spaces.
@@ -341,10 +348,12 @@ def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> N
     env = make_env()
     spaces = env.observation_space, env.action_space
     close(env)
-    for name, network in networks.items():
+    fitted = {name: network.for_space(spaces[0]) for name, network in networks.items()}
+    for name, network in fitted.items():
         own = network.observation_space, network.action_space
         if not network.takes(spaces[0]) or not same_space(own[1], spaces[1]):
             raise ValueError(
                 f"{name} was made for observations {brief(own[0])} and actions {brief(own[1])}, but the environment "
                 f"has {brief(spaces[0])} and {brief(spaces[1])}. Choose the environment in which it was trained."
             )
+    return list(fitted.values())

@@ -6,14 +6,16 @@ import enum
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
 
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
 from rllib_kd.environments import atari
+from rllib_kd.environments.familiar import is_familiar, record
 from rllib_kd.environments.making import check_gymnasium_id, is_registered, names_class
+from rllib_kd.environments.own import parsed, settled, short_name
 from rllib_kd.environments.untrusted import is_harmless, plain, refusals
 from rllib_kd.evaluation.sources import Source, open_source, open_sources
 
@@ -31,8 +33,8 @@ class PlayedEnvironment(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return the id, or the name of a class or function."""
-        return self.env if isinstance(self.env, str) else getattr(self.env, "__name__", str(self.env))
+        """Return the id, or the name of a class or function, without its file."""
+        return short_name(self.env)
 
     def config_as_json(self) -> dict[str, Any]:
         """Return the config; values that JSON lacks are texts."""
@@ -80,6 +82,7 @@ def resolve_environment(
     asked = dict(env_config or {})
     if isinstance(env, PlayedEnvironment):
         return PlayedEnvironment(env.env, {**env.env_config, **asked})
+    env = cast("str | Callable[..., gym.Env] | None", settled(env))
     recorded: dict[str, PlayedEnvironment] = {}
     sources = open_sources(policies.values(), trust_checkpoint=trust_checkpoint)
     for name, source in zip(policies, sources, strict=True):
@@ -94,6 +97,12 @@ def resolve_environment(
             return own
     if env is not None:
         return PlayedEnvironment(env, asked)
+    recorded_names = (member.environment()[0] for source in sources for member in source.members())
+    if classes := [name for name in recorded_names if isinstance(name, Name)]:
+        raise ValueError(
+            f"The checkpoint was trained in the class '{classes[0]}', which is not imported because a checkpoint names "
+            f"it. Pass env=..., or --env path/to/file.py:{classes[0].name.split('.')[-1]} on the command line."
+        )
     raise ValueError(
         "The checkpoint does not record its environment (only those of whole Algorithms do, if it has a name). Pass "
         "env=..., or --env on the command line."
@@ -118,9 +127,12 @@ def _recorded(
             own_config = atari.single_config(own_config)
         left = {key: value for key, value in own_config.items() if key not in asked}
         if member.path is not None:  # others are objects of this process
-            if env is None and not trust_checkpoint:
-                _check_environment(str(own_env), member.path)
-            _check_config(chosen, left, member.path, trust_checkpoint=trust_checkpoint)
+            if env is None:
+                _check_files(own_env, member.path)
+                if not trust_checkpoint:
+                    _check_environment(str(own_env), member.path)
+            if left and not is_familiar(_line(own_env, own_config)):
+                _check_config(chosen, left, member.path, trust_checkpoint=trust_checkpoint)
         return PlayedEnvironment(chosen, {**left, **asked})
     return None
 
@@ -135,15 +147,34 @@ def _id_of(env: Any) -> Any:
 
 
 def _is_same(own: Any, other: Any) -> bool:
-    return own is not None and _id_of(own) == _id_of(other)
+    if own is None:
+        return False
+    ids = _id_of(own), _id_of(other)
+    if ids[0] == ids[1]:
+        return True
+    is_in_file = any(isinstance(env, str) and ":" in env for env in (own, other))
+    return is_in_file and len({str(env_id).rpartition(".")[2] for env_id in ids}) == 1  # one by its file, one by class
 
 
 # --- What untrusted checkpoints may choose ----------------------------------------------------------------------------
 
 
+def _check_files(env: Any, source: str) -> None:
+    """Check that the files that a checkpoint names exist, without running them."""
+    own = parsed(env)
+    missing = [] if own is None else [name for name in own.files if not os.path.isfile(name)]
+    if own is not None and missing:
+        raise CheckpointError(
+            f"'{source}' was trained in '{env}', but there is no file '{missing[0]}' here. Name its new place with "
+            f"--env FILE.py:{own.name} (env=...)."
+        )
+
+
 def _check_environment(env: str, source: str) -> None:
-    if ":" in env or names_class(env):  # gymnasium, or RLlib, imports what stands before it
-        what = "names a module to import"
+    if (own := parsed(env)) is not None and is_familiar(env):  # the user has run this code
+        return
+    if own is not None or names_class(env):  # gymnasium, RLlib or this package would run what stands before the name
+        what = "names a file to run" if own is not None and own.files else "names a module to import"
     elif is_registered(env) and not is_harmless(env):
         what = "is not an environment of gymnasium or ALE"
     else:
@@ -175,6 +206,16 @@ def _is_data(value: Any) -> bool:
     """Return whether a value is the original one, and not a placeholder for an object that could not be loaded."""
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple | set) else ()
     return not isinstance(value, Name | CheckpointError) and all(map(_is_data, parts))
+
+
+def record_config(env: Any, env_config: Mapping[str, Any]) -> None:
+    """Add a config, with which the user trains in an environment of their own, to the record of what is familiar."""
+    if env_config and parsed(env) is not None:
+        record(_line(env, env_config))
+
+
+def _line(env: Any, env_config: Mapping[str, Any]) -> str:
+    return f"{env} {json.dumps(_json_of(env_config), sort_keys=True)}"
 
 
 def _check_agreement(recorded: Mapping[str, PlayedEnvironment]) -> None:

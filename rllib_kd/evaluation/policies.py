@@ -30,6 +30,11 @@ class GreedyQ:
         """Return whether it can look at an environment that shows this space."""
         return self.network.takes(space)
 
+    def for_space(self, space: gym.Space) -> GreedyQ:
+        """Return this policy, or one that encodes discrete observations, of which it takes the one-hot vectors."""
+        network = self.network.for_space(space)
+        return self if network is self.network else GreedyQ(network)
+
     def player(self) -> Act:
         """Plays one vector env."""
         view, q_values = self.network.start(), self.network.q_values
@@ -55,6 +60,13 @@ class LikeliestAction:
     def takes(self, space: gym.Space) -> bool:
         """Return whether it can look at an environment that shows this space."""
         return self._pipeline.takes(space)
+
+    def for_space(self, space: gym.Space) -> LikeliestAction:
+        """Return this policy, or one that encodes discrete observations, of which it takes the one-hot vectors."""
+        pipeline = self._pipeline.for_space(space)
+        if pipeline is self._pipeline:
+            return self
+        return LikeliestAction(self._module, pipeline, normalize_actions=self._normalize_actions)
 
     def player(self) -> Act:
         """Plays one vector env."""

@@ -17,6 +17,7 @@ import ray
 import torch
 
 from rllib_kd import _rllib
+from rllib_kd.environments.imports import setup_hook
 from rllib_kd.terminal import say
 
 _CONNECT_TIMEOUT = 5.0  # seconds
@@ -84,13 +85,27 @@ def connection(
                 with _own_sessions(), _kept_sigterm_handler():
                     where = {"address": address} if address is not None else _started(stack, needs, local)
                     stack.callback(ray.shutdown)
-                    ray.init(**where, logging_level=log_level or "ERROR", log_to_driver=log_level is not None)
+                    ray.init(
+                        **where,
+                        **_paths_of_workers(),
+                        logging_level=log_level or "ERROR",
+                        log_to_driver=log_level is not None,
+                    )
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ValueError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
             except Exception as error:  # of no other kind where the machine is too busy
                 raise OSError(f"Ray does not start: {str(error).strip().splitlines()[0]}") from error
         _check_resources(needs, may_grow=address is not None)
         yield
+
+
+def _paths_of_workers() -> dict[str, Any]:
+    """Return the argument of `ray.init()` that keeps the user's folders behind installed modules, if it is needed.
+
+    It makes the start of Ray's processes some seconds slower.
+    """
+    hook = setup_hook()
+    return {} if hook is None else {"runtime_env": {"worker_process_setup_hook": hook}}
 
 
 def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> dict[str, Any]:

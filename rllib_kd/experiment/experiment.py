@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,20 @@ from ray.rllib.algorithms.registry import ALGORITHMS
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
+from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.own import settled, short_name
+from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
+from rllib_kd.observations.discrete import encode_discrete
+from rllib_kd.observations.spaces import is_discrete
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.teachers.names import absolute_teachers
 from rllib_kd.text import did_you_mean
@@ -67,6 +74,8 @@ class Experiment:
         settings = dict(self.settings)
         if "teacher" in settings:
             settings["teacher"] = _absolute_teachers(settings["teacher"])
+        if "env" in settings:
+            settings["env"] = _settled_envs(settings["env"])
         base = cls.get_default_config() if self.config is None else self.config
         written = dict(settings)
         settings = as_meant(type(base), settings)
@@ -96,7 +105,7 @@ class Experiment:
             compare_episodes=self.compare_episodes,
             trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
             settings=written,
-            title=f"{cls.__name__}-{getattr(first.env, '__name__', first.env)}",
+            title=f"{cls.__name__}-{short_name(first.env)}",
             subject=about,
         )
 
@@ -142,6 +151,7 @@ def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:
 
 def _imported(path: str) -> type[Algorithm]:
     module, _, name = path.rpartition(".")
+    make_importable(os.getcwd())
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
@@ -158,11 +168,21 @@ def _absolute_teachers(value: Any) -> Any:
     return None if value is None else absolute_teachers(value)
 
 
+def _settled_envs(value: Any) -> Any:
+    """Return environments with absolute paths, known to Ray."""
+    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
+        return {"grid_search": [settled(env) for env in value["grid_search"]]}
+    return settled(value)
+
+
 def _check_env(config: AlgorithmConfig) -> None:
     """Check that an environment is named, and that it exists."""
     if config.env is None:
         raise ValueError("No environment was given. Name one, such as --env CartPole-v1, or `env` in the file.")
+    if (env := settled(config.env)) is not config.env:
+        config.environment(env)  # in a config of RLlib's own
     env_maker(config.env)
+    record_config(config.env, config.env_config)
 
 
 def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
@@ -176,6 +196,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         place = repr((config.env, config.env_config))
         if place not in spaces:
             spaces[place] = known_spaces(config)
+        _encode_discrete(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])
         if not isinstance(config, DistillDQNConfig) or not isinstance(config.teacher, str | list):
@@ -185,6 +206,13 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
             teachers[name] = load_teacher(config.teacher, trust_checkpoint=config.trust_checkpoint)
         check_teachers(config, {DEFAULT_MODULE_ID: teachers[name]}, spaces[place])
     return teachers
+
+
+def _encode_discrete(config: AlgorithmConfig, spaces: Any) -> None:
+    """Let one of RLlib's algorithms encode discrete observations, for which it has no network; DistillDQN does it."""
+    is_own = isinstance(config, DistillDQNConfig) or _rllib.has_env_to_module(config)
+    if spaces is not None and is_discrete(spaces[0]) and not is_own:
+        config.env_runners(env_to_module_connector=encode_discrete)
 
 
 def check_at_least(low: int, **numbers: Any) -> None:

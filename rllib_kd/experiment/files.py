@@ -7,8 +7,7 @@ import math
 import os
 import re
 import runpy
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import yaml
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_kd.checkpoints.uris import expanded
+from rllib_kd.environments.imports import make_importable
+from rllib_kd.environments.own import defined_in, given_environment
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.paths import check_path
 from rllib_kd.text import did_you_mean
@@ -38,12 +39,13 @@ _YAML_FLAGS = {
 }
 
 
-def read_experiment(path: str | os.PathLike[str]) -> Experiment:
+def read_experiment(path: str | os.PathLike[str], *, imports: Sequence[str] = ()) -> Experiment:
     """Read an experiment from a Python or YAML file.
 
     Args:
         path: a `.py` file with a `config` (an AlgorithmConfig), and optionally `stop`, `num_samples` and
             `compare_episodes`; or a `.yaml` file with one experiment: name → run, env, config, stop, and the others.
+        imports: Python files and modules to import before the file is read.
 
     Raises:
         ValueError: the file does not exist, or has other content; the message describes what was found.
@@ -56,16 +58,19 @@ def read_experiment(path: str | os.PathLike[str]) -> Experiment:
     if not path.is_file():
         raise ValueError(f"There is no experiment file at '{path}'.")
     if path.suffix == ".py":
-        return _read_python(path)
+        return _read_python(path, imports)
     if path.suffix in (".yaml", ".yml"):
-        return _read_yaml(path)
+        experiment = _read_yaml(path)
+        if isinstance(env := experiment.settings.get("env"), str):
+            experiment.settings["env"] = given_environment(env, imports)
+        return experiment
     raise ValueError(f"An experiment file ends in .py or .yaml, got '{path.name}'.")
 
 
-def _read_python(path: Path) -> Experiment:
-    folder = str(path.parent.absolute())
-    sys.path.insert(0, folder)  # as `python FILE` does; and so do the processes of a local Ray
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH")]))
+def _read_python(path: Path, imports: Sequence[str]) -> Experiment:
+    given_environment(None, imports)
+    make_importable(os.getcwd())
+    make_importable(str(path.parent.absolute()))
     try:
         names = runpy.run_path(str(path), run_name="experiment")
     except Exception as error:
@@ -76,6 +81,9 @@ def _read_python(path: Path) -> Experiment:
             f"'{path}' must define `config`, the AlgorithmConfig of an algorithm, at its top level. Got "
             f"{type(config).__name__ if 'config' in names else 'none'}."
         )
+    env = defined_in(path.absolute(), config.env, imports)
+    if env is not config.env:
+        config = config.copy(copy_frozen=False).environment(env)
     return _with_entries(Experiment(path.stem, config.algo_class, config), path, names)
 
 

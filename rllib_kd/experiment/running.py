@@ -24,6 +24,7 @@ from rllib_kd.algorithm.settings import check_names
 from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types
 from rllib_kd.checkpoints.whole import lacking
+from rllib_kd.environments.own import short_name
 from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, check_not_empty
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
@@ -217,7 +218,9 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
         tuner = tune.Tuner(
             experiment.trainable,
             param_space=space,
-            tune_config=tune.TuneConfig(num_samples=experiment.num_samples, scheduler=scheduler),
+            tune_config=tune.TuneConfig(
+                num_samples=experiment.num_samples, scheduler=scheduler, trial_name_creator=_trial_name
+            ),
             run_config=tune.RunConfig(
                 name=experiment.name,
                 storage_path=storage,
@@ -246,6 +249,12 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
             raise OSError(
                 f"The disk of the results, '{storage}', is full: {error}. Free some space, and continue with --resume."
             ) from error
+
+
+def _trial_name(trial: Any) -> str:
+    """Return Tune's name of a trial, without the path of an environment's file, which would cut off its id."""
+    name = f"{trial.trainable_name}_{short_name(trial.config.get('env'))}_{trial.trial_id}"
+    return name.replace("/", "_")
 
 
 def _resumed(experiment: CheckedExperiment, space: AlgorithmConfig | dict[str, Any], storage: str) -> tune.Tuner:

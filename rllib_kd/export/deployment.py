@@ -86,7 +86,7 @@ def deploy(
     played = resolve_environment({"the student": source}, env, env_config, trust_checkpoint=trust_checkpoint)
     network, make_env = source.network(), env_maker(*played)
     check_exportable(network, format=format, int8=int8)
-    check_fit(make_env, {"The teacher" if out is None else "The student": network})
+    (network,) = check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
     torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)
     with tempfile.TemporaryDirectory() as folder:

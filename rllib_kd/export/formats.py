@@ -75,8 +75,6 @@ def exportable_stages(student: Teacher) -> tuple[Stage, ...]:
         raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")
     if not isinstance(space, _ARRAYS):
         raise ValueError(f"An artifact takes one array, but observations are {space}. Wrap the environment.")
-    if np.any(getattr(space, "start", 0)):
-        raise ValueError(f"One-hot encodings count from 0, but observations are {space}. Wrap the environment.")
     return stages
 
 
@@ -101,6 +99,8 @@ def _preprocessing(student: Teacher) -> list[nn.Module]:
             layers.append(Normalized(torch.tensor(mean).float(), torch.tensor(std).float(), stage.clip))
         elif isinstance(stage, Flatten):
             lengths = _one_hot_lengths(stage.space)
+            if np.any(start := np.asarray(getattr(stage.space, "start", 0), np.float32)):
+                layers.append(Normalized(torch.from_numpy(start), torch.ones(start.shape), None))  # from 0 on
             layers.append(nn.Flatten() if lengths is None else OneHot(lengths))
             shape = student.input_space.shape or ()
         elif isinstance(stage, Images):

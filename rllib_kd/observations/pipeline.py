@@ -18,7 +18,7 @@ from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
 from rllib_kd import _rllib
 from rllib_kd.observations.images import as_input
-from rllib_kd.observations.spaces import is_float_image, same_space
+from rllib_kd.observations.spaces import input_space, is_discrete, is_float_image, same_space
 from rllib_kd.text import one_line
 
 
@@ -45,7 +45,7 @@ View = Callable[[Shown], Any]
 
 @dataclass(frozen=True)
 class Flatten:
-    """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot.
+    """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot; these may start anywhere.
 
     Args:
         space: space of the input observations.
@@ -79,15 +79,17 @@ class Flatten:
 
 
 def _in_a_row(space: gym.Space) -> gym.Space:
-    """Return the space as RLlib flattens it, which supports only vectors of several discrete numbers."""
+    """Return the space as RLlib flattens it, which supports discrete numbers from 0, and several only as vectors."""
+    if isinstance(space, gym.spaces.Discrete):
+        return gym.spaces.Discrete(space.n)
     return gym.spaces.MultiDiscrete(space.nvec.ravel()) if isinstance(space, gym.spaces.MultiDiscrete) else space
 
 
 def _numbers(part: Any, space: gym.Space) -> np.ndarray:
-    """Return a part of an observation as RLlib flattens it: discrete numbers may be floats, and become indices."""
+    """Return a part of an observation as RLlib flattens it: discrete numbers become indices from 0, floats, too."""
     numbers = np.asarray(part)
-    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) and numbers.dtype.kind == "f":
-        numbers = numbers.astype(np.int64)
+    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        numbers = (numbers.astype(np.int64) if numbers.dtype.kind == "f" else numbers) - space.start
     return numbers.reshape(len(numbers), -1) if isinstance(space, gym.spaces.MultiDiscrete) else numbers
 
 
@@ -288,6 +290,15 @@ class ObservationPipeline:
         if self.stages and isinstance(self.stages[0], SideBySide):
             return self.stages[0].takes(space)
         return self.images.takes(space) if self.images else same_space(self.observation_space, space)
+
+    def for_space(self, space: gym.Space) -> ObservationPipeline:
+        """Return a pipeline with the encoding of discrete observations, if this one takes their one-hot vectors.
+
+        Otherwise return this one.
+        """
+        if not is_discrete(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
+            return self
+        return ObservationPipeline(space, (Flatten(space), *self.stages))
 
     def check_feeds(self, space: gym.Space, source: str) -> None:
         """Check that the outputs fit a network, before PyTorch fails in the middle of an episode.

@@ -19,9 +19,9 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
     check_actions(action_space)
     if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
         raise ValueError(
-            "The networks need observations in a Box of floats, or images of bytes (three dimensions, no custom "
-            f"connectors), but get {observation_space}. Wrap the environment, or use a connector: env_runners("
-            "env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
+            "The networks need observations in a Box of floats, discrete ones, or images of bytes (three dimensions, "
+            f"no custom connectors), but get {observation_space}. Wrap the environment, or use a connector: "
+            "env_runners(env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
         )
 
 
@@ -35,6 +35,11 @@ def is_matrix(space: gym.Space | None) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 2
 
 
+def is_discrete(space: gym.Space | None) -> bool:
+    """Return whether a space has discrete numbers, one or several, which networks take as one-hot vectors."""
+    return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
+
+
 def is_float_image(space: gym.Space | None) -> bool:
     """Return whether a space has images of floats in [0, 1]."""
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 3 or not np.issubdtype(space.dtype, np.floating):
@@ -43,10 +48,14 @@ def is_float_image(space: gym.Space | None) -> bool:
 
 
 def input_space(space: gym.Space) -> gym.Space:
-    """Return the input space of a network for observations: images of bytes become floats in [0, 1], channels last.
+    """Return the input space of a network for observations.
 
-    The channels' axis is the first or the last, whichever is shorter.
+    Images of bytes become floats in [0, 1], channels last: their axis is the first or the last, whichever is shorter.
+    Discrete numbers become one vector of one-hots.
     """
+    if is_discrete(space):
+        check_size(space)
+        return gym.spaces.Box(0.0, 1.0, (gym.spaces.flatdim(space),), np.float32)
     if not is_byte_image(space):
         return space
     first, *middle, last = space.shape
@@ -75,6 +84,8 @@ def same_space(one: gym.Space, other: gym.Space) -> bool:
         return one.keys() == other.keys() and all(same_space(one[key], other[key]) for key in one)
     if isinstance(one, gym.spaces.Tuple):
         return len(one) == len(other) and all(map(same_space, one, other))
+    if not np.array_equal(getattr(one, "start", 0), getattr(other, "start", 0)):
+        return False
     if isinstance(one, gym.spaces.MultiDiscrete):
         return np.array_equal(one.nvec, other.nvec)
     return one.shape == other.shape and getattr(one, "n", None) == getattr(other, "n", None)

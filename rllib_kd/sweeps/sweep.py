@@ -28,6 +28,7 @@ from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import is_better_than_random
@@ -79,7 +80,8 @@ class Sweep:
 
     Args:
         teacher: as for `load_teacher()`. Only this process reads it: trials get it through Ray's object store.
-        env: a gymnasium id, or a name registered with Tune.
+        env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
+            "module:Name".
         num_samples: settings to try, ≥ 1; with "pbt" the size of the population.
         search: "optuna" (two objectives: return ratio up, parameters down) or "random"; None: "optuna" without a
             scheduler, "random" with one.
@@ -138,7 +140,8 @@ class Sweep:
             )
         if self.search == "optuna" and find_spec("optuna") is None:
             raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or use search 'random'.")
-        self.name = self.name or f"sweep-{self.env.replace('/', '-')}"
+        self.env = settled(self.env)
+        self.name = self.name or f"sweep-{short_name(self.env).replace('/', '-')}"
         check_not_empty(name=self.name)
         check_below_storage(name=self.name)
         self.storage_path = absolute_uri(self.storage_path or "~/ray_results")
@@ -178,7 +181,7 @@ class Sweep:
         snapshot_often(self.num_samples, seconds=0.2)
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         make_env = env_maker(self.env, self.config.get("env_config"))
-        check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
         returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
         task = self._task(teacher, returns, make_env, seeds)

@@ -160,6 +160,15 @@ class Teacher(Checkpointable):
         """Return whether its pipeline takes observations of this space."""
         return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
 
+    def for_space(self, space: gym.Space) -> Teacher:
+        """Return this teacher, or a copy that encodes discrete observations, of which it takes the one-hot vectors."""
+        pipeline = self.pipeline or ObservationPipeline(self.input_space)
+        if (fitted := pipeline.for_space(space)) is pipeline:
+            return self
+        copy = Teacher(pipeline=fitted)
+        copy.set_state({**self.get_state(), "pipeline": fitted})
+        return copy
+
     def checked(self) -> Teacher:
         """Return this teacher, after checking that its network returns Q-values.
 

@@ -91,11 +91,19 @@ def _split(
     """
     shown: gym.Space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
     stages: list[Stage] = []
+    start = np.zeros(shape, np.int64)
+    if [layer["op"] for layer in layers[:2]] == ["normalize", "one_hot"]:  # numbers that do not count from 0
+        start = np.round(tensors[layers[0]["mean"]].numpy()).astype(np.int64).reshape(shape)
+        build_layers(layers[:1], tensors)  # refuses numbers that make no sense
+        layers = layers[1:]
     if layers and layers[0]["op"] == "one_hot":
-        lengths = [int(length) for length in layers[0]["lengths"]]
-        shown = gym.spaces.MultiDiscrete(np.reshape(lengths, shape)) if shape else gym.spaces.Discrete(lengths[0])
+        lengths = np.array([int(length) for length in layers[0]["lengths"]])
+        if shape:
+            shown = gym.spaces.MultiDiscrete(lengths.reshape(shape), start=start)
+        else:
+            shown = gym.spaces.Discrete(int(lengths[0]), start=int(start))
         stages.append(Flatten(shown))
-        layers, shape = layers[1:], (sum(lengths),)
+        layers, shape = layers[1:], (int(lengths.sum()),)
     if layers and layers[0]["op"] == "normalize":
         mean, std = (tensors[layers[0][name]].numpy() for name in ("mean", "std"))
         if not mean.shape == std.shape == shape:

@@ -37,8 +37,8 @@ class Continuous(gym.Env):
         pass
 
 
-class Tabular(Continuous):
-    observation_space, action_space = gym.spaces.Discrete(5), gym.spaces.Discrete(2)
+class Parts(Continuous):
+    observation_space, action_space = gym.spaces.Dict(a=gym.spaces.Discrete(5)), gym.spaces.Discrete(2)
 
 
 class Bytes(Continuous):
@@ -54,7 +54,7 @@ class FromThree(Continuous):
     [
         (Continuous, "needs discrete actions 0 to A"),
         (FromThree, "needs discrete actions 0 to A"),
-        (Tabular, "need observations in a Box of floats"),
+        (Parts, "need observations in a Box of floats"),
         (Bytes, "need observations in a Box of floats"),
     ],
 )

@@ -60,7 +60,7 @@ BAD = {
     "widths of a family": ([*DISTIL, "-c", '{"students": {"a": {"fcnet_hiddens": [0]}}}'], "students['a']"),
     "evaluation with a bad number": ([*DISTIL, "-c", '{"evaluation_config": {"lr": -1}}'], "'lr' cannot be -1"),
     "observations that are no numbers": (
-        ["train", "--algo", "DistillDQN", "--env", "FrozenLake-v1", "--teacher", "cartpole"],
+        ["train", "--algo", "DistillDQN", "--env", "Blackjack-v1", "--teacher", "cartpole"],
         "The networks need observations in a Box of floats",
     ),
     "teacher of another environment in an ensemble": (

@@ -66,6 +66,16 @@ FILTER = Normalize(np.array([0.1, -0.2, 0.3, 0.0]), np.array([0.5, 2.0, 1.0, 0.1
 PIPELINES = {
     "filter": (CARTPOLE_OBS, CARTPOLE_OBS, (FILTER,)),
     "filter without bounds": (CARTPOLE_OBS, CARTPOLE_OBS, (Normalize(FILTER.mean, None, None),)),
+    "one-hot from -1": (
+        gym.spaces.Discrete(5, start=-1),
+        gym.spaces.Box(0, 1, (5,)),
+        (Flatten(gym.spaces.Discrete(5, start=-1)),),
+    ),
+    "grid from 2": (
+        gym.spaces.MultiDiscrete([[2, 3]], start=[[2, -1]]),
+        gym.spaces.Box(0, 1, (5,)),
+        (Flatten(gym.spaces.MultiDiscrete([[2, 3]], start=[[2, -1]])),),
+    ),
     "one-hot": (gym.spaces.Discrete(5), gym.spaces.Box(0, 1, (5,)), (Flatten(gym.spaces.Discrete(5)),)),
     "one-hots, filtered": (
         gym.spaces.MultiDiscrete([2, 3]),

@@ -53,7 +53,6 @@ def test_frames_are_stacked_outside(tmp_path):
         (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked after another connector"),
         (CARTPOLE_OBS, (RLlibConnectors(None),), "custom connectors"),
         (gym.spaces.Tuple((CARTPOLE_OBS,)), (Flatten(gym.spaces.Tuple((CARTPOLE_OBS,))),), "takes one array"),
-        (gym.spaces.Discrete(4, start=1), (Flatten(gym.spaces.Discrete(4, start=1)),), "count from 0"),
     ],
 )
 def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):

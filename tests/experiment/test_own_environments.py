@@ -1,0 +1,138 @@
+"""Experiments in environments of the user's own."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+from ray.rllib.algorithms.dqn import DQNConfig
+
+from rllib_kd.environments.familiar import is_familiar
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.played_environment import resolve_environment
+from rllib_kd.experiment.experiment import Experiment
+from rllib_kd.experiment.files import read_experiment
+from rllib_kd.experiment.running import _trial_name
+from rllib_kd.observations.discrete import encode_discrete
+from tests.environments.own_files import write_files
+from tests.evaluation.test_recorded_environments import checkpoint
+
+HEAD = "import gymnasium as gym\nfrom ray.tune.registry import register_env\nfrom rllib_kd import DistillDQNConfig\n"
+TAIL = ".distillation(teacher=None, td_coeff=1.0)\n"
+KINDS = {
+    "a registered name": (
+        "import corridor\nregister_env('mine', lambda c: corridor.Corridor(**c))\n",
+        "'mine'",
+        "experiment.py:mine",
+    ),
+    "an id": ("gym.register('Mine-v0', 'corridor:Corridor')\n", "'Mine-v0'", "experiment.py:Mine-v0"),
+    "a class of the file": (
+        "import corridor\nclass Mine(corridor.Corridor):\n    def __init__(self, config): super().__init__(**config)\n",
+        "Mine",
+        "experiment.py:Mine",
+    ),
+    "a class beside it": ("from ways import Configured\n", "Configured", "ways.py:Configured"),
+    "a file": ("", "'corridor.py:Corridor'", "corridor.py:Corridor"),
+}
+
+
+@pytest.fixture
+def files(own_folder):
+    return write_files(own_folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_an_experiment_file_names_other_commands_find(files, tmp_path, kind, monkeypatch):
+    before, env, name = KINDS[kind]
+    (files / "experiment.py").write_text(f"{HEAD}{before}config = DistillDQNConfig().environment({env}){TAIL}")
+    experiment = read_experiment("experiment.py")
+    named = f"{files}/{name}"
+    assert (experiment.config.env, is_familiar(named)) == (named, True)
+    assert experiment.checked().title == f"DistillDQN-{name.rpartition(':')[2]}"
+    assert env_maker(named, {"size": 3})().unwrapped.size == 3
+    path = checkpoint(tmp_path / "a", named)
+    monkeypatch.chdir("/")
+    assert resolve_environment({"a": path}) == (named, {})
+    monkeypatch.setattr("rllib_kd.environments.own._defined", {})  # as in another process
+    sys.modules.pop("experiment", None)
+    assert env_maker(named, {"size": 3})().unwrapped.size == 3
+
+
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "gymnasium:CartPole-v1", "lambda config: None", "Keyword", "(lambda: Local)()"]
+)
+def test_other_environments_of_a_file_stay_as_they_are(files, env):
+    """RLlib passes a config to a class; one that would take it for something else is left to RLlib's error."""
+    text = "class Keyword(gym.Env):\n    def __init__(self, size=3): pass\n"
+    shown = repr(env) if env.endswith("v1") else env.replace("Local", "type('Local', (gym.Env,), {})")
+    (files / "experiment.py").write_text(f"{HEAD}{text}config = DistillDQNConfig().environment({shown}){TAIL}")
+    assert str(getattr((given := read_experiment("experiment.py").config.env), "__name__", given)) in (
+        env,
+        "<lambda>",
+        "Keyword",
+        "Local",
+    )
+
+
+def test_imports_of_an_experiment_file(files):
+    (files / "experiment.py").write_text(f"{HEAD}config = DistillDQNConfig().environment('corridor-of-rays'){TAIL}")
+    experiment = read_experiment("experiment.py", imports=["ways.py"])
+    assert experiment.config.env == f"{files}/ways.py,{files}/experiment.py:corridor-of-rays"
+    (files / "experiment.yaml").write_text("x: {run: DQN, env: Corridor-v7}\n")
+    experiment = read_experiment("experiment.yaml", imports=["ways.py"])
+    assert experiment.settings["env"] == f"{files}/ways.py:Corridor-v7"
+
+
+def test_files_beside_an_experiment_replace_no_installed_module(files):
+    for name in ("tree", "random", "types"):
+        (files / f"{name}.py").write_text("raise RuntimeError('mine')")
+    (files / "experiment.py").write_text(
+        f"import random, tree\n{HEAD}config = DistillDQNConfig().environment('CartPole-v1'){TAIL}"
+    )
+    read_experiment("experiment.py").checked()
+    assert sys.path[-1] == str(files)
+    assert str(files) not in os.environ["PYTHONPATH"].split(os.pathsep)
+
+
+@pytest.mark.parametrize("algorithm", ["DQN", "DistillDQN"])
+@pytest.mark.parametrize("config", [True, False])
+def test_names_are_absolute_in_every_config(files, algorithm, config):
+    settings = {"teacher": None, "td_coeff": 1.0} if algorithm == "DistillDQN" else {}
+    base = DQNConfig().environment("corridor.py:Corridor") if config and algorithm == "DQN" else None
+    settings |= {} if base else {"env": "corridor.py:Corridor"}
+    checked = Experiment("x", algorithm, base, settings=settings).checked()
+    assert checked.param_space.env == f"{files}/corridor.py:Corridor"
+    assert checked.settings.get("env", checked.param_space.env) == checked.param_space.env  # of a resumed run
+
+
+def test_several_environments(files):
+    settings = {"env": {"grid_search": ["corridor.py:Corridor", "CartPole-v1"]}}
+    space = Experiment("x", "DQN", settings=settings).checked().param_space
+    assert space["env"] == {"grid_search": [f"{files}/corridor.py:Corridor", "CartPole-v1"]}
+
+
+def test_an_environment_that_does_not_fit_is_refused_before_ray_starts(files):
+    settings = {"env": "corridor.py:Corridor", "teacher": "cartpole"}
+    with pytest.raises(ValueError, match=r"The teacher's observation space is Box\(4,\), but in '.*corridor\.py"):
+        Experiment("x", "DistillDQN", settings=settings).checked()
+
+
+@pytest.mark.parametrize("kind", ["discrete", "start", "multi", "grid", "binary"])
+def test_rllibs_algorithms_take_discrete_observations(files, kind):
+    settings = {"env": "cells.py:Cells", "env_config": {"kind": kind}}
+    for algorithm in ("DQN", "PPO"):
+        space = Experiment("x", algorithm, settings=settings).checked().param_space
+        assert space._env_to_module_connector is encode_discrete
+    own = DQNConfig().env_runners(env_to_module_connector=lambda env, spaces, device: [])
+    space = Experiment("x", "DQN", own, settings=settings).checked().param_space
+    assert space._env_to_module_connector is not encode_discrete
+    space = Experiment("x", "DQN", settings={"env": "CartPole-v1"}).checked().param_space
+    assert space._env_to_module_connector is None
+
+
+def test_trials_are_named_without_the_path_of_a_file(files):
+    """A long path would cut off the id that tells trials apart."""
+    trial = SimpleNamespace(trainable_name="DQN", trial_id="ab_00001", config={"env": f"{files}/corridor.py:Corridor"})
+    assert _trial_name(trial) == "DQN_Corridor_ab_00001"
+    trial.config = {"env": "ALE/Pong-v5"}
+    assert _trial_name(trial) == "DQN_ALE_Pong-v5_ab_00001"

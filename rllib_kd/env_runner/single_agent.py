@@ -145,7 +145,13 @@ class DistillEnvRunner(StudentsEnvRunner):
         self.module: Any = None
         super().__init__(**kwargs)
         if self.family is not None:
-            self._turns = FamilyTurns(len(self.family), self.num_envs, offset=self.worker_index * self.num_envs)
+            self._turns = FamilyTurns(
+                len(self.family) // self.config.restarts,
+                self.num_envs,
+                num_copies=self.config.restarts,
+                offset=self.worker_index * self.num_envs,
+                seed=self._seed,
+            )
             self._family_q = FamilyQValues(dict(self.family.items()))
         self._teacher: Any = None
         self._teacher_view: View | None = None  # None: the teacher takes what the student takes
@@ -426,7 +432,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._shown = Shown(obs, self._reset_next, actions, rewards)
         self._reset_next = terminateds | truncateds
         if self.family is not None:
-            self._turns.end_episodes(self._reset_next)
+            self._turns.step(rewards, self._reset_next)
         if self._recording is not None:
             self._recording.step(rewards, terminateds, truncateds)
         return results

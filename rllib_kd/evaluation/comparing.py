@@ -130,13 +130,11 @@ def compare_all(
     first, *others = open_sources([teacher, *students.values()], trust_checkpoint=trust_checkpoint)
     sources = dict(zip(students, others, strict=True))
     played = resolve_environment(sources, env, env_config, teacher=first, trust_checkpoint=trust_checkpoint)
-    teacher = first.network()
-    networks = {name: source.network() for name, source in sources.items()}
     make_env = env_maker(*played)
     playing = partial(_greedily, epsilon, seed)
-    named = {"The teacher": teacher} | {f"The student {name!r}": network for name, network in networks.items()}
-    teacher, *fitted = check_fit(make_env, named)
-    networks = dict(zip(networks, fitted, strict=True))
+    named = {"The teacher": first} | {f"The student {name!r}": source for name, source in sources.items()}
+    teacher, *fitted = check_fit(make_env, {name: source.network() for name, source in named.items()})
+    networks = dict(zip(students, fitted, strict=True))
     teacher_player = playing(teacher)
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
         game = partial(_play, make_env, seeds, advance)
@@ -259,8 +257,7 @@ def evaluate(
         check_recorder()
     source = open_source(policy, trust_checkpoint=trust_checkpoint)
     played = resolve_environment({"the policy": source}, env, env_config, trust_checkpoint=trust_checkpoint)
-    policy = source.policy()
-    (policy,) = check_fit(env_maker(*played), {"The policy": policy})
+    (policy,) = check_fit(env_maker(*played), {"The policy": source.policy()})
     player = _with_epsilon(policy, epsilon, seed=seed)
     mode = "human" if render else "rgb_array" if video_dir is not None else None
     make_shown = env_maker(*played, render_mode=mode)

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,10 +118,35 @@ def test_new_weights_count_after_a_refresh():
 def test_turns_change_where_an_episode_ends():
     turns = FamilyTurns(3, 4, offset=4)
     assert turns.acting.tolist() == [1, 2, 0, 1]
-    turns.end_episodes([True, False, True, True])
+    turns.step(np.ones(4), np.array([True, False, True, True]))
     assert turns.acting.tolist() == [2, 2, 1, 2]
-    turns.end_episodes([True, True, False, False])
+    turns.step(np.ones(4), np.array([True, True, False, False]))
     assert turns.acting.tolist() == [0, 0, 1, 2]
+
+
+def test_of_copies_the_better_ones_act_more_often():
+    """Two students with eight copies each, whose returns are their numbers; episodes of three steps."""
+    turns = FamilyTurns(2, 3, num_copies=8, seed=0)
+    assert turns.acting.tolist() == [0, 1, 2]
+    counts, before = np.zeros(16), turns.acting.copy()
+    for step in range(3_000):
+        ended = np.full(3, step % 3 == 2)
+        turns.step(turns.acting / 3, ended)
+        if ended.all():
+            assert ((turns.acting // 8) != (before // 8)).all()  # the students take turns
+            counts += np.bincount(turns.acting, minlength=16) * (step > 300)
+            before = turns.acting.copy()
+    for student in (counts[:8], counts[8:]):
+        shares = student / student.sum()
+        np.testing.assert_allclose(shares, (2 * np.arange(8) + 1) / 64, atol=0.03)
+
+
+def test_turns_of_a_checkpoint_without_copies_go_on():
+    turns = FamilyTurns(3, 4)
+    state = {"_num_students": 3, "acting": np.array([1, 2, 0, 1])}
+    turns.__setstate__(state)
+    turns.step(np.ones(4), np.array([True, False, False, False]))
+    assert turns.acting.tolist() == [2, 2, 0, 1]
 
 
 @pytest.mark.parametrize(

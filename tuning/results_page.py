@@ -101,11 +101,12 @@ _SIZES = """## Size against return
 
 One hidden layer of 64, 32, 16 or 8 units, or none (linear). The students of a row learn in one run, as a family: they
 take turns in acting, so that the states of `student` and `mixture` are everyone's. Under `mixture` (the default) the
-teacher chooses all actions at first, and half of them from 10,000 env steps on. Nothing else is set, except on highway,
-where env steps are dear: a gradient step for each of them, instead of one for eight.
+teacher chooses all actions at first, half of them at 10,000 env steps, and none from 60,000 on. Nothing else is set,
+except on highway, where env steps are dear: a gradient step for each of them, instead of one for eight.
 
-The rows `kl`, mixture of CartPole, Acrobot and MountainCar are of the defaults of 0.2. All other rows were measured
-before `normalize_observations` and `regret_coeff` were defaults.
+The rows `kl`, mixture of CartPole, Acrobot and MountainCar are of the defaults of 0.2, without restarts. All other rows
+were measured before `normalize_observations` and `regret_coeff` were defaults, and while the teacher kept half of the
+actions to the end.
 
 ![size against return ratio](sizes.png)"""
 

@@ -158,8 +158,8 @@ STUDIES = {
     # Restarts with the defaults, and without each of what they consist of.
     "tiny": Study(
         ["LunarLander-v3", "Acrobot-v1", "MountainCar-v0", "CartPole-v1"],
-        200_000,
-        range(60, 65),
+        100_000,
+        range(65, 70),
         hiddens=[(2, 2), (), (4, 4), (8,)],
         activations=["tanh"],
         settings=[

@@ -1,7 +1,7 @@
 """How well each copy of a student with restarts plays, and what would have told so.
 
-    python tests/benchmarks/restarts.py ENV TEACHER --rows rows.jsonl [--hiddens [2,2]] [--seeds 70 71]
-        [--env-steps 100000] [--settings '{"teacher_fraction": [[0, 1.0], [10000, 0.5]]}' ...]
+    python tests/benchmarks/restarts.py ENV TEACHER --rows rows.jsonl [--csv table.csv] [--hiddens [2,2]]
+        [--seeds 70 71] [--env-steps 100000] [--settings '{"teacher_fraction": [[0, 1.0], [10000, 0.5]]}' ...]
 
 One row for each copy: its weight of the Q-regret (in median action gaps), its Q-regret on the replay's states (return
 units), and its return ratio in 100 episodes that had no part in any choice. A table has them by weight. A run that is
@@ -11,6 +11,7 @@ in the rows already is not made again.
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import sys
@@ -83,11 +84,26 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     Console(width=160).print(table)
 
 
+def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the rows as CSV."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        columns = "copy", "regret_coeff", "q_regret", "return_ratio"
+        writer.writerow(["env", "student", "settings", "seed", "env_steps", *columns])
+        for row in rows:
+            run = json.loads(row["key"])
+            student = " × ".join(map(str, run["hiddens"])) or "linear"
+            settings = json.dumps(run["settings"]) if run["settings"] else "defaults"
+            figures = row["copy"], row["regret_coeff"], round(row["q_regret"], 4), round(row["return_ratio"], 4)
+            writer.writerow([run["env"], student, settings, run["seed"], run["env_steps"], *figures])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("env")
     parser.add_argument("teacher", type=Path)
     parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each copy")
+    parser.add_argument("--csv", type=Path, help="where to write all rows")
     parser.add_argument("--hiddens", nargs="+", type=json.loads, default=[[2, 2]])
     parser.add_argument("--settings", nargs="+", type=json.loads, default=[{}])
     parser.add_argument("--seeds", nargs="+", type=int, default=[70])
@@ -108,6 +124,8 @@ def main() -> None:
         rows += new
     ray.shutdown()
     show(rows)
+    if args.csv:
+        write(rows, args.csv)
 
 
 if __name__ == "__main__":

@@ -214,8 +214,8 @@ class DistillationConfig(DQNConfig):
                 "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
                 or a schedule over env steps. High: the teacher's states; low: the student's, in which it must act well
-                in the end. None (default): from 1 to 0.5 over 10,000 env steps, and to 0 at 60,000; with `td_coeff` to
-                0 at 10,000, so that the student sees the rewards of its own actions.
+                in the end. None (default): from 1 to 0.5 over 10,000 env steps, and to 0 at 60,000, with `restarts` to
+                0.25; with `td_coeff` to 0 at 10,000, so that the student sees the rewards of its own actions.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`
@@ -444,7 +444,8 @@ class DistillationConfig(DQNConfig):
             return 0.0
         if self.rollout_policy == "teacher":
             return 1.0
-        default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, 0.0]]
+        end = 0.0 if self.restarts == 1 else 0.25  # of copies, each sees mostly the states of others
+        default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, end]]
         return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
 
     @property

@@ -107,8 +107,9 @@ def test_schedules_follow_the_env_steps(cartpole_config, build):
     assert result["distillation"]["kd_coeff"] == pytest.approx(expected)
 
 
-def test_the_teacher_stays_in_the_mixture_unless_there_is_td(cartpole_config):
+def test_the_teacher_leaves_the_mixture_but_for_copies_of_a_student(cartpole_config):
     assert [cartpole_config.teacher_fraction_at(steps) for steps in (0, 5_000, 10_000, 10**6)] == [1.0, 0.75, 0.5, 0.0]
+    assert cartpole_config.copy().distillation(restarts=2).teacher_fraction_at(10**6) == 0.25
     cartpole_config.distillation(td_coeff=[[0, 0.0], [100, 1.0]])
     assert [cartpole_config.teacher_fraction_at(steps) for steps in (0, 5_000, 10_000)] == [1.0, 0.5, 0.0]
 

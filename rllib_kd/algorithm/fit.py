@@ -13,6 +13,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.algorithm.students import Students, new_student
 from rllib_kd.environments.failures import described
+from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.spaces import check_spaces, input_space
 from rllib_kd.students import initialization
 from rllib_kd.teachers.base import Teacher
@@ -76,13 +77,14 @@ def explain_failed_env_runners(
     Raises:
         ValueError: the reason, if it occurs in this process, too.
     """
+    name = getattr(config.env, "__name__", config.env)
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
     except Exception as error:
-        name = getattr(config.env, "__name__", config.env)
         raise ValueError(f"The environment '{name}' cannot be made: {described(error)}") from error
     if config.is_multi_agent:
         return
+    check_has_spaces(env, name)
     if "env_to_module" not in config.own_connectors:
         check_spaces(input_space(env.observation_space), env.action_space)
     elif teachers and teachers[DEFAULT_MODULE_ID].is_loaded:

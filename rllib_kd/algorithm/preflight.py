@@ -37,7 +37,7 @@ def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
     Others are not made here: they may need resources that only EnvRunners have.
 
     Raises:
-        ValueError: the environment cannot be made; the message has its reason.
+        ValueError: the environment cannot be made, or lacks a space; the message has its reason.
     """
     if config.is_multi_agent:
         return None

@@ -7,7 +7,7 @@ import io
 import math
 import pickle
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -366,6 +366,9 @@ def _checked_model_config(model_config: Any, observation_space: gym.Space, where
 _MAX_WORD = 100  # characters
 
 
+_MAX_NAMED = 10  # RLModules, in a message
+
+
 def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: str) -> None:
     """Check the costs of convolutions: unlike other layers, they can have more outputs than weights."""
     shape: tuple[int, ...] = getattr(observation_space, "shape", None) or ()
@@ -430,10 +433,10 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
             if not others:
                 return folder
             if module_id not in others:
-                raise CheckpointError(
-                    f"'{uri}' is not an RLlib checkpoint of one policy: it contains the RLModules {others}, none of "
-                    f"which is '{module_id}'. Name the folder of one of them."
-                )
+                raise _several(uri, path, folder, others, module_id)
+    folder = posixpath.join(path, _MULTI_RL_MODULE)
+    if others := _modules_in(filesystem, folder):
+        raise _several(uri, path, folder, others, module_id)
     if is_folder(filesystem, posixpath.join(path, "policies")):
         raise CheckpointError(
             f"'{uri}' is a checkpoint of RLlib's old API stack. Only those of the new API stack can be "
@@ -454,11 +457,23 @@ def _find_module(filesystem: pyarrow.fs.FileSystem, path: str, module_id: str, u
     )
 
 
+def _several(uri: str, path: str, folder: str, names: Sequence[str], wanted: str) -> CheckpointError:
+    """Return the error for a checkpoint of several policies, such as a family's, with the path of each."""
+    paths = [f"'{uri_of(uri, path, posixpath.join(folder, name))}'" for name in names[:_MAX_NAMED]]
+    more = ", ..." if len(names) > _MAX_NAMED else ""
+    return CheckpointError(
+        f"'{uri}' is not an RLlib checkpoint of one policy: it contains the RLModules "
+        f"{list(names[:_MAX_NAMED])}{more}, none of which is '{wanted}'. Name the folder of one of them: "
+        f"{', '.join(paths)}{more}."
+    )
+
+
 def _holds_module(filesystem: pyarrow.fs.FileSystem, folder: str) -> bool:
     return all(first_file(filesystem, folder, names) for names in ((_CLASS_FILE,), _MODULE_STATE_FILES))
 
 
 def _modules_in(filesystem: pyarrow.fs.FileSystem, folder: str) -> list[str]:
     """Return the parts of a MultiRLModule, which has both files, too."""
-    folders = [entry for entry in list_folder(filesystem, folder) if entry.type == pyarrow.fs.FileType.Directory]
+    entries = list_folder(filesystem, folder, missing_ok=True)
+    folders = [entry for entry in entries if entry.type == pyarrow.fs.FileType.Directory]
     return sorted(entry.base_name for entry in folders if _holds_module(filesystem, entry.path))

@@ -116,7 +116,8 @@ def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Locatio
     evaluation; its newest checkpoint if training did not evaluate. `RUN@newest` chooses the newest; `RUN@best` the
     best, by returns of training if there was no evaluation. An experiment with several trials means the best checkpoint
     of all of them. Half-written checkpoints are skipped with a warning. A folder that is no checkpoint and has a single
-    zip means the zip (of Stable-Baselines3). Any other path means itself, also if its name contains an `@`.
+    zip means the zip (of Stable-Baselines3), unless it is Tune's. Any other path means itself, also if its name
+    contains an `@`.
 
     Args:
         path: path or URI of a checkpoint, a run folder, or another library's file.
@@ -266,7 +267,8 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
     if not found:
         raise CheckpointError(
             f"The run '{named.uri}' has no checkpoint. Let Tune write some: --checkpoint-at-end or --checkpoint-freq "
-            "on the command line, CheckpointConfig(checkpoint_at_end=True) in Python."
+            "on the command line, CheckpointConfig(checkpoint_at_end=True) in Python. If the run was interrupted, "
+            "continue it by the same command with --resume."
         )
     kind = _kind(named, found)
     candidates = found[::-1]  # the newest first

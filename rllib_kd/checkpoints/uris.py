@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import itertools
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,6 +26,13 @@ _BLOCK = 2**20  # bytes
 
 #: Files and folders in the checkpoints of RLlib.
 _OF_RLLIB = {"class_and_ctor_args.pkl", "default_policy", "learner_group", "policies", "rllib_checkpoint.json"}
+
+
+#: Files in the folder of an experiment of Tune, as patterns; and in that of each trial.
+_OF_EXPERIMENT = ("tuner.pkl", "experiment_state-*.json")
+
+
+_OF_TRIAL = ("result.json", "params.json")
 
 
 _MAX_NAMED = 10  # files, in a message
@@ -101,20 +110,34 @@ def only_zip(filesystem: pyarrow.fs.FileSystem, folder: str, uri: str) -> str | 
         uri: the same, for the message.
 
     Raises:
-        CheckpointError: there are several; or the folder cannot be listed.
+        CheckpointError: there are several; the folder is one of Tune without a checkpoint, where a zip is no teacher
+            but Tune's state; or it cannot be listed.
     """
     if not is_folder(filesystem, folder):
         return None
     entries = list_folder(filesystem, folder)
     if any(entry.base_name in _OF_RLLIB for entry in entries):
         return None
-    files = (entry.path for entry in entries if entry.type == pyarrow.fs.FileType.File)
+    files = [entry.path for entry in entries if entry.type == pyarrow.fs.FileType.File]
+    _check_is_not_tunes(folder, map(posixpath.basename, files), uri)
     zips = sorted(path for path in files if path.lower().endswith(".zip"))
     if len(zips) > 1:
         names = ", ".join(f"'{posixpath.basename(path)}'" for path in zips[:_MAX_NAMED])
         names += ", ..." if len(zips) > _MAX_NAMED else ""
         raise CheckpointError(f"'{uri}' contains {len(zips)} zips: {names}. Name one of them.")
     return zips[0] if zips else None
+
+
+def _check_is_not_tunes(folder: str, names: Iterable[str], uri: str) -> None:
+    """Check that a folder without a checkpoint is not one of Tune: an experiment's, or a trial's."""
+    found = {pattern for name in names for pattern in (*_OF_EXPERIMENT, *_OF_TRIAL) if fnmatch.fnmatch(name, pattern)}
+    if found:
+        experiment = folder if found.intersection(_OF_EXPERIMENT) else posixpath.dirname(folder)
+        raise CheckpointError(
+            f"The run '{uri}' has no checkpoint yet. If it still runs, wait for one; if it was interrupted, continue "
+            f"it by the same command with --experiment-name {shlex.quote(posixpath.basename(experiment))} --resume, "
+            "in Python by Tuner.restore()."
+        )
 
 
 def uri_of(uri: str, path: str, inner: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 from ray.rllib.env.env_context import EnvContext
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd.environments import atari
@@ -88,9 +89,11 @@ class EnvMaker:
         """Return a new environment.
 
         Raises:
-            ValueError: it cannot be made.
+            ValueError: it cannot be made, or lacks a space.
         """
-        return self._explained(self._make)
+        env = self._explained(self._make)
+        check_has_spaces(env, self._name)
+        return env
 
     def vector(self, num_envs: int) -> gym.vector.VectorEnv | None:
         """Return the environment's own vector env, or None if it has none.
@@ -108,6 +111,29 @@ class EnvMaker:
             return make()
         except Exception as error:  # anything may stand there
             raise ValueError(f"The environment '{self._name}' cannot be made: {described(error)}") from error
+
+
+def check_has_spaces(env: gym.Env, name: str) -> None:
+    """Check that an environment has its two spaces, and close it otherwise. Those of several agents may lack them.
+
+    Args:
+        env: the environment.
+        name: its name, for the message.
+
+    Raises:
+        ValueError: one is missing, or is not a space of gymnasium; the message says which.
+    """
+    if isinstance(env, MultiAgentEnv):
+        return
+    for space, example in (("observation_space", "Box(low, high, shape)"), ("action_space", "Discrete(n)")):
+        value = getattr(env, space, None)
+        if not isinstance(value, gym.Space):
+            close(env)
+            got = "no" if value is None else f"a {type(value).__module__}.{type(value).__qualname__} as"
+            raise ValueError(
+                f"The environment '{name}' has {got} {space}. Set it in __init__: "
+                f"self.{space} = gymnasium.spaces.{example}."
+            )
 
 
 def env_maker(

@@ -94,6 +94,8 @@ class Experiment:
                 f"`compare_episodes` needs DistillDQN and one teacher, got {len(teachers)} teachers. Leave it out, or "
                 "run `rllib compare` afterwards."
             )
+        if self.compare_episodes:
+            _check_is_one_student(configs)
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
         about = subject(cls, [config.env for config in configs])
         return CheckedExperiment(
@@ -206,6 +208,17 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
             teachers[name] = load_teacher(config.teacher, trust_checkpoint=config.trust_checkpoint)
         check_teachers(config, {DEFAULT_MODULE_ID: teachers[name]}, spaces[place])
     return teachers
+
+
+def _check_is_one_student(configs: Sequence[AlgorithmConfig]) -> None:
+    """Check that no trial has a family of students, which `compare_episodes` cannot tell apart at the end."""
+    families = (config.students for config in configs if isinstance(config, DistillDQNConfig) and config.students)
+    for students in families:
+        paths = " ".join(f"{name}=CHECKPOINT/learner_group/learner/rl_module/{name}" for name in students)
+        raise ValueError(
+            f"`compare_episodes` needs one student, got the family {', '.join(students)}. Leave it out, and afterwards "
+            f"run `rllib compare --teacher TEACHER {paths}`."
+        )
 
 
 def _encode_discrete(config: AlgorithmConfig, spaces: Any) -> None:

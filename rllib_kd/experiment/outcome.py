@@ -128,7 +128,8 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
         return ""
     config = students[0].config
     if not experiment.compare_episodes:
-        paths = [location(student.checkpoint) for student in students]
+        family = [f"/learner_group/learner/rl_module/{name}" for name in config.get("students") or ()]
+        paths = [location(student.checkpoint) + inner for student in students for inner in family or [""]]
         teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]
         named = [word for teacher in teachers for word in ("--teacher", str(teacher))]
         return "compare with: " + shlex.join(["rllib", "compare", *named, *paths])

@@ -347,3 +347,28 @@ def test_a_checkpoint_with_a_zip_in_it_means_itself(evaluated):
     (checkpoint / "films.zip").write_bytes(b"PK")
     assert resolve(checkpoint).path == str(checkpoint)
     assert resolve(evaluated).path == str(evaluated / "checkpoint_000001")
+
+
+@pytest.mark.parametrize("own", ["tuner.pkl", "experiment_state-2026-11-26_16-19-05.json", "trial/params.json"])
+def test_a_zip_of_tune_is_no_teacher(tmp_path, own):
+    run = tmp_path / "run"
+    (run / own).parent.mkdir(parents=True)
+    for path in (run / own, run / own.rpartition("/")[0] / "snapshot.zip"):
+        path.write_bytes(b"PK")
+    for command in (resolve, load_teacher):
+        with pytest.raises(ValueError, match=r"' has no checkpoint yet\..* --experiment-name run --resume") as error:
+            command(run) if "/" not in own else command(run / "trial")
+        assert "\n" not in str(error.value)
+
+
+# --- Families ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_of_a_family_names_each_student():
+    family = Path(__file__).parent / "rllib_kd-0.2" / "family"
+    paths = [str(family / "learner_group" / "learner" / "rl_module" / name) for name in ("linear", "s4")]
+    for command in (load_teacher, lambda path: evaluate(path, num_episodes=1)):
+        with pytest.raises(ValueError, match=r"contains the RLModules \['linear', 's4'\]") as error:
+            command(family)
+        assert str(error.value).endswith(f"Name the folder of one of them: '{paths[0]}', '{paths[1]}'.")
+    assert all(load_teacher(path).num_parameters > 0 for path in paths)

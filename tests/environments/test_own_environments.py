@@ -10,11 +10,15 @@ import gymnasium as gym
 import pytest
 import ray
 from ray import cloudpickle
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd import DistillDQNConfig, Sweep
+from rllib_kd.algorithm.fit import explain_failed_env_runners
+from rllib_kd.algorithm.preflight import known_spaces
 from rllib_kd.environments import familiar, imports
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import OwnEnvironment, given_environment, parsed, settled, short_name
+from rllib_kd.evaluation.comparing import check_fit
 from tests.environments.own_files import write_files
 
 WAYS = [
@@ -239,3 +243,39 @@ def test_processes_of_ray_make_it_without_the_file(files, cluster):
         return env.reset()[0].shape, DistillDQNConfig().environment(name).env
 
     assert ray.get(make.remote()) == ((2,), name)
+
+
+# --- Spaces -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("set_first", "message"),
+    [
+        ("", r"has no observation_space\. Set it in __init__: self\.observation_space = "),
+        ("self.observation_space = gym.spaces.Box(0, 1, (2,))", r"has no action_space\. Set it in __init__"),
+        ("self.observation_space = 4", r"has a builtins\.int as observation_space\. Set it in __init__"),
+    ],
+)
+def test_an_environment_without_a_space_says_which(own_folder, set_first, message):
+    path = own_folder / "env.py"
+    path.write_text(
+        f"import gymnasium as gym\n\nclass Good(gym.Env):\n    def __init__(self):\n        {set_first or 'pass'}\n"
+    )
+    name = settled(f"{path}:Good")
+    config = DistillDQNConfig().environment(name)
+    for use in (
+        env_maker(name),
+        lambda: known_spaces(config),
+        lambda: check_fit(env_maker(name), {}),
+        lambda: explain_failed_env_runners(config, OwnEnvironment(parsed(name)), {}),
+    ):
+        with pytest.raises(ValueError, match=f"env.py:Good' {message}") as error:
+            use()
+        assert "\n" not in str(error.value)
+
+
+def test_environments_of_several_agents_may_lack_spaces():
+    class Several(MultiAgentEnv):
+        pass
+
+    assert isinstance(env_maker(lambda config: Several())(), Several)

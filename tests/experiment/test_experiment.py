@@ -98,3 +98,14 @@ def test_results_stay_in_their_folder(name):
     with pytest.raises(ValueError, match="must name a folder below --storage-path"):
         Experiment(name, "DQN", settings={"env": "CartPole-v1"}).checked()
     assert Experiment("a/b..", "DQN", settings={"env": "CartPole-v1"}).checked().name == "a/b.."
+
+
+def test_a_family_is_not_compared_at_the_end():
+    settings = {
+        "env": "CartPole-v1",
+        "teacher": "cartpole",
+        "students": {"s4": {"fcnet_hiddens": [4]}, "lin": "linear"},
+    }
+    Experiment("x", "DistillDQN", settings=settings).checked()
+    with pytest.raises(ValueError, match=r"got the family s4, lin\..* s4=CHECKPOINT/.*rl_module/s4 lin=CHECKPOINT/"):
+        Experiment("x", "DistillDQN", settings=settings, compare_episodes=1).checked()

@@ -25,3 +25,11 @@ def test_trials_of_a_final_comparison_are_called_by_what_varies(monkeypatch):
     ]
     assert comparison(SimpleNamespace(compare_episodes=1), trials) == "table"
     assert seen == {"compression=0.0": "/checkpoint_0", "compression=0.1": "/checkpoint_1"}
+
+
+def test_the_command_after_training_names_each_student_of_a_family():
+    checkpoint = SimpleNamespace(filesystem=SimpleNamespace(type_name="local"), path="/c")
+    config = {"teacher": "cartpole", "students": {"s4": {}, "lin": "linear"}}
+    command = comparison(SimpleNamespace(compare_episodes=0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
+    modules = "/c/learner_group/learner/rl_module"
+    assert command == f"compare with: rllib compare --teacher cartpole {modules}/s4 {modules}/lin"

@@ -77,7 +77,7 @@ def explain_failed_env_runners(
     Raises:
         ValueError: the reason, if it occurs in this process, too.
     """
-    name = getattr(config.env, "__name__", config.env)
+    name = str(getattr(config.env, "__name__", config.env))
     try:
         env = make_env(EnvContext(config.env_config, worker_index=0))
     except Exception as error:

@@ -29,6 +29,10 @@ from rllib_kd.environments.imports import absolute, import_own, is_file, make_im
 from rllib_kd.environments.sources import Sources, own_file
 from rllib_kd.text import did_you_mean
 
+#: Name under which experiment files are run; no module can be imported by it.
+RUN_NAME = "experiment"
+
+
 #: Names of a constructor's first parameter that takes the whole config, as RLlib passes it.
 _CONFIG_NAMES = ("config", "env_config", "env_context", "context", "cfg", "ctx")
 
@@ -233,7 +237,7 @@ def defined_in(file: Path, env: Any, imports: Sequence[str] = ()) -> Any:
     """Return an environment of an experiment file as "file.py:Name", so that other commands can make it; others as is.
 
     Args:
-        file: absolute path of the file, which has been run under the name "experiment".
+        file: absolute path of the file, which has been run under the name `RUN_NAME`.
         env: as its config names it: perhaps a class of the file or beside it, or a name that it has registered.
         imports: files and modules that were imported before it.
     """
@@ -242,11 +246,12 @@ def defined_in(file: Path, env: Any, imports: Sequence[str] = ()) -> Any:
             return env
         own = OwnName((*map(_located, imports), str(file)), env)
         make = _in_context(_global_registry.get(ENV_CREATOR, env)) if is_registered_with_tune(env) else None
-    elif _is_environment(env) and _takes_config(env) and "<" not in env.__qualname__:
-        if env.__module__ != "experiment":
+    elif _is_environment(env) and "<" not in env.__qualname__:
+        if env.__module__ != RUN_NAME:
             beside = own_file(sys.modules.get(env.__module__))
             return env if beside is None else settled(f"{beside}:{env.__qualname__}")
-        own, make = OwnName((str(file),), env.__qualname__), _in_context(env)
+        own = OwnName((str(file),), env.__qualname__)
+        make = _maker(env, own)
     else:
         return env
     _defined[str(own)] = partial(_make_spec, gym.spec(env)) if make is None else make

@@ -1,11 +1,15 @@
 """Experiments in environments of the user's own."""
 
 import os
+import re
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.env.env_context import EnvContext
+from ray.tune.registry import ENV_CREATOR, _global_registry
 
 from rllib_kd.environments.familiar import is_familiar
 from rllib_kd.environments.making import env_maker
@@ -19,17 +23,35 @@ from tests.evaluation.test_recorded_environments import checkpoint
 
 HEAD = "import gymnasium as gym\nfrom ray.tune.registry import register_env\nfrom rllib_kd import DistillDQNConfig\n"
 TAIL = ".distillation(teacher=None, td_coeff=1.0)\n"
+OWN = "import corridor\nclass Hall(corridor.Corridor): pass\n"
 KINDS = {
     "a registered name": (
         "import corridor\nregister_env('mine', lambda c: corridor.Corridor(**c))\n",
         "'mine'",
-        "experiment.py:mine",
+        "mission.py:mine",
     ),
-    "an id": ("gym.register('Mine-v0', 'corridor:Corridor')\n", "'Mine-v0'", "experiment.py:Mine-v0"),
+    "a registered function of the file": (
+        f"{OWN}def make_hall(config): return Hall(**config)\nregister_env('hall', make_hall)\n",
+        "'hall'",
+        "mission.py:hall",
+    ),
+    "a registered lambda that uses a class of the file": (
+        f"{OWN}register_env('hall', lambda config: Hall(**config))\n",
+        "'hall'",
+        "mission.py:hall",
+    ),
+    "a registered class of the file": (
+        f"{OWN}class Mine(Hall):\n    def __init__(self, config): super().__init__(**config)\n"
+        "register_env('hall', Mine)\n",
+        "'hall'",
+        "mission.py:hall",
+    ),
+    "a class of the file with keyword arguments": (OWN, "Hall", "mission.py:Hall"),
+    "an id": ("gym.register('Mine-v0', 'corridor:Corridor')\n", "'Mine-v0'", "mission.py:Mine-v0"),
     "a class of the file": (
         "import corridor\nclass Mine(corridor.Corridor):\n    def __init__(self, config): super().__init__(**config)\n",
         "Mine",
-        "experiment.py:Mine",
+        "mission.py:Mine",
     ),
     "a class beside it": ("from ways import Configured\n", "Configured", "ways.py:Configured"),
     "a file": ("", "'corridor.py:Corridor'", "corridor.py:Corridor"),
@@ -44,8 +66,8 @@ def files(own_folder):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_an_experiment_file_names_other_commands_find(files, tmp_path, kind, monkeypatch):
     before, env, name = KINDS[kind]
-    (files / "experiment.py").write_text(f"{HEAD}{before}config = DistillDQNConfig().environment({env}){TAIL}")
-    experiment = read_experiment("experiment.py")
+    (files / "mission.py").write_text(f"{HEAD}{before}config = DistillDQNConfig().environment({env}){TAIL}")
+    experiment = read_experiment("mission.py")
     named = f"{files}/{name}"
     assert (experiment.config.env, is_familiar(named)) == (named, True)
     assert experiment.checked().title == f"DistillDQN-{name.rpartition(':')[2]}"
@@ -54,24 +76,61 @@ def test_what_an_experiment_file_names_other_commands_find(files, tmp_path, kind
     monkeypatch.chdir("/")
     assert resolve_environment({"a": path}) == (named, {})
     monkeypatch.setattr("rllib_kd.environments.own._defined", {})  # as in another process
-    sys.modules.pop("experiment", None)
+    sys.modules.pop("mission", None)
     assert env_maker(named, {"size": 3})().unwrapped.size == 3
 
 
 @pytest.mark.parametrize(
-    "env", ["CartPole-v1", "gymnasium:CartPole-v1", "lambda config: None", "Keyword", "(lambda: Local)()"]
+    ("env", "name"),
+    [
+        ("'CartPole-v1'", "CartPole-v1"),
+        ("'gymnasium:CartPole-v1'", "gymnasium:CartPole-v1"),
+        ("lambda config: None", "<lambda>"),
+        ("local()", "Local"),
+    ],
 )
-def test_other_environments_of_a_file_stay_as_they_are(files, env):
-    """RLlib passes a config to a class; one that would take it for something else is left to RLlib's error."""
-    text = "class Keyword(gym.Env):\n    def __init__(self, size=3): pass\n"
-    shown = repr(env) if env.endswith("v1") else env.replace("Local", "type('Local', (gym.Env,), {})")
-    (files / "experiment.py").write_text(f"{HEAD}{text}config = DistillDQNConfig().environment({shown}){TAIL}")
-    assert str(getattr((given := read_experiment("experiment.py").config.env), "__name__", given)) in (
-        env,
-        "<lambda>",
-        "Keyword",
-        "Local",
-    )
+def test_other_environments_of_a_file_stay_as_they_are(files, env, name):
+    text = "def local():\n    class Local(gym.Env): pass\n    return Local\n"
+    (files / "mission.py").write_text(f"{HEAD}{text}config = DistillDQNConfig().environment({env}){TAIL}")
+    given = read_experiment("mission.py").config.env
+    assert getattr(given, "__name__", given) == name
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "file" in kind])
+def test_pickles_make_what_an_experiment_file_has_registered(files, kind):
+    """A worker of Ray has not run the file: it has the creator's pickle, and nothing of the name "experiment"."""
+    before, env, _ = KINDS[kind]
+    (files / "mission.py").write_text(f"{HEAD}{before}config = DistillDQNConfig().environment({env}){TAIL}")
+    own = read_experiment("mission.py").config.env
+    names = {own, "hall"} if env == "'hall'" else {own}
+    assert "experiment" not in sys.modules
+    for each in names:
+        pickled = cloudpickle.dumps(_global_registry.get(ENV_CREATOR, each))
+        assert cloudpickle.loads(pickled)(EnvContext({"size": 3}, 0)).unwrapped.size == 3
+
+
+def test_reading_an_experiment_leaves_no_module_of_its_name(files, monkeypatch):
+    """Nor does a module of the user's own that has this name change."""
+    (files / "mission.py").write_text(f"{HEAD}config = DistillDQNConfig().environment('CartPole-v1'){TAIL}")
+    by_value = set(cloudpickle.list_registry_pickle_by_value())
+    monkeypatch.delitem(sys.modules, "experiment", raising=False)
+    read_experiment("mission.py")
+    assert "experiment" not in sys.modules
+    monkeypatch.setitem(sys.modules, "experiment", other := ModuleType("experiment"))
+    read_experiment("mission.py")
+    assert sys.modules["experiment"] is other
+    (files / "mission.py").write_text("raise RuntimeError")
+    with pytest.raises(ValueError, match="RuntimeError"):
+        read_experiment("mission.py")
+    assert sys.modules["experiment"] is other
+    assert cloudpickle.list_registry_pickle_by_value() == by_value
+
+
+def test_the_line_of_an_experiment_file_that_raises_is_named(files):
+    (files / "raises.py").write_text("def fail():\n    raise RuntimeError('boom')\n\nfail()\n")
+    message = f"'raises.py' cannot be run: RuntimeError: boom ({files}/raises.py:2, in fail)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        read_experiment("raises.py")
 
 
 def test_imports_of_an_experiment_file(files):

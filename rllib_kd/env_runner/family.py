@@ -53,6 +53,16 @@ class FamilyTurns:
             self.acting[env] = pair[np.argmax(self._returns[pair])]
             self._running[env] = 0.0
 
+    def begin_episodes(self) -> None:
+        """Begin all episodes anew: those that are running do not count."""
+        self._running[:] = 0.0
+
+    def forget_returns(self) -> None:
+        """Forget the returns so far, which were not those of the students."""
+        self._returns[:] = np.inf
+
     def _take_in(self, copy: int, episode_return: float) -> None:
+        if not np.isfinite(episode_return):  # of an environment's reward that is not
+            return
         before = self._returns[copy]
         self._returns[copy] = episode_return if np.isinf(before) else before + _MEMORY * (episode_return - before)

@@ -291,6 +291,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         for connector, state in zip(connectors, states, strict=True):  # filters are for the states of training
             connector.set_state(state)
         self.get_metrics()  # not samples: drop what RLlib has logged
+        if self.family is not None:
+            self._turns.forget_returns()
         self._needs_initial_reset = True
         return {DEFAULT_MODULE_ID: returns}
 
@@ -419,6 +421,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         obs, infos = super()._try_env_reset(*args, **kwargs)
         self._shown = Shown(obs, first=np.ones(self.num_envs, dtype=bool))
         self._reset_next = np.zeros(self.num_envs, dtype=bool)
+        if self.family is not None:
+            self._turns.begin_episodes()
         return obs, infos
 
     @override(StudentsEnvRunner)

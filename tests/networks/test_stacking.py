@@ -141,6 +141,19 @@ def test_of_copies_the_better_ones_act_more_often():
         np.testing.assert_allclose(shares, (2 * np.arange(8) + 1) / 64, atol=0.03)
 
 
+def test_returns_of_copies_are_their_own_and_numbers():
+    """A copy with a return that is no number would win each draw; so would one that got another policy's."""
+    turns, ends = FamilyTurns(1, 2, num_copies=2, seed=0), np.full(2, True)
+    for acting, reward in ((0, 1.0), (1, np.nan), (1, 0.0)):
+        turns.acting[:] = acting
+        turns.step(np.full(2, 9.0), ~ends)
+        turns.begin_episodes()  # after a restart
+        turns.step(np.full(2, reward), ends)
+    assert turns._returns.tolist() == [1.0, 0.0]
+    turns.forget_returns()
+    assert np.isinf(turns._returns).all()
+
+
 def test_turns_of_a_checkpoint_without_copies_go_on():
     turns = FamilyTurns(3, 4)
     state = {"_num_students": 3, "acting": np.array([1, 2, 0, 1])}

@@ -15,7 +15,7 @@ CHECKPOINT = "checkpoint_"
 _TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_(?P<began>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)$")
 
 
-#: Algorithm_environment_date_time, of runs that nobody named; and a number, if several began at once.
+#: Algorithm_environment_date_time, of runs without a given name; and a number, if several began at once.
 _RUN = re.compile(r"^(?P<what>.+)_(?P<began>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?)$")
 
 
@@ -30,9 +30,8 @@ def short_names(paths: Sequence[str]) -> list[str]:
     """Return the shortest distinct ends of paths, without checkpoints; for Tune's trials, the settings that vary.
 
     Trials without varied settings get the name of their experiment, or their number if there are several. Those that
-    were begun again with the same settings, in the same folder, also have the time of their beginning. Of runs that
-    nobody named, and that share algorithm and environment, only that time is left. Of a long end, the parts between the
-    first and the last are left out.
+    were begun again with the same settings, in the same folder, also have the time of their beginning. Runs without a
+    given name that share algorithm and environment become that time. A long end keeps its first and last part.
     """
     parts = [_parts(path) for path in paths]
     for shorten in (
@@ -88,7 +87,7 @@ def _without_number(parts: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _with_times(parts: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Leave out what runs have in common that nobody named, if there are several, and nothing else."""
+    """Reduce several runs without a given name to their times, if algorithm and environment are the same."""
     matches = [_RUN.match(part[-1]) for part in parts]
     if len(set(parts)) < 2 or len({match["what"] if match else None for match in matches}) > 1 or not matches[0]:
         return parts

@@ -193,7 +193,7 @@ def _print_results(
         results: of its trials.
         failure: as `hidden_reason()` takes it.
         interrupted: whether training was interrupted.
-        own_name: whether nobody named the experiment.
+        own_name: whether the name was made here, and not given.
     """
     from rllib_kd.experiment.outcome import comparison, hidden_reason, remedy, summary
 

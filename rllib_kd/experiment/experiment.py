@@ -173,7 +173,7 @@ def _absolute_teachers(value: Any) -> Any:
 def _settled_envs(value: Any) -> Any:
     """Return environments with absolute paths, known to Ray."""
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        return {"grid_search": [settled(env) for env in value["grid_search"]]}
+        return {"grid_search": [_settled_envs(env) for env in value["grid_search"]]}
     return settled(value)
 
 

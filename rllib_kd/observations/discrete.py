@@ -11,23 +11,17 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 from ray.rllib.utils.annotations import override
 
-from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.images import ImagesToFloats, InputConnector
 from rllib_kd.observations.pipeline import Flatten, Shown
-from rllib_kd.observations.spaces import input_space, is_byte_image, is_discrete, is_matrix
+from rllib_kd.observations.spaces import is_byte_image, is_discrete, is_matrix
 
 
-class OneHotObservations(ConnectorV2):
+class OneHotObservations(InputConnector):
     """An env-to-module connector for discrete numbers from any start, and for grids of them: one vector of one-hots.
 
     For numbers from 0 in a row it equals RLlib's `FlattenObservations`, which cannot encode others. As that one, it
     writes the vectors into the episodes.
     """
-
-    @override(ConnectorV2)
-    def recompute_output_observation_space(
-        self, input_observation_space: gym.Space, input_action_space: gym.Space
-    ) -> gym.Space:
-        return input_space(input_observation_space)
 
     @override(ConnectorV2)
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:

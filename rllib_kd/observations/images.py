@@ -30,14 +30,18 @@ def as_input(obs: torch.Tensor, shape: Sequence[int] | None, *, contiguous: bool
     return obs / 255.0 if obs.dtype == torch.uint8 else obs.to(torch.float32)
 
 
-class ImagesToFloats(ConnectorV2):
-    """An env-to-module connector that converts images of bytes by `as_input()`. The episodes keep the bytes."""
+class InputConnector(ConnectorV2):
+    """An env-to-module connector that makes a network's inputs, of `input_space()`, from observations."""
 
     @override(ConnectorV2)
     def recompute_output_observation_space(
         self, input_observation_space: gym.Space, input_action_space: gym.Space
     ) -> gym.Space:
         return input_space(input_observation_space)
+
+
+class ImagesToFloats(InputConnector):
+    """An env-to-module connector that converts images of bytes by `as_input()`. The episodes keep the bytes."""
 
     @override(ConnectorV2)
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:

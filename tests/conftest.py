@@ -102,19 +102,21 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_folder(tmp_path: Path) -> Iterator[Path]:
     """The working folder of a user, with files of their own; what is imported from it is forgotten afterwards."""
     folder = tmp_path / "own"
     folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setenv("PYTHONPATH", "")
-    remembered = (imports, "_own_folders"), (imports, "_replaced"), (imports, "_imported")
-    for module, name in (*remembered, (own, "_defined"), (sources, "_provided")):
-        monkeypatch.setattr(module, name, type(getattr(module, name))())
     modules, ids = set(sys.modules), set(gym.registry)
-    yield folder
+    # Not the fixture `monkeypatch`, which ends after fixtures that start Ray anew: its processes would start here.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "meta_path", list(sys.meta_path))
+        patch.setenv("PYTHONPATH", "")
+        remembered = (imports, "_own_folders"), (imports, "_replaced"), (imports, "_imported")
+        for module, name in (*remembered, (own, "_defined"), (sources, "_provided")):
+            patch.setattr(module, name, type(getattr(module, name))())
+        yield folder
     for name in set(sys.modules) - modules:
         if re.search(f"{tmp_path}|rllib_kd-environment-", str(getattr(sys.modules[name], "__file__", ""))):
             del sys.modules[name]

@@ -33,6 +33,7 @@ from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.dead_learners import names_dead_learners
+from rllib_kd.algorithm.defaults import settle_defaults
 from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
@@ -75,7 +76,9 @@ class DistillDQNConfig(DistillationConfig):
 
     Defaults that differ from `DQNConfig`: ε 0.05 from the start (Rusu et al. 2015), a student that is not dueling, 16
     environments for each EnvRunner in fragments of 32 steps, batches of 256 rows drawn from a columnar replay in the
-    Learner, and evaluation in a separate EnvRunner group, always with the greedy student.
+    Learner, and evaluation in a separate EnvRunner group, always with the greedy student. Of `training()`, `lr`,
+    `training_intensity` (rows learned from / env steps sampled) and the replay's `capacity` are None: 3e-3, 32 and
+    50,000 rows for vectors, 1e-3, 4 and 400,000 rows for images.
 
     `training(replay_buffer_config={"alpha": 0.6, "beta": 0.4})` makes the replay prioritized (Schaul et al. 2016, arXiv
     1511.05952), by the TD error, or by the distillation loss if there is no TD. alpha, in [0, 1]: 0 (default) is
@@ -127,7 +130,7 @@ class DistillDQN(DQN):
         check_resources(actor_resources(type(self), self.config))
         self._teachers = Teachers.load(self.config, self._storage)
         check_teachers(self.config, self._teachers, spaces)
-        self.config = self._concrete_config()
+        self.config = self._concrete_config(spaces)
         try:
             super().setup(self.config)
         except IndexError:  # which RLlib raises if remote EnvRunners could not be built
@@ -150,10 +153,11 @@ class DistillDQN(DQN):
             self._meet_teachers()
         self._postponed.catch_up()
 
-    def _concrete_config(self) -> DistillDQNConfig:
-        """Return the config that actors read: with layer widths and the environment's settings, without networks."""
+    def _concrete_config(self, spaces: tuple[Any, Any] | None) -> DistillDQNConfig:
+        """Return the config that actors read: with all that follows from environment and teachers, without networks."""
         config = self.config.copy(copy_frozen=False)
         config.settle_environment()
+        settle_defaults(config, spaces, self._teachers)
         shape_students(config, self._teachers)
         config.set_teachers(lambda _, teacher: without_networks(teacher))
         config.freeze()

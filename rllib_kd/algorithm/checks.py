@@ -112,8 +112,10 @@ def check_rllib_numbers(config: DistillationConfig) -> None:
     """Check the ranges of RLlib's own numbers, of which RLlib checks few."""
     for name in ("alpha", "beta"):
         _check_share(f"replay_buffer_config['{name}']", config.replay_buffer_config.get(name, 0.0))
-    _check_positive("training_intensity", config.training_intensity, "rows learned from / env steps sampled")
-    _check_integer("replay_buffer_config['capacity']", config.replay_buffer_config.get("capacity"), low=1)
+    if config.training_intensity is not None:
+        _check_positive("training_intensity", config.training_intensity, "rows learned from / env steps sampled")
+    if config.replay_buffer_config.get("capacity") is not None:
+        _check_integer("replay_buffer_config['capacity']", config.replay_buffer_config["capacity"], low=1)
     for name in ("train_batch_size_per_learner", "num_envs_per_env_runner", "max_requests_in_flight_per_env_runner"):
         _check_integer(name, getattr(config, name), low=1)
     _check_integer("num_steps_sampled_before_learning_starts", config.num_steps_sampled_before_learning_starts, low=0)

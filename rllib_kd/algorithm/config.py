@@ -81,10 +81,10 @@ class DistillationConfig(DQNConfig):
         self.rollout_fragment_length = 32
         self.epsilon = 0.05
         self.dueling = False
-        self.lr = 3e-3
+        self.lr: Any = None  # defaults.py: it depends on what the student sees
         self.grad_clip = None
         self.train_batch_size_per_learner = 256
-        self.training_intensity = 32.0
+        self.training_intensity: Any = None  # likewise
         # One that is worked on while the Learner learns, and one after it.
         self.max_requests_in_flight_per_env_runner = 2
         # Asks every EnvRunner, at each iteration, and waits for all; what it is for comes with the samples.
@@ -93,7 +93,7 @@ class DistillationConfig(DQNConfig):
         self.env_runner_health_probe_timeout_s = 1.0
         self.replay_buffer_config = {
             "type": "ColumnarReplay",
-            "capacity": 50_000,
+            "capacity": None,  # replay.py: likewise
             "alpha": 0.0,  # above 0: prioritized
             "beta": 0.4,  # exponent of the importance weights then
             "no_local_replay_buffer": True,  # it lives in the Learners

@@ -11,6 +11,7 @@ before it. A state of 4 × 84 × 84 bytes takes 7 KB instead of 28.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +22,10 @@ from torch import Tensor
 from rllib_kd.observations.frames import CONTEXT, OBS, VALID, num_frames_of, pack, unpack
 
 _PRIORITY = "priority"
+
+_MOST_VECTORS = 50_000  # rows
+_MOST_IMAGES = 400_000  # rows
+_MOST_BYTES = 4 * 2**30
 
 
 class ColumnarReplay:
@@ -34,17 +39,17 @@ class ColumnarReplay:
 
     Args:
         capacity: rows kept, ≥ 1, including those that are never drawn. Low: recent states only; high: more diverse
-            batches, more memory. Usually 50,000 to 1,000,000.
+            batches, more memory. Usually 50,000 to 1,000,000. None: set by the first `add`, see `default_capacity()`.
         device: device of the columns and batches.
         seed: seed of the sampling order; None: a random one.
     """
 
     OWN_COLUMNS: ClassVar[tuple[str, ...]] = (VALID, CONTEXT)
 
-    def __init__(self, capacity: int, *, device: torch.device | str = "cpu", seed: int | None = None):
-        if capacity < 1:
+    def __init__(self, capacity: int | None, *, device: torch.device | str = "cpu", seed: int | None = None):
+        if capacity is not None and capacity < 1:
             raise ValueError(f"The replay capacity must be at least 1 row, got {capacity}.")
-        self.capacity = capacity
+        self.capacity = capacity or 0  # 0: the first `add` chooses it
         self.device = torch.device(device)
         self._columns: dict[str, Tensor] = {}
         self._head = 0  # the row that is written next
@@ -96,6 +101,7 @@ class ColumnarReplay:
             return
         self._check(rows, count)
         if not self._columns:
+            self.capacity = self.capacity or default_capacity(rows)
             self._columns = {
                 name: torch.zeros((self.capacity, *row.shape[1:]), dtype=row.dtype, device=self.device)
                 for name, row in rows.items()
@@ -189,12 +195,11 @@ class ColumnarReplay:
 
     def get_state(self) -> dict[str, Any]:
         """Return the contents (oldest row first), their position in the ring, and the state of the sampling order."""
-        order = self._oldest(self._size)
         return {
             "num_frames": self._num_frames,
             "capacity": self.capacity,
             "head": self._head,
-            "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()},
+            "columns": {name: column[self._oldest(self._size)].cpu().numpy() for name, column in self._columns.items()},
             "generator": self._generator.get_state().numpy(),
         }
 
@@ -207,6 +212,7 @@ class ColumnarReplay:
         self._drawable = self._drawable[:0]
         self._num_frames = int(state["num_frames"])
         if state["columns"]:
+            self.capacity = self.capacity or default_capacity(state["columns"])
             if int(state["capacity"]) == self.capacity:
                 count = len(next(iter(state["columns"].values())))
                 self._head = (int(state["head"]) - count) % self.capacity
@@ -249,7 +255,7 @@ class PrioritizedReplay(ColumnarReplay):
 
     def __init__(
         self,
-        capacity: int,
+        capacity: int | None,
         *,
         alpha: float,
         beta: float,
@@ -299,6 +305,20 @@ class PrioritizedReplay(ColumnarReplay):
         """Replace the contents as `ColumnarReplay.set_state`."""
         super().set_state(state)
         self._highest.fill_(float(state.get("highest_priority", 1.0)))  # of a uniform replay it has none
+
+
+def default_capacity(rows: Mapping[str, np.ndarray | Tensor]) -> int:
+    """Return how many rows are kept if that is not said: 50,000, of images 400,000, and no more than 4 GiB.
+
+    What a student of images has not seen, it plays badly (docs/learning.md, "Images"), while vectors are so few numbers
+    that a student soon knows their states.
+
+    Args:
+        rows: columns, `[R, ...]`.
+    """
+    is_image = rows[OBS].ndim > 2
+    row_bytes = sum(math.prod(row.shape[1:]) * row.dtype.itemsize for row in rows.values())
+    return max(1, min(_MOST_IMAGES if is_image else _MOST_VECTORS, _MOST_BYTES // row_bytes))
 
 
 def make_replay(

@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Domain
 
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
+from rllib_kd.algorithm.defaults import FOR_VECTORS
 from rllib_kd.teachers.base import Teacher
 
 #: Settings that Population Based Training may change while a student learns: none shapes the network or its state.
@@ -102,9 +103,9 @@ def default_points(space: Mapping[str, Domain], *, median_gap: float, env_steps:
     defaults: dict[str, Any] = {
         "loss": "kl",
         "temperature": DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap,
-        "lr": DistillDQNConfig().lr,
+        "lr": FOR_VECTORS["lr"],
         "teacher_fraction": [[0, 1.0], [round(0.25 * env_steps), 0.5]],
-        "training_intensity": DistillDQNConfig().training_intensity,
+        "training_intensity": FOR_VECTORS["training_intensity"],
         "td_coeff": 0.0,
     }
     sizes = space.get("fcnet_hiddens")

@@ -1,0 +1,39 @@
+"""Defaults that follow from what a student sees: vectors, or images.
+
+A student of vectors has soon seen its states, and profits from many gradient steps on them. One of images does badly
+what it has not seen, so that an env step is worth more than another look at old ones; and each look takes a hundred
+times as long. docs/learning.md, "Images", has the measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.teachers.base import Teacher
+
+#: By name of the setting.
+FOR_VECTORS: dict[str, Any] = {"lr": 3e-3, "training_intensity": 32.0}
+FOR_IMAGES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 4.0}
+
+
+def settle_defaults(
+    config: DistillationConfig, spaces: tuple[gym.Space, gym.Space] | None, teachers: Mapping[str, Teacher]
+) -> None:
+    """Set those settings of a config that are None because their default depends on what is seen.
+
+    Args:
+        config: config, which is changed.
+        spaces: spaces of the environment; None if unknown.
+        teachers: teachers by group.
+    """
+    seen = [teacher.input_space for teacher in teachers.values() if teacher.is_loaded]
+    if spaces is not None:
+        seen.append(spaces[0])
+    is_image = any(len(space.shape or ()) == 3 for space in seen)
+    for name, value in (FOR_IMAGES if is_image else FOR_VECTORS).items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)

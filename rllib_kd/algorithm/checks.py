@@ -91,6 +91,8 @@ def check_numbers(config: DistillationConfig) -> None:
         _check_compression("`compression`", config.compression)
     if config.max_staleness is not None:
         _check_integer("max_staleness", config.max_staleness, low=0)
+    if config.max_regret is not None:
+        _check_positive("max_regret", config.max_regret, "a number of median action gaps, or None")
     _check_integer("restarts", config.restarts, low=1)
     _check_integer("num_validation_episodes", config.num_validation_episodes, low=1)
     episodes = config.num_baseline_episodes

@@ -65,6 +65,7 @@ class DistillationConfig(DQNConfig):
         self.bf16 = False
         self.rollout_policy = "mixture"
         self.teacher_fraction: Schedule | None = None
+        self.max_regret: float | None = None
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
@@ -137,6 +138,7 @@ class DistillationConfig(DQNConfig):
         bf16: bool = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_fraction: Schedule | None = NotProvided,
+        max_regret: float | None = NotProvided,
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
@@ -214,8 +216,12 @@ class DistillationConfig(DQNConfig):
                 "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
                 or a schedule over env steps. High: the teacher's states; low: the student's, in which it must act well
-                in the end. None (default): from 1 to 0.5 over 10,000 env steps, and to 0 at 60,000, with `restarts` to
-                0.25; with `td_coeff` to 0 at 10,000, so that the student sees the rewards of its own actions.
+                in the end. None (default): from 1 to 0.5 over 10,000 env steps, and to 0 at 60,000; with `td_coeff` to
+                0 at 10,000, so that the student sees the rewards of its own actions.
+            max_regret: highest Q-regret, in median action gaps, of an action that the student takes under "mixture":
+                the teacher acts where its choice would cost more; > 0. Low: students rarely see where mistakes lead;
+                high: a poor student soon sees little else, and forgets the rest. None (default): 3; with `td_coeff` no
+                limit. Zhang and Cho 2016 (SafeDAgger), arXiv 1605.06450.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`
@@ -278,6 +284,7 @@ class DistillationConfig(DQNConfig):
             "bf16": bf16,
             "rollout_policy": rollout_policy,
             "teacher_fraction": teacher_fraction,
+            "max_regret": max_regret,
             "kd_coeff": kd_coeff,
             "td_coeff": td_coeff,
             "compression": compression,
@@ -444,9 +451,15 @@ class DistillationConfig(DQNConfig):
             return 0.0
         if self.rollout_policy == "teacher":
             return 1.0
-        end = 0.0 if self.restarts == 1 else 0.25  # of copies, each sees mostly the states of others
-        default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, end]]
+        default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, 0.0]]
         return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
+
+    @property
+    def max_regret_in_gaps(self) -> float:
+        """Return `max_regret`, or its default; infinite if the student alone acts."""
+        if self.rollout_policy != "mixture" or (self.max_regret is None and self.uses_td):
+            return math.inf
+        return 3.0 if self.max_regret is None else self.max_regret
 
     @property
     def teachers(self) -> dict[str, Any]:

@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from rllib_kd.learner.label_statistics import QStatistics
+
+
+class ActionGaps:
+    """The median action gap of the teacher on the states that one EnvRunner has visited."""
+
+    def __init__(self) -> None:
+        self._statistics: QStatistics | None = None
+
+    def update(self, teacher_q: np.ndarray) -> None:
+        """Add the finite labels of new states, `[N, A]`, return units; −inf marks illegal actions."""
+        if self._statistics is None:
+            self._statistics = QStatistics(teacher_q.shape[-1])
+        self._statistics.update(torch.from_numpy(teacher_q))
+
+    def in_return_units(self, gaps: float) -> float:
+        """Return a number of median action gaps in return units; infinite before there are states."""
+        if self._statistics is None or not self._statistics.count:
+            return math.inf
+        return gaps * self._statistics.gap_quantile(0.5)
 
 
 @dataclass(frozen=True)
 class BehaviorPolicy:
     """π: the teacher with probability β, otherwise the student; a random legal action with probability ε.
 
+    The teacher also acts wherever the student's choice would cost too much: Zhang and Cho 2016 (SafeDAgger), arXiv
+    1605.06450. There the student's distance from its teacher is learned; here the labels tell the cost.
+
     Args:
         teacher_fraction: β, per step and environment.
         epsilon: ε, per step and environment.
         rng: generator of both draws.
+        max_regret: highest Q-regret of a student's action, max_a Q_teacher(s, a) − Q_teacher(s, action), return units.
     """
 
     teacher_fraction: float
     epsilon: float
     rng: np.random.Generator
+    max_regret: float = math.inf
 
     def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
         """Return actions `[N]` for Q-values `[N, A]`: the student's may be None if β is 1, the teacher's if β is 0.
@@ -34,7 +62,11 @@ class BehaviorPolicy:
         if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
             legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
-            actions = np.where(teacher_acts, actions, legal_student_q.argmax(-1))
+            chosen = legal_student_q.argmax(-1)
+            rows = np.arange(len(actions))
+            with np.errstate(invalid="ignore"):  # where no label is finite, the row is dropped anyway
+                regret = teacher_q[rows, actions] - teacher_q[rows, chosen]
+            actions = np.where(teacher_acts | (regret > self.max_regret), actions, chosen)
         if self.epsilon > 0.0:
             explores = self.rng.random(len(actions)) < self.epsilon
             if explores.any():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
 
-from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
@@ -52,13 +53,14 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
     """RLlib's multi-agent EnvRunner, which also returns labelled columns of each module that has a teacher."""
 
     #: The same lists as in `DistillEnvRunner`.
-    SAMPLING_STATE: ClassVar = (*RLLIB_SAMPLING_STATE, "_rng")
-    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng")
+    SAMPLING_STATE: ClassVar = (*RLLIB_SAMPLING_STATE, "_rng", "_gaps")
+    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_gaps")
     NOT_SAVED: ClassVar = frozenset({"_teachers"})
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._teachers: dict[str, Teacher] = {}
+        self._gaps: dict[str, ActionGaps] = defaultdict(ActionGaps)  # by module
         self._rng = np.random.default_rng(self._seed)
 
     @override(MultiAgentEnvRunner)
@@ -161,6 +163,9 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         if policy.teacher_fraction < 1.0:
             with torch.inference_mode():
                 student_q = self.module[module_id].compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
+        if policy.teacher_fraction < 1.0:
+            max_regret = self._gaps[module_id].in_return_units(self.config.max_regret_in_gaps)
+            policy = replace(policy, max_regret=max_regret)
         actions = policy.act(student_q, labels[TEACHER_Q].cpu().numpy())
         return {Columns.ACTIONS: torch.from_numpy(actions), **labels}
 
@@ -184,6 +189,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         causes = count_not_finite(dropped, states, rewards) if dropped.any() else {}
         log_dropped(self.metrics, int(dropped.sum()), causes)
         self._check(_check_seen, states)
+        self._gaps[episode.module_id].update(columns[TEACHER_Q][columns[VALID]])
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {

@@ -25,7 +25,7 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
-from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import (
     ENDLESS,
@@ -126,6 +126,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         *RLLIB_SAMPLING_STATE,
         "_rng",
         "_turns",
+        "_gaps",
         "_teacher_view",
         "_shown",
         "_reset_next",
@@ -135,7 +136,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         "_lengths",
     )
     #: Those that a checkpoint contains even if the environments cannot be captured.
-    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns")
+    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns", "_gaps")
     #: The others: they follow from the config, are sent by the Algorithm, or exist only during one call.
     NOT_SAVED: ClassVar = frozenset(
         {"module", "_family_q", "_teacher", "_recording", "_has_plain_connectors", "_samples_directly"}
@@ -158,6 +159,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._shown: Any = None  # what the env shows now
         self._reset_next = np.zeros(self.num_envs, dtype=bool)  # where the next step will only reset
         self._rng = np.random.default_rng(self._seed)
+        self._gaps = ActionGaps()
         self._obs: Any = None  # [N, ...], from which direct sampling continues
         self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode
         self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
@@ -224,8 +226,11 @@ class DistillEnvRunner(StudentsEnvRunner):
             makes them; and RLlib's metrics.
         """
         with self._training():
-            fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
+            max_regret = self._gaps.in_return_units(self.config.max_regret_in_gaps)
+            fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng, max_regret))
             columns = fragment.columns()
+            if TEACHER_Q in columns:
+                self._gaps.update(columns[TEACHER_Q][columns[VALID]])
             if fragment.num_dropped:
                 self._check(self._check_fragment, fragment)
         if self._samples_directly:

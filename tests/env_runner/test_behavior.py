@@ -1,9 +1,11 @@
 """The behaviour policy against its law."""
 
+import math
+
 import numpy as np
 import pytest
 
-from rllib_kd.env_runner.behavior import BehaviorPolicy
+from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 
 
 def policy(teacher_fraction, epsilon, seed=0):
@@ -36,3 +38,22 @@ def test_without_a_teacher_the_student_acts_and_explores_what_is_legal():
 def test_explores_actions_whose_value_is_exactly_zero():
     actions = policy(1.0, 1.0).act(None, np.zeros((1_000, 2)))
     assert set(actions) == {0, 1}
+
+
+def test_the_teacher_takes_over_where_the_students_choice_costs_too_much():
+    teacher_q = np.array([[1.0, 0.0], [1.0, 0.8], [1.0, -np.inf], [-np.inf, -np.inf]])
+    student_q = np.tile([0.0, 1.0], (4, 1))
+    choices = [
+        list(BehaviorPolicy(0.0, 0.0, np.random.default_rng(0), limit).act(student_q, teacher_q)[:3])
+        for limit in (math.inf, 0.5, 0.1)
+    ]
+    assert choices == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+
+
+def test_gaps_are_known_once_there_are_labels():
+    gaps = ActionGaps()
+    assert gaps.in_return_units(3.0) == math.inf
+    gaps.update(np.zeros((0, 2)))
+    assert gaps.in_return_units(3.0) == math.inf
+    gaps.update(np.array([[1.0, 0.0], [4.0, 2.0], [2.0, 4.0], [9.0, 1.0], [0.0, 2.0]]))
+    assert gaps.in_return_units(3.0) == pytest.approx(6.0, rel=0.2)

@@ -1,8 +1,8 @@
 """Test whether a student keeps a share of its teacher's return, on fresh episodes, with peeking at any time.
 
 With returns s of the student, t of the teacher and r of a random policy on the same seed, the return ratio is at least
-`keep` if E[d] ≥ 0 for d = s − keep·t − (1 − keep)·r, and E[t − r] > 0. Both are tested by `evidence.log_capital()`, each
-with the full α: the student is certified if both pass, and one of the two is wrong if the claim is.
+`keep` if E[d] ≥ 0 for d = s − keep·t − (1 − keep)·r, and E[t − r] > 0. Both are tested by `evidence.log_capital()`,
+each with the full α: a student is certified if both tests pass, and a wrong certificate needs an error of one of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.shrink.evidence import as_range, as_returns, growth_per_episode, log_capital
+from rllib_kd.shrink.evidence import as_range, as_returns, log_capital, more_episodes
 
 #: Without stated bounds, a return may be lower than all observed returns by this share of their range.
 MARGIN = 0.25
@@ -38,7 +38,8 @@ class Certificate:
         lower: lower bound of the return ratio, with confidence 1 − alpha at all numbers of episodes; None: none
             above −1.
         upper: the upper bound, with the same confidence on its own; None: none below 2.
-        evidence: capital of the bets, ≥ 0; `1 / alpha` certifies. At most 1e300.
+        evidence: largest capital of the bets so far, in [1, 1e300]; `1 / alpha` certifies. Its inverse is a p-value
+            that is valid at any time.
         episodes_needed: how many more episodes are expected to certify; None if none will.
         bounds: lowest and highest return that the test assumes; None before the first episode.
         are_bounds_stated: False if the bounds are the observed range with a margin: the confidence then holds on the
@@ -171,7 +172,10 @@ class RatioTest:
 
     @property
     def is_certified(self) -> bool:
-        """Return whether the return ratio is proven to be at least `keep`."""
+        """Return whether the return ratio is proven to be at least `keep`.
+
+        With stated bounds, it remains proven when episodes are added. Without, a new return below the range undoes it.
+        """
         return self._is_above(self.keep) and self._teacher_is_better()
 
     @property
@@ -279,19 +283,14 @@ class RatioTest:
         if not self.num_episodes:
             return None
         needed = 0
-        gaps = self._returns[1] - self._returns[2]
-        for differences in (self._differences(self.keep), gaps):
-            most = self._most_evidence(differences)
-            if most >= self._threshold:
+        for differences in (self._differences(self.keep), self._returns[1] - self._returns[2]):
+            if self._most_evidence(differences) >= self._threshold:
                 continue
-            better = differences + slack * _standard_error(differences)
-            growth = growth_per_episode(better, self._bound())
-            if growth <= 0:
+            raised_by = slack * _standard_error(differences)
+            more = more_episodes(differences, self._bound(), self._threshold, raised_by=raised_by)
+            if more is None:
                 return None
-            now = float(log_capital(differences, self._bound())[-1])
-            if not math.isfinite(now) or (self._threshold - now) / growth > 1e9:
-                return None
-            needed = max(needed, math.ceil((self._threshold - now) / growth))
+            needed = max(needed, more)
         return needed
 
     def _hopeless_because(self) -> str | None:
@@ -303,13 +302,15 @@ class RatioTest:
         if gaps.mean() + 2 * _standard_error(gaps) <= 0:
             return (
                 f"the teacher's mean return {self._returns[1].mean():g} is not above the random policy's "
-                f"{self._returns[2].mean():g}, so that a return ratio has no meaning; check the teacher and its environment"
+                f"{self._returns[2].mean():g}, so that a return ratio has no meaning; check the teacher and its "
+                "environment"
             )
         needed = self._once("optimistic", lambda: self._projection(slack=2.0))
         if needed is None:
             return f"no number of episodes would prove a return ratio of {self.keep:g}"
         if self.max_episodes is not None and self.num_episodes + needed > self.max_episodes:
-            return f"at least {needed:,} more episodes are expected to be needed, beyond the budget of {self.max_episodes:,}"
+            budget = f"beyond the budget of {self.max_episodes:,}"
+            return f"at least {needed:,} more episodes are expected to be needed, {budget}"
         return None
 
     def _reason(self, verdict: str) -> str:

@@ -133,24 +133,19 @@ def test_a_student_below_keep_is_given_up():
 def test_a_student_beyond_the_budget_is_given_up():
     returns = noisy(100, 1.0)
     assert not fed(**returns).is_hopeless
+    assert fed(**returns).episodes_needed() > 10
     assert not fed(**returns, max_episodes=100_000).is_hopeless
     limited = fed(**returns, max_episodes=110)
     assert limited.is_hopeless
     assert "budget of 110" in limited.certificate().reason
 
 
-def test_the_projection_is_about_right():
-    """On average over ten runs, which are noisy."""
-    needed = []
-    for seed in range(10):
-        returns = noisy(4_000, 1.01, seed)
-        test = fed(**{name: values[:150] for name, values in returns.items()})
-        differences = returns["student"] - 0.97 * returns["teacher"] - 0.03 * returns["random"]
-        low, high = test.bounds
-        actual = np.argmax(log_capital(differences, high - low) >= math.log(20)) - 150
-        needed.append((test.episodes_needed() or 0, actual))
-    projected, actual = np.median(needed, axis=0)
-    assert 0.4 < projected / actual < 2.5
+def test_the_projection_is_exact_without_noise():
+    needed = constant(40).episodes_needed()
+    assert needed > 50
+    assert constant(40 + needed).is_certified
+    assert not constant(40 + needed - 1).is_certified
+    assert constant(40 + needed).episodes_needed() == 0
 
 
 def test_a_teacher_no_better_than_random_certifies_nothing():

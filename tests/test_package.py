@@ -22,6 +22,8 @@ FREE_OF_RAY = (
     "learner.replay",
     "observations.frames",
     "schedules",
+    "shrink.certificate",
+    "shrink.evidence",
     "terminal",
     "text",
 )

@@ -1,0 +1,1 @@
+"""The smallest student that keeps a teacher's return, with a certificate."""

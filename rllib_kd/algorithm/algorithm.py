@@ -130,8 +130,9 @@ class DistillDQN(DQN):
         self.config = self._concrete_config()
         try:
             super().setup(self.config)
-        except IndexError:  # which RLlib raises if remote EnvRunners could not be built
-            explain_failed_env_runners(self.config, self.env_creator, self._teachers)
+        except Exception as error:
+            if self.config.num_env_runners == 0 or isinstance(error, IndexError):  # RLlib's if remote ones failed
+                explain_failed_env_runners(self.config, self.env_creator, self._teachers)
             raise
         self._students = Students.of(self.learner_group)
         self._returns = StudentReturns(self._students.names)

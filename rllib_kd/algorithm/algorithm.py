@@ -49,6 +49,7 @@ from rllib_kd.algorithm.preflight import (
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
 from rllib_kd.algorithm.restarts import Restarts
+from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling
@@ -466,6 +467,7 @@ class DistillDQN(DQN):
                 raise CheckpointError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
             own = check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
             self._restarts.check(own.get("restarts", {"num_copies": 1}))
+            check_networks(self.learner_group, resolved, filesystem)
         self._sampling.forget()
         super().restore_from_path(path, *args, **kwargs)
         if is_whole and self._restarts.put_back(self.learner_group):

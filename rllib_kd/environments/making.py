@@ -224,6 +224,9 @@ def check_gymnasium_id(env: str) -> None:
     except (gym.error.Error, ModuleNotFoundError) as error:
         is_missing = env.startswith("ALE/") and isinstance(error, gym.error.NamespaceNotFound)
         hint = " pip install 'rllib-kd[atari]'" if is_missing else ""
+        if not module and not is_missing:  # nothing has been imported that could know it
+            hint = f" If it is in a file or another package, name that first: path/to/file.py:{env} or module:{env}."
         raise ValueError(
-            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}{hint}"
+            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: "
+            f"{str(error).rstrip('. ')}.{hint}"
         ) from error

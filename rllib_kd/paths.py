@@ -1,8 +1,9 @@
-"""Paths on this machine: which ones no file could have."""
+"""Paths on this machine: in their shortest form, and which ones no file could have."""
 
 from __future__ import annotations
 
 import os
+import re
 
 from rllib_kd.text import printable
 
@@ -10,6 +11,14 @@ _MAX_NAME, _MAX_PATH = 255, 4_095  # bytes, on most filesystems
 
 
 _MAX_SHOWN = 200  # characters of a path, in a message
+
+
+def tidied(path: str) -> str:
+    """Return a path without `.`, `..` and doubled slashes, unless a link makes that another place; a URI unchanged."""
+    if "://" in path:
+        return path
+    short = re.sub("^//+", "/", os.path.normpath(path))
+    return short if os.path.realpath(short) == os.path.realpath(path) else path
 
 
 def check_path(path: str | os.PathLike[str]) -> None:

@@ -16,6 +16,7 @@ from gymnasium.utils.env_checker import check_env
 import rllib_kd
 from rllib_kd import DistillDQNConfig
 from rllib_kd.environments.making import env_maker
+from rllib_kd.experiment.files import read_experiment
 
 ROOT = Path(__file__).parents[1]
 #: Python on the pages, by page and line.
@@ -87,26 +88,36 @@ def test_tests_that_pages_name_exist():
 # --- docs/environments.md ---------------------------------------------------------------------------------------------
 
 OWN = ROOT / "docs" / "environments.md"
-FILE, *IN_PYTHON = re.findall(r"```python\n(.*?)```", OWN.read_text(), re.DOTALL)
+FILE, IN_PYTHON, EXPERIMENT = re.findall(r"```python\n(.*?)```", OWN.read_text(), re.DOTALL)
 COMMANDS = re.findall(r"```bash\n(.*?)```", OWN.read_text(), re.DOTALL)
 
 
 def test_the_page_on_environments_has_an_environment(own_folder):
     (own_folder / "my_env.py").write_text(FILE)
     check_env(env_maker("./my_env.py:Corridor", {"length": 3})(), skip_render_check=True)
-    assert all("my_env.py:Corridor" in text for text in (COMMANDS[0], *IN_PYTHON))
+    assert all("my_env.py:Corridor" in text for text in (COMMANDS[0], IN_PYTHON))
+
+
+def test_the_page_on_environments_has_an_experiment_that_registers_one(own_folder):
+    (own_folder / "short.py").write_text(EXPERIMENT)
+    experiment = read_experiment("short.py")
+    assert experiment.checked().title == "DistillDQN-short-cartpole"
+    assert env_maker(experiment.config.env, {"steps": 3})().spec.id == "CartPole-v1"
+    assert "train file short.py" in COMMANDS[2]
 
 
 @pytest.mark.slow
 def test_the_page_on_environments_works_as_written(tmp_path):
     (tmp_path / "my_env.py").write_text(FILE)
+    (tmp_path / "short.py").write_text(EXPERIMENT)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    script = "set -e\n" + "".join(COMMANDS) + "python - <<'END'\n" + "".join(IN_PYTHON) + "END\n"
+    script = "set -e\n" + "".join(COMMANDS) + "python - <<'END'\n" + IN_PYTHON + "END\n"
     done = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     (played,) = re.findall(r"return (\S+) ± \S+ \(95 % CI, 20 episodes of Corridor\)", done.stdout)
     assert float(played) > 0.5
+    assert "20 episodes of short-cartpole" in done.stdout
     assert done.stdout.count("student / teacher") == 2
     assert (tmp_path / "student.safetensors").is_file()

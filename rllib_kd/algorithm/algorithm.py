@@ -50,6 +50,7 @@ from rllib_kd.algorithm.preflight import (
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
 from rllib_kd.algorithm.restarts import Restarts
+from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling
@@ -133,8 +134,9 @@ class DistillDQN(DQN):
         self.config = self._concrete_config(spaces)
         try:
             super().setup(self.config)
-        except IndexError:  # which RLlib raises if remote EnvRunners could not be built
-            explain_failed_env_runners(self.config, self.env_creator, self._teachers)
+        except Exception as error:
+            if self.config.num_env_runners == 0 or isinstance(error, IndexError):  # RLlib's if remote ones failed
+                explain_failed_env_runners(self.config, self.env_creator, self._teachers)
             raise
         self._students = Students.of(self.learner_group)
         self._returns = StudentReturns(self._students.names)
@@ -469,6 +471,7 @@ class DistillDQN(DQN):
                 raise CheckpointError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
             own = check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
             self._restarts.check(own.get("restarts", {"num_copies": 1}))
+            check_networks(self.learner_group, resolved, filesystem)
         self._sampling.forget()
         super().restore_from_path(path, *args, **kwargs)
         if is_whole and self._restarts.put_back(self.learner_group):

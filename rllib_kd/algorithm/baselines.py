@@ -23,7 +23,7 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers, reason_of
 from rllib_kd.checkpoints.results import finite_number
-from rllib_kd.evaluation.measures import is_better_than_random
+from rllib_kd.evaluation.measures import doubt, has_higher_mean
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import number
 
@@ -38,6 +38,12 @@ _FIXED_ENVIRONMENTS = {"gymnasium": "gymnasium", "ale_py": "ale-py"}
 
 
 BASELINES = ("teacher", "random")
+
+
+_MAY_DIFFER = (
+    " It may have been trained in another environment, or with other wrappers and connectors (e.g. a missing frame "
+    "stack or observation filter)."
+)
 
 
 #: Undiscounted return of each episode, by policy.
@@ -94,23 +100,16 @@ def check_baselines(played: Played, teacher: Teacher, *, env: Any, must_gain: bo
     teacher_return, random_return = (float(np.mean(played[who])) for who in BASELINES)
     gain = teacher_return - random_return
     trained_return = teacher.trained_return
-    if must_gain and gain <= 0:
+    returns = [played[who] for who in BASELINES]
+    if must_gain and not has_higher_mean(*returns):
         raise ValueError(
             "kd_coeff='qdagger' needs a teacher that is better than a random policy, but their mean returns are "
             f"{number(teacher_return)} and {number(random_return)} over {num_episodes} episodes. Check the teacher's "
             "environment, wrappers and connectors, or set `kd_coeff` to a number."
         )
-    if not is_better_than_random(played["teacher"], played["random"]):
-        logger.warning(
-            "The teacher '%s' plays '%s' no better than a random policy: mean returns of %s and %s over %d "
-            "episodes. It may have been trained in another environment, or with other wrappers and connectors "
-            "(e.g. a missing frame stack or observation filter).",
-            teacher.source,
-            env,
-            number(teacher_return),
-            number(random_return),
-            num_episodes,
-        )
+    more = f"Set `num_baseline_episodes` to more than {num_episodes}, or to 0 if no return ratio is needed."
+    if text := doubt(teacher.source, env, *returns, to_play_more=more):
+        logger.warning("%s%s", text, "" if has_higher_mean(*returns) else _MAY_DIFFER)
     elif trained_return is not None and gain < 0.5 * (trained_return - random_return):
         logger.warning(
             "The teacher '%s' plays '%s' far worse than in its training: its mean return over %d episodes is %s, but "

@@ -72,7 +72,7 @@ def check_vector_env(group: EnvRunnerGroup) -> None:
 def explain_failed_env_runners(
     config: DistillationConfig, make_env: Callable[[EnvContext], Any], teachers: Mapping[str, Teacher]
 ) -> None:
-    """Find out in this process why remote EnvRunners could not be built.
+    """Find out in this process why EnvRunners could not be built: whether it is because of the environment.
 
     Raises:
         ValueError: the reason, if it occurs in this process, too.

@@ -35,6 +35,7 @@ from rllib_kd.checkpoints.uris import (
     uri_of,
 )
 from rllib_kd.checkpoints.whole import first_whole
+from rllib_kd.paths import tidied
 from rllib_kd.text import number, printable
 
 logger = logging.getLogger(__name__)
@@ -251,7 +252,7 @@ def _itself(named: _Named, reader: _Reader) -> Location:
     archive = only_zip(named.filesystem, named.path, named.uri)
     if archive is not None:
         uri = uri_of(named.uri, named.path, archive)
-        logger.info("Using '%s', the only zip in '%s'.", printable(uri), printable(named.given))
+        logger.info("Using '%s', the only zip in '%s'.", printable(uri), printable(tidied(named.given)))
         return Location(uri, named.filesystem, archive)
     run = reader.run_of(named.path)
     scored = [] if run is None else reader.score(run, [named.path])
@@ -282,7 +283,7 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
         (chosen,) = reader.score(posixpath.dirname(chosen.path), [chosen.path])
     uri = uri_of(named.uri, named.path, chosen.path)
     why = _why(named.why, kind, chosen)
-    logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(named.given), why)
+    logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(tidied(named.given)), why)
     return Location(uri, named.filesystem, chosen.path, _return_of(chosen))
 
 
@@ -305,11 +306,19 @@ def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
     runs = list(dict.fromkeys(scored.path.rpartition("/")[0] for scored in found))
     if len(runs) > 1:
         names = ", ".join([*short_names(runs)[:_MAX_LISTED], *(["..."] if len(runs) > _MAX_LISTED else [])])
-        reason = f" None was evaluated: '{named.given}@{BEST}' compares returns in training."
-        if named.rule == NEWEST:
-            is_asked = named.given.endswith(f"@{NEWEST}")
-            reason = "" if is_asked else f" '{named.given}@{BEST}' means the best checkpoint of all."
-        raise CheckpointError(f"'{named.given}' contains {len(runs)} runs: {names}. Name the folder of one.{reason}")
+        one = uri_of(named.uri, named.path, runs[0])
+        asked = named.rule if named.given.endswith(f"@{named.rule}") else None
+        is_unevaluated = " by returns in training, since none was evaluated" if named.rule is None else ""
+        raise CheckpointError(
+            f"'{tidied(named.given)}' contains {len(runs)} runs: {names}. Name one of them, such as "
+            f"'{_by_rule(one, asked)}', or '{_by_rule(named.uri, BEST)}', the best checkpoint of all{is_unevaluated}."
+        )
+
+
+def _by_rule(uri: str, rule: str | None) -> str:
+    """Return the path or URI with a rule; before its options, if it has some."""
+    before, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return f"{before.rstrip('/')}{'' if rule is None else f'@{rule}'}{mark}{options}"
 
 
 def _why(why: str, kind: int | None, chosen: _Scored) -> str:

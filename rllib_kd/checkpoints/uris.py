@@ -16,7 +16,7 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.paths import check_path
+from rllib_kd.paths import check_path, tidied
 
 _HEAD = 64  # bytes by which a file is recognised
 
@@ -257,7 +257,7 @@ def absolute_uri(path: str) -> str:
     Raises:
         ValueError: it is empty, or the home folder with which it begins is unknown; or as `check_path()`.
     """
-    return path if "://" in path else str(expanded(path).absolute())
+    return path if "://" in path else tidied(str(expanded(path).absolute()))
 
 
 def expanded(path: str) -> Path:

@@ -43,7 +43,8 @@ def sweep(
     \b
     rllib sweep --teacher cartpole --env CartPole-v1
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
-    from rllib_kd.environments.own import given_environment
+    from rllib_kd.checkpoints.uris import expanded
+    from rllib_kd.environments.own import defined_in, given_environment
     from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.sweeps.loggers import sweep_loggers
@@ -57,16 +58,18 @@ def sweep(
     settings = parse_json(config, "--config")
     if changes := parse_json(env_config, "--env-config"):
         settings["env_config"] = {**(settings.get("env_config") or {}), **changes}
+    chosen_space = search_space if space is None else read_space(space)
+    env = str(given_environment(env, imports or ()))
     swept = Sweep(
         teacher=one_or_all(teacher),
-        env=str(given_environment(env, imports or ())),
+        env=env if space is None else defined_in(expanded(space).absolute(), env, imports or ()),
         num_samples=num_samples,
         search=search,
         scheduler=scheduler,
         num_seeds=num_seeds,
         env_steps=env_steps,
         config=settings,
-        space=search_space if space is None else read_space(space),
+        space=chosen_space,
         storage_path=storage_path,
         name=name,
         seed=seed,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import time
@@ -219,5 +220,6 @@ def _experiment_file(words: list[str]) -> str:
 
 
 def _resuming_command(name: list[str]) -> str:
+    """Return the command that continues, from any folder: paths in flags and files may be relative to this one."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    return shlex.join(["rllib", *arguments, *name, "--resume"])
+    return f"cd {shlex.quote(os.getcwd())} && {shlex.join(['rllib', *arguments, *name, '--resume'])}"

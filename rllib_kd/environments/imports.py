@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from rllib_kd.environments.failures import described
-from rllib_kd.paths import check_path
+from rllib_kd.paths import check_path, tidied
 
 #: Folders that were made importable, in this order.
 _own_folders: list[str] = []
@@ -42,7 +42,7 @@ def absolute(name: str) -> str:
     if not is_file(name):
         return name
     check_path(name)
-    return os.path.abspath(os.path.expanduser(name))
+    return tidied(os.path.join(os.getcwd(), os.path.expanduser(name)))
 
 
 def import_own(name: str) -> ModuleType:

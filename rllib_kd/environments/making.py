@@ -17,7 +17,14 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 from rllib_kd.environments import atari
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.imports import make_importable
-from rllib_kd.environments.own import OwnEnvironment, OwnName, is_gymnasiums, is_registered_with_tune, parsed
+from rllib_kd.environments.own import (
+    OwnEnvironment,
+    OwnName,
+    is_gymnasiums,
+    is_of_old_gym,
+    is_registered_with_tune,
+    parsed,
+)
 from rllib_kd.environments.returned import check_returned, explained
 
 logger = logging.getLogger(__name__)
@@ -121,10 +128,15 @@ def check_has_spaces(env: gym.Env, name: str) -> None:
         name: its name, for the message.
 
     Raises:
-        ValueError: one is missing, or is not a space of gymnasium; the message says which.
+        ValueError: one is missing, or is not a space of gymnasium, and the message says which; or it is no environment.
     """
     if isinstance(env, MultiAgentEnv):
         return
+    if not isinstance(env, gym.Env):
+        old = " The package gym is old: import gymnasium as gym." if is_of_old_gym(type(env)) else ""
+        raise ValueError(
+            f"What makes the environment '{name}' returned {type(env).__name__}, expected a gymnasium.Env.{old}"
+        )
     for space, example in (("observation_space", "Box(low, high, shape)"), ("action_space", "Discrete(n)")):
         value = getattr(env, space, None)
         if not isinstance(value, gym.Space):
@@ -212,6 +224,9 @@ def check_gymnasium_id(env: str) -> None:
     except (gym.error.Error, ModuleNotFoundError) as error:
         is_missing = env.startswith("ALE/") and isinstance(error, gym.error.NamespaceNotFound)
         hint = " pip install 'rllib-kd[atari]'" if is_missing else ""
+        if not module and not is_missing:  # nothing has been imported that could know it
+            hint = f" If it is in a file or another package, name that first: path/to/file.py:{env} or module:{env}."
         raise ValueError(
-            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: {error}{hint}"
+            f"The environment '{env}' is neither registered with Ray nor known to gymnasium: "
+            f"{str(error).rstrip('. ')}.{hint}"
         ) from error

@@ -281,7 +281,7 @@ def _environment_in(module: ModuleType, own: OwnName) -> Any:
     if _is_environment(found) or (callable(found) and not inspect.isclass(found)):
         return found
     what = f"the class {found.__qualname__}" if inspect.isclass(found) else f"of type {type(found).__name__}"
-    old = " The package gym is old: import gymnasium as gym." if _is_of_old_gym(found) else ""
+    old = " The package gym is old: import gymnasium as gym." if is_of_old_gym(found) else ""
     raise ValueError(
         f"'{own.name}' in '{own.imports[-1]}' is {what}, expected a subclass of gymnasium.Env, or a function that "
         f"returns one.{old}"
@@ -292,7 +292,8 @@ def _is_environment(value: Any) -> bool:
     return inspect.isclass(value) and issubclass(value, gym.Env)
 
 
-def _is_of_old_gym(value: Any) -> bool:
+def is_of_old_gym(value: Any) -> bool:
+    """Return whether a value is a class of the package gym, which gymnasium has replaced."""
     return inspect.isclass(value) and any(base.__module__.split(".")[0] == "gym" for base in value.__mro__)
 
 

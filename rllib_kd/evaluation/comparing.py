@@ -19,7 +19,8 @@ from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.measures import (
     agreement,
     confusion_and_regret,
-    is_better_than_random,
+    doubt,
+    has_higher_mean,
     latency_ms,
     return_ratio,
 )
@@ -33,7 +34,6 @@ from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.terminal import bar
-from rllib_kd.text import mean_and_interval
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +144,8 @@ def compare_all(
             _report("teacher", returns, teacher, teacher_states[_eyes(teacher)]),
             _report("random", random_returns),
         )
-        if num_episodes > 1 and not is_better_than_random(returns, random_returns):
-            _warn_of_teacher(teacher.source, played.name, *baselines)
+        if num_episodes > 1:
+            _warn_of_teacher(teacher.source, played.name, returns, random_returns)
         comparisons = []
         for name, network in networks.items():
             returns, states = game(playing(network), [teacher, network])
@@ -277,15 +277,12 @@ def evaluate(
     return _report("policy", returns, num_parameters=policy.num_parameters)
 
 
-def _warn_of_teacher(source: str, env: str, teacher: PolicyReport, random: PolicyReport) -> None:
-    logger.warning(
-        "The teacher '%s' plays '%s' no better than a random policy: mean returns of %s and %s over %d episodes. The "
-        "return ratio has no meaning then.",
-        source,
-        env,
-        *(mean_and_interval(each.return_mean, each.return_ci95) for each in (teacher, random)),
-        len(teacher.returns),
-    )
+def _warn_of_teacher(source: str, env: str, returns: Sequence[float], random_returns: Sequence[float]) -> None:
+    more = "Play more: --episodes on the command line, `num_episodes` in Python."
+    if text := doubt(source, env, returns, random_returns, to_play_more=more):
+        is_higher = has_higher_mean(returns, random_returns)
+        what = "may be far off" if is_higher else "has no meaning"
+        logger.warning("%s The return ratio %s then.", text, what)
 
 
 def _with_epsilon(policy: GreedyQ | LikeliestAction, epsilon: float, *, seed: int) -> Player:

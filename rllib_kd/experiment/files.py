@@ -6,22 +6,16 @@ import json
 import math
 import os
 import re
-import runpy
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
-from ray import cloudpickle
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rllib_kd.checkpoints.uris import expanded
-from rllib_kd.environments.failures import described
-from rllib_kd.environments.imports import make_importable
-from rllib_kd.environments.own import RUN_NAME, defined_in, given_environment
+from rllib_kd.environments.own import defined_in, given_environment
+from rllib_kd.environments.run_files import run_file
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.paths import check_path
 from rllib_kd.text import did_you_mean
@@ -74,13 +68,7 @@ def read_experiment(path: str | os.PathLike[str], *, imports: Sequence[str] = ()
 
 def _read_python(path: Path, imports: Sequence[str]) -> Experiment:
     given_environment(None, imports)
-    make_importable(os.getcwd())
-    make_importable(str(path.parent.absolute()))
-    try:
-        with _pickled_by_value(RUN_NAME):
-            names = runpy.run_path(str(path.absolute()), run_name=RUN_NAME)
-    except Exception as error:
-        raise ValueError(f"'{path}' cannot be run: {described(error)}") from error
+    names = run_file(path)
     config = names.get("config")
     if not isinstance(config, AlgorithmConfig) or config.algo_class is None:
         raise ValueError(
@@ -91,23 +79,6 @@ def _read_python(path: Path, imports: Sequence[str]) -> Experiment:
     if env is not config.env:
         config = config.copy(copy_frozen=False).environment(env)
     return _with_entries(Experiment(path.stem, config.algo_class, config), path, names)
-
-
-@contextmanager
-def _pickled_by_value(name: str) -> Iterator[None]:
-    """Let pickles contain the classes and functions of a module that nothing can import.
-
-    Ray pickles what a file registers at once, while `runpy` has a module for the file, which is gone afterwards.
-    """
-    stands_in = name not in sys.modules
-    module = sys.modules.setdefault(name, ModuleType(name))  # cloudpickle registers only what is loaded
-    cloudpickle.register_pickle_by_value(module)
-    try:
-        yield
-    finally:
-        cloudpickle.unregister_pickle_by_value(module)
-        if stands_in:
-            sys.modules.pop(name, None)
 
 
 def _read_yaml(path: Path) -> Experiment:

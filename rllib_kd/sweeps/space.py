@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -12,6 +10,8 @@ from ray.tune.search.sample import Categorical, Domain
 
 from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.defaults import FOR_VECTORS
+from rllib_kd.checkpoints.uris import expanded
+from rllib_kd.environments.run_files import run_file
 from rllib_kd.teachers.base import Teacher
 
 #: Settings that Population Based Training may change while a student learns: none shapes the network or its state.
@@ -79,12 +79,13 @@ def read_space(path: str) -> Callable[..., Mapping[str, Domain]]:
         path: path of the file, like `tuning/search_space.py`.
 
     Raises:
-        ValueError: there is no such file, or it defines no `search_space()`.
+        ValueError: there is no such file, it raises, or it defines no `search_space()`.
     """
-    if not Path(path).is_file():
+    file = expanded(path)
+    if not file.is_file():
         raise ValueError(f"--space: there is no file '{path}'.")
-    space = runpy.run_path(path).get("search_space")
-    if space is None:
+    space = run_file(file).get("search_space")
+    if not callable(space):
         raise ValueError(f"--space: '{path}' defines no search_space(). tuning/search_space.py is an example.")
     return space
 

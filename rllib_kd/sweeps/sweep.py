@@ -7,6 +7,7 @@ ratio, so that searcher and scheduler compare settings rather than seeds.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +31,7 @@ from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
-from rllib_kd.evaluation.intervals import mean_and_ci95
-from rllib_kd.evaluation.measures import is_better_than_random
+from rllib_kd.evaluation.measures import doubt, has_higher_mean
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED
@@ -57,7 +57,10 @@ from rllib_kd.sweeps.trial import (
 )
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
-from rllib_kd.text import did_you_mean, mean_and_interval
+from rllib_kd.text import did_you_mean
+
+logger = logging.getLogger(__name__)
+
 
 SEARCHES = ("optuna", "random")
 
@@ -208,13 +211,13 @@ class Sweep:
 
     def _task(self, teacher: Teacher, teacher_returns: list[float], make_env: Any, seeds: Sequence[int]) -> Task:
         random_returns, _ = play(make_env, RandomActions(int(teacher.action_space.n), seed=self.seed), seeds)
-        (teacher_mean, teacher_ci), (random_mean, random_ci) = map(mean_and_ci95, (teacher_returns, random_returns))
-        if not is_better_than_random(teacher_returns, random_returns):
-            raise ValueError(
-                f"The teacher '{teacher.source}' plays '{self.env}' no better than a random policy: mean returns of "
-                f"{mean_and_interval(teacher_mean, teacher_ci)} and {mean_and_interval(random_mean, random_ci)} over "
-                f"{len(seeds)} episodes. There is nothing to distil."
-            )
+        played = teacher_returns, random_returns
+        more = f"A sweep plays {NUM_EPISODES}: train the teacher for longer, or expect return ratios with much noise."
+        if text := doubt(teacher.source, self.env, *played, to_play_more=more):
+            if not has_higher_mean(*played):
+                raise ValueError(f"{text} There is nothing to distil.")
+            logger.warning("%s", text)
+        teacher_mean, random_mean = map(float, map(np.mean, played))
         return Task(self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean)
 
     def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:

@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_kd.algorithm.baselines import baseline_key, cached
+from rllib_kd.algorithm.baselines import baseline_key, cached, check_baselines
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import receive
 from tests.conftest import make_q_module
@@ -124,3 +124,32 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr("pathlib.Path.home", nowhere)
     assert cached("k", lambda: PLAYED) == PLAYED
+
+
+# --- What is said of a teacher ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said", "unsaid"),
+    [
+        (
+            [10.0, 40.0],
+            "2 episodes are too few to tell whether it is better. Set `num_baseline_episodes`",
+            "frame stack",
+        ),
+        ([10.0, 30.0], "no better than a random policy: mean returns of", "too few"),
+    ],
+    ids=["higher", "not higher"],
+)
+def test_of_a_doubtful_teacher_only_what_its_episodes_support_is_said(caplog, teacher, said, unsaid):
+    check_baselines({"teacher": teacher, "random": [20.0, 21.0]}, Teacher(make_q_module()), env="E", must_gain=False)
+    (message,) = [record.getMessage() for record in caplog.records if record.name == "rllib_kd.algorithm.baselines"]
+    assert said in message
+    assert unsaid not in message
+
+
+def test_qdagger_refuses_a_teacher_whose_mean_return_is_not_higher(caplog):
+    teacher = Teacher(make_q_module())
+    check_baselines({"teacher": [10.0, 40.0], "random": [20.0, 21.0]}, teacher, env="E", must_gain=True)
+    with pytest.raises(ValueError, match="needs a teacher that is better than a random policy"):
+        check_baselines({"teacher": [10.0, 31.0], "random": [20.0, 21.0]}, teacher, env="E", must_gain=True)

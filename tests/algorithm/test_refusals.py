@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.tune.registry import register_env
 
 from tests.conftest import make_q_module
 
@@ -87,3 +88,43 @@ def test_a_checkpoint_of_another_algorithm_is_refused_with_its_reason(cartpole_c
     ppo.stop()
     with pytest.raises(ValueError, match="has no Q-values"):
         build(cartpole_config.distillation(teacher=path))
+
+
+class NoSpaces(gym.Env):
+    def __init__(self, config=None):
+        pass
+
+
+class NoneAsSpaces(Continuous):
+    observation_space = action_space = None
+
+
+class Raises(Continuous):
+    def __init__(self, config=None):
+        raise RuntimeError("boom")
+
+
+REGISTERED = {
+    "lacks": (lambda config: NoSpaces(), r"The environment 'lacks' has no observation_space\. Set it in __init__"),
+    "none": (lambda config: None, r"What makes the environment 'none' returned NoneType, expected a gymnasium\.Env"),
+    "raises": (
+        lambda config: Raises(),
+        r"The environment 'raises' cannot be made: RuntimeError: boom \(.*test_refusals",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (NoSpaces, r"The environment 'NoSpaces' has no observation_space\. Set it in __init__"),
+        (NoneAsSpaces, r"The environment 'NoneAsSpaces' has no observation_space\. Set it in __init__"),
+        (Raises, r"The environment 'Raises' cannot be made: RuntimeError: boom \(.*test_refusals"),
+        *((name, message) for name, (_, message) in REGISTERED.items()),
+    ],
+)
+def test_environments_that_cannot_be_made_by_the_local_env_runner_are_named(cartpole_config, build, env, message):
+    if env in REGISTERED:
+        register_env(env, REGISTERED[env][0])
+    with pytest.raises(ValueError, match=f"^{message}"):
+        build(cartpole_config.environment(env).env_runners(num_env_runners=0))

@@ -85,8 +85,8 @@ def test_of_several_runs_training_goes_on_from_the_one_that_is_named(evaluated):
     with pytest.raises(ValueError, match="contains 2 runs") as caught:
         resolve(experiment, continues=True)
     assert str(caught.value) == (
-        f"'{experiment}' contains 2 runs: evaluated, other. Name the folder of one. '{experiment}@best' means the best "
-        "checkpoint of all."
+        f"'{experiment}' contains 2 runs: evaluated, other. Name one of them, such as '{evaluated}', or "
+        f"'{experiment}@best', the best checkpoint of all."
     )
     assert resolve(f"{experiment}@best", continues=True).path.endswith("other/checkpoint_000000")
 
@@ -130,10 +130,15 @@ def test_of_several_trials_the_best_if_any_was_evaluated(tmp_path, evaluated, tr
     write_trial(both / "a", training=[50.0, 40.0])
     write_trial(both / "b", training=[45.0])
     assert resolve(f"{both}@best").path == str(both / "a" / "checkpoint_000000")
-    for rule, advice in ("", f" None was evaluated: '{both}@best' compares returns in training."), ("@newest", ""):
+    for rule, why in ("", " by returns in training, since none was evaluated"), ("@newest", ""):
         with pytest.raises(ValueError, match="contains 2 runs") as caught:
             resolve(f"{both}{rule}")
-        assert str(caught.value) == f"'{both}{rule}' contains 2 runs: a, b. Name the folder of one.{advice}"
+        assert str(caught.value) == (
+            f"'{both}{rule}' contains 2 runs: a, b. Name one of them, such as '{both}/a{rule}', or '{both}@best', the "
+            f"best checkpoint of all{why}."
+        )
+        assert resolve(f"{both}/a{rule}").path == str(both / "a" / "checkpoint_000001")
+    assert tune._by_rule("s3://b/run?region=eu-west-1", "best") == "s3://b/run@best?region=eu-west-1"
     write_trial(both / "c", evaluation=[5.0])
     assert resolve(both).path == resolve(f"{both}@best").path == str(both / "c" / "checkpoint_000000")
 

@@ -98,7 +98,9 @@ def test_students_are_checkpoints_trials_and_experiments(tmp_path):
     }
     assert all(student.curve == [(10.0, 1.0), (20.0, 2.0)] for student in students.values())
     assert resolve(tmp_path / "two").uri == f"{tmp_path}/two/a/checkpoint_000000"
-    with pytest.raises(ValueError, match=r"contains 2 runs: a, b.*Name the folder of.* None was evaluated.*one@best'"):
+    with pytest.raises(
+        ValueError, match=r"contains 2 runs: a, b\. Name one.*/one/a', or '.*/one@best', the best.* none was evaluated"
+    ):
         resolve(tmp_path / "one")
     old = tmp_path / "one" / "a" / "checkpoint_000000"
     assert found([old]) == {"a": (str(old), [(10.0, 1.0), (20.0, 2.0)])}
@@ -133,7 +135,7 @@ def test_the_folder_one_stands_in_has_a_name(tmp_path, monkeypatch):
     (tmp_path / "here" / "below").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / "below")
     here = str(tmp_path / "here" / "below")
-    assert found([".", ".."]) == {"below": (here, []), "here": (f"{here}/..", [])}
+    assert found([".", ".."]) == {"below": (here, []), "here": (str(tmp_path / "here"), [])}
     assert resolve(".").uri == here
     write_results(tmp_path / "here" / "below", row(10, 1.0))
     (tmp_path / "here" / "below" / "checkpoint_000000").mkdir()

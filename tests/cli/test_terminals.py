@@ -177,7 +177,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, rllib):
     before = iterations_of(begun)
     assert "0 of 2 trials done" in terminal.text
     assert max(map(len, shown_by(terminal))) <= 80
-    command = re.search(r"continue with: rllib (train .* --resume)", terminal.text.replace("\r\n", " "))
+    command = re.search(r"continue with: cd .* && rllib (train .* --resume)", terminal.text.replace("\r\n", " "))
     assert command is not None, terminal.text
 
     words = shlex.split(command[1])

@@ -16,7 +16,7 @@ from rllib_kd import DistillDQNConfig, Sweep
 from rllib_kd.algorithm.fit import explain_failed_env_runners
 from rllib_kd.algorithm.preflight import known_spaces
 from rllib_kd.environments import familiar, imports
-from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.making import check_gymnasium_id, env_maker
 from rllib_kd.environments.own import OwnEnvironment, given_environment, parsed, settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from tests.environments.own_files import write_files
@@ -243,6 +243,15 @@ def test_processes_of_ray_make_it_without_the_file(files, cluster):
         return env.reset()[0].shape, DistillDQNConfig().environment(name).env
 
     assert ray.get(make.remote()) == ((2,), name)
+
+
+@pytest.mark.parametrize("name", ["Corridor", "highway-v0"])
+def test_an_unknown_name_says_how_to_name_a_file_or_package(own_folder, name):
+    with pytest.raises(ValueError, match=rf"name that first: path/to/file\.py:{name} or module:{name}\.$"):
+        env_maker(name)
+    with pytest.raises(ValueError, match="known to gymnasium") as error:
+        check_gymnasium_id("gymnasium:Nowhere-v0")
+    assert "name that first" not in str(error.value)
 
 
 # --- Spaces -----------------------------------------------------------------------------------------------------------

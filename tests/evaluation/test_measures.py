@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from rllib_kd.evaluation.intervals import lower_bound, mean_and_ci95
-from rllib_kd.evaluation.measures import is_better_than_random, return_ratio
+from rllib_kd.evaluation.measures import doubt, has_higher_mean, return_ratio
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 
 
@@ -32,14 +32,35 @@ def test_a_teacher_no_better_than_random_has_no_return_ratio(returns):
     assert math.isnan(return_ratio(*returns))
 
 
+def doubts(teacher, random):
+    return doubt("teachers/t", "CartPole-v1", teacher, random, to_play_more="Play more.")
+
+
 def test_better_than_random_means_by_two_standard_errors():
     rng = np.random.default_rng(0)
     random = rng.normal(0.0, 1.0, 100)
     noise = 2 * np.sqrt(2 * np.var(random) / 100)
-    assert is_better_than_random(random + 1.01 * noise, random)
-    assert not is_better_than_random(random + 0.99 * noise, random)
-    assert not is_better_than_random([5.0], [5.0])
-    assert is_better_than_random([5.1], [5.0])  # of one episode nothing is known of the noise
+    assert doubts(random + 1.01 * noise, random) is None
+    assert doubts(random + 0.99 * noise, random) is not None
+    assert doubts([5.1], [5.0]) is None  # of one episode nothing is known of the noise
+
+
+@pytest.mark.parametrize("teacher", [[20.0, 22.0], [19.0, 21.0], [21.0, 21.0]])
+def test_no_better_than_random_is_claimed_of_a_mean_that_is_not_higher(teacher):
+    text = doubts(teacher, [21.0, 21.0])
+    assert text.startswith("The teacher 'teachers/t' plays 'CartPole-v1' no better than a random policy: mean returns")
+    assert text.endswith("over 2 episodes.")
+    assert not has_higher_mean(teacher, [21.0, 21.0])
+
+
+def test_too_few_episodes_are_no_proof_against_a_teacher():
+    teacher, random = [10.0, 40.0], [21.0, 21.0]
+    text = doubts(teacher, random)
+    assert "no better" not in text
+    assert "with a higher mean return than a random policy" in text
+    assert text.endswith("but 2 episodes are too few to tell whether it is better. Play more.")
+    assert has_higher_mean(teacher, random)
+    assert doubts(100 * teacher, 100 * random) is None  # the same returns, of more episodes
 
 
 def test_the_intervals_are_students():

@@ -238,7 +238,7 @@ def assert_saved(storage, output) -> list[str]:
     (checkpoint,) = storage.glob("mine/*/checkpoint_*")
     assert (checkpoint / "replay/0.npz").exists()
     assert "stopping: a checkpoint will be saved" in output
-    command = re.search(r"interrupted; continue with: rllib (train .* --resume)", output)
+    command = re.search(r"interrupted; continue with: cd .* && rllib (train .* --resume)", output)
     assert command is not None, output
     return [sys.executable, "-m", "rllib_kd", *shlex.split(command[1])]
 

@@ -116,6 +116,7 @@ def test_the_printed_name_is_the_one_to_resume(train, tmp_path):
     note, interrupted = error.splitlines()
     assert note == f"note: results go to '{tmp_path}/{first.name}'."
     words = shlex.split(interrupted.removeprefix("interrupted; continue with: "))
+    assert words[:5] == ["cd", os.getcwd(), "&&", "rllib", "train"]  # paths in files are relative to this folder
     assert words[-3:] == ["--experiment-name", first.name, "--resume"]
     experiments, code, error = train(*words[-3:])
     assert (experiments[-1].name, code, error) == (first.name, 0, "")

@@ -1,0 +1,60 @@
+"""Search spaces in files, which may register environments of their own."""
+
+import sys
+
+import pytest
+from ray import cloudpickle
+from ray.rllib.env.env_context import EnvContext
+from ray.tune.registry import ENV_CREATOR, _global_registry
+
+from rllib_kd.cli.main import main
+from rllib_kd.sweeps.space import read_space
+from rllib_kd.sweeps.sweep import Sweep
+from tests.environments.own_files import write_files
+from tests.experiment.test_own_environments import HEAD, KINDS
+
+SPACE = "def search_space(teacher, **figures): return {}\n"
+
+
+@pytest.fixture
+def files(own_folder):
+    return write_files(own_folder)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "registered" in kind and "file" in kind])
+def test_pickles_make_what_a_space_file_has_registered(files, kind):
+    """A worker of Ray has not run the file."""
+    (files / "space.py").write_text(f"{HEAD}{KINDS[kind][0]}{SPACE}")
+    assert read_space("space.py")(None) == {}
+    assert not {"experiment", "<run_path>"} & set(sys.modules)
+    pickled = cloudpickle.dumps(_global_registry.get(ENV_CREATOR, "hall"))
+    assert cloudpickle.loads(pickled)(EnvContext({"size": 3}, 0)).unwrapped.size == 3
+
+
+def test_the_line_of_a_space_file_that_raises_is_named(files):
+    (files / "space.py").write_text("\nraise RuntimeError('boom')\n")
+    with pytest.raises(ValueError, match=r"^'space.py' cannot be run: RuntimeError: boom \(.*space.py:2"):
+        read_space("space.py")
+
+
+def test_a_space_is_a_function(files):
+    (files / "space.py").write_text("search_space = {}\n")
+    with pytest.raises(ValueError, match=r"defines no search_space\(\)"):
+        read_space("space.py")
+
+
+def test_a_sweep_names_the_file_in_which_its_environment_is_registered(files, monkeypatch):
+    """Its students' checkpoints record the name, so that other commands can make the environment."""
+    (files / "space.py").write_text(f"{HEAD}{KINDS['a registered function of the file'][0]}{SPACE}")
+    swept = []
+
+    def run(sweep, **_):
+        swept.append(sweep)
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(Sweep, "run", run)
+    monkeypatch.setattr(sys, "argv", ["rllib", "sweep", "--teacher", "t", "--env", "hall", "--space", "space.py"])
+    with pytest.raises(SystemExit):
+        main()
+    (sweep,) = swept
+    assert (sweep.env, sweep.name) == (f"{files}/space.py:hall", "sweep-hall")

@@ -37,6 +37,7 @@ from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
+from rllib_kd.algorithm.label_checks import check_labels, note_outputs
 from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
@@ -126,6 +127,7 @@ class DistillDQN(DQN):
         record_config(self.config.env, self.config.env_config)
         check_resources(actor_resources(type(self), self.config))
         self._teachers = Teachers.load(self.config, self._storage)
+        check_labels(self.config, self._teachers)
         check_teachers(self.config, self._teachers, spaces)
         self.config = self._concrete_config()
         try:
@@ -155,6 +157,7 @@ class DistillDQN(DQN):
         config = self.config.copy(copy_frozen=False)
         config.settle_environment()
         shape_students(config, self._teachers)
+        note_outputs(config, self._teachers)
         config.set_teachers(lambda _, teacher: without_networks(teacher))
         config.freeze()
         return config

@@ -185,7 +185,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             self._family_q.refresh()
 
     def set_teacher(self, teacher: Teacher) -> None:
-        """Set the teacher whose Q-values are the labels."""
+        """Set the teacher whose outputs are the labels."""
         self._teacher = teacher.to(self._device)
         self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
         self._needs_initial_reset = True  # a view starts with an episode
@@ -223,8 +223,9 @@ class DistillEnvRunner(StudentsEnvRunner):
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
             makes them; and RLlib's metrics.
         """
+        policy = BehaviorPolicy(teacher_fraction, epsilon, self._rng, self.config.teacher_explores)
         with self._training():
-            fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng))
+            fragment = self._sample_fragment(policy)
             columns = fragment.columns()
             if fragment.num_dropped:
                 self._check(self._check_fragment, fragment)

@@ -8,7 +8,7 @@ from rllib_kd.experiment.outcome import comparison
 
 def test_trials_of_a_final_comparison_are_called_by_what_varies(monkeypatch):
     seen = {}
-    monkeypatch.setattr(outcome, "load_teacher", lambda *args, **kwargs: None)
+    monkeypatch.setattr(outcome, "load_members", lambda *args, **kwargs: None)
     monkeypatch.setattr(outcome, "as_configured", lambda *args: "teacher")
     monkeypatch.setattr(outcome, "summary_table", lambda comparisons: "table")
     monkeypatch.setattr(outcome, "compare_all", lambda teacher, students, *_, **__: seen.update(students) or [1, 2])

@@ -229,7 +229,7 @@ def test_cleanrl_c51(tmp_path):
 )
 @pytest.mark.parametrize("network", [nature_cnn(4, 3), mlp(4, 8, 2)], ids=["images", "vectors"])
 def test_weights_that_no_layer_of_cleanrl_takes_are_refused(tmp_path, network, more):
-    with pytest.raises(ValueError, match=r"does not fit|of layers that CleanRL's DQN does not have|another network"):
+    with pytest.raises(ValueError, match=r"does not fit|of layers that CleanRL's networks do not have|another network"):
         load_teacher(save_cleanrl(tmp_path / "a.cleanrl_model", network, **more))
 
 

@@ -182,8 +182,8 @@ def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> st
 {_table(comparisons)}
 <p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
 which student and teacher choose the same action. {_regret_note(first)} <b>Latency</b>: median time of one forward pass
-of one observation, on one CPU thread. Parameters exclude target networks. All figures, with the return of each episode, are in
-<a href="figures.json">figures.json</a> beside this page.</p>
+of one observation, on one CPU thread. Parameters exclude target networks. All figures, with the return of each episode,
+are in <a href="figures.json">figures.json</a> beside this page.</p>
 </section>
 <div class="plots">
 {"".join(_sections(comparisons, curves))}

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
 from rllib_kd.teachers.function import QNetwork
 
-#: Where the encoder of the policy is: with a critic beside it, shared with a critic, of SAC, and without a critic.
-_ENCODERS = ("encoder.actor_encoder.", "encoder.encoder.", "pi_encoder.", "encoder.")
-
-
-_HEAD = "pi."
+#: Where encoder and head of the policy are: with a critic beside them, with a shared encoder, of SAC, and of BC.
+_PARTS = (
+    ("encoder.actor_encoder.", "pi."),
+    ("encoder.encoder.", "pi."),
+    ("pi_encoder.", "pi."),
+    ("_encoder.", "_pi_head."),
+)
 
 
 class Logits(nn.Module):
@@ -60,10 +62,8 @@ def _as_dqn_module(module: RLModule) -> RLModule | None:
     if not isinstance(model_config, Mapping) or not isinstance(module.observation_space, gym.spaces.Box):
         return None
     weights = dict(module.named_parameters())
-    encoder = next((prefix for prefix in _ENCODERS if any(name.startswith(prefix) for name in weights)), None)
-    if encoder is None:
-        return None
-    own = [weight for prefix in (encoder, _HEAD) for name, weight in weights.items() if name.startswith(prefix)]
+    parts = next((parts for parts in _PARTS if any(name.startswith(parts[0]) for name in weights)), ())
+    own = [weight for prefix in parts for name, weight in weights.items() if name.startswith(prefix)]
     defaults = dataclasses.asdict(DefaultModelConfig())
     plain = {key: value for key, value in model_config.items() if key in defaults}
     fixed = {"dueling": False, "double_q": True, "num_atoms": 1, "v_min": -10.0, "v_max": 10.0, "epsilon": 0.0}

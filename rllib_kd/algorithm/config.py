@@ -149,16 +149,20 @@ class DistillationConfig(DerivedValues, DQNConfig):
 
         Args:
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
-                Stable-Baselines3, CleanRL, safetensors, ONNX or TorchScript; or "cartpole", the teacher that comes with
-                the package. A relative path is made absolute. Or a loaded teacher, from `load_teacher()`: it is then
-                sent with the config, also to nodes without the path. A list of these is an ensemble. In multi-agent
-                settings: a dict of one teacher (or list) for each policy that learns. None: with `td_coeff` above 0
-                this is DQN itself, and its checkpoints can be teachers like any other.
+                Stable-Baselines3, CleanRL, PyTorch, safetensors, ONNX or TorchScript; or "cartpole", the teacher that
+                comes with the package. A relative path is made absolute. A dict with the path describes a plain
+                network: {"path": "net.pth", "network": {"activation": "relu"}}. Or a loaded teacher, from
+                `load_teacher()`: it is then sent with the config, also to nodes without the path. It is a Q-network, or
+                an actor-critic (PPO, A2C, ...) with discrete actions, whose labels are log-probabilities: for losses
+                that rank actions, without TD. A list of these is an ensemble. In multi-agent settings: a dict of one
+                teacher (or list) for each policy that learns. None: with `td_coeff` above 0 this is DQN itself, and its
+                checkpoints can be teachers like any other.
             ensemble: how an ensemble's outputs are combined. "q" (default): the mean of the Q-values, in return units;
                 the teachers' rewards must have the same scale and discount, otherwise the largest values dominate.
                 "policy": the mean of their softmaxes at `temperature`, which must be a number then, for losses that
                 rank actions. Low temperatures count their best actions as votes, high ones weigh how much they prefer
-                them. Rusu et al. 2015, arXiv 1511.06295.
+                them. Rusu et al. 2015, arXiv 1511.06295. Actor-critics are always combined by the mean of their
+                policies; beside Q-networks they need "policy".
             trust_checkpoint: whether code in the teacher's checkpoint may be run: needed for custom RLModules and
                 connectors, and for TorchScript. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities), "reverse_kl" (the student prefers one of the
@@ -169,17 +173,19 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 its C51 teacher. losses.py has formulas and sources.
             temperature: divides the teacher's Q-values in "kl", "reverse_kl" and "jsd"; > 0, return units. Low: the
                 student copies the greedy action; high: it copies all preferences, and learns less about the best one.
-                "auto" (default): a tenth of the teacher's median action gap, measured as states come in. Rusu et al.
-                2015, arXiv 1511.06295.
+                "auto" (default): a tenth of the teacher's median action gap, measured as states come in; 1 for
+                log-probabilities of an actor-critic, the teacher's own policy. Rusu et al. 2015, arXiv 1511.06295.
             student_temperature: divides the student's outputs in the same losses and "nll"; > 0. None (default): its
-                outputs are in units of the teacher's median action gap; with `td_coeff`, they are Q-values. 1: the
-                paper's form, in which outputs are logits and must grow large before they are as sharp as the teacher's.
+                outputs are in units of the teacher's median action gap, of Q-values or log-probabilities; with
+                `td_coeff`, they are Q-values. 1: the paper's form, in which outputs are logits and must grow large
+                before they are as sharp as the teacher's.
             huber_delta: error at which "huber" changes from quadratic to linear; > 0, return units, or normalised units
                 with `normalize_q_values`. Low: robust; high: half of "mse".
             regret_coeff: weight of the student's expected Q-regret beside "kl", in median action gaps; ≥ 0. Low: the
                 student covers all the teacher's actions, whatever a mistake costs; high: it avoids expensive mistakes,
                 which matters if it is too small to avoid all. None (default): 1, with `restarts` 1, 3, 10 and 30 in
-                turn; with TD 0.
+                turn; with TD 0. Against log-probabilities, a mistake costs what the policy prefers its likeliest action
+                by, in nats: high brings the student closer to the greedy action.
             jsd_beta: β of "jsd"; in [0, 1]. Low: like "kl", the student covers all the teacher's actions; high: like
                 "reverse_kl", it keeps to the most frequent ones. Default: 0.5, the Jensen-Shannon divergence. Agarwal
                 et al. 2023, arXiv 2306.13649.

@@ -34,7 +34,7 @@ from rllib_kd.observations.discrete import encode_discrete
 from rllib_kd.observations.spaces import is_discrete
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
-from rllib_kd.teachers.names import absolute_teachers
+from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.text import did_you_mean
 
 
@@ -203,7 +203,9 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         _encode_discrete(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])
-        if not isinstance(config, DistillDQNConfig) or not isinstance(config.teacher, str | list):
+        if not isinstance(config, DistillDQNConfig):
+            continue
+        if not isinstance(config.teacher, str | list) and not is_described(config.teacher):
             continue
         name = repr(config.teacher)
         if name not in teachers:

@@ -59,6 +59,7 @@ from rllib_kd.sweeps.trial import (
 )
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.teachers.names import path_of
 from rllib_kd.text import did_you_mean, mean_and_interval
 
 SEARCHES = ("optuna", "random")
@@ -199,9 +200,7 @@ class Sweep:
                 tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
             else:
                 self._write_spec()
-                points = default_points(
-                    space, median_gap=median_gap, env_steps=self.env_steps, outputs=teacher.outputs
-                )
+                points = default_points(space, median_gap=median_gap, env_steps=self.env_steps, outputs=teacher.outputs)
                 tuner = self._tuner(trainable, space, points)
             with listening(), saving_on_interrupt() as interrupted:
                 grid = tuner.fit()
@@ -340,7 +339,9 @@ class Sweep:
         failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         return ReportedSweep(
             env=self.env,
-            teacher=list(map(str, self.teacher)) if isinstance(self.teacher, list | tuple) else str(self.teacher),
+            teacher=list(map(path_of, self.teacher))
+            if isinstance(self.teacher, list | tuple)
+            else path_of(self.teacher),
             teacher_parameters=teacher.num_parameters,
             teacher_return=task.teacher_return,
             random_return=task.random_return,

@@ -39,6 +39,11 @@ def is_by_policy(teacher: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(teacher, Mapping) and not is_described(teacher)
 
 
+def path_of(teacher: Any) -> str:
+    """Return the path of a teacher as a command takes it; of one that is described, without the description."""
+    return str(teacher["path"] if is_described(teacher) else teacher)
+
+
 def check_description(teacher: Mapping[str, Any]) -> None:
     """Check a teacher that is described by a dict.
 

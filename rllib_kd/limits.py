@@ -74,6 +74,9 @@ MAX_WEIGHTS = 10_000  # tensors
 MAX_LAYERS = 1_000  # with those of a dueling network's streams; also hidden layers and convolutions
 
 
+MAX_PLAIN_LAYERS = 64  # linear layers whose order is searched for
+
+
 MAX_ONNX_NODES = 4_000  # operators
 
 

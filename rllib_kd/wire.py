@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import ray
@@ -60,5 +60,16 @@ def pack_weights(weights: Mapping[str, Any]) -> Any:
     return tree.map_structure(np.array, weights) if size <= _SMALL else ray.put(weights)
 
 
-#: Columns of labels: Q-values `[A]`, return distributions `[A, atoms]`, and inputs of the last layer `[units]`.
+#: What the outputs of a frozen policy are: Q-values (return units), or the log-probabilities of its actions (nats).
+Outputs = Literal["q_values", "log_probs"]
+
+
+Q_VALUES: Final = "q_values"
+
+
+LOG_PROBS: Final = "log_probs"
+
+
+#: Columns of labels: Q-values or log-probabilities `[A]`, return distributions `[A, atoms]`, and inputs of the last
+#: layer `[units]`.
 TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"

@@ -105,6 +105,44 @@ def sb3_weights(network: nn.Sequential, *, kind: str = "q_net", has_images: bool
     return weights
 
 
+def actor_critic_weights(
+    network: nn.Sequential, *, has_images: bool = False, extractor: str = "shared", num_shared: int = 0
+) -> dict[str, torch.Tensor]:
+    """The weights of a policy, and of a critic beside it, under the names of Stable-Baselines3's A2C and PPO.
+
+    Args:
+        network: to the logits; behind convolutions the last layer alone is the head.
+        has_images: whether it begins with the convolutions of `nature_cnn()`.
+        extractor: "shared" by policy and value, under three names; "own", one each; or "old", as before 1.7.
+        num_shared: hidden layers that policy and value shared before 1.7.
+    """
+    state = network.state_dict()
+    numbers = sorted({int(name.partition(".")[0]) for name in state})
+    parts: dict[int, str] = {}
+    if has_images:
+        parts = {0: "cnn.0", 2: "cnn.2", 4: "cnn.4", 7: "linear.0"}
+    hidden = [number for number in numbers[:-1] if number not in parts]
+    weights = {}
+    for name, value in state.items():
+        number, _, kind = name.partition(".")
+        if int(number) in parts:
+            inner = f"{parts[int(number)]}.{kind}"
+            weights[f"features_extractor.{inner}"] = value
+            if extractor != "old":
+                weights[f"pi_features_extractor.{inner}"] = value
+                weights[f"vf_features_extractor.{inner}"] = value + 1 if extractor == "own" else value
+        elif int(number) == numbers[-1]:
+            weights |= {f"action_net.{kind}": value, f"value_net.{kind}": value[:1] + 1}
+        else:
+            place = hidden.index(int(number))
+            if place < num_shared:
+                weights[f"mlp_extractor.shared_net.{2 * place}.{kind}"] = value
+            else:
+                own = f"{2 * (place - num_shared)}.{kind}"
+                weights |= {f"mlp_extractor.policy_net.{own}": value, f"mlp_extractor.value_net.{own}": value + 1}
+    return weights
+
+
 def frames(count: int, channels: int = 4, seed: int = 0) -> np.ndarray:
     """Images of bytes, channels first."""
     return np.random.default_rng(seed).integers(0, 256, (count, channels, 84, 84), dtype=np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from contextlib import nullcontext
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any, ClassVar
 
 import pyarrow.fs
 import ray
-import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -38,6 +36,7 @@ from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
+from rllib_kd.algorithm.label_checks import check_labels, note_outputs
 from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
@@ -45,6 +44,7 @@ from rllib_kd.algorithm.preflight import (
     check_environment,
     check_resources,
     check_teachers,
+    limit_threads,
     spaces_known_here,
 )
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
@@ -123,13 +123,14 @@ class DistillDQN(DQN):
             ValueError: a teacher cannot be loaded, or does not fit the environment or the student.
         """
         self._postponed = Postponed()
-        _limit_threads(self.config.num_cpus_for_main_process)
+        limit_threads(self.config.num_cpus_for_main_process)
         spaces = spaces_known_here(self.config)
         if spaces is not None:
             check_environment(self.config, spaces)
         record_config(self.config.env, self.config.env_config)
         check_resources(actor_resources(type(self), self.config))
         self._teachers = Teachers.load(self.config, self._storage)
+        check_labels(self.config, self._teachers)
         check_teachers(self.config, self._teachers, spaces)
         self.config = self._concrete_config(spaces)
         try:
@@ -161,6 +162,7 @@ class DistillDQN(DQN):
         config.settle_environment()
         settle_defaults(config, spaces, self._teachers)
         shape_students(config, self._teachers)
+        note_outputs(config, self._teachers)
         config.set_teachers(lambda _, teacher: without_networks(teacher))
         config.freeze()
         return config
@@ -490,15 +492,6 @@ class DistillDQN(DQN):
         check_fit(self.config, self._teachers, self._students, self.spaces)
         self._teachers.send(self.env_runner_group)
         self._sampling.resume(self.num_env_steps)
-
-
-def _limit_threads(num_cpus: int) -> None:
-    """Limit PyTorch in this process to as many threads as RLlib assigns CPUs to it.
-
-    Ray does so for the processes that it starts. With more threads than free cores, PyTorch is many times slower.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, int(num_cpus)))
 
 
 register_trainable("DistillDQN", DistillDQN)

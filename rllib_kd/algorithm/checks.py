@@ -22,6 +22,7 @@ from rllib_kd.schedules import check_schedule, values_of
 from rllib_kd.students.restarts import is_named
 from rllib_kd.students.sizes import PRESETS
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.names import is_by_policy, is_described
 from rllib_kd.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -135,7 +136,9 @@ def check_teachers(config: DistillationConfig) -> None:
     """Check that each teacher is a path, a loaded teacher, or a list of these."""
     for teacher in config.teachers.values():
         members = teacher if isinstance(teacher, list | tuple) else [teacher]
-        if not members or not all(isinstance(member, str | os.PathLike | Teacher) for member in members):
+        if not members or not all(
+            isinstance(member, str | os.PathLike | Teacher) or is_described(member) for member in members
+        ):
             raise ValueError(
                 f"DistillDQN needs a teacher, got {teacher!r}. Name one with "
                 ".distillation(teacher='path/to/checkpoint'), or 'cartpole', which comes with the package."
@@ -151,12 +154,6 @@ def check_ensemble(config: DistillationConfig) -> None:
         )
     if config.ensemble != "policy":
         return
-    if config.temperature == "auto":
-        raise ValueError(
-            "ensemble='policy' is the mean of the teachers' policies at `temperature`, but 'auto' is measured on "
-            "that mean. Set a number, in return units: about a tenth of the usual gap between the best two "
-            "Q-values. Or use ensemble='q'."
-        )
     _refuse(
         config,
         {
@@ -343,7 +340,7 @@ def check_api_stack(config: DistillationConfig) -> None:
 def check_multi_agent(config: DistillationConfig) -> None:
     """Check that policies and teachers have the same names, and that there are none without `multi_agent()`."""
     if not config.is_multi_agent:
-        if isinstance(config.teacher, Mapping):
+        if is_by_policy(config.teacher):
             raise ValueError(
                 f"There are teachers for the policies {sorted(config.teacher)}, but no such policies. Name them: "
                 ".multi_agent(policies=..., policy_mapping_fn=...)."
@@ -351,8 +348,8 @@ def check_multi_agent(config: DistillationConfig) -> None:
         return
     policies = sorted(config.policies)
     example = "{" + ", ".join(f"'{policy}': ..." for policy in policies[:2]) + "}"
-    if not isinstance(config.teacher, Mapping) or not config.teacher or not set(config.teacher) <= set(policies):
-        got = sorted(config.teacher) if isinstance(config.teacher, Mapping) else repr(config.teacher)
+    if not is_by_policy(config.teacher) or not config.teacher or not set(config.teacher) <= set(policies):
+        got = sorted(config.teacher) if is_by_policy(config.teacher) else repr(config.teacher)
         raise ValueError(
             f"In multi-agent settings each policy that learns needs a teacher of its own: "
             f".distillation(teacher={example}), with policies of {policies}. Got {got}."

@@ -1,13 +1,11 @@
-"""The settings of a distillation, and values derived from them. It imports no Algorithm: algorithm.py does."""
+"""The settings of a distillation. It imports no Algorithm: algorithm.py does."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
 from ray.rllib.algorithms.dqn import DQNConfig
@@ -18,31 +16,26 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from typing_extensions import Self
 
 from rllib_kd.algorithm.checks import check
+from rllib_kd.algorithm.derived import DerivedValues
 from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
 from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
-from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.observations.discrete import connector_for
-from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
-from rllib_kd.students.restarts import names_of, regret_factor
+from rllib_kd.schedules import Schedule
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
-from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 
-class DistillationConfig(DQNConfig):
+class DistillationConfig(DerivedValues, DQNConfig):
     """All settings of a distillation, for any Algorithm: `DistillDQNConfig` names its own.
 
     A *group* is one teacher, one stream of states, and the students that learn from it. In multi-agent settings there
     is one group for each module with a teacher, named like the module; otherwise there is one.
     """
-
-    #: `temperature="auto"` is this times the median action gap of the teacher.
-    AUTO_TEMPERATURE_GAPS: ClassVar[float] = 0.1
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class)
@@ -64,6 +57,7 @@ class DistillationConfig(DQNConfig):
         self.weight_averaging = 0.1
         self.bf16 = False
         self.rollout_policy = "mixture"
+        self.teacher_explores = False
         self.teacher_fraction: Schedule | None = None
         self.max_regret: float | None = None
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
@@ -76,6 +70,8 @@ class DistillationConfig(DQNConfig):
         self.init = "random"
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
+        #: Groups whose teachers give log-probabilities: not a setting, but set once the teachers are loaded.
+        self.log_prob_groups: tuple[str, ...] = ()
 
         # RLlib's own fields.
         self.num_envs_per_env_runner = 16
@@ -137,6 +133,7 @@ class DistillationConfig(DQNConfig):
         weight_averaging: float = NotProvided,
         bf16: bool = NotProvided,
         rollout_policy: str = NotProvided,
+        teacher_explores: bool = NotProvided,
         teacher_fraction: Schedule | None = NotProvided,
         max_regret: float | None = NotProvided,
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
@@ -154,16 +151,20 @@ class DistillationConfig(DQNConfig):
 
         Args:
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
-                Stable-Baselines3, CleanRL, safetensors, ONNX or TorchScript; or "cartpole", the teacher that comes with
-                the package. A relative path is made absolute. Or a loaded teacher, from `load_teacher()`: it is then
-                sent with the config, also to nodes without the path. A list of these is an ensemble. In multi-agent
-                settings: a dict of one teacher (or list) for each policy that learns. None: with `td_coeff` above 0
-                this is DQN itself, and its checkpoints can be teachers like any other.
+                Stable-Baselines3, CleanRL, PyTorch, safetensors, ONNX or TorchScript; or "cartpole", the teacher that
+                comes with the package. A relative path is made absolute. A dict with the path describes a plain
+                network: {"path": "net.pth", "network": {"activation": "relu"}}. Or a loaded teacher, from
+                `load_teacher()`: it is then sent with the config, also to nodes without the path. It is a Q-network, or
+                an actor-critic (PPO, A2C, ...) with discrete actions, whose labels are log-probabilities: for losses
+                that rank actions, without TD. A list of these is an ensemble. In multi-agent settings: a dict of one
+                teacher (or list) for each policy that learns. None: with `td_coeff` above 0 this is DQN itself, and its
+                checkpoints can be teachers like any other.
             ensemble: how an ensemble's outputs are combined. "q" (default): the mean of the Q-values, in return units;
                 the teachers' rewards must have the same scale and discount, otherwise the largest values dominate.
                 "policy": the mean of their softmaxes at `temperature`, which must be a number then, for losses that
                 rank actions. Low temperatures count their best actions as votes, high ones weigh how much they prefer
-                them. Rusu et al. 2015, arXiv 1511.06295.
+                them. Rusu et al. 2015, arXiv 1511.06295. Actor-critics are always combined by the mean of their
+                policies; beside Q-networks they need "policy".
             trust_checkpoint: whether code in the teacher's checkpoint may be run: needed for custom RLModules and
                 connectors, and for TorchScript. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities), "reverse_kl" (the student prefers one of the
@@ -174,17 +175,19 @@ class DistillationConfig(DQNConfig):
                 its C51 teacher. losses.py has formulas and sources.
             temperature: divides the teacher's Q-values in "kl", "reverse_kl" and "jsd"; > 0, return units. Low: the
                 student copies the greedy action; high: it copies all preferences, and learns less about the best one.
-                "auto" (default): a tenth of the teacher's median action gap, measured as states come in. Rusu et al.
-                2015, arXiv 1511.06295.
+                "auto" (default): a tenth of the teacher's median action gap, measured as states come in; 1 for
+                log-probabilities of an actor-critic, the teacher's own policy. Rusu et al. 2015, arXiv 1511.06295.
             student_temperature: divides the student's outputs in the same losses and "nll"; > 0. None (default): its
-                outputs are in units of the teacher's median action gap; with `td_coeff`, they are Q-values. 1: the
-                paper's form, in which outputs are logits and must grow large before they are as sharp as the teacher's.
+                outputs are in units of the teacher's median action gap, of Q-values or log-probabilities; with
+                `td_coeff`, they are Q-values. 1: the paper's form, in which outputs are logits and must grow large
+                before they are as sharp as the teacher's.
             huber_delta: error at which "huber" changes from quadratic to linear; > 0, return units, or normalised units
                 with `normalize_q_values`. Low: robust; high: half of "mse".
             regret_coeff: weight of the student's expected Q-regret beside "kl", in median action gaps; ≥ 0. Low: the
                 student covers all the teacher's actions, whatever a mistake costs; high: it avoids expensive mistakes,
                 which matters if it is too small to avoid all. None (default): 1, with `restarts` 1, 3, 10 and 30 in
-                turn; with TD 0.
+                turn; with TD 0. Against log-probabilities, a mistake costs what the policy prefers its likeliest action
+                by, in nats: high brings the student closer to the greedy action.
             jsd_beta: β of "jsd"; in [0, 1]. Low: like "kl", the student covers all the teacher's actions; high: like
                 "reverse_kl", it keeps to the most frequent ones. Default: 0.5, the Jensen-Shannon divergence. Agarwal
                 et al. 2023, arXiv 2306.13649.
@@ -214,6 +217,9 @@ class DistillationConfig(DQNConfig):
                 small networks, and most CPUs, gain nothing. Default: False.
             rollout_policy: policy that acts in the EnvRunners, and so visits the states to learn from: "teacher",
                 "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
+            teacher_explores: whether an actor-critic draws its actions from its policy when it acts in the EnvRunners.
+                False (default): it takes the likeliest one. The baseline `teacher_return` and comparisons are greedy in
+                both cases. A Q-network has no policy to draw from: it explores by `epsilon`.
             teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
                 or a schedule over env steps. High: the teacher's states; low: the student's, in which it must act well
                 in the end. None (default): from 1 to 0.5 over 10,000 env steps, and to 0 at 60,000; with `td_coeff` to
@@ -283,6 +289,7 @@ class DistillationConfig(DQNConfig):
             "weight_averaging": weight_averaging,
             "bf16": bf16,
             "rollout_policy": rollout_policy,
+            "teacher_explores": teacher_explores,
             "teacher_fraction": teacher_fraction,
             "max_regret": max_regret,
             "kd_coeff": kd_coeff,
@@ -398,111 +405,3 @@ class DistillationConfig(DQNConfig):
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:
         """Return the steps of one fragment in each environment; "auto" is 32."""
         return 32 if self.rollout_fragment_length == "auto" else self.rollout_fragment_length
-
-    @property
-    def given_model_config(self) -> dict[str, Any]:
-        """Return the argument of `rl_module(model_config=...)` as a dict; empty if there was none."""
-        given = self._model_config
-        return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
-
-    @property
-    def members(self) -> dict[str, dict[str, Any]]:
-        """Return each learning module's own part of the model config: for students of a family, and for restarts.
-
-        Empty if there is one student without restarts: RLlib makes its module.
-        """
-        if not self.students and self.restarts == 1:
-            return {}
-        students = self.students or {DEFAULT_MODULE_ID: {}}
-        return {name: shape for student, shape in students.items() for name in names_of(student, self.restarts)}
-
-    @property
-    def own_connectors(self) -> frozenset[str]:
-        """Return the kinds of connectors that the user has set: "env_to_module", "module_to_env", "learner"."""
-        set_by_user = {
-            "env_to_module": self._env_to_module_connector,
-            "module_to_env": self._module_to_env_connector,
-            "learner": self._learner_connector,
-        }
-        return frozenset(kind for kind, connector in set_by_user.items() if connector is not None)
-
-    @property
-    def own_rl_module_spec(self) -> Any:
-        """Return the argument of `rl_module(rl_module_spec=...)`; None if there was none."""
-        return self._rl_module_spec
-
-    @property
-    def label_columns(self) -> tuple[str, ...]:
-        """Return the columns in which EnvRunners store labels, the teacher's outputs for a state."""
-        if self.teacher is None:
-            return ()
-        optional = {TEACHER_PROBS: self.loss == "categorical", TEACHER_FEATURES: self.feature_coeff > 0.0}
-        return (TEACHER_Q, *(name for name, needed in optional.items() if needed))
-
-    def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
-        """Return λ after `env_steps` env steps, for the student's return ratio (NaN: not known yet)."""
-        if self.teacher is None:
-            return 0.0
-        return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
-
-    def teacher_fraction_at(self, env_steps: int) -> float:
-        """Return β after `env_steps` env steps: 1 or 0 if the teacher or the student alone acts."""
-        if self.teacher is None or self.rollout_policy == "student":
-            return 0.0
-        if self.rollout_policy == "teacher":
-            return 1.0
-        default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, 0.0]]
-        return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
-
-    @property
-    def max_regret_in_gaps(self) -> float:
-        """Return `max_regret`, or its default; infinite if the student alone acts."""
-        if self.rollout_policy != "mixture" or (self.max_regret is None and self.uses_td):
-            return math.inf
-        return 3.0 if self.max_regret is None else self.max_regret
-
-    @property
-    def teachers(self) -> dict[str, Any]:
-        """Return the teacher of each group, as a list if it is an ensemble; empty without a teacher."""
-        if isinstance(self.teacher, Mapping):
-            return dict(self.teacher)
-        return {} if self.teacher is None else {DEFAULT_MODULE_ID: self.teacher}
-
-    def set_teachers(self, change: Callable[[str, Any], Any]) -> None:
-        """Replace the teacher of each group by `change(group, teacher)`."""
-        changed = {group_id: change(group_id, teacher) for group_id, teacher in self.teachers.items()}
-        self.teacher = changed if isinstance(self.teacher, Mapping) else changed.get(DEFAULT_MODULE_ID)
-
-    def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
-        """Return the modules of each group's students."""
-        if self.is_multi_agent:
-            return {group_id: [group_id] for group_id in self.teachers}
-        return {DEFAULT_MODULE_ID: list(module_ids)}
-
-    def by_group(self, fragment: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        """Split a fragment, as EnvRunners send it, into the columns of each group."""
-        return fragment if self.is_multi_agent else {DEFAULT_MODULE_ID: fragment}
-
-    def temperatures(self, median_gap: float) -> tuple[float, float]:
-        """Return the temperatures of teacher and student, with which their probabilities are equally sharp.
-
-        Args:
-            median_gap: median over states of the teacher's action gap, best − second-best Q-value, return units.
-        """
-        temperature = self.AUTO_TEMPERATURE_GAPS * median_gap if self.temperature == "auto" else self.temperature
-        if self.student_temperature is not None:
-            return temperature, self.student_temperature
-        if self.loss not in POLICY_LOSSES or self.uses_td:
-            return temperature, temperature  # both put out Q-values
-        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
-
-    def regret_coeff_of(self, name: str) -> float:
-        """Return the weight of a module's expected Q-regret beside the KL, nats / median action gap."""
-        if self.regret_coeff is not None:
-            return self.regret_coeff
-        return regret_factor(name) if self.loss == "kl" and not self.uses_td else 0.0
-
-    @property
-    def uses_td(self) -> bool:
-        """Return whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
-        return any(values_of(self.td_coeff))

@@ -135,7 +135,7 @@ class FirstStates:
             )
         statistics = QStatistics(teacher_q.shape[-1])
         statistics.update(teacher_q)
-        temperature, student_temperature = config.temperatures(statistics.gap_quantile(0.5))
+        temperature, student_temperature = config.temperatures(statistics.gap_quantile(0.5), teacher.outputs)
         ranks = config.loss in POLICY_LOSSES and not config.uses_td
         unit = temperature / student_temperature if ranks else None
         initialization.initialize(student, teacher.module, obs, unit=unit)

@@ -14,7 +14,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from rllib_kd.checkpoints.uris import list_folder
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import as_configured
-from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.teachers.loading import load_members
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -127,11 +127,9 @@ def _load(config: DistillationConfig, group_id: str, storage: Any) -> Teacher:
     if isinstance(given, str) and given == TEACHER_IN_CHECKPOINT:
         return Teacher()
     try:
-        if isinstance(given, Teacher):
-            loaded = copy.deepcopy(given)  # a restored state replaces its network
-        else:
-            loaded = load_teacher(given, trust_checkpoint=config.trust_checkpoint)
-        return as_configured(loaded, config.ensemble, config.temperature)
+        members = load_members(given, trust_checkpoint=config.trust_checkpoint)
+        loaded = as_configured(members, config.ensemble, config.temperature)
+        return copy.deepcopy(loaded) if loaded is given else loaded  # a restored state replaces its network
     except ValueError:
         # Tune rebuilds a trial from its config before it restores it, perhaps on another machine.
         if storage is not None and (teacher := _load_from_trial(storage, _component(group_id))):

@@ -40,17 +40,21 @@ class BehaviorPolicy:
     Args:
         teacher_fraction: β, per step and environment.
         epsilon: ε, per step and environment.
-        rng: generator of both draws.
-        max_regret: highest Q-regret of a student's action, max_a Q_teacher(s, a) − Q_teacher(s, action), return units.
+        rng: generator of all draws.
+        max_regret: highest Q-regret of a student's action, max_a Q_teacher(s, a) − Q_teacher(s, action), return units;
+            of a teacher with log-probabilities in nats.
+        teacher_explores: whether the teacher's actions are drawn from its policy; its outputs are log-probabilities
+            then. Otherwise they are its best ones.
     """
 
     teacher_fraction: float
     epsilon: float
     rng: np.random.Generator
     max_regret: float = math.inf
+    teacher_explores: bool = False
 
     def act(self, student_q: np.ndarray | None, teacher_q: np.ndarray | None) -> np.ndarray:
-        """Return actions `[N]` for Q-values `[N, A]`: the student's may be None if β is 1, the teacher's if β is 0.
+        """Return actions `[N]` for outputs `[N, A]`: the student's may be None if β is 1, the teacher's if β is 0.
 
         Raises:
             ValueError: both are None.
@@ -58,14 +62,17 @@ class BehaviorPolicy:
         guide = student_q if teacher_q is None else teacher_q  # also has the legal actions
         if guide is None:
             raise ValueError("There are no Q-values to act by: give the student's or the teacher's.")
-        actions = guide.argmax(-1)
+        if self.teacher_explores and teacher_q is not None:
+            actions = (teacher_q + self.rng.gumbel(size=teacher_q.shape)).argmax(-1)  # a draw from the softmax
+        else:
+            actions = guide.argmax(-1)
         if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
             legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
             chosen = legal_student_q.argmax(-1)
             rows = np.arange(len(actions))
             with np.errstate(invalid="ignore"):  # where no label is finite, the row is dropped anyway
-                regret = teacher_q[rows, actions] - teacher_q[rows, chosen]
+                regret = teacher_q.max(-1) - teacher_q[rows, chosen]
             actions = np.where(teacher_acts | (regret > self.max_regret), actions, chosen)
         if self.epsilon > 0.0:
             explores = self.rng.random(len(actions)) < self.epsilon

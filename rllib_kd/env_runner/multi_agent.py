@@ -72,7 +72,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         super().make_module()
 
     def set_teacher(self, teachers: Mapping[str, Teacher]) -> None:
-        """Set the teachers whose Q-values are the labels, by module."""
+        """Set the teachers whose outputs are the labels, by module."""
         self._teachers = {module_id: teacher.to(self._device) for module_id, teacher in teachers.items()}
         self._needs_initial_reset = True
 
@@ -94,8 +94,9 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             `num_shards` dicts from modules to their columns, as `hand_over()` makes them; and RLlib's metrics.
         """
         num_steps = self.config.get_rollout_fragment_length() * self.num_envs
+        policy = BehaviorPolicy(teacher_fraction, epsilon, self._rng, teacher_explores=self.config.teacher_explores)
         with self._training():
-            episodes = self._act_by(BehaviorPolicy(teacher_fraction, epsilon, self._rng), num_timesteps=num_steps)
+            episodes = self._act_by(policy, num_timesteps=num_steps)
             return self._shards(episodes, names, num_shards), self.get_metrics()
 
     def _shards(self, episodes: Sequence[Any], names: Sequence[str], num_shards: int) -> list[Any]:

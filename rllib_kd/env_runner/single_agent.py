@@ -187,7 +187,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             self._family_q.refresh()
 
     def set_teacher(self, teacher: Teacher) -> None:
-        """Set the teacher whose Q-values are the labels."""
+        """Set the teacher whose outputs are the labels."""
         self._teacher = teacher.to(self._device)
         self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
         self._needs_initial_reset = True  # a view starts with an episode
@@ -225,9 +225,10 @@ class DistillEnvRunner(StudentsEnvRunner):
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
             makes them; and RLlib's metrics.
         """
+        max_regret = self._gaps.in_return_units(self.config.max_regret_in_gaps)
+        policy = BehaviorPolicy(teacher_fraction, epsilon, self._rng, max_regret, self.config.teacher_explores)
         with self._training():
-            max_regret = self._gaps.in_return_units(self.config.max_regret_in_gaps)
-            fragment = self._sample_fragment(BehaviorPolicy(teacher_fraction, epsilon, self._rng, max_regret))
+            fragment = self._sample_fragment(policy)
             columns = fragment.columns()
             if TEACHER_Q in columns:
                 self._gaps.update(columns[TEACHER_Q][columns[VALID]])

@@ -34,6 +34,7 @@ from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.terminal import bar
+from rllib_kd.wire import LOG_PROBS
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def compare(
     """Play the same episodes with teacher, student and a random policy, and compare them.
 
     Each policy gets observations through the connectors with which it was trained, if its checkpoint has them. The
-    statistics of filters stay fixed.
+    statistics of filters stay fixed. All but the random policy take their best action, an actor-critic its likeliest.
 
     Args:
         teacher: as in `.distillation(teacher=...)`, or as the student.
@@ -185,7 +186,10 @@ def _figures(teacher: Teacher, student: Teacher, states: Mapping[str, _States]) 
         student: its student.
         states: states by the policy that visited them, "teacher" or "student".
     """
-    figures: dict[str, Any] = {"compression": student.num_parameters / teacher.num_parameters}
+    figures: dict[str, Any] = {
+        "compression": student.num_parameters / teacher.num_parameters,
+        "regret_unit": "nats" if teacher.outputs == LOG_PROBS else "return units",
+    }
     for whose, inputs in states.items():
         confusion, regret = confusion_and_regret(teacher, student, inputs[_eyes(teacher)], inputs[_eyes(student)])
         figures[f"agreement_on_{whose}_states"] = agreement(confusion)

@@ -73,14 +73,14 @@ def confusion_and_regret(
     """Count the actions of teacher and student, and measure the student's Q-regret.
 
     Args:
-        teacher: a network from inputs `[M, ...]` to Q-values `[M, A]`.
+        teacher: a network from inputs `[M, ...]` to Q-values or log-probabilities `[M, A]`.
         student: a network with as many actions.
         teacher_inputs: states as inputs of the teacher's network, `[M, ...]`, M ≥ 1.
         student_inputs: the same states as inputs of the student's network.
 
     Returns:
         Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's; and the Q-regret,
-        the mean of max_a Q_T(s, a) − Q_T(s, a_S), in return units, ≥ 0.
+        the mean of max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0, in the unit of the teacher's outputs: return units or nats.
     """
     teacher_q = _all_q_values(teacher, teacher_inputs)  # [M, A]
     student_q = _all_q_values(student, student_inputs)  # [M, A]

@@ -39,11 +39,12 @@ class Comparison:
     compression: float  # student parameters / teacher parameters
     agreement_on_teacher_states: float  # share of states in which both choose one action, in [0, 1]
     agreement_on_student_states: float
-    q_regret_on_teacher_states: float  # mean of max_a Q_T(s, a) − Q_T(s, a_S), return units, ≥ 0
+    q_regret_on_teacher_states: float  # mean of max_a Q_T(s, a) − Q_T(s, a_S), in `regret_unit`, ≥ 0
     q_regret_on_student_states: float
     confusion_on_teacher_states: list[list[int]] = field(repr=False)  # [A][A], counts
     confusion_on_student_states: list[list[int]] = field(repr=False)
     env_config: dict[str, Any] = field(default_factory=dict)  # of the environment; what is not JSON, as a text
+    regret_unit: str = "return units"  # or "nats", of log-probabilities instead of Q-values, if the teacher gives those
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for JSON; values that are not finite are None."""
@@ -53,6 +54,11 @@ class Comparison:
     def played_in(self) -> str:
         """Return the environment, with its config."""
         return described(self.env, self.env_config)
+
+    @property
+    def regret_name(self) -> str:
+        """Return the name of the regret, with its unit if that is not the usual one."""
+        return "regret in nats" if self.regret_unit == "nats" else "Q-regret"
 
     @property
     def conditions(self) -> str:
@@ -93,7 +99,7 @@ class Comparison:
             "",
         )
         table.add_row(
-            "Q-regret on its states",
+            f"{self.regret_name} on its states",
             *(f"{regret:.3g}" for regret in (self.q_regret_on_teacher_states, self.q_regret_on_student_states)),
             "",
         )

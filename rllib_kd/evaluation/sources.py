@@ -18,7 +18,8 @@ from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.ensemble import ensemble_of
 from rllib_kd.teachers.loading import OpenedCheckpoint
-from rllib_kd.teachers.rllib import is_q_network
+from rllib_kd.teachers.names import is_described
+from rllib_kd.teachers.rllib import is_q_network, teacher_of_module
 
 
 class Source:
@@ -43,10 +44,10 @@ class Source:
         yield self
 
     def network(self) -> Teacher:
-        """Return the Q-network, as a frozen copy with its connectors.
+        """Return the network that ranks actions, as a frozen copy with its connectors.
 
         Raises:
-            ValueError: it cannot be loaded, or has no Q-values.
+            ValueError: it cannot be loaded, or has neither Q-values nor a policy of discrete actions.
         """
         return self._network
 
@@ -72,7 +73,8 @@ def open_source(source: Any, *, trust_checkpoint: bool = False) -> Source:
 
     Args:
         source: a `Teacher`, an RLModule, the Algorithm that trains it, or name, path or URI of a checkpoint or run
-            folder. A list of teachers is an ensemble. An open source is returned as it is.
+            folder, or a dict with the path, as for `load_teacher()`. A list of teachers is an ensemble. An open source
+            is returned as it is.
         trust_checkpoint: whether code in a checkpoint may be run.
 
     Raises:
@@ -91,7 +93,7 @@ def open_sources(sources: Iterable[Any], *, trust_checkpoint: bool = False) -> l
             return source
         if isinstance(source, list | tuple) and not isinstance(source, Location):
             return _Ensemble([open_each(member) for member in source])
-        if isinstance(source, str | os.PathLike | Location):
+        if isinstance(source, str | os.PathLike | Location) or is_described(source):
             checkpoint = _Checkpoint(OpenedCheckpoint(source, trust_checkpoint=trust_checkpoint))
             return opened.setdefault(checkpoint.uri, checkpoint)
         return _Object(source)
@@ -158,12 +160,12 @@ class _Object(Source):
     def _network(self) -> Teacher:
         if isinstance(self._source, Teacher):
             return self._source
-        if not hasattr(self._module, "compute_q_values"):
+        if not isinstance(self._module, RLModule) and not hasattr(self._module, "compute_q_values"):
             raise ValueError(
-                f"Expected an RLModule with Q-values, an Algorithm, or the path of a checkpoint, got a "
-                f"{type(self._module).__name__} without compute_q_values()."
+                f"Expected an RLModule, an Algorithm, or the path of a checkpoint, got a {type(self._module).__name__} "
+                "without compute_q_values()."
             )
-        return Teacher(self._module, pipeline=self._pipeline(), source=type(self._source).__name__)
+        return teacher_of_module(self._module, pipeline=self._pipeline(), source=type(self._source).__name__)
 
     @cached_property
     def _policy(self) -> GreedyQ | LikeliestAction:

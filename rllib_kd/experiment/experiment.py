@@ -19,6 +19,7 @@ from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
@@ -31,8 +32,9 @@ from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.observations.discrete import encode_discrete
 from rllib_kd.observations.spaces import is_discrete
-from rllib_kd.teachers.loading import load_teacher
-from rllib_kd.teachers.names import absolute_teachers
+from rllib_kd.teachers.ensemble import as_configured
+from rllib_kd.teachers.loading import load_members
+from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.text import did_you_mean
 
 
@@ -201,12 +203,16 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         _encode_discrete(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])
-        if not isinstance(config, DistillDQNConfig) or not isinstance(config.teacher, str | list):
+        if not isinstance(config, DistillDQNConfig):
+            continue
+        if not isinstance(config.teacher, str | list) and not is_described(config.teacher):
             continue
         name = repr(config.teacher)
         if name not in teachers:
-            teachers[name] = load_teacher(config.teacher, trust_checkpoint=config.trust_checkpoint)
-        check_teachers(config, {DEFAULT_MODULE_ID: teachers[name]}, spaces[place])
+            teachers[name] = load_members(config.teacher, trust_checkpoint=config.trust_checkpoint)
+        teacher = as_configured(teachers[name], config.ensemble, config.temperature)
+        check_labels(config, {DEFAULT_MODULE_ID: teacher})
+        check_teachers(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
     return teachers
 
 

@@ -23,7 +23,8 @@ from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.progress_line import describe, with_last_returns
 from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
-from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.teachers.loading import load_members
+from rllib_kd.teachers.names import path_of
 
 #: Errors whose messages are complete without the traceback, by the names that a traceback gives them.
 _EXPLAINED = re.compile(
@@ -131,12 +132,12 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
         family = [f"/learner_group/learner/rl_module/{name}" for name in config.get("students") or ()]
         paths = [location(student.checkpoint) + inner for student in students for inner in family or [""]]
         teachers = config["teacher"] if isinstance(config["teacher"], list) else [config["teacher"]]
-        named = [word for teacher in teachers for word in ("--teacher", str(teacher))]
+        named = [word for teacher in teachers for word in ("--teacher", path_of(teacher))]
         return "compare with: " + shlex.join(["rllib", "compare", *named, *paths])
     names = short_names([student.path for student in students])
-    teacher = load_teacher(config["teacher"], trust_checkpoint=config["trust_checkpoint"])
+    members = load_members(config["teacher"], trust_checkpoint=config["trust_checkpoint"])
     comparisons = compare_all(
-        as_configured(teacher, config["ensemble"], config["temperature"]),
+        as_configured(members, config["ensemble"], config["temperature"]),
         {
             "student" if len(students) == 1 else name: location(student.checkpoint)
             for name, student in zip(names, students, strict=True)

@@ -32,6 +32,8 @@ from rllib_kd.export.formats import (
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown, StackFrames, View
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
+from rllib_kd.text import one_line
+from rllib_kd.wire import LOG_PROBS
 
 TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
@@ -147,6 +149,11 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> No
     """
     if format not in FORMATS:
         raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
+    if student.outputs == LOG_PROBS:
+        raise ValueError(
+            f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
+            "and Q-networks can be exported. Distil it, and export the student."
+        )
     if int8 and format != "onnx":
         raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
     if format == "onnx":

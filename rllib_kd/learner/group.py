@@ -20,7 +20,7 @@ from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
 from rllib_kd.students.restarts import is_named
-from rllib_kd.wire import TEACHER_FEATURES, TEACHER_Q
+from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_Q, Outputs
 
 #: Columns that distillation needs (with most losses), and those that TD needs in addition.
 DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
@@ -42,6 +42,7 @@ class StudentGroup:
         learners: students, or stacks of them, each of which makes a gradient step on every batch.
         config: config of their module.
         num_actions: number of actions, A.
+        outputs: what the labels are: Q-values, or log-probabilities.
         device: device of the replay.
         seed: seed of the order in which rows are drawn; None: a random one.
     """
@@ -52,6 +53,7 @@ class StudentGroup:
         config: Any,
         *,
         num_actions: int,
+        outputs: Outputs,
         device: torch.device | str,
         seed: int | None,
     ):
@@ -68,6 +70,7 @@ class StudentGroup:
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = self.median_gap = 1.0  # of the current update
         self._num_actions = num_actions
+        self._outputs = outputs
         self._input_shape = shape
 
     def take_in(
@@ -101,7 +104,7 @@ class StudentGroup:
         # Also without new states: every Learner takes part in the all-reduce.
         self.statistics.update(labels.to(device), reduce=reduce)
         self.median_gap = self.statistics.gap_quantile(0.5)
-        self.temperature, self.student_temperature = self.config.temperatures(self.median_gap)
+        self.temperature, self.student_temperature = self.config.temperatures(self.median_gap, self._outputs)
         states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
         if states:
             states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
@@ -119,14 +122,15 @@ class StudentGroup:
 
         Returns:
             For each student the means over the states of `teacher_agreement` (share of equal greedy actions, in
-            [0, 1]), `q_regret` (return units) and `kl_to_teacher` (nats). Empty if there are no states.
+            [0, 1]), `q_regret` (return units; `regret_nats` against log-probabilities) and `kl_to_teacher` (nats).
+            Empty if there are no states.
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
         student_q, teacher_q, chosen = self._choices(self.named, states)
         by_state = {
             "teacher_agreement": (chosen.squeeze(-1) == teacher_q.argmax(-1)).float(),
-            "q_regret": _regret(teacher_q, chosen),
+            "regret_nats" if self._outputs == LOG_PROBS else "q_regret": _regret(teacher_q, chosen),
             "kl_to_teacher": losses.policy_kl(
                 student_q, teacher_q, temperature=self.temperature, student_temperature=self.student_temperature
             ),
@@ -136,7 +140,10 @@ class StudentGroup:
 
     @torch.no_grad()
     def q_regret(self) -> dict[str, float]:
-        """Return the mean Q-regret of each module on states of the replay, return units; NaN if there are none."""
+        """Return the mean regret of each module on states of the replay; NaN if there are none.
+
+        It is in return units, or nats if the labels are log-probabilities.
+        """
         rows = self.replay.spread(_MAX_METRIC_STATES)
         if not len(rows) or not self.config.label_columns:
             return dict.fromkeys(self.students, math.nan)
@@ -262,5 +269,5 @@ class StudentGroup:
 
 
 def _regret(teacher_q: Tensor, chosen: Tensor) -> Tensor:
-    """Return the Q-regret `[N, M]` of actions `[N, M, 1]`, return units."""
+    """Return the regret `[N, M]` of actions `[N, M, 1]`, in units of the labels."""
     return teacher_q.max(-1).values - teacher_q.gather(-1, chosen).squeeze(-1)

@@ -96,6 +96,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 learners,
                 config,
                 num_actions=int(modules[module_ids[0]].action_space.n),
+                outputs=self.config.outputs_of(group_id),
                 device=self._device,
                 # Each shard is drawn in a different order.
                 seed=None if seed is None else seed + 1_000 * self._learner_index + len(self.groups),
@@ -271,7 +272,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     # --- Restarts -----------------------------------------------------------------------------------------------------
 
     def q_regret(self) -> dict[str, float]:
-        """Return the mean Q-regret of each module on states of the replay, return units; NaN if there are none."""
+        """Return the mean regret of each module on states of the replay, in units of the labels; NaN without states."""
         return {name: regret for group in self.groups.values() for name, regret in group.q_regret().items()}
 
     def exchange(self, pairs: Mapping[str, str]) -> None:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _STATES = ("teacher’s states", "student’s states")
 
+_REGRET = "regret on"  # the head of its columns, without its name and unit
+
 #: Heads of the table, each with the keys of its columns.
 _COLUMNS = {
     "parameters": ("parameters",),
@@ -29,7 +31,7 @@ _COLUMNS = {
     "return, mean ± 95&nbsp;%&nbsp;CI": ("return",),
     "return ratio": ("return_ratio",),
     "agreement (%) on": ("agreement_on_teacher_states", "agreement_on_student_states"),
-    "Q-regret on": ("q_regret_on_teacher_states", "q_regret_on_student_states"),
+    _REGRET: ("q_regret_on_teacher_states", "q_regret_on_student_states"),
     "latency (µs)": ("latency",),
     "times as fast": ("speedup",),
 }
@@ -121,7 +123,7 @@ def _common(comparisons: Sequence[Comparison]) -> Comparison:
 
 def _figures(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> dict[str, Any]:
     """Return all figures, with teacher and random policy once; values that are not finite are None, for JSON."""
-    shared = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random")
+    shared = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random", "regret_unit")
     dicts = [comparison.to_dict() for comparison in comparisons]
     students = [d["student"] | {k: v for k, v in d.items() if k not in (*shared, "student")} for d in dicts]
     figures = {key: dicts[0][key] for key in shared} | {"students": students}
@@ -179,10 +181,9 @@ def _page(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -> st
 <section class="card" id="summary">
 {_table(comparisons)}
 <p class="note"><b>Return ratio</b>: (student − random) / (teacher − random). <b>Agreement</b>: share of states in
-which student and teacher choose the same action. <b>Q-regret</b>: mean difference between the teacher’s best Q-value
-and its Q-value of the student’s action, in units of return. <b>Latency</b>: median time of one forward pass of one
-observation, on one CPU thread. Parameters exclude target networks. All figures, with the return of each episode, are in
-<a href="figures.json">figures.json</a> beside this page.</p>
+which student and teacher choose the same action. {_regret_note(first)} <b>Latency</b>: median time of one forward pass
+of one observation, on one CPU thread. Parameters exclude target networks. All figures, with the return of each episode,
+are in <a href="figures.json">figures.json</a> beside this page.</p>
 </section>
 <div class="plots">
 {"".join(_sections(comparisons, curves))}
@@ -190,9 +191,23 @@ observation, on one CPU thread. Parameters exclude target networks. All figures,
     )
 
 
+def _regret_note(first: Comparison) -> str:
+    """Return what the regret is: of Q-values, or of the log-probabilities of an actor-critic."""
+    if first.regret_unit == "nats":
+        return (
+            "<b>Regret in nats</b>: mean difference between the log-probabilities that the teacher’s policy gives its "
+            "likeliest action and the student’s action."
+        )
+    return (
+        "<b>Q-regret</b>: mean difference between the teacher’s best Q-value and its Q-value of the student’s action, "
+        "in units of return."
+    )
+
+
 def _table(comparisons: Sequence[Comparison]) -> str:
     head = '<tr><th scope="col" rowspan="2">policy</th>'
     for name, keys in _COLUMNS.items():
+        name = f"{comparisons[0].regret_name} on" if name == _REGRET else name
         head += f'<th scope="col" {"rowspan" if len(keys) == 1 else "colspan"}="2">{name}</th>'
     head += "</tr><tr>" + 2 * "".join(f'<th scope="col">{states}</th>' for states in _STATES) + "</tr>"
     lines = []

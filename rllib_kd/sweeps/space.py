@@ -13,6 +13,7 @@ from rllib_kd.algorithm.defaults import FOR_VECTORS
 from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.environments.run_files import run_file
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import Q_VALUES, Outputs
 
 #: Settings that Population Based Training may change while a student learns: none shapes the network or its state.
 POPULATION_SETTINGS = ("kd_coeff", "temperature", "lr")
@@ -27,21 +28,23 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
 
     Args:
         teacher: the teacher of all students; its network decides how sizes are drawn.
-        median_gap: median action gap (best − second-best Q-value) over states that the teacher visits, > 0, return
-            units.
+        median_gap: median action gap (best − second-best output) over states that the teacher visits, > 0, return units
+            or nats.
         env_steps: training length of each student, > 0.
 
     Returns:
         Setting → one of Ray Tune's domains.
     """
-    auto = DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap
-    return _student_size(teacher) | {
+    auto, _ = DistillDQNConfig().temperatures(median_gap, teacher.outputs)
+    has_q_values = teacher.outputs == Q_VALUES  # an actor-critic has nothing else to learn than which action to take
+    space = _student_size(teacher) | {
         # "kl" and "nll" learn which action to take, and need little capacity. "reverse_kl" needs one good action of
         # several: better for very small students on some tasks, much worse on others. "mse" learns Q-values, for a
         # student that later learns by itself.
-        "loss": tune.choice(["kl", "reverse_kl", "nll", "mse"]),
+        "loss": tune.choice(["kl", "reverse_kl", "nll", *(["mse"] if has_q_values else [])]),
         # Return units; for "kl" and "reverse_kl". Around a tenth of the action gap: a third of it hardly differs from
-        # the greedy action, ten times as much shows which mistakes are cheap, and blurs the best action.
+        # the greedy action, ten times as much shows which mistakes are cheap, and blurs the best action. For
+        # actor-critics around 1, their own policy.
         "temperature": tune.loguniform(auto / 3, auto * 10),
         # Adam's, with averaged weights. Lower: small students do not converge within the budget; higher: they
         # oscillate.
@@ -55,10 +58,10 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
         # Replay ratio, rows learned from / env steps sampled: gradient steps for the same env steps, in proportion to
         # the time that a trial takes.
         "training_intensity": tune.loguniform(8.0, 64.0),
-        # Weight of RLlib's TD loss beside the distillation loss (1): 0 is pure imitation, with averaged weights; more
-        # lets a student improve on what it cannot imitate, and costs a pass of a target network.
-        "td_coeff": tune.choice([0.0, 0.1]),
     }
+    # Weight of RLlib's TD loss beside the distillation loss (1): 0 is pure imitation, with averaged weights; more lets
+    # a student improve on what it cannot imitate, and costs a pass of a target network.
+    return space | ({"td_coeff": tune.choice([0.0, 0.1])} if has_q_values else {})
 
 
 def _student_size(teacher: Teacher) -> dict[str, Domain]:
@@ -96,14 +99,16 @@ def population_space(space: Mapping[str, Domain]) -> dict[str, Domain]:
     return {"kd_coeff": tune.loguniform(0.1, 10.0)} | {k: v for k, v in space.items() if k in POPULATION_SETTINGS}
 
 
-def default_points(space: Mapping[str, Domain], *, median_gap: float, env_steps: int) -> list[dict[str, Any]]:
+def default_points(
+    space: Mapping[str, Domain], *, median_gap: float, env_steps: int, outputs: Outputs = Q_VALUES
+) -> list[dict[str, Any]]:
     """Return the package's defaults at every size of the space, as far as they lie in it, to start a search with.
 
     Empty if an entry of the space has no default here.
     """
     defaults: dict[str, Any] = {
         "loss": "kl",
-        "temperature": DistillDQNConfig.AUTO_TEMPERATURE_GAPS * median_gap,
+        "temperature": DistillDQNConfig().temperatures(median_gap, outputs)[0],
         "lr": FOR_VECTORS["lr"],
         "teacher_fraction": [[0, 1.0], [round(0.25 * env_steps), 0.5]],
         "training_intensity": FOR_VECTORS["training_intensity"],

@@ -20,11 +20,13 @@ import numpy as np
 import pyarrow.fs
 import torch
 from ray import tune
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.checkpoints.uris import absolute_uri
@@ -57,6 +59,7 @@ from rllib_kd.sweeps.trial import (
 )
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.teachers.names import path_of
 from rllib_kd.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -200,7 +203,8 @@ class Sweep:
                 tuner = tune.Tuner.restore(self.path, trainable=trainable, resume_unfinished=True, resume_errored=True)
             else:
                 self._write_spec()
-                tuner = self._tuner(trainable, space, median_gap)
+                points = default_points(space, median_gap=median_gap, env_steps=self.env_steps, outputs=teacher.outputs)
+                tuner = self._tuner(trainable, space, points)
             with listening(), saving_on_interrupt() as interrupted:
                 grid = tuner.fit()
             result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
@@ -239,7 +243,9 @@ class Sweep:
             )
         sample = {name: domain.sample() for name, domain in space.items()}
         settings = {**self.config, **settings_of(sample, self.config)}
-        validate(student_config(self.env, teacher, settings, seed=self.seed))
+        config = student_config(self.env, teacher, settings, seed=self.seed)
+        validate(config)
+        check_labels(config, {DEFAULT_MODULE_ID: teacher})
 
     def _resources(self, teacher: Teacher) -> tune.PlacementGroupFactory:
         """Return the resources of a trial: one main process, and the EnvRunners and Learners of all its students."""
@@ -251,8 +257,7 @@ class Sweep:
 
     # --- Tune ---------------------------------------------------------------------------------------------------------
 
-    def _tuner(self, trainable: Any, space: dict[str, Domain], median_gap: float) -> tune.Tuner:
-        points = default_points(space, median_gap=median_gap, env_steps=self.env_steps)
+    def _tuner(self, trainable: Any, space: dict[str, Domain], points: list[dict[str, Any]]) -> tune.Tuner:
         return tune.Tuner(
             trainable,
             param_space=space if self.search == "random" else {},
@@ -337,7 +342,9 @@ class Sweep:
         failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         return ReportedSweep(
             env=self.env,
-            teacher=list(map(str, self.teacher)) if isinstance(self.teacher, list | tuple) else str(self.teacher),
+            teacher=list(map(path_of, self.teacher))
+            if isinstance(self.teacher, list | tuple)
+            else path_of(self.teacher),
             teacher_parameters=teacher.num_parameters,
             teacher_return=task.teacher_return,
             random_return=task.random_return,

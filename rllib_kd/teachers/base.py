@@ -1,11 +1,11 @@
-"""Teacher: a frozen Q-network with its observation pipeline, which can be pickled and checkpointed."""
+"""Teacher: a frozen policy with its observation pipeline, which can be pickled and checkpointed."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -16,20 +16,22 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.checkpoints import Checkpointable
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.text import one_line
-from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
+from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
 
 
 class Teacher(Checkpointable):
-    """A frozen policy: a trained Q-network, and the pipeline from an environment's observations to its inputs.
+    """A frozen policy: a trained network, and the pipeline from an environment's observations to its inputs.
 
-    The network is in eval mode and without gradients. Every Q-network that acts and does not learn has this type: the
-    teacher of a student, and every student that is loaded to be compared, evaluated or exported.
+    The network is in eval mode and without gradients. Its outputs rank the actions: `outputs` names what they are, the
+    Q-values of a DQN, or the log-probabilities of an actor-critic. Every such network that acts and does not learn has
+    this type: the teacher of a student, and every student that is loaded to be compared, evaluated or exported.
 
     It is deliberately not a `torch.nn.Module`: as an attribute of one it would enter optimizers, weight
     synchronization and checkpoints of the student.
@@ -39,6 +41,8 @@ class Teacher(Checkpointable):
             None: an empty teacher, to be filled by `set_state()`.
         pipeline: pipeline from the environment's observations to the network's inputs. None: it is not known; then the
             network takes the environment's observations, if they fit, or else the student's inputs.
+        outputs: "q_values" (default); or "log_probs" if the network's outputs are the logits of a policy, of which the
+            teacher gives the log-softmax.
         source: its source, for messages.
         trained_return: mean return at the end of its training, if a result of Tune contains it; None otherwise.
     """
@@ -50,11 +54,13 @@ class Teacher(Checkpointable):
         module: RLModule | QNetwork | None = None,
         *,
         pipeline: ObservationPipeline | None = None,
+        outputs: Outputs = Q_VALUES,
         source: str = "",
         trained_return: float | None = None,
     ):
         self._module: Any = None
         self.pipeline = pipeline
+        self.outputs: Outputs = outputs
         self.source = source
         self.trained_return = trained_return
         self._num_numbers = 0  # in memory for one observation, in the widest layer; 0 if not counted yet
@@ -69,6 +75,7 @@ class Teacher(Checkpointable):
                     "kwargs": constructor_kwargs,
                     "weights": weights,
                     "pipeline": pipeline,
+                    "outputs": outputs,
                     "source": source,
                     "trained_return": trained_return,
                 }
@@ -83,25 +90,27 @@ class Teacher(Checkpointable):
         action_space: gym.spaces.Discrete,
         pipeline: ObservationPipeline | None = None,
         num_parameters: int | None = None,
+        outputs: Literal["q_values", "logits"] = Q_VALUES,
     ) -> Teacher:
         """Create a teacher from any function.
 
         Args:
-            function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]` (return units), as tensor or
-                numpy array. cloudpickle must be able to pickle it. A `torch.nn.Module` is copied, and moves to GPUs
-                with the EnvRunners.
+            function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]` (return units), or to logits
+                (nats), as tensor or numpy array. cloudpickle must be able to pickle it. A `torch.nn.Module` is copied,
+                and moves to GPUs with the EnvRunners.
             observation_space: space of one observation that it takes.
             action_space: Discrete, from 0.
             pipeline: pipeline from the environment's observations to the function, as in `load_teacher()`.
             num_parameters: number of parameters, for the compression ratio, which is NaN without it; those of a
                 `torch.nn.Module` are counted.
+            outputs: "q_values" (default), or "logits" of a policy, such as an actor-critic's.
 
         Raises:
-            ValueError: the function does not return finite Q-values of this number of actions.
+            ValueError: the function does not return finite Q-values or logits of this number of actions.
         """
         network = QNetwork(function, observation_space, action_space, num_parameters)
         source = getattr(function, "__name__", type(function).__name__)
-        return cls(network, pipeline=pipeline, source=source).checked()
+        return cls(network, pipeline=pipeline, outputs=outputs_of(outputs), source=source).checked()
 
     @property
     def is_loaded(self) -> bool:
@@ -170,11 +179,11 @@ class Teacher(Checkpointable):
         return copy
 
     def checked(self) -> Teacher:
-        """Return this teacher, after checking that its network returns Q-values.
+        """Return this teacher, after checking that its network ranks actions.
 
         Raises:
             ValueError: its action space is not Discrete, its connectors do not fit its network, or the network's
-                outputs for zeros are not Q-values.
+                outputs for zeros are not finite, or not one for each action.
         """
         action_space, shape, source = self.action_space, self.input_space.shape, one_line(self.source)
         if not isinstance(action_space, gym.spaces.Discrete):
@@ -190,14 +199,15 @@ class Teacher(Checkpointable):
                 f"The network of '{source}' fails on observations of the shape {list(shape)}: "
                 f"{type(error).__name__}: {one_line(''.join(str(error).splitlines()[:1]))}"
             ) from error
+        name = "log-probabilities" if self.outputs == LOG_PROBS else "Q-values"
         if q.shape != (2, action_space.n):
             raise ValueError(
                 f"The network of '{source}' returns the shape {list(q.shape)} for two observations, expected "
-                f"Q-values {[2, int(action_space.n)]}."
+                f"{name} {[2, int(action_space.n)]}."
             )
         if torch.isnan(q).any() or torch.isposinf(q).any() or torch.isneginf(q).all():
             raise ValueError(
-                f"The Q-values of '{source}' are not finite: {q[0].tolist()[:10]}. Is the checkpoint complete?"
+                f"The {name} of '{source}' are not finite: {q[0].tolist()[:10]}. Is the checkpoint complete?"
             )
         return self
 
@@ -207,11 +217,18 @@ class Teacher(Checkpointable):
 
     @torch.inference_mode()
     def q_values(self, obs: Tensor) -> Tensor:
-        """Return Q-values `[B, A]` (return units) for the network's inputs `[B, ...]`; for a C51 the expectations."""
+        """Return the outputs `[B, A]` for the network's inputs `[B, ...]`, by which actions are ranked.
+
+        They are Q-values (return units), for a C51 the expectations; or log-probabilities (nats), if `outputs` is
+        "log_probs".
+        """
         return in_parts(self._q_values, obs, self._num_numbers)
 
     def _q_values(self, obs: Tensor) -> Tensor:
-        return self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
+        return self._ranking(self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS])
+
+    def _ranking(self, network_outputs: Tensor) -> Tensor:
+        return F.log_softmax(network_outputs, dim=-1) if self.outputs == LOG_PROBS else network_outputs
 
     def _counted(self, obs: Tensor) -> Tensor:
         """Return Q-values, and record how much memory the widest layer takes."""
@@ -232,8 +249,9 @@ class Teacher(Checkpointable):
         """Compute the label columns `names` of the network's inputs `[B, ...]`, in one pass.
 
         Returns:
-            `teacher_q` `[B, A]`, return units; `teacher_probs` `[B, A, atoms]`, a distribution over `support` for each
-            legal action, and zeros for an illegal one (with a Q-value of −inf); `teacher_features` `[B, units]`.
+            `teacher_q` `[B, A]`, as `q_values()` returns them; `teacher_probs` `[B, A, atoms]`, a distribution over
+            `support` for each legal action, and zeros for an illegal one (with a Q-value of −inf); `teacher_features`
+            `[B, units]`.
         """
         return in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
 
@@ -248,7 +266,7 @@ class Teacher(Checkpointable):
             )
         with watch, torch.inference_mode():
             outputs = self._module.compute_q_values({Columns.OBS: obs})
-        labels[TEACHER_Q] = outputs[QF_PREDS]
+        labels[TEACHER_Q] = self._ranking(outputs[QF_PREDS])
         if TEACHER_PROBS in names:
             illegal = outputs[QF_PREDS] == -torch.inf
             labels[TEACHER_PROBS] = outputs[QF_PROBS].masked_fill(illegal.unsqueeze(-1), 0.0)
@@ -271,6 +289,7 @@ class Teacher(Checkpointable):
             **self._recipe,
             "weights": weights,
             "pipeline": self.pipeline,
+            "outputs": self.outputs,
             "source": self.source,
             "trained_return": self.trained_return,
             "num_numbers": self._num_numbers,
@@ -285,7 +304,8 @@ class Teacher(Checkpointable):
         for parameter in module.parameters():
             parameter.requires_grad_(False)
         self._module, self.source = module, state["source"]
-        self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none of these two
+        self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none of these three
+        self.outputs = state.get("outputs", Q_VALUES)
         self.trained_return = state.get("trained_return")
         self._num_numbers = state.get("num_numbers", 0)
         self._recipe = {"class": state["class"], "kwargs": state["kwargs"]}
@@ -307,6 +327,17 @@ class Teacher(Checkpointable):
             warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: a teacher is never written to
             weights = {name: torch.as_tensor(array) for name, array in state["weights"].items()}
         self._module.load_state_dict(weights, strict=False, assign=True)
+
+
+def outputs_of(network_outputs: str) -> Outputs:
+    """Return what a teacher gives whose network has these outputs, "q_values" or "logits".
+
+    Raises:
+        ValueError: they are neither.
+    """
+    if network_outputs not in (Q_VALUES, "logits"):
+        raise ValueError(f"`outputs` must be 'q_values', or 'logits' of a policy, got {network_outputs!r:.100}.")
+    return Q_VALUES if network_outputs == Q_VALUES else LOG_PROBS
 
 
 def in_parts(function: Callable[[Any], Any], rows: Any, num_numbers: int) -> Any:

@@ -1,28 +1,31 @@
-"""Teachers from CleanRL: the `.cleanrl_model` files of dqn.py, dqn_atari.py and c51.py, which contain only weights.
+"""Teachers from CleanRL: the `.cleanrl_model` files of its DQN, C51 and PPO, which contain only weights.
 
-The rest is known from CleanRL's code: ReLU between the layers; for images the strides of Mnih et al. 2015, and frames
-of 84 × 84 bytes with the channels first, divided by 255. Weights of a `torch.nn.Sequential` of this form load, too.
+The rest is known from CleanRL's code: ReLU between the layers, tanh in ppo.py; for images the strides of Mnih et al.
+2015, and frames of 84 × 84 bytes with the channels first, divided by 255. Weights of a `torch.nn.Sequential` of this
+form load, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
-from rllib_kd.checkpoints.archives import as_tensors, read_weights
+from rllib_kd.checkpoints.archives import as_tensors
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Images
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
-from rllib_kd.teachers.sb3 import mlp, nature_cnn
+from rllib_kd.teachers.stacks import mlp, nature_cnn, numbered, unused
 from rllib_kd.text import one_line
+from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 
 _NATURE_KERNELS = (8, 4, 3)
 
@@ -30,59 +33,99 @@ _NATURE_KERNELS = (8, 4, 3)
 _PIXELS = 84  # high and wide
 
 
-def load_cleanrl(content: bytes, uri: str) -> Teacher:
+_C51 = "model_weights"  # the entry of c51.py's weights, beside its arguments
+
+
+class _Network(NamedTuple):
+    """One of CleanRL's networks.
+
+    Args:
+        sequential: name of its Sequential with a dot, or nothing.
+        last: name of the layer after it, if there is one.
+        activation: between the layers; convolutions have ReLU.
+        outputs: what it gives.
+        others: beginning of the names of weights that are none of its layers.
+    """
+
+    sequential: str
+    last: str | None
+    activation: str
+    outputs: Outputs
+    others: str
+
+
+_NETWORKS = (
+    _Network("network.", None, "relu", Q_VALUES, "atoms"),  # dqn.py, dqn_atari.py, c51.py
+    _Network("", None, "relu", Q_VALUES, "atoms"),
+    _Network("actor.", None, "tanh", LOG_PROBS, "critic."),  # ppo.py
+    _Network("network.", "actor", "relu", LOG_PROBS, "critic."),  # ppo_atari.py
+)
+
+
+def is_cleanrl(saved: Any) -> bool:
+    """Return whether weights have the names of one of CleanRL's networks."""
+    weights = _unwrapped(saved)
+    return isinstance(weights, Mapping) and _acting(weights) is not None
+
+
+def load_cleanrl(saved: Any, uri: str) -> Teacher:
     """Load a state dict of CleanRL's.
 
     Args:
-        content: content of the file.
+        saved: the content of the file, for which `is_cleanrl()` is true.
         uri: its path, for messages.
 
     Raises:
-        ValueError: it is broken, contains more than data, or has the weights of another network.
+        ValueError: it has the weights of another network.
     """
-    saved = read_weights(content, uri)
-    if isinstance(saved, Mapping) and "model_weights" in saved:  # c51.py adds its arguments
-        saved = saved["model_weights"]
-    tensors = as_tensors(saved, uri)
+    weights = _unwrapped(saved)
+    network = _acting(weights)
+    assert network is not None
+    tensors = as_tensors(weights, uri)
     try:
-        return _load(tensors, uri)
+        return _load(network, tensors, uri)
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(f"'{uri}' has a network that does not fit: {reason(error)}") from error
 
 
-def _load(tensors: dict[str, Tensor], uri: str) -> Teacher:
-    atoms = tensors.pop("atoms", None)
+def _unwrapped(saved: Any) -> Any:
+    return saved[_C51] if isinstance(saved, Mapping) and _C51 in saved else saved
+
+
+def _acting(names: Iterable[Any]) -> _Network | None:
+    """Return the network to which all these names belong, except those of a critic; None if there is none."""
+    texts = [name for name in names if isinstance(name, str)]
+    for network in _NETWORKS:
+        own = {name for name in texts if not name.startswith(network.others)}
+        last = {f"{network.last}.weight", f"{network.last}.bias"} if network.last else set()
+        pattern = re.compile(re.escape(network.sequential) + r"\d+\.(weight|bias)")
+        if last < own and all(map(pattern.fullmatch, own - last)):
+            return network
+    return None
+
+
+def _load(network: _Network, tensors: dict[str, Tensor], uri: str) -> Teacher:
     expectation: list[Layer] = []
-    if atoms is not None:
-        expectation = [{"op": "expectation", **_support(atoms, uri)}]
-    prefix = "network." if all(name.startswith("network.") for name in tensors) else ""
-    if not all(_is_numbered(name.removeprefix(prefix)) for name in tensors):
-        raise CheckpointError(
-            f"'{uri}' has the weights {', '.join(sorted(tensors)[:4])}, ... Expected those of CleanRL's DQN: "
-            "network.0.weight, network.0.bias, ... Load other networks yourself, and use Teacher.from_callable()."
-        )
-    convolutions = sorted((name for name in tensors if tensors[name].ndim == 4), key=_number)
+    if "atoms" in tensors:
+        expectation = [{"op": "expectation", **_support(tensors["atoms"], uri)}]
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(network.others)}
+    names = [*numbered(network.sequential, tensors), *([network.last] if network.last else [])]
+    convolutions = [name for name in names if tensors[f"{name}.weight"].ndim == 4]
     if not convolutions:
-        first = tensors[f"{prefix}0.weight"]
-        layers = [*mlp(prefix, tensors, "relu"), *expectation]
+        layers = [*mlp(names, network.activation), *expectation]
         _check_all_are_used(layers, tensors, uri)
-        return layered_teacher(layers, tensors, observation_shape=first.shape[1:], source=uri)
-    kernels = tuple(tuple(tensors[name].shape[2:]) for name in convolutions)
+        shape = tensors[f"{names[0]}.weight"].shape[1:]
+        return layered_teacher(layers, tensors, observation_shape=shape, outputs=network.outputs, source=uri)
+    kernels = tuple(tuple(tensors[f"{name}.weight"].shape[2:]) for name in convolutions)
     if kernels != tuple((size, size) for size in _NATURE_KERNELS):
         raise CheckpointError(
             f"'{uri}' has convolutions of the sizes {kernels}, expected CleanRL's: {_NATURE_KERNELS}."
         )
-    channels = int(tensors[convolutions[0]].shape[1])
-    names = [name.removesuffix(".weight") for name in convolutions]
-    linear, *head = sorted(
-        (name.removesuffix(".weight") for name, value in tensors.items() if value.ndim == 2),
-        key=lambda name: _number(f"{name}.weight"),
-    )
-    layers = nature_cnn(names, linear, tensors)
-    rest = {name: tensors[name] for part in head for name in (f"{part}.weight", f"{part}.bias")}
-    layers += [*mlp(prefix, rest, "relu"), *expectation]
+    channels = int(tensors[f"{convolutions[0]}.weight"].shape[1])
+    linear, *head = [name for name in names if name not in convolutions]
+    layers = [*nature_cnn(convolutions, linear, tensors), *mlp(head, "relu"), *expectation]
     _check_all_are_used(layers, tensors, uri)
     return layered_teacher(
         layers,
@@ -90,6 +133,7 @@ def _load(tensors: dict[str, Tensor], uri: str) -> Teacher:
         observation_shape=(_PIXELS, _PIXELS, channels),
         observation_space=gym.spaces.Box(0, 255, (channels, _PIXELS, _PIXELS), np.uint8),
         stages=[Images((_PIXELS, _PIXELS, channels))],
+        outputs=network.outputs,
         source=uri,
     )
 
@@ -104,20 +148,9 @@ def _support(atoms: Tensor, uri: str) -> dict[str, Any]:
 
 
 def _check_all_are_used(layers: list[Layer], tensors: Mapping[str, Tensor], uri: str) -> None:
-    used = {layer[key] for layer in layers for key in ("weight", "bias") if key in layer}
-    if unknown := sorted(set(tensors) - used):
+    if unknown := unused(layers, tensors):
         shown = one_line(", ".join(unknown[:5]), limit=200)
         raise CheckpointError(
-            f"'{uri}' has weights of layers that CleanRL's DQN does not have: {shown}. Load this network yourself, and "
-            "use Teacher.from_callable()."
+            f"'{uri}' has weights of layers that CleanRL's networks do not have: {shown}. Load this network yourself, "
+            "and use Teacher.from_callable()."
         )
-
-
-def _is_numbered(name: Any) -> bool:
-    number, _, kind = name.partition(".")
-    return number.isdecimal() and kind in ("weight", "bias")
-
-
-def _number(name: str) -> int:
-    """Return the place of a layer in its Sequential, from the name of its weight: "network.2.weight" is 2."""
-    return int(name.split(".")[-2])

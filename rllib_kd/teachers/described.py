@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -81,6 +82,32 @@ def read_description(content: bytes) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise ValueError("the JSON beside it is not an object")
     return description
+
+
+def read_network(
+    given: Mapping[str, Any] | None, description: bytes | None, uri: str, *, keys: Collection[str]
+) -> dict[str, Any]:
+    """Return what the user says of a network: in a config, or else in the JSON beside the file.
+
+    Args:
+        given: the description in the config; None if there is none.
+        description: content of the JSON file; None if there is none.
+        uri: path of the network's file, for messages.
+        keys: keys that are read. Others in the JSON are not looked at: it may be for something else.
+
+    Raises:
+        CheckpointError: the JSON cannot be read, or the config has other keys.
+    """
+    if given is None:
+        try:
+            written = {} if description is None else read_description(description)
+        except ValueError as error:
+            raise CheckpointError(f"'{description_name(uri)}' beside '{uri}' cannot be read: {error}.") from error
+        return {key: value for key, value in written.items() if key in keys}
+    if unknown := sorted(set(map(str, given)) - set(keys)):
+        expected = f"one of {', '.join(sorted(keys))}" if keys else "none: the file itself describes its network"
+        raise CheckpointError(f"The network of '{uri}' has the key '{unknown[0][:100]}', expected {expected}.")
+    return dict(given)
 
 
 def first_line(error: Exception) -> str:

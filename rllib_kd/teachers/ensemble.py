@@ -16,23 +16,32 @@ from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.text import one_line
+from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 
 
 def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None = None) -> Teacher:
     """Combine several teachers into one; each keeps its own observation pipeline.
 
+    The labels of actor-critics are the log-probabilities of their mean policy, whatever the temperature.
+
     Args:
         teachers: the members, which are copied.
         policy_temperature: None (default): the labels are mean Q-values. A number > 0, return units: their softmax at
-            this temperature is the mean of the members' policies.
+            this temperature is the mean of the members' policies, among which actor-critics may be.
 
     Raises:
-        ValueError: there are no members, or their spaces differ; the message names the spaces of two.
+        ValueError: there are no members, or their spaces differ, the message names the spaces of two; or Q-networks and
+            actor-critics are mixed without a temperature.
     """
     if not teachers:
         raise ValueError("An ensemble needs at least one teacher, got an empty list.")
     for one, other in itertools.combinations(teachers, 2):
         _check_pair(one, other)
+    outputs: Outputs = LOG_PROBS if all(teacher.outputs == LOG_PROBS for teacher in teachers) else Q_VALUES
+    if outputs == LOG_PROBS:
+        policy_temperature = 1.0
+    elif policy_temperature is None:
+        _check_have_q_values(teachers)
     shown = next((member for member in teachers if all(t.takes(member.observation_space) for t in teachers)), None)
     if shown is None:
         raise ValueError(
@@ -53,14 +62,36 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
     network = QNetwork(
         members, input_space, teachers[0].action_space, None if math.isnan(num_parameters) else num_parameters
     )
-    return Teacher(network, pipeline=pipeline, source=_names(teachers)).checked()
+    return Teacher(network, pipeline=pipeline, outputs=outputs, source=_names(teachers)).checked()
 
 
-def as_configured(teacher: Teacher, ensemble: str, temperature: Any) -> Teacher:
-    """Return the teacher; an ensemble is combined as a config requests, by "q" or "policy" (at its temperature)."""
-    if len(teacher.members) == 1:
-        return teacher
-    return ensemble_of(teacher.members, policy_temperature=float(temperature) if ensemble == "policy" else None)
+def as_configured(teachers: Sequence[Teacher], ensemble: str, temperature: Any) -> Teacher:
+    """Return the one teacher, or an ensemble, combined as a config requests: by "q" or "policy" (at its temperature).
+
+    Raises:
+        ValueError: as `ensemble_of()`, or "policy" has no temperature for Q-values.
+    """
+    members = [member for teacher in teachers for member in teacher.members]
+    if len(members) == 1:
+        return teachers[0]
+    if ensemble == "policy" and temperature == "auto" and any(member.outputs == Q_VALUES for member in members):
+        raise ValueError(
+            "ensemble='policy' is the mean of the teachers' policies at `temperature`, but 'auto' is measured on "
+            "that mean. Set a number, in return units: about a tenth of the usual gap between the best two "
+            "Q-values. Or use ensemble='q'; only actor-critics, which have policies, need neither."
+        )
+    by_policy = ensemble == "policy" and temperature != "auto"
+    return ensemble_of(members, policy_temperature=float(temperature) if by_policy else None)
+
+
+def _check_have_q_values(teachers: Sequence[Teacher]) -> None:
+    """Check that there are mean Q-values: that no member has a policy instead."""
+    if without := [teacher.source for teacher in teachers if teacher.outputs == LOG_PROBS]:
+        raise ValueError(
+            f"An ensemble by its mean Q-values needs teachers with Q-values, but '{one_line(without[0])}' is an "
+            "actor-critic, which has log-probabilities. Combine them by their policies: ensemble='policy', with a "
+            "number as `temperature`, at which the Q-values become policies; or leave one kind out."
+        )
 
 
 def _check_pair(one: Teacher, other: Teacher) -> None:

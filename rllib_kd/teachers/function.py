@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.wire import LOG_PROBS
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -23,8 +24,8 @@ class QNetwork(nn.Module):
     """Any function of observations, with the methods of an RLModule that a `Teacher` needs.
 
     Args:
-        function: from observations `[B, ...]` (a float32 tensor) to Q-values `[B, A]`, as tensor or numpy array. A
-            `torch.nn.Module` is copied.
+        function: from observations `[B, ...]` (a float32 tensor) to Q-values or logits `[B, A]`, as tensor or numpy
+            array. A `torch.nn.Module` is copied.
         observation_space: space of one observation.
         action_space: space of the actions.
         num_parameters: number of the function's parameters, if it is not a `torch.nn.Module`; None if unknown.
@@ -56,7 +57,7 @@ class QNetwork(nn.Module):
         return super().to(device)
 
     def compute_q_values(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return Q-values as RLlib's `QNetAPI` does."""
+        """Return the function's outputs as RLlib's `QNetAPI` returns Q-values."""
         obs = batch[Columns.OBS]
         return {QF_PREDS: torch.as_tensor(self.function(obs), dtype=torch.float32, device=obs.device)}
 
@@ -87,7 +88,8 @@ class Members:
 
     Args:
         teachers: the members.
-        policy_temperature: temperature of `mean_policy()`; None: `mean_q()`.
+        policy_temperature: temperature of `mean_policy()`, at which the softmax of Q-values is a policy; actor-critics
+            have one by themselves. None: `mean_q()`, for Q-values alone.
         splits: whether the members' inputs are side by side in one vector; otherwise all take the same input.
     """
 
@@ -97,16 +99,22 @@ class Members:
         self._splits = splits
 
     def __call__(self, obs: Tensor) -> Tensor:
-        """Return mean Q-values `[B, A]` of inputs `[B, ...]`."""
+        """Return the mean outputs `[B, A]` of inputs `[B, ...]`."""
         shapes = [teacher.input_space.shape or () for teacher in self.teachers]
         parts = obs.split([math.prod(shape) for shape in shapes], dim=1) if self._splits else [obs] * len(shapes)
-        q = torch.stack(
-            [
-                teacher.q_values(part.reshape(-1, *shape))
-                for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
-            ]
-        )
-        return mean_q(q) if self._policy_temperature is None else mean_policy(q, temperature=self._policy_temperature)
+        outputs = [
+            teacher.q_values(part.reshape(-1, *shape))
+            for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
+        ]
+        temperature = self._policy_temperature
+        if temperature is None:
+            return mean_q(torch.stack(outputs))
+        # Scaled so that the softmax at this temperature is the actor-critic's policy, as it is for Q-values.
+        scaled = [
+            own * temperature if teacher.outputs == LOG_PROBS else own
+            for teacher, own in zip(self.teachers, outputs, strict=True)
+        ]
+        return mean_policy(torch.stack(scaled), temperature=temperature)
 
     def to(self, device: torch.device | str) -> Members:
         """Move to a device."""

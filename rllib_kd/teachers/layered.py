@@ -21,6 +21,7 @@ from rllib_kd.observations.pipeline import Flatten, Images, Normalize, Observati
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape
 from rllib_kd.teachers.function import QNetwork
+from rllib_kd.wire import Q_VALUES, Outputs
 
 #: Activations that have the same names in RLlib.
 _RLLIB_ACTIVATIONS = ("relu", "tanh", "silu", "elu")
@@ -35,17 +36,19 @@ def layered_teacher(
     num_actions: int | None = None,
     observation_space: gym.Space | None = None,
     stages: Sequence[Stage] = (),
+    outputs: Outputs = Q_VALUES,
 ) -> Teacher:
     """Create a teacher from described layers.
 
     Args:
-        layers: layers from inputs to Q-values, as in networks/layers.py.
+        layers: layers from inputs to Q-values or logits, as in networks/layers.py.
         tensors: their weights.
         observation_shape: shape of one input.
         source: source of the layers, for messages.
-        num_actions: number of Q-values that the layers must have; None: any number.
+        num_actions: number of outputs that the layers must have; None: any number.
         observation_space: space of the environment's observations; None: they are the inputs.
         stages: stages from the environment's observations to the first layer.
+        outputs: what the teacher gives: the layers' outputs are Q-values, or logits for "log_probs".
 
     Raises:
         ValueError: the layers do not fit each other, their inputs or the actions.
@@ -67,7 +70,7 @@ def layered_teacher(
     module = as_rllib_module(layers, tensors, input_space, action_space)
     network = module or QNetwork(build_layers(layers, tensors), input_space, action_space)
     pipeline = ObservationPipeline(observation_space or shown_space, stages) if stages else None
-    return Teacher(network, pipeline=pipeline, source=source)
+    return Teacher(network, pipeline=pipeline, outputs=outputs, source=source)
 
 
 def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: tuple[int, ...]) -> int:
@@ -77,7 +80,7 @@ def _num_outputs(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: 
         network = build_layers(layers, meta)
     _, outputs = cost_of(network, shape)
     if outputs.ndim != 2 or outputs.shape[0] != 1 or outputs.shape[1] == 0:
-        raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one Q-value for each action")
+        raise ValueError(f"its outputs have the shape {list(outputs.shape)}, expected one for each action")
     return int(outputs.shape[1])
 
 

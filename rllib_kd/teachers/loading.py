@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from ray.rllib.core.rl_module.rl_module import RLModule
 
+from rllib_kd.checkpoints.archives import read_weights
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint, open_checkpoint
 from rllib_kd.checkpoints.tune import Location, resolve
 from rllib_kd.observations.pipeline import ObservationPipeline
-from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.cleanrl import load_cleanrl
+from rllib_kd.teachers import plain
+from rllib_kd.teachers.base import Teacher, outputs_of
+from rllib_kd.teachers.cleanrl import is_cleanrl, load_cleanrl
+from rllib_kd.teachers.described import read_network
 from rllib_kd.teachers.ensemble import ensemble_of
-from rllib_kd.teachers.names import PACKAGED_TEACHERS, PackagedTeacher, absolute_teacher_uri
+from rllib_kd.teachers.names import PACKAGED_TEACHERS, PackagedTeacher, absolute_teacher_uri, check_description
 from rllib_kd.teachers.onnx import load_onnx
+from rllib_kd.teachers.plain import plain_teacher
 from rllib_kd.teachers.recognition import Found, find
 from rllib_kd.teachers.rllib import load_rllib
 from rllib_kd.teachers.safetensors import load_safetensors
 from rllib_kd.teachers.sb3 import load_sb3
 from rllib_kd.teachers.torchscript import load_torchscript
 
+#: A teacher that is not loaded: its path or URI, or a dict with the path.
+Described = str | os.PathLike[str] | Mapping[str, Any]
+
 
 def load_teacher(
-    teacher: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Teacher],
+    teacher: str
+    | os.PathLike[str]
+    | Mapping[str, Any]
+    | Sequence[str | os.PathLike[str] | Mapping[str, Any] | Teacher],
     *,
     pipeline: ObservationPipeline | None = None,
     trust_checkpoint: bool = False,
@@ -36,9 +46,11 @@ def load_teacher(
     Args:
         teacher: the name of a packaged teacher ("cartpole"), or path or URI of an RLlib checkpoint (an Algorithm's
             folder, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by evaluation; its
-            newest if training did not evaluate; "RUN@newest" and "RUN@best" choose), of a Stable-Baselines3 zip of DQN
-            or QR-DQN, or of a folder with that zip alone, of a `.cleanrl_model`, safetensors, ONNX or TorchScript. A
-            list of them, or of loaded teachers, is an ensemble, whose Q-values are their means.
+            newest if training did not evaluate; "RUN@newest" and "RUN@best" choose), of a Stable-Baselines3 zip of DQN,
+            QR-DQN, A2C, PPO or MaskablePPO, or of a folder with that zip alone, of a `.cleanrl_model`, a PyTorch state
+            dict, safetensors, ONNX or TorchScript. A dict with the path describes what the file does not record:
+            `{"path": "net.pth", "network": {"activation": "relu"}}`. A list of these, or of loaded teachers, is an
+            ensemble: Q-values are averaged, and policies of actor-critics.
         pipeline: pipeline from the environment's observations to those of this teacher's training. It precedes the
             pipeline in the checkpoint (connectors, VecNormalize, channel order). With it a teacher may see more than
             its student: `ObservationPipeline(env.observation_space, (Function(lambda obs: obs["everything"]),))`.
@@ -50,7 +62,7 @@ def load_teacher(
 
     Raises:
         ValueError: there is nothing at the path, it is not a teacher, contains more than data, or does not return
-            finite Q-values; the message has the remedy.
+            finite Q-values or logits; the message has the remedy.
     """
     if isinstance(teacher, Sequence) and not isinstance(teacher, str):
         members = (
@@ -63,11 +75,28 @@ def load_teacher(
     return OpenedCheckpoint(teacher, trust_checkpoint=trust_checkpoint).load(pipeline)
 
 
+def load_members(teacher: Any, *, trust_checkpoint: bool = False) -> list[Teacher]:
+    """Load the one teacher of a config, or the members of an ensemble, which `as_configured()` combines.
+
+    Args:
+        teacher: as in `.distillation(teacher=...)`; loaded ones are returned as they are.
+        trust_checkpoint: as in `load_teacher()`.
+
+    Raises:
+        ValueError: as `load_teacher()`.
+    """
+    return [
+        member if isinstance(member, Teacher) else load_teacher(member, trust_checkpoint=trust_checkpoint)
+        for member in (teacher if isinstance(teacher, list | tuple) else [teacher])
+    ]
+
+
 class OpenedCheckpoint:
     """A checkpoint of any origin. It is found at once; it is recognised, read and built at its first use, once.
 
     Args:
-        path: name of a packaged teacher, or path or URI as in `load_teacher()`; or a location from `resolve()`.
+        path: name of a packaged teacher, path, URI, or a dict of these, as in `load_teacher()`; or a location from
+            `resolve()`.
         trust_checkpoint: as in `load_teacher()`.
         continues: as in `resolve()`.
 
@@ -76,16 +105,25 @@ class OpenedCheckpoint:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str] | Location, *, trust_checkpoint: bool = False, continues: bool = False
+        self,
+        path: str | os.PathLike[str] | Mapping[str, Any] | Location,
+        *,
+        trust_checkpoint: bool = False,
+        continues: bool = False,
     ):
         self._trusted = trust_checkpoint
         self._packaged: PackagedTeacher | None = None
+        self._network: Mapping[str, Any] | None = None  # as the user describes it
         if isinstance(path, Location):
             self.name, self.location = path.uri, path
             return
-        uri = absolute_teacher_uri(path)
-        self.name, self._packaged = os.fspath(path), PACKAGED_TEACHERS.get(uri)
-        self.location = resolve(path if self._packaged is None else self._packaged.path, continues=continues)
+        if isinstance(path, Mapping):
+            check_description(path)
+            self._network = path.get("network")
+        given: str | os.PathLike[str] = path["path"] if isinstance(path, Mapping) else path
+        uri = absolute_teacher_uri(given)
+        self.name, self._packaged = os.fspath(given), PACKAGED_TEACHERS.get(uri)
+        self.location = resolve(given if self._packaged is None else self._packaged.path, continues=continues)
 
     def algorithm(self) -> str | None:
         """Return the name of the algorithm that trained it; None if the checkpoint does not record it."""
@@ -133,19 +171,35 @@ class OpenedCheckpoint:
 
     def _loaded(self) -> Teacher:
         if self.rllib is not None:
+            self._described(())
             return load_rllib(self.rllib, self.module)
         found, uri = self._found, self.location.uri
         match found.origin:
             case "sb3":
+                self._described(())
                 return load_sb3(found.content, uri, found.vec_normalize())
-            case "cleanrl":
-                return load_cleanrl(found.content, uri)
+            case "weights":
+                return self._load_weights()
             case "safetensors":
-                return load_safetensors(found.content, uri, found.description())
-            case "onnx":
-                return load_onnx(found.content, uri)
-            case _:
-                return load_torchscript(found.content, uri, found.description(), trust_checkpoint=self._trusted)
+                return load_safetensors(found.content, uri, found.description(), self._described(plain.KEYS))
+        # Functions, whose outputs may be logits.
+        outputs = outputs_of(self._described(("outputs",)).get("outputs", "q_values"))
+        if found.origin == "onnx":
+            loaded = load_onnx(found.content, uri)
+        else:
+            loaded = load_torchscript(found.content, uri, found.description(), trust_checkpoint=self._trusted)
+        loaded.outputs = outputs
+        return loaded
+
+    def _load_weights(self) -> Teacher:
+        """Load a state dict: of CleanRL, whose networks are known, or of another network, which is described."""
+        uri, network = self.location.uri, self._described(plain.KEYS)
+        saved = read_weights(self._found.content, uri)
+        return load_cleanrl(saved, uri) if not network and is_cleanrl(saved) else plain_teacher(saved, network, uri)
+
+    def _described(self, keys: Collection[str]) -> dict[str, Any]:
+        """Return the description of the network, which has these keys alone; empty if there is none."""
+        return read_network(self._network, self._found.description() if keys else None, self.location.uri, keys=keys)
 
     @cached_property
     def _found(self) -> Found:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.teachers.base import Teacher
@@ -24,10 +25,51 @@ class PackagedTeacher(NamedTuple):
 PACKAGED_TEACHERS = {"cartpole": PackagedTeacher(Path(__file__).parent / "cartpole", "CartPole-v1")}
 
 
+#: The keys of a teacher that is described in a config: its path, and what its file does not record of the network.
+DESCRIPTION_KEYS = frozenset({"path", "network"})
+
+
+def is_described(teacher: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether a teacher is a dict with its path, and a description of its network."""
+    return isinstance(teacher, Mapping) and "path" in teacher
+
+
+def is_by_policy(teacher: Any) -> TypeGuard[Mapping[str, Any]]:
+    """Return whether this is a dict of teachers by policy, as in multi-agent settings."""
+    return isinstance(teacher, Mapping) and not is_described(teacher)
+
+
+def path_of(teacher: Any) -> str:
+    """Return the path of a teacher as a command takes it; of one that is described, without the description."""
+    return str(teacher["path"] if is_described(teacher) else teacher)
+
+
+def check_description(teacher: Mapping[str, Any]) -> None:
+    """Check a teacher that is described by a dict.
+
+    Raises:
+        ValueError: it has unknown keys, or values of other types.
+    """
+    path, network = teacher["path"], teacher.get("network", {})
+    if unknown := sorted(set(map(str, teacher)) - DESCRIPTION_KEYS):
+        raise ValueError(
+            f"A teacher's description has no key '{unknown[0]}'. Expected {{'path': ..., 'network': {{'activation': "
+            "'relu'}}."
+        )
+    if not isinstance(path, str | os.PathLike) or not isinstance(network, Mapping):
+        raise ValueError(
+            f"A teacher's description needs a path and a dict as its network, got {teacher!r:.200}. Expected "
+            "{'path': ..., 'network': {'activation': 'relu'}}."
+        )
+
+
 def absolute_teachers(teacher: Any) -> Any:
     """Apply `absolute_teacher_uri()`, to each member of a list; return a loaded teacher as it is."""
     if isinstance(teacher, list | tuple):
         return [absolute_teachers(member) for member in teacher]
+    if is_described(teacher):
+        check_description(teacher)
+        return {**teacher, "path": absolute_teacher_uri(teacher["path"])}
     return teacher if isinstance(teacher, Teacher) else absolute_teacher_uri(teacher)
 
 

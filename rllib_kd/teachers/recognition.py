@@ -18,7 +18,7 @@ from rllib_kd.teachers.normalization import NormalizationFile, find_normalizatio
 
 _FORMATS = (
     "the folder of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
-    "(.cleanrl_model), safetensors, ONNX or TorchScript"
+    "(.cleanrl_model), a state dict of PyTorch (.pth), safetensors, ONNX or TorchScript"
 )
 
 
@@ -33,7 +33,7 @@ class Found:
     """A recognised checkpoint.
 
     Args:
-        origin: "rllib", "sb3", "cleanrl", "safetensors", "onnx" or "torchscript".
+        origin: "rllib", "sb3", "weights" (of CleanRL, or any state dict), "safetensors", "onnx" or "torchscript".
         uri: URI of the checkpoint itself.
         content: content of a file; empty for a folder.
         filesystem: its filesystem.
@@ -90,7 +90,7 @@ def _origin(content: bytes, uri: str) -> str:
         if is_torchscript(names):
             return "torchscript"
         if any(name.endswith("/data.pkl") for name in names):
-            return "cleanrl"
+            return "weights"
     if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):  # length of a JSON header
         return "safetensors"
     if content.startswith(_ONNX):

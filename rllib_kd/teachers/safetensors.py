@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import safetensors.torch
@@ -10,19 +11,25 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.networks.layers import whole
-from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.described import description_name, read_description, reason
 from rllib_kd.teachers.layered import layered_teacher
+from rllib_kd.teachers.plain import plain_teacher
 
 
-def load_safetensors(content: bytes, uri: str, description: bytes | None = None) -> Teacher:
+def load_safetensors(
+    content: bytes, uri: str, description: bytes | None = None, network: Mapping[str, Any] | None = None
+) -> Teacher:
     """Load weights with a description of their layers: in the file itself, as `export()` writes it, or beside it.
+
+    Linear layers that form a chain are described by the activation between them: see plain.py.
 
     Args:
         content: content of the file.
         uri: its path, for messages.
         description: JSON with `layers` and `observation_shape`, as in docs/numpy_runner.md; None if there is none
             beside the file.
+        network: description of a chain, if the layers are not described; empty or None if there is none.
 
     Raises:
         ValueError: there is no description, or it does not fit the weights.
@@ -42,10 +49,13 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
             metadata |= read_description(description)
     except Exception as error:  # of safetensors and of JSON
         raise CheckpointError(f"'{uri}' cannot be read as safetensors: {error}. Is the file complete?") from error
+    if "layers" not in metadata and network:
+        return plain_teacher(tensors, network, uri)
     if "layers" not in metadata or "observation_shape" not in metadata:
         raise CheckpointError(
             f"'{uri}' does not describe its layers. Put a file '{description_name(uri)}' beside it, with `layers` and "
-            "`observation_shape` as in docs/numpy_runner.md."
+            '`observation_shape` as in docs/numpy_runner.md; or with {"activation": "relu"}, if they are a chain of '
+            "linear layers with this activation."
         )
     try:
         layers, num_actions = metadata["layers"], metadata.get("num_actions")
@@ -56,6 +66,7 @@ def load_safetensors(content: bytes, uri: str, description: bytes | None = None)
             tensors,
             observation_shape=metadata["observation_shape"],
             num_actions=None if num_actions is None else whole(num_actions),
+            outputs=outputs_of(metadata.get("outputs", "q_values")),
             source=uri,
         )
     except Exception as error:  # whatever stands in the JSON

@@ -19,6 +19,7 @@ from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
 from rllib_kd import DistillDQNConfig, Teacher, load_teacher
 from rllib_kd.algorithm.fit import check_fit
+from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.settings import apply_settings
 from rllib_kd.algorithm.students import Students, StudentSize, new_student, shape_students
 from rllib_kd.algorithm.teachers import Teachers
@@ -43,7 +44,13 @@ FEATURES = [
     Feature(
         "several agents", "`.multi_agent(...)`", {"policies": {*AGENTS}, "policy_mapping_fn": lambda *_: AGENTS[0]}
     ),
-    Feature("no teacher", "`teacher=None`, with TD", {"teacher": None, **TD}),
+    Feature("no teacher", "`teacher=None`, with TD", {"teacher": None, "teacher_outputs": None, **TD}),
+    Feature("actor-critic", '`teacher="ppo.zip"`', {"teacher_outputs": "log_probs"}),
+    Feature(
+        "actor-critic that draws its actions",
+        "`teacher_explores`",
+        {"teacher_outputs": "log_probs", "teacher_explores": True},
+    ),
     Feature("ensemble of Q-values", "`teacher=[A, B]`", {"teacher": 2, "ensemble": "q"}),
     Feature("ensemble of policies", '`ensemble="policy"`', {"teacher": 2, "ensemble": "policy", "temperature": 1.0}),
     Feature("C51", '`loss="categorical"`', {"teacher_atoms": 5, "loss": "categorical", **ATOMS}),
@@ -71,7 +78,7 @@ def refusal(*features: Feature) -> str | None:
     for feature in features:
         for name, value in feature.settings.items():
             if both.setdefault(name, value) != value:
-                return f"Both set `{name}`, to different values."
+                return f"Both set `{name.partition('_outputs')[0]}`, to different values."
     try:
         _check(both)
     except ValueError as error:
@@ -81,8 +88,9 @@ def refusal(*features: Feature) -> str | None:
 
 def _check(settings: dict[str, Any]) -> None:
     """Check a config as `DistillDQN.setup()` does."""
-    settings = {"teacher": 1, "teacher_atoms": 1} | settings
-    settings["teacher"] = _teacher(settings["teacher"], settings.pop("teacher_atoms"))
+    settings = {"teacher": 1, "teacher_atoms": 1, "teacher_outputs": "q_values"} | settings
+    kind = settings.pop("teacher_atoms"), settings.pop("teacher_outputs")
+    settings["teacher"] = _teacher(settings["teacher"], *kind)
     is_multi_agent = "policies" in settings
     if is_multi_agent and settings["teacher"] is not None:
         settings["teacher"] = dict.fromkeys(AGENTS, settings["teacher"])
@@ -92,6 +100,7 @@ def _check(settings: dict[str, Any]) -> None:
     config.distillation(teacher=settings.pop("teacher"))
     apply_settings(config, settings).validate()
     teachers = Teachers.load(config, None)
+    check_labels(config, teachers)
     shape_students(config, teachers)
     modules = AGENTS if is_multi_agent else tuple(config.members) or ("default_policy",)
     spaces = dict.fromkeys((INPUT_ENV_SINGLE_SPACES, "default_policy", *modules), (CARTPOLE_OBS, CARTPOLE_ACTIONS))
@@ -102,12 +111,13 @@ def _check(settings: dict[str, Any]) -> None:
 
 
 @cache
-def _teacher(number: int | None, atoms: int) -> Any:
+def _teacher(number: int | None, atoms: int, outputs: Any) -> Any:
     """Return no teacher, one, or an ensemble; of return distributions if there are several atoms."""
     if number is None:
         return None
     teacher = load_teacher("cartpole") if atoms == 1 else Teacher(make_q_module(**ATOMS))
     teacher.source = "A"  # on the page: no path of this machine
+    teacher.outputs = outputs  # as those of an actor-critic of the same layers
     return teacher if number == 1 else [teacher] * number
 
 

@@ -57,3 +57,18 @@ def test_gaps_are_known_once_there_are_labels():
     assert gaps.in_return_units(3.0) == math.inf
     gaps.update(np.array([[1.0, 0.0], [4.0, 2.0], [2.0, 4.0], [9.0, 1.0], [0.0, 2.0]]))
     assert gaps.in_return_units(3.0) == pytest.approx(6.0, rel=0.2)
+
+
+def test_a_teacher_that_explores_draws_from_its_policy():
+    num, probabilities = 40_000, np.array([0.5, 0.3, 0.2, 0.0])
+    with np.errstate(divide="ignore"):
+        log_probs = np.tile(np.log(probabilities), (num, 1))
+    student_q = np.tile([0.0, 0.0, 0.0, 1.0], (num, 1))
+    for beta in (1.0, 0.4):
+        explores = BehaviorPolicy(beta, 0.0, np.random.default_rng(0), teacher_explores=True)
+        shares = np.bincount(explores.act(student_q, log_probs), minlength=4) / num
+        # The student's action is illegal for the teacher: the best legal one is taken instead.
+        expected = beta * probabilities + (1 - beta) * np.array([1.0, 0.0, 0.0, 0.0])
+        np.testing.assert_allclose(shares, expected, atol=5 * 0.5 / np.sqrt(num))
+    greedy = BehaviorPolicy(1.0, 0.0, np.random.default_rng(0))
+    assert set(greedy.act(None, log_probs)) == {0}

@@ -8,7 +8,7 @@ from rllib_kd.experiment.outcome import comparison
 
 def test_trials_of_a_final_comparison_are_called_by_what_varies(monkeypatch):
     seen = {}
-    monkeypatch.setattr(outcome, "load_teacher", lambda *args, **kwargs: None)
+    monkeypatch.setattr(outcome, "load_members", lambda *args, **kwargs: None)
     monkeypatch.setattr(outcome, "as_configured", lambda *args: "teacher")
     monkeypatch.setattr(outcome, "summary_table", lambda comparisons: "table")
     monkeypatch.setattr(outcome, "compare_all", lambda teacher, students, *_, **__: seen.update(students) or [1, 2])
@@ -33,3 +33,10 @@ def test_the_command_after_training_names_each_student_of_a_family():
     command = comparison(SimpleNamespace(compare_episodes=0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
     modules = "/c/learner_group/learner/rl_module"
     assert command == f"compare with: rllib compare --teacher cartpole {modules}/s4 {modules}/lin"
+
+
+def test_the_command_after_training_has_the_path_of_a_described_teacher():
+    checkpoint = SimpleNamespace(filesystem=SimpleNamespace(type_name="local"), path="/c")
+    config = {"teacher": {"path": "/net.pth", "network": {"activation": "relu"}}}
+    command = comparison(SimpleNamespace(compare_episodes=0), [SimpleNamespace(checkpoint=checkpoint, config=config)])
+    assert command == "compare with: rllib compare --teacher /net.pth /c"

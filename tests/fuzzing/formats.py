@@ -29,7 +29,7 @@ from rllib_kd.export.export import export
 from rllib_kd.observations.pipeline import Shown
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, make_q_module, states
-from tests.formats import CHECKPOINTS, mlp, nature_cnn, sb3_weights, sb3_zip, serialized, to_bytes
+from tests.formats import CHECKPOINTS, actor_critic_weights, mlp, nature_cnn, sb3_weights, sb3_zip, serialized, to_bytes
 from tests.fuzzing.mutations import mutate_bytes, mutate_json, mutate_onnx, mutate_pickle, mutate_zip
 
 #: Files by their paths below a folder.
@@ -180,9 +180,14 @@ def _sb3() -> Format:
             gym.spaces.Box(0, 255, (1, 84, 84), np.uint8),
             3,
         ).read_bytes()
+        policy = actor_critic_weights(mlp(4, 8, 2, activation=torch.nn.Tanh))
+        actor_critic = sb3_zip(path, policy, CARTPOLE_OBS, 2).read_bytes()
+        seen = actor_critic_weights(nature_cnn(1, 3), has_images=True)
+        actor_critic_images = sb3_zip(path, seen, gym.spaces.Box(0, 255, (1, 84, 84), np.uint8), 3).read_bytes()
     own = {"case.zip": (CHECKPOINTS / "sb3-2.9" / "dqn.zip").read_bytes()}
     own["vecnormalize.pkl"] = (CHECKPOINTS / "sb3-2.9" / "vecnormalize.pkl").read_bytes()
-    return Format("case.zip", [own, own, {"case.zip": plain}, {"case.zip": discrete}, {"case.zip": images}], _in_sb3)
+    others = (plain, discrete, images, actor_critic, actor_critic_images)
+    return Format("case.zip", [own, own, *({"case.zip": content} for content in others)], _in_sb3)
 
 
 def _in_sb3(name: str, content: bytes, rng: random.Random, marker: str) -> bytes:
@@ -226,7 +231,29 @@ def _cleanrl() -> Format:
     contents = [to_bytes({f"network.{key}": value for key, value in net.state_dict().items()}) for net in networks]
     atoms = {"atoms": torch.linspace(-1, 1, 3), **{f"network.{k}": v for k, v in mlp(4, 8, 6).state_dict().items()}}
     contents.append(to_bytes({"model_weights": atoms, "args": {"seed": 1}}))
+    parts = {"actor": mlp(4, 8, 2), "critic": mlp(4, 8, 1)}
+    contents.append(to_bytes({f"{part}.{k}": v for part, net in parts.items() for k, v in net.state_dict().items()}))
     return Format("case.cleanrl_model", [{"case.cleanrl_model": content} for content in contents], _in_weights)
+
+
+def _plain() -> Format:
+    chain = {
+        f"fc{i}.{kind}": value
+        for i, net in enumerate((mlp(4, 8), mlp(8, 8), mlp(8, 2)))
+        for kind, value in (("weight", net[0].weight.detach()), ("bias", net[0].bias.detach()))
+    }
+    streams = {"fc.weight": torch.ones(8, 4), "value.weight": torch.ones(1, 8), "advantage.weight": torch.ones(2, 8)}
+    described = [{"activation": "relu", "outputs": "logits"}, {"activation": "tanh", "entry": "net", "prefix": "fc"}]
+    described += [{"activation": "relu"}, {"activation": "relu", "order": ["fc0", "fc1", "fc2"]}]
+    contents = [chain, {"net": chain, "epoch": 3}, streams, chain]
+    return Format(
+        "case.pth",
+        [
+            {"case.pth": to_bytes(content), "case.json": json.dumps(description).encode()}
+            for content, description in zip(contents, described, strict=True)
+        ],
+        _in_torchscript,
+    )
 
 
 def _students() -> list[Teacher]:
@@ -301,6 +328,7 @@ FORMATS: dict[str, Callable[[], Format]] = {
     "tune": _tune,
     "sb3": _sb3,
     "cleanrl": _cleanrl,
+    "plain": _plain,
     "safetensors": _safetensors,
     "onnx": _onnx,
     "torchscript": _torchscript,

@@ -41,6 +41,20 @@ def test_metrics_are_those_of_states_not_yet_learned(cluster):
     regret = (teacher_q.max(-1).values - teacher_q[torch.arange(256), chosen]).mean().item()
     assert results["teacher_agreement"].peek() == pytest.approx(agreement)
     assert results["q_regret"].peek() == pytest.approx(regret, rel=1e-5)
+    assert "regret_nats" not in results
+
+
+def test_labels_of_actor_critics_have_temperature_1_and_a_regret_in_nats():
+    config = config_of()
+    config.log_prob_groups = ("default_policy",)
+    learner, columns = make_learner(config), fragment()
+    log_probs = torch.log_softmax(torch.as_tensor(columns["teacher_q"]), -1)
+    chosen = q_values(learner, columns["obs"]).argmax(-1)
+    regret = (log_probs.max(-1).values - log_probs[torch.arange(256), chosen]).mean().item()
+    results = learner.update([columns | {"teacher_q": log_probs.numpy()}], num_gradient_steps=5)["default_policy"]
+    assert results["temperature"].peek() == 1.0
+    assert results["regret_nats"].peek() == pytest.approx(regret, rel=1e-5)
+    assert "q_regret" not in results
 
 
 @pytest.mark.parametrize(("td_coeff", "by"), [(0.0, "loss"), (1.0, "td_error")])

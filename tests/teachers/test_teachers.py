@@ -138,12 +138,12 @@ def test_the_packaged_teacher_resolves_by_name_from_everywhere(tmp_path, monkeyp
     assert (teacher.observation_space.shape, teacher.action_space.n) == ((4,), 2)
 
 
-def save_ppo(path):
+def save_recurrent_ppo(path):
     module = RLModuleSpec(
         module_class=DefaultPPOTorchRLModule,
         observation_space=CARTPOLE_OBS,
         action_space=CARTPOLE_ACTIONS,
-        model_config={"fcnet_hiddens": [4], "vf_share_layers": False},
+        model_config={"fcnet_hiddens": [4], "vf_share_layers": False, "use_lstm": True, "lstm_cell_size": 4},
     ).build()
     module.save_to_path(str(path))
 
@@ -174,7 +174,7 @@ def save_other_policies(path):
         (save_nothing, "is not an RLlib checkpoint"),
         (save_old_stack, "old API stack"),
         (save_truncated, "cannot be read"),
-        (save_ppo, "has no Q-values"),
+        (save_recurrent_ppo, "cannot teach: it is a recurrent DefaultPPOTorchRLModule"),
         (save_other_policies, r"contains the RLModules \['blue'\]"),
     ],
     ids=["missing", "empty", "old-stack", "truncated", "ppo", "other-policies"],

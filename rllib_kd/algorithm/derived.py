@@ -1,0 +1,162 @@
+"""Values that follow from the settings of a distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
+from rllib_kd.students.restarts import names_of, regret_factor
+from rllib_kd.teachers.names import is_by_policy
+from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
+
+
+class DerivedValues:
+    """What follows from the settings of `DistillationConfig`, which has them as attributes."""
+
+    #: `temperature="auto"` is this times the median action gap of a teacher with Q-values.
+    AUTO_TEMPERATURE_GAPS: ClassVar[float] = 0.1
+
+    teacher: str | Teacher | list[Any] | Mapping[str, Any] | None
+    loss: str
+    temperature: float | Literal["auto"]
+    student_temperature: float | None
+    regret_coeff: float | None
+    feature_coeff: float
+    rollout_policy: str
+    teacher_fraction: Schedule | None
+    max_regret: float | None
+    kd_coeff: Schedule | Literal["qdagger"]
+    td_coeff: Schedule
+    students: dict[str, Any]
+    restarts: int
+    log_prob_groups: tuple[str, ...]
+    is_multi_agent: bool
+
+    _model_config: Any
+    _env_to_module_connector: Any
+    _module_to_env_connector: Any
+    _learner_connector: Any
+    _rl_module_spec: Any
+
+    @property
+    def given_model_config(self) -> dict[str, Any]:
+        """Return the argument of `rl_module(model_config=...)` as a dict; empty if there was none."""
+        given = self._model_config
+        return dict(given) if isinstance(given, Mapping) else dataclasses.asdict(given)
+
+    @property
+    def members(self) -> dict[str, dict[str, Any]]:
+        """Return each learning module's own part of the model config: for students of a family, and for restarts.
+
+        Empty if there is one student without restarts: RLlib makes its module.
+        """
+        if not self.students and self.restarts == 1:
+            return {}
+        students = self.students or {DEFAULT_MODULE_ID: {}}
+        return {name: shape for student, shape in students.items() for name in names_of(student, self.restarts)}
+
+    @property
+    def own_connectors(self) -> frozenset[str]:
+        """Return the kinds of connectors that the user has set: "env_to_module", "module_to_env", "learner"."""
+        set_by_user = {
+            "env_to_module": self._env_to_module_connector,
+            "module_to_env": self._module_to_env_connector,
+            "learner": self._learner_connector,
+        }
+        return frozenset(kind for kind, connector in set_by_user.items() if connector is not None)
+
+    @property
+    def own_rl_module_spec(self) -> Any:
+        """Return the argument of `rl_module(rl_module_spec=...)`; None if there was none."""
+        return self._rl_module_spec
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """Return the columns in which EnvRunners store labels, the teacher's outputs for a state."""
+        if self.teacher is None:
+            return ()
+        optional = {TEACHER_PROBS: self.loss == "categorical", TEACHER_FEATURES: self.feature_coeff > 0.0}
+        return (TEACHER_Q, *(name for name, needed in optional.items() if needed))
+
+    def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
+        """Return λ after `env_steps` env steps, for the student's return ratio (NaN: not known yet)."""
+        if self.teacher is None:
+            return 0.0
+        return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
+
+    def teacher_fraction_at(self, env_steps: int) -> float:
+        """Return β after `env_steps` env steps: 1 or 0 if the teacher or the student alone acts."""
+        if self.teacher is None or self.rollout_policy == "student":
+            return 0.0
+        if self.rollout_policy == "teacher":
+            return 1.0
+        default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, 0.0]]
+        return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
+
+    @property
+    def max_regret_in_gaps(self) -> float:
+        """Return `max_regret`, or its default; infinite if the student alone acts."""
+        if self.rollout_policy != "mixture" or (self.max_regret is None and self.uses_td):
+            return math.inf
+        return 3.0 if self.max_regret is None else self.max_regret
+
+    @property
+    def teachers(self) -> dict[str, Any]:
+        """Return the teacher of each group, as a list if it is an ensemble; empty without a teacher."""
+        if is_by_policy(self.teacher):
+            return dict(self.teacher)
+        return {} if self.teacher is None else {DEFAULT_MODULE_ID: self.teacher}
+
+    def set_teachers(self, change: Callable[[str, Any], Any]) -> None:
+        """Replace the teacher of each group by `change(group, teacher)`."""
+        changed = {group_id: change(group_id, teacher) for group_id, teacher in self.teachers.items()}
+        self.teacher = changed if is_by_policy(self.teacher) else changed.get(DEFAULT_MODULE_ID)
+
+    def outputs_of(self, group_id: str) -> Outputs:
+        """Return what the labels of a group are: Q-values, or log-probabilities."""
+        return LOG_PROBS if group_id in self.log_prob_groups else Q_VALUES
+
+    def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
+        """Return the modules of each group's students."""
+        if self.is_multi_agent:
+            return {group_id: [group_id] for group_id in self.teachers}
+        return {DEFAULT_MODULE_ID: list(module_ids)}
+
+    def by_group(self, fragment: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """Split a fragment, as EnvRunners send it, into the columns of each group."""
+        return fragment if self.is_multi_agent else {DEFAULT_MODULE_ID: fragment}
+
+    def temperatures(self, median_gap: float, outputs: Outputs = Q_VALUES) -> tuple[float, float]:
+        """Return the temperatures of teacher and student, with which their probabilities are equally sharp.
+
+        Args:
+            median_gap: median over states of the teacher's action gap, best − second-best output, return units or nats.
+            outputs: what the teacher's outputs are. A policy has temperature 1, unless another one is set.
+        """
+        auto = 1.0 if outputs == LOG_PROBS else self.AUTO_TEMPERATURE_GAPS * median_gap
+        temperature = auto if self.temperature == "auto" else self.temperature
+        if self.student_temperature is not None:
+            return temperature, self.student_temperature
+        if self.loss not in POLICY_LOSSES or self.uses_td:
+            return temperature, temperature  # both put out Q-values
+        return temperature, temperature / median_gap  # the student's outputs count in median action gaps
+
+    def regret_coeff_of(self, name: str) -> float:
+        """Return the weight of a module's expected regret beside the KL, nats / median action gap of the labels."""
+        if self.regret_coeff is not None:
+            return self.regret_coeff
+        return regret_factor(name) if self.loss == "kl" and not self.uses_td else 0.0
+
+    @property
+    def uses_td(self) -> bool:
+        """Return whether the TD loss ever has a weight, so that EnvRunners must send whole transitions."""
+        return any(values_of(self.td_coeff))

@@ -1,0 +1,62 @@
+"""Check that the settings suit what the labels are: Q-values, or log-probabilities of an actor-critic's policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import one_line
+from rllib_kd.wire import LOG_PROBS
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+
+def check_labels(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
+    """Check the settings that depend on what the labels are. Teachers that are not loaded yet are not checked.
+
+    Args:
+        config: config of the run, which has been validated.
+        teachers: teachers by group.
+
+    Raises:
+        ValueError: a setting needs Q-values, but a teacher is an actor-critic; or the other way round.
+    """
+    for teacher in teachers.values():
+        if not teacher.is_loaded:
+            continue
+        if teacher.outputs == LOG_PROBS:
+            _check_needs_no_q_values(config, teacher)
+        elif config.teacher_explores:
+            raise ValueError(
+                f"`teacher_explores` lets a teacher draw its actions from its policy, but '{_name(teacher)}' has "
+                "Q-values and no policy. Leave teacher_explores at False, and set `epsilon` for random actions."
+            )
+
+
+def note_outputs(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
+    """Record in a config which groups learn from log-probabilities. Teachers not loaded yet leave it as it is."""
+    if all(teacher.is_loaded for teacher in teachers.values()):
+        config.log_prob_groups = tuple(group for group, teacher in teachers.items() if teacher.outputs == LOG_PROBS)
+
+
+def _check_needs_no_q_values(config: DistillationConfig, teacher: Teacher) -> None:
+    """Refuse settings that compare or weigh Q-values, which log-probabilities are not."""
+    losses = ", ".join(f"'{loss}'" for loss in POLICY_LOSSES)
+    for name, is_refused, remedy in (
+        ("loss", config.loss not in POLICY_LOSSES, f"Set one of the losses {losses}."),
+        ("td_coeff", config.uses_td, "Leave it at 0: one output cannot be a Q-value and a log-probability."),
+        ("gap_weighting", bool(config.gap_weighting), "Leave it out."),
+        ("value_gate", bool(config.value_gate), "Leave it out."),
+    ):
+        if is_refused:
+            raise ValueError(
+                f"`{name}`={getattr(config, name)!r} needs a teacher with Q-values, but '{_name(teacher)}' is an "
+                f"actor-critic, whose labels are log-probabilities of actions. {remedy}"
+            )
+
+
+def _name(teacher: Teacher) -> str:
+    return one_line(teacher.source)

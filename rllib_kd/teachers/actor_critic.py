@@ -1,0 +1,86 @@
+"""Policies of RLlib's actor-critics as networks: PPO, APPO, IMPALA, SAC with discrete actions, BC and MARWIL."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.core.rl_module.rl_module import RLModule
+from torch import Tensor, nn
+
+from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
+from rllib_kd.teachers.function import QNetwork
+
+#: Where encoder and head of the policy are: with a critic beside them, with a shared encoder, of SAC, and of BC.
+_PARTS = (
+    ("encoder.actor_encoder.", "pi."),
+    ("encoder.encoder.", "pi."),
+    ("pi_encoder.", "pi."),
+    ("_encoder.", "_pi_head."),
+)
+
+
+class Logits(nn.Module):
+    """The function from observations `[B, ...]` to the logits `[B, A]` of an RLModule's policy."""
+
+    def __init__(self, module: Any):
+        super().__init__()
+        self.module = module
+
+    def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
+        return self.module.forward_inference({Columns.OBS: obs})[Columns.ACTION_DIST_INPUTS]
+
+
+def policy_network(module: RLModule) -> RLModule | QNetwork:
+    """Return the network of a policy, whose outputs are its logits; its critic is left out.
+
+    It is RLlib's DQN module if that can have the same layers. Then the policy has an architecture that can be made
+    narrower, features, and weights to begin with.
+
+    Args:
+        module: an RLModule that computes the logits of a policy, in eval mode.
+
+    Raises:
+        ValueError: it is recurrent, or its actions are not discrete.
+    """
+    kind, space = type(module).__name__, module.action_space
+    if not isinstance(space, gym.spaces.Discrete):
+        raise ValueError(f"it is a {kind} with the action space {space}, expected Discrete")
+    if module.is_stateful():
+        raise ValueError(f"it is a recurrent {kind}, which is not supported: labels need one state at a time")
+    return _as_dqn_module(module) or QNetwork(Logits(module), module.observation_space, space)
+
+
+def _as_dqn_module(module: RLModule) -> RLModule | None:
+    """Return RLlib's DQN module with the layers of a policy; None if it cannot compute the same function."""
+    model_config = module.model_config
+    if not isinstance(model_config, Mapping) or not isinstance(module.observation_space, gym.spaces.Box):
+        return None
+    weights = dict(module.named_parameters())
+    parts = next((parts for parts in _PARTS if any(name.startswith(parts[0]) for name in weights)), ())
+    own = [weight for prefix in parts for name, weight in weights.items() if name.startswith(prefix)]
+    defaults = dataclasses.asdict(DefaultModelConfig())
+    plain = {key: value for key, value in model_config.items() if key in defaults}
+    fixed = {"dueling": False, "double_q": True, "num_atoms": 1, "v_min": -10.0, "v_max": 10.0, "epsilon": 0.0}
+    spec = student_module_spec({**defaults, **plain, **fixed})
+    spec.observation_space, spec.action_space = module.observation_space, module.action_space
+    spec.inference_only = True
+    try:
+        network = spec.build()
+    except Exception:  # a model config of the user's own
+        return None
+    parameters = list(network.parameters())
+    if [weight.shape for weight in own] != [parameter.shape for parameter in parameters]:
+        return None
+    with torch.no_grad():
+        for parameter, weight in zip(parameters, own, strict=True):
+            parameter.copy_(weight)
+        shape = module.observation_space.shape
+        obs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+        logits, expected = network.compute_q_values({Columns.OBS: obs})[QF_PREDS], Logits(module)(obs)
+    return network if logits.shape == expected.shape and torch.allclose(logits, expected, atol=1e-5) else None

@@ -61,7 +61,7 @@ def test_there_is_a_checkpoint_at_every_moment(folder):
     saved = threading.Event()
 
     def save_often():
-        for i in range(200):
+        for i in range(50):
             save(folder, str(i))
         saved.set()
 
@@ -71,7 +71,7 @@ def test_there_is_a_checkpoint_at_every_moment(folder):
         assert (folder / FILES[0]).exists()
         assert (folder / "notes/today.txt").exists()
     thread.join()
-    assert_saved(folder, "199")
+    assert_saved(folder, "49")
 
 
 @pytest.mark.slow

@@ -97,7 +97,7 @@ def test_the_page_on_environments_has_an_environment(own_folder):
     assert all("my_env.py:Corridor" in text for text in (COMMANDS[0], *IN_PYTHON))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(as_many=15)
 def test_the_page_on_environments_works_as_written(tmp_path):
     (tmp_path / "my_env.py").write_text(FILE)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

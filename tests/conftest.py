@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ import pytest
 import ray
 import torch
 from hypothesis import settings
+from ray._private.node import Node
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.connectors import connector_v2
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
@@ -83,22 +85,28 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files whose tests take longest come first, so that no process has a long file left when the others are done.
 
-    That is: learning and clusters, then the files with most tests that start Ray or are slow.
+    That is: learning and clusters, then the files with most tests that start Ray or are slow. A slow test counts as
+    one, or as `slow(as_many=...)`.
     """
     num_long: Counter[Path] = Counter()
     for item in items:
-        is_slow = item.get_closest_marker("slow") is not None
-        num_long[item.path] += is_slow or "cluster" in getattr(item, "fixturenames", ())
+        slow = item.get_closest_marker("slow")
+        starts_ray = "cluster" in getattr(item, "fixturenames", ())
+        num_long[item.path] += slow.kwargs.get("as_many", 1) if slow is not None else starts_ray
         if any(mark.name == "slow" for mark in item.listchain()[-2].own_markers):
             num_long[item.path] += 100
     items.sort(key=lambda item: -num_long[item.path])
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is remembered from earlier tests."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+    """Nothing is remembered from earlier tests. The few that write there make the folders."""
+    home = tmp_path_factory.getbasetemp() / "homes" / str(next(_numbers))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
 
 
 @pytest.fixture
@@ -131,8 +139,14 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def start_ray(**kwargs: Any) -> None:
-    """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
-    ray.init(log_to_driver=False, **kwargs)
+    """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before.
+
+    Its daemons for autoscaling, the dashboard and logs stay out: each takes CPU seconds, and no test needs them.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("start_monitor", "start_api_server", "start_log_monitor"):
+            patch.setattr(Node, name, lambda self, *args, **kwargs: None)
+        ray.init(log_to_driver=False, **kwargs)
     register_trainable("DistillDQN", DistillDQN)
 
 

@@ -106,7 +106,7 @@ def test_the_page_on_environments_has_an_experiment_that_registers_one(own_folde
     assert "train file short.py" in COMMANDS[2]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(as_many=15)
 def test_the_page_on_environments_works_as_written(tmp_path):
     (tmp_path / "my_env.py").write_text(FILE)
     (tmp_path / "short.py").write_text(EXPERIMENT)

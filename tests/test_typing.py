@@ -22,6 +22,7 @@ REVEALED = {
 }
 
 
+@pytest.mark.slow
 def test_no_public_name_is_any(tmp_path):
     program = tmp_path / "program.py"
     names = "DistillDQN, DistillDQNConfig, Sweep, compare, compare_all, load_teacher, read_curves, write_report"

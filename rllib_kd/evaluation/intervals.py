@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit as student_t_quantile  # scipy.stats takes a second to import
 
 
 def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
@@ -14,7 +14,7 @@ def mean_and_ci95(values: Sequence[float]) -> tuple[float, float]:
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, math.inf
-    half_width = scipy.stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    half_width = student_t_quantile(len(values) - 1, 0.975) * np.std(values, ddof=1) / math.sqrt(len(values))
     return mean, float(half_width)
 
 
@@ -23,4 +23,4 @@ def lower_bound(values: Sequence[float]) -> float:
     if len(values) < 2:
         return -math.inf
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - float(scipy.stats.t.ppf(0.95, len(values) - 1)) * spread
+    return float(np.mean(values)) - float(student_t_quantile(len(values) - 1, 0.95)) * spread

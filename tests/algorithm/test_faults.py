@@ -94,7 +94,7 @@ def is_as_good_as_its_teacher(algo):
 # --- EnvRunners -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow(as_many=10)
 @pytest.mark.parametrize("victims", [1, 2], ids=["one", "all"])
 def test_env_runners_killed_in_mid_sample_come_back_and_the_student_reaches_its_target(build, victims):
     algo = build(config(num_env_runners=2))

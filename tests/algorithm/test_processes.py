@@ -29,7 +29,7 @@ def test_nothing_is_stored_where_sampling_and_learning_share_a_process(cartpole_
 
 @pytest.mark.parametrize(
     ("num_env_runners", "num_learners"),
-    [pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.slow), (2, 2)],
+    [pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.slow), (1, 2)],
 )
 def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runners, num_learners):
     algo = build(

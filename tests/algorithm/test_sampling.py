@@ -160,7 +160,7 @@ def test_whoever_would_be_too_stale_is_waited_for(group, make_requests, tmp_path
     fetched = []
     thread = threading.Thread(target=lambda: fetched.append(requests.fetch(weights_seq_no=max_staleness)))
     thread.start()
-    thread.join(timeout=1.0)
+    thread.join(timeout=0.5)
     assert thread.is_alive()
     (tmp_path / "gate").touch()
     thread.join()

@@ -1,12 +1,22 @@
 """The command without a process of its own."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from subprocess import CompletedProcess
 
 import pytest
+import typer.main
 
 from rllib_kd.cli.main import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_command() -> Iterator[None]:
+    """For every call, typer reads the signatures of all commands anew: once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ import pytest
 
 from rllib_kd.cli.main import main
 from tests.cli.commands import DISTIL, ESCAPES, FAST, IN_YAML, assert_harmless, checkpoints
+from tests.conftest import ray_address
 
 
 @pytest.mark.parametrize(
@@ -166,8 +167,10 @@ def shown_by(terminal: Terminal) -> list[str]:
 
 
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, rllib):
-    arguments = ["--config", json.dumps(FAST), "--storage-path", str(tmp_path), "--num-samples", "2"]
-    terminal = Terminal(*DISTIL, *arguments, "--stop", '{"training_iteration": 1e6}', "--ray-num-cpus", "1")
+    config = json.dumps(FAST | {"num_cpus_for_main_process": 3})  # one trial after the other
+    arguments = ["--config", config, "--storage-path", str(tmp_path), "--num-samples", "2"]
+    arguments += ["--ray-address", ray_address()]
+    terminal = Terminal(*DISTIL, *arguments, "--stop", '{"training_iteration": 1e6}')
     terminal.wait_for(lambda: "env steps" in terminal.text)
     terminal.press_ctrl_c()
     assert terminal.wait() == 1, terminal.text
@@ -181,8 +184,6 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, rllib):
     assert command is not None, terminal.text
 
     words = shlex.split(command[1])
-    at = words.index("--ray-num-cpus")
-    del words[at : at + 2]  # it goes on in the Ray that is here
     words[words.index("--stop") + 1] = '{"iterations_since_restore": 2}'
     done = rllib(*words)
     assert done.returncode == 0, done.stderr

@@ -75,15 +75,6 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
     assert [student["name"] for student in figures["students"]] == list(figures["curves"]) == ["student"]
     assert (tmp_path / "report" / "index.html").is_file()
 
-    artifact = tmp_path / "student.onnx"
-    arguments = ["export", checkpoint, "--out", str(artifact), "--teacher", "cartpole"]
-    done = rllib(*arguments, "--episodes", "2")
-    assert done.returncode == 0, done.stderr
-    assert artifact.is_file()
-    for row in ("student.onnx", "bytes on disk", "peak memory", "latency, batch of 1", "difference from PyTorch"):
-        assert row in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-
     done = rllib(
         *train, "--stop", '{"training_iteration": 5}', "-n", "second", "--restore", f"{tmp_path / 'first'}@newest"
     )

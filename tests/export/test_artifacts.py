@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save
 
 from rllib_kd import load_teacher
+from rllib_kd.cli.main import main
 from rllib_kd.evaluation.playing import Reflex, play
-from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
+from rllib_kd.export.artifact import FORMATS, artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.export import TOLERANCE, artifact_view, export
 from tests.conftest import states
 from tests.export.students import IMAGES, OTHERS, QUICK_TO_PLAY, network
@@ -113,6 +114,18 @@ def test_what_is_no_artifact(function, tmp_path):
         (tmp_path / "text").write_bytes(content)
         with pytest.raises(ValueError, match="is not an artifact"):
             function(tmp_path / "text")
+
+
+def test_the_command_shows_what_an_artifact_costs(tmp_path, capsys):
+    artifact = tmp_path / "student.onnx"
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", "cartpole", "--out", str(artifact), "--teacher", "cartpole", "--episodes", "2"])
+    assert not exit_.value.code
+    assert artifact_format_of(artifact) == "onnx"
+    output = capsys.readouterr().out
+    for row in ("student.onnx", "bytes on disk", "peak memory", "latency, batch of 1", "difference from PyTorch"):
+        assert row in output
+    assert max(map(len, output.splitlines())) <= 80
 
 
 def zip_of(**files):

@@ -327,7 +327,7 @@ def test_asha_stops_settings_early(cluster, tmp_path):
     assert all(student.finished for student in result.front)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(as_many=10)
 def test_pbt_exchanges_students(cluster, tmp_path):
     sweep = quick_sweep(tmp_path, scheduler="pbt", num_samples=4, config={**QUICK, "compression": 0.01})
     result = sweep.run()

@@ -107,11 +107,14 @@ def test_schedules_follow_the_env_steps(cartpole_config, build):
     assert result["distillation"]["kd_coeff"] == pytest.approx(expected)
 
 
-def test_the_teacher_leaves_the_mixture_but_for_copies_of_a_student(cartpole_config):
+def test_the_teacher_leaves_the_mixture_and_takes_over_where_it_must(cartpole_config):
     assert [cartpole_config.teacher_fraction_at(steps) for steps in (0, 5_000, 10_000, 10**6)] == [1.0, 0.75, 0.5, 0.0]
-    assert cartpole_config.copy().distillation(restarts=2).teacher_fraction_at(10**6) == 0.25
+    assert cartpole_config.max_regret_in_gaps == 3.0
+    assert cartpole_config.copy().distillation(rollout_policy="student").max_regret_in_gaps == math.inf
     cartpole_config.distillation(td_coeff=[[0, 0.0], [100, 1.0]])
     assert [cartpole_config.teacher_fraction_at(steps) for steps in (0, 5_000, 10_000)] == [1.0, 0.5, 0.0]
+    assert cartpole_config.max_regret_in_gaps == math.inf
+    assert cartpole_config.distillation(max_regret=2).max_regret_in_gaps == 2
 
 
 @pytest.mark.parametrize(("policy", "fraction"), [("teacher", 1.0), ("student", 0.0)])

@@ -1,0 +1,108 @@
+"""What students of an Atari teacher reach with the defaults, while they learn.
+
+    python tests/benchmarks/atari.py GAME TEACHER --out FOLDER [--env-steps 1800000] [--every 300000]
+        [--student rusu-net3] [--seed 0] [--games 50] [--settings '{"max_regret": 10}']
+
+GAME is a name such as SpaceInvaders; actions never stick. One EnvRunner labels states while the Learner learns, so that
+two cores are busy. Every so many env steps the student is saved under FOLDER; then student, teacher and a random
+policy play the same games, with seeds that no training used and 0.5 % random actions. Rows are printed and appended to
+FOLDER/rows.jsonl as they come: env steps, seconds of training, return ratio, and both policies' mean returns with the
+half width of their 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default is 15: EnvRunners would starve beside the Learner
+
+import ray
+import torch
+
+from rllib_kd import DistillDQNConfig, compare, load_teacher
+
+FIRST_GAME_SEED = 7_000_000
+ENV_CONFIG = {"repeat_action_probability": 0.0}
+
+
+def config_of(game: str, args: argparse.Namespace) -> DistillDQNConfig:
+    """The defaults, and what a run on images needs beside them."""
+    config = (
+        DistillDQNConfig()
+        .environment(f"ALE/{game}-v5", env_config=ENV_CONFIG)
+        .env_runners(num_env_runners=1)
+        .distillation(teacher=args.teacher, student=args.student, num_baseline_episodes=0, **args.settings)
+        .reporting(min_sample_timesteps_per_iteration=20_000)
+        .debugging(seed=args.seed)
+    )
+    config.store_buffer_in_checkpoints = False
+    return config
+
+
+def judged(game: str, args: argparse.Namespace, teacher: Any, student: Any) -> dict[str, float]:
+    """How a student plays, beside its teacher."""
+    result = compare(
+        teacher,
+        student,
+        f"ALE/{game}-v5",
+        num_episodes=args.games,
+        seed=FIRST_GAME_SEED,
+        epsilon=0.005,
+        env_config=ENV_CONFIG,
+    )
+    return {
+        "return_ratio": result.return_ratio,
+        "student": result.student.return_mean,
+        "student_ci95": result.student.return_ci95,
+        "teacher": result.teacher.return_mean,
+        "teacher_ci95": result.teacher.return_ci95,
+        "q_regret_on_student_states": result.q_regret_on_student_states,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("game")
+    parser.add_argument("teacher")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--env-steps", type=int, default=1_800_000)
+    parser.add_argument("--every", type=int, default=300_000, help="env steps between the students that are judged")
+    parser.add_argument("--student", default="rusu-net3")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--games", type=int, default=50)
+    parser.add_argument("--settings", type=json.loads, default={}, help="more of .distillation()")
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    args.out.mkdir(parents=True, exist_ok=True)
+    teacher = load_teacher(args.teacher)
+    algo = config_of(args.game, args).build_algo()
+    due, training = args.every, 0.0
+    try:
+        while due <= args.env_steps:
+            began = time.perf_counter()
+            env_steps = int(algo.train()["num_env_steps_sampled_lifetime"])
+            training += time.perf_counter() - began
+            if env_steps < due:
+                continue
+            algo.save_to_path(str(args.out.resolve() / str(due)))
+            row: dict[str, Any] = {"game": args.game, "student": args.student, "seed": args.seed, **args.settings}
+            row |= {"env_steps": env_steps, "seconds": round(training)} | judged(args.game, args, teacher, algo)
+            print(json.dumps(row), flush=True)
+            with (args.out / "rows.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            due += args.every
+    finally:
+        algo.stop()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

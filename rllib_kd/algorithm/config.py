@@ -71,7 +71,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
         #: Groups whose teachers give log-probabilities: not a setting, but set once the teachers are loaded.
-        self.log_prob_groups: tuple[str, ...] = ()
+        self._log_prob_groups: tuple[str, ...] = ()
 
         # RLlib's own fields.
         self.num_envs_per_env_runner = 16

@@ -38,7 +38,7 @@ class DerivedValues:
     td_coeff: Schedule
     students: dict[str, Any]
     restarts: int
-    log_prob_groups: tuple[str, ...]
+    _log_prob_groups: tuple[str, ...]
     is_multi_agent: bool
 
     _model_config: Any
@@ -121,9 +121,13 @@ class DerivedValues:
         changed = {group_id: change(group_id, teacher) for group_id, teacher in self.teachers.items()}
         self.teacher = changed if is_by_policy(self.teacher) else changed.get(DEFAULT_MODULE_ID)
 
+    def set_outputs(self, outputs: Mapping[str, Outputs]) -> None:
+        """Record what the labels of each group are, which its teacher determines."""
+        self._log_prob_groups = tuple(group_id for group_id, kind in outputs.items() if kind == LOG_PROBS)
+
     def outputs_of(self, group_id: str) -> Outputs:
         """Return what the labels of a group are: Q-values, or log-probabilities."""
-        return LOG_PROBS if group_id in self.log_prob_groups else Q_VALUES
+        return LOG_PROBS if group_id in self._log_prob_groups else Q_VALUES
 
     def student_groups(self, module_ids: Collection[str]) -> dict[str, list[str]]:
         """Return the modules of each group's students."""

@@ -39,7 +39,7 @@ def check_labels(config: DistillationConfig, teachers: Mapping[str, Teacher]) ->
 def note_outputs(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
     """Record in a config which groups learn from log-probabilities. Teachers not loaded yet leave it as it is."""
     if all(teacher.is_loaded for teacher in teachers.values()):
-        config.log_prob_groups = tuple(group for group, teacher in teachers.items() if teacher.outputs == LOG_PROBS)
+        config.set_outputs({group_id: teacher.outputs for group_id, teacher in teachers.items()})
 
 
 def _check_needs_no_q_values(config: DistillationConfig, teacher: Teacher) -> None:

@@ -57,9 +57,9 @@ def test_only_a_policy_can_be_drawn_from():
 def test_teachers_of_a_checkpoint_that_is_not_restored_yet_are_not_checked():
     config = config_with(loss="mse")
     check_labels(config, {"default_policy": Teacher()})
-    config.log_prob_groups = ("default_policy",)
+    config.set_outputs({"default_policy": "log_probs"})
     note_outputs(config, {"default_policy": Teacher()})
-    assert config.log_prob_groups == ("default_policy",)  # as its config has it
+    assert config.outputs_of("default_policy") == "log_probs"  # as its config has it
 
 
 def test_a_policy_has_temperature_1_unless_another_one_is_set():

@@ -46,7 +46,7 @@ def test_metrics_are_those_of_states_not_yet_learned(cluster):
 
 def test_labels_of_actor_critics_have_temperature_1_and_a_regret_in_nats():
     config = config_of()
-    config.log_prob_groups = ("default_policy",)
+    config.set_outputs({"default_policy": "log_probs"})
     learner, columns = make_learner(config), fragment()
     log_probs = torch.log_softmax(torch.as_tensor(columns["teacher_q"]), -1)
     chosen = q_values(learner, columns["obs"]).argmax(-1)

@@ -42,7 +42,7 @@ class Dueling(nn.Module):
         self.fc1 = nn.Linear(4, 8)
         self.names = value, advantage
         setattr(self, value, nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1)))
-        setattr(self, advantage, nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)))
+        setattr(self, advantage, nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)))
 
     def forward(self, x):
         x = F.relu(self.fc1(x))

@@ -2,8 +2,8 @@
 
 rllib train file tuning/atari.py --teacher CHECKPOINT [--env ALE/Breakout-v5]
 
-One EnvRunner labels states while the Learner learns: two CPU cores, about half an hour, 5 GB of memory. With more cores,
-and a GPU for the Learner: --config '{"num_env_runners": 15, "num_gpus_per_learner": 1}'.
+One EnvRunner labels states while the Learner learns: two CPU cores, about half an hour, 5 GB of memory. With more
+cores, and a GPU for the Learner: --config '{"num_env_runners": 15, "num_gpus_per_learner": 1}'.
 """
 
 from rllib_kd import DistillDQNConfig

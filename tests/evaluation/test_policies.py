@@ -58,7 +58,7 @@ def test_what_has_q_values_takes_the_best_action(small_teacher):
     assert open_source(make_q_module()).environment() == (None, {})
 
 
-def test_a_policy_without_q_values_is_evaluated_but_not_compared(cluster, tmp_path):
+def test_a_policy_with_logits_is_evaluated_and_compared(cluster, tmp_path):
     algo = OTHERS["PPO"]().env_runners(num_env_runners=0).build_algo()
     path = algo.save_to_path(str(tmp_path / "algo"))
     assert isinstance(open_source(algo).policy(), LikeliestAction)
@@ -67,7 +67,15 @@ def test_a_policy_without_q_values_is_evaluated_but_not_compared(cluster, tmp_pa
     assert isinstance(policy, LikeliestAction)
     actor = 4 * 8 + 8 + 8 * 2 + 2
     assert policy.num_parameters == open_source(path, trust_checkpoint=True).policy().num_parameters == actor
-    with pytest.raises(ValueError, match="no Q-values"):
+    assert compare("cartpole", path, num_episodes=1).regret_unit == "return units"
+    assert compare(path, "cartpole", num_episodes=1).regret_unit == "nats"
+
+
+def test_a_recurrent_policy_is_evaluated_but_not_compared(cluster, tmp_path):
+    algo = OTHERS["PPO, recurrent"]().env_runners(num_env_runners=0).build_algo()
+    path = algo.save_to_path(str(tmp_path / "algo"))
+    algo.stop()
+    with pytest.raises(ValueError, match="recurrent"):
         compare("cartpole", path, num_episodes=1)
 
 

@@ -256,7 +256,7 @@ def test_names_stand_in_the_plots_as_they_are(tmp_path, name):
     assert seen.text.count(f"{name} of a trial with a long name".strip()) == 2
 
 
-SHARED = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random")
+SHARED = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random", "regret_unit")
 
 
 def test_figures_json_has_everything(tmp_path):

@@ -13,6 +13,7 @@ from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPP
 from ray.rllib.algorithms.sac.sac_catalog import SACCatalog
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.tune.registry import get_trainable_cls
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO
 from torch import nn
@@ -252,9 +253,7 @@ def test_other_policies_of_rllib_say_so(tmp_path, kwargs, message):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["PPO", "APPO", "IMPALA", "SAC"])
 def test_algorithms_of_rllib(cluster, tmp_path, name):
-    from ray.rllib.algorithms.registry import get_algorithm_class
-
-    config = get_algorithm_class(name).get_default_config().environment("CartPole-v1")
+    config = get_trainable_cls(name).get_default_config().environment("CartPole-v1")
     config.env_runners(num_env_runners=0).learners(num_learners=0).rl_module(model_config={"fcnet_hiddens": [8]})
     algo = config.build_algo()
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 from contextlib import nullcontext
 from functools import partial
@@ -11,7 +10,6 @@ from typing import Any, ClassVar
 
 import pyarrow.fs
 import ray
-import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -45,6 +43,7 @@ from rllib_kd.algorithm.preflight import (
     check_environment,
     check_resources,
     check_teachers,
+    limit_threads,
     spaces_known_here,
 )
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
@@ -122,7 +121,7 @@ class DistillDQN(DQN):
             ValueError: a teacher cannot be loaded, or does not fit the environment or the student.
         """
         self._postponed = Postponed()
-        _limit_threads(self.config.num_cpus_for_main_process)
+        limit_threads(self.config.num_cpus_for_main_process)
         spaces = spaces_known_here(self.config)
         if spaces is not None:
             check_environment(self.config, spaces)
@@ -322,15 +321,15 @@ class DistillDQN(DQN):
         num_gradient_steps = self.num_gradient_steps
         if self.config.restarts == 1 or not num_gradient_steps or self._restarts.are_chosen(num_gradient_steps):
             return
+        copies = self.get_copies()
+        make_env = env_maker(self.config.env, self.config.env_config)
+        pipeline = pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(copies.values())))
+        self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_gradient_steps)
+
+    def get_copies(self) -> dict[str, Any]:
+        """Return the current modules of a family by ID: with restarts all copies, of which none is chosen for this."""
         self._sampling.show_newest_student()
-        family = self.env_runner.family
-        self._restarts.choose(
-            self.learner_group,
-            dict(family.items()),
-            env_maker(self.config.env, self.config.env_config),
-            pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(family.values()))),
-            num_gradient_steps,
-        )
+        return dict(self.env_runner.family.items())
 
     @property
     def num_env_steps(self) -> int:
@@ -487,15 +486,6 @@ class DistillDQN(DQN):
         check_fit(self.config, self._teachers, self._students, self.spaces)
         self._teachers.send(self.env_runner_group)
         self._sampling.resume(self.num_env_steps)
-
-
-def _limit_threads(num_cpus: int) -> None:
-    """Limit PyTorch in this process to as many threads as RLlib assigns CPUs to it.
-
-    Ray does so for the processes that it starts. With more threads than free cores, PyTorch is many times slower.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, int(num_cpus)))
 
 
 register_trainable("DistillDQN", DistillDQN)

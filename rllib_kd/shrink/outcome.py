@@ -152,7 +152,7 @@ def summary(result: Shrunk) -> str:
     goal = f"keep {100 * result.keep:g} % of the return, {100 * result.confidence:g} % confidence"
     table = Table(title=cell(f"{result.env}: {goal}", "table.title"))
     table.add_column("student")
-    for head in ("parameters", "% of teacher", "validation*"):
+    for head in ("para-\nmeters", "% of\nteacher", "valida-\ntion*"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("certificate")
     for student in result.students:

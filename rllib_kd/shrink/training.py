@@ -46,6 +46,11 @@ def training_config(
         ValueError: a setting is unknown or out of range, or one that the command makes itself.
     """
     config = _config(teacher, env, settings, seed=seed)
+    if config.own_connectors:
+        raise ValueError(
+            "Connectors of your own are not supported here: their statistics would be missing in the student's "
+            "checkpoint. Leave them out."
+        )
     config.distillation(students={size.name: size.shape for size in sizes}, restarts=restarts)
     return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)
 

@@ -69,7 +69,9 @@ def front_plot(result: Shrunk) -> Figure:
         shown = [max(value, _LOWEST_SHOWN) for value in as_drawn(ratios)]
         dots: dict[str, Any] = {"s": 9, "alpha": 0.45, "linewidths": 0, "zorder": 2}
         axes.scatter(sizes, shown, color=MUTED, label="copy", **dots)
-    best = {student.num_parameters: max(student.validation_ratio, _LOWEST_SHOWN) for student in result.students}
+    best: dict[int, float] = {}  # two sizes may have as many parameters
+    for one in result.students:
+        best[one.num_parameters] = max(best.get(one.num_parameters, _LOWEST_SHOWN), one.validation_ratio)
     axes.plot(list(best), list(best.values()), color=colour_of(0), marker="o", markersize=5, label="best", zorder=3)
     if (student := result.certified) is not None:
         mark: dict[str, Any] = {"marker": "*", "markersize": 15, "linestyle": "none", "zorder": 4}

@@ -44,7 +44,9 @@ class Budget:
         return self.seconds >= share * _TRAINING_SHARE * self._seconds or env_steps >= share * self._env_steps
 
     def episodes_left(self, num_candidates: int, seconds_per_seed: float) -> float:
-        """Return for how many more episodes of a candidate there is time, if the others get as much; ∞ without a limit.
+        """Return for how many more episodes of a candidate there is time; ∞ without a limit.
+
+        Half of the time that is left is for the candidates after it, which are less likely to be needed.
 
         Args:
             num_candidates: candidates that are left, with this one.
@@ -52,7 +54,7 @@ class Budget:
         """
         if math.isinf(self._seconds):
             return math.inf
-        return max(0.0, self._seconds - self.seconds) / max(seconds_per_seed, 1e-9) / num_candidates
+        return max(0.0, self._seconds - self.seconds) / max(seconds_per_seed, 1e-9) / min(num_candidates, 2)
 
     def max_episodes(self, seconds_per_seed: float) -> int:
         """Return how many episodes a certificate may have, in the time that is for it."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -37,12 +38,17 @@ class Games:
     def __init__(self, make_env: Callable[[], gym.Env], teacher: Teacher, seed: int):
         self._make_env, self._teacher, self._seed = make_env, teacher, seed
         self._baselines: dict[tuple[int, int], np.ndarray] = {}
-        self._seconds, self._num_seeds = 0.0, 0
+        self._spent = {"baselines": [0.0, 0], "student": [0.0, 0]}  # seconds, and number of seeds
 
     @property
     def seconds_per_seed(self) -> float:
-        """Return how long a seed takes for student, teacher and random policy, measured without the student: s."""
-        return 2.0 * self._seconds / self._num_seeds if self._num_seeds else 0.0
+        """Return how long a seed takes for student, teacher and random policy: s.
+
+        Before the first episode of a student, its time is taken as that of the two others.
+        """
+        (seconds, num_seeds), (own_seconds, own_num_seeds) = self._spent.values()
+        others = seconds / max(num_seeds, 1)
+        return others + (own_seconds / own_num_seeds if own_num_seeds else others)
 
     def validation_baselines(self, first: int, count: int) -> np.ndarray:
         """Return the returns of teacher and random policy in validation episodes, `[2, count]`."""
@@ -58,21 +64,27 @@ class Games:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
         first_seed = first_certificate_seed(self._seed) + first
         network = Teacher(student, pipeline=pipeline, source="student")
-        returns, _ = play(self._make_env, GreedyQ(network), range(first_seed, first_seed + count))
+        with self._timed("student", count):
+            returns = self._returns(GreedyQ(network), range(first_seed, first_seed + count))
         return np.concatenate([[returns], self._play_baselines(first_seed, count)])
 
     def _play_baselines(self, first_seed: int, count: int) -> np.ndarray:
         key = first_seed, count
         if key not in self._baselines:
-            began, seeds = time.perf_counter(), range(first_seed, first_seed + count)
+            seeds = range(first_seed, first_seed + count)
             # Its actions depend on the seeds alone, and not on what was played before.
             randomly = RandomActions(int(self._teacher.action_space.n), seed=self._seed + first_seed)
-            self._baselines[key] = np.array(
-                [self._returns(GreedyQ(self._teacher), seeds), self._returns(randomly, seeds)]
-            )
-            self._seconds += time.perf_counter() - began
-            self._num_seeds += count
+            with self._timed("baselines", count):
+                returns = [self._returns(player, seeds) for player in (GreedyQ(self._teacher), randomly)]
+            self._baselines[key] = np.array(returns)
         return self._baselines[key]
 
     def _returns(self, player: Any, seeds: Sequence[int]) -> list[float]:
         return play(self._make_env, player, seeds)[0]
+
+    @contextmanager
+    def _timed(self, what: str, num_seeds: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._spent[what][0] += time.perf_counter() - began
+        self._spent[what][1] += num_seeds

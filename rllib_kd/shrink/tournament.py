@@ -23,6 +23,8 @@ _FIRST_LOOK, _SECOND_LOOK, _NUM_SECOND = 4, 12, 3
 _LAST_LOOK, _NUM_LAST = 64, 2
 #: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
 _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
+#: Candidates that are tested, at most.
+_NUM_TESTED = 3
 #: Larger sizes play on beside the smallest one that seems to be good enough, in case that its certificate fails.
 _NUM_LARGER = 1
 
@@ -168,14 +170,19 @@ class Tournament:
         return test.max_episodes is None or needed <= test.max_episodes
 
     def candidates(self) -> list[Snapshot]:
-        """Return the snapshots to be tested, smallest size first: those that are promising.
+        """Return the snapshots to be tested, smallest size first: the smallest that are promising, and the safest one.
 
-        If none is, the best one of all is tested alone, unless its return ratio is clearly below what is asked for.
+        The fewer there are, the more of the error probability and of the time each has. If none is promising, the best
+        one of all is tested alone, unless its return ratio is clearly below what is asked for.
         """
         best = [one for one in map(self.best, self.sizes) if one is not None]
         promising = [one for one in best if self.is_promising(one)]
-        if promising or not best:
-            return promising
+        if promising:
+            smallest, others = promising[: _NUM_TESTED - 1], promising[_NUM_TESTED - 1 :]
+            safest = sorted(others, key=lambda one: self._standard_error(one) - self.ratio(one))
+            return smallest + safest[:1]
+        if not best:
+            return []
         last = max(best, key=self.ratio)
         return [last] if self.ratio(last) + 2 * self._standard_error(last) >= self._keep else []
 

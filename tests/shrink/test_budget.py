@@ -22,7 +22,8 @@ def test_minutes():
     assert not budget.training_is_over(0.2, 1)
     assert not budget.training_is_over(0.1, 0)  # at least one iteration
     assert budget.left() == " · 566 s left"
-    assert budget.episodes_left(2, 0.1) == pytest.approx(566.5 / 2 / 0.1)
+    assert budget.episodes_left(1, 0.1) == pytest.approx(566.5 / 0.1)
+    assert budget.episodes_left(2, 0.1) == budget.episodes_left(3, 0.1) == pytest.approx(566.5 / 2 / 0.1)
     assert budget.max_episodes(0.1) == 2_700
     assert budget.max_episodes(0.001) == 5_000
     clock.now += 1_000.0

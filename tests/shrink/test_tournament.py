@@ -101,6 +101,13 @@ def test_candidates_are_those_that_a_certificate_is_likely_for_smallest_first():
     assert all(len(found.best(size).returns) >= 64 for size in ("middle", "large"))
 
 
+def test_the_smallest_and_the_safest_are_tested():
+    players = Players()
+    found = tournament(players)
+    found.round(0, copies(small=1.0, middle=1.0, large=1.0, huge=1.1), 1_000)
+    assert [one.size for one in found.candidates()] == ["small", "middle", "huge"]
+
+
 def test_if_the_best_fails_at_the_end_larger_ones_play():
     found = tournament(Players())
     found.round(0, copies(small=1.0, middle=1.0), 1_000)

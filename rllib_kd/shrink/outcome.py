@@ -214,6 +214,6 @@ def why_not(students: list[ShrunkStudent], *, keep: float, more: str) -> str:
     last = tested[-1]
     found: Any = last.certificate
     text = f"The last candidate, {last.label}: {found.reason}"
-    if found.verdict == "undecided":
+    if found.verdict == "undecided" or "beyond the budget" in found.reason:  # of --episodes, or of the time
         return f"{text} More time or episodes may decide: {more}, --episodes."
     return f"{text} Train longer ({more}), or ask for less (--keep)."

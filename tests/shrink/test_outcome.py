@@ -113,4 +113,7 @@ def test_why_there_is_no_certificate():
     assert "b label: Given up after 400 episodes" in why(student("b", 16, 0.98, **played(0.5)))
     undecided = why(student("b", 16, 0.98, **played(0.975, episodes=50)))
     assert "Not decided" in undecided
+    short = RatioTest(0.97, 0.025, seen=[0.0, 500.0], max_episodes=60)
+    short.update(student=[495.0] * 50, teacher=[500.0] * 50, random=[0.0] * 50)
+    assert "may decide: --minutes 20, --episodes" in why(student("b", 16, 0.98, certificate=short.certificate()))
     assert "--episodes" in undecided

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 #: Share of the time in which students are trained and compared; the rest is for the certificate.
 _TRAINING_SHARE = 0.55
+#: The certificate has at least this share, also if training and validation have taken longer than theirs.
+_LEAST_SHARE = 0.25
 
 
 class Budget:
@@ -31,6 +33,7 @@ class Budget:
         self._seconds = math.inf if minutes is None else 60.0 * minutes
         self._env_steps = math.inf if env_steps is None else float(env_steps)
         self._max_episodes, self._clock, self._began = max_episodes, clock, clock()
+        self._end = self._seconds  # s after the beginning
 
     def training_is_over(self, share: float, env_steps: int) -> bool:
         """Return whether this share of training is done; it has at least one iteration.
@@ -43,6 +46,10 @@ class Budget:
             return False
         return self.seconds >= share * _TRAINING_SHARE * self._seconds or env_steps >= share * self._env_steps
 
+    def begin_certificate(self) -> None:
+        """End training and validation: from now on, time is for the certificate."""
+        self._end = max(self._seconds, self.seconds + _LEAST_SHARE * self._seconds)
+
     def episodes_left(self, num_candidates: int, seconds_per_seed: float) -> float:
         """Return for how many more episodes of a candidate there is time; ∞ without a limit.
 
@@ -54,7 +61,7 @@ class Budget:
         """
         if math.isinf(self._seconds):
             return math.inf
-        return max(0.0, self._seconds - self.seconds) / max(seconds_per_seed, 1e-9) / min(num_candidates, 2)
+        return max(0.0, self._end - self.seconds) / max(seconds_per_seed, 1e-9) / min(num_candidates, 2)
 
     def max_episodes(self, seconds_per_seed: float) -> int:
         """Return how many episodes a certificate may have, in the time that is for it."""
@@ -72,4 +79,4 @@ class Budget:
         """Return the time that is left in words; empty without a limit."""
         if math.isinf(self._seconds):
             return ""
-        return f" · {max(0.0, self._seconds - self.seconds):.0f} s left"
+        return f" · {max(0.0, self._end - self.seconds):.0f} s left"

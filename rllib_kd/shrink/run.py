@@ -112,6 +112,7 @@ class Run:
             seen = np.concatenate([trainer.seen_returns, self._checks.ravel(), tournament.returns])
             self._facts["env_steps"] = trainer.env_steps
         self._facts["seconds"] = {"training": round(self._budget.seconds, 1)}
+        self._budget.begin_certificate()
         interrupted.clear()  # from here on, Ctrl-C ends the tests
         candidates = tournament.candidates()
         tests = self._certify(candidates, pipeline, seen, interrupted) if candidates else []

@@ -18,7 +18,9 @@ from rllib_kd.shrink.certificate import RatioTest
 from rllib_kd.students.restarts import by_student
 
 #: Episodes of each copy in a round, then those of its size's best few, and how many these are.
-_FIRST_LOOK, _SECOND_LOOK, _NUM_SECOND = 4, 12, 3
+_FIRST_LOOK, _SECOND_LOOK, _NUM_SECOND = 4, 12, 2
+#: From this round on, the better half of each size's copies play, by their best snapshots so far, and at least so many.
+_FIRST_OF_HALF, _LEAST_COPIES = 1, 3
 #: Episodes that a size's best snapshots play once more at the end, and how many these are.
 _LAST_LOOK, _NUM_LAST = 64, 2
 #: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
@@ -91,7 +93,20 @@ class Tournament:
             copies: modules of all copies by ID, which do not change while a snapshot is in use.
             env_steps: env steps of training so far.
         """
-        self._look(self.playing(number), copies, env_steps)
+        left = {name: copies[name] for name in self._copies_left(number, copies)}
+        self._look(self.playing(number), left, env_steps)
+
+    def _copies_left(self, number: int, copies: Mapping[str, Any]) -> list[str]:
+        """Return the copies that play in a round, in the order of `copies`."""
+        if number < _FIRST_OF_HALF:
+            return list(copies)
+        left: set[str] = set()
+        for size, names in by_student(copies).items():
+            known = self._best_of(size, self.snapshots, len(self.snapshots))
+            ranked = [*dict.fromkeys(one.copy for one in known), *names]  # those that have not played come last
+            count = max(_LEAST_COPIES, math.ceil(len(names) / 2))
+            left.update(list(dict.fromkeys(ranked))[:count])
+        return [name for name in copies if name in left]
 
     def _look(self, playing: Sequence[str], copies: Mapping[str, Any], env_steps: int) -> None:
         new = [

@@ -26,9 +26,21 @@ def test_minutes():
     assert budget.episodes_left(2, 0.1) == budget.episodes_left(3, 0.1) == pytest.approx(566.5 / 2 / 0.1)
     assert budget.max_episodes(0.1) == 2_700
     assert budget.max_episodes(0.001) == 5_000
+    budget.begin_certificate()
+    assert budget.left() == " · 566 s left"
     clock.now += 1_000.0
     assert budget.episodes_left(1, 0.1) == 0.0
     assert budget.left() == " · 0 s left"
+
+
+def test_the_certificate_has_a_quarter_of_the_time_also_if_it_begins_late():
+    clock = Clock()
+    budget = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, clock=clock)
+    clock.now += 590.0
+    budget.begin_certificate()
+    assert budget.left() == " · 150 s left"
+    clock.now += 150.0
+    assert budget.episodes_left(1, 0.1) == 0.0
 
 
 def test_env_steps_know_no_time():

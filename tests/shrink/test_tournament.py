@@ -74,6 +74,19 @@ def test_what_cannot_make_it_is_dropped_late():
     assert found.playing(4) == found.playing(9) == ["huge"]
 
 
+def test_the_better_half_of_the_copies_plays_on():
+    found = tournament(Players(), keep=1.0)
+    names = names_of("small", 8)
+    found.round(0, {name: 0.6 + 0.01 * i for i, name in enumerate(names)}, 1_000)
+    assert len(found.snapshots) == 8
+    found.round(1, dict.fromkeys(names, 0.7), 2_000)
+    assert [one.copy for one in found.snapshots[8:]] == names[4:]
+    few = tournament(Players(), keep=1.0)
+    for number in range(2):
+        few.round(number, dict.fromkeys(names[:4], 0.7), 1_000)
+    assert len(few.snapshots) == 4 + 3
+
+
 def test_training_may_end_where_the_smallest_is_good_enough():
     players = Players()
     found = tournament(players)

@@ -141,7 +141,7 @@ class Run:
                 copies, last = trainer.copies(), trainer.env_steps
                 tournament.round(number_of_round, copies, last)
             if interrupted.is_set():
-                say("interrupted: training ends, and what there is is tested. Ctrl-C again ends at once.")
+                say("interrupted: training ends, and what there is is tested.")
                 break
             if tournament.is_settled(number_of_round):
                 break

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rllib_kd.evaluation.comparing import compare, compare_all
     from rllib_kd.learner.learner import DistillDQNTorchLearner
     from rllib_kd.report.comparisons import summary_table, write_report
+    from rllib_kd.shrink.shrink import Shrink
     from rllib_kd.sweeps.loggers import sweep_loggers
     from rllib_kd.sweeps.space import search_space
     from rllib_kd.sweeps.sweep import Sweep
@@ -27,6 +28,7 @@ __all__ = [
     "DistillDQNConfig",
     "DistillDQNTorchLearner",
     "DistillEnvRunner",
+    "Shrink",
     "Sweep",
     "Teacher",
     "compare",
@@ -47,6 +49,7 @@ _HOME = {
     "DistillDQNConfig": "algorithm.algorithm",
     "DistillDQNTorchLearner": "learner.learner",
     "DistillEnvRunner": "env_runner.single_agent",
+    "Shrink": "shrink.shrink",
     "Sweep": "sweeps.sweep",
     "Teacher": "teachers.base",
     "compare": "evaluation.comparing",

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+from rich.text import Text
 
 from rllib_kd.text import one_line
 
@@ -48,6 +50,23 @@ def bar(title: str, *, total: int | None, shown: bool = True) -> Iterator[Callab
     ) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def line(*, shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """Show one line on stderr, which disappears at the end; nothing is printed in a file or pipe.
+
+    Args:
+        shown: False: not shown on a terminal either.
+
+    Yields:
+        A function that replaces the line by another text.
+    """
+    if not (shown and watched()):
+        yield lambda text: None
+        return
+    with Live(Text("starting"), console=Console(stderr=True), transient=True) as live:
+        yield lambda text: live.update(Text(one_line(text), no_wrap=True, overflow="ellipsis"))
 
 
 def watched() -> bool:

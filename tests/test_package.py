@@ -22,8 +22,12 @@ FREE_OF_RAY = (
     "learner.replay",
     "observations.frames",
     "schedules",
+    "shrink.budget",
     "shrink.certificate",
+    "shrink.certification",
     "shrink.evidence",
+    "shrink.outcome",
+    "shrink.tournament",
     "terminal",
     "text",
 )
@@ -68,7 +72,13 @@ def test_importing_anything_registers_the_algorithm(name):
 )
 def test_public_classes_and_teachers_are_unpickled_in_a_fresh_process(pickler):
     """By their public names, so that pickles survive when a class moves to another file."""
-    classes = [rllib_kd.DistillDQNTorchLearner, rllib_kd.DistillEnvRunner, rllib_kd.Sweep, rllib_kd.Teacher]
+    classes = [
+        rllib_kd.DistillDQNTorchLearner,
+        rllib_kd.DistillEnvRunner,
+        rllib_kd.Shrink,
+        rllib_kd.Sweep,
+        rllib_kd.Teacher,
+    ]
     assert {cls.__module__ for cls in classes} == {"rllib_kd"}
     plain = rllib_kd.Teacher(make_q_module())
     teachers = [plain, rllib_kd.load_teacher([plain, rllib_kd.Teacher(make_q_module(seed=1))])]
@@ -77,7 +87,7 @@ def test_public_classes_and_teachers_are_unpickled_in_a_fresh_process(pickler):
         teachers.append(rllib_kd.Teacher.from_callable(lambda obs: obs[:, :2], **spaces))
     obs = torch.as_tensor(states(5))
     data = pickler.dumps((classes, teachers, obs))
-    assert not re.search(rb"rllib_kd\.(learner|env_runner|sweeps|teachers\.base)", data)
+    assert not re.search(rb"rllib_kd\.(learner|env_runner|shrink|sweeps|teachers\.base)", data)
     code = (
         f"import pickle; classes, teachers, obs = pickle.loads({data!r}); "
         "print([c.__name__ for c in classes], [teacher.q_values(obs).tolist() for teacher in teachers])"

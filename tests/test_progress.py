@@ -36,3 +36,31 @@ def test_no_bar_in_a_file_even_where_colours_are_forced():
     environment = os.environ | {"FORCE_COLOR": "1"}
     done = subprocess.run([sys.executable, "-c", SHOW], capture_output=True, text=True, env=environment, timeout=300)
     assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+SHOW_LINE = """
+from rllib_kd.terminal import line
+with line() as show:
+    for i in range(3):
+        show(f"training · {i} env steps · " + 200 * "x")
+print("done")
+"""
+
+
+def test_a_line_stays_one_line_and_vanishes():
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": "60", "TERM": "xterm"}
+    done = subprocess.run([sys.executable, "-c", SHOW_LINE], stdout=theirs, stderr=theirs, env=environment, timeout=300)
+    os.close(theirs)
+    text = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert done.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+    assert any(line.startswith("training · 2 env steps") and line.endswith("…") for line in lines)
+    assert max(map(len, lines)) <= 60
+    assert text.rstrip().endswith("\x1b[2Kdone")
+
+
+def test_no_line_in_a_file():
+    done = subprocess.run([sys.executable, "-c", SHOW_LINE], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("done\n", "")

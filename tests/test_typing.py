@@ -18,6 +18,7 @@ REVEALED = {
     'load_teacher("cartpole")': "Teacher",
     'load_teacher("cartpole").num_parameters': "float",
     'Sweep(teacher="cartpole", env="CartPole-v1").run()': "ReportedSweep",
+    'Shrink("cartpole", "CartPole-v1").run()': "Shrunk",
     'read_curves("runs")': "dict[str, Curve]",
 }
 
@@ -25,7 +26,7 @@ REVEALED = {
 @pytest.mark.slow
 def test_no_public_name_is_any(tmp_path):
     program = tmp_path / "program.py"
-    names = "DistillDQN, DistillDQNConfig, Sweep, compare, compare_all, load_teacher, read_curves, write_report"
+    names = "DistillDQN, DistillDQNConfig, Shrink, Sweep, compare, compare_all, load_teacher, read_curves, write_report"
     lines = [f"from rllib_kd import {names}", *(f"reveal_type({code})" for code in REVEALED)]
     lines += ["reveal_type(DistillDQN)", "reveal_type(write_report)"]
     program.write_text("\n".join(lines) + "\n")

@@ -326,15 +326,15 @@ class DistillDQN(DQN):
         num_gradient_steps = self.num_gradient_steps
         if self.config.restarts == 1 or not num_gradient_steps or self._restarts.are_chosen(num_gradient_steps):
             return
+        copies = self.get_copies()
+        make_env = env_maker(self.config.env, self.config.env_config)
+        pipeline = pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(copies.values())))
+        self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_gradient_steps)
+
+    def get_copies(self) -> dict[str, Any]:
+        """Return the current modules of a family by ID: with restarts all copies, of which none is chosen for this."""
         self._sampling.show_newest_student()
-        family = self.env_runner.family
-        self._restarts.choose(
-            self.learner_group,
-            dict(family.items()),
-            env_maker(self.config.env, self.config.env_config),
-            pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(family.values()))),
-            num_gradient_steps,
-        )
+        return dict(self.env_runner.family.items())
 
     @property
     def num_env_steps(self) -> int:

@@ -70,14 +70,7 @@ class FirstWeights:
             for group_id, teacher in teachers.items()
             for name in students.of_group(group_id)
         }
-
-        def start(learner: Any) -> None:
-            learner.set_state({COMPONENT_RL_MODULE: weights})
-            for name in weights:
-                for network, target in learner.module[name].unwrapped().get_target_network_pairs():
-                    target.load_state_dict(network.state_dict())
-
-        ask_learners(learner_group, start)
+        set_weights(learner_group, weights)
         self._states = {group_id: FirstStates() for group_id in self._states}
 
     def get_state(self) -> dict[str, Any]:
@@ -88,6 +81,23 @@ class FirstWeights:
         """Restore the state of `get_state()`."""
         for group_id, states in state["states"].items():
             self._states[group_id].set_state(states)
+
+
+def set_weights(learner_group: LearnerGroup, weights: Mapping[str, Any]) -> None:
+    """Set students and their target networks on all Learners.
+
+    Args:
+        learner_group: the Learners.
+        weights: state of each student's RLModule, by module ID.
+    """
+
+    def start(learner: Any) -> None:
+        learner.set_state({COMPONENT_RL_MODULE: dict(weights)})
+        for name in weights:
+            for network, target in learner.module[name].unwrapped().get_target_network_pairs():
+                target.load_state_dict(network.state_dict())
+
+    ask_learners(learner_group, start)
 
 
 class FirstStates:

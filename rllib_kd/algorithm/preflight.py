@@ -131,6 +131,15 @@ def check_teachers(
     check_teacher(teacher, spaces, config.env, seen=seen)
 
 
+def limit_threads(num_cpus: int) -> None:
+    """Limit PyTorch in this process to as many threads as RLlib assigns CPUs to it.
+
+    Ray does so for the processes that it starts. With more threads than free cores, PyTorch is many times slower.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, int(num_cpus)))
+
+
 def actor_resources(algorithm: type[Algorithm], config: AlgorithmConfig) -> dict[str, float]:
     """Return the total resources of an algorithm's remote EnvRunners and Learners."""
     request = algorithm.default_resource_request(config)

@@ -202,6 +202,9 @@ Epsilon = Annotated[float, option("Share of random actions (default: 0).", metav
 Report = Annotated[Path | None, _writable_option("Folder for index.html and figures.json.", metavar="FOLDER")]
 
 
+NewFolder = Annotated[Path | None, _writable_option("New folder (default: in ~/ray_results).", metavar="FOLDER")]
+
+
 Returns = Annotated[Path | None, _writable_option("JSON file for all returns.", metavar="FILE")]
 
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 #: Seed of the first episode that evaluates a student, far from those of its training.
 FRESH_SEED = 1_000_000
 
+#: Seed of the first validation episode: episodes by which students are chosen.
+VALIDATION_SEED = 1_500_000_000
+
+#: Seed of the first episode of a certificate, by which nothing was chosen.
+CERTIFICATE_SEED = 1_750_000_000
+
 
 def episode_seeds(num_episodes: int, seed: int) -> range:
     """Return one seed for each episode.

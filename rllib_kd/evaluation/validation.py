@@ -13,14 +13,11 @@ import torch
 
 from rllib_kd.environments.making import close
 from rllib_kd.evaluation.playing import Act, one_episode_each, play_chunk
+from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 
 _ENVS_AT_ONCE = 64
-
-
-#: Validation episodes have separate seeds: the chosen student is evaluated on others.
-_FIRST_SEED = 1_500_000_000
 
 
 class Validation(NamedTuple):
@@ -68,7 +65,7 @@ def validate(
     """
     began, names = time.perf_counter(), list(students)
     q_values = FamilyQValues(students)
-    seeds = range(_FIRST_SEED + first_episode, _FIRST_SEED + first_episode + num_episodes)
+    seeds = range(VALIDATION_SEED + first_episode, VALIDATION_SEED + first_episode + num_episodes)
     episodes = ((place, seed) for place in range(len(names)) for seed in seeds)
     returns: dict[str, list[float]] = {name: [] for name in names}
     env_steps = 0

@@ -10,7 +10,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import pytest
 import typer
 
-from rllib_kd.cli import play, sweep
+from rllib_kd.cli import play, shrink, sweep
 from rllib_kd.cli import train as training
 from rllib_kd.cli.app import app
 from rllib_kd.cli.main import main
@@ -18,6 +18,7 @@ from rllib_kd.cli.main import main
 COMMANDS = {
     "train": training.train,
     "sweep": sweep.sweep,
+    "shrink": shrink.shrink,
     "compare": play.compare,
     "evaluate": play.evaluate,
     "export": play.export,
@@ -26,6 +27,7 @@ COMMANDS = {
 WORKING = {
     "train": ["train", "--algo", "DistillDQN", "--env", "CartPole-v1", "--teacher", "cartpole"],
     "sweep": ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--num-samples", "1"],
+    "shrink": ["shrink", "--env", "CartPole-v1", "--teacher", "cartpole", "--minutes", "1"],
     "compare": ["compare", "cartpole", "--teacher", "cartpole", "--episodes", "1"],
     "evaluate": ["evaluate", "cartpole", "--episodes", "1"],
     "export": ["export", "cartpole", "--out", "out.onnx", "--episodes", "1"],
@@ -170,7 +172,7 @@ def test_what_is_no_json(refused, tmp_path, flag):
     files = [f"@{tmp_path / name}" for name in ("pipe", "bytes.json", "bytes.yaml", "deep.yaml", "missing", "")]
     files += ["@", "@/dev/zero", "@~nosuchuser/x", "@no\0thing", "@" + "a" * 5000, "@\udcff"]
     values = ["null", "[]", "1", "{", '"', "1" * 5000, 100_000 * "[", 100_000 * '{"a":']
-    takes = {"--env-config": tuple(WORKING), "--config": ("train", "sweep")}
+    takes = {"--env-config": tuple(WORKING), "--config": ("train", "sweep", "shrink")}
     for command in takes.get(flag, ("train",)):
         for value in (*files, *values):
             message = refused([*WORKING[command], f"{flag}={value}"])

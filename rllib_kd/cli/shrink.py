@@ -1,0 +1,67 @@
+"""`rllib shrink`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
+from rllib_kd.cli.options import TEACHER_HELP, EnvConfig, Imports, NewFolder, SweptEnv, option
+
+
+# Longer than other functions: typer reads the flags from its signature.
+@app.command()
+def shrink(
+    teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
+    env: SweptEnv,
+    env_config: EnvConfig = "{}",
+    imports: Imports = None,
+    keep: Annotated[float, option("Share of the return to keep (default: 0.97).", metavar="X")] = 0.97,
+    confidence: Annotated[float, option("Its confidence (default: 0.95).", metavar="X")] = 0.95,
+    minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
+    env_steps: Annotated[int | None, option("Length of training instead; repeatable.", metavar="N")] = None,
+    episodes: Annotated[int, option("Most episodes of a certificate (default: 5,000).", metavar="N")] = 5_000,
+    restarts: Annotated[int | None, option("Copies of each size (default: 8; images: 1).", metavar="N")] = None,
+    bounds: Annotated[
+        tuple[float, float] | None, option("Range of all possible returns, if known.", metavar="LOW HIGH")
+    ] = None,
+    config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
+    out: NewFolder = None,
+    seed: Annotated[int, option("Of training and episodes (default: 0).", metavar="N")] = 0,
+    address: Annotated[
+        str | None, option("Ray cluster to join: auto, or HOST:PORT.", "--address", "--ray-address", metavar="ADDRESS")
+    ] = None,
+) -> None:
+    """Find the smallest student that keeps the return, with a certificate.
+
+    \b
+    rllib shrink --teacher cartpole --env CartPole-v1 --minutes 2
+    """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.environments.own import given_environment
+    from rllib_kd.experiment.experiment import check_not_empty
+    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.shrink.shrink import Shrink
+
+    set_log_level(0)
+    check_not_empty(address=address)
+    shrunk = Shrink(
+        teacher=one_or_all(teacher),
+        env=given_environment(env, imports or ()),
+        keep=keep,
+        confidence=confidence,
+        minutes=minutes,
+        env_steps=env_steps,
+        out=out,
+        seed=seed,
+        env_config=parse_json(env_config, "--env-config"),
+        config=parse_json(config, "--config"),
+        restarts=restarts,
+        episodes=episodes,
+        bounds=bounds,
+    ).run(address=address, command=shlex.join(["rllib", *sys.argv[1:]]), progress=True)
+    echo(shrunk)
+    if shrunk.certified is None:
+        raise typer.Exit(1)

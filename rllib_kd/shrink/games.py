@@ -1,0 +1,90 @@
+"""Episodes of validation and of certificates: teacher and random policy play each seed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_kd.evaluation.playing import RandomActions, play
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.seeds import CERTIFICATE_SEED, VALIDATION_SEED
+from rllib_kd.evaluation.validation import validate
+from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.teachers.base import Teacher
+
+#: Certificate episodes of one run: the next `--seed` has others.
+_EPISODES_OF_A_SEED, _NUM_SEEDS = 100_000, 1_000
+
+
+def first_certificate_seed(seed: int) -> int:
+    """Return the seed of the first certificate episode of the run with this `--seed`."""
+    return CERTIFICATE_SEED + seed % _NUM_SEEDS * _EPISODES_OF_A_SEED
+
+
+class Games:
+    """Plays episodes, and measures how long they take.
+
+    Args:
+        make_env: makes one environment.
+        teacher: the teacher, for this environment.
+        seed: seed of the run: of the random policy's actions, and of which certificate episodes are played.
+    """
+
+    def __init__(self, make_env: Callable[[], gym.Env], teacher: Teacher, seed: int):
+        self._make_env, self._teacher, self._seed = make_env, teacher, seed
+        self._baselines: dict[tuple[int, int], np.ndarray] = {}
+        self._spent = {"baselines": [0.0, 0], "student": [0.0, 0]}  # seconds, and number of seeds
+
+    @property
+    def seconds_per_seed(self) -> float:
+        """Return how long a seed takes for student, teacher and random policy: s.
+
+        Before the first episode of a student, its time is taken as that of the two others.
+        """
+        (seconds, num_seeds), (own_seconds, own_num_seeds) = self._spent.values()
+        others = seconds / max(num_seeds, 1)
+        return others + (own_seconds / own_num_seeds if own_num_seeds else others)
+
+    def validation_baselines(self, first: int, count: int) -> np.ndarray:
+        """Return the returns of teacher and random policy in validation episodes, `[2, count]`."""
+        return self._play_baselines(VALIDATION_SEED + first, count)
+
+    def validate(
+        self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
+    ) -> dict[str, list[float]]:
+        """Return the returns of students in validation episodes, by name."""
+        return validate(self._make_env, modules, pipeline, count, first_episode=first).returns
+
+    def certificate_episodes(self, student: Any, pipeline: ObservationPipeline, first: int, count: int) -> np.ndarray:
+        """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
+        first_seed = first_certificate_seed(self._seed) + first
+        network = Teacher(student, pipeline=pipeline, source="student")
+        with self._timed("student", count):
+            returns = self._returns(GreedyQ(network), range(first_seed, first_seed + count))
+        return np.concatenate([[returns], self._play_baselines(first_seed, count)])
+
+    def _play_baselines(self, first_seed: int, count: int) -> np.ndarray:
+        key = first_seed, count
+        if key not in self._baselines:
+            seeds = range(first_seed, first_seed + count)
+            # Its actions depend on the seeds alone, and not on what was played before.
+            randomly = RandomActions(int(self._teacher.action_space.n), seed=self._seed + first_seed)
+            with self._timed("baselines", count):
+                returns = [self._returns(player, seeds) for player in (GreedyQ(self._teacher), randomly)]
+            self._baselines[key] = np.array(returns)
+        return self._baselines[key]
+
+    def _returns(self, player: Any, seeds: Sequence[int]) -> list[float]:
+        return play(self._make_env, player, seeds)[0]
+
+    @contextmanager
+    def _timed(self, what: str, num_seeds: int) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self._spent[what][0] += time.perf_counter() - began
+        self._spent[what][1] += num_seeds

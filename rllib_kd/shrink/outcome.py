@@ -1,0 +1,219 @@
+"""What came of a run: every size, the certified student, and why none is certified."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rllib_kd.shrink.certificate import Certificate
+from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
+
+#: The version of the layout of certificate.json.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ShrunkStudent:
+    """The best student of one size.
+
+    Args:
+        name: name of the size.
+        label: the size in words.
+        num_parameters: acting parameters.
+        model_config: RLlib's model config.
+        env_steps: env steps of training before.
+        validation_ratio: return ratio in validation episodes; too high as an estimate, since it was chosen by them.
+        validation_returns: undiscounted returns in validation episodes, by number of the episode.
+        certificate: its test; None if it was not tested.
+        returns: of student, teacher and random policy in certificate episodes, by name.
+    """
+
+    name: str
+    label: str
+    num_parameters: int
+    model_config: dict[str, Any]
+    env_steps: int
+    validation_ratio: float
+    validation_returns: dict[int, float] = field(repr=False)
+    certificate: Certificate | None = None
+    returns: dict[str, list[float]] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_certified(self) -> bool:
+        """Return whether it is certified."""
+        return self.certificate is not None and self.certificate.verdict == "certified"
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The result of `Shrink.run()`. `str()` of it is one screen.
+
+    Args:
+        env: name of the environment.
+        env_config: its config, as JSON.
+        teacher: the teacher, as it was given.
+        teacher_parameters: its acting parameters.
+        teacher_return: mean of its undiscounted returns in validation episodes.
+        random_return: mean of the random policy's.
+        keep: return ratio that was asked for.
+        confidence: probability that no student below `keep` is certified, at least.
+        students: the best student of each size that was played, smallest first.
+        copies: size in parameters and validation return ratio of each copy at each round.
+        reason: why none is certified; empty if one is.
+        folder: path of the folder with all files.
+        facts: what else certificate.json has: command, seeds, budget, versions.
+    """
+
+    __module__ = "rllib_kd"
+
+    env: str
+    env_config: dict[str, Any]
+    teacher: str
+    teacher_parameters: float
+    teacher_return: float
+    random_return: float
+    keep: float
+    confidence: float
+    students: list[ShrunkStudent]
+    copies: list[tuple[int, float]]
+    reason: str
+    folder: str
+    facts: dict[str, Any]
+
+    @property
+    def certified(self) -> ShrunkStudent | None:
+        """Return the certified student; None if there is none."""
+        return next((student for student in self.students if student.is_certified), None)
+
+    @property
+    def best(self) -> ShrunkStudent | None:
+        """Return the certified student, or else the one with the highest validation ratio; None without students."""
+        return self.certified or max(self.students, key=lambda student: student.validation_ratio, default=None)
+
+    @property
+    def checkpoint(self) -> str | None:
+        """Return the path of the checkpoint of `best`; None without students."""
+        if self.best is None:
+            return None
+        return str(Path(self.folder) / ("student" if self.certified else "uncertified"))
+
+    @property
+    def export_command(self) -> str:
+        """Return the command that exports the certified student."""
+        out = str(Path(self.folder) / "student.onnx")
+        return shlex.join(["rllib", "export", str(self.checkpoint), "--out", out])
+
+    @property
+    def verdict(self) -> str:
+        """Return the result in one or two sentences."""
+        student = self.certified
+        if student is None or student.certificate is None:
+            return f"Not certified. {self.reason}"
+        share = student.num_parameters / self.teacher_parameters
+        found = student.certificate
+        interval = (
+            f"{ratio(found.lower or 0.0)} to {ratio(found.upper)}" if found.upper else f"≥ {ratio(found.lower or 0.0)}"
+        )
+        return (
+            f"Certified: the {student.label} student, with {student.num_parameters:,} parameters "
+            f"({100 * share:.2g} % of the teacher's), keeps at least {100 * self.keep:g} % of the return, with "
+            f"{100 * self.confidence:g} % confidence. Its return ratio in {found.num_episodes:,} fresh episodes is "
+            f"{ratio(_or_nan(found.return_ratio))} ({interval})."
+        )
+
+    def __str__(self) -> str:
+        return summary(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what certificate.json has."""
+        names = ("env", "env_config", "teacher", "teacher_parameters", "teacher_return", "random_return", "keep")
+        certified = self.certified
+        content = {
+            "format": FORMAT,
+            **{name: getattr(self, name) for name in names},
+            "confidence": self.confidence,
+            "certified": None if certified is None else certified.name,
+            "verdict": self.verdict,
+            "checkpoint": None if self.best is None else Path(str(self.checkpoint)).name,
+            "candidates": [_student_dict(student) for student in self.students],
+            "copies": [{"num_parameters": size, "validation_ratio": value} for size, value in self.copies],
+            **self.facts,
+        }
+        return json.loads(json.dumps(finite_or_none(content)))
+
+
+def summary(result: Shrunk) -> str:
+    """Return one screen of 80 columns: a row for each size, the verdict, and what to do next."""
+    from rich.table import Table
+
+    goal = f"keep {100 * result.keep:g} % of the return, {100 * result.confidence:g} % confidence"
+    table = Table(title=cell(f"{result.env}: {goal}", "table.title"))
+    table.add_column("student")
+    for head in ("para-\nmeters", "% of\nteacher", "valida-\ntion*"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("certificate")
+    for student in result.students:
+        table.add_row(
+            cell(student.label),
+            f"{student.num_parameters:,}",
+            f"{100 * student.num_parameters / result.teacher_parameters:.2g}",
+            ratio(student.validation_ratio),
+            cell(_in_short(student.certificate)),
+        )
+    teacher, random = number(result.teacher_return), number(result.random_return)
+    table.caption = f"* return ratio: teacher ({teacher}) 1, random policy ({random}) 0"
+    text = rendered(*([table] if result.students else []), "\n" + result.verdict)
+    if result.checkpoint is not None:  # not wrapped: they are there to be copied
+        text += f"\n\n{printable(result.checkpoint)}"
+    if result.certified is not None:
+        text += f"\n{printable(result.export_command)}"
+    return f"{text}\n{printable(result.folder)}/shrink.html, certificate.json"
+
+
+def _in_short(certificate: Certificate | None) -> str:
+    if certificate is None:
+        return "not tested"
+    played = f"{ratio(_or_nan(certificate.return_ratio))} in {certificate.num_episodes:,} episodes"
+    if certificate.verdict == "certified":
+        return f"certified: {played}"
+    return f"{'given up' if certificate.verdict == 'hopeless' else 'not decided'}: {played}"
+
+
+def _student_dict(student: ShrunkStudent) -> dict[str, Any]:
+    content = {name: value for name, value in asdict(student).items() if name not in ("certificate", "returns")}
+    content["validation_returns"] = {str(episode): value for episode, value in student.validation_returns.items()}
+    content["certificate"] = None if student.certificate is None else student.certificate.as_dict()
+    content["certificate_returns"] = student.returns
+    return content
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def why_not(students: list[ShrunkStudent], *, keep: float, more: str) -> str:
+    """Return why no student is certified, and what would help.
+
+    Args:
+        students: the best student of each size, smallest first.
+        keep: return ratio that was asked for.
+        more: how to give more time, such as "--minutes 20".
+    """
+    if not students:
+        return f"No student was trained long enough to play. Train longer: {more}."
+    best = max(students, key=lambda student: student.validation_ratio)
+    tested = [student for student in students if student.certificate is not None]
+    if not tested:
+        return (
+            f"No student came near enough to {keep:g} in validation for a test: the best one, {best.label}, has a "
+            f"return ratio of {ratio(best.validation_ratio)}. Train longer ({more}), or ask for less (--keep)."
+        )
+    last = tested[-1]
+    found: Any = last.certificate
+    text = f"The last candidate, {last.label}: {found.reason}"
+    if found.verdict == "undecided" or "beyond the budget" in found.reason:  # of --episodes, or of the time
+        return f"{text} More time or episodes may decide: {more}, --episodes."
+    return f"{text} Train longer ({more}), or ask for less (--keep)."

@@ -1,0 +1,142 @@
+"""The files of a run: certificate.json, and shrink.html, a page that requests nothing."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rllib_kd.report.drawing import FOREGROUND, MUTED, as_drawn, colour_of, new_figure, place_legend, svg, use_log_axis
+from rllib_kd.report.page import page, section
+from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent
+from rllib_kd.text import for_html, number, printable, ratio
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LOWEST_SHOWN = -0.5  # return ratio; copies below it are drawn there
+
+
+def write(result: Shrunk, folder: Path) -> None:
+    """Write certificate.json and shrink.html."""
+    text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
+    (folder / "certificate.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "shrink.html").write_text(_page(result), encoding="utf-8")
+
+
+def _page(result: Shrunk) -> str:
+    title = f"{printable(result.env)}: the smallest student that keeps the return"
+    lead = (
+        f"Teacher: {printable(result.teacher)}, {result.teacher_parameters:,} parameters, mean return "
+        f"{number(result.teacher_return)}. A random policy's is {number(result.random_return)}."
+    )
+    body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="verdict">'
+    body += f"<p>{for_html(result.verdict)}</p>"
+    if result.certified is not None:
+        body += f"<pre>{for_html(result.export_command)}</pre>"
+    body += "</section>\n"
+    if not result.students:
+        return page(title, body)
+    body += '<div class="plots">' + section(
+        "front",
+        "Size and return",
+        "Each dot is a copy at a round of validation. Left is smaller (the scale is logarithmic), up is better. The "
+        "line is the best of each size. Validation chose the best, so that it is too high as an estimate.",
+        svg("front-plot", "Size and return", partial(front_plot, result)),
+    )
+    tested = result.certified or next((one for one in reversed(result.students) if one.returns), None)
+    if tested is not None:
+        body += section(
+            "episodes",
+            "Episodes of the certificate",
+            f"Returns of the {for_html(tested.label)} student, the teacher and a random policy on the same seeds, "
+            "sorted.",
+            svg("episodes-plot", "Returns", partial(episodes_plot, tested)),
+        )
+    body += f'</div>\n<section class="card" id="sizes"><div class="scroll">{_table(result)}</div></section>\n'
+    body += f'<section class="card" id="words"><h2>What the certificate means</h2>{_words(result)}</section>'
+    return page(title, body)
+
+
+def front_plot(result: Shrunk) -> Figure:
+    """Plot size against validation return ratio, of every copy at every round, and the best of each size."""
+    figure, (axes,) = new_figure(3.4)
+    axes.axhline(1.0, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label="teacher")
+    axes.axhline(result.keep, color=FOREGROUND, linestyle="-.", linewidth=0.8, zorder=1, label=f"{result.keep:g}")
+    if result.copies:
+        sizes, ratios = zip(*result.copies, strict=True)
+        shown = [max(value, _LOWEST_SHOWN) for value in as_drawn(ratios)]
+        dots: dict[str, Any] = {"s": 9, "alpha": 0.45, "linewidths": 0, "zorder": 2}
+        axes.scatter(sizes, shown, color=MUTED, label="copy", **dots)
+    best: dict[int, float] = {}  # two sizes may have as many parameters
+    for one in result.students:
+        best[one.num_parameters] = max(best.get(one.num_parameters, _LOWEST_SHOWN), one.validation_ratio)
+    axes.plot(list(best), list(best.values()), color=colour_of(0), marker="o", markersize=5, label="best", zorder=3)
+    if (student := result.certified) is not None:
+        mark: dict[str, Any] = {"marker": "*", "markersize": 15, "linestyle": "none", "zorder": 4}
+        axes.plot(student.num_parameters, best[student.num_parameters], color=colour_of(1), label="certified", **mark)
+    use_log_axis(axes, [size for size, _ in result.copies] + list(best))
+    axes.set_xlabel("parameters")
+    axes.set_ylabel("return ratio")
+    place_legend(figure, axes)
+    return figure
+
+
+def episodes_plot(student: ShrunkStudent) -> Figure:
+    """Plot the sorted returns of the certificate's episodes, a line for each policy."""
+    figure, (axes,) = new_figure(3.4)
+    colours = {"student": colour_of(1), "teacher": FOREGROUND, "random": MUTED}
+    for name, returns in student.returns.items():
+        share = [100 * (i + 0.5) / len(returns) for i in range(len(returns))]
+        axes.plot(share, as_drawn(sorted(returns)), color=colours[name], label=name, linewidth=1.6)
+    axes.set_xlabel("share of episodes (%)")
+    axes.set_ylabel("return, sorted")
+    place_legend(figure, axes)
+    return figure
+
+
+def _table(result: Shrunk) -> str:
+    heads = ("parameters", "% of teacher", "validation ratio", "validation episodes", "certificate episodes", "ratio")
+    head = '<th scope="col">student</th>' + "".join(f'<th scope="col">{name}</th>' for name in heads)
+    lines = []
+    for student in result.students:
+        found = student.certificate
+        cells = [
+            f"{student.num_parameters:,}",
+            f"{100 * student.num_parameters / result.teacher_parameters:.2g}",
+            ratio(student.validation_ratio),
+            f"{len(student.validation_returns):,}",
+            "–" if found is None else f"{found.num_episodes:,}",
+            "–" if found is None or found.return_ratio is None else ratio(found.return_ratio),
+        ]
+        reason = "not tested" if found is None else found.reason
+        cells_html = "".join(f"<td>{text}</td>" for text in cells)
+        name = ("★ " if student.is_certified else "") + student.label
+        lines.append(
+            f'<tr><th scope="row">{for_html(name)}</th>{cells_html}<td class="words">{for_html(reason)}</td></tr>'
+        )
+    return (
+        f'<table><thead><tr>{head}<th scope="col" class="words">result</th></tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def _words(result: Shrunk) -> str:
+    alpha = 1 - result.confidence
+    words = [
+        "The return ratio is (student − random) / (teacher − random) of the mean undiscounted returns. The probability "
+        f"that this run certifies a student with a ratio below {result.keep:g} is at most {100 * alpha:.3g} %, for all "
+        "candidates together.",
+        "Candidates are tested from the smallest to the largest, in an order that is fixed before the first of these "
+        "episodes. No training and no choice used their seeds.",
+    ]
+    tested = [student.certificate for student in result.students if student.certificate is not None]
+    if tested and not tested[-1].are_bounds_stated and tested[-1].bounds is not None:
+        low, high = tested[-1].bounds
+        words.append(
+            f"This holds on the condition that no return is outside of {number(low)} to {number(high)}: the range of "
+            "all returns in this run, with a margin below. State the possible range with --bounds if a failure can be "
+            "worse."
+        )
+    return "".join(f"<p>{for_html(text)}</p>" for text in words)

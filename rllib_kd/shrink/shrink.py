@@ -1,0 +1,192 @@
+"""Shrink: the smallest student that keeps a share of its teacher's return, with a certificate."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+
+from rllib_kd.algorithm.algorithm import DistillDQN
+from rllib_kd.algorithm.settings import validate
+from rllib_kd.environments.making import close, env_maker
+from rllib_kd.environments.own import settled, short_name
+from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.played_environment import PlayedEnvironment
+from rllib_kd.experiment.connection import connection
+from rllib_kd.experiment.names import own_folder, own_name
+from rllib_kd.paths import check_path
+from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
+from rllib_kd.shrink.evidence import as_range
+from rllib_kd.shrink.outcome import Shrunk
+from rllib_kd.shrink.run import Run
+from rllib_kd.shrink.training import training_config
+from rllib_kd.teachers.loading import load_teacher
+
+#: With less, Ray's start and the certificate leave nothing for training.
+LEAST_MINUTES = 0.5
+DEFAULT_MINUTES = 10.0
+#: Fewer cannot certify anything near a return ratio of 1: about ln(1/α) / (1 − keep).
+_LEAST_EPISODES = 100
+
+
+@dataclass
+class Shrink:
+    """The search for the smallest student that keeps a share of its teacher's return, and its certificate.
+
+    One run of `DistillDQN` trains several copies of each size on the same states. Validation episodes choose the best
+    copy of each size, over copies and time. Fresh episodes then test the promising ones, smallest first, until one is
+    certified.
+
+    Args:
+        teacher: as for `load_teacher()`; a list is an ensemble.
+        env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
+            "module:Name".
+        keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1].
+        confidence: the probability of certifying any student below `keep` is at most 1 − confidence; in (0.5, 1).
+        minutes: duration of the run, ≥ 0.5; None: 10, or no limit if `env_steps` is given.
+        env_steps: env steps of training, ≥ 1, instead of `minutes`: equal runs then give equal certificates.
+        out: folder of the results, which must be empty or not exist; None: by environment and time, in `~/ray_results`.
+        seed: seed of training, and of which fresh episodes are played; ≥ 0.
+        env_config: config of the environment.
+        config: settings of training, by the names that `rllib train --config` takes.
+        sizes: sizes to try, as `.distillation(students=...)`; None: from linear to 64 units, or shares of a
+            teacher with convolutions.
+        restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
+        episodes: most certificate episodes of each candidate, ≥ 100.
+        bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
+            docs/certificates.md.
+
+    Raises:
+        ValueError: a value is out of range, or the folder is not empty.
+    """
+
+    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
+
+    teacher: Any
+    env: Any
+    keep: float = 0.97
+    confidence: float = 0.95
+    minutes: float | None = None
+    env_steps: int | None = None
+    out: str | os.PathLike[str] | None = None
+    seed: int = 0
+    env_config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, Any] | None = None
+    restarts: int | None = None
+    episodes: int = 5_000
+    bounds: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        _check_in("keep", self.keep, 0 < self.keep <= 1, "in (0, 1]", "0.97 keeps 97 % of the return")
+        is_in = 0.5 < self.confidence < 1
+        _check_in("confidence", self.confidence, is_in, "in (0.5, 1)", "0.95 means 95 %")
+        if self.minutes is not None and self.env_steps is not None:
+            raise ValueError(
+                f"minutes={self.minutes:g} and env_steps={self.env_steps} both limit the run. Set one of them."
+            )
+        if self.minutes is not None:
+            is_enough = LEAST_MINUTES <= self.minutes < math.inf
+            hint = "Ray's start and the certificate take this long already"
+            _check_in("minutes", self.minutes, is_enough, f"at least {LEAST_MINUTES:g}", hint)
+        elif self.env_steps is None:
+            self.minutes = DEFAULT_MINUTES
+        least = {"env_steps": 1, "seed": 0, "restarts": 1, "episodes": _LEAST_EPISODES}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
+                raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
+        if self.bounds is not None:
+            as_range(self.bounds)
+        if self.sizes is not None and not self.sizes:
+            raise ValueError("sizes is empty. Give at least one, or None for the default ones.")
+        if self.out is not None:
+            _check_empty(Path(self.out))
+        self.env = settled(self.env)
+
+    def run(self, *, address: str | None = None, command: str | None = None, progress: bool = False) -> Shrunk:
+        """Train, choose, certify, and write all files.
+
+        Uses the Ray of this process, or joins or starts one. Ctrl-C ends training early, and what there is is tested;
+        another one ends the tests.
+
+        Args:
+            address: address of a Ray cluster to join, or "auto"; None: a local Ray is started.
+            command: command to record in certificate.json.
+            progress: whether to show a line on a terminal.
+
+        Returns:
+            The result, also if no student is certified.
+
+        Raises:
+            ValueError: the teacher cannot be loaded or does not fit the environment, or a setting is refused.
+        """
+        settings = dict(self.config)
+        settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
+        make_env = env_maker(self.env, settings["env_config"])
+        env = make_env()
+        close(env)
+        if isinstance(env, MultiAgentEnv):
+            raise ValueError(
+                f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
+                "environment with one agent."
+            )
+        teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
+        (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        sizes = self._sizes(teacher, env.observation_space)
+        restarts = default_restarts(env.observation_space) if self.restarts is None else self.restarts
+        config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
+        needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
+        with ExitStack() as stack:
+            folder = self._folder(stack)
+            stack.enter_context(connection(needs, address=address))
+            run = Run(
+                teacher,
+                PlayedEnvironment(self.env, settings["env_config"]),
+                make_env,
+                config,
+                sizes,
+                settings=settings,
+                folder=folder,
+                asked=self,
+            )
+            return run(command=command, progress=progress)
+
+    def _sizes(self, teacher: Any, observation_space: Any) -> list[Size]:
+        if self.sizes is not None:
+            return [Size(name, name, shape) for name, shape in self.sizes.items()]
+        return default_sizes(teacher, observation_space)
+
+    def _folder(self, stack: ExitStack) -> Path:
+        if self.out is not None:
+            folder = Path(self.out).absolute()
+            _check_empty(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        storage = Path.home() / "ray_results"
+        name = own_name("shrink_" + re.sub(r"[^\w.-]+", "-", short_name(self.env), flags=re.ASCII).strip("-")[:60])
+        return storage / stack.enter_context(own_folder(str(storage), name))
+
+
+def _check_in(name: str, value: float, is_in: bool, expected: str, hint: str) -> None:
+    if not is_in:
+        raise ValueError(f"{name} must be {expected}, got {value!r}: {hint}.")
+
+
+def _check_empty(folder: Path) -> None:
+    """Check that a folder is empty or does not exist.
+
+    Raises:
+        ValueError: it is not, or no folder.
+    """
+    check_path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is not a folder"
+        raise ValueError(f"'{folder}' {what}. Name a new folder for the results: --out (out=...).")

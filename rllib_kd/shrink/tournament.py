@@ -1,0 +1,235 @@
+"""Who may be certified: copies of students at several times of training, compared in validation episodes.
+
+At each round some copies of each size play; a copy at a round is a *snapshot*. The best snapshot of a size, over copies
+and rounds, is its candidate: what DAgger promises, it promises for the best student of the sequence (Ross et al. 2011,
+arXiv 1011.0686). No validation episode is part of a certificate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.students.restarts import by_student
+
+#: Episodes of each copy in a round, then those of its size's best few, and how many these are.
+_FIRST_LOOK, _SECOND_LOOK, _NUM_SECOND = 4, 12, 2
+#: From this round on, the better half of each size's copies play, by their best snapshots so far, and at least so many.
+_FIRST_OF_HALF, _LEAST_COPIES = 1, 3
+#: Episodes that a size's best snapshots play once more at the end, and how many these are.
+_LAST_LOOK, _NUM_LAST = 64, 2
+#: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
+_SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
+#: Candidates that are tested, at most.
+_NUM_TESTED = 3
+#: Larger sizes play on beside the smallest one that seems to be good enough, in case that its certificate fails.
+_NUM_LARGER = 1
+
+
+#: Plays validation episodes: modules by name, number of the first episode, number of episodes → returns by name.
+Play = Callable[[Mapping[str, Any], int, int], Mapping[str, Sequence[float]]]
+#: Returns of teacher and random policy, `[2, n]`, in validation episodes: number of the first one, number of episodes.
+Baselines = Callable[[int, int], np.ndarray]
+
+
+@dataclass
+class Snapshot:
+    """A copy of a student at a time of training.
+
+    Args:
+        size: name of its size.
+        copy: ID of its module in training.
+        env_steps: env steps of training before.
+        module: RLModule, which changes no more.
+        returns: undiscounted return by number of the validation episode.
+    """
+
+    size: str
+    copy: str
+    env_steps: int
+    module: Any = field(repr=False)
+    returns: dict[int, float] = field(default_factory=dict, repr=False)
+
+
+class Tournament:
+    """Chooses each size's candidate.
+
+    Args:
+        sizes: names of all sizes, smallest first.
+        play: plays validation episodes with students.
+        baselines: returns of teacher and random policy in the same episodes.
+        new_test: makes a test of the return ratio for one candidate, from all returns that were seen so far.
+        keep: return ratio that is asked for.
+        scale: mean return of the teacher less that of the random policy, > 0.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[str],
+        play: Play,
+        baselines: Baselines,
+        new_test: Callable[[np.ndarray], RatioTest],
+        *,
+        keep: float,
+        scale: float,
+    ):
+        self.sizes = list(sizes)
+        self.snapshots: list[Snapshot] = []
+        self.num_episodes = 0  # validation episodes with seeds of their own, so far
+        self._play, self._baselines, self._new_test = play, baselines, new_test
+        self._keep, self._scale = keep, scale
+        self._played = np.empty((2, 0))  # returns of teacher and random policy
+
+    def round(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
+        """Let the copies of promising sizes play.
+
+        Args:
+            number: number of the round, from 0.
+            copies: modules of all copies by ID, which do not change while a snapshot is in use.
+            env_steps: env steps of training so far.
+        """
+        left = {name: copies[name] for name in self._copies_left(number, copies)}
+        self._look(self.playing(number), left, env_steps)
+
+    def _copies_left(self, number: int, copies: Mapping[str, Any]) -> list[str]:
+        """Return the copies that play in a round, in the order of `copies`."""
+        if number < _FIRST_OF_HALF:
+            return list(copies)
+        left: set[str] = set()
+        for size, names in by_student(copies).items():
+            known = self._best_of(size, self.snapshots, len(self.snapshots))
+            ranked = [*dict.fromkeys(one.copy for one in known), *names]  # those that have not played come last
+            count = max(_LEAST_COPIES, math.ceil(len(names) / 2))
+            left.update(list(dict.fromkeys(ranked))[:count])
+        return [name for name in copies if name in left]
+
+    def _look(self, playing: Sequence[str], copies: Mapping[str, Any], env_steps: int) -> None:
+        new = [
+            Snapshot(size, name, env_steps, copies[name])
+            for size, names in by_student(copies).items()
+            if size in playing
+            for name in names
+        ]
+        self.snapshots += new
+        self._let_play(new, _FIRST_LOOK)
+        self._let_play([one for size in playing for one in self._best_of(size, new, _NUM_SECOND)], _SECOND_LOOK)
+
+    def playing(self, number: int) -> list[str]:
+        """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
+        slack = _SLACK[min(number, len(_SLACK) - 1)]
+        best = {size: self.best(size) for size in self.sizes}
+        able = [size for size in self.sizes if best[size] is None or self.ratio(best[size]) >= self._keep - slack]
+        enough = next((i for i, size in enumerate(able) if self.is_promising(best[size])), len(able))
+        return able[: enough + 1 + _NUM_LARGER]
+
+    def is_settled(self, number: int) -> bool:
+        """Return whether the smallest size that is left is good enough, also in further episodes: training may end.
+
+        Args:
+            number: number of the round that has been played.
+        """
+        smallest = self.playing(number)[:1]
+        best = self.best(smallest[0]) if smallest else None
+        if best is None or not self.is_promising(best):
+            return False
+        self._let_play([best], _LAST_LOOK)
+        return self.is_promising(self.best(smallest[0])) and self.best(smallest[0]) is best
+
+    def finish(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
+        """Let the best snapshots of each size that is left play further episodes, and larger ones if these fail.
+
+        Args:
+            number: number of the last round.
+            copies: as in `round()`.
+            env_steps: env steps of training.
+        """
+        while True:
+            playing = self.playing(number)
+            late = [size for size in playing if self.best(size) is None]
+            self._look(late, copies, env_steps)
+            finalists = [one for size in playing for one in self._best_of(size, self.snapshots, _NUM_LAST)]
+            short = [one for one in finalists if len(one.returns) < _LAST_LOOK]
+            if not short:
+                return
+            self._let_play(short, _LAST_LOOK)
+
+    def best(self, size: str) -> Snapshot | None:
+        """Return a size's candidate; None if it has not played."""
+        return next(iter(self._best_of(size, self.snapshots, 1)), None)
+
+    def ratio(self, snapshot: Snapshot | None) -> float:
+        """Return the return ratio in validation episodes, by the difference to the teacher in the same ones."""
+        if snapshot is None or not snapshot.returns:
+            return -math.inf
+        return 1.0 + float(np.mean(self._gains(snapshot)))
+
+    def is_promising(self, snapshot: Snapshot | None) -> bool:
+        """Return whether a certificate is likely to be reached with the episodes that a test may use.
+
+        A hopeless candidate costs its share of the error probability and many episodes.
+        """
+        if snapshot is None or not snapshot.returns:
+            return False
+        episodes = list(snapshot.returns)
+        test = self._new_test(self.returns)
+        teacher, random = self._played[:, episodes]
+        test.update(student=list(snapshot.returns.values()), teacher=teacher, random=random)
+        needed = test.episodes_needed()
+        if needed is None:
+            return False
+        return test.max_episodes is None or needed <= test.max_episodes
+
+    def candidates(self) -> list[Snapshot]:
+        """Return the snapshots to be tested, smallest size first: the smallest that are promising, and the safest one.
+
+        The fewer there are, the more of the error probability and of the time each has. If none is promising, the best
+        one of all is tested alone, unless its return ratio is clearly below what is asked for.
+        """
+        best = [one for one in map(self.best, self.sizes) if one is not None]
+        promising = [one for one in best if self.is_promising(one)]
+        if promising:
+            smallest, others = promising[: _NUM_TESTED - 1], promising[_NUM_TESTED - 1 :]
+            safest = sorted(others, key=lambda one: self._standard_error(one) - self.ratio(one))
+            return smallest + safest[:1]
+        if not best:
+            return []
+        last = max(best, key=self.ratio)
+        return [last] if self.ratio(last) + 2 * self._standard_error(last) >= self._keep else []
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Return all returns of validation, of all policies."""
+        own = [value for one in self.snapshots for value in one.returns.values()]
+        return np.concatenate([self._played.ravel(), own])
+
+    def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> None:
+        """Play episodes that are new to all."""
+        if not snapshots:
+            return
+        first = self.num_episodes
+        self.num_episodes += num_episodes
+        self._played = np.concatenate([self._played, self._baselines(first, num_episodes)], axis=1)
+        named = {f"{i}": one for i, one in enumerate(snapshots)}
+        played = self._play({name: one.module for name, one in named.items()}, first, num_episodes)
+        for name, one in named.items():
+            one.returns |= dict(zip(range(first, first + num_episodes), map(float, played[name]), strict=True))
+
+    def _best_of(self, size: str, snapshots: Sequence[Snapshot], count: int) -> list[Snapshot]:
+        """Return the best snapshots of a size, by return ratio less one standard error: few episodes prove little."""
+        own = [one for one in snapshots if one.size == size and one.returns]
+        return sorted(own, key=lambda one: self._standard_error(one) - self.ratio(one))[:count]
+
+    def _gains(self, snapshot: Snapshot) -> np.ndarray:
+        """Return (student − teacher) / (mean teacher − mean random) of each episode."""
+        teacher = self._played[0, list(snapshot.returns)]
+        return (np.array(list(snapshot.returns.values())) - teacher) / self._scale
+
+    def _standard_error(self, snapshot: Snapshot) -> float:
+        gains = self._gains(snapshot)
+        spread = float(np.std(gains, ddof=1)) if len(gains) > 1 else 1.0
+        return max(spread, 0.05) / math.sqrt(len(gains))  # a few equal episodes do not prove that all are

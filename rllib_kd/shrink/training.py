@@ -1,0 +1,153 @@
+"""Training: one run of DistillDQN feeds all sizes and copies from one stream of labelled states."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MAX, EPISODE_RETURN_MIN
+
+from rllib_kd import _rllib
+from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
+from rllib_kd.algorithm.first_weights import set_weights
+from rllib_kd.algorithm.settings import apply_settings
+from rllib_kd.checkpoints.connectors import pipeline_of
+from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.shrink.candidates import Size
+from rllib_kd.teachers.base import Teacher
+
+#: Env steps of an iteration, after which the clock is read.
+_ENV_STEPS_PER_ITERATION = 2_000
+
+#: Settings that the command makes itself.
+OWN_SETTINGS = ("teacher", "env", "seed", "student", "students", "restarts", "compression", "num_baseline_episodes")
+
+
+def training_config(
+    teacher: Teacher, env: Any, settings: Mapping[str, Any], sizes: Sequence[Size], *, restarts: int, seed: int
+) -> DistillDQNConfig:
+    """Return the config of the run that trains all sizes.
+
+    Args:
+        teacher: the teacher.
+        env: environment, as in `config.environment()`.
+        settings: further settings by name.
+        sizes: sizes to train.
+        restarts: copies of each size.
+        seed: seed of the run.
+
+    Raises:
+        ValueError: a setting is unknown or out of range, or one that the command makes itself.
+    """
+    config = _config(teacher, env, settings, seed=seed)
+    if config.own_connectors:
+        raise ValueError(
+            "Connectors of your own are not supported here: their statistics would be missing in the student's "
+            "checkpoint. Leave them out."
+        )
+    config.distillation(students={size.name: size.shape for size in sizes}, restarts=restarts)
+    return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)
+
+
+def _config(teacher: Teacher, env: Any, settings: Mapping[str, Any], *, seed: int) -> DistillDQNConfig:
+    if own := [name for name in settings if name in OWN_SETTINGS]:
+        raise ValueError(f"The setting '{own[0]}' cannot be in the config: the command sets it. Leave it out.")
+    config = DistillDQNConfig().distillation(teacher=teacher, num_baseline_episodes=0).environment(env)
+    # The monitor of CPU and memory takes 0.4 s to stop.
+    config.debugging(seed=seed, log_sys_usage=False)
+    apply_settings(config, settings)
+    return config
+
+
+class Trainer:
+    """The run that trains all copies.
+
+    Args:
+        config: as from `training_config()`.
+    """
+
+    def __init__(self, config: DistillDQNConfig):
+        self._algo: DistillDQN = config.build_algo()
+        self._lowest, self._highest = math.inf, -math.inf
+
+    @property
+    def env_steps(self) -> int:
+        """Return the env steps of training so far."""
+        return self._algo.num_env_steps
+
+    @property
+    def seen_returns(self) -> np.ndarray:
+        """Return the lowest and the highest return of a training episode, `[2]`; `[0]` before the first one."""
+        return np.array([value for value in (self._lowest, self._highest) if math.isfinite(value)])
+
+    def train(self, is_over: Callable[[], bool], report: Callable[[], None]) -> None:
+        """Train until `is_over()`, asked before each iteration; `report` is called after each."""
+        while not is_over():
+            result = self._algo.train().get(ENV_RUNNER_RESULTS, {})
+            self._lowest = np.fmin(self._lowest, result.get(EPISODE_RETURN_MIN, math.inf))
+            self._highest = np.fmax(self._highest, result.get(EPISODE_RETURN_MAX, -math.inf))
+            report()
+
+    def copies(self) -> dict[str, Any]:
+        """Return the modules of all copies by ID, as they are now; training does not change them."""
+        return {name: copy.deepcopy(module) for name, module in self._algo.get_copies().items()}
+
+    def pipeline(self) -> ObservationPipeline:
+        """Return the pipeline from the environment's observations to the modules' inputs."""
+        module = next(iter(self._algo.get_copies().values()))
+        return pipeline_of(_rllib.env_to_module(self._algo.env_runner), module)
+
+    def shapes(self) -> dict[str, dict[str, Any]]:
+        """Return the model config of each size, with layer widths."""
+        return {name: dict(shape) for name, shape in self._algo.config.students.items()}
+
+    def stop(self) -> None:
+        """Stop the run."""
+        self._algo.stop()
+
+
+@contextmanager
+def running(config: DistillDQNConfig) -> Iterator[Trainer]:
+    """Build the run, and stop it at the end."""
+    trainer = Trainer(config)
+    try:
+        yield trainer
+    finally:
+        trainer.stop()
+
+
+def save_student(
+    folder: Path,
+    module: Any,
+    shape: Mapping[str, Any],
+    *,
+    teacher: Teacher,
+    env: Any,
+    settings: Mapping[str, Any],
+    seed: int,
+) -> None:
+    """Save a student as a checkpoint of DistillDQN with this student alone, which every command takes.
+
+    Args:
+        folder: folder of the checkpoint.
+        module: the student.
+        shape: its model config.
+        teacher: as in `training_config()`.
+        env: as in `training_config()`.
+        settings: as in `training_config()`.
+        seed: as in `training_config()`.
+    """
+    config = _config(teacher, env, settings, seed=seed)
+    config.rl_module(model_config=config.given_model_config | dict(shape))
+    algo: DistillDQN = config.build_algo()
+    try:
+        set_weights(algo.learner_group, {DEFAULT_MODULE_ID: module.get_state()})
+        algo.save_to_path(folder)
+    finally:
+        algo.stop()

@@ -1,0 +1,119 @@
+"""What is printed and written."""
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
+from rllib_kd.shrink.report import write
+
+
+def played(ratio, episodes=400):
+    test = RatioTest(0.97, 0.025, seen=[0.0, 500.0], max_episodes=5_000)
+    returns = {"student": [500.0 * ratio] * episodes, "teacher": [500.0] * episodes, "random": [0.0] * episodes}
+    test.update(**returns)
+    return {"certificate": test.certificate(), "returns": returns}
+
+
+def student(name, size, ratio, **test):
+    config = {"fcnet_hiddens": [size]}
+    return ShrunkStudent(name, f"{name} label", size, config, 4_000, ratio, {0: 500.0, 7: 499.0}, **test)
+
+
+def shrunk(*students, reason="", folder="/tmp/results"):
+    facts = {"command": "rllib shrink", "seed": 0, "seeds": {"training": 0}, "versions": {"ray": "2"}}
+    return Shrunk(
+        env="CartPole-v1",
+        env_config={"x": 1},
+        teacher="cartpole",
+        teacher_parameters=67_843,
+        teacher_return=500.0,
+        random_return=20.0,
+        keep=0.97,
+        confidence=0.95,
+        students=list(students),
+        copies=[(10, 0.4), (10, -9.0), (30, 1.0)],
+        reason=reason,
+        folder=folder,
+        facts=facts,
+    )
+
+
+FOUND = shrunk(student("a", 10, 0.5), student("b", 16, 0.98, **played(0.5)), student("c", 30, 1.0, **played(1.0)))
+NOT_FOUND = shrunk(student("a", 10, 0.5), student("b", 16, 0.98, **played(0.5)), reason="Why.")
+
+
+def test_one_screen():
+    lines = str(FOUND).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 24
+    text = " ".join(str(FOUND).split())
+    assert "Certified: the c label student, with 30 parameters (0.044 % of the teacher's)" in text
+    assert "certified: 1.000 in" in text
+    assert "given up: 0.500 in" in text
+    assert "not tested" in text
+    assert "\n/tmp/results/student\nrllib export /tmp/results/student --out /tmp/results/student.onnx\n" in str(FOUND)
+
+
+def test_without_a_certificate_the_best_one_is_named_but_not_as_certified():
+    assert NOT_FOUND.certified is None
+    assert NOT_FOUND.best.name == "b"
+    assert NOT_FOUND.checkpoint == "/tmp/results/uncertified"
+    assert "Not certified. Why." in str(NOT_FOUND)
+    assert "rllib export" not in str(NOT_FOUND)
+    assert shrunk(reason="Why.").checkpoint is None
+
+
+def test_json_has_everything(tmp_path):
+    write(replace(FOUND, folder=str(tmp_path)), tmp_path)
+    read = json.loads((tmp_path / "certificate.json").read_text(), parse_constant=pytest.fail)
+    assert (read["format"], read["certified"], read["checkpoint"]) == (1, "c", "student")
+    assert [one["name"] for one in read["candidates"]] == ["a", "b", "c"]
+    last = read["candidates"][-1]
+    assert last["validation_returns"] == {"0": 500.0, "7": 499.0}
+    assert last["certificate"] == FOUND.students[-1].certificate.as_dict()
+    assert last["certificate_returns"]["teacher"] == [500.0] * 400
+    assert read["seeds"]
+    assert read["versions"]
+    assert read["command"]
+
+
+def test_numbers_that_json_lacks_are_none():
+    odd = student("a", 10, math.nan)
+    assert shrunk(odd, reason="Why.").to_dict()["candidates"][0]["validation_ratio"] is None
+
+
+def test_the_page_requests_nothing_and_says_what_it_means(tmp_path):
+    for result in (FOUND, NOT_FOUND, shrunk(reason="Why.")):
+        write(replace(result, folder=str(tmp_path)), tmp_path)
+        text = Path(tmp_path / "shrink.html").read_text()
+        assert not re.search(r"(src|href)=\"(?!#|data:)", text)
+        assert "http" not in text.replace("http-equiv", "")
+        assert result.verdict.split(":")[0] in text
+    write(FOUND, tmp_path)
+    text = Path(tmp_path / "shrink.html").read_text()
+    assert text.count("<svg") == 2
+    assert "at most 5 %" in text
+    assert "no return is outside of" in text
+
+
+def test_why_there_is_no_certificate():
+    def why(*students):
+        return why_not(list(students), keep=0.97, more="--minutes 20")
+
+    assert "Train longer: --minutes 20" in why()
+    far = why(student("a", 10, 0.5), student("b", 16, 0.7))
+    assert "the best one, b label, has a return ratio of 0.700" in far
+    assert "--keep" in far
+    assert "b label: Given up after 400 episodes" in why(student("b", 16, 0.98, **played(0.5)))
+    undecided = why(student("b", 16, 0.98, **played(0.975, episodes=50)))
+    assert "Not decided" in undecided
+    short = RatioTest(0.97, 0.025, seen=[0.0, 500.0], max_episodes=60)
+    short.update(student=[495.0] * 50, teacher=[500.0] * 50, random=[0.0] * 50)
+    assert "may decide: --minutes 20, --episodes" in why(student("b", 16, 0.98, certificate=short.certificate()))
+    assert "--episodes" in undecided

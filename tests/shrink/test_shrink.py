@@ -1,0 +1,126 @@
+"""`rllib shrink`, and `Shrink` in Python."""
+
+import json
+
+import pytest
+import ray
+
+from rllib_kd import Shrink, compare
+from rllib_kd.cli.main import main
+
+SHRINK = ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1"]
+WRONG = {
+    "keep above 1": (["--keep", "1.2"], "keep must be in (0, 1], got 1.2"),
+    "keep of nothing": (["--keep", "0"], "keep must be in (0, 1], got 0"),
+    "keep of NaN": (["--keep", "nan"], "keep must be in (0, 1], got nan"),
+    "certainty": (["--confidence", "1"], "confidence must be in (0.5, 1), got 1.0"),
+    "confidence in percent": (["--confidence", "95"], "confidence must be in (0.5, 1), got 95.0"),
+    "no time": (["--minutes", "0.1"], "minutes must be at least 0.5, got 0.1"),
+    "endless": (["--minutes", "inf"], "minutes must be at least 0.5, got inf"),
+    "two limits": (["--minutes", "1", "--env-steps", "10"], "Set one of them"),
+    "no env steps": (["--env-steps", "0"], "env_steps must be an integer of at least 1"),
+    "few episodes": (["--episodes", "20"], "episodes must be an integer of at least 100"),
+    "no copies": (["--restarts", "0"], "restarts must be an integer of at least 1"),
+    "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
+    "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
+    "unknown environment": (["--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
+    "teacher of another environment": (["--env", "Acrobot-v1"], "The teacher '"),
+    "teacher that is not there": (["--teacher", "/does/not/exist"], "no checkpoint at '/does/not/exist'"),
+    "several agents": (["--env", "ray.rllib.examples.envs.classes.multi_agent.MultiAgentCartPole"], "several agents"),
+    "a setting of its own": (["--config", '{"restarts": 3}'], "'restarts' cannot be in the config"),
+    "unknown setting": (["--config", '{"temprature": 1}'], "Did you mean 'temperature'?"),
+}
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Runs a command that is refused before Ray starts; returns its error."""
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments])
+        assert exit_.value.code == 2
+        return capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use(refused, name, tmp_path):
+    flags, message = WRONG[name]
+    given = [flag for pair in zip(SHRINK[1::2], SHRINK[2::2], strict=True) if pair[0] not in flags for flag in pair]
+    error = refused("shrink", *given, *flags, "--out", str(tmp_path / "new"))
+    assert message in error
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_with_files_is_left_alone(refused, tmp_path):
+    (tmp_path / "mine").write_text("")
+    assert f"'{tmp_path}' is not empty" in refused(*SHRINK, "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_without_flags_it_is_that_of_python(monkeypatch, capsys):
+    ran = []
+
+    def run(self, **kwargs):
+        ran.append((self, kwargs))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Shrink, "run", run)
+    with pytest.raises(SystemExit):
+        main(SHRINK)
+    ((shrink, kwargs),) = ran
+    assert shrink == Shrink("cartpole", "CartPole-v1")
+    assert shrink.minutes == 10.0
+    assert kwargs.keys() == {"address", "command", "progress"}
+
+
+# --- Whole runs -------------------------------------------------------------------------------------------------------
+
+SMALL = {"env_steps": 4_000, "restarts": 2, "episodes": 400}
+
+
+@pytest.mark.slow
+def test_a_teacher_like_a_random_policy_is_no_teacher(cluster, tmp_path):
+    from tests.conftest import make_q_module
+
+    module = make_q_module(fcnet_hiddens=[32, 32])
+    module.save_to_path(tmp_path / "teacher")
+    result = Shrink(str(tmp_path / "teacher"), "CartPole-v1", out=tmp_path / "out", **SMALL).run()
+    assert result.certified is None
+    assert "no better than a random policy" in str(result).replace("\n", " ")
+    assert json.loads((tmp_path / "out" / "certificate.json").read_text())["certified"] is None
+
+
+@pytest.mark.slow
+def test_the_command_certifies_a_student_that_truly_keeps_the_return(cluster, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["--env-steps", "8000", "--restarts", "4", "--episodes", "1000", "--out", str(out)]
+    with pytest.raises(SystemExit) as exit_:
+        main([*SHRINK, *flags])
+    printed = capsys.readouterr().out
+    assert exit_.value.code in (0, None), printed
+    read = json.loads((out / "certificate.json").read_text())
+    (certified,) = [one for one in read["candidates"] if one["name"] == read["certified"]]
+    assert certified["certificate"]["lower"] >= 0.97
+    assert certified["num_parameters"] <= 58
+    assert (out / "shrink.html").exists()
+    with pytest.raises(SystemExit):
+        main(["compare", "--teacher", "cartpole", "--episodes", "2", str(out / "student")])
+    assert f"{certified['num_parameters']}" in capsys.readouterr().out
+    again = compare("cartpole", str(out / "student"), num_episodes=200, seed=5_000)
+    assert again.return_ratio >= 0.96
+    assert again.student.num_parameters == certified["num_parameters"]
+
+
+@pytest.mark.slow
+def test_equal_runs_give_equal_certificates(cluster, tmp_path):
+    read = []
+    for name in ("one", "other"):
+        Shrink("cartpole", "CartPole-v1", out=tmp_path / name, seed=3, **SMALL).run()
+        content = json.loads((tmp_path / name / "certificate.json").read_text())
+        content.pop("seconds")
+        read.append(json.dumps(content).replace(f"/{name}", ""))
+    assert read[0] == read[1]

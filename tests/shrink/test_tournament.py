@@ -1,0 +1,149 @@
+"""Which students may be certified: found by validation episodes of made-up students."""
+
+import numpy as np
+import pytest
+
+from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.shrink.tournament import Tournament
+from rllib_kd.students.restarts import names_of
+
+SIZES = ("small", "middle", "large", "huge")
+TEACHER, RANDOM = 100.0, 0.0
+
+
+class Players:
+    """Students are numbers, their return ratios; returns have noise by episode, the same for all."""
+
+    def __init__(self, noise=0.0):
+        self.noise, self.played = noise, []
+
+    def returns(self, first, count):
+        return self.noise * np.array([np.random.default_rng(i).normal() for i in range(first, first + count)])
+
+    def play(self, modules, first, count):
+        self.played.append((dict(modules), first, count))
+        spread = {name: np.random.default_rng(first).normal(size=count) for name in modules}
+        return {name: TEACHER * value + self.noise * spread[name] for name, value in modules.items()}
+
+    def baselines(self, first, count):
+        return np.array([TEACHER + self.returns(first, count), RANDOM + np.zeros(count)])
+
+
+def tournament(players, keep=0.97, max_episodes=5_000):
+    def new_test(seen):
+        return RatioTest(keep, 0.025, seen=seen, max_episodes=max_episodes)
+
+    return Tournament(SIZES, players.play, players.baselines, new_test, keep=keep, scale=TEACHER - RANDOM)
+
+
+def copies(**ratios):
+    """Two copies of each size, of which the second is the better one."""
+    pairs = ((names_of(size, 2), value) for size, value in ratios.items())
+    return {name: value - 0.2 * (i == 0) for names, value in pairs for i, name in enumerate(names)}
+
+
+ALL_GOOD = dict.fromkeys(SIZES, 1.0)
+
+
+def test_the_best_copy_over_time_is_the_candidate():
+    found = tournament(Players())
+    found.round(0, copies(**{**ALL_GOOD, "small": 0.5}), 1_000)
+    found.round(1, copies(**{**ALL_GOOD, "small": 0.9}), 2_000)
+    found.round(2, copies(**{**ALL_GOOD, "small": 0.6}), 4_000)
+    best = found.best("small")
+    assert (best.copy, best.env_steps, best.module) == ("small__restart_1", 2_000, 0.9)
+    assert found.ratio(best) == pytest.approx(0.9)
+
+
+def test_larger_ones_than_needed_do_not_play():
+    players = Players()
+    found = tournament(players)
+    found.round(0, copies(**ALL_GOOD), 1_000)
+    assert {one.size for one in found.snapshots} == set(SIZES)  # nothing was known
+    assert found.playing(1) == ["small", "middle"]
+    found.round(1, copies(**ALL_GOOD), 2_000)
+    assert {one.size for one in found.snapshots if one.env_steps == 2_000} == {"small", "middle"}
+
+
+def test_what_cannot_make_it_is_dropped_late():
+    found = tournament(Players())
+    found.round(0, copies(small=0.3, middle=0.6, large=0.8, huge=1.0), 1_000)
+    assert found.playing(1) == list(SIZES)
+    assert found.playing(2) == ["middle", "large", "huge"]
+    assert found.playing(3) == ["large", "huge"]
+    assert found.playing(4) == found.playing(9) == ["huge"]
+
+
+def test_the_better_half_of_the_copies_plays_on():
+    found = tournament(Players(), keep=1.0)
+    names = names_of("small", 8)
+    found.round(0, {name: 0.6 + 0.01 * i for i, name in enumerate(names)}, 1_000)
+    assert len(found.snapshots) == 8
+    found.round(1, dict.fromkeys(names, 0.7), 2_000)
+    assert [one.copy for one in found.snapshots[8:]] == names[4:]
+    few = tournament(Players(), keep=1.0)
+    for number in range(2):
+        few.round(number, dict.fromkeys(names[:4], 0.7), 1_000)
+    assert len(few.snapshots) == 4 + 3
+
+
+def test_training_may_end_where_the_smallest_is_good_enough():
+    players = Players()
+    found = tournament(players)
+    found.round(0, copies(**ALL_GOOD), 1_000)
+    assert found.is_settled(0)
+    assert players.played[-1][2] == 64  # it has proven so in further episodes
+    weak = tournament(Players())
+    weak.round(0, copies(**{**ALL_GOOD, "small": 0.9}), 1_000)
+    assert not weak.is_settled(0)  # it may learn more
+
+
+def test_luck_in_a_few_episodes_settles_nothing():
+    found = tournament(Players())
+    found.round(0, copies(**ALL_GOOD), 1_000)
+    found._play = lambda modules, first, count: {name: np.full(count, 50.0) for name in modules}
+    assert not found.is_settled(0)
+
+
+def test_candidates_are_those_that_a_certificate_is_likely_for_smallest_first():
+    found = tournament(Players(noise=5.0))
+    students = copies(small=0.9, middle=0.995, large=1.0, huge=1.0)
+    found.round(0, students, 1_000)
+    found.finish(4, students, 1_000)
+    assert [one.size for one in found.candidates()] == ["middle", "large", "huge"]
+    assert all(len(found.best(size).returns) >= 64 for size in ("middle", "large"))
+
+
+def test_the_smallest_and_the_safest_are_tested():
+    players = Players()
+    found = tournament(players)
+    found.round(0, copies(small=1.0, middle=1.0, large=1.0, huge=1.1), 1_000)
+    assert [one.size for one in found.candidates()] == ["small", "middle", "huge"]
+
+
+def test_if_the_best_fails_at_the_end_larger_ones_play():
+    found = tournament(Players())
+    found.round(0, copies(small=1.0, middle=1.0), 1_000)
+    found._play = lambda modules, first, count: {name: np.full(count, 50.0) for name in modules}
+    assert found.best("large") is None
+    found.finish(4, copies(large=0.5, huge=0.5), 2_000)
+    assert {one.size for one in found.snapshots} == set(SIZES)
+
+
+def test_without_hope_nothing_is_tested_and_the_best_one_if_it_is_near():
+    far = tournament(Players())
+    far.round(0, copies(small=0.2, middle=0.3, large=0.4, huge=0.5), 1_000)
+    assert far.candidates() == []
+    near = tournament(Players(), keep=1.0)
+    near.round(0, copies(small=0.2, middle=0.3, large=1.0, huge=0.999), 1_000)
+    assert [one.size for one in near.candidates()] == ["large"]  # no number of episodes proves equality
+
+
+def test_no_episode_is_used_twice_and_all_returns_are_seen():
+    players = Players(noise=5.0)
+    found = tournament(players)
+    for number in range(3):
+        found.round(number, copies(**ALL_GOOD), 1_000 * (number + 1))
+    spans = [range(first, first + count) for _, first, count in players.played]
+    assert [i for span in spans for i in span] == list(range(found.num_episodes))
+    assert len(found.returns) == 2 * found.num_episodes + sum(len(one.returns) for one in found.snapshots)

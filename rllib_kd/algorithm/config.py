@@ -226,8 +226,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 0 at 10,000, so that the student sees the rewards of its own actions.
             max_regret: highest Q-regret, in median action gaps, of an action that the student takes under "mixture":
                 the teacher acts where its choice would cost more; > 0. Low: students rarely see where mistakes lead;
-                high: a poor student soon sees little else, and forgets the rest. None (default): 3; with `td_coeff` no
-                limit. Zhang and Cho 2016 (SafeDAgger), arXiv 1605.06450.
+                high: a poor student soon sees little else, and forgets the rest. None (default): with `restarts` 3,
+                otherwise, and with `td_coeff`, no limit. Zhang and Cho 2016 (SafeDAgger), arXiv 1605.06450.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`

@@ -105,9 +105,11 @@ class DerivedValues:
     @property
     def max_regret_in_gaps(self) -> float:
         """Return `max_regret`, or its default; infinite if the student alone acts."""
-        if self.rollout_policy != "mixture" or (self.max_regret is None and self.uses_td):
+        if self.rollout_policy != "mixture":
             return math.inf
-        return 3.0 if self.max_regret is None else self.max_regret
+        if self.max_regret is None:  # copies see mostly each other's states, which may be those of failures alone
+            return math.inf if self.restarts == 1 or self.uses_td else 3.0
+        return self.max_regret
 
     @property
     def teachers(self) -> dict[str, Any]:

@@ -209,12 +209,3 @@ def _is_own_ray() -> bool:
     """Return whether this process has started Ray: such a Ray has no autoscaler, and no other node can join it."""
     node = _rllib.own_node()
     return node is not None and node.is_head()
-
-
-def limit_threads(num_cpus: int) -> None:
-    """Limit PyTorch in this process to as many threads as RLlib assigns CPUs to it.
-
-    Ray does so for the processes that it starts. With more threads than free cores, PyTorch is many times slower.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, int(num_cpus)))

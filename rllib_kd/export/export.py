@@ -33,7 +33,7 @@ from rllib_kd.observations.pipeline import ObservationPipeline, Shown, StackFram
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 from rllib_kd.text import one_line
-from rllib_kd.wire import LOG_PROBS
+from rllib_kd.wire import LOG_PROBS, Q_VALUES
 
 TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
@@ -149,7 +149,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> No
     """
     if format not in FORMATS:
         raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
-    if student.outputs == LOG_PROBS:
+    if getattr(student, "outputs", Q_VALUES) == LOG_PROBS:  # a network of the user's own has no such attribute
         raise ValueError(
             f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
             "and Q-networks can be exported. Distil it, and export the student."

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.environments.making import EnvMaker
-from rllib_kd.evaluation.measures import is_better_than_random
+from rllib_kd.evaluation.measures import has_higher_mean
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
@@ -82,7 +82,7 @@ class Run:
 
     def _teacher_fails(self) -> str:
         teacher, random = self._checks
-        if is_better_than_random(teacher, random):
+        if has_higher_mean(teacher, random):
             return ""
         return (
             f"The teacher plays no better than a random policy: mean returns of {number(teacher.mean())} and "

@@ -109,8 +109,10 @@ def test_schedules_follow_the_env_steps(cartpole_config, build):
 
 def test_the_teacher_leaves_the_mixture_and_takes_over_where_it_must(cartpole_config):
     assert [cartpole_config.teacher_fraction_at(steps) for steps in (0, 5_000, 10_000, 10**6)] == [1.0, 0.75, 0.5, 0.0]
-    assert cartpole_config.max_regret_in_gaps == 3.0
-    assert cartpole_config.copy().distillation(rollout_policy="student").max_regret_in_gaps == math.inf
+    assert cartpole_config.max_regret_in_gaps == math.inf
+    copies = cartpole_config.copy().distillation(restarts=2)
+    assert copies.max_regret_in_gaps == 3.0
+    assert copies.distillation(rollout_policy="student").max_regret_in_gaps == math.inf
     cartpole_config.distillation(td_coeff=[[0, 0.0], [100, 1.0]])
     assert [cartpole_config.teacher_fraction_at(steps) for steps in (0, 5_000, 10_000)] == [1.0, 0.5, 0.0]
     assert cartpole_config.max_regret_in_gaps == math.inf

@@ -74,6 +74,11 @@ def reset_next(env_runner: Any) -> None:
 # --- Connectors and configs -------------------------------------------------------------------------------------------
 
 
+def has_batch_size(config: Any) -> bool:
+    """Return whether `train_batch_size_per_learner` was set: if it was not, RLlib shows `train_batch_size`."""
+    return config._train_batch_size_per_learner is not None
+
+
 def freeze_statistics(connector: Any) -> None:
     """Fix the statistics of a MeanStdFilter, which would change with each observation."""
     if hasattr(connector, "_update_stats"):

@@ -60,7 +60,11 @@ REACHED = {
         "_try_env_step",
         "_weights_seq_no",
     ),
-    AlgorithmConfig: ("_env_to_module_connector", "_model_config_auto_includes"),
+    AlgorithmConfig: (
+        "_env_to_module_connector",
+        "_model_config_auto_includes",
+        "_train_batch_size_per_learner",
+    ),
     MultiAgentEnvRunner: ("_try_env_reset", "_try_env_step"),
     Node: ("is_head",),
     MeanStdFilter: ("_update_stats",),

@@ -80,7 +80,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.dueling = False
         self.lr: Any = None  # defaults.py: it depends on what the student sees
         self.grad_clip = None
-        self.train_batch_size_per_learner = 256
+        self.train_batch_size = 256  # what `train_batch_size_per_learner` is until defaults.py sets it, likewise
         self.training_intensity: Any = None  # likewise
         # One that is worked on while the Learner learns, and one after it.
         self.max_requests_in_flight_per_env_runner = 2

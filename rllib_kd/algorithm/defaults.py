@@ -12,18 +12,19 @@ from typing import Any
 
 import gymnasium as gym
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.teachers.base import Teacher
 
 #: By name of the setting.
-FOR_VECTORS: dict[str, Any] = {"lr": 3e-3, "training_intensity": 32.0}
-FOR_IMAGES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 4.0}
+FOR_VECTORS: dict[str, Any] = {"lr": 3e-3, "training_intensity": 32.0, "train_batch_size_per_learner": 256}
+FOR_IMAGES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 4.0, "train_batch_size_per_learner": 128}
 
 
 def settle_defaults(
     config: DistillationConfig, spaces: tuple[gym.Space, gym.Space] | None, teachers: Mapping[str, Teacher]
 ) -> None:
-    """Set those settings of a config that are None because their default depends on what is seen.
+    """Set those settings of a config that were left unset because their default depends on what is seen.
 
     Args:
         config: config, which is changed.
@@ -35,5 +36,6 @@ def settle_defaults(
         seen.append(spaces[0])
     is_image = any(len(space.shape or ()) == 3 for space in seen)
     for name, value in (FOR_IMAGES if is_image else FOR_VECTORS).items():
-        if getattr(config, name) is None:
+        is_batch_size = name == "train_batch_size_per_learner"
+        if not (_rllib.has_batch_size(config) if is_batch_size else getattr(config, name) is not None):
             setattr(config, name, value)

@@ -34,7 +34,7 @@ def test_vectors_and_images_have_their_own(space, teacher, expected):
 
 
 def test_what_is_set_stays_even_if_it_is_the_default_of_the_other_kind():
-    config = DistillDQNConfig().training(lr=FOR_VECTORS["lr"], training_intensity=FOR_VECTORS["training_intensity"])
+    config = DistillDQNConfig().training(**FOR_VECTORS)
     settle_defaults(config, (IMAGES, CARTPOLE_ACTIONS), {})
     assert {name: getattr(config, name) for name in FOR_VECTORS} == FOR_VECTORS
 

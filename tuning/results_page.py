@@ -104,9 +104,9 @@ take turns in acting, so that the states of `student` and `mixture` are everyone
 teacher chooses all actions at first, half of them at 10,000 env steps, and none from 60,000 on. Nothing else is set,
 except on highway, where env steps are dear: a gradient step for each of them, instead of one for eight.
 
-The rows `kl`, mixture of CartPole, Acrobot and MountainCar are of the defaults of 0.2, without restarts and without
-`max_regret`. All other rows were measured before `normalize_observations` and `regret_coeff` were defaults, and while
-the teacher kept half of the actions to the end.
+The rows `kl`, mixture of CartPole, Acrobot and MountainCar are of the defaults of 0.2, without restarts. All other rows
+were measured before `normalize_observations` and `regret_coeff` were defaults, and while the teacher kept half of the
+actions to the end.
 
 ![size against return ratio](sizes.png)"""
 
@@ -119,7 +119,7 @@ whole family, by the clock, beside whatever else the machine did."""
 _IMAGES = """## Images
 
 Measured with version 0.1, whose `tuning/atari.py` set more than today's; [learning.md](../../docs/learning.md#images)
-has figures of today's defaults. With the settings that [results.py](../results.py) gives a game; students that have
+has figures of newer ones. With the settings that [results.py](../results.py) gives a game; students that have
 the same seconds learned in one run. One seed; and without sticky actions a game has hardly any chance in it, so that
 many games of a student are one and the same: other runs differ by more than these intervals, on Breakout
 [by 0.1](../../docs/learning.md#students-that-are-too-small). Agreement is low there in part for what costs nothing: any

@@ -22,7 +22,6 @@ import pytest
 import ray
 import torch
 from hypothesis import settings
-from ray._private.node import Node
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.connectors import connector_v2
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
@@ -139,14 +138,8 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def start_ray(**kwargs: Any) -> None:
-    """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before.
-
-    Its daemons for autoscaling, the dashboard and logs stay out: each takes CPU seconds, and no test needs them.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("start_monitor", "start_api_server", "start_log_monitor"):
-            patch.setattr(Node, name, lambda self, *args, **kwargs: None)
-        ray.init(log_to_driver=False, **kwargs)
+    """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
+    ray.init(log_to_driver=False, **kwargs)
     register_trainable("DistillDQN", DistillDQN)
 
 

@@ -327,12 +327,11 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "seconds"),
+    # The agents of an emulated cluster try for a minute to report to it that it is dead.
     [([], 120), (["--ray-num-nodes", "2"], 480)],
     ids=["a local Ray", "an emulated cluster"],
 )
-def test_a_run_that_is_killed_leaves_nobody_and_keeps_nobody_out(start, tmp_path, monkeypatch, flags, seconds):
-    # The agents of an emulated cluster try for so many seconds to report to it that it is dead; Ray's default is 60.
-    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "20")
+def test_a_run_that_is_killed_leaves_nobody_and_keeps_nobody_out(start, tmp_path, flags, seconds):
     run = start(train(tmp_path, *until(FOREVER), *flags))
     run.wait_for_iteration(1)
     second = subprocess.run(train(tmp_path, *until(1)), capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.environments.making import EnvMaker
-from rllib_kd.evaluation.measures import has_higher_mean
+from rllib_kd.evaluation.measures import doubt
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
@@ -82,10 +82,10 @@ class Run:
 
     def _teacher_fails(self) -> str:
         teacher, random = self._checks
-        if has_higher_mean(teacher, random):
+        if doubt(self.teacher.source, self.played.name, teacher, random, to_play_more="") is None:
             return ""
         return (
-            f"The teacher plays no better than a random policy: mean returns of {number(teacher.mean())} and "
+            f"The teacher is not clearly better than a random policy: mean returns of {number(teacher.mean())} and "
             f"{number(random.mean())} in {_NUM_CHECKS} episodes, so that a return ratio has no meaning. Check the "
             "teacher and its environment. Nothing was trained."
         )

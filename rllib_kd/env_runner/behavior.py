@@ -25,7 +25,7 @@ class ActionGaps:
 
     def in_return_units(self, gaps: float) -> float:
         """Return a number of median action gaps in return units; infinite before there are states."""
-        if self._statistics is None or not self._statistics.count:
+        if self._statistics is None or not self._statistics.count or math.isinf(gaps):
             return math.inf
         return gaps * self._statistics.gap_quantile(0.5)
 
@@ -70,10 +70,11 @@ class BehaviorPolicy:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
             legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
             chosen = legal_student_q.argmax(-1)
-            rows = np.arange(len(actions))
-            with np.errstate(invalid="ignore"):  # where no label is finite, the row is dropped anyway
-                regret = teacher_q.max(-1) - teacher_q[rows, chosen]
-            actions = np.where(teacher_acts | (regret > self.max_regret), actions, chosen)
+            if math.isfinite(self.max_regret):
+                with np.errstate(invalid="ignore"):  # where no label is finite, the row is dropped anyway
+                    regret = teacher_q.max(-1) - teacher_q[np.arange(len(chosen)), chosen]
+                teacher_acts |= regret > self.max_regret
+            actions = np.where(teacher_acts, actions, chosen)
         if self.epsilon > 0.0:
             explores = self.rng.random(len(actions)) < self.epsilon
             if explores.any():

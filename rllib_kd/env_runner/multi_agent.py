@@ -6,6 +6,7 @@ with the same result.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -190,7 +191,8 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         causes = count_not_finite(dropped, states, rewards) if dropped.any() else {}
         log_dropped(self.metrics, int(dropped.sum()), causes)
         self._check(_check_seen, states)
-        self._gaps[episode.module_id].update(columns[TEACHER_Q][columns[VALID]])
+        if math.isfinite(self.config.max_regret_in_gaps):
+            self._gaps[episode.module_id].update(columns[TEACHER_Q][columns[VALID]])
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {

@@ -8,6 +8,7 @@ calls the module and the env.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -225,12 +226,13 @@ class DistillEnvRunner(StudentsEnvRunner):
             `num_shards` dicts of columns (`[R, ...]`; stacks of frames are packed, as in frames.py), as `hand_over()`
             makes them; and RLlib's metrics.
         """
-        max_regret = self._gaps.in_return_units(self.config.max_regret_in_gaps)
+        gaps = self.config.max_regret_in_gaps
+        max_regret = self._gaps.in_return_units(gaps)
         policy = BehaviorPolicy(teacher_fraction, epsilon, self._rng, max_regret, self.config.teacher_explores)
         with self._training():
             fragment = self._sample_fragment(policy)
             columns = fragment.columns()
-            if TEACHER_Q in columns:
+            if TEACHER_Q in columns and math.isfinite(gaps):
                 self._gaps.update(columns[TEACHER_Q][columns[VALID]])
             if fragment.num_dropped:
                 self._check(self._check_fragment, fragment)

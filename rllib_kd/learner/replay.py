@@ -120,7 +120,8 @@ class ColumnarReplay:
 
     def _oldest(self, count: int) -> Tensor:
         """Return the oldest rows, oldest first."""
-        return (torch.arange(min(count, self._size), device=self.device) + self._head - self._size) % self.capacity
+        ages = torch.arange(min(count, self._size), device=self.device)  # none before the first `add`
+        return (ages + self._head - self._size) % max(1, self.capacity)
 
     def sample_indices(self, num_batches: int, batch_size: int) -> Tensor:
         """Draw rows uniformly with replacement, `[num_batches, batch_size]`."""
@@ -195,11 +196,12 @@ class ColumnarReplay:
 
     def get_state(self) -> dict[str, Any]:
         """Return the contents (oldest row first), their position in the ring, and the state of the sampling order."""
+        order = self._oldest(self._size)
         return {
             "num_frames": self._num_frames,
             "capacity": self.capacity,
             "head": self._head,
-            "columns": {name: column[self._oldest(self._size)].cpu().numpy() for name, column in self._columns.items()},
+            "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()},
             "generator": self._generator.get_state().numpy(),
         }
 

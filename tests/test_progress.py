@@ -17,16 +17,21 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("columns", [40, 80])
-def test_a_bar_fills_its_terminal_and_vanishes(columns):
+def shown_on_a_terminal(code, columns):
+    """What a script writes to a terminal of so many columns: raw, and the lines without control sequences."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
-    done = subprocess.run([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=environment, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=environment, timeout=300)
     os.close(theirs)
     text = os.read(ours, 100_000).decode()
     os.close(ours)
     assert done.returncode == 0
-    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+    return text, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_bar_fills_its_terminal_and_vanishes(columns):
+    text, lines = shown_on_a_terminal(SHOW, columns)
     assert any(line.startswith("teacher") and "50/50" in line for line in lines)
     assert max(map(len, lines)) <= columns
     assert text.rstrip().endswith("\x1b[2Kdone")  # the bar's line is erased before it
@@ -48,14 +53,7 @@ print("done")
 
 
 def test_a_line_stays_one_line_and_vanishes():
-    ours, theirs = pty.openpty()
-    environment = os.environ | {"COLUMNS": "60", "TERM": "xterm"}
-    done = subprocess.run([sys.executable, "-c", SHOW_LINE], stdout=theirs, stderr=theirs, env=environment, timeout=300)
-    os.close(theirs)
-    text = os.read(ours, 100_000).decode()
-    os.close(ours)
-    assert done.returncode == 0
-    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).replace("\r", "\n").splitlines()
+    text, lines = shown_on_a_terminal(SHOW_LINE, 60)
     assert any(line.startswith("training · 2 env steps") and line.endswith("…") for line in lines)
     assert max(map(len, lines)) <= 60
     assert text.rstrip().endswith("\x1b[2Kdone")

@@ -149,6 +149,11 @@ SchedulerConfig = Annotated[str, option("Scheduler arguments: metric, mode, ..."
 RayAddress = Annotated[str | None, option("Address of a Ray cluster to join.", metavar="ADDRESS")]
 
 
+Address = Annotated[
+    str | None, option("Ray cluster to join: auto, or HOST:PORT.", "--address", "--ray-address", metavar="ADDRESS")
+]
+
+
 RayNumCpus = Annotated[int | None, option("CPUs of the local Ray, or of each node.", metavar="N")]
 
 

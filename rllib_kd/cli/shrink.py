@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, EnvConfig, Imports, NewFolder, SweptEnv, option
+from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, NewFolder, SweptEnv, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
@@ -31,9 +31,7 @@ def shrink(
     config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
     out: NewFolder = None,
     seed: Annotated[int, option("Of training and episodes (default: 0).", metavar="N")] = 0,
-    address: Annotated[
-        str | None, option("Ray cluster to join: auto, or HOST:PORT.", "--address", "--ray-address", metavar="ADDRESS")
-    ] = None,
+    address: Address = None,
 ) -> None:
     """Find the smallest student that keeps the return, with a certificate.
 

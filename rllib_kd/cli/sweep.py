@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, EnvConfig, Imports, SweptEnv, option
+from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, SweptEnv, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
@@ -32,9 +32,7 @@ def sweep(
     ] = None,
     resume: Annotated[bool, option("Continue the sweep of this name.", "--resume")] = False,
     seed: Annotated[int, option("Of search and first student (default: 0).", metavar="N")] = 0,
-    address: Annotated[
-        str | None, option("Ray cluster to join: auto, or HOST:PORT.", "--address", "--ray-address", metavar="ADDRESS")
-    ] = None,
+    address: Address = None,
     wandb_project: Annotated[str | None, option("Log to Weights & Biases, too.", metavar="NAME")] = None,
     mlflow_uri: Annotated[str | None, option("Log to MLflow, too.", metavar="URI")] = None,
 ) -> None:

@@ -33,7 +33,12 @@ def subject(algorithm: type, envs: Iterable[Any]) -> str:
     """
     names = {re.sub(r"^(.*/)?([^/]+)\.py:", r"\2:", str(getattr(env, "__name__", env))) for env in envs}
     words = [algorithm.__name__, *(names if len(names) == 1 else ())]
-    return "_".join(re.sub(r"[^\w.-]+", "-", word, flags=re.ASCII).strip("-")[:_MAX_ENV] for word in words)
+    return "_".join(map(folder_word, words))
+
+
+def folder_word(name: str) -> str:
+    """Return a name as part of a folder's name: other characters than letters, digits, `_`, `.` and `-` become `-`."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:_MAX_ENV]
 
 
 def own_name(subject: str) -> str:

@@ -8,7 +8,7 @@ each with the full α: a student is certified if both tests pass, and a wrong ce
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +60,11 @@ class Certificate:
     bounds: tuple[float, float] | None
     are_bounds_stated: bool
     mean_returns: tuple[float, float, float] | None
+
+    @property
+    def is_certified(self) -> bool:
+        """Return whether the verdict is "certified"."""
+        return self.verdict == "certified"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can express."""
@@ -259,24 +264,14 @@ class RatioTest:
     def _lower(self) -> float | None:
         if self.return_ratio is None:
             return None
-        low, high = (self.keep, _RATIOS[1]) if self._is_above(self.keep) else (_RATIOS[0], self.keep)
-        if not self._is_above(low):
-            return None
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._is_above(middle) else (low, middle)
-        return low
+        inside, outside = (self.keep, _RATIOS[1]) if self._is_above(self.keep) else (_RATIOS[0], self.keep)
+        return _edge(self._is_above, inside, outside)
 
     def _upper(self) -> float | None:
         if self.return_ratio is None:
             return None
-        low, high = (_RATIOS[0], self.keep) if self._is_below(self.keep) else (self.keep, _RATIOS[1])
-        if not self._is_below(high):
-            return None
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._is_below(middle) else (middle, high)
-        return high
+        inside, outside = (self.keep, _RATIOS[0]) if self._is_below(self.keep) else (_RATIOS[1], self.keep)
+        return _edge(self._is_below, inside, outside)
 
     def _projection(self, *, slack: float) -> int | None:
         """Return the expected number of further episodes, if the means were higher by `slack` standard errors."""
@@ -326,3 +321,13 @@ class RatioTest:
 
 def _standard_error(values: np.ndarray) -> float:
     return float(np.std(values) / math.sqrt(len(values)))
+
+
+def _edge(holds: Callable[[float], bool], inside: float, outside: float) -> float | None:
+    """Return the last value from `inside` towards `outside` for which something holds; None if not for `inside`."""
+    if not holds(inside):
+        return None
+    for _ in range(_STEPS):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+    return inside

@@ -35,7 +35,7 @@ class Tested:
     @property
     def is_certified(self) -> bool:
         """Return whether the candidate passed."""
-        return self.certificate.verdict == "certified"
+        return self.certificate.is_certified
 
 
 def certify(

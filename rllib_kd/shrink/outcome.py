@@ -44,7 +44,7 @@ class ShrunkStudent:
     @property
     def is_certified(self) -> bool:
         """Return whether it is certified."""
-        return self.certificate is not None and self.certificate.verdict == "certified"
+        return self.certificate is not None and self.certificate.is_certified
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _in_short(certificate: Certificate | None) -> str:
     if certificate is None:
         return "not tested"
     played = f"{ratio(_or_nan(certificate.return_ratio))} in {certificate.num_episodes:,} episodes"
-    if certificate.verdict == "certified":
+    if certificate.is_certified:
         return f"certified: {played}"
     return f"{'given up' if certificate.verdict == 'hopeless' else 'not decided'}: {played}"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import connection
-from rllib_kd.experiment.names import own_folder, own_name
+from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
 from rllib_kd.shrink.evidence import as_range
@@ -171,7 +170,7 @@ class Shrink:
             folder.mkdir(parents=True, exist_ok=True)
             return folder
         storage = Path.home() / "ray_results"
-        name = own_name("shrink_" + re.sub(r"[^\w.-]+", "-", short_name(self.env), flags=re.ASCII).strip("-")[:60])
+        name = own_name(f"shrink_{folder_word(short_name(self.env))}")
         return storage / stack.enter_context(own_folder(str(storage), name))
 
 

@@ -16,7 +16,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MAX, EPIS
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.first_weights import set_weights
-from rllib_kd.algorithm.settings import apply_settings
+from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.shrink.candidates import Size
@@ -45,7 +45,9 @@ def training_config(
     Raises:
         ValueError: a setting is unknown or out of range, or one that the command makes itself.
     """
-    config = _config(teacher, env, settings, seed=seed)
+    if own := [name for name in settings if name in OWN_SETTINGS]:
+        raise ValueError(f"The setting '{own[0]}' cannot be in the config: the command sets it. Leave it out.")
+    config = student_config(env, teacher, settings, seed=seed)
     if config.own_connectors:
         raise ValueError(
             "Connectors of your own are not supported here: their statistics would be missing in the student's "
@@ -53,16 +55,6 @@ def training_config(
         )
     config.distillation(students={size.name: size.shape for size in sizes}, restarts=restarts)
     return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)
-
-
-def _config(teacher: Teacher, env: Any, settings: Mapping[str, Any], *, seed: int) -> DistillDQNConfig:
-    if own := [name for name in settings if name in OWN_SETTINGS]:
-        raise ValueError(f"The setting '{own[0]}' cannot be in the config: the command sets it. Leave it out.")
-    config = DistillDQNConfig().distillation(teacher=teacher, num_baseline_episodes=0).environment(env)
-    # The monitor of CPU and memory takes 0.4 s to stop.
-    config.debugging(seed=seed, log_sys_usage=False)
-    apply_settings(config, settings)
-    return config
 
 
 class Trainer:
@@ -143,7 +135,7 @@ def save_student(
         settings: as in `training_config()`.
         seed: as in `training_config()`.
     """
-    config = _config(teacher, env, settings, seed=seed)
+    config = student_config(env, teacher, settings, seed=seed)
     config.rl_module(model_config=config.given_model_config | dict(shape))
     algo: DistillDQN = config.build_algo()
     try:

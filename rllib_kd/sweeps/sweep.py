@@ -28,6 +28,7 @@ from ray.tune.search.sample import Domain
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.settings import validate
+from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
@@ -55,7 +56,6 @@ from rllib_kd.sweeps.trial import (
     StudentTrial,
     Task,
     settings_of,
-    student_config,
 )
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher

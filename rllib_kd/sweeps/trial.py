@@ -12,7 +12,7 @@ import numpy as np
 from ray import tune
 
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
-from rllib_kd.algorithm.settings import apply_settings
+from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.intervals import lower_bound
@@ -144,16 +144,3 @@ def settings_of(sample: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict[str
 
 def _three_digits(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
-
-
-def student_config(env: Any, teacher: Teacher, settings: Mapping[str, Any], *, seed: int) -> DistillDQNConfig:
-    """Return the config of one student.
-
-    Raises:
-        ValueError: a setting is unknown, or the config refuses its value.
-    """
-    config = DistillDQNConfig().distillation(teacher=teacher, num_baseline_episodes=0).environment(env)
-    # The monitor of CPU and memory takes 0.4 s to stop.
-    config.debugging(seed=seed, log_sys_usage=False)
-    apply_settings(config, settings)
-    return config

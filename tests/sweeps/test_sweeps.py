@@ -14,12 +14,13 @@ from ray import tune
 from ray.tune.search.sample import Categorical, Float
 
 from rllib_kd import DistillDQN, Sweep, load_teacher, search_space, sweep_loggers
+from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.locks import locked
 from rllib_kd.relay import printed_warnings
 from rllib_kd.sweeps.report import summary
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, read_space
-from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of, student_config
+from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of
 from tests.conftest import make_q_module
 
 ROOT = Path(__file__).parents[2]

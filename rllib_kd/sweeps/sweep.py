@@ -21,7 +21,7 @@ import pyarrow.fs
 import torch
 from ray import tune
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
@@ -46,6 +46,7 @@ from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.relay import listening
+from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
 from rllib_kd.sweeps.result import SweptStudent
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, search_space
@@ -301,16 +302,14 @@ class Sweep:
             )
 
     def _scheduler(self, space: Mapping[str, Domain]) -> TrialScheduler | None:
-        objective: dict[str, Any] = {"metric": "return_ratio", "mode": "max", "time_attr": "training_iteration"}
+        objective: dict[str, Any] = {"metric": "return_ratio", "mode": "max"}
         if self.scheduler == "asha":
-            return ASHAScheduler(**objective, max_t=NUM_REPORTS, grace_period=2, reduction_factor=2)
+            return ASHAScheduler(
+                **objective, time_attr="training_iteration", max_t=NUM_REPORTS, grace_period=2, reduction_factor=2
+            )
         if self.scheduler == "pbt":
             mutations = {name: space[name] for name in POPULATION_SETTINGS if name in space}
-            # Trials are compared after equal training. Otherwise the first to report would find none to copy, and the
-            # last would lead: if not all trials run at once, no weights would be exchanged.
-            return PopulationBasedTraining(
-                **objective, perturbation_interval=2, hyperparam_mutations=mutations, synch=True
-            )
+            return WaitingPopulation(**objective, interval=2, hyperparam_mutations=mutations)
         return None
 
     # --- Resuming -----------------------------------------------------------------------------------------------------

@@ -118,12 +118,13 @@ def own_folder(tmp_path: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr(sys, "meta_path", list(sys.meta_path))
         patch.setenv("PYTHONPATH", "")
         remembered = (imports, "_own_folders"), (imports, "_replaced"), (imports, "_imported")
         for module, name in (*remembered, (own, "_defined"), (sources, "_provided")):
             patch.setattr(module, name, type(getattr(module, name))())
         yield folder
+    # Only ours: `importlib_metadata`, if it was imported meanwhile, puts its finder in the place of Python's own.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("rllib_kd")]
     for name in set(sys.modules) - modules:
         if re.search(f"{tmp_path}|rllib_kd-environment-", str(getattr(sys.modules[name], "__file__", ""))):
             del sys.modules[name]

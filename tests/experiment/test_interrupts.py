@@ -372,7 +372,7 @@ def test_a_dead_process_sends_a_trial_back_to_its_checkpoint_as_often_as_allowed
     code, output = run.end()
     assert code == 1
     assert message in output, output
-    assert "continue from the last checkpoint with: rllib train" in output
+    assert re.search(r"continue from the last checkpoint with: cd \S+ && rllib train", output), output
 
 
 # --- A full disk ------------------------------------------------------------------------------------------------------

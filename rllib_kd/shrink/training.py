@@ -26,7 +26,10 @@ from rllib_kd.teachers.base import Teacher
 _ENV_STEPS_PER_ITERATION = 2_000
 
 #: Settings that the command makes itself.
-OWN_SETTINGS = ("teacher", "env", "seed", "student", "students", "restarts", "compression", "num_baseline_episodes")
+OWN_SETTINGS = (
+    *("teacher", "env", "seed", "student", "students", "restarts", "compression"),
+    *("num_baseline_episodes", "num_validation_episodes", "store_buffer_in_checkpoints"),
+)
 
 
 def training_config(
@@ -53,7 +56,10 @@ def training_config(
             "Connectors of your own are not supported here: their statistics would be missing in the student's "
             "checkpoint. Leave them out."
         )
-    config.distillation(students={size.name: size.shape for size in sizes}, restarts=restarts)
+    # Copies are compared by the tournament alone, and not at each save.
+    config.distillation(
+        students={size.name: size.shape for size in sizes}, restarts=restarts, num_validation_episodes=0
+    )
     return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)
 
 
@@ -85,6 +91,22 @@ class Trainer:
             self._lowest = np.fmin(self._lowest, result.get(EPISODE_RETURN_MIN, math.inf))
             self._highest = np.fmax(self._highest, result.get(EPISODE_RETURN_MAX, -math.inf))
             report()
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Save a checkpoint, and return what is to be passed to `restore()`, as JSON."""
+        self._algo.save_to_path(folder)
+        return {"returns": self.seen_returns.tolist()}
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint, as if there had been no break; see docs/guarantees.md.
+
+        Args:
+            folder: as in `save()`.
+            state: what `save()` returned.
+        """
+        self._algo.restore_from_path(folder)
+        if state["returns"]:
+            self._lowest, self._highest = state["returns"]
 
     def copies(self) -> dict[str, Any]:
         """Return the modules of all copies by ID, as they are now; training does not change them."""

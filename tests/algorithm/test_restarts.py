@@ -297,7 +297,7 @@ def test_each_of_a_family_has_copies_of_its_own(cluster):
     [
         ({"restarts": 0}, "restarts"),
         ({"restarts": 2.5}, "restarts"),
-        ({"num_validation_episodes": 0}, "num_validation_episodes"),
+        ({"num_validation_episodes": -1}, "num_validation_episodes"),
         ({"init": "teacher"}, "would be equal"),
         ({"students": {"a__restart_1": {"fcnet_hiddens": [4]}}}, "Choose another name"),
     ],

@@ -57,8 +57,6 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     try:
         with open(new, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # before the rename: after a loss of power, the file might be empty
         os.replace(new, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -12,8 +12,8 @@ _TRAINING_SHARE = 0.55
 _LEAST_SHARE = 0.25
 #: Training is saved after this time, s, and after at least so many times as long as a save takes.
 _SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
-#: With env steps as the limit, it is saved after this share of them, and not before so many. If an environment cannot be
-#: captured, a save begins new episodes, so that equal runs must save at the same places.
+#: With env steps as the limit, it is saved after this share of them, and not before so many. If an environment cannot
+#: be captured, a save begins new episodes, so that equal runs must save at the same places.
 _SAVE_SHARE, _LEAST_TO_SAVE = 0.02, 10_000
 
 

@@ -80,8 +80,8 @@ def certify(
 ) -> list[Tested]:
     """Test candidates in a fixed order, the smallest first, until one is certified.
 
-    Tests that were interrupted continue from what was saved last: with the same candidates, shares of alpha and returns,
-    from the next episode on. Episodes that were not saved are played again: nothing depends on what they were.
+    Tests that were interrupted continue from what was saved last: with the same candidates, shares of alpha and
+    returns, from the next episode on. Episodes that were not saved are played again: nothing depends on what they were.
 
     Args:
         num_candidates: number of candidates; ≥ 1.

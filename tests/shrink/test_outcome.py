@@ -37,7 +37,7 @@ def shrunk(*students, reason="", folder="/tmp/results"):
         keep=0.97,
         confidence=0.95,
         students=list(students),
-        copies=[(10, 0.4), (10, -9.0), (30, 1.0)],
+        copies=[(one.name, value) for one in students for value in (0.4, -9.0, 1.0)],
         reason=reason,
         folder=folder,
         facts=facts,

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rllib_kd.shrink.certificate import Certificate
+from rllib_kd.certificates.certificate import Certificate
 from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
 
 #: The version of the layout of certificate.json.

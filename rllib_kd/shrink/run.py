@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from rllib_kd.certificates.certificate import Certificate, RatioTest
+from rllib_kd.certificates.certification import Episodes, Tested, certify
+from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.environments.making import EnvMaker
 from rllib_kd.evaluation.measures import doubt
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
@@ -19,10 +22,7 @@ from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.shrink import report
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import Size
-from rllib_kd.shrink.certificate import Certificate, RatioTest
-from rllib_kd.shrink.certification import Episodes, Tested, certify
 from rllib_kd.shrink.costs import Cost, measure, ranked
-from rllib_kd.shrink.games import Games, first_certificate_seed
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.progress import Progress, versions
 from rllib_kd.shrink.tournament import Snapshot, Tournament
@@ -259,7 +259,8 @@ class Run:
     def _certify(self, candidates: Sequence[Snapshot]) -> None:
         def play(place: int, first: int, count: int) -> np.ndarray:
             self._end_if_interrupted()
-            return self._games.certificate_episodes(candidates[place].module, self._pipeline, first, count)
+            student = Teacher(candidates[place].module, pipeline=self._pipeline, source="student")
+            return self._games.certificate_episodes(student, first, count)
 
         def report_test(place: int, found: Certificate) -> None:
             words = f"{self._label(candidates[place].size)}: {found.num_episodes:,} episodes"

@@ -14,6 +14,7 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
+from rllib_kd.certificates.evidence import as_range
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
@@ -24,7 +25,6 @@ from rllib_kd.experiment.running import alone_in
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
 from rllib_kd.shrink.costs import MINIMIZED
-from rllib_kd.shrink.evidence import as_range
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.shrink.run import Run

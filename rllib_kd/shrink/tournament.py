@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.students.restarts import by_student
 
 #: Episodes of each copy in a round, then those of its size's best few, and how many these are.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.report import write
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from rllib_kd import Shrink
+from rllib_kd.certificates.games import Games
 from rllib_kd.shrink import run as module_of_run
 from rllib_kd.shrink.candidates import mlp
 from rllib_kd.shrink.costs import Cost
-from rllib_kd.shrink.games import Games
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.students.restarts import names_of, student_of
 from rllib_kd.teachers.base import Teacher
@@ -101,7 +101,7 @@ class WorldGames(Games):
         self.world.at("validate")
         return {name: [value(module, seed) for seed in range(first, first + count)] for name, module in modules.items()}
 
-    def certificate_episodes(self, student, pipeline, first, count):
+    def certificate_episodes(self, student, first, count):
         self.world.at("test")
         worse = 5.0 if student.weight.item() < 0.99 else 0.0
         own = [value(student, seed) - worse for seed in range(10**6 + first, 10**6 + first + count)]
@@ -125,6 +125,7 @@ def go(monkeypatch, tmp_path):
     monkeypatch.setattr(module_of_run, "save_student", lambda folder, *args, **kwargs: WorldGames.world.at("student"))
     monkeypatch.setattr(module_of_run.report, "write", lambda result, folder: written.update(all=result.to_dict()))
     teacher = Teacher(make_q_module(), source="teacher")
+    monkeypatch.setattr(module_of_run, "Teacher", lambda module, **kwargs: module)
 
     def begin(folder, world, *, resume=False, **options):
         monkeypatch.setattr(module_of_run, "running", world.running)
@@ -229,9 +230,9 @@ def test_what_is_played_after_a_kill_in_a_test_are_the_next_episodes_alone(go, m
     spans = []
     play = WorldGames.certificate_episodes
 
-    def noted(self, student, pipeline, first, count):
+    def noted(self, student, first, count):
         spans.append((student.weight.item(), first))
-        return play(self, student, pipeline, first, count)
+        return play(self, student, first, count)
 
     monkeypatch.setattr(WorldGames, "certificate_episodes", noted)
     before = Progress(tmp_path / "run").read()

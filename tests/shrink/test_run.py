@@ -6,9 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import mlp
-from rllib_kd.shrink.games import Games, first_certificate_seed
 from rllib_kd.shrink.progress import Progress
 from rllib_kd.shrink.run import ROUNDS, InterruptedRunError, Run
 from rllib_kd.shrink.training import training_config

@@ -210,7 +210,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_certificate(cluster
             nonlocal num_writes
             write(self, state)
             num_writes += 1
-            if num_writes == 6:
+            if num_writes == 4:
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(Progress, "write", dying)

@@ -7,8 +7,8 @@ from itertools import count
 import numpy as np
 import pytest
 
-from rllib_kd.shrink.certification import Episodes as Begun
-from rllib_kd.shrink.certification import certify
+from rllib_kd.certificates.certification import Episodes as Begun
+from rllib_kd.certificates.certification import certify
 
 
 class Episodes:
@@ -87,7 +87,7 @@ class KilledError(Exception):
 
 
 def interrupted(play, at, affordable):
-    """Test as `run()`, but die at the `at`-th batch, before or after it was saved; then continue from what was saved."""
+    """Test as `run()`, but die at the `at`-th batch; then continue from what was saved."""
     saved, counter = [], count()
 
     def save(played):

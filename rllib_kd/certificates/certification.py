@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.shrink.certificate import Certificate, RatioTest
-from rllib_kd.shrink.evidence import spend_alpha
+from rllib_kd.certificates.certificate import Certificate, RatioTest
+from rllib_kd.certificates.evidence import spend_alpha
 
 #: Episodes between two looks at the result.
 BATCH = 50

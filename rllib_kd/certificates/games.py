@@ -60,12 +60,11 @@ class Games:
         """Return the returns of students in validation episodes, by name."""
         return validate(self._make_env, modules, pipeline, count, first_episode=first).returns
 
-    def certificate_episodes(self, student: Any, pipeline: ObservationPipeline, first: int, count: int) -> np.ndarray:
+    def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
         first_seed = first_certificate_seed(self._seed) + first
-        network = Teacher(student, pipeline=pipeline, source="student")
         with self._timed("student", count):
-            returns = self._returns(GreedyQ(network), range(first_seed, first_seed + count))
+            returns = self._returns(GreedyQ(student), range(first_seed, first_seed + count))
         return np.concatenate([[returns], self._play_baselines(first_seed, count)])
 
     def get_state(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from rllib_kd.shrink.costs import MINIMIZED
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.shrink.run import Run
-from rllib_kd.shrink.training import training_config
+from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
@@ -161,7 +161,7 @@ class Shrink:
             )
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
-        sizes = self._sizes(teacher, env.observation_space)
+        sizes = self._sizes(teacher, env.observation_space, settings)
         restarts = default_restarts(env.observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
@@ -196,10 +196,11 @@ class Shrink:
         check_unchanged(Path(self.out), state["options"], options)
         return state
 
-    def _sizes(self, teacher: Any, observation_space: Any) -> list[Size]:
+    def _sizes(self, teacher: Any, observation_space: Any, settings: Mapping[str, Any]) -> list[Size]:
         if self.sizes is not None:
             return [Size(name, name, shape) for name, shape in self.sizes.items()]
-        return default_sizes(teacher, observation_space)
+        sizes = default_sizes(teacher, observation_space)
+        return reachable(teacher, self.env, settings, sizes, seed=self.seed)
 
     def _folder(self, stack: ExitStack, *, resume: bool) -> Path:
         if self.out is not None:

@@ -17,6 +17,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.first_weights import set_weights
 from rllib_kd.algorithm.student_config import student_config
+from rllib_kd.algorithm.students import shape_students
 from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.shrink.candidates import Size
@@ -61,6 +62,34 @@ def training_config(
         students={size.name: size.shape for size in sizes}, restarts=restarts, num_validation_episodes=0
     )
     return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)
+
+
+def reachable(
+    teacher: Teacher, env: Any, settings: Mapping[str, Any], sizes: Sequence[Size], *, seed: int
+) -> list[Size]:
+    """Return those sizes that the teacher's architecture can have: a share of its parameters may be too small.
+
+    Args:
+        teacher: as in `training_config()`.
+        env: as in `training_config()`.
+        settings: as in `training_config()`.
+        sizes: sizes to try.
+        seed: as in `training_config()`.
+
+    Raises:
+        ValueError: none can be had; the message has the reason of the last one.
+    """
+    left, reason = [], ""
+    for size in sizes:
+        config = student_config(env, teacher, settings, seed=seed).distillation(students={size.name: size.shape})
+        try:
+            shape_students(config, {DEFAULT_MODULE_ID: teacher})
+            left.append(size)
+        except ValueError as error:
+            reason = str(error)
+    if not left:
+        raise ValueError(f"No default size can be made of the teacher's architecture. {reason} In Python, set sizes.")
+    return left
 
 
 class Trainer:

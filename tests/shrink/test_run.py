@@ -3,15 +3,16 @@
 import threading
 from itertools import pairwise
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.shrink.budget import Budget
-from rllib_kd.shrink.candidates import mlp
+from rllib_kd.shrink.candidates import default_sizes, mlp
 from rllib_kd.shrink.progress import Progress
 from rllib_kd.shrink.run import ROUNDS, InterruptedRunError, Run
-from rllib_kd.shrink.training import training_config
+from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 
@@ -140,6 +141,18 @@ def test_each_seed_has_certificate_episodes_of_its_own():
     assert min(b - a for a, b in pairwise(firsts)) == 100_000
     assert max(firsts) + 100_000 < 2**31
     assert min(firsts) > 1_500_000_000 + 200_000  # beyond validation
+
+
+def test_shares_that_are_too_small_for_a_teacher_of_images_are_left_out():
+    space = gym.spaces.Box(-1.0, 1.0, (84, 84, 4), np.float32)
+    filters = [[4, 8, 4], [4, 4, 4], [4, 4, 4]]
+    teacher = Teacher(make_q_module(space, conv_filters=filters, fcnet_hiddens=[], head_fcnet_hiddens=[8]), source="t")
+    sizes = default_sizes(teacher, space)
+    left = reachable(teacher, "CartPole-v1", {}, sizes, seed=0)
+    assert [size.name for size in left] == ["share-0-3"]
+    tiny = [size._replace(shape={"compression": 1e-6}) for size in sizes]
+    with pytest.raises(ValueError, match=r"No default size .* Choose a larger compression"):
+        reachable(teacher, "CartPole-v1", {}, tiny, seed=0)
 
 
 def test_settings_that_a_checkpoint_would_lack_are_refused():

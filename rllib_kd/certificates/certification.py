@@ -80,20 +80,19 @@ def certify(
 ) -> list[Tested]:
     """Test candidates in a fixed order, the smallest first, until one is certified.
 
-    Tests that were interrupted continue from what was saved last: with the same candidates, shares of alpha and
-    returns, from the next episode on. Episodes that were not saved are played again: nothing depends on what they were.
+    Tests that were interrupted continue from what was saved last, with the same shares of alpha. Episodes that were not
+    saved are played again: nothing depends on what they were.
 
     Args:
         num_candidates: number of candidates; ≥ 1.
-        play: plays the next episodes; an exception of it interrupts the tests.
+        play: plays the next episodes.
         keep: return ratio to prove.
         alpha: probability of certifying any candidate below `keep`, at most.
         max_episodes: episodes of each candidate.
         bounds: as in `RatioTest`.
         seen: returns of other episodes, as in `RatioTest`.
         begun: what `save` got last, if the tests were interrupted.
-        affordable: how many more episodes there is time for, from the number of candidates that are left (with this
-            one); the test ends at 0.
+        affordable: for how many more episodes there is time, by the number of candidates left; the test ends at 0.
         save: called after each batch, before anyone sees its result, with the episodes of each candidate so far.
         report: called after each batch, with the candidate's place.
 
@@ -113,14 +112,11 @@ def certify(
             if left <= 0 and num_played:  # each gets one batch
                 one.is_over = True
                 save(played)
-                break
+                continue
             # Time makes the budget smaller, so that a candidate that needs more is given up for the next one.
             test.max_episodes = one.max_episodes = int(min(max_episodes, num_played + max(left, BATCH)))
             new = play(place, num_played, min(BATCH, max_episodes - num_played))
-            test.update(student=new[0], teacher=new[1], random=new[2])
-            one.returns = np.concatenate([one.returns, new], axis=1)
-            certificate = test.certificate()
-            one.is_over = certificate.verdict != "undecided"
+            certificate = _add(new, test, one)
             save(played)
             report(place, certificate)
         tests.append(Tested(test.certificate(), one.returns))
@@ -128,3 +124,12 @@ def certify(
             break
         seen = np.concatenate([seen, one.returns.ravel()])
     return tests
+
+
+def _add(new: np.ndarray, test: RatioTest, one: Episodes) -> Certificate:
+    """Add a batch `[3, n]` to a candidate's test and its episodes; return what the test has found."""
+    test.update(student=new[0], teacher=new[1], random=new[2])
+    one.returns = np.concatenate([one.returns, new], axis=1)
+    certificate = test.certificate()
+    one.is_over = certificate.verdict != "undecided"
+    return certificate

@@ -146,32 +146,25 @@ class Shrink:
                 is not empty, or another run uses it; or a run is resumed that is not there, or differs from this one.
         """
         options = options_of(self)
-        state = self._begun(options) if resume else {"options": options}
-        if self.out is not None and not resume:
+        if resume:
+            self._begun(options)
+        elif self.out is not None:
             _check_empty(Path(self.out).absolute())
         settings = dict(self.config)
         settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
         make_env = env_maker(self.env, settings["env_config"])
-        env = make_env()
-        close(env)
-        if isinstance(env, MultiAgentEnv):
-            raise ValueError(
-                f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
-                "environment with one agent."
-            )
+        observation_space = self._observation_space(make_env)
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
-        sizes = self._sizes(teacher, env.observation_space, settings)
-        restarts = default_restarts(env.observation_space) if self.restarts is None else self.restarts
+        options["weights of the teacher"] = fingerprint(teacher)
+        sizes = self._sizes(teacher, observation_space, settings)
+        restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
-        weights = {"weights of the teacher": fingerprint(teacher)}
-        if resume:
-            check_unchanged(Path(str(self.out)), state["options"], weights)
-        state["options"] |= weights
         with ExitStack() as stack:
             folder = self._folder(stack, resume=resume)
             stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
+            state = self._begun(options) if resume else {"options": options}  # which nobody changes from here on
             stack.enter_context(connection(needs, address=address))
             run = Run(
                 teacher,
@@ -185,6 +178,16 @@ class Shrink:
                 asked=self,
             )
             return run(command=command, progress=progress)
+
+    def _observation_space(self, make_env: Any) -> Any:
+        env = make_env()
+        close(env)
+        if isinstance(env, MultiAgentEnv):
+            raise ValueError(
+                f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
+                "environment with one agent."
+            )
+        return env.observation_space
 
     def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state of the run that is resumed, which began with the same options."""

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import gymnasium as gym
 import pytest
 import ray
 
@@ -191,15 +192,26 @@ def test_equal_runs_give_equal_certificates(cluster, tmp_path):
     assert read[0] == read[1]
 
 
+class Uncapturable(gym.Wrapper):
+    """CartPole as an environment in C++ often is: it cannot be pickled, and begins new episodes at every save."""
+
+    def __init__(self, config=None):
+        super().__init__(gym.make("CartPole-v1"))
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle")
+
+
 @pytest.mark.slow
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_certificate(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("env", ["CartPole-v1", Uncapturable])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_certificate(cluster, tmp_path, monkeypatch, env):
     def content(name):
         content = json.loads((tmp_path / name / "certificate.json").read_text())
         content.pop("seconds")
         return json.dumps(content).replace(f"/{name}", "")
 
     def shrink(name):
-        return Shrink("cartpole", "CartPole-v1", out=tmp_path / name, seed=3, **SMALL)
+        return Shrink("cartpole", env, out=tmp_path / name, seed=3, **SMALL)
 
     shrink("whole").run()
     write, num_kills, resume = Progress.write, 0, False

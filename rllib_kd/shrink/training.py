@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MAX, EPISODE_RETURN_MIN
 
 from rllib_kd import _rllib
@@ -19,7 +21,9 @@ from rllib_kd.algorithm.first_weights import set_weights
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import shape_students
 from rllib_kd.checkpoints.connectors import pipeline_of
+from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
 from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.teachers.base import Teacher
 
@@ -67,7 +71,7 @@ def training_config(
 def reachable(
     teacher: Teacher, env: Any, settings: Mapping[str, Any], sizes: Sequence[Size], *, seed: int
 ) -> list[Size]:
-    """Return those sizes that the teacher's architecture can have: a share of its parameters may be too small.
+    """Return those sizes that can be had: shares of a teacher's parameters may be too small, and presets too large.
 
     Args:
         teacher: as in `training_config()`.
@@ -84,12 +88,29 @@ def reachable(
         config = student_config(env, teacher, settings, seed=seed).distillation(students={size.name: size.shape})
         try:
             shape_students(config, {DEFAULT_MODULE_ID: teacher})
+            if isinstance(size.shape, str):
+                _check_preset(size.shape, config, teacher)
             left.append(size)
         except ValueError as error:
             reason = str(error)
     if not left:
-        raise ValueError(f"No default size can be made of the teacher's architecture. {reason} In Python, set sizes.")
+        raise ValueError(f"No default size suits the teacher '{teacher.source}'. {reason} In Python, set sizes.")
     return left
+
+
+def _check_preset(name: str, config: DistillDQNConfig, teacher: Teacher) -> None:
+    """Check that a preset takes the teacher's images, and is smaller than the teacher."""
+    space = input_space(teacher.observation_space)
+    spec = student_module_spec({**config.model_config, **config.students[name]})
+    spec.observation_space, spec.action_space, spec.inference_only = space, teacher.action_space, True
+    try:
+        with torch.device("meta"):  # shapes without memory
+            module = spec.build()
+            module.compute_q_values({Columns.OBS: torch.zeros(1, *(space.shape or ()))})
+    except Exception as error:  # of any kind: a kernel is larger than the image
+        raise ValueError(f"The network '{name}' takes no images of {list(space.shape or ())}.") from error
+    if (count := count_parameters(module)) >= teacher.num_parameters:
+        raise ValueError(f"The network '{name}' has {count:,} parameters, the teacher {teacher.num_parameters:,}.")
 
 
 class Trainer:

@@ -155,6 +155,30 @@ def test_shares_that_are_too_small_for_a_teacher_of_images_are_left_out():
         reachable(teacher, "CartPole-v1", {}, tiny, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "num_parameters", "expected"),
+    [
+        ((4, 84, 84), 10**6, ["rusu-net3", "rusu-net2", "rusu-net1"]),
+        ((84, 84, 4), 150_000, ["rusu-net3", "rusu-net2"]),
+        ((84, 84, 4), float("nan"), ["rusu-net3", "rusu-net2", "rusu-net1"]),
+        ((84, 84, 4), 1_000, r"'rusu-net1' has \d+,\d+ parameters, the teacher 1,000"),
+        ((10, 10, 4), 10**6, r"'rusu-net1' takes no images of \[10, 10, 4\]"),
+    ],
+)
+def test_presets_that_do_not_suit_the_teacher_of_another_library_are_left_out(
+    monkeypatch, shape, num_parameters, expected
+):
+    spaces = {"observation_space": gym.spaces.Box(0, 255, shape, np.uint8), "action_space": gym.spaces.Discrete(4)}
+    teacher = Teacher.from_callable(lambda obs: obs.flatten(1)[:, :4], **spaces)
+    monkeypatch.setattr(Teacher, "num_parameters", num_parameters)
+    sizes = default_sizes(teacher, spaces["observation_space"])
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            reachable(teacher, "CartPole-v1", {}, sizes, seed=0)
+    else:
+        assert [size.name for size in reachable(teacher, "CartPole-v1", {}, sizes, seed=0)] == expected
+
+
 def test_settings_that_a_checkpoint_would_lack_are_refused():
     teacher = Teacher(make_q_module())
     settings = {"env_to_module_connector": lambda *args, **kwargs: []}

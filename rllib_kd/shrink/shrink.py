@@ -29,6 +29,7 @@ from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
+from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
@@ -49,7 +50,7 @@ class Shrink:
     certified.
 
     Args:
-        teacher: as for `load_teacher()`; a list is an ensemble.
+        teacher: as for `load_teacher()`, or a `Teacher`; a list is an ensemble.
         env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
             "module:Name".
         keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1].
@@ -154,7 +155,9 @@ class Shrink:
         settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
         make_env = env_maker(self.env, settings["env_config"])
         observation_space = self._observation_space(make_env)
-        teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
+        teacher = self.teacher
+        if not isinstance(teacher, Teacher):
+            teacher = load_teacher(teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         options["weights of the teacher"] = fingerprint(teacher)
         sizes = self._sizes(teacher, observation_space, settings)

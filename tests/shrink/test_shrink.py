@@ -11,6 +11,8 @@ from rllib_kd import Shrink, compare
 from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, options_of
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module
 
 SHRINK = ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1"]
 WRONG = {
@@ -135,6 +137,12 @@ def test_two_runs_do_not_mix_in_one_folder(refused, tmp_path):
         assert "is in use by process" in refused(*SHRINK, "--out", str(tmp_path / "new"))
 
 
+def test_a_teacher_may_be_an_object(tmp_path):
+    teacher = Teacher(make_q_module())
+    with locked(tmp_path / "new", wait=False), pytest.raises(ValueError, match="is in use by"):  # nothing else is wrong
+        Shrink(teacher, "CartPole-v1", out=tmp_path / "new").run()
+
+
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(Shrink, "run", lambda self, **kwargs: SimpleNamespace(is_complete=False, folder=str(self.out)))
     with pytest.raises(SystemExit) as exit_:
@@ -150,8 +158,6 @@ SMALL = {"env_steps": 4_000, "restarts": 2, "episodes": 400}
 
 @pytest.mark.slow
 def test_a_teacher_like_a_random_policy_is_no_teacher(cluster, tmp_path):
-    from tests.conftest import make_q_module
-
     module = make_q_module(fcnet_hiddens=[32, 32])
     module.save_to_path(tmp_path / "teacher")
     result = Shrink(str(tmp_path / "teacher"), "CartPole-v1", out=tmp_path / "out", **SMALL).run()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import threading
 
 from rllib_kd.text import printable
 
@@ -38,3 +40,25 @@ def check_path(path: str | os.PathLike[str]) -> None:
             f"The path '{shown}' is too long: it has {num_bytes} bytes, and its longest name {longest}. Expected at "
             f"most {_MAX_PATH}, and {_MAX_NAME} for a name."
         )
+
+
+def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file whole or not at all: a kill at any moment leaves the older one, or the new one.
+
+    Args:
+        path: of the file, whose folder exists.
+        content: what it contains afterwards.
+
+    Raises:
+        OSError: it cannot be written; the older one stays.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    new = os.path.join(folder, f".{name}.{os.getpid()}-{threading.get_ident()}")  # others may write it, too
+    try:
+        with open(new, "wb") as file:
+            file.write(content)
+        os.replace(new, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise

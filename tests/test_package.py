@@ -16,6 +16,9 @@ from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 PACKAGE = Path(rllib_kd.__file__).parent
 #: Formulas and data: they work, and can be tested, without Ray.
 FREE_OF_RAY = (
+    "certificates.certificate",
+    "certificates.certification",
+    "certificates.evidence",
     "learner.gradient_step",
     "learner.label_statistics",
     "learner.losses",
@@ -23,9 +26,6 @@ FREE_OF_RAY = (
     "observations.frames",
     "schedules",
     "shrink.budget",
-    "shrink.certificate",
-    "shrink.certification",
-    "shrink.evidence",
     "shrink.outcome",
     "shrink.tournament",
     "terminal",

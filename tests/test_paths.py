@@ -1,10 +1,12 @@
 """Paths in messages are as short as they can be, and mean the same place."""
 
+import os
+
 import pytest
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.imports import absolute
-from rllib_kd.paths import tidied
+from rllib_kd.paths import replace_file, tidied
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,16 @@ def test_behind_a_link_the_folder_above_is_another(tmp_path, monkeypatch):
 def test_an_absolute_path_is_short(tmp_path, monkeypatch, make):
     monkeypatch.chdir(tmp_path)
     assert make("x/..//./y/env.py") == f"{tmp_path}/y/env.py"
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    replace_file(path, b"old")
+    monkeypatch.setattr(os, "replace", lambda *args: pytest.fail("too soon"))
+    with pytest.raises(TypeError):
+        replace_file(path, "no bytes")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old"
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]

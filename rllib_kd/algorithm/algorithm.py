@@ -324,7 +324,9 @@ class DistillDQN(DQN):
     def _choose_restarts(self) -> None:
         """Let validation episodes choose a copy of each student, unless they have done so since the last update."""
         num_gradient_steps = self.num_gradient_steps
-        if self.config.restarts == 1 or not num_gradient_steps or self._restarts.are_chosen(num_gradient_steps):
+        if self.config.restarts == 1 or not self.config.num_validation_episodes or not num_gradient_steps:
+            return
+        if self._restarts.are_chosen(num_gradient_steps):
             return
         copies = self.get_copies()
         make_env = env_maker(self.config.env, self.config.env_config)

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers, reason_of
 from rllib_kd.checkpoints.results import finite_number
 from rllib_kd.evaluation.measures import doubt, has_higher_mean
+from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import number
 
@@ -140,9 +140,7 @@ def cached(key: str | None, measure: Callable[[], Played]) -> Played:
     returns = measure()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(returns, file)
-        os.replace(file.name, path)  # other trials may read or write it
+        replace_file(path, json.dumps(returns).encode())  # other trials may read or write it
     except OSError as error:
         logger.info("The baselines cannot be kept in %s: %s", path.parent, error)
     return returns

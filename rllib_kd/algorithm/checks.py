@@ -95,7 +95,7 @@ def check_numbers(config: DistillationConfig) -> None:
     if config.max_regret is not None:
         _check_positive("max_regret", config.max_regret, "a number of median action gaps, or None")
     _check_integer("restarts", config.restarts, low=1)
-    _check_integer("num_validation_episodes", config.num_validation_episodes, low=1)
+    _check_integer("num_validation_episodes", config.num_validation_episodes, low=0)
     episodes = config.num_baseline_episodes
     if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
         raise ValueError(f"`num_baseline_episodes` must be None or an integer ≥ 0, got {episodes!r}.")

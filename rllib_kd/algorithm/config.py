@@ -249,9 +249,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 `get_module()`, they play validation episodes, and the best of them is the student: what a small student
                 does depends on both. MLPs without TD, features, gradient clipping and a custom loss are stacked, so
                 that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
-            num_validation_episodes: validation episodes of the best copies, ≥ 1; others play a quarter or half of them.
+            num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
-                evaluation. Default: 64.
+                evaluation. 0: the copies are not compared, and the first one is the student. Default: 64.
             init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
                 useful units, fitted by least squares to its outputs on the first states, before the first gradient step
                 (initialization.py). It needs a student and a teacher of RLlib's DQN architecture with the same

@@ -87,11 +87,7 @@ _FLUENT_METHODS = (
 #: name. RLlib itself accepts any number and trains with it, such as a learning rate of -1.
 _RANGES = {
     r"gamma|lambda_|tau|epsilon|replay_buffer_config\['(alpha|beta)'\]": (0, 1, False),
-    r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms|validation_episodes)|n_step": (
-        1,
-        math.inf,
-        True,
-    ),
+    r"train_batch_size.*|minibatch_size|num_(envs_per_env_runner|epochs|atoms)|n_step": (1, math.inf, True),
     r"restarts|replay_buffer_config\['(capacity|batch_size_B|batch_length_T)'\]": (1, math.inf, True),
     r"(evaluation_)?num_(?!cpus|gpus).*|seed|.*_(freq|interval)": (0, math.inf, True),
     r"num_.*|(.*_)?lr|.*_s|(min|max)_.*|grad_clip": (0, math.inf, False),

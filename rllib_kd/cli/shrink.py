@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, NewFolder, SweptEnv, option
+from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, NewFolder, TrainEnv, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
 @app.command()
 def shrink(
-    teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
-    env: SweptEnv,
+    context: typer.Context,
+    teacher: Annotated[list[str] | None, option(TEACHER_HELP, metavar="PATH")] = None,
+    env: TrainEnv = None,
     env_config: EnvConfig = "{}",
     imports: Imports = None,
     keep: Annotated[float, option("Share of the return to keep (default: 0.97).", metavar="X")] = 0.97,
     confidence: Annotated[float, option("Its confidence (default: 0.95).", metavar="X")] = 0.95,
+    minimize: Annotated[str, option("parameters (default), bytes or latency.", metavar="NAME")] = "parameters",
     minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
     env_steps: Annotated[int | None, option("Length of training instead; repeatable.", metavar="N")] = None,
     episodes: Annotated[int, option("Most episodes of a certificate (default: 5,000).", metavar="N")] = 5_000,
@@ -30,6 +32,7 @@ def shrink(
     ] = None,
     config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
     out: NewFolder = None,
+    resume: Annotated[bool, option("Continue the run in the folder --out.", "--resume")] = False,
     seed: Annotated[int, option("Of training and episodes (default: 0).", metavar="N")] = 0,
     address: Address = None,
 ) -> None:
@@ -41,25 +44,42 @@ def shrink(
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_json
-    from rllib_kd.shrink.shrink import Shrink
+    from rllib_kd.shrink.progress import resuming_command
+    from rllib_kd.shrink.shrink import Shrink, begun_with
 
     set_log_level(0)
     check_not_empty(address=address)
-    shrunk = Shrink(
-        teacher=one_or_all(teacher),
-        env=given_environment(env, imports or ()),
-        keep=keep,
-        confidence=confidence,
-        minutes=minutes,
-        env_steps=env_steps,
-        out=out,
-        seed=seed,
-        env_config=parse_json(env_config, "--env-config"),
-        config=parse_json(config, "--config"),
-        restarts=restarts,
-        episodes=episodes,
-        bounds=bounds,
-    ).run(address=address, command=shlex.join(["rllib", *sys.argv[1:]]), progress=True)
+    options: dict[str, Any] = {
+        "teacher": one_or_all(teacher),
+        "env": given_environment(env, imports or ()),
+        "keep": keep,
+        "confidence": confidence,
+        "minimize": minimize,
+        "minutes": minutes,
+        "env_steps": env_steps,
+        "seed": seed,
+        "env_config": parse_json(env_config, "--env-config"),
+        "config": parse_json(config, "--config"),
+        "restarts": restarts,
+        "episodes": episodes,
+        "bounds": bounds,
+    }
+    if resume and out is not None:  # what is left out is as it was
+        given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+        begun = begun_with(out)
+        if {"minutes", "env_steps"} & given:  # one of them may be given
+            begun |= {"minutes": None, "env_steps": None}
+        options = begun | {name: options[name] for name in given}
+    for name in ("teacher", "env"):
+        if options[name] is None:
+            raise ValueError(f"--{name} is missing. See `rllib shrink --help`.")
+    shrunk = Shrink(**options, out=out).run(
+        resume=resume, address=address, command=shlex.join(["rllib", *sys.argv[1:]]), progress=True
+    )
+    if not shrunk.is_complete:
+        continuing = [*resuming_command(shrunk.folder), *([] if address is None else ["--address", address])]
+        echo(f"interrupted; continue with: {shlex.join(continuing)}", err=True)
+        raise typer.Exit(1)
     echo(shrunk)
     if shrunk.certified is None:
         raise typer.Exit(1)

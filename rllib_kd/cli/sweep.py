@@ -31,6 +31,8 @@ def sweep(
         option("Results folder (default: sweep-ENV).", "--name", "--experiment-name", "-n", metavar="NAME"),
     ] = None,
     resume: Annotated[bool, option("Continue the sweep of this name.", "--resume")] = False,
+    keep: Annotated[float | None, option("Certify that it keeps this share of return.", "--keep", metavar="X")] = None,
+    confidence: Annotated[float, option("Of the certificate (default: 0.95).", metavar="X")] = 0.95,
     seed: Annotated[int, option("Of search and first student (default: 0).", metavar="N")] = 0,
     address: Address = None,
     wandb_project: Annotated[str | None, option("Log to Weights & Biases, too.", metavar="NAME")] = None,
@@ -71,10 +73,13 @@ def sweep(
         storage_path=storage_path,
         name=name,
         seed=seed,
+        keep=keep,
+        confidence=confidence,
         callbacks=sweep_loggers(wandb_project=wandb_project, mlflow_uri=mlflow_uri),
     )
     result = swept.run(resume=resume, address=address)
     echo(result)
-    echo(f"\n{swept.path}/report/index.html, pareto.png, sweep.csv, sweep.json ({time.perf_counter() - began:.0f} s)")
+    files = "index.html, pareto.png, sweep.csv, sweep.json" + (", certificate.json" if result.certified else "")
+    echo(f"\n{swept.path}/report/{files} ({time.perf_counter() - began:.0f} s)")
     if not result.is_complete:
         raise typer.Exit(1)

@@ -104,14 +104,26 @@ def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], def
     given = {name: value for name, value in given.items() if not _is_same(name, value, plain(defaults.get(name)))}
     # Older versions kept no record, or fewer flags. Of settings all are in it that were given.
     known = [name for name in given if name in began_with or (began_with and not name.startswith("--"))]
-    changed = [name for name in known if name not in began_with or not _is_same(name, given[name], began_with[name])]
-    if changed:
-        before = {name: repr(began_with[name]) if name in began_with else "not set" for name in changed}
-        words = ", ".join(f"{name} was {before[name]} and is {given[name]!r}" for name in changed)
+    if words := differences(began_with, {name: given[name] for name in known}):
         raise ValueError(
             f"A resumed experiment keeps what it began with, and only --stop may change: {words}. Leave this out, or "
             "begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
         )
+
+
+def differences(began_with: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """Name the values that differ from those at the beginning, each with both: "keep was 0.9 and is 0.97".
+
+    Args:
+        began_with: of `recorded()`.
+        given: values now, as from `plain()`, by name.
+
+    Returns:
+        Words; empty if all are the same.
+    """
+    changed = [name for name in given if name not in began_with or not _is_same(name, given[name], began_with[name])]
+    before = {name: repr(began_with[name]) if name in began_with else "not set" for name in changed}
+    return ", ".join(f"{name} was {before[name]} and is {given[name]!r}" for name in changed)
 
 
 def check_unfinished(results: tune.ResultGrid, stop: Mapping[str, float]) -> None:

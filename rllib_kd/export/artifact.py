@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,16 +71,36 @@ def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
     if artifact_format == "onnx":
         require("onnxruntime")
     shape = _observation_shape(path)
-    script = Path(__file__).parent / "runners" / "measure.py"
-    done = subprocess.run(
-        [sys.executable, str(script), _RUNNERS[artifact_format], os.fspath(path), json.dumps(shape)],
-        capture_output=True,
-        text=True,
-        env=os.environ | _SINGLE_THREAD,
-    )
+    measured = _measured("measure.py", _RUNNERS[artifact_format], os.fspath(path), json.dumps(shape))
+    return DeploymentCost(disk_bytes=os.path.getsize(path), **measured)
+
+
+def latencies_ms(paths: Sequence[str | os.PathLike[str]]) -> list[list[float]]:
+    """Measure several artifacts of one format and one shape of observations, which take turns in a new process.
+
+    Returns:
+        For each artifact, its latency in each repeat: the median time of one observation, on one thread, ms.
+
+    Raises:
+        ValueError: there is no artifact at a path, it does not record the shape of its observations, or onnxruntime is
+            missing.
+        RuntimeError: the new process failed; the message has the end of its output.
+    """
+    artifact_format = artifact_format_of(paths[0])
+    if artifact_format == "onnx":
+        require("onnxruntime")
+    shape = _observation_shape(paths[0])
+    return _measured("turns.py", _RUNNERS[artifact_format], json.dumps(shape), *[os.fspath(path) for path in paths])
+
+
+def _measured(script: str, *arguments: str) -> Any:
+    """Run a script of the runners in a new process, on one thread; return what it prints as JSON."""
+    path = Path(__file__).parent / "runners" / script
+    command = [sys.executable, str(path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | _SINGLE_THREAD)
     if done.returncode:
-        raise RuntimeError(f"The process that measures '{path}' failed:\n{done.stderr[-2000:]}")
-    return DeploymentCost(disk_bytes=os.path.getsize(path), **json.loads(done.stdout.splitlines()[-1]))
+        raise RuntimeError(f"The process that measures {arguments} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def artifact_format_of(path: str | os.PathLike[str]) -> str:

@@ -10,15 +10,22 @@ from collections.abc import Callable
 _TRAINING_SHARE = 0.55
 #: The certificate has at least this share, also if training and validation have taken longer than theirs.
 _LEAST_SHARE = 0.25
+#: Training is saved after this time, s, and after at least so many times as long as a save takes.
+_SAVE_EVERY, _SAVES_TAKE = 60.0, 20.0
+#: With env steps as the limit, it is saved after this share of them, and not before so many. If an environment cannot
+#: be captured, a save begins new episodes, so that equal runs must save at the same places.
+_SAVE_SHARE, _LEAST_TO_SAVE = 0.02, 10_000
 
 
 class Budget:
-    """Time, or env steps, of a run that begins now.
+    """Time, or env steps, of a run that begins or continues now.
 
     Args:
         minutes: of the whole run; None: not limited.
         env_steps: of training, if `minutes` is None.
         max_episodes: certificate episodes of each candidate.
+        spent: time that the run has taken before it was interrupted, s.
+        end: `end` of then; None: training had not ended.
         clock: returns a time, s.
     """
 
@@ -28,12 +35,25 @@ class Budget:
         minutes: float | None,
         env_steps: int | None,
         max_episodes: int,
+        spent: float = 0.0,
+        end: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._seconds = math.inf if minutes is None else 60.0 * minutes
         self._env_steps = math.inf if env_steps is None else float(env_steps)
-        self._max_episodes, self._clock, self._began = max_episodes, clock, clock()
-        self._end = self._seconds  # s after the beginning
+        self._max_episodes, self._clock, self._began = max_episodes, clock, clock() - spent
+        self._end = self._seconds if end is None else end  # s after the beginning
+        self._saved_at, self._saved_after, self._save_took = spent, 0, 0.0  # s, env steps, s
+
+    @property
+    def is_by_time(self) -> bool:
+        """Return whether time is the limit, and not env steps."""
+        return math.isfinite(self._seconds)
+
+    @property
+    def end(self) -> float | None:
+        """Return when the certificate must end, s after the beginning; None without a limit."""
+        return self._end if self.is_by_time else None
 
     def training_is_over(self, share: float, env_steps: int) -> bool:
         """Return whether this share of training is done; it has at least one iteration.
@@ -45,6 +65,25 @@ class Budget:
         if env_steps == 0:
             return False
         return self.seconds >= share * _TRAINING_SHARE * self._seconds or env_steps >= share * self._env_steps
+
+    def is_save_due(self, env_steps: int) -> bool:
+        """Return whether training is to be saved.
+
+        Args:
+            env_steps: env steps of training so far.
+        """
+        if self.is_by_time:
+            return self.seconds - self._saved_at >= max(_SAVE_EVERY, _SAVES_TAKE * self._save_took)
+        return env_steps - self._saved_after >= max(_LEAST_TO_SAVE, _SAVE_SHARE * self._env_steps)
+
+    def saved(self, env_steps: int, *, took: float = 0.0) -> None:
+        """Training was saved, or restored, after so many env steps.
+
+        Args:
+            env_steps: env steps of training so far.
+            took: duration of the save, s.
+        """
+        self._saved_at, self._saved_after, self._save_took = self.seconds, env_steps, took
 
     def begin_certificate(self) -> None:
         """End training and validation: from now on, time is for the certificate."""
@@ -59,13 +98,13 @@ class Budget:
             num_candidates: candidates that are left, with this one.
             seconds_per_seed: duration of an episode of student, teacher and random policy: s.
         """
-        if math.isinf(self._seconds):
+        if not self.is_by_time:
             return math.inf
         return max(0.0, self._end - self.seconds) / max(seconds_per_seed, 1e-9) / min(num_candidates, 2)
 
     def max_episodes(self, seconds_per_seed: float) -> int:
         """Return how many episodes a certificate may have, in the time that is for it."""
-        if math.isinf(self._seconds):
+        if not self.is_by_time:
             return self._max_episodes
         in_time = (1 - _TRAINING_SHARE) * self._seconds / max(seconds_per_seed, 1e-9)
         return max(1, int(min(self._max_episodes, in_time)))
@@ -77,6 +116,6 @@ class Budget:
 
     def left(self) -> str:
         """Return the time that is left in words; empty without a limit."""
-        if math.isinf(self._seconds):
+        if not self.is_by_time:
             return ""
         return f" · {max(0.0, self._end - self.seconds):.0f} s left"

@@ -56,7 +56,7 @@ def default_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
     sizes = [
         mlp(hidden)
         for hidden in by_parameters
-        if num_parameters(num_inputs, hidden, num_actions) < teacher.num_parameters
+        if not num_parameters(num_inputs, hidden, num_actions) >= teacher.num_parameters  # NaN if it is not known
     ]
     if not sizes:
         raise ValueError(

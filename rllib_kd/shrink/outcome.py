@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rllib_kd.shrink.certificate import Certificate
+from rllib_kd.certificates.certificate import Certificate
 from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
 
 #: The version of the layout of certificate.json.
 FORMAT = 1
+#: The name of that file.
+CERTIFICATE = "certificate.json"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class ShrunkStudent:
         validation_returns: undiscounted returns in validation episodes, by number of the episode.
         certificate: its test; None if it was not tested.
         returns: of student, teacher and random policy in certificate episodes, by name.
+        num_bytes: of its weights as float32, exported to safetensors; None if it cannot be exported so.
+        latency_ms: median time of one decision in the numpy runner, on one thread, ms; None if it was not measured.
     """
 
     name: str
@@ -40,6 +45,13 @@ class ShrunkStudent:
     validation_returns: dict[int, float] = field(repr=False)
     certificate: Certificate | None = None
     returns: dict[str, list[float]] = field(default_factory=dict, repr=False)
+    num_bytes: int | None = None
+    latency_ms: float | None = None
+
+    def cost(self, minimize: str) -> float:
+        """Return what was to be minimized: parameters, bytes, or latency in ms."""
+        values = {"parameters": self.num_parameters, "bytes": self.num_bytes, "latency": self.latency_ms}
+        return float("nan") if (value := values[minimize]) is None else value
 
     @property
     def is_certified(self) -> bool:
@@ -61,10 +73,12 @@ class Shrunk:
         keep: return ratio that was asked for.
         confidence: probability that no student below `keep` is certified, at least.
         students: the best student of each size that was played, smallest first.
-        copies: size in parameters and validation return ratio of each copy at each round.
+        copies: name of the size and validation return ratio of each copy at each round.
         reason: why none is certified; empty if one is.
         folder: path of the folder with all files.
         facts: what else certificate.json has: command, seeds, budget, versions.
+        minimize: what "smallest" means: "parameters", "bytes" or "latency".
+        is_complete: False if the run was interrupted; it can be resumed, and there is no certificate.json yet.
     """
 
     __module__ = "rllib_kd"
@@ -78,10 +92,12 @@ class Shrunk:
     keep: float
     confidence: float
     students: list[ShrunkStudent]
-    copies: list[tuple[int, float]]
+    copies: list[tuple[str, float]]
     reason: str
     folder: str
     facts: dict[str, Any]
+    minimize: str = "parameters"
+    is_complete: bool = True
 
     @property
     def certified(self) -> ShrunkStudent | None:
@@ -95,8 +111,8 @@ class Shrunk:
 
     @property
     def checkpoint(self) -> str | None:
-        """Return the path of the checkpoint of `best`; None without students."""
-        if self.best is None:
+        """Return the path of the checkpoint of `best`; None without students, or if the run was interrupted."""
+        if self.best is None or not self.is_complete:
             return None
         return str(Path(self.folder) / ("student" if self.certified else "uncertified"))
 
@@ -112,17 +128,23 @@ class Shrunk:
         student = self.certified
         if student is None or student.certificate is None:
             return f"Not certified. {self.reason}"
-        share = student.num_parameters / self.teacher_parameters
         found = student.certificate
         interval = (
             f"{ratio(found.lower or 0.0)} to {ratio(found.upper)}" if found.upper else f"≥ {ratio(found.lower or 0.0)}"
         )
         return (
-            f"Certified: the {student.label} student, with {student.num_parameters:,} parameters "
-            f"({100 * share:.2g} % of the teacher's), keeps at least {100 * self.keep:g} % of the return, with "
-            f"{100 * self.confidence:g} % confidence. Its return ratio in {found.num_episodes:,} fresh episodes is "
-            f"{ratio(_or_nan(found.return_ratio))} ({interval})."
+            f"Certified: the {student.label} student, with {self._size(student)}, keeps at least "
+            f"{100 * self.keep:g} % of the return, with {100 * self.confidence:g} % confidence. Its return ratio in "
+            f"{found.num_episodes:,} fresh episodes is {ratio(_or_nan(found.return_ratio))} ({interval})."
         )
+
+    def _size(self, student: ShrunkStudent) -> str:
+        words = f"{student.num_parameters:,} parameters"
+        if math.isfinite(self.teacher_parameters):  # of a function it is not known
+            words += f" ({share_text(student, self)} % of the teacher's)"
+        if self.minimize == "parameters":
+            return words
+        return f"{words} and {cost_text(student, self.minimize)} {UNITS[self.minimize]}"
 
     def __str__(self) -> str:
         return summary(self)
@@ -135,14 +157,33 @@ class Shrunk:
             "format": FORMAT,
             **{name: getattr(self, name) for name in names},
             "confidence": self.confidence,
+            "minimize": self.minimize,
             "certified": None if certified is None else certified.name,
             "verdict": self.verdict,
-            "checkpoint": None if self.best is None else Path(str(self.checkpoint)).name,
+            "checkpoint": None if self.checkpoint is None else Path(self.checkpoint).name,
             "candidates": [_student_dict(student) for student in self.students],
-            "copies": [{"num_parameters": size, "validation_ratio": value} for size, value in self.copies],
+            "copies": [{"size": size, "validation_ratio": value} for size, value in self.copies],
             **self.facts,
         }
         return json.loads(json.dumps(finite_or_none(content)))
+
+
+#: What is minimized, with its unit, as heads of tables and in sentences.
+UNITS = {"parameters": "parameters", "bytes": "bytes", "latency": "µs per decision"}
+
+
+def cost_text(student: ShrunkStudent, minimize: str) -> str:
+    """Return what was to be minimized, in its unit."""
+    cost = student.cost(minimize)
+    if math.isnan(cost):
+        return "–"
+    return f"{1e3 * cost:.3g}" if minimize == "latency" else f"{cost:,}"
+
+
+def share_text(student: ShrunkStudent, result: Shrunk) -> str:
+    """Return a student's share of the teacher's parameters, in percent; a dash if these are not known."""
+    share = 100 * student.num_parameters / result.teacher_parameters
+    return f"{share:.2g}" if math.isfinite(share) else "–"
 
 
 def summary(result: Shrunk) -> str:
@@ -154,13 +195,16 @@ def summary(result: Shrunk) -> str:
     table.add_column("student")
     for head in ("para-\nmeters", "% of\nteacher", "valida-\ntion*"):
         table.add_column(head, justify="right", no_wrap=True)
+    if result.minimize != "parameters":
+        table.add_column({"bytes": "bytes", "latency": "latency\n(µs)"}[result.minimize], justify="right", no_wrap=True)
     table.add_column("certificate")
     for student in result.students:
         table.add_row(
             cell(student.label),
             f"{student.num_parameters:,}",
-            f"{100 * student.num_parameters / result.teacher_parameters:.2g}",
+            share_text(student, result),
             ratio(student.validation_ratio),
+            *([] if result.minimize == "parameters" else [cost_text(student, result.minimize)]),
             cell(_in_short(student.certificate)),
         )
     teacher, random = number(result.teacher_return), number(result.random_return)
@@ -170,7 +214,9 @@ def summary(result: Shrunk) -> str:
         text += f"\n\n{printable(result.checkpoint)}"
     if result.certified is not None:
         text += f"\n{printable(result.export_command)}"
-    return f"{text}\n{printable(result.folder)}/shrink.html, certificate.json"
+    if not result.is_complete:
+        return text
+    return f"{text}\n{printable(result.folder)}/shrink.html, {CERTIFICATE}"
 
 
 def _in_short(certificate: Certificate | None) -> str:

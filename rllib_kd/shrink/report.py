@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.paths import replace_file
 from rllib_kd.report.drawing import FOREGROUND, MUTED, as_drawn, colour_of, new_figure, place_legend, svg, use_log_axis
 from rllib_kd.report.page import page, section
-from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent
+from rllib_kd.shrink.outcome import CERTIFICATE, UNITS, Shrunk, ShrunkStudent, cost_text, share_text
 from rllib_kd.text import for_html, number, printable, ratio
 
 if TYPE_CHECKING:
@@ -19,16 +21,16 @@ _LOWEST_SHOWN = -0.5  # return ratio; copies below it are drawn there
 
 
 def write(result: Shrunk, folder: Path) -> None:
-    """Write certificate.json and shrink.html."""
+    """Write shrink.html, and certificate.json, which comes last: a folder with it is complete."""
     text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
-    (folder / "certificate.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "shrink.html").write_text(_page(result), encoding="utf-8")
+    replace_file(folder / "shrink.html", _page(result).encode())
+    replace_file(folder / CERTIFICATE, f"{text}\n".encode())
 
 
 def _page(result: Shrunk) -> str:
     title = f"{printable(result.env)}: the smallest student that keeps the return"
     lead = (
-        f"Teacher: {printable(result.teacher)}, {result.teacher_parameters:,} parameters, mean return "
+        f"Teacher: {printable(result.teacher)}, {_teacher_size(result)}mean return "
         f"{number(result.teacher_return)}. A random policy's is {number(result.random_return)}."
     )
     body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="verdict">'
@@ -59,25 +61,34 @@ def _page(result: Shrunk) -> str:
     return page(title, body)
 
 
+def _teacher_size(result: Shrunk) -> str:
+    known = math.isfinite(result.teacher_parameters)
+    return f"{result.teacher_parameters:,} parameters, " if known else ""
+
+
 def front_plot(result: Shrunk) -> Figure:
-    """Plot size against validation return ratio, of every copy at every round, and the best of each size."""
+    """Plot cost against validation return ratio, of every copy at every round, and the best of each size."""
     figure, (axes,) = new_figure(3.4)
     axes.axhline(1.0, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label="teacher")
     axes.axhline(result.keep, color=FOREGROUND, linestyle="-.", linewidth=0.8, zorder=1, label=f"{result.keep:g}")
-    if result.copies:
-        sizes, ratios = zip(*result.copies, strict=True)
+    costs = {one.name: one.cost(result.minimize) for one in result.students}
+    copies = [(costs[size], value) for size, value in result.copies]
+    if copies:
+        sizes, ratios = zip(*copies, strict=True)
         shown = [max(value, _LOWEST_SHOWN) for value in as_drawn(ratios)]
         dots: dict[str, Any] = {"s": 9, "alpha": 0.45, "linewidths": 0, "zorder": 2}
         axes.scatter(sizes, shown, color=MUTED, label="copy", **dots)
-    best: dict[int, float] = {}  # two sizes may have as many parameters
-    for one in result.students:
-        best[one.num_parameters] = max(best.get(one.num_parameters, _LOWEST_SHOWN), one.validation_ratio)
+    best: dict[float, float] = {}  # two sizes may have as many parameters
+    for one in sorted(result.students, key=lambda one: costs[one.name]):
+        cost = costs[one.name]
+        best[cost] = max(best.get(cost, _LOWEST_SHOWN), one.validation_ratio)
     axes.plot(list(best), list(best.values()), color=colour_of(0), marker="o", markersize=5, label="best", zorder=3)
     if (student := result.certified) is not None:
         mark: dict[str, Any] = {"marker": "*", "markersize": 15, "linestyle": "none", "zorder": 4}
-        axes.plot(student.num_parameters, best[student.num_parameters], color=colour_of(1), label="certified", **mark)
-    use_log_axis(axes, [size for size, _ in result.copies] + list(best))
-    axes.set_xlabel("parameters")
+        cost = costs[student.name]
+        axes.plot(cost, best[cost], color=colour_of(1), label="certified", **mark)
+    use_log_axis(axes, [*(size for size, _ in copies), *best])
+    axes.set_xlabel("latency (ms)" if result.minimize == "latency" else result.minimize)
     axes.set_ylabel("return ratio")
     place_legend(figure, axes)
     return figure
@@ -97,14 +108,17 @@ def episodes_plot(student: ShrunkStudent) -> Figure:
 
 
 def _table(result: Shrunk) -> str:
-    heads = ("parameters", "% of teacher", "validation ratio", "validation episodes", "certificate episodes", "ratio")
+    own = [] if result.minimize == "parameters" else [UNITS[result.minimize]]
+    played = ("validation ratio", "validation episodes", "certificate episodes", "ratio")
+    heads = ("parameters", "% of teacher", *own, *played)
     head = '<th scope="col">student</th>' + "".join(f'<th scope="col">{name}</th>' for name in heads)
     lines = []
     for student in result.students:
         found = student.certificate
         cells = [
             f"{student.num_parameters:,}",
-            f"{100 * student.num_parameters / result.teacher_parameters:.2g}",
+            share_text(student, result),
+            *(cost_text(student, result.minimize) for _ in own),
             ratio(student.validation_ratio),
             f"{len(student.validation_returns):,}",
             "–" if found is None else f"{found.num_episodes:,}",
@@ -128,8 +142,8 @@ def _words(result: Shrunk) -> str:
         "The return ratio is (student − random) / (teacher − random) of the mean undiscounted returns. The probability "
         f"that this run certifies a student with a ratio below {result.keep:g} is at most {100 * alpha:.3g} %, for all "
         "candidates together.",
-        "Candidates are tested from the smallest to the largest, in an order that is fixed before the first of these "
-        "episodes. No training and no choice used their seeds.",
+        f"Candidates are tested from the smallest to the largest by their {result.minimize}, in an order that is fixed "
+        "before the first of these episodes. No training and no choice used their seeds.",
     ]
     tested = [student.certificate for student in result.students if student.certificate is not None]
     if tested and not tested[-1].are_bounds_stated and tested[-1].bounds is not None:

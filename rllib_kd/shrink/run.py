@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import platform
-import threading
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rllib_kd.certificates.certificate import Certificate, RatioTest
+from rllib_kd.certificates.certification import Episodes, Tested, certify
+from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.environments.making import EnvMaker
 from rllib_kd.evaluation.measures import doubt
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
-from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.shrink import report
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import Size
-from rllib_kd.shrink.certificate import Certificate, RatioTest
-from rllib_kd.shrink.certification import Tested, certify
-from rllib_kd.shrink.games import Games, first_certificate_seed
+from rllib_kd.shrink.costs import Cost, measure, ranked
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
+from rllib_kd.shrink.progress import Progress, versions
 from rllib_kd.shrink.tournament import Snapshot, Tournament
 from rllib_kd.shrink.training import Trainer, running, save_student
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.terminal import line, say
+from rllib_kd.terminal import line
 from rllib_kd.text import number, ratio
 
 #: Shares of training after which students are compared.
@@ -39,9 +38,13 @@ ROUNDS = (0.1, 0.2, 0.4, 0.7, 1.0)
 _NUM_CHECKS, _FIRST_CHECK = 100, 100_000
 
 
+class InterruptedRunError(Exception):
+    """Ctrl-C or SIGTERM ends the run; what it has done is saved."""
+
+
 @dataclass
 class Run:
-    """One run of `Shrink`.
+    """One run of `Shrink`, new or resumed.
 
     Args:
         teacher: the teacher, for this environment.
@@ -50,7 +53,8 @@ class Run:
         config: of the training of all sizes.
         sizes: sizes to try.
         settings: settings of training that were given.
-        folder: folder of all files, which exists.
+        progress: the run's state on disk, in the folder of all files, which exists.
+        state: the state of a run that is resumed; of a new one, its options.
         asked: the `Shrink`.
     """
 
@@ -60,27 +64,56 @@ class Run:
     config: Any
     sizes: Sequence[Size]
     settings: Mapping[str, Any]
-    folder: Path
+    progress: Progress
+    state: dict[str, Any]
     asked: Any
 
     def __call__(self, *, command: str | None, progress: bool) -> Shrunk:
         """Run, write the files, and return the result; arguments as of `Shrink.run()`."""
         asked = self.asked
-        self._budget = Budget(minutes=asked.minutes, env_steps=asked.env_steps, max_episodes=asked.episodes)
+        self._budget = Budget(
+            minutes=asked.minutes,
+            env_steps=asked.env_steps,
+            max_episodes=asked.episodes,
+            spent=self.state.get("seconds", 0.0),
+            end=self.state.get("end"),
+        )
         self._games = Games(self.make_env, self.teacher, asked.seed)
-        self._facts: dict[str, Any] = {}
-        with saving_on_interrupt() as interrupted, line(shown=progress) as self._show:
-            self._show("teacher and random policy play" + self._budget.left())
-            self._checks = self._games.validation_baselines(_FIRST_CHECK, _NUM_CHECKS)
-            reason = self._teacher_fails()
-            students, copies, reason, best = ([], [], reason, None) if reason else self._search(interrupted)
-            result = self._result(students, copies, reason, command)
+        if "games" in self.state:
+            self._games.set_state(self.state["games"])
+        self._tournament: Any = None  # until the sizes are known
+        self._tests: list[Tested] = []
+        with saving_on_interrupt() as self._interrupted, line(shown=progress) as self._show:
+            self._keep(command=self.state.get("command", command))
+            try:
+                reason, best = self._search()
+            except InterruptedRunError:
+                self._keep()
+                reason = f"The run was interrupted. Continue it with --resume --out {self.progress.folder}."
+                return self._result(reason, is_complete=False)
+            result = self._result(reason)
             if best is not None:
                 self._save(result, best)
-        report.write(result, self.folder)
+            report.write(result, self.progress.folder)
+            self.progress.clear()
         return result
 
-    def _teacher_fails(self) -> str:
+    def _keep(self, **changes: Any) -> None:
+        """Write the state, with some changes, to disk."""
+        self.state |= {**changes, "seconds": self._budget.seconds, "end": self._budget.end}
+        self.state["games"] = self._games.get_state()
+        self.progress.write(self.state)
+
+    def _end_if_interrupted(self) -> None:
+        if self._interrupted.is_set():
+            raise InterruptedRunError
+
+    def _check_teacher(self) -> str:
+        """Let the teacher and a random policy play; return why the teacher does not do, or an empty text."""
+        if "checks" not in self.state:
+            self._show("teacher and random policy play" + self._budget.left())
+            self._keep(checks=self._games.validation_baselines(_FIRST_CHECK, _NUM_CHECKS).tolist())
+        self._checks = np.array(self.state["checks"])
         teacher, random = self._checks
         if doubt(self.teacher.source, self.played.name, teacher, random, to_play_more="") is None:
             return ""
@@ -92,65 +125,96 @@ class Run:
 
     # --- Training and choice ------------------------------------------------------------------------------------------
 
-    def _search(self, interrupted: threading.Event) -> tuple[list[ShrunkStudent], list[Any], str, Snapshot | None]:
-        """Train, choose and test; return the students, the copies, the reason for no certificate, and whom to save."""
+    def _search(self) -> tuple[str, Snapshot | None]:
+        """Train, choose and test; return the reason for no certificate, or an empty text, and whom to save."""
+        if reason := self._check_teacher():
+            return reason, None
+        self._end_if_interrupted()
         with running(self.config) as trainer:
-            pipeline = trainer.pipeline()
-            self._shapes = trainer.shapes()
-            first = trainer.copies()
-            sizes = sorted(self._shapes, key=lambda name: count_parameters(first[name]))
-            teacher, random = self._checks
-            tournament = Tournament(
-                sizes,
-                lambda modules, start, count: self._games.validate(modules, pipeline, start, count),
-                self._games.validation_baselines,
-                self._new_test,
-                keep=self.asked.keep,
-                scale=float(teacher.mean() - random.mean()),
-            )
-            self._train(trainer, tournament, interrupted)
-            seen = np.concatenate([trainer.seen_returns, self._checks.ravel(), tournament.returns])
-            self._facts["env_steps"] = trainer.env_steps
-        self._facts["seconds"] = {"training": round(self._budget.seconds, 1)}
-        self._budget.begin_certificate()
-        interrupted.clear()  # from here on, Ctrl-C ends the tests
-        candidates = tournament.candidates()
-        tests = self._certify(candidates, pipeline, seen, interrupted) if candidates else []
-        self._facts["seconds"]["all"] = round(self._budget.seconds, 1)
-        self._facts["seeds"] = self._seeds(tournament, tests)
-        by_size = {one.size: test for one, test in zip(candidates, tests, strict=False)}
-        chosen = {size: one for size in sizes if (one := tournament.best(size)) is not None}
-        students = [self._student(one, tournament.ratio(one), by_size.get(size)) for size, one in chosen.items()]
-        copies = [(count_parameters(one.module), tournament.ratio(one)) for one in tournament.snapshots]
+            self._prepare(trainer)
+            if "candidates" not in self.state:
+                self._train(trainer)
+        candidates = self._candidates()
+        if candidates:
+            self._certify(candidates)
+        if self._tests and self._tests[-1].is_certified:
+            return "", candidates[len(self._tests) - 1]
         more = (
             f"--minutes {2 * self.asked.minutes:g}" if self.asked.minutes else f"--env-steps {2 * self.asked.env_steps}"
         )
-        is_certified = bool(tests) and tests[-1].is_certified
-        reason = "" if is_certified else why_not(students, keep=self.asked.keep, more=more)
-        best = candidates[len(tests) - 1] if is_certified else max(chosen.values(), key=tournament.ratio, default=None)
-        return students, copies, reason, best
+        reason = why_not(self._students(), keep=self.asked.keep, more=more)
+        best = [one for size in self._tournament.sizes if (one := self._tournament.best(size)) is not None]
+        return reason, max(best, key=self._tournament.ratio, default=None)
 
-    def _train(self, trainer: Trainer, tournament: Tournament, interrupted: threading.Event) -> None:
-        last, copies = -1, dict[str, Any]()
-        for number_of_round, share in enumerate(ROUNDS):
+    def _prepare(self, trainer: Trainer) -> None:
+        """Measure the sizes, and put training and tournament where they were when the run was interrupted."""
+        self._pipeline, self._shapes = trainer.pipeline(), trainer.shapes()
+        first = trainer.copies()
+        if "costs" not in self.state:
+            self._show("sizes are measured" + self._budget.left())
+            costs = measure({size: first[size] for size in self._shapes}, self._pipeline, self.asked.minimize)
+            self._keep(costs={size: asdict(cost) for size, cost in costs.items()})
+        self._costs = {size: Cost.of(cost) for size, cost in self.state["costs"].items()}
+        teacher, random = self._checks
+        self._tournament = Tournament(
+            ranked(self._costs, self.asked.minimize),
+            self._validate,
+            self._play_baselines,
+            self._new_test,
+            keep=self.asked.keep,
+            scale=float(teacher.mean() - random.mean()),
+        )
+        self._copies_at = partial(self.progress.load_copies, like=first)
+        if "tournament" in self.state:
+            self._tournament.set_state(self.state["tournament"], self._copies_at)
+        if "training" in self.state and not self.state.get("is_trained"):
+            trainer.restore(self.progress.checkpoint(self.state["training"]["env_steps"]), self.state["training"])
+            self._budget.saved(trainer.env_steps)
+
+    def _train(self, trainer: Trainer) -> None:
+        """Train and compare, round by round; then play until the candidates are clear."""
+        tournament = self._tournament
+        last, copies = self.state.get("compared", -1), dict[str, Any]()
+        while not self.state.get("is_trained"):
+            round_ = self.state.get("rounds", 0)
             trainer.train(
-                partial(self._training_is_over, share, trainer, interrupted),
-                partial(self._show_training, trainer, tournament),
+                partial(self._training_is_over, ROUNDS[round_], trainer), partial(self._after_iteration, trainer)
             )
             if trainer.env_steps > last:  # validation may take longer than the time between two rounds
+                self._save_training(trainer)
                 copies, last = trainer.copies(), trainer.env_steps
-                tournament.round(number_of_round, copies, last)
-            if interrupted.is_set():
-                say("interrupted: training ends, and what there is is tested.")
-                break
-            if tournament.is_settled(number_of_round):
-                break
+                self.progress.save_copies(last, copies)
+                tournament.round(round_, copies, last)
+            is_settled = tournament.is_settled(round_)
+            self._keep(
+                rounds=round_ + 1,
+                compared=last,
+                tournament=tournament.get_state(),
+                is_trained=is_settled or round_ + 1 == len(ROUNDS),
+            )
         self._show("validation" + self._budget.left())
-        tournament.finish(number_of_round, copies, last)
+        tournament.finish(self.state["rounds"] - 1, copies or self._copies_at(last), last)
 
-    def _training_is_over(self, share: float, trainer: Trainer, interrupted: threading.Event) -> bool:
-        is_stopped = interrupted.is_set() and trainer.env_steps > 0
-        return is_stopped or self._budget.training_is_over(share, trainer.env_steps)
+    def _training_is_over(self, share: float, trainer: Trainer) -> bool:
+        if self._interrupted.is_set():
+            if self._budget.is_by_time:  # else it saves where an equal run that is not interrupted would
+                self._save_training(trainer)
+            raise InterruptedRunError
+        return self._budget.training_is_over(share, trainer.env_steps)
+
+    def _after_iteration(self, trainer: Trainer) -> None:
+        self._show_training(trainer)
+        if self._budget.is_save_due(trainer.env_steps):
+            self._save_training(trainer)
+
+    def _save_training(self, trainer: Trainer) -> None:
+        if trainer.env_steps == 0:
+            return
+        began, folder = time.monotonic(), self.progress.checkpoint(trainer.env_steps)
+        if not folder.exists():  # whole: it is put there by renaming
+            trainer.save(folder)
+        self._keep(training={"env_steps": trainer.env_steps, "returns": trainer.seen_returns.tolist()})
+        self._budget.saved(trainer.env_steps, took=time.monotonic() - began)
 
     def _new_test(self, seen: np.ndarray) -> RatioTest:
         """Return a test like that of the first candidate, to project what it would need."""
@@ -159,37 +223,61 @@ class Run:
         seen = np.concatenate([seen, self._checks.ravel()])
         return RatioTest(self.asked.keep, alpha, bounds=self.asked.bounds, seen=seen, max_episodes=most)
 
-    def _show_training(self, trainer: Trainer, tournament: Tournament) -> None:
+    def _validate(self, modules: Mapping[str, Any], first: int, count: int) -> dict[str, list[float]]:
+        self._end_if_interrupted()
+        return self._games.validate(modules, self._pipeline, first, count)
+
+    def _play_baselines(self, first: int, count: int) -> np.ndarray:
+        self._end_if_interrupted()
+        return self._games.validation_baselines(first, count)
+
+    def _show_training(self, trainer: Trainer) -> None:
+        tournament = self._tournament
         best = max((one for one in map(tournament.best, tournament.sizes) if one), key=tournament.ratio, default=None)
         words = f" · best {self._label(best.size)} {ratio(tournament.ratio(best))}" if best else ""
         self._show(f"training · {trainer.env_steps:,} env steps{words}{self._budget.left()}")
 
     # --- Certificate --------------------------------------------------------------------------------------------------
 
-    def _certify(
-        self, candidates: Sequence[Snapshot], pipeline: Any, seen: np.ndarray, interrupted: threading.Event
-    ) -> list[Tested]:
-        def affordable(num_left: int, num_played: int) -> float:
-            if interrupted.is_set():
-                return -np.inf
-            return self._budget.episodes_left(num_left, self._games.seconds_per_seed)
+    def _candidates(self) -> list[Snapshot]:
+        """Return the candidates, which are written to disk before the first of them plays, and never change."""
+        snapshots = self._tournament.snapshots
+        if "candidates" not in self.state:
+            training_took = round(self._budget.seconds, 1)
+            self._budget.begin_certificate()
+            places = {id(one): place for place, one in enumerate(snapshots)}
+            seen = [self.state["training"]["returns"], self._checks.ravel(), self._tournament.returns]
+            self._keep(
+                candidates=[places[id(one)] for one in self._tournament.candidates()],
+                tournament=self._tournament.get_state(),
+                seen=np.concatenate(seen).tolist(),
+                tests=[],
+                training_took=training_took,
+            )
+        return [snapshots[place] for place in self.state["candidates"]]
+
+    def _certify(self, candidates: Sequence[Snapshot]) -> None:
+        def play(place: int, first: int, count: int) -> np.ndarray:
+            self._end_if_interrupted()
+            student = Teacher(candidates[place].module, pipeline=self._pipeline, source="student")
+            return self._games.certificate_episodes(student, first, count)
 
         def report_test(place: int, found: Certificate) -> None:
             words = f"{self._label(candidates[place].size)}: {found.num_episodes:,} episodes"
             known = f", return ratio {ratio(found.return_ratio)}" if found.return_ratio is not None else ""
             self._show(f"certificate · {words}{known}{self._budget.left()}")
 
-        return certify(
+        self._tests = certify(
             len(candidates),
-            lambda place, first, count: self._games.certificate_episodes(
-                candidates[place].module, pipeline, first, count
-            ),
+            play,
             keep=self.asked.keep,
             alpha=1 - self.asked.confidence,
             max_episodes=self.asked.episodes,
             bounds=self.asked.bounds,
-            seen=seen,
-            affordable=affordable,
+            seen=np.array(self.state["seen"]),
+            begun=[Episodes.of(content) for content in self.state["tests"]],
+            affordable=lambda num_left: self._budget.episodes_left(num_left, self._games.seconds_per_seed),
+            save=lambda played: self._keep(tests=[one.as_dict() for one in played]),
             report=report_test,
         )
 
@@ -198,43 +286,62 @@ class Run:
     def _label(self, size: str) -> str:
         return next(each.label for each in self.sizes if each.name == size)
 
-    def _student(self, one: Snapshot, validation_ratio: float, tested: Tested | None) -> ShrunkStudent:
-        names = ("student", "teacher", "random")
+    def _students(self) -> list[ShrunkStudent]:
+        """Return the best student of each size that has played, smallest first."""
+        if self._tournament is None:
+            return []
+        tested = [self._tournament.snapshots[place].size for place in self.state.get("candidates", ())]
+        tests = dict(zip(tested, self._tests, strict=False))
+        best = [one for size in self._tournament.sizes if (one := self._tournament.best(size)) is not None]
+        return [self._student(one, tests.get(one.size)) for one in best]
+
+    def _student(self, one: Snapshot, tested: Tested | None) -> ShrunkStudent:
+        names, cost = ("student", "teacher", "random"), self._costs[one.size]
         return ShrunkStudent(
             name=one.size,
             label=self._label(one.size),
-            num_parameters=count_parameters(one.module),
+            num_parameters=cost.num_parameters,
             model_config=self._shapes[one.size],
             env_steps=one.env_steps,
-            validation_ratio=validation_ratio,
+            validation_ratio=self._tournament.ratio(one),
             validation_returns=dict(one.returns),
             certificate=None if tested is None else tested.certificate,
             returns={} if tested is None else dict(zip(names, tested.returns.tolist(), strict=True)),
+            num_bytes=cost.num_bytes,
+            latency_ms=cost.latency_ms,
         )
 
-    def _seeds(self, tournament: Tournament, tests: Sequence[Tested]) -> dict[str, Any]:
-        """Return the seeds: first and number of episodes."""
-        return {
-            "training": self.asked.seed,
-            "validation": [[VALIDATION_SEED, tournament.num_episodes], [VALIDATION_SEED + _FIRST_CHECK, _NUM_CHECKS]],
-            "certificate": [
-                first_certificate_seed(self.asked.seed),
-                max((test.certificate.num_episodes for test in tests), default=0),
-            ],
+    def _facts(self) -> dict[str, Any]:
+        """Return what else certificate.json has."""
+        asked = self.asked
+        facts = {
+            "command": self.state["command"],
+            "seed": asked.seed,
+            "budget": {name: getattr(asked, name) for name in ("minutes", "env_steps", "episodes")},
+            "bounds": None if asked.bounds is None else [float(bound) for bound in asked.bounds],
+            "versions": versions(),
+        }
+        if "candidates" not in self.state:
+            return facts
+        return facts | {
+            "env_steps": self.state["compared"],
+            "seconds": {"training": self.state["training_took"], "all": round(self._budget.seconds, 1)},
+            "seeds": {
+                "training": asked.seed,
+                "validation": [
+                    [VALIDATION_SEED, self._tournament.num_episodes],
+                    [VALIDATION_SEED + _FIRST_CHECK, _NUM_CHECKS],
+                ],
+                "certificate": [
+                    first_certificate_seed(asked.seed),
+                    max((test.certificate.num_episodes for test in self._tests), default=0),
+                ],
+            },
         }
 
-    def _result(self, students: Any, copies: Any, reason: str, command: str | None) -> Shrunk:
-        asked = self.asked
-        packages = {name: version(name) for name in ("rllib-kd", "ray", "torch", "gymnasium", "numpy")}
-        budget = {name: getattr(asked, name) for name in ("minutes", "env_steps", "episodes")}
-        facts = {
-            "command": command,
-            "seed": asked.seed,
-            "budget": budget,
-            "bounds": None if asked.bounds is None else [float(bound) for bound in asked.bounds],
-            **self._facts,
-            "versions": {**packages, "python": platform.python_version()},
-        }
+    def _result(self, reason: str, *, is_complete: bool = True) -> Shrunk:
+        asked, tournament = self.asked, self._tournament
+        snapshots = [] if tournament is None else tournament.snapshots
         teacher, random = self._checks.mean(axis=1)
         return Shrunk(
             env=self.played.name,
@@ -245,11 +352,13 @@ class Run:
             random_return=float(random),
             keep=asked.keep,
             confidence=asked.confidence,
-            students=students,
-            copies=copies,
+            students=self._students(),
+            copies=[(one.size, tournament.ratio(one)) for one in snapshots],
             reason=reason,
-            folder=str(self.folder),
-            facts=facts,
+            folder=str(self.progress.folder),
+            facts=self._facts(),
+            minimize=asked.minimize,
+            is_complete=is_complete,
         )
 
     def _save(self, result: Shrunk, best: Snapshot) -> None:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,25 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
+from rllib_kd.certificates.evidence import as_range
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
+from rllib_kd.experiment.running import alone_in
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
-from rllib_kd.shrink.evidence import as_range
+from rllib_kd.shrink.costs import MINIMIZED
 from rllib_kd.shrink.outcome import Shrunk
+from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.shrink.run import Run
-from rllib_kd.shrink.training import training_config
+from rllib_kd.shrink.training import reachable, training_config
+from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
+from rllib_kd.terminal import say
+from rllib_kd.text import did_you_mean
 
 #: With less, Ray's start and the certificate leave nothing for training.
 LEAST_MINUTES = 0.5
@@ -44,7 +50,7 @@ class Shrink:
     certified.
 
     Args:
-        teacher: as for `load_teacher()`; a list is an ensemble.
+        teacher: as for `load_teacher()`, or a `Teacher`; a list is an ensemble.
         env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
             "module:Name".
         keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1].
@@ -61,9 +67,11 @@ class Shrink:
         episodes: most certificate episodes of each candidate, ≥ 100.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
             docs/certificates.md.
+        minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors; or
+            "latency", the time of one decision of that file in the numpy runner on this machine, on one thread.
 
     Raises:
-        ValueError: a value is out of range, or the folder is not empty.
+        ValueError: a value is out of range.
     """
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
@@ -82,6 +90,7 @@ class Shrink:
     restarts: int | None = None
     episodes: int = 5_000
     bounds: Sequence[float] | None = None
+    minimize: str = "parameters"
 
     def __post_init__(self) -> None:
         _check_in("keep", self.keep, 0 < self.keep <= 1, "in (0, 1]", "0.97 keeps 97 % of the return")
@@ -106,45 +115,59 @@ class Shrink:
             as_range(self.bounds)
         if self.sizes is not None and not self.sizes:
             raise ValueError("sizes is empty. Give at least one, or None for the default ones.")
-        if self.out is not None:
-            _check_empty(Path(self.out))
+        if self.minimize not in MINIMIZED:
+            hint = did_you_mean(str(self.minimize), MINIMIZED)
+            raise ValueError(f"minimize must be one of {', '.join(MINIMIZED)}, got {self.minimize!r}.{hint}")
         self.env = settled(self.env)
 
-    def run(self, *, address: str | None = None, command: str | None = None, progress: bool = False) -> Shrunk:
+    def run(
+        self,
+        *,
+        resume: bool = False,
+        address: str | None = None,
+        command: str | None = None,
+        progress: bool = False,
+    ) -> Shrunk:
         """Train, choose, certify, and write all files.
 
-        Uses the Ray of this process, or joins or starts one. Ctrl-C ends training early, and what there is is tested;
-        another one ends the tests.
+        Uses the Ray of this process, or joins or starts one. Ctrl-C or SIGTERM ends the run after what is being played,
+        or after this iteration of training; a second one ends it at once. In both cases it can be resumed.
 
         Args:
+            resume: continue the run in the folder `out`, with the options that it began with. Its time counts.
             address: address of a Ray cluster to join, or "auto"; None: a local Ray is started.
             command: command to record in certificate.json.
             progress: whether to show a line on a terminal.
 
         Returns:
-            The result, also if no student is certified.
+            The result, also if no student is certified. If the run was interrupted, its `is_complete` is False.
 
         Raises:
-            ValueError: the teacher cannot be loaded or does not fit the environment, or a setting is refused.
+            ValueError: the teacher cannot be loaded or does not fit the environment; a setting is refused; the folder
+                is not empty, or another run uses it; or a run is resumed that is not there, or differs from this one.
         """
+        options = options_of(self)
+        if resume:
+            self._begun(options)
+        elif self.out is not None:
+            _check_empty(Path(self.out).absolute())
         settings = dict(self.config)
         settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
         make_env = env_maker(self.env, settings["env_config"])
-        env = make_env()
-        close(env)
-        if isinstance(env, MultiAgentEnv):
-            raise ValueError(
-                f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
-                "environment with one agent."
-            )
-        teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
+        observation_space = self._observation_space(make_env)
+        teacher = self.teacher
+        if not isinstance(teacher, Teacher):
+            teacher = load_teacher(teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
         (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
-        sizes = self._sizes(teacher, env.observation_space)
-        restarts = default_restarts(env.observation_space) if self.restarts is None else self.restarts
+        options["weights of the teacher"] = fingerprint(teacher)
+        sizes = self._sizes(teacher, observation_space, settings)
+        restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
         with ExitStack() as stack:
-            folder = self._folder(stack)
+            folder = self._folder(stack, resume=resume)
+            stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
+            state = self._begun(options) if resume else {"options": options}  # which nobody changes from here on
             stack.enter_context(connection(needs, address=address))
             run = Run(
                 teacher,
@@ -153,25 +176,60 @@ class Shrink:
                 config,
                 sizes,
                 settings=settings,
-                folder=folder,
+                progress=Progress(folder),
+                state=state,
                 asked=self,
             )
             return run(command=command, progress=progress)
 
-    def _sizes(self, teacher: Any, observation_space: Any) -> list[Size]:
+    def _observation_space(self, make_env: Any) -> Any:
+        env = make_env()
+        close(env)
+        if isinstance(env, MultiAgentEnv):
+            raise ValueError(
+                f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
+                "environment with one agent."
+            )
+        return env.observation_space
+
+    def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the state of the run that is resumed, which began with the same options."""
+        if self.out is None:
+            raise ValueError(
+                "To resume a run, its folder is needed, which was printed when it began: --out FOLDER (out=...)."
+            )
+        state = Progress(Path(self.out).absolute()).read()
+        check_unchanged(Path(self.out), state["options"], options)
+        return state
+
+    def _sizes(self, teacher: Any, observation_space: Any, settings: Mapping[str, Any]) -> list[Size]:
         if self.sizes is not None:
             return [Size(name, name, shape) for name, shape in self.sizes.items()]
-        return default_sizes(teacher, observation_space)
+        sizes = default_sizes(teacher, observation_space)
+        return reachable(teacher, self.env, settings, sizes, seed=self.seed)
 
-    def _folder(self, stack: ExitStack) -> Path:
+    def _folder(self, stack: ExitStack, *, resume: bool) -> Path:
         if self.out is not None:
             folder = Path(self.out).absolute()
-            _check_empty(folder)
-            folder.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                _check_empty(folder)
+                folder.mkdir(parents=True, exist_ok=True)
             return folder
         storage = Path.home() / "ray_results"
         name = own_name(f"shrink_{folder_word(short_name(self.env))}")
-        return storage / stack.enter_context(own_folder(str(storage), name))
+        folder = storage / stack.enter_context(own_folder(str(storage), name))
+        say(f"note: results go to '{folder}'.")
+        return folder
+
+
+def begun_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options of the run in a folder, as arguments of `Shrink`, to resume it.
+
+    Raises:
+        ValueError: there is no run to resume.
+    """
+    options = Progress(Path(folder).absolute()).read()["options"]
+    return {field.name: options[field.name] for field in fields(Shrink) if field.name in options}
 
 
 def _check_in(name: str, value: float, is_in: bool, expected: str, hint: str) -> None:
@@ -186,6 +244,10 @@ def _check_empty(folder: Path) -> None:
         ValueError: it is not, or no folder.
     """
     check_path(folder)
+    if Progress(folder).exists:
+        raise ValueError(
+            f"'{folder}' already contains a run. Continue it with --resume (resume=True), or name a new folder."
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is not a folder"
         raise ValueError(f"'{folder}' {what}. Name a new folder for the results: --out (out=...).")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.students.restarts import by_student
 
 #: Episodes of each copy in a round, then those of its size's best few, and how many these are.
@@ -206,6 +206,34 @@ class Tournament:
         """Return all returns of validation, of all policies."""
         own = [value for one in self.snapshots for value in one.returns.values()]
         return np.concatenate([self._played.ravel(), own])
+
+    def get_state(self) -> dict[str, Any]:
+        """Return everything but the modules, as JSON."""
+        return {
+            "num_episodes": self.num_episodes,
+            "played": self._played.tolist(),
+            "snapshots": [
+                {"size": one.size, "copy": one.copy, "env_steps": one.env_steps, "returns": list(one.returns.items())}
+                for one in self.snapshots
+            ],
+        }
+
+    def set_state(self, state: Mapping[str, Any], copies_at: Callable[[int], Mapping[str, Any]]) -> None:
+        """Restore a state of `get_state()`.
+
+        Args:
+            state: the state.
+            copies_at: returns the modules of all copies by ID, as they were after so many env steps of training.
+        """
+        modules = {env_steps: copies_at(env_steps) for env_steps in {one["env_steps"] for one in state["snapshots"]}}
+        self.num_episodes = state["num_episodes"]
+        self._played = np.array(state["played"], dtype=float).reshape(2, -1)
+        self.snapshots = [
+            Snapshot(
+                one["size"], one["copy"], one["env_steps"], modules[one["env_steps"]][one["copy"]], dict(one["returns"])
+            )
+            for one in state["snapshots"]
+        ]
 
     def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> None:
         """Play episodes that are new to all."""

@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MAX, EPISODE_RETURN_MIN
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.first_weights import set_weights
 from rllib_kd.algorithm.student_config import student_config
+from rllib_kd.algorithm.students import shape_students
 from rllib_kd.checkpoints.connectors import pipeline_of
+from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
 from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.teachers.base import Teacher
 
@@ -26,7 +31,10 @@ from rllib_kd.teachers.base import Teacher
 _ENV_STEPS_PER_ITERATION = 2_000
 
 #: Settings that the command makes itself.
-OWN_SETTINGS = ("teacher", "env", "seed", "student", "students", "restarts", "compression", "num_baseline_episodes")
+OWN_SETTINGS = (
+    *("teacher", "env", "seed", "student", "students", "restarts", "compression"),
+    *("num_baseline_episodes", "num_validation_episodes", "store_buffer_in_checkpoints"),
+)
 
 
 def training_config(
@@ -53,8 +61,56 @@ def training_config(
             "Connectors of your own are not supported here: their statistics would be missing in the student's "
             "checkpoint. Leave them out."
         )
-    config.distillation(students={size.name: size.shape for size in sizes}, restarts=restarts)
+    # Copies are compared by the tournament alone, and not at each save.
+    config.distillation(
+        students={size.name: size.shape for size in sizes}, restarts=restarts, num_validation_episodes=0
+    )
     return config.reporting(min_sample_timesteps_per_iteration=_ENV_STEPS_PER_ITERATION)
+
+
+def reachable(
+    teacher: Teacher, env: Any, settings: Mapping[str, Any], sizes: Sequence[Size], *, seed: int
+) -> list[Size]:
+    """Return those sizes that can be had: shares of a teacher's parameters may be too small, and presets too large.
+
+    Args:
+        teacher: as in `training_config()`.
+        env: as in `training_config()`.
+        settings: as in `training_config()`.
+        sizes: sizes to try.
+        seed: as in `training_config()`.
+
+    Raises:
+        ValueError: none can be had; the message has the reason of the last one.
+    """
+    left, reason = [], ""
+    for size in sizes:
+        config = student_config(env, teacher, settings, seed=seed).distillation(students={size.name: size.shape})
+        try:
+            shape_students(config, {DEFAULT_MODULE_ID: teacher})
+            if isinstance(size.shape, str):
+                _check_preset(size.shape, config, teacher)
+            left.append(size)
+        except ValueError as error:
+            reason = str(error)
+    if not left:
+        raise ValueError(f"No default size suits the teacher '{teacher.source}'. {reason} In Python, set sizes.")
+    return left
+
+
+def _check_preset(name: str, config: DistillDQNConfig, teacher: Teacher) -> None:
+    """Check that a preset takes the teacher's images, and is smaller than the teacher."""
+    space = input_space(teacher.observation_space)
+    spec = student_module_spec({**config.model_config, **config.students[name]})
+    spec.observation_space, spec.action_space, spec.inference_only = space, teacher.action_space, True
+    try:
+        with torch.device("meta"):  # shapes without memory
+            module = spec.build()
+            module.compute_q_values({Columns.OBS: torch.zeros(1, *(space.shape or ()))})
+    except Exception as error:  # of any kind: a kernel is larger than the image
+        raise ValueError(f"The network '{name}' takes no images of {list(space.shape or ())}.") from error
+    if (count := count_parameters(module)) >= teacher.num_parameters:
+        raise ValueError(f"The network '{name}' has {count:,} parameters, the teacher {teacher.num_parameters:,}.")
 
 
 class Trainer:
@@ -85,6 +141,22 @@ class Trainer:
             self._lowest = np.fmin(self._lowest, result.get(EPISODE_RETURN_MIN, math.inf))
             self._highest = np.fmax(self._highest, result.get(EPISODE_RETURN_MAX, -math.inf))
             report()
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Save a checkpoint, and return what is to be passed to `restore()`, as JSON."""
+        self._algo.save_to_path(folder)
+        return {"returns": self.seen_returns.tolist()}
+
+    def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint, as if there had been no break; see docs/guarantees.md.
+
+        Args:
+            folder: as in `save()`.
+            state: what `save()` returned.
+        """
+        self._algo.restore_from_path(folder)
+        if state["returns"]:
+            self._lowest, self._highest = state["returns"]
 
     def copies(self) -> dict[str, Any]:
         """Return the modules of all copies by ID, as they are now; training does not change them."""

@@ -23,6 +23,7 @@ from rllib_kd.report.drawing import (
     use_log_axis,
 )
 from rllib_kd.report.page import page, section
+from rllib_kd.sweeps.certifying import content_of
 from rllib_kd.sweeps.result import GOOD_RATIO, SweepResult, SweptStudent, ratio_text
 from rllib_kd.text import cell, for_html, for_spreadsheet, number, printable, rendered
 
@@ -83,6 +84,8 @@ def _of_the_best(student: SweptStudent) -> str:
 def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
     """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`.
 
+    If the recommended student was tested, `certificate.json`, too.
+
     Args:
         result: of the sweep.
         folder: folder to write to.
@@ -97,6 +100,9 @@ def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
         writer.writerows([_csv(row.get(name, "")) for name in names] for row in rows)
     text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
     (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
+    if result.certified is not None:
+        text = json.dumps(content_of(*result.certified), indent=1)
+        (folder / "certificate.json").write_text(text + "\n", encoding="utf-8")
     if result.students:
         png(folder / "pareto.png", partial(front_plot, result))
     at = str(folder.absolute()) if at is None else at

@@ -7,10 +7,14 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.text import finite_or_none, printable, ratio
+
+if TYPE_CHECKING:
+    from rllib_kd.certificates.certification import Tested
+    from rllib_kd.sweeps.certifying import Claim
 
 #: A student counts as good as its teacher if the mean return ratio of at least MIN_SEEDS seeds is at least this.
 GOOD_RATIO, MIN_SEEDS = 0.98, 3
@@ -72,6 +76,7 @@ class SweepResult:
         failed: trial name → reason, for settings that have not reported.
         note: a remark on how the settings were chosen.
         is_complete: False if the sweep was interrupted; it can be resumed.
+        certified: what the recommended student was to prove in fresh episodes, and its test; None without a test.
     """
 
     env: str
@@ -86,6 +91,7 @@ class SweepResult:
     failed: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     is_complete: bool = True
+    certified: tuple[Claim, Tested] | None = None
 
     @property
     def front(self) -> list[SweptStudent]:
@@ -139,9 +145,18 @@ class SweepResult:
             f"{ratio_text(best.return_ratio)}."
         )
 
+    def certificate_line(self) -> str:
+        """Return a sentence with what the recommended student has proven, or not; empty without a test."""
+        if self.certified is None:
+            return ""
+        found = self.certified[1].certificate
+        value = ratio_text(math.nan if found.return_ratio is None else found.return_ratio)
+        head = "Certified" if found.is_certified else "Not certified"
+        return f"{head}, in fresh episodes: its return ratio there is {value}. {found.reason}"
+
     def remarks(self) -> list[str]:
         """Return the verdict, and sentences about how the sweep went, as they can be printed."""
-        remarks = [self.verdict(), self.note]
+        remarks = [self.verdict(), self.certificate_line(), self.note]
         if not self.is_complete:
             remarks.append("The sweep was interrupted. Continue with the same command and --resume.")
         if count := len(self.failed):
@@ -180,6 +195,8 @@ class SweepResult:
         if (best := self.best) is not None:
             content["command"] = self.command(best)
             content["checkpoint"] = best.best_checkpoint
+        if self.certified is not None:
+            content["certificate"] = self.certified[1].certificate.as_dict()
         return finite_or_none(content)
 
 

@@ -11,7 +11,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.certificates.certificate import RatioTest
+from rllib_kd.certificates.certification import Tested
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
@@ -46,6 +48,7 @@ from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.relay import listening
+from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
 from rllib_kd.sweeps.result import SweptStudent
@@ -61,6 +64,7 @@ from rllib_kd.sweeps.trial import (
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.teachers.names import path_of
+from rllib_kd.terminal import line
 from rllib_kd.text import did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -102,6 +106,9 @@ class Sweep:
         name: name of the sweep's folder in `storage_path`. None: `sweep-` and the env.
         seed: seed of the search, and of the first student.
         callbacks: callbacks of Ray Tune, in addition to those that write CSV, JSON and TensorBoard files.
+        keep: return ratio, in (0, 1], that the recommended student is to prove in fresh episodes at the end, as in
+            `Shrink`; None: no certificate.
+        confidence: of the certificate, in (0.5, 1).
 
     Raises:
         ValueError: a value is out of range or unknown, or search and scheduler cannot be combined.
@@ -122,12 +129,16 @@ class Sweep:
     name: str | None = None
     seed: int = 0
     callbacks: Sequence[tune.Callback] = ()
+    keep: float | None = None
+    confidence: float = 0.95
 
     def __post_init__(self) -> None:
         for field_name in ("num_samples", "num_seeds", "env_steps"):
             value = getattr(self, field_name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`{field_name}` must be an integer of at least 1, got {value!r}.")
+        if self.keep is not None:
+            RatioTest(self.keep, 1 - self.confidence)  # which checks both
         if self.scheduler not in SCHEDULERS:
             hint = did_you_mean(str(self.scheduler), SCHEDULERS)
             raise ValueError(f"Unknown scheduler {self.scheduler!r}.{hint} Known are: {', '.join(SCHEDULERS)}.")
@@ -210,7 +221,23 @@ class Sweep:
                 grid = tuner.fit()
             result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
         self._write(result)
+        if self.keep is None or result.recommended is None or not result.is_complete:
+            return result
+        result = replace(result, certified=self._certify(result.recommended, teacher, make_env, seen=returns))
+        self._write(result)
         return result
+
+    def _certify(
+        self, student: SweptStudent, teacher: Teacher, make_env: Any, *, seen: list[float]
+    ) -> tuple[Claim, Tested] | None:
+        """Let the recommended student prove in fresh episodes that it keeps the return; None without a checkpoint."""
+        if student.best_checkpoint is None or self.keep is None:
+            return None
+        claim = Claim(student.best_checkpoint, self.keep, self.confidence, self.seed)
+        network = load_teacher(claim.checkpoint, trust_checkpoint=self.config.get("trust_checkpoint", False))
+        (network,) = check_fit(make_env, {"The recommended student": network})
+        with line() as show:
+            return claim, certify_student(claim, network, teacher, make_env, seen=seen, uri=self.path, report=show)
 
     # --- Before the first trial ---------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """Restarts: copies of a student side by side, of which validation episodes choose the best."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import ray
@@ -297,7 +299,7 @@ def test_each_of_a_family_has_copies_of_its_own(cluster):
     [
         ({"restarts": 0}, "restarts"),
         ({"restarts": 2.5}, "restarts"),
-        ({"num_validation_episodes": 0}, "num_validation_episodes"),
+        ({"num_validation_episodes": -1}, "num_validation_episodes"),
         ({"init": "teacher"}, "would be equal"),
         ({"students": {"a__restart_1": {"fcnet_hiddens": [4]}}}, "Choose another name"),
     ],
@@ -311,3 +313,14 @@ def test_copies_of_several_policies_are_refused():
     config = small_config(teacher={"a": "cartpole"}).multi_agent(policies={"a"}, policy_mapping_fn=lambda *_: "a")
     with pytest.raises(ValueError, match="single-agent"):
         config.validate()
+
+
+def test_without_validation_episodes_the_copies_are_not_compared():
+    def choose(num_validation_episodes):
+        config = SimpleNamespace(restarts=4, num_validation_episodes=num_validation_episodes)
+        DistillDQN._choose_restarts(SimpleNamespace(num_gradient_steps=5, config=config))
+
+    choose(0)
+    with pytest.raises(AttributeError, match="_restarts"):  # it would ask them
+        choose(1)
+    assert small_config(num_validation_episodes=0).validate() is None

@@ -24,8 +24,8 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
-from rllib_kd.shrink.certificate import MARGIN
-from rllib_kd.shrink.evidence import BETS, spend_alpha
+from rllib_kd.certificates.certificate import MARGIN
+from rllib_kd.certificates.evidence import BETS, spend_alpha
 
 KEEP, ALPHA = 0.97, 0.05
 MAX_EPISODES = 5_000

@@ -50,3 +50,40 @@ def test_env_steps_know_no_time():
     assert not budget.training_is_over(0.4, 399)
     assert budget.training_is_over(0.4, 400)
     assert (budget.episodes_left(1, 9.0), budget.max_episodes(9.0), budget.left()) == (math.inf, 300, "")
+
+
+def test_time_that_was_spent_counts():
+    clock = Clock()
+    budget = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, spent=500.0, clock=clock)
+    assert budget.left() == " · 100 s left"
+    assert budget.training_is_over(1.0, 1)
+    again = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, spent=700.0, end=740.0, clock=clock)
+    assert again.left() == " · 40 s left"
+    assert again.end == 740.0
+    assert Budget(minutes=None, env_steps=9, max_episodes=5_000, clock=clock).end is None
+
+
+def test_when_training_is_saved_by_time():
+    clock = Clock()
+    budget = Budget(minutes=100.0, env_steps=None, max_episodes=5_000, clock=clock)
+    clock.now += 59.0
+    assert not budget.is_save_due(10**9)
+    clock.now += 2.0
+    assert budget.is_save_due(1)
+    budget.saved(1, took=10.0)
+    clock.now += 190.0
+    assert not budget.is_save_due(10**9)  # saves take at most 5 % of the time
+    clock.now += 20.0
+    assert budget.is_save_due(10**9)
+
+
+def test_with_env_steps_equal_runs_are_saved_at_the_same_places():
+    clock = Clock()
+    budget = Budget(minutes=None, env_steps=1_000_000, max_episodes=300, clock=clock)
+    clock.now += 1e9
+    assert not budget.is_save_due(19_999)
+    assert budget.is_save_due(20_000)
+    budget.saved(20_000, took=1e9)
+    assert not budget.is_save_due(39_999)
+    assert budget.is_save_due(40_000)
+    assert not Budget(minutes=None, env_steps=1_000, max_episodes=300, clock=clock).is_save_due(9_999)

@@ -69,3 +69,7 @@ def test_images():
 def test_discrete_observations_count_as_one_hot():
     names = [size.name for size in default_sizes(teacher(num_parameters=70), gym.spaces.Discrete(16))]
     assert names == ["units-2", "units-2x2", "linear"]
+
+
+def test_of_a_teacher_whose_parameters_are_not_known_all_sizes_are_smaller():
+    assert len(default_sizes(teacher(num_parameters=float("nan")), LUNAR_LANDER)) == 9

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.report import write
 
@@ -37,7 +37,7 @@ def shrunk(*students, reason="", folder="/tmp/results"):
         keep=0.97,
         confidence=0.95,
         students=list(students),
-        copies=[(10, 0.4), (10, -9.0), (30, 1.0)],
+        copies=[(one.name, value) for one in students for value in (0.4, -9.0, 1.0)],
         reason=reason,
         folder=folder,
         facts=facts,
@@ -117,3 +117,38 @@ def test_why_there_is_no_certificate():
     short.update(student=[495.0] * 50, teacher=[500.0] * 50, random=[0.0] * 50)
     assert "may decide: --minutes 20, --episodes" in why(student("b", 16, 0.98, certificate=short.certificate()))
     assert "--episodes" in undecided
+
+
+def costly(name, size, ratio, **test):
+    return replace(student(name, size, ratio, **test), num_bytes=4 * size, latency_ms=0.0123)
+
+
+def test_what_is_minimized_is_in_table_sentence_and_json(tmp_path):
+    for minimize, shown, words in (("bytes", "120", "and 120 bytes"), ("latency", "12.3", "and 12.3 µs per decision")):
+        result = replace(shrunk(costly("a", 10, 0.5), costly("c", 30, 1.0, **played(1.0))), minimize=minimize)
+        assert f"{shown} │ certified" in str(result)
+        assert max(map(len, str(result).splitlines())) <= 80
+        assert f"30 parameters (0.044 % of the teacher's) {words}, keeps" in result.verdict
+        write(replace(result, folder=str(tmp_path)), tmp_path)
+        read = json.loads((tmp_path / "certificate.json").read_text())
+        assert read["minimize"] == minimize
+        assert read["candidates"][1]["latency_ms"] == 0.0123
+        assert read["copies"][0] == {"size": "a", "validation_ratio": 0.4}
+        page = (tmp_path / "shrink.html").read_text()
+        assert f"by their {minimize}" in page
+        assert f"<td>{shown}</td>" in page
+
+
+def test_a_teacher_whose_parameters_are_not_known(tmp_path):
+    result = replace(FOUND, teacher_parameters=math.nan, folder=str(tmp_path))
+    write(result, tmp_path)
+    for text in (str(result), result.verdict, (tmp_path / "shrink.html").read_text()):
+        assert not re.search(r"\bnan\b", text)
+    assert json.loads((tmp_path / "certificate.json").read_text())["teacher_parameters"] is None
+
+
+def test_an_interrupted_run_names_no_files():
+    result = replace(NOT_FOUND, is_complete=False)
+    assert result.checkpoint is None
+    assert "certificate.json" not in str(result)
+    assert result.to_dict()["checkpoint"] is None

@@ -3,13 +3,16 @@
 import threading
 from itertools import pairwise
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
+from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.shrink.budget import Budget
-from rllib_kd.shrink.candidates import mlp
-from rllib_kd.shrink.games import first_certificate_seed
-from rllib_kd.shrink.run import ROUNDS, Run
-from rllib_kd.shrink.training import training_config
+from rllib_kd.shrink.candidates import default_sizes, mlp
+from rllib_kd.shrink.progress import Progress
+from rllib_kd.shrink.run import ROUNDS, InterruptedRunError, Run
+from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 
@@ -29,6 +32,18 @@ class Trainer:
     def copies(self):
         return {"linear": self.env_steps}
 
+    seen_returns = np.zeros(2)
+
+    def save(self, folder):
+        folder.mkdir(parents=True)
+
+
+class NoProgress(Progress):
+    """Writes no copies, which here are numbers."""
+
+    def save_copies(self, env_steps, modules):
+        pass
+
 
 class Tournament:
     sizes = ("linear",)
@@ -46,6 +61,9 @@ class Tournament:
     def finish(self, number, copies, env_steps):
         self.finished = number, env_steps
 
+    def get_state(self):
+        return {}
+
     def best(self, size):
         return None
 
@@ -53,42 +71,63 @@ class Tournament:
         return 0.5
 
 
-def trained(trainer, tournament, interrupted=None):
-    run = Run(*[None] * 4, sizes=[mlp(())], settings={}, folder=None, asked=None)
-    run._budget = Budget(minutes=None, env_steps=1_000, max_episodes=100)
-    run._show = lambda text: None
-    run._train(trainer, tournament, interrupted or threading.Event())
-    return tournament
+@pytest.fixture
+def trained(tmp_path):
+    def train(trainer, tournament, interrupted=None, **limit):
+        run = Run(*[None] * 4, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
+        run._budget = Budget(**{"minutes": None, "env_steps": 1_000, **limit}, max_episodes=100)
+        run._games = Games(None, None, 0)
+        run._show = lambda text: None
+        run._tournament, run._interrupted = tournament, interrupted or threading.Event()
+        run._train(trainer)
+        return tournament
+
+    return train
 
 
-def test_rounds_are_spread_over_training():
+def test_rounds_are_spread_over_training(trained):
     tournament = trained(Trainer(), Tournament())
     assert tournament.rounds == list(enumerate(round(1_000 * share) for share in ROUNDS))
     assert tournament.finished == (4, 1_000)
 
 
-def test_training_ends_once_the_smallest_is_good_enough():
+def test_training_ends_once_the_smallest_is_good_enough(trained):
     tournament = trained(Trainer(), Tournament(settled_at=1))
     assert tournament.rounds == [(0, 100), (1, 200)]
     assert tournament.finished == (1, 200)
 
 
-def test_after_ctrl_c_what_there_is_is_compared(capsys):
+def saves(tmp_path):
+    return sorted(path.name for path in (tmp_path / "progress").glob("training-*"))
+
+
+def test_ctrl_c_ends_training_after_the_iteration_and_saves_it(trained, tmp_path):
+    interrupted = threading.Event()
+    trainer, tournament = Trainer(lambda env_steps: interrupted.set() if env_steps == 300 else None), Tournament()
+    with pytest.raises(InterruptedRunError):
+        trained(trainer, tournament, interrupted, minutes=1_000.0, env_steps=None)
+    assert trainer.env_steps == 300
+    assert saves(tmp_path) == ["training-300"]
+    assert tournament.finished is None
+
+
+def test_with_env_steps_ctrl_c_saves_nothing_that_an_equal_run_does_not_save(trained, tmp_path):
     interrupted = threading.Event()
     trainer = Trainer(lambda env_steps: interrupted.set() if env_steps == 300 else None)
-    tournament = trained(trainer, Tournament(), interrupted)
-    assert tournament.rounds == [(0, 100), (1, 200), (2, 300)]
-    assert tournament.finished == (2, 300)
-    assert "training ends, and what there is is tested" in capsys.readouterr().err
+    with pytest.raises(InterruptedRunError):
+        trained(trainer, Tournament(), interrupted)
+    assert saves(tmp_path) == ["training-200"]  # of the last round
 
 
-def test_before_the_first_iteration_there_is_nothing_so_that_one_is_made():
+def test_before_the_first_iteration_there_is_nothing_to_save(trained, tmp_path):
     interrupted = threading.Event()
     interrupted.set()
-    assert trained(Trainer(), Tournament(), interrupted).rounds == [(0, 100)]
+    with pytest.raises(InterruptedRunError):
+        trained(Trainer(), Tournament(), interrupted, minutes=1_000.0, env_steps=None)
+    assert saves(tmp_path) == []
 
 
-def test_a_slow_validation_is_not_repeated_without_training():
+def test_a_slow_validation_is_not_repeated_without_training(trained):
     class Instant(Trainer):
         def train(self, is_over, report):
             super().train(lambda: self.env_steps >= 500, report)
@@ -104,6 +143,42 @@ def test_each_seed_has_certificate_episodes_of_its_own():
     assert min(firsts) > 1_500_000_000 + 200_000  # beyond validation
 
 
+def test_shares_that_are_too_small_for_a_teacher_of_images_are_left_out():
+    space = gym.spaces.Box(-1.0, 1.0, (84, 84, 4), np.float32)
+    filters = [[4, 8, 4], [4, 4, 4], [4, 4, 4]]
+    teacher = Teacher(make_q_module(space, conv_filters=filters, fcnet_hiddens=[], head_fcnet_hiddens=[8]), source="t")
+    sizes = default_sizes(teacher, space)
+    left = reachable(teacher, "CartPole-v1", {}, sizes, seed=0)
+    assert [size.name for size in left] == ["share-0-3"]
+    tiny = [size._replace(shape={"compression": 1e-6}) for size in sizes]
+    with pytest.raises(ValueError, match=r"No default size .* Choose a larger compression"):
+        reachable(teacher, "CartPole-v1", {}, tiny, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "num_parameters", "expected"),
+    [
+        ((4, 84, 84), 10**6, ["rusu-net3", "rusu-net2", "rusu-net1"]),
+        ((84, 84, 4), 150_000, ["rusu-net3", "rusu-net2"]),
+        ((84, 84, 4), float("nan"), ["rusu-net3", "rusu-net2", "rusu-net1"]),
+        ((84, 84, 4), 1_000, r"'rusu-net1' has \d+,\d+ parameters, the teacher 1,000"),
+        ((10, 10, 4), 10**6, r"'rusu-net1' takes no images of \[10, 10, 4\]"),
+    ],
+)
+def test_presets_that_do_not_suit_the_teacher_of_another_library_are_left_out(
+    monkeypatch, shape, num_parameters, expected
+):
+    spaces = {"observation_space": gym.spaces.Box(0, 255, shape, np.uint8), "action_space": gym.spaces.Discrete(4)}
+    teacher = Teacher.from_callable(lambda obs: obs.flatten(1)[:, :4], **spaces)
+    monkeypatch.setattr(Teacher, "num_parameters", num_parameters)
+    sizes = default_sizes(teacher, spaces["observation_space"])
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            reachable(teacher, "CartPole-v1", {}, sizes, seed=0)
+    else:
+        assert [size.name for size in reachable(teacher, "CartPole-v1", {}, sizes, seed=0)] == expected
+
+
 def test_settings_that_a_checkpoint_would_lack_are_refused():
     teacher = Teacher(make_q_module())
     settings = {"env_to_module_connector": lambda *args, **kwargs: []}
@@ -111,3 +186,4 @@ def test_settings_that_a_checkpoint_would_lack_are_refused():
         training_config(teacher, "CartPole-v1", settings, [mlp(())], restarts=1, seed=0)
     config = training_config(teacher, "CartPole-v1", {"lr": 0.5}, [mlp(()), mlp((2,))], restarts=3, seed=7)
     assert (config.lr, config.seed, config.restarts, list(config.students)) == (0.5, 7, 3, ["linear", "units-2"])
+    assert config.num_validation_episodes == 0  # saves would play them

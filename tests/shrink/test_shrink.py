@@ -1,12 +1,18 @@
 """`rllib shrink`, and `Shrink` in Python."""
 
 import json
+from types import SimpleNamespace
 
+import gymnasium as gym
 import pytest
 import ray
 
 from rllib_kd import Shrink, compare
 from rllib_kd.cli.main import main
+from rllib_kd.locks import locked
+from rllib_kd.shrink.progress import Progress, options_of
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module
 
 SHRINK = ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1"]
 WRONG = {
@@ -23,6 +29,7 @@ WRONG = {
     "no copies": (["--restarts", "0"], "restarts must be an integer of at least 1"),
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
+    "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),
     "unknown environment": (["--env", "CartPool-v1"], "Did you mean: `CartPole`?"),
     "teacher of another environment": (["--env", "Acrobot-v1"], "The teacher '"),
     "teacher that is not there": (["--teacher", "/does/not/exist"], "no checkpoint at '/does/not/exist'"),
@@ -74,7 +81,74 @@ def test_without_flags_it_is_that_of_python(monkeypatch, capsys):
     ((shrink, kwargs),) = ran
     assert shrink == Shrink("cartpole", "CartPole-v1")
     assert shrink.minutes == 10.0
-    assert kwargs.keys() == {"address", "command", "progress"}
+    assert kwargs.keys() == {"resume", "address", "command", "progress"}
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """Runs commands without running them; returns what was asked for."""
+    asked = []
+
+    def run(self, **kwargs):
+        asked.append((self, kwargs))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Shrink, "run", run)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit):
+            main([*arguments])
+        return asked.pop()
+
+    return call
+
+
+def test_a_resumed_run_has_the_options_that_it_began_with(ran, refused, tmp_path):
+    flags = ["--keep", "0.9", "--bounds", "0", "500", "--config", '{"lr": 0.01}', "--minimize", "bytes"]
+    began, _ = ran(*SHRINK, *flags, "--out", str(tmp_path))
+    Progress(tmp_path).write({"options": options_of(began)})
+    resumed, kwargs = ran("shrink", "--resume", "--out", str(tmp_path))
+    assert kwargs["resume"]
+    assert options_of(resumed) == options_of(began)
+    assert (resumed.keep, resumed.minutes, resumed.minimize) == (0.9, 10.0, "bytes")
+    resumed, _ = ran(*SHRINK, "--keep", "0.97", "--env-steps", "7", "--resume", "--out", str(tmp_path))
+    assert (resumed.keep, resumed.minutes, resumed.env_steps) == (0.97, None, 7)  # given, though one is a default
+
+
+def test_other_options_are_refused_before_the_teacher_is_loaded(refused, tmp_path):
+    Progress(tmp_path).write({"options": options_of(Shrink("cartpole", "CartPole-v1", keep=0.9, minutes=5))})
+    resume = ["shrink", "--resume", "--out", str(tmp_path)]
+    assert "keep was 0.9 and is 0.97" in refused(*resume, "--keep", "0.97")
+    error = refused(*resume, "--env-steps", "7", "--teacher", "/gone")
+    for words in ("minutes was 5 and is None", "env_steps was None and is 7", "'cartpole' and is '/gone'"):
+        assert words in error
+    assert "already contains a run. Continue it with --resume" in refused(*SHRINK, "--out", str(tmp_path))
+
+
+def test_what_is_needed_to_resume(refused, tmp_path):
+    assert "its folder is needed" in refused(*SHRINK, "--resume")
+    assert "no run was begun there" in refused("shrink", "--resume", "--out", str(tmp_path / "none"))
+    assert "--teacher is missing" in refused("shrink", "--env", "CartPole-v1")
+    assert "--env is missing" in refused("shrink", "--teacher", "cartpole")
+
+
+def test_two_runs_do_not_mix_in_one_folder(refused, tmp_path):
+    with locked(tmp_path / "new", wait=False):
+        assert "is in use by process" in refused(*SHRINK, "--out", str(tmp_path / "new"))
+
+
+def test_a_teacher_may_be_an_object(tmp_path):
+    teacher = Teacher(make_q_module())
+    with locked(tmp_path / "new", wait=False), pytest.raises(ValueError, match="is in use by"):  # nothing else is wrong
+        Shrink(teacher, "CartPole-v1", out=tmp_path / "new").run()
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Shrink, "run", lambda self, **kwargs: SimpleNamespace(is_complete=False, folder=str(self.out)))
+    with pytest.raises(SystemExit) as exit_:
+        main([*SHRINK, "--out", str(tmp_path / "my run")])
+    assert exit_.value.code == 1
+    assert capsys.readouterr() == ("", f"interrupted; continue with: rllib shrink --resume --out '{tmp_path}/my run'\n")
 
 
 # --- Whole runs -------------------------------------------------------------------------------------------------------
@@ -84,8 +158,6 @@ SMALL = {"env_steps": 4_000, "restarts": 2, "episodes": 400}
 
 @pytest.mark.slow
 def test_a_teacher_like_a_random_policy_is_no_teacher(cluster, tmp_path):
-    from tests.conftest import make_q_module
-
     module = make_q_module(fcnet_hiddens=[32, 32])
     module.save_to_path(tmp_path / "teacher")
     result = Shrink(str(tmp_path / "teacher"), "CartPole-v1", out=tmp_path / "out", **SMALL).run()
@@ -124,3 +196,46 @@ def test_equal_runs_give_equal_certificates(cluster, tmp_path):
         content.pop("seconds")
         read.append(json.dumps(content).replace(f"/{name}", ""))
     assert read[0] == read[1]
+
+
+class Uncapturable(gym.Wrapper):
+    """CartPole as an environment in C++ often is: it cannot be pickled, and begins new episodes at every save."""
+
+    def __init__(self, config=None):
+        super().__init__(gym.make("CartPole-v1"))
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env", ["CartPole-v1", Uncapturable])
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_certificate(cluster, tmp_path, monkeypatch, env):
+    def content(name):
+        content = json.loads((tmp_path / name / "certificate.json").read_text())
+        content.pop("seconds")
+        return json.dumps(content).replace(f"/{name}", "")
+
+    def shrink(name):
+        return Shrink("cartpole", env, out=tmp_path / name, seed=3, **SMALL)
+
+    shrink("whole").run()
+    write, num_kills, resume = Progress.write, 0, False
+    while not (tmp_path / "killed" / "certificate.json").exists():
+        num_writes = 0
+
+        def dying(self, state):
+            nonlocal num_writes
+            write(self, state)
+            num_writes += 1
+            if num_writes == 4:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Progress, "write", dying)
+        try:
+            shrink("killed").run(resume=resume)
+        except KeyboardInterrupt:
+            num_kills, resume = num_kills + 1, True
+    assert num_kills >= 2
+    assert content("killed") == content("whole")
+    assert not (tmp_path / "killed" / "progress").exists()

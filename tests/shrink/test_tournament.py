@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rllib_kd.shrink.certificate import RatioTest
+from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.shrink.tournament import Tournament
 from rllib_kd.students.restarts import names_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.shrink.evidence import as_range, as_returns, log_capital, more_episodes
+from rllib_kd.certificates.evidence import as_range, as_returns, log_capital, more_episodes
 
 #: Without stated bounds, a return may be lower than all observed returns by this share of their range.
 MARGIN = 0.25

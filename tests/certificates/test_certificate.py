@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from rllib_kd.shrink.certificate import MARGIN, RatioTest
-from rllib_kd.shrink.evidence import BETS, log_capital, spend_alpha
+from rllib_kd.certificates.certificate import MARGIN, RatioTest
+from rllib_kd.certificates.evidence import BETS, log_capital, spend_alpha
 from tests.benchmarks import certificates
 
 

@@ -60,13 +60,24 @@ class Games:
         """Return the returns of students in validation episodes, by name."""
         return validate(self._make_env, modules, pipeline, count, first_episode=first).returns
 
-    def certificate_episodes(self, student: Any, pipeline: ObservationPipeline, first: int, count: int) -> np.ndarray:
+    def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
         first_seed = first_certificate_seed(self._seed) + first
-        network = Teacher(student, pipeline=pipeline, source="student")
         with self._timed("student", count):
-            returns = self._returns(GreedyQ(network), range(first_seed, first_seed + count))
+            returns = self._returns(GreedyQ(student), range(first_seed, first_seed + count))
         return np.concatenate([[returns], self._play_baselines(first_seed, count)])
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs, as JSON: all returns of teacher and random policy, and durations."""
+        baselines = [[*key, *returns.tolist()] for key, returns in self._baselines.items()]
+        return {"baselines": baselines, "spent": {name: list(spent) for name, spent in self._spent.items()}}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `get_state()`: no seed is played again by teacher and random policy."""
+        self._baselines = {
+            (first, count): np.array([teacher, random]) for first, count, teacher, random in state["baselines"]
+        }
+        self._spent = {name: list(spent) for name, spent in state["spent"].items()}
 
     def _play_baselines(self, first_seed: int, count: int) -> np.ndarray:
         key = first_seed, count

@@ -1,0 +1,113 @@
+"""What a size costs: parameters, bytes and latency; and which size is the smallest by one of them."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rllib_kd.export.artifact import latencies_ms
+from rllib_kd.export.formats import write_safetensors
+from rllib_kd.networks.dqn_module import count_parameters
+from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.teachers.base import Teacher
+
+#: What "smallest" can mean.
+MINIMIZED = ("parameters", "bytes", "latency")
+#: Two latencies are the same unless one is longer by this share, in the median of the repeats, ...
+_RESOLUTION = 0.05
+#: ... and longer at all in this share of the repeats.
+_LONGER_IN = 0.75
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a size.
+
+    Args:
+        num_parameters: acting parameters.
+        num_bytes: of the weights as float32 in an exported safetensors file, without its description of the layers;
+            None if the student cannot be exported so.
+        latencies_ms: time of one decision of that file in the numpy runner, on one thread, ms: a median for each
+            repeat, in which all sizes took turns. Empty if it was not measured.
+    """
+
+    num_parameters: int
+    num_bytes: int | None = None
+    latencies_ms: tuple[float, ...] = ()
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Return the median latency, ms; None if it was not measured."""
+        return statistics.median(self.latencies_ms) if self.latencies_ms else None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Cost:
+        """Return the cost of which `asdict()` was written as JSON."""
+        return cls(**{**content, "latencies_ms": tuple(content["latencies_ms"])})
+
+
+def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize: str) -> dict[str, Cost]:
+    """Return the cost of each module, by name.
+
+    Args:
+        modules: a student of each size; weights do not matter.
+        pipeline: from the environment's observations to their inputs.
+        minimize: one of `MINIMIZED`; latencies are measured for "latency" alone.
+
+    Raises:
+        ValueError: bytes or latency are to be minimized, but the students cannot be exported to safetensors.
+    """
+    counts = {name: count_parameters(module) for name, module in modules.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / f"{number}.safetensors" for number, name in enumerate(modules)}
+        try:
+            for name, module in modules.items():
+                write_safetensors(Teacher(module, pipeline=pipeline, source="student"), files[name])
+        except ValueError as error:
+            if minimize == "parameters":
+                return {name: Cost(count) for name, count in counts.items()}
+            raise ValueError(f"To minimize {minimize}, students must be exportable to safetensors: {error}") from error
+        sizes = {name: _num_bytes(file) for name, file in files.items()}
+        times = latencies_ms(list(files.values())) if minimize == "latency" else [[] for _ in files]
+    return {name: Cost(counts[name], sizes[name], tuple(own)) for name, own in zip(modules, times, strict=True)}
+
+
+def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:
+    """Return the sizes from the smallest to the largest.
+
+    Latencies that differ by no more than the noise count as equal. Equal ones are in the order of their parameters.
+
+    Args:
+        costs: cost of each size, by name.
+        minimize: one of `MINIMIZED`.
+    """
+    if minimize != "latency":
+        return sorted(costs, key=lambda name: (costs[name].num_bytes if minimize == "bytes" else 0, _tie(costs, name)))
+    left, order = sorted(costs, key=lambda name: costs[name].latency_ms or 0.0), list[str]()
+    while left:
+        fastest = costs[left[0]].latencies_ms
+        same = [name for name in left if not _is_longer(costs[name].latencies_ms, fastest)]
+        order += sorted(same, key=lambda name: _tie(costs, name))
+        left = [name for name in left if name not in same]
+    return order
+
+
+def _tie(costs: Mapping[str, Cost], name: str) -> int:
+    return costs[name].num_parameters
+
+
+def _is_longer(latencies: Sequence[float], others: Sequence[float]) -> bool:
+    """Return whether a latency is longer than another beyond the noise: repeats are compared in pairs."""
+    ratios = [one / other for one, other in zip(latencies, others, strict=True)]
+    in_share = sum(ratio > 1.0 for ratio in ratios) / len(ratios)
+    return statistics.median(ratios) > 1.0 + _RESOLUTION and in_share >= _LONGER_IN
+
+
+def _num_bytes(file: Path) -> int:
+    """Return the size of the tensors in a safetensors file: bytes."""
+    data = file.read_bytes()
+    return len(data) - 8 - int.from_bytes(data[:8], "little")

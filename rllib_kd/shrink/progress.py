@@ -1,0 +1,176 @@
+"""What a run has done so far, on disk, so that it can be continued after a kill at any moment.
+
+`FOLDER/progress` has `state.json`, a file with the weights of all copies at each round of validation, and during
+training a checkpoint of it. Each is written beside its place and renamed. `state.json` comes last: it names the others,
+which never change.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+
+from rllib_kd.experiment.resuming import differences, plain
+from rllib_kd.paths import replace_file
+from rllib_kd.shrink.outcome import CERTIFICATE
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.names import absolute_teachers
+
+_FOLDER, _STATE = "progress", "state.json"
+_PACKAGES = ("rllib-kd", "ray", "torch", "gymnasium", "numpy")
+
+
+class Progress:
+    """The state of a run on disk.
+
+    Args:
+        folder: folder of the run's files.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._own = folder / _FOLDER
+
+    @property
+    def exists(self) -> bool:
+        """Return whether there is a run to continue."""
+        return (self._own / _STATE).is_file()
+
+    def read(self) -> dict[str, Any]:
+        """Return the state that was written last.
+
+        Raises:
+            ValueError: there is none, or it cannot be read.
+        """
+        if not self.exists:
+            has_ended = (self.folder / CERTIFICATE).is_file()
+            reason = f"its run has ended, see {CERTIFICATE}" if has_ended else "no run was begun there"
+            raise ValueError(
+                f"There is no run to resume in '{self.folder}': {reason}. Give the folder of an interrupted run: --out "
+                "(out=...)."
+            )
+        try:
+            state = json.loads((self._own / _STATE).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"The state in '{self._own / _STATE}' cannot be read: {error}. Start a new run."
+            ) from error
+        if not isinstance(state, dict) or not isinstance(state.get("options"), dict):
+            raise ValueError(f"'{self._own / _STATE}' is not the state of a run. Start a new run.")
+        return state
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Write the state, as JSON; what it no longer names is deleted."""
+        self._own.mkdir(parents=True, exist_ok=True)
+        replace_file(self._own / _STATE, json.dumps(state).encode())
+        is_trained, training = state.get("is_trained"), state.get("training")
+        for folder in self._own.glob("training-*"):
+            if is_trained or training is None or folder != self.checkpoint(training["env_steps"]):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def checkpoint(self, env_steps: int) -> Path:
+        """Return the folder of the checkpoint of training after so many env steps."""
+        return self._own / f"training-{env_steps}"
+
+    def save_copies(self, env_steps: int, modules: Mapping[str, Any]) -> None:
+        """Write the weights of all copies after so many env steps."""
+        self._own.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{name}/{key}": value.detach().cpu().contiguous().clone()
+            for name, module in modules.items()
+            for key, value in module.state_dict().items()
+        }
+        replace_file(self._copies(env_steps), save(tensors))
+
+    def load_copies(self, env_steps: int, like: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the modules of all copies after so many env steps.
+
+        Args:
+            env_steps: as in `save_copies()`.
+            like: modules of the same shapes, by name; they do not change.
+        """
+        weights: dict[str, dict[str, torch.Tensor]] = {name: {} for name in like}
+        for key, value in load_file(self._copies(env_steps)).items():
+            name, _, parameter = key.partition("/")
+            weights[name][parameter] = value
+        modules = {name: copy.deepcopy(module) for name, module in like.items()}
+        for name, module in modules.items():
+            module.load_state_dict(weights[name])
+        return modules
+
+    def clear(self) -> None:
+        """Delete everything, when the run has ended: the state first, by which it could be continued."""
+        (self._own / _STATE).unlink(missing_ok=True)
+        shutil.rmtree(self._own, ignore_errors=True)
+
+    def _copies(self, env_steps: int) -> Path:
+        return self._own / f"copies-{env_steps}.safetensors"
+
+
+# --- What a resumed run must have -------------------------------------------------------------------------------------
+
+
+def options_of(asked: Any) -> dict[str, Any]:
+    """Return the options of a `Shrink` as JSON, with the versions of the packages; without its folder."""
+    values = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name != "out"}
+    values["teacher"] = _named(asked.teacher)
+    return {**{name: plain(value) for name, value in values.items()}, **_versions()}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package, of those that it needs, and of Python."""
+    return {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()}
+
+
+def fingerprint(teacher: Teacher) -> str:
+    """Return a text that is equal for equal weights; also for all functions whose weights are unknown."""
+    digest = hashlib.sha256()
+    for member in teacher.members:
+        state: Mapping[str, Any] = getattr(member.module, "state_dict", dict)()
+        for name in sorted(state):
+            if isinstance(value := state[name], torch.Tensor):
+                digest.update(name.encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_unchanged(folder: Path, began_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Check that a run is continued with the options, teacher and versions that it began with.
+
+    Raises:
+        ValueError: one differs; the message has both values of each.
+    """
+    if words := differences(began_with, now):
+        raise ValueError(
+            f"The run in '{folder}' can only be resumed as it began, or its certificate would not hold: {words}. Leave "
+            "these options out, or start a new run in another folder."
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {f"version of {name}": value for name, value in versions().items()}
+
+
+def _named(teacher: Any) -> Any:
+    """Return a teacher's path, valid in any working folder; of an object, its class."""
+    try:
+        return absolute_teachers(teacher) if not isinstance(teacher, Teacher) else teacher.source
+    except (ValueError, TypeError):
+        return type(teacher).__qualname__
+
+
+def resuming_command(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the words of the command that continues a run, from any folder."""
+    return ["rllib", "shrink", "--resume", "--out", os.path.abspath(folder)]

@@ -1,0 +1,107 @@
+"""The certificate of a sweep's recommended student: it plays fresh episodes, by which nothing was chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow.fs
+
+from rllib_kd.certificates.certification import Episodes, Tested, certify
+from rllib_kd.certificates.games import Games, first_certificate_seed
+from rllib_kd.checkpoints.uris import is_file
+from rllib_kd.teachers.base import Teacher
+
+#: Most episodes of a certificate, as `rllib shrink` has by default.
+MAX_EPISODES = 5_000
+_EPISODES = "certification.json"  # in the sweep's folder
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is to be proven; each claim has episodes of its own, which are kept.
+
+    Args:
+        checkpoint: path or URI of the student's checkpoint.
+        keep: return ratio to prove, in (0, 1].
+        confidence: in (0.5, 1).
+        seed: seed of the sweep: of which fresh episodes are played.
+    """
+
+    checkpoint: str
+    keep: float
+    confidence: float
+    seed: int
+
+
+def certify_student(
+    claim: Claim,
+    student: Teacher,
+    teacher: Teacher,
+    make_env: Callable[[], gym.Env],
+    *,
+    seen: Sequence[float],
+    uri: str,
+    report: Callable[[str], None] = lambda text: None,
+) -> Tested:
+    """Test a student on the certificate episodes of the sweep's seed, as `rllib shrink` does.
+
+    A test that was interrupted continues with the episodes that are kept, and one that has ended is not repeated.
+
+    Args:
+        claim: what is to be proven.
+        student: the student.
+        teacher: the teacher.
+        make_env: makes one environment.
+        seen: returns of other episodes, as in `RatioTest`.
+        uri: path or URI of the sweep's folder.
+        report: called with a line after each batch.
+    """
+    games = Games(make_env, teacher, claim.seed)
+
+    def save(played: Sequence[Episodes]) -> None:
+        _write(uri, {"claim": vars(claim), "episodes": [one.as_dict() for one in played]})
+
+    kept = _read(uri)
+    (tested,) = certify(
+        1,
+        lambda place, first, count: games.certificate_episodes(student, first, count),
+        keep=claim.keep,
+        alpha=1 - claim.confidence,
+        max_episodes=MAX_EPISODES,
+        seen=np.asarray(seen, dtype=float),
+        begun=[Episodes.of(one) for one in kept["episodes"]] if kept.get("claim") == vars(claim) else [],
+        save=save,
+        report=lambda place, found: report(f"certificate · {found.num_episodes:,} episodes"),
+    )
+    return tested
+
+
+def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:
+    """Return what certificate.json has."""
+    names = ("student", "teacher", "random")
+    return {
+        **vars(claim),
+        "seeds": [first_certificate_seed(claim.seed), tested.certificate.num_episodes],
+        "certificate": tested.certificate.as_dict(),
+        "certificate_returns": dict(zip(names, tested.returns.tolist(), strict=True)),
+    }
+
+
+def _read(uri: str) -> dict[str, Any]:
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    if not is_file(filesystem, f"{path}/{_EPISODES}"):
+        return {}
+    with filesystem.open_input_stream(f"{path}/{_EPISODES}") as stream:
+        return json.loads(stream.read())
+
+
+def _write(uri: str, content: Mapping[str, Any]) -> None:
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    with filesystem.open_output_stream(f"{path}/{_EPISODES}.new") as stream:
+        stream.write(json.dumps(content).encode())
+    filesystem.move(f"{path}/{_EPISODES}.new", f"{path}/{_EPISODES}")  # replaces it at once

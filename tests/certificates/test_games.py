@@ -1,0 +1,46 @@
+"""Episodes of validation and of certificates."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rllib_kd.certificates.games import Games, first_certificate_seed
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module
+
+
+class Unseeded(gym.Env):
+    """An environment whose returns no seed determines."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    rng = np.random.default_rng(0)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(4, np.float32), float(self.rng.normal()), True, False, {}
+
+
+@pytest.mark.parametrize("make_env", [lambda: gym.make("CartPole-v1", max_episode_steps=20), Unseeded])
+def test_baselines_of_an_interrupted_run_are_not_played_again(make_env):
+    """Also where no seed determines an episode, all candidates have the same ones of teacher and random policy."""
+    teacher, student = Teacher(make_q_module(), source="t"), Teacher(make_q_module(seed=1), source="s")
+    games = Games(make_env, teacher, seed=2)
+    first = games.certificate_episodes(student, 0, 6)
+    resumed = Games(lambda: pytest.fail("played again"), teacher, seed=2)
+    resumed.set_state(json.loads(json.dumps(games.get_state())))
+    assert resumed.seconds_per_seed == games.seconds_per_seed > 0
+    again = resumed._play_baselines(first_certificate_seed(2), 6)
+    assert np.array_equal(again, first[1:])
+
+
+def test_episodes_of_a_certificate_are_those_of_their_seeds_whatever_was_played_before():
+    teacher, student = Teacher(make_q_module(), source="t"), Teacher(make_q_module(seed=1), source="s")
+    whole = Games(lambda: gym.make("CartPole-v1", max_episode_steps=50), teacher, seed=0)
+    parts = [whole.certificate_episodes(student, first, 5) for first in (0, 5)]
+    late = Games(lambda: gym.make("CartPole-v1", max_episode_steps=50), teacher, seed=0)
+    assert np.array_equal(late.certificate_episodes(student, 5, 5), parts[1])

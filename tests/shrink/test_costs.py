@@ -1,0 +1,111 @@
+"""What sizes cost, and which is the smallest."""
+
+import json
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from rllib_kd.export.artifact import latencies_ms
+from rllib_kd.export.formats import write_safetensors
+from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.shrink import costs as module_of_costs
+from rllib_kd.shrink.costs import Cost, measure, ranked
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import CARTPOLE_OBS, make_q_module
+
+PIPELINE = ObservationPipeline(CARTPOLE_OBS, ())
+
+
+def test_bytes_are_those_of_the_exported_weights(tmp_path):
+    modules = {"small": make_q_module(fcnet_hiddens=[2]), "large": make_q_module(fcnet_hiddens=[16])}
+    costs = measure(modules, PIPELINE, "bytes")
+    for name, module in modules.items():
+        write_safetensors(Teacher(module, pipeline=PIPELINE, source="student"), tmp_path / name)
+        with safe_open(tmp_path / name, "np") as file:
+            num_bytes = sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118 (not a dict)
+        assert costs[name].num_bytes == num_bytes == 4 * costs[name].num_parameters
+        assert costs[name].latency_ms is None
+
+
+def test_what_cannot_be_exported_has_parameters_alone(monkeypatch):
+    def fail(student, file):
+        raise ValueError("it is recurrent")
+
+    monkeypatch.setattr(module_of_costs, "write_safetensors", fail)
+    modules = {"small": make_q_module(fcnet_hiddens=[2])}
+    assert measure(modules, PIPELINE, "parameters") == {"small": Cost(4 * 2 + 2 + 2 * 2 + 2)}
+    for minimize in ("bytes", "latency"):
+        with pytest.raises(ValueError, match=f"To minimize {minimize}, .* exportable to safetensors: it is recurrent"):
+            measure(modules, PIPELINE, minimize)
+
+
+def test_artifacts_take_turns_in_a_process_of_their_own(tmp_path):
+    files = []
+    for width in (2, 1_024):
+        files.append(tmp_path / f"{width}.safetensors")
+        module = make_q_module(fcnet_hiddens=[width, width])
+        write_safetensors(Teacher(module, pipeline=PIPELINE, source="student"), files[-1])
+    small, large = latencies_ms(files)
+    assert len(small) == len(large) >= 10
+    assert np.median(large) > np.median(small) > 0
+    costs = {"large": Cost(9, 9, tuple(large)), "small": Cost(99, 99, tuple(small))}
+    assert ranked(costs, "latency") == ["small", "large"]
+
+
+# --- Ranking ----------------------------------------------------------------------------------------------------------
+
+REPEATS = 15
+
+
+def noisy(latency, seed, spread=0.02):
+    rng = np.random.default_rng(seed)
+    load = np.where(np.arange(REPEATS) % 5 == 0, 3.0, 1.0)  # other programs slow down all alike
+    return tuple(latency * load * (1 + spread * rng.uniform(-1, 1, REPEATS)))
+
+
+def test_parameters_and_bytes():
+    costs = {"a": Cost(30, 100), "b": Cost(10, 120), "c": Cost(20, 100)}
+    assert ranked(costs, "parameters") == ["b", "c", "a"]
+    assert ranked(costs, "bytes") == ["c", "a", "b"]
+
+
+def test_latencies_within_the_noise_are_ordered_by_parameters():
+    costs = {
+        "wide": Cost(400, 1, noisy(0.0100, 1)),
+        "deep": Cost(100, 1, noisy(0.0200, 2)),
+        "linear": Cost(10, 1, noisy(0.0102, 3)),
+        "deeper": Cost(50, 1, noisy(0.0203, 4)),
+    }
+    for seed in range(20):
+        names = list(np.random.default_rng(seed).permutation(list(costs)))
+        assert ranked({name: costs[name] for name in names}, "latency") == ["linear", "wide", "deeper", "deep"]
+
+
+def test_bursts_of_load_hide_no_difference_since_sizes_take_turns():
+    rng = np.random.default_rng(0)
+    load = rng.uniform(1, 10, REPEATS)  # far more than the difference, but of all alike
+    costs = {"slow": Cost(1, 1, tuple(0.012 * load)), "fast": Cost(2, 1, tuple(0.010 * load))}
+    assert ranked(costs, "latency") == ["fast", "slow"]
+
+
+def test_a_difference_in_few_repeats_is_noise():
+    fast = noisy(0.01, 0, spread=0.0)
+    slow = tuple(1.5 * value if i % 2 else 0.9 * value for i, value in enumerate(fast))
+    costs = {"slow": Cost(1, 1, slow), "fast": Cost(2, 1, fast)}
+    assert ranked(costs, "latency") == ["slow", "fast"]
+
+
+def test_a_cost_comes_back_from_json():
+    cost = Cost(10, 40, (0.1, 0.2))
+    assert Cost.of(json.loads(json.dumps(vars(cost)))) == cost
+
+
+def test_images():
+    space = gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+    pipeline = ObservationPipeline(space, ())
+    module = make_q_module(
+        gym.spaces.Box(0.0, 1.0, (84, 84, 4), np.float32), conv_filters=[[4, 8, 4], [8, 4, 2]], fcnet_hiddens=[8]
+    )
+    assert measure({"a": module}, pipeline, "bytes")["a"].num_bytes == 4 * sum(p.numel() for p in module.parameters())

@@ -1,0 +1,355 @@
+"""Runs that are interrupted anywhere, and resumed: without Ray, in a world where students are numbers."""
+
+import json
+import re
+import signal
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_kd import Shrink
+from rllib_kd.certificates.games import Games
+from rllib_kd.shrink import run as module_of_run
+from rllib_kd.shrink.candidates import mlp
+from rllib_kd.shrink.costs import Cost
+from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
+from rllib_kd.students.restarts import names_of, student_of
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module
+
+SIZES = [mlp(()), mlp((2,)), mlp((4,)), mlp((8,))]
+#: Return ratio of each size after 1,000 env steps. Small ones are worse in a test than they seemed to be, and fail.
+ABLE = {"linear": 0.985, "units-2": 0.982, "units-4": 1.0, "units-8": 1.0}
+TEACHER, RANDOM = 100.0, 0.0
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+class World:
+    """Students, their training and their episodes; `at` is called before whatever happens, with its name."""
+
+    def __init__(self, at=lambda what: None):
+        self.at = at
+
+    @contextmanager
+    def running(self, config):
+        yield Training(self)
+
+    def measure(self, modules, pipeline, minimize):
+        return {name: Cost(10 * place + 10, 40 * place + 40) for place, name in enumerate(modules)}
+
+
+class Training:
+    def __init__(self, world):
+        self.world, self.env_steps = world, 0
+
+    def train(self, is_over, report):
+        while not is_over():
+            self.world.at("train")
+            self.env_steps += 50
+            report()
+
+    @property
+    def seen_returns(self):
+        return np.array([-10.0, self.env_steps / 10])
+
+    def save(self, folder):
+        self.world.at("save")
+        folder.mkdir()
+        (folder / "env_steps").write_text(str(self.env_steps))
+
+    def restore(self, folder, state):
+        self.env_steps = int((folder / "env_steps").read_text())
+        assert state == {"env_steps": self.env_steps, "returns": self.seen_returns.tolist()}
+
+    def copies(self):
+        names = [name for size in SIZES for name in names_of(size.name, 2)]
+        return {name: self.student(name, place) for place, name in enumerate(names)}
+
+    def student(self, name, place):
+        module = torch.nn.Linear(1, 1, bias=False)
+        value = ABLE[student_of(name)] - 0.02 * (1_000 - self.env_steps) / 1_000 - 0.001 * (place % 2)
+        module.weight.data[:] = value if self.env_steps else 0.0
+        return module
+
+    def pipeline(self):
+        return None
+
+    def shapes(self):
+        return {size.name: {"fcnet_hiddens": []} for size in SIZES}
+
+
+class WorldGames(Games):
+    """Episodes whose returns depend on student and seed alone."""
+
+    world = World()
+
+    def _returns(self, player, seeds):
+        self.world.at("play")
+        is_random = type(player).__name__ == "RandomActions"
+        self._played = [*getattr(self, "_played", []), *seeds]
+        return [RANDOM if is_random else TEACHER + noise(seed, 1) for seed in seeds]
+
+    def validate(self, modules, pipeline, first, count):
+        self.world.at("validate")
+        return {name: [value(module, seed) for seed in range(first, first + count)] for name, module in modules.items()}
+
+    def certificate_episodes(self, student, first, count):
+        self.world.at("test")
+        worse = 5.0 if student.weight.item() < 0.99 else 0.0
+        own = [value(student, seed) - worse for seed in range(10**6 + first, 10**6 + first + count)]
+        return np.concatenate([[own], self._play_baselines(10**6 + first, count)])
+
+
+def noise(seed, salt):
+    return float(np.random.default_rng([seed, salt]).uniform(-3, 3))
+
+
+def value(module, seed):
+    ratio = module.weight.item()
+    return TEACHER * ratio + noise(seed, int(1e6 * abs(ratio)))
+
+
+@pytest.fixture
+def go(monkeypatch, tmp_path):
+    """Begin or resume a run in a world; returns its result, and the content of its certificate if it is complete."""
+    written = {}
+    monkeypatch.setattr(module_of_run, "Games", WorldGames)
+    monkeypatch.setattr(module_of_run, "save_student", lambda folder, *args, **kwargs: WorldGames.world.at("student"))
+    monkeypatch.setattr(module_of_run.report, "write", lambda result, folder: written.update(all=result.to_dict()))
+    teacher = Teacher(make_q_module(), source="teacher")
+    monkeypatch.setattr(module_of_run, "Teacher", lambda module, **kwargs: module)
+
+    def begin(folder, world, *, resume=False, **options):
+        monkeypatch.setattr(module_of_run, "running", world.running)
+        monkeypatch.setattr(module_of_run, "measure", world.measure)
+        monkeypatch.setattr(WorldGames, "world", world)
+        asked = Shrink("cartpole", "CartPole-v1", **{"env_steps": 1_000, "episodes": 600, **options})
+        progress = Progress(tmp_path / folder)
+        state = progress.read() if resume else {"options": options_of(asked)}
+        progress.folder.mkdir(exist_ok=True)
+        played = SimpleNamespace(name="CartPole-v1", env="CartPole-v1", config_as_json=dict)
+        result = module_of_run.Run(teacher, played, None, None, SIZES, {}, progress, state, asked)(
+            command=f"rllib shrink {folder} {resume}", progress=False
+        )
+        if not result.is_complete:
+            return result, None
+        content = {**written.pop("all"), "seconds": None}
+        return result, re.sub(rf"{folder} \w+", "", json.dumps(content))
+
+    return begin
+
+
+def kill_at(number):
+    counter = count()
+
+    def at(what):
+        if next(counter) == number:
+            raise KilledError
+
+    return at
+
+
+def interrupt_at(number):
+    counter = count()
+
+    def at(what):
+        if next(counter) == number:
+            signal.raise_signal(signal.SIGINT)
+
+    return at
+
+
+def num_happenings(go):
+    counter = count()
+    _, content = go("whole", World(lambda what: next(counter)))
+    return next(counter), content
+
+
+def test_the_world_is_one_in_which_several_candidates_are_tested(go):
+    content = json.loads(num_happenings(go)[1])
+    tested = [one for one in content["candidates"] if one["certificate"]]
+    assert len(tested) >= 2
+    assert content["certified"] == tested[-1]["name"]
+
+
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_wherever_a_run_is_killed_it_ends_with_the_same_certificate(go, step):
+    number, expected = num_happenings(go)
+    assert number > 60
+    for place in range(0, number, step):
+        with pytest.raises(KilledError):
+            go(f"at-{place}", World(kill_at(place)))
+        assert go(f"at-{place}", World(), resume=True)[1] == expected, place
+
+
+@pytest.mark.parametrize("step", [8, pytest.param(3, marks=pytest.mark.slow)])
+def test_wherever_a_run_is_interrupted_it_ends_with_the_same_certificate(go, step):
+    number, expected = num_happenings(go)
+    num_incomplete = 0
+    for place in range(0, number - 1, step):
+        result, content = go(f"at-{place}", World(interrupt_at(place)))
+        if content is None:
+            num_incomplete += 1
+            assert result.checkpoint is None
+            assert "--resume" in result.verdict
+            content = go(f"at-{place}", World(), resume=True)[1]
+        assert content == expected, place
+    assert num_incomplete > 5
+
+
+def test_a_run_that_is_killed_again_and_again(go):
+    _, expected = num_happenings(go)
+    content, resume, kills = None, False, 0
+    while content is None:
+        try:
+            content = go("often", World(kill_at(9)), resume=resume)[1]
+        except KilledError:
+            resume, kills = True, kills + 1
+    assert content == expected
+    assert kills > 5
+
+
+def test_what_is_played_after_a_kill_in_a_test_are_the_next_episodes_alone(go, monkeypatch, tmp_path):
+    tested = []
+
+    def at(what):
+        tested.append(what)
+        if tested.count("test") == 4:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        go("run", World(at))
+    spans = []
+    play = WorldGames.certificate_episodes
+
+    def noted(self, student, first, count):
+        spans.append((student.weight.item(), first))
+        return play(self, student, first, count)
+
+    monkeypatch.setattr(WorldGames, "certificate_episodes", noted)
+    before = Progress(tmp_path / "run").read()
+    go("run", World(), resume=True)
+    num_begun = len(before["tests"][-1]["returns"][0])
+    assert spans[0][1] == num_begun > 0
+    assert len(set(spans)) == len(spans)  # no candidate plays an episode twice
+
+
+def test_candidates_never_change_once_the_first_of_their_episodes_has_been_played(go, monkeypatch, tmp_path):
+    def at(what):
+        if what == "test":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        go("run", World(at))
+    before = Progress(tmp_path / "run").read()
+    monkeypatch.setattr(module_of_run.Tournament, "candidates", lambda self: pytest.fail("chosen again"))
+    monkeypatch.setattr(module_of_run.Tournament, "finish", lambda *args: pytest.fail("compared again"))
+    result, _ = go("run", World(), resume=True)
+    tested = [one for one in result.students if one.certificate is not None]
+    snapshots = before["tournament"]["snapshots"]
+    assert [one.name for one in tested] == [snapshots[i]["size"] for i in before["candidates"]][: len(tested)]
+    count = len(before["candidates"])
+    shares = [0.05 * 0.5 ** min(place + 1, count - 1) for place in range(count)]
+    assert [one.certificate.alpha for one in tested] == pytest.approx(shares[: len(tested)])
+
+
+def test_a_run_that_has_ended_is_not_resumed(go, tmp_path):
+    go("run", World())
+    assert not Progress(tmp_path / "run").exists
+    assert not (tmp_path / "run" / "progress").exists()
+    with pytest.raises(ValueError, match="no run was begun there"):
+        Progress(tmp_path / "run").read()
+    (tmp_path / "run" / "certificate.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"its run has ended, see certificate\.json"):
+        Progress(tmp_path / "run").read()
+
+
+def test_time_that_was_spent_counts(go, tmp_path):
+    def at(what):
+        if what == "validate":
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        go("run", World(at))
+    progress = Progress(tmp_path / "run")
+    progress.write({**progress.read(), "seconds": 1e6})
+    result, _ = go("run", World(), resume=True)
+    assert result.facts["seconds"]["all"] >= 1e6
+
+
+# --- Options ----------------------------------------------------------------------------------------------------------
+
+
+def test_other_options_are_refused_with_both_values(tmp_path):
+    asked = Shrink("cartpole", "CartPole-v1", minutes=5)
+    began_with = json.loads(json.dumps(options_of(asked)))
+    check_unchanged(tmp_path, began_with, options_of(asked))
+    changes = {
+        "keep": 0.9,
+        "confidence": 0.9,
+        "minutes": 7.0,
+        "seed": 3,
+        "restarts": 2,
+        "episodes": 200,
+        "bounds": (0.0, 500.0),
+        "config": {"lr": 0.1},
+        "env_config": {"x": 1},
+        "sizes": {"a": {"fcnet_hiddens": [3]}},
+        "env": "Acrobot-v1",
+        "teacher": str(tmp_path),
+        "minimize": "bytes",
+    }
+    for name, changed in changes.items():
+        with pytest.raises(ValueError, match=f"{name} was .* and is ") as error:
+            check_unchanged(tmp_path, began_with, options_of(replace(asked, **{name: changed})))
+        assert repr(began_with[name]) in str(error.value)
+    with pytest.raises(ValueError, match=r"version of ray was '0\.1' and is "):
+        check_unchanged(tmp_path, {**began_with, "version of ray": "0.1"}, options_of(asked))
+
+
+def test_every_option_is_compared():
+    asked = Shrink("cartpole", "CartPole-v1", out="somewhere")
+    assert set(vars(asked)) - set(options_of(asked)) == {"out"}
+
+
+def test_a_teacher_with_other_weights_is_another_one():
+    one, same, other = (Teacher(make_q_module(seed=seed)) for seed in (0, 0, 1))
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def test_copies_come_back_bit_by_bit(tmp_path):
+    progress = Progress(tmp_path)
+    modules = {name: make_q_module(seed=place) for place, name in enumerate(("a", "a__restart_1"))}
+    progress.save_copies(100, modules)
+    read = progress.load_copies(100, like={name: make_q_module(seed=9) for name in modules})
+    for name, module in modules.items():
+        assert all(torch.equal(value, read[name].state_dict()[key]) for key, value in module.state_dict().items())
+
+
+def test_a_state_that_cannot_be_read_is_an_error(tmp_path):
+    (tmp_path / "progress").mkdir()
+    for text in ("{", "[]", "{}"):
+        (tmp_path / "progress" / "state.json").write_text(text)
+        with pytest.raises(ValueError, match="Start a new run"):
+            Progress(tmp_path).read()
+
+
+def test_older_checkpoints_are_deleted_once_a_newer_one_is_named(tmp_path):
+    progress = Progress(tmp_path)
+    for env_steps in (100, 200):
+        progress.checkpoint(env_steps).mkdir(parents=True)
+    progress.write({"training": {"env_steps": 200}})
+    assert [path.name for path in (tmp_path / "progress").glob("training-*")] == ["training-200"]
+    progress.write({"training": {"env_steps": 200}, "is_trained": True})
+    assert not list((tmp_path / "progress").glob("training-*"))

@@ -1,0 +1,135 @@
+"""The certificate of the recommended student."""
+
+import json
+from dataclasses import replace
+
+import gymnasium as gym
+import pytest
+
+from rllib_kd import Sweep, load_teacher
+from rllib_kd.certificates import certification
+from rllib_kd.certificates.games import Games, first_certificate_seed
+from rllib_kd.sweeps.certifying import Claim, certify_student, content_of
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module
+from tests.sweeps.test_pareto import result, student
+
+CLAIM = Claim("/runs/seed_0", 0.97, 0.95, 3)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.fixture
+def games(monkeypatch):
+    """Episodes without an environment; returns the spans that were played."""
+    spans = []
+
+    def play(self, student, first, count):
+        spans.append((first, count))
+        return [[495.0] * count, [500.0] * count, [20.0] * count]
+
+    monkeypatch.setattr(Games, "certificate_episodes", play)
+    return spans
+
+
+def certified(tmp_path, claim=CLAIM):
+    return certify_student(claim, None, None, None, seen=[0.0, 500.0], uri=str(tmp_path))
+
+
+def test_the_student_is_tested_on_fresh_episodes_until_it_is_certified(games, tmp_path):
+    tested = certified(tmp_path)
+    assert tested.is_certified
+    assert tested.certificate.alpha == pytest.approx(0.05)
+    assert games == [(50 * i, 50) for i in range(len(games))]
+    content = json.loads(json.dumps(content_of(CLAIM, tested)))
+    assert content["checkpoint"] == "/runs/seed_0"
+    assert content["seeds"] == [first_certificate_seed(3), 50 * len(games)]
+    assert len(content["certificate_returns"]["random"]) == 50 * len(games)
+
+
+def test_an_interrupted_test_continues_and_one_that_has_ended_is_not_repeated(games, tmp_path, monkeypatch):
+    play, expected = Games.certificate_episodes, certified(tmp_path)
+    whole = list(games)
+    games.clear()
+
+    def dying(self, student, first, count):
+        if len(games) == 2:
+            raise KilledError
+        return play(self, student, first, count)
+
+    monkeypatch.setattr(Games, "certificate_episodes", dying)
+    (tmp_path / "killed").mkdir()
+    with pytest.raises(KilledError):
+        certified(tmp_path / "killed")
+    monkeypatch.setattr(Games, "certificate_episodes", play)
+    assert certified(tmp_path / "killed").certificate == expected.certificate
+    assert games == whole
+    games.clear()
+    assert certified(tmp_path / "killed").certificate == expected.certificate
+    assert games == []
+    certified(tmp_path / "killed", replace(CLAIM, keep=0.9))  # another claim
+    assert games[0] == (0, 50)
+
+
+def test_a_student_that_fails_is_not_certified(tmp_path):
+    teacher = load_teacher("cartpole")
+    weak = Teacher(make_q_module(), source="weak")
+    tested = certify_student(CLAIM, weak, teacher, lambda: gym.make("CartPole-v1"), seen=[], uri=str(tmp_path))
+    assert tested.certificate.verdict == "hopeless"
+
+
+def test_it_is_printed_and_written(games, tmp_path):
+    tested = certified(tmp_path)
+    whole = replace(result(student(30, 1.0, 1.0, 1.0)), certified=(CLAIM, tested))
+    line = "Certified, in fresh episodes: its return ratio there is 0.990. The return ratio is at least 0.97, with 95 %"
+    assert line in " ".join(str(whole).split())
+    whole.write(tmp_path / "report")
+    assert json.loads((tmp_path / "report" / "certificate.json").read_text())["certificate"]["verdict"] == "certified"
+    assert json.loads((tmp_path / "report" / "sweep.json").read_text())["certificate"]["keep"] == 0.97
+    assert "Certified, in fresh episodes" in (tmp_path / "report" / "index.html").read_text()
+    failed = replace(tested.certificate, verdict="hopeless", return_ratio=None, reason="Given up.")
+    assert (
+        "Not certified, in fresh episodes: its return ratio there is –. Given up."
+        in replace(whole, certified=(CLAIM, certification.Tested(failed, tested.returns))).remarks()
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"keep": 1.2}, "keep must be in"), ({"keep": 0.9, "confidence": 95}, "alpha must be in")],
+)
+def test_what_cannot_be_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Sweep("cartpole", "CartPole-v1", search="random", **values)
+
+
+@pytest.mark.slow
+def test_a_sweep_ends_with_a_certificate(cluster, tmp_path):
+    from tests.sweeps.test_sweeps import QUICK
+
+    sweep = Sweep(
+        "cartpole",
+        "CartPole-v1",
+        num_samples=1,
+        num_seeds=3,
+        env_steps=6_000,
+        search="random",
+        config={
+            **QUICK,
+            "training_intensity": 64.0,
+            "lr": 0.003,
+            "model_config": {"fcnet_hiddens": [16]},
+            "loss": "kl",
+        },
+        storage_path=str(tmp_path),
+        keep=0.5,
+    )
+    result = sweep.run()
+    assert result.recommended is not None, str(result)
+    claim, tested = result.certified
+    assert claim.checkpoint == result.recommended.best_checkpoint
+    assert tested.is_certified
+    again = sweep.run(resume=True)
+    assert again.certified[1].certificate == tested.certificate

@@ -14,9 +14,10 @@ class WaitingPopulation(PopulationBasedTraining):
     Trials are compared after equal training. Otherwise the first to report would find none to copy, and the last would
     lead: if not all trials run at once, no weights would be exchanged.
 
-    Tune's own way to wait, `synch=True`, exchanges weights when the last member reports. Others may still save then: one
-    that is to take the weights of another is stopped for good after its next save, and the rest of the population
-    waits for it without end (ray 2.60). It also waits for members that have failed. Here all are paused first.
+    Tune's own way to wait, `synch=True`, exchanges weights when the last member reports. Others may still save then: a
+    member that is to take the weights of another one is stopped for good after its next save, and the rest of the
+    population waits for it without end (ray 2.60). It also waits for members that have failed. Here all are paused
+    first.
 
     Args:
         interval: reports between two exchanges, ≥ 1.

@@ -126,9 +126,9 @@ def test_a_dead_learner_is_an_error_that_says_how_to_go_on(nodes, tmp_path):
 
 
 class Wide(gym.ObservationWrapper):
-    """CartPole in 120 KB of zeros."""
+    """CartPole in 40 KB of zeros."""
 
-    NUM_ZEROS = 30_000
+    NUM_ZEROS = 10_000
 
     def __init__(self, config):
         super().__init__(gym.make("CartPole-v1"))
@@ -147,7 +147,7 @@ def test_a_full_object_store_loses_nothing(tmp_path):
             observation_space=Wide({}).observation_space,
             action_space=cartpole.action_space,
         )
-        settings = config(num_env_runners=2, num_envs_per_env_runner=8, rollout_fragment_length=32)
+        settings = config(num_env_runners=2, num_envs_per_env_runner=8, rollout_fragment_length=96)
         settings.environment(Wide).training(
             num_steps_sampled_before_learning_starts=1_000, replay_buffer_config={"capacity": 2_000}
         )

@@ -243,37 +243,33 @@ def assert_saved(storage, output) -> list[str]:
     return [sys.executable, "-m", "rllib_kd", *shlex.split(command[1])]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "how",
-    [["timeout", "600"], ["timeout", "--foreground", "600"], ["timeout", "-k", "120", "600"]],
-    ids=" ".join,
-)
-def test_timeout_which_signals_the_whole_group_saves_a_checkpoint_to_go_on_from(start, tmp_path, how):
-    run = start([*how, *train(tmp_path, *until(FOREVER))])
+@pytest.mark.slow(as_many=20)
+def test_timeout_which_signals_the_whole_group_saves_a_checkpoint_to_go_on_from(start, tmp_path):
+    run = start(["timeout", "-k", "120", "600", *train(tmp_path, *until(FOREVER))])
     run.wait_for_iteration(2)
     run.process.terminate()  # on which timeout does what it does when the time is up
     code, output = run.end()
     assert code != 0
     command = assert_saved(tmp_path, output)
-    if how == ["timeout", "600"]:
-        before = run.rows[-1]["training_iteration"]
-        resumed = start(command)
-        resumed.wait_for_iteration(before + 1)
-        os.killpg(resumed.process.pid, signal.SIGTERM)
-        code, output = resumed.end()
-        assert code == 1
-        assert "interrupted; continue with" in output
-        iterations = [row["training_iteration"] for row in run.rows]
-        assert iterations == list(range(1, len(iterations) + 1))  # none is lost, none is done twice
+    before = run.rows[-1]["training_iteration"]
+    resumed = start(command)
+    resumed.wait_for_iteration(before + 1)
+    os.killpg(resumed.process.pid, signal.SIGTERM)
+    code, output = resumed.end()
+    assert code == 1
+    assert "interrupted; continue with" in output
+    iterations = [row["training_iteration"] for row in run.rows]
+    assert iterations == list(range(1, len(iterations) + 1))  # none is lost, none is done twice
 
 
 @pytest.mark.slow
-def test_a_resumed_run_goes_on_to_another_stop(start, tmp_path):
-    run = start(train(tmp_path, *until(FOREVER)))
+def test_a_run_that_timeout_alone_signals_goes_on_to_another_stop(start, tmp_path):
+    run = start(["timeout", "--foreground", "600", *train(tmp_path, *until(FOREVER))])
     run.wait_for_iteration(1)
-    os.killpg(run.process.pid, signal.SIGTERM)
-    run.end()
+    run.process.terminate()
+    code, output = run.end()
+    assert code != 0
+    assert_saved(tmp_path, output)
     last = run.rows[-1]["training_iteration"] + 2
     resumed = start([*train(tmp_path, *until(last)), "--resume"])
     code, output = resumed.end()

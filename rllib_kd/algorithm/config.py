@@ -24,7 +24,7 @@ from rllib_kd.environments import atari
 from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.networks.dqn_module import student_module_spec
-from rllib_kd.observations.discrete import connector_for
+from rllib_kd.observations.connectors import connector_for
 from rllib_kd.schedules import Schedule
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers

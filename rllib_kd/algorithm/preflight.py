@@ -22,7 +22,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.environments.making import close, env_maker, names_class
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
-from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_matrix, same_space
+from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
@@ -124,8 +124,6 @@ def check_teachers(
     if spaces is None or teacher is None or not teacher.is_loaded or config.is_multi_agent:
         return
     seen = input_space(spaces[0])
-    if is_matrix(seen):
-        seen = gym.spaces.utils.flatten_space(seen)
     if "env_to_module" in config.own_connectors and teacher.pipeline is None:
         seen = teacher.observation_space  # only the connectors know; EnvRunners check it
     check_teacher(teacher, spaces, config.env, seen=seen)

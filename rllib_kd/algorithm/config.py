@@ -380,9 +380,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """Return RLlib's pipeline, extended for bytes, matrices and discrete numbers unless connectors are set."""
+        """Return RLlib's pipeline; unless connectors are set, with one for images of bytes, or for what is flattened."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
-        connector = None if self.is_multi_agent else connector_for(pipeline.input_observation_space)
+        connector = connector_for(pipeline.input_observation_space, multi_agent=self.is_multi_agent)
         if "env_to_module" not in self.own_connectors and connector is not None:
             pipeline.prepend(connector)
         return pipeline

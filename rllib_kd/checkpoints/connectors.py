@@ -62,17 +62,23 @@ def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None)
         module: the network, for connectors that need it.
     """
     space = connectors.input_observation_space
-    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
-    stages = connector_stages([_spec(connector) for connector in own], space)
+    stages = stages_of(connectors)
     if stages is None:
+        own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
         alone = type(connectors)(space, connectors.input_action_space, connectors=own)
         stages = (RLlibConnectors(alone, module),)
     return ObservationPipeline(space, stages)
 
 
+def stages_of(connectors: ConnectorPipelineV2) -> tuple[Stage, ...] | None:
+    """Return a running env-to-module pipeline as stages; None if it has connectors without such a stage."""
+    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
+    return connector_stages([_spec(connector) for connector in own], connectors.input_observation_space)
+
+
 def is_default_connector(connector: Any) -> bool:
     """Return whether RLlib adds the connector by default, so that every player has its function."""
-    return _is_default(_spec(connector)[0])
+    return _is_default(_name(connector))
 
 
 def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
@@ -97,9 +103,12 @@ _ONE_VECTOR = (Name(OneVector.__module__, OneVector.__name__), Name("rllib_kd.ob
 _FLATTENING = ("FlattenObservations", *(name.name for name in _ONE_VECTOR))
 
 
+def _name(connector: Any) -> Name:
+    return Name(type(connector).__module__, type(connector).__name__)
+
+
 def _spec(connector: Any) -> ConnectorSpec:
-    name = Name(type(connector).__module__, type(connector).__name__)
-    return name, connector.get_ctor_args_and_kwargs()[1], connector.get_state()
+    return _name(connector), connector.get_ctor_args_and_kwargs()[1], connector.get_state()
 
 
 def normalizes_actions(specs: Sequence[ConnectorSpec]) -> bool:

@@ -239,7 +239,7 @@ def _text(tag: Tag, builder: _Builder) -> gym.spaces.Text:
 
 def _has_texts(tag: Tag) -> bool:
     """Return whether a call creates a space of texts, by its dtype, which is that of `str`."""
-    dtype = tag.state.get("_dtype") if isinstance(tag.state, dict) else None
+    dtype = tag.state.get("dtype") if isinstance(tag.state, dict) else None
     is_dtype = isinstance(dtype, Tag) and dtype.of == Name("numpy", "dtype") and bool(dtype.args)
     return is_dtype and dtype.args[0] == "U0" and tag.state.get("_shape", ()) is None
 

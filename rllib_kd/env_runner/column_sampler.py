@@ -7,14 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
+from rllib_kd.observations.connectors import OneVector
+from rllib_kd.observations.flattening import with_text_arrays
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.wire import Sample
 
@@ -127,6 +132,23 @@ class ExplainsFailures:
         return self.apply(lambda env_runner: "pong")
 
 
+class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
+    """RLlib's single-agent EnvRunner, which explains its failures, and takes texts as observations."""
+
+    @override(ExplainsFailures)
+    def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
+        obs, infos = super()._try_env_reset(*args, **kwargs)
+        return with_text_arrays(self.env.single_observation_space, obs), infos
+
+    @override(ExplainsFailures)
+    def _try_env_step(self, actions: Any) -> Any:
+        results = super()._try_env_step(actions)
+        if results == ENV_STEP_FAILURE:
+            return results
+        obs, *others = results
+        return with_text_arrays(self.env.single_observation_space, obs), *others
+
+
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
     """Set the state of an EnvRunner with `sample_columns()`, and sample."""
     if state[WEIGHTS_SEQ_NO] < _rllib.weights_seq_no(env_runner):  # the Learner was restored
@@ -159,6 +181,10 @@ def fixed_seed(env_runner: Any) -> Iterator[None]:
 
 
 def has_plain_connectors(env_runner: Any) -> bool:
-    """Return whether observations and actions pass between environment and network unchanged."""
+    """Return whether actions pass unchanged, and observations unchanged or as the vectors that a space asks for.
+
+    Such connectors have no memory, and need no episodes.
+    """
     connectors = [*_rllib.env_to_module(env_runner).connectors, *_rllib.module_to_env(env_runner).connectors]
-    return all(isinstance(piece, ImagesToFloats) or is_default_connector(piece) for piece in connectors)
+    own = [piece for piece in connectors if not is_default_connector(piece)]
+    return not own or (len(own) == 1 and isinstance(own[0], ImagesToFloats | OneVector | FlattenObservations))

@@ -30,8 +30,9 @@ from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
+from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.observations.connectors import flatten_observations
-from rllib_kd.observations.spaces import is_flattened
+from rllib_kd.observations.spaces import is_flattened, is_text, parts_of
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
 from rllib_kd.teachers.names import absolute_teachers, is_described
@@ -230,8 +231,11 @@ def _check_is_one_student(configs: Sequence[AlgorithmConfig]) -> None:
 def _flatten_observations(config: AlgorithmConfig, spaces: Any) -> None:
     """Let one of RLlib's algorithms make one vector of observations for which it has no network, as DistillDQN does."""
     is_own = isinstance(config, DistillDQNConfig) or _rllib.has_env_to_module(config)
-    if spaces is not None and is_flattened(spaces[0]) and not is_own:
-        config.env_runners(env_to_module_connector=flatten_observations)
+    if spaces is None or is_own or not is_flattened(spaces[0]):
+        return
+    config.env_runners(env_to_module_connector=flatten_observations)
+    if config.env_runner_cls is None and any(is_text(part) for _, part in parts_of(spaces[0])):
+        config.env_runners(env_runner_cls=ExplainingEnvRunner)  # RLlib's own takes a vector env's texts apart
 
 
 def check_at_least(low: int, **numbers: Any) -> None:

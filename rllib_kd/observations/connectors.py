@@ -63,12 +63,16 @@ class OneVector(ConnectorV2):
         return batch
 
 
-def connector_for(space: gym.Space | None) -> ConnectorV2 | None:
+def connector_for(space: gym.Space | None, *, multi_agent: bool = False) -> ConnectorV2 | None:
     """Return the connector that makes a network's inputs of observations; None if it needs none, or none is known.
 
     Args:
-        space: space of the environment's observations.
+        space: space of the environment's observations; with several agents a Dict of their spaces.
+        multi_agent: whether there are several agents. Their images are not converted.
     """
+    if multi_agent:
+        by_agent = space.spaces.values() if isinstance(space, gym.spaces.Dict) else ()
+        return OneVector(multi_agent=True) if any(map(is_flattened, by_agent)) else None
     if is_byte_image(space):
         return ImagesToFloats()
     if not is_flattened(space):

@@ -70,6 +70,11 @@ class Flattener:
             vectors[:, place] = [text_vector(str(text)) for text in ([texts] if isinstance(texts, str) else texts)]
         return vectors
 
+    def part_of(self, index: int) -> tuple[Path, slice]:
+        """Return the part of an observation that a vector has at this index, and where the part stands in it."""
+        parts = [*self._numbers, *self._texts]
+        return next(((path, place) for path, place in parts if place.start <= index < place.stop), ((), slice(None)))
+
     def _set_cases(self, obs: Any, vectors: np.ndarray) -> None:
         """Set the ones of all one-hot vectors."""
         indices = np.empty((len(vectors), len(self._lengths)), np.int64)
@@ -85,6 +90,20 @@ class Flattener:
                 f"{start} to {start + length - 1}"
             )
         vectors[np.arange(len(vectors))[:, None], self._offsets + indices] = 1.0
+
+
+def with_text_arrays(space: gym.Space, obs: Any) -> Any:
+    """Return a vector env's observations with arrays of texts: RLlib takes gymnasium's tuples of them for many parts.
+
+    Args:
+        space: space of one observation.
+        obs: observations of all environments.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        return {key: with_text_arrays(part, obs[key]) for key, part in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(map(with_text_arrays, space.spaces, obs))
+    return np.asarray(obs) if is_text(space) else obs
 
 
 def _at(obs: Any, path: Path) -> Any:

@@ -15,7 +15,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_kd import _rllib
-from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.flattening import Flattener, with_text_arrays
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.spaces import input_space, is_flattened, is_float_image, same_space
 from rllib_kd.text import one_line
@@ -197,8 +197,9 @@ class RLlibConnectors:
         def view(shown: Shown) -> np.ndarray:
             num_envs = len(shown.first)
             episodes.extend(SingleAgentEpisode() for _ in range(num_envs - len(episodes)))
+            shown_obs = with_text_arrays(pipeline.input_observation_space, shown.obs)
             for i in range(num_envs):
-                obs = tree.map_structure(lambda part, i=i: np.asarray(part)[i], shown.obs)
+                obs = tree.map_structure(lambda part, i=i: np.asarray(part)[i], shown_obs)
                 if shown.first[i]:
                     episodes[i] = SingleAgentEpisode(
                         observation_space=pipeline.input_observation_space, action_space=pipeline.input_action_space

@@ -23,7 +23,8 @@ _SMALLEST_IMAGE = 16  # pixels of the shorter side; less is a grid of numbers, i
 def parts_of(space: gym.Space, path: Path = ()) -> Iterator[tuple[Path, gym.Space]]:
     """Yield the parts of a space, with the paths that lead to them: those of a Dict in the order of its sorted keys.
 
-    This is the order of gymnasium's `flatten()`, except for Dicts of OrderedDicts, and of RLlib's connectors.
+    This is the order of RLlib's connectors; and of gymnasium's `flatten()`, but for a `Dict(z=..., a=...)` or a Dict of an
+    OrderedDict, which keep their own order. A checkpoint does not record that.
     """
     if isinstance(space, gym.spaces.Dict):
         for key in sorted(space.spaces, key=lambda key: (type(key).__name__, key)):
@@ -64,8 +65,8 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
                 f"The observation's part {named(path)} is {part}, which has no fixed number of numbers. {remedy}"
             )
     raise ValueError(
-        "The networks need observations in a Box, discrete ones, texts, or Dicts and Tuples of these, but get "
-        f"{observation_space}. {remedy}"
+        "The networks need observations in a Box of floats; or, without connectors of your own, images of bytes, other "
+        f"Boxes, discrete ones, texts, and Dicts and Tuples of these. They get {observation_space}. {remedy}"
     )
 
 

@@ -22,7 +22,7 @@ class Missions(gym.Space):
 
 NUMBERS = {
     "scalar": gym.spaces.Box(-1.0, 1.0, ()),
-    "float64": gym.spaces.Box(-1e3, 1e3, (3,), np.float64),
+    "float64": gym.spaces.Box(-1e3, 1e3, (2, 3), np.float64),
     "matrix": gym.spaces.Box(-1.0, 1.0, (2, 3)),
     "bytes": gym.spaces.Box(0, 255, (4,), np.uint8),
     "int8": gym.spaces.Box(-128, 127, (2, 2), np.int8),
@@ -39,12 +39,14 @@ CASES = {
     "grid": gym.spaces.MultiDiscrete([[3, 2], [1, 4]], start=[[0, 1], [2, -1]]),
 }
 COMPOSED = {
-    "dict": gym.spaces.Dict(z=NUMBERS["int8"], a=CASES["start"], m=NUMBERS["scalar"]),
+    "dict": gym.spaces.Dict({"z": NUMBERS["int8"], "a": CASES["start"], "m": NUMBERS["scalar"]}),
     "tuple": gym.spaces.Tuple((CASES["multi"], NUMBERS["float64"], CASES["grid"])),
     "nested": gym.spaces.Dict(
-        pair=gym.spaces.Tuple((CASES["start"], gym.spaces.Dict(b=NUMBERS["bool"], a=NUMBERS["matrix"]))),
-        far=NUMBERS["int64"],
-        small_image=gym.spaces.Box(0, 10, (7, 7, 3), np.uint8),
+        {
+            "pair": gym.spaces.Tuple((CASES["start"], gym.spaces.Dict({"b": NUMBERS["bool"], "a": NUMBERS["matrix"]}))),
+            "far": NUMBERS["int64"],
+            "small image": gym.spaces.Box(0, 10, (7, 7, 3), np.uint8),
+        }
     ),
 }
 TEXTS = {

@@ -23,7 +23,7 @@ PLAIN = {
     "discrete": CASES["discrete"],
     "multi": CASES["multi"],
     "row": gym.spaces.MultiBinary(3),
-    "matrix": NUMBERS["matrix"],
+    "matrix of floats": NUMBERS["matrix"],
 }
 SPACES = NUMBERS | CASES | COMPOSED | TEXTS | PLAIN
 

@@ -62,7 +62,7 @@ def test_texts_stand_among_other_parts():
         assert at.argmax() == obs["at"] + 2
         np.testing.assert_array_equal(mission, text_vector(obs["mission"]))
         np.testing.assert_array_equal(note, text_vector(obs["note"]))
-        np.testing.assert_array_equal(x, obs["x"].astype(np.float32))
+        np.testing.assert_array_equal(x, obs["x"].ravel().astype(np.float32))
     assert Flattener(space).size == flat_size(space) == vectors.shape[1]
 
 
@@ -121,8 +121,8 @@ def test_a_number_outside_of_its_space(wrong, text):
 
 def test_what_is_too_large_becomes_infinite():
     space = NUMBERS["float64"]
-    assert np.isposinf(Flattener(space)(np.array([1e300, 0, 0]), 1)[0, 0])
-    assert np.isnan(Flattener(space)(np.array([np.nan, 0, 0]), 1)[0, 0])
+    assert np.isposinf(Flattener(space)(np.full((2, 3), 1e300), 1)[0, 0])
+    assert np.isnan(Flattener(space)(np.full((2, 3), np.nan), 1)[0, 0])
 
 
 def test_which_spaces_have_texts():

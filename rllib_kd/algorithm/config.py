@@ -380,7 +380,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """Return RLlib's pipeline; unless connectors are set, with one for images of bytes, or for what is flattened."""
+        """Return RLlib's pipeline; without connectors of the user's, with one for images or for what is flattened."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
         connector = connector_for(pipeline.input_observation_space, multi_agent=self.is_multi_agent)
         if "env_to_module" not in self.own_connectors and connector is not None:

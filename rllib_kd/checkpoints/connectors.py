@@ -97,7 +97,10 @@ _IMAGES = Name(ImagesToFloats.__module__, ImagesToFloats.__name__)
 
 
 #: Its name now, and that of a former version.
-_ONE_VECTOR = (Name(OneVector.__module__, OneVector.__name__), Name("rllib_kd.observations.discrete", "OneHotObservations"))
+_ONE_VECTOR = (
+    Name(OneVector.__module__, OneVector.__name__),
+    Name("rllib_kd.observations.discrete", "OneHotObservations"),
+)
 
 
 _FLATTENING = ("FlattenObservations", *(name.name for name in _ONE_VECTOR))

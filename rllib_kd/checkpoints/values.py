@@ -231,7 +231,9 @@ def _text(tag: Tag, builder: _Builder) -> gym.spaces.Text:
     """Return a Text, also for spaces of other packages whose values are texts: nothing else of them is read."""
     if tag.of.module != _TEXT.module:
         return gym.spaces.Text(1)
-    max_length, min_length, charset = (builder.build(tag.state[key]) for key in ("max_length", "min_length", "_char_str"))
+    max_length, min_length, charset = (
+        builder.build(tag.state[key]) for key in ("max_length", "min_length", "_char_str")
+    )
     if not isinstance(charset, str):
         raise ValueError(f"a Text of the characters {str(charset)[:100]}")
     return gym.spaces.Text(int(max_length), min_length=int(min_length), charset=charset)

@@ -23,6 +23,7 @@ from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
+from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
@@ -30,7 +31,6 @@ from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
-from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.observations.connectors import flatten_observations
 from rllib_kd.observations.spaces import is_flattened, is_text, parts_of
 from rllib_kd.teachers.ensemble import as_configured

@@ -59,7 +59,9 @@ class OneVector(ConnectorV2):
             vector = self._flatteners[agent](episode.get_observations(-1), 1)[0]
             episode.set_observations(at_indices=-1, new_data=vector)
             # Or the episode would refuse the next vector.
-            episode.observation_space = self.observation_space[agent] if self._is_multi_agent else self.observation_space
+            episode.observation_space = (
+                self.observation_space[agent] if self._is_multi_agent else self.observation_space
+            )
         return batch
 
 

@@ -20,7 +20,10 @@ def signs_config(env=Signs):
         .environment(env)
         .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=16)
         .training(
-            train_batch_size_per_learner=64, num_steps_sampled_before_learning_starts=128, training_intensity=16, gamma=0.0
+            train_batch_size_per_learner=64,
+            num_steps_sampled_before_learning_starts=128,
+            training_intensity=16,
+            gamma=0.0,
         )
         .reporting(min_sample_timesteps_per_iteration=512)
         .rl_module(model_config={"fcnet_hiddens": [32]})
@@ -31,7 +34,9 @@ def signs_config(env=Signs):
 
 
 def test_from_td_to_a_device(build, tmp_path):
-    teacher = build(signs_config().training(lr=3e-3, epsilon=[(0, 1.0), (1000, 0.1)]).distillation(teacher=None, td_coeff=1.0))
+    teacher = build(
+        signs_config().training(lr=3e-3, epsilon=[(0, 1.0), (1000, 0.1)]).distillation(teacher=None, td_coeff=1.0)
+    )
     assert teacher.env_runner._samples_directly
     for _ in range(6):
         teacher.train()
@@ -90,7 +95,12 @@ def test_rllibs_dqn_learns_on_them(cluster, env):
 
     from rllib_kd.experiment.experiment import _flatten_observations
 
-    config = DQNConfig().environment(env).env_runners(num_env_runners=0).training(num_steps_sampled_before_learning_starts=64)
+    config = (
+        DQNConfig()
+        .environment(env)
+        .env_runners(num_env_runners=0)
+        .training(num_steps_sampled_before_learning_starts=64)
+    )
     _flatten_observations(config, (env.observation_space, env.action_space))
     algo = config.reporting(min_sample_timesteps_per_iteration=200).build_algo()
     try:

@@ -11,7 +11,7 @@ class Signs(gym.Env):
 
     observation_space = gym.spaces.Dict(
         {
-            "sign": gym.spaces.Text(12, charset="go leftrigh"),
+            "sign": gym.spaces.Text(12, charset="efghilort "),
             "at": gym.spaces.Tuple((gym.spaces.Discrete(3, start=2), gym.spaces.Box(-1.0, 1.0, (1, 2), np.float64))),
             "switch": gym.spaces.Dict({"on": gym.spaces.Box(0, 1, (), np.int8)}),
         }

@@ -150,7 +150,10 @@ def test_images_and_vectors_are_no_vectors_of_ours():
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (gym.spaces.Dict(eye=gym.spaces.Tuple((IMAGE,)), x=ACTIONS), r"part \['eye'\]\[0\] is an image, Box\(32, 32, 3\)"),
+        (
+            gym.spaces.Dict(eye=gym.spaces.Tuple((IMAGE,)), x=ACTIONS),
+            r"part \['eye'\]\[0\] is an image, Box\(32, 32, 3\)",
+        ),
         (gym.spaces.Dict(x=gym.spaces.Sequence(ACTIONS)), r"part \['x'\] is Sequence.*no fixed number of numbers"),
         (gym.spaces.Sequence(ACTIONS), "need observations in a Box"),
         (gym.spaces.Dict(), "need observations in a Box"),

@@ -231,19 +231,18 @@ def _text(tag: Tag, builder: _Builder) -> gym.spaces.Text:
     """Return a Text, also for spaces of other packages whose values are texts: nothing else of them is read."""
     if tag.of.module != _TEXT.module:
         return gym.spaces.Text(1)
-    max_length, min_length, charset = (
-        builder.build(tag.state[key]) for key in ("max_length", "min_length", "_char_str")
-    )
-    if not isinstance(charset, str):
-        raise ValueError(f"a Text of the characters {str(charset)[:100]}")
-    return gym.spaces.Text(int(max_length), min_length=int(min_length), charset=charset)
+    shortest, longest, charset = (builder.build(tag.state[key]) for key in ("min_length", "max_length", "_char_str"))
+    if not isinstance(shortest, int) or not isinstance(longest, int) or not isinstance(charset, str):
+        raise ValueError(f"a Text of {str([shortest, longest])[:100]} characters among {str(charset)[:100]}")
+    return gym.spaces.Text(longest, min_length=shortest, charset=charset)
 
 
 def _has_texts(tag: Tag) -> bool:
     """Return whether a call creates a space of texts, by its dtype, which is that of `str`."""
-    dtype = tag.state.get("dtype") if isinstance(tag.state, dict) else None
-    is_dtype = isinstance(dtype, Tag) and dtype.of == Name("numpy", "dtype") and bool(dtype.args)
-    return is_dtype and dtype.args[0] == "U0" and tag.state.get("_shape", ()) is None
+    if not isinstance(tag.state, dict) or tag.state.get("_shape", ()) is not None:
+        return False
+    dtype = tag.state.get("dtype")
+    return isinstance(dtype, Tag) and dtype.of == Name("numpy", "dtype") and dtype.args[:1] == ("U0",)
 
 
 def _ordered_dict(tag: Tag, builder: _Builder) -> dict[Any, Any]:

@@ -1,8 +1,8 @@
 """Export a student to a file whose outputs equal PyTorch's.
 
 In every format, the artifact is one function from observations `[B, ...]`, float32, as the environment returns them, to
-Q-values `[B, A]`. It contains filters and one-hot encodings; frames are stacked outside, and vectors are made outside of
-observations that are not one array of numbers (`runners/flatten.py`). It is loaded again and compared with PyTorch before
+Q-values `[B, A]`. It contains filters and one-hot encodings. Frames are stacked outside; and of observations that are not
+one array of numbers, vectors are made outside (`runners/flatten.py`). It is loaded again and compared with PyTorch before
 it is moved to its path.
 """
 

@@ -132,7 +132,7 @@ def test_a_number_outside_of_its_space_is_a_failure_of_the_environment(cluster):
     class Broken(Walk):
         observation_space = gym.spaces.Discrete(3)
 
-    with pytest.raises(EnvFailedError, match="'Broken' raised.*contains the number 3, but its space has 0 to 2"):
+    with pytest.raises(EnvFailedError, match=r"'Broken' raised.*contains the number 3, but its space has 0 to 2"):
         sample(make_runner(config_of(Broken), teacher_of(Broken)))
 
 

@@ -1,4 +1,4 @@
-"""Makes the vector that an exported student takes, of an observation with several parts or with texts; with numpy alone.
+"""Makes the vector that an exported student takes of an observation with several parts or texts; with numpy alone.
 
 Observations that are one array of numbers need none of this: artifacts take them as the environment shows them.
 """
@@ -6,6 +6,7 @@ Observations that are one array of numbers need none of this: artifacts take the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -59,7 +60,7 @@ def text_vector(text: str) -> np.ndarray:
     The bits of the hash of each, as +1 and -1, are added, and divided by the root of their number.
     """
     words = text.split()
-    terms = words + [f"{word} {following}" for word, following in zip(words, words[1:], strict=False)]
+    terms = words + [f"{word} {following}" for word, following in itertools.pairwise(words)]
     hashes = b"".join(hashlib.sha256(term.encode("utf-8", "surrogatepass")).digest()[:8] for term in terms)
     bits = np.unpackbits(np.frombuffer(hashes, np.uint8)).reshape(-1, 64)
     return (bits * 2.0 - 1.0).sum(0) / max(1, len(terms)) ** 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from rllib_kd.environments.returned import NotFiniteError, check_returned, expla
 from rllib_kd.observations.connectors import OneVector
 from rllib_kd.observations.flattening import with_text_arrays
 from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.spaces import is_text, parts_of
 from rllib_kd.wire import Sample
 
 #: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
@@ -138,7 +140,7 @@ class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
     @override(ExplainsFailures)
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         obs, infos = super()._try_env_reset(*args, **kwargs)
-        return with_text_arrays(self.env.single_observation_space, obs), infos
+        return self._with_text_arrays(obs), infos
 
     @override(ExplainsFailures)
     def _try_env_step(self, actions: Any) -> Any:
@@ -146,7 +148,14 @@ class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
         if results == ENV_STEP_FAILURE:
             return results
         obs, *others = results
-        return with_text_arrays(self.env.single_observation_space, obs), *others
+        return self._with_text_arrays(obs), *others
+
+    def _with_text_arrays(self, obs: Any) -> Any:
+        return with_text_arrays(self.env.single_observation_space, obs) if self._has_texts else obs
+
+    @cached_property
+    def _has_texts(self) -> bool:
+        return any(is_text(part) for _, part in parts_of(self.env.single_observation_space))
 
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:

@@ -1,9 +1,9 @@
 """Export a student to a file whose outputs equal PyTorch's.
 
 In every format, the artifact is one function from observations `[B, ...]`, float32, as the environment returns them, to
-Q-values `[B, A]`. It contains filters and one-hot encodings. Frames are stacked outside; and of observations that are not
-one array of numbers, vectors are made outside (`runners/flatten.py`). It is loaded again and compared with PyTorch before
-it is moved to its path.
+Q-values `[B, A]`. It contains filters and one-hot encodings. Frames are stacked outside; so are the vectors made of
+observations that are not one array of numbers (by `runners/flatten.py`). It is loaded again and compared with PyTorch
+before it is moved to its path.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Flattener:
             else:
                 (self._texts if is_text(part) else self._numbers).append((path, place))
             self.size = place.stop
-        self._lengths, self._starts = np.array(lengths, np.int64), np.array(starts, np.int64)
+        self._lengths, self._starts = np.array(lengths, np.uint64), np.array(starts, np.int64)
         self._offsets = np.array(offsets, np.int64)
 
     def __call__(self, obs: Any, num_rows: int) -> np.ndarray:
@@ -62,7 +62,7 @@ class Flattener:
         vectors = np.zeros((num_rows, self.size), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for path, place in self._numbers:
-                vectors[:, place] = np.reshape(_at(obs, path), (num_rows, -1))
+                vectors[:, place] = np.asarray(_at(obs, path)).reshape(num_rows, -1)
             if self._cases:
                 self._set_cases(obs, vectors)
         for path, place in self._texts:
@@ -79,12 +79,12 @@ class Flattener:
         """Set the ones of all one-hot vectors."""
         indices = np.empty((len(vectors), len(self._lengths)), np.int64)
         for path, place in self._cases:
-            indices[:, place] = np.reshape(_at(obs, path), (len(vectors), -1))  # floats, too
+            indices[:, place] = np.asarray(_at(obs, path)).reshape(len(vectors), -1)  # floats, too
         indices -= self._starts
-        if (wrong := (indices < 0) | (indices >= self._lengths)).any():
+        if (wrong := indices.view(np.uint64) >= self._lengths).any():  # so that those below 0 are large
             row, column = np.argwhere(wrong)[0]
             path = next(path for path, place in self._cases if place.start <= column < place.stop)
-            start, length = self._starts[column], self._lengths[column]
+            start, length = int(self._starts[column]), int(self._lengths[column])
             raise ValueError(
                 f"the observation{named(path)} contains the number {indices[row, column] + start}, but its space has "
                 f"{start} to {start + length - 1}"

@@ -23,8 +23,8 @@ _SMALLEST_IMAGE = 16  # pixels of the shorter side; less is a grid of numbers, i
 def parts_of(space: gym.Space, path: Path = ()) -> Iterator[tuple[Path, gym.Space]]:
     """Yield the parts of a space, with the paths that lead to them: those of a Dict in the order of its sorted keys.
 
-    This is the order of RLlib's connectors; and of gymnasium's `flatten()`, except for a `Dict(z=..., a=...)` and a Dict of
-    an OrderedDict, which keep their own order. Checkpoints do not record that order.
+    This is the order of RLlib's connectors; and of gymnasium's `flatten()`, except for `Dict(z=..., a=...)` and a Dict
+    of an OrderedDict, which keep their own order. Checkpoints do not record that order.
     """
     if isinstance(space, gym.spaces.Dict):
         for key in sorted(space.spaces, key=lambda key: (type(key).__name__, key)):

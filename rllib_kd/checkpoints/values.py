@@ -220,7 +220,7 @@ def _multi_binary(tag: Tag, builder: _Builder) -> gym.spaces.MultiBinary:
 
 
 def _dict_space(tag: Tag, builder: _Builder) -> gym.spaces.Dict:
-    return gym.spaces.Dict(builder.build(tag.state)["spaces"])
+    return gym.spaces.Dict(list(builder.build(tag.state)["spaces"].items()))  # in their own order
 
 
 def _tuple_space(tag: Tag, builder: _Builder) -> gym.spaces.Tuple:

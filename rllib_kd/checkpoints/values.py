@@ -234,6 +234,7 @@ def _text(tag: Tag, builder: _Builder) -> gym.spaces.Text:
     shortest, longest, charset = (builder.build(tag.state[key]) for key in ("min_length", "max_length", "_char_str"))
     if not isinstance(shortest, int) or not isinstance(longest, int) or not isinstance(charset, str):
         raise ValueError(f"a Text of {str([shortest, longest])[:100]} characters among {str(charset)[:100]}")
+    builder.take_bounds(len(charset), _NUMBERS_OF_A_CHARACTER)
     return gym.spaces.Text(longest, min_length=shortest, charset=charset)
 
 
@@ -259,6 +260,9 @@ def _left_out(tag: Tag, builder: _Builder) -> None:
     """Return None for random states of spaces and for devices of another machine, which are data, too."""
     for part in (tag.args, tag.kwargs, tag.state):
         builder.build(part)
+
+
+_NUMBERS_OF_A_CHARACTER = 16  # that take as much memory as one of a Text's characters
 
 
 _TEXT = Name("gymnasium.spaces.text", "Text")

@@ -4,13 +4,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.evaluation.comparing import evaluate
+from rllib_kd.experiment.experiment import _flatten_observations
 from rllib_kd.export.artifact import q_function
 from rllib_kd.export.deployment import deploy
 from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.spaces import input_space
+from tests.conftest import make_q_module
 from tests.observations.environments import Missioned, Signs
 
 
@@ -91,10 +95,6 @@ def test_texts_alone_are_learned_from_and_evaluated(build, tmp_path):
 
 @pytest.mark.parametrize("env", [Signs, Missioned])
 def test_rllibs_dqn_learns_on_them(cluster, env):
-    from ray.rllib.algorithms.dqn import DQNConfig
-
-    from rllib_kd.experiment.experiment import _flatten_observations
-
     config = (
         DQNConfig()
         .environment(env)
@@ -108,3 +108,22 @@ def test_rllibs_dqn_learns_on_them(cluster, env):
         assert len(evaluate(algo, env, num_episodes=2).returns) == 2
     finally:
         algo.stop()
+
+
+def test_a_family_and_its_copies_on_remote_env_runners(build, tmp_path):
+    flat = make_q_module(input_space(Signs.observation_space), Signs.action_space)  # its connectors are not recorded
+    config = signs_config().distillation(
+        teacher=flat.save_to_path(str(tmp_path / "teacher")),
+        students={"wide": {"fcnet_hiddens": [8]}, "linear": {"fcnet_hiddens": []}},
+        restarts=2,
+        num_validation_episodes=2,
+    )
+    config._model_config = {}
+    algo = build(config.env_runners(num_env_runners=1))
+    for _ in range(2):
+        algo.train()
+    path = algo.save_to_path(str(tmp_path / "family"))  # copies are chosen by validation episodes
+    for name in ("wide", "linear"):
+        student = load_teacher(f"{path}/learner_group/learner/rl_module/{name}")
+        assert student.for_space(Signs.observation_space).takes(Signs.observation_space)
+        assert len(evaluate(student, Signs, num_episodes=2).returns) == 2

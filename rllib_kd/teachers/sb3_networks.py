@@ -27,7 +27,7 @@ _EXTRACTORS = ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
 _LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib")  # whose classes have these names; others may share them
 
 
-#: Spaces that an MLP takes as vectors, discrete ones as one-hot.
+#: Spaces of one part that an MLP takes as vectors, discrete ones as one-hot.
 _VECTORS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 
 

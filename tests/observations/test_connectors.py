@@ -10,7 +10,8 @@ from ray.rllib.env.multi_agent_episode import MultiAgentEpisode
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.checkpoints.connectors import pipeline_of
+from rllib_kd.checkpoints.connectors import connector_stages, is_flattening, pipeline_of
+from rllib_kd.checkpoints.pickles import Name
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint
 from rllib_kd.observations.connectors import OneVector, connector_for, flatten_observations
 from rllib_kd.observations.flattening import Flattener
@@ -119,6 +120,12 @@ def test_it_is_read_from_a_checkpoint_as_data(name, tmp_path):
         np.testing.assert_array_equal(pipeline.start()(shown), pipeline_of(connectors).start()(shown))
     if name not in ("missions", "with texts"):  # a class of the user's own is read as a Text
         assert pipeline == pipeline_of(connectors)
+
+
+def test_the_former_name_of_the_connector_is_read():
+    former = Name("rllib_kd.observations.discrete", "OneHotObservations")
+    assert connector_stages([(former, {}, {})], CASES["start"]) == (Flatten(CASES["start"]),)
+    assert is_flattening(former)
 
 
 def test_numbers_from_elsewhere_are_another_space():

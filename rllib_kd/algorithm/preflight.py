@@ -93,16 +93,18 @@ def check_teacher(
         ValueError: it was not; the message has both spaces.
     """
     shown, actions = spaces
+    own = brief(shown)
     if teacher.pipeline is None and not teacher.takes(shown) and seen is not None:
+        own = own if same_space(shown, seen) else f"{own}, of which the student gets {brief(seen)}"
         shown = seen
-    for what, fits, teachers, own in (
-        ("observation", teacher.takes(shown), teacher.observation_space, shown),
-        ("action", same_space(teacher.action_space, actions), teacher.action_space, actions),
+    for what, fits, teachers, here in (
+        ("observation", teacher.takes(shown), teacher.observation_space, own),
+        ("action", same_space(teacher.action_space, actions), teacher.action_space, brief(actions)),
     ):
         if not fits:
             raise ValueError(
                 f"The teacher's {what} space is {brief(teachers)}, but in '{getattr(env, '__name__', env)}' it is "
-                f"{brief(own)}. Distil in the environment in which the teacher was trained, with the same wrappers, "
+                f"{here}. Distil in the environment in which the teacher was trained, with the same wrappers, "
                 "and connectors if its checkpoint has none."
             )
 

@@ -20,6 +20,7 @@ from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.making import close, env_maker, names_class
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
@@ -73,6 +74,7 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     """
     shown, actions = spaces
     check_actions(actions)
+    check_vectorized(config, shown)
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
         check_spaces(input_space(shown), actions)

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
@@ -22,7 +24,7 @@ from rllib_kd.environments.returned import NotFiniteError, check_returned, expla
 from rllib_kd.observations.connectors import OneVector
 from rllib_kd.observations.flattening import with_text_arrays
 from rllib_kd.observations.images import ImagesToFloats
-from rllib_kd.observations.spaces import is_text, parts_of
+from rllib_kd.observations.spaces import has_texts
 from rllib_kd.wire import Sample
 
 #: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
@@ -153,9 +155,32 @@ class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
     def _with_text_arrays(self, obs: Any) -> Any:
         return with_text_arrays(self.env.single_observation_space, obs) if self._has_texts else obs
 
+    @override(SingleAgentEnvRunner)
+    def make_env(self) -> None:
+        super().make_env()
+        check_vectorized(self.config, self.env.single_observation_space)
+
     @cached_property
     def _has_texts(self) -> bool:
-        return any(is_text(part) for _, part in parts_of(self.env.single_observation_space))
+        return has_texts(self.env.single_observation_space)
+
+
+def check_vectorized(config: AlgorithmConfig, space: gym.Space) -> None:
+    """Check that a config's vector envs return the observations of their environments.
+
+    Args:
+        config: config of any algorithm.
+        space: space of the environment's observations.
+
+    Raises:
+        ValueError: they do not.
+    """
+    mode = getattr(config.gym_env_vectorize_mode, "value", config.gym_env_vectorize_mode)
+    if mode.lower() == "async" and has_texts(space):
+        raise ValueError(
+            "Observations contain texts, which gymnasium's vector envs in other processes do not pass on: "
+            "got gym_env_vectorize_mode='async'. Set it to 'sync'."
+        )
 
 
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:

@@ -32,7 +32,7 @@ from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.observations.connectors import flatten_observations
-from rllib_kd.observations.spaces import is_flattened, is_text, parts_of
+from rllib_kd.observations.spaces import has_texts, is_flattened
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
 from rllib_kd.teachers.names import absolute_teachers, is_described
@@ -234,7 +234,7 @@ def _flatten_observations(config: AlgorithmConfig, spaces: Any) -> None:
     if spaces is None or is_own or not is_flattened(spaces[0]):
         return
     config.env_runners(env_to_module_connector=flatten_observations)
-    if config.env_runner_cls is None and any(is_text(part) for _, part in parts_of(spaces[0])):
+    if config.env_runner_cls is None and has_texts(spaces[0]):
         config.env_runners(env_runner_cls=ExplainingEnvRunner)  # RLlib's own takes a vector env's texts apart
 
 

@@ -81,6 +81,11 @@ def is_text(space: gym.Space | None) -> bool:
     return isinstance(copy.deepcopy(space).sample(), str)  # a copy keeps its random state
 
 
+def has_texts(space: gym.Space) -> bool:
+    """Return whether a space is of texts, or has parts that are."""
+    return any(is_text(part) for _, part in parts_of(space))
+
+
 def is_byte_image(space: gym.Space | None) -> bool:
     """Return whether a space has images of bytes or truth values, with channels first or last."""
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype in (np.uint8, np.bool_)

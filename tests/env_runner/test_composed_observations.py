@@ -136,6 +136,12 @@ def test_a_number_outside_of_its_space_is_a_failure_of_the_environment(cluster):
         sample(make_runner(config_of(Broken), teacher_of(Broken)))
 
 
+def test_texts_in_vector_envs_of_other_processes_are_refused(cluster):
+    """gymnasium's return those of the time before the first reset."""
+    with pytest.raises(ValueError, match=r"Observations contain texts.*gym_env_vectorize_mode='async'"):
+        make_runner(config_of(Signs).env_runners(gym_env_vectorize_mode="async"), teacher_of(Signs))
+
+
 class Team(MultiAgentEnv):
     """Two agents with Signs, and one that sees a number."""
 

@@ -4,13 +4,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
+from rllib_kd import DistillDQNConfig
+from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.export.artifact import deployment_cost, q_function
 from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import artifact_view, export
 from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
-from rllib_kd.observations.spaces import flat_size
+from rllib_kd.observations.spaces import flat_size, input_space
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, states
 from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTIONS, network
@@ -148,6 +151,20 @@ def test_parts_that_a_connector_leaves_out_are_in_no_vector(tmp_path):
 
 def filter_of(stage: Flatten) -> Normalize:
     return Normalize(np.zeros(stage.size), np.full(stage.size, 2.0), clip=None)
+
+
+@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+def test_images_of_truth_values_are_in_the_file(artifact_format, tmp_path):
+    space = gym.spaces.Box(0, 1, (1, 8, 8), bool)
+    spaces = {INPUT_ENV_SINGLE_SPACES: (space, THREE_ACTIONS)}
+    pipeline = pipeline_of(DistillDQNConfig().build_env_to_module_connector(spaces=spaces))
+    student = Teacher(network(input_space(space), conv_filters=[[2, 4, 2]]).module, pipeline=pipeline)
+    obs = np.stack([space.sample() for _ in range(20)])
+    seen = pipeline.start()(Shown(obs, np.ones(20, dtype=bool)))
+    np.testing.assert_array_equal(seen, np.moveaxis(obs, 1, -1))
+    export(student, tmp_path / "s", format=artifact_format, obs=obs)
+    expected = student.q_values(torch.from_numpy(seen)).numpy()
+    assert q_function(tmp_path / "s")(obs) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)

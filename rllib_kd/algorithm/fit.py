@@ -14,7 +14,8 @@ from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.algorithm.students import Students, new_student
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.making import check_has_spaces
-from rllib_kd.observations.spaces import check_spaces, input_space
+from rllib_kd.observations.pipeline import Flatten
+from rllib_kd.observations.spaces import check_spaces, input_space, same_space
 from rllib_kd.students import initialization
 from rllib_kd.teachers.base import Teacher
 
@@ -93,10 +94,14 @@ def explain_failed_env_runners(
 
 def _check_spaces(config: DistillationConfig, teacher: Teacher, group_id: str, spaces: Mapping[str, Any]) -> None:
     shown_space, action_space = spaces[group_id if config.is_multi_agent else INPUT_ENV_SINGLE_SPACES]
-    if config.is_multi_agent and teacher.pipeline is not None and teacher.pipeline.stages:
-        raise ValueError(
-            f"The teacher '{teacher.source}' uses filters or custom connectors, which multi-agent settings do not "
-            "support. Name one that takes the environment's observations."
-        )
+    stages = () if teacher.pipeline is None else teacher.pipeline.stages
+    if config.is_multi_agent and stages:
+        takes_vectors = len(stages) == 1 and isinstance(stages[0], Flatten)
+        if not takes_vectors or not same_space(teacher.input_space, shown_space):
+            raise ValueError(
+                f"The teacher '{teacher.source}' uses filters or custom connectors, or takes other observations, which "
+                "multi-agent settings do not support. Name one that takes the environment's observations."
+            )
+        shown_space = teacher.observation_space  # of which the teacher would make the student's vectors
     seen, _ = spaces.get(group_id, (None, None))
     check_teacher(teacher, (shown_space, action_space), config.env, seen=seen)

@@ -20,9 +20,10 @@ from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.making import close, env_maker, names_class
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
-from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, is_matrix, same_space
+from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     """
     shown, actions = spaces
     check_actions(actions)
+    check_vectorized(config, shown)
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
         check_spaces(input_space(shown), actions)
@@ -93,16 +95,18 @@ def check_teacher(
         ValueError: it was not; the message has both spaces.
     """
     shown, actions = spaces
+    own = brief(shown)
     if teacher.pipeline is None and not teacher.takes(shown) and seen is not None:
+        own = own if same_space(shown, seen) else f"{own}, of which the student gets {brief(seen)}"
         shown = seen
-    for what, fits, teachers, own in (
-        ("observation", teacher.takes(shown), teacher.observation_space, shown),
-        ("action", same_space(teacher.action_space, actions), teacher.action_space, actions),
+    for what, fits, teachers, here in (
+        ("observation", teacher.takes(shown), teacher.observation_space, own),
+        ("action", same_space(teacher.action_space, actions), teacher.action_space, brief(actions)),
     ):
         if not fits:
             raise ValueError(
                 f"The teacher's {what} space is {brief(teachers)}, but in '{getattr(env, '__name__', env)}' it is "
-                f"{brief(own)}. Distil in the environment in which the teacher was trained, with the same wrappers, "
+                f"{here}. Distil in the environment in which the teacher was trained, with the same wrappers, "
                 "and connectors if its checkpoint has none."
             )
 
@@ -124,8 +128,6 @@ def check_teachers(
     if spaces is None or teacher is None or not teacher.is_loaded or config.is_multi_agent:
         return
     seen = input_space(spaces[0])
-    if is_matrix(seen):
-        seen = gym.spaces.utils.flatten_space(seen)
     if "env_to_module" in config.own_connectors and teacher.pipeline is None:
         seen = teacher.observation_space  # only the connectors know; EnvRunners check it
     check_teacher(teacher, spaces, config.env, seen=seen)

@@ -17,7 +17,7 @@ from ray.rllib.utils.numpy import SMALL_NUMBER
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
-from rllib_kd.observations.discrete import OneHotObservations
+from rllib_kd.observations.connectors import OneVector
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.pipeline import (
     Flatten,
@@ -28,7 +28,7 @@ from rllib_kd.observations.pipeline import (
     StackFrames,
     Stage,
 )
-from rllib_kd.observations.spaces import input_space, is_byte_image, is_discrete
+from rllib_kd.observations.spaces import input_space, is_byte_image, is_flattened
 from rllib_kd.text import one_line
 
 #: Connectors that RLlib adds by default: every vectorised player has their function.
@@ -62,17 +62,23 @@ def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None)
         module: the network, for connectors that need it.
     """
     space = connectors.input_observation_space
-    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
-    stages = connector_stages([_spec(connector) for connector in own], space)
+    stages = stages_of(connectors)
     if stages is None:
+        own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
         alone = type(connectors)(space, connectors.input_action_space, connectors=own)
         stages = (RLlibConnectors(alone, module),)
     return ObservationPipeline(space, stages)
 
 
+def stages_of(connectors: ConnectorPipelineV2) -> tuple[Stage, ...] | None:
+    """Return a running env-to-module pipeline as stages; None if it has connectors without such a stage."""
+    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
+    return connector_stages([_spec(connector) for connector in own], connectors.input_observation_space)
+
+
 def is_default_connector(connector: Any) -> bool:
     """Return whether RLlib adds the connector by default, so that every player has its function."""
-    return _is_default(_spec(connector)[0])
+    return _is_default(_name(connector))
 
 
 def normalizes_actions_of(connectors: ConnectorPipelineV2) -> bool:
@@ -90,12 +96,22 @@ _STAGES = ("FlattenObservations", "MeanStdFilter", "FrameStacking")
 _IMAGES = Name(ImagesToFloats.__module__, ImagesToFloats.__name__)
 
 
-_ONE_HOT = Name(OneHotObservations.__module__, OneHotObservations.__name__)
+#: Its name now, and that of a former version.
+_ONE_VECTOR = (
+    Name(OneVector.__module__, OneVector.__name__),
+    Name("rllib_kd.observations.discrete", "OneHotObservations"),
+)
+
+
+_FLATTENING = ("FlattenObservations", *(name.name for name in _ONE_VECTOR))
+
+
+def _name(connector: Any) -> Name:
+    return Name(type(connector).__module__, type(connector).__name__)
 
 
 def _spec(connector: Any) -> ConnectorSpec:
-    name = Name(type(connector).__module__, type(connector).__name__)
-    return name, connector.get_ctor_args_and_kwargs()[1], connector.get_state()
+    return _name(connector), connector.get_ctor_args_and_kwargs()[1], connector.get_state()
 
 
 def normalizes_actions(specs: Sequence[ConnectorSpec]) -> bool:
@@ -117,7 +133,7 @@ def _is_default(name: Name) -> bool:
 
 def stage_name(name: Name) -> str | None:
     """Return which known connector it is; default ones count as known."""
-    if name in (_IMAGES, _ONE_HOT):
+    if name in (_IMAGES, *_ONE_VECTOR):
         return name.name
     known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
     return name.name if known else None
@@ -125,7 +141,7 @@ def stage_name(name: Name) -> str | None:
 
 def is_flattening(name: Name) -> bool:
     """Return whether a known connector makes one vector of observations."""
-    return stage_name(name) in ("FlattenObservations", _ONE_HOT.name)
+    return stage_name(name) in _FLATTENING
 
 
 def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[Stage, ...] | None:
@@ -147,7 +163,7 @@ def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[
 def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any], space: gym.Space) -> Stage | None:
     if kwargs.get("multi_agent") or kwargs.get("as_learner_connector"):
         return None
-    if kind == "FlattenObservations" or (kind == _ONE_HOT.name and is_discrete(space)):
+    if kind == "FlattenObservations" or (kind in _FLATTENING and is_flattened(space)):
         return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
     if kind == "FrameStacking":
         return _stack_frames(kwargs["num_frames"], space)

@@ -115,12 +115,12 @@ class _Builder:
             return self.build_items(value.items())
         if isinstance(value, type) and issubclass(value, Tag):
             return value.of
-        if isinstance(value, Tag) and value.of in _BUILDERS:
+        if isinstance(value, Tag) and (builder := _builder_of(value)) is not None:
             try:
-                self._num_spaces += value.of.module.startswith("gymnasium.")
+                self._num_spaces += value.of.module.startswith("gymnasium.") or builder is _text
                 if self._num_spaces > limits.MAX_SPACES:
                     raise ValueError(f"more than {limits.MAX_SPACES} spaces")
-                return _BUILDERS[value.of](value, self)
+                return builder(value, self)
             except CheckpointError:
                 raise
             except Exception as error:
@@ -220,11 +220,30 @@ def _multi_binary(tag: Tag, builder: _Builder) -> gym.spaces.MultiBinary:
 
 
 def _dict_space(tag: Tag, builder: _Builder) -> gym.spaces.Dict:
-    return gym.spaces.Dict(builder.build(tag.state)["spaces"])
+    return gym.spaces.Dict(list(builder.build(tag.state)["spaces"].items()))  # in their own order
 
 
 def _tuple_space(tag: Tag, builder: _Builder) -> gym.spaces.Tuple:
     return gym.spaces.Tuple(builder.build(tag.state)["spaces"])
+
+
+def _text(tag: Tag, builder: _Builder) -> gym.spaces.Text:
+    """Return a Text, also for spaces of other packages whose values are texts: nothing else of them is read."""
+    if tag.of.module != _TEXT.module:
+        return gym.spaces.Text(1)
+    shortest, longest, charset = (builder.build(tag.state[key]) for key in ("min_length", "max_length", "_char_str"))
+    if not isinstance(shortest, int) or not isinstance(longest, int) or not isinstance(charset, str):
+        raise ValueError(f"a Text of {str([shortest, longest])[:100]} characters among {str(charset)[:100]}")
+    builder.take_bounds(len(charset), _NUMBERS_OF_A_CHARACTER)
+    return gym.spaces.Text(longest, min_length=shortest, charset=charset)
+
+
+def _has_texts(tag: Tag) -> bool:
+    """Return whether a call creates a space of texts, by its dtype, which is that of `str`."""
+    if not isinstance(tag.state, dict) or tag.state.get("_shape", ()) is not None:
+        return False
+    dtype = tag.state.get("dtype")
+    return isinstance(dtype, Tag) and dtype.of == Name("numpy", "dtype") and dtype.args[:1] == ("U0",)
 
 
 def _ordered_dict(tag: Tag, builder: _Builder) -> dict[Any, Any]:
@@ -243,6 +262,12 @@ def _left_out(tag: Tag, builder: _Builder) -> None:
         builder.build(part)
 
 
+_NUMBERS_OF_A_CHARACTER = 16  # that take as much memory as one of a Text's characters
+
+
+_TEXT = Name("gymnasium.spaces.text", "Text")
+
+
 _BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {
     Name("collections", "OrderedDict"): _ordered_dict,
     Name("gymnasium.spaces.box", "Box"): _box,
@@ -250,6 +275,7 @@ _BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {
     Name("gymnasium.spaces.discrete", "Discrete"): _discrete,
     Name("gymnasium.spaces.multi_binary", "MultiBinary"): _multi_binary,
     Name("gymnasium.spaces.multi_discrete", "MultiDiscrete"): _multi_discrete,
+    _TEXT: _text,
     Name("gymnasium.spaces.tuple", "Tuple"): _tuple_space,
     Name("numpy", "dtype"): _dtype,
     Name("numpy._core.multiarray", "_reconstruct"): _reconstruct,
@@ -262,3 +288,9 @@ _BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {
     Name("ray.rllib.core.rl_module.default_model_config", "DefaultModelConfig"): _fields,
     Name("torch", "device"): _left_out,
 }
+
+
+def _builder_of(tag: Tag) -> Callable[[Tag, _Builder], Any] | None:
+    """Return what builds a call; None for one that is not supported."""
+    builder = _BUILDERS.get(tag.of)
+    return _text if builder is None and _has_texts(tag) else builder

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.core import COMPONENT_ENV_TO_MODULE_CONNECTOR, COMPONENT_MODULE_TO_ENV_CONNECTOR
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
+from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
+from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
+from rllib_kd.observations.connectors import OneVector
+from rllib_kd.observations.flattening import with_text_arrays
 from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.spaces import has_texts
 from rllib_kd.wire import Sample
 
 #: Metric: number of states that are not learned from, since numbers of the environment or the teacher are not finite.
@@ -127,6 +136,53 @@ class ExplainsFailures:
         return self.apply(lambda env_runner: "pong")
 
 
+class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
+    """RLlib's single-agent EnvRunner, which explains its failures, and takes texts as observations."""
+
+    @override(ExplainsFailures)
+    def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
+        obs, infos = super()._try_env_reset(*args, **kwargs)
+        return self._with_text_arrays(obs), infos
+
+    @override(ExplainsFailures)
+    def _try_env_step(self, actions: Any) -> Any:
+        results = super()._try_env_step(actions)
+        if results == ENV_STEP_FAILURE:
+            return results
+        obs, *others = results
+        return self._with_text_arrays(obs), *others
+
+    def _with_text_arrays(self, obs: Any) -> Any:
+        return with_text_arrays(self.env.single_observation_space, obs) if self._has_texts else obs
+
+    @override(SingleAgentEnvRunner)
+    def make_env(self) -> None:
+        super().make_env()
+        check_vectorized(self.config, self.env.single_observation_space)
+
+    @cached_property
+    def _has_texts(self) -> bool:
+        return has_texts(self.env.single_observation_space)
+
+
+def check_vectorized(config: AlgorithmConfig, space: gym.Space) -> None:
+    """Check that a config's vector envs return the observations of their environments.
+
+    Args:
+        config: config of any algorithm.
+        space: space of the environment's observations.
+
+    Raises:
+        ValueError: they do not.
+    """
+    mode = getattr(config.gym_env_vectorize_mode, "value", config.gym_env_vectorize_mode)
+    if mode.lower() == "async" and has_texts(space):
+        raise ValueError(
+            "Observations contain texts, which gymnasium's vector envs in other processes do not pass on: "
+            "got gym_env_vectorize_mode='async'. Set it to 'sync'."
+        )
+
+
 def set_state_and_sample(env_runner: Any, state: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Sample:
     """Set the state of an EnvRunner with `sample_columns()`, and sample."""
     if state[WEIGHTS_SEQ_NO] < _rllib.weights_seq_no(env_runner):  # the Learner was restored
@@ -159,6 +215,10 @@ def fixed_seed(env_runner: Any) -> Iterator[None]:
 
 
 def has_plain_connectors(env_runner: Any) -> bool:
-    """Return whether observations and actions pass between environment and network unchanged."""
+    """Return whether actions pass unchanged, and observations unchanged or as the vectors that a space asks for.
+
+    Such connectors have no memory, and need no episodes.
+    """
     connectors = [*_rllib.env_to_module(env_runner).connectors, *_rllib.module_to_env(env_runner).connectors]
-    return all(isinstance(piece, ImagesToFloats) or is_default_connector(piece) for piece in connectors)
+    own = [piece for piece in connectors if not is_default_connector(piece)]
+    return not own or (len(own) == 1 and isinstance(own[0], ImagesToFloats | OneVector | FlattenObservations))

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
@@ -42,7 +43,7 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
         for what, of_all in (("reward", rewards), ("observation", obs)):
             for index, of_agents in enumerate(of_all):
                 batches = {
-                    agent: (as_rewards(value) if what == "reward" else np.asarray(value))[np.newaxis]
+                    agent: as_rewards(value)[np.newaxis] if what == "reward" else tree.map_structure(_as_batch, value)
                     for agent, value in of_agents.items()
                 }
                 if (found := find_not_finite(batches, what)) is not None:
@@ -199,6 +200,11 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
             name: columns[name] if name == Columns.OBS else np.concatenate([columns[name], columns[name][:1] * 0])
             for name in names
         }
+
+
+def _as_batch(part: Any) -> np.ndarray:
+    """Return a part of one observation as a batch of one."""
+    return np.asarray(part)[np.newaxis]
 
 
 def _check_seen(states: np.ndarray) -> None:

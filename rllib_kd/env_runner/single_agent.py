@@ -26,10 +26,12 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import SAMPLE_TIMER
 
+from rllib_kd.checkpoints.connectors import stages_of
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import (
     ENDLESS,
+    ExplainingEnvRunner,
     ExplainsFailures,
     fixed_seed,
     has_plain_connectors,
@@ -38,13 +40,14 @@ from rllib_kd.env_runner.column_sampler import (
 )
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment, append_final_states
-from rllib_kd.environments.returned import not_finite, not_finite_by_connectors
+from rllib_kd.environments.returned import explained, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.family import FamilyQValues
+from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
-from rllib_kd.observations.pipeline import Images, ObservationPipeline, Shown, View
-from rllib_kd.observations.spaces import check_spaces, is_byte_image
+from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
+from rllib_kd.observations.spaces import check_spaces, is_byte_image, named
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
@@ -61,11 +64,8 @@ _EPISODE_CALLBACKS = (
 )
 
 
-class StudentsEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
-    """RLlib's single-agent EnvRunner, with all students of a family, one of which acts at a time.
-
-    It also explains its failures; without a family, that is the only addition to RLlib's.
-    """
+class StudentsEnvRunner(ExplainingEnvRunner):
+    """RLlib's single-agent EnvRunner that explains its failures, with all students of a family; one acts at a time."""
 
     #: All students of the family; None: there is one student, `module`.
     family: MultiRLModule | None = None
@@ -140,7 +140,7 @@ class DistillEnvRunner(StudentsEnvRunner):
     LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns", "_gaps")
     #: The others: they follow from the config, are sent by the Algorithm, or exist only during one call.
     NOT_SAVED: ClassVar = frozenset(
-        {"module", "_family_q", "_teacher", "_recording", "_has_plain_connectors", "_samples_directly"}
+        {"module", "_family_q", "_teacher", "_recording", "_has_plain_connectors", "_samples_directly", "_flatten"}
     )
 
     def __init__(self, **kwargs: Any):
@@ -167,9 +167,9 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
         self._has_plain_connectors = has_plain_connectors(self)
+        self._flatten = self._own_flattener()  # None: observations are taken as they are
         self._samples_directly = self._needs_no_episodes()
-        is_asked_for = bool(self.config.own_connectors) or self._has_plain_connectors  # not by the observations alone
-        if self.env is not None and not self._samples_directly and is_asked_for and self.worker_index in (0, 1):
+        if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
             logger.warning(
                 "Connectors or callbacks on episodes are set, so sampling uses RLlib's episodes, which is slower than "
                 "direct sampling and yields the same data."
@@ -199,6 +199,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
             return teacher.takes(shown)
         pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
+        if self._flatten is not None:
+            return teacher.takes(shown) and pipeline.stages != stages_of(self._env_to_module)
         images = pipeline.images
         is_students = images == Images(self.module.observation_space.shape)
         sees_the_same = is_students or (images is None and not is_byte_image(shown))
@@ -327,6 +329,9 @@ class DistillEnvRunner(StudentsEnvRunner):
         numbers, doing = found
         if not self._has_plain_connectors and numbers.what != "reward":  # each step has checked what the env returned
             raise not_finite_by_connectors(numbers)
+        if self._flatten is not None and numbers.what != "reward":
+            path, place = self._flatten.part_of(int(np.flatnonzero(~np.isfinite(numbers.got))[0]))
+            numbers = numbers._replace(what=f"observation{named(path)}", got=numbers.got[place])
         raise not_finite(self.config.env, self.env, numbers, doing=doing)
 
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -364,6 +369,21 @@ class DistillEnvRunner(StudentsEnvRunner):
         ) or any(getattr(self.config, f"callbacks_{name}") for name in _EPISODE_CALLBACKS)
         return self._has_plain_connectors and not has_callbacks
 
+    def _own_flattener(self) -> Flattener | None:
+        """Return the function that makes the student's vectors; None if observations are no such, or go by RLlib."""
+        stages = stages_of(self._env_to_module) if self.env is not None and self._has_plain_connectors else ()
+        flattening = [stage for stage in stages or () if isinstance(stage, Flatten)]
+        return Flattener(flattening[0].space, flattening[0].keys_to_remove) if flattening else None
+
+    def _rows(self, obs: Any) -> np.ndarray:
+        """Return observations `[N, ...]` as columns have them: bytes, or 32-bit floats, of which vectors are made."""
+        if self._flatten is None:
+            return _as_column(obs)
+        try:
+            return self._flatten(obs, self.num_envs)
+        except ValueError as error:
+            raise explained(self.config.env, self.env, error, doing="step") from error
+
     def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         if self._needs_initial_reset:
             self._reset_directly(seed=self._seed)
@@ -377,12 +397,12 @@ class DistillEnvRunner(StudentsEnvRunner):
                 continue
             obs, rewards, terminateds, truncateds, _ = results
             fragment.step(rewards, terminateds, truncateds)
-            self._obs = _as_column(obs)
+            self._obs = self._rows(obs)
         fragment.final_obs = self._obs
 
     def _reset_directly(self, seed: int | None = None) -> None:
         obs, _ = self._try_env_reset(seed=seed)
-        self._obs = _as_column(obs)
+        self._obs = self._rows(obs)
         self._needs_initial_reset = False
         self._returns[:], self._lengths[:] = 0.0, 0
 
@@ -420,7 +440,8 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
         """Return the states to keep: the environment's observations, or the outputs of connectors."""
-        return _as_column(self._shown.obs if self._has_plain_connectors else batch[Columns.OBS].cpu().numpy())
+        is_unchanged = self._has_plain_connectors and self._flatten is None
+        return _as_column(self._shown.obs if is_unchanged else batch[Columns.OBS].cpu().numpy())
 
     # --- Between RLlib and the env ------------------------------------------------------------------------------------
 
@@ -466,5 +487,7 @@ class _ActingModule:
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
     """Return a copy, as bytes or 32-bit floats: vector envs write the next observations into the same array."""
+    if obs.dtype == np.bool_:
+        return np.multiply(obs, 255, dtype=np.uint8)  # a quarter of the memory of floats, and the same inputs
     with np.errstate(over="ignore"):  # what is too large for 32 bits becomes infinite, and is reported as such
         return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)

@@ -331,7 +331,7 @@ def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
 def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> list[Any]:
     """Check that policies fit the environment, before PyTorch fails in the middle of an episode.
 
-    Policies that take one-hot vectors fit discrete observations.
+    Policies that take vectors fit all observations of which vectors of this length are made.
 
     Args:
         make_env: makes the environment.

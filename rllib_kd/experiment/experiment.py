@@ -23,6 +23,7 @@ from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
+from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
@@ -30,8 +31,8 @@ from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
-from rllib_kd.observations.discrete import encode_discrete
-from rllib_kd.observations.spaces import is_discrete
+from rllib_kd.observations.connectors import flatten_observations
+from rllib_kd.observations.spaces import has_texts, is_flattened
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
 from rllib_kd.teachers.names import absolute_teachers, is_described
@@ -200,7 +201,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         place = repr((config.env, config.env_config))
         if place not in spaces:
             spaces[place] = known_spaces(config)
-        _encode_discrete(config, spaces[place])
+        _flatten_observations(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])
         if not isinstance(config, DistillDQNConfig):
@@ -227,11 +228,14 @@ def _check_is_one_student(configs: Sequence[AlgorithmConfig]) -> None:
         )
 
 
-def _encode_discrete(config: AlgorithmConfig, spaces: Any) -> None:
-    """Let one of RLlib's algorithms encode discrete observations, for which it has no network; DistillDQN does it."""
+def _flatten_observations(config: AlgorithmConfig, spaces: Any) -> None:
+    """Let one of RLlib's algorithms make one vector of observations for which it has no network, as DistillDQN does."""
     is_own = isinstance(config, DistillDQNConfig) or _rllib.has_env_to_module(config)
-    if spaces is not None and is_discrete(spaces[0]) and not is_own:
-        config.env_runners(env_to_module_connector=encode_discrete)
+    if spaces is None or is_own or not is_flattened(spaces[0]):
+        return
+    config.env_runners(env_to_module_connector=flatten_observations)
+    if config.env_runner_cls is None and has_texts(spaces[0]):
+        config.env_runners(env_runner_cls=ExplainingEnvRunner)  # RLlib's own takes a vector env's texts apart
 
 
 def check_at_least(low: int, **numbers: Any) -> None:

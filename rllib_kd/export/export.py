@@ -1,8 +1,9 @@
 """Export a student to a file whose outputs equal PyTorch's.
 
 In every format, the artifact is one function from observations `[B, ...]`, float32, as the environment returns them, to
-Q-values `[B, A]`. It contains filters and one-hot encodings; only frames are stacked outside. It is loaded again and
-compared with PyTorch before it is moved to its path.
+Q-values `[B, A]`. It contains filters and one-hot encodings. Frames are stacked outside; so are the vectors made of
+observations that are not one array of numbers (by `runners/flatten.py`). It is loaded again and compared with PyTorch
+before it is moved to its path.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from torch import nn
 from rllib_kd.export.artifact import FORMATS, q_function, require
 from rllib_kd.export.formats import (
     artifact_space,
-    exportable_network,
     exportable_stages,
     input_shape,
+    inside_stages,
+    outside_stages,
     write_onnx,
     write_safetensors,
     write_torchscript,
 )
-from rllib_kd.observations.pipeline import ObservationPipeline, Shown, StackFrames, View
+from rllib_kd.observations.pipeline import ObservationPipeline, Shown, View
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
 from rllib_kd.text import one_line
@@ -109,9 +111,9 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
         if format == "onnx":
-            write_onnx(exportable_network(student), shape, file, int8=int8)
+            write_onnx(student, file, int8=int8)
         elif format == "torchscript":
-            write_torchscript(exportable_network(student), shape, file)
+            write_torchscript(student, file)
         else:
             write_safetensors(student, file)
         max_difference, agreement, largest_q = _parity(student, q_function(file), obs)
@@ -189,10 +191,11 @@ def format_of_ending(path: str | os.PathLike[str]) -> str:
 
 
 def artifact_view(student: Teacher) -> Callable[[], View]:
-    """Return a function that starts the view of an artifact's inputs: observations as they are, or stacked frames."""
-    stages = student.pipeline.stages if student.pipeline is not None else ()
-    frames = tuple(stage for stage in stages if isinstance(stage, StackFrames))
-    return ObservationPipeline(student.observation_space, frames).start
+    """Return a function that starts the view of an artifact's inputs.
+
+    They are observations as they are, stacked frames, or vectors of observations that are not one array of numbers.
+    """
+    return ObservationPipeline(student.observation_space, outside_stages(student)).start
 
 
 def _parity(
@@ -203,9 +206,8 @@ def _parity(
     The first and last are in return units, the share is in [0, 1].
     """
     device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
-    stages = tuple(stage for stage in exportable_stages(student) if not isinstance(stage, StackFrames))
     space = artifact_space(student)
-    view = ObservationPipeline(space, stages).start()
+    view = ObservationPipeline(space, inside_stages(student)).start()
     # Numbers of cases come as floats from where artifacts play; PyTorch's side needs integers for its one-hot vectors.
     obs = obs.astype(space.dtype) if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) else obs
     differences, agreements, sizes = [], [], []

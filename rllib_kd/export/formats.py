@@ -25,11 +25,15 @@ from torch import Tensor, nn
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Normalized, OneHot, Pixels, describe_layer
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
+from rllib_kd.observations.spaces import is_text, parts_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
 #: Spaces of observations that are one array of numbers.
 _ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+
+
+PARTS = "observation_parts"  # the name of that description in the metadata of every format
 
 
 _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
@@ -73,9 +77,48 @@ def exportable_stages(student: Teacher) -> tuple[Stage, ...]:
         )
     if len(stages) > 1 and any(isinstance(stage, StackFrames) for stage in stages):
         raise ValueError("Frames that are stacked after another connector cannot be exported. Wrap the environment.")
-    if not isinstance(space, _ARRAYS):
+    if not isinstance(space, _ARRAYS) and not any(map(_is_outside, stages[:1])):
         raise ValueError(f"An artifact takes one array, but observations are {space}. Wrap the environment.")
     return stages
+
+
+def outside_stages(student: Teacher) -> tuple[Stage, ...]:
+    """Return the stages that an artifact does not contain: stacks of frames, and vectors of what is not one array."""
+    return tuple(filter(_is_outside, exportable_stages(student)))
+
+
+def inside_stages(student: Teacher) -> tuple[Stage, ...]:
+    """Return the stages that an artifact contains."""
+    return tuple(stage for stage in exportable_stages(student) if not _is_outside(stage))
+
+
+def _is_outside(stage: Stage) -> bool:
+    return isinstance(stage, StackFrames) or (isinstance(stage, Flatten) and not isinstance(stage.space, _ARRAYS))
+
+
+def observation_parts(student: Teacher) -> list[dict[str, Any]] | None:
+    """Describe how an artifact's vectors are made of observations that are not one array; None if there is no need.
+
+    Returns:
+        The parts of an observation in the order in which they stand in the vector, as `runners/flatten.py` takes them:
+        `{"path": [keys and indices], "op": "numbers"}`, `{..., "op": "one_hot", "lengths": [...], "starts": [...]}` or
+        `{..., "op": "text"}`.
+    """
+    flattening = [stage for stage in outside_stages(student) if isinstance(stage, Flatten)]
+    if not flattening:
+        return None
+    (stage,) = flattening
+    kept = ((path, part) for path, part in parts_of(stage.space) if not path or path[0] not in stage.keys_to_remove)
+    return [{"path": list(path), **_described(part)} for path, part in kept]
+
+
+def _described(space: gym.Space) -> dict[str, Any]:
+    if is_text(space):
+        return {"op": "text"}
+    lengths = _one_hot_lengths(space)
+    if lengths is None:
+        return {"op": "numbers"}
+    return {"op": "one_hot", "lengths": list(lengths), "starts": np.ravel(space.start).tolist()}
 
 
 def input_shape(student: Teacher) -> tuple[int, ...]:
@@ -84,15 +127,14 @@ def input_shape(student: Teacher) -> tuple[int, ...]:
 
 
 def artifact_space(student: Teacher) -> gym.Space:
-    """Return the space of the artifact's inputs: the environment's observations, or stacks of them."""
-    has_frames = any(isinstance(stage, StackFrames) for stage in exportable_stages(student))
-    return student.input_space if has_frames else student.observation_space
+    """Return the space of the artifact's inputs: the environment's observations, or what `outside_stages()` make."""
+    return student.input_space if outside_stages(student) else student.observation_space
 
 
 def _preprocessing(student: Teacher) -> list[nn.Module]:
     layers: list[nn.Module] = []
     shape = input_shape(student)
-    for stage in exportable_stages(student):
+    for stage in inside_stages(student):
         if isinstance(stage, Normalize):
             mean = np.zeros(shape) if stage.mean is None else stage.mean
             std = np.ones(shape) if stage.std is None else stage.std
@@ -121,8 +163,9 @@ def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
     return None
 
 
-def write_onnx(network: _QNetwork, shape: tuple[int, ...], file: Path, *, int8: bool) -> None:
+def write_onnx(student: Teacher, file: Path, *, int8: bool) -> None:
     """Write the network as ONNX, with weights of 8 bits on request."""
+    network, shape = exportable_network(student), input_shape(student)
     import onnx
 
     with _quiet(), torch.no_grad():
@@ -146,6 +189,8 @@ def write_onnx(network: _QNetwork, shape: tuple[int, ...], file: Path, *, int8: 
             quantize_dynamic(model, file, per_channel=True, weight_type=QuantType.QUInt8)
             model = onnx.load(file)
     _forget_origin(model)
+    if (parts := observation_parts(student)) is not None:
+        onnx.helper.set_model_props(model, {PARTS: json.dumps(parts)})
     file.write_bytes(model.SerializeToString())
 
 
@@ -160,12 +205,16 @@ def _forget_origin(model: Any) -> None:
     del model.graph.value_info[:]  # shapes in between, which every runtime infers
 
 
-def write_torchscript(network: _QNetwork, shape: tuple[int, ...], file: Path) -> None:
+def write_torchscript(student: Teacher, file: Path) -> None:
     """Write the network as a TorchScript program."""
+    network, shape = exportable_network(student), input_shape(student)
+    notes = {SHAPE_FILE: json.dumps(shape)}
+    if (parts := observation_parts(student)) is not None:
+        notes[PARTS] = json.dumps(parts)
     with _quiet(), torch.no_grad():
         script = torch.jit.freeze(torch.jit.trace(network, torch.zeros(2, *shape)))
         traced = file.with_name(f"{file.name}.traced")
-        torch.jit.save(script, traced, _extra_files={SHAPE_FILE: json.dumps(shape)})
+        torch.jit.save(script, traced, _extra_files=notes)
     # Saved again without its source lines, which contain paths of this machine.
     with zipfile.ZipFile(traced) as source, zipfile.ZipFile(file, "w") as target:
         for name in source.namelist():
@@ -181,6 +230,8 @@ def write_safetensors(student: Teacher, file: Path) -> None:
         "observation_shape": json.dumps(input_shape(student)),
         "num_actions": str(student.action_space.n),
     }
+    if (parts := observation_parts(student)) is not None:
+        metadata[PARTS] = json.dumps(parts)
     file.write_bytes(save(tensors, metadata))
 
 

@@ -42,18 +42,14 @@ def _contiguous(obs: torch.Tensor) -> torch.Tensor:
     return contiguous
 
 
-class InputConnector(ConnectorV2):
-    """An env-to-module connector that makes a network's inputs, of `input_space()`, from observations."""
+class ImagesToFloats(ConnectorV2):
+    """An env-to-module connector that converts images of bytes by `as_input()`. The episodes keep the bytes."""
 
     @override(ConnectorV2)
     def recompute_output_observation_space(
         self, input_observation_space: gym.Space, input_action_space: gym.Space
     ) -> gym.Space:
         return input_space(input_observation_space)
-
-
-class ImagesToFloats(InputConnector):
-    """An env-to-module connector that converts images of bytes by `as_input()`. The episodes keep the bytes."""
 
     @override(ConnectorV2)
     def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:

@@ -13,12 +13,11 @@ import torch
 import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
-from ray.rllib.utils.numpy import flatten_inputs_to_1d_tensor
-from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
 
 from rllib_kd import _rllib
+from rllib_kd.observations.flattening import Flattener, with_text_arrays
 from rllib_kd.observations.images import as_input
-from rllib_kd.observations.spaces import input_space, is_discrete, is_float_image, same_space
+from rllib_kd.observations.spaces import input_space, is_flattened, is_float_image, same_space
 from rllib_kd.text import one_line
 
 
@@ -45,7 +44,9 @@ View = Callable[[Shown], Any]
 
 @dataclass(frozen=True)
 class Flatten:
-    """RLlib's `FlattenObservations`: one vector of all parts, discrete ones as one-hot; these may start anywhere.
+    """One vector of all parts: numbers as they are, discrete ones as one-hot, texts by their hash.
+
+    It equals RLlib's `FlattenObservations` where that one can encode the space.
 
     Args:
         space: space of the input observations.
@@ -57,40 +58,13 @@ class Flatten:
 
     def start(self) -> View:
         """Remembers nothing."""
-        spaces = tree.flatten(self._kept(get_base_struct_from_space(self.space)))
-        rows = [_in_a_row(space) for space in spaces]
-
-        def view(shown: Shown) -> np.ndarray:
-            parts = tree.flatten(self._kept(shown.obs))
-            parts = [_numbers(part, space) for part, space in zip(parts, spaces, strict=True)]
-            return flatten_inputs_to_1d_tensor(parts, spaces_struct=rows, batch_axis=True)
-
-        return view
+        flatten = Flattener(self.space, self.keys_to_remove)
+        return lambda shown: flatten(shown.obs, len(shown.first))
 
     @property
     def size(self) -> int:
         """Return the length of the vector."""
-        return sum(map(gym.spaces.flatdim, tree.flatten(self._kept(get_base_struct_from_space(self.space)))))
-
-    def _kept(self, parts: Any) -> Any:
-        if not self.keys_to_remove:
-            return parts
-        return {key: part for key, part in parts.items() if key not in self.keys_to_remove}
-
-
-def _in_a_row(space: gym.Space) -> gym.Space:
-    """Return the space as RLlib flattens it, which supports discrete numbers from 0, and several only as vectors."""
-    if isinstance(space, gym.spaces.Discrete):
-        return gym.spaces.Discrete(space.n)
-    return gym.spaces.MultiDiscrete(space.nvec.ravel()) if isinstance(space, gym.spaces.MultiDiscrete) else space
-
-
-def _numbers(part: Any, space: gym.Space) -> np.ndarray:
-    """Return a part of an observation as RLlib flattens it: discrete numbers become indices from 0, floats, too."""
-    numbers = np.asarray(part)
-    if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
-        numbers = (numbers.astype(np.int64) if numbers.dtype.kind == "f" else numbers) - space.start
-    return numbers.reshape(len(numbers), -1) if isinstance(space, gym.spaces.MultiDiscrete) else numbers
+        return Flattener(self.space, self.keys_to_remove).size
 
 
 @dataclass(frozen=True)
@@ -223,8 +197,9 @@ class RLlibConnectors:
         def view(shown: Shown) -> np.ndarray:
             num_envs = len(shown.first)
             episodes.extend(SingleAgentEpisode() for _ in range(num_envs - len(episodes)))
+            shown_obs = with_text_arrays(pipeline.input_observation_space, shown.obs)
             for i in range(num_envs):
-                obs = tree.map_structure(lambda part, i=i: np.asarray(part)[i], shown.obs)
+                obs = tree.map_structure(lambda part, i=i: np.asarray(part)[i], shown_obs)
                 if shown.first[i]:
                     episodes[i] = SingleAgentEpisode(
                         observation_space=pipeline.input_observation_space, action_space=pipeline.input_action_space
@@ -292,11 +267,11 @@ class ObservationPipeline:
         return self.images.takes(space) if self.images else same_space(self.observation_space, space)
 
     def for_space(self, space: gym.Space) -> ObservationPipeline:
-        """Return a pipeline with the encoding of discrete observations, if this one takes their one-hot vectors.
+        """Return a pipeline that makes one vector of observations first, if this one takes such vectors.
 
         Otherwise return this one.
         """
-        if not is_discrete(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
+        if not is_flattened(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
             return self
         return ObservationPipeline(space, (Flatten(space), *self.stages))
 

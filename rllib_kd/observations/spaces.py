@@ -1,13 +1,44 @@
-"""Spaces: checks that a Q-network suits them, and comparisons."""
+"""Spaces: their parts, which of them become one vector, checks that a Q-network suits them, and comparisons."""
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from rllib_kd import limits
+from rllib_kd.observations.texts import TEXT_SIZE
+
+#: Keys and indices that lead to a part of an observation; empty for the whole.
+Path = tuple[Any, ...]
+
+
+_SMALLEST_IMAGE = 16  # pixels of the shorter side; less is a grid of numbers, if it stands beside other parts
+
+
+def parts_of(space: gym.Space, path: Path = ()) -> Iterator[tuple[Path, gym.Space]]:
+    """Yield the parts of a space, with the paths that lead to them: those of a Dict in the order of its sorted keys.
+
+    This is the order of RLlib's connectors; and of gymnasium's `flatten()`, except for `Dict(z=..., a=...)` and a Dict
+    of an OrderedDict, which keep their own order. Checkpoints do not record that order.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        for key in sorted(space.spaces, key=lambda key: (type(key).__name__, key)):
+            yield from parts_of(space.spaces[key], (*path, key))
+    elif isinstance(space, gym.spaces.Tuple):
+        for index, part in enumerate(space.spaces):
+            yield from parts_of(part, (*path, index))
+    else:
+        yield path, space
+
+
+def named(path: Path) -> str:
+    """Return a path as Python writes it: "['sensors'][0]"; empty for the whole."""
+    return "".join(f"[{key!r}]" for key in path)
 
 
 def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
@@ -17,27 +48,77 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         ValueError: it does not; the message has the remedy.
     """
     check_actions(action_space)
-    if not isinstance(observation_space, gym.spaces.Box) or not np.issubdtype(observation_space.dtype, np.floating):
-        raise ValueError(
-            "The networks need observations in a Box of floats, discrete ones, or images of bytes (three dimensions, "
-            f"no custom connectors), but get {observation_space}. Wrap the environment, or use a connector: "
-            "env_runners(env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
-        )
+    if isinstance(observation_space, gym.spaces.Box) and np.issubdtype(observation_space.dtype, np.floating):
+        return
+    remedy = (
+        "Wrap the environment, or use a connector: "
+        "env_runners(env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
+    )
+    for path, part in parts_of(observation_space):
+        if path and is_image(part):
+            raise ValueError(
+                f"The observation's part {named(path)} is an image, Box{part.shape}, beside other parts. Networks take "
+                f"either one image, or parts without images of {_SMALLEST_IMAGE} or more pixels a side. {remedy}"
+            )
+        if path and not _is_flat_part(part):
+            raise ValueError(
+                f"The observation's part {named(path)} is {part}, which has no fixed number of numbers. {remedy}"
+            )
+    raise ValueError(
+        "The networks need observations in a Box of floats; or, without connectors of your own, images of bytes, other "
+        f"Boxes, discrete ones, texts, and Dicts and Tuples of these. They get {observation_space}. {remedy}"
+    )
+
+
+def is_text(space: gym.Space | None) -> bool:
+    """Return whether the values of a space are texts: of a Text, and of other spaces that sample them."""
+    if isinstance(space, gym.spaces.Text):
+        return True
+    if not isinstance(space, gym.Space) or type(space).__module__.startswith("gymnasium.") or space.shape is not None:
+        return False
+    if space.dtype is not None:
+        return space.dtype.kind == "U"
+    return isinstance(copy.deepcopy(space).sample(), str)  # a copy keeps its random state
+
+
+def has_texts(space: gym.Space) -> bool:
+    """Return whether a space is of texts, or has parts that are."""
+    return any(is_text(part) for _, part in parts_of(space))
 
 
 def is_byte_image(space: gym.Space | None) -> bool:
-    """Return whether a space has images of bytes, with channels first or last."""
-    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype == np.uint8
+    """Return whether a space has images of bytes or truth values, with channels first or last."""
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype in (np.uint8, np.bool_)
 
 
-def is_matrix(space: gym.Space | None) -> bool:
-    """Return whether a space has matrices of numbers, which RLlib's networks take as vectors only."""
-    return isinstance(space, gym.spaces.Box) and len(space.shape) == 2
+def is_image(space: gym.Space) -> bool:
+    """Return whether a part of a space has images that need convolutions, and not just small grids of numbers."""
+    has_pixels = is_byte_image(space) or is_float_image(space)
+    return has_pixels and sorted(space.shape or ())[1] >= _SMALLEST_IMAGE
 
 
 def is_discrete(space: gym.Space | None) -> bool:
     """Return whether a space has discrete numbers, one or several, which networks take as one-hot vectors."""
     return isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary)
+
+
+def is_flattened(space: gym.Space | None) -> bool:
+    """Return whether networks take observations of a space as one vector that is made of them.
+
+    These are all but vectors of floats, which are taken as they are, images, and parts that have no fixed size.
+    """
+    if isinstance(space, gym.spaces.Box):
+        is_floats = np.issubdtype(space.dtype, np.floating)
+        return not is_byte_image(space) and not (is_floats and len(space.shape) in (1, 3))
+    if not isinstance(space, gym.Space):
+        return False
+    parts = list(parts_of(space))
+    return bool(parts) and all(_is_flat_part(part) and not is_image(part) for _, part in parts)
+
+
+def _is_flat_part(space: gym.Space) -> bool:
+    """Return whether a part of a space can stand in a vector."""
+    return isinstance(space, gym.spaces.Box) or is_discrete(space) or is_text(space)
 
 
 def is_float_image(space: gym.Space | None) -> bool:
@@ -51,11 +132,12 @@ def input_space(space: gym.Space) -> gym.Space:
     """Return the input space of a network for observations.
 
     Images of bytes become floats in [0, 1], channels last: their axis is the first or the last, whichever is shorter.
-    Discrete numbers become one vector of one-hots.
+    What `is_flattened()` becomes one vector.
     """
-    if is_discrete(space):
+    if is_flattened(space):
         check_size(space)
-        return gym.spaces.Box(0.0, 1.0, (gym.spaces.flatdim(space),), np.float32)
+        low, high = (0.0, 1.0) if is_discrete(space) else (-np.inf, np.inf)
+        return gym.spaces.Box(low, high, (flat_size(space),), np.float32)
     if not is_byte_image(space):
         return space
     first, *middle, last = space.shape
@@ -77,7 +159,12 @@ def check_actions(action_space: gym.Space) -> None:
 
 
 def same_space(one: gym.Space, other: gym.Space) -> bool:
-    """Return whether two spaces have equal kind and shape. Bounds and float types do not matter to a network."""
+    """Return whether two spaces have equal kind and shape.
+
+    Bounds, types of numbers, and which texts there are do not matter to a network.
+    """
+    if is_text(one) and is_text(other):
+        return True
     if type(one) is not type(other):
         return False
     if isinstance(one, gym.spaces.Dict):
@@ -102,16 +189,22 @@ def check_size(space: gym.Space) -> None:
     Raises:
         ValueError: they do not.
     """
-    if (size := _num_inputs(space)) > limits.MAX_INPUTS:
+    if (size := flat_size(space)) > limits.MAX_INPUTS:
         raise ValueError(f"a space of {size:.6g} numbers, expected at most {limits.MAX_INPUTS}")
 
 
-def _num_inputs(space: gym.Space) -> int:
-    """Return `gym.spaces.flatdim()` without its overflow at 64 bits."""
-    if isinstance(space, gym.spaces.Dict):
-        return sum(map(_num_inputs, space.spaces.values()))
-    if isinstance(space, gym.spaces.Tuple):
-        return sum(map(_num_inputs, space.spaces))
+def flat_size(space: gym.Space) -> int:
+    """Return the length of the vector that is made of an observation, without an overflow at 64 bits.
+
+    Raises:
+        ValueError: it has too many discrete parts.
+    """
+    return sum(_size_of_part(part) for _, part in parts_of(space))
+
+
+def _size_of_part(space: gym.Space) -> int:
+    if is_text(space):
+        return TEXT_SIZE
     if isinstance(space, gym.spaces.Discrete):
         return int(space.n)
     if isinstance(space, gym.spaces.MultiDiscrete):

@@ -170,7 +170,7 @@ class Teacher(Checkpointable):
         return (self.pipeline or ObservationPipeline(self.input_space)).takes(space)
 
     def for_space(self, space: gym.Space) -> Teacher:
-        """Return this teacher, or a copy that encodes discrete observations, of which it takes the one-hot vectors."""
+        """Return this teacher, or a copy that makes the vectors that it takes of the observations."""
         pipeline = self.pipeline or ObservationPipeline(self.input_space)
         if (fitted := pipeline.for_space(space)) is pipeline:
             return self

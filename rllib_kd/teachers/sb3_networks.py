@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+import torch
 from torch import Tensor
 
 from rllib_kd.checkpoints.pickles import Name
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Flatten, Images, Stage
+from rllib_kd.observations.spaces import flat_size, is_flattened, parts_of
 from rllib_kd.teachers.stacks import mlp, nature_cnn, numbered, unused
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
@@ -19,13 +21,13 @@ from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
 _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu", "SiLU": "silu", "Sigmoid": "sigmoid"}
 
 
-_EXTRACTORS = ("FlattenExtractor", "NatureCNN")
+_EXTRACTORS = ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
 
 
 _LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib")  # whose classes have these names; others may share them
 
 
-#: Spaces that an MLP takes as vectors, discrete ones as one-hot.
+#: Spaces of one part that an MLP takes as vectors, discrete ones as one-hot.
 _VECTORS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
 
 
@@ -112,7 +114,11 @@ def read_network(
     tensors = acting.of(weights)
     layers, stages, shape = _read_extractor(tensors, acting.extractor, observation_space, policy_kwargs)
     linears = [name for prefix in acting.sequentials for name in numbered(prefix, tensors)]
-    layers += mlp([*linears, *([] if acting.last is None else [acting.last])], activation)
+    linears += [] if acting.last is None else [acting.last]
+    if isinstance(observation_space, gym.spaces.Dict):
+        first = f"{linears[0]}.weight"
+        tensors[first] = _in_order_of_keys(tensors[first], observation_space)
+    layers += mlp(linears, activation)
     if acting.has_quantiles:
         _average_quantiles(layers[-1], tensors, int(action_space.n))
     if unknown := unused(layers, tensors):
@@ -126,10 +132,9 @@ def _read_extractor(
     """Return the layers of the features extractor, preprocessing, and the shape of the inputs."""
     normalizes_images = bool(policy_kwargs.get("normalize_images", True))
     if isinstance(observation_space, gym.spaces.Dict):
-        raise ValueError(
-            f"its observations are a Dict of {len(observation_space)} parts (a multi-input policy), which is not "
-            "supported"
-        )
+        if any(name.startswith(f"{extractor}extractors.") for name in tensors) or not is_flattened(observation_space):
+            raise ValueError("it is a multi-input policy with images or other parts that are no vectors")
+        return [], [Flatten(observation_space)], (flat_size(observation_space),)
     is_box = isinstance(observation_space, gym.spaces.Box)
     is_image = is_box and len(observation_space.shape) == 3 and observation_space.dtype == np.uint8
     if f"{extractor}cnn.0.weight" in tensors:
@@ -147,6 +152,13 @@ def _read_extractor(
     if is_box and len(shape) == 1:
         return [], [], shape
     return [], [Flatten(observation_space)], (gym.spaces.flatdim(observation_space),)
+
+
+def _in_order_of_keys(weight: Tensor, space: gym.spaces.Dict) -> Tensor:
+    """Return the weight of a first layer for parts in the order of sorted keys; its own is the order of the Dict."""
+    sizes = [flat_size(part) for part in space.spaces.values()]
+    columns = dict(zip(space.spaces, weight.split(sizes, dim=1), strict=True))
+    return torch.cat([columns[key] for (key,), _ in parts_of(space)], dim=1)
 
 
 def _known(policy_kwargs: Mapping[str, Any], key: str, default: str, known: Any) -> str:

@@ -39,11 +39,13 @@ class Continuous(gym.Env):
 
 
 class Parts(Continuous):
-    observation_space, action_space = gym.spaces.Dict(a=gym.spaces.Discrete(5)), gym.spaces.Discrete(2)
+    observation_space = gym.spaces.Dict(a=gym.spaces.Sequence(gym.spaces.Discrete(5)))
+    action_space = gym.spaces.Discrete(2)
 
 
-class Bytes(Continuous):
-    observation_space, action_space = gym.spaces.Box(0, 255, (4,), np.uint8), gym.spaces.Discrete(2)
+class Eyes(Continuous):
+    observation_space = gym.spaces.Dict(eye=gym.spaces.Box(0, 255, (32, 32, 3), np.uint8), a=gym.spaces.Discrete(5))
+    action_space = gym.spaces.Discrete(2)
 
 
 class FromThree(Continuous):
@@ -55,8 +57,8 @@ class FromThree(Continuous):
     [
         (Continuous, "needs discrete actions 0 to A"),
         (FromThree, "needs discrete actions 0 to A"),
-        (Parts, "need observations in a Box of floats"),
-        (Bytes, "need observations in a Box of floats"),
+        (Parts, r"part \['a'\] is Sequence.*which has no fixed number of numbers"),
+        (Eyes, r"part \['eye'\] is an image, Box\(32, 32, 3\), beside other parts"),
     ],
 )
 @pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import os
 import sys
 import types
 import zlib
@@ -15,6 +16,7 @@ from ray.rllib.connectors.common.frame_stacking import FrameStacking
 
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError
 from rllib_kd.checkpoints.rllib import open_checkpoint
+from rllib_kd.observations.connectors import OneVector
 from tests.checkpoints.hostile import Recipe, refused, write_rllib
 
 
@@ -31,6 +33,11 @@ def nested(depth):
     return space
 
 
+def text(**state):
+    """A Text with another state."""
+    return Recipe(gym.spaces.Text, (), vars(gym.spaces.Text(3)) | state)
+
+
 MANY = np.full(3_000, 2**60)
 SPACES = {
     "a Dict of shared Dicts": lambda: nested(60),
@@ -39,6 +46,12 @@ SPACES = {
     "a MultiDiscrete of many parts": lambda: gym.spaces.MultiDiscrete(np.ones(20_000, np.int64)),
     "a Tuple of many spaces": lambda: gym.spaces.Tuple([gym.spaces.Box(-1, 1, (1,)) for _ in range(5_000)]),
     "a MultiBinary of millions of millions": lambda: gym.spaces.MultiBinary(10**12),
+    "a Tuple of many texts": lambda: gym.spaces.Tuple([gym.spaces.Text(1) for _ in range(1_001)]),
+    "a Text of negative length": lambda: text(min_length=-1),
+    "a Text longer than any number": lambda: text(max_length="1"),
+    "a Text of characters that are none": lambda: text(_char_str=[1, 2]),
+    "a Text of millions of characters": lambda: text(_char_str="ab" * 10_000_000),
+    "a Text without a state": lambda: Recipe(gym.spaces.Text, (3,), None),
 }
 
 
@@ -46,6 +59,26 @@ SPACES = {
 def test_spaces_that_unfold_to_more_than_memory(tmp_path, kind):
     write_rllib(tmp_path, space=SPACES[kind](), connectors=[(FlattenObservations, (), {})])
     refused(lambda: read_rllib(tmp_path))
+
+
+def test_a_class_of_texts_is_not_imported(tmp_path):
+    """A space of another package is read as a Text by its dtype alone."""
+    state = {"dtype": np.dtype(str), "_shape": None, "mission_func": os.system}
+    space = gym.spaces.Dict(a=gym.spaces.Discrete(3))
+    space.spaces["b"] = Recipe(os.system, (f"touch {tmp_path}/executed",), state)
+    write_rllib(tmp_path, space=Recipe(gym.spaces.Dict, (), vars(space)), connectors=[(OneVector, (), {})])
+    found = open_checkpoint(str(tmp_path)).load_observation_pipeline()
+    assert found.observation_space == gym.spaces.Dict(a=gym.spaces.Discrete(3), b=gym.spaces.Text(1))
+    assert found.stages[0].size == 67
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_call_that_only_looks_like_texts_is_refused(tmp_path):
+    for state in ({"dtype": np.dtype(str)}, {"dtype": np.dtype("f4"), "_shape": None}, None):
+        folder = tmp_path / str(len(os.listdir(tmp_path)))
+        write_rllib(folder, space=Recipe(os.getcwd, (), state), connectors=[(OneVector, (), {})])
+        with pytest.raises(CheckpointError, match="which is code, not data"):
+            open_checkpoint(str(folder)).load_observation_pipeline()
 
 
 def test_observations_are_flattened_once(tmp_path):

@@ -59,9 +59,9 @@ BAD = {
     ),
     "widths of a family": ([*DISTIL, "-c", '{"students": {"a": {"fcnet_hiddens": [0]}}}'], "students['a']"),
     "evaluation with a bad number": ([*DISTIL, "-c", '{"evaluation_config": {"lr": -1}}'], "'lr' cannot be -1"),
-    "observations that are no numbers": (
+    "observations of another kind": (
         ["train", "--algo", "DistillDQN", "--env", "Blackjack-v1", "--teacher", "cartpole"],
-        "The networks need observations in a Box of floats",
+        "The teacher's observation space is Box(4,), but in 'Blackjack-v1' it is Tuple(Discrete(32),",
     ),
     "teacher of another environment in an ensemble": (
         [*DISTIL[:3], "--env", "Acrobot-v1", "--teacher", "cartpole", "--teacher", "cartpole"],

@@ -17,7 +17,7 @@ from rllib_kd.evaluation.played_environment import resolve_environment
 from rllib_kd.experiment.experiment import Experiment
 from rllib_kd.experiment.files import read_experiment
 from rllib_kd.experiment.running import _trial_name
-from rllib_kd.observations.discrete import encode_discrete
+from rllib_kd.observations.connectors import flatten_observations
 from tests.environments.own_files import write_files
 from tests.evaluation.test_recorded_environments import checkpoint
 
@@ -181,10 +181,10 @@ def test_rllibs_algorithms_take_discrete_observations(files, kind):
     settings = {"env": "cells.py:Cells", "env_config": {"kind": kind}}
     for algorithm in ("DQN", "PPO"):
         space = Experiment("x", algorithm, settings=settings).checked().param_space
-        assert space._env_to_module_connector is encode_discrete
+        assert space._env_to_module_connector is flatten_observations
     own = DQNConfig().env_runners(env_to_module_connector=lambda env, spaces, device: [])
     space = Experiment("x", "DQN", own, settings=settings).checked().param_space
-    assert space._env_to_module_connector is not encode_discrete
+    assert space._env_to_module_connector is not flatten_observations
     space = Experiment("x", "DQN", settings={"env": "CartPole-v1"}).checked().param_space
     assert space._env_to_module_connector is None
 

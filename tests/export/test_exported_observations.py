@@ -1,19 +1,23 @@
 """What stands before the network is in the file, or is refused."""
 
-import os
-
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
+from rllib_kd import DistillDQNConfig
+from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.export.artifact import deployment_cost, q_function
 from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import artifact_view, export
-from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, RLlibConnectors, Shown, StackFrames
+from rllib_kd.export.runners.flatten import flatten, parts_in
+from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
+from rllib_kd.observations.spaces import flat_size, input_space
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, states
 from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTIONS, network
+from tests.observations.spaces import COMPOSED, TEXTS
 
 
 @pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
@@ -49,10 +53,10 @@ def test_frames_are_stacked_outside(tmp_path):
 @pytest.mark.parametrize(
     ("space", "stages", "message"),
     [
-        (gym.spaces.Dict(a=CARTPOLE_OBS), (Flatten(gym.spaces.Dict(a=CARTPOLE_OBS)),), "takes one array"),
+        (gym.spaces.Dict(a=CARTPOLE_OBS), (), "takes one array"),
         (CARTPOLE_OBS, (FILTER, StackFrames(2)), "stacked after another connector"),
         (CARTPOLE_OBS, (RLlibConnectors(None),), "custom connectors"),
-        (gym.spaces.Tuple((CARTPOLE_OBS,)), (Flatten(gym.spaces.Tuple((CARTPOLE_OBS,))),), "takes one array"),
+        (gym.spaces.Tuple((CARTPOLE_OBS,)), (), "takes one array"),
     ],
 )
 def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):
@@ -82,7 +86,7 @@ class Shows(gym.Env):
 
 def flat_student(space: gym.Space) -> Teacher:
     """As RLlib's FlattenObservations shows it the space."""
-    flat = gym.spaces.Box(-1, 1, (gym.spaces.flatdim(space),))
+    flat = gym.spaces.Box(-1, 1, (flat_size(space),))
     return Teacher(network(flat).module, pipeline=ObservationPipeline(space, (Flatten(space),)))
 
 
@@ -113,8 +117,57 @@ def test_what_is_not_a_vector_plays_through_its_file(space, artifact_format, tmp
     assert q(obs).shape == (7, 3)
 
 
-@pytest.mark.parametrize("space", [gym.spaces.Dict(a=CARTPOLE_OBS), gym.spaces.Tuple((CARTPOLE_OBS,))], ids=str)
-def test_observations_of_several_parts_are_refused_before_anything_plays(space, tmp_path):
-    with pytest.raises(ValueError, match="An artifact takes one array, but observations are"):
-        deploy(flat_student(space), tmp_path / "s", lambda config: Shows(space), format="onnx", num_episodes=1)
-    assert os.listdir(tmp_path) == []
+@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+@pytest.mark.parametrize("name", ["nested", "with texts", "missions"])
+def test_what_is_not_one_array_plays_through_its_file(name, artifact_format, tmp_path):
+    """The file takes vectors, and describes how to make them."""
+    space, out = (COMPOSED | TEXTS)[name], tmp_path / "s"
+    student = flat_student(space)
+    done = deploy(student, out, lambda config: Shows(space), format=artifact_format, num_episodes=3)
+    assert done.exported.num_observations == 27
+    assert done.exported.max_difference <= done.exported.max_difference_allowed
+    assert done.return_mean == done.torch_return
+    assert done.cost.latency_ms > 0
+    space.seed(0)
+    seen = [space.sample() for _ in range(10)]
+    parts, view = parts_in(str(out)), student.start()
+    vectors = np.array([flatten(parts, obs) for obs in seen])
+    np.testing.assert_array_equal(vectors, [view(Shown(obs, np.ones(1, dtype=bool)))[0] for obs in seen])
+    assert q_function(out)(vectors) == pytest.approx(student.q_values(torch.from_numpy(vectors)).numpy(), rel=1e-4)
+
+
+def test_parts_that_a_connector_leaves_out_are_in_no_vector(tmp_path):
+    space = COMPOSED["dict"]
+    stage = Flatten(space, ("m",))
+    student = Teacher(
+        network(gym.spaces.Box(-1, 1, (stage.size,))).module,
+        pipeline=ObservationPipeline(space, (stage, filter_of(stage))),
+    )
+    out = tmp_path / "s"
+    deploy(student, out, lambda config: Shows(space), format="safetensors", num_episodes=1)
+    assert [part["path"] for part in parts_in(str(out))] == [["a"], ["z"]]
+    assert flatten(parts_in(str(out)), space.sample()).shape == (stage.size,)
+
+
+def filter_of(stage: Flatten) -> Normalize:
+    return Normalize(np.zeros(stage.size), np.full(stage.size, 2.0), clip=None)
+
+
+@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+def test_images_of_truth_values_are_in_the_file(artifact_format, tmp_path):
+    space = gym.spaces.Box(0, 1, (1, 8, 8), bool)
+    spaces = {INPUT_ENV_SINGLE_SPACES: (space, THREE_ACTIONS)}
+    pipeline = pipeline_of(DistillDQNConfig().build_env_to_module_connector(spaces=spaces))
+    student = Teacher(network(input_space(space), conv_filters=[[2, 4, 2]]).module, pipeline=pipeline)
+    obs = np.stack([space.sample() for _ in range(20)])
+    seen = pipeline.start()(Shown(obs, np.ones(20, dtype=bool)))
+    np.testing.assert_array_equal(seen, np.moveaxis(obs, 1, -1))
+    export(student, tmp_path / "s", format=artifact_format, obs=obs)
+    expected = student.q_values(torch.from_numpy(seen)).numpy()
+    assert q_function(tmp_path / "s")(obs) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+def test_other_files_describe_no_parts(artifact_format, tmp_path):
+    export(network(), tmp_path / "s", format=artifact_format, obs=states(3))
+    assert parts_in(str(tmp_path / "s")) is None

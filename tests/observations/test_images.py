@@ -126,7 +126,11 @@ def shown(obs):
 def test_other_observations_stay_as_they_are():
     vectors = torch.tensor([[1.5, 2.5]], dtype=torch.float64)
     assert as_input(vectors, (2,)).tolist() == [[1.5, 2.5]]
-    for space in (gym.spaces.Box(0, 255, (4,), np.uint8), gym.spaces.Box(0, 1, (3, 12, 12)), gym.spaces.Text(3)):
+    for space in (
+        gym.spaces.Box(0, 1, (4,), np.float64),
+        gym.spaces.Box(0, 1, (3, 12, 12)),
+        gym.spaces.Sequence(gym.spaces.Discrete(2)),
+    ):
         assert input_space(space) is space
 
 

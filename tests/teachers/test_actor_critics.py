@@ -104,7 +104,7 @@ def test_sb3_itself_with_images(tmp_path, shares):
     ("weights", "space", "message"),
     [
         ({"lstm_actor.weight_ih_l0": torch.ones(2, 2)}, CARTPOLE_OBS, "it is recurrent"),
-        ({}, gym.spaces.Dict(a=CARTPOLE_OBS), r"a Dict of 1 parts \(a multi-input policy\)"),
+        ({}, gym.spaces.Dict(a=gym.spaces.Box(0, 255, (36, 36, 1), np.uint8)), "a multi-input policy with images"),
         ({"features_extractor.own.weight": torch.ones(2)}, CARTPOLE_OBS, "unknown layers: features_extractor"),
     ],
     ids=["LSTM", "Dict", "an extractor of the user's"],

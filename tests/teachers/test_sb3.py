@@ -10,7 +10,7 @@ import pytest
 import torch
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from sb3_contrib import QRDQN
-from stable_baselines3 import DQN
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rllib_kd import limits, load_teacher
@@ -339,8 +339,40 @@ def test_statistics_at_the_edge_of_sense_load(tmp_path, normalized):
     assert converted(load_teacher(path), obs) == pytest.approx(expected, rel=1e-4)
 
 
-def test_observations_of_several_parts_are_refused(tmp_path):
-    space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), b=gym.spaces.Discrete(2))
+PARTS = {
+    "vector": gym.spaces.Box(-1, 1, (3,)),
+    "cell": gym.spaces.Discrete(4),
+    "grid": gym.spaces.Box(0, 9, (2, 2), np.uint8),
+    "several": gym.spaces.MultiDiscrete([2, 3]),
+    "bits": gym.spaces.MultiBinary(2),
+}
+
+
+@pytest.mark.parametrize("order", [sorted(PARTS), list(PARTS)], ids=["sorted", "its own order"])
+@pytest.mark.parametrize("algorithm", [DQN, PPO])
+def test_policies_of_several_inputs_are_those_of_the_original(tmp_path, algorithm, order):
+    space = gym.spaces.Dict([(key, PARTS[key]) for key in order])
+    assert list(space.spaces) == order
+    smaller = {"buffer_size": 8} if algorithm is DQN else {"n_steps": 8, "batch_size": 8}
+    model = algorithm("MultiInputPolicy", Anything(space), seed=0, device="cpu", **smaller)
+    model.save(tmp_path / "model.zip")
+    teacher = load_teacher(tmp_path / "model.zip")
+    space.seed(0)
+    seen = [space.sample() for _ in range(30)]
+    batch = {key: np.stack([obs[key] for obs in seen]) for key in order}
+    with torch.no_grad():
+        inputs, _ = model.policy.obs_to_tensor(batch)
+        if algorithm is DQN:
+            expected = model.q_net(inputs).numpy()
+        else:
+            expected = model.policy.get_distribution(inputs).distribution.logits.numpy()
+    got = teacher.q_values(torch.from_numpy(teacher.start()(Shown(batch, np.ones(30, dtype=bool)))))
+    assert got.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert np.ptp(expected, axis=0).min() > 1e-3
+
+
+def test_policies_of_images_beside_other_inputs_are_refused(tmp_path):
+    space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), eye=gym.spaces.Box(0, 255, (3, 40, 40), np.uint8))
     DQN("MultiInputPolicy", Anything(space), buffer_size=8).save(tmp_path / "model.zip")
-    with pytest.raises(ValueError, match=r"a Dict of 2 parts \(a multi-input policy\), which is not supported"):
+    with pytest.raises(ValueError, match="a multi-input policy with images or other parts that are no vectors"):
         load_teacher(tmp_path / "model.zip")

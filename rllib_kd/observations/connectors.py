@@ -1,0 +1,104 @@
+"""Connectors that networks need for a space, without the user's help: one vector of all parts, and images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.connectors.env_to_module import FlattenObservations
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
+from ray.rllib.utils.annotations import override
+
+from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.spaces import input_space, is_byte_image, is_discrete, is_flattened
+
+
+class OneVector(ConnectorV2):
+    """An env-to-module connector for observations of any composition: one vector of all parts, as of a `Flattener`.
+
+    It equals RLlib's `FlattenObservations`, which can encode neither texts, nor discrete numbers from any start, nor
+    grids of them. As that one, it writes the vectors into the episodes.
+
+    Args:
+        input_observation_space: space of the observations; with several agents a Dict of their spaces.
+        input_action_space: space of the actions.
+        multi_agent: whether there are several agents, each with observations of its own. Those that need no encoding
+            stay as they are.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: gym.Space | None = None,
+        input_action_space: gym.Space | None = None,
+        *,
+        multi_agent: bool = False,
+        **kwargs: Any,
+    ):
+        self._is_multi_agent = multi_agent
+        self._flatteners: dict[Any, Flattener] = {}  # by agent; of None without several
+        super().__init__(input_observation_space, input_action_space, **kwargs)
+
+    @override(ConnectorV2)
+    def recompute_output_observation_space(
+        self, input_observation_space: gym.Space, input_action_space: gym.Space
+    ) -> gym.Space:
+        shown = input_observation_space.spaces if self._is_multi_agent else {None: input_observation_space}
+        self._flatteners = {agent: Flattener(space) for agent, space in shown.items() if is_flattened(space)}
+        inputs = {agent: input_space(space) for agent, space in shown.items()}
+        return gym.spaces.Dict(inputs) if self._is_multi_agent else inputs[None]
+
+    @override(ConnectorV2)
+    def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:
+        for episode in self.single_agent_episode_iterator(episodes):
+            agent = episode.agent_id if self._is_multi_agent else None
+            if agent not in self._flatteners:
+                continue
+            vector = self._flatteners[agent](episode.get_observations(-1), 1)[0]
+            episode.set_observations(at_indices=-1, new_data=vector)
+            # Or the episode would refuse the next vector.
+            episode.observation_space = (
+                self.observation_space[agent] if self._is_multi_agent else self.observation_space
+            )
+        return batch
+
+
+def connector_for(space: gym.Space | None, *, multi_agent: bool = False) -> ConnectorV2 | None:
+    """Return the connector that makes a network's inputs of observations; None if it needs none, or none is known.
+
+    Args:
+        space: space of the environment's observations; with several agents a Dict of their spaces.
+        multi_agent: whether there are several agents. Their images are not converted.
+    """
+    if multi_agent:
+        by_agent = space.spaces.values() if isinstance(space, gym.spaces.Dict) else ()
+        return OneVector(multi_agent=True) if any(map(is_flattened, by_agent)) else None
+    if is_byte_image(space):
+        return ImagesToFloats()
+    if not is_flattened(space):
+        return None
+    return FlattenObservations() if _is_plain(space) else OneVector()
+
+
+def _is_plain(space: Any) -> bool:
+    """Return whether RLlib's own connector can encode it: a matrix of floats, or discrete numbers from 0, in a row."""
+    if not is_discrete(space):
+        return isinstance(space, gym.spaces.Box) and len(space.shape) == 2 and np.issubdtype(space.dtype, np.floating)
+    return not np.any(getattr(space, "start", 0)) and (
+        not isinstance(space, gym.spaces.MultiDiscrete) or space.nvec.ndim == 1
+    )
+
+
+def flatten_observations(env: Any, spaces: Any, device: Any) -> list[ConnectorV2]:
+    """Return the connectors that make one vector of observations, as RLlib's `env_to_module_connector` does, or none.
+
+    Args:
+        env: vector env, or None.
+        spaces: spaces by name, if there is no vector env.
+        device: not used.
+    """
+    space = env.single_observation_space if env is not None else (spaces or {}).get(INPUT_ENV_SINGLE_SPACES, [None])[0]
+    connector = connector_for(space) if is_flattened(space) else None
+    return [] if connector is None else [connector]

@@ -1,0 +1,112 @@
+"""Observations of any composition as one vector: numbers as they are, discrete ones as one-hot, texts by their hash."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_kd.observations.spaces import Path, flat_size, is_text, named, parts_of
+from rllib_kd.observations.texts import text_vector
+
+
+class Flattener:
+    """A function from observations to vectors, with the parts in the order of `parts_of()`.
+
+    For spaces without texts it equals `gymnasium.spaces.flatten()`, and RLlib's `FlattenObservations` where that one
+    can encode them.
+
+    Args:
+        space: space of one observation.
+        left_out: keys of a Dict whose parts are left out.
+    """
+
+    def __init__(self, space: gym.Space, left_out: Collection[str] = ()):
+        self.size = 0  # length of a vector
+        self._numbers: list[tuple[Path, slice]] = []  # parts, and where they stand in the vector
+        self._texts: list[tuple[Path, slice]] = []
+        self._cases: list[tuple[Path, slice]] = []  # discrete parts, and where they stand among all discrete numbers
+        lengths: list[int] = []
+        starts: list[int] = []
+        offsets: list[int] = []  # of the one-hot vectors
+        for path, part in parts_of(space):
+            if path and path[0] in left_out:
+                continue
+            size = flat_size(part)
+            place = slice(self.size, self.size + size)
+            if isinstance(part, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+                own = [int(part.n)] if isinstance(part, gym.spaces.Discrete) else np.ravel(part.nvec).tolist()
+                self._cases.append((path, slice(len(lengths), len(lengths) + len(own))))
+                offsets += (self.size + np.cumsum([0, *own[:-1]])).tolist()
+                lengths += own
+                starts += np.ravel(part.start).tolist()
+            else:
+                (self._texts if is_text(part) else self._numbers).append((path, place))
+            self.size = place.stop
+        self._lengths, self._starts = np.array(lengths, np.uint64), np.array(starts, np.int64)
+        self._offsets = np.array(offsets, np.int64)
+
+    def __call__(self, obs: Any, num_rows: int) -> np.ndarray:
+        """Return vectors `[N, size]`, float32. Numbers that are too large for 32 bits become infinite.
+
+        Args:
+            obs: observations `[N, ...]`, or a dict or tuple of such arrays, as vector envs return them; or a single
+                observation.
+            num_rows: N; 1 for a single observation.
+
+        Raises:
+            ValueError: a discrete number is outside of its space.
+        """
+        vectors = np.zeros((num_rows, self.size), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for path, place in self._numbers:
+                vectors[:, place] = np.asarray(_at(obs, path)).reshape(num_rows, -1)
+            if self._cases:
+                self._set_cases(obs, vectors)
+        for path, place in self._texts:
+            texts = _at(obs, path)
+            vectors[:, place] = [text_vector(str(text)) for text in ([texts] if isinstance(texts, str) else texts)]
+        return vectors
+
+    def part_of(self, index: int) -> tuple[Path, slice]:
+        """Return the part of an observation that a vector has at this index, and where the part stands in it."""
+        parts = [*self._numbers, *self._texts]
+        return next(((path, place) for path, place in parts if place.start <= index < place.stop), ((), slice(None)))
+
+    def _set_cases(self, obs: Any, vectors: np.ndarray) -> None:
+        """Set the ones of all one-hot vectors."""
+        indices = np.empty((len(vectors), len(self._lengths)), np.int64)
+        for path, place in self._cases:
+            indices[:, place] = np.asarray(_at(obs, path)).reshape(len(vectors), -1)  # floats, too
+        indices -= self._starts
+        if (wrong := indices.view(np.uint64) >= self._lengths).any():  # so that those below 0 are large
+            row, column = np.argwhere(wrong)[0]
+            path = next(path for path, place in self._cases if place.start <= column < place.stop)
+            start, length = int(self._starts[column]), int(self._lengths[column])
+            raise ValueError(
+                f"the observation{named(path)} contains the number {indices[row, column] + start}, but its space has "
+                f"{start} to {start + length - 1}"
+            )
+        vectors[np.arange(len(vectors))[:, None], self._offsets + indices] = 1.0
+
+
+def with_text_arrays(space: gym.Space, obs: Any) -> Any:
+    """Return a vector env's observations with arrays of texts: RLlib takes gymnasium's tuples of them for many parts.
+
+    Args:
+        space: space of one observation.
+        obs: observations of all environments.
+    """
+    if isinstance(space, gym.spaces.Dict):
+        return {key: with_text_arrays(part, obs[key]) for key, part in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(map(with_text_arrays, space.spaces, obs))
+    return np.asarray(obs) if is_text(space) else obs
+
+
+def _at(obs: Any, path: Path) -> Any:
+    for key in path:
+        obs = obs[key]
+    return obs

@@ -1,0 +1,165 @@
+"""One vector of observations of any composition."""
+
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector.utils import concatenate, create_empty_array
+
+from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.spaces import (
+    check_spaces,
+    flat_size,
+    input_space,
+    is_flattened,
+    is_text,
+    parts_of,
+    same_space,
+)
+from rllib_kd.observations.texts import TEXT_SIZE, text_vector
+from tests.observations.spaces import CASES, COMPOSED, NUMBERS, TEXTS, Missions
+
+ACTIONS = gym.spaces.Discrete(2)
+GYMNASIUMS = NUMBERS | CASES | COMPOSED
+IMAGE = gym.spaces.Box(0, 255, (32, 32, 3), np.uint8)
+
+
+def seen(space, count=20):
+    space.seed(0)
+    return [space.sample() for _ in range(count)]
+
+
+def batched(space, observations):
+    """As a vector env shows them."""
+    return concatenate(space, observations, create_empty_array(space, len(observations)))
+
+
+@pytest.mark.parametrize("name", GYMNASIUMS)
+def test_gymnasiums_vectors(name):
+    space = GYMNASIUMS[name]
+    observations = seen(space)
+    expected = np.array([gym.spaces.flatten(space, obs) for obs in observations], np.float32)
+    assert len(np.unique(expected, axis=0)) > 2
+    flatten = Flattener(space)
+    got = flatten(batched(space, observations), len(observations))
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal([flatten(obs, 1)[0] for obs in observations], expected)
+    assert flatten.size == flat_size(space) == gym.spaces.flatdim(space)
+    assert is_flattened(space)
+    assert input_space(space).shape == expected.shape[1:]
+    check_spaces(input_space(space), ACTIONS)
+
+
+def test_texts_stand_among_other_parts():
+    space = TEXTS["with texts"]
+    observations = seen(space)
+    vectors = Flattener(space)(batched(space, observations), len(observations))
+    for vector, obs in zip(vectors, observations, strict=True):
+        at, mission, note, x = np.split(vector, np.cumsum([4, TEXT_SIZE, TEXT_SIZE]))
+        assert at.argmax() == obs["at"] + 2
+        np.testing.assert_array_equal(mission, text_vector(obs["mission"]))
+        np.testing.assert_array_equal(note, text_vector(obs["note"]))
+        np.testing.assert_array_equal(x, obs["x"].ravel().astype(np.float32))
+    assert Flattener(space).size == flat_size(space) == vectors.shape[1]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts_alone(name):
+    space = TEXTS[name]
+    observations = seen(space)
+    expected = [Flattener(space)(obs, 1)[0] for obs in observations]
+    np.testing.assert_array_equal(Flattener(space)(batched(space, observations), len(observations)), expected)
+    assert len(np.unique(expected, axis=0)) > 2
+    assert is_flattened(space)
+
+
+def test_a_texts_vector_is_known():
+    """SHA-256 of "key" begins with 0x2c70e12b: bits 0010 1100 ..."""
+    np.testing.assert_array_equal(text_vector("key")[:8], [-1, -1, 1, -1, 1, 1, -1, -1])
+    both = text_vector("get key")
+    parts = [text_vector(term) for term in ("get", "key")]
+    pair = both * np.sqrt(3) - sum(parts)  # "get key" as a term of its own
+    np.testing.assert_allclose(np.abs(pair), 1, atol=1e-5)
+    assert not np.allclose(both, text_vector("key get"))
+    assert not text_vector("").any()
+    assert not text_vector(" \n").any()
+    assert np.abs(text_vector("a b c d")).max() <= np.sqrt(7) + 1e-5
+    with pytest.raises(ValueError, match="read-only"):
+        both[0] = 1
+
+
+def test_a_texts_vector_is_the_same_in_every_process():
+    code = "from rllib_kd.observations.texts import text_vector; print(text_vector('go to the grün ball').tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+    )
+    assert done.stdout.strip() == str(text_vector("go to the grün ball").tolist())
+
+
+def test_equal_vectors_are_rare():
+    """Of 3,000 one-word texts all differ: a Text of digits, say."""
+    assert len(np.unique([text_vector(str(i)) for i in range(3000)], axis=0)) == 3000
+
+
+def test_parts_stand_in_the_order_of_sorted_keys():
+    space = gym.spaces.Dict([("z", ACTIONS), ("a", gym.spaces.Tuple((ACTIONS, ACTIONS)))])  # keeps its own order
+    assert [path for path, _ in parts_of(space)] == [("a", 0), ("a", 1), ("z",)]
+    mixed = gym.spaces.Dict({1: ACTIONS, "a": ACTIONS, 0: ACTIONS})
+    assert [path for path, _ in parts_of(mixed)] == [(0,), (1,), ("a",)]
+
+
+@pytest.mark.parametrize(("wrong", "text"), [(2, "the number 2"), (-3, "the number -3"), (np.nan, "the number -9")])
+def test_a_number_outside_of_its_space(wrong, text):
+    flatten = Flattener(gym.spaces.Dict(a=CASES["discrete"], b=gym.spaces.Tuple((CASES["start"],))))
+    obs = {"a": np.array([0, 3]), "b": (np.array([0, wrong]),)}
+    with pytest.raises(ValueError, match=rf"observation\['b'\]\[0\] contains {text}.*but its space has -2 to 1$"):
+        flatten(obs, 2)
+
+
+def test_what_is_too_large_becomes_infinite():
+    space = NUMBERS["float64"]
+    assert np.isposinf(Flattener(space)(np.full((2, 3), 1e300), 1)[0, 0])
+    assert np.isnan(Flattener(space)(np.full((2, 3), np.nan), 1)[0, 0])
+
+
+def test_which_spaces_have_texts():
+    class Said(gym.Space):  # no dtype
+        def sample(self, mask=None, probability=None):
+            return "a word"
+
+    assert is_text(Missions())
+    assert is_text(Said())
+    assert is_text(gym.spaces.Text(3))
+    for other in (ACTIONS, IMAGE, COMPOSED["dict"], gym.spaces.Sequence(ACTIONS), None):
+        assert not is_text(other)
+    assert same_space(Missions(), gym.spaces.Text(3))
+    assert same_space(gym.spaces.Dict(a=Missions()), gym.spaces.Dict(a=gym.spaces.Text(3)))
+    assert not same_space(Missions(), ACTIONS)
+
+
+def test_images_and_vectors_are_no_vectors_of_ours():
+    stacked = gym.spaces.Box(0.0, 1.0, (32, 32, 4))
+    for space in (gym.spaces.Box(-1.0, 1.0, (3,), np.float64), IMAGE, stacked, gym.spaces.Box(0, 1, (9, 9, 2), bool)):
+        assert not is_flattened(space)
+        check_spaces(input_space(space), ACTIONS)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            gym.spaces.Dict(eye=gym.spaces.Tuple((IMAGE,)), x=ACTIONS),
+            r"part \['eye'\]\[0\] is an image, Box\(32, 32, 3\)",
+        ),
+        (gym.spaces.Dict(x=gym.spaces.Sequence(ACTIONS)), r"part \['x'\] is Sequence.*no fixed number of numbers"),
+        (gym.spaces.Sequence(ACTIONS), "need observations in a Box"),
+        (gym.spaces.Dict(), "need observations in a Box"),
+    ],
+)
+def test_what_becomes_no_vector(space, message):
+    assert not is_flattened(space)
+    with pytest.raises(ValueError, match=message):
+        check_spaces(input_space(space), ACTIONS)

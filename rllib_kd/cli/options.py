@@ -91,6 +91,9 @@ Imports = Annotated[list[str] | None, option("Import first, e.g. to register; re
 Teacher = Annotated[list[str] | None, option(TEACHER_HELP, metavar="PATH")]
 
 
+NoTeacher = Annotated[bool, option("Learn from rewards alone (TD), as DQN.", "--no-teacher")]
+
+
 Compression = Annotated[float | None, option("Student size / teacher size, in (0, 1].", metavar="X")]
 
 
@@ -134,7 +137,7 @@ ScoreAttr = Annotated[
 MaxFailures = Annotated[int, option("Retries from the last checkpoint; default 0.", metavar="N")]
 
 
-Restore = Annotated[str | None, option("New run from a checkpoint, or a run's newest.", metavar="PATH")]
+Restore = Annotated[str | None, option("New run from a checkpoint (a run's newest).", metavar="PATH")]
 
 
 Resume = Annotated[bool, option("Continue an interrupted experiment.", "--resume")]

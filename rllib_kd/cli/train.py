@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -25,6 +25,7 @@ from rllib_kd.cli.options import (
     Loss,
     MaxFailures,
     Name,
+    NoTeacher,
     NumSamples,
     RayAddress,
     RayNumCpus,
@@ -63,6 +64,7 @@ def train(
     env_config: EnvConfig = "{}",
     imports: Imports = None,
     teacher: Teacher = None,
+    no_teacher: NoTeacher = False,
     compression: Compression = None,
     loss: Loss = None,
     config: Config = "{}",
@@ -111,6 +113,8 @@ def train(
     env = given_environment(env, imports or ())
     shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
+    if no_teacher:
+        experiment.settings |= _without_teacher(teacher)
     experiment.settings |= parse_json(config, "--config")
     if changes := parse_json(env_config, "--env-config"):
         experiment.settings["env_config"] = {**(experiment.settings.get("env_config") or {}), **changes}
@@ -153,6 +157,13 @@ def train(
     _print_results(checked, results, failure, interrupted=interrupted, own_name=experiment.name is None)
     if interrupted or results.errors:
         raise typer.Exit(1)
+
+
+def _without_teacher(teacher: list[str] | None) -> dict[str, Any]:
+    """Return the settings of a student that learns from rewards alone."""
+    if teacher:
+        raise ValueError("--no-teacher and --teacher exclude each other. Leave one of them out.")
+    return {"teacher": None, "td_coeff": 1.0}
 
 
 def _experiment(words: list[str] | None, algo: str | None, imports: list[str]) -> Experiment:

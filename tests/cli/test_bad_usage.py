@@ -33,6 +33,8 @@ BAD = {
         ["train", "--algo", "DistillDQN", "--env", "Acrobot-v1", "--teacher", "cartpole", "--ray-num-cpus", "1"],
         "The teacher's observation space is Box(4,), but in 'Acrobot-v1' it is Box(6,)",
     ),
+    "a teacher and none": ([*DISTIL, "--no-teacher"], "--no-teacher and --teacher exclude each other"),
+    "no teacher for another algorithm": ([*RUN, "--no-teacher"], "DQNConfig has no setting 'teacher'"),
     "teacher for another algorithm": ([*RUN, "--teacher", "cartpole"], "DQNConfig has no setting 'teacher'"),
     "unknown setting": ([*DISTIL, "--config", '{"temprature": 1}'], "Did you mean 'temperature'?"),
     "unknown setting of DQN": ([*RUN, "-c", '{"gama": 1}'], "Did you mean 'gamma'?"),

@@ -230,7 +230,10 @@ CheckedAlgo = Annotated[
 Artifact = Annotated[Path, _writable_option("File to write.", metavar="FILE", replaces=True)]
 
 
-Format = Annotated[str | None, option("onnx, safetensors, torchscript (default: FILE's ending).", metavar="NAME")]
+Format = Annotated[str | None, option("c, onnx, safetensors, torchscript (default: FILE's ending).", metavar="NAME")]
+
+
+Prefix = Annotated[str | None, option("What names in C begin with (default: student).", metavar="NAME")]
 
 
 Int8 = Annotated[bool, option("Quantize ONNX weights to 8 bits.", "--int8")]

@@ -1,0 +1,110 @@
+"""Write a student as a C header, and a program beside it; check that the program plays as the header does."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from rllib_kd.export.c.floats import float_body
+from rllib_kd.export.c.header import header, main_program
+from rllib_kd.export.c.program import lower
+from rllib_kd.export.c.text import checked_header_name, checked_prefix
+from rllib_kd.export.formats import describe, input_shape
+from rllib_kd.export.runners import c_runner
+from rllib_kd.networks.layers import Layer
+from rllib_kd.teachers.base import Teacher
+
+
+def main_path(path: Path) -> Path:
+    """Return the path of the program beside a header: `student_main.c` beside `student.h`."""
+    return path.with_name(f"{path.stem}_main.c")
+
+
+def c_header(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: Sequence[int], *, prefix: str) -> str:
+    """Return the header of a described network.
+
+    Args:
+        layers: the layers, as `describe()` returns them.
+        tensors: their tensors by name.
+        shape: shape of one observation.
+        prefix: what its names begin with.
+
+    Raises:
+        ValueError: C cannot hold a layer, a weight is NaN or infinite, or the prefix is no C identifier.
+    """
+    program = lower(layers, tensors, shape)
+    return header(
+        float_body(program, tensors),
+        prefix=checked_prefix(prefix),
+        shape=shape,
+        num_actions=program.output.size,
+        multiply_adds=program.multiply_adds,
+    )
+
+
+def check_c(student: Teacher) -> None:
+    """Raise a ValueError with the reason if C cannot hold the student."""
+    layers, tensors = describe(student)
+    lower(layers, tensors, input_shape(student))
+
+
+def write_c(student: Teacher, file: Path, *, prefix: str) -> None:
+    """Write the header, and `main_path()` of it.
+
+    Raises:
+        ValueError: C cannot hold a layer, a weight is NaN or infinite, or the prefix or the file's name are no names
+            in C.
+    """
+    name, main = checked_header_name(file), main_path(file)
+    text = c_header(*describe(student), input_shape(student), prefix=prefix)
+    file.write_text(text)
+    needs_math = "#include <math.h>" in text
+    main.write_text(main_program(header_name=name, main_name=main.name, prefix=prefix, needs_math=needs_math))
+
+
+def check_main_program(file: Path, obs: np.ndarray) -> None:
+    """Compile the program beside a header, and compare what it prints with the header's own outputs, bit by bit.
+
+    Args:
+        file: the header.
+        obs: observations `[N, ...]`.
+
+    Raises:
+        ValueError: they differ, or an action is not the one with the largest Q-value.
+        RuntimeError: the compiler or the program failed.
+    """
+    actions, q_values = c_runner.CNetwork(str(file)).run(obs)
+    lines = printed_by_main(file, obs)
+    if not len(lines) == len(obs) == (actions == q_values.argmax(-1)).sum():
+        raise ValueError(
+            "The C policy takes another action than the one with the largest Q-value. Nothing was written."
+        )
+    for line, action, values in zip(lines, actions, q_values, strict=True):
+        first, *others = line.split()
+        if int(first) != action or not np.array_equal(np.array(others, np.float32), values):
+            raise ValueError(f"The C program prints '{line}', expected {action} {values}. Nothing was written.")
+
+
+def printed_by_main(file: Path, obs: np.ndarray, *options: str) -> list[str]:
+    """Compile the program beside a header, and return its lines for observations `[N, ...]`, with Q-values.
+
+    Args:
+        file: the header.
+        obs: observations.
+        options: further options of the compiler, after `-O2`.
+
+    Raises:
+        RuntimeError: the compiler or the program failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "program"
+        c_runner.build(main_path(file), program, "-O2", *options)
+        done = subprocess.run([program, "-q"], input=np.asarray(obs, np.float32).tobytes(), capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"The C program failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
+    return done.stdout.decode().splitlines()

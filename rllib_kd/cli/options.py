@@ -236,7 +236,7 @@ Format = Annotated[str | None, option("c, onnx, safetensors, torchscript (defaul
 Prefix = Annotated[str | None, option("What names in C begin with (default: student).", metavar="NAME")]
 
 
-Int8 = Annotated[bool, option("Quantize ONNX weights to 8 bits.", "--int8")]
+Int8 = Annotated[bool, option("Quantize weights of ONNX or C to 8 bits.", "--int8")]
 
 
 OtherTeacher = Annotated[str | None, option("Teacher to compare size and latency with.", metavar="PATH")]

@@ -73,7 +73,7 @@ def deploy(
         out: the file to write; None: a temporary file, for a teacher to compare with.
         env: as in `compare()`.
         format: "c", "onnx", "safetensors" or "torchscript".
-        int8: weights of 8 bits, for "onnx".
+        int8: weights of 8 bits, for "c" and "onnx".
         prefix: what the names in C begin with; None: "student".
         num_episodes: episodes of PyTorch, and as many of the artifact, ≥ 1.
         env_config: as in `compare()`.

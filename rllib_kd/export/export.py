@@ -23,7 +23,7 @@ from torch import nn
 from rllib_kd.export.artifact import FORMATS, q_function, require
 from rllib_kd.export.c.header import DEFAULT_PREFIX
 from rllib_kd.export.c.text import checked_header_name, checked_prefix
-from rllib_kd.export.c.write import check_c, check_main_program, main_path, write_c
+from rllib_kd.export.c.write import check_c, check_programs, main_path, write_c
 from rllib_kd.export.formats import (
     artifact_space,
     exportable_network,
@@ -111,8 +111,9 @@ def export(
         out: path of the file; missing folders are created, and an older file is replaced.
         format: one of `FORMATS`.
         obs: real observations `[N, ...]`, N ≥ 1, for the parity check, as `artifact_view(student)` returns them.
-        int8: weights of 8 bits, for ONNX. Activations are quantised at run time. The difference is not checked against
-            `tolerance`: judge it by `agreement`, and by the return of the artifact.
+        int8: weights of 8 bits, for C and ONNX. ONNX quantises activations at run time, C by the ranges that they have
+            on `obs`. The difference is not checked against `tolerance`: judge it by `agreement`, and by the return of
+            the artifact.
         prefix: what the names in C begin with, a C identifier (default: "student"); for C only.
         tolerance: largest allowed difference from PyTorch in any Q-value, ≥ 0, return units. If Q-values are so large
             that 32 bits cannot resolve it (from 64 on, for the default), 16 steps between neighbouring 32-bit floats
@@ -140,27 +141,43 @@ def export(
     # Written beside its path and renamed at the end: no reader finds half a file, or one that failed the check.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
-        _write(student, file, format=format, int8=int8, prefix=prefix)
-        exported = _checked(student, file, out, obs, format=format, int8=int8, tolerance=tolerance)
+        integers = _write(student, file, obs, format=format, int8=int8, prefix=prefix)
+        exported = _checked(student, file, out, obs, integers, format=format, int8=int8, tolerance=tolerance)
         if format == "c":
             main_path(file).replace(main_path(out))
         file.replace(out)
     return exported
 
 
-def _write(student: Teacher, file: Path, *, format: str, int8: bool, prefix: str | None) -> None:
+_Function = Callable[[np.ndarray], np.ndarray]
+
+
+def _write(
+    student: Teacher, file: Path, obs: np.ndarray, *, format: str, int8: bool, prefix: str | None
+) -> _Function | None:
+    """Write the file; return the function that it has to be exactly, for C in integers."""
     if format == "onnx":
         write_onnx(exportable_network(student), input_shape(student), file, int8=int8)
     elif format == "torchscript":
         write_torchscript(exportable_network(student), input_shape(student), file)
     elif format == "c":
-        write_c(student, file, prefix=DEFAULT_PREFIX if prefix is None else prefix)
+        prefix = DEFAULT_PREFIX if prefix is None else prefix
+        return write_c(student, file, prefix=prefix, int8_obs=obs if int8 else None)
     else:
         write_safetensors(student, file)
+    return None
 
 
 def _checked(
-    student: Teacher, file: Path, out: Path, obs: np.ndarray, *, format: str, int8: bool, tolerance: float
+    student: Teacher,
+    file: Path,
+    out: Path,
+    obs: np.ndarray,
+    integers: _Function | None,
+    *,
+    format: str,
+    int8: bool,
+    tolerance: float,
 ) -> Exported:
     """Compare a file that will be moved to `out` with PyTorch; raise a ValueError if it differs."""
     if format == "c" and c_runner.compiler() is None:
@@ -175,7 +192,7 @@ def _checked(
             "Nothing was written."
         )
     if format == "c":
-        check_main_program(file, obs)
+        check_programs(file, obs, integers)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
 
 
@@ -208,8 +225,8 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
             f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
             "and Q-networks can be exported. Distil it, and export the student."
         )
-    if int8 and format != "onnx":
-        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
+    if int8 and format not in ("c", "onnx"):
+        raise ValueError(f"int8 is for format='c' or 'onnx' only, got format='{format}'.")
     if prefix is not None:
         if format != "c":
             raise ValueError(f"A prefix is for format='c' only, got format='{format}'.")
@@ -228,7 +245,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
             "feed-forward student."
         )
     if format == "c":
-        check_c(student)
+        check_c(student, int8=int8)
 
 
 def ending_of(format: str) -> str:

@@ -149,7 +149,7 @@ def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
     ("kwargs", "message"),
     [
         ({"format": "tflite"}, "Unknown format 'tflite'. Known are c, onnx, safetensors, torchscript"),
-        ({"format": "safetensors", "int8": True}, "int8 is for format='onnx' only"),
+        ({"format": "safetensors", "int8": True}, "int8 is for format='c' or 'onnx' only"),
         ({"prefix": "mine"}, "A prefix is for format='c' only"),
         ({"obs": states(3)[:, :3]}, r"the shape \[3, 3\], expected \[N, 4\]"),
         ({"obs": states(3)[:0]}, r"the shape \[0, 4\], expected \[N, 4\]"),

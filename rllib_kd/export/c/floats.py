@@ -217,7 +217,7 @@ class FloatSteps:
         if step.op == "linear":
             return [*self._weights(layer), *linear_sizes(step)]
         if step.op == "conv2d":
-            return [*self._weights(layer), *conv_sizes(step, self._tensors[layer["weight"]].shape)]
+            return [*self._weights(layer), *conv_sizes(step, self._tensors[layer["weight"]].shape[2:])]
         if step.op == "layer_norm":
             return [*self._weights(layer), math.prod(shape[:-1]), shape[-1], np.float32(layer["eps"])]
         if step.op == "normalize":
@@ -253,12 +253,12 @@ def linear_sizes(step: Step) -> list[int]:
     return [math.prod(shape[:-1]), shape[-1], step.target.shape[-1]]
 
 
-def conv_sizes(step: Step, weight_shape: Sequence[int]) -> list[int]:
-    """Return the arguments of a convolution's C function from `row` on."""
-    (_, width, channels), (height_out, width_out, filters) = step.source.shape, step.target.shape
+def conv_sizes(step: Step, kernel: Sequence[int]) -> list[int]:
+    """Return the arguments of a convolution's C function from `row` on, for a kernel (height, width)."""
+    (_, width, channels), (y_height, y_width, filters) = step.source.shape, step.target.shape
     down, along = step.layer["stride"]
-    row, (patch_height, patch_width) = width * channels, weight_shape[2:]
-    return [row, height_out, width_out, filters, patch_height, patch_width * channels, down * row, along * channels]
+    row = width * channels
+    return [row, y_height, y_width, filters, kernel[0], kernel[1] * channels, down * row, along * channels]
 
 
 def pad_sizes(step: Step) -> list[int]:

@@ -54,6 +54,7 @@ class Step:
 class Program:
     """All steps of a network, in their order, from the observation to the Q-values."""
 
+    shape: tuple[int, ...]  # of one observation; (1,) for a single number
     steps: tuple[Step, ...]
     output: Value
     multiply_adds: int  # of linear layers and convolutions
@@ -126,10 +127,11 @@ def lower(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: Sequenc
         ValueError: a layer has no step.
     """
     lowering = _Lowering(tensors)
-    output = lowering.run(layers, Value(OBSERVATION, tuple(shape) or (1,)))
+    shape = tuple(shape) or (1,)
+    output = lowering.run(layers, Value(OBSERVATION, shape))
     if output.buffer == OBSERVATION:
         raise ValueError("C cannot hold a network without layers.")
-    return Program(tuple(lowering.steps), output, lowering.multiply_adds)
+    return Program(shape, tuple(lowering.steps), output, lowering.multiply_adds)
 
 
 def place(steps: Sequence[Step], buffers: Collection[int]) -> tuple[dict[int, int], int]:

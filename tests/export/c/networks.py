@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rllib_kd.export.c.write import c_header
+from rllib_kd.export.c.write import CNetworkText, c_network
 from rllib_kd.export.formats import describe, input_shape
 from rllib_kd.export.runners import c_runner
 from rllib_kd.networks.layers import ELEMENTWISE, build_layers
@@ -235,5 +235,12 @@ def has_sanitizers(folder: Path) -> bool:
     return subprocess.run([folder / "empty"], capture_output=True).returncode == 0
 
 
+def written(networks: Sequence[Network], *, int8: bool = False) -> list[CNetworkText]:
+    return [
+        c_network(each.layers, each.tensors, each.shape, prefix=f"n{i}", int8_obs=each.obs if int8 else None)
+        for i, each in enumerate(networks)
+    ]
+
+
 def headers(networks: Sequence[Network]) -> list[str]:
-    return [c_header(each.layers, each.tensors, each.shape, prefix=f"n{i}") for i, each in enumerate(networks)]
+    return [each.header for each in written(networks)]

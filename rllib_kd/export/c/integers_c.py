@@ -103,7 +103,7 @@ static void p_table(const int16_t *x, int16_t *y, const int16_t *table, int32_t 
     int32_t i;
     for (i = 0; i < count; i++) {
         int32_t place = (x[i] + 32768) / 256, part = (x[i] + 32768) % 256;
-        int32_t rise = (table[place + 1] - table[place]) * part;
+        int32_t rise = ((int32_t)table[place + 1] - table[place]) * part;
         y[i] = (int16_t)(table[place] + (rise < 0 ? rise - 128 : rise + 128) / 256);
     }
 }

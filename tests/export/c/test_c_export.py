@@ -81,6 +81,16 @@ def test_a_linear_student_of_cartpole_plays_500_in_less_than_a_kilobyte(cartpole
     assert max(map(len, table.splitlines())) <= 80
 
 
+def test_the_linear_student_in_integers(cartpole_student, tmp_path):
+    done = deploy(cartpole_student, tmp_path / "student.h", "CartPole-v1", format="c", int8=True, num_episodes=20)
+    assert done.return_mean == 500.0
+    assert done.exported.agreement > 0.95
+    assert done.exported.max_difference_allowed is None
+    assert done.cost.flash_bytes < 1024
+    assert done.cost.ram_bytes == 8  # four inputs of 16 bits
+    assert "c, int8" in deployment_table([done])
+
+
 def test_the_program_beside_the_header(tmp_path):
     student, obs = network(fcnet_hiddens=[4], fcnet_activation="tanh"), states(5)
     obs[3, 1] = np.nan

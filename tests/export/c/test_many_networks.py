@@ -23,7 +23,8 @@ def test_many_networks(int8, seed, tmp_path):
     played = Together(tmp_path, [text.header for text in texts], *options).run(obs)
     for each, text, seen, (actions, codes, q_values) in zip(networks, texts, obs, played, strict=True):
         expected = text.integers(seen) if int8 else each.q_values(seen)
-        assert np.abs(q_values - expected).max() <= (0.0 if int8 else 2.5e-5)
+        allowed = max(2.5e-5, 16 * np.spacing(np.abs(expected).max()))  # rounding of large Q-values, as in export()
+        assert np.abs(q_values - expected).max() <= (0.0 if int8 else allowed)
         assert (actions == q_values.argmax(-1)).all()
         assert not codes.any()
 

@@ -83,9 +83,9 @@ def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost | DeviceCost
     Memory includes the Python interpreter and that runtime.
 
     Raises:
-        ValueError: there is no artifact at `path`, it does not record the shape of its observations, or onnxruntime or
-            the C compiler is missing.
-        RuntimeError: the new process or the compiler failed; the message has the end of its output.
+        ValueError: there is no artifact at `path`, it does not record the shape of its observations, onnxruntime or the
+            C compiler is missing, or the compiler failed.
+        RuntimeError: the new process failed; the message has the end of its output.
     """
     artifact_format = artifact_format_of(path)
     if artifact_format == "c":

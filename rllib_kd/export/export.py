@@ -103,12 +103,12 @@ def export(
 ) -> Exported:
     """Write the student to a file, if the file's outputs equal PyTorch's.
 
-    C (`docs/c.md`) is compiled for the check; without a compiler it is written unchecked, with a warning. Beside the
-    header `NAME.h` is a program, `NAME_main.c`.
+    C (`docs/c.md`) is compiled for the check; without a compiler it is written unchecked, with a warning. A program,
+    `NAME_main.c`, is written beside the header `NAME.h`.
 
     Args:
         student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.
-        out: path of the file; missing folders are created, and an older file is replaced.
+        out: path of the file; missing folders are created, and older files are replaced.
         format: one of `FORMATS`.
         obs: real observations `[N, ...]`, N ≥ 1, for the parity check, as `artifact_view(student)` returns them.
         int8: weights of 8 bits, for C and ONNX. ONNX quantises activations at run time, C by the ranges that they have
@@ -121,10 +121,9 @@ def export(
 
     Raises:
         ValueError: the format is unknown; `int8` or `prefix` with a format that has none; the packages for ONNX are
-            missing; `obs` has another shape than the student's observations; the student is recurrent, or has
-            connectors that an artifact cannot contain; it has layers that the format cannot hold; or the artifact
-            differs from PyTorch. Nothing is written then.
-        RuntimeError: the C compiler failed. Nothing is written then.
+            missing; the C compiler fails; `obs` has another shape than the student's observations; the student is
+            recurrent, or has connectors that an artifact cannot contain; it has layers that the format cannot hold;
+            or the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
     shape = input_shape(student)
@@ -137,6 +136,7 @@ def export(
     out = _checked_path(out)
     if format == "c":
         checked_header_name(out)
+        _checked_path(main_path(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its path and renamed at the end: no reader finds half a file, or one that failed the check.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:

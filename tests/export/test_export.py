@@ -166,6 +166,9 @@ def test_bad_input(kwargs, message, tmp_path):
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         export(network(), tmp_path, format="safetensors", obs=states(3))
+    (tmp_path / "s_main.c").mkdir()
+    with pytest.raises(ValueError, match=r"s_main\.c' is a folder"):
+        export(network(), tmp_path / "s.h", format="c", obs=states(3))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is a device or a pipe, which cannot be replaced"):
         export(network(), tmp_path / "pipe", format="safetensors", obs=states(3))

@@ -44,7 +44,7 @@ static float p_dot(const float *a, const float *b, int32_t count)
     "linear": """\
 /* x [rows][inputs], y [rows][outputs], weight [outputs][inputs]. */
 static void p_linear(const float *x, float *y, const float *weight, const float *bias, int32_t rows, int32_t inputs,
-                     int32_t outputs)
+        int32_t outputs)
 {
     int32_t row, i;
     for (row = 0; row < rows; row++, x += inputs, y += outputs)
@@ -56,8 +56,8 @@ static void p_linear(const float *x, float *y, const float *weight, const float 
 /* x [height][width][channels], row = width * channels; y [y_height][y_width][filters].
    weight [filters][patch_height][patch], patch = the patch's width * channels; down and along: strides in numbers. */
 static void p_conv2d(const float *x, float *y, const float *weight, const float *bias, int32_t row, int32_t y_height,
-                     int32_t y_width, int32_t filters, int32_t patch_height, int32_t patch, int32_t down,
-                     int32_t along)
+        int32_t y_width, int32_t filters, int32_t patch_height, int32_t patch, int32_t down,
+        int32_t along)
 {
     int32_t i, j, k, line;
     for (i = 0; i < y_height; i++)
@@ -74,7 +74,7 @@ static void p_conv2d(const float *x, float *y, const float *weight, const float 
     "zero_pad": """\
 /* x [height][row], y [top + height + bottom][left + row + right]; left, row and right in numbers. */
 static void p_zero_pad(const float *x, float *y, int32_t height, int32_t row, int32_t left, int32_t right, int32_t top,
-                       int32_t bottom)
+        int32_t bottom)
 {
     int32_t i, j;
     for (i = -top; i < height + bottom; i++)
@@ -84,7 +84,7 @@ static void p_zero_pad(const float *x, float *y, int32_t height, int32_t row, in
 """,
     "layer_norm": """\
 static void p_layer_norm(const float *x, float *y, const float *weight, const float *bias, int32_t rows, int32_t count,
-                         float eps)
+        float eps)
 {
     int32_t row, i;
     for (row = 0; row < rows; row++, x += count, y += count) {
@@ -268,13 +268,18 @@ def pad_sizes(step: Step) -> list[int]:
     return [height, width * channels, left * channels, right * channels, top, bottom]
 
 
+def at_offsets(array: str, offsets: Mapping[int, int]) -> dict[int, str]:
+    """Return C expressions of buffers in an array."""
+    return {buffer: f"{array} + {offset}" if offset else array for buffer, offset in offsets.items()}
+
+
 def float_body(program: Program, tensors: Mapping[str, Tensor]) -> Body:
     """Return a network in floats as C."""
     arrays = Arrays()
     outputs = {step.target.buffer for step in program.steps}
     offsets, length = place(program.steps, outputs - {program.output.buffer})
     places = {OBSERVATION: "observation", program.output.buffer: "q_values"}
-    places |= {buffer: f"p_work + {offset}" if offset else "p_work" for buffer, offset in offsets.items()}
+    places |= at_offsets("p_work", offsets)
     steps = FloatSteps(tensors, arrays, places)
     for step in program.steps:
         steps.add(step)

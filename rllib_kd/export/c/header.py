@@ -7,7 +7,8 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from rllib_kd.export.c.text import Body, with_prefix
+from rllib_kd.export.c.text import Body
+from rllib_kd.export.runners.c_runner import with_prefix
 
 DEFAULT_PREFIX = "student"
 

@@ -10,7 +10,7 @@ Sums fit 32 bits for every input: the limit of an activation is the largest that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -108,15 +108,15 @@ class IntegerProgram:
 
 
 def quantized(
-    program: Program, tensors: Mapping[str, Tensor], obs: np.ndarray, *, equalization: float
-) -> IntegerProgram:
-    """Return a network in integers.
+    program: Program, tensors: Mapping[str, Tensor], obs: np.ndarray, *, equalizations: Sequence[float]
+) -> list[IntegerProgram]:
+    """Return a network in integers, for each equalization.
 
     Args:
         program: the network.
         tensors: its weights by name.
         obs: recorded observations `[N, ...]`, N ≥ 1, which give the ranges of all activations.
-        equalization: in [0, 1]. 0: all channels of an activation have one unit, that of the largest; 1: each has its
+        equalizations: in [0, 1]. 0: all channels of an activation have one unit, that of the largest; 1: each has its
             own. High values keep small channels precise, at the expense of weights (SmoothQuant, arXiv 2211.10438).
 
     Raises:
@@ -125,7 +125,8 @@ def quantized(
     arrays = {name: tensor.numpy().astype(np.float32) for name, tensor in tensors.items()}
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("The network has weights that are NaN or infinite, which C cannot hold.")
-    return _Quantizer(program, arrays, equalization).run(obs)
+    seen = _Quantizer(program, arrays, 0.0).seen(obs)
+    return [_Quantizer(program, arrays, equalization).run(seen) for equalization in equalizations]
 
 
 def check_integers(program: Program) -> None:
@@ -180,9 +181,9 @@ class _Quantizer:
         )
         return replace(step, sources=tuple(sources))
 
-    def run(self, obs: np.ndarray) -> IntegerProgram:
-        """Return the network in integers, with ranges from recorded observations."""
-        self.ranges = self._ranges(obs)
+    def run(self, seen: Mapping[int, np.ndarray]) -> IntegerProgram:
+        """Return the network in integers, with ranges from what `seen()` returns."""
+        self.ranges = self._ranges(seen)
         self.limits = self._limits()
         done = [self._quantize()]
         for step in self.steps:
@@ -201,9 +202,9 @@ class _Quantizer:
 
     # --- Ranges of activations ----------------------------------------------------------------------------------------
 
-    def _ranges(self, obs: np.ndarray) -> dict[int, np.ndarray]:
-        """Return for each buffer the largest absolute value that has to be in range: of each channel, or of all."""
-        seen: dict[int, np.ndarray] = {}  # the largest recorded absolute value of each channel
+    def seen(self, obs: np.ndarray) -> dict[int, np.ndarray]:
+        """Return for each buffer the largest absolute value of each channel, on recorded observations."""
+        seen: dict[int, np.ndarray] = {}
         for first in range(0, len(obs), 256):
             chunk = np.asarray(obs[first : first + 256], np.float32)
             for buffer, values in self._float_values(chunk):
@@ -214,6 +215,10 @@ class _Quantizer:
         for step in reversed(self.steps):
             if step.op == "relu" and len(self.readers[step.source.buffer]) == 1 and step.source.buffer != self.input:
                 seen[step.source.buffer] = seen[step.target.buffer]  # what is negative becomes 0
+        return seen
+
+    def _ranges(self, seen: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """Return for each buffer the largest absolute value that has to be in range: of each channel, or of all."""
         ranges = {self.input: self._range(seen[self.input], channels=self._has_channels(self.input))}
         for step in self.steps:
             target = step.target.buffer
@@ -273,7 +278,9 @@ class _Quantizer:
                 row_sums = np.abs(_rounded(weight / units)).sum(1)
                 limit = min(_LARGEST, int(_MAX_SUM / (1.01 * row_sums.max() + 1)))  # 1 %: units are rounded later
                 if limit < _SMALLEST_LIMIT:
-                    raise ValueError(f"C with int8 cannot add {weight.shape[1]} products in 32 bits.")
+                    raise ValueError(
+                        f"C with int8 cannot add {weight.shape[1]} products in 32 bits. Export it without int8."
+                    )
             elif step.op in _SAME_UNIT:
                 limit = limits.get(target, _LARGEST)
             limits[source] = min(limits.get(source, _LARGEST), limit)
@@ -303,7 +310,7 @@ class _Quantizer:
             return self._weighted(step, weights, unit, limit)
         if step.op == "layer_norm":
             return self._layer_norm(step, limit)
-        inputs = np.arange(-2 * 64, 2 * 64 + 1) * _TABLE_STEP * self.units[source]
+        inputs = np.arange(-128, 129) * _TABLE_STEP * self.units[source]
         outputs = numpy_runner.ELEMENTWISE[step.op](inputs)
         table = np.clip(_rounded(outputs / unit), -limit, limit).astype(np.int16)
         return IntegerStep("table", step, limit, {"table": table})

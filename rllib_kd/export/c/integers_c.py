@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.export.c.floats import FUNCTIONS as FLOAT_FUNCTIONS
-from rllib_kd.export.c.floats import FloatSteps, conv_sizes, linear_sizes, pad_sizes
+from rllib_kd.export.c.floats import FloatSteps, at_offsets, conv_sizes, linear_sizes, pad_sizes
 from rllib_kd.export.c.integers import IntegerProgram, IntegerStep
 from rllib_kd.export.c.program import OBSERVATION, place
 from rllib_kd.export.c.text import Arrays, Body, literal
@@ -16,7 +16,7 @@ from rllib_kd.export.c.text import Arrays, Body, literal
 _LINEAR = """\
 /* x [rows][inputs], y [rows][outputs], weight [outputs][inputs]. */
 static void p_NAME(const int16_t *x, TYPE *y, const int8_t *weight, const int32_t *bias, const int32_t *multiplier,
-                   const int8_t *shift, int32_t limit, int32_t rows, int32_t inputs, int32_t outputs)
+        const int8_t *shift, int32_t limit, int32_t rows, int32_t inputs, int32_t outputs)
 {
     int32_t row, i;
     for (row = 0; row < rows; row++, x += inputs)
@@ -72,8 +72,8 @@ static int32_t p_add_products(int32_t sum, const int8_t *weight, const int16_t *
 /* x [height][width][channels], row = width * channels; y [y_height][y_width][filters].
    weight [filters][patch_height][patch], patch = the patch's width * channels; down and along: strides in numbers. */
 static void p_conv2d(const int16_t *x, int16_t *y, const int8_t *weight, const int32_t *bias, const int32_t *multiplier,
-                     const int8_t *shift, int32_t limit, int32_t row, int32_t y_height, int32_t y_width,
-                     int32_t filters, int32_t patch_height, int32_t patch, int32_t down, int32_t along)
+        const int8_t *shift, int32_t limit, int32_t row, int32_t y_height, int32_t y_width,
+        int32_t filters, int32_t patch_height, int32_t patch, int32_t down, int32_t along)
 {
     int32_t i, j, k, line;
     for (i = 0; i < y_height; i++)
@@ -124,7 +124,7 @@ static int64_t p_root(int64_t n)
 
 /* weight and bias in units of 2^-shift outputs, epsilon in units of the squares. */
 static void p_layer_norm(const int16_t *x, int16_t *y, const int32_t *weight, const int32_t *bias, int32_t shift,
-                         int64_t epsilon, int32_t limit, int32_t rows, int32_t count)
+        int64_t epsilon, int32_t limit, int32_t rows, int32_t count)
 {
     int32_t row, i;
     for (row = 0; row < rows; row++, x += count, y += count) {
@@ -239,7 +239,7 @@ def integer_body(network: IntegerProgram, tensors: Mapping[str, Tensor]) -> Body
     places, buffers, ram_bytes = {OBSERVATION: "observation", output: "q"}, "", 0
     for name, (members, num_bytes) in kinds.items():
         offsets, length = place(steps, members)
-        places |= {buffer: f"{name.split()[1]} + {offset}" for buffer, offset in offsets.items()}
+        places |= at_offsets(name.split()[1], offsets)
         buffers += f"static {name}[{length}];\n" if length else ""
         ram_bytes += num_bytes * length
     arrays = Arrays()

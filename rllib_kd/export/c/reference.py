@@ -39,10 +39,10 @@ def closest_integers(
     some = np.asarray(obs[:: -(-len(obs) // _MAX_COMPARED)], np.float32)
     arrays = {name: tensor.numpy().astype(np.float32) for name, tensor in tensors.items()}
     expected = numpy_runner.run(list(map(dict, layers)), arrays, some)
-    errors, found = [], []
-    for equalization in _EQUALIZATIONS:
-        found.append(quantized(program, tensors, obs, equalization=equalization))
-        difference = integer_q_values(found[-1], tensors)(some).astype(np.float64) - expected
+    found = quantized(program, tensors, obs, equalizations=_EQUALIZATIONS)
+    errors = []
+    for network in found:
+        difference = integer_q_values(network, tensors)(some).astype(np.float64) - expected
         errors.append(float(np.square(difference - difference.mean(-1, keepdims=True)).mean()))
     return found[int(np.argmin(errors))]
 

@@ -44,11 +44,6 @@ def checked_header_name(path: Path) -> str:
     return path.name
 
 
-def with_prefix(text: str, prefix: str) -> str:
-    """Return C in which names that begin with `p_` and `P_` begin with the prefix, for macros in capitals."""
-    return re.sub(r"\b([pP])_(?=\w)", lambda match: f"{prefix if match[1] == 'p' else prefix.upper()}_", text)
-
-
 def literal(number: np.floating | float) -> str:
     """Return a finite 32-bit float as the shortest decimal constant that is read back as the same number."""
     return f"{np.float32(number)!s}f"

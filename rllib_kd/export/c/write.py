@@ -113,8 +113,8 @@ def check_programs(file: Path, obs: np.ndarray, integers: Callable[[np.ndarray],
         integers: the Q-values that the header has to give, exactly; None: any.
 
     Raises:
-        ValueError: they differ, or an action is not the one with the largest Q-value.
-        RuntimeError: the compiler or the program failed.
+        ValueError: they differ, an action is not the one with the largest Q-value, or the compiler failed.
+        RuntimeError: the program failed.
     """
     actions, q_values = c_runner.CNetwork(str(file)).run(obs)
     if integers is not None and not np.array_equal(q_values, integers(obs)):
@@ -137,7 +137,8 @@ def printed_by_main(file: Path, obs: np.ndarray, *options: str) -> list[str]:
         options: further options of the compiler, after `-O2`.
 
     Raises:
-        RuntimeError: the compiler or the program failed.
+        ValueError: the compiler failed.
+        RuntimeError: the program failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "program"

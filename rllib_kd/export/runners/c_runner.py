@@ -80,8 +80,7 @@ def build(source: Path, out: Path, *options: str) -> None:
     """Compile one C file, with every warning as an error.
 
     Raises:
-        ValueError: there is no compiler.
-        RuntimeError: it failed; the message has the end of its output.
+        ValueError: there is no compiler, or it failed; the message has the end of its output.
     """
     command = compiler()
     if command is None:
@@ -92,7 +91,7 @@ def build(source: Path, out: Path, *options: str) -> None:
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"The C compiler failed for '{source.name}':\n{done.stderr[-2000:]}")
+        raise ValueError(f"The C compiler '{command[0]}' failed for '{source.name}':\n{done.stderr[-2000:]}")
 
 
 class CNetwork:
@@ -112,7 +111,7 @@ class CNetwork:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "network.h").write_text(text)
             source = Path(folder) / "library.c"
-            source.write_text(_with_prefix(_LIBRARY, prefix))
+            source.write_text(with_prefix(_LIBRARY, prefix))
             build(source, Path(folder) / "library.so", "-O2", "-shared", "-fPIC", *options)
             self._library = ctypes.CDLL(str(Path(folder) / "library.so"))
         self._library.seconds.restype = ctypes.c_double
@@ -162,7 +161,7 @@ def section_bytes(path: str) -> tuple[int, int] | None:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, Path(folder) / "network.h")
         source, out = Path(folder) / "policy.c", Path(folder) / "policy.o"
-        source.write_text(_with_prefix(_POLICY, prefix))
+        source.write_text(with_prefix(_POLICY, prefix))
         # As on a device: without tables for debuggers and exceptions.
         build(source, out, "-Os", "-c", "-fno-asynchronous-unwind-tables", "-fno-unwind-tables")
         done = subprocess.run(["size", "-A", str(out)], capture_output=True, text=True)
@@ -175,7 +174,8 @@ def section_bytes(path: str) -> tuple[int, int] | None:
     return totals["text"] + totals["rodata"] + totals["data"], totals["data"] + totals["bss"]
 
 
-def _with_prefix(text: str, prefix: str) -> str:
+def with_prefix(text: str, prefix: str) -> str:
+    """Return C in which names that begin with `p_` and `P_` begin with the prefix, for macros in capitals."""
     return re.sub(r"\b([pP])_(?=\w)", lambda match: f"{prefix if match[1] == 'p' else prefix.upper()}_", text)
 
 

@@ -230,7 +230,7 @@ def has_sanitizers(folder: Path) -> bool:
     (folder / "empty.c").write_text("int main(void) { return 0; }\n")
     try:
         c_runner.build(folder / "empty.c", folder / "empty", *SANITIZERS)
-    except RuntimeError:
+    except ValueError:
         return False
     return subprocess.run([folder / "empty"], capture_output=True).returncode == 0
 

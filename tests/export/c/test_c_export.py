@@ -207,7 +207,7 @@ def test_a_compiler_that_fails_is_an_error_and_leaves_nothing(tmp_path, monkeypa
     compiler.write_text("#!/bin/sh\necho 'no space' >&2\nexit 3\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("CC", str(compiler))
-    with pytest.raises(RuntimeError, match=r"The C compiler failed for 'library.c':\nno space"):
+    with pytest.raises(ValueError, match=r"The C compiler '.*cc' failed for 'library.c':\nno space"):
         export(network(), tmp_path / "new" / "s.h", format="c", obs=states(3))
     assert os.listdir(tmp_path / "new") == []
 

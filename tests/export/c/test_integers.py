@@ -81,7 +81,10 @@ def played(folder):
     obs = []
     for each in networks:
         rows = each.obs.reshape(len(each.obs), -1)
-        obs.append(np.concatenate([rows, 3 * rows[::-1], extremes(rows.shape[1])]).astype(np.float32))
+        # Around twice the largest recorded value, where integers end: in steps of a sixth of an integer.
+        ends = 2 * np.abs(rows).max(0) * np.linspace(1 - 1e-4, 1 + 1e-4, 41)[:, None]
+        taken = [rows, 3 * rows[::-1], ends, -ends, extremes(rows.shape[1])]
+        obs.append(np.concatenate(taken).astype(np.float32))
     options = SANITIZERS if has_sanitizers(folder) else ()
     return networks, texts, obs, Together(folder, [text.header for text in texts], *options).run(obs)
 
@@ -146,7 +149,8 @@ def test_sums_are_rounded_to_the_nearest_integer_halves_away_from_zero():
 def test_states_up_to_twice_the_recorded_ones_are_in_range():
     each = linear_network(np.array([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]), [0.0, 0.0], states(50))
     program = lower(each.layers, each.tensors, each.shape)
-    integers = integer_q_values(quantized(program, each.tensors, each.obs, equalization=1.0), each.tensors)
+    (network_,) = quantized(program, each.tensors, each.obs, equalizations=[1.0])
+    integers = integer_q_values(network_, each.tensors)
     largest = np.abs(each.obs).max(0)
     assert integers(np.array([1.99 * largest]))[0] == pytest.approx(1.99 * largest[:2], rel=1e-3)
     assert integers(np.array([5.0 * largest]))[0] == pytest.approx(2.0 * largest[:2], rel=1e-3)

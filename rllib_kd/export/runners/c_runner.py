@@ -146,7 +146,7 @@ def header_field(text: str, name: str) -> str:
     """Return a field of a header's first line."""
     found = re.search(rf"\b{name}: (\w+|\[[\d, ]*\])\.? ", text.partition("\n")[0])
     if found is None:
-        raise ValueError(f"its first line has no '{name}'")
+        raise ValueError(f"This is not a C header that export() wrote: its first line has no '{name}'.")
     return found[1]
 
 
@@ -182,7 +182,7 @@ def with_prefix(text: str, prefix: str) -> str:
 def _macro(text: str, prefix: str, name: str) -> str:
     found = re.search(rf"^#define {prefix.upper()}_{name} (\d+)$", text, re.MULTILINE)
     if found is None:
-        raise ValueError(f"it does not define {prefix.upper()}_{name}")
+        raise ValueError(f"This is not a C header that export() wrote: it does not define {prefix.upper()}_{name}.")
     return found[1]
 
 

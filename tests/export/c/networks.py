@@ -156,6 +156,12 @@ def students() -> list[Network]:
     return found
 
 
+def tied() -> Network:
+    """Two equal Q-values, the largest."""
+    tensors = {"w": torch.zeros(4, 3), "b": torch.tensor([0.5, 1.0, 1.0, 0.0])}
+    return Network([{"op": "linear", "weight": "w", "bias": "b"}], tensors, (3,), states(5)[:, :3])
+
+
 @cache
 def random_networks(count: int, seed: int = 0) -> list[Network]:
     return [Maker(1000 * seed + i).network() for i in range(count)]

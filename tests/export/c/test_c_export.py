@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -210,6 +211,30 @@ def test_a_compiler_that_fails_is_an_error_and_leaves_nothing(tmp_path, monkeypa
     with pytest.raises(ValueError, match=r"The C compiler '.*cc' failed for 'library.c':\nno space"):
         export(network(), tmp_path / "new" / "s.h", format="c", obs=states(3))
     assert os.listdir(tmp_path / "new") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("/* rllib_kd C export", "its first line has no 'Prefix'"),
+        ("/* rllib_kd C export. Prefix: a; */ \n", "its first line has no 'Prefix'"),
+        ("/* rllib_kd C export. Prefix: a. */ \n", "it does not define A_NUM_ACTIONS"),
+        ("/* rllib_kd C export. Prefix: a. */ \n#define A_NUM_ACTIONS x\n", "it does not define A_NUM_ACTIONS"),
+    ],
+)
+@pytest.mark.parametrize("function", [q_function, deployment_cost])
+def test_headers_of_others_are_refused(function, text, message, tmp_path):
+    (tmp_path / "s.h").write_text(text)
+    with pytest.raises(ValueError, match=rf"This is not a C header that export\(\) wrote: {message}"):
+        function(tmp_path / "s.h")
+
+
+def test_without_binutils_flash_and_ram_are_unknown(tmp_path, monkeypatch):
+    which = shutil.which
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "size" else which(name))
+    done = deploy(linear_student(), tmp_path / "s.h", "CartPole-v1", format="c", num_episodes=1)
+    assert (done.cost.flash_bytes, done.cost.ram_bytes) == (None, None)
+    assert re.search(r"static RAM +│ +– │", deployment_table([done]))
 
 
 def test_the_compiler_of_cc_is_taken(monkeypatch):

@@ -16,6 +16,7 @@ from tests.export.c.networks import (
     headers,
     random_networks,
     students,
+    tied,
 )
 
 #: A quarter of what the export allows.
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def played(folder):
     """All networks in one program: on usual observations, then on extreme ones."""
-    networks = [*random_networks(40), *students()]
+    networks = [*random_networks(40), *students(), tied()]
     options = SANITIZERS if has_sanitizers(folder) else ()
     obs = [np.concatenate([each.obs.reshape(len(each.obs), -1), extremes(each.obs[0].size)]) for each in networks]
     return networks, Together(folder, headers(networks), *options).run(obs)
@@ -69,6 +70,10 @@ def test_every_layer_equals_pytorch(played):
         chosen = np.take_along_axis(expected, actions[:count, None], -1)[:, 0]
         assert (chosen >= expected.max(-1) - 2 * BOUND).all()  # the same action, but for ties within the bound
         assert np.ptp(expected) > 1e-3  # a constant would be no test
+
+
+def test_of_equal_q_values_the_first_is_taken(played):
+    assert (played[1][-1][0][:-NUM_REFUSED] == 1).all()
 
 
 def test_nan_and_infinity_are_refused(played):

@@ -163,7 +163,7 @@ def test_prefixes_that_are_no_names(prefix, tmp_path):
 @pytest.mark.parametrize("prefix", ["a", "P", "p", "int", "HEADER", "PREFIX", "a_1", "p_x", "X" * 40])
 def test_prefixes_that_are_names(prefix, tmp_path):
     assert checked_prefix(prefix) == prefix
-    if prefix in ("P", "int", "PREFIX", "p_x"):
+    if prefix in ("P", "PREFIX", "p_x"):
         export(network(fcnet_hiddens=[2]), tmp_path / "s.h", format="c", obs=states(3), prefix=prefix)
         assert f"static inline int {prefix}_act(const float *observation)" in (tmp_path / "s.h").read_text()
 

@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def played(folder):
     """All networks in one program, on their recorded states, then on ones out of range and extreme ones."""
-    networks = [*filter(fits, [*random_networks(30), *students()]), *strange()]
+    networks = [*filter(fits, [*random_networks(20), *students()]), *strange()]
     texts = written(networks, int8=True)
     obs = []
     for each in networks:
@@ -115,7 +115,7 @@ def test_integers_are_near_pytorch_on_recorded_states(played):
 
 
 def test_nothing_but_the_input_is_in_floats():
-    for each in written([*filter(fits, random_networks(30))], int8=True):
+    for each in written([*filter(fits, random_networks(20))], int8=True):
         text = each.header.replace("const float *observation", "").replace("float *q_values", "")
         definitions = re.split(r"^(?=static )", text, flags=re.MULTILINE)
         functions = {found[1]: part for part in definitions if (found := re.match(r"static [^;=]*?n\d+_(\w+)\(", part))}

@@ -41,6 +41,9 @@ def extremes(size: int) -> np.ndarray:
 NUM_REFUSED = 9
 
 
+NUM_NETWORKS = 28  # as few as have every layer; test_many_networks.py has hundreds
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("c")
@@ -49,14 +52,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def played(folder):
     """All networks in one program: on usual observations, then on extreme ones."""
-    networks = [*random_networks(40), *students(), tied()]
+    networks = [*random_networks(NUM_NETWORKS), *students(), tied()]
     options = SANITIZERS if has_sanitizers(folder) else ()
     obs = [np.concatenate([each.obs.reshape(len(each.obs), -1), extremes(each.obs[0].size)]) for each in networks]
     return networks, Together(folder, headers(networks), *options).run(obs)
 
 
 def test_there_is_every_kind_of_layer():
-    ops = set().union(*(each.ops() for each in random_networks(40)))
+    ops = set().union(*(each.ops() for each in random_networks(NUM_NETWORKS)))
     assert ops == {*ELEMENTWISE, *layers_module._BUILDERS}
 
 
@@ -120,7 +123,7 @@ def test_names_of_layers_are_not_in_the_header():
 
 def test_buffers_that_are_read_later_are_not_overwritten():
     """A picture of the memory after each step: what a step reads is what the step that made it wrote."""
-    for network in [*random_networks(40), *students()]:
+    for network in [*random_networks(NUM_NETWORKS), *students()]:
         program = lower(network.layers, network.tensors, network.shape)
         buffers = {step.target.buffer for step in program.steps} - {program.output.buffer}
         offsets, length = place(program.steps, buffers)

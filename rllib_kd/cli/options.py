@@ -233,10 +233,13 @@ CheckedAlgo = Annotated[
 Artifact = Annotated[Path, _writable_option("File to write.", metavar="FILE", replaces=True)]
 
 
-Format = Annotated[str | None, option("onnx, safetensors, torchscript (default: FILE's ending).", metavar="NAME")]
+Format = Annotated[str | None, option("c, onnx, safetensors, torchscript (default: FILE's ending).", metavar="NAME")]
 
 
-Int8 = Annotated[bool, option("Quantize ONNX weights to 8 bits.", "--int8")]
+Prefix = Annotated[str | None, option("What names in C begin with (default: student).", metavar="NAME")]
+
+
+Int8 = Annotated[bool, option("Quantize weights of ONNX or C to 8 bits.", "--int8")]
 
 
 OtherTeacher = Annotated[str | None, option("Teacher to compare size and latency with.", metavar="PATH")]

@@ -21,6 +21,7 @@ from rllib_kd.cli.options import (
     OtherTeacher,
     OwnEnv,
     Policy,
+    Prefix,
     Render,
     Report,
     Returns,
@@ -153,11 +154,12 @@ def export(
     env_config: EnvConfig = "{}",
     format: Format = None,
     int8: Int8 = False,
+    prefix: Prefix = None,
     teacher: OtherTeacher = None,
     episodes: FewEpisodes = 20,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Export a Q-network to ONNX, safetensors or TorchScript.
+    """Export a Q-network to C, ONNX, safetensors or TorchScript.
 
     The file runs without Ray and without this package. Its outputs are compared
     with PyTorch's on observations of its environment.
@@ -188,7 +190,7 @@ def export(
     )
     written = [(student.network(), out), *((other.network(), None) for other in others)]
     for network, _ in written:  # check all networks before the first one plays
-        check_exportable(network, format=format, int8=int8)
+        check_exportable(network, format=format, int8=int8, prefix=prefix)
     with bar("episodes", total=2 * episodes * len(written)) as advance:
         deployments = [
             deploy(
@@ -197,6 +199,7 @@ def export(
                 where,
                 format=format,
                 int8=int8,
+                prefix=prefix,
                 num_episodes=episodes,
                 advance=advance,
             )

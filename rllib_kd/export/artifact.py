@@ -15,11 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from rllib_kd.export.runners import c_runner
 from rllib_kd.teachers.described import checked_shape, first_line
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
 #: Formats, with the file in runners/ that runs each.
-_RUNNERS = {"onnx": "onnx_runner", "safetensors": "numpy_runner", "torchscript": "torchscript_runner"}
+_RUNNERS = {
+    "c": "c_runner",
+    "onnx": "onnx_runner",
+    "safetensors": "numpy_runner",
+    "torchscript": "torchscript_runner",
+}
 
 
 FORMATS = tuple(_RUNNERS)
@@ -41,6 +47,20 @@ class DeploymentCost:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class DeviceCost:
+    """Size, memory, work and latency of C, compiled for this machine."""
+
+    flash_bytes: int | None  # code and constants, compiled with -Os; None: the program `size` cannot tell
+    ram_bytes: int | None  # static buffers; None, too
+    multiply_adds: int  # of one observation
+    latency_ms: float  # median of one observation, compiled with -O2
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields, for JSON."""
+        return asdict(self)
+
+
 def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
     """Load an artifact of any format as a function. Its greedy policy takes the action with the largest Q-value.
 
@@ -48,7 +68,7 @@ def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarra
         The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays.
 
     Raises:
-        ValueError: there is no artifact at `path`, or onnxruntime is missing.
+        ValueError: there is no artifact at `path`, or onnxruntime or the C compiler is missing.
     """
     artifact_format = artifact_format_of(path)
     if artifact_format == "onnx":
@@ -56,18 +76,22 @@ def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarra
     return importlib.import_module(f"rllib_kd.export.runners.{_RUNNERS[artifact_format]}").load(os.fspath(path))
 
 
-def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost:
-    """Measure an artifact in a new process with the smallest runtime that runs it.
+def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost | DeviceCost:
+    """Measure an artifact in a new process with the smallest runtime that runs it; C is compiled.
 
     That is numpy and onnxruntime for ONNX, numpy for safetensors, torch for TorchScript; never Ray or this package.
     Memory includes the Python interpreter and that runtime.
 
     Raises:
-        ValueError: there is no artifact at `path`, it does not record the shape of its observations, or onnxruntime is
-            missing.
+        ValueError: there is no artifact at `path`, it does not record the shape of its observations, onnxruntime or the
+            C compiler is missing, or the compiler failed.
         RuntimeError: the new process failed; the message has the end of its output.
     """
     artifact_format = artifact_format_of(path)
+    if artifact_format == "c":
+        network = c_runner.CNetwork(os.fspath(path))
+        flash, ram = c_runner.section_bytes(os.fspath(path)) or (None, None)
+        return DeviceCost(flash, ram, network.multiply_adds, network.latency_ms())
     if artifact_format == "onnx":
         require("onnxruntime")
     shape = _observation_shape(path)
@@ -112,10 +136,12 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
     if not os.path.isfile(path):
         raise ValueError(f"There is no artifact at '{path}'. Expected a file that export() wrote.")
     with open(path, "rb") as file:
-        head = file.read(9)
+        head = file.read(20)
+    if head.startswith(b"/* rllib_kd C export"):
+        return "c"
     if head.startswith(b"PK"):  # a zip archive
         return "torchscript"
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
         return "safetensors"
     if head.startswith(b"\x08"):  # the protobuf tag of ir_version
         return "onnx"

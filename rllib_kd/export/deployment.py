@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from rllib_kd.evaluation.playing import Act, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.evaluation.sources import open_source
-from rllib_kd.export.artifact import DeploymentCost, deployment_cost, q_function
-from rllib_kd.export.export import Exported, artifact_view, check_exportable
+from rllib_kd.export.artifact import DeploymentCost, DeviceCost, deployment_cost, q_function
+from rllib_kd.export.export import Exported, artifact_view, check_exportable, ending_of
 from rllib_kd.export.export import export as write_artifact
 from rllib_kd.observations.pipeline import View
 from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
@@ -33,9 +34,9 @@ class Deployment:
 
     name: str
     exported: Exported
-    cost: DeploymentCost
+    cost: DeploymentCost | DeviceCost | None  # None: C without a compiler, which could neither be measured nor played
     torch_return: float  # of the network in PyTorch, undiscounted
-    return_mean: float  # of the artifact, on the same episodes
+    return_mean: float  # of the artifact, on the same episodes; NaN if it could not be played
     return_ci95: float
     played_in: str  # environment, with its config
 
@@ -59,6 +60,7 @@ def deploy(
     *,
     format: str,
     int8: bool = False,
+    prefix: str | None = None,
     num_episodes: int = 20,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
@@ -70,8 +72,9 @@ def deploy(
         checkpoint: as the student of `compare()`.
         out: the file to write; None: a temporary file, for a teacher to compare with.
         env: as in `compare()`.
-        format: "onnx", "safetensors" or "torchscript".
-        int8: weights of 8 bits, for "onnx".
+        format: "c", "onnx", "safetensors" or "torchscript".
+        int8: weights of 8 bits, for "c" and "onnx".
+        prefix: what the names in C begin with; None: "student".
         num_episodes: episodes of PyTorch, and as many of the artifact, ≥ 1.
         env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.
@@ -85,16 +88,17 @@ def deploy(
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     played = resolve_environment({"the student": source}, env, env_config, trust_checkpoint=trust_checkpoint)
     network, make_env = source.network(), env_maker(*played)
-    check_exportable(network, format=format, int8=int8)
+    check_exportable(network, format=format, int8=int8, prefix=prefix)
     (network,) = check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
     torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)
     with tempfile.TemporaryDirectory() as folder:
-        path = out if out is not None else Path(folder) / f"network.{format}"
-        exported = write_artifact(network, path, format=format, obs=states, int8=int8)
-        q = q_function(path)
-        returns, _ = play(make_env, _Artifact(q, view), seeds, advance=advance)
-        cost = deployment_cost(path)
+        path = out if out is not None else Path(folder) / f"network{ending_of(format)}"
+        exported = write_artifact(network, path, format=format, obs=states, int8=int8, prefix=prefix)
+        cost, returns = None, [math.nan]
+        if exported.is_checked:
+            returns, _ = play(make_env, _Artifact(q_function(path), view), seeds, advance=advance)
+            cost = deployment_cost(path)
     return Deployment(
         "teacher" if out is None else out.name,
         exported,
@@ -106,27 +110,56 @@ def deploy(
 
 
 def deployment_table(deployments: Sequence[Deployment]) -> str:
-    """Return the environments, and a table of at most 80 columns with one column for each artifact."""
+    """Return the environments, and a table of at most 80 columns with one column for each artifact.
+
+    For C that could not be checked, since there is no compiler, return one line without numbers.
+    """
+    if any(deployment.cost is None for deployment in deployments):
+        return f"written unchecked: {printable(deployments[0].exported.path)}"
     table = Table(title=f"{deployments[0].exported.format}{', int8' if deployments[0].exported.int8 else ''}")
     table.add_column("")
     for deployment in deployments:
         table.add_column(cell(deployment.name), justify="right", overflow="fold")
     returns = means_and_intervals([(d.return_mean, d.return_ci95) for d in deployments])
     table.add_row("return, mean ± 95 % CI", *returns)
-    rows: dict[str, Callable[[Deployment], str]] = {
-        "return in PyTorch": lambda d: number(d.torch_return, d.return_ci95),
-        "bytes on disk": lambda d: f"{d.cost.disk_bytes:,}",
-        "peak memory": lambda d: f"{d.cost.peak_memory_bytes / 2**20:.1f} MiB",
-        "latency, batch of 1": lambda d: f"{1e3 * d.cost.latency_ms:.1f} µs",
-        "difference from PyTorch": lambda d: f"{d.exported.max_difference:.1e}",
-        "allowed": lambda d: _limit(d.exported),
-        "agreement with PyTorch": lambda d: f"{100 * d.exported.agreement:.2f} %",
-    }
-    for title, show in rows.items():
-        table.add_row(title, *map(show, deployments))
+    columns = list(map(_rows, deployments))
+    for title in columns[0]:
+        table.add_row(title, *(column[title] for column in columns))
     environments = dict.fromkeys(deployment.played_in for deployment in deployments)
     return "\n".join([*(f"played in {printable(each)}" for each in environments), rendered(table)])
 
 
-def _limit(exported: Exported) -> str:
-    return "–" if exported.max_difference_allowed is None else f"{exported.max_difference_allowed:.1e}"
+def _rows(deployment: Deployment) -> dict[str, str]:
+    """Return the numbers of one artifact by the titles of their rows."""
+    exported = deployment.exported
+    return {
+        "return in PyTorch": number(deployment.torch_return, deployment.return_ci95),
+        **_costs(deployment.cost),
+        "difference from PyTorch": _difference(exported.max_difference),
+        "allowed": _difference(exported.max_difference_allowed),
+        "agreement with PyTorch": "–" if exported.agreement is None else f"{100 * exported.agreement:.2f} %",
+    }
+
+
+def _costs(cost: DeploymentCost | DeviceCost | None) -> dict[str, str]:
+    if isinstance(cost, DeviceCost):
+        return {
+            "flash (code, weights)": _bytes(cost.flash_bytes),
+            "static RAM": _bytes(cost.ram_bytes),
+            "multiply-adds": f"{cost.multiply_adds:,}",
+            "latency, batch of 1": f"{1e3 * cost.latency_ms:.3g} µs",
+        }
+    assert cost is not None  # all artifacts were measured
+    return {
+        "bytes on disk": f"{cost.disk_bytes:,}",
+        "peak memory": f"{cost.peak_memory_bytes / 2**20:.1f} MiB",
+        "latency, batch of 1": f"{1e3 * cost.latency_ms:.1f} µs",
+    }
+
+
+def _bytes(count: int | None) -> str:
+    return "–" if count is None else f"{count:,} bytes"
+
+
+def _difference(difference: float | None) -> str:
+    return "–" if difference is None else f"{difference:.1e}"

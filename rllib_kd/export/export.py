@@ -3,11 +3,12 @@
 In every format, the artifact is one function from observations `[B, ...]`, float32, as the environment returns them, to
 Q-values `[B, A]`. It contains filters and one-hot encodings. Frames are stacked outside; so are the vectors made of
 observations that are not one array of numbers (by `runners/flatten.py`). It is loaded again and compared with PyTorch
-before it is moved to its path.
+before it is moved to its path. C is two files: a header, and a program that plays it.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -21,6 +22,9 @@ import torch
 from torch import nn
 
 from rllib_kd.export.artifact import FORMATS, q_function, require
+from rllib_kd.export.c.header import DEFAULT_PREFIX
+from rllib_kd.export.c.text import checked_header_name, checked_prefix
+from rllib_kd.export.c.write import check_c, check_programs, main_path, write_c
 from rllib_kd.export.formats import (
     artifact_space,
     exportable_stages,
@@ -31,6 +35,7 @@ from rllib_kd.export.formats import (
     write_safetensors,
     write_torchscript,
 )
+from rllib_kd.export.runners import c_runner
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown, View
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
@@ -41,7 +46,12 @@ TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 
 
 #: Endings of file names, by format.
-_ENDINGS = {"onnx": (".onnx",), "safetensors": (".safetensors",), "torchscript": (".pt", ".ts", ".torchscript")}
+_ENDINGS = {
+    "c": (".h",),
+    "onnx": (".onnx",),
+    "safetensors": (".safetensors",),
+    "torchscript": (".pt", ".ts", ".torchscript"),
+}
 
 
 #: For Q-values above about 64, rounding alone reaches the tolerance: runtimes add in different orders, as PyTorch does
@@ -52,6 +62,15 @@ _ROUNDING_STEPS = 16
 _CHUNK = 256  # observations at once, in the parity check
 
 
+_UNCHECKED = (
+    "There is no C compiler, so the C was written unchecked: neither compared with PyTorch, nor played or measured. "
+    "Install cc, gcc or clang, or set $CC, and export again."
+)
+
+
+logger = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Exported:
     """An artifact, and its difference from PyTorch on the observations of the parity check."""
@@ -59,10 +78,15 @@ class Exported:
     path: str
     format: str
     int8: bool
-    num_observations: int
-    max_difference: float  # of any Q-value, return units
-    max_difference_allowed: float | None  # None for int8, which is not held to one
-    agreement: float  # share of observations in which both choose one action, in [0, 1]
+    num_observations: int  # 0: C that could not be checked, since there is no compiler
+    max_difference: float | None  # of any Q-value, return units; None if unchecked
+    max_difference_allowed: float | None  # None for int8, which is not held to one, and if unchecked
+    agreement: float | None  # share of observations in which both choose the same action, in [0, 1]; None if unchecked
+
+    @property
+    def is_checked(self) -> bool:
+        """Return whether the artifact was compared with PyTorch: always, but for C without a compiler."""
+        return self.num_observations > 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for JSON."""
@@ -76,28 +100,34 @@ def export(
     format: str,
     obs: np.ndarray,
     int8: bool = False,
+    prefix: str | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """Write the student to a file, if the file's outputs equal PyTorch's.
 
+    C (`docs/c.md`) is compiled for the check; without a compiler it is written unchecked, with a warning. A program,
+    `NAME_main.c`, is written beside the header `NAME.h`.
+
     Args:
         student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.
-        out: path of the file; missing folders are created, and an older file is replaced.
+        out: path of the file; missing folders are created, and older files are replaced.
         format: one of `FORMATS`.
         obs: real observations `[N, ...]`, N ≥ 1, for the parity check, as `artifact_view(student)` returns them.
-        int8: weights of 8 bits, activations quantised at run time; ONNX only. The difference is not checked against
-            `tolerance`: judge it by `agreement`, and by the return of the artifact.
+        int8: weights of 8 bits, for C and ONNX. ONNX quantises activations at run time, C by the ranges that they have
+            on `obs`. The difference is not checked against `tolerance`: judge it by `agreement`, and by the return of
+            the artifact.
+        prefix: what the names in C begin with, a C identifier (default: "student"); for C only.
         tolerance: largest allowed difference from PyTorch in any Q-value, ≥ 0, return units. If Q-values are so large
             that 32 bits cannot resolve it (from 64 on, for the default), 16 steps between neighbouring 32-bit floats
             of that size are allowed.
 
     Raises:
-        ValueError: the format is unknown; `int8` with another format than ONNX; the packages for ONNX are missing;
-            `obs` has another shape than the student's observations; the student is recurrent, or has connectors that
-            an artifact cannot contain; it has layers that safetensors cannot describe; or the artifact differs from
-            PyTorch. Nothing is written then.
+        ValueError: the format is unknown; `int8` or `prefix` with a format that has none; the packages for ONNX are
+            missing; the C compiler fails; `obs` has another shape than the student's observations; the student is
+            recurrent, or has connectors that an artifact cannot contain; it has layers that the format cannot hold;
+            or the artifact differs from PyTorch. Nothing is written then.
     """
-    check_exportable(student, format=format, int8=int8)
+    check_exportable(student, format=format, int8=int8, prefix=prefix)
     shape = input_shape(student)
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
@@ -106,25 +136,65 @@ def export(
             "observations that the environment returns."
         )
     out = _checked_path(out)
+    if format == "c":
+        checked_header_name(out)
+        _checked_path(main_path(out))
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its path and renamed at the end: no reader finds half a file, or one that failed the check.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
-        if format == "onnx":
-            write_onnx(student, file, int8=int8)
-        elif format == "torchscript":
-            write_torchscript(student, file)
-        else:
-            write_safetensors(student, file)
-        max_difference, agreement, largest_q = _parity(student, q_function(file), obs)
-        allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
-        if not int8 and not max_difference <= allowed:  # NaN too
-            raise ValueError(
-                f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, on {len(obs)} "
-                f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
-                "Nothing was written."
-            )
+        integers = _write(student, file, obs, format=format, int8=int8, prefix=prefix)
+        exported = _checked(student, file, out, obs, integers, format=format, int8=int8, tolerance=tolerance)
+        if format == "c":
+            main_path(file).replace(main_path(out))
         file.replace(out)
+    return exported
+
+
+_Function = Callable[[np.ndarray], np.ndarray]
+
+
+def _write(
+    student: Teacher, file: Path, obs: np.ndarray, *, format: str, int8: bool, prefix: str | None
+) -> _Function | None:
+    """Write the file; return the function that it has to be exactly, for C in integers."""
+    if format == "onnx":
+        write_onnx(student, file, int8=int8)
+    elif format == "torchscript":
+        write_torchscript(student, file)
+    elif format == "c":
+        prefix = DEFAULT_PREFIX if prefix is None else prefix
+        return write_c(student, file, prefix=prefix, int8_obs=obs if int8 else None)
+    else:
+        write_safetensors(student, file)
+    return None
+
+
+def _checked(
+    student: Teacher,
+    file: Path,
+    out: Path,
+    obs: np.ndarray,
+    integers: _Function | None,
+    *,
+    format: str,
+    int8: bool,
+    tolerance: float,
+) -> Exported:
+    """Compare a file that will be moved to `out` with PyTorch; raise a ValueError if it differs."""
+    if format == "c" and c_runner.compiler() is None:
+        logger.warning(_UNCHECKED)
+        return Exported(str(out), format, int8, 0, None, None, None)
+    max_difference, agreement, largest_q = _parity(student, q_function(file), obs)
+    allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
+    if not int8 and not max_difference <= allowed:  # NaN too
+        raise ValueError(
+            f"The {format} artifact differs from PyTorch by {max_difference:.3g} in a Q-value, on {len(obs)} "
+            f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
+            "Nothing was written."
+        )
+    if format == "c":
+        check_programs(file, obs, integers)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
 
 
@@ -138,13 +208,14 @@ def _checked_path(out: str | os.PathLike[str]) -> Path:
     return path
 
 
-def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> None:
+def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefix: str | None = None) -> None:
     """Check that the student can be exported, before it plays episodes.
 
     Args:
         student: as in `export()`.
         format: one of `FORMATS`.
         int8: as in `export()`.
+        prefix: as in `export()`.
 
     Raises:
         ValueError: the student cannot be exported; the message has the reason.
@@ -156,8 +227,12 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> No
             f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
             "and Q-networks can be exported. Distil it, and export the student."
         )
-    if int8 and format != "onnx":
-        raise ValueError(f"int8 is for format='onnx' only, got format='{format}'.")
+    if int8 and format not in ("c", "onnx"):
+        raise ValueError(f"int8 is for format='c' or 'onnx' only, got format='{format}'.")
+    if prefix is not None:
+        if format != "c":
+            raise ValueError(f"A prefix is for format='c' only, got format='{format}'.")
+        checked_prefix(prefix)
     if format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
     exportable_stages(student)
@@ -171,6 +246,13 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False) -> No
             "The student is recurrent, but an artifact is a function of one observation and keeps no state. Export a "
             "feed-forward student."
         )
+    if format == "c":
+        check_c(student, int8=int8)
+
+
+def ending_of(format: str) -> str:
+    """Return the usual ending of a file in one of `FORMATS`."""
+    return _ENDINGS[format][0]
 
 
 def format_of_ending(path: str | os.PathLike[str]) -> str:

@@ -250,7 +250,7 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
         encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder
     ):
         raise ValueError(
-            f"safetensors can describe students of RLlib's DQN module with an MLP or a CNN, got a "
+            f"safetensors and C can hold students of RLlib's DQN module with an MLP or a CNN, got a "
             f"{type(module).__name__} with a {type(encoder).__name__}. Use format='onnx' or 'torchscript'."
         )
     tensors: dict[str, Tensor] = {}

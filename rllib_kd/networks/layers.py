@@ -223,7 +223,7 @@ def describe_layer(name: str, layer: nn.Module, tensors: dict[str, Tensor]) -> d
         description = {"op": "conv2d", "stride": list(layer.stride)}
     else:
         raise ValueError(
-            f"safetensors cannot describe the layer {layer}. Known are linear, conv2d, layer_norm, zero_pad, "
+            f"safetensors and C cannot hold the layer {layer}. Known are linear, conv2d, layer_norm, zero_pad, "
             f"flatten, {', '.join(ELEMENTWISE)}. Use format='onnx' or 'torchscript'."
         )
     weight = layer.weight.detach().cpu().float().contiguous()

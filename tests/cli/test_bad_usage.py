@@ -183,11 +183,19 @@ BAD = {
     "student is not there": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "/none"], "at '/none'"),
     "unknown format": (
         ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.gguf", "--format", "gguf", "--episodes", "1"],
-        "Unknown format 'gguf'. Known are onnx, safetensors, torchscript",
+        "Unknown format 'gguf'. Known are c, onnx, safetensors, torchscript",
     ),
     "int8 of another format": (
         ["export", "cartpole", "--env", "CartPole-v1", "--out", "x", "--format", "safetensors", "--int8"],
         "int8",
+    ),
+    "a prefix that is no name in C": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.h", "--prefix", "a; system(0)"],
+        "The prefix 'a; system(0)' is not a C identifier",
+    ),
+    "a prefix of another format": (
+        ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.onnx", "--prefix", "a"],
+        "A prefix is for format='c' only",
     ),
     "no episodes to export": (
         ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.onnx", "--episodes", "0"],
@@ -199,8 +207,9 @@ BAD = {
     ),
     "an ending that no format has": (
         ["export", "cartpole", "--out", "fl.bin"],
-        "The ending of 'fl.bin' names no format. Known endings: .onnx for onnx; .safetensors for safetensors; .pt or "
-        ".ts or .torchscript for torchscript. Rename the file, or set --format (onnx, safetensors, torchscript)",
+        "The ending of 'fl.bin' names no format. Known endings: .h for c; .onnx for onnx; .safetensors for "
+        "safetensors; .pt or .ts or .torchscript for torchscript. Rename the file, or set --format (c, onnx, "
+        "safetensors, torchscript)",
     ),
     "no ending": (["export", "cartpole", "--out", "student"], "The ending of 'student' names no format"),
     "an empty file name": (["train", "file", ""], "A path is empty"),

@@ -92,5 +92,9 @@ PIPELINES = {
 }
 
 
+#: Formats of one file, which any process loads. C is compiled: tests/export/c has its networks in one program.
+ONE_FILE = tuple(name for name in FORMATS if name != "c")
+
+
 #: Where each file is played in a process of its own, as many others are: the one that imports torch is slow.
-QUICK_TO_PLAY = [pytest.param(name, marks=pytest.mark.slow) if name == "torchscript" else name for name in FORMATS]
+QUICK_TO_PLAY = [pytest.param(name, marks=pytest.mark.slow) if name == "torchscript" else name for name in ONE_FILE]

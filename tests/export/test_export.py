@@ -17,10 +17,10 @@ from rllib_kd.export.artifact import FORMATS, artifact_format_of, deployment_cos
 from rllib_kd.export.export import TOLERANCE, export
 from rllib_kd.export.formats import describe
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
-from tests.export.students import LINEAR, MLPS, OTHERS, ROOT, linear_student, network
+from tests.export.students import LINEAR, MLPS, ONE_FILE, OTHERS, ROOT, linear_student, network
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", ONE_FILE)
 @pytest.mark.parametrize("name", [*LINEAR, *MLPS, *OTHERS])
 def test_every_network_in_every_format_equals_pytorch(name, artifact_format, tmp_path):
     student = linear_student(LINEAR[name]) if name in LINEAR else network(**(MLPS | OTHERS)[name])
@@ -70,7 +70,7 @@ def test_artifacts_know_no_paths_of_this_machine(artifact_format, tmp_path):
 
 
 @pytest.mark.parametrize("artifact_format", FORMATS)
-def test_exporting_is_silent_and_leaves_one_file(artifact_format, tmp_path, capfd, caplog):
+def test_exporting_is_silent_and_leaves_its_files_alone(artifact_format, tmp_path, capfd, caplog):
     student = network(dueling=True)
     capfd.readouterr()
     with warnings.catch_warnings():
@@ -79,7 +79,7 @@ def test_exporting_is_silent_and_leaves_one_file(artifact_format, tmp_path, capf
             export(student, tmp_path / "new" / "s", format=artifact_format, obs=states(2))
         if artifact_format == "onnx":
             export(student, tmp_path / "new" / "s", format=artifact_format, obs=states(2), int8=True)
-    assert os.listdir(tmp_path / "new") == ["s"]
+    assert sorted(os.listdir(tmp_path / "new")) == (["s", "s_main.c"] if artifact_format == "c" else ["s"])
     assert capfd.readouterr() == ("", "")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -148,8 +148,9 @@ def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"format": "tflite"}, "Unknown format 'tflite'. Known are onnx, safetensors, torchscript"),
-        ({"format": "safetensors", "int8": True}, "int8 is for format='onnx' only"),
+        ({"format": "tflite"}, "Unknown format 'tflite'. Known are c, onnx, safetensors, torchscript"),
+        ({"format": "safetensors", "int8": True}, "int8 is for format='c' or 'onnx' only"),
+        ({"prefix": "mine"}, "A prefix is for format='c' only"),
         ({"obs": states(3)[:, :3]}, r"the shape \[3, 3\], expected \[N, 4\]"),
         ({"obs": states(3)[:0]}, r"the shape \[0, 4\], expected \[N, 4\]"),
         ({"obs": states(3)[0]}, r"the shape \[4\], expected \[N, 4\]"),
@@ -165,6 +166,9 @@ def test_bad_input(kwargs, message, tmp_path):
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(ValueError, match="is a folder"):
         export(network(), tmp_path, format="safetensors", obs=states(3))
+    (tmp_path / "s_main.c").mkdir()
+    with pytest.raises(ValueError, match=r"s_main\.c' is a folder"):
+        export(network(), tmp_path / "s.h", format="c", obs=states(3))
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is a device or a pipe, which cannot be replaced"):
         export(network(), tmp_path / "pipe", format="safetensors", obs=states(3))
@@ -187,7 +191,7 @@ def test_missing_packages_say_what_to_install(package, tmp_path, monkeypatch):
 
 def test_safetensors_names_the_layers_that_it_cannot_describe(tmp_path):
     student = network(fcnet_activation="Softplus")
-    with pytest.raises(ValueError, match=r"cannot describe the layer Softplus.*Known are linear, conv2d.*'onnx'"):
+    with pytest.raises(ValueError, match=r"cannot hold the layer Softplus.*Known are linear, conv2d.*'onnx'"):
         export(student, tmp_path / "s", format="safetensors", obs=states(3))
     export(student, tmp_path / "s", format="onnx", obs=states(3))
 

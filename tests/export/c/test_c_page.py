@@ -1,0 +1,71 @@
+"""docs/c.md: its program compiles, its commands work as written, and it lists what there is."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_kd import load_teacher
+from rllib_kd.export.c.header import _HEADER
+from rllib_kd.export.c.integers import _MAX_NORM
+from rllib_kd.export.c.text import _MAX_PREFIX
+from rllib_kd.export.export import export
+from rllib_kd.export.runners import c_runner
+from rllib_kd.networks import layers as layers_module
+from rllib_kd.networks.layers import ELEMENTWISE
+from tests.conftest import states
+from tests.export.students import ROOT, network
+
+PAGE = (ROOT / "docs" / "c.md").read_text()
+(PROGRAM,) = re.findall(r"```c\n(.*?)```", PAGE, re.DOTALL)
+COMMANDS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_program_on_the_page_compiles(int8, tmp_path):
+    export(network(), tmp_path / "student.h", format="c", obs=states(3), int8=int8)
+    (tmp_path / "own.c").write_text(PROGRAM)
+    c_runner.build(tmp_path / "own.c", tmp_path / "own.o", "-c")
+
+
+def test_the_page_lists_what_there_is():
+    listed = set(re.findall(r"`(\w+)`", PAGE.split("are known:")[1].split("`--int8`")[0]))
+    assert listed == {*ELEMENTWISE, *layers_module._BUILDERS}
+    macros = set(re.findall(r"#define P_(\w+) ", _HEADER))
+    assert macros == set(re.findall(r"\bSTUDENT_(\w+)", PAGE)) - {"Q_UNIT"}
+    assert f"more than {_MAX_NORM:,} numbers" in PAGE
+    assert f"up to {_MAX_PREFIX} characters" in PAGE
+
+
+@pytest.mark.slow
+def test_the_page_on_c_works_as_written(tmp_path: Path):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", "set -e\n" + "".join(COMMANDS)],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "policy")) == [
+        "observations",
+        "small.h",
+        "small_main.c",
+        "student",
+        "student.h",
+        "student_main.c",
+    ]
+    assert done.stdout.count("500.0 ± 0.0") == 2
+    first, second, third, fourth = done.stdout.splitlines()[-4:]
+    expected = load_teacher("cartpole").q_values(torch.tensor([[0, 0, 0.05, 0], [0, 0, -0.05, 0]])).numpy()
+    assert (first, second) == ("1", "0")
+    for line, values in ((third, expected[0]), (fourth, expected[1])):
+        action, *q_values = line.split()
+        assert int(action) == values.argmax()
+        assert np.array(q_values, float) == pytest.approx(values, abs=1e-4)

@@ -113,7 +113,7 @@ def own_folder(tmp_path: Path) -> Iterator[Path]:
     """The working folder of a user, with files of their own; what is imported from it is forgotten afterwards."""
     folder = tmp_path / "own"
     folder.mkdir()
-    modules, ids = set(sys.modules), set(gym.registry)
+    ids = set(gym.registry)
     # Not the fixture `monkeypatch`, which ends after fixtures that start Ray anew: its processes would start here.
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -125,8 +125,8 @@ def own_folder(tmp_path: Path) -> Iterator[Path]:
         yield folder
     # Only ours: `importlib_metadata`, if it was imported meanwhile, puts its finder in the place of Python's own.
     sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("rllib_kd")]
-    for name in set(sys.modules) - modules:
-        if re.search(f"{tmp_path}|rllib_kd-environment-", str(getattr(sys.modules[name], "__file__", ""))):
+    for name, module in list(sys.modules.items()):  # also those that have replaced another one of their name
+        if re.search(f"{tmp_path}|rllib_kd-environment-", str(getattr(module, "__file__", ""))):
             del sys.modules[name]
     for env_id in set(gym.registry) - ids:
         del gym.registry[env_id]

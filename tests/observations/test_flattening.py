@@ -1,5 +1,6 @@
 """One vector of observations of any composition."""
 
+import os
 import subprocess
 import sys
 
@@ -93,9 +94,8 @@ def test_a_texts_vector_is_known():
 
 def test_a_texts_vector_is_the_same_in_every_process():
     code = "from rllib_kd.observations.texts import text_vector; print(text_vector('go to the grün ball').tolist())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
-    )
+    environment = os.environ | {"PYTHONHASHSEED": "7"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.strip() == str(text_vector("go to the grün ball").tolist())
 
 

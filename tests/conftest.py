@@ -109,12 +109,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def own_folder(tmp_path: Path) -> Iterator[Path]:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working folder of a user, with files of their own; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(".")  # where it returns to if a test leaves the folder by it
     folder = tmp_path / "own"
     folder.mkdir()
     ids = set(gym.registry)
-    # Not the fixture `monkeypatch`, which ends after fixtures that start Ray anew: its processes would start here.
+    # Not by `monkeypatch`, which ends after fixtures that start Ray anew: its processes would start here.
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))

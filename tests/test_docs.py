@@ -29,7 +29,7 @@ BLOCKS = {
 #: What the text around a block has made.
 GIVEN = {"config": DistillDQNConfig, "make_env": lambda: None}
 #: They start Ray, take minutes, or read files that the reader has.
-SLOW = {"build_algo", "compare", "compare_all", "load_teacher", "write_report"}
+SLOW = {"InferenceSession", "build_algo", "compare", "compare_all", "load_teacher", "write_report"}
 
 
 def called(tree: ast.AST) -> list[tuple[str, ast.Call]]:

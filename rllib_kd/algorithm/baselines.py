@@ -41,8 +41,8 @@ BASELINES = ("teacher", "random")
 
 
 _MAY_DIFFER = (
-    " It may have been trained in another environment, or with other wrappers and connectors (e.g. a missing frame "
-    "stack or observation filter)."
+    " It may have been trained too briefly, or in another environment, or with other wrappers and connectors (e.g. a "
+    "missing frame stack or observation filter)."
 )
 
 

@@ -172,8 +172,9 @@ def check_without_teacher(config: DistillationConfig) -> None:
         return
     if not config.uses_td:
         raise ValueError(
-            "DistillDQN needs a teacher, got None. Name one with .distillation(teacher='path/to/checkpoint'), or "
-            "'cartpole', which comes with the package. To learn without one, as DQN does: td_coeff=1.0."
+            "DistillDQN needs a teacher, got None. Name a checkpoint, or 'cartpole', which comes with the package: "
+            "--teacher PATH, or .distillation(teacher=PATH). To learn without one, as DQN does: --no-teacher, or "
+            "td_coeff=1.0."
         )
     _refuse(
         config,

@@ -11,6 +11,10 @@ from pathlib import Path
 CHECKPOINT = "checkpoint_"
 
 
+#: File in the folder of a sweep, of which each trial has a student for each seed.
+SWEEP = "sweep.json"
+
+
 #: Algorithm_environment_experiment_number_and-again_what=it varies_date_time
 _TRIAL = re.compile(r"^.+_(?P<number>\d{5})_\d+(_(?P<varied>.+))?_(?P<began>\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d)$")
 

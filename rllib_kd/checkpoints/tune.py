@@ -22,7 +22,7 @@ from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
-from rllib_kd.checkpoints.run_names import CHECKPOINT, short_names
+from rllib_kd.checkpoints.run_names import CHECKPOINT, SWEEP, short_names
 from rllib_kd.checkpoints.runs import Curve, CurveReader
 from rllib_kd.checkpoints.uris import (
     NothingThereError,
@@ -283,7 +283,8 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
         (chosen,) = reader.score(posixpath.dirname(chosen.path), [chosen.path])
     uri = uri_of(named.uri, named.path, chosen.path)
     why = _why(named.why, kind, chosen)
-    logger.info("Using checkpoint '%s' of run '%s': %s.", printable(uri), printable(tidied(named.given)), why)
+    taken = posixpath.basename(chosen.path) if len(trials) == 1 else posixpath.relpath(chosen.path, named.path)
+    logger.info("Using '%s' of run '%s': %s.", printable(taken), printable(tidied(named.given)), why)
     return Location(uri, named.filesystem, chosen.path, _return_of(chosen))
 
 
@@ -304,6 +305,12 @@ def _kind(named: _Named, found: Sequence[_Scored]) -> int | None:
 
 def _check_is_one_run(named: _Named, found: Sequence[_Scored]) -> None:
     runs = list(dict.fromkeys(scored.path.rpartition("/")[0] for scored in found))
+    if len(runs) > 1 and is_file(named.filesystem, posixpath.join(named.path, SWEEP)):
+        raise CheckpointError(
+            f"'{tidied(named.given)}' is a sweep of {len(runs)} settings, each with a student for each seed. Name one "
+            f"student, such as '{uri_of(named.uri, named.path, posixpath.join(found[-1].path, 'seed_0'))}'. The sweep "
+            "printed the path of the recommended one, and its page, report/index.html, links all."
+        )
     if len(runs) > 1:
         names = ", ".join([*short_names(runs)[:_MAX_LISTED], *(["..."] if len(runs) > _MAX_LISTED else [])])
         one = uri_of(named.uri, named.path, runs[0])

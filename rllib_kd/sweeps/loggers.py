@@ -59,7 +59,7 @@ class SettingLines(tune.Callback):
 
     def _print(self, trials: list[Any], trial: Any, line: str) -> None:
         ended = sum(other is trial or _has_ended(other) for other in trials)
-        print(f"{ended:>4} settings  {printable(line)}", flush=True)
+        print(f"{ended:>4} setting{'s' if ended > 1 else ' '}  {printable(line)}", flush=True)
 
 
 class MinuteLines(tune.Callback):
@@ -94,7 +94,7 @@ class MinuteLines(tune.Callback):
         ratios = [trial.last_result["return_ratio"] for trial in trials if "return_ratio" in (trial.last_result or {})]
         words += [f"best return ratio so far {ratio(max(ratios))}"] if ratios else []
         minutes = round((now - self._began) / 60)
-        print(f"{min(done / total, 1.0):>5.0%} after {minutes} min: {', '.join(words)}", flush=True)
+        print(f"{min(done / total, 1.0):>5.0%} of training after {minutes} min: {', '.join(words)}", flush=True)
 
 
 def _has_ended(trial: Any) -> bool:

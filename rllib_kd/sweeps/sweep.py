@@ -32,6 +32,7 @@ from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
+from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
@@ -80,9 +81,6 @@ Space = Callable[..., Mapping[str, Domain]]
 
 
 _MAX_FAILURES = 3  # of a trial, that send it back to its last checkpoint
-
-
-_SPEC = "sweep.json"
 
 
 @dataclass
@@ -348,12 +346,12 @@ class Sweep:
     def _write_spec(self) -> None:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
         filesystem.create_dir(path, recursive=True)
-        with filesystem.open_output_stream(f"{path}/{_SPEC}") as stream:
+        with filesystem.open_output_stream(f"{path}/{SWEEP}") as stream:
             stream.write(json.dumps(self._spec(), indent=1).encode())
 
     def _check_spec(self) -> None:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
-        with filesystem.open_input_stream(f"{path}/{_SPEC}") as stream:
+        with filesystem.open_input_stream(f"{path}/{SWEEP}") as stream:
             begun = json.loads(stream.read())
         if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
             changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)

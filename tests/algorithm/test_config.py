@@ -32,7 +32,7 @@ def test_the_defaults_are_valid():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"teacher": None}, "needs a teacher, got None.*To learn without one, as DQN does: td_coeff=1.0"),
+        ({"teacher": None}, "needs a teacher, got None.*To learn without one, as DQN does: --no-teacher"),
         ({"teacher": None, "td_coeff": 1.0, "rollout_policy": "teacher"}, "`rollout_policy`='teacher' needs a teacher"),
         ({"teacher": None, "td_coeff": 1.0, "compression": 0.1}, "`compression`=0.1 needs a teacher"),
         ({"kd_coeff": "qdager"}, r"`kd_coeff` must be a number or a schedule .*, or 'qdagger', got 'qdager'"),

@@ -170,7 +170,7 @@ def test_the_log_says_which_and_why(request, caplog, kind, rule, why):
         uri = resolve(run).uri
         resolve(uri)  # a checkpoint: nothing was chosen
     own = [record.getMessage() for record in caplog.records if record.name.startswith("rllib_kd")]
-    assert own == [f"Using checkpoint '{uri}' of run '{run}': {why}."]
+    assert own == [f"Using '{Path(uri).name}' of run '{run}': {why}."]
 
 
 def test_a_checkpoint_that_no_evaluation_came_before_is_taken_if_no_other_is_whole(evaluated, caplog):
@@ -301,7 +301,7 @@ def test_commands_print_which_checkpoint_they_take_once(evaluated, trained, monk
         return [line for line in error.splitlines() if not line.startswith("warning: The teacher")]
 
     (note,) = run("compare", evaluated, "--teacher", evaluated)
-    assert re.fullmatch(r"note: Using checkpoint '.*/checkpoint_000001' of run '.*': it has the best .*\.", note)
+    assert re.fullmatch(r"note: Using 'checkpoint_000001' of run '.*': it has the best .*\.", note)
     assert len(run("compare", evaluated, "--teacher", trained)) == 2
     (note,) = run("evaluate", f"{evaluated}@newest")
     assert note.endswith("/evaluated@newest': it is the newest, as @newest requests.")
@@ -319,6 +319,17 @@ def test_the_checkpoint_of_a_sweep_names_its_students(tmp_path):
     with pytest.raises(ValueError, match=r"with a student for each seed\. Name one .*/checkpoint_000000/seed_0'\."):
         load_teacher(trial)
     assert load_teacher(trial / "checkpoint_000000" / "seed_0").num_parameters > 0
+
+
+def test_a_sweep_names_a_student(tmp_path):
+    for name in ("a", "b"):
+        write_trial(tmp_path / name, training=[None])
+    (tmp_path / "sweep.json").write_text("{}")
+    message = (
+        r"is a sweep of 2 settings, .*Name one student, such as '.*/b/checkpoint_000000/seed_0'\. The sweep printed"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_teacher(tmp_path)
 
 
 # --- Folders of a zip -------------------------------------------------------------------------------------------------

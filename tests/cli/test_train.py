@@ -79,7 +79,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
         *train, "--stop", '{"training_iteration": 5}', "-n", "second", "--restore", f"{tmp_path / 'first'}@newest"
     )
     assert done.returncode == 0, done.stderr
-    assert f"note: Using checkpoint '{checkpoint}' of run '" in done.stderr
+    assert f"note: Using '{Path(checkpoint).name}' of run '" in done.stderr
     (result,) = (tmp_path / "second").glob("*/result.json")
     assert json.loads(result.read_text().splitlines()[0])["training_iteration"] == 4
 

@@ -127,14 +127,14 @@ def test_a_pipe_gets_a_line_a_minute(monkeypatch, capsys, is_terminal):
         return
     assert len(printed) == 10
     expected = "2 of 4 settings have ended, 1 running, best return ratio so far 0.950"
-    assert printed[0] == f"  62% after 1 min: {expected}"
-    assert printed[-1] == f"  62% after 10 min: {expected}"
+    assert printed[0] == f"  62% of training after 1 min: {expected}"
+    assert printed[-1] == f"  62% of training after 10 min: {expected}"
 
 
 def test_before_the_first_report_there_is_no_ratio(capsys):
     lines = MinuteLines(seconds=0.0)
     lines.on_step_end(1, [trial("RUNNING")])
-    assert capsys.readouterr().out == "   0% after 0 min: 0 of 1 settings have ended, 1 running\n"
+    assert capsys.readouterr().out == "   0% of training after 0 min: 0 of 1 settings have ended, 1 running\n"
     assert isinstance(pickle.loads(pickle.dumps(sweep_loggers()))[1], MinuteLines)  # as Tune does
 
 

@@ -373,7 +373,7 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
 @pytest.mark.slow
 def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
     command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher", "cartpole", "--env", "CartPole-v1"]
-    command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "60000", "--search", search]
+    command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "24000", "--search", search]
     command += ["--storage-path", str(tmp_path), "--name", "killed", "--config", '{"training_intensity": 32}']
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -416,7 +416,7 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
             assert resumed is not None, "it began anew"
             assert resumed["training_iteration"] > before[trial] - 1
         for row in rows:
-            goal = 60_000 * row["training_iteration"] / 8
+            goal = 24_000 * row["training_iteration"] / 8
             steps = row["num_env_steps_sampled_lifetime"]
             assert goal <= steps < goal + 1_100
             # The replay ratio, but for what was sampled before learning started, here and after the restart.

@@ -104,7 +104,15 @@ def train(
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.experiment.outcome import refusal
     from rllib_kd.experiment.progress_line import ProgressLine
-    from rllib_kd.experiment.running import RunOptions, alone, check_options, folder_of, named, run
+    from rllib_kd.experiment.running import (
+        RunOptions,
+        alone,
+        check_options,
+        folder_of,
+        named,
+        note_of_earlier_runs,
+        run,
+    )
     from rllib_kd.experiment.worker_logs import env_runner_failure
     from rllib_kd.terminal import say
 
@@ -149,6 +157,8 @@ def train(
     ):
         if experiment.name is None:
             say(f"note: results go to '{folder_of(checked, options)}'.")
+        elif note := note_of_earlier_runs(checked, options):
+            say(f"note: {note}")
         began = time.time()
         results, interrupted = run(checked, options)
         failure = env_runner_failure(since=began)

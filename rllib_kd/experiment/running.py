@@ -160,6 +160,17 @@ def alone(experiment: CheckedExperiment, options: RunOptions) -> AbstractContext
     return alone_in(folder_of(experiment, options), remedy="choose another --experiment-name")
 
 
+def note_of_earlier_runs(experiment: CheckedExperiment, options: RunOptions) -> str | None:
+    """Return what is to be said if a new run is going to be put beside an earlier one; None if there is none."""
+    folder = folder_of(experiment, options)
+    if options.resume or not has_snapshot(folder):
+        return None
+    return (
+        f"'{folder}' has an earlier run, and this one comes beside it. Give another --experiment-name to keep them "
+        "apart, or --resume to continue the earlier one."
+    )
+
+
 @contextmanager
 def named(experiment: CheckedExperiment, options: RunOptions) -> Iterator[CheckedExperiment]:
     """Make a folder for an experiment that nobody has named, and yield the experiment with the folder's name.

@@ -37,6 +37,15 @@ def test_other_criteria_take_effect_in_what_tune_restores():
     assert stop("a", {"training_iteration": 3})
 
 
+def test_a_run_that_comes_beside_an_earlier_one_says_so(tmp_path):
+    mine, options = SimpleNamespace(name="mine"), RunOptions(storage_path=str(tmp_path))
+    assert running.note_of_earlier_runs(mine, options) is None
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "snapshot.zip").touch()
+    assert f"'{tmp_path}/mine' has an earlier run" in running.note_of_earlier_runs(mine, options)
+    assert running.note_of_earlier_runs(mine, replace(options, resume=True)) is None
+
+
 def test_flags_are_kept_in_the_folder_of_the_experiment(tmp_path):
     uri = str(tmp_path / "new" / "experiment")
     assert recorded(uri) == {}

@@ -16,6 +16,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.models.utils import get_filter_config
 from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
@@ -78,6 +79,23 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
         check_spaces(input_space(shown), actions)
+        _check_has_convolutions(config, input_space(shown))
+
+
+def _check_has_convolutions(config: DistillationConfig, space: gym.Space) -> None:
+    """Check that a student without a teacher has convolutions for its images: RLlib's own suit some sizes alone."""
+    is_shaped = bool(config.students) or config.student is not None or config.own_rl_module_spec is not None
+    is_shaped = is_shaped or bool(config.given_model_config.get("conv_filters"))
+    if config.teacher is not None or is_shaped or len(space.shape or ()) != 3:
+        return
+    try:
+        get_filter_config(space.shape)
+    except ValueError:
+        raise ValueError(
+            f"There are no default convolutions for images of the shape {space.shape}. Name channels, kernel and "
+            'stride of each layer in the model config: --config \'{"model_config": {"conv_filters": [[16, 3, 2], '
+            "[32, 3, 1]]}}', or rl_module(model_config={'conv_filters': ...})."
+        ) from None
 
 
 def check_teacher(

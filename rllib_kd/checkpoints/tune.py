@@ -267,9 +267,9 @@ def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
     ]
     if not found:
         raise CheckpointError(
-            f"The run '{named.uri}' has no checkpoint. Let Tune write some: --checkpoint-at-end or --checkpoint-freq "
-            "on the command line, CheckpointConfig(checkpoint_at_end=True) in Python. If the run was interrupted, "
-            "continue it by the same command with --resume."
+            f"The run '{named.uri}' has no checkpoint. If it was interrupted, continue it by the same command with "
+            "--resume. Otherwise let Tune write some: --checkpoint-at-end or --checkpoint-freq on the command line, "
+            "CheckpointConfig(checkpoint_at_end=True) in Python."
         )
     kind = _kind(named, found)
     candidates = found[::-1]  # the newest first

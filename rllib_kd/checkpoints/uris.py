@@ -61,8 +61,8 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
         raise CheckpointError(f"'{uri}' is neither an absolute path nor a URI that can be read: {error}") from error
     if not found:
         raise NothingThereError(
-            f"There is no checkpoint at '{uri}'. Expected the folder of a trained RLlib DQN, another library's file "
-            "(in the config of a Tune trial as an absolute path, since trials run in other folders), or 'cartpole', "
+            f"There is no checkpoint at '{uri}'. Expected the folder of a trained RLlib algorithm, another library's "
+            "file (in the config of a Tune trial as an absolute path, since trials run in other folders), or 'cartpole', "
             "which comes with rllib_kd."
         )
     return filesystem, path.rstrip("/") or "/"

@@ -155,10 +155,7 @@ class Shrink:
         settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
         make_env = env_maker(self.env, settings["env_config"])
         observation_space = self._observation_space(make_env)
-        teacher = self.teacher
-        if not isinstance(teacher, Teacher):
-            teacher = load_teacher(teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
-        (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        teacher = self._fitting_teacher(make_env)
         options["weights of the teacher"] = fingerprint(teacher)
         sizes = self._sizes(teacher, observation_space, settings)
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
@@ -181,6 +178,14 @@ class Shrink:
                 asked=self,
             )
             return run(command=command, progress=progress)
+
+    def _fitting_teacher(self, make_env: Any) -> Teacher:
+        """Return the teacher, loaded, for this environment."""
+        teacher = self.teacher
+        if not isinstance(teacher, Teacher):
+            teacher = load_teacher(teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
+        (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        return teacher
 
     def _observation_space(self, make_env: Any) -> Any:
         env = make_env()

@@ -99,4 +99,4 @@ def _origin(content: bytes, uri: str) -> str:
 
 
 def _unknown(uri: str) -> CheckpointError:
-    return CheckpointError(f"'{uri}' is not a teacher of a known format, or is incomplete. Expected {_FORMATS}.")
+    return CheckpointError(f"'{uri}' is not a policy of a known format, or is incomplete. Expected {_FORMATS}.")

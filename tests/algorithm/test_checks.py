@@ -47,6 +47,12 @@ def valid() -> DistillDQNConfig:
         ),
         (lambda c: c.evaluation(evaluation_config={"num_envs_per_env_runner": 0}), "num_envs_per_env_runner"),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": ["x"]}), "expected a list of integers"),
+        (
+            lambda c: c.environment(
+                observation_space=gym.spaces.Box(0, 255, (7, 7, 3), np.uint8), action_space=gym.spaces.Discrete(2)
+            ).distillation(teacher=None, td_coeff=1.0),
+            r"no default convolutions for images of the shape \(7, 7, 3\)",
+        ),
     ],
 )
 def test_build_algo_refuses_what_is_known_to_be_wrong_before_ray_starts(no_ray, change, message):

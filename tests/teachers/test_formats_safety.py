@@ -353,7 +353,7 @@ def test_any_other_file_is_one_error(tmp_path):
         (tmp_path / "a").write_bytes(content)
         refuse(tmp_path / "a")
     (tmp_path / "b").write_bytes(b"GIF89a")
-    refuse(tmp_path / "b", "is not a teacher of a known format.*Stable-Baselines3, weights of CleanRL")
+    refuse(tmp_path / "b", "is not a policy of a known format.*Stable-Baselines3, weights of CleanRL")
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -62,8 +62,8 @@ def open_uri(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if not found:
         raise NothingThereError(
             f"There is no checkpoint at '{uri}'. Expected the folder of a trained RLlib algorithm, another library's "
-            "file (in the config of a Tune trial as an absolute path, since trials run in other folders), or 'cartpole', "
-            "which comes with rllib_kd."
+            "file (in the config of a Tune trial as an absolute path, since trials run in other folders), or "
+            "'cartpole', which comes with rllib_kd."
         )
     return filesystem, path.rstrip("/") or "/"
 

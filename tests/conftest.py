@@ -124,7 +124,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
         for module, name in (*remembered, (own, "_defined"), (sources, "_provided")):
             patch.setattr(module, name, type(getattr(module, name))())
         yield folder
-    # Only ours: `importlib_metadata`, if it was imported meanwhile, puts its finder in the place of Python's own.
+    # Other finders stay: if `importlib_metadata` was imported meanwhile, its finder has replaced Python's own.
     sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("rllib_kd")]
     for name, module in list(sys.modules.items()):  # also those that have replaced another one of their name
         if re.search(f"{tmp_path}|rllib_kd-environment-", str(getattr(module, "__file__", ""))):

@@ -14,6 +14,8 @@ from rllib_kd.certificates.evidence import spend_alpha
 
 #: Episodes between two looks at the result.
 BATCH = 50
+#: Most episodes of a candidate, unless one asks for others.
+MAX_EPISODES = 5_000
 
 
 #: Plays a candidate: its place, number of the first certificate episode, number of episodes → returns of the student,
@@ -62,6 +64,11 @@ class Tested:
     def is_certified(self) -> bool:
         """Return whether the candidate passed."""
         return self.certificate.is_certified
+
+    @property
+    def returns_by_policy(self) -> dict[str, list[float]]:
+        """Return the returns of "student", "teacher" and "random", for JSON."""
+        return dict(zip(("student", "teacher", "random"), self.returns.tolist(), strict=True))
 
 
 def certify(

@@ -212,6 +212,13 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
         raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
 
 
+def replace_file(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
+    """Write a file beside its path, and move it there, which replaces an older one at once."""
+    with filesystem.open_output_stream(f"{path}.new") as stream:
+        stream.write(content)
+    filesystem.move(f"{path}.new", path)
+
+
 def list_folder(filesystem: pyarrow.fs.FileSystem, path: str, *, missing_ok: bool = False) -> list[pyarrow.fs.FileInfo]:
     """Return the entries of a folder, without names in another encoding than UTF-8, which pyarrow cannot open.
 

@@ -143,8 +143,11 @@ class Run:
             f"--minutes {2 * self.asked.minutes:g}" if self.asked.minutes else f"--env-steps {2 * self.asked.env_steps}"
         )
         reason = why_not(self._students(), keep=self.asked.keep, more=more)
-        best = [one for size in self._tournament.sizes if (one := self._tournament.best(size)) is not None]
-        return reason, max(best, key=self._tournament.ratio, default=None)
+        return reason, self._best_of_all()
+
+    def _best_of_all(self) -> Snapshot | None:
+        """Return the candidate with the highest return ratio in validation; None if nobody has played."""
+        return max(self._tournament.candidate_of_each_size(), key=self._tournament.ratio, default=None)
 
     def _prepare(self, trainer: Trainer) -> None:
         """Measure the sizes, and put training and tournament where they were when the run was interrupted."""
@@ -232,9 +235,8 @@ class Run:
         return self._games.validation_baselines(first, count)
 
     def _show_training(self, trainer: Trainer) -> None:
-        tournament = self._tournament
-        best = max((one for one in map(tournament.best, tournament.sizes) if one), key=tournament.ratio, default=None)
-        words = f" · best {self._label(best.size)} {ratio(tournament.ratio(best))}" if best else ""
+        best = self._best_of_all()
+        words = f" · best {self._label(best.size)} {ratio(self._tournament.ratio(best))}" if best else ""
         self._show(f"training · {trainer.env_steps:,} env steps{words}{self._budget.left()}")
 
     # --- Certificate --------------------------------------------------------------------------------------------------
@@ -292,11 +294,10 @@ class Run:
             return []
         tested = [self._tournament.snapshots[place].size for place in self.state.get("candidates", ())]
         tests = dict(zip(tested, self._tests, strict=False))
-        best = [one for size in self._tournament.sizes if (one := self._tournament.best(size)) is not None]
-        return [self._student(one, tests.get(one.size)) for one in best]
+        return [self._student(one, tests.get(one.size)) for one in self._tournament.candidate_of_each_size()]
 
     def _student(self, one: Snapshot, tested: Tested | None) -> ShrunkStudent:
-        names, cost = ("student", "teacher", "random"), self._costs[one.size]
+        cost = self._costs[one.size]
         return ShrunkStudent(
             name=one.size,
             label=self._label(one.size),
@@ -306,7 +307,7 @@ class Run:
             validation_ratio=self._tournament.ratio(one),
             validation_returns=dict(one.returns),
             certificate=None if tested is None else tested.certificate,
-            returns={} if tested is None else dict(zip(names, tested.returns.tolist(), strict=True)),
+            returns={} if tested is None else tested.returns_by_policy,
             num_bytes=cost.num_bytes,
             latency_ms=cost.latency_ms,
         )

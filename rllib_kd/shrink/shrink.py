@@ -14,6 +14,7 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
+from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
@@ -88,7 +89,7 @@ class Shrink:
     config: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] | None = None
     restarts: int | None = None
-    episodes: int = 5_000
+    episodes: int = MAX_EPISODES
     bounds: Sequence[float] | None = None
     minimize: str = "parameters"
 
@@ -164,7 +165,7 @@ class Shrink:
         with ExitStack() as stack:
             folder = self._folder(stack, resume=resume)
             stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
-            state = self._begun(options) if resume else {"options": options}  # which nobody changes from here on
+            state = self._begun(options) if resume else {"options": options}  # read again: now it is locked
             stack.enter_context(connection(needs, address=address))
             run = Run(
                 teacher,

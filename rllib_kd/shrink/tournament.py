@@ -162,6 +162,10 @@ class Tournament:
         """Return a size's candidate; None if it has not played."""
         return next(iter(self._best_of(size, self.snapshots, 1)), None)
 
+    def candidate_of_each_size(self) -> list[Snapshot]:
+        """Return `best()` of all sizes that have played, smallest first."""
+        return [one for size in self.sizes if (one := self.best(size)) is not None]
+
     def ratio(self, snapshot: Snapshot | None) -> float:
         """Return the return ratio in validation episodes, by the difference to the teacher in the same ones."""
         if snapshot is None or not snapshot.returns:

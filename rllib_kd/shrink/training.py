@@ -142,17 +142,16 @@ class Trainer:
             self._highest = np.fmax(self._highest, result.get(EPISODE_RETURN_MAX, -math.inf))
             report()
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Save a checkpoint, and return what is to be passed to `restore()`, as JSON."""
+    def save(self, folder: Path) -> None:
+        """Save a checkpoint, which does not contain `seen_returns`."""
         self._algo.save_to_path(folder)
-        return {"returns": self.seen_returns.tolist()}
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint, as if there had been no break; see docs/guarantees.md.
 
         Args:
             folder: as in `save()`.
-            state: what `save()` returned.
+            state: `seen_returns` at that time, as "returns".
         """
         self._algo.restore_from_path(folder)
         if state["returns"]:

@@ -11,13 +11,11 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 
-from rllib_kd.certificates.certification import Episodes, Tested, certify
+from rllib_kd.certificates.certification import MAX_EPISODES, Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
-from rllib_kd.checkpoints.uris import is_file
+from rllib_kd.checkpoints.uris import is_file, replace_file
 from rllib_kd.teachers.base import Teacher
 
-#: Most episodes of a certificate, as `rllib shrink` has by default.
-MAX_EPISODES = 5_000
 _EPISODES = "certification.json"  # in the sweep's folder
 
 
@@ -83,12 +81,11 @@ def certify_student(
 
 def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:
     """Return what certificate.json has."""
-    names = ("student", "teacher", "random")
     return {
         **vars(claim),
         "seeds": [first_certificate_seed(claim.seed), tested.certificate.num_episodes],
         "certificate": tested.certificate.as_dict(),
-        "certificate_returns": dict(zip(names, tested.returns.tolist(), strict=True)),
+        "certificate_returns": tested.returns_by_policy,
     }
 
 
@@ -102,6 +99,4 @@ def _read(uri: str) -> dict[str, Any]:
 
 def _write(uri: str, content: Mapping[str, Any]) -> None:
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    with filesystem.open_output_stream(f"{path}/{_EPISODES}.new") as stream:
-        stream.write(json.dumps(content).encode())
-    filesystem.move(f"{path}/{_EPISODES}.new", f"{path}/{_EPISODES}")  # replaces it at once
+    replace_file(filesystem, f"{path}/{_EPISODES}", json.dumps(content).encode())

@@ -145,7 +145,7 @@ def test_a_fixed_number_of_answers(tmp_path):
         load_teacher(tmp_path / "a")
 
 
-#: Fields without content, each in two or three bytes: graphs, versions, what nobody knows.
+#: Fields without content, each in two or three bytes: graphs, versions, and unknown ones.
 EMPTY = {"graphs": b"\x3a\0", "versions": b"\x42\0", "unknown": b"\xa2\x06\0"}
 
 

@@ -64,8 +64,8 @@ class Tournament:
     def get_state(self):
         return {}
 
-    def best(self, size):
-        return None
+    def candidate_of_each_size(self):
+        return []
 
     def ratio(self, snapshot):
         return 0.5

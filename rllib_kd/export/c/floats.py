@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.export.c.program import OBSERVATION, Program, Step, place
-from rllib_kd.export.c.text import Arrays, Body, literal
+from rllib_kd.export.c.text import Arrays, Body, act_function, literal
 from rllib_kd.networks.layers import Layer
 
 #: NaN stays NaN, so that an overflow is noticed at the end.
@@ -290,7 +290,7 @@ def float_body(program: Program, tensors: Mapping[str, Tensor]) -> Body:
         needs_math=bool(steps.functions & NEEDS_MATH),
         arrays=arrays,
         functions=functions,
-        policy=work + _POLICY.replace("STEPS", "\n    ".join(steps.lines)),
+        policy=work + _POLICY.replace("STEPS", "\n    ".join(steps.lines)) + act_function("float", "p_q_values"),
         ram_bytes=4 * length,
     )
 
@@ -304,15 +304,4 @@ static inline int p_q_values(const float *observation, float *q_values)
     return p_are_finite(q_values, P_NUM_ACTIONS) ? 0 : P_OVERFLOW;
 }
 
-static inline int p_act(const float *observation)
-{
-    float q_values[P_NUM_ACTIONS];
-    int action, best = 0, code = p_q_values(observation, q_values);
-    if (code != 0)
-        return code;
-    for (action = 1; action < P_NUM_ACTIONS; action++)
-        if (q_values[action] > q_values[best])
-            best = action;
-    return best;
-}
 """

@@ -11,7 +11,7 @@ from rllib_kd.export.c.floats import FUNCTIONS as FLOAT_FUNCTIONS
 from rllib_kd.export.c.floats import FloatSteps, at_offsets, conv_sizes, linear_sizes, pad_sizes
 from rllib_kd.export.c.integers import IntegerProgram, IntegerStep
 from rllib_kd.export.c.program import OBSERVATION, place
-from rllib_kd.export.c.text import Arrays, Body, literal
+from rllib_kd.export.c.text import Arrays, Body, act_function, literal
 
 _LINEAR = """\
 /* x [rows][inputs], y [rows][outputs], weight [outputs][inputs]. */
@@ -180,17 +180,6 @@ static inline int p_q_values(const float *observation, float *q_values)
     return code;
 }
 
-static inline int p_act(const float *observation)
-{
-    int32_t q[P_NUM_ACTIONS];
-    int action, best = 0, code = p_integers(observation, q);
-    if (code != 0)
-        return code;
-    for (action = 1; action < P_NUM_ACTIONS; action++)
-        if (q[action] > q[best])
-            best = action;
-    return best;
-}
 """
 
 
@@ -252,4 +241,5 @@ def integer_body(network: IntegerProgram, tensors: Mapping[str, Tensor]) -> Body
     functions += [text for name, text in _FUNCTIONS.items() if name in calls.functions]
     unit = f"#define P_Q_UNIT {literal(np.float32(network.q_unit))} /* a power of two */\n\n"
     lines = "\n    ".join([*before.lines, *calls.lines])
-    return Body("int8", False, arrays, functions, f"{unit}{buffers}\n{_POLICY.replace('STEPS', lines)}", ram_bytes)
+    policy = _POLICY.replace("STEPS", lines) + act_function("int32_t", "p_integers")
+    return Body("int8", False, arrays, functions, f"{unit}{buffers}\n{policy}", ram_bytes)

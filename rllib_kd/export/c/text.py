@@ -101,3 +101,28 @@ class Body:
     functions: Sequence[str]
     policy: str
     ram_bytes: int
+
+
+_ACT = """\
+static inline int p_act(const float *observation)
+{
+    TYPE q[P_NUM_ACTIONS];
+    int action, best = 0, code = FUNCTION(observation, q);
+    if (code != 0)
+        return code;
+    for (action = 1; action < P_NUM_ACTIONS; action++)
+        if (q[action] > q[best])
+            best = action;
+    return best;
+}
+"""
+
+
+def act_function(kind: str, q_values: str) -> str:
+    """Return the C function that chooses the action: the first one with the largest Q-value.
+
+    Args:
+        kind: C type of a Q-value.
+        q_values: name of the C function that computes them.
+    """
+    return _ACT.replace("TYPE", kind).replace("FUNCTION", q_values)

@@ -121,7 +121,7 @@ def check_programs(file: Path, obs: np.ndarray, integers: Callable[[np.ndarray],
         raise ValueError("The C policy computes other integers than expected. Nothing was written.")
     lines = printed_by_main(file, obs)
     if not len(lines) == len(obs) == (actions == q_values.argmax(-1)).sum():
-        raise ValueError("The C policy takes an action that has not the largest Q-value. Nothing was written.")
+        raise ValueError("The C policy takes an action whose Q-value is not the largest. Nothing was written.")
     for line, action, values in zip(lines, actions, q_values, strict=True):
         first, *others = line.split()
         if int(first) != action or not np.array_equal(np.array(others, np.float32), values):

@@ -22,7 +22,7 @@ from ray.util import get_current_placement_group
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.env_runner.column_sampler import check_vectorized
-from rllib_kd.environments.making import close, env_maker, names_class
+from rllib_kd.environments.making import checked_call, close, env_maker, names_class
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
@@ -51,6 +51,22 @@ def known_spaces(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:
     made = env_maker(env, config.env_config)()
     close(made)
     return made.observation_space, made.action_space
+
+
+def try_out(config: AlgorithmConfig) -> None:
+    """Reset one environment and take a step, as EnvRunners do, and check what it returns.
+
+    Raises:
+        ValueError: the environment cannot be made.
+        EnvFailedError: it raised, or returned other than gymnasium's API or its spaces say.
+    """
+    envs = gym.vector.SyncVectorEnv([env_maker(config.env, config.env_config)])
+    try:
+        envs.action_space.seed(0)
+        checked_call(envs.reset, seed=0)
+        checked_call(envs.step, envs.action_space.sample())
+    finally:
+        close(envs)
 
 
 def spaces_known_here(config: AlgorithmConfig) -> tuple[gym.Space, gym.Space] | None:

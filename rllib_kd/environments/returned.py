@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.failures import EnvFailedError, Frame, failure, is_users, name_of
+from rllib_kd.environments.failures import EnvFailedError, Frame, failure, frames_of, is_users, name_of
 
 _MAX_SHOWN = 5  # components, and places in files, that a message names
 
@@ -17,6 +18,13 @@ _REMEDY = (
     "Nothing can be learned from such numbers. Return finite ones, or raise an error there: with "
     "fault_tolerance(restart_failed_sub_environments=True) a failed environment is replaced by a new one."
 )
+
+
+#: What a method returns, by gymnasium's API.
+_RETURNED = {
+    "reset": ("observation", "info"),
+    "step": ("observation", "reward", "terminated", "truncated", "info"),
+}
 
 
 class NotFiniteError(EnvFailedError):
@@ -120,7 +128,23 @@ def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFa
                 f"The environment '{name_of(env)}' returned, in {doing}(), an {difference}{where}. Make the returned "
                 "observation and the declared space equal."
             )
+    if (departure := _departure(error, doing)) is not None:
+        where = _places(_sub_environment(envs, 0), doing)
+        return EnvFailedError(f"The environment '{name_of(env)}' {departure[0]}{where}. Expected: {departure[1]}.")
     return failure(env, error, doing=doing)
+
+
+def _departure(error: BaseException, doing: str) -> tuple[str, str] | None:
+    """Return how a method departs from gymnasium's API, and what is expected, if a vector env's error shows it."""
+    if any(map(is_users, frames_of(error))):  # the user's own code called or unpacked something
+        return None
+    if "unexpected keyword argument 'seed'" in str(error):
+        return "takes no seed in reset()", "def reset(self, *, seed=None, options=None)"
+    if "unpack" not in str(error) or doing not in _RETURNED:
+        return None
+    got = re.search(r"got (\d+)\)", str(error))  # Python does not count those that are too many
+    what = f"returned {got[1]} values" if got else f"did not return {len(_RETURNED[doing])} values"
+    return f"{what} from {doing}()", f"return {', '.join(_RETURNED[doing])}"
 
 
 def misfit(space: gym.Space, obs: Any, what: str = "observation") -> str | None:
@@ -158,12 +182,12 @@ def _sub_environment(envs: Any, index: int) -> Any:
     return own[index] if isinstance(own, Sequence) and index < len(own) else base
 
 
-def _places(env: Any, doing: str, changes: str) -> str:
+def _places(env: Any, doing: str, *changes: str) -> str:
     """Return where the user's environment and wrappers define these methods, innermost first, in brackets; or ''."""
     layers = [env]
     while (inner := vars(layers[-1]).get("env")) is not None:
         layers.append(inner)
-    methods = [*(name for name in ("step", "reset") if name in doing), changes]
+    methods = [*(name for name in ("step", "reset") if name in doing), *changes]
     functions = [(name, getattr(type(layer), name, None)) for layer in reversed(layers) for name in methods]
     codes = [(name, code) for name, function in functions if (code := getattr(function, "__code__", None)) is not None]
     frames = [Frame(code.co_filename, code.co_firstlineno, name) for name, code in codes]

@@ -20,7 +20,7 @@ from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.label_checks import check_labels
-from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces
+from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces, try_out
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
@@ -201,6 +201,8 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         place = repr((config.env, config.env_config))
         if place not in spaces:
             spaces[place] = known_spaces(config)
+            if spaces[place] is not None:
+                try_out(config)
         _flatten_observations(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])

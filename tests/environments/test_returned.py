@@ -4,8 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.tune.registry import register_env
 
+from rllib_kd.algorithm.preflight import try_out
 from rllib_kd.env_runner.fragment import Fragment
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError, find_not_finite, misfit
 from rllib_kd.evaluation.playing import RandomActions, play
 
@@ -62,6 +66,73 @@ def test_observations_that_do_not_suit_their_space_are_named_with_both(space, ob
     assert (got is None) == (said is None)
     for part in (said or "").split(".*"):
         assert part in (got or "")
+
+
+class Fine(gym.Env):
+    observation_space, action_space = Box(-1, 1, (3,)), Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, False, {}
+
+
+class FourValues(Fine):
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, {}
+
+
+class SixValues(Fine):
+    def step(self, action):
+        return np.zeros(3, np.float32), 0.0, False, False, {}, 1
+
+
+class NoInfo(Fine):
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(3, np.float32)
+
+
+class NoSeed(Fine):
+    def reset(self):
+        return np.zeros(3, np.float32), {}
+
+
+class OldWrapper(gym.Wrapper):
+    def __init__(self):
+        super().__init__(FourValues())
+
+    def step(self, action):
+        obs, reward, done, info, more = self.env.step(action)
+        return obs, reward, done, info, more
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        (Fine, None),
+        (
+            FourValues,
+            r"'FourValues' returned 4 values from step\(\) \(.*, in step\)\. Expected: return observation, reward,",
+        ),
+        (SixValues, r"'SixValues' did not return 5 values from step\(\) \("),
+        (
+            NoInfo,
+            r"'NoInfo' did not return 2 values from reset\(\) \(.*, in reset\)\. Expected: return observation, info",
+        ),
+        (NoSeed, r"'NoSeed' takes no seed in reset\(\) \(.*, in reset\)\. Expected: def reset\(self, \*, seed=None"),
+        (OldWrapper, r"'FourValues' raised in step\(\): ValueError: not enough values to unpack .*, in step"),
+    ],
+)
+def test_methods_that_are_not_gymnasiums_are_named_with_their_line(env, said):
+    register_env(env.__name__, lambda config: env())
+    config = DQNConfig().environment(env.__name__)
+    if said is None:
+        try_out(config)
+        return
+    with pytest.raises(EnvFailedError, match=said) as raised:
+        try_out(config)
+    assert __file__ in str(raised.value)
 
 
 def fragment_of(rewards, states, ended):

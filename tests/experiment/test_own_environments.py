@@ -11,6 +11,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.familiar import is_familiar
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.played_environment import resolve_environment
@@ -195,3 +196,15 @@ def test_trials_are_named_without_the_path_of_a_file(files):
     assert _trial_name(trial) == "DQN_Corridor_ab_00001"
     trial.config = {"env": "ALE/Pong-v5"}
     assert _trial_name(trial) == "DQN_ALE_Pong-v5_ab_00001"
+
+
+def test_an_environment_is_tried_before_any_process_starts(tmp_path):
+    env = tmp_path / "broken.py"
+    env.write_text(
+        "import gymnasium as gym\nimport numpy as np\nclass Broken(gym.Env):\n"
+        "    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)\n"
+        "    def reset(self): return np.zeros(2, np.float32), {}\n"
+    )
+    experiment = Experiment(None, "DistillDQN", settings={"env": f"{env}:Broken", "teacher": None, "td_coeff": 1.0})
+    with pytest.raises(EnvFailedError, match=r"takes no seed in reset\(\) \(.*broken.py:5, in reset\)"):
+        experiment.checked()

@@ -16,6 +16,7 @@ that it ever reaches 1/α is at most α (Ville's inequality). This is the bettin
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -68,7 +69,7 @@ def more_episodes(differences: np.ndarray, bound: float, log_goal: float, *, rai
     too_few, enough = -1, max(math.ceil(enough), 0)
     while enough - too_few > 1:  # the logarithm of the sum is convex, and crosses the goal once
         middle = (too_few + enough) // 2
-        reaches = np.logaddexp.reduce(now[growing] + middle * growth[growing]) >= log_goal
+        reaches = functools.reduce(np.logaddexp, now[growing] + middle * growth[growing]) >= log_goal
         too_few, enough = (too_few, middle) if reaches else (middle, enough)
     return enough
 

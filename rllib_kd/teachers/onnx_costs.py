@@ -221,8 +221,8 @@ _COMPUTED: dict[str, Callable[..., Any]] = {
     "Max": lambda _a, _s, *x: np.max(np.broadcast_arrays(*x), 0),
     "Min": lambda _a, _s, *x: np.min(np.broadcast_arrays(*x), 0),
     "Mul": lambda _a, _s, a, b: a * b,
-    "ReduceProd": lambda attributes, _s, x, axes=None: np.prod(
-        x, _axes(attributes, axes), keepdims=bool(attributes.get("keepdims", 1))
+    "ReduceProd": lambda attributes, _s, x, axes=None: x.prod(
+        _axes(attributes, axes), keepdims=bool(attributes.get("keepdims", 1))
     ),
     "Reshape": lambda _a, _s, x, shape: np.reshape(x, shape),
     "Shape": _shape_of,

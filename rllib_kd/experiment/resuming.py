@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow.fs
@@ -59,6 +59,16 @@ def is_reached(stop: Mapping[str, float], result: Mapping[str, Any]) -> bool:
 def criteria(began_with: Mapping[str, float]) -> Mapping[str, float]:
     """Return the criteria at which trials stop now: of the command that resumes, else those that they began with."""
     return _resumed_with or began_with
+
+
+def have_stopped(results: Iterable[tune.Result], stop: Mapping[str, float]) -> bool:
+    """Whether all trials have met the criteria, so that a signal in the meantime has interrupted nothing.
+
+    Args:
+        results: of the trials.
+        stop: the criteria that they began with.
+    """
+    return all(result.error is None and is_reached(criteria(stop), result.metrics or {}) for result in results)
 
 
 def begin_with(stop: Mapping[str, float]) -> None:

@@ -31,7 +31,15 @@ from rllib_kd.experiment.experiment import CheckedExperiment, check_at_least, ch
 from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.metrics import MissingMetrics, checked_metric
 from rllib_kd.experiment.names import newest, own_folder
-from rllib_kd.experiment.resuming import StopAt, begin_with, check_unchanged, check_unfinished, record, recorded
+from rllib_kd.experiment.resuming import (
+    StopAt,
+    begin_with,
+    check_unchanged,
+    check_unfinished,
+    have_stopped,
+    record,
+    recorded,
+)
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.locks import LockedError, locked
 from rllib_kd.relay import listening
@@ -255,7 +263,8 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
             say("note: without --stop, training runs until Ctrl-C.")
     with listening(), saving_on_interrupt() as interrupted:
         try:
-            return tuner.fit(), interrupted.is_set()
+            results = tuner.fit()
+            return results, interrupted.is_set() and not have_stopped(results, experiment.stop)
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise

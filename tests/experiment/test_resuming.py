@@ -37,6 +37,15 @@ def test_other_criteria_take_effect_in_what_tune_restores():
     assert stop("a", {"training_iteration": 3})
 
 
+def test_a_signal_after_the_last_trial_has_met_its_criteria_interrupts_nothing():
+    done, short, failed = (
+        {"error": error, "metrics": {"training_iteration": n}} for error, n in [(None, 3), (None, 2), (OSError(), 3)]
+    )
+    for trials, stopped in [([done], True), ([done, short], False), ([done, failed], False)]:
+        assert resuming.have_stopped([SimpleNamespace(**trial) for trial in trials], STOP) == stopped
+    assert not resuming.have_stopped([SimpleNamespace(**done)], {})
+
+
 def test_a_run_that_comes_beside_an_earlier_one_says_so(tmp_path):
     mine, options = SimpleNamespace(name="mine"), RunOptions(storage_path=str(tmp_path))
     assert running.note_of_earlier_runs(mine, options) is None

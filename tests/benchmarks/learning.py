@@ -1,4 +1,4 @@
-"""What students reach, measured over training seeds: six studies of the defaults.
+"""What students reach, measured over training seeds: seven studies of the defaults.
 
     python tests/benchmarks/learning.py returns FOLDER --rows rows.jsonl [--csv table.csv] [--env-steps 100000 200000]
     python tests/benchmarks/learning.py temperature FOLDER --rows rows.jsonl [--csv table.csv]
@@ -6,8 +6,9 @@
     python tests/benchmarks/learning.py mixture FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py small FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py tiny FOLDER --rows rows.jsonl [--csv table.csv]
+    python tests/benchmarks/learning.py losses FOLDER --rows rows.jsonl [--csv table.csv] [--task highway_env:highway-fast-v0=highway]
 
-FOLDER holds the teachers of `TASKS`. A run that is in the rows already is not made again, so that a study can be
+FOLDER holds the teachers of `TASKS`; `--task ENV=NAME` adds others. A run that is in the rows already is not made again, so that a study can be
 interrupted, and continued by the same command.
 
 `returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
@@ -16,7 +17,8 @@ the teacher. `init`: env steps until two evaluations in a row give a student 95 
 first weights and with those from its teacher. `mixture`: the share of the steps that stays with the teacher.
 `small`: what helps a student that is too small for its task: states weighted by how much the choice of action matters,
 and the reverse KL divergence. `tiny`: what networks of 2 to 8 units need: restarts, with one weight of the regret or
-with several, β that falls to 0, and inputs on one scale. A teacher for LunarLander: tuning/lunarlander_teacher.py.
+with several, β that falls to 0, and inputs on one scale. `losses`: the default loss beside others, for students from 32
+units to linear. A teacher for LunarLander: tuning/lunarlander_teacher.py.
 
 Everywhere, return ratio = (student − random) / (teacher − random), of mean returns over the same reset seeds.
 """
@@ -154,6 +156,20 @@ STUDIES = {
         range(50, 55),
         hiddens=[(32,), (8,), ()],
         settings=[{"gap_weighting": False}, {"gap_weighting": True}, {"loss": "reverse_kl"}],
+    ),
+    "losses": Study(
+        ["CartPole-v1", "Acrobot-v1", "MountainCar-v0", "LunarLander-v3"],
+        100_000,
+        range(70, 73),
+        hiddens=[(32,), (8,), (4, 4), ()],
+        settings=[
+            {"loss": "kl"},
+            {"loss": "kl", "regret_coeff": 0.0},
+            {"loss": "reverse_kl"},
+            {"loss": "reverse_kl", "regret_coeff": 0.0},
+            {"loss": "jsd"},
+            {"loss": "mse"},
+        ],
     ),
     # Restarts with the defaults, and without each of what they consist of.
     "tiny": Study(
@@ -352,7 +368,10 @@ def main() -> None:
     parser.add_argument("teachers", type=Path)
     parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
     parser.add_argument("--csv", type=Path, help="where to write the table")
-    parser.add_argument("--env", nargs="+", choices=TASKS)
+    parser.add_argument(
+        "--task", action="append", default=[], help="one more environment, and its teacher in the folder"
+    )
+    parser.add_argument("--env", nargs="+", help="of the tasks; default: the study's")
     parser.add_argument("--env-steps", nargs="+", type=int, help="of each run; several make runs of each length")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--hiddens", nargs="+", type=json.loads, help="of the students, like [8] [4,4] []")
@@ -361,6 +380,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
+    TASKS.update(task.rsplit("=", 1) for task in args.task)
+    if unknown := set(args.env or ()) - set(TASKS):
+        parser.error(f"no teacher is known for {', '.join(sorted(unknown))}. Name it: --task ENV=NAME.")
     study = STUDIES[args.study]
     study = replace(
         study,

@@ -6,9 +6,9 @@
     python tests/benchmarks/learning.py mixture FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py small FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py tiny FOLDER --rows rows.jsonl [--csv table.csv]
-    python tests/benchmarks/learning.py losses FOLDER --rows rows.jsonl [--csv table.csv] [--task highway_env:highway-fast-v0=highway]
+    python tests/benchmarks/learning.py losses FOLDER --rows rows.jsonl [--csv table.csv] [--task ENV=NAME]
 
-FOLDER holds the teachers of `TASKS`; `--task ENV=NAME` adds others. A run that is in the rows already is not made again, so that a study can be
+FOLDER holds the teachers of `TASKS`; `--task` adds an environment and the name of its teacher there. A run that is in the rows already is not made again, so that a study can be
 interrupted, and continued by the same command.
 
 `returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
@@ -166,7 +166,6 @@ STUDIES = {
             {"loss": "kl"},
             {"loss": "kl", "regret_coeff": 0.0},
             {"loss": "reverse_kl"},
-            {"loss": "reverse_kl", "regret_coeff": 0.0},
             {"loss": "jsd"},
             {"loss": "mse"},
         ],

@@ -8,8 +8,8 @@
     python tests/benchmarks/learning.py tiny FOLDER --rows rows.jsonl [--csv table.csv]
     python tests/benchmarks/learning.py losses FOLDER --rows rows.jsonl [--csv table.csv] [--task ENV=NAME]
 
-FOLDER holds the teachers of `TASKS`; `--task` adds an environment and the name of its teacher there. A run that is in the rows already is not made again, so that a study can be
-interrupted, and continued by the same command.
+FOLDER holds the teachers of `TASKS`; `--task` adds an environment and the name of its teacher there. A run that is in
+the rows already is not made again, so that a study can be interrupted, and continued by the same command.
 
 `returns`: the last student of each seed, at the defaults, beside its teacher in the same 500 episodes. `temperature`:
 `temperature="auto"` beside fixed ones, and `mse` with normalised Q-values, with raw ones, and with first weights from

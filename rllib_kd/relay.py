@@ -7,7 +7,6 @@ first result, and also from a trial that never has one.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import sys
@@ -133,6 +132,8 @@ class _Printer(logging.Handler):
 
 def _send(record: logging.LogRecord) -> bool:
     """Send a warning; return whether a process listens, and so will log it."""
+    import hashlib  # here, as in others that `rllib --help` imports: it takes milliseconds
+
     import ray
 
     from rllib_kd._rllib import KeyValueStore

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import html
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -61,6 +60,8 @@ def one_line(text: object, *, limit: int | None = None) -> str:
 
 def for_html(text: object) -> str:
     """Return `printable()` text, escaped for HTML."""
+    import html  # which `rllib --help` does without
+
     return html.escape(printable(text))
 
 

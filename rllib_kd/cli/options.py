@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,6 +60,8 @@ def _writable(text: str, *, is_folder: bool, replaces: bool) -> Path:
 
 def _takes_files(folder: Path) -> bool:
     """Return whether a file can be created in a folder: some permissions, such as those in /proc, are misleading."""
+    import tempfile  # which `rllib --help` does without
+
     try:
         with tempfile.TemporaryFile(dir=folder):
             return True

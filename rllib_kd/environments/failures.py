@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sysconfig
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ _PASSED_THROUGH = ("ray", "gymnasium", "numpy", "torch", "tree")
 _OWN, _OWN_NAME = os.path.join(Path(__file__).parents[1], ""), __name__.partition(".")[0]
 
 
-_STANDARD = sysconfig.get_paths()["stdlib"]
+_STANDARD = os.path.dirname(os.__file__)
 
 
 _PACKAGES = ("site-packages", "dist-packages")

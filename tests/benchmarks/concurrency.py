@@ -18,7 +18,8 @@ import ray
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from ray import cloudpickle
 
-from tests.benchmarks.harness import REPETITIONS, algorithm, compare, distillation_config, labelled_states, row
+from tests.benchmarks import harness
+from tests.benchmarks.harness import algorithm, compare, distillation_config, labelled_states, row
 
 NUM_ENVS, VECTOR_STEPS = 16, 32  # of a fragment: 512 env steps
 FRAGMENT = NUM_ENVS * VECTOR_STEPS
@@ -128,7 +129,7 @@ def scaled(num_env_runners: int) -> dict[str, list[float]]:
     runs: dict[str, list[float]] = {"rate": [], "cpu": []}
     with algorithm(config) as algo:
         algo.train()
-        for _ in range(REPETITIONS):
+        for _ in range(harness.REPETITIONS):
             before, cpu = algo.num_env_steps, time.process_time()
             duration = seconds(algo.train)
             steps = algo.num_env_steps - before

@@ -29,12 +29,12 @@ Measurement = Callable[[], AbstractContextManager[Callable[[], float]]]
 
 
 def compare(
-    name: str, unit: str, ours: Measurement, baseline: Measurement, *, repetitions: int = REPETITIONS
+    name: str, unit: str, ours: Measurement, baseline: Measurement, *, repetitions: int | None = None
 ) -> dict[str, Any]:
     """A row: ours and its baseline by turns, so that what else the machine does meets both; each once to warm up."""
     runs: dict[str, list[float]] = {"value": [], "baseline": []}
     with ours() as measure_ours, baseline() as measure_baseline:
-        for _ in range(repetitions + 1):
+        for _ in range(1 + (REPETITIONS if repetitions is None else repetitions)):
             runs["value"].append(measure_ours())
             runs["baseline"].append(measure_baseline())
     return row(name, unit, {key: values[1:] for key, values in runs.items()})

@@ -1,13 +1,13 @@
 """What students of an Atari teacher reach with the defaults, while they learn.
 
     python tests/benchmarks/atari.py GAME TEACHER --out FOLDER [--env-steps 1800000] [--every 300000]
-        [--student rusu-net3] [--seed 0] [--games 50] [--settings '{"max_regret": 10}']
+        [--student rusu-net3] [--seed 0] [--games 50] [--settings '{"max_regret": 10}'] [--restore FOLDER/600000]
 
 GAME is a name such as SpaceInvaders; actions never stick. One EnvRunner labels states while the Learner learns, so that
 two cores are busy. Every so many env steps the student is saved under FOLDER; then student, teacher and a random
 policy play the same games, with seeds that no training used and 0.5 % random actions. Rows are printed and appended to
 FOLDER/rows.jsonl as they come: env steps, seconds of training, return ratio, and both policies' mean returns with the
-half width of their 95 % intervals.
+half width of their 95 % intervals. `--restore` goes on from such a student, with a replay that is empty at first.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--student", default="rusu-net3")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--games", type=int, default=50)
+    parser.add_argument("--restore", type=Path, help="a student of an earlier run, to go on from")
     parser.add_argument("--settings", type=json.loads, default={}, help="more of .distillation()")
     args = parser.parse_args()
 
@@ -84,8 +85,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     teacher = load_teacher(args.teacher)
     algo = config_of(args.game, args).build_algo()
-    due, training = args.every, 0.0
+    training = 0.0
     try:
+        if args.restore:
+            algo.restore_from_path(str(args.restore.resolve()))
+        due = (algo.num_env_steps // args.every + 1) * args.every
         while due <= args.env_steps:
             began = time.perf_counter()
             env_steps = int(algo.train()["num_env_steps_sampled_lifetime"])

@@ -1,7 +1,8 @@
 """What students of an Atari teacher reach with the defaults, while they learn.
 
     python tests/benchmarks/atari.py GAME TEACHER --out FOLDER [--env-steps 1800000] [--every 300000]
-        [--student rusu-net3] [--seed 0] [--games 50] [--settings '{"max_regret": 10}'] [--restore FOLDER/600000]
+        [--student rusu-net3] [--seed 0] [--games 50] [--settings '{"max_regret": 10}']
+        [--training '{"training_intensity": 8}'] [--restore FOLDER/600000]
 
 GAME is a name such as SpaceInvaders; actions never stick. One EnvRunner labels states while the Learner learns, so that
 two cores are busy. Every so many env steps the student is saved under FOLDER; then student, teacher and a random
@@ -38,6 +39,7 @@ def config_of(game: str, args: argparse.Namespace) -> DistillDQNConfig:
         .environment(f"ALE/{game}-v5", env_config=ENV_CONFIG)
         .env_runners(num_env_runners=1)
         .distillation(teacher=args.teacher, student=args.student, num_baseline_episodes=0, **args.settings)
+        .training(**args.training)
         .reporting(min_sample_timesteps_per_iteration=20_000)
         .debugging(seed=args.seed)
     )
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--games", type=int, default=50)
     parser.add_argument("--restore", type=Path, help="a student of an earlier run, to go on from")
     parser.add_argument("--settings", type=json.loads, default={}, help="more of .distillation()")
+    parser.add_argument("--training", type=json.loads, default={}, help="more of .training()")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
@@ -97,7 +100,13 @@ def main() -> None:
             if env_steps < due:
                 continue
             algo.save_to_path(str(args.out.resolve() / str(due)))
-            row: dict[str, Any] = {"game": args.game, "student": args.student, "seed": args.seed, **args.settings}
+            row: dict[str, Any] = {
+                "game": args.game,
+                "student": args.student,
+                "seed": args.seed,
+                **args.settings,
+                **args.training,
+            }
             row |= {"env_steps": env_steps, "seconds": round(training)} | judged(args.game, args, teacher, algo)
             print(json.dumps(row), flush=True)
             with (args.out / "rows.jsonl").open("a") as file:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 #: Python on the pages, by page and line.
 BLOCKS = {
     f"{page.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}": match[1]
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md")))
     for text in [page.read_text()]
     for match in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)
 }
@@ -76,18 +76,20 @@ def test_quick_code_on_the_pages_runs(where):
 
 
 def test_tests_that_pages_name_exist():
-    """docs/guarantees.md says for each promise which test holds it."""
+    """docs/pages/guarantees.md says for each promise which test holds it."""
     files = list((ROOT / "tests").rglob("*.py"))
     there = {file.stem for file in files}
     there |= {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
-    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"\btest_\w+", page.read_text())}
+    named = {
+        name for page in (ROOT / "docs" / "pages").glob("*.md") for name in re.findall(r"\btest_\w+", page.read_text())
+    }
     assert len(named) > 50
     assert named <= there
 
 
-# --- docs/environments.md ---------------------------------------------------------------------------------------------
+# --- docs/pages/environments.md ---------------------------------------------------------------------------------------
 
-OWN = ROOT / "docs" / "environments.md"
+OWN = ROOT / "docs" / "pages" / "environments.md"
 FILE, IN_PYTHON, EXPERIMENT = re.findall(r"```python\n(.*?)```", OWN.read_text(), re.DOTALL)
 COMMANDS = re.findall(r"```bash\n(.*?)```", OWN.read_text(), re.DOTALL)
 

@@ -34,12 +34,15 @@ def setting_texts() -> dict[str, str]:
     """Return what the docstring of `.distillation()` has about each setting, as one paragraph."""
     from rllib_kd import DistillDQNConfig
 
-    arguments = inspect.cleandoc(DistillDQNConfig.distillation.__doc__ or "").split("Args:\n")[1].split("\n\nReturns:")[0]
+    docstring = inspect.cleandoc(DistillDQNConfig.distillation.__doc__ or "")
+    arguments, _, _ = docstring.partition("Args:\n")[2].partition("\n\nReturns:")
     texts: dict[str, str] = {}
+    name = ""
     for line in arguments.splitlines():
         start = re.match(r"    (\w+): (.*)", line)
         if start is not None:
-            name, texts[start[1]] = start[1], start[2]
+            name = start[1]
+            texts[name] = start[2]
         else:
             texts[name] += " " + line.strip()
     return texts
@@ -106,7 +109,7 @@ def commands() -> str:
         for parameter in command.params:
             if not getattr(parameter, "hidden", False):
                 rows.append([_flags(parameter), parameter.help + (" *Required.*" if parameter.required else "")])
-        lines += [_table(["", ""], rows), ""]
+        lines += [_table(["flag", "what it does"], rows), ""]
     return "\n".join(lines)
 
 
@@ -183,8 +186,10 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _with_code(text: str) -> str:
-    """Return a docstring with dicts in it as code, so that Markdown leaves them alone."""
-    return re.sub(r"(?<!`)(\{\"[^}]*\}+)(?!`)", r"`\1`", text)
+    """Return a docstring with its dicts and its words in quotation marks as code."""
+    parts = re.split(r"(`[^`]*`)", text)  # every second one is code already
+    parts[::2] = [re.sub(r'(\{"[^}]*\}+|"[\w.-]+")', r"`\1`", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 MADE: dict[str, Callable[[], str]] = {

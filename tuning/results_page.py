@@ -126,7 +126,8 @@ other runs differ by more than these intervals, on Breakout
 [by 0.1](../../docs/pages/learning.md#students-that-are-too-small). Agreement is low there in part for what costs
 nothing: any action is as good while the ball is far away, FIRE does what NOOP does while it is in play, and the
 teacher may wait for hundreds of steps before it serves. Rusu et al. (2015) report, as geometric means over ten games,
-108.3 % of the teacher's score at 25.3 % of its parameters (net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 % (net3)."""
+108.3 % of the teacher's score at 25.3 % of its parameters (net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 %
+(net3)."""
 
 
 def _environments(rows: Mapping[str, Row]) -> str:

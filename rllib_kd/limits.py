@@ -1,4 +1,4 @@
-"""What files of others may claim: each limit once, with its reason. docs/guarantees.md has them as a table.
+"""What files of others may claim: each limit once, with its reason. docs/pages/guarantees.md has them as a table.
 
 Real files stay far below; a hostile one is refused before its claims take time or memory.
 """
@@ -103,7 +103,7 @@ MAX_RANK = 8  # dimensions of an observation
 MAX_OUTPUTS = 2**21
 
 
-MAX_INPUTS = MAX_OUTPUTS
+MAX_INPUTS = MAX_OUTPUTS  # numbers of one observation
 
 
 MAX_NUMBERS = 2**23  # that all layers or operators together make of one observation; Atari's make 100,000
@@ -122,7 +122,7 @@ MAX_IN_FLIGHT = 2**27
 
 # --- What comes before a network --------------------------------------------------------------------------------------
 
-MAX_CONNECTORS = 100
+MAX_CONNECTORS = 100  # in one pipeline
 
 
 MAX_SPACES = 1_000  # in one pickle: each takes time of its own

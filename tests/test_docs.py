@@ -19,17 +19,34 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.experiment.files import read_experiment
 
 ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md")))
 #: Python on the pages, by page and line.
 BLOCKS = {
     f"{page.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}": match[1]
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in PAGES
     for text in [page.read_text()]
     for match in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)
 }
+#: Modules that readers save from the pages.
+SAVED = set(re.findall(r"Save this as\s+`(\w+)\.py`", "".join(page.read_text() for page in PAGES)))
 #: What the text around a block has made.
 GIVEN = {"config": DistillDQNConfig, "make_env": lambda: None}
 #: They start Ray, take minutes, or read files that the reader has.
-SLOW = {"InferenceSession", "build_algo", "compare", "compare_all", "load_teacher", "write_report"}
+SLOW = {"InferenceSession", "build_algo", "compare", "compare_all", "learn", "load_teacher", "write_report"}
+
+
+def in_shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run commands of a page, until one fails, with this Python."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{script}"],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def called(tree: ast.AST) -> list[tuple[str, ast.Call]]:
@@ -56,6 +73,8 @@ def test_names_on_the_pages_exist(where):
     for node in nodes:
         if isinstance(node, ast.Import):
             known |= {alias.asname or alias.name: importlib.import_module(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in SAVED:
+            known |= {alias.name: None for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             known |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
@@ -76,18 +95,18 @@ def test_quick_code_on_the_pages_runs(where):
 
 
 def test_tests_that_pages_name_exist():
-    """docs/guarantees.md says for each promise which test holds it."""
+    """docs/pages/guarantees.md says for each promise which test holds it."""
     files = list((ROOT / "tests").rglob("*.py"))
     there = {file.stem for file in files}
     there |= {name for file in files for name in re.findall(r"def (test_\w+)", file.read_text())}
-    named = {name for page in (ROOT / "docs").glob("*.md") for name in re.findall(r"\btest_\w+", page.read_text())}
+    named = {name for page in PAGES for name in re.findall(r"\btest_\w+", page.read_text())}
     assert len(named) > 50
     assert named <= there
 
 
-# --- docs/environments.md ---------------------------------------------------------------------------------------------
+# --- docs/pages/environments.md ---------------------------------------------------------------------------------------
 
-OWN = ROOT / "docs" / "environments.md"
+OWN = ROOT / "docs" / "pages" / "environments.md"
 FILE, IN_PYTHON, EXPERIMENT = re.findall(r"```python\n(.*?)```", OWN.read_text(), re.DOTALL)
 COMMANDS = re.findall(r"```bash\n(.*?)```", OWN.read_text(), re.DOTALL)
 
@@ -110,14 +129,59 @@ def test_the_page_on_environments_has_an_experiment_that_registers_one(own_folde
 def test_the_page_on_environments_works_as_written(tmp_path):
     (tmp_path / "my_env.py").write_text(FILE)
     (tmp_path / "short.py").write_text(EXPERIMENT)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    script = "set -e\n" + "".join(COMMANDS) + "python - <<'END'\n" + IN_PYTHON + "END\n"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = in_shell("".join(COMMANDS) + "python - <<'END'\n" + IN_PYTHON + "END\n", tmp_path)
     (played,) = re.findall(r"return (\S+) ± \S+ \(95 % CI, 20 episodes of Corridor\)", done.stdout)
     assert float(played) > 0.5
     assert "20 episodes of short-cartpole" in done.stdout
     assert done.stdout.count("student / teacher") == 2
     assert (tmp_path / "student.safetensors").is_file()
+
+
+# --- Tutorials --------------------------------------------------------------------------------------------------------
+
+#: A block of code; with the name of a file if the reader is to save it.
+STEP = re.compile(r"(?:[Ss]ave (?:this|it) as\s+`([\w.]+)`:\s+)?```(python|bash)\n(.*?)```", re.DOTALL)
+
+
+def tutorial(name: str) -> str:
+    """Return everything that a reader of a tutorial does, but the installation, as one script."""
+    script = ""
+    for file, language, code in STEP.findall((ROOT / "docs" / "pages" / name).read_text()):
+        if file:
+            script += f"cat > {file} <<'END'\n{code}END\n"
+        elif language == "python":
+            script += f"python - <<'END'\n{code}END\n"
+        elif "pip install" not in code:
+            script += code
+    return script
+
+
+@pytest.mark.parametrize("name", ["tutorial_first.md", "tutorial_own.md", "tutorial_shrink.md"])
+def test_a_tutorial_is_a_script(name):
+    done = subprocess.run(["bash", "-n"], input=tutorial(name), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow(as_many=15)
+def test_the_first_tutorial_works_as_written(tmp_path):
+    done = in_shell(tutorial("tutorial_first.md"), tmp_path)
+    assert done.stdout.count("student / teacher") >= 2
+    assert "2,690" in done.stdout
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert (tmp_path / "student.safetensors").is_file()
+
+
+@pytest.mark.slow(as_many=15)
+def test_the_tutorial_from_nothing_to_an_exported_file_works_as_written(tmp_path):
+    done = in_shell(tutorial("tutorial_own.md"), tmp_path)
+    (teacher,) = re.findall(r"return (\S+) ± \S+ \(95 % CI, 20 episodes of Docking\)", done.stdout)
+    (student,) = re.findall(r"return of the exported student: (\S+)", done.stdout)
+    assert float(teacher.replace("−", "-")) > -20
+    assert float(student) > -20
+
+
+@pytest.mark.slow(as_many=15)
+def test_the_tutorial_on_certificates_works_as_written(tmp_path):
+    done = in_shell(tutorial("tutorial_shrink.md"), tmp_path)
+    assert "keeps at least 97 % of the return, with 95 % confidence" in " ".join(done.stdout.split())
+    assert (tmp_path / "smallest.safetensors").is_file()

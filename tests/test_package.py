@@ -109,7 +109,7 @@ PAGES = [
     "SECURITY.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    *sorted(f"docs/pages/{p.name}" for p in (ROOT / "docs" / "pages").glob("*.md")),
 ]
 
 

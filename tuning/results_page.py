@@ -118,14 +118,16 @@ whole family, by the clock, beside whatever else the machine did."""
 
 _IMAGES = """## Images
 
-Measured with version 0.1, whose `tuning/atari.py` set more than today's; [learning.md](../../docs/learning.md#images)
-has figures of newer ones. With the settings that [results.py](../results.py) gives a game; students that have
-the same seconds learned in one run. One seed; and without sticky actions a game has hardly any chance in it, so that
-many games of a student are one and the same: other runs differ by more than these intervals, on Breakout
-[by 0.1](../../docs/learning.md#students-that-are-too-small). Agreement is low there in part for what costs nothing: any
-action is as good while the ball is far away, FIRE does what NOOP does while it is in play, and the teacher may wait for
-hundreds of steps before it serves. Rusu et al. (2015) report, as geometric means over ten games, 108.3 % of the
-teacher's score at 25.3 % of its parameters (net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 % (net3)."""
+Measured with version 0.1, whose `tuning/atari.py` set more than today's;
+[learning.md](../../docs/pages/learning.md#images) has figures of newer ones. With the settings that
+[results.py](../results.py) gives a game; students that have the same seconds learned in one run. One seed; and
+without sticky actions a game has hardly any chance in it, so that many games of a student are one and the same:
+other runs differ by more than these intervals, on Breakout
+[by 0.1](../../docs/pages/learning.md#students-that-are-too-small). Agreement is low there in part for what costs
+nothing: any action is as good while the ball is far away, FIRE does what NOOP does while it is in play, and the
+teacher may wait for hundreds of steps before it serves. Rusu et al. (2015) report, as geometric means over ten games,
+108.3 % of the teacher's score at 25.3 % of its parameters (net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 %
+(net3)."""
 
 
 def _environments(rows: Mapping[str, Row]) -> str:

@@ -103,7 +103,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
 
         Args:
             env: as RLlib takes it; or "path/to/file.py:Name" or "module:Name", an environment of your own: see
-                docs/environments.md. It is imported at once, and known to all processes of a cluster.
+                docs/pages/environments.md. It is imported at once, and known to all processes of a cluster.
             kwargs: RLlib's other arguments.
 
         Raises:

@@ -2,7 +2,7 @@
 
 A student of vectors has soon seen its states, and profits from many gradient steps on them. One of images does badly
 what it has not seen, so that an env step is worth more than another look at old ones; and each look takes a hundred
-times as long. docs/learning.md, "Images", has the measurements.
+times as long. docs/pages/learning.md, "Images", has the measurements.
 """
 
 from __future__ import annotations

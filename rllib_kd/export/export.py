@@ -105,8 +105,8 @@ def export(
 ) -> Exported:
     """Write the student to a file, if the file's outputs equal PyTorch's.
 
-    C (`docs/c.md`) is compiled for the check; without a compiler it is written unchecked, with a warning. A program,
-    `NAME_main.c`, is written beside the header `NAME.h`.
+    C (`docs/pages/c.md`) is compiled for the check; without a compiler it is written unchecked, with a warning. A
+    program, `NAME_main.c`, is written beside the header `NAME.h`.
 
     Args:
         student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.

@@ -238,8 +238,8 @@ def write_safetensors(student: Teacher, file: Path) -> None:
 def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """Return the layers of a student in the order in which they run, and their weights by name.
 
-    Each layer is `{"op": ..., ...}`; `docs/numpy_runner.md` lists them. Images are `[B, H, W, C]` throughout, weights
-    have PyTorch's shapes.
+    Each layer is `{"op": ..., ...}`; `docs/pages/numpy_runner.md` lists them. Images are `[B, H, W, C]` throughout,
+    weights have PyTorch's shapes.
 
     Raises:
         ValueError: the student is not RLlib's own DQN module, or has a layer that is not in that list.

@@ -59,7 +59,8 @@ def huber(student_q: Tensor, teacher_q: Tensor, *, delta: float = 1.0) -> Tensor
     Args:
         student_q: `[B, A]`, return units.
         teacher_q: `[B, A]`, return units.
-        delta: > 0, return units. Low: close to the absolute error, robust to outliers; high: half the squared error.
+        delta: above 0, return units. Low: close to the absolute error, robust to outliers; high: half the squared
+            error.
 
     Returns:
         `[B]`, return units squared.
@@ -82,8 +83,8 @@ def policy_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, stude
     Args:
         student_q: `[B, A]`, logits, or Q-values where `student_temperature` equals `temperature`.
         teacher_q: `[B, A]`, return units.
-        temperature: > 0, return units. Low: the teacher's greedy action; high: a uniform policy. Usually 0.01 to 1.
-        student_temperature: > 0. 1: the student's outputs become logits; equal to `temperature`: they stay Q-values
+        temperature: above 0, return units. Low: the teacher's greedy action; high: a uniform policy. Usually 0.01 to 1.
+        student_temperature: above 0. 1: the student's outputs become logits; equal to `temperature`: they stay Q-values
             up to a constant per state.
 
     Returns:
@@ -113,8 +114,8 @@ def policy_kl_and_regret(
     Args:
         student_q: `[B, A]`, logits.
         teacher_q: `[B, A]`, return units.
-        temperature: > 0, return units, of the KL, as in `policy_kl`.
-        student_temperature: > 0, as in `policy_kl`.
+        temperature: above 0, return units, of the KL, as in `policy_kl`.
+        student_temperature: above 0, as in `policy_kl`.
         regret_coeff: c ≥ 0, nats / return unit; for several students one for all, or `[students, 1, 1]`.
 
     Returns:
@@ -160,9 +161,9 @@ def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, stud
     Args:
         student_q: `[B, A]`, logits, or Q-values where `student_temperature` equals `temperature`.
         teacher_q: `[B, A]`, return units.
-        temperature: > 0, return units. Low: any action but the teacher's is expensive (in gaps / temperature); high:
-            a uniform policy.
-        student_temperature: > 0, as in `policy_kl`.
+        temperature: above 0, return units. Low: any action but the teacher's is expensive (in gaps / temperature);
+            high: a uniform policy.
+        student_temperature: above 0, as in `policy_kl`.
 
     Returns:
         `[B]`, nats, ≥ 0.
@@ -186,8 +187,8 @@ def jsd(
         student_q: `[B, A]`, logits, or Q-values where `student_temperature` equals `temperature`.
         teacher_q: `[B, A]`, return units.
         beta: in [0, 1]. Low: towards forward KL, which covers all actions of the teacher; high: towards reverse KL.
-        temperature: > 0, return units, as in `policy_kl`.
-        student_temperature: > 0, as in `policy_kl`.
+        temperature: above 0, return units, as in `policy_kl`.
+        student_temperature: above 0, as in `policy_kl`.
 
     Returns:
         `[B]`, nats, ≥ 0; at most log 2 for β inside (0, 1).
@@ -213,7 +214,7 @@ def nll(student_q: Tensor, teacher_q: Tensor, *, student_temperature: float = 1.
     Args:
         student_q: `[B, A]`, logits.
         teacher_q: `[B, A]`, return units.
-        student_temperature: > 0.
+        student_temperature: above 0.
 
     Returns:
         `[B]`, nats, ≥ 0.

@@ -312,8 +312,8 @@ class PrioritizedReplay(ColumnarReplay):
 def default_capacity(rows: Mapping[str, np.ndarray | Tensor]) -> int:
     """Return how many rows are kept if that is not said: 50,000, of images 400,000, and no more than 4 GiB.
 
-    What a student of images has not seen, it plays badly (docs/learning.md, "Images"), while vectors are so few numbers
-    that a student soon knows their states.
+    What a student of images has not seen, it plays badly (docs/pages/learning.md, "Images"), while vectors are so few
+    numbers that a student soon knows their states.
 
     Args:
         rows: columns, `[R, ...]`.

@@ -48,7 +48,7 @@ class Normalized(nn.Module):
     Args:
         mean: shape of one observation.
         std: shape of one observation, > 0.
-        clip: > 0; None: not clipped.
+        clip: above 0; None: not clipped.
     """
 
     mean: Tensor

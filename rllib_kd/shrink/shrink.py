@@ -67,7 +67,7 @@ class Shrink:
         restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
         episodes: most certificate episodes of each candidate, ≥ 100.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
-            docs/certificates.md.
+            docs/pages/certificates.md.
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors; or
             "latency", the time of one decision of that file in the numpy runner on this machine, on one thread.
 

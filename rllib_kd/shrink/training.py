@@ -147,7 +147,7 @@ class Trainer:
         self._algo.save_to_path(folder)
 
     def restore(self, folder: Path, state: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint, as if there had been no break; see docs/guarantees.md.
+        """Continue from a checkpoint, as if there had been no break; see docs/pages/guarantees.md.
 
         Args:
             folder: as in `save()`.

@@ -136,7 +136,7 @@ def mean_policy(members_q: Tensor, *, temperature: float) -> Tensor:
 
     Args:
         members_q: `[M, B, A]`, return units; −inf for an illegal action.
-        temperature: > 0, return units.
+        temperature: above 0, return units.
 
     Returns:
         `[B, A]`, return units, ≤ 0; −inf if an action is illegal for all members.

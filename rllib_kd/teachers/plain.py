@@ -46,7 +46,7 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
 
     Args:
         saved: weights by name, or a dict that has them as an entry.
-        network: what the file does not record: `activation`, as in docs/numpy_runner.md; optionally `outputs`
+        network: what the file does not record: `activation`, as in docs/pages/numpy_runner.md; optionally `outputs`
             ("q_values", the default, or "logits"), `entry` (name of the state dict in the file), `prefix` (beginning of
             the names of the weights to use), and `order` (names of the layers that act, from inputs to outputs).
         uri: source of the weights, for messages.

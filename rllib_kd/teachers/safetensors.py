@@ -27,7 +27,7 @@ def load_safetensors(
     Args:
         content: content of the file.
         uri: its path, for messages.
-        description: JSON with `layers` and `observation_shape`, as in docs/numpy_runner.md; None if there is none
+        description: JSON with `layers` and `observation_shape`, as in docs/pages/numpy_runner.md; None if there is none
             beside the file.
         network: description of a chain, if the layers are not described; empty or None if there is none.
 
@@ -54,8 +54,8 @@ def load_safetensors(
     if "layers" not in metadata or "observation_shape" not in metadata:
         raise CheckpointError(
             f"'{uri}' does not describe its layers. Put a file '{description_name(uri)}' beside it, with `layers` and "
-            '`observation_shape` as in docs/numpy_runner.md; or with {"activation": "relu"}, if they are a chain of '
-            "linear layers with this activation."
+            '`observation_shape` as in docs/pages/numpy_runner.md; or with {"activation": "relu"}, if they are a chain '
+            "of linear layers with this activation."
         )
     try:
         layers, num_actions = metadata["layers"], metadata.get("num_actions")

@@ -1,4 +1,4 @@
-"""Which features combine: docs/combinations.md, derived from the checks of configs, teachers and students.
+"""Which features combine: docs/pages/combinations.md, derived from the checks of configs, teachers and students.
 
 For each pair of features, a config with both passes through the checks of `DistillDQN.setup()`, without Ray.
 
@@ -26,7 +26,7 @@ from rllib_kd.algorithm.teachers import Teachers
 from rllib_kd.networks.dqn_module import count_parameters, support_of
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module
 
-PAGE = Path(__file__).parents[2] / "docs" / "combinations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "combinations.md"
 AGENTS = ("left", "right")
 ATOMS = {"num_atoms": 5, "v_min": 0.0, "v_max": 9.0}
 TD = {"td_coeff": 1.0}

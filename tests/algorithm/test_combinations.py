@@ -1,4 +1,4 @@
-"""docs/combinations.md is what the checks say."""
+"""docs/pages/combinations.md is what the checks say."""
 
 import pytest
 

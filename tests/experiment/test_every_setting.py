@@ -236,7 +236,11 @@ def test_model_configs_have_every_key_of_rllib():
 
 
 def documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "rllib_kd" / "algorithm" / "config.py"]
+    return [
+        ROOT / "README.md",
+        *sorted((ROOT / "docs" / "pages").glob("*.md")),
+        ROOT / "rllib_kd" / "algorithm" / "config.py",
+    ]
 
 
 def shown_calls() -> list[Any]:

@@ -29,7 +29,7 @@ def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
     return done.stdout
 
 
-RUNNER_PAGE = (ROOT / "docs" / "numpy_runner.md").read_text()
+RUNNER_PAGE = (ROOT / "docs" / "pages" / "numpy_runner.md").read_text()
 PAGE_CODE = re.search(r"```python\n(.*?)```", RUNNER_PAGE, re.DOTALL)[1]
 
 

@@ -40,7 +40,7 @@ class Step:
 
     @property
     def op(self) -> str:
-        """Return the kind of the layer, as in docs/numpy_runner.md."""
+        """Return the kind of the layer, as in docs/pages/numpy_runner.md."""
         return str(self.layer["op"])
 
     @property

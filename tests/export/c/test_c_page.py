@@ -1,4 +1,4 @@
-"""docs/c.md: its program compiles, its commands work as written, and it lists what there is."""
+"""docs/pages/c.md: its program compiles, its commands work as written, and it lists what there is."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from rllib_kd.networks.layers import ELEMENTWISE
 from tests.conftest import states
 from tests.export.students import ROOT, network
 
-PAGE = (ROOT / "docs" / "c.md").read_text()
+PAGE = (ROOT / "docs" / "pages" / "c.md").read_text()
 (PROGRAM,) = re.findall(r"```c\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 

@@ -30,6 +30,9 @@ def shrink(
     bounds: Annotated[
         tuple[float, float] | None, option("Range of all possible returns, if known.", metavar="LOW HIGH")
     ] = None,
+    parts: Annotated[
+        int | None, option("Actors that share training (default: 1; on a cluster, by free CPUs).", metavar="N")
+    ] = None,
     config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
     out: NewFolder = None,
     resume: Annotated[bool, option("Continue the run in the folder --out.", "--resume")] = False,
@@ -63,6 +66,7 @@ def shrink(
         "restarts": restarts,
         "episodes": episodes,
         "bounds": bounds,
+        "parts": parts,
     }
     if resume and out is not None:  # what is left out is as it was
         given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}

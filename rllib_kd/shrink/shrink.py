@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
@@ -27,6 +28,7 @@ from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
 from rllib_kd.shrink.costs import MINIMIZED
 from rllib_kd.shrink.outcome import Shrunk
+from rllib_kd.shrink.parts import divide
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
@@ -57,7 +59,8 @@ class Shrink:
         keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1].
         confidence: the probability of certifying any student below `keep` is at most 1 − confidence; in (0.5, 1).
         minutes: duration of the run, ≥ 0.5; None: 10, or no limit if `env_steps` is given.
-        env_steps: env steps of training, ≥ 1, instead of `minutes`: equal runs then give equal certificates.
+        env_steps: env steps of training, ≥ 1, of each part, instead of `minutes`: equal runs then give equal
+            certificates.
         out: folder of the results, which must be empty or not exist; None: by environment and time, in `~/ray_results`.
         seed: seed of training, and of which fresh episodes are played; ≥ 0.
         env_config: config of the environment.
@@ -70,6 +73,8 @@ class Shrink:
             docs/certificates.md.
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors; or
             "latency", the time of one decision of that file in the numpy runner on this machine, on one thread.
+        parts: into how many parts training is divided, ≥ 1, each with its own actor and states; None: on a cluster as
+            many as it has free CPUs for, otherwise 1. Sizes are divided, then their copies, at most into groups of 4.
 
     Raises:
         ValueError: a value is out of range.
@@ -92,6 +97,7 @@ class Shrink:
     episodes: int = MAX_EPISODES
     bounds: Sequence[float] | None = None
     minimize: str = "parameters"
+    parts: int | None = None
 
     def __post_init__(self) -> None:
         _check_in("keep", self.keep, 0 < self.keep <= 1, "in (0, 1]", "0.97 keeps 97 % of the return")
@@ -107,7 +113,7 @@ class Shrink:
             _check_in("minutes", self.minutes, is_enough, f"at least {LEAST_MINUTES:g}", hint)
         elif self.env_steps is None:
             self.minutes = DEFAULT_MINUTES
-        least = {"env_steps": 1, "seed": 0, "restarts": 1, "episodes": _LEAST_EPISODES}
+        least = {"env_steps": 1, "seed": 0, "restarts": 1, "episodes": _LEAST_EPISODES, "parts": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
@@ -165,8 +171,12 @@ class Shrink:
         with ExitStack() as stack:
             folder = self._folder(stack, resume=resume)
             stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
-            state = self._begun(options) if resume else {"options": options}  # read again: now it is locked
-            stack.enter_context(connection(needs, address=address))
+            # Read again: now it is locked.
+            state: dict[str, Any] = self._begun(options) if resume else {"options": options}
+            all_needs = {name: amount * (self.parts or 1) for name, amount in needs.items()}
+            stack.enter_context(connection(all_needs, address=address))
+            if "parts" not in state:
+                state["parts"] = self._num_parts(needs, address)
             run = Run(
                 teacher,
                 PlayedEnvironment(self.env, settings["env_config"]),
@@ -177,8 +187,18 @@ class Shrink:
                 progress=Progress(folder),
                 state=state,
                 asked=self,
+                parts=divide(sizes, restarts, int(state["parts"]), seed=self.seed),
             )
             return run(command=command, progress=progress)
+
+    def _num_parts(self, needs: Mapping[str, float], address: str | None) -> int:
+        """Return into how many parts a new run is divided: Ray is connected."""
+        if self.parts is not None:
+            return self.parts
+        if address is None and "RAY_ADDRESS" not in os.environ:
+            return 1
+        free = ray.available_resources()
+        return max(1, min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount))
 
     def _fitting_teacher(self, make_env: Any) -> Teacher:
         """Return the teacher, loaded, for this environment."""

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd import Shrink, Shrunk, load_teacher
+from rllib_kd import Shrink, load_teacher
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.playing import Player, RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.paths import replace_file
-from rllib_kd.shrink.outcome import CERTIFICATE
+from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk
 from rllib_kd.shrink.progress import Progress
 
 NUM_EPISODES = 5_000

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from gymnasium.utils.env_checker import data_equivalence
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
-from rllib_kd.environments.making import close, env_maker
+from rllib_kd.environments.making import checked_call, close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
@@ -210,12 +211,20 @@ class Shrink:
 
     def _observation_space(self, make_env: Any) -> Any:
         env = make_env()
-        close(env)
-        if isinstance(env, MultiAgentEnv):
-            raise ValueError(
-                f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
-                "environment with one agent."
-            )
+        try:
+            if isinstance(env, MultiAgentEnv):
+                raise ValueError(
+                    f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. "
+                    "Choose an environment with one agent."
+                )
+            if not _repeats(env):
+                say(
+                    f"note: in '{short_name(self.env)}' equal seeds give different episodes, so that student and "
+                    "teacher do not play the same ones. A certificate holds, but needs more episodes, and equal runs "
+                    "differ. Pass the seed of reset() on to whatever is random."
+                )
+        finally:
+            close(env)
         return env.observation_space
 
     def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -256,6 +265,22 @@ def begun_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     options = Progress(Path(folder).absolute()).read()["options"]
     return {field.name: options[field.name] for field in fields(Shrink) if field.name in options}
+
+
+def _repeats(env: Any) -> bool:
+    """Return whether a seed determines the first observation.
+
+    Raises:
+        EnvFailedError: `reset()` takes no seed.
+        ValueError: it does not return an observation and a dict.
+    """
+    resets = [checked_call(env.reset, seed=0) for _ in range(2)]
+    if not all(isinstance(reset, tuple) and len(reset) == 2 for reset in resets):
+        raise ValueError(
+            f"reset() of '{type(env).__name__}' must return an observation and a dict, as gymnasium's environments do, "
+            f"got {type(resets[0]).__name__}."
+        )
+    return data_equivalence(resets[0][0], resets[1][0])
 
 
 def _check_in(name: str, value: float, is_in: bool, expected: str, hint: str) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
-from rllib_kd.environments.making import checked_call, close, env_maker
+from rllib_kd.environments.making import EnvMaker, checked_call, close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
+from rllib_kd.evaluation.playing import one_episode_each
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
@@ -211,20 +213,18 @@ class Shrink:
 
     def _observation_space(self, make_env: Any) -> Any:
         env = make_env()
-        try:
-            if isinstance(env, MultiAgentEnv):
-                raise ValueError(
-                    f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. "
-                    "Choose an environment with one agent."
-                )
-            if not _repeats(env):
-                say(
-                    f"note: in '{short_name(self.env)}' equal seeds give different episodes, so that student and "
-                    "teacher do not play the same ones. A certificate holds, but needs more episodes, and equal runs "
-                    "differ. Pass the seed of reset() on to whatever is random."
-                )
-        finally:
-            close(env)
+        close(env)
+        if isinstance(env, MultiAgentEnv):
+            raise ValueError(
+                f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
+                "environment with one agent."
+            )
+        if not _repeats(make_env):
+            say(
+                f"note: in '{short_name(self.env)}' equal seeds give different episodes, so that student and teacher do "
+                "not play the same ones. A certificate holds, but needs more episodes, and equal runs differ. Pass the "
+                "seed of reset() on to whatever is random."
+            )
         return env.observation_space
 
     def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,20 +267,18 @@ def begun_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return {field.name: options[field.name] for field in fields(Shrink) if field.name in options}
 
 
-def _repeats(env: Any) -> bool:
+def _repeats(make_env: EnvMaker) -> bool:
     """Return whether a seed determines the first observation.
 
     Raises:
-        EnvFailedError: `reset()` takes no seed.
-        ValueError: it does not return an observation and a dict.
+        EnvFailedError: `reset()` takes no seed, or returns something else than an observation and infos.
     """
-    resets = [checked_call(env.reset, seed=0) for _ in range(2)]
-    if not all(isinstance(reset, tuple) and len(reset) == 2 for reset in resets):
-        raise ValueError(
-            f"reset() of '{type(env).__name__}' must return an observation and a dict, as gymnasium's environments do, "
-            f"got {type(resets[0]).__name__}."
-        )
-    return data_equivalence(resets[0][0], resets[1][0])
+    envs = one_episode_each(make_env, 1)
+    try:
+        first, second = (deepcopy(checked_call(envs.reset, seed=[0])[0]) for _ in range(2))
+    finally:
+        close(envs)
+    return data_equivalence(first, second)
 
 
 def _check_in(name: str, value: float, is_in: bool, expected: str, hint: str) -> None:

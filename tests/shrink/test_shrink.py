@@ -168,10 +168,7 @@ class Old(Seedless):
         return self.env.reset()[0]
 
 
-@pytest.mark.parametrize(
-    ("env", "error"),
-    [(Seedless, r"raised in reset\(\).*'seed'"), (Old, r"reset\(\) of 'Old' must return .* got ndarray")],
-)
+@pytest.mark.parametrize(("env", "error"), [(Seedless, r"reset\(\).*'seed'"), (Old, r"'Old' raised in reset\(\)")])
 def test_an_environment_without_seeds_is_refused_before_ray_starts(monkeypatch, tmp_path, env, error):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     with pytest.raises((ValueError, RuntimeError), match=error):

@@ -221,9 +221,9 @@ class Shrink:
             )
         if not _repeats(make_env):
             say(
-                f"note: in '{short_name(self.env)}' equal seeds give different episodes, so that student and teacher do "
-                "not play the same ones. A certificate holds, but needs more episodes, and equal runs differ. Pass the "
-                "seed of reset() on to whatever is random."
+                f"note: in '{short_name(self.env)}' equal seeds give different episodes, so that student and teacher "
+                "do not play the same ones. A certificate holds, but needs more episodes, and equal runs differ. Pass "
+                "the seed of reset() on to whatever is random."
             )
         return env.observation_space
 

@@ -14,13 +14,19 @@ from tests.cluster.test_faults import living
 pytestmark = pytest.mark.slow
 
 SIZES = {"linear": "linear", "units-2": {"fcnet_hiddens": [2], "fcnet_activation": "tanh"}}
-SMALL = {"sizes": SIZES, "env_steps": 2_000, "restarts": 4, "episodes": 200, "seed": 3, "parts": 3}
+SMALL = {"sizes": SIZES, "env_steps": 1_000, "restarts": 4, "episodes": 100, "seed": 3, "parts": 3}
 
 
 def content(folder):
     content = json.loads((folder / "certificate.json").read_text())
     content.pop("seconds")
     return json.dumps(content).replace(f"/{folder.name}", "")
+
+
+@pytest.fixture(autouse=True)
+def few_checks(monkeypatch):
+    """Teacher and random policy differ clearly; workers have the lowest priority, and other tests run beside these."""
+    monkeypatch.setattr("rllib_kd.shrink.run._NUM_CHECKS", 20)
 
 
 def test_whatever_dies_the_certificate_is_the_same(nodes, tmp_path, monkeypatch, caplog):

@@ -24,14 +24,14 @@ from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.playing import one_episode_each
-from rllib_kd.experiment.connection import connection
+from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
 from rllib_kd.shrink.costs import MINIMIZED
 from rllib_kd.shrink.outcome import Shrunk
-from rllib_kd.shrink.parts import divide
+from rllib_kd.shrink.parts import divide, most_parts
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
@@ -157,9 +157,8 @@ class Shrink:
                 is not empty, or another run uses it; or a run is resumed that is not there, or differs from this one.
         """
         options = options_of(self)
-        if resume:
-            self._begun(options)
-        elif self.out is not None:
+        begun = self._begun(options) if resume else {}
+        if not resume and self.out is not None:
             _check_empty(Path(self.out).absolute())
         settings = dict(self.config)
         settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
@@ -171,15 +170,19 @@ class Shrink:
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
+        most = most_parts(len(sizes), restarts)
+        num_parts = begun.get("parts", min(self.parts or 1, most))
+        _check_machine(num_parts, needs.get("CPU", 0.0), address)
         with ExitStack() as stack:
             folder = self._folder(stack, resume=resume)
             stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
             # Read again: now it is locked.
             state: dict[str, Any] = self._begun(options) if resume else {"options": options}
-            all_needs = {name: amount * (self.parts or 1) for name, amount in needs.items()}
+            all_needs = {name: amount * num_parts for name, amount in needs.items()}
             stack.enter_context(connection(all_needs, address=address))
-            if "parts" not in state:
-                state["parts"] = self._num_parts(needs, address)
+            if self.parts is None and not resume:
+                num_parts = min(_free_parts(needs, address), most)
+            state["parts"] = num_parts
             run = Run(
                 teacher,
                 PlayedEnvironment(self.env, settings["env_config"]),
@@ -190,18 +193,9 @@ class Shrink:
                 progress=Progress(folder),
                 state=state,
                 asked=self,
-                parts=divide(sizes, restarts, int(state["parts"]), seed=self.seed),
+                parts=divide(sizes, restarts, num_parts, seed=self.seed),
             )
             return run(command=command, progress=progress)
-
-    def _num_parts(self, needs: Mapping[str, float], address: str | None) -> int:
-        """Return into how many parts a new run is divided: Ray is connected."""
-        if self.parts is not None:
-            return self.parts
-        if address is None and "RAY_ADDRESS" not in os.environ:
-            return 1
-        free = ray.available_resources()
-        return max(1, min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount))
 
     def _fitting_teacher(self, make_env: Any) -> Teacher:
         """Return the teacher, loaded, for this environment."""
@@ -265,6 +259,30 @@ def begun_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     options = Progress(Path(folder).absolute()).read()["options"]
     return {field.name: options[field.name] for field in fields(Shrink) if field.name in options}
+
+
+def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
+    """Return how many parts a cluster has free resources for, at least 1; without a cluster 1. Ray is connected."""
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        return 1
+    free = ray.available_resources()
+    return max(1, min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount))
+
+
+def _check_machine(num_parts: int, cpus_each: float, address: str | None) -> None:
+    """Check that a Ray that is started on this machine has the CPUs of all parts, which would wait for them forever.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if num_parts == 1 or address is not None or "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        return
+    needed, there = num_parts * cpus_each, os.cpu_count() or 1
+    if needed > max(there, MAX_SHARED_CPUS):
+        raise ValueError(
+            f"{num_parts} parts need {needed:g} CPUs, but this machine has {there}. Join a cluster with --ray-address "
+            "(address=...), or begin a run with fewer --parts (parts=...)."
+        )
 
 
 def _repeats(make_env: EnvMaker) -> bool:

@@ -65,6 +65,26 @@ def test_whatever_dies_the_certificate_is_the_same(nodes, tmp_path, monkeypatch,
     assert "has died with its process, and starts again from its last save" in caplog.text
 
 
+POLE = """
+import gymnasium as gym
+
+
+class Pole(gym.Wrapper):
+    def __init__(self, **kwargs):
+        super().__init__(gym.make("CartPole-v1", **kwargs))
+"""
+
+
+def test_nodes_need_no_file_of_the_environment(nodes, own_folder, tmp_path):
+    nodes.add_node(num_cpus=2)
+    (own_folder / "pole.py").write_text(POLE)
+    shrink = Shrink("cartpole", "pole.py:Pole", out=tmp_path / "out", **{**SMALL, "env_steps": 300, "restarts": 1})
+    (own_folder / "pole.py").unlink()  # the nodes of a test share a disk
+    result = shrink.run()
+    assert result.facts["parts"] == 2
+    assert len(result.students) == 2
+
+
 def test_on_a_cluster_there_are_as_many_parts_as_free_cpus(nodes, tmp_path):
     nodes.add_node(num_cpus=2)
     options = {**SMALL, "parts": None, "env_steps": 500, "restarts": 8}

@@ -22,7 +22,7 @@ def shrink(
     imports: Imports = None,
     keep: Annotated[float, option("Share of the return to keep (default: 0.97).", metavar="X")] = 0.97,
     confidence: Annotated[float, option("Its confidence (default: 0.95).", metavar="X")] = 0.95,
-    minimize: Annotated[str, option("parameters (default), bytes or latency.", metavar="NAME")] = "parameters",
+    minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
     minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
     env_steps: Annotated[int | None, option("Length of training instead; repeatable.", metavar="N")] = None,
     episodes: Annotated[int, option("Most episodes of a certificate (default: 5,000).", metavar="N")] = 5_000,

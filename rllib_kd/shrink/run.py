@@ -340,6 +340,8 @@ class Run:
             returns={} if tested is None else tested.returns_by_policy,
             num_bytes=cost.num_bytes,
             latency_ms=cost.latency_ms,
+            multiply_adds=cost.multiply_adds,
+            num_int8_bytes=cost.num_int8_bytes,
         )
 
     def _facts(self) -> dict[str, Any]:

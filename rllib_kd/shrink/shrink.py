@@ -74,8 +74,9 @@ class Shrink:
         episodes: most certificate episodes of each candidate, ≥ 100.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
             docs/certificates.md.
-        minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors; or
-            "latency", the time of one decision of that file in the numpy runner on this machine, on one thread.
+        minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;
+            "int8_bytes" of all constants, exported to C with integers; "multiply_adds" of one decision; or "latency",
+            the time of one decision of the safetensors file in the numpy runner on this machine, on one thread.
         parts: into how many parts training is divided, ≥ 1, each with its own actor and states; None: on a cluster as
             many as it has free CPUs for, otherwise 1. Sizes are divided, then their copies, at most into groups of 4.
 

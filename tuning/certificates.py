@@ -1,6 +1,7 @@
 """Are certificates right? Make real ones, and judge each certified student on 5,000 fresh episodes.
 
-    python tuning/certificates.py FOLDER --env LunarLander-v3 --teacher PATH [--seeds 20] [--minutes 5] [--keep 0.97]
+    python tuning/certificates.py FOLDER --env LunarLander-v3 --teacher PATH [--seeds 20] [--keep 0.97]
+        [--minutes 10 | --env-steps N]
 
 Each seed is a run of `rllib shrink`. Its student, the teacher and a random policy then play the same 5,000 seeds, by
 which nothing was chosen and nothing was tested. A certificate is wrong if the upper end of the 95 % interval of
@@ -37,7 +38,8 @@ def main() -> None:
     parser.add_argument("--env", required=True)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--seeds", type=int, default=20, help="how many runs, with seeds from 0")
-    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--minutes", type=float, help="of each run (default: 10)")
+    parser.add_argument("--env-steps", type=int, help="of training, instead: on a machine that others use")
     parser.add_argument("--keep", type=float, default=0.97)
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,8 @@ def read(rows: Path) -> list[dict[str, Any]]:
 def shrink(args: argparse.Namespace, seed: int, out: Path) -> dict[str, Any]:
     """Return the content of a run's certificate.json; a run that has ended is not made again."""
     if not (out / CERTIFICATE).exists():
-        asked = Shrink(args.teacher, args.env, keep=args.keep, minutes=args.minutes, seed=seed, out=out)
+        limits = {"minutes": args.minutes, "env_steps": args.env_steps}
+        asked = Shrink(args.teacher, args.env, keep=args.keep, seed=seed, out=out, **limits)
         result: Shrunk = asked.run(resume=Progress(out).exists)
         if not result.is_complete:
             raise SystemExit(1)

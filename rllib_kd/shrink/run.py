@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.certificates.certificate import Certificate, RatioTest
+from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
 from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.environments.making import EnvMaker
@@ -86,17 +86,14 @@ class Run:
         )
         self._tournament: Any = None  # until the sizes are known
         self._tests: list[Tested] = []
-        with (
-            self._working() as self._crew,
-            saving_on_interrupt() as self._interrupted,
-            line(shown=progress) as self._show,
-        ):
-            self._games = self._new_games()
-            if "games" in self.state:
-                self._games.set_state(self.state["games"])
-            self._keep(command=self.state.get("command", command))
+        with saving_on_interrupt() as self._interrupted, line(shown=progress) as self._show:
             try:
-                reason, best = self._search()
+                with self._working() as self._crew:
+                    self._games = self._new_games()
+                    if "games" in self.state:
+                        self._games.set_state(self.state["games"])
+                    self._keep(command=self.state.get("command", command))
+                    reason, best = self._search()
             except InterruptedRunError:
                 self._keep()
                 reason = f"The run was interrupted. Continue it with --resume --out {self.progress.folder}."
@@ -308,7 +305,9 @@ class Run:
             bounds=self.asked.bounds,
             seen=np.array(self.state["seen"]),
             begun=[Episodes.of(content) for content in self.state["tests"]],
-            affordable=lambda num_left: self._budget.episodes_left(num_left, self._games.seconds_per_seed),
+            affordable=lambda num_left: self._budget.episodes_left(
+                num_left, self._games.seconds_per_seed, least=fewest_episodes(self.asked.keep, self.asked.confidence)
+            ),
             save=lambda played: self._keep(tests=[one.as_dict() for one in played]),
             report=report_test,
         )

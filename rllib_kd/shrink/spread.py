@@ -12,6 +12,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 _MAX_DEATHS = 3
 #: How long the driver waits for an iteration before it looks whether it is to end, s.
 _PATIENCE = 0.5
+#: How long it waits at the end until Ray has taken back the resources of the actors, s.
+_PATIENCE_WITH_RESOURCES = 10.0
 #: Episodes of a job: the results depend on it in their last bits, and so must not depend on the cluster.
 _EPISODES_OF_A_JOB, _VALIDATIONS_OF_A_JOB = 10, 64
 
@@ -244,11 +247,19 @@ class Crew:
         return results
 
     def stop(self) -> None:
-        """End all actors, and free their resources."""
+        """End all actors, and free their resources, which the student's checkpoint may need next."""
         for actor in self._actors:
             ray.kill(actor)
         for group in self._groups:
             remove_placement_group(group)
+        deadline = time.monotonic() + _PATIENCE_WITH_RESOURCES
+        while time.monotonic() < deadline and not self._is_free():
+            time.sleep(0.05)
+
+    def _is_free(self) -> bool:
+        free = ray.available_resources()
+        needed = {name: amount for bundle in self._groups[0].bundle_specs for name, amount in bundle.items()}
+        return all(free.get(name, 0.0) >= amount for name, amount in needed.items())
 
 
 def file_of(place: int) -> str:

@@ -161,8 +161,7 @@ class Shrink:
         begun = self._begun(options) if resume else {}
         if not resume and self.out is not None:
             _check_empty(Path(self.out).absolute())
-        settings = dict(self.config)
-        settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
+        settings = {**self.config, "env_config": {**(self.config.get("env_config") or {}), **self.env_config}}
         make_env = env_maker(self.env, settings["env_config"])
         observation_space = self._observation_space(make_env)
         teacher = self._fitting_teacher(make_env)
@@ -173,7 +172,7 @@ class Shrink:
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
         most = most_parts(len(sizes), restarts)
         num_parts = begun.get("parts", min(self.parts or 1, most))
-        _check_machine(num_parts, needs.get("CPU", 0.0), address)
+        _check_machine(num_parts, needs, address)
         with ExitStack() as stack:
             folder = self._folder(stack, resume=resume)
             stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
@@ -184,18 +183,9 @@ class Shrink:
             if self.parts is None and not resume:
                 num_parts = min(_free_parts(needs, address), most)
             state["parts"] = num_parts
-            run = Run(
-                teacher,
-                PlayedEnvironment(self.env, settings["env_config"]),
-                make_env,
-                config,
-                sizes,
-                settings=settings,
-                progress=Progress(folder),
-                state=state,
-                asked=self,
-                parts=divide(sizes, restarts, num_parts, seed=self.seed),
-            )
+            parts = divide(sizes, restarts, num_parts, seed=self.seed)
+            played = PlayedEnvironment(self.env, settings["env_config"])
+            run = Run(teacher, played, make_env, config, sizes, settings, Progress(folder), state, self, parts)
             return run(command=command, progress=progress)
 
     def _fitting_teacher(self, make_env: Any) -> Teacher:
@@ -270,7 +260,7 @@ def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
     return max(1, min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount))
 
 
-def _check_machine(num_parts: int, cpus_each: float, address: str | None) -> None:
+def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | None) -> None:
     """Check that a Ray that is started on this machine has the CPUs of all parts, which would wait for them forever.
 
     Raises:
@@ -278,7 +268,7 @@ def _check_machine(num_parts: int, cpus_each: float, address: str | None) -> Non
     """
     if num_parts == 1 or address is not None or "RAY_ADDRESS" in os.environ or ray.is_initialized():
         return
-    needed, there = num_parts * cpus_each, os.cpu_count() or 1
+    needed, there = num_parts * needs.get("CPU", 0.0), os.cpu_count() or 1
     if needed > max(there, MAX_SHARED_CPUS):
         raise ValueError(
             f"{num_parts} parts need {needed:g} CPUs, but this machine has {there}. Join a cluster with --ray-address "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_kd.certificates.certificate import Certificate
+from rllib_kd.export.units import UNITS
 from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
 
 #: The version of the layout of certificate.json.
@@ -178,15 +179,7 @@ class Shrunk:
         return json.loads(json.dumps(finite_or_none(content)))
 
 
-#: What is minimized, with its unit, as heads of tables and in sentences.
-UNITS = {
-    "parameters": "parameters",
-    "bytes": "bytes",
-    "int8_bytes": "bytes as integers",
-    "multiply_adds": "multiply-adds",
-    "latency": "µs per decision",
-}
-#: The same as heads of narrow columns.
+#: Heads of narrow columns.
 _HEADS = {
     "bytes": "bytes",
     "int8_bytes": "bytes\n(int8)",

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.export.units import UNITS
 from rllib_kd.paths import replace_file
 from rllib_kd.report.drawing import FOREGROUND, MUTED, as_drawn, colour_of, new_figure, place_legend, svg, use_log_axis
 from rllib_kd.report.page import page, section
-from rllib_kd.shrink.outcome import CERTIFICATE, UNITS, Shrunk, ShrunkStudent, cost_text, share_text
+from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk, ShrunkStudent, cost_text, share_text
 from rllib_kd.text import for_html, number, printable, ratio
 
 if TYPE_CHECKING:

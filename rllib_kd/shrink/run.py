@@ -20,11 +20,11 @@ from rllib_kd.evaluation.measures import doubt
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
+from rllib_kd.export.costs import Cost, measure, ranked
 from rllib_kd.relay import listening
 from rllib_kd.shrink import report
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import Size
-from rllib_kd.shrink.costs import Cost, measure, ranked
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.progress import Progress, versions

@@ -27,9 +27,9 @@ from rllib_kd.evaluation.playing import one_episode_each
 from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
+from rllib_kd.export.units import MINIMIZED
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
-from rllib_kd.shrink.costs import MINIMIZED
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.parts import divide, most_parts
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from rllib_kd.export import costs as module_of_costs
 from rllib_kd.export.artifact import latencies_ms
 from rllib_kd.export.c.write import write_c
+from rllib_kd.export.costs import Cost, measure, ranked
 from rllib_kd.export.formats import write_safetensors
 from rllib_kd.observations.pipeline import ObservationPipeline
-from rllib_kd.shrink import costs as module_of_costs
-from rllib_kd.shrink.costs import Cost, measure, ranked
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, make_q_module, states
 

@@ -20,8 +20,6 @@ from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 
-#: What "smallest" can mean.
-MINIMIZED = ("parameters", "bytes", "int8_bytes", "multiply_adds", "latency")
 #: Two latencies are the same unless one is longer by this share, in the median of the repeats, ...
 _RESOLUTION = 0.05
 #: ... and longer at all in this share of the repeats.
@@ -54,6 +52,17 @@ class Cost:
     def latency_ms(self) -> float | None:
         """Return the median latency, ms; None if it was not measured."""
         return statistics.median(self.latencies_ms) if self.latencies_ms else None
+
+    def by(self, minimize: str) -> float | None:
+        """Return what is to be minimized, one of `MINIMIZED`; the latency in ms, None for what was not measured."""
+        values = {
+            "parameters": self.num_parameters,
+            "bytes": self.num_bytes,
+            "int8_bytes": self.num_int8_bytes,
+            "multiply_adds": self.multiply_adds,
+            "latency": self.latency_ms,
+        }
+        return values[minimize]
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Cost:
@@ -105,9 +114,7 @@ def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:
         minimize: one of `MINIMIZED`.
     """
     if minimize != "latency":
-        own = {"bytes": "num_bytes", "int8_bytes": "num_int8_bytes", "multiply_adds": "multiply_adds"}
-        cost = own.get(minimize, "num_parameters")
-        return sorted(costs, key=lambda name: (getattr(costs[name], cost), _tie(costs, name)))
+        return sorted(costs, key=lambda name: (costs[name].by(minimize) or 0, _tie(costs, name)))
     left, order = sorted(costs, key=lambda name: costs[name].latency_ms or 0.0), list[str]()
     while left:
         fastest = costs[left[0]].latencies_ms

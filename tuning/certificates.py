@@ -1,7 +1,7 @@
 """Are certificates right? Make real ones, and judge each certified student on 5,000 fresh episodes.
 
     python tuning/certificates.py FOLDER --env LunarLander-v3 --teacher PATH [--seeds 20] [--keep 0.97]
-        [--minutes 10 | --env-steps N]
+        [--minutes 10 | --env-steps N] [--csv FILE]
 
 Each seed is a run of `rllib shrink`. Its student, the teacher and a random policy then play the same 5,000 seeds, by
 which nothing was chosen and nothing was tested. A certificate is wrong if the upper end of the 95 % interval of
@@ -12,6 +12,7 @@ that has a row is not run again, and a run that was interrupted is resumed. At m
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of each run (default: 10)")
     parser.add_argument("--env-steps", type=int, help="of training, instead: on a machine that others use")
     parser.add_argument("--keep", type=float, default=0.97)
+    parser.add_argument("--csv", type=Path, help="table of all rows in the folder")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     rows = args.folder / "rows.jsonl"
@@ -57,6 +59,8 @@ def main() -> None:
             file.write(json.dumps(row) + "\n")
         print(json.dumps(row), flush=True)
     report(read(rows))
+    if args.csv is not None:
+        write_csv(read(rows), args.csv)
 
 
 def read(rows: Path) -> list[dict[str, Any]]:
@@ -113,6 +117,15 @@ def judged(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
         "fresh_upper": args.keep + (float(d.mean()) + margin) / scale,
         "is_wrong": bool(d.mean() + margin < 0),
     }
+
+
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the rows as a table."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def report(rows: list[dict[str, Any]]) -> None:

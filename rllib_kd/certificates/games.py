@@ -83,12 +83,15 @@ class Games:
         key = first_seed, count
         if key not in self._baselines:
             seeds = range(first_seed, first_seed + count)
-            # Its actions depend on the seeds alone, and not on what was played before.
-            randomly = RandomActions(int(self._teacher.action_space.n), seed=self._seed + first_seed)
             with self._timed("baselines", count):
-                returns = [self._returns(player, seeds) for player in (GreedyQ(self._teacher), randomly)]
+                players = GreedyQ(self._teacher), self._randomly(first_seed)
+                returns = [self._returns(player, seeds) for player in players]
             self._baselines[key] = np.array(returns)
         return self._baselines[key]
+
+    def _randomly(self, first_seed: int) -> RandomActions:
+        """Return the random policy; its actions depend on the seeds alone, and not on what was played before."""
+        return RandomActions(int(self._teacher.action_space.n), seed=self._seed + first_seed)
 
     def _returns(self, player: Any, seeds: Sequence[int]) -> list[float]:
         return play(self._make_env, player, seeds)[0]

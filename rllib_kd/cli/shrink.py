@@ -22,13 +22,16 @@ def shrink(
     imports: Imports = None,
     keep: Annotated[float, option("Share of the return to keep (default: 0.97).", metavar="X")] = 0.97,
     confidence: Annotated[float, option("Its confidence (default: 0.95).", metavar="X")] = 0.95,
-    minimize: Annotated[str, option("parameters (default), bytes or latency.", metavar="NAME")] = "parameters",
+    minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
     minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
     env_steps: Annotated[int | None, option("Length of training instead; repeatable.", metavar="N")] = None,
     episodes: Annotated[int, option("Most episodes of a certificate (default: 5,000).", metavar="N")] = 5_000,
     restarts: Annotated[int | None, option("Copies of each size (default: 8; images: 1).", metavar="N")] = None,
     bounds: Annotated[
         tuple[float, float] | None, option("Range of all possible returns, if known.", metavar="LOW HIGH")
+    ] = None,
+    parts: Annotated[
+        int | None, option("Actors that share training (default: 1; on a cluster, by free CPUs).", metavar="N")
     ] = None,
     config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
     out: NewFolder = None,
@@ -63,6 +66,7 @@ def shrink(
         "restarts": restarts,
         "episodes": episodes,
         "bounds": bounds,
+        "parts": parts,
     }
     if resume and out is not None:  # what is left out is as it was
         given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}

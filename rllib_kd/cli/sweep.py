@@ -33,6 +33,7 @@ def sweep(
     resume: Annotated[bool, option("Continue the sweep of this name.", "--resume")] = False,
     keep: Annotated[float | None, option("Certify that it keeps this share of return.", "--keep", metavar="X")] = None,
     confidence: Annotated[float, option("Of the certificate (default: 0.95).", metavar="X")] = 0.95,
+    minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
     seed: Annotated[int, option("Of search and first student (default: 0).", metavar="N")] = 0,
     address: Address = None,
     wandb_project: Annotated[str | None, option("Log to Weights & Biases, too.", metavar="NAME")] = None,
@@ -75,6 +76,7 @@ def sweep(
         seed=seed,
         keep=keep,
         confidence=confidence,
+        minimize=minimize,
         callbacks=sweep_loggers(wandb_project=wandb_project, mlflow_uri=mlflow_uri),
     )
     result = swept.run(resume=resume, address=address)

@@ -23,7 +23,7 @@ from rllib_kd.terminal import say
 _CONNECT_TIMEOUT = 5.0  # seconds
 
 
-_MAX_SHARED_CPUS = 8  # what RLlib's algorithms need by default, they get on small machines too
+MAX_SHARED_CPUS = 8  # what RLlib's algorithms need by default, they get on small machines too
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _started(stack: ExitStack, needs: Mapping[str, float], local: LocalRay) -> d
         "object_store_memory": local.object_store_memory,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    is_too_small = (os.cpu_count() or 1) < needs.get("CPU", 1) <= _MAX_SHARED_CPUS
+    is_too_small = (os.cpu_count() or 1) < needs.get("CPU", 1) <= MAX_SHARED_CPUS
     if local.num_cpus is None and local.num_nodes is None and is_too_small:
         settings["num_cpus"] = math.ceil(needs["CPU"])
         say(f"note: a trial has {settings['num_cpus']} processes, but this machine has {os.cpu_count()} CPUs.")

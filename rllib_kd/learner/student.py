@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -216,16 +217,22 @@ class Student:
 
 
 class StackedStudents:
-    """Several students that learn side by side (networks/stacking.py).
+    """Several students that learn side by side (networks/stacking.py), with one loss, one backward pass, one optimizer.
+
+    Those with one `stacking_key()` are in one batch of matrices. The loss takes the outputs of all batches at once: on
+    small networks it costs as much as the networks.
 
     Args:
-        members: with one `stacking_key()`, and without optimizers.
+        members: students of the same observations and actions, without optimizers. They are sorted by batch.
     """
 
     def __init__(self, members: Sequence[Student]):
-        self.members = list(members)
-        self._mlps = StackedMLPs([student.module for student in members])
-        self.params = [weight.requires_grad_() for weight in self._mlps.pack(self._mlps.weights)]
+        by_key: dict[Any, list[Student]] = {}
+        for student in members:
+            by_key.setdefault(stacking_key(student.module), []).append(student)
+        self.members = [student for own in by_key.values() for student in own]
+        self._stacks = [_Stack(own) for own in by_key.values()]
+        self.params = [param for stack in self._stacks for param in stack.params]
         self.weights = [param.detach() for param in self.params]
         self.averages: list[Tensor] = []
         self.optimizer: torch.optim.Optimizer | None = None  # of `params`, which must be there first
@@ -247,26 +254,28 @@ class StackedStudents:
         """Put the weights that learn into `params`."""
         for student in self.members:
             student.enter(scale, obs_scale)
-        _copy_into(self.params, self._mlps.pack(self._mlps.weights))
+        _copy_into(self.params, [weight for stack in self._stacks for weight in stack.pack(stack.weights)])
         if self.members[0].averages:
-            self.averages = self._mlps.pack([student.averages for student in self.members])
+            self.averages = [weight for stack in self._stacks for weight in stack.pack(stack.averages)]
 
     def leave(self) -> None:
         """Put the weights that act into the modules."""
-        self._mlps.unpack(self.params, self._mlps.weights)
-        if self.averages:
-            self._mlps.unpack(self.averages, [student.averages for student in self.members])
+        averages = iter(self.averages)
+        for stack in self._stacks:
+            stack.unpack(stack.params, stack.weights)
+            if self.averages:
+                stack.unpack(list(islice(averages, len(stack.params))), stack.averages)
         for student in self.members:
             student.leave()
 
     def exchange(self, one: str, other: str) -> None:
-        """Swap two members in the optimizer, which has them side by side. Their modules are swapped elsewhere."""
-        names = [student.name for student in self.members]
-        if one not in names or other not in names:
+        """Swap two members of one shape in the optimizer, which has them side by side. Others swap their modules."""
+        stack = next((stack for stack in self._stacks if {one, other} <= set(stack.names)), None)
+        if stack is None:
             return
         assert self.optimizer is not None  # it is set as soon as there is one
-        pair = [names.index(one), names.index(other)]
-        for param in self.params:
+        pair = [stack.names.index(one), stack.names.index(other)]
+        for param in stack.params:
             for value in self.optimizer.state[param].values():
                 if value.shape == param.shape:  # not the count of steps
                     value[pair] = value[pair[::-1]]
@@ -274,7 +283,28 @@ class StackedStudents:
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
         obs, scale = batch[Columns.OBS], self.members[0].obs_scale  # the same for all
-        return {QF_PREDS: self._mlps.q_values(self.params, obs if scale is None else scale.normalize(obs))}
+        inputs = obs if scale is None else scale.normalize(obs)
+        q = [stack.q_values(stack.params, inputs) for stack in self._stacks]
+        return {QF_PREDS: q[0] if len(q) == 1 else torch.cat(q)}
+
+
+class _Stack(StackedMLPs):
+    """Students in one batch of matrices, with its weights.
+
+    Args:
+        members: students with one `stacking_key()`.
+    """
+
+    def __init__(self, members: Sequence[Student]):
+        super().__init__([student.module for student in members])
+        self._members = members
+        self.names = [student.name for student in members]
+        self.params = [weight.requires_grad_() for weight in self.pack(self.weights)]
+
+    @property
+    def averages(self) -> list[list[Tensor]]:
+        """Return for each member the averages of its weights, inside an update."""
+        return [student.averages for student in self._members]
 
 
 def make_student(
@@ -302,7 +332,7 @@ def make_student(
 
 
 def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> list[list[str]]:
-    """Sort students, by module ID, into lists of those that can be stacked with each other.
+    """Sort students, by module ID, into lists of those that can learn side by side.
 
     Args:
         modules: modules of the students of one teacher, by ID.
@@ -312,8 +342,8 @@ def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> lis
     plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
     stacks: dict[Any, list[str]] = {}
     for module_id, module in modules.items():
-        key = stacking_key(module) if plain else None
-        stacks.setdefault(key or module_id, []).append(module_id)
+        can_be_stacked = plain and stacking_key(module) is not None
+        stacks.setdefault(None if can_be_stacked else module_id, []).append(module_id)
     return list(stacks.values())
 
 

@@ -89,18 +89,21 @@ class Budget:
         """End training and validation: from now on, time is for the certificate."""
         self._end = max(self._seconds, self.seconds + _LEAST_SHARE * self._seconds)
 
-    def episodes_left(self, num_candidates: int, seconds_per_seed: float) -> float:
+    def episodes_left(self, num_candidates: int, seconds_per_seed: float, *, least: float = 0.0) -> float:
         """Return for how many more episodes of a candidate there is time; ∞ without a limit.
 
-        Half of the time that is left is for the candidates after it, which are less likely to be needed.
+        Half of the time that is left is for the candidates after it, which are less likely to be needed; unless it is
+        too short to certify one of them.
 
         Args:
             num_candidates: candidates that are left, with this one.
             seconds_per_seed: duration of an episode of student, teacher and random policy: s.
+            least: episodes that the certificate of a student takes that plays as its teacher does.
         """
         if not self.is_by_time:
             return math.inf
-        return max(0.0, self._end - self.seconds) / max(seconds_per_seed, 1e-9) / min(num_candidates, 2)
+        left = max(0.0, self._end - self.seconds) / max(seconds_per_seed, 1e-9)
+        return left / 2 if num_candidates > 1 and left / 2 >= least else left
 
     def max_episodes(self, seconds_per_seed: float) -> int:
         """Return how many episodes a certificate may have, in the time that is for it."""

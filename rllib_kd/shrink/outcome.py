@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_kd.certificates.certificate import Certificate
+from rllib_kd.export.units import UNITS
 from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
 
 #: The version of the layout of certificate.json.
@@ -34,6 +35,8 @@ class ShrunkStudent:
         returns: of student, teacher and random policy in certificate episodes, by name.
         num_bytes: of its weights as float32, exported to safetensors; None if it cannot be exported so.
         latency_ms: median time of one decision in the numpy runner, on one thread, ms; None if it was not measured.
+        multiply_adds: of one decision, in linear layers and convolutions; None if it cannot be exported so.
+        num_int8_bytes: of all constants as C with weights of 8 bits; None if it was not measured.
     """
 
     name: str
@@ -47,10 +50,18 @@ class ShrunkStudent:
     returns: dict[str, list[float]] = field(default_factory=dict, repr=False)
     num_bytes: int | None = None
     latency_ms: float | None = None
+    multiply_adds: int | None = None
+    num_int8_bytes: int | None = None
 
     def cost(self, minimize: str) -> float:
-        """Return what was to be minimized: parameters, bytes, or latency in ms."""
-        values = {"parameters": self.num_parameters, "bytes": self.num_bytes, "latency": self.latency_ms}
+        """Return what was to be minimized: parameters, bytes, multiply-adds, or latency in ms."""
+        values = {
+            "parameters": self.num_parameters,
+            "bytes": self.num_bytes,
+            "int8_bytes": self.num_int8_bytes,
+            "multiply_adds": self.multiply_adds,
+            "latency": self.latency_ms,
+        }
         return float("nan") if (value := values[minimize]) is None else value
 
     @property
@@ -77,7 +88,7 @@ class Shrunk:
         reason: why none is certified; empty if one is.
         folder: path of the folder with all files.
         facts: what else certificate.json has: command, seeds, budget, versions.
-        minimize: what "smallest" means: "parameters", "bytes" or "latency".
+        minimize: what "smallest" means: "parameters", "bytes", "int8_bytes", "multiply_adds" or "latency".
         is_complete: False if the run was interrupted; it can be resumed, and there is no certificate.json yet.
     """
 
@@ -168,8 +179,13 @@ class Shrunk:
         return json.loads(json.dumps(finite_or_none(content)))
 
 
-#: What is minimized, with its unit, as heads of tables and in sentences.
-UNITS = {"parameters": "parameters", "bytes": "bytes", "latency": "µs per decision"}
+#: Heads of narrow columns.
+_HEADS = {
+    "bytes": "bytes",
+    "int8_bytes": "bytes\n(int8)",
+    "multiply_adds": "multiply-\nadds",
+    "latency": "latency\n(µs)",
+}
 
 
 def cost_text(student: ShrunkStudent, minimize: str) -> str:
@@ -196,7 +212,7 @@ def summary(result: Shrunk) -> str:
     for head in ("para-\nmeters", "% of\nteacher", "valida-\ntion*"):
         table.add_column(head, justify="right", no_wrap=True)
     if result.minimize != "parameters":
-        table.add_column({"bytes": "bytes", "latency": "latency\n(µs)"}[result.minimize], justify="right", no_wrap=True)
+        table.add_column(_HEADS[result.minimize], justify="right", no_wrap=True)
     table.add_column("certificate")
     for student in result.students:
         table.add_row(

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.export.units import UNITS
 from rllib_kd.paths import replace_file
 from rllib_kd.report.drawing import FOREGROUND, MUTED, as_drawn, colour_of, new_figure, place_legend, svg, use_log_axis
 from rllib_kd.report.page import page, section
-from rllib_kd.shrink.outcome import CERTIFICATE, UNITS, Shrunk, ShrunkStudent, cost_text, share_text
+from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk, ShrunkStudent, cost_text, share_text
 from rllib_kd.text import for_html, number, printable, ratio
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def front_plot(result: Shrunk) -> Figure:
         cost = costs[student.name]
         axes.plot(cost, best[cost], color=colour_of(1), label="certified", **mark)
     use_log_axis(axes, [*(size for size, _ in copies), *best])
-    axes.set_xlabel("latency (ms)" if result.minimize == "latency" else result.minimize)
+    axes.set_xlabel("latency (ms)" if result.minimize == "latency" else UNITS[result.minimize])
     axes.set_ylabel("return ratio")
     place_legend(figure, axes)
     return figure
@@ -142,8 +143,8 @@ def _words(result: Shrunk) -> str:
         "The return ratio is (student − random) / (teacher − random) of the mean undiscounted returns. The probability "
         f"that this run certifies a student with a ratio below {result.keep:g} is at most {100 * alpha:.3g} %, for all "
         "candidates together.",
-        f"Candidates are tested from the smallest to the largest by their {result.minimize}, in an order that is fixed "
-        "before the first of these episodes. No training and no choice used their seeds.",
+        f"Candidates are tested from the smallest to the largest by their {result.minimize.replace('_', ' ')}, in an "
+        "order that is fixed before the first of these episodes. No training and no choice used their seeds.",
     ]
     tested = [student.certificate for student in result.students if student.certificate is not None]
     if tested and not tested[-1].are_bounds_stated and tested[-1].bounds is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.certificates.certificate import Certificate, RatioTest
+from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
 from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.environments.making import EnvMaker
@@ -19,12 +20,15 @@ from rllib_kd.evaluation.measures import doubt
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
+from rllib_kd.export.costs import Cost, measure, ranked
+from rllib_kd.relay import listening
 from rllib_kd.shrink import report
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import Size
-from rllib_kd.shrink.costs import Cost, measure, ranked
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
+from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.progress import Progress, versions
+from rllib_kd.shrink.spread import Crew, SpreadGames, SpreadTrainer, Task, working
 from rllib_kd.shrink.tournament import Snapshot, Tournament
 from rllib_kd.shrink.training import Trainer, running, save_student
 from rllib_kd.teachers.base import Teacher
@@ -56,6 +60,7 @@ class Run:
         progress: the run's state on disk, in the folder of all files, which exists.
         state: the state of a run that is resumed; of a new one, its options.
         asked: the `Shrink`.
+        parts: parts of the family, each for an actor; fewer than two: this process trains all sizes.
     """
 
     teacher: Teacher
@@ -67,6 +72,7 @@ class Run:
     progress: Progress
     state: dict[str, Any]
     asked: Any
+    parts: Sequence[Part] = ()
 
     def __call__(self, *, command: str | None, progress: bool) -> Shrunk:
         """Run, write the files, and return the result; arguments as of `Shrink.run()`."""
@@ -78,15 +84,16 @@ class Run:
             spent=self.state.get("seconds", 0.0),
             end=self.state.get("end"),
         )
-        self._games = Games(self.make_env, self.teacher, asked.seed)
-        if "games" in self.state:
-            self._games.set_state(self.state["games"])
         self._tournament: Any = None  # until the sizes are known
         self._tests: list[Tested] = []
         with saving_on_interrupt() as self._interrupted, line(shown=progress) as self._show:
-            self._keep(command=self.state.get("command", command))
             try:
-                reason, best = self._search()
+                with self._working() as self._crew:
+                    self._games = self._new_games()
+                    if "games" in self.state:
+                        self._games.set_state(self.state["games"])
+                    self._keep(command=self.state.get("command", command))
+                    reason, best = self._search()
             except InterruptedRunError:
                 self._keep()
                 reason = f"The run was interrupted. Continue it with --resume --out {self.progress.folder}."
@@ -97,6 +104,23 @@ class Run:
             report.write(result, self.progress.folder)
             self.progress.clear()
         return result
+
+    @contextmanager
+    def _working(self) -> Iterator[Crew | None]:
+        """Start the actors of the parts, and end them at the end; None if this process trains all sizes."""
+        if len(self.parts) < 2:
+            yield None
+            return
+        task = Task(self.played.env, self.settings)
+        with listening(), working(self.teacher, task, self.parts) as crew:
+            yield crew
+
+    def _new_games(self) -> Games:
+        given = self.make_env, self.teacher, self.asked.seed
+        return Games(*given) if self._crew is None else SpreadGames(self._crew, *given)
+
+    def _training(self) -> AbstractContextManager[Trainer | SpreadTrainer]:
+        return running(self.config) if self._crew is None else nullcontext(SpreadTrainer(self._crew))
 
     def _keep(self, **changes: Any) -> None:
         """Write the state, with some changes, to disk."""
@@ -130,7 +154,7 @@ class Run:
         if reason := self._check_teacher():
             return reason, None
         self._end_if_interrupted()
-        with running(self.config) as trainer:
+        with self._training() as trainer:
             self._prepare(trainer)
             if "candidates" not in self.state:
                 self._train(trainer)
@@ -149,7 +173,7 @@ class Run:
         """Return the candidate with the highest return ratio in validation; None if nobody has played."""
         return max(self._tournament.candidate_of_each_size(), key=self._tournament.ratio, default=None)
 
-    def _prepare(self, trainer: Trainer) -> None:
+    def _prepare(self, trainer: Trainer | SpreadTrainer) -> None:
         """Measure the sizes, and put training and tournament where they were when the run was interrupted."""
         self._pipeline, self._shapes = trainer.pipeline(), trainer.shapes()
         first = trainer.copies()
@@ -174,7 +198,7 @@ class Run:
             trainer.restore(self.progress.checkpoint(self.state["training"]["env_steps"]), self.state["training"])
             self._budget.saved(trainer.env_steps)
 
-    def _train(self, trainer: Trainer) -> None:
+    def _train(self, trainer: Trainer | SpreadTrainer) -> None:
         """Train and compare, round by round; then play until the candidates are clear."""
         tournament = self._tournament
         last, copies = self.state.get("compared", -1), dict[str, Any]()
@@ -198,19 +222,22 @@ class Run:
         self._show("validation" + self._budget.left())
         tournament.finish(self.state["rounds"] - 1, copies or self._copies_at(last), last)
 
-    def _training_is_over(self, share: float, trainer: Trainer) -> bool:
+    def _training_is_over(self, share: float, trainer: Trainer | SpreadTrainer, env_steps: int | None = None) -> bool:
+        """Return whether a part has trained for this share, after its env steps; None: all parts together."""
         if self._interrupted.is_set():
             if self._budget.is_by_time:  # else it saves where an equal run that is not interrupted would
                 self._save_training(trainer)
             raise InterruptedRunError
-        return self._budget.training_is_over(share, trainer.env_steps)
+        return self._budget.training_is_over(share, trainer.env_steps if env_steps is None else env_steps)
 
-    def _after_iteration(self, trainer: Trainer) -> None:
+    def _after_iteration(self, trainer: Trainer | SpreadTrainer) -> None:
         self._show_training(trainer)
-        if self._budget.is_save_due(trainer.env_steps):
+        # Parts reach a number of env steps in any order: by their number, equal runs save after a round alone.
+        may_save = self._budget.is_by_time or len(self.parts) < 2
+        if may_save and self._budget.is_save_due(trainer.env_steps):
             self._save_training(trainer)
 
-    def _save_training(self, trainer: Trainer) -> None:
+    def _save_training(self, trainer: Trainer | SpreadTrainer) -> None:
         if trainer.env_steps == 0:
             return
         began, folder = time.monotonic(), self.progress.checkpoint(trainer.env_steps)
@@ -234,7 +261,7 @@ class Run:
         self._end_if_interrupted()
         return self._games.validation_baselines(first, count)
 
-    def _show_training(self, trainer: Trainer) -> None:
+    def _show_training(self, trainer: Trainer | SpreadTrainer) -> None:
         best = self._best_of_all()
         words = f" · best {self._label(best.size)} {ratio(self._tournament.ratio(best))}" if best else ""
         self._show(f"training · {trainer.env_steps:,} env steps{words}{self._budget.left()}")
@@ -278,7 +305,9 @@ class Run:
             bounds=self.asked.bounds,
             seen=np.array(self.state["seen"]),
             begun=[Episodes.of(content) for content in self.state["tests"]],
-            affordable=lambda num_left: self._budget.episodes_left(num_left, self._games.seconds_per_seed),
+            affordable=lambda num_left: self._budget.episodes_left(
+                num_left, self._games.seconds_per_seed, least=fewest_episodes(self.asked.keep, self.asked.confidence)
+            ),
             save=lambda played: self._keep(tests=[one.as_dict() for one in played]),
             report=report_test,
         )
@@ -310,6 +339,8 @@ class Run:
             returns={} if tested is None else tested.returns_by_policy,
             num_bytes=cost.num_bytes,
             latency_ms=cost.latency_ms,
+            multiply_adds=cost.multiply_adds,
+            num_int8_bytes=cost.num_int8_bytes,
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -320,6 +351,7 @@ class Run:
             "seed": asked.seed,
             "budget": {name: getattr(asked, name) for name in ("minutes", "env_steps", "episodes")},
             "bounds": None if asked.bounds is None else [float(bound) for bound in asked.bounds],
+            "parts": max(1, len(self.parts)),
             "versions": versions(),
         }
         if "candidates" not in self.state:

@@ -6,27 +6,32 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import ray
+from gymnasium.utils.env_checker import data_equivalence
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
-from rllib_kd.environments.making import close, env_maker
+from rllib_kd.environments.making import EnvMaker, checked_call, close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
-from rllib_kd.experiment.connection import connection
+from rllib_kd.evaluation.playing import one_episode_each
+from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
+from rllib_kd.export.units import MINIMIZED
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
-from rllib_kd.shrink.costs import MINIMIZED
 from rllib_kd.shrink.outcome import Shrunk
+from rllib_kd.shrink.parts import divide, most_parts
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
@@ -57,7 +62,8 @@ class Shrink:
         keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1].
         confidence: the probability of certifying any student below `keep` is at most 1 − confidence; in (0.5, 1).
         minutes: duration of the run, ≥ 0.5; None: 10, or no limit if `env_steps` is given.
-        env_steps: env steps of training, ≥ 1, instead of `minutes`: equal runs then give equal certificates.
+        env_steps: env steps of training, ≥ 1, of each part, instead of `minutes`: equal runs then give equal
+            certificates.
         out: folder of the results, which must be empty or not exist; None: by environment and time, in `~/ray_results`.
         seed: seed of training, and of which fresh episodes are played; ≥ 0.
         env_config: config of the environment.
@@ -68,8 +74,11 @@ class Shrink:
         episodes: most certificate episodes of each candidate, ≥ 100.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
             docs/pages/certificates.md.
-        minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors; or
-            "latency", the time of one decision of that file in the numpy runner on this machine, on one thread.
+        minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;
+            "int8_bytes" of all constants, exported to C with integers; "multiply_adds" of one decision; or "latency",
+            the time of one decision of the safetensors file in the numpy runner on this machine, on one thread.
+        parts: into how many parts training is divided, ≥ 1, each with its own actor and states; None: on a cluster as
+            many as it has free CPUs for, otherwise 1. Sizes are divided, then their copies, at most into groups of 4.
 
     Raises:
         ValueError: a value is out of range.
@@ -92,6 +101,7 @@ class Shrink:
     episodes: int = MAX_EPISODES
     bounds: Sequence[float] | None = None
     minimize: str = "parameters"
+    parts: int | None = None
 
     def __post_init__(self) -> None:
         _check_in("keep", self.keep, 0 < self.keep <= 1, "in (0, 1]", "0.97 keeps 97 % of the return")
@@ -107,7 +117,7 @@ class Shrink:
             _check_in("minutes", self.minutes, is_enough, f"at least {LEAST_MINUTES:g}", hint)
         elif self.env_steps is None:
             self.minutes = DEFAULT_MINUTES
-        least = {"env_steps": 1, "seed": 0, "restarts": 1, "episodes": _LEAST_EPISODES}
+        least = {"env_steps": 1, "seed": 0, "restarts": 1, "episodes": _LEAST_EPISODES, "parts": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < low):
@@ -148,12 +158,10 @@ class Shrink:
                 is not empty, or another run uses it; or a run is resumed that is not there, or differs from this one.
         """
         options = options_of(self)
-        if resume:
-            self._begun(options)
-        elif self.out is not None:
+        begun = self._begun(options) if resume else {}
+        if not resume and self.out is not None:
             _check_empty(Path(self.out).absolute())
-        settings = dict(self.config)
-        settings["env_config"] = {**(settings.get("env_config") or {}), **self.env_config}
+        settings = {**self.config, "env_config": {**(self.config.get("env_config") or {}), **self.env_config}}
         make_env = env_maker(self.env, settings["env_config"])
         observation_space = self._observation_space(make_env)
         teacher = self._fitting_teacher(make_env)
@@ -162,22 +170,22 @@ class Shrink:
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
         needs = DistillDQN.default_resource_request(validate(config.copy(copy_frozen=False))).required_resources
+        most = most_parts(len(sizes), restarts)
+        num_parts = begun.get("parts", min(self.parts or 1, most))
+        _check_machine(num_parts, needs, address)
         with ExitStack() as stack:
             folder = self._folder(stack, resume=resume)
             stack.enter_context(alone_in(str(folder), remedy="name another folder: --out (out=...)"))
-            state = self._begun(options) if resume else {"options": options}  # read again: now it is locked
-            stack.enter_context(connection(needs, address=address))
-            run = Run(
-                teacher,
-                PlayedEnvironment(self.env, settings["env_config"]),
-                make_env,
-                config,
-                sizes,
-                settings=settings,
-                progress=Progress(folder),
-                state=state,
-                asked=self,
-            )
+            # Read again: now it is locked.
+            state: dict[str, Any] = self._begun(options) if resume else {"options": options}
+            all_needs = {name: amount * num_parts for name, amount in needs.items()}
+            stack.enter_context(connection(all_needs, address=address))
+            if self.parts is None and not resume:
+                num_parts = min(_free_parts(needs, address), most)
+            state["parts"] = num_parts
+            parts = divide(sizes, restarts, num_parts, seed=self.seed)
+            played = PlayedEnvironment(self.env, settings["env_config"])
+            run = Run(teacher, played, make_env, config, sizes, settings, Progress(folder), state, self, parts)
             return run(command=command, progress=progress)
 
     def _fitting_teacher(self, make_env: Any) -> Teacher:
@@ -195,6 +203,12 @@ class Shrink:
             raise ValueError(
                 f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
                 "environment with one agent."
+            )
+        if not _repeats(make_env):
+            say(
+                f"note: in '{short_name(self.env)}' equal seeds give different episodes, so that student and teacher "
+                "do not play the same ones. A certificate holds, but needs more episodes, and equal runs differ. Pass "
+                "the seed of reset() on to whatever is random."
             )
         return env.observation_space
 
@@ -236,6 +250,44 @@ def begun_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     options = Progress(Path(folder).absolute()).read()["options"]
     return {field.name: options[field.name] for field in fields(Shrink) if field.name in options}
+
+
+def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
+    """Return how many parts a cluster has free resources for, at least 1; without a cluster 1. Ray is connected."""
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        return 1
+    free = ray.available_resources()
+    return max(1, min(int(free.get(name, 0.0) // amount) for name, amount in needs.items() if amount))
+
+
+def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | None) -> None:
+    """Check that a Ray that is started on this machine has the CPUs of all parts, which would wait for them forever.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if num_parts == 1 or address is not None or "RAY_ADDRESS" in os.environ or ray.is_initialized():
+        return
+    needed, there = num_parts * needs.get("CPU", 0.0), os.cpu_count() or 1
+    if needed > max(there, MAX_SHARED_CPUS):
+        raise ValueError(
+            f"{num_parts} parts need {needed:g} CPUs, but this machine has {there}. Join a cluster with --ray-address "
+            "(address=...), or begin a run with fewer --parts (parts=...)."
+        )
+
+
+def _repeats(make_env: EnvMaker) -> bool:
+    """Return whether a seed determines the first observation.
+
+    Raises:
+        EnvFailedError: `reset()` takes no seed, or returns something else than an observation and infos.
+    """
+    envs = one_episode_each(make_env, 1)
+    try:
+        first, second = (deepcopy(checked_call(envs.reset, seed=[0])[0]) for _ in range(2))
+    finally:
+        close(envs)
+    return data_equivalence(first, second)
 
 
 def _check_in(name: str, value: float, is_in: bool, expected: str, hint: str) -> None:

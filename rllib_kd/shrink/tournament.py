@@ -25,6 +25,8 @@ _FIRST_OF_HALF, _LEAST_COPIES = 1, 3
 _LAST_LOOK, _NUM_LAST = 64, 2
 #: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
 _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
+#: While smaller sizes are below that, training does not end early before this round: they may learn later than others.
+_FIRST_FINAL = 3
 #: Candidates that are tested, at most.
 _NUM_TESTED = 3
 #: Larger sizes play on beside the smallest one that seems to be good enough, in case that its certificate fails.
@@ -94,7 +96,8 @@ class Tournament:
             env_steps: env steps of training so far.
         """
         left = {name: copies[name] for name in self._copies_left(number, copies)}
-        self._look(self.playing(number), left, env_steps)
+        seen = self._look_again(number, left, env_steps)
+        self._look(self.playing(number), left, env_steps, seen)
 
     def _copies_left(self, number: int, copies: Mapping[str, Any]) -> list[str]:
         """Return the copies that play in a round, in the order of `copies`."""
@@ -102,22 +105,46 @@ class Tournament:
             return list(copies)
         left: set[str] = set()
         for size, names in by_student(copies).items():
-            known = self._best_of(size, self.snapshots, len(self.snapshots))
-            ranked = [*dict.fromkeys(one.copy for one in known), *names]  # those that have not played come last
-            count = max(_LEAST_COPIES, math.ceil(len(names) / 2))
-            left.update(list(dict.fromkeys(ranked))[:count])
+            left.update(self._ranked(size, names)[: max(_LEAST_COPIES, math.ceil(len(names) / 2))])
         return [name for name in copies if name in left]
 
-    def _look(self, playing: Sequence[str], copies: Mapping[str, Any], env_steps: int) -> None:
+    def _ranked(self, size: str, names: Sequence[str]) -> list[str]:
+        """Return copies of a size, the best first, by their best snapshots; those that have not played come last."""
+        known = self._best_of(size, self.snapshots, len(self.snapshots))
+        return [name for name in dict.fromkeys([*(one.copy for one in known), *names]) if name in names]
+
+    def _look_again(self, number: int, copies: Mapping[str, Any], env_steps: int) -> list[Snapshot]:
+        """Let the best copies of smaller sizes that were far too bad play a few episodes: they may have learned since.
+
+        The smallest students learn last, and how much a round's share of training teaches them is not known.
+        """
+        playing = self.playing(number)
+        smaller = self.sizes[: self.sizes.index(playing[-1])] if playing else self.sizes
+        new = [
+            Snapshot(size, name, env_steps, copies[name])
+            for size, names in by_student(copies).items()
+            if size in smaller and size not in playing
+            for name in self._ranked(size, names)[:_LEAST_COPIES]
+        ]
+        self.snapshots += new
+        self._let_play(new, _FIRST_LOOK)
+        return new
+
+    def _look(
+        self, playing: Sequence[str], copies: Mapping[str, Any], env_steps: int, seen: Sequence[Snapshot] = ()
+    ) -> None:
+        names_seen = {one.copy for one in seen}
         new = [
             Snapshot(size, name, env_steps, copies[name])
             for size, names in by_student(copies).items()
             if size in playing
             for name in names
+            if name not in names_seen
         ]
         self.snapshots += new
         self._let_play(new, _FIRST_LOOK)
-        self._let_play([one for size in playing for one in self._best_of(size, new, _NUM_SECOND)], _SECOND_LOOK)
+        now = [*seen, *new]
+        self._let_play([one for size in playing for one in self._best_of(size, now, _NUM_SECOND)], _SECOND_LOOK)
 
     def playing(self, number: int) -> list[str]:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
@@ -134,6 +161,8 @@ class Tournament:
             number: number of the round that has been played.
         """
         smallest = self.playing(number)[:1]
+        if smallest != self.sizes[:1] and number < _FIRST_FINAL:
+            return False
         best = self.best(smallest[0]) if smallest else None
         if best is None or not self.is_promising(best):
             return False

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from rllib_kd.export.units import UNITS
 from rllib_kd.report.drawing import (
     FOREGROUND,
     MUTED,
@@ -51,13 +52,15 @@ def summary(result: SweepResult) -> str:
     counts = f"{len(result.students)} settings, {len(result.front)} on the Pareto front"
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.title = cell(f"{result.env}: {counts}", "table.title").append("\n")
-    for head in ("para-\nmeters", "% of\nteacher", "return\nratio*", "at\nleast†"):
+    own = [] if result.minimize == "parameters" else [UNITS[result.minimize].replace("-", "-\n").replace(" ", "\n", 1)]
+    for head in ("para-\nmeters", *own, "% of\nteacher", "return\nratio*", "at\nleast†"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("setting")
     for student in result.front:
         mark = "→ " if student is result.recommended else ""
         table.add_row(
             f"{mark}{student.num_parameters:,}",
+            *(f"{student.smallness:,g}" for _ in own),
             f"{100 * student.compression:.2g}",
             ratio_text(student.return_ratio),
             ratio_text(student.return_ratio_lower),
@@ -145,9 +148,10 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
     axes.axhline(1.0, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label="teacher")
     axes.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
     front, best = result.front, result.recommended
+    teacher = [result.teacher_parameters] if result.minimize == "parameters" else []  # of the rest, nothing is known
     if front:  # up to the size of the teacher
-        sizes = [*(student.num_parameters for student in front), result.teacher_parameters]
-        ratios = [*(student.return_ratio for student in front), front[-1].return_ratio]
+        sizes = [*(student.smallness for student in front), *teacher]
+        ratios = [*(student.return_ratio for student in front), *(front[-1].return_ratio for _ in teacher)]
         line: dict[str, Any] = {"color": colour_of(0), "linewidth": 1.6, "drawstyle": "steps-post", "zorder": 2}
         axes.plot(sizes, ratios, label="Pareto front", **line)
     # With an underscore Matplotlib leaves a label out of the legend: the line has one.
@@ -161,7 +165,7 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
         kind = "recommended" if student is best else "_front" if student in front else "student"
         kinds[kind if student.finished else "stopped early"][1].append(student)
     for label, (colour, students, mark) in kinds.items():
-        sizes = [student.num_parameters for student in students]
+        sizes = [student.smallness for student in students]
         ratios = [student.return_ratio for student in students]
         lower = [student.return_ratio_lower for student in students]
         drops = [r - low if math.isfinite(low) else 0.0 for r, low in zip(ratios, lower, strict=True)]
@@ -169,9 +173,10 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
             bars: dict[str, Any] = {"fmt": "none", "color": colour, "elinewidth": 1.0, "zorder": 2}
             axes.errorbar(sizes, ratios, yerr=[drops, [0.0] * len(drops)], **bars)
             axes.plot(sizes, ratios, label=label, color=colour, linestyle="none", zorder=3, **mark)
-    axes.plot(result.teacher_parameters, 1.0, color=FOREGROUND, marker="*", markersize=11, linestyle="none", zorder=3)
-    use_log_axis(axes, [result.teacher_parameters, *(student.num_parameters for student in result.students)])
-    axes.set_xlabel("parameters")
+    star: dict[str, Any] = {"marker": "*", "markersize": 11, "linestyle": "none", "zorder": 3}
+    axes.plot(teacher, [1.0] * len(teacher), color=FOREGROUND, **star)
+    use_log_axis(axes, [*teacher, *(student.smallness for student in result.students)])
+    axes.set_xlabel(UNITS[result.minimize])
 
 
 def _page(result: SweepResult, at: str) -> str:
@@ -205,7 +210,8 @@ def _page(result: SweepResult, at: str) -> str:
 
 
 def _table(result: SweepResult, at: str) -> str:
-    heads = ("", "parameters", "% of teacher", "return ratio", "at least", "seeds", "env steps")
+    own = [] if result.minimize == "parameters" else [UNITS[result.minimize]]
+    heads = ("", "parameters", *own, "% of teacher", "return ratio", "at least", "seeds", "env steps")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     head += "".join(f'<th scope="col" class="words">{name}</th>' for name in ("setting", "checkpoint"))
     lines = []
@@ -213,6 +219,7 @@ def _table(result: SweepResult, at: str) -> str:
         mark = "★ recommended" if student is result.recommended else "● front" if student in result.front else ""
         cells = [
             f"{student.num_parameters:,}",
+            *(f"{student.smallness:,g}" for _ in own),
             f"{100 * student.compression:.2g}",
             ratio_text(student.return_ratio),
             ratio_text(student.return_ratio_lower),

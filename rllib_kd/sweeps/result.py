@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from rllib_kd.evaluation.intervals import lower_bound
+from rllib_kd.export.units import UNITS
 from rllib_kd.text import finite_or_none, printable, ratio
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ class SweptStudent:
     env_steps: int  # that each seed was trained for
     finished: bool  # False: the scheduler has stopped it early, and it is out of the running
     checkpoint: str | None = None  # path or URI: a folder with a checkpoint for each seed
+    cost: float | None = None  # what is minimized; None: parameters
+
+    @property
+    def smallness(self) -> float:
+        """Return the number by which students are ordered, smallest first."""
+        return self.num_parameters if self.cost is None else self.cost
 
     @property
     def best_checkpoint(self) -> str | None:
@@ -77,6 +84,7 @@ class SweepResult:
         note: a remark on how the settings were chosen.
         is_complete: False if the sweep was interrupted; it can be resumed.
         certified: what the recommended student was to prove in fresh episodes, and its test; None without a test.
+        minimize: what "smallest" means, one of `MINIMIZED` but "latency".
     """
 
     env: str
@@ -92,6 +100,7 @@ class SweepResult:
     note: str = ""
     is_complete: bool = True
     certified: tuple[Claim, Tested] | None = None
+    minimize: str = "parameters"
 
     @property
     def front(self) -> list[SweptStudent]:
@@ -111,7 +120,7 @@ class SweepResult:
     @property
     def ranked(self) -> list[SweptStudent]:
         """Return all students: finished ones first, then by size, then by return ratio."""
-        return sorted(self.students, key=lambda s: (not s.finished, s.num_parameters, -s.return_ratio))
+        return sorted(self.students, key=lambda s: (not s.finished, s.smallness, -s.return_ratio))
 
     def command(self, student: SweptStudent) -> str:
         """Return the shell command that trains such a student."""
@@ -128,7 +137,7 @@ class SweepResult:
         if (student := self.recommended) is not None:
             each = ", ".join(map(ratio_text, student.return_ratios))
             return (
-                f"Recommended: {student.size}, {student.num_parameters:,} parameters "
+                f"Recommended: {student.size}, {student.num_parameters:,} parameters{self._cost(student)} "
                 f"({100 * student.compression:.2g} % of the teacher's). It is the smallest with {good} on at least "
                 f"{MIN_SEEDS} seeds: {ratio_text(student.return_ratio)}, the mean of {each}."
             )
@@ -144,6 +153,10 @@ class SweepResult:
             f"{reason}, so none is recommended. The best was {best.size}, {best.num_parameters:,} parameters, with "
             f"{ratio_text(best.return_ratio)}."
         )
+
+    def _cost(self, student: SweptStudent) -> str:
+        """Return what is minimized beside the parameters, as the middle of a sentence."""
+        return "" if self.minimize == "parameters" else f" and {student.smallness:,g} {UNITS[self.minimize]}"
 
     def certificate_line(self) -> str:
         """Return a sentence with what the recommended student has proven, or not; empty without a test."""
@@ -174,6 +187,7 @@ class SweepResult:
                 "on_front": student in front,
                 "recommended": student is recommended,
                 "parameters": student.num_parameters,
+                **({} if self.minimize == "parameters" else {self.minimize: student.smallness}),
                 "compression": student.compression,
                 "return_ratio": student.return_ratio,
                 "return_ratio_lower": student.return_ratio_lower,
@@ -191,6 +205,7 @@ class SweepResult:
         shared = ("env", "teacher", "teacher_parameters", "teacher_return", "random_return", "num_episodes")
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict()}
+        content |= {"minimize": self.minimize}
         content["students"] = self.rows()
         if (best := self.best) is not None:
             content["command"] = self.command(best)
@@ -203,11 +218,10 @@ class SweepResult:
 def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:
     """Return the finished students that are best at their size, small ones first.
 
-    For each of them, no other finished student has the same return ratio with fewer parameters, or a higher one with
-    as many.
+    For each of them, no other finished student has the same return ratio at a lower cost, or a higher one at the same.
     """
     front: list[SweptStudent] = []
-    for student in sorted((s for s in students if s.finished), key=lambda s: (s.num_parameters, -s.return_ratio)):
+    for student in sorted((s for s in students if s.finished), key=lambda s: (s.smallness, -s.return_ratio)):
         if not front or student.return_ratio > front[-1].return_ratio:
             front.append(student)
     return front

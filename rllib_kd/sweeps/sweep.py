@@ -47,6 +47,7 @@ from rllib_kd.experiment.interrupts import SaveOnInterrupt, saving_on_interrupt
 from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
+from rllib_kd.export.units import MINIMIZED
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.relay import listening
 from rllib_kd.sweeps.certifying import Claim, certify_student
@@ -72,6 +73,10 @@ logger = logging.getLogger(__name__)
 
 
 SEARCHES = ("optuna", "random")
+
+
+#: The latency of a student on a node of a cluster means nothing elsewhere.
+_MINIMIZED = tuple(name for name in MINIMIZED if name != "latency")
 
 
 SCHEDULERS = ("none", "asha", "pbt")
@@ -107,6 +112,7 @@ class Sweep:
         keep: return ratio, in (0, 1], that the recommended student is to prove in fresh episodes at the end, as in
             `Shrink`; None: no certificate.
         confidence: of the certificate, in (0.5, 1).
+        minimize: what "smallest" means, as in `Shrink`: "parameters", "bytes", "int8_bytes" or "multiply_adds".
 
     Raises:
         ValueError: a value is out of range or unknown, or search and scheduler cannot be combined.
@@ -129,6 +135,7 @@ class Sweep:
     callbacks: Sequence[tune.Callback] = ()
     keep: float | None = None
     confidence: float = 0.95
+    minimize: str = "parameters"
 
     def __post_init__(self) -> None:
         for field_name in ("num_samples", "num_seeds", "env_steps"):
@@ -137,6 +144,9 @@ class Sweep:
                 raise ValueError(f"`{field_name}` must be an integer of at least 1, got {value!r}.")
         if self.keep is not None:
             RatioTest(self.keep, 1 - self.confidence)  # which checks both
+        if self.minimize not in _MINIMIZED:
+            hint = did_you_mean(str(self.minimize), _MINIMIZED)
+            raise ValueError(f"minimize must be one of {', '.join(_MINIMIZED)}, got {self.minimize!r}.{hint}")
         if self.scheduler not in SCHEDULERS:
             hint = did_you_mean(str(self.scheduler), SCHEDULERS)
             raise ValueError(f"Unknown scheduler {self.scheduler!r}.{hint} Known are: {', '.join(SCHEDULERS)}.")
@@ -248,7 +258,10 @@ class Sweep:
                 raise ValueError(f"{text} There is nothing to distil.")
             logger.warning("%s", text)
         teacher_mean, random_mean = map(float, map(np.mean, played))
-        return Task(self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, teacher_mean, random_mean)
+        means = teacher_mean, random_mean
+        return Task(
+            self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, *means, minimize=self.minimize
+        )
 
     def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
         space = dict(self.space(teacher, median_gap=median_gap, env_steps=self.env_steps))
@@ -320,7 +333,7 @@ class Sweep:
             warnings.filterwarnings("ignore", message="Choices for a categorical")  # lists; the study is in memory
             return OptunaSearch(
                 space=OptunaSearch.convert_search_space(dict(space)),
-                metric=["return_ratio", "student_params"],
+                metric=["return_ratio", "student_cost"],
                 mode=["max", "min"],
                 points_to_evaluate=points,
                 seed=self.seed,
@@ -340,7 +353,7 @@ class Sweep:
     # --- Resuming -----------------------------------------------------------------------------------------------------
 
     def _spec(self) -> dict[str, Any]:
-        names = ("env", "num_samples", "search", "scheduler", "num_seeds", "env_steps", "config", "seed")
+        names = ("env", "num_samples", "search", "scheduler", "num_seeds", "env_steps", "config", "seed", "minimize")
         return json.loads(json.dumps({name: getattr(self, name) for name in names}))
 
     def _write_spec(self) -> None:
@@ -353,6 +366,7 @@ class Sweep:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
         with filesystem.open_input_stream(f"{path}/{SWEEP}") as stream:
             begun = json.loads(stream.read())
+        begun = {"minimize": "parameters", **begun}  # of a version that knew nothing else
         if changed := [name for name, value in self._spec().items() if begun.get(name) != value]:
             changes = ", ".join(f"{name}={begun.get(name)!r}" for name in changed)
             raise ValueError(
@@ -379,6 +393,7 @@ class Sweep:
             failed=failed,
             note=_NOTES.get(self.scheduler, ""),
             is_complete=is_complete,
+            minimize=self.minimize,
         )
 
     def _student(self, result: tune.Result) -> SweptStudent:
@@ -387,6 +402,7 @@ class Sweep:
             name=Path(result.path).name,
             settings=settings_of(result.config or {}, self.config),
             num_parameters=metrics["student_params"],
+            cost=metrics.get("student_cost"),
             compression=metrics["compression"],
             return_ratios=tuple(metrics["return_ratios"]),
             env_steps=int(metrics["num_env_steps_sampled_lifetime"]),

@@ -21,6 +21,7 @@ from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.evaluation.sources import open_source
+from rllib_kd.export.costs import measure
 from rllib_kd.teachers.base import Teacher
 
 #: Losses that read `temperature`.
@@ -44,6 +45,7 @@ class Task:
         seed: seed of the first student.
         teacher_return: mean return of the greedy teacher.
         random_return: mean return of a random policy.
+        minimize: what "smallest" means, one of `MINIMIZED` but "latency".
     """
 
     env: Any
@@ -53,6 +55,7 @@ class Task:
     seed: int
     teacher_return: float
     random_return: float
+    minimize: str = "parameters"
 
     def return_ratio(self, student_return: float) -> float:
         """Return `return_ratio()` of a student's mean return."""
@@ -101,6 +104,7 @@ class StudentTrial(tune.Trainable):
             **({"return_ratio_lower": lower_bound(ratios)} if len(ratios) > 1 else {}),
             "return_ratios": ratios,
             "student_params": networks[0].num_parameters,
+            "student_cost": cost_of(networks[0], task.minimize),
             "compression": networks[0].num_parameters / self._teacher.num_parameters,
             # Those of the student with the fewest.
             "num_env_steps_sampled_lifetime": min(student.num_env_steps for student in self._students),
@@ -122,6 +126,19 @@ class StudentTrial(tune.Trainable):
         """Stop all students."""
         for student in self._students:
             student.stop()
+
+
+def cost_of(student: Teacher, minimize: str) -> float:
+    """Return what a student costs by one of `MINIMIZED` but "latency", which would be that of another machine.
+
+    Raises:
+        ValueError: it cannot be exported so.
+    """
+    if minimize == "parameters":
+        return student.num_parameters
+    assert student.pipeline is not None  # the student of an Algorithm has one
+    (cost,) = measure({"student": student.module}, student.pipeline, minimize).values()
+    return float(cost.by(minimize) or 0)
 
 
 def _train_until(student: DistillDQN, env_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Eight students from one stream of states, beside one."""
+"""Eight students from one stream of states, and 64 of mixed depths and activations, beside one."""
 
 from __future__ import annotations
 
@@ -40,6 +40,31 @@ def learner_of_8(name: str) -> dict[str, Any]:
     )
 
 
+def students_of_64(largest: int) -> dict[str, dict[str, Any]]:
+    """64 students, linear, with one layer and with two, of ReLU and of tanh, of up to so many units a layer."""
+    widths = [width for width in (2, 4, 6, 8, 12, 16, 24, 32) if width <= largest]
+    layers = [[width] * depth for depth in (1, 2) for width in widths]
+    kinds = [([], "relu"), *((hidden, activation) for hidden in layers for activation in ("relu", "tanh"))]
+    chosen = [kinds[i % len(kinds)] for i in range(64)]
+    return {
+        f"s{i}": {"fcnet_hiddens": hidden, "fcnet_activation": activation}
+        for i, (hidden, activation) in enumerate(chosen)
+    }
+
+
+def learner_of_64(largest: int) -> Callable[[str], dict[str, Any]]:
+    def run(name: str) -> dict[str, Any]:
+        columns, own = labelled_states(STATES), {"students": students_of_64(largest)}
+        return compare(
+            name,
+            "gradient steps/s of each student",
+            lambda: our_learner(distillation_config().distillation(**own), CARTPOLE, 2, columns, STEPS // 5),
+            lambda: our_learner(distillation_config(), CARTPOLE, 2, columns, STEPS),
+        )
+
+    return run
+
+
 @contextlib.contextmanager
 def training(config: DistillDQNConfig) -> Iterator[Callable[[], float]]:
     """Env steps/s of whole runs, with sampling, learning and weight syncs."""
@@ -67,4 +92,6 @@ def training_of_8(name: str) -> dict[str, Any]:
 BENCHMARKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "family_of_8_vs_one": learner_of_8,
     "family_of_8_widths_vs_one": training_of_8,
+    "family_of_64_up_to_8_vs_one": learner_of_64(8),
+    "family_of_64_up_to_32_vs_one": learner_of_64(32),
 }

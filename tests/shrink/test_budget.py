@@ -33,6 +33,15 @@ def test_minutes():
     assert budget.left() == " · 0 s left"
 
 
+def test_time_that_would_certify_nobody_after_it_is_for_this_candidate():
+    clock = Clock()
+    budget = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, clock=clock)
+    clock.now += 570.0
+    assert budget.episodes_left(3, 0.1, least=150) == pytest.approx(150)
+    assert budget.episodes_left(3, 0.1, least=151) == pytest.approx(300)
+    assert budget.episodes_left(1, 0.1, least=150) == pytest.approx(300)
+
+
 def test_the_certificate_has_a_quarter_of_the_time_also_if_it_begins_late():
     clock = Clock()
     budget = Budget(minutes=10.0, env_steps=None, max_episodes=5_000, clock=clock)

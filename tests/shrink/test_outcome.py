@@ -120,11 +120,17 @@ def test_why_there_is_no_certificate():
 
 
 def costly(name, size, ratio, **test):
-    return replace(student(name, size, ratio, **test), num_bytes=4 * size, latency_ms=0.0123)
+    costs = {"num_bytes": 4 * size, "latency_ms": 0.0123, "multiply_adds": 7 * size, "num_int8_bytes": 2 * size}
+    return replace(student(name, size, ratio, **test), **costs)
 
 
 def test_what_is_minimized_is_in_table_sentence_and_json(tmp_path):
-    for minimize, shown, words in (("bytes", "120", "and 120 bytes"), ("latency", "12.3", "and 12.3 µs per decision")):
+    for minimize, shown, words in (
+        ("bytes", "120", "and 120 bytes"),
+        ("int8_bytes", "60", "and 60 bytes as integers"),
+        ("multiply_adds", "210", "and 210 multiply-adds"),
+        ("latency", "12.3", "and 12.3 µs per decision"),
+    ):
         result = replace(shrunk(costly("a", 10, 0.5), costly("c", 30, 1.0, **played(1.0))), minimize=minimize)
         assert f"{shown} │ certified" in str(result)
         assert max(map(len, str(result).splitlines())) <= 80
@@ -135,7 +141,7 @@ def test_what_is_minimized_is_in_table_sentence_and_json(tmp_path):
         assert read["candidates"][1]["latency_ms"] == 0.0123
         assert read["copies"][0] == {"size": "a", "validation_ratio": 0.4}
         page = (tmp_path / "shrink.html").read_text()
-        assert f"by their {minimize}" in page
+        assert f"by their {minimize.replace('_', ' ')}" in page
         assert f"<td>{shown}</td>" in page
 
 

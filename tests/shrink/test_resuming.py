@@ -14,9 +14,9 @@ import torch
 
 from rllib_kd import Shrink
 from rllib_kd.certificates.games import Games
+from rllib_kd.export.costs import Cost
 from rllib_kd.shrink import run as module_of_run
 from rllib_kd.shrink.candidates import mlp
-from rllib_kd.shrink.costs import Cost
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
 from rllib_kd.students.restarts import names_of, student_of
 from rllib_kd.teachers.base import Teacher

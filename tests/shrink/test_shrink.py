@@ -27,6 +27,8 @@ WRONG = {
     "no env steps": (["--env-steps", "0"], "env_steps must be an integer of at least 1"),
     "few episodes": (["--episodes", "20"], "episodes must be an integer of at least 100"),
     "no copies": (["--restarts", "0"], "restarts must be an integer of at least 1"),
+    "no parts": (["--parts", "0"], "parts must be an integer of at least 1"),
+    "parts without a cluster": (["--parts", "1000"], "18 parts need 18 CPUs, but this machine has"),
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
     "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),
@@ -141,6 +143,45 @@ def test_a_teacher_may_be_an_object(tmp_path):
     teacher = Teacher(make_q_module())
     with locked(tmp_path / "new", wait=False), pytest.raises(ValueError, match="is in use by"):  # nothing else is wrong
         Shrink(teacher, "CartPole-v1", out=tmp_path / "new").run()
+
+
+class Seedless(gym.Env):
+    """CartPole that cannot be seeded."""
+
+    def __init__(self, config=None):
+        self.env = gym.make("CartPole-v1")
+        self.observation_space, self.action_space = self.env.observation_space, self.env.action_space
+
+    def reset(self):
+        return self.env.reset()
+
+    def step(self, action):
+        return self.env.step(action)
+
+
+class Forgetful(Seedless):
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset()
+
+
+class Old(Seedless):
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset()[0]
+
+
+@pytest.mark.parametrize(("env", "error"), [(Seedless, r"reset\(\).*'seed'"), (Old, r"'Old' raised in reset\(\)")])
+def test_an_environment_without_seeds_is_refused_before_ray_starts(monkeypatch, tmp_path, env, error):
+    monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    with pytest.raises((ValueError, RuntimeError), match=error):
+        Shrink("cartpole", env, out=tmp_path / "new").run()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("env", "is_noted"), [(Forgetful, True), ("CartPole-v1", False)])
+def test_seeds_that_determine_nothing_are_noted(capsys, tmp_path, env, is_noted):
+    with locked(tmp_path / "new", wait=False), pytest.raises(ValueError, match="is in use by"):  # nothing else is wrong
+        Shrink("cartpole", env, out=tmp_path / "new").run()
+    assert ("equal seeds give different episodes" in capsys.readouterr().err) == is_noted
 
 
 def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path):

@@ -98,6 +98,29 @@ def test_training_may_end_where_the_smallest_is_good_enough():
     assert not weak.is_settled(0)  # it may learn more
 
 
+SLOW = ({"small": 0.0}, {"small": 0.1}, {"small": 0.3}, {"small": 1.0})
+
+
+def test_small_ones_that_learn_late_are_not_lost():
+    found = tournament(Players())
+    for number, small in enumerate(SLOW):
+        found.round(number, copies(**{**ALL_GOOD, **small}), 1_000 * (number + 1))
+        assert ("small" in found.playing(number)) == (number != 2)
+        assert found.is_settled(number) == (number == 3)  # there is no early end while they are far too bad
+    assert found.best("small").env_steps == 4_000
+    assert found.candidates()[0].size == "small"
+
+
+def test_those_that_learn_nothing_play_little_and_training_ends_late():
+    found = tournament(Players())
+    for number in range(3):
+        found.round(number, copies(**{**ALL_GOOD, "small": -1.0}), 1_000 * (number + 1))
+        assert not found.is_settled(number)
+    found.round(3, copies(**{**ALL_GOOD, "small": -1.0}), 4_000)
+    assert found.is_settled(3)
+    assert sum(len(one.returns) for one in found.snapshots if one.size == "small" and one.env_steps == 3_000) == 2 * 4
+
+
 def test_luck_in_a_few_episodes_settles_nothing():
     found = tournament(Players())
     found.round(0, copies(**ALL_GOOD), 1_000)

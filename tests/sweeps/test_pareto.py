@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 import scipy.stats
@@ -35,6 +36,23 @@ def result(*students, **kwargs):
 def test_the_front_has_no_student_that_a_smaller_or_equal_one_reaches():
     small, equal, worse, better = student(10, 0.5), student(20, 0.5), student(30, 0.4), student(30, 0.9)
     assert pareto_front([better, worse, equal, small]) == [small, better]
+
+
+def test_the_front_is_that_of_what_is_minimized(tmp_path):
+    """Fewer parameters, but a table of tanh: not the smallest as integers."""
+    table = replace(student(30, 0.99, 0.99, 0.99, model_config={"fcnet_hiddens": [4]}), cost=600.0)
+    plain = replace(student(58, 0.99, 0.99, 0.99, model_config={"fcnet_hiddens": [8]}), cost=120.0)
+    large = replace(student(114, 1.0, 1.0, 1.0, model_config={"fcnet_hiddens": [16]}), cost=240.0)
+    swept = result(large, plain, table, minimize="int8_bytes")
+    assert swept.front == [plain, large]
+    assert swept.recommended is plain
+    assert "58 parameters and 120 bytes as integers (0.58 % of the teacher's)" in swept.verdict()
+    assert [row["int8_bytes"] for row in swept.rows()] == [120.0, 240.0, 600.0]
+    assert swept.to_dict()["minimize"] == "int8_bytes"
+    assert "120" in str(swept)
+    assert max(map(len, str(swept).splitlines()[:12])) <= 80
+    swept.write(tmp_path)
+    assert "bytes as integers" in (tmp_path / "index.html").read_text()
 
 
 def test_of_one_size_the_best_is_on_the_front():

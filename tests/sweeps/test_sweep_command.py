@@ -55,7 +55,7 @@ def test_every_flag_reaches_the_sweep(swept, tmp_path):
     flags += ["--scheduler", "asha", "--config", '{"loss": "kl"}', "--space", str(tmp_path / "space.py"), "--seed", "4"]
     flags += ["--env-config", '{"sutton_barto_reward": true}']
     flags += ["--storage-path", str(tmp_path), "--name", "mine", "--resume", "--address", "auto"]
-    flags += ["--keep", "0.9", "--confidence", "0.99"]
+    flags += ["--keep", "0.9", "--confidence", "0.99", "--minimize", "bytes"]
     sweep, kwargs, _, _ = swept(*flags)
     assert sweep.space(None) == {"lr": 1}
     assert sweep.space is not search_space
@@ -74,6 +74,7 @@ def test_every_flag_reaches_the_sweep(swept, tmp_path):
         "seed": 4,
         "keep": 0.9,
         "confidence": 0.99,
+        "minimize": "bytes",
         "callbacks": (),
     }
     assert kwargs == {"resume": True, "address": "auto"}

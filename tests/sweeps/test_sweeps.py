@@ -138,6 +138,10 @@ def test_the_space_of_the_file_in_tuning_is_one(tmp_path):
         ({"search": "optima"}, "Unknown search 'optima'. Did you mean 'optuna'"),
         ({"search": "optuna", "scheduler": "asha"}, "needs the final values of two objectives"),
         ({"search": "optuna", "scheduler": "pbt"}, "values of other settings"),
+        (
+            {"minimize": "latency"},
+            "minimize must be one of parameters, bytes, int8_bytes, multiply_adds, got 'latency'",
+        ),
         ({"name": "../x"}, r"`name` must name a folder below --storage-path, got '../x'"),
         ({"name": "/tmp/x"}, "`name` must name a folder below --storage-path, got '/tmp/x'"),
         ({"name": " "}, "`name` is empty"),
@@ -212,8 +216,9 @@ def test_mlflow_gets_every_setting_and_this_process_the_warnings_once(cluster, t
 # --- A trial ----------------------------------------------------------------------------------------------------------
 
 
-def trial_of(teacher, num_seeds=2, **config):
-    task = Task("CartPole-v1", QUICK, 1_600, num_seeds, 0, teacher_return=500.0, random_return=20.0)
+def trial_of(teacher, num_seeds=2, minimize="multiply_adds", **config):
+    returns = {"teacher_return": 500.0, "random_return": 20.0}
+    task = Task("CartPole-v1", QUICK, 1_600, num_seeds, 0, **returns, minimize=minimize)
     made = tune.with_parameters(StudentTrial, teacher=teacher, task=task)
     return made({"fcnet_hiddens": [4], **config})
 
@@ -231,6 +236,7 @@ def test_a_trial_reports_the_mean_of_its_seeds(cluster, teacher):
     assert result["return_ratio"] == pytest.approx(sum(result["return_ratios"]) / 2)
     assert result["return_ratio_lower"] < result["return_ratio"]
     assert result["student_params"] == 4 * 4 + 4 + 4 * 2 + 2
+    assert result["student_cost"] == 4 * 4 + 4 * 2
     assert 200 <= result["num_env_steps_sampled_lifetime"] < 400
     assert not result["done"]
     for _ in range(7):

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from rllib_kd.export import costs as module_of_costs
 from rllib_kd.export.artifact import latencies_ms
+from rllib_kd.export.c.write import write_c
+from rllib_kd.export.costs import Cost, measure, ranked
 from rllib_kd.export.formats import write_safetensors
 from rllib_kd.observations.pipeline import ObservationPipeline
-from rllib_kd.shrink import costs as module_of_costs
-from rllib_kd.shrink.costs import Cost, measure, ranked
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import CARTPOLE_OBS, make_q_module
+from tests.conftest import CARTPOLE_OBS, make_q_module, states
 
 PIPELINE = ObservationPipeline(CARTPOLE_OBS, ())
 
@@ -27,6 +28,24 @@ def test_bytes_are_those_of_the_exported_weights(tmp_path):
             num_bytes = sum(file.get_tensor(key).nbytes for key in file.keys())  # noqa: SIM118 (not a dict)
         assert costs[name].num_bytes == num_bytes == 4 * costs[name].num_parameters
         assert costs[name].latency_ms is None
+
+
+def test_bytes_of_integers_and_multiply_adds_are_those_of_the_exported_header(tmp_path):
+    modules = {
+        "small": make_q_module(fcnet_hiddens=[2], fcnet_activation="tanh"),
+        "large": make_q_module(fcnet_hiddens=[16]),
+    }
+    costs = measure(modules, PIPELINE, "int8_bytes")
+    for name, module in modules.items():
+        student, obs = Teacher(module, pipeline=PIPELINE, source="student"), states(50, seed=1)
+        write_c(student, tmp_path / f"{name}.h", prefix="student", int8_obs=obs)
+        text = (tmp_path / f"{name}.h").read_text()
+        assert f"STUDENT_WEIGHT_BYTES {costs[name].num_int8_bytes}\n" in text
+        assert f"STUDENT_MULTIPLY_ADDS {costs[name].multiply_adds}\n" in text
+    assert costs["small"].multiply_adds == 4 * 2 + 2 * 2
+    assert ranked(costs, "multiply_adds") == ["small", "large"]
+    assert ranked(costs, "int8_bytes") == ["large", "small"]  # tanh is a table
+    assert measure(modules, PIPELINE, "parameters")["small"].num_int8_bytes is None
 
 
 def test_what_cannot_be_exported_has_parameters_alone(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a size costs: parameters, bytes and latency; and which size is the smallest by one of them."""
+"""What a size costs: parameters, bytes, multiply-adds and latency; and which size is the smallest by one of them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rllib_kd.export.artifact import latencies_ms
-from rllib_kd.export.formats import write_safetensors
+from rllib_kd.export.c.integers_c import integer_body
+from rllib_kd.export.c.program import lower
+from rllib_kd.export.c.reference import closest_integers
+from rllib_kd.export.formats import describe, input_shape, write_safetensors
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 
-#: What "smallest" can mean.
-MINIMIZED = ("parameters", "bytes", "latency")
 #: Two latencies are the same unless one is longer by this share, in the median of the repeats, ...
 _RESOLUTION = 0.05
 #: ... and longer at all in this share of the repeats.
 _LONGER_IN = 0.75
+#: Observations by which integers are scaled, to count their bytes.
+_NUM_OBS = 4
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,31 @@ class Cost:
             None if the student cannot be exported so.
         latencies_ms: time of one decision of that file in the numpy runner, on one thread, ms: a median for each
             repeat, in which all sizes took turns. Empty if it was not measured.
+        multiply_adds: of one decision, in linear layers and convolutions; None if the student cannot be exported so.
+        num_int8_bytes: of all constants as C with weights of 8 bits; None if it was not measured.
     """
 
     num_parameters: int
     num_bytes: int | None = None
     latencies_ms: tuple[float, ...] = ()
+    multiply_adds: int | None = None
+    num_int8_bytes: int | None = None
 
     @property
     def latency_ms(self) -> float | None:
         """Return the median latency, ms; None if it was not measured."""
         return statistics.median(self.latencies_ms) if self.latencies_ms else None
+
+    def by(self, minimize: str) -> float | None:
+        """Return what is to be minimized, one of `MINIMIZED`; the latency in ms, None for what was not measured."""
+        values = {
+            "parameters": self.num_parameters,
+            "bytes": self.num_bytes,
+            "int8_bytes": self.num_int8_bytes,
+            "multiply_adds": self.multiply_adds,
+            "latency": self.latency_ms,
+        }
+        return values[minimize]
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Cost:
@@ -56,24 +76,32 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
     Args:
         modules: a student of each size; weights do not matter.
         pipeline: from the environment's observations to their inputs.
-        minimize: one of `MINIMIZED`; latencies are measured for "latency" alone.
+        minimize: one of `MINIMIZED`; latencies and bytes of integers are measured only if they are to be minimized.
 
     Raises:
-        ValueError: bytes or latency are to be minimized, but the students cannot be exported to safetensors.
+        ValueError: something else than parameters is to be minimized, but the students cannot be exported to
+            safetensors, or to C with integers.
     """
     counts = {name: count_parameters(module) for name, module in modules.items()}
+    students = {name: Teacher(module, pipeline=pipeline, source="student") for name, module in modules.items()}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{number}.safetensors" for number, name in enumerate(modules)}
         try:
-            for name, module in modules.items():
-                write_safetensors(Teacher(module, pipeline=pipeline, source="student"), files[name])
+            for name, student in students.items():
+                write_safetensors(student, files[name])
+            work = {name: _multiply_adds(student) for name, student in students.items()}
+            integers = {name: _int8_bytes(one) for name, one in students.items()} if minimize == "int8_bytes" else {}
         except ValueError as error:
             if minimize == "parameters":
                 return {name: Cost(count) for name, count in counts.items()}
-            raise ValueError(f"To minimize {minimize}, students must be exportable to safetensors: {error}") from error
+            kind = "C with integers" if minimize == "int8_bytes" else "safetensors"
+            raise ValueError(f"To minimize {minimize}, students must be exportable to {kind}: {error}") from error
         sizes = {name: _num_bytes(file) for name, file in files.items()}
         times = latencies_ms(list(files.values())) if minimize == "latency" else [[] for _ in files]
-    return {name: Cost(counts[name], sizes[name], tuple(own)) for name, own in zip(modules, times, strict=True)}
+    return {
+        name: Cost(counts[name], sizes[name], tuple(own), work[name], integers.get(name))
+        for name, own in zip(modules, times, strict=True)
+    }
 
 
 def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:
@@ -86,7 +114,7 @@ def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:
         minimize: one of `MINIMIZED`.
     """
     if minimize != "latency":
-        return sorted(costs, key=lambda name: (costs[name].num_bytes if minimize == "bytes" else 0, _tie(costs, name)))
+        return sorted(costs, key=lambda name: (costs[name].by(minimize) or 0, _tie(costs, name)))
     left, order = sorted(costs, key=lambda name: costs[name].latency_ms or 0.0), list[str]()
     while left:
         fastest = costs[left[0]].latencies_ms
@@ -111,3 +139,17 @@ def _num_bytes(file: Path) -> int:
     """Return the size of the tensors in a safetensors file: bytes."""
     data = file.read_bytes()
     return len(data) - 8 - int.from_bytes(data[:8], "little")
+
+
+def _multiply_adds(student: Teacher) -> int:
+    layers, tensors = describe(student)
+    return lower(layers, tensors, input_shape(student)).multiply_adds
+
+
+def _int8_bytes(student: Teacher) -> int:
+    """Return the bytes of all constants in C with integers; they do not depend on the observations that set scales."""
+    layers, tensors = describe(student)
+    shape = input_shape(student)
+    obs = np.random.default_rng(0).uniform(0.0, 1.0, (_NUM_OBS, *shape)).astype(np.float32)
+    network = closest_integers(layers, lower(layers, tensors, shape), tensors, obs)
+    return integer_body(network, tensors).arrays.num_bytes

@@ -1,0 +1,96 @@
+"""Students of several depths and activations that learn side by side, against each by itself."""
+
+import copy
+
+import pytest
+import torch
+
+from rllib_kd import DistillDQNConfig
+from rllib_kd.learner import losses
+from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.learner.observation_scale import ObservationStatistics
+from rllib_kd.learner.student import StackedStudents, Student, stackable
+from tests.conftest import make_q_module, states
+from tests.networks.test_stacking import linear
+
+SHAPES = {
+    "b": ([8], "relu"),
+    "linear": ([], "relu"),
+    "a": ([3], "relu"),
+    "t": ([5], "tanh"),
+    "deep": ([4, 6], "tanh"),
+    "t__restart_1": ([5], "tanh"),
+}
+
+
+def modules():
+    return {
+        name: make_q_module(fcnet_hiddens=hidden, fcnet_activation=activation, seed=i) if hidden else linear(seed=i)
+        for i, (name, (hidden, activation)) in enumerate(SHAPES.items())
+    }
+
+
+def students(own, *, averages=True):
+    given = {"normalizes": False, "normalizes_obs": False, "averages": averages, "regret_coeff": 0.0}
+    return [Student(name, module, None, **given) for name, module in own.items()]
+
+
+def learn(learner, num_steps=15):
+    optimizer = torch.optim.Adam(learner.params, lr=1e-2)
+    learner.optimizer = optimizer
+    learner.enter(QStatistics(2).scale(), ObservationStatistics(0).scale())
+    for step in range(num_steps):
+        obs = torch.from_numpy(states(16, seed=step))
+        labels = obs[:, :2] * 3 - 1
+        q = learner.outputs({"obs": obs})["qf_preds"]
+        loss = losses.policy_kl(q, labels, temperature=0.5).mean(-1).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        torch._foreach_lerp_(learner.averages, learner.weights, 1 / (1 + step))
+    learner.leave()
+
+
+def test_each_learns_as_by_itself():
+    own = modules()
+    apart = copy.deepcopy(own)
+    stack = StackedStudents(students(own))
+    learn(stack)
+    for student in students(apart):
+        learn(student)
+        mine = next(member for member in stack.members if member.name == student.name)
+        torch.testing.assert_close(own[student.name].state_dict(), student.module.state_dict(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine.training_weights, student.training_weights, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_outputs_are_those_of_the_members():
+    own = modules()
+    stack, obs = StackedStudents(students(own)), torch.from_numpy(states(7))
+    stack.enter(QStatistics(2).scale(), ObservationStatistics(0).scale())
+    q = stack.outputs({"obs": obs})["qf_preds"]
+    assert sorted(member.name for member in stack.members) == sorted(own)
+    for row, member in zip(q, stack.members, strict=True):
+        torch.testing.assert_close(row, member.module.compute_q_values({"obs": obs})["qf_preds"])
+
+
+def test_members_of_one_shape_are_swapped_in_the_optimizer_and_others_are_left_alone():
+    stack = StackedStudents(students(modules(), averages=False))
+    stack.optimizer = torch.optim.Adam(stack.params, lr=1e-2)
+    stack.outputs({"obs": torch.from_numpy(states(7))})["qf_preds"].sum().backward()
+    stack.optimizer.step()
+    before = [stack.optimizer.state[param]["exp_avg"].clone() for param in stack.params]
+    stack.exchange("t", "t__restart_1")
+    changed = [
+        i
+        for i, (param, old) in enumerate(zip(stack.params, before, strict=True))
+        if not torch.equal(stack.optimizer.state[param]["exp_avg"], old)
+    ]
+    assert len(changed) >= 3  # matrices and biases of the two layers; those of the outputs have one gradient
+    for i in changed:
+        torch.testing.assert_close(stack.optimizer.state[stack.params[i]]["exp_avg"], before[i][[1, 0]])
+
+
+@pytest.mark.parametrize(("own_loss", "expected"), [(True, [6]), (False, [1] * 6)])
+def test_all_plain_students_of_a_teacher_are_one_learner(own_loss, expected):
+    lists = stackable(modules(), DistillDQNConfig(), own_loss=own_loss)
+    assert [len(names) for names in lists] == expected

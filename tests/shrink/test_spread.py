@@ -1,0 +1,218 @@
+"""Training and episodes that several actors share, without Ray."""
+
+from itertools import count
+from types import SimpleNamespace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from ray.exceptions import RayActorError
+
+from rllib_kd.certificates.games import Games
+from rllib_kd.environments.making import env_maker
+from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.shrink import spread as module_of_spread
+from rllib_kd.shrink.candidates import mlp
+from rllib_kd.shrink.parts import divide
+from rllib_kd.shrink.spread import Crew, SpreadGames, SpreadTrainer, Task, Worker, file_of
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module
+
+SPACE = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+
+
+class HereCrew:
+    """Does all jobs in this process; remembers them."""
+
+    def __init__(self, teacher):
+        (part,) = divide([mlp(())], 1, 1, seed=0)
+        self.worker = Worker(teacher, Task("CartPole-v1", {}), part)
+        self.jobs = []
+
+    def share(self, method, jobs):
+        self.jobs += [(method, job) for job in jobs]
+        return [getattr(self.worker, method)(*job) for job in jobs]
+
+
+@pytest.fixture
+def teacher():
+    return Teacher(make_q_module(SPACE), source="teacher")
+
+
+def spread(teacher, seed=0):
+    crew = HereCrew(teacher)
+    return SpreadGames(crew, env_maker("CartPole-v1", {}), teacher, seed), crew
+
+
+def test_every_seed_is_played_once_and_greedy_policies_as_without_actors(teacher):
+    games, crew = spread(teacher)
+    student = Teacher(make_q_module(SPACE), source="student")
+    own = games.certificate_episodes(student, 50, 25)
+    alone = Games(env_maker("CartPole-v1", {}), teacher, 0).certificate_episodes(student, 50, 25)
+    assert own.shape == (3, 25)
+    assert own[:2].tolist() == alone[:2].tolist()
+    assert all(len(seeds) <= 10 for _, (_, seeds) in crew.jobs)
+    assert len(crew.jobs) == 9
+
+
+def test_the_teacher_is_not_sent_with_the_jobs_and_random_actions_differ_between_them(teacher):
+    games, crew = spread(teacher)
+    _, random = games.validation_baselines(0, 20)
+    players = [player for _, (player, _) in crew.jobs]
+    assert players[:2] == [None, None]
+    assert random[:10].tolist() != random[10:].tolist()
+    again, _ = spread(teacher)
+    assert again.validation_baselines(0, 20)[1].tolist() == random.tolist()
+
+
+@pytest.mark.parametrize("count", [3, 30, 100])
+def test_validation_is_shared_by_students(teacher, count):
+    games, crew = spread(teacher)
+    modules = {f"m{i}": make_q_module(SPACE) for i in range(5)}
+    pipeline = ObservationPipeline(SPACE)
+    own = games.validate(modules, pipeline, 7, count)
+    alone = Games(env_maker("CartPole-v1", {}), teacher, 0).validate(modules, pipeline, 7, count)
+    assert own == alone
+    assert list(own) == list(modules)
+    assert len(crew.jobs) == {3: 1, 30: 3, 100: 5}[count]
+
+
+# --- Actors -----------------------------------------------------------------------------------------------------------
+
+
+class Actor:
+    """An actor whose part makes 100 or more env steps an iteration; `dies` is asked before each call."""
+
+    def __init__(self, place, dies):
+        self.place, self.dies, self.env_steps, self.is_dead = place, dies, 0, False
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=lambda *args: self.call(method, *args))
+
+    def call(self, method, *args):
+        self.is_dead = self.is_dead or self.dies(self.place, method)
+        return Result(RayActorError(error_msg="it died.") if self.is_dead else self.result(method, *args))
+
+    def result(self, method, *args):
+        if method == "iterate":
+            self.env_steps += 100 + self.place
+        if method == "restore":
+            self.env_steps = int(args[0])
+        return {
+            "iterate": (self.env_steps, [-1.0 - self.place, 5.0]),
+            "restore": (self.env_steps, []),
+            "save": b"%d" % self.env_steps,
+            "copies": {f"copy-{self.place}": self.env_steps},
+            "double": 2 * args[0] if args else None,
+        }[method]
+
+
+class Result:
+    numbers = count()
+
+    def __init__(self, value):
+        self.value, self.number = value, next(self.numbers)
+
+
+def get(result):
+    if isinstance(result.value, Exception):
+        raise result.value
+    return result.value
+
+
+def crew_of(monkeypatch, num_parts, dies=lambda place, method: False):
+    def started(self, place):
+        actors.append(Actor(place, dies))
+        return actors[-1]
+
+    actors = []
+    ended = {"wait": lambda results, timeout=None: (results[-1:], results[:-1]), "get": get, "put": lambda value: value}
+    monkeypatch.setattr(module_of_spread, "ray", SimpleNamespace(**ended, ObjectRef=Result))
+    monkeypatch.setattr(Crew, "_started", started)
+    monkeypatch.setattr(Crew, "_resources", staticmethod(lambda *args: None))
+    sizes = [mlp((2**i,)) for i in range(num_parts)]
+    return Crew(None, None, divide(sizes, 1, num_parts, seed=0)), actors
+
+
+def dying(*numbers):
+    """Calls of `iterate` that kill the actor, by their number over all actors."""
+    counter = count()
+    return lambda place, method: method == "iterate" and next(counter) in numbers
+
+
+def test_each_part_trains_for_as_long_as_one_alone_would(monkeypatch):
+    crew, _ = crew_of(monkeypatch, 3)
+    trainer, reports = SpreadTrainer(crew), []
+    assert trainer.seen_returns.tolist() == []
+    trainer.train(lambda env_steps: env_steps >= 250, lambda: reports.append(trainer.env_steps))
+    assert trainer.env_steps == 3 * (100 + 101 + 102)
+    assert len(reports) == 9
+    assert trainer.seen_returns.tolist() == [-3.0, 5.0]
+    trainer.train(lambda env_steps: env_steps >= 250, lambda: pytest.fail("it has trained enough"))
+
+
+def test_an_interrupt_is_noticed_while_all_parts_are_busy(monkeypatch):
+    crew, _ = crew_of(monkeypatch, 2)
+    monkeypatch.setattr(module_of_spread.ray, "wait", lambda results, timeout: ([], results))
+
+    def is_over(env_steps):
+        if next(asked) > 5:
+            raise KeyboardInterrupt
+        return False
+
+    asked = count()
+    with pytest.raises(KeyboardInterrupt):
+        SpreadTrainer(crew).train(is_over, lambda: None)
+
+
+@pytest.mark.parametrize("numbers", [(0,), (1,), (4,), (2, 3), (1, 5, 6)])
+def test_a_part_that_dies_trains_on_from_its_last_save_to_the_same_end(monkeypatch, tmp_path, numbers):
+    crew, actors = crew_of(monkeypatch, 2, dying(*(2 + number for number in numbers)))
+    trainer = SpreadTrainer(crew)
+    trainer.train(lambda env_steps: env_steps >= 100, lambda: None)
+    trainer.save(tmp_path / "training-201")
+    assert (tmp_path / "training-201" / file_of(1)).read_bytes() == b"101"
+    trainer.train(lambda env_steps: env_steps >= 350, lambda: None)
+    assert trainer.copies() == {"copy-0": 400, "copy-1": 404}
+    assert len(actors) == 2 + len(numbers)
+
+
+def test_a_part_that_dies_without_a_save_begins_again(monkeypatch):
+    crew, actors = crew_of(monkeypatch, 2, dying(3))
+    trainer = SpreadTrainer(crew)
+    trainer.train(lambda env_steps: env_steps >= 250, lambda: None)
+    assert trainer.env_steps == 300 + 303
+    assert len(actors) == 3
+
+
+def test_a_part_that_always_dies_ends_the_run(monkeypatch):
+    crew, _ = crew_of(monkeypatch, 2, lambda place, method: place == 1)
+    with pytest.raises(RuntimeError, match=r"Part 2 of 2 has died 4 times: .*it died\. Check the memory"):
+        SpreadTrainer(crew).train(lambda env_steps: env_steps >= 250, lambda: None)
+
+
+def test_one_death_that_several_calls_notice_is_one(monkeypatch):
+    crew, actors = crew_of(monkeypatch, 2, dying(0))
+    calls = [crew.begin(0, "iterate") for _ in range(3)]
+    for call in calls:
+        with pytest.raises(RayActorError):
+            get(call.result)
+        crew.revive(call, RayActorError())
+    assert len(actors) == 3
+
+
+def test_jobs_of_an_actor_that_dies_are_done_by_others_and_results_keep_their_order(monkeypatch):
+    counter = count()
+    crew, actors = crew_of(monkeypatch, 3, lambda place, method: next(counter) in (1, 4, 9))
+    assert crew.share("double", [(i,) for i in range(12)]) == [2 * i for i in range(12)]
+    assert len(actors) == 6
+
+
+def test_a_save_is_whole_or_not_there(monkeypatch, tmp_path):
+    crew, _ = crew_of(monkeypatch, 2)
+    trainer = SpreadTrainer(crew)
+    trainer.train(lambda env_steps: env_steps >= 100, lambda: None)
+    monkeypatch.setattr(module_of_spread, "file_of", lambda place: "a" if place == 0 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.save(tmp_path / "training-201")
+    assert not (tmp_path / "training-201").exists()

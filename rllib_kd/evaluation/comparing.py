@@ -30,6 +30,7 @@ from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.evaluation.seeds import episode_seeds
 from rllib_kd.evaluation.sources import open_source, open_sources
+from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
@@ -344,7 +345,7 @@ def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> l
         ValueError: one of them does not fit; the message names both spaces.
     """
     env = make_env()
-    spaces = env.observation_space, env.action_space
+    spaces = features_space(env.observation_space), env.action_space
     close(env)
     fitted = {name: network.for_space(spaces[0]) for name, network in networks.items()}
     for name, network in fitted.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rllib_kd.learner import losses
 from rllib_kd.learner.student import StackedStudents, Student
+from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 
@@ -58,7 +59,7 @@ class Objective:
         Args:
             student: the student or the stack with these outputs.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
-                RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
+                RLlib's DQN columns for TD, with `new_action_mask` `[B, A]` if the environment has masks, and `weights` `[B]` of a prioritized replay.
             fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; for TD also the
                 outputs of `forward_train()`.
         """
@@ -92,6 +93,7 @@ class Objective:
             fwd_out[QF_TARGET_NEXT_PREDS],
             next_q=student.to_q(fwd_out[QF_NEXT_PREDS]) if self.config.double_q else None,
             gamma=self.config.gamma,
+            next_mask=batch.get(NEXT_MASK),
         )
 
     def _distillation_loss(

@@ -23,6 +23,7 @@ from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
+from rllib_kd.observations.masks import features_space
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
 from rllib_kd.shrink.costs import MINIMIZED
@@ -196,7 +197,7 @@ class Shrink:
                 f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
                 "environment with one agent."
             )
-        return env.observation_space
+        return features_space(env.observation_space)
 
     def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state of the run that is resumed, which began with the same options."""

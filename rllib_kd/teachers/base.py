@@ -216,13 +216,24 @@ class Teacher(Checkpointable):
         return (self.pipeline or ObservationPipeline(self.input_space)).start()
 
     @torch.inference_mode()
-    def q_values(self, obs: Tensor) -> Tensor:
+    def q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the outputs `[B, A]` for the network's inputs `[B, ...]`, by which actions are ranked.
 
         They are Q-values (return units), for a C51 the expectations; or log-probabilities (nats), if `outputs` is
         "log_probs".
+
+        Args:
+            obs: the inputs.
+            mask: `[B, A]`, truth values: the legal actions. The others get −inf, and probabilities are of the legal
+                ones. None: all are legal.
         """
-        return in_parts(self._q_values, obs, self._num_numbers)
+        return self._legal(in_parts(self._q_values, obs, self._num_numbers), mask)
+
+    def _legal(self, q: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return q
+        q = q.masked_fill(~mask, -torch.inf)
+        return F.log_softmax(q, dim=-1) if self.outputs == LOG_PROBS else q
 
     def _q_values(self, obs: Tensor) -> Tensor:
         return self._ranking(self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS])
@@ -245,15 +256,25 @@ class Teacher(Checkpointable):
             for hook in hooks:
                 hook.remove()
 
-    def labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def labels(self, obs: Tensor, names: Sequence[str], mask: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the label columns `names` of the network's inputs `[B, ...]`, in one pass.
+
+        Args:
+            obs: the inputs.
+            names: names of the columns.
+            mask: as in `q_values()`.
 
         Returns:
             `teacher_q` `[B, A]`, as `q_values()` returns them; `teacher_probs` `[B, A, atoms]`, a distribution over
             `support` for each legal action, and zeros for an illegal one (with a Q-value of −inf); `teacher_features`
             `[B, units]`.
         """
-        return in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
+        labels = in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
+        if mask is not None:
+            labels[TEACHER_Q] = self._legal(labels[TEACHER_Q], mask)
+            if TEACHER_PROBS in labels:
+                labels[TEACHER_PROBS] = labels[TEACHER_PROBS].masked_fill(~mask.unsqueeze(-1), 0.0)
+        return labels
 
     def _labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         if tuple(names) == (TEACHER_Q,):

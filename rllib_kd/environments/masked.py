@@ -6,9 +6,10 @@ from typing import Any
 
 import gymnasium as gym
 
-from rllib_kd.observations.masks import MASK, has_mask
-
 METHOD = "action_masks"
+
+
+_KEY = "action_mask"  # where observations/masks.py finds it
 
 
 class MasksInInfos(gym.Wrapper):
@@ -17,13 +18,13 @@ class MasksInInfos(gym.Wrapper):
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Reset the environment."""
         obs, info = self.env.reset(**kwargs)
-        return obs, {**info, MASK: self._mask()}
+        return obs, {**info, _KEY: self._mask()}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment. Where an episode has terminated, there is no action to ask for."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if not terminated:
-            info = {**info, MASK: self._mask()}
+            info = {**info, _KEY: self._mask()}
         return obs, reward, terminated, truncated, info
 
     def _mask(self) -> Any:
@@ -31,8 +32,8 @@ class MasksInInfos(gym.Wrapper):
 
 
 def has_mask_method(env: Any) -> bool:
-    """Return whether an environment gives its masks by a method alone."""
-    if not isinstance(env, gym.Env) or isinstance(env, MasksInInfos) or has_mask(env.observation_space):
+    """Return whether an environment gives its masks by a method."""
+    if not isinstance(env, gym.Env) or isinstance(env, MasksInInfos):
         return False
     return env.has_wrapper_attr(METHOD) and callable(env.get_wrapper_attr(METHOD))
 

@@ -81,12 +81,13 @@ def confusion_and_regret(
         student: a network with as many actions.
         teacher_inputs: states as inputs of the teacher's network, `[M, ...]`, M ≥ 1.
         student_inputs: the same states as inputs of the student's network.
-        mask: `[M, A]`, the legal actions, among which both choose; None: all are legal.
+        mask: `[M, A]`, truth values: the legal actions, among which both choose; None: all are legal.
 
     Returns:
         Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's; and the Q-regret,
         the mean of max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0, in the unit of the teacher's outputs: return units or nats.
     """
+    mask = None if mask is None or mask.all() else mask
     teacher_q = _all_q_values(teacher, teacher_inputs, mask)  # [M, A]
     student_q = _all_q_values(student, student_inputs, mask)  # [M, A]
     num_actions = teacher_q.shape[-1]
@@ -99,7 +100,12 @@ def confusion_and_regret(
 def _all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None) -> Tensor:
     chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
     masks = [None] * len(chunks) if mask is None else torch.as_tensor(mask).split(_STATES_AT_ONCE)
-    return torch.cat([network.q_values(chunk, own) for chunk, own in zip(chunks, masks, strict=True)])
+    return torch.cat(
+        [
+            network.q_values(chunk) if own is None else network.q_values(chunk, own)
+            for chunk, own in zip(chunks, masks, strict=True)
+        ]
+    )
 
 
 def agreement(confusion: np.ndarray) -> float:

@@ -138,6 +138,11 @@ def play(
     return returns, seen.states()
 
 
+def mask_view(num_actions: int) -> View:
+    """Return a view that records the legal actions `[N, A]`; all, if an environment has no masks."""
+    return lambda shown: np.ones((len(shown.first), num_actions), dtype=bool) if shown.mask is None else shown.mask
+
+
 def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
     """Return a vector env for `play_chunk()`, in which each environment plays one episode."""
     own_vector = _own_vector(make_env, num_envs)

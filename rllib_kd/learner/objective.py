@@ -59,7 +59,8 @@ class Objective:
         Args:
             student: the student or the stack with these outputs.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
-                RLlib's DQN columns for TD, with `new_action_mask` `[B, A]` if the environment has masks, and `weights` `[B]` of a prioritized replay.
+                RLlib's DQN columns for TD, with `new_action_mask` `[B, A]` if the environment has masks; and `weights`
+                `[B]` of a prioritized replay.
             fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; for TD also the
                 outputs of `forward_train()`.
         """

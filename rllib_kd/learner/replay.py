@@ -96,8 +96,8 @@ class ColumnarReplay:
         if self._columns and MASK in self._columns and MASK not in columns:
             columns[MASK] = np.ones((len(columns[OBS]), *self._columns[MASK].shape[1:]), dtype=bool)
         elif self._columns and MASK in columns and MASK not in self._columns:
-            shape = (self.capacity, *columns[MASK].shape[1:])
-            self._columns[MASK] = torch.ones(shape, dtype=torch.bool, device=self.device)
+            all_shape = (self.capacity, *columns[MASK].shape[1:])
+            self._columns[MASK] = torch.ones(all_shape, dtype=torch.bool, device=self.device)
         return columns
 
     def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:

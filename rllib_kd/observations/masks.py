@@ -72,8 +72,8 @@ def with_mask(space: gym.Space, features: Any, mask: np.ndarray | None) -> Any:
     key = _features_key(space)
     parts = {key: features} if key else dict(features)
     if mask is None:
-        mask = np.ones((len(next(iter(parts.values()))), *(space[MASK].shape or ())), dtype=bool)  # type: ignore[index]
-    return {**parts, MASK: mask.astype(space[MASK].dtype)}  # type: ignore[index]
+        mask = np.ones((len(next(iter(parts.values()))), *(space[MASK].shape or ())), dtype=bool)
+    return {**parts, MASK: mask.astype(space[MASK].dtype)}
 
 
 def _features_key(space: Any) -> str | None:

@@ -227,9 +227,10 @@ class Teacher(Checkpointable):
             mask: `[B, A]`, truth values: the legal actions. The others get −inf, and probabilities are of the legal
                 ones. None: all are legal.
         """
-        return self._legal(in_parts(self._q_values, obs, self._num_numbers), mask)
+        return self.legal(in_parts(self._q_values, obs, self._num_numbers), mask)
 
-    def _legal(self, q: Tensor, mask: Tensor | None) -> Tensor:
+    def legal(self, q: Tensor, mask: Tensor | None) -> Tensor:
+        """Return outputs `[B, A]` with those of legal actions alone, as `q_values()` returns them."""
         if mask is None:
             return q
         q = q.masked_fill(~mask, -torch.inf)
@@ -271,7 +272,7 @@ class Teacher(Checkpointable):
         """
         labels = in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
         if mask is not None:
-            labels[TEACHER_Q] = self._legal(labels[TEACHER_Q], mask)
+            labels[TEACHER_Q] = self.legal(labels[TEACHER_Q], mask)
             if TEACHER_PROBS in labels:
                 labels[TEACHER_PROBS] = labels[TEACHER_PROBS].masked_fill(~mask.unsqueeze(-1), 0.0)
         return labels

@@ -131,8 +131,9 @@ def export(
     Raises:
         ValueError: the format is unknown; `int8` or `prefix` with a format that has none; the packages for ONNX are
             missing; the C compiler fails; `obs` has another shape than the student's observations, or `action_masks`
-            another one than their Q-values, or a state without a legal action; the student is recurrent, or has connectors that an artifact cannot contain; it has layers that the format cannot hold;
-            or the artifact differs from PyTorch. Nothing is written then.
+            another one than their Q-values, or a state without a legal action; the student is
+            recurrent, or has connectors that an artifact cannot contain; it has layers that the format cannot hold; or
+            the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
     shape = input_shape(student)

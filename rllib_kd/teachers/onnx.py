@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher, in_parts
 from rllib_kd.teachers.described import first_line, teacher_of
 
@@ -60,7 +61,7 @@ class OnnxFunction:
         uri: path of the file, for messages.
 
     Raises:
-        ValueError: it has more than one input, or no output.
+        ValueError: it has more than one input, apart from a mask of legal actions, or no output.
     """
 
     def __init__(self, content: bytes, num_numbers: int = 0, uri: str = "the ONNX model"):
@@ -74,10 +75,15 @@ class OnnxFunction:
         self._content, self._num_numbers, self._uri = content, num_numbers, uri
         self._outline: Any = None
         self._checked: set[int] = set()  # numbers of observations
+        self._num_actions = 0  # that a mask, as second input, has; 0: there is none
         self._session = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        if (
+            len(inputs) == 2 and inputs[1].name == MASK and isinstance(inputs[1].shape[-1], int)
+        ):  # as export() writes it
+            self._num_actions = inputs.pop().shape[-1]
         if len(inputs) != 1 or not outputs:
             raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
         self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
@@ -98,7 +104,8 @@ class OnnxFunction:
         if self._num_numbers and len(obs) not in self._checked:
             self._check(len(obs))
         try:
-            return self._session.run([self._output], {self._input: obs})[0]
+            masks = {MASK: np.ones((len(obs), self._num_actions), np.float32)} if self._num_actions else {}
+            return self._session.run([self._output], {self._input: obs, **masks})[0]
         except Exception as error:
             raise CheckpointError(
                 f"'{self._uri}' fails on {len(obs)} observations of the shape {list(obs.shape[1:])}: "

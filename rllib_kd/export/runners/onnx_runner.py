@@ -27,8 +27,8 @@ def load(path: str) -> Callable[..., np.ndarray]:
             mask = np.ones((len(obs), num_actions)) if action_mask is None else action_mask
             inputs["action_mask"] = np.asarray(mask, np.float32)
         q = session.run(["q_values"], inputs)[0]
-        return (
-            q if takes_mask or action_mask is None else np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))
-        )
+        if takes_mask or action_mask is None:
+            return q
+        return np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))
 
     return q_values

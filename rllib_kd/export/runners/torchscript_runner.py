@@ -26,8 +26,8 @@ def load(path: str) -> Callable[..., np.ndarray]:
             inputs.append(np.asarray(np.ones((len(obs), 1)) if action_mask is None else action_mask, np.float32))
         with torch.inference_mode():
             q = script(*map(torch.as_tensor, inputs)).numpy()
-        return (
-            q if takes_mask or action_mask is None else np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))
-        )
+        if takes_mask or action_mask is None:
+            return q
+        return np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))
 
     return q_values

@@ -6,8 +6,12 @@ import pytest
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.deployment import deploy
-from tests.env_runner.runners import Silent
-from tests.observations.masked import ALL, ByMethod, InDict, InInfo, Two
+from rllib_kd.observations.frames import VALID
+from rllib_kd.observations.masks import MASK
+from rllib_kd.wire import TEACHER_Q
+from tests.conftest import make_q_module
+from tests.env_runner.runners import ALL_COLUMNS, Silent
+from tests.observations.masked import ALL, NUMBERS, ByMethod, InDict, InInfo, Two
 
 
 def masked_config(env):
@@ -84,11 +88,21 @@ def test_every_loss_and_turns_of_the_student(build, tmp_path):
 
 
 def test_several_agents(build, tmp_path):
+    teacher = make_q_module(NUMBERS, Two().action_spaces["a"]).save_to_path(str(tmp_path / "teacher"))
     config = (
-        td_config(Two)
+        masked_config(Two)
+        .environment(disable_env_checking=True)  # RLlib's check takes any action
         .multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda agent, *args, **kwargs: agent)
-        .distillation(num_baseline_episodes=0)
+        .distillation(teacher={"a": teacher, "b": teacher}, td_coeff=1.0, teacher_fraction=0.5)
+        .training(epsilon=0.3)
     )
     algo = build(config)
     algo.train()
     algo.evaluate()
+    (fragment,), _ = algo.env_runner.sample_columns(
+        teacher_fraction=0.5, epsilon=0.3, names=ALL_COLUMNS, num_shards=1
+    )
+    for columns in fragment.values():
+        acted = columns[VALID]
+        assert 0 < acted.sum() < len(acted)
+        np.testing.assert_array_equal(np.isneginf(columns[TEACHER_Q])[acted], ~columns[MASK][acted])

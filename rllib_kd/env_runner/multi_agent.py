@@ -217,7 +217,9 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
         return {
-            name: columns[name] if name == Columns.OBS else np.concatenate([columns[name], np.zeros_like(columns[name][:1])])
+            name: columns[name]
+            if name == Columns.OBS
+            else np.concatenate([columns[name], np.zeros_like(columns[name][:1])])
             for name in names
         }
 

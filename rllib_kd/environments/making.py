@@ -17,7 +17,6 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 from rllib_kd.environments import atari
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.imports import make_importable
-from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.own import (
     OwnEnvironment,
     OwnName,
@@ -101,7 +100,7 @@ class EnvMaker:
         """
         env = self._explained(self._make)
         check_has_spaces(env, self._name)
-        return with_masks_in_infos(env)
+        return env
 
     def vector(self, num_envs: int) -> gym.vector.VectorEnv | None:
         """Return the environment's own vector env, or None if it has none.

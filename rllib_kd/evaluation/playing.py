@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.environments.making import EnvMaker, checked_call, close, name_in
+from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
 from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
 from rllib_kd.observations.pipeline import Shown, View
@@ -148,7 +149,7 @@ def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vect
     own_vector = _own_vector(make_env, num_envs)
     if own_vector is not None:
         return own_vector
-    return gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * num_envs)
+    return gym.vector.SyncVectorEnv([lambda: _OneEpisode(with_masks_in_infos(make_env()))] * num_envs)
 
 
 def _own_vector(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv | None:

@@ -99,9 +99,7 @@ def test_several_agents(build, tmp_path):
     algo = build(config)
     algo.train()
     algo.evaluate()
-    (fragment,), _ = algo.env_runner.sample_columns(
-        teacher_fraction=0.5, epsilon=0.3, names=ALL_COLUMNS, num_shards=1
-    )
+    (fragment,), _ = algo.env_runner.sample_columns(teacher_fraction=0.5, epsilon=0.3, names=ALL_COLUMNS, num_shards=1)
     for columns in fragment.values():
         acted = columns[VALID]
         assert 0 < acted.sum() < len(acted)

@@ -216,12 +216,8 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
                 columns[VALID][-1] &= episode.is_terminated  # the legal actions after the last step are unknown
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
-        return {
-            name: columns[name]
-            if name == Columns.OBS
-            else np.concatenate([columns[name], np.zeros_like(columns[name][:1])])
-            for name in names
-        }
+        last = {name: np.zeros_like(columns[name][:1]) for name in names if name != Columns.OBS}
+        return {name: np.concatenate([columns[name], last[name]]) if name in last else columns[name] for name in names}
 
 
 def _as_batch(part: Any) -> np.ndarray:

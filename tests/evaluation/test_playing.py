@@ -144,7 +144,10 @@ def test_modules_of_any_kind_take_legal_actions(output):
 @pytest.mark.parametrize("env", [InDict, InInfo, ByMethod])
 @pytest.mark.parametrize(
     ("legal", "message"),
-    [([0, 0, 0, 0], "is .*0.*0.*, expected zeros and ones"), ([1, 1], r"has the shape \[2\], expected \[4\]")],
+    [
+        ([0, 0, 0, 0], "is .*(0|False), (0|False).*, expected zeros and ones"),
+        ([1, 1], r"has the shape \[2\], expected \[4\]"),
+    ],
 )
 def test_a_mask_without_sense_names_the_environment(env, legal, message):
     class Broken(env):
@@ -153,7 +156,8 @@ def test_a_mask_without_sense_names_the_environment(env, legal, message):
             self.legal = np.array(legal, np.int8)
             return pays
 
-    if env is InDict and len(legal) == 2:
-        pytest.skip("a vector env cannot hold such an observation")
-    with pytest.raises(EnvFailedError, match=f"environment 'Broken' has a mask .* after reset.*{message}.*Return one"):
+    expected = f"environment 'Broken' has a mask .* after reset.*{message}.*Return one"
+    if env is InDict and len(legal) == 2:  # a vector env cannot hold such an observation
+        expected = r"environment 'Broken' returned, in reset\(\), an observation\['action_mask'\] of shape \(2,\)"
+    with pytest.raises(EnvFailedError, match=expected):
         play(Broken, RandomActions(4, seed=0), [0])

@@ -16,7 +16,9 @@ from gymnasium.utils.env_checker import check_env
 import rllib_kd
 from rllib_kd import DistillDQNConfig
 from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.experiment.files import read_experiment
+from rllib_kd.observations.masks import features_space
 
 ROOT = Path(__file__).parents[1]
 #: Python on the pages, by page and line.
@@ -121,3 +123,34 @@ def test_the_page_on_environments_works_as_written(tmp_path):
     assert "20 episodes of short-cartpole" in done.stdout
     assert done.stdout.count("student / teacher") == 2
     assert (tmp_path / "student.safetensors").is_file()
+
+
+# --- docs/masks.md ----------------------------------------------------------------------------------------------------
+
+MASKS = (ROOT / "docs" / "masks.md").read_text()
+NIM = re.findall(r"```python\n(.*?)```", MASKS, re.DOTALL)[0]
+
+
+def test_the_page_on_masks_has_an_environment(own_folder):
+    (own_folder / "nim.py").write_text(NIM)
+    make = env_maker("./nim.py:Nim", {"sticks": 9})
+    assert features_space(make().observation_space).shape == (10,)
+    returns, _ = play(make, RandomActions(3, seed=0), range(20))  # an illegal action raises an error
+    assert set(returns) == {-1.0, 1.0}
+
+
+@pytest.mark.slow(as_many=15)
+def test_the_page_on_masks_works_as_written(tmp_path):
+    (tmp_path / "nim.py").write_text(NIM)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    (commands,) = re.findall(r"```bash\n(.*?)```", MASKS, re.DOTALL)
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{commands}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "200 episodes of Nim" in done.stdout
+    assert (tmp_path / "student.onnx").is_file()

@@ -15,6 +15,7 @@ from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 from tests.env_runner.runners import ALL_COLUMNS, Silent, make_runner, sample
 from tests.observations.masked import ALL, NUM_ACTIONS, NUMBERS, ByMethod, InDict, InInfo, Payments
+from tests.observations.masked import MASK as MASK_SPACE
 
 
 def teacher_of(outputs="q_values"):
@@ -120,3 +121,32 @@ def test_taxi(cluster):
     assert columns["obs"].shape[1:] == (500,)
     assert columns[MASK][acted, columns["actions"][acted].astype(int)].all()
     assert gym.make("Taxi-v3").reset()[1]["action_mask"].shape == columns[MASK].shape[1:]
+
+
+class Pictures(InDict):
+    """Shows two frames of a picture beside the mask."""
+
+    def __init__(self, config=None):
+        super().__init__(config)
+        picture = gym.spaces.Box(0, 255, (16, 16, 2), np.uint8)
+        self.observation_space = gym.spaces.Dict({"observation": picture, "action_mask": MASK_SPACE})
+        self.frames = np.zeros((16, 16, 2), np.uint8)
+
+    def shown(self, obs):
+        self.frames = np.stack([self.frames[..., 1], np.full((16, 16), 50 * obs.argmax(), np.uint8)], -1)
+        return {"observation": self.frames, "action_mask": self.legal.copy()}
+
+
+def test_images_beside_a_mask(cluster):
+    config = config_of(Pictures).rl_module(model_config={"conv_filters": [[2, 8, 4]], "head_fcnet_hiddens": [4]})
+    seen = gym.spaces.Box(0, 1, (16, 16, 2), np.float32)
+    teacher = Teacher(make_q_module(seen, Payments.action_space, conv_filters=[[2, 8, 4]], head_fcnet_hiddens=[4]))
+    direct, by_rllib = make_runner(config, teacher), make_runner(config.copy().callbacks(Silent), teacher)
+    assert direct._samples_directly
+    (columns,), _ = sample(direct, epsilon=0.5)
+    (expected,), _ = sample(by_rllib, epsilon=0.5)
+    assert columns["obs"].dtype == np.uint8
+    for some in (columns, expected):
+        acted = some[VALID]
+        np.testing.assert_array_equal(np.isneginf(some["teacher_q"])[acted], ~some[MASK][acted])
+        assert some[MASK][acted, some["actions"][acted].astype(int)].all()

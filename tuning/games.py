@@ -32,6 +32,8 @@ from rllib_kd.export.deployment import deploy
 STUDENT = {"fcnet_hiddens": [32], "fcnet_activation": "relu"}
 FORMATS = ("onnx", "safetensors")
 NUM_EPISODES = 500
+#: As `rllib train --no-teacher` sets it: with 0.05 from the beginning, the teacher never finds the cliff's end.
+EXPLORATION = [[0, 1.0], [10_000, 0.05]]
 #: Of the resets that judge: far from those of training and evaluation.
 FIRST_SEED = 3_000_000
 
@@ -165,7 +167,7 @@ def config_of(game: Game) -> DistillDQNConfig:
 def train_teacher(game: Game, seed: int, folder: Path) -> str:
     """Train a teacher by TD alone, and return its path."""
     config = config_of(game).distillation(teacher=None, td_coeff=1.0).debugging(seed=seed)
-    return _trained(config.training(**game.training), game.env_steps, folder)
+    return _trained(config.training(**{"epsilon": EXPLORATION, **game.training}), game.env_steps, folder)
 
 
 def train_maskable_ppo(seed: int, folder: Path) -> str:

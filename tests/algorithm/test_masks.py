@@ -1,9 +1,13 @@
 """Games with illegal moves, from a teacher by TD alone to an exported student: an illegal action raises."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd.algorithm.defaults import FOR_IMAGES, FOR_VECTORS, settle_defaults
+from rllib_kd.algorithm.preflight import check_environment
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.export.deployment import deploy
 from rllib_kd.observations.frames import VALID
@@ -11,7 +15,7 @@ from rllib_kd.observations.masks import MASK
 from rllib_kd.wire import TEACHER_Q
 from tests.conftest import make_q_module
 from tests.env_runner.runners import ALL_COLUMNS, Silent
-from tests.observations.masked import ALL, NUMBERS, ByMethod, InDict, InInfo, Two
+from tests.observations.masked import ALL, NUMBERS, ByMethod, InDict, InInfo, Payments, Two
 
 
 def masked_config(env):
@@ -104,3 +108,26 @@ def test_several_agents(build, tmp_path):
         acted = columns[VALID]
         assert 0 < acted.sum() < len(acted)
         np.testing.assert_array_equal(np.isneginf(columns[TEACHER_Q])[acted], ~columns[MASK][acted])
+
+
+def test_rllibs_dqn_is_told_that_it_knows_no_masks(caplog):
+    check_environment(DQNConfig().environment(InDict), (InDict().observation_space, InDict.action_space))
+    (record,) = (record for record in caplog.records if record.name.startswith("rllib_kd"))
+    assert "RLlib's DQN does not know masks" in record.getMessage()
+    caplog.clear()
+    spaces = (InInfo.observation_space, InInfo.action_space)
+    check_environment(DQNConfig().environment(InInfo), spaces)
+    check_environment(masked_config(InDict), (InDict().observation_space, InDict.action_space))
+    assert not caplog.records
+
+
+def test_defaults_follow_from_what_is_beside_the_mask():
+    def settled(observations):
+        config = DistillDQNConfig()
+        space = gym.spaces.Dict(observations=observations, action_mask=gym.spaces.MultiBinary(4))
+        settle_defaults(config, (space, Payments.action_space), {})
+        return config.training_intensity
+
+    assert settled(NUMBERS) == FOR_VECTORS["training_intensity"]
+    assert settled(gym.spaces.Box(0, 255, (84, 84, 4), np.uint8)) == FOR_IMAGES["training_intensity"]
+    assert settled(gym.spaces.Box(0, 1, (6, 7, 2), np.int8)) == FOR_VECTORS["training_intensity"]  # a board

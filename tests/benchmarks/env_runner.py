@@ -99,7 +99,7 @@ class _Shows(gym.Wrapper):
         if self._way == "dict":
             obs = {"at": obs[::2], "speed": obs[1::2]}
         elif self._way == "discrete":
-            obs = int(np.clip(obs[2] * 200 + 50, 0, 99))
+            obs = max(0, min(99, int(obs[2] * 200 + 50)))
         elif self._way == "mask":
             obs = {"observations": obs, "action_mask": self._mask}
         elif self._way == "mask_in_info":

@@ -152,5 +152,5 @@ def test_the_page_on_masks_works_as_written(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "200 episodes of Nim" in done.stdout
+    assert "student / teacher" in done.stdout
     assert (tmp_path / "student.onnx").is_file()

@@ -136,13 +136,7 @@ def export(
             the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
-    shape = input_shape(student)
-    obs = np.asarray(obs)
-    if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
-        raise ValueError(
-            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
-            "observations that the environment returns."
-        )
+    obs = _checked_obs(obs, input_shape(student))
     masks = None if action_masks is None else _checked_masks(action_masks, len(obs), int(student.action_space.n))
     out = _checked_path(out)
     if format == "c":
@@ -207,6 +201,16 @@ def _checked(
     if format == "c":
         check_programs(file, obs, integers, masks)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
+    obs = np.asarray(obs)
+    if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
+        raise ValueError(
+            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
+            "observations that the environment returns."
+        )
+    return obs
 
 
 def _checked_masks(action_masks: Any, num_rows: int, num_actions: int) -> np.ndarray:

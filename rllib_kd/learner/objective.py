@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from torch import Tensor
 
@@ -120,6 +121,9 @@ class Objective:
         config = self.config
         student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
         if student.scale is not None:
+            if (illegal := teacher_q == -torch.inf).any():  # the means of both are over legal actions then
+                student_q = student.scale.denormalize(student_q).masked_fill(illegal, -torch.inf)
+                student_q = student.scale.normalize(student_q)
             teacher_q = student.scale.normalize(teacher_q)
         temperatures = {"temperature": self.temperature, "student_temperature": self.student_temperature}
         match config.loss:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher, in_parts
@@ -75,15 +76,13 @@ class OnnxFunction:
         self._content, self._num_numbers, self._uri = content, num_numbers, uri
         self._outline: Any = None
         self._checked: set[int] = set()  # numbers of observations
-        self._num_actions = 0  # that a mask, as second input, has; 0: there is none
         self._session = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if (
-            len(inputs) == 2 and inputs[1].name == MASK and isinstance(inputs[1].shape[-1], int)
-        ):  # as export() writes it
-            self._num_actions = inputs.pop().shape[-1]
+        self._num_actions = _mask_size(inputs)  # of a mask, as second input; 0: there is none
+        if self._num_actions:
+            inputs.pop()
         if len(inputs) != 1 or not outputs:
             raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
         self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
@@ -123,3 +122,11 @@ class OnnxFunction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._content, self._num_numbers, self._uri)
+
+
+def _mask_size(inputs: list[Any]) -> int:
+    """Return how many actions a mask has, the second input of files that `export()` writes; 0 without a mask."""
+    if len(inputs) != 2 or inputs[1].name != MASK or len(inputs[1].shape) != 2:
+        return 0
+    size = inputs[1].shape[1]
+    return size if isinstance(size, int) and size <= limits.MAX_ONE_HOT else 0

@@ -105,3 +105,15 @@ def test_c_tells_that_no_action_is_legal(obs, tmp_path):
     bad[0, 0] = np.nan
     assert compiled.legal_actions(bad, masks)[0] == -1  # STUDENT_NOT_FINITE
     assert subprocess.run(["grep", "-c", "student_act_legal", str(path)], capture_output=True).returncode == 0
+
+
+def test_a_mask_that_claims_to_be_huge_is_refused(obs, tmp_path):
+    import onnx
+
+    path = tmp_path / "student.onnx"
+    export(network(), path, format="onnx", obs=obs, action_masks=masks_of(len(obs)))
+    model = onnx.load(path)
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 2**40
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="was refused"):
+        load_teacher(path)

@@ -14,6 +14,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
 
 from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner, load_teacher
+from rllib_kd.env_runner.students import StudentsEnvRunner
 from tests.algorithm.weights import assert_equal_weights, bytes_of, student_weights
 from tests.conftest import make_q_module
 

@@ -306,8 +306,8 @@ class DistillEnvRunner(StudentsEnvRunner):
             return {}
         if self._teacher_view is not None:
             obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
-        mask = None if self._shown.mask is None else torch.from_numpy(self._shown.mask).to(self._device)
-        labels = self._teacher.labels(obs, self.config.label_columns, mask)
+        masks = () if self._shown.mask is None else (torch.from_numpy(self._shown.mask).to(self._device),)
+        labels = self._teacher.labels(obs, self.config.label_columns, *masks)
         return {name: column.cpu().numpy() for name, column in labels.items()}
 
     # --- The direct way -----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
+from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.text import one_line
@@ -227,7 +228,16 @@ class Teacher(Checkpointable):
             mask: `[B, A]`, truth values: the legal actions. The others get −inf, and probabilities are of the legal
                 ones. None: all are legal.
         """
-        return self.legal(in_parts(self._q_values, obs, self._num_numbers), mask)
+        if mask is None:
+            return in_parts(self._q_values, obs, self._num_numbers)
+        rows = range(len(obs))
+        return in_parts(lambda part: self._legal_q_values(obs, mask, part), rows, self._num_numbers)
+
+    def _legal_q_values(self, obs: Tensor, mask: Tensor, rows: range) -> Tensor:
+        at = slice(rows.start, rows.stop)
+        if isinstance(getattr(self._module, "function", None), Members):  # whose policies are each of legal actions
+            return self.legal(self._q_values(obs[at], mask[at]), mask[at])
+        return self.legal(self._q_values(obs[at]), mask[at])
 
     def legal(self, q: Tensor, mask: Tensor | None) -> Tensor:
         """Return outputs `[B, A]` with those of legal actions alone, as `q_values()` returns them."""
@@ -236,8 +246,9 @@ class Teacher(Checkpointable):
         q = q.masked_fill(~mask, -torch.inf)
         return F.log_softmax(q, dim=-1) if self.outputs == LOG_PROBS else q
 
-    def _q_values(self, obs: Tensor) -> Tensor:
-        return self._ranking(self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS])
+    def _q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
+        batch = {Columns.OBS: obs} if mask is None else {Columns.OBS: obs, MASK: mask}
+        return self._ranking(self._module.compute_q_values(batch)[QF_PREDS])
 
     def _ranking(self, network_outputs: Tensor) -> Tensor:
         return F.log_softmax(network_outputs, dim=-1) if self.outputs == LOG_PROBS else network_outputs
@@ -270,6 +281,8 @@ class Teacher(Checkpointable):
             `support` for each legal action, and zeros for an illegal one (with a Q-value of −inf); `teacher_features`
             `[B, units]`.
         """
+        if tuple(names) == (TEACHER_Q,):
+            return {TEACHER_Q: self.q_values(obs, mask)}
         labels = in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
         if mask is not None:
             labels[TEACHER_Q] = self.legal(labels[TEACHER_Q], mask)
@@ -278,8 +291,6 @@ class Teacher(Checkpointable):
         return labels
 
     def _labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        if tuple(names) == (TEACHER_Q,):
-            return {TEACHER_Q: self.q_values(obs)}
         labels: dict[str, Tensor] = {}
         watch: AbstractContextManager = nullcontext()
         if TEACHER_FEATURES in names:

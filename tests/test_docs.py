@@ -4,6 +4,7 @@ import ast
 import builtins
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -137,6 +138,19 @@ def test_the_page_on_masks_has_an_environment(own_folder):
     assert features_space(make().observation_space).shape == (10,)
     returns, _ = play(make, RandomActions(3, seed=0), range(20))  # an illegal action raises an error
     assert set(returns) == {-1.0, 1.0}
+
+
+def test_the_page_on_masks_has_what_was_measured():
+    measured = [json.loads(line) for line in (ROOT / "docs" / "results" / "games.jsonl").read_text().splitlines()]
+    lines = re.findall(r"^\| .* \| yes \|$", MASKS, re.MULTILINE)
+    assert len(lines) == len(measured)
+    for line, row in zip(lines, measured, strict=True):
+        names = ("teacher", "teacher_return", "student_return", "random_return", "return_ratio", "agreement")
+        assert [cell.strip() for cell in line.split("|")[2:-2]] == [str(row[name]) for name in names]
+        assert row["return_ratio"] >= 0.97
+        for artifact_format in ("onnx", "safetensors"):
+            assert row[f"{artifact_format}_agreement"] == 1.0
+            assert row[f"{artifact_format}_same_return"]
 
 
 @pytest.mark.slow(as_many=15)

@@ -81,7 +81,7 @@ class BoardGame(gym.Env):
 
 
 class Cards(gym.Env):
-    """Ten cards in the hand; each is played once, and pays its value times a weight that is shown before.
+    """Six cards in the hand; each is played once, and pays its value times a weight that is shown before.
 
     The mask is given by `action_masks()`, as Stable-Baselines3 wants it; a card that is gone raises an error.
     """

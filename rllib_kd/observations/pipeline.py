@@ -319,9 +319,10 @@ class ObservationPipeline:
         images = () if self.images is None or self.images in self.stages[:1] else (self.images,)
         stages = (*images, *self.stages)
         views = [stage.start() for stage in stages]
+        is_side_by_side = isinstance(next(iter(stages), None), SideBySide)  # each of which sees the mask or not
 
         def view(shown: Shown) -> np.ndarray:
-            obs = with_mask(self.observation_space, shown.obs, shown.mask)
+            obs = shown.obs if is_side_by_side else with_mask(self.observation_space, shown.obs, shown.mask)
             for stage_view in views:
                 obs = stage_view(Shown(obs, shown.first, shown.actions, shown.rewards, shown.mask))
             return np.asarray(obs, np.float32)

@@ -17,7 +17,7 @@ from rllib_kd.observations.masks import (
     random_actions,
     with_mask,
 )
-from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, Shown
+from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, Shown, SideBySide
 from rllib_kd.observations.spaces import same_space
 from tests.observations.masked import ALL, NUM_ACTIONS, NUMBERS, BesideParts, ByMethod, InDict, InInfo, Payments
 
@@ -172,6 +172,17 @@ def test_pipelines_take_observations_with_and_without_masks():
     seen = takes_mask.start()(Shown(obs, np.ones(2, dtype=bool), mask=mask))
     np.testing.assert_array_equal(seen, np.concatenate([mask, obs], axis=1))
     assert same_space(features_space(BesideParts.observation_space)["left"], BesideParts.observation_space["left"])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_side_by_side_some_see_the_mask_and_others_do_not(first):
+    space = InDict().observation_space
+    pipelines = [ObservationPipeline(NUMBERS), ObservationPipeline(space, (Flatten(space),))]
+    both = ObservationPipeline(pipelines[first].observation_space, (SideBySide(tuple(pipelines)),))
+    assert both.takes(space)
+    obs, mask = np.arange(8.0).reshape(2, 4), np.array([[True, False, True, True], [False, True, True, False]])
+    seen = both.start()(Shown(obs, np.ones(2, dtype=bool), mask=mask))
+    np.testing.assert_array_equal(seen, np.concatenate([obs, mask, obs], axis=1))
 
 
 def test_illegal_actions_are_never_chosen():

@@ -4,6 +4,7 @@ import ast
 import builtins
 import importlib
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -16,7 +17,9 @@ from gymnasium.utils.env_checker import check_env
 import rllib_kd
 from rllib_kd import DistillDQNConfig
 from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.experiment.files import read_experiment
+from rllib_kd.observations.masks import features_space
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md")))
@@ -185,3 +188,47 @@ def test_the_tutorial_on_certificates_works_as_written(tmp_path):
     done = in_shell(tutorial("tutorial_shrink.md"), tmp_path)
     assert "keeps at least 97 % of the return, with 95 % confidence" in " ".join(done.stdout.split())
     assert (tmp_path / "smallest.safetensors").is_file()
+
+
+# --- docs/pages/masks.md ----------------------------------------------------------------------------------------------------
+
+MASKS = (ROOT / "docs" / "pages" / "masks.md").read_text()
+NIM = re.findall(r"```python\n(.*?)```", MASKS, re.DOTALL)[0]
+
+
+def test_the_page_on_masks_has_an_environment(own_folder):
+    (own_folder / "nim.py").write_text(NIM)
+    make = env_maker("./nim.py:Nim", {"sticks": 9})
+    assert features_space(make().observation_space).shape == (10,)
+    returns, _ = play(make, RandomActions(3, seed=0), range(20))  # an illegal action raises an error
+    assert set(returns) == {-1.0, 1.0}
+
+
+def test_the_page_on_masks_has_what_was_measured():
+    measured = [json.loads(line) for line in (ROOT / "docs" / "results" / "games.jsonl").read_text().splitlines()]
+    lines = re.findall(r"^\| .* \| yes \|$", MASKS, re.MULTILINE)
+    assert len(lines) == len(measured)
+    for line, row in zip(lines, measured, strict=True):
+        names = ("teacher", "teacher_return", "student_return", "random_return", "return_ratio", "agreement")
+        assert [cell.strip() for cell in line.split("|")[2:-2]] == [str(row[name]) for name in names]
+        assert row["return_ratio"] >= 0.97
+        for artifact_format in ("onnx", "safetensors"):
+            assert row[f"{artifact_format}_agreement"] == 1.0
+            assert row[f"{artifact_format}_same_return"]
+
+
+@pytest.mark.slow(as_many=15)
+def test_the_page_on_masks_works_as_written(tmp_path):
+    (tmp_path / "nim.py").write_text(NIM)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    (commands,) = re.findall(r"```bash\n(.*?)```", MASKS, re.DOTALL)
+    done = subprocess.run(
+        ["bash", "-c", f"set -e\n{commands}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "student / teacher" in done.stdout
+    assert (tmp_path / "student.onnx").is_file()

@@ -178,7 +178,9 @@ def baseline_key(teacher: Teacher, env: Any, env_config: Mapping[str, Any], sett
     if package not in _FIXED_ENVIRONMENTS:
         return None
     state = {name: value for name, value in teacher.get_state().items() if name not in ("source", "trained_return")}
-    parts = (state, env, sorted(env_config.items()), tuple(settings), version(_FIXED_ENVIRONMENTS[package]))
+    # Of versions without masks of legal actions, random policies were others.
+    rules = ("masks", version(_FIXED_ENVIRONMENTS[package]))
+    parts = (state, env, sorted(env_config.items()), tuple(settings), rules)
     try:
         return hashlib.sha256(ray.cloudpickle.dumps(parts)).hexdigest()[:32]
     except Exception:  # what does not pickle is not kept

@@ -24,7 +24,7 @@ from rllib_kd.environments import atari
 from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.networks.dqn_module import student_module_spec
-from rllib_kd.observations.connectors import connector_for
+from rllib_kd.observations.connectors import connectors_for
 from rllib_kd.schedules import Schedule
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
@@ -380,11 +380,13 @@ class DistillationConfig(DerivedValues, DQNConfig):
     def build_env_to_module_connector(
         self, env: Any = None, spaces: Any = None, device: Any = None
     ) -> EnvToModulePipeline:
-        """Return RLlib's pipeline; without connectors of the user's, with one for images or for what is flattened."""
+        """Return RLlib's pipeline; without connectors of the user's, with those for masks, images and vectors."""
         pipeline = super().build_env_to_module_connector(env, spaces, device)
-        connector = connector_for(pipeline.input_observation_space, multi_agent=self.is_multi_agent)
-        if "env_to_module" not in self.own_connectors and connector is not None:
-            pipeline.prepend(connector)
+        if "env_to_module" not in self.own_connectors:
+            for connector in reversed(
+                connectors_for(pipeline.input_observation_space, multi_agent=self.is_multi_agent)
+            ):
+                pipeline.prepend(connector)
         return pipeline
 
     def get_evaluation_config_object(self) -> AlgorithmConfig | None:

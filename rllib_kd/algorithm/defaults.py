@@ -14,6 +14,8 @@ import gymnasium as gym
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.observations.masks import features_space
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
 
 #: By name of the setting.
@@ -33,7 +35,7 @@ def settle_defaults(
     """
     seen = [teacher.input_space for teacher in teachers.values() if teacher.is_loaded]
     if spaces is not None:
-        seen.append(spaces[0])
+        seen.append(input_space(features_space(spaces[0])))
     is_image = any(len(space.shape or ()) == 3 for space in seen)
     for name, value in (FOR_IMAGES if is_image else FOR_VECTORS).items():
         is_batch_size = name == "train_batch_size_per_learner"

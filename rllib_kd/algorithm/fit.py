@@ -14,6 +14,7 @@ from rllib_kd.algorithm.preflight import check_teacher
 from rllib_kd.algorithm.students import Students, new_student
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.making import check_has_spaces
+from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import Flatten
 from rllib_kd.observations.spaces import check_spaces, input_space, same_space
 from rllib_kd.students import initialization
@@ -87,7 +88,7 @@ def explain_failed_env_runners(
         return
     check_has_spaces(env, name)
     if "env_to_module" not in config.own_connectors:
-        check_spaces(input_space(env.observation_space), env.action_space)
+        check_spaces(input_space(features_space(env.observation_space)), env.action_space)
     elif teachers and teachers[DEFAULT_MODULE_ID].is_loaded:
         check_spaces(teachers[DEFAULT_MODULE_ID].input_space, env.action_space)
 

@@ -24,10 +24,17 @@ from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.making import checked_call, close, env_maker, names_class
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
+from rllib_kd.observations.masks import features_space, has_mask
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
+
+
+_DQN_WITH_MASK = (
+    "RLlib's DQN does not know masks of legal actions: it takes the mask for a part of the observation, and may choose "
+    "illegal actions. DistillDQN respects it: --algo DistillDQN --no-teacher."
+)
 
 
 _SECONDS_TO_BECOME_FREE = 2.0  # Ray counts what an algorithm has used as free a moment after its end
@@ -94,8 +101,10 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     check_vectorized(config, shown)
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
-        check_spaces(input_space(shown), actions)
-        _check_has_convolutions(config, input_space(shown))
+        check_spaces(input_space(features_space(shown)), actions)
+        _check_has_convolutions(config, input_space(features_space(shown)))
+    elif not isinstance(config, DistillationConfig) and has_mask(shown):
+        logger.warning(_DQN_WITH_MASK)
 
 
 def _check_has_convolutions(config: DistillationConfig, space: gym.Space) -> None:
@@ -161,7 +170,7 @@ def check_teachers(
     teacher = teachers.get(DEFAULT_MODULE_ID)
     if spaces is None or teacher is None or not teacher.is_loaded or config.is_multi_agent:
         return
-    seen = input_space(spaces[0])
+    seen = input_space(features_space(spaces[0]))
     if "env_to_module" in config.own_connectors and teacher.pipeline is None:
         seen = teacher.observation_space  # only the connectors know; EnvRunners check it
     check_teacher(teacher, spaces, config.env, seen=seen)

@@ -13,6 +13,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
+from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import check_spaces, input_space
 from rllib_kd.students.sizes import PRESETS, compress
 from rllib_kd.teachers.base import Teacher
@@ -160,7 +161,7 @@ def _shape(
     # There is no environment yet. With custom connectors, or for images of any layout, the student's inputs are assumed
     # to be about those of the teacher's network; the widths hardly depend on them.
     sees_inputs = "env_to_module" in config.own_connectors or teacher.takes(teacher.input_space)
-    observation_space = teacher.input_space if sees_inputs else input_space(teacher.observation_space)
+    observation_space = teacher.input_space if sees_inputs else input_space(features_space(teacher.observation_space))
     check_spaces(observation_space, teacher.action_space)
     given = {name: value for name, value in shape.items() if name != "compression"}
     return given | compress(

@@ -6,7 +6,7 @@ import base64
 import io
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -17,8 +17,9 @@ from ray.rllib.utils.numpy import SMALL_NUMBER
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
-from rllib_kd.observations.connectors import OneVector
+from rllib_kd.observations.connectors import MaskApart, OneVector
 from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import (
     Flatten,
     Images,
@@ -61,10 +62,11 @@ def pipeline_of(connectors: ConnectorPipelineV2, module: RLModule | None = None)
         connectors: RLlib's pipeline.
         module: the network, for connectors that need it.
     """
-    space = connectors.input_observation_space
+    own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
+    space = shown_space(map(_name, own), connectors.input_observation_space)
     stages = stages_of(connectors)
     if stages is None:
-        own = [connector for connector in connectors.connectors if not is_default_connector(connector)]
+        own = [connector for connector in own if not isinstance(connector, MaskApart)]
         alone = type(connectors)(space, connectors.input_action_space, connectors=own)
         stages = (RLlibConnectors(alone, module),)
     return ObservationPipeline(space, stages)
@@ -103,6 +105,9 @@ _ONE_VECTOR = (
 )
 
 
+_MASK_APART = Name(MaskApart.__module__, MaskApart.__name__)
+
+
 _FLATTENING = ("FlattenObservations", *(name.name for name in _ONE_VECTOR))
 
 
@@ -133,7 +138,7 @@ def _is_default(name: Name) -> bool:
 
 def stage_name(name: Name) -> str | None:
     """Return which known connector it is; default ones count as known."""
-    if name in (_IMAGES, *_ONE_VECTOR):
+    if name in (_IMAGES, _MASK_APART, *_ONE_VECTOR):
         return name.name
     known = name.module.startswith("ray.rllib.connectors.") and name.name in (*_STAGES, *_DEFAULT_CONNECTORS)
     return name.name if known else None
@@ -150,6 +155,9 @@ def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[
     for name, kwargs, state in specs:
         if _is_default(name):
             continue
+        if name == _MASK_APART and not kwargs.get("multi_agent"):
+            space = features_space(space)
+            continue
         stage = _stage(stage_name(name), kwargs, state, space)
         # These write to the batch: a connector after them would be without effect.
         if stage is None or any(isinstance(earlier, StackFrames | Images) for earlier in stages):
@@ -158,6 +166,11 @@ def connector_stages(specs: Sequence[ConnectorSpec], space: gym.Space) -> tuple[
         if isinstance(stage, Flatten):
             space = gym.spaces.Box(-np.inf, np.inf, (stage.size,), np.float32)
     return tuple(stages)
+
+
+def shown_space(names: Iterable[Name], space: gym.Space) -> gym.Space:
+    """Return the space of what a pipeline's stages see: without a mask, if one of its connectors takes it out."""
+    return features_space(space) if _MASK_APART in names else space
 
 
 def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any], space: gym.Space) -> Stage | None:

@@ -28,6 +28,7 @@ from rllib_kd.checkpoints.connectors import (
     is_flattening,
     normalizes_actions,
     pipeline_of,
+    shown_space,
     stage_name,
 )
 from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Name, Tag, read_pickle
@@ -176,7 +177,7 @@ class RLlibCheckpoint:
                 f"'{folder}' was refused: its connectors {', '.join(unknown)} are custom classes; loading them runs "
                 "their code. Pass trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint."
             )
-        return ObservationPipeline(observation_space, stages)
+        return ObservationPipeline(shown_space((name for name, _, _ in specs), observation_space), stages)
 
     def normalizes_actions(self) -> bool:
         """Return whether actions in a Box are scaled from [−1, 1] to its bounds (RLlib's `normalize_actions`).

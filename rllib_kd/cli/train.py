@@ -123,6 +123,8 @@ def train(
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     if no_teacher:
         experiment.settings |= _without_teacher(teacher)
+        if not words:  # a file has its own
+            experiment.settings.setdefault("epsilon", _EXPLORATION)
     experiment.settings |= parse_json(config, "--config")
     if changes := parse_json(env_config, "--env-config"):
         experiment.settings["env_config"] = {**(experiment.settings.get("env_config") or {}), **changes}
@@ -167,6 +169,10 @@ def train(
     _print_results(checked, results, failure, interrupted=interrupted, own_name=experiment.name is None)
     if interrupted or results.errors:
         raise typer.Exit(1)
+
+
+#: Without a teacher nobody else explores: as RLlib's DQN, at random in the first 10,000 env steps.
+_EXPLORATION = [[0, 1.0], [10_000, 0.05]]
 
 
 def _without_teacher(teacher: list[str] | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
-from rllib_kd.observations.connectors import OneVector
+from rllib_kd.observations.connectors import MaskApart, OneVector
 from rllib_kd.observations.flattening import with_text_arrays
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.spaces import has_texts
@@ -217,8 +217,8 @@ def fixed_seed(env_runner: Any) -> Iterator[None]:
 def has_plain_connectors(env_runner: Any) -> bool:
     """Return whether actions pass unchanged, and observations unchanged or as the vectors that a space asks for.
 
-    Such connectors have no memory, and need no episodes.
+    Such connectors have no memory, and need no episodes. Masks are taken out without them.
     """
     connectors = [*_rllib.env_to_module(env_runner).connectors, *_rllib.module_to_env(env_runner).connectors]
-    own = [piece for piece in connectors if not is_default_connector(piece)]
+    own = [piece for piece in connectors if not is_default_connector(piece) and not isinstance(piece, MaskApart)]
     return not own or (len(own) == 1 and isinstance(own[0], ImagesToFloats | OneVector | FlattenObservations))

@@ -10,6 +10,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.environments.returned import NotFinite, find_not_finite
 from rllib_kd.observations.frames import VALID
+from rllib_kd.observations.masks import MASK
 from rllib_kd.wire import TEACHER_Q
 
 
@@ -27,6 +28,7 @@ class Fragment:
         self.ended_before = ended_before
         self.steps: list[dict[str, np.ndarray]] = []
         self.final_obs: np.ndarray | None = None  # [N, ...], from which sampling continues
+        self.final_mask: np.ndarray | None = None  # [N, A], the legal actions there, if the environments have masks
         self.restarted = False
         self.num_dropped = 0  # of the states in `columns()`: those that nothing can be learned from
         self.num_not_finite: dict[str, int] = {}  # of those by cause
@@ -101,11 +103,13 @@ class Fragment:
         return columns
 
 
-def append_final_states(columns: Mapping[str, np.ndarray], final_obs: Any) -> dict[str, np.ndarray]:
+def append_final_states(
+    columns: Mapping[str, np.ndarray], final_obs: Any, final_mask: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Append to each trajectory its final state, a row in which no action was taken yet."""
-    extended = {}
+    extended, final = {}, {Columns.OBS: final_obs, MASK: final_mask}
     for name, column in columns.items():
-        last = final_obs if name == Columns.OBS else np.zeros_like(column[:, 0])
+        last = final[name] if name in final else np.zeros_like(column[:, 0])
         extended[name] = np.concatenate([column, last[:, None]], axis=1)
     return extended
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 import tree
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.annotations import override
@@ -24,9 +26,11 @@ from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
+from rllib_kd.env_runner.legal import choosing_legally
 from rllib_kd.environments.returned import find_not_finite, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID
+from rllib_kd.observations.masks import MASK, legal_only
 from rllib_kd.observations.spaces import check_spaces
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
@@ -49,6 +53,13 @@ class ExplainingMultiAgentEnvRunner(ExplainsFailures, MultiAgentEnvRunner):
                 if (found := find_not_finite(batches, what)) is not None:
                     doing = "step" if what == "reward" else doing
                     raise not_finite(self.config.env, self.env, found._replace(env_index=index), doing=doing)
+
+    @override(MultiAgentEnvRunner)
+    def sample(self, **kwargs: Any) -> list[Any]:
+        with ExitStack() as stack:
+            for _, module in self.module.items() if isinstance(self.module, MultiRLModule) else ():
+                stack.enter_context(choosing_legally(module, lambda batch: batch.get(MASK)))
+            return super().sample(**kwargs)
 
 
 class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
@@ -146,7 +157,7 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
 
         def act(batch: Mapping[str, Mapping[str, Any]], **kwargs: Any) -> dict[str, dict[str, Any]]:
             return {
-                module_id: self._decide(module_id, part[Columns.OBS], policy)
+                module_id: self._decide(module_id, part, policy)
                 if module_id in self._teachers
                 else module[module_id].forward_exploration(part, **kwargs)
                 # In the same order in every process: modules share a generator, and the user's `policies` may be a set.
@@ -159,13 +170,18 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         finally:
             del module.forward_exploration
 
-    def _decide(self, module_id: str, obs: torch.Tensor, policy: BehaviorPolicy) -> dict[str, Any]:
-        obs = obs.to(self._device, torch.float32)
-        labels = self._teachers[module_id].labels(obs, self.config.label_columns)
+    def _decide(self, module_id: str, batch: Mapping[str, Any], policy: BehaviorPolicy) -> dict[str, Any]:
+        obs, mask = batch[Columns.OBS].to(self._device, torch.float32), batch.get(MASK)
+        mask = None if mask is None else mask.to(self._device).bool()
+        masks = () if mask is None else (mask,)
+        labels = self._teachers[module_id].labels(obs, self.config.label_columns, *masks)
         student_q = None
         if policy.teacher_fraction < 1.0:
             with torch.inference_mode():
-                student_q = self.module[module_id].compute_q_values({Columns.OBS: obs})[QF_PREDS].cpu().numpy()
+                outputs = self.module[module_id].compute_q_values({Columns.OBS: obs})[QF_PREDS]
+            student_q = legal_only(outputs.cpu().numpy(), None if mask is None else mask.cpu().numpy())
+        if mask is not None:
+            labels[MASK] = mask
         if policy.teacher_fraction < 1.0:
             max_regret = self._gaps[module_id].in_return_units(self.config.max_regret_in_gaps)
             policy = replace(policy, max_regret=max_regret)
@@ -194,12 +210,15 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
         self._check(_check_seen, states)
         if math.isfinite(self.config.max_regret_in_gaps):
             self._gaps[episode.module_id].update(columns[TEACHER_Q][columns[VALID]])
+        if MASK in episode.extra_model_outputs:
+            columns[MASK] = np.asarray(episode.get_extra_model_outputs(MASK), dtype=bool)
+            if VALID in names:
+                names = (*names, MASK)
+                columns[VALID][-1] &= episode.is_terminated  # the legal actions after the last step are unknown
         if VALID not in names:
             return {name: columns[name][:num_steps][columns[VALID]] for name in names}
-        return {
-            name: columns[name] if name == Columns.OBS else np.concatenate([columns[name], columns[name][:1] * 0])
-            for name in names
-        }
+        last = {name: np.zeros_like(columns[name][:1]) for name in names if name != Columns.OBS}
+        return {name: np.concatenate([columns[name], last[name]]) if name in last else columns[name] for name in names}
 
 
 def _as_batch(part: Any) -> np.ndarray:

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
-from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
@@ -31,7 +28,6 @@ from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
 from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import (
     ENDLESS,
-    ExplainingEnvRunner,
     ExplainsFailures,
     fixed_seed,
     has_plain_connectors,
@@ -40,12 +36,14 @@ from rllib_kd.env_runner.column_sampler import (
 )
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment, append_final_states
+from rllib_kd.env_runner.students import StudentsEnvRunner
 from rllib_kd.environments.returned import explained, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
+from rllib_kd.observations.masks import MASK, features_space, legal_only
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
 from rllib_kd.observations.spaces import check_spaces, is_byte_image, named
 from rllib_kd.teachers.base import Teacher
@@ -64,60 +62,6 @@ _EPISODE_CALLBACKS = (
 )
 
 
-class StudentsEnvRunner(ExplainingEnvRunner):
-    """RLlib's single-agent EnvRunner that explains its failures, with all students of a family; one acts at a time."""
-
-    #: All students of the family; None: there is one student, `module`.
-    family: MultiRLModule | None = None
-
-    @override(SingleAgentEnvRunner)
-    def make_module(self) -> None:
-        members = self.config.members
-        if not members:
-            super().make_module()
-            return
-        self.family = self.config.get_multi_rl_module_spec(spaces=self.get_spaces(), inference_only=True).build()
-        assert self.family is not None
-        for module in self.family.values():
-            module.to(self._device)
-        self.let_act(next(iter(members)))
-
-    def let_act(self, name: str) -> None:
-        """Let the student of this name act."""
-        assert self.family is not None
-        self.module = self.family[name]
-
-    @override(SingleAgentEnvRunner)
-    def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        with self._all_students():
-            return super().get_state(*args, **kwargs)
-
-    @override(SingleAgentEnvRunner)
-    def set_state(self, state: dict[str, Any]) -> None:
-        weights = state.get(COMPONENT_RL_MODULE)
-        if self.family is not None and weights is not None:
-            weights = ray.get(weights) if isinstance(weights, ray.ObjectRef) else weights
-            # RLlib would take only the part of the default module, which restarts have.
-            state = {**state, COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}}
-        with self._all_students():
-            super().set_state(state)
-
-    @override(SingleAgentEnvRunner)
-    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        with self._all_students():
-            return super().get_checkpointable_components()
-
-    @contextmanager
-    def _all_students(self) -> Iterator[None]:
-        """In this context, RLlib reads and writes the whole family as its module."""
-        acting = self.module
-        self.module = acting if self.family is None else self.family
-        try:
-            yield
-        finally:
-            self.module = acting
-
-
 class DistillEnvRunner(StudentsEnvRunner):
     """RLlib's single-agent EnvRunner, which also returns labelled columns."""
 
@@ -129,6 +73,9 @@ class DistillEnvRunner(StudentsEnvRunner):
         "_turns",
         "_gaps",
         "_teacher_view",
+        "_legal_actions",
+        "_features",
+        "mask",
         "_shown",
         "_reset_next",
         "_obs",
@@ -195,7 +142,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     def _looks_for_itself(self, teacher: Teacher) -> bool:
         """Return whether the teacher's inputs are made from observations in another way than the student's."""
-        shown = self.env.single_observation_space
+        shown = features_space(self.env.single_observation_space)
         if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
             return teacher.takes(shown)
         pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
@@ -242,7 +189,8 @@ class DistillEnvRunner(StudentsEnvRunner):
             self._log_fragment(fragment)
         log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
         if VALID in names:
-            columns = append_final_states(columns, fragment.final_obs)
+            columns = append_final_states(columns, fragment.final_obs, fragment.final_mask)
+            names = (*names, *({MASK} & columns.keys()))  # for the bootstrap
         shards = []
         for envs in np.array_split(np.arange(self.num_envs), num_shards):
             valid = columns[VALID][envs]
@@ -338,9 +286,11 @@ class DistillEnvRunner(StudentsEnvRunner):
         """Return labels `[N, ...]` and actions `[N]`, by one pass of each network."""
         obs = as_input(obs.to(self._device), self.module.observation_space.shape)
         labels = self._label(obs)
-        student_q = None
+        student_q, mask = None, self._shown.mask
         if policy.teacher_fraction < 1.0:
-            student_q = self._student_q(obs).cpu().numpy()
+            student_q = legal_only(self._student_q(obs).cpu().numpy(), mask)
+        if mask is not None:
+            labels[MASK] = mask
         return labels, policy.act(student_q, labels.get(TEACHER_Q))
 
     @torch.inference_mode()
@@ -356,7 +306,8 @@ class DistillEnvRunner(StudentsEnvRunner):
             return {}
         if self._teacher_view is not None:
             obs = torch.from_numpy(self._teacher_view(self._shown)).to(self._device)
-        labels = self._teacher.labels(obs, self.config.label_columns)
+        masks = () if self._shown.mask is None else (torch.from_numpy(self._shown.mask).to(self._device),)
+        labels = self._teacher.labels(obs, self.config.label_columns, *masks)
         return {name: column.cpu().numpy() for name, column in labels.items()}
 
     # --- The direct way -----------------------------------------------------------------------------------------------
@@ -395,14 +346,14 @@ class DistillEnvRunner(StudentsEnvRunner):
                 self._reset_directly()
                 fragment.restart()
                 continue
-            obs, rewards, terminateds, truncateds, _ = results
+            _, rewards, terminateds, truncateds, _ = results
             fragment.step(rewards, terminateds, truncateds)
-            self._obs = self._rows(obs)
-        fragment.final_obs = self._obs
+            self._obs = self._rows(self._shown.obs)
+        fragment.final_obs, fragment.final_mask = self._obs, self._shown.mask
 
     def _reset_directly(self, seed: int | None = None) -> None:
-        obs, _ = self._try_env_reset(seed=seed)
-        self._obs = self._rows(obs)
+        self._try_env_reset(seed=seed)
+        self._obs = self._rows(self._shown.obs)
         self._needs_initial_reset = False
         self._returns[:], self._lengths[:] = 0.0, 0
 
@@ -436,7 +387,7 @@ class DistillEnvRunner(StudentsEnvRunner):
             self.sample(num_timesteps=self.config.get_rollout_fragment_length() * self.num_envs, explore=True)
         finally:
             self.module, self._recording = student, None
-        fragment.final_obs = self._seen(self._cached_to_module)
+        fragment.final_obs, fragment.final_mask = self._seen(self._cached_to_module), self._shown.mask
 
     def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
         """Return the states to keep: the environment's observations, or the outputs of connectors."""
@@ -448,7 +399,7 @@ class DistillEnvRunner(StudentsEnvRunner):
     @override(StudentsEnvRunner)
     def _try_env_reset(self, *args: Any, **kwargs: Any) -> Any:
         obs, infos = super()._try_env_reset(*args, **kwargs)
-        self._shown = Shown(obs, first=np.ones(self.num_envs, dtype=bool))
+        self._shown = Shown(self._features, first=np.ones(self.num_envs, dtype=bool), mask=self.mask)
         self._reset_next = np.zeros(self.num_envs, dtype=bool)
         if self.family is not None:
             self._turns.begin_episodes()
@@ -461,8 +412,8 @@ class DistillEnvRunner(StudentsEnvRunner):
             if self._recording is not None:
                 self._recording.restart()
             return results
-        obs, rewards, terminateds, truncateds, _ = results
-        self._shown = Shown(obs, self._reset_next, actions, rewards)
+        _, rewards, terminateds, truncateds, _ = results
+        self._shown = Shown(self._features, self._reset_next, actions, rewards, self.mask)
         self._reset_next = terminateds | truncateds
         if self.family is not None:
             self._turns.step(rewards, self._reset_next)

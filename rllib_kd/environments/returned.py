@@ -102,6 +102,21 @@ def not_finite(env: Any, envs: Any, found: NotFinite, *, doing: str) -> NotFinit
     )
 
 
+def unusable_mask(env: Any, error: Exception, *, doing: str) -> EnvFailedError:
+    """Return the error that names an environment whose mask of legal actions cannot be used.
+
+    Args:
+        env: as in `check_returned()`.
+        error: what is wrong with the mask.
+        doing: the methods that may have returned it.
+    """
+    return EnvFailedError(
+        f"The environment '{name_of(env)}' has a mask of legal actions that cannot be used, after {doing}(): {error}. "
+        "Return one with every state in which an action follows: as part 'action_mask' of a Dict, as "
+        "info['action_mask'], or by a method action_masks()."
+    )
+
+
 def not_finite_by_connectors(found: NotFinite) -> NotFiniteError:
     """Return the error of connectors that computed such numbers from finite observations."""
     return NotFiniteError(

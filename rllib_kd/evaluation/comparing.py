@@ -25,11 +25,12 @@ from rllib_kd.evaluation.measures import (
     return_ratio,
 )
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
-from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, play
+from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.evaluation.seeds import episode_seeds
 from rllib_kd.evaluation.sources import open_source, open_sources
+from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
 from rllib_kd.teachers.base import Teacher
@@ -161,8 +162,11 @@ def _greedily(epsilon: float, seed: int, network: Teacher) -> Player:
     return _with_epsilon(GreedyQ(network), epsilon, seed=seed)
 
 
-#: Inputs `[M, ...]` of networks in the same states, by `_eyes()`.
-_States = dict[int | None, np.ndarray]
+#: Inputs `[M, ...]` of networks in the same states, by `_eyes()`; and the legal actions there, as `_MASKS`.
+_States = dict[int | str | None, np.ndarray]
+
+
+_MASKS = "masks"
 
 
 def _play(
@@ -174,6 +178,8 @@ def _play(
 ) -> tuple[list[float], _States]:
     """Play one episode for each seed; return the returns, and the visited states as inputs of each network."""
     views = _views(networks)
+    if networks:
+        views[_MASKS] = lambda: mask_view(int(networks[0].action_space.n))
     returns, seen = play(make_env, player, seeds, views=list(views.values()), advance=advance)
     return returns, dict(zip(views, seen, strict=True))
 
@@ -191,7 +197,9 @@ def _figures(teacher: Teacher, student: Teacher, states: Mapping[str, _States]) 
         "regret_unit": "nats" if teacher.outputs == LOG_PROBS else "return units",
     }
     for whose, inputs in states.items():
-        confusion, regret = confusion_and_regret(teacher, student, inputs[_eyes(teacher)], inputs[_eyes(student)])
+        confusion, regret = confusion_and_regret(
+            teacher, student, inputs[_eyes(teacher)], inputs[_eyes(student)], inputs[_MASKS]
+        )
         figures[f"agreement_on_{whose}_states"] = agreement(confusion)
         figures[f"q_regret_on_{whose}_states"] = regret
         figures[f"confusion_on_{whose}_states"] = confusion.tolist()
@@ -323,7 +331,7 @@ def _eyes(network: Teacher) -> int | None:
     return id(network.pipeline) if has_stages else None
 
 
-def _views(networks: Sequence[Teacher]) -> dict[int | None, Callable[[], View]]:
+def _views(networks: Sequence[Teacher]) -> dict[int | str | None, Callable[[], View]]:
     """Return a function that starts a view for each distinct pipeline."""
     return {_eyes(network): network.start for network in networks}
 
@@ -344,7 +352,7 @@ def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> l
         ValueError: one of them does not fit; the message names both spaces.
     """
     env = make_env()
-    spaces = env.observation_space, env.action_space
+    spaces = features_space(env.observation_space), env.action_space
     close(env)
     fitted = {name: network.for_space(spaces[0]) for name, network in networks.items()}
     for name, network in fitted.items():

@@ -68,7 +68,11 @@ def doubt(
 
 
 def confusion_and_regret(
-    teacher: Teacher, student: Teacher, teacher_inputs: np.ndarray, student_inputs: np.ndarray
+    teacher: Teacher,
+    student: Teacher,
+    teacher_inputs: np.ndarray,
+    student_inputs: np.ndarray,
+    mask: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
     """Count the actions of teacher and student, and measure the student's Q-regret.
 
@@ -77,13 +81,15 @@ def confusion_and_regret(
         student: a network with as many actions.
         teacher_inputs: states as inputs of the teacher's network, `[M, ...]`, M ≥ 1.
         student_inputs: the same states as inputs of the student's network.
+        mask: `[M, A]`, truth values: the legal actions, among which both choose; None: all are legal.
 
     Returns:
         Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's; and the Q-regret,
         the mean of max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0, in the unit of the teacher's outputs: return units or nats.
     """
-    teacher_q = _all_q_values(teacher, teacher_inputs)  # [M, A]
-    student_q = _all_q_values(student, student_inputs)  # [M, A]
+    mask = None if mask is None or mask.all() else mask
+    teacher_q = _all_q_values(teacher, teacher_inputs, mask)  # [M, A]
+    student_q = _all_q_values(student, student_inputs, mask)  # [M, A]
     num_actions = teacher_q.shape[-1]
     best, chosen = teacher_q.argmax(-1), student_q.argmax(-1)  # [M]
     confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
@@ -91,9 +97,15 @@ def confusion_and_regret(
     return confusion.numpy(), regret.item()
 
 
-def _all_q_values(network: Teacher, inputs: np.ndarray) -> Tensor:
+def _all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None) -> Tensor:
     chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
-    return torch.cat([network.q_values(chunk) for chunk in chunks])
+    masks = [None] * len(chunks) if mask is None else torch.as_tensor(mask).split(_STATES_AT_ONCE)
+    return torch.cat(
+        [
+            network.q_values(chunk) if own is None else network.q_values(chunk, own)
+            for chunk, own in zip(chunks, masks, strict=True)
+        ]
+    )
 
 
 def agreement(confusion: np.ndarray) -> float:

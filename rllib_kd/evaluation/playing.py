@@ -9,6 +9,9 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.environments.making import EnvMaker, checked_call, close, name_in
+from rllib_kd.environments.masked import with_masks_in_infos
+from rllib_kd.environments.returned import unusable_mask
+from rllib_kd.observations.masks import LegalActions, MaskError, random_actions
 from rllib_kd.observations.pipeline import Shown, View
 
 _ENVS_AT_ONCE = 50
@@ -38,7 +41,7 @@ class RandomActions:
     """The random policy.
 
     Args:
-        num_actions: number of actions, drawn uniformly.
+        num_actions: number of actions, drawn uniformly from the legal ones.
         seed: seed of the draws.
     """
 
@@ -48,7 +51,7 @@ class RandomActions:
 
     def player(self) -> Act:
         """Plays one vector env."""
-        return lambda shown: self._rng.integers(self._num_actions, size=len(shown.first))
+        return lambda shown: random_actions(self._rng, self._num_actions, len(shown.first), shown.mask)
 
 
 class EpsilonGreedy:
@@ -56,7 +59,7 @@ class EpsilonGreedy:
 
     Args:
         player: the player of the other steps.
-        num_actions: number of actions, drawn uniformly.
+        num_actions: number of actions, drawn uniformly from the legal ones.
         epsilon: share of random actions, in [0, 1].
         seed: seed of the draws.
     """
@@ -74,7 +77,8 @@ class EpsilonGreedy:
         def play(shown: Shown) -> np.ndarray:
             actions = act(shown)
             is_random = self._rng.random(len(actions)) < self._epsilon
-            return np.where(is_random, self._rng.integers(self._num_actions, size=len(actions)), actions)
+            drawn = random_actions(self._rng, self._num_actions, len(actions), shown.mask)
+            return np.where(is_random, drawn, actions)
 
         return play
 
@@ -135,12 +139,17 @@ def play(
     return returns, seen.states()
 
 
+def mask_view(num_actions: int) -> View:
+    """Return a view that records the legal actions `[N, A]`; all, if an environment has no masks."""
+    return lambda shown: np.ones((len(shown.first), num_actions), dtype=bool) if shown.mask is None else shown.mask
+
+
 def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
     """Return a vector env for `play_chunk()`, in which each environment plays one episode."""
     own_vector = _own_vector(make_env, num_envs)
     if own_vector is not None:
         return own_vector
-    return gym.vector.SyncVectorEnv([lambda: _OneEpisode(make_env())] * num_envs)
+    return gym.vector.SyncVectorEnv([lambda: _OneEpisode(with_masks_in_infos(make_env()))] * num_envs)
 
 
 def _own_vector(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv | None:
@@ -174,8 +183,10 @@ def play_chunk(
         ValueError: an episode does not end.
     """
     num_envs = envs.num_envs
-    obs, _ = checked_call(envs.reset, seed=seeds[:num_envs])
-    shown = Shown(obs, first=np.ones(num_envs, dtype=bool))
+    legal_actions = LegalActions(envs.single_observation_space, envs.single_action_space)
+    obs, infos = checked_call(envs.reset, seed=seeds[:num_envs])
+    obs, mask = _apart(legal_actions, envs, obs, infos, np.zeros(num_envs, dtype=bool), doing="reset")
+    shown = Shown(obs, first=np.ones(num_envs, dtype=bool), mask=mask)
     totals, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int)
     episodes, running = np.arange(num_envs), np.ones(num_envs, dtype=bool)  # which seed's each plays, and if still
     num_begun = num_envs
@@ -183,7 +194,7 @@ def play_chunk(
         if seen is not None:
             seen.add([np.asarray(view(shown))[running] for view in views])
         actions = act(shown)
-        obs, rewards, terminateds, truncateds, _ = checked_call(envs.step, actions)
+        obs, rewards, terminateds, truncateds, infos = checked_call(envs.step, actions)
         totals[episodes] += rewards * running
         lengths[episodes] += running
         ended = running & (terminateds | truncateds)
@@ -194,15 +205,25 @@ def play_chunk(
         if begins.any():
             episodes[begins] = np.arange(num_begun, num_begun := num_begun + int(begins.sum()))
             next_seeds = [seeds[episode] for episode in episodes[begins]]
-            obs, _ = checked_call(envs.reset, seed=next_seeds, options={"reset_mask": begins})
+            obs, infos = checked_call(envs.reset, seed=next_seeds, options={"reset_mask": begins})
             running |= begins
         if not running.any():
             return totals.tolist(), int(lengths.sum())
-        shown = Shown(obs, ~running | begins, actions, rewards)  # who has ended has nothing to remember
+        obs, mask = _apart(legal_actions, envs, obs, infos, ~running, doing="step")
+        shown = Shown(obs, ~running | begins, actions, rewards, mask)  # who has ended has nothing to remember
     raise ValueError(
         f"An episode of the environment '{name_in(envs)}' has not ended after {_MAX_EPISODE_STEPS} steps. Give it a "
         "limit: gymnasium.wrappers.TimeLimit, or max_episode_steps when it is registered."
     )
+
+
+def _apart(
+    legal_actions: LegalActions, envs: gym.vector.VectorEnv, obs: Any, infos: Any, ended: np.ndarray, *, doing: str
+) -> tuple[Any, np.ndarray | None]:
+    try:
+        return legal_actions(obs, infos, ended)
+    except MaskError as error:
+        raise unusable_mask(name_in(envs), error, doing=doing) from error
 
 
 class _OneEpisode(gym.Wrapper):

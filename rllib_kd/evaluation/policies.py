@@ -17,6 +17,13 @@ from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 from rllib_kd.teachers.base import Teacher
 
+_CHOICES = (Columns.ACTIONS, Columns.ACTION_DIST_INPUTS)  # outputs of a module that choose an action
+
+
+def as_mask(mask: np.ndarray | None) -> Tensor | None:
+    """Return a mask of legal actions as a tensor."""
+    return None if mask is None else torch.from_numpy(mask)
+
 
 class GreedyQ:
     """A Q-network that takes the best action."""
@@ -38,7 +45,7 @@ class GreedyQ:
     def player(self) -> Act:
         """Plays one vector env."""
         view, q_values = self.network.start(), self.network.q_values
-        return lambda shown: q_values(torch.from_numpy(view(shown))).argmax(-1).numpy()
+        return lambda shown: q_values(torch.from_numpy(view(shown)), as_mask(shown.mask)).argmax(-1).numpy()
 
 
 class LikeliestAction:
@@ -89,16 +96,22 @@ class LikeliestAction:
                 batch = {Columns.OBS: obs[:, None], Columns.STATE_IN: state}  # one step in time
             outputs = module.forward_inference(batch)
             state = outputs.get(Columns.STATE_OUT)
-            actions = self._actions(outputs)
-            return actions[:, 0] if module.is_stateful() else actions
+            if module.is_stateful():
+                outputs = {name: outputs[name][:, 0] for name in _CHOICES if name in outputs}
+            return self._actions(outputs, as_mask(shown.mask))
 
         return act
 
-    def _actions(self, outputs: dict[str, Any]) -> np.ndarray:
+    def _actions(self, outputs: dict[str, Any], mask: Tensor | None) -> np.ndarray:
         if Columns.ACTIONS in outputs:
             actions = outputs[Columns.ACTIONS]
+            if mask is not None:  # nothing ranks the others
+                is_legal = mask.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+                actions = torch.where(is_legal, actions, mask.int().argmax(-1))
         else:
-            distribution = self._module.get_inference_action_dist_cls().from_logits(outputs[Columns.ACTION_DIST_INPUTS])
+            inputs = outputs[Columns.ACTION_DIST_INPUTS]
+            inputs = inputs if mask is None else inputs.masked_fill(~mask, -torch.inf)
+            distribution = self._module.get_inference_action_dist_cls().from_logits(inputs)
             actions = distribution.to_deterministic().sample()
         actions = actions.numpy()
         if self._normalize_actions:

@@ -15,6 +15,7 @@ from rllib_kd.environments.making import close
 from rllib_kd.evaluation.playing import Act, one_episode_each, play_chunk
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.networks.family import FamilyQValues
+from rllib_kd.observations.masks import legal_only
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 
 _ENVS_AT_ONCE = 64
@@ -88,6 +89,6 @@ def _greedy(q_values: FamilyQValues, pipeline: ObservationPipeline, acting: np.n
 
     def act(shown: Shown) -> np.ndarray:
         obs = torch.from_numpy(np.asarray(view(shown), dtype=np.float32))
-        return q_values(obs, acting).argmax(-1).numpy()
+        return legal_only(q_values(obs, acting).numpy(), shown.mask).argmax(-1)
 
     return act

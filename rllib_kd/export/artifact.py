@@ -61,11 +61,12 @@ class DeviceCost:
         return asdict(self)
 
 
-def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
+def q_function(path: str | os.PathLike[str]) -> Callable[..., np.ndarray]:
     """Load an artifact of any format as a function. Its greedy policy takes the action with the largest Q-value.
 
     Returns:
-        The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays.
+        The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays. Its second
+        argument, if there is one, are the legal actions, `[B, A]`: 1 for legal, 0 for not. The others get −inf.
 
     Raises:
         ValueError: there is no artifact at `path`, or onnxruntime or the C compiler is missing.

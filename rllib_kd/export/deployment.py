@@ -17,7 +17,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
-from rllib_kd.evaluation.playing import Act, play
+from rllib_kd.evaluation.playing import Act, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.evaluation.sources import open_source
@@ -44,13 +44,13 @@ class Deployment:
 class _Artifact:
     """An exported Q-network as a player, which shares only the stacking of frames with PyTorch's side."""
 
-    def __init__(self, q_values: Callable[[np.ndarray], np.ndarray], view: Callable[[], View]):
+    def __init__(self, q_values: Callable[..., np.ndarray], view: Callable[[], View]):
         self._q_values, self._view = q_values, view
 
     def player(self) -> Act:
         """Return a function that acts in one vector env."""
         view = self._view()
-        return lambda shown: self._q_values(view(shown)).argmax(-1)
+        return lambda shown: self._q_values(view(shown), shown.mask).argmax(-1)
 
 
 def deploy(
@@ -91,10 +91,14 @@ def deploy(
     check_exportable(network, format=format, int8=int8, prefix=prefix)
     (network,) = check_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
-    torch_returns, (states,) = play(make_env, GreedyQ(network), seeds, views=[view], advance=advance)
+    views = [view, lambda: mask_view(int(network.action_space.n))]
+    torch_returns, (states, masks) = play(make_env, GreedyQ(network), seeds, views=views, advance=advance)
+    action_masks = None if masks.all() else masks
     with tempfile.TemporaryDirectory() as folder:
         path = out if out is not None else Path(folder) / f"network{ending_of(format)}"
-        exported = write_artifact(network, path, format=format, obs=states, int8=int8, prefix=prefix)
+        exported = write_artifact(
+            network, path, format=format, obs=states, action_masks=action_masks, int8=int8, prefix=prefix
+        )
         cost, returns = None, [math.nan]
         if exported.is_checked:
             returns, _ = play(make_env, _Artifact(q_function(path), view), seeds, advance=advance)

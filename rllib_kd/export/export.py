@@ -62,6 +62,9 @@ _ROUNDING_STEPS = 16
 _CHUNK = 256  # observations at once, in the parity check
 
 
+_FAR = 1e30  # instead of the Q-values of illegal actions, which are infinite, on both sides
+
+
 _UNCHECKED = (
     "There is no C compiler, so the C was written unchecked: neither compared with PyTorch, nor played or measured. "
     "Install cc, gcc or clang, or set $CC, and export again."
@@ -99,6 +102,7 @@ def export(
     *,
     format: str,
     obs: np.ndarray,
+    action_masks: np.ndarray | None = None,
     int8: bool = False,
     prefix: str | None = None,
     tolerance: float = TOLERANCE,
@@ -113,6 +117,9 @@ def export(
         out: path of the file; missing folders are created, and older files are replaced.
         format: one of `FORMATS`.
         obs: real observations `[N, ...]`, N ≥ 1, for the parity check, as `artifact_view(student)` returns them.
+        action_masks: legal actions in the same states, `[N, A]` (1: legal, 0: not, at least one is). The file then
+            takes a mask as its second input, `action_mask`, and illegal actions have Q-values of −inf. None: it does
+            not.
         int8: weights of 8 bits, for C and ONNX. ONNX quantises activations at run time, C by the ranges that they have
             on `obs`. The difference is not checked against `tolerance`: judge it by `agreement`, and by the return of
             the artifact.
@@ -123,18 +130,14 @@ def export(
 
     Raises:
         ValueError: the format is unknown; `int8` or `prefix` with a format that has none; the packages for ONNX are
-            missing; the C compiler fails; `obs` has another shape than the student's observations; the student is
-            recurrent, or has connectors that an artifact cannot contain; it has layers that the format cannot hold;
-            or the artifact differs from PyTorch. Nothing is written then.
+            missing; the C compiler fails; `obs` has another shape than the student's observations, or `action_masks`
+            another one than their Q-values, or a state without a legal action; the student is
+            recurrent, or has connectors that an artifact cannot contain; it has layers that the format cannot hold; or
+            the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
-    shape = input_shape(student)
-    obs = np.asarray(obs)
-    if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
-        raise ValueError(
-            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
-            "observations that the environment returns."
-        )
+    obs = _checked_obs(obs, input_shape(student))
+    masks = None if action_masks is None else _checked_masks(action_masks, len(obs), int(student.action_space.n))
     out = _checked_path(out)
     if format == "c":
         checked_header_name(out)
@@ -143,8 +146,9 @@ def export(
     # Written beside its path and renamed at the end: no reader finds half a file, or one that failed the check.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
         file = Path(folder) / out.name
-        integers = _write(student, file, obs, format=format, int8=int8, prefix=prefix)
-        exported = _checked(student, file, out, obs, integers, format=format, int8=int8, tolerance=tolerance)
+        takes_mask = masks is not None
+        integers = _write(student, file, obs, format=format, int8=int8, prefix=prefix, takes_mask=takes_mask)
+        exported = _checked(student, file, out, obs, masks, integers, format=format, int8=int8, tolerance=tolerance)
         if format == "c":
             main_path(file).replace(main_path(out))
         file.replace(out)
@@ -155,18 +159,18 @@ _Function = Callable[[np.ndarray], np.ndarray]
 
 
 def _write(
-    student: Teacher, file: Path, obs: np.ndarray, *, format: str, int8: bool, prefix: str | None
+    student: Teacher, file: Path, obs: np.ndarray, *, format: str, int8: bool, prefix: str | None, takes_mask: bool
 ) -> _Function | None:
     """Write the file; return the function that it has to be exactly, for C in integers."""
     if format == "onnx":
-        write_onnx(student, file, int8=int8)
+        write_onnx(student, file, int8=int8, takes_mask=takes_mask)
     elif format == "torchscript":
-        write_torchscript(student, file)
+        write_torchscript(student, file, takes_mask=takes_mask)
     elif format == "c":
         prefix = DEFAULT_PREFIX if prefix is None else prefix
         return write_c(student, file, prefix=prefix, int8_obs=obs if int8 else None)
     else:
-        write_safetensors(student, file)
+        write_safetensors(student, file, takes_mask=takes_mask)
     return None
 
 
@@ -175,6 +179,7 @@ def _checked(
     file: Path,
     out: Path,
     obs: np.ndarray,
+    masks: np.ndarray | None,
     integers: _Function | None,
     *,
     format: str,
@@ -185,7 +190,7 @@ def _checked(
     if format == "c" and c_runner.compiler() is None:
         logger.warning(_UNCHECKED)
         return Exported(str(out), format, int8, 0, None, None, None)
-    max_difference, agreement, largest_q = _parity(student, q_function(file), obs)
+    max_difference, agreement, largest_q = _parity(student, q_function(file), obs, masks)
     allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
     if not int8 and not max_difference <= allowed:  # NaN too
         raise ValueError(
@@ -194,8 +199,30 @@ def _checked(
             "Nothing was written."
         )
     if format == "c":
-        check_programs(file, obs, integers)
+        check_programs(file, obs, integers, masks)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
+
+
+def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
+    obs = np.asarray(obs)
+    if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
+        raise ValueError(
+            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
+            "observations that the environment returns."
+        )
+    return obs
+
+
+def _checked_masks(action_masks: Any, num_rows: int, num_actions: int) -> np.ndarray:
+    masks = np.asarray(action_masks)
+    if masks.shape != (num_rows, num_actions):
+        raise ValueError(
+            f"`action_masks` has the shape {list(masks.shape)}, expected [{num_rows}, {num_actions}]: a number for "
+            "each action, in the states of `obs`."
+        )
+    if not (masks == 1).any(-1).all():
+        raise ValueError("`action_masks` has a state without a legal action. Expected a 1 for at least one in each.")
+    return masks == 1
 
 
 def _checked_path(out: str | os.PathLike[str]) -> Path:
@@ -281,7 +308,7 @@ def artifact_view(student: Teacher) -> Callable[[], View]:
 
 
 def _parity(
-    student: Teacher, artifact: Callable[[np.ndarray], np.ndarray], obs: np.ndarray
+    student: Teacher, artifact: Callable[..., np.ndarray], obs: np.ndarray, masks: np.ndarray | None
 ) -> tuple[float, float, float]:
     """Return the largest difference of a Q-value, the share of equal greedy actions, and PyTorch's largest |Q|.
 
@@ -297,10 +324,17 @@ def _parity(
         chunk = obs[first : first + _CHUNK].astype(np.float32)
         inputs = view(Shown(obs[first : first + _CHUNK], first=np.ones(len(chunk), dtype=bool)))
         expected = student.q_values(torch.as_tensor(inputs, device=device)).cpu().numpy()
-        got = artifact(chunk)
+        if masks is None:
+            got = artifact(chunk)
+        else:
+            mask = masks[first : first + _CHUNK]
+            got = artifact(chunk, mask)
+            if not np.array_equal(np.isneginf(got), ~mask):
+                raise ValueError("The artifact does not give −inf to the illegal actions alone.")
+            got, expected = (np.where(mask, q, -_FAR) for q in (got, expected))
         if got.shape != expected.shape:
             raise ValueError(f"The artifact's Q-values have the shape {got.shape}, PyTorch's {expected.shape}.")
         differences.append(np.abs(got - expected).max())  # NaN where there is one
         agreements.append(got.argmax(-1) == expected.argmax(-1))
-        sizes.append(np.abs(expected).max())
+        sizes.append(np.abs(expected[expected > -_FAR]).max())
     return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Normalized, OneHot, Pixels, describe_layer
+from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
 from rllib_kd.observations.spaces import is_text, parts_of
 from rllib_kd.teachers.base import Teacher
@@ -40,7 +41,10 @@ _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run
 
 
 class _QNetwork(nn.Module):
-    """A module from observations `[B, ...]` to Q-values `[B, A]`, without other outputs."""
+    """A module from observations `[B, ...]` to Q-values `[B, A]`, without other outputs.
+
+    With a mask `[B, A]` (1: legal, 0: not), illegal actions have −inf.
+    """
 
     def __init__(self, module: Any, preprocessing: nn.Module):
         super().__init__()
@@ -48,8 +52,11 @@ class _QNetwork(nn.Module):
         self.module = module
         self._plain_dueling = isinstance(module, DefaultDQNRLModule) and module.uses_dueling and module.num_atoms == 1
 
-    def forward(self, obs: Tensor) -> Tensor:
-        obs = self.preprocessing(obs)
+    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        q_values = self._q_values(self.preprocessing(obs))
+        return q_values if action_mask is None else torch.where(action_mask > 0.5, q_values, -torch.inf)
+
+    def _q_values(self, obs: Tensor) -> Tensor:
         if not self._plain_dueling:
             return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
         # RLlib's mean passes over actions of -inf, which these students do not have: a dozen operators on the device.
@@ -163,18 +170,26 @@ def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
     return None
 
 
-def write_onnx(student: Teacher, file: Path, *, int8: bool) -> None:
-    """Write the network as ONNX, with weights of 8 bits on request."""
-    network, shape = exportable_network(student), input_shape(student)
+def _inputs(student: Teacher, *, takes_mask: bool) -> tuple[Tensor, ...]:
+    """Return inputs of an artifact, two rows: of a batch of one, exporters would make a constant."""
+    obs = torch.zeros(2, *input_shape(student))
+    return (obs, torch.ones(2, int(student.action_space.n))) if takes_mask else (obs,)
+
+
+def write_onnx(student: Teacher, file: Path, *, int8: bool, takes_mask: bool = False) -> None:
+    """Write the network as ONNX, with weights of 8 bits and a mask of legal actions on request."""
+    network = exportable_network(student)
+    names = ["obs", MASK] if takes_mask else ["obs"]
+    batch = torch.export.Dim("batch")
     import onnx
 
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             network,
-            (torch.zeros(2, *shape),),  # of a batch of one, the exporter would make a constant
-            input_names=["obs"],
+            _inputs(student, takes_mask=takes_mask),
+            input_names=names,
             output_names=["q_values"],
-            dynamic_shapes={"obs": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={name: {0: batch} for name in names},
             opset_version=_OPSET,
             dynamo=True,
             verbose=False,
@@ -205,14 +220,14 @@ def _forget_origin(model: Any) -> None:
     del model.graph.value_info[:]  # shapes in between, which every runtime infers
 
 
-def write_torchscript(student: Teacher, file: Path) -> None:
-    """Write the network as a TorchScript program."""
+def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
+    """Write the network as a TorchScript program, with a mask of legal actions on request."""
     network, shape = exportable_network(student), input_shape(student)
     notes = {SHAPE_FILE: json.dumps(shape)}
     if (parts := observation_parts(student)) is not None:
         notes[PARTS] = json.dumps(parts)
     with _quiet(), torch.no_grad():
-        script = torch.jit.freeze(torch.jit.trace(network, torch.zeros(2, *shape)))
+        script = torch.jit.freeze(torch.jit.trace(network, _inputs(student, takes_mask=takes_mask)))
         traced = file.with_name(f"{file.name}.traced")
         torch.jit.save(script, traced, _extra_files=notes)
     # Saved again without its source lines, which contain paths of this machine.
@@ -222,14 +237,16 @@ def write_torchscript(student: Teacher, file: Path) -> None:
                 target.writestr(name, source.read(name))
 
 
-def write_safetensors(student: Teacher, file: Path) -> None:
-    """Write the weights of the student, with a description of its layers."""
+def write_safetensors(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
+    """Write the weights of the student, with a description of its layers, and whether it needs a mask."""
     layers, tensors = describe(student)
     metadata = {
         "layers": json.dumps(layers),
         "observation_shape": json.dumps(input_shape(student)),
         "num_actions": str(student.action_space.n),
     }
+    if takes_mask:
+        metadata[MASK] = json.dumps([int(student.action_space.n)])
     if (parts := observation_parts(student)) is not None:
         metadata[PARTS] = json.dumps(parts)
     file.write_bytes(save(tensors, metadata))

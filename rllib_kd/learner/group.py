@@ -19,6 +19,7 @@ from rllib_kd.learner.student import StackedStudents, Student, members_of
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
+from rllib_kd.observations.masks import MASK
 from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_Q, Outputs
 
@@ -250,12 +251,13 @@ class StudentGroup:
             Whether they have the columns. If not, nothing changes.
         """
         needed = {Columns.OBS, *self.config.label_columns, *(TD_COLUMNS if self.config.uses_td else ())}
+        kept = {*self.replay.OWN_COLUMNS, *({MASK} if self.config.uses_td else ())}
         states: list[dict[str, Any]] = []
         for shard in shards:
             given = {name.removeprefix(_COLUMNS): shard[name] for name in shard if name.startswith(_COLUMNS)}
             if given and not needed <= given.keys():
                 return False
-            columns = {name: given[name] for name in given if name in {*needed, *self.replay.OWN_COLUMNS}}
+            columns = {name: given[name] for name in given if name in {*needed, *kept}}
             rest = {name: shard[name] for name in shard if not name.startswith(_COLUMNS)}
             states.append({"columns": columns, **rest})
         first, *others = states

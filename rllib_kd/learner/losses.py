@@ -337,6 +337,7 @@ def td_error(
     *,
     next_q: Tensor | None,
     gamma: float,
+    next_mask: Tensor | None = None,
 ) -> Tensor:
     """TD error of RLlib's DQN, prediction − target: n-step, with or without double Q-learning.
 
@@ -350,6 +351,8 @@ def td_error(
         next_q: `[B, A]`, the student's at the bootstrap states, by which the action there is chosen (double
             Q-learning); None: it is chosen by the target network's.
         gamma: discount, in [0, 1].
+        next_mask: `[B, A]`, truth values: the legal actions of the bootstrap states, at least one in each, among which
+            the action there is chosen; None: all are legal.
 
     Returns:
         `[B]`, return units.
@@ -359,6 +362,8 @@ def td_error(
     """
     _check_same_shape(q, next_q_target)
     chooser = next_q_target if next_q is None else next_q
+    if next_mask is not None:
+        chooser = chooser.masked_fill(~next_mask, -torch.inf)
     next_value = next_q_target.gather(-1, chooser.argmax(-1, keepdim=True)).squeeze(-1)
     bootstrap = torch.where(batch["terminateds"].bool(), 0.0, next_value)
     target = (batch["rewards"] + gamma ** batch["n_step"] * bootstrap).detach()

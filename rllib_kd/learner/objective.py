@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from ray.rllib.algorithms.dqn.dqn_learner import QF_LOGITS, QF_NEXT_PREDS, QF_PREDS, QF_TARGET_NEXT_PREDS
 from torch import Tensor
 
 from rllib_kd.learner import losses
 from rllib_kd.learner.student import StackedStudents, Student
+from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
 
@@ -58,7 +60,8 @@ class Objective:
         Args:
             student: the student or the stack with these outputs.
             batch: `obs` `[B, ...]` and `teacher_q` `[B, A]`; also `teacher_probs` `[B, A, atoms]` for "categorical",
-                RLlib's DQN columns for TD, and `weights` `[B]` of a prioritized replay.
+                RLlib's DQN columns for TD, with `new_action_mask` `[B, A]` if the environment has masks; and `weights`
+                `[B]` of a prioritized replay.
             fwd_out: `qf_preds` `[B, A]` or `[N, B, A]`, for a C51 also `qf_logits` `[B, A, atoms]`; for TD also the
                 outputs of `forward_train()`.
         """
@@ -92,6 +95,7 @@ class Objective:
             fwd_out[QF_TARGET_NEXT_PREDS],
             next_q=student.to_q(fwd_out[QF_NEXT_PREDS]) if self.config.double_q else None,
             gamma=self.config.gamma,
+            next_mask=batch.get(NEXT_MASK),
         )
 
     def _distillation_loss(
@@ -117,6 +121,9 @@ class Objective:
         config = self.config
         student_q, teacher_q = fwd_out[QF_PREDS], batch[TEACHER_Q]
         if student.scale is not None:
+            if (illegal := teacher_q == -torch.inf).any():  # the means of both are over legal actions then
+                student_q = student.scale.denormalize(student_q).masked_fill(illegal, -torch.inf)
+                student_q = student.scale.normalize(student_q)
             teacher_q = student.scale.normalize(teacher_q)
         temperatures = {"temperature": self.temperature, "student_temperature": self.student_temperature}
         match config.loss:

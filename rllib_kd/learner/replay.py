@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rllib_kd.observations.frames import CONTEXT, OBS, VALID, num_frames_of, pack, unpack
+from rllib_kd.observations.masks import MASK, NEXT_MASK
 
 _PRIORITY = "priority"
 
@@ -71,7 +72,8 @@ class ColumnarReplay:
 
         Args:
             columns: arrays `[R, ...]`, packed or not; a fragment with more than `capacity` rows keeps its last ones.
-                Without the column `valid`, every row can be drawn.
+                Without the column `valid`, every row can be drawn. If some have `action_mask` and others have not, as
+                replays of a version without masks, all actions of the others are legal.
 
         Raises:
             ValueError: the columns differ in length, or from those added before.
@@ -90,7 +92,13 @@ class ColumnarReplay:
                 columns = {**columns, OBS: np.moveaxis(columns[OBS], -1, 1)}
         elif not is_packed and self._num_frames > 1:
             columns = pack(columns, (*self._columns[OBS].shape[1:], self._num_frames), always=True)
-        return dict(columns)
+        columns = dict(columns)
+        if self._columns and MASK in self._columns and MASK not in columns:
+            columns[MASK] = np.ones((len(columns[OBS]), *self._columns[MASK].shape[1:]), dtype=bool)
+        elif self._columns and MASK in columns and MASK not in self._columns:
+            all_shape = (self.capacity, *columns[MASK].shape[1:])
+            self._columns[MASK] = torch.ones(all_shape, dtype=torch.bool, device=self.device)
+        return columns
 
     def _append(self, columns: Mapping[str, np.ndarray | Tensor]) -> None:
         # Copies: arrays from the object store are read-only, which torch does not support.
@@ -160,7 +168,8 @@ class ColumnarReplay:
         Needs the columns `obs`, `rewards`, `terminateds` and `truncateds`.
 
         Returns:
-            `new_obs` `[B, ...]` (the bootstrap state), `rewards` `[B]` (Σ_k γ^k r_k), `terminateds` `[B]` (whether the
+            `new_obs` `[B, ...]` (the bootstrap state), `new_mask` `[B, A]` (its legal actions, if there is a column
+            `action_mask`), `rewards` `[B]` (Σ_k γ^k r_k), `terminateds` `[B]` (whether the
             bootstrap state is terminal) and `n_step` `[B]` (the number of steps actually looked ahead).
         """
         columns = self._columns
@@ -175,8 +184,10 @@ class ColumnarReplay:
             steps = steps + going
             last = torch.where(going, following, last)
             # A row that has ended stays where it is, so it ends again in the next round.
-        return {
-            "new_obs": self._observations(self._following(last)),
+        new = self._following(last)
+        masks = {NEXT_MASK: columns[MASK][new]} if MASK in columns else {}
+        return masks | {
+            "new_obs": self._observations(new),
             "rewards": rewards,
             "terminateds": columns["terminateds"][last],
             "n_step": steps,

@@ -13,6 +13,7 @@ from ray.rllib.utils.annotations import override
 
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.images import ImagesToFloats
+from rllib_kd.observations.masks import MASK, features_of, features_space, has_mask
 from rllib_kd.observations.spaces import input_space, is_byte_image, is_discrete, is_flattened
 
 
@@ -63,6 +64,73 @@ class OneVector(ConnectorV2):
                 self.observation_space[agent] if self._is_multi_agent else self.observation_space
             )
         return batch
+
+
+class MaskApart(ConnectorV2):
+    """An env-to-module connector that takes the mask of legal actions out of observations.
+
+    As `OneVector`, it writes what is left into the episodes.
+
+    Args:
+        input_observation_space: space of the observations; with several agents a Dict of their spaces.
+        input_action_space: space of the actions.
+        multi_agent: whether there are several agents. Their masks, of observations or infos, go into the batch as
+            "action_mask"; those of a single agent are known where its environment is stepped.
+    """
+
+    def __init__(
+        self,
+        input_observation_space: gym.Space | None = None,
+        input_action_space: gym.Space | None = None,
+        *,
+        multi_agent: bool = False,
+        **kwargs: Any,
+    ):
+        self._is_multi_agent = multi_agent
+        super().__init__(input_observation_space, input_action_space, **kwargs)
+
+    @override(ConnectorV2)
+    def recompute_output_observation_space(
+        self, input_observation_space: gym.Space, input_action_space: gym.Space
+    ) -> gym.Space:
+        if not self._is_multi_agent:
+            return features_space(input_observation_space)
+        spaces = input_observation_space.spaces
+        return gym.spaces.Dict({agent: features_space(space) for agent, space in spaces.items()})
+
+    @override(ConnectorV2)
+    def __call__(self, *, batch: dict[str, Any], episodes: list[Any], **kwargs: Any) -> dict[str, Any]:
+        for episode in self.single_agent_episode_iterator(episodes):
+            space, shown = self.input_observation_space, self.observation_space
+            if self._is_multi_agent:
+                space, shown = space[episode.agent_id], shown[episode.agent_id]
+            if not has_mask(space):
+                continue
+            obs = episode.get_observations(-1)
+            if self._is_multi_agent:
+                self.add_batch_item(batch, MASK, obs[MASK], single_agent_episode=episode)
+            episode.set_observations(at_indices=-1, new_data=features_of(space, obs))
+            episode.observation_space = shown
+        return batch
+
+
+def connectors_for(space: gym.Space | None, *, multi_agent: bool = False) -> list[ConnectorV2]:
+    """Return the connectors that make a network's inputs of observations, and take masks out of them.
+
+    Args:
+        space: as in `connector_for()`.
+        multi_agent: as in `connector_for()`.
+    """
+    if space is None:
+        return []
+    if multi_agent and isinstance(space, gym.spaces.Dict):
+        has_masks = any(map(has_mask, space.spaces.values()))
+        space = gym.spaces.Dict({agent: features_space(own) for agent, own in space.spaces.items()})
+    else:
+        has_masks, space = has_mask(space), features_space(space)
+    connector = connector_for(space, multi_agent=multi_agent)
+    apart = [MaskApart(multi_agent=True) if multi_agent else MaskApart()] if has_masks else []
+    return apart + ([] if connector is None else [connector])
 
 
 def connector_for(space: gym.Space | None, *, multi_agent: bool = False) -> ConnectorV2 | None:

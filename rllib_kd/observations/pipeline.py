@@ -17,6 +17,7 @@ from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from rllib_kd import _rllib
 from rllib_kd.observations.flattening import Flattener, with_text_arrays
 from rllib_kd.observations.images import as_input
+from rllib_kd.observations.masks import features_space, with_mask
 from rllib_kd.observations.spaces import input_space, is_flattened, is_float_image, same_space
 from rllib_kd.text import one_line
 
@@ -30,12 +31,14 @@ class Shown:
         first: `[N]`, whether an episode starts with it.
         actions: `[N, ...]`, the actions that led to it; None after a reset of all.
         rewards: `[N]`, the rewards of these actions; None after a reset of all.
+        mask: `[N, A]`, the legal actions, which are no part of `obs`; None: all are.
     """
 
     obs: Any
     first: np.ndarray
     actions: Any = None
     rewards: Any = None
+    mask: np.ndarray | None = None
 
 
 #: A running stage, or several: from observations to the inputs of the next stage. It may remember earlier steps.
@@ -261,16 +264,18 @@ class ObservationPipeline:
         return Images(self.observation_space.shape) if is_float_image(self.observation_space) else None
 
     def takes(self, space: gym.Space) -> bool:
-        """Return whether observations of this space suit the pipeline."""
+        """Return whether observations of this space suit the pipeline, whether they contain a mask or not."""
+        space, own = features_space(space), features_space(self.observation_space)
         if self.stages and isinstance(self.stages[0], SideBySide):
             return self.stages[0].takes(space)
-        return self.images.takes(space) if self.images else same_space(self.observation_space, space)
+        return self.images.takes(space) if self.images else same_space(own, space)
 
     def for_space(self, space: gym.Space) -> ObservationPipeline:
         """Return a pipeline that makes one vector of observations first, if this one takes such vectors.
 
         Otherwise return this one.
         """
+        space = features_space(space)
         if not is_flattened(space) or self.takes(space) or not same_space(self.observation_space, input_space(space)):
             return self
         return ObservationPipeline(space, (Flatten(space), *self.stages))
@@ -314,11 +319,12 @@ class ObservationPipeline:
         images = () if self.images is None or self.images in self.stages[:1] else (self.images,)
         stages = (*images, *self.stages)
         views = [stage.start() for stage in stages]
+        is_side_by_side = isinstance(next(iter(stages), None), SideBySide)  # each of which sees the mask or not
 
         def view(shown: Shown) -> np.ndarray:
-            obs = shown.obs
+            obs = shown.obs if is_side_by_side else with_mask(self.observation_space, shown.obs, shown.mask)
             for stage_view in views:
-                obs = stage_view(Shown(obs, shown.first, shown.actions, shown.rewards))
+                obs = stage_view(Shown(obs, shown.first, shown.actions, shown.rewards, shown.mask))
             return np.asarray(obs, np.float32)
 
         return view

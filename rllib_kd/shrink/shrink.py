@@ -28,6 +28,7 @@ from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
+from rllib_kd.observations.masks import features_space
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
 from rllib_kd.shrink.outcome import Shrunk
@@ -210,7 +211,7 @@ class Shrink:
                 "do not play the same ones. A certificate holds, but needs more episodes, and equal runs differ. Pass "
                 "the seed of reset() on to whatever is random."
             )
-        return env.observation_space
+        return features_space(env.observation_space)
 
     def _begun(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state of the run that is resumed, which began with the same options."""

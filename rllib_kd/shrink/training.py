@@ -22,6 +22,7 @@ from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import shape_students
 from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
+from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import input_space
 from rllib_kd.shrink.candidates import Size
@@ -100,7 +101,7 @@ def reachable(
 
 def _check_preset(name: str, config: DistillDQNConfig, teacher: Teacher) -> None:
     """Check that a preset takes the teacher's images, and is smaller than the teacher."""
-    space = input_space(teacher.observation_space)
+    space = input_space(features_space(teacher.observation_space))
     spec = student_module_spec({**config.model_config, **config.students[name]})
     spec.observation_space, spec.action_space, spec.inference_only = space, teacher.action_space, True
     try:

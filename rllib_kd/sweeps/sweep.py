@@ -38,7 +38,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.measures import doubt, has_higher_mean
-from rllib_kd.evaluation.playing import RandomActions, play
+from rllib_kd.evaluation.playing import RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.connection import connection
@@ -209,9 +209,10 @@ class Sweep:
         make_env = env_maker(self.env, self.config.get("env_config"))
         (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
-        returns, (states,) = play(make_env, GreedyQ(teacher), seeds, views=[teacher.start])
+        views = [teacher.start, lambda: mask_view(int(teacher.action_space.n))]
+        returns, (states, masks) = play(make_env, GreedyQ(teacher), seeds, views=views)
         task = self._task(teacher, returns, make_env, seeds)
-        median_gap = _median_gap(teacher, states)
+        median_gap = _median_gap(teacher, states, masks)
         space = self._space(teacher, median_gap)
         self._check(space, teacher)
         resources = self._resources(teacher)
@@ -425,10 +426,10 @@ _NOTES = {
 }
 
 
-def _median_gap(teacher: Teacher, states: np.ndarray) -> float:
+def _median_gap(teacher: Teacher, states: np.ndarray, masks: np.ndarray) -> float:
     statistics = QStatistics(int(teacher.action_space.n))
-    for chunk in torch.as_tensor(states).split(1_000):
-        statistics.update(teacher.q_values(chunk.float()))
+    for chunk, mask in zip(*(torch.as_tensor(each).split(1_000) for each in (states, masks)), strict=True):
+        statistics.update(teacher.q_values(chunk.float(), None if masks.all() else mask))
     return statistics.gap_quantile(0.5)
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
+from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.text import one_line
@@ -216,16 +217,38 @@ class Teacher(Checkpointable):
         return (self.pipeline or ObservationPipeline(self.input_space)).start()
 
     @torch.inference_mode()
-    def q_values(self, obs: Tensor) -> Tensor:
+    def q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the outputs `[B, A]` for the network's inputs `[B, ...]`, by which actions are ranked.
 
         They are Q-values (return units), for a C51 the expectations; or log-probabilities (nats), if `outputs` is
         "log_probs".
-        """
-        return in_parts(self._q_values, obs, self._num_numbers)
 
-    def _q_values(self, obs: Tensor) -> Tensor:
-        return self._ranking(self._module.compute_q_values({Columns.OBS: obs})[QF_PREDS])
+        Args:
+            obs: the inputs.
+            mask: `[B, A]`, truth values: the legal actions. The others get −inf, and probabilities are of the legal
+                ones. None: all are legal.
+        """
+        if mask is None:
+            return in_parts(self._q_values, obs, self._num_numbers)
+        rows = range(len(obs))
+        return in_parts(lambda part: self._legal_q_values(obs, mask, part), rows, self._num_numbers)
+
+    def _legal_q_values(self, obs: Tensor, mask: Tensor, rows: range) -> Tensor:
+        at = slice(rows.start, rows.stop)
+        if isinstance(getattr(self._module, "function", None), Members):  # whose policies are each of legal actions
+            return self.legal(self._q_values(obs[at], mask[at]), mask[at])
+        return self.legal(self._q_values(obs[at]), mask[at])
+
+    def legal(self, q: Tensor, mask: Tensor | None) -> Tensor:
+        """Return outputs `[B, A]` with those of legal actions alone, as `q_values()` returns them."""
+        if mask is None:
+            return q
+        q = q.masked_fill(~mask, -torch.inf)
+        return F.log_softmax(q, dim=-1) if self.outputs == LOG_PROBS else q
+
+    def _q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
+        batch = {Columns.OBS: obs} if mask is None else {Columns.OBS: obs, MASK: mask}
+        return self._ranking(self._module.compute_q_values(batch)[QF_PREDS])
 
     def _ranking(self, network_outputs: Tensor) -> Tensor:
         return F.log_softmax(network_outputs, dim=-1) if self.outputs == LOG_PROBS else network_outputs
@@ -245,19 +268,29 @@ class Teacher(Checkpointable):
             for hook in hooks:
                 hook.remove()
 
-    def labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+    def labels(self, obs: Tensor, names: Sequence[str], mask: Tensor | None = None) -> dict[str, Tensor]:
         """Compute the label columns `names` of the network's inputs `[B, ...]`, in one pass.
+
+        Args:
+            obs: the inputs.
+            names: names of the columns.
+            mask: as in `q_values()`.
 
         Returns:
             `teacher_q` `[B, A]`, as `q_values()` returns them; `teacher_probs` `[B, A, atoms]`, a distribution over
             `support` for each legal action, and zeros for an illegal one (with a Q-value of −inf); `teacher_features`
             `[B, units]`.
         """
-        return in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
+        if tuple(names) == (TEACHER_Q,):
+            return {TEACHER_Q: self.q_values(obs, mask)}
+        labels = in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
+        if mask is not None:
+            labels[TEACHER_Q] = self.legal(labels[TEACHER_Q], mask)
+            if TEACHER_PROBS in labels:
+                labels[TEACHER_PROBS] = labels[TEACHER_PROBS].masked_fill(~mask.unsqueeze(-1), 0.0)
+        return labels
 
     def _labels(self, obs: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        if tuple(names) == (TEACHER_Q,):
-            return {TEACHER_Q: self.q_values(obs)}
         labels: dict[str, Tensor] = {}
         watch: AbstractContextManager = nullcontext()
         if TEACHER_FEATURES in names:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.observations.masks import MASK
 from rllib_kd.wire import LOG_PROBS
 
 if TYPE_CHECKING:
@@ -57,9 +58,13 @@ class QNetwork(nn.Module):
         return super().to(device)
 
     def compute_q_values(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the function's outputs as RLlib's `QNetAPI` returns Q-values."""
+        """Return the function's outputs as RLlib's `QNetAPI` returns Q-values.
+
+        An ensemble also takes the legal actions, as "action_mask".
+        """
         obs = batch[Columns.OBS]
-        return {QF_PREDS: torch.as_tensor(self.function(obs), dtype=torch.float32, device=obs.device)}
+        outputs = self.function(obs, batch[MASK]) if MASK in batch else self.function(obs)  # type: ignore[call-arg]
+        return {QF_PREDS: torch.as_tensor(outputs, dtype=torch.float32, device=obs.device)}
 
     def is_stateful(self) -> bool:
         """Return False, as a stateless RLModule does."""
@@ -98,12 +103,12 @@ class Members:
         self._policy_temperature = policy_temperature
         self._splits = splits
 
-    def __call__(self, obs: Tensor) -> Tensor:
-        """Return the mean outputs `[B, A]` of inputs `[B, ...]`."""
+    def __call__(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the mean outputs `[B, A]` of inputs `[B, ...]`; each member's are of the legal actions, `[B, A]`."""
         shapes = [teacher.input_space.shape or () for teacher in self.teachers]
         parts = obs.split([math.prod(shape) for shape in shapes], dim=1) if self._splits else [obs] * len(shapes)
         outputs = [
-            teacher.q_values(part.reshape(-1, *shape))
+            teacher.q_values(part.reshape(-1, *shape), mask)
             for teacher, part, shape in zip(self.teachers, parts, shapes, strict=True)
         ]
         temperature = self._policy_temperature

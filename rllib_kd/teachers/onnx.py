@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import CheckpointError
+from rllib_kd.observations.masks import MASK
 from rllib_kd.teachers.base import Teacher, in_parts
 from rllib_kd.teachers.described import first_line, teacher_of
 
@@ -60,7 +62,7 @@ class OnnxFunction:
         uri: path of the file, for messages.
 
     Raises:
-        ValueError: it has more than one input, or no output.
+        ValueError: it has more than one input, apart from a mask of legal actions, or no output.
     """
 
     def __init__(self, content: bytes, num_numbers: int = 0, uri: str = "the ONNX model"):
@@ -78,6 +80,9 @@ class OnnxFunction:
             content, options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._num_actions = _mask_size(inputs)  # of a mask, as second input; 0: there is none
+        if self._num_actions:
+            inputs.pop()
         if len(inputs) != 1 or not outputs:
             raise ValueError(f"it has {len(inputs)} inputs; one was expected: observations")
         self.shape = tuple(inputs[0].shape[1:])  # of one observation; texts where it is not fixed
@@ -98,7 +103,8 @@ class OnnxFunction:
         if self._num_numbers and len(obs) not in self._checked:
             self._check(len(obs))
         try:
-            return self._session.run([self._output], {self._input: obs})[0]
+            masks = {MASK: np.ones((len(obs), self._num_actions), np.float32)} if self._num_actions else {}
+            return self._session.run([self._output], {self._input: obs, **masks})[0]
         except Exception as error:
             raise CheckpointError(
                 f"'{self._uri}' fails on {len(obs)} observations of the shape {list(obs.shape[1:])}: "
@@ -116,3 +122,11 @@ class OnnxFunction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._content, self._num_numbers, self._uri)
+
+
+def _mask_size(inputs: list[Any]) -> int:
+    """Return how many actions a mask has, the second input of files that `export()` writes; 0 without a mask."""
+    if len(inputs) != 2 or inputs[1].name != MASK or len(inputs[1].shape) != 2:
+        return 0
+    size = inputs[1].shape[1]
+    return size if isinstance(size, int) and size <= limits.MAX_ONE_HOT else 0

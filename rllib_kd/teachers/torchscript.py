@@ -82,6 +82,8 @@ class TorchScriptFunction:
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` of observations `[B, ...]`."""
+        if len(self._script.forward.schema.arguments) == 3:  # with `self`, and a mask of legal actions, as of export()
+            return self._script(obs.cpu(), torch.ones(len(obs), 1))
         return self._script(obs.cpu())
 
     def __reduce__(self) -> tuple[Any, ...]:

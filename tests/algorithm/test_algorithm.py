@@ -12,9 +12,9 @@ import ray
 import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.callbacks.callbacks import RLlibCallback
-from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 from rllib_kd import DistillDQN, DistillDQNConfig, DistillDQNTorchLearner, load_teacher
+from rllib_kd.env_runner.students import StudentsEnvRunner
 from tests.algorithm.weights import assert_equal_weights, bytes_of, student_weights
 from tests.conftest import make_q_module
 
@@ -149,7 +149,7 @@ def test_evaluation_is_the_greedy_student_in_a_group_of_its_own(cartpole_config,
     envs = algo.env_runner.env.unwrapped.envs
     before = [env.unwrapped.state for env in envs]
     results = algo.evaluate()
-    assert type(algo.eval_env_runner).sample is SingleAgentEnvRunner.sample
+    assert type(algo.eval_env_runner) is StudentsEnvRunner  # RLlib's loop, with legal actions
     assert results["env_runners"]["num_episodes"] == 3
     assert len(Watch.chosen) == 3
     for actions, greedy in Watch.chosen:

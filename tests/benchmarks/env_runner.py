@@ -15,7 +15,7 @@ from torch import nn
 
 from rllib_kd import load_teacher
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
-from rllib_kd.learner.group import DISTILLATION_COLUMNS
+from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from tests.benchmarks.harness import NUM_ENVS, UNITS, VECTOR_STEPS, compare, distillation_config, rate
 
 
@@ -70,7 +70,73 @@ def rllib_env_runner() -> Iterator[Callable]:
     yield lambda: rate(2_048, lambda: runner.sample(num_timesteps=2_048))
 
 
+class _Shows(gym.Wrapper):
+    """CartPole that shows its four numbers in another way."""
+
+    def __init__(self, config):
+        super().__init__(gym.make("CartPole-v1"))
+        self._way = config["way"]
+        numbers, half = self.env.observation_space, gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        mask = gym.spaces.Box(0, 1, (2,), np.int8)
+        spaces = {
+            "dict": gym.spaces.Dict(at=half, speed=half),
+            "discrete": gym.spaces.Discrete(100),
+            "mask": gym.spaces.Dict(observations=numbers, action_mask=mask),
+        }
+        self.observation_space = spaces.get(self._way, numbers)
+        self._mask = np.ones(2, np.int8)
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        return self._shown(obs, info)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, info = self._shown(obs, info)
+        return obs, reward, terminated, truncated, info
+
+    def _shown(self, obs, info):
+        if self._way == "dict":
+            obs = {"at": obs[::2], "speed": obs[1::2]}
+        elif self._way == "discrete":
+            obs = max(0, min(99, int(obs[2] * 200 + 50)))
+        elif self._way == "mask":
+            obs = {"observations": obs, "action_mask": self._mask}
+        elif self._way == "mask_in_info":
+            info = {"action_mask": self._mask}
+        return obs, info
+
+
+class _Masks(_Shows):
+    def action_masks(self):
+        return self._mask
+
+
+def showing(way: str) -> Callable:
+    @contextlib.contextmanager
+    def measured() -> Iterator[Callable]:
+        config = (
+            distillation_config()
+            .environment(_Masks if way == "mask_method" else _Shows, env_config={"way": way})
+            .env_runners(gym_env_vectorize_mode="sync", rollout_fragment_length=64)
+            .distillation(teacher=None, td_coeff=1.0)
+        )
+        config.validate()
+        runner = DistillEnvRunner(config=config, worker_index=0)
+
+        def run() -> None:
+            runner.sample_columns(teacher_fraction=0.0, epsilon=0.05, names=("obs", *TD_COLUMNS), num_shards=1)
+
+        yield lambda: rate(NUM_ENVS * 64, run)
+
+    return measured
+
+
 BENCHMARKS: dict[str, Callable[[str], dict[str, Any]]] = {
     "env_runner_vs_bare": lambda name: compare(name, "env steps/s", our_env_runner, bare_env_loop),
     "env_runner_vs_rllib": lambda name: compare(name, "env steps/s", our_env_runner, rllib_env_runner),
+    **{
+        f"env_runner_{way}": lambda name, way=way: compare(name, "env steps/s", showing(way), showing("plain"))
+        for way in ("dict", "discrete", "mask", "mask_in_info", "mask_method")
+    },
 }

@@ -50,6 +50,31 @@ def test_an_experiment_that_runs_is_left_alone_before_ray_starts(tmp_path, monke
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], [[0, 1.0], [10_000, 0.05]]),
+        (["--config", '{"epsilon": 0.2}'], 0.2),
+        (["--config", '{"td_coeff": 0.5}'], [[0, 1.0], [10_000, 0.05]]),
+    ],
+)
+def test_without_a_teacher_exploration_begins_at_random(monkeypatch, flags, expected):
+    asked = {}
+
+    def stop(experiment):
+        asked.update(experiment.settings)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(Experiment, "checked", stop)
+    monkeypatch.setattr(
+        sys, "argv", ["rllib", "train", "--algo", "DistillDQN", "--env", "Taxi-v3", "--no-teacher", *flags]
+    )
+    with pytest.raises(SystemExit):
+        main()
+    assert asked["teacher"] is None
+    assert asked["epsilon"] == expected
+
+
 def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
     config = json.dumps(FAST | {"evaluation_interval": 1, "evaluation_duration": 1})
     train = [*DISTIL, "--compression", "0.05", "--config", config, "--storage-path", str(tmp_path)]

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 from rllib_kd.evaluation.intervals import lower_bound, mean_and_ci95
-from rllib_kd.evaluation.measures import doubt, has_higher_mean, return_ratio
+from rllib_kd.evaluation.measures import confusion_and_regret, doubt, has_higher_mean, return_ratio
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 
 
@@ -78,3 +79,21 @@ def test_each_episode_has_a_seed_of_its_own():
         episode_seeds(0, 0)
     with pytest.raises(ValueError, match="`seed` must be at least 0, got -1"):
         episode_seeds(1, -1)
+
+
+class Fixed:
+    """Puts out its inputs."""
+
+    def q_values(self, obs, mask=None):
+        return obs if mask is None else obs.masked_fill(~mask, -torch.inf)
+
+
+def test_agreement_and_regret_are_over_legal_actions():
+    teacher_q = np.array([[9.0, 2.0, 1.0], [3.0, 9.0, 1.0], [1.0, 2.0, 3.0]], np.float32)
+    student_q = np.array([[0.0, 5.0, 9.0], [0.0, 9.0, 5.0], [1.0, 2.0, 3.0]], np.float32)
+    mask = np.array([[False, True, True], [True, False, True], [True, True, True]])
+    confusion, regret = confusion_and_regret(Fixed(), Fixed(), teacher_q, student_q, mask)
+    assert confusion.tolist() == [[0, 0, 1], [0, 0, 1], [0, 0, 1]]
+    assert regret == pytest.approx((1.0 + 2.0 + 0.0) / 3)
+    every, _ = confusion_and_regret(Fixed(), Fixed(), teacher_q, student_q, np.ones_like(mask))
+    assert np.array_equal(every, confusion_and_regret(Fixed(), Fixed(), teacher_q, student_q)[0])

@@ -3,13 +3,18 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical
 
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.video import check_renders
 from rllib_kd.evaluation.comparing import check_fit
-from rllib_kd.evaluation.playing import RandomActions, play
+from rllib_kd.evaluation.playing import EpsilonGreedy, RandomActions, mask_view, play
+from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.validation import validate
 from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
+from tests.observations.masked import ALL, NUMBERS, ByMethod, InDict, InInfo
 
 
 class Unclosable(gym.Wrapper):
@@ -90,3 +95,69 @@ def test_an_episode_without_an_end_names_the_environment(monkeypatch):
         ValueError, match=r"^An episode of the environment 'Endless' has not ended after 5 steps\. Give"
     ):
         play(Endless, RandomActions(2, seed=0), [0])
+
+
+ACTIONS = gym.spaces.Discrete(4)
+
+
+@pytest.mark.parametrize("env", ALL)
+def test_nobody_plays_an_illegal_action(env):
+    """Each raises in the environment."""
+    network = Teacher(make_q_module(NUMBERS, ACTIONS)).for_space(env().observation_space)
+    players = [RandomActions(4, seed=0), GreedyQ(network), EpsilonGreedy(GreedyQ(network), 4, epsilon=0.5, seed=0)]
+    for player in players:
+        returns, (masks,) = play(env, player, [0, 1, 2], views=[lambda: mask_view(4)])
+        assert min(returns) > 0.5
+        assert masks.shape == (24, 4)
+        assert masks.any(-1).all()
+        assert not masks.all(-1).any()
+    students = {name: make_q_module(NUMBERS, ACTIONS, seed=seed) for seed, name in enumerate(("a", "b"))}
+    played = validate(env, students, network.pipeline or ObservationPipeline(NUMBERS), num_episodes=3)
+    assert min(played.returns["a"]) > 0.5
+
+
+@pytest.mark.parametrize("output", ["actions", "action_dist_inputs"])
+def test_modules_of_any_kind_take_legal_actions(output):
+    class Stubborn:
+        action_space = ACTIONS
+        is_stateful = staticmethod(lambda: False)
+        get_initial_state = None
+
+        def eval(self):
+            return self
+
+        def named_parameters(self):
+            return ()
+
+        def get_inference_action_dist_cls(self):
+            return TorchCategorical
+
+        def forward_inference(self, batch):
+            pays = batch["obs"]  # the highest one is illegal
+            return {output: pays.argmax(-1) if output == "actions" else pays}
+
+    policy = LikeliestAction(Stubborn(), ObservationPipeline(NUMBERS), normalize_actions=False)
+    returns, _ = play(InInfo, policy, [0, 1])
+    assert min(returns) > (0.5 if output == "actions" else 4.0)
+
+
+@pytest.mark.parametrize("env", [InDict, InInfo, ByMethod])
+@pytest.mark.parametrize(
+    ("legal", "message"),
+    [
+        ([0, 0, 0, 0], "is .*(0|False), (0|False).*, expected zeros and ones"),
+        ([1, 1], r"has the shape \[2\], expected \[4\]"),
+    ],
+)
+def test_a_mask_without_sense_names_the_environment(env, legal, message):
+    class Broken(env):
+        def look(self):
+            pays = super().look()
+            self.legal = np.array(legal, np.int8)
+            return pays
+
+    expected = f"environment 'Broken' has a mask .* after reset.*{message}.*Return one"
+    if env is InDict and len(legal) == 2:  # a vector env cannot hold such an observation
+        expected = r"environment 'Broken' returned, in reset\(\), an observation\['action_mask'\] of shape \(2,\)"
+    with pytest.raises(EnvFailedError, match=expected):
+        play(Broken, RandomActions(4, seed=0), [0])

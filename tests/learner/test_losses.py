@@ -375,3 +375,22 @@ def test_shapes_are_named_as_they_are():
         losses.mse(torch.zeros(4, 1), torch.zeros(4, 3))
     with pytest.raises(ValueError, match=r"return distributions .*\[batch, actions, atoms\]"):
         losses.categorical(torch.zeros(4, 1, 5), torch.zeros(4, 3, 5))
+
+
+@pytest.mark.parametrize("double_q", [False, True])
+def test_the_bootstrap_takes_the_best_legal_action(double_q):
+    batch = {
+        "actions": torch.tensor([0, 1]),
+        "rewards": torch.tensor([1.0, 2.0]),
+        "terminateds": torch.tensor([False, True]),
+        "n_step": torch.tensor([1.0, 1.0]),
+    }
+    q, target = torch.zeros(2, 3), torch.tensor([[5.0, 3.0, 4.0], [1.0, 1.0, 1.0]])
+    next_q = torch.tensor([[0.0, 2.0, 1.0], [0.0, 0.0, 0.0]]) if double_q else None
+    mask = torch.tensor([[False, True, True], [False, False, False]])  # after the end there is none
+    errors = losses.td_error(batch, q, target, next_q=next_q, gamma=0.5, next_mask=mask)
+    best = 3.0 if double_q else 4.0
+    assert errors.tolist() == [-(1.0 + 0.5 * best), -2.0]
+    unmasked = losses.td_error(batch, q, target, next_q=next_q, gamma=0.5)
+    legal = losses.td_error(batch, q, target, next_q=next_q, gamma=0.5, next_mask=torch.ones_like(mask))
+    assert torch.equal(unmasked, legal)

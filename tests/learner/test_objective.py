@@ -1,5 +1,7 @@
 """The loss as a value, and what a subclass may make of RLlib's hook `compute_loss_for_module`."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import ray
@@ -8,6 +10,7 @@ import torch
 from rllib_kd import DistillDQNTorchLearner
 from rllib_kd.learner import losses
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
+from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.objective import Objective
 from rllib_kd.learner.student import StackedStudents, Student
 from tests.conftest import make_q_module, states
@@ -156,3 +159,26 @@ def test_stacked_students_have_a_row_of_errors_and_a_term_each():
     assert loss.errors.shape == (3, 32)
     assert loss.terms["kd_loss"].shape == (3,)
     torch.testing.assert_close(loss.total.detach(), loss.terms["kd_loss"].sum())
+
+
+@pytest.mark.parametrize("loss", ["mse", "huber"])
+@pytest.mark.parametrize("num_students", [None, 2])
+def test_value_losses_are_zero_where_legal_q_values_are_equal(loss, num_students):
+    """Whatever the student puts out for illegal actions."""
+    scale = QScale(3.0, 5.0, np.array([0.2, -0.3, 0.1]), 0.1)
+    torch.manual_seed(0)
+    outputs, mask = torch.randn(20, 3), torch.rand(20, 3) < 0.6
+    mask[:, 1] = True
+    teacher_q = scale.denormalize(outputs).masked_fill(~mask, -torch.inf)
+    student_q = (outputs if num_students is None else outputs.expand(num_students, 20, 3)).clone().requires_grad_()
+    config = config_of(loss)
+    config.gap_weighting = config.value_gate = False
+    student = SimpleNamespace(scale=scale, feature_map=None, to_q=scale.denormalize)
+    objective = Objective(config, 1.0, 0.0, temperature=1.0, student_temperature=1.0, median_gap=1.0)
+    found = objective(student, {"teacher_q": teacher_q}, {"qf_preds": student_q})
+    torch.testing.assert_close(found.errors, torch.zeros(student_q.shape[:-1]), atol=1e-5, rtol=0.0)
+    moved = scale.normalize(scale.denormalize(student_q) + 0.5)  # of all actions, by as much
+    moved_loss = objective(student, {"teacher_q": teacher_q}, {"qf_preds": moved})
+    assert moved_loss.errors.min() > 1e-3
+    (gradient,) = torch.autograd.grad(moved_loss.total, student_q)
+    assert torch.isfinite(gradient).all()

@@ -377,3 +377,38 @@ def test_a_restored_replay_draws_the_very_rows_before_and_after_it_wraps_around(
         assert torch.equal(*map(torch.stack, drawn))
         for each in (replay, copy):
             each.add(fragment(first, 6))
+
+
+def transitions(first: int, count: int, *, masks: bool) -> dict[str, np.ndarray]:
+    """Rows whose mask tells their own number; the last one is stored for its predecessor only."""
+    numbers = np.arange(first, first + count)
+    ends = np.zeros(count, dtype=bool)
+    columns = rows(first, count) | {"rewards": numbers.astype(np.float32), "terminateds": ends, "truncateds": ends}
+    columns["valid"] = numbers < first + count - 1
+    return columns | ({"action_mask": np.stack([numbers % 2 == 0, numbers % 3 == 0], 1)} if masks else {})
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_the_mask_is_that_of_the_bootstrap_state(n_step):
+    replay = ColumnarReplay(20, seed=0)
+    replay.add(transitions(0, 10, masks=True))
+    drawn = torch.arange(9)
+    gathered = replay.gather_transitions(drawn, n_step=n_step, gamma=0.9)
+    numbers = gathered["new_obs"][:, 0].long()
+    assert numbers.tolist() == [min(number + n_step, 9) for number in range(9)]
+    assert gathered["new_action_mask"].tolist() == [[n % 2 == 0, n % 3 == 0] for n in numbers.tolist()]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_without_a_mask_all_actions_are_legal(first):
+    replay = ColumnarReplay(20, seed=0)  # as if a replay of a version without masks were continued
+    replay.add(transitions(0, 5, masks=first))
+    replay.add(transitions(5, 5, masks=not first))
+    masks = contents(replay)["action_mask"]
+    with_masks = slice(0, 5) if first else slice(5, 10)
+    expected = np.ones((10, 2), dtype=bool)
+    expected[with_masks] = transitions(with_masks.start, 5, masks=True)["action_mask"]
+    np.testing.assert_array_equal(masks, expected)
+    plain = ColumnarReplay(20, seed=0)
+    plain.add(transitions(0, 5, masks=False))
+    assert "new_action_mask" not in plain.gather_transitions(torch.arange(4), n_step=1, gamma=0.9)

@@ -272,3 +272,27 @@ def test_a_student_of_two_teachers(build):
     assert comparison.teacher.return_mean == 500.0
     assert comparison.return_ratio > 0.95
     assert comparison.compression < 0.0101
+
+
+def test_policies_of_an_ensemble_are_each_of_legal_actions():
+    """A member that puts nearly all on an illegal action has as much to say about the others."""
+    space, actions = gym.spaces.Box(0.0, 1.0, (1,)), gym.spaces.Discrete(3)
+
+    def of(logits):
+        return Teacher.from_callable(
+            lambda obs: torch.tensor([logits]).expand(len(obs), 3),
+            observation_space=space,
+            action_space=actions,
+            outputs="logits",
+        )
+
+    ensemble = ensemble_of([of([20.0, 2.0, 0.0]), of([0.0, 0.0, 2.0])])
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    policy = ensemble.q_values(torch.zeros(2, 1), mask).exp()
+    torch.testing.assert_close(policy[0], torch.tensor([0.0, 0.5, 0.5]))
+    torch.testing.assert_close(policy[1], ensemble.q_values(torch.zeros(1, 1))[0].exp())
+    values = ensemble_of([Teacher(make_q_module(seed=seed)) for seed in (0, 1)])
+    obs, legal = torch.randn(5, 4), torch.tensor([[True, False]] * 5)
+    q = values.labels(obs, ("teacher_q",), legal)["teacher_q"]
+    torch.testing.assert_close(q[:, 0], values.q_values(obs)[:, 0])
+    assert torch.isneginf(q[:, 1]).all()

@@ -262,3 +262,19 @@ def test_processes_of_a_node_share_the_weights(cluster, small_teacher):
     assert not any(p.requires_grad for p in first.module.parameters())
     obs = torch.as_tensor(states(8))
     assert torch.equal(first.q_values(obs), teacher.q_values(obs))
+
+
+@pytest.mark.parametrize("outputs", ["q_values", "log_probs"])
+def test_a_mask_leaves_legal_actions(outputs):
+    teacher = Teacher(make_q_module(seed=3, action_space=gym.spaces.Discrete(3)), outputs=outputs)
+    obs, mask = torch.randn(50, 4), torch.rand(50, 3) < 0.5
+    mask[:, 1] = True
+    q, legal = teacher.q_values(obs), teacher.q_values(obs, mask)
+    assert torch.equal(torch.isneginf(legal), ~mask)
+    if outputs == "q_values":
+        assert torch.equal(legal[mask], q[mask])
+    else:
+        torch.testing.assert_close(legal.exp().sum(-1), torch.ones(50))
+        shares = (q.exp() * mask) / (q.exp() * mask).sum(-1, keepdim=True)
+        torch.testing.assert_close(legal.exp(), shares)
+    torch.testing.assert_close(teacher.labels(obs, ("teacher_q",), mask)["teacher_q"], legal)

@@ -21,8 +21,10 @@ _HEADER = """\
        int action = p_act(observation);
 
    - p_act() returns the action with the largest Q-value, from 0; of equal ones the first.
+   - p_act_legal(observation, action_mask) returns the legal one; the mask is P_NUM_ACTIONS bytes, not 0 if legal. If no
+     action is, it returns P_NO_LEGAL.
    - p_q_values() writes the Q-values of all actions, and returns 0.
-   - Both return P_NOT_FINITE if the observation has a NaN or an infinity, and P_OVERFLOW if a Q-value has.
+   - All return P_NOT_FINITE if the observation has a NaN or an infinity, and P_OVERFLOW if a Q-value has.
    - An observation is P_OBSERVATION_SIZE floats, as the environment shows them, row by row.
    - Memory: P_RAM_BYTES bytes of static buffers, so that only one thread may call at a time; no heap, no recursion.
 */
@@ -35,6 +37,7 @@ MATH
 #define P_NUM_ACTIONS NUM_ACTIONS
 #define P_NOT_FINITE (-1)
 #define P_OVERFLOW (-2)
+#define P_NO_LEGAL (-3)
 #define P_RAM_BYTES RAM_BYTES
 #define P_WEIGHT_BYTES WEIGHT_BYTES
 #define P_MULTIPLY_ADDS COUNTED

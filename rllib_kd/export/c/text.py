@@ -115,11 +115,23 @@ static inline int p_act(const float *observation)
             best = action;
     return best;
 }
+
+static inline int p_act_legal(const float *observation, const uint8_t *action_mask)
+{
+    TYPE q[P_NUM_ACTIONS];
+    int action, best = P_NO_LEGAL, code = FUNCTION(observation, q);
+    if (code != 0)
+        return code;
+    for (action = 0; action < P_NUM_ACTIONS; action++)
+        if (action_mask[action] && (best < 0 || q[action] > q[best]))
+            best = action;
+    return best;
+}
 """
 
 
 def act_function(kind: str, q_values: str) -> str:
-    """Return the C function that chooses the action: the first one with the largest Q-value.
+    """Return the C functions that choose the action: the first one with the largest Q-value, of all or the legal ones.
 
     Args:
         kind: C type of a Q-value.

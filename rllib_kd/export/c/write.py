@@ -104,19 +104,30 @@ def write_c(
     return network.integers
 
 
-def check_programs(file: Path, obs: np.ndarray, integers: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
+def check_programs(
+    file: Path,
+    obs: np.ndarray,
+    integers: Callable[[np.ndarray], np.ndarray] | None = None,
+    masks: np.ndarray | None = None,
+) -> None:
     """Compile the header, and the program beside it; compare what they play, bit by bit.
 
     Args:
         file: the header.
         obs: observations `[N, ...]`.
         integers: the Q-values that the header has to give, exactly; None: any.
+        masks: legal actions `[N, A]`, among which the header chooses, too; None: it is not asked to.
 
     Raises:
         ValueError: they differ, an action is not the one with the largest Q-value, or the compiler failed.
         RuntimeError: the program failed.
     """
-    actions, q_values = c_runner.CNetwork(str(file)).run(obs)
+    network = c_runner.CNetwork(str(file))
+    actions, q_values = network.run(obs)
+    if masks is not None:
+        legal = np.where(masks, q_values, -np.inf).argmax(-1)
+        if not np.array_equal(network.legal_actions(obs, masks), legal):
+            raise ValueError("The C policy does not choose the best legal action. Nothing was written.")
     if integers is not None and not np.array_equal(q_values, integers(obs)):
         raise ValueError("The C policy computes other integers than expected. Nothing was written.")
     lines = printed_by_main(file, obs)

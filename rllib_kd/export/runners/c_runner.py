@@ -31,6 +31,21 @@ int policy(const float *observation)
 """
 
 
+#: The choice among legal actions, in a library of its own: headers of a version without masks lack the function.
+_LEGAL_LIBRARY = """\
+#include "network.h"
+
+void run(const float *observations, const uint8_t *masks, int32_t count, int32_t *actions);
+
+void run(const float *observations, const uint8_t *masks, int32_t count, int32_t *actions)
+{
+    int32_t i;
+    for (i = 0; i < count; i++, observations += P_OBSERVATION_SIZE, masks += P_NUM_ACTIONS)
+        actions[i] = p_act_legal(observations, masks);
+}
+"""
+
+
 #: Python calls it with many observations at once, and measures one in the processor's time.
 _LIBRARY = """\
 #include <time.h>
@@ -108,13 +123,26 @@ class CNetwork:
         self.num_actions = int(_macro(text, prefix, "NUM_ACTIONS"))
         self.size = int(_macro(text, prefix, "OBSERVATION_SIZE"))
         self.multiply_adds = int(_macro(text, prefix, "MULTIPLY_ADDS"))
-        with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "network.h").write_text(text)
-            source = Path(folder) / "library.c"
-            source.write_text(with_prefix(_LIBRARY, prefix))
-            build(source, Path(folder) / "library.so", "-O2", "-shared", "-fPIC", *options)
-            self._library = ctypes.CDLL(str(Path(folder) / "library.so"))
+        self._text, self._prefix, self._options = text, prefix, options
+        self._library = self._built(_LIBRARY)
         self._library.seconds.restype = ctypes.c_double
+
+    def _built(self, code: str) -> ctypes.CDLL:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "network.h").write_text(self._text)
+            source = Path(folder) / "library.c"
+            source.write_text(with_prefix(code, self._prefix))
+            build(source, Path(folder) / "library.so", "-O2", "-shared", "-fPIC", *self._options)
+            return ctypes.CDLL(str(Path(folder) / "library.so"))
+
+    def legal_actions(self, obs: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """Return actions `[B]` (int32; negative: refused) among the legal ones, `masks` `[B, A]` (1: legal, 0: not)."""
+        obs = np.ascontiguousarray(obs, np.float32).reshape(len(obs), self.size)
+        masks = np.ascontiguousarray(masks, np.uint8).reshape(len(obs), self.num_actions)
+        actions = np.zeros(len(obs), np.int32)
+        library = self._built(_LEGAL_LIBRARY)
+        library.run(_pointer(obs), _pointer(masks), ctypes.c_int32(len(obs)), _pointer(actions))
+        return actions
 
     def run(self, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return actions `[B]` (int32; negative: refused) and Q-values `[B, A]` (NaN where refused)."""
@@ -136,10 +164,18 @@ class CNetwork:
         return float(self._library.seconds(_pointer(obs), ctypes.c_int32(calls)))
 
 
-def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from observations `[B, ...]` to Q-values `[B, A]` of a header; NaN where it refuses one."""
+def load(path: str) -> Callable[..., np.ndarray]:
+    """Return the function from observations `[B, ...]` to Q-values `[B, A]` of a header; NaN where it refuses one.
+
+    It also takes the legal actions, `action_mask` `[B, A]` (1: legal, 0: not): the others get −inf.
+    """
     network = CNetwork(path)
-    return lambda obs: network.run(obs)[1]
+
+    def q_values(obs: np.ndarray, action_mask: np.ndarray | None = None) -> np.ndarray:
+        q = network.run(obs)[1]
+        return q if action_mask is None else np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))
+
+    return q_values
 
 
 def header_field(text: str, name: str) -> str:

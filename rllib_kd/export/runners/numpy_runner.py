@@ -18,8 +18,11 @@ ELEMENTWISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the function from observations `[B, ...]` to Q-values `[B, A]` of a safetensors file."""
+def load(path: str) -> Callable[..., np.ndarray]:
+    """Return the function from observations `[B, ...]` to Q-values `[B, A]` of a safetensors file.
+
+    It also takes the legal actions, `action_mask` `[B, A]` (1: legal, 0: not): the others get −inf.
+    """
     data = Path(path).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
@@ -30,7 +33,12 @@ def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
         )
         for name, entry in header.items()
     }
-    return lambda obs: run(layers, tensors, np.asarray(obs, np.float32))
+
+    def q_values(obs: np.ndarray, action_mask: np.ndarray | None = None) -> np.ndarray:
+        q = run(layers, tensors, np.asarray(obs, np.float32))
+        return q if action_mask is None else np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))
+
+    return q_values
 
 
 def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,119 @@
+"""Exported files take a mask of legal actions as their second input, and choose a legal action."""
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+
+from rllib_kd import load_teacher
+from rllib_kd.export.artifact import FORMATS, deployment_cost, latencies_ms, q_function
+from rllib_kd.export.export import export
+from rllib_kd.export.runners import c_runner
+from tests.conftest import states
+from tests.export.students import network
+
+
+def masks_of(count, num_actions=3):
+    masks = np.random.default_rng(1).random((count, num_actions)) < 0.5
+    masks[np.arange(count), np.arange(count) % num_actions] = True
+    return masks
+
+
+@pytest.fixture(scope="module")
+def obs():
+    return states(60)
+
+
+@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("int8", [False, True])
+def test_illegal_actions_are_never_the_best(artifact_format, int8, obs, tmp_path):
+    if int8 and artifact_format not in ("c", "onnx"):
+        pytest.skip("this format has no weights of 8 bits")
+    student, masks, path = network(), masks_of(len(obs)), tmp_path / "student"
+    exported = export(student, path, format=artifact_format, obs=obs, action_masks=masks, int8=int8)
+    assert exported.agreement > 0.9 if int8 else exported.agreement == 1.0
+    q = q_function(path)
+    expected = student.q_values(torch.as_tensor(obs), torch.as_tensor(masks)).numpy()
+    got = q(obs, masks)
+    np.testing.assert_array_equal(np.isneginf(got), ~masks)
+    if not int8:
+        np.testing.assert_allclose(got[masks], expected[masks], atol=1e-5)
+        np.testing.assert_allclose(q(obs), student.q_values(torch.as_tensor(obs)).numpy(), atol=1e-5)
+    assert deployment_cost(path).latency_ms > 0
+    if artifact_format != "c":
+        assert len(latencies_ms([path, path])) == 2
+
+
+def test_onnx_names_its_inputs(obs, tmp_path):
+    import onnxruntime
+
+    export(network(), tmp_path / "student.onnx", format="onnx", obs=obs, action_masks=masks_of(len(obs)))
+    session = onnxruntime.InferenceSession(str(tmp_path / "student.onnx"))
+    assert [(value.name, value.type, value.shape[1:]) for value in session.get_inputs()] == [
+        ("obs", "tensor(float)", [4]),
+        ("action_mask", "tensor(float)", [3]),
+    ]
+
+
+def test_safetensors_says_that_there_is_a_mask(obs, tmp_path):
+    path = tmp_path / "student.safetensors"
+    for masks, expected in ((None, None), (masks_of(len(obs)), "[3]")):
+        export(network(), path, format="safetensors", obs=obs, action_masks=masks)
+        data = path.read_bytes()
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        assert metadata.get("action_mask") == expected
+
+
+@pytest.mark.parametrize("artifact_format", ["onnx", "safetensors", "torchscript"])
+def test_files_that_take_a_mask_can_teach(artifact_format, obs, tmp_path):
+    student, path = network(), tmp_path / f"student.{artifact_format}"
+    export(student, path, format=artifact_format, obs=obs, action_masks=masks_of(len(obs)))
+    teacher = load_teacher(path, trust_checkpoint=artifact_format == "torchscript")
+    expected = student.q_values(torch.as_tensor(obs)).numpy()
+    np.testing.assert_allclose(teacher.q_values(torch.as_tensor(obs)).numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (np.ones((60, 2)), r"has the shape \[60, 2\], expected \[60, 3\]"),
+        (np.ones(60), r"has the shape \[60\]"),
+        (np.eye(60, 3), "a state without a legal action"),
+        (np.full((60, 3), np.nan), "a state without a legal action"),
+    ],
+)
+def test_masks_without_sense_are_refused(masks, message, obs, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(network(), tmp_path / "student", format="safetensors", obs=obs, action_masks=masks)
+    assert not list(tmp_path.iterdir())
+
+
+def test_c_tells_that_no_action_is_legal(obs, tmp_path):
+    path = tmp_path / "student.h"
+    export(network(), path, format="c", obs=obs)  # also without masks
+    compiled = c_runner.CNetwork(str(path))
+    masks = masks_of(len(obs))
+    masks[3] = False
+    actions = compiled.legal_actions(obs, masks)
+    assert actions[3] == -3  # STUDENT_NO_LEGAL
+    q = compiled.run(obs)[1]
+    others = np.arange(len(obs)) != 3
+    np.testing.assert_array_equal(actions[others], np.where(masks, q, -np.inf).argmax(-1)[others])
+    bad = obs.copy()
+    bad[0, 0] = np.nan
+    assert compiled.legal_actions(bad, masks)[0] == -1  # STUDENT_NOT_FINITE
+    assert subprocess.run(["grep", "-c", "student_act_legal", str(path)], capture_output=True).returncode == 0
+
+
+def test_a_mask_that_claims_to_be_huge_is_refused(obs, tmp_path):
+    import onnx
+
+    path = tmp_path / "student.onnx"
+    export(network(), path, format="onnx", obs=obs, action_masks=masks_of(len(obs)))
+    model = onnx.load(path)
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 2**40
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match="was refused"):
+        load_teacher(path)

@@ -171,8 +171,10 @@ def export(
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.sources import open_sources
     from rllib_kd.experiment.files import parse_json
+    from rllib_kd.export.card import NO_CARD, Card
     from rllib_kd.export.deployment import deploy, deployment_table
     from rllib_kd.export.export import check_exportable, format_of_ending
+    from rllib_kd.export.origin import origin_of
     from rllib_kd.terminal import bar
 
     set_log_level(0)
@@ -206,3 +208,5 @@ def export(
             for network, path in written
         ]
     echo(deployment_table(deployments))
+    card = Card(deployments[0], origin_of(student), episodes, teacher, deployments[1] if others else None)
+    echo(card.write() or NO_CARD)

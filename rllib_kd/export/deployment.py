@@ -25,6 +25,7 @@ from rllib_kd.export.artifact import DeploymentCost, DeviceCost, deployment_cost
 from rllib_kd.export.export import Exported, artifact_view, check_exportable, ending_of
 from rllib_kd.export.export import export as write_artifact
 from rllib_kd.observations.pipeline import View
+from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
 
 
@@ -39,6 +40,7 @@ class Deployment:
     return_mean: float  # of the artifact, on the same episodes; NaN if it could not be played
     return_ci95: float
     played_in: str  # environment, with its config
+    network: Teacher  # in PyTorch
 
 
 class _Artifact:
@@ -106,6 +108,7 @@ def deploy(
         mean_and_ci95(torch_returns)[0],
         *mean_and_ci95(returns),
         played_in=str(played),
+        network=network,
     )
 
 

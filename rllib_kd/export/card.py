@@ -27,6 +27,7 @@ _FORMATS = {
     "onnx": "ONNX",
     "safetensors": "safetensors",
     "torchscript": "TorchScript",
+    "web": "a web page in one file",
 }
 
 

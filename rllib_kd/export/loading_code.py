@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -59,6 +60,14 @@ q_values = load(FILE)(np.zeros(SHAPE, np.float32))  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
 
 
+_NODE = """\
+// In the console of the page: student.qValues([...]), student.act([...]). In node:
+const [, code] = require("fs").readFileSync(FILE, "utf8").match(/<script id="student">(.*?)<\\/script>/s);
+const [, data] = require("fs").readFileSync(FILE, "utf8").match(/id="data">(.*?)<\\/script>/s);
+const student = new Function(`${code}; return makeStudent(JSON.parse(arguments[0]).network);`)(data);
+console.log(student.act(ZEROS), student.qValues(ZEROS));"""
+
+
 _PYTHON = {"onnx": _ONNX, "safetensors": _SAFETENSORS, "torchscript": _TORCHSCRIPT}
 
 
@@ -83,4 +92,6 @@ def loading_code(path: str, format: str, shape: Sequence[int]) -> list[tuple[str
             ("bash", filled(_C_PROGRAM, {"MAIN": main, "BYTES": str(num_bytes)})),
             ("python", filled(_C_IN_PYTHON, values)),
         ]
+    if format == "web":
+        return [("js", filled(_NODE, {"FILE": json.dumps(name), "ZEROS": json.dumps([0] * math.prod(shape))}))]
     return [("python", filled(_PYTHON[format], values))]

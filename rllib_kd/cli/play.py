@@ -159,7 +159,7 @@ def export(
     episodes: FewEpisodes = 20,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Export a Q-network to C, ONNX, safetensors, TorchScript or a web page.
+    """Export a Q-network to C, ONNX, .pt2, safetensors or a web page.
 
     The file runs without Ray and without this package. Its outputs are compared
     with PyTorch's on observations of its environment.

@@ -25,6 +25,7 @@ from rllib_kd.text import mean_and_interval
 _FORMATS = {
     "c": "C99",
     "onnx": "ONNX",
+    "pt2": "a program of torch.export",
     "safetensors": "safetensors",
     "torchscript": "TorchScript",
     "web": "a web page in one file",

@@ -32,6 +32,7 @@ from rllib_kd.export.formats import (
     inside_stages,
     outside_stages,
     write_onnx,
+    write_pt2,
     write_safetensors,
     write_torchscript,
 )
@@ -49,6 +50,7 @@ TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 _ENDINGS = {
     "c": (".h",),
     "onnx": (".onnx",),
+    "pt2": (".pt2",),
     "safetensors": (".safetensors",),
     "torchscript": (".pt", ".ts", ".torchscript"),
     "web": (".html",),
@@ -161,6 +163,8 @@ def _write(
     """Write the file; return the function that it has to be exactly, for C in integers."""
     if format == "onnx":
         write_onnx(student, file, int8=int8)
+    elif format == "pt2":
+        write_pt2(student, file)
     elif format == "torchscript":
         write_torchscript(student, file)
     elif format == "c":

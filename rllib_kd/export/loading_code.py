@@ -36,6 +36,14 @@ q_values = network(torch.zeros(SHAPE))  # [batch, actions]
 action = q_values.argmax(-1)[0].item()"""
 
 
+_PT2 = """\
+import torch
+
+network = torch.export.load(FILE).module()
+q_values = network(torch.zeros(SHAPE))  # [batch, actions]
+action = q_values.argmax(-1)[0].item()"""
+
+
 _C = """\
 #include "HEADER"
 
@@ -68,7 +76,7 @@ const student = new Function(`${code}; return makeStudent(JSON.parse(arguments[0
 console.log(student.act(ZEROS), student.qValues(ZEROS));"""
 
 
-_PYTHON = {"onnx": _ONNX, "safetensors": _SAFETENSORS, "torchscript": _TORCHSCRIPT}
+_PYTHON = {"onnx": _ONNX, "pt2": _PT2, "safetensors": _SAFETENSORS, "torchscript": _TORCHSCRIPT}
 
 
 def loading_code(path: str, format: str, shape: Sequence[int]) -> list[tuple[str, str]]:

@@ -168,7 +168,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("file", ["student.h", "student.onnx", "student.safetensors", "student.pt"])
+@pytest.mark.parametrize("file", ["student.h", "student.onnx", "student.pt2", "student.safetensors", "student.pt"])
 def test_the_lines_run_as_written(file, folder, monkeypatch, tmp_path):
     format = {"h": "c", "pt": "torchscript"}.get(file.split(".")[1], file.split(".")[1])
     expected = network().q_values(torch.zeros(1, 4)).numpy()

@@ -151,8 +151,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
 
         Args:
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
-                Stable-Baselines3, CleanRL, PyTorch, safetensors, ONNX or TorchScript; or "cartpole", the teacher that
-                comes with the package. A relative path is made absolute. A dict with the path describes a plain
+                Stable-Baselines3, CleanRL, PyTorch, safetensors, ONNX, .pt2 or TorchScript; or "cartpole", the teacher
+                that comes with the package. A relative path is made absolute. A dict with the path describes a plain
                 network: {"path": "net.pth", "network": {"activation": "relu"}}. Or a loaded teacher, from
                 `load_teacher()`: it is then sent with the config, also to nodes without the path. It is a Q-network, or
                 an actor-critic (PPO, A2C, ...) with discrete actions, whose labels are log-probabilities: for losses
@@ -166,7 +166,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 them. Rusu et al. 2015, arXiv 1511.06295. Actor-critics are always combined by the mean of their
                 policies; beside Q-networks they need "policy".
             trust_checkpoint: whether code in the teacher's checkpoint may be run: needed for custom RLModules and
-                connectors, and for TorchScript. False (default): it is read as data.
+                connectors, for .pt2 and TorchScript. False (default): it is read as data.
             loss: "kl" (default; forward KL of the action probabilities), "reverse_kl" (the student prefers one of the
                 teacher's good actions; for very small students better on some tasks and much worse on others), "jsd"
                 (between the two), "nll" (the teacher's greedy action) or "margin" (that action wins by a margin): with

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 import torch
@@ -103,6 +103,11 @@ class Archive:
         infos = self._zip.infolist()
         is_stored = all(info.compress_type == zipfile.ZIP_STORED for info in infos)
         return is_stored and sum(info.file_size for info in infos) <= self._num_bytes
+
+
+def is_pt2(names: Iterable[str]) -> bool:
+    """Return whether a zip archive with these files is a program of `torch.export`: of today's layout, or older."""
+    return any(name.endswith(("/models/model.json", "serialized_exported_program.json")) for name in names)
 
 
 def is_torchscript(names: frozenset[str]) -> bool:

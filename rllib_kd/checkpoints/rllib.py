@@ -44,6 +44,9 @@ _MULTI_RL_MODULE = "learner_group/learner/rl_module"
 _CONNECTORS = "env_runner/{}_connector"
 
 
+_LARGEST_SETTING = 2**63  # larger numbers are none that a person would read, and infinite ones are none
+
+
 _CLASS_FILE = "class_and_ctor_args.pkl"
 
 
@@ -225,6 +228,16 @@ class RLlibCheckpoint:
             return look_up("env"), dict(look_up("env_config") or {})
         except Exception:  # whatever unpickling runs into, such as a class that is not here: it is read as data then
             return None
+
+    def settings(self) -> dict[str, Any]:
+        """Return the entries of the Algorithm's config that are texts or numbers; {} without a config."""
+        config = self._read_config()
+        return {
+            name: value
+            for name, value in config.items()
+            if isinstance(name, str)
+            and (isinstance(value, str) or (isinstance(value, int | float) and abs(value) < _LARGEST_SETTING))
+        }
 
     def is_of_family(self, name: str) -> bool:
         """Return whether a student of this name is one of a family, whose students have the same observations."""

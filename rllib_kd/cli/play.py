@@ -159,7 +159,7 @@ def export(
     episodes: FewEpisodes = 20,
     trust_checkpoint: Trust = False,
 ) -> None:
-    """Export a Q-network to C, ONNX, safetensors or TorchScript.
+    """Export a Q-network to C, ONNX, .pt2, safetensors or a web page.
 
     The file runs without Ray and without this package. Its outputs are compared
     with PyTorch's on observations of its environment.
@@ -171,8 +171,11 @@ def export(
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.sources import open_sources
     from rllib_kd.experiment.files import parse_json
+    from rllib_kd.export.card import NO_CARD, Card
     from rllib_kd.export.deployment import deploy, deployment_table
     from rllib_kd.export.export import check_exportable, format_of_ending
+    from rllib_kd.export.origin import origin_of
+    from rllib_kd.export.web.publish import publish, refuse_flags_of_others, summary
     from rllib_kd.terminal import bar
 
     set_log_level(0)
@@ -188,6 +191,21 @@ def export(
         teacher=others[0] if others else None,
         trust_checkpoint=trust_checkpoint,
     )
+    if format == "web":
+        refuse_flags_of_others(int8=int8, prefix=prefix)
+        with bar("episodes", total=2 * episodes) as advance:
+            page = publish(
+                student.network(),
+                out,
+                where,
+                teacher=others[0].network() if others else None,
+                teacher_name=teacher,
+                num_episodes=episodes,
+                advance=advance,
+            )
+        echo(summary(page, episodes))
+        echo(Card(page, origin_of(student), episodes, teacher).write() or NO_CARD)
+        return
     written = [(student.network(), out), *((other.network(), None) for other in others)]
     for network, _ in written:  # check all networks before the first one plays
         check_exportable(network, format=format, int8=int8, prefix=prefix)
@@ -206,3 +224,5 @@ def export(
             for network, path in written
         ]
     echo(deployment_table(deployments))
+    card = Card(deployments[0], origin_of(student), episodes, teacher, deployments[1] if others else None)
+    echo(card.write() or NO_CARD)

@@ -39,6 +39,10 @@ class Source:
         """
         return None, {}
 
+    def settings(self) -> dict[str, Any]:
+        """Return the recorded settings of its training that are texts or finite numbers; {} if none are recorded."""
+        return {}
+
     def members(self) -> Iterator[Source]:
         """Yield itself, or the members of an ensemble, and theirs."""
         yield self
@@ -111,6 +115,9 @@ class _Checkpoint(Source):
 
     def environment(self) -> tuple[Any, dict[Any, Any]]:
         return self._opened.environment()
+
+    def settings(self) -> dict[str, Any]:
+        return {} if self._opened.rllib is None else self._opened.rllib.settings()
 
     @cached_property
     def _network(self) -> Teacher:

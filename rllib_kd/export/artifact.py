@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rllib_kd.checkpoints.archives import is_pt2
 from rllib_kd.export.runners import c_runner
 from rllib_kd.teachers.described import checked_shape, first_line
 from rllib_kd.teachers.torchscript import SHAPE_FILE
@@ -23,6 +24,7 @@ from rllib_kd.teachers.torchscript import SHAPE_FILE
 _RUNNERS = {
     "c": "c_runner",
     "onnx": "onnx_runner",
+    "pt2": "pt2_runner",
     "safetensors": "numpy_runner",
     "torchscript": "torchscript_runner",
 }
@@ -80,8 +82,8 @@ def q_function(path: str | os.PathLike[str]) -> Callable[..., np.ndarray]:
 def deployment_cost(path: str | os.PathLike[str]) -> DeploymentCost | DeviceCost:
     """Measure an artifact in a new process with the smallest runtime that runs it; C is compiled.
 
-    That is numpy and onnxruntime for ONNX, numpy for safetensors, torch for TorchScript; never Ray or this package.
-    Memory includes the Python interpreter and that runtime.
+    That is numpy and onnxruntime for ONNX, numpy for safetensors, torch for `.pt2` and TorchScript; never Ray or this
+    package. Memory includes the Python interpreter and that runtime.
 
     Raises:
         ValueError: there is no artifact at `path`, it does not record the shape of its observations, onnxruntime or the
@@ -141,12 +143,20 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
     if head.startswith(b"/* rllib_kd C export"):
         return "c"
     if head.startswith(b"PK"):  # a zip archive
-        return "torchscript"
+        return "pt2" if _is_pt2(path) else "torchscript"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
         return "safetensors"
     if head.startswith(b"\x08"):  # the protobuf tag of ir_version
         return "onnx"
     raise ValueError(f"'{path}' is not an artifact. Expected a file that export() wrote: {', '.join(FORMATS)}.")
+
+
+def _is_pt2(path: str | os.PathLike[str]) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return is_pt2(archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _observation_shape(path: str | os.PathLike[str]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,16 @@ from rllib_kd.export.artifact import DeploymentCost, DeviceCost, deployment_cost
 from rllib_kd.export.export import Exported, artifact_view, check_exportable, ending_of
 from rllib_kd.export.export import export as write_artifact
 from rllib_kd.observations.pipeline import View
+from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
+
+_TORCHSCRIPT = (
+    "PyTorch has deprecated TorchScript, and a later version of rllib_kd will only read it. Write .pt2 instead "
+    "(--format pt2), or ONNX."
+)
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,7 @@ class Deployment:
     return_mean: float  # of the artifact, on the same episodes; NaN if it could not be played
     return_ci95: float
     played_in: str  # environment, with its config
+    network: Teacher  # in PyTorch
 
 
 class _Artifact:
@@ -72,7 +83,7 @@ def deploy(
         checkpoint: as the student of `compare()`.
         out: the file to write; None: a temporary file, for a teacher to compare with.
         env: as in `compare()`.
-        format: "c", "onnx", "safetensors" or "torchscript".
+        format: "c", "onnx", "pt2", "safetensors" or "torchscript".
         int8: weights of 8 bits, for "c" and "onnx".
         prefix: what the names in C begin with; None: "student".
         num_episodes: episodes of PyTorch, and as many of the artifact, ≥ 1.
@@ -84,6 +95,8 @@ def deploy(
         ValueError: the network cannot be loaded or exported, or the artifact differs from PyTorch; the message has the
             difference.
     """
+    if format == "torchscript" and out is not None:
+        logger.warning(_TORCHSCRIPT)
     seeds = episode_seeds(num_episodes, FRESH_SEED)
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     played = resolve_environment({"the student": source}, env, env_config, trust_checkpoint=trust_checkpoint)
@@ -110,6 +123,7 @@ def deploy(
         mean_and_ci95(torch_returns)[0],
         *mean_and_ci95(returns),
         played_in=str(played),
+        network=network,
     )
 
 

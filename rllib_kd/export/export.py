@@ -32,6 +32,7 @@ from rllib_kd.export.formats import (
     inside_stages,
     outside_stages,
     write_onnx,
+    write_pt2,
     write_safetensors,
     write_torchscript,
 )
@@ -49,8 +50,10 @@ TOLERANCE = 1e-4  # largest difference to PyTorch in any Q-value, return units
 _ENDINGS = {
     "c": (".h",),
     "onnx": (".onnx",),
+    "pt2": (".pt2",),
     "safetensors": (".safetensors",),
     "torchscript": (".pt", ".ts", ".torchscript"),
+    "web": (".html",),
 }
 
 
@@ -164,6 +167,8 @@ def _write(
     """Write the file; return the function that it has to be exactly, for C in integers."""
     if format == "onnx":
         write_onnx(student, file, int8=int8, takes_mask=takes_mask)
+    elif format == "pt2":
+        write_pt2(student, file, takes_mask=takes_mask)
     elif format == "torchscript":
         write_torchscript(student, file, takes_mask=takes_mask)
     elif format == "c":
@@ -190,7 +195,39 @@ def _checked(
     if format == "c" and c_runner.compiler() is None:
         logger.warning(_UNCHECKED)
         return Exported(str(out), format, int8, 0, None, None, None)
-    max_difference, agreement, largest_q = _parity(student, q_function(file), obs, masks)
+    exported = compared(student, q_function(file), obs, out, format=format, masks=masks, int8=int8, tolerance=tolerance)
+    if format == "c":
+        check_programs(file, obs, integers, masks)
+    return exported
+
+
+def compared(
+    student: Teacher,
+    artifact: _Function,
+    obs: np.ndarray,
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    masks: np.ndarray | None = None,
+    int8: bool = False,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Compare an artifact with PyTorch.
+
+    Args:
+        student: as in `export()`.
+        artifact: its function from observations `[B, ...]`, and masks `[B, A]` if there are any, to Q-values `[B, A]`.
+        obs: as in `export()`.
+        out: path that its file will have.
+        format: its format.
+        masks: legal actions in the same states, `[N, A]`, bool; None: all are.
+        int8: as in `export()`.
+        tolerance: as in `export()`.
+
+    Raises:
+        ValueError: they differ.
+    """
+    max_difference, agreement, largest_q = _parity(student, artifact, obs, masks)
     allowed = max(tolerance, _ROUNDING_STEPS * float(np.spacing(np.float32(largest_q))))
     if not int8 and not max_difference <= allowed:  # NaN too
         raise ValueError(
@@ -198,8 +235,6 @@ def _checked(
             f"observations; the largest difference allowed is {allowed:.3g} (Q-values reach {largest_q:.3g}). "
             "Nothing was written."
         )
-    if format == "c":
-        check_programs(file, obs, integers, masks)
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
 
 
@@ -248,7 +283,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
         ValueError: the student cannot be exported; the message has the reason.
     """
     if format not in FORMATS:
-        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}.")
+        raise ValueError(f"Unknown format '{format}'. Known are {', '.join(FORMATS)}, and web on the command line.")
     if getattr(student, "outputs", Q_VALUES) == LOG_PROBS:  # a network of the user's own has no such attribute
         raise ValueError(
             f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
@@ -294,7 +329,7 @@ def format_of_ending(path: str | os.PathLike[str]) -> str:
         known = "; ".join(f"{' or '.join(endings)} for {format}" for format, endings in _ENDINGS.items())
         raise ValueError(
             f"The ending of '{path}' names no format. Known endings: {known}. Rename the file, or set --format "
-            f"({', '.join(FORMATS)})."
+            f"({', '.join(_ENDINGS)})."
         )
     return format
 

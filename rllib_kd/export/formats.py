@@ -1,4 +1,4 @@
-"""Write ONNX, TorchScript and safetensors."""
+"""Write ONNX, `.pt2`, TorchScript and safetensors."""
 
 from __future__ import annotations
 
@@ -220,21 +220,40 @@ def _forget_origin(model: Any) -> None:
     del model.graph.value_info[:]  # shapes in between, which every runtime infers
 
 
+def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
+    """Write the network as a program of `torch.export`, for batches of any size, with a mask on request."""
+    network, inputs = exportable_network(student), _inputs(student, takes_mask=takes_mask)
+    with _quiet(), torch.no_grad():
+        batch = torch.export.Dim("batch")
+        program = torch.export.export(network, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs))
+        program.example_inputs = None  # a pickle, and larger than a small student
+        for node in program.graph.nodes:
+            for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
+                node.meta.pop(name, None)  # paths of this machine
+        with file.open("wb") as opened:  # by name, torch would ask for the ending .pt2
+            torch.export.save(program, opened, extra_files=_notes(student))
+
+
 def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
     """Write the network as a TorchScript program, with a mask of legal actions on request."""
     network, shape = exportable_network(student), input_shape(student)
-    notes = {SHAPE_FILE: json.dumps(shape)}
-    if (parts := observation_parts(student)) is not None:
-        notes[PARTS] = json.dumps(parts)
     with _quiet(), torch.no_grad():
         script = torch.jit.freeze(torch.jit.trace(network, _inputs(student, takes_mask=takes_mask)))
         traced = file.with_name(f"{file.name}.traced")
-        torch.jit.save(script, traced, _extra_files=notes)
+        torch.jit.save(script, traced, _extra_files=_notes(student))
     # Saved again without its source lines, which contain paths of this machine.
     with zipfile.ZipFile(traced) as source, zipfile.ZipFile(file, "w") as target:
         for name in source.namelist():
             if not name.endswith(".debug_pkl"):
                 target.writestr(name, source.read(name))
+
+
+def _notes(student: Teacher) -> dict[str, str]:
+    """Return files beside a program of PyTorch: the shape of its observations, and how vectors of them are made."""
+    notes = {SHAPE_FILE: json.dumps(input_shape(student))}
+    if (parts := observation_parts(student)) is not None:
+        notes[PARTS] = json.dumps(parts)
+    return notes
 
 
 def write_safetensors(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The files of a run: certificate.json, and shrink.html, a page that requests nothing."""
+"""The files of a run: certificate.json, README.md, and shrink.html, a page that requests nothing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.export.certificate_card import write_certificate_card
 from rllib_kd.export.units import UNITS
 from rllib_kd.paths import replace_file
 from rllib_kd.report.drawing import FOREGROUND, MUTED, as_drawn, colour_of, new_figure, place_legend, svg, use_log_axis
@@ -22,9 +23,11 @@ _LOWEST_SHOWN = -0.5  # return ratio; copies below it are drawn there
 
 
 def write(result: Shrunk, folder: Path) -> None:
-    """Write shrink.html, and certificate.json, which comes last: a folder with it is complete."""
-    text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
+    """Write shrink.html, README.md, and certificate.json, which comes last: a folder with it is complete."""
+    content = result.to_dict()
+    text = json.dumps(content, indent=1, allow_nan=False)
     replace_file(folder / "shrink.html", _page(result).encode())
+    write_certificate_card(folder, content)
     replace_file(folder / CERTIFICATE, f"{text}\n".encode())
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from rllib_kd.export.certificate_card import write_certificate_card
 from rllib_kd.export.units import UNITS
 from rllib_kd.report.drawing import (
     FOREGROUND,
@@ -87,7 +88,7 @@ def _of_the_best(student: SweptStudent) -> str:
 def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
     """Write `index.html` (one file that requests nothing), `pareto.png`, `sweep.csv` and `sweep.json`.
 
-    If the recommended student was tested, `certificate.json`, too.
+    If the recommended student was tested, `certificate.json` and `README.md`, too.
 
     Args:
         result: of the sweep.
@@ -101,11 +102,13 @@ def write(result: SweepResult, folder: Path, *, at: str | None = None) -> None:
         writer = csv.writer(file)
         writer.writerow(map(for_spreadsheet, names))
         writer.writerows([_csv(row.get(name, "")) for name in names] for row in rows)
-    text = json.dumps(result.to_dict(), indent=1, allow_nan=False)
+    content = result.to_dict()
+    text = json.dumps(content, indent=1, allow_nan=False)
     (folder / "sweep.json").write_text(text + "\n", encoding="utf-8")
     if result.certified is not None:
         text = json.dumps(content_of(*result.certified), indent=1)
         (folder / "certificate.json").write_text(text + "\n", encoding="utf-8")
+        write_certificate_card(folder, content)
     if result.students:
         png(folder / "pareto.png", partial(front_plot, result))
     at = str(folder.absolute()) if at is None else at

@@ -26,7 +26,7 @@ from rllib_kd.teachers.recognition import Found, find
 from rllib_kd.teachers.rllib import load_rllib
 from rllib_kd.teachers.safetensors import load_safetensors
 from rllib_kd.teachers.sb3 import load_sb3
-from rllib_kd.teachers.torchscript import load_torchscript
+from rllib_kd.teachers.torchscript import load_pt2, load_torchscript
 
 #: A teacher that is not loaded: its path or URI, or a dict with the path.
 Described = str | os.PathLike[str] | Mapping[str, Any]
@@ -48,7 +48,7 @@ def load_teacher(
             folder, or its rl_module folder), of a Tune experiment or trial (its best checkpoint by evaluation; its
             newest if training did not evaluate; "RUN@newest" and "RUN@best" choose), of a Stable-Baselines3 zip of DQN,
             QR-DQN, A2C, PPO or MaskablePPO, or of a folder with that zip alone, of a `.cleanrl_model`, a PyTorch state
-            dict, safetensors, ONNX or TorchScript. A dict with the path describes what the file does not record:
+            dict, safetensors, ONNX, .pt2 or TorchScript. A dict with the path describes what the file does not record:
             `{"path": "net.pth", "network": {"activation": "relu"}}`. A list of these, or of loaded teachers, is an
             ensemble: Q-values are averaged, and policies of actor-critics.
         pipeline: pipeline from the environment's observations to those of this teacher's training. It precedes the
@@ -187,7 +187,8 @@ class OpenedCheckpoint:
         if found.origin == "onnx":
             loaded = load_onnx(found.content, uri)
         else:
-            loaded = load_torchscript(found.content, uri, found.description(), trust_checkpoint=self._trusted)
+            load = load_pt2 if found.origin == "pt2" else load_torchscript
+            loaded = load(found.content, uri, found.description(), trust_checkpoint=self._trusted)
         loaded.outputs = outputs
         return loaded
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow.fs
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.archives import Archive, is_torchscript
+from rllib_kd.checkpoints.archives import Archive, is_pt2, is_torchscript
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import Location
 from rllib_kd.checkpoints.uris import is_file, is_folder, read_file
@@ -18,7 +18,7 @@ from rllib_kd.teachers.normalization import NormalizationFile, find_normalizatio
 
 _FORMATS = (
     "the folder of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
-    "(.cleanrl_model), a state dict of PyTorch (.pth), safetensors, ONNX or TorchScript"
+    "(.cleanrl_model), a state dict of PyTorch (.pth), safetensors, ONNX, .pt2 or TorchScript"
 )
 
 
@@ -33,7 +33,8 @@ class Found:
     """A recognised checkpoint.
 
     Args:
-        origin: "rllib", "sb3", "weights" (of CleanRL, or any state dict), "safetensors", "onnx" or "torchscript".
+        origin: "rllib", "sb3", "weights" (of CleanRL, or any state dict), "safetensors", "onnx", "pt2" or
+            "torchscript".
         uri: URI of the checkpoint itself.
         content: content of a file; empty for a folder.
         filesystem: its filesystem.
@@ -87,6 +88,8 @@ def _origin(content: bytes, uri: str) -> str:
         names = Archive(content, uri).names
         if names >= sb3.FILES:
             return "sb3"
+        if is_pt2(names):
+            return "pt2"
         if is_torchscript(names):
             return "torchscript"
         if any(name.endswith("/data.pkl") for name in names):

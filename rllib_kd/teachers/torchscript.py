@@ -1,4 +1,4 @@
-"""Teachers from TorchScript programs, which must be trusted."""
+"""Teachers from programs of PyTorch, TorchScript and `torch.export`, which must be trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape, description_name, first_line, read_description, teacher_of
 
-SHAPE_FILE = "observation_shape.json"  # in a TorchScript archive that export() wrote
+SHAPE_FILE = "observation_shape.json"  # in an archive that export() wrote
 
 
 def load_torchscript(
@@ -42,7 +42,45 @@ def load_torchscript(
             "trust_checkpoint=True (--trust-checkpoint) if you trust it, or use ONNX or safetensors."
         )
     archive = Archive(content, uri)
-    own = next((name for name in sorted(archive.names) if name.endswith(f"/extra/{SHAPE_FILE}")), None)
+    # Counted as 32-bit numbers: the parameters of a frozen program are among its constants.
+    weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
+    num_parameters = sum(map(archive.size, weights)) // 4
+    return _load(TorchScriptFunction, archive, content, uri, description, "TorchScript", num_parameters)
+
+
+def load_pt2(content: bytes, uri: str, description: bytes | None = None, *, trust_checkpoint: bool = False) -> Teacher:
+    """Load a program of `torch.export` (`.pt2`) from observations `[B, ...]` to Q-values `[B, A]`.
+
+    `torch.export.load()` reads parts of it as pickles, which can run any code.
+
+    Args:
+        content: as in `load_torchscript()`.
+        uri: as there.
+        description: as there.
+        trust_checkpoint: whether it may be run.
+
+    Raises:
+        ValueError: as there.
+    """
+    if not trust_checkpoint:
+        raise CheckpointError(
+            f"'{uri}' is a program of torch.export; loading it can run code, since parts of it are pickles. Pass "
+            "trust_checkpoint=True (--trust-checkpoint) if you trust it, or use ONNX or safetensors."
+        )
+    return _load(ExportedFunction, Archive(content, uri), content, uri, description, "a program of torch.export")
+
+
+def _load(
+    kind: type[TorchScriptFunction | ExportedFunction],
+    archive: Archive,
+    content: bytes,
+    uri: str,
+    description: bytes | None,
+    what: str,
+    num_parameters: int | None = None,
+) -> Teacher:
+    """Load a trusted program; its parameters are counted if their number is None."""
+    own = next((name for name in sorted(archive.names) if name.endswith(f"/{SHAPE_FILE}")), None)
     try:
         if own is not None:
             shape = parse_json(archive.read(own))
@@ -54,15 +92,42 @@ def load_torchscript(
                 'it: {"observation_shape": [4]}.'
             )
         shape = checked_shape(shape)
-        function = TorchScriptFunction(content)
+        function = kind(content)
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"'{uri}' cannot be read as TorchScript: {first_line(error)}.") from error
-    # Counted as 32-bit numbers: the parameters of a frozen program are among its constants.
-    weights = [name for name in archive.names if name.split("/")[1:2] in (["data"], ["constants"])]
-    num_parameters = sum(map(archive.size, weights))
-    return teacher_of(function, shape, uri, num_parameters // 4)
+        raise CheckpointError(f"'{uri}' cannot be read as {what}: {first_line(error)}.") from error
+    return teacher_of(function, shape, uri, function.num_parameters if num_parameters is None else num_parameters)
+
+
+class ExportedFunction:
+    """A program of `torch.export`, on the CPU, for which it was made.
+
+    Args:
+        content: content of the archive, whose pickles are loaded.
+    """
+
+    def __init__(self, content: bytes):
+        self._content = content
+        program = torch.export.load(io.BytesIO(content))
+        _, *masks = program.graph_signature.user_inputs  # of legal actions, as of export()
+        self._num_actions = [int(node.meta["val"].shape[1]) for node in program.graph.nodes if node.name in masks]
+        self._module = program.module()
+        for parameter in self._module.parameters():
+            parameter.requires_grad_(False)
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of its parameters."""
+        return sum(parameter.numel() for parameter in self._module.parameters())
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        """Return Q-values `[B, A]` of observations `[B, ...]`."""
+        masks = [torch.ones(len(obs), *self._num_actions)] if self._num_actions else []
+        return self._module(obs.cpu(), *masks)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._content,)
 
 
 class TorchScriptFunction:
@@ -79,6 +144,11 @@ class TorchScriptFunction:
             self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
         for parameter in self._script.parameters():
             parameter.requires_grad_(False)
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of its parameters; those of a frozen program are constants, and not among them."""
+        return sum(parameter.numel() for parameter in self._script.parameters())
 
     def __call__(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` of observations `[B, ...]`."""

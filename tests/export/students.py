@@ -97,4 +97,6 @@ ONE_FILE = tuple(name for name in FORMATS if name != "c")
 
 
 #: Where each file is played in a process of its own, as many others are: the one that imports torch is slow.
-QUICK_TO_PLAY = [pytest.param(name, marks=pytest.mark.slow) if name == "torchscript" else name for name in ONE_FILE]
+QUICK_TO_PLAY = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ("pt2", "torchscript") else name for name in ONE_FILE
+]

@@ -62,7 +62,7 @@ def test_the_onnx_graph_is_what_a_device_wants(tmp_path):
 def test_artifacts_know_no_paths_of_this_machine(artifact_format, tmp_path):
     export(network(), tmp_path / "s", format=artifact_format, obs=states(2))
     contents = [(tmp_path / "s").read_bytes()]
-    if artifact_format == "torchscript":
+    if artifact_format in ("pt2", "torchscript"):
         with zipfile.ZipFile(tmp_path / "s") as archive:
             contents = [archive.read(name) for name in archive.namelist()]
     for path in (str(ROOT), str(Path(torch.__file__).parent), str(tmp_path), "site-packages", "export.py"):
@@ -148,7 +148,7 @@ def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"format": "tflite"}, "Unknown format 'tflite'. Known are c, onnx, safetensors, torchscript"),
+        ({"format": "tflite"}, "Unknown format 'tflite'. Known are c, onnx, pt2, safetensors, torchscript"),
         ({"format": "safetensors", "int8": True}, "int8 is for format='c' or 'onnx' only"),
         ({"prefix": "mine"}, "A prefix is for format='c' only"),
         ({"obs": states(3)[:, :3]}, r"the shape \[3, 3\], expected \[N, 4\]"),
@@ -231,7 +231,7 @@ class OwnModule(nn.Module):
 
 def test_modules_of_the_users_own(tmp_path):
     student = OwnNetwork()
-    for artifact_format in ("onnx", "torchscript"):
+    for artifact_format in ("onnx", "pt2", "torchscript"):
         assert export(student, tmp_path / "s", format=artifact_format, obs=states(9)).max_difference < 1e-5
     with pytest.raises(ValueError, match="got a OwnModule"):
         export(student, tmp_path / "s", format="safetensors", obs=states(9))

@@ -131,6 +131,11 @@ def test_the_numpy_runner_in_the_docs(name, tmp_path):
             "session = onnxruntime.InferenceSession(path)\n"
             "q_values = lambda obs: session.run(None, {'obs': obs})[0]\n",
         ),
+        (
+            "pt2",
+            "import torch\nnetwork = torch.export.load(open(path, 'rb')).module()\n"
+            "q_values = lambda obs: network(torch.as_tensor(obs)).detach().numpy()\n",
+        ),
         ("torchscript", "import torch\nq_values = lambda obs: torch.jit.load(path)(torch.as_tensor(obs)).numpy()\n"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+import warnings
 import zipfile
 
 import gymnasium as gym
@@ -262,7 +263,7 @@ STUDENTS = {
 }
 
 
-@pytest.mark.parametrize("format", ["safetensors", "onnx", "torchscript"])
+@pytest.mark.parametrize("format", ["safetensors", "onnx", "pt2", "torchscript"])
 @pytest.mark.parametrize("kind", STUDENTS)
 def test_an_exported_student_is_a_teacher_again(tmp_path, kind, format):
     if format != "safetensors" and kind not in ("plain", "dueling"):
@@ -278,7 +279,7 @@ def test_an_exported_student_is_a_teacher_again(tmp_path, kind, format):
     pipeline = ObservationPipeline(CARTPOLE_OBS, (Normalize(np.full(4, 0.5), np.full(4, 2.0), 1.5),))
     student = Teacher(module, pipeline=pipeline)
     export(student, tmp_path / "a", format=format, obs=states(20))
-    teacher = load_teacher(tmp_path / "a", trust_checkpoint=format == "torchscript")
+    teacher = load_teacher(tmp_path / "a", trust_checkpoint=format in ("pt2", "torchscript"))
     assert q_values(teacher, states(50)) == pytest.approx(q_values(student, states(50)), abs=1e-5)
     assert teacher.takes(CARTPOLE_OBS)
     assert teacher.action_space == CARTPOLE_ACTIONS
@@ -335,6 +336,24 @@ def test_torchscript_is_a_program_that_needs_trust(tmp_path):
         load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
     (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
     teacher = load_teacher(tmp_path / "a.pt", trust_checkpoint=True)
+    assert q_values(teacher, states(20)) == pytest.approx(say(network, states(20)), abs=1e-6)
+    assert teacher.num_parameters == 58
+
+
+def test_pt2_is_a_program_that_needs_trust(tmp_path):
+    network = mlp(4, 8, 2)
+    dynamic = {"input": {0: torch.export.Dim("batch")}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(
+            torch.export.export(network, (torch.zeros(2, 4),), dynamic_shapes=dynamic), tmp_path / "a.pt2"
+        )
+    with pytest.raises(ValueError, match=r"program of torch\.export.*pickles.*trust_checkpoint=True"):
+        load_teacher(tmp_path / "a.pt2")
+    with pytest.raises(ValueError, match=r"does not record the shape of its observations.*a\.json"):
+        load_teacher(tmp_path / "a.pt2", trust_checkpoint=True)
+    (tmp_path / "a.json").write_text('{"observation_shape": [4]}')
+    teacher = pickle.loads(pickle.dumps(load_teacher(tmp_path / "a.pt2", trust_checkpoint=True)))
     assert q_values(teacher, states(20)) == pytest.approx(say(network, states(20)), abs=1e-6)
     assert teacher.num_parameters == 58
 

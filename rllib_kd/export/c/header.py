@@ -128,7 +128,7 @@ def header(body: Body, *, prefix: str, shape: Sequence[int], num_actions: int, m
         "FUNCTIONS": "\n".join(body.functions),
         "POLICY": body.policy,
     }
-    return _filled(with_prefix(_filled(_HEADER, values), prefix), {"PREFIX": prefix})
+    return filled(with_prefix(filled(_HEADER, values), prefix), {"PREFIX": prefix})
 
 
 def main_program(*, header_name: str, main_name: str, prefix: str, needs_math: bool) -> str:
@@ -146,9 +146,9 @@ def main_program(*, header_name: str, main_name: str, prefix: str, needs_math: b
         "PREFIX": prefix,
         "MATH_LIBRARY": "-lm" if needs_math else "",
     }
-    return _filled(with_prefix(_MAIN, prefix), values).replace(f"{main_name} \n", f"{main_name}\n")
+    return filled(with_prefix(_MAIN, prefix), values).replace(f"{main_name} \n", f"{main_name}\n")
 
 
-def _filled(text: str, values: Mapping[str, str]) -> str:
+def filled(text: str, values: Mapping[str, str]) -> str:
     """Return a text with values in place of the words that name them, in one pass: values are not filled themselves."""
     return re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], text)

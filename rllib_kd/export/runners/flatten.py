@@ -23,9 +23,9 @@ def parts_in(path: str) -> list[dict[str, Any]] | None:
     For ONNX this needs onnxruntime.
     """
     data = Path(path).read_bytes()
-    if data.startswith(b"PK"):  # TorchScript
+    if data.startswith(b"PK"):  # .pt2, TorchScript
         with zipfile.ZipFile(path) as archive:
-            found = [archive.read(name).decode() for name in archive.namelist() if name.endswith(f"extra/{_KEY}")]
+            found = [archive.read(name).decode() for name in archive.namelist() if name.endswith(f"/{_KEY}")]
     elif data[8:9] == b"{":  # safetensors
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         found = [text for name, text in header["__metadata__"].items() if name == _KEY]

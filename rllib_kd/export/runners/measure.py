@@ -38,7 +38,7 @@ def main() -> None:
     """Load the artifact, run it on one observation and read the memory; then measure the time. The order matters."""
     runner_name, path, shape_text = sys.argv[1:]
     runner = importlib.import_module(runner_name)
-    if runner_name == "torchscript_runner":
+    if runner_name in ("pt2_runner", "torchscript_runner"):
         runner.torch.set_num_threads(1)
     import numpy as np
 

@@ -24,7 +24,7 @@ def main() -> None:
     """Print the median time of one call in each repeat, ms, as a list for each artifact."""
     runner_name, shape_text, *paths = sys.argv[1:]
     runner = importlib.import_module(runner_name)
-    if runner_name == "torchscript_runner":
+    if runner_name in ("pt2_runner", "torchscript_runner"):
         runner.torch.set_num_threads(1)
     import numpy as np
 

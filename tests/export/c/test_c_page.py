@@ -54,6 +54,7 @@ def test_the_page_on_c_works_as_written(tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(tmp_path / "policy")) == [
+        "README.md",
         "observations",
         "small.h",
         "small_main.c",

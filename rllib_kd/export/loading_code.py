@@ -1,0 +1,105 @@
+"""How a person loads an exported file, in about five lines of each language."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+from rllib_kd.export.c.header import filled
+from rllib_kd.export.runners.c_runner import header_field, with_prefix
+
+_ONNX = """\
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(FILE)
+q_values = session.run(["q_values"], {"obs": np.zeros(SHAPE, np.float32)})[0]  # [batch, actions]
+action = q_values.argmax(-1)[0]"""
+
+
+_SAFETENSORS = """\
+import numpy as np
+from rllib_kd.export.runners.numpy_runner import load  # one file, which needs numpy alone: take it with you
+
+q_values = load(FILE)(np.zeros(SHAPE, np.float32))  # [batch, actions]
+action = q_values.argmax(-1)[0]"""
+
+
+_TORCHSCRIPT = """\
+import torch
+
+network = torch.jit.load(FILE)
+q_values = network(torch.zeros(SHAPE))  # [batch, actions]
+action = q_values.argmax(-1)[0].item()"""
+
+
+_PT2 = """\
+import torch
+
+network = torch.export.load(FILE).module()
+q_values = network(torch.zeros(SHAPE))  # [batch, actions]
+action = q_values.argmax(-1)[0].item()"""
+
+
+_C = """\
+#include "HEADER"
+
+static float observation[P_OBSERVATION_SIZE];
+
+int choose(void)
+{
+    return p_act(observation); /* from 0; negative: the observation is not finite */
+}"""
+
+
+_C_PROGRAM = """\
+cc -std=c99 -O2 -o policy MAIN -lm
+head -c BYTES /dev/zero | ./policy -q  # an observation of zeros: its action and its Q-values"""
+
+
+_C_IN_PYTHON = """\
+import numpy as np
+from rllib_kd.export.runners.c_runner import load  # compiles the header
+
+q_values = load(FILE)(np.zeros(SHAPE, np.float32))  # [batch, actions]
+action = q_values.argmax(-1)[0]"""
+
+
+_NODE = """\
+// In the console of the page: student.qValues([...]), student.act([...]). In node:
+const [, code] = require("fs").readFileSync(FILE, "utf8").match(/<script id="student">(.*?)<\\/script>/s);
+const [, data] = require("fs").readFileSync(FILE, "utf8").match(/id="data">(.*?)<\\/script>/s);
+const student = new Function(`${code}; return makeStudent(JSON.parse(arguments[0]).network);`)(data);
+console.log(student.act(ZEROS), student.qValues(ZEROS));"""
+
+
+_PYTHON = {"onnx": _ONNX, "pt2": _PT2, "safetensors": _SAFETENSORS, "torchscript": _TORCHSCRIPT}
+
+
+def loading_code(path: str, format: str, shape: Sequence[int]) -> list[tuple[str, str]]:
+    """Return code that loads an artifact which lies in the working folder.
+
+    Args:
+        path: path of the file, which exists; the code has its name.
+        format: its format.
+        shape: shape of one observation.
+
+    Returns:
+        Languages, as Markdown names them, each with its lines.
+    """
+    name, batch = PurePath(path).name, repr((1, *shape))
+    values = {"FILE": repr(name), "SHAPE": batch}
+    if format == "c":
+        prefix = header_field(Path(path).read_text(), "Prefix")
+        main, num_bytes = shlex.quote(f"{PurePath(path).stem}_main.c"), 4 * math.prod(shape)
+        return [
+            ("c", filled(with_prefix(_C, prefix), {"HEADER": name})),
+            ("bash", filled(_C_PROGRAM, {"MAIN": main, "BYTES": str(num_bytes)})),
+            ("python", filled(_C_IN_PYTHON, values)),
+        ]
+    if format == "web":
+        return [("js", filled(_NODE, {"FILE": json.dumps(name), "ZEROS": json.dumps([0] * math.prod(shape))}))]
+    return [("python", filled(_PYTHON[format], values))]

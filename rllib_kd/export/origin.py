@@ -1,0 +1,69 @@
+"""How a network was trained, as far as its checkpoint records it: names and texts of others, for a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rllib_kd import limits
+from rllib_kd.checkpoints.json_text import parse_json
+from rllib_kd.evaluation.sources import Source
+
+_SETTINGS = ("teacher", "loss", "rollout_policy", "kd_coeff", "td_coeff", "lr", "seed")
+
+
+_SAVED_INSIDE = "checkpoint:"  # a teacher without another name than its place in the checkpoint
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from.
+
+    Args:
+        checkpoint: name, path or URI of its checkpoint; None: it was made in this process.
+        algorithm: name of the algorithm that trained it; None if that is not recorded.
+        settings: recorded settings of the distillation by name, numbers and texts.
+        command: the command that trained it; None if that is not recorded.
+        verdict: what its certificate states; None without one.
+    """
+
+    checkpoint: str | None = None
+    algorithm: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    command: str | None = None
+    verdict: str | None = None
+
+
+def origin_of(source: Source) -> Origin:
+    """Return what the checkpoint of a network, and a certificate beside it, record."""
+    recorded = source.settings()
+    settings = {name: recorded[name] for name in _SETTINGS if name in recorded}
+    if str(settings.get("teacher", "")).startswith(_SAVED_INSIDE):
+        del settings["teacher"]
+    certificate = {} if source.path is None else _certificate_beside(source.path)
+    return Origin(
+        checkpoint=source.path,
+        algorithm=source.algorithm(),
+        settings=settings,
+        command=_text(certificate.get("command")),
+        verdict=_text(certificate.get("verdict")),
+    )
+
+
+def _certificate_beside(path: str) -> dict[str, Any]:
+    """Return the certificate of `rllib shrink` for the student in its folder; {} if there is none."""
+    folder = Path(path).absolute()
+    with contextlib.suppress(OSError, ValueError):
+        file = folder.parent / "certificate.json"
+        if os.path.isfile(file) and os.path.getsize(file) <= limits.MAX_DESCRIPTION:
+            content = parse_json(file.read_bytes())
+            if isinstance(content, dict) and content.get("checkpoint") == folder.name:
+                return content
+    return {}
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,1 @@
+"""A student as a web page in one file."""

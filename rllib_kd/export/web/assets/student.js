@@ -1,0 +1,55 @@
+"use strict";
+// The student: from one observation, a list of numbers, to Q-values. It touches no page, and runs in any JavaScript.
+
+function decodeFloats(text) {
+  return new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+}
+
+function makeStudent(network) {
+  const arrays = {};
+  for (const [name, text] of Object.entries(network.arrays)) arrays[name] = decodeFloats(text);
+  const mean = (x) => x.reduce((sum, v) => sum + v, 0) / x.length;
+
+  const ops = {
+    relu: (x) => x.map((v) => Math.max(v, 0)),
+    tanh: (x) => x.map(Math.tanh),
+    sigmoid: (x) => x.map((v) => 1 / (1 + Math.exp(-v))),
+    silu: (x) => x.map((v) => v / (1 + Math.exp(-v))),
+    elu: (x) => x.map((v) => (v > 0 ? v : Math.expm1(v))),
+    flatten: (x) => x,
+    linear(x, layer) {
+      const weight = arrays[layer.weight];
+      return Array.from(arrays[layer.bias], (bias, i) => {
+        let sum = bias;
+        for (let j = 0, k = i * x.length; j < x.length; j++, k++) sum += weight[k] * x[j];
+        return sum;
+      });
+    },
+    layer_norm(x, layer) {
+      const center = mean(x), scale = Math.sqrt(mean(x.map((v) => (v - center) ** 2)) + layer.eps);
+      return x.map((v, i) => ((v - center) / scale) * arrays[layer.weight][i] + arrays[layer.bias][i]);
+    },
+    normalize(x, layer) {
+      const scaled = x.map((v, i) => (v - arrays[layer.mean][i]) / arrays[layer.std][i]);
+      return layer.clip === null ? scaled : scaled.map((v) => Math.min(Math.max(v, -layer.clip), layer.clip));
+    },
+    one_hot: (x, layer) => layer.lengths.flatMap((n, i) => Array.from({ length: n }, (_, k) => (x[i] === k ? 1 : 0))),
+    dueling(x, layer) {
+      const advantage = run(layer.advantage, x), value = run(layer.value, x)[0], center = mean(advantage);
+      return advantage.map((v) => value + v - center);
+    },
+    expectation(x, layer) {
+      const n = layer.num_atoms, step = (layer.v_max - layer.v_min) / (n - 1);
+      return Array.from({ length: x.length / n }, (_, action) => {
+        const logits = x.slice(action * n, (action + 1) * n), largest = Math.max(...logits);
+        const weights = logits.map((v) => Math.exp(v - largest));
+        return weights.reduce((sum, w, k) => sum + w * (layer.v_min + k * step), 0) / weights.reduce((a, b) => a + b);
+      });
+    },
+  };
+  const run = (layers, x) => layers.reduce((values, layer) => ops[layer.op](values, layer), x);
+
+  const qValues = (observation) => run(network.layers, Array.from(observation, Math.fround));
+  const best = (values) => values.indexOf(Math.max(...values)); // of equal ones the first; -1 if one is NaN
+  return { qValues, best, act: (observation) => best(qValues(observation)) };
+}

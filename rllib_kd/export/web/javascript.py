@@ -1,0 +1,93 @@
+"""The student of a page, run by node, or with numpy where there is no node."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from typing import Any
+
+import numpy as np
+
+from rllib_kd.export.runners import numpy_runner
+from rllib_kd.export.web.network import decoded
+from rllib_kd.export.web.page import data_of, student_code_of
+
+#: Reads the code and the network, then observations, one JSON a line; prints Q-values, one JSON a line.
+_DRIVER = """
+const lines = require("readline").createInterface({ input: process.stdin, crlfDelay: Infinity });
+let student;
+lines.on("line", (line) => {
+  const asked = JSON.parse(line);
+  if (student === undefined) {
+    student = require("vm").runInNewContext(asked.code + "; makeStudent(network)", { network: asked.network, atob });
+    return;
+  }
+  console.log(JSON.stringify(asked.map((observation) => student.qValues(observation))));
+});
+"""
+
+
+def node() -> str | None:
+    """Return the path of node; None if it is not installed."""
+    return shutil.which("node")
+
+
+class PageStudent:
+    """The function from observations `[B, ...]` to Q-values `[B, A]` of a page that was just written; a context.
+
+    Args:
+        text: the page.
+    """
+
+    def __init__(self, text: str):
+        self._network = data_of(text)["network"]
+        self._process: subprocess.Popen[str] | None = None
+        if (program := node()) is not None:
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            self._process = subprocess.Popen([program, "-e", _DRIVER], text=True, **pipes)
+            self._send({"code": student_code_of(text), "network": self._network})
+
+    def __enter__(self) -> PageStudent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+    @property
+    def runs_javascript(self) -> bool:
+        """Return whether node runs it; otherwise numpy computes with the page's weights."""
+        return self._process is not None
+
+    def __call__(self, obs: np.ndarray) -> np.ndarray:
+        """Return Q-values `[B, A]` of observations `[B, ...]`."""
+        obs = np.asarray(obs, np.float32).reshape(len(obs), -1)
+        if self._process is None:
+            arrays = {name: decoded(text) for name, text in self._network["arrays"].items()}
+            return numpy_runner.run(self._network["layers"], _shaped(self._network["layers"], arrays), obs)
+        assert self._process.stdout is not None
+        self._send(obs.tolist())
+        line = self._process.stdout.readline()
+        if not line:
+            errors = self._process.stderr.read() if self._process.stderr is not None else ""
+            raise RuntimeError(f"node failed:\n{errors[-2000:]}")
+        return np.array(json.loads(line), dtype=float).astype(np.float32)  # null, which is NaN or infinite, gives NaN
+
+    def _send(self, content: Any) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(content) + "\n")
+        self._process.stdin.flush()
+
+
+def _shaped(layers: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays with the weights of linear layers as matrices `[outputs, inputs]`."""
+    shaped = dict(arrays)
+    for layer in layers:
+        if layer["op"] == "linear":
+            shaped[layer["weight"]] = arrays[layer["weight"]].reshape(len(arrays[layer["bias"]]), -1)
+        for stream in ("value", "advantage"):
+            shaped |= {name: array for name, array in _shaped(layer.get(stream, []), arrays).items() if array.ndim > 1}
+    return shaped

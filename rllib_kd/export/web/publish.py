@@ -1,0 +1,201 @@
+"""Record episodes, write the page, compare its JavaScript with PyTorch, and let it play."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rllib_kd.environments.making import close, env_maker
+from rllib_kd.environments.video import check_renders
+from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.intervals import mean_and_ci95
+from rllib_kd.evaluation.played_environment import PlayedEnvironment
+from rllib_kd.evaluation.playing import Act, mask_view, play
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
+from rllib_kd.export.deployment import Deployment
+from rllib_kd.export.export import artifact_view, check_exportable, compared
+from rllib_kd.export.formats import input_shape
+from rllib_kd.export.web import cartpole
+from rllib_kd.export.web.javascript import PageStudent
+from rllib_kd.export.web.network import web_network
+from rllib_kd.export.web.page import page
+from rllib_kd.export.web.recording import Recording, record
+from rllib_kd.observations.pipeline import View
+from rllib_kd.paths import replace_file
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import mean_and_interval, one_line, printable
+from rllib_kd.wire import LOG_PROBS
+
+NUM_RECORDED = 3  # episodes
+
+
+_MAX_SLIDERS = 32
+
+
+_NO_NODE = (
+    "There is no node, so the page's JavaScript was not run: only its weights were compared with PyTorch. "
+    "Install node, and export again."
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """A page's student as a player."""
+
+    q_values: PageStudent
+    view: Callable[[], View]
+
+    def player(self) -> Act:
+        view = self.view()
+        return lambda shown: self.q_values(view(shown)).argmax(-1)
+
+
+def check_web(student: Teacher) -> None:
+    """Check that a page can hold the student, before it plays episodes.
+
+    Raises:
+        ValueError: it cannot; the message has the reason.
+    """
+    check_exportable(student, format="safetensors")  # whose descriptions of layers a page runs
+    web_network(student)
+
+
+def refuse_flags_of_others(*, int8: bool, prefix: str | None) -> None:
+    """Raise a ValueError if a setting of another format was given."""
+    if int8:
+        raise ValueError("int8 is for format='c' or 'onnx' only, got format='web'.")
+    if prefix is not None:
+        raise ValueError("A prefix is for format='c' only, got format='web'.")
+
+
+def publish(
+    student: Teacher,
+    out: Path,
+    played: PlayedEnvironment,
+    *,
+    teacher: Teacher | None = None,
+    teacher_name: str | None = None,
+    num_episodes: int = 20,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Deployment:
+    """Write a student as a web page in one file, which requests nothing, if its Q-values equal PyTorch's.
+
+    The page plays recorded episodes, answers observations, and simulates CartPole. Its JavaScript is run by node, which
+    also plays the episodes; without node, only its weights are compared, with a warning.
+
+    Args:
+        student: the Q-network.
+        out: path of the page; missing folders are created.
+        played: the environment.
+        teacher: whose regret and actions the page shows; None: none.
+        teacher_name: its name on the page; None: where it was loaded from.
+        num_episodes: episodes of PyTorch, and as many of the page, ≥ 1; the first three are recorded.
+        advance: called with the number of episodes that have ended since its last call, of 2 × `num_episodes`.
+
+    Raises:
+        ValueError: the student does not fit a page or the environment, or the page differs from PyTorch.
+    """
+    check_web(student)
+    seeds, make_env = episode_seeds(num_episodes, FRESH_SEED), env_maker(*played)
+    networks = {"The student": student} | ({} if teacher is None else {"The teacher": teacher})
+    student, *others = check_fit(make_env, networks)
+    view = artifact_view(student)
+    views = [view, lambda: mask_view(int(student.action_space.n))]
+    torch_returns, (states, masks) = play(make_env, GreedyQ(student), seeds, views=views, advance=advance)
+    if not masks.all():
+        raise ValueError("A web page takes no masks of legal actions. Use another format, such as onnx.")
+    teacher = others[0] if others else None
+    data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
+    lead = f"A student of {student.num_parameters:,} parameters plays {played}: return "
+    lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {num_episodes} episodes."
+    if teacher is not None:
+        name = one_line(teacher_name or teacher.source, limit=200)
+        lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
+    text = page(out.stem, lead, data)
+    with PageStudent(text) as page_student:
+        exported = compared(student, page_student, np.asarray(states), out, format="web")
+        returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)
+        if not page_student.runs_javascript:
+            logger.warning(_NO_NODE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, text.encode())
+    mean, half_width = mean_and_ci95(returns)
+    return Deployment(
+        out.name, exported, None, mean_and_ci95(torch_returns)[0], mean, half_width, str(played), network=student
+    )
+
+
+def summary(deployment: Deployment, num_episodes: int) -> str:
+    """Return what was measured of a page, in lines."""
+    exported = deployment.exported
+    size = Path(exported.path).stat().st_size
+    played = "1 episode" if num_episodes == 1 else f"{num_episodes:,} episodes"
+    return "\n".join(
+        [
+            f"played in {printable(deployment.played_in)}",
+            f"return {mean_and_interval(deployment.return_mean, deployment.return_ci95)} ({played}), "
+            f"in PyTorch {mean_and_interval(deployment.torch_return)}",
+            f"largest difference from PyTorch {exported.max_difference:.1e}, agreement "
+            f"{100 * (exported.agreement or 0.0):.2f} % of {exported.num_observations:,} observations",
+            f"{size:,} bytes: {printable(exported.path)}",
+        ]
+    )
+
+
+def _data(
+    student: Teacher,
+    teacher: Teacher | None,
+    view: Callable[[], View],
+    played: PlayedEnvironment,
+    seeds: Sequence[int],
+) -> dict[str, Any]:
+    """Return what the page shows, with an episode of each seed."""
+    make_env, no_frames = _rendering(played)
+    recordings = [record(make_env, student, view, seed, teacher=teacher, with_frames=not no_frames) for seed in seeds]
+    env = make_env()
+    physics = cartpole.physics_of(env) if input_shape(student) == (4,) else None
+    close(env)
+    return {
+        "network": web_network(student),
+        "inputs": _inputs(recordings, cartpole.INPUTS if physics else None),
+        "maxSliders": _MAX_SLIDERS,
+        "actions": cartpole.ACTIONS if physics else [f"action {i}" for i in range(int(student.action_space.n))],
+        "episodes": [recording.to_dict() for recording in recordings],
+        "noFrames": no_frames,
+        "regretUnit": "nats" if teacher is not None and teacher.outputs == LOG_PROBS else "return units",
+        "cartpole": physics,
+    }
+
+
+def _rendering(played: PlayedEnvironment) -> tuple[Callable[[], gym.Env], str]:
+    """Return a maker of environments, which render if they can, and why they cannot; empty if they can."""
+    try:
+        make_env = env_maker(*played, render_mode="rgb_array")
+        check_renders(make_env, "rgb_array")
+    except (ValueError, TypeError) as error:  # a class of one's own may take no such argument
+        return env_maker(*played), f"There are no pictures: {one_line(error, limit=300)}"
+    return make_env, ""
+
+
+def _inputs(recordings: Sequence[Recording], names: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return name and range of each input: the recorded range and a quarter of it on each side."""
+    seen = np.concatenate([np.stack(recording.inputs) for recording in recordings]).astype(float)
+    low, high = seen.min(0), seen.max(0)
+    margin = np.where(high > low, (high - low) / 4, 1.0)
+    is_whole = bool((seen == np.round(seen)).all())
+    steps = "1" if is_whole else "any"
+    names = [f"input {i}" for i in range(seen.shape[1])] if names is None else names
+    rows = zip(
+        names, np.floor(low) if is_whole else low - margin, np.ceil(high) if is_whole else high + margin, strict=True
+    )
+    return [{"name": name, "low": float(a), "high": float(b), "step": steps} for name, a, b in rows]

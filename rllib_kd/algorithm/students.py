@@ -13,6 +13,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.algorithm.dead_learners import ask_learner
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
+from rllib_kd.networks.trees.module import TreeRLModule
+from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.spaces import check_spaces, input_space
 from rllib_kd.students.sizes import PRESETS, compress
 from rllib_kd.teachers.base import Teacher
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Keys of a model config that set the widths of the student's layers.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
+#: Those that set the student's shape, so that no compression does.
+_SHAPE_KEYS = WIDTH_KEYS | {TREE}
 
 
 #: Student parameters / teacher parameters, unless `compression` or a model config sets the shape.
@@ -60,9 +64,7 @@ class Students:
         def measure(learner: Any) -> dict[str, dict[str, StudentSize]]:
             return {
                 group_id: {
-                    name: StudentSize(
-                        count_parameters(group.students[name].module), support_of(group.students[name].module)
-                    )
+                    name: StudentSize(_num_parameters(module := group.students[name].module), support_of(module))
                     for name in group.named
                 }
                 for group_id, group in learner.groups.items()
@@ -86,6 +88,11 @@ class Students:
         return self._sizes[group_id]
 
 
+def _num_parameters(module: Any) -> int:
+    """Return the parameters of a student; of a tree, which has not grown yet, the most that it may have."""
+    return module.max_parameters if isinstance(module, TreeRLModule) else count_parameters(module)
+
+
 def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
     """Replace presets and compressions in a config by layer widths.
 
@@ -106,7 +113,7 @@ def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) 
         }
     elif config.student is not None:
         config.rl_module(model_config=own | _shape(config, config.student, teachers, DEFAULT_MODULE_ID))
-    elif teachers and config.own_rl_module_spec is None and not WIDTH_KEYS & set(own):
+    elif teachers and config.own_rl_module_spec is None and not _SHAPE_KEYS & set(own):
         size = {"compression": config.compression or DEFAULT_COMPRESSION}
         shapes = {group_id: own | _shape(config, size, teachers, group_id) for group_id in teachers}
         if config.is_multi_agent:
@@ -149,6 +156,8 @@ def _shape(
     """Return the model config of a preset, or of a student that is described by its compression."""
     if isinstance(shape, str):
         return dict(PRESETS[shape])
+    if TREE in shape:
+        return {**shape, TREE: TreeShape.of(shape[TREE]).to_dict()}
     if "compression" not in shape:
         return dict(shape)
     teacher = teachers[group_id].members[0]

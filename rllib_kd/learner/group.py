@@ -16,6 +16,7 @@ from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.observation_scale import ObservationStatistics
 from rllib_kd.learner.replay import PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
+from rllib_kd.learner.trees import Trees, TreeStudent
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
@@ -40,6 +41,7 @@ class StudentGroup:
 
     Args:
         learners: students, or stacks of them, each of which makes a gradient step on every batch.
+        trees: students that are trees, which are regrown now and then.
         config: config of their module.
         num_actions: number of actions, A.
         outputs: what the labels are: Q-values, or log-probabilities.
@@ -52,13 +54,16 @@ class StudentGroup:
         learners: Sequence[Student | StackedStudents],
         config: Any,
         *,
+        trees: Sequence[TreeStudent] = (),
         num_actions: int,
         outputs: Outputs,
         device: torch.device | str,
         seed: int | None,
     ):
         self.learners = list(learners)
-        self.students = {student.name: student for learner in learners for student in members_of(learner)}
+        self.students: dict[str, Any] = {student.name: student for one in learners for student in members_of(one)}
+        self.students |= {tree.name: tree for tree in trees}
+        self.trees = Trees(trees, seed=seed)
         #: Names of students. Their restarts are in `students`, too, but in no results.
         self.named = [name for name in self.students if is_named(name)]
         self.config = config
@@ -152,6 +157,18 @@ class StudentGroup:
         _, teacher_q, chosen = self._choices(self.students, states)
         return dict(zip(self.students, _regret(teacher_q, chosen).mean(-1).tolist(), strict=True))
 
+    def regrow_trees(self) -> list[str]:
+        """Regrow those trees that are due, on states of the replay; return their names."""
+        num_states = self.statistics.count
+        if not self.trees.is_due(num_states) or not len(self.replay):
+            return []
+
+        def choose(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+            states = self.replay.gather(self.replay.choose(count, rng), DISTILLATION_COLUMNS)
+            return as_input(states[Columns.OBS], self._input_shape), states[TEACHER_Q]
+
+        return self.trees.regrow(num_states, choose)
+
     def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return Q-values of acting students and of the teacher (`[N, M, A]`), and students' actions `[N, M, 1]`."""
         obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
@@ -213,6 +230,7 @@ class StudentGroup:
             "q_statistics": self.statistics.get_state(),
             "obs_statistics": self.obs_statistics.get_state(),
             "num_steps": self.num_steps,
+            "trees": self.trees.get_state(),
             "students": {name: student.get_state() for name, student in self.students.items()},
         }
 
@@ -222,6 +240,8 @@ class StudentGroup:
         if "obs_statistics" in state:  # not of a version without
             self.obs_statistics.set_state(state["obs_statistics"])
         self.num_steps = state["num_steps"]
+        if "trees" in state:  # not of a version without
+            self.trees.set_state(state["trees"])
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)

@@ -304,8 +304,8 @@ def check_restarts(config: DistillationConfig) -> None:
         raise ValueError(f"`restarts`={config.num_copies} is supported in single-agent settings only. Set it to 1.")
     if config.init == "teacher":
         raise ValueError(
-            f"`restarts`={config.num_copies} copies of a student would be equal with init='teacher'. Set init='random', "
-            "or restarts=1."
+            f"`restarts`={config.num_copies} copies of a student would be equal with init='teacher'. Set init='random',"
+            " or restarts=1."
         )
 
 

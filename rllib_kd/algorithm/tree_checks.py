@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
-from rllib_kd.networks.trees.shape import MAX_OBLIQUE_INPUTS, TREE, TreeShape
+from rllib_kd.networks.trees.shape import TreeShape
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
@@ -47,15 +47,5 @@ def check_tree_inputs(config: DistillationConfig, space: gym.Space) -> None:
     Raises:
         ValueError: they do not.
     """
-    shape = space.shape or ()
     for settings in config.trees.values():
-        if len(shape) != 1:
-            raise ValueError(
-                f"A tree compares the entries of a vector, but observations have the shape {list(shape)}. Images are "
-                f"not supported: wrap the environment, or leave out '{TREE}' for a network."
-            )
-        if TreeShape.of(settings).oblique and shape[0] > MAX_OBLIQUE_INPUTS:
-            raise ValueError(
-                f"An oblique tree of {shape[0]} entries would compare too many pairs of them: at most "
-                f"{MAX_OBLIQUE_INPUTS} entries are supported. Leave out `oblique`."
-            )
+        TreeShape.of(settings).check_fits(space.shape or ())

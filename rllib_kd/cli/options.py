@@ -233,7 +233,9 @@ CheckedAlgo = Annotated[
 Artifact = Annotated[Path, _writable_option("File to write.", metavar="FILE", replaces=True)]
 
 
-Format = Annotated[str | None, option("c, onnx, safetensors, torchscript (default: FILE's ending).", metavar="NAME")]
+Format = Annotated[
+    str | None, option("c, onnx, python, safetensors, torchscript (default: FILE's ending).", metavar="NAME")
+]
 
 
 Prefix = Annotated[str | None, option("What names in C begin with (default: student).", metavar="NAME")]

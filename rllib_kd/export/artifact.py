@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.export.runners import c_runner
+from rllib_kd.export.trees import recorded_shape
 from rllib_kd.teachers.described import checked_shape, first_line
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
@@ -23,6 +24,7 @@ from rllib_kd.teachers.torchscript import SHAPE_FILE
 _RUNNERS = {
     "c": "c_runner",
     "onnx": "onnx_runner",
+    "python": "python_runner",
     "safetensors": "numpy_runner",
     "torchscript": "torchscript_runner",
 }
@@ -139,6 +141,8 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
         head = file.read(20)
     if head.startswith(b"/* rllib_kd C export"):
         return "c"
+    if head.startswith(b"# rllib_kd Python ex"):
+        return "python"
     if head.startswith(b"PK"):  # a zip archive
         return "torchscript"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
@@ -166,6 +170,8 @@ def _recorded_shape(path: str | os.PathLike[str]) -> Any:
 
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         return session.get_inputs()[0].shape[1:]
+    if artifact_format == "python":
+        return recorded_shape(Path(path).read_text(encoding="utf-8"))
     if artifact_format == "safetensors":
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -22,8 +22,11 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rllib_kd.export.trees import onnx_model, tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Normalized, OneHot, Pixels, describe_layer
+from rllib_kd.networks.trees.layer import TreeLayer, describe_tree
+from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
 from rllib_kd.observations.spaces import is_text, parts_of
 from rllib_kd.teachers.base import Teacher
@@ -45,11 +48,13 @@ class _QNetwork(nn.Module):
     def __init__(self, module: Any, preprocessing: nn.Module):
         super().__init__()
         self.preprocessing = preprocessing
-        self.module = module
+        self.module = tree_layer(module) if isinstance(module, TreeRLModule) else module
         self._plain_dueling = isinstance(module, DefaultDQNRLModule) and module.uses_dueling and module.num_atoms == 1
 
     def forward(self, obs: Tensor) -> Tensor:
         obs = self.preprocessing(obs)
+        if isinstance(self.module, TreeLayer):
+            return self.module(obs)
         if not self._plain_dueling:
             return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
         # RLlib's mean passes over actions of -inf, which these students do not have: a dozen operators on the device.
@@ -165,6 +170,18 @@ def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
 
 def write_onnx(student: Teacher, file: Path, *, int8: bool) -> None:
     """Write the network as ONNX, with weights of 8 bits on request."""
+    import onnx
+
+    if isinstance(student.module, TreeRLModule) and not _preprocessing(student):
+        model = onnx_model(student.module, _OPSET)
+    else:
+        model = _exported_by_torch(student, file, int8=int8)
+    if (parts := observation_parts(student)) is not None:
+        onnx.helper.set_model_props(model, {PARTS: json.dumps(parts)})
+    file.write_bytes(model.SerializeToString())
+
+
+def _exported_by_torch(student: Teacher, file: Path, *, int8: bool) -> Any:
     network, shape = exportable_network(student), input_shape(student)
     import onnx
 
@@ -189,9 +206,7 @@ def write_onnx(student: Teacher, file: Path, *, int8: bool) -> None:
             quantize_dynamic(model, file, per_channel=True, weight_type=QuantType.QUInt8)
             model = onnx.load(file)
     _forget_origin(model)
-    if (parts := observation_parts(student)) is not None:
-        onnx.helper.set_model_props(model, {PARTS: json.dumps(parts)})
-    file.write_bytes(model.SerializeToString())
+    return model
 
 
 def _forget_origin(model: Any) -> None:
@@ -245,6 +260,10 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
         ValueError: the student is not RLlib's own DQN module, or has a layer that is not in that list.
     """
     module = student.module
+    if isinstance(module, TreeRLModule):
+        own: dict[str, Tensor] = {}
+        before = [describe_layer(f"preprocessing.{i}", layer, own) for i, layer in enumerate(_preprocessing(student))]
+        return [*before, describe_tree(module.tree, module.features, "tree", own)], own
     encoder = getattr(module, "encoder", None)
     if not isinstance(module, DefaultDQNRLModule) or not isinstance(
         encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder

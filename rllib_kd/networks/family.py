@@ -11,9 +11,9 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.stacking import StackedMLPs, stacking_key
 from rllib_kd.networks.trees.arrays import Forest
 from rllib_kd.networks.trees.module import TreeRLModule
-from rllib_kd.networks.stacking import StackedMLPs, stacking_key
 
 
 class FamilyQValues:

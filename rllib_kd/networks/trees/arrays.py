@@ -110,7 +110,9 @@ class Forest:
         roots, first, first_leaf = [], 0, 0
         for tree in trees:
             num_nodes = tree.num_inner + tree.num_leaves
-            own = np.arange(tree.num_inner, num_nodes)  # leaves lead to themselves, so that all rows descend equally far
+            own = np.arange(
+                tree.num_inner, num_nodes
+            )  # leaves lead to themselves, so that all rows descend equally far
             sides = [np.concatenate([side, own]) for side in (tree.left, tree.right)]
             features.append(np.concatenate([tree.feature, np.zeros_like(own)]))
             thresholds.append(np.concatenate([tree.threshold, np.zeros(len(own), np.float32)]))

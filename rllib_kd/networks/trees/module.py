@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from rllib_kd.networks.trees.arrays import Forest, Tree
 from rllib_kd.networks.trees.features import Features
-from rllib_kd.networks.trees.shape import MAX_OBLIQUE_INPUTS, TREE, TreeShape
+from rllib_kd.networks.trees.shape import TREE, TreeShape
 
 
 class TreeRLModule(TorchRLModule, QNetAPI):
@@ -30,14 +29,8 @@ class TreeRLModule(TorchRLModule, QNetAPI):
     @override(TorchRLModule)
     def setup(self) -> None:
         space, actions = self.observation_space, self.action_space
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise ValueError(f"A tree compares the entries of a vector, but observations are {space}.")
         self.shape = TreeShape.of(self.model_config[TREE])
-        if self.shape.oblique and space.shape[0] > MAX_OBLIQUE_INPUTS:
-            raise ValueError(
-                f"An oblique tree of {space.shape[0]} entries would compare too many pairs of them; at most "
-                f"{MAX_OBLIQUE_INPUTS} are possible. Leave out `oblique`."
-            )
+        self.shape.check_fits(space.shape or ())
         self.features = Features(space.shape[0], self.shape.oblique)
         most, num_actions = self.shape.max_leaf_nodes, int(actions.n)
         for name in ("feature", "left", "right"):

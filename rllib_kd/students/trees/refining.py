@@ -155,8 +155,10 @@ def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> b
         own = rows[node]
         if not len(own):
             continue
-        sides = [_costs_below(structure, int(child), features, costs, own, cost_at) for child in
-                 (structure.left[node], structure.right[node])]
+        sides = [
+            _costs_below(structure, int(child), features, costs, own, cost_at)
+            for child in (structure.left[node], structure.right[node])
+        ]
         found = _best_test(features[own], sides[1] - sides[0])
         if found is None:
             continue
@@ -175,7 +177,12 @@ def _cheapest(costs: np.ndarray, rows: np.ndarray) -> int:
 
 
 def _costs_below(
-    structure: Structure, root: int, features: np.ndarray, costs: np.ndarray, rows: np.ndarray, action_at: dict[int, int]
+    structure: Structure,
+    root: int,
+    features: np.ndarray,
+    costs: np.ndarray,
+    rows: np.ndarray,
+    action: dict[int, int],
 ) -> np.ndarray:
     """Return what each of these rows would cost if it came to a node."""
     nodes = np.full(len(rows), root)
@@ -184,7 +191,7 @@ def _costs_below(
         here = nodes[is_inner]
         is_left = features[rows[is_inner], structure.feature[here]] <= structure.threshold[here]
         nodes[is_inner] = np.where(is_left, structure.left[here], structure.right[here])
-    actions = np.array([action_at.get(node, 0) for node in range(n + structure.num_leaves)])[nodes]
+    actions = np.array([action.get(node, 0) for node in range(n + structure.num_leaves)])[nodes]
     return costs[rows, actions]
 
 

@@ -65,7 +65,7 @@ from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled
 from rllib_kd.evaluation.played_environment import record_config
-from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, NUM_REGROWTHS, STATE_AFTER_UPDATE
+from rllib_kd.learner.learner import STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
 
@@ -225,11 +225,7 @@ class DistillDQN(DQN):
             return_state=self._sampling.is_remote,
         )
         student = results[0].pop(STATE_AFTER_UPDATE, None)
-        own = [results[0][name] for name in self._returns]
-        self._replay_ratio.learned(
-            max(int(each[NUM_GRADIENT_STEPS].peek()) for each in own),
-            max(int(each[NUM_REGROWTHS].peek()) if NUM_REGROWTHS in each else 0 for each in own),
-        )
+        self._replay_ratio.learned(*self._students.take_results(results[0]))
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         return student
 

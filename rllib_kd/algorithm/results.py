@@ -73,13 +73,12 @@ def _student_results(
 ) -> dict[str, float]:
     if teacher is None:
         return {"student_params": size.num_parameters}
-    num_parameters = int(learner_results.get("num_parameters", size.num_parameters))  # a tree's changes
-    tree = {name: int(learner_results[name]) for name in ("num_leaves", "depth") if name in learner_results}
+    tree = {} if size.num_leaves is None or size.depth is None else {"num_leaves": size.num_leaves, "depth": size.depth}
     return {
-        "student_params": num_parameters,
+        "student_params": size.num_parameters,
         **tree,
         "teacher_params": teacher.num_parameters,
-        "compression": num_parameters / teacher.num_parameters,
+        "compression": size.num_parameters / teacher.num_parameters,
         "teacher_return": returns[name].teacher,
         "random_return": returns[name].random,
         "return_ratio": returns[name].ratio,

@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.algorithm.dead_learners import ask_learner
+from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, NUM_REGROWTHS
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE, TreeShape
@@ -39,12 +40,17 @@ class StudentSize(NamedTuple):
     """The size of a student's network.
 
     Args:
-        num_parameters: parameters that act, without target networks.
+        num_parameters: parameters that act, without target networks; of a tree that has not grown yet, the most that it
+            may have.
         support: support of its return distributions; None without them.
+        num_leaves: leaves of a tree; None of a network.
+        depth: the most comparisons of a tree; None of a network.
     """
 
     num_parameters: int
     support: Support | None
+    num_leaves: int | None = None
+    depth: int | None = None
 
 
 class Students:
@@ -82,6 +88,26 @@ class Students:
         for group_id, students in self._sizes.items():
             for name, size in students.items():
                 yield group_id, name, size
+
+    def take_results(self, results: Mapping[str, Any]) -> tuple[int, int]:
+        """Take the sizes of trees from the results of a Learner's update.
+
+        Args:
+            results: RLlib's metrics by student.
+
+        Returns:
+            The gradient steps of the update, and the regrowths of trees.
+        """
+        num_steps = num_regrowths = 0
+        for students in self._sizes.values():
+            for name, size in students.items():
+                own = results[name]
+                num_steps = max(num_steps, int(own[NUM_GRADIENT_STEPS].peek()))
+                if NUM_REGROWTHS in own:
+                    num_regrowths = max(num_regrowths, int(own[NUM_REGROWTHS].peek()))
+                    count, leaves, depth = (int(own[key].peek()) for key in ("num_parameters", "num_leaves", "depth"))
+                    students[name] = size._replace(num_parameters=count, num_leaves=leaves, depth=depth)
+        return num_steps, num_regrowths
 
     def of_group(self, group_id: str) -> dict[str, StudentSize]:
         """Return the size of each student of a group, by name."""

@@ -127,8 +127,8 @@ class StudentGroup:
 
         Returns:
             For each student the means over the states of `teacher_agreement` (share of equal greedy actions, in
-            [0, 1]), `q_regret` (return units; `regret_nats` against log-probabilities) and `kl_to_teacher` (nats).
-            Empty if there are no states.
+            [0, 1]), `q_regret` (return units; `regret_nats` against log-probabilities) and, but for trees,
+            `kl_to_teacher` (nats). Empty if there are no states.
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
@@ -141,7 +141,10 @@ class StudentGroup:
             ),
         }
         means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
-        return {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.named, means, strict=True)}
+        found = {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.named, means, strict=True)}
+        for tree in self.trees.students:  # its values are no logits
+            found.get(tree.name, {}).pop("kl_to_teacher", None)
+        return found
 
     @torch.no_grad()
     def q_regret(self) -> dict[str, float]:

@@ -328,7 +328,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
 
     def _steps_to_make(self, group: StudentGroup, num_gradient_steps: int) -> int:
         """Return 0 while no loss has a weight, or a Learner's replay is empty: all must make equally many steps."""
-        if not num_gradient_steps or not group.learners or not (self.kd_coeff or self.td_coeff):
+        if not num_gradient_steps or not (self.kd_coeff or self.td_coeff):
             return 0
         drawable = torch.tensor(len(group.replay), device=self._device)
         if self.distributed:
@@ -338,7 +338,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
                 "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime count the causes."
             )
-        return num_gradient_steps if drawable else 0
+        return num_gradient_steps if drawable and group.learners else 0
 
     def _learn(self, group: StudentGroup, num_steps: int, env_steps: int) -> None:
         objective = self._objective(group, group.config)

@@ -17,6 +17,7 @@ _LARGER = 2
 #: What scikit-learn sees of many states and features: so many states, and so many features at each node, drawn anew.
 #: Every feature and state counts when the tests are refined.
 _MAX_SPLIT_STATES, _MAX_SPLIT_FEATURES = 6_000, 24
+_LARGEST = 1e30  # of a feature: products may be infinite, and thresholds lie between two numbers
 
 
 def regrets(labels: np.ndarray) -> np.ndarray:
@@ -57,6 +58,7 @@ def grow(
     Returns:
         The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
     """
+    features = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
     costs = clipped(regrets(labels))
     num_features = features.shape[1]
     structure = _split(features, costs, _LARGER * max_leaf_nodes, weighting, seed)
@@ -75,13 +77,14 @@ def _split(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: 
     options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
     if features.shape[1] > _MAX_SPLIT_FEATURES:
         options["max_features"] = _MAX_SPLIT_FEATURES
-    finite = np.nan_to_num(features, nan=0.0, posinf=3e38, neginf=-3e38)
     if weighting == "regret":
-        fitted = DecisionTreeRegressor(**options).fit(finite, costs)
+        fitted = DecisionTreeRegressor(**options).fit(features, costs)
     else:
         weights = costs.max(-1) if weighting == "gap" else np.ones(len(costs))
         weights = np.maximum(weights, 1e-6 * max(weights.max(), 1e-30))  # states without a choice weigh next to nothing
-        fitted = DecisionTreeClassifier(**options).fit(finite, costs.argmin(-1), sample_weight=weights / weights.mean())
+        fitted = DecisionTreeClassifier(**options).fit(
+            features, costs.argmin(-1), sample_weight=weights / weights.mean()
+        )
     grown = fitted.tree_
     is_inner = grown.children_left >= 0
     feature = np.where(is_inner, grown.feature, -1)

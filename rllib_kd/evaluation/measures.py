@@ -82,8 +82,8 @@ def confusion_and_regret(
         Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's; and the Q-regret,
         the mean of max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0, in the unit of the teacher's outputs: return units or nats.
     """
-    teacher_q = _all_q_values(teacher, teacher_inputs)  # [M, A]
-    student_q = _all_q_values(student, student_inputs)  # [M, A]
+    teacher_q = all_q_values(teacher, teacher_inputs)  # [M, A]
+    student_q = all_q_values(student, student_inputs)  # [M, A]
     num_actions = teacher_q.shape[-1]
     best, chosen = teacher_q.argmax(-1), student_q.argmax(-1)  # [M]
     confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
@@ -91,7 +91,8 @@ def confusion_and_regret(
     return confusion.numpy(), regret.item()
 
 
-def _all_q_values(network: Teacher, inputs: np.ndarray) -> Tensor:
+def all_q_values(network: Teacher, inputs: np.ndarray) -> Tensor:
+    """Return the outputs `[M, A]` of a network for inputs `[M, ...]`, part by part."""
     chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
     return torch.cat([network.q_values(chunk) for chunk in chunks])
 

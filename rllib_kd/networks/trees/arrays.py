@@ -68,7 +68,8 @@ class Tree:
 
     def leaves(self, features: np.ndarray) -> np.ndarray:
         """Return the leaf, from 0, that each row of features `[B, F]` reaches: `[B]`."""
-        return Forest([self]).leaves(features)
+        forest = Forest([self])
+        return forest.leaves(features[:, forest.used])
 
     def depths(self) -> np.ndarray:
         """Return how many comparisons lead to each node, `[2 I + 1]`."""
@@ -132,31 +133,23 @@ class Forest:
         """Return the indices of the features that are compared, in rising order."""
         return self._used
 
-    def leaves(self, features: np.ndarray, acting: np.ndarray | None = None) -> np.ndarray:
+    def q_values(self, used: np.ndarray, acting: np.ndarray | None = None) -> np.ndarray:
+        """Return the values of the actions, float32 `[B, A]`, for features as `leaves()` takes them."""
+        return self._values[self.leaves(used, acting)]
+
+    def leaves(self, used: np.ndarray, acting: np.ndarray | None = None) -> np.ndarray:
         """Return the leaf that each row reaches, counted over all trees: `[B]`.
 
         Args:
-            features: all features, `[B, F]`.
+            used: the features that are compared, as `used` lists them, `[B, U]`.
             acting: index of the tree of each row, `[B]`; None: the first.
         """
-        return self._leaf[self._descend(features[:, self._used], acting)]
-
-    def q_values(self, used: np.ndarray, acting: np.ndarray | None = None) -> np.ndarray:
-        """Return the values of the actions, float32 `[B, A]`.
-
-        Args:
-            used: the features that are compared, as `used` lists them, `[B, U]`.
-            acting: as in `leaves()`.
-        """
-        return self._values[self._leaf[self._descend(used, acting)]]
-
-    def _descend(self, used: np.ndarray, acting: np.ndarray | None) -> np.ndarray:
         rows = np.arange(len(used))
         nodes = np.zeros(len(used), np.int64) if acting is None else self._roots[acting]
         for _ in range(self._depth):
             is_left = used[rows, self._feature[nodes]] <= self._threshold[nodes]
             nodes = self._children[2 * nodes + 1 - is_left]
-        return nodes
+        return self._leaf[nodes]
 
 
 def rounded_down(threshold: np.ndarray) -> np.ndarray:

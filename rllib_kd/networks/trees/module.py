@@ -66,6 +66,10 @@ class TreeRLModule(TorchRLModule, QNetAPI):
         used = self.features.values(obs.detach().cpu().numpy(), self._forest.used)
         return {QF_PREDS: torch.from_numpy(self._forest.q_values(used)).to(obs.device)}
 
+    def leaves(self, obs: np.ndarray) -> np.ndarray:
+        """Return the leaf, from 0, that each of these observations `[B, inputs]` reaches: `[B]`."""
+        return self._forest.leaves(self.features.values(obs, self._forest.used))
+
     @override(TorchRLModule)
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
         return {Columns.ACTIONS: self.compute_q_values(batch)[QF_PREDS].argmax(-1)}

@@ -27,6 +27,7 @@ def rules(
     names: Sequence[str] = (),
     *,
     actions: Sequence[str] = (),
+    thresholds: np.ndarray | None = None,
     note: Callable[[int], str] = lambda leaf: "",
 ) -> str:
     """Return the tree as nested rules, one line for each branch and leaf.
@@ -36,9 +37,11 @@ def rules(
         features: what it compares.
         names: names of the observation's entries; none: "x[0]" and so on.
         actions: names of the actions; none: their numbers.
+        thresholds: other thresholds than the tree's, in other units, `[I]`; None: its own.
         note: what is said at the end of a leaf's line.
     """
     named, chosen = names_of_entries(names, features.num_inputs), tree.actions
+    shown = tree.threshold if thresholds is None else thresholds
     lines: list[str] = []
 
     def visit(node: int, depth: int) -> None:
@@ -47,7 +50,7 @@ def rules(
             action = int(chosen[node - tree.num_inner])
             lines.append(f"{indent}action {actions[action] if actions else action}{note(node - tree.num_inner)}")
             return
-        feature, threshold = features[int(tree.feature[node])], short(tree.threshold[node])
+        feature, threshold = features[int(tree.feature[node])], short(shown[node])
         lines.append(f"{indent}if {feature.text(named)} <= {threshold}:")
         visit(int(tree.left[node]), depth + 1)
         lines.append(f"{indent}else:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from typing import Any
 from rllib_kd.export.artifact import latencies_ms
 from rllib_kd.export.formats import write_safetensors
 from rllib_kd.networks.dqn_module import count_parameters
+from rllib_kd.networks.trees.arrays import Tree
+from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 
@@ -61,6 +64,7 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
     Raises:
         ValueError: bytes or latency are to be minimized, but the students cannot be exported to safetensors.
     """
+    modules = {name: _full(module) for name, module in modules.items()}
     counts = {name: count_parameters(module) for name, module in modules.items()}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{number}.safetensors" for number, name in enumerate(modules)}
@@ -74,6 +78,15 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
         sizes = {name: _num_bytes(file) for name, file in files.items()}
         times = latencies_ms(list(files.values())) if minimize == "latency" else [[] for _ in files]
     return {name: Cost(counts[name], sizes[name], tuple(own)) for name, own in zip(modules, times, strict=True)}
+
+
+def _full(module: Any) -> Any:
+    """Return a module; of a tree, one with all leaves that it may have, since it may not have grown yet."""
+    if not isinstance(module, TreeRLModule):
+        return module
+    full = copy.deepcopy(module)
+    full.tree = Tree.full(module.shape.max_leaf_nodes, int(module.action_space.n), num_features=len(module.features))
+    return full
 
 
 def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:

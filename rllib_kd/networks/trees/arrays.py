@@ -46,6 +46,13 @@ class Tree:
         """Return a tree of one leaf, with these values of the actions `[A]`."""
         return cls([], [], [], [], np.reshape(values, (1, -1)), num_features=num_features)  # type: ignore[arg-type]
 
+    @classmethod
+    def full(cls, num_leaves: int, num_actions: int, *, num_features: int) -> Tree:
+        """Return a tree of so many leaves that is as flat as possible, to measure what one of this size costs."""
+        inner = np.arange(num_leaves - 1)
+        values = np.zeros((num_leaves, num_actions))
+        return cls(inner * 0, inner * 0.0, 2 * inner + 1, 2 * inner + 2, values, num_features=num_features)
+
     @property
     def num_inner(self) -> int:
         """Return the number of inner nodes, I."""

@@ -14,9 +14,8 @@ from rllib_kd.students.trees.refining import Structure, refined
 _CLIP_QUANTILE = 0.95
 #: A larger tree is grown first, by so many times the leaves, and pruned by regret.
 _LARGER = 2
-#: What scikit-learn sees of many states and features: so many states, and so many features at each node, drawn anew.
-#: Every feature and state counts when the tests are refined.
-_MAX_SPLIT_STATES, _MAX_SPLIT_FEATURES = 6_000, 24
+#: Of many features, scikit-learn tries so many at each node, drawn anew. All are tried when the tests are refined.
+_MAX_SPLIT_FEATURES = 24
 _LARGEST = 1e30  # of a feature: products may be infinite, and thresholds lie between two numbers
 
 
@@ -71,9 +70,6 @@ def _split(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: 
     """Return the splits that scikit-learn finds."""
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-    if len(features) > _MAX_SPLIT_STATES:
-        chosen = np.random.default_rng(seed).choice(len(features), _MAX_SPLIT_STATES, replace=False, shuffle=False)
-        features, costs = features[chosen], costs[chosen]
     options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
     if features.shape[1] > _MAX_SPLIT_FEATURES:
         options["max_features"] = _MAX_SPLIT_FEATURES

@@ -15,6 +15,8 @@ from rllib_kd.networks.trees.arrays import Tree, rounded_down
 
 #: Rounds over all nodes. Most of what they gain, they gain in the first two.
 _ROUNDS = 4
+#: States by which a better test is sought, of those whose cost depends on it. Whether it is better, all states tell.
+_MAX_SEARCHED = 6_000
 
 
 @dataclass
@@ -159,14 +161,18 @@ def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> b
             _costs_below(structure, int(child), features, costs, own, cost_at)
             for child in (structure.left[node], structure.right[node])
         ]
-        found = _best_test(features[own], sides[1] - sides[0])
+        gains = sides[1] - sides[0]
+        matters = np.flatnonzero(gains)
+        searched = matters[:: max(1, -(-len(matters) // _MAX_SEARCHED))]
+        found = _best_test(features[own[searched]], gains[searched])
         if found is None:
             continue
-        feature, threshold, saved = found
-        is_left = features[own, structure.feature[node]] <= structure.threshold[node]
-        now = float((sides[1] - sides[0])[is_left].sum())
-        if saved > now + 1e-9 * max(1.0, abs(now)):
-            structure.feature[node], structure.threshold[node] = feature, threshold
+        now, new = (
+            float(gains[features[own, feature] <= threshold].sum())
+            for feature, threshold in ((structure.feature[node], structure.threshold[node]), found)
+        )
+        if new > now + 1e-9 * max(1.0, abs(now)):
+            structure.feature[node], structure.threshold[node] = found
             has_improved = True
     return has_improved
 
@@ -195,28 +201,24 @@ def _costs_below(
     return costs[rows, actions]
 
 
-def _best_test(features: np.ndarray, gains: np.ndarray) -> tuple[int, np.float32, float] | None:
-    """Return the test that gains most by what it sends to the left: feature, threshold, and its gain.
+def _best_test(features: np.ndarray, gains: np.ndarray) -> tuple[int, np.float32] | None:
+    """Return the test that gains most by what it sends to the left: feature and threshold.
 
     Args:
         features: `[n, F]`.
         gains: what each row gains if it goes left, `[n]`; negative if it loses.
 
     Returns:
-        None if all rows gain the same on both sides.
+        None if no threshold lies between two rows.
     """
-    matters = gains != 0
-    if not matters.any():
-        return None
-    values, gains = features[matters], gains[matters]
-    order = values.argsort(axis=0)
-    ordered = np.take_along_axis(values, order, axis=0)
+    order = features.argsort(axis=0)
+    ordered = np.take_along_axis(features, order, axis=0)
     sums = gains[order].cumsum(axis=0)[:-1]
     with np.errstate(invalid="ignore"):
         sums[~(ordered[1:] > ordered[:-1])] = -np.inf  # no threshold lies between equal values
-    if not sums.size or not np.isfinite(best := sums.max()):
+    if not sums.size or not np.isfinite(sums.max()):
         return None
     row, feature = np.unravel_index(int(sums.argmax()), sums.shape)
     low, high = float(ordered[row, feature]), float(ordered[row + 1, feature])
     threshold = rounded_down(np.array((low + high) / 2))
-    return int(feature), np.float32(threshold), float(best)
+    return int(feature), np.float32(threshold)

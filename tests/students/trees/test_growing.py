@@ -114,11 +114,9 @@ def test_the_best_test_is_found_among_all():
     rng = np.random.default_rng(0)
     x = rng.integers(5, size=(60, 3)).astype(np.float32)
     gains = rng.normal(size=60)
-    feature, threshold, gain = refining._best_test(x, gains)
+    feature, threshold = refining._best_test(x, gains)
     all_gains = [gains[x[:, f] <= t].sum() for f in range(3) for t in (0.5, 1.5, 2.5, 3.5)]
-    assert gain == pytest.approx(max(all_gains))
-    assert gains[x[:, feature] <= threshold].sum() == pytest.approx(gain)
-    assert refining._best_test(x, np.zeros(60)) is None
+    assert gains[x[:, feature] <= threshold].sum() == pytest.approx(max(all_gains))
     assert refining._best_test(np.ones((60, 1), np.float32), gains) is None
 
 

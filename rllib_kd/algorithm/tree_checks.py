@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import gymnasium as gym
 
-from rllib_kd.networks.trees.shape import TreeShape
+from rllib_kd.networks.trees.shape import TREE, TreeShape
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
+
+
+_WIDTHS = ("fcnet_hiddens", "head_fcnet_hiddens", "conv_filters")
 
 
 def check_trees(config: DistillationConfig) -> None:
@@ -19,6 +22,13 @@ def check_trees(config: DistillationConfig) -> None:
         TreeShape.of(settings, f"students['{name}']" if config.students else "student")
     if not config.trees:
         return
+    own = config.given_model_config
+    others = {**{name: own.get(name) for name in _WIDTHS}, "student": config.student, "compression": config.compression}
+    for name, value in others.items() if TREE in own else ():
+        if value is not None:
+            raise ValueError(
+                f"rl_module(model_config=...) has a tree, but `{name}`={value!r} shapes the student, too. Set one."
+            )
     if config.teacher is None:
         raise ValueError("A tree learns from a teacher's labels alone, but `teacher` is None. Name a teacher.")
     for setting, is_refused, reason in (

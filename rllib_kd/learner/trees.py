@@ -19,8 +19,8 @@ MAX_STATES = 60_000
 #: What growing a tree takes, in states that could be sampled at 5,000 a second meanwhile: for each tree, and for each
 #: state and feature that it is grown on (measured: 10 ms and 0.6 µs). The next regrowth waits for so many.
 _STATES_PER_TREE, _STATES_PER_NUMBER = 50, 0.003
-#: What the copies of a tree weigh their states by, in turn.
-WEIGHTINGS_IN_TURN = ("gap", "uniform", "gap", "regret")
+#: What the copies of a tree weigh their states by, in turn (docs/trees.md has what was measured).
+WEIGHTINGS_IN_TURN = ("uniform", "gap")
 #: The copies are regrown in so many parts, one at a time: they are of different times of the stream, among which
 #: validation episodes choose.
 _PARTS = 3

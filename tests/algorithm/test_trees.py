@@ -39,6 +39,14 @@ def test_settings_that_a_tree_cannot_have_are_refused(change, reason):
         config.distillation(**change).validate()
 
 
+@pytest.mark.parametrize("other", [{"fcnet_hiddens": [4]}, {"compression": 0.5}, {"student": "linear"}])
+def test_a_tree_in_a_model_config_is_the_whole_shape(other):
+    config = tree_config().distillation(student=other.get("student"), compression=other.get("compression"))
+    config.rl_module(model_config=TREE | {name: other[name] for name in other if name == "fcnet_hiddens"})
+    with pytest.raises(ValueError, match="has a tree, but"):
+        config.validate()
+
+
 def test_distributions_and_several_learners_are_refused():
     for change, reason in (
         ({"num_atoms": 11}, "no return distributions. Set num_atoms=1"),
@@ -114,6 +122,13 @@ def test_the_best_copy_is_the_student_and_is_in_the_checkpoint(saved):
     assert algo._restarts.results()["episode_return_mean"]
 
 
+def test_rllibs_evaluation_plays_the_tree(saved):
+    algo, _, _ = saved
+    results = algo.evaluate()["env_runners"]
+    assert results["num_episodes"] == algo.config.evaluation_duration
+    assert results["episode_return_mean"] > 9
+
+
 def test_a_resumed_run_goes_on_bit_by_bit(saved):
     algo, path, _ = saved
     restored = DistillDQN.from_checkpoint(path)
@@ -138,10 +153,10 @@ def test_a_checkpoint_is_compared_evaluated_and_exported(saved, tmp_path):
     comparison = compare("cartpole", path, num_episodes=4)
     assert comparison.student.num_parameters < 100
     assert evaluate(path, num_episodes=2).num_parameters == comparison.student.num_parameters
-    out = tmp_path / "tree.onnx"
-    result = CliRunner().invoke(app, ["export", path, "--out", str(out), "--episodes", "2"])
-    assert result.exit_code == 0, result.output
-    assert out.exists()
+    for name in ("tree.onnx", "tree.py"):
+        result = CliRunner().invoke(app, ["export", path, "--out", str(tmp_path / name), "--episodes", "2"])
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / name).exists()
 
 
 def test_a_checkpoint_whose_tree_has_a_cycle_is_refused(saved, tmp_path):

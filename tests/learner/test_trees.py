@@ -46,7 +46,8 @@ def test_the_first_regrowth_is_of_all_and_further_ones_of_one_part_each():
 def test_each_part_has_every_weighting_unless_the_user_chooses_one():
     own = students()
     for part in range(3):
-        assert sorted(s.weighting for s in own if s.part == part) == sorted(WEIGHTINGS_IN_TURN)
+        assert {student.weighting for student in own if student.part == part} == set(WEIGHTINGS_IN_TURN)
+    assert own[0].weighting == "uniform"
     assert {student.weighting for student in students(weighting="uniform")} == {"uniform"}
 
 

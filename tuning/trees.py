@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import ray
 from sklearn.tree import DecisionTreeClassifier
 
 from rllib_kd import DistillDQNConfig, compare_all
@@ -146,6 +147,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "results" / "trees.csv")
     args = parser.parse_args()
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     for name in args.only:
         task = TASKS[name]
         path = args.teachers / task.teacher
@@ -161,6 +163,7 @@ def main() -> None:
                 if is_new:
                     writer.writeheader()
                 writer.writerow(row)
+    ray.shutdown()
 
 
 if __name__ == "__main__":

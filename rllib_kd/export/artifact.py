@@ -33,6 +33,10 @@ _RUNNERS = {
 FORMATS = tuple(_RUNNERS)
 
 
+#: Those of networks: Python files are for trees.
+NETWORK_FORMATS = tuple(name for name in FORMATS if name != "python")
+
+
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 

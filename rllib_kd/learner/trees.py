@@ -17,10 +17,12 @@ _FIRST, _FACTOR = 1_000, 1.35
 #: States that a tree is grown on.
 MAX_STATES = 60_000
 #: What growing a tree takes, in states that could be sampled at 5,000 a second meanwhile: for each tree, and for each
-#: state and feature that it is grown on (measured: 10 ms and 0.6 µs). The next regrowth waits for so many.
-_STATES_PER_TREE, _STATES_PER_NUMBER = 50, 0.003
-#: What the copies of a tree weigh their states by, in turn (docs/trees.md has what was measured).
-WEIGHTINGS_IN_TURN = ("uniform", "gap")
+#: state and feature that it is grown on (measured: 10 ms and, in the mean of
+#: the variants, 0.7 µs). The next regrowth waits for so many.
+_STATES_PER_TREE, _STATES_PER_NUMBER = 50, 0.0035
+#: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
+#: regret. docs/trees.md has what was measured: none is the best everywhere.
+VARIANTS = (("uniform", True), ("gap", False), ("gap", True), ("uniform", False))
 #: The copies are regrown in so many parts, one at a time: they are of different times of the stream, among which
 #: validation episodes choose.
 _PARTS = 3
@@ -41,7 +43,8 @@ class TreeStudent:
         self.name, self.module = name, module
         number = copy_number(name)
         self.part = number % _PARTS
-        self.weighting = module.shape.weighting or WEIGHTINGS_IN_TURN[(number // _PARTS) % len(WEIGHTINGS_IN_TURN)]
+        weighting, self.refine = VARIANTS[(number // _PARTS) % len(VARIANTS)]
+        self.weighting = module.shape.weighting or weighting
 
     def regrow(self, obs: np.ndarray, labels: np.ndarray, *, seed: int) -> None:
         """Grow the tree anew on observations `[N, inputs]` and the teacher's outputs `[N, A]`."""
@@ -52,6 +55,7 @@ class TreeStudent:
             max_leaf_nodes=module.shape.max_leaf_nodes,
             weighting=self.weighting,
             seed=seed,
+            refine=self.refine,
         )
 
     def forget(self) -> None:

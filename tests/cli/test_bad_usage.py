@@ -183,7 +183,7 @@ BAD = {
     "student is not there": (["compare", "--teacher", "cartpole", "--env", "CartPole-v1", "/none"], "at '/none'"),
     "unknown format": (
         ["export", "cartpole", "--env", "CartPole-v1", "--out", "x.gguf", "--format", "gguf", "--episodes", "1"],
-        "Unknown format 'gguf'. Known are c, onnx, safetensors, torchscript",
+        "Unknown format 'gguf'. Known are c, onnx, python, safetensors, torchscript",
     ),
     "int8 of another format": (
         ["export", "cartpole", "--env", "CartPole-v1", "--out", "x", "--format", "safetensors", "--int8"],
@@ -207,9 +207,9 @@ BAD = {
     ),
     "an ending that no format has": (
         ["export", "cartpole", "--out", "fl.bin"],
-        "The ending of 'fl.bin' names no format. Known endings: .h for c; .onnx for onnx; .safetensors for "
-        "safetensors; .pt or .ts or .torchscript for torchscript. Rename the file, or set --format (c, onnx, "
-        "safetensors, torchscript)",
+        "The ending of 'fl.bin' names no format. Known endings: .h for c; .onnx for onnx; .py for python; "
+        ".safetensors for safetensors; .pt or .ts or .torchscript for torchscript. Rename the file, or set --format "
+        "(c, onnx, python, safetensors, torchscript)",
     ),
     "no ending": (["export", "cartpole", "--out", "student"], "The ending of 'student' names no format"),
     "an empty file name": (["train", "file", ""], "A path is empty"),

@@ -6,7 +6,7 @@ import torch
 
 from rllib_kd.learner import trees
 from rllib_kd.learner.replay import ColumnarReplay
-from rllib_kd.learner.trees import WEIGHTINGS_IN_TURN, Trees, TreeStudent
+from rllib_kd.learner.trees import VARIANTS, Trees, TreeStudent
 from rllib_kd.students.restarts import names_of
 from tests.learner.learners import config_of, fragment, group_of, make_learner
 from tests.networks.trees.trees import tree_module
@@ -46,8 +46,8 @@ def test_the_first_regrowth_is_of_all_and_further_ones_of_one_part_each():
 def test_each_part_has_every_weighting_unless_the_user_chooses_one():
     own = students()
     for part in range(3):
-        assert {student.weighting for student in own if student.part == part} == set(WEIGHTINGS_IN_TURN)
-    assert own[0].weighting == "uniform"
+        assert {(student.weighting, student.refine) for student in own if student.part == part} == set(VARIANTS)
+    assert (own[0].weighting, own[0].refine) == ("uniform", True)
     assert {student.weighting for student in students(weighting="uniform")} == {"uniform"}
 
 

@@ -43,6 +43,7 @@ def grow(
     max_leaf_nodes: int,
     weighting: str,
     seed: int,
+    refine: bool = True,
 ) -> Tree:
     """Grow a tree.
 
@@ -53,6 +54,7 @@ def grow(
         weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output; "uniform";
             or "regret", by which the costs of all actions are split, not the best action alone.
         seed: seed of the order in which features are tried.
+        refine: whether a larger tree is grown, pruned, and refined by regret; otherwise the tests are scikit-learn's.
 
     Returns:
         The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
@@ -60,8 +62,9 @@ def grow(
     features = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
     costs = clipped(regrets(labels))
     num_features = features.shape[1]
-    structure = _split(features, costs, _LARGER * max_leaf_nodes, weighting, seed)
-    structure = refined(structure, features, costs, max_leaf_nodes)
+    structure = _split(features, costs, (_LARGER if refine else 1) * max_leaf_nodes, weighting, seed)
+    if refine:
+        structure = refined(structure, features, costs, max_leaf_nodes)
     place = structure.leaves(features)
     return structure.tree(_leaf_values(place, structure.num_leaves, costs, labels), num_features)
 

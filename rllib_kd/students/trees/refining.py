@@ -8,15 +8,18 @@ regret: a state costs what the leaf costs that it reaches to the left, or to the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
 
 #: Rounds over all nodes. Most of what they gain, they gain in the first two.
-_ROUNDS = 4
+_ROUNDS = 3
 #: States by which a better test is sought, of those whose cost depends on it. Whether it is better, all states tell.
-_MAX_SEARCHED = 6_000
+_MAX_SEARCHED = 4_000
+#: The same for a further test in place of a leaf.
+_MAX_SEARCHED_AT_LEAF = 1_500
 
 
 @dataclass
@@ -95,11 +98,69 @@ def refined(structure: Structure, features: np.ndarray, costs: np.ndarray, max_l
         costs: regret of each action `[N, A]`.
         max_leaf_nodes: the most leaves.
     """
+    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, costs)
     structure = pruned(structure, features, costs, max_leaf_nodes)
+    if structure.num_leaves < max_leaf_nodes:  # of leaves that had one action, one has been left
+        structure = _improved(filled(structure, features, costs, max_leaf_nodes), features, costs)
+        structure = pruned(structure, features, costs, max_leaf_nodes)
+    return structure
+
+
+def _improved(structure: Structure, features: np.ndarray, costs: np.ndarray) -> Structure:
     for _ in range(_ROUNDS):
         if not _improve(structure, features, costs):
             break
-    return pruned(structure, features, costs, max_leaf_nodes)
+    return structure
+
+
+def filled(structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
+    """Return the tree with further tests in place of those leaves where they save most, up to so many leaves."""
+    rows = structure.rows(features)
+    feature, threshold = structure.feature.tolist(), structure.threshold.tolist()
+    left, right = structure.left.tolist(), structure.right.tolist()
+    found = {node: _test_at_leaf(features, costs, rows[node]) for node in range(structure.num_inner, len(rows))}
+    for _ in range(max_leaf_nodes - structure.num_leaves):
+        node = max(found, key=lambda node: found[node].saved)
+        test = found.pop(node)
+        if test.saved <= 0:
+            break
+        feature[node], threshold[node] = test.feature, test.threshold
+        left[node], right[node] = len(feature), len(feature) + 1
+        feature, threshold = [*feature, -1, -1], [*threshold, 0.0, 0.0]
+        left, right = [*left, 0, 0], [*right, 0, 0]
+        own = rows[node]
+        is_left = features[own, test.feature] <= np.float32(test.threshold)
+        for child, reached in ((left[node], own[is_left]), (right[node], own[~is_left])):
+            rows.append(reached)
+            found[child] = _test_at_leaf(features, costs, reached)
+    arrays = (np.array(feature), np.array(threshold, np.float32), np.array(left), np.array(right))
+    return Structure.of(*arrays)
+
+
+class _LeafTest(NamedTuple):
+    saved: float  # regret; −inf if there is no test
+    feature: int = 0
+    threshold: float = 0.0
+
+
+def _test_at_leaf(features: np.ndarray, costs: np.ndarray, rows: np.ndarray) -> _LeafTest:
+    """Return the test that saves most if the leaf's action stays on one side, and another is taken on the other."""
+    best = _LeafTest(-np.inf)
+    if len(rows) < 2 or costs[rows].sum(0).min() <= 0:
+        return best
+    action = _cheapest(costs, rows)
+    searched = rows[:: max(1, -(-len(rows) // _MAX_SEARCHED_AT_LEAF))]
+    for other in range(costs.shape[1]):
+        for sign in (1.0, -1.0) if other != action else ():  # the leaf's action to the left, or to the right
+            found = _best_test(features[searched], sign * (costs[searched, other] - costs[searched, action]))
+            if found is None:
+                continue
+            is_left = features[rows, found[0]] <= found[1]
+            goes_over = ~is_left if sign > 0 else is_left
+            saved = float((costs[rows, action] - costs[rows, other])[goes_over].sum())
+            if saved > best.saved:
+                best = _LeafTest(saved, found[0], float(found[1]))
+    return best
 
 
 def pruned(structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int) -> Structure:

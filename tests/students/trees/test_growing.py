@@ -6,8 +6,8 @@ import pytest
 from rllib_kd.networks.trees.features import Features
 from rllib_kd.networks.trees.shape import WEIGHTINGS
 from rllib_kd.students.trees import refining
-from rllib_kd.students.trees.growing import clipped, grow, regrets
-from rllib_kd.students.trees.refining import Structure, pruned, refined
+from rllib_kd.students.trees.growing import _split, clipped, grow, regrets
+from rllib_kd.students.trees.refining import Structure, filled, pruned, refined
 
 pytest.importorskip("sklearn")
 
@@ -98,8 +98,6 @@ def total(structure, x, costs):
 
 
 def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
-    from rllib_kd.students.trees.growing import _split
-
     x, labels = data(num_features=6)
     costs = regrets(labels)
     grown = _split(x, costs, 40, "uniform", 0)
@@ -108,6 +106,28 @@ def test_refining_lowers_the_regret_and_pruning_leaves_out_what_saves_least():
     assert small.num_leaves <= 12
     assert better.num_leaves <= 12
     assert total(better, x, costs) < 0.97 * total(small, x, costs)
+
+
+def test_leaves_that_are_left_are_filled_where_they_save_most():
+    x, labels = data(num_features=6)
+    costs = regrets(labels)
+    small = pruned(_split(x, costs, 10, "uniform", 0), x, costs, 4)
+    more = filled(small, x, costs, 12)
+    assert small.num_leaves <= 4
+    assert more.num_leaves == 12
+    assert total(more, x, costs) < 0.8 * total(small, x, costs)
+    assert filled(small, x, np.zeros_like(costs), 12).num_leaves == small.num_leaves  # nothing can be saved
+
+
+def test_without_refining_the_tests_are_those_of_scikit_learn():
+    from sklearn.tree import DecisionTreeClassifier
+
+    x, labels = data()
+    plain = grow(x, labels, max_leaf_nodes=8, weighting="uniform", seed=0, refine=False)
+    fitted = DecisionTreeClassifier(max_leaf_nodes=8, random_state=0).fit(x, labels.argmax(-1))
+    own = fitted.tree_.threshold[fitted.tree_.children_left >= 0]
+    assert sorted(plain.threshold) == pytest.approx(sorted(own), abs=1e-6)
+    assert (plain.actions[plain.leaves(x)] == fitted.predict(x)).mean() > 0.95
 
 
 def test_the_best_test_is_found_among_all():

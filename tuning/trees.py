@@ -1,6 +1,7 @@
 """What trees reach, beside the plain recipe of VIPER (Bastani et al. 2018) with scikit-learn on the same states.
 
-    python tuning/trees.py --teachers FOLDER [--only TASK ...] [--seeds N] [--first-seed N] [--out FILE]
+    python tuning/trees.py --teachers FOLDER [--only TASK ...] [--seeds N] [--first-seed N]
+        [--weighting NAME] [--out FILE]
 
 FOLDER holds the teachers that `TASKS` names; `cartpole` needs none. Each run adds a row to the file (default:
 docs/results/trees.csv): the return ratio of the tree that validation episodes chose, on fresh episodes, and of as many
@@ -28,6 +29,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.validation import validate
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
+from rllib_kd.networks.trees.shape import WEIGHTINGS
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.trees.refining import Structure
 
@@ -119,7 +121,7 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
     return {
         "task": name,
         "env": task.env,
-        **{key: str(task.tree.get(key, "")) for key in ("max_leaf_nodes", "oblique")},
+        **{key: str(task.tree.get(key, "")) for key in ("max_leaf_nodes", "oblique", "weighting")},
         "seed": seed,
         "env_steps": task.env_steps,
         "teacher_return": round(ours.teacher.return_mean, 2),
@@ -145,6 +147,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--weighting", choices=WEIGHTINGS, help="of all copies (default: they differ)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "results" / "trees.csv")
     args = parser.parse_args()
     ray.init("local", include_dashboard=False, log_to_driver=False)
@@ -155,7 +158,8 @@ def main() -> None:
             print(f"{name}: left out, there is no '{path}'", flush=True)
             continue
         for seed in range(args.first_seed, args.first_seed + args.seeds):
-            row = run(name, task, task.teacher if task.teacher == "cartpole" else str(path), seed)
+            tree = {**task.tree, **({} if args.weighting is None else {"weighting": args.weighting})}
+            row = run(name, task._replace(tree=tree), task.teacher if task.teacher == "cartpole" else str(path), seed)
             print(row, flush=True)
             is_new = not args.out.exists()
             with args.out.open("a", newline="") as file:

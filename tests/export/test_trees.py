@@ -43,6 +43,18 @@ def test_a_tree_in_every_format_is_the_same_bit_by_bit(name, artifact_format, tm
         assert operators - {"TreeEnsembleRegressor"} <= {"Gather", "Sub", "Mul", "Concat"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("artifact_format", [pytest.param(f, marks=needs_c) if f == "c" else f for f in FORMATS])
+def test_a_million_states_are_the_same(artifact_format, tmp_path):
+    module = tree_module(64, oblique=True)
+    obs, path = near_ties(module, 1_000_000), tmp_path / "tree.h"
+    export(Teacher(module), path, format=artifact_format, obs=obs[:500])
+    q_values = q_function(path)
+    for part in np.split(obs, 20):
+        expected = module.compute_q_values({"obs": torch.from_numpy(part)})["qf_preds"].numpy()
+        assert np.array_equal(q_values(part), expected)
+
+
 @pytest.mark.parametrize("artifact_format", ["onnx", "safetensors", "torchscript", pytest.param("c", marks=needs_c)])
 def test_a_filter_before_a_tree_is_in_the_file(artifact_format, tmp_path):
     module = tree_module(12)

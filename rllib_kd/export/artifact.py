@@ -70,6 +70,8 @@ class DeviceCost:
 def q_function(path: str | os.PathLike[str]) -> Callable[[np.ndarray], np.ndarray]:
     """Load an artifact of any format as a function. Its greedy policy takes the action with the largest Q-value.
 
+    The code of a Python file and of C is run: pass files that you trust.
+
     Returns:
         The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays.
 

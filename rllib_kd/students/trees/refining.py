@@ -20,6 +20,8 @@ _ROUNDS = 3
 _MAX_SEARCHED = 4_000
 #: The same for a further test in place of a leaf.
 _MAX_SEARCHED_AT_LEAF = 1_500
+#: Of a tree with more leaves too many than this, a share of them is pruned at once.
+_EXCESS_AT_ONCE = 16
 
 
 @dataclass
@@ -169,9 +171,10 @@ def pruned(structure: Structure, features: np.ndarray, costs: np.ndarray, max_le
     Those that save none are left out in any case: of leaves with one action, and those that no state reaches.
     """
     n, rows = structure.num_inner, structure.rows(features)
-    feature, left, right = structure.feature.copy(), structure.left.copy(), structure.right.copy()
+    feature, threshold = structure.feature.copy(), structure.threshold.copy()
+    left, right = structure.left.copy(), structure.right.copy()
     as_leaf = np.array([costs[own].sum(0).min(initial=np.inf) if len(own) else 0.0 for own in rows])
-    scale = max(float(costs.sum()), 1e-30)
+    nothing = 1e-12 * max(float(costs.sum()), 1e-30)
     while True:
         # Bottom up: what the tree below each node costs, and how many leaves it has.
         below, leaves = as_leaf.copy(), np.ones(len(rows), np.int64)
@@ -179,22 +182,39 @@ def pruned(structure: Structure, features: np.ndarray, costs: np.ndarray, max_le
             if feature[node] >= 0:
                 below[node] = below[left[node]] + below[right[node]]
                 leaves[node] = leaves[left[node]] + leaves[right[node]]
-        inner = _reachable(feature, left, right)
-        if not inner:
+        inner = np.array(_reachable(feature, left, right), np.int64)
+        saved = (as_leaf[inner] - below[inner]) / (leaves[inner] - 1)
+        left_out = _to_leave_out(inner, saved, leaves, int(leaves[0]) - max_leaf_nodes, nothing)
+        if not len(left_out):
             break
-        saved = [(as_leaf[node] - below[node]) / (leaves[node] - 1) for node in inner]
-        weakest = int(np.argmin(saved))
-        if leaves[0] <= max_leaf_nodes and saved[weakest] > 1e-12 * scale:
-            break
-        feature[inner[weakest]] = -1
+        feature[left_out] = -1
     for node in range(n - 1, -1, -1):  # a test that all states pass to one side is no test
         for here, there in ((left, right), (right, left)):
             if feature[node] >= 0 and not len(rows[here[node]]):
                 other = there[node]
-                feature[node], structure.threshold[node] = feature[other], structure.threshold[other]
+                feature[node], threshold[node] = feature[other], threshold[other]
                 left[node], right[node] = left[other], right[other]
                 rows[node] = rows[other]
-    return Structure.of(feature, structure.threshold, left, right)
+    return Structure.of(feature, threshold, left, right)
+
+
+def _to_leave_out(inner: np.ndarray, saved: np.ndarray, leaves: np.ndarray, excess: int, nothing: float) -> np.ndarray:
+    """Return the inner nodes that become leaves next: those that save nothing, or the weakest.
+
+    Args:
+        inner: inner nodes.
+        saved: what each saves for each leaf that it needs.
+        leaves: number of leaves below each node.
+        excess: leaves that are too many.
+        nothing: regret that counts as none.
+    """
+    is_last = leaves[inner] == 2  # both children are leaves, so that several can be left out at once
+    if (useless := is_last & (saved <= nothing)).any():
+        return inner[useless]
+    if excess > _EXCESS_AT_ONCE:
+        weakest = np.flatnonzero(is_last)[np.argsort(saved[is_last], kind="stable")]
+        return inner[weakest[: excess // _EXCESS_AT_ONCE]]
+    return inner[[int(saved.argmin())]] if excess > 0 else inner[:0]
 
 
 def _reachable(feature: np.ndarray, left: np.ndarray, right: np.ndarray) -> list[int]:
@@ -213,13 +233,13 @@ def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> b
     rows = structure.rows(features)
     n = structure.num_inner
     has_improved = False
-    cost_at = {node: _cheapest(costs, rows[node]) for node in range(n, len(rows))}
+    actions = np.array([0] * n + [_cheapest(costs, own) for own in rows[n:]])
     for node in range(n - 1, -1, -1):
         own = rows[node]
         if not len(own):
             continue
         sides = [
-            _costs_below(structure, int(child), features, costs, own, cost_at)
+            _costs_below(structure, int(child), features, costs, own, actions)
             for child in (structure.left[node], structure.right[node])
         ]
         gains = sides[1] - sides[0]
@@ -249,7 +269,7 @@ def _costs_below(
     features: np.ndarray,
     costs: np.ndarray,
     rows: np.ndarray,
-    action: dict[int, int],
+    actions: np.ndarray,
 ) -> np.ndarray:
     """Return what each of these rows would cost if it came to a node."""
     nodes = np.full(len(rows), root)
@@ -258,8 +278,7 @@ def _costs_below(
         here = nodes[is_inner]
         is_left = features[rows[is_inner], structure.feature[here]] <= structure.threshold[here]
         nodes[is_inner] = np.where(is_left, structure.left[here], structure.right[here])
-    actions = np.array([action.get(node, 0) for node in range(n + structure.num_leaves)])[nodes]
-    return costs[rows, actions]
+    return costs[rows, actions[nodes]]
 
 
 def _best_test(features: np.ndarray, gains: np.ndarray) -> tuple[int, np.float32] | None:

@@ -324,10 +324,10 @@ class DistillDQN(DQN):
 
     def _choose_restarts(self) -> None:
         """Let validation episodes choose a copy of each student, unless they have done so since the last update."""
-        num_updates = self.num_gradient_steps + self._replay_ratio.num_regrowths
-        if self.config.num_copies == 1 or not self.config.num_validation_episodes or not num_updates:
+        if self.config.num_copies == 1 or not self.config.num_validation_episodes:
             return
-        if self._restarts.are_chosen(num_updates):
+        num_updates = self._replay_ratio.num_updates
+        if not num_updates or self._restarts.are_chosen(num_updates):
             return
         copies = self.get_copies()
         make_env = env_maker(self.config.env, self.config.env_config)

@@ -26,6 +26,11 @@ class ReplayRatio:
         self.num_gradient_steps = 0  # including those before a restore
         self.num_regrowths = 0  # times at which trees were regrown, likewise
 
+    @property
+    def num_updates(self) -> int:
+        """Return how often students have changed: gradient steps, and regrowths of trees."""
+        return self.num_gradient_steps + self.num_regrowths
+
     def sampled(self, num_env_steps: int) -> None:
         """Count env steps that were sampled."""
         self._steps_since_start += num_env_steps

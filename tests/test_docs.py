@@ -190,7 +190,7 @@ def test_the_tutorial_on_certificates_works_as_written(tmp_path):
     assert (tmp_path / "smallest.safetensors").is_file()
 
 
-# --- docs/pages/masks.md ----------------------------------------------------------------------------------------------------
+# --- docs/pages/masks.md ----------------------------------------------------------------------------------------------
 
 MASKS = (ROOT / "docs" / "pages" / "masks.md").read_text()
 NIM = re.findall(r"```python\n(.*?)```", MASKS, re.DOTALL)[0]

@@ -65,7 +65,7 @@ from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled
 from rllib_kd.evaluation.played_environment import record_config
-from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, STATE_AFTER_UPDATE
+from rllib_kd.learner.learner import STATE_AFTER_UPDATE
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
 
@@ -148,7 +148,7 @@ class DistillDQN(DQN):
             learning_starts=self.config.num_steps_sampled_before_learning_starts,
         )
         self._sampling = Sampling(self.config, self.env_runner_group, self.learner_group)
-        self._restarts = Restarts(self.config.restarts, self.config.num_validation_episodes)
+        self._restarts = Restarts(self.config.num_copies, self.config.num_validation_episodes)
         self._unusable_states = UnusableStates(self.config, self._teachers)
         self._evaluations = Evaluations()
         check_vector_env(self.env_runner_group)
@@ -225,7 +225,7 @@ class DistillDQN(DQN):
             return_state=self._sampling.is_remote,
         )
         student = results[0].pop(STATE_AFTER_UPDATE, None)
-        self._replay_ratio.learned(max(int(results[0][name][NUM_GRADIENT_STEPS].peek()) for name in self._returns))
+        self._replay_ratio.learned(*self._students.take_results(results[0]))
         self.metrics.aggregate(results, key=LEARNER_RESULTS)
         return student
 
@@ -244,10 +244,11 @@ class DistillDQN(DQN):
             returns=self._returns,
             env_steps=self.num_env_steps,
             num_gradient_steps=self.num_gradient_steps,
+            num_regrowths=self._replay_ratio.num_regrowths,
             staleness=staleness,
             learner_results=results.get(LEARNER_RESULTS, {}),
         )
-        if self.config.restarts > 1:
+        if self.config.num_copies > 1:
             results["distillation"]["validation"] = self._restarts.results()
         return results
 
@@ -323,15 +324,15 @@ class DistillDQN(DQN):
 
     def _choose_restarts(self) -> None:
         """Let validation episodes choose a copy of each student, unless they have done so since the last update."""
-        num_gradient_steps = self.num_gradient_steps
-        if self.config.restarts == 1 or not self.config.num_validation_episodes or not num_gradient_steps:
+        if self.config.num_copies == 1 or not self.config.num_validation_episodes:
             return
-        if self._restarts.are_chosen(num_gradient_steps):
+        num_updates = self._replay_ratio.num_updates
+        if not num_updates or self._restarts.are_chosen(num_updates):
             return
         copies = self.get_copies()
         make_env = env_maker(self.config.env, self.config.env_config)
         pipeline = pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(copies.values())))
-        self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_gradient_steps)
+        self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_updates)
 
     def get_copies(self) -> dict[str, Any]:
         """Return the current modules of a family by ID: with restarts all copies, of which none is chosen for this."""

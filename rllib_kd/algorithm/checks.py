@@ -14,10 +14,12 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from rllib_kd.algorithm.settings import check_model_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.algorithm.tree_checks import check_trees
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
+from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.schedules import check_schedule, values_of
 from rllib_kd.students.restarts import is_named
 from rllib_kd.students.sizes import PRESETS
@@ -94,7 +96,8 @@ def check_numbers(config: DistillationConfig) -> None:
         _check_integer("max_staleness", config.max_staleness, low=0)
     if config.max_regret is not None:
         _check_positive("max_regret", config.max_regret, "a number of median action gaps, or None")
-    _check_integer("restarts", config.restarts, low=1)
+    if config.restarts is not None:
+        _check_integer("restarts", config.restarts, low=1)
     _check_integer("num_validation_episodes", config.num_validation_episodes, low=0)
     episodes = config.num_baseline_episodes
     if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
@@ -256,7 +259,7 @@ def check_student(config: DistillationConfig) -> None:
             "the widths of the student's layers. Set one of them."
         )
     if config.student is not None:
-        _check_preset("student", config.student)
+        _check_shape("student", config.student)
         if widths:
             raise ValueError(
                 f"Both `student`={config.student!r} and {widths} in rl_module(model_config=...) set the widths "
@@ -295,14 +298,14 @@ def check_family(config: DistillationConfig) -> None:
 
 def check_restarts(config: DistillationConfig) -> None:
     """Check that copies of the student are possible."""
-    if config.restarts == 1:
+    if config.num_copies == 1:
         return
     if config.is_multi_agent:
-        raise ValueError(f"`restarts`={config.restarts} is supported in single-agent settings only. Set it to 1.")
+        raise ValueError(f"`restarts`={config.num_copies} is supported in single-agent settings only. Set it to 1.")
     if config.init == "teacher":
         raise ValueError(
-            f"`restarts`={config.restarts} copies of a student would be equal with init='teacher'. Set init='random', "
-            "or restarts=1."
+            f"`restarts`={config.num_copies} copies of a student would be equal with init='teacher'. Set init='random',"
+            " or restarts=1."
         )
 
 
@@ -310,18 +313,19 @@ def _check_shape(setting: str, shape: object) -> None:
     """Check a preset, a compression or a model config of one student of a family."""
     where = f"`{setting}`"
     if isinstance(shape, str):
-        _check_preset(f"student {where}:", shape)
+        _check_preset("student" if setting == "student" else f"student {where}:", shape)
         return
     if not isinstance(shape, Mapping):
         raise ValueError(f"{where} must be a model config such as {{'fcnet_hiddens': [16]}}, got {shape!r}.")
-    known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression"}
+    known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression", TREE}
     for key in shape:
         if key not in known:
             raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
     check_model_config(setting, shape)
-    if len({"compression"} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
+    if len({"compression", TREE} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
         raise ValueError(
-            f"{where} must have either `compression` or widths ({', '.join(sorted(WIDTH_KEYS))}), got {dict(shape)}."
+            f"{where} must have either `compression`, `{TREE}` or widths ({', '.join(sorted(WIDTH_KEYS))}), got "
+            f"{dict(shape)}."
         )
     if "compression" in shape:
         _check_compression(f"{where}: `compression`", shape["compression"])
@@ -424,6 +428,7 @@ _CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
     check_losses,
     check_student,
     check_family,
+    check_trees,
     check_restarts,
     check_classes,
     check_learners,

@@ -63,9 +63,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.kd_coeff: Schedule | Literal["qdagger"] = 1.0
         self.td_coeff: Schedule = 0.0
         self.compression: float | None = None
-        self.student: str | None = None
+        self.student: str | Mapping[str, Any] | None = None
         self.students: dict[str, Any] = {}
-        self.restarts = 1
+        self.restarts: int | None = None
         self.num_validation_episodes = 64
         self.init = "random"
         self.num_baseline_episodes: int | None = None
@@ -139,9 +139,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
         kd_coeff: Schedule | Literal["qdagger"] = NotProvided,
         td_coeff: Schedule = NotProvided,
         compression: float | None = NotProvided,
-        student: str | None = NotProvided,
+        student: str | Mapping[str, Any] | None = NotProvided,
         students: Mapping[str, str | Mapping[str, Any]] = NotProvided,
-        restarts: int = NotProvided,
+        restarts: int | None = NotProvided,
         num_validation_episodes: int = NotProvided,
         init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
@@ -238,17 +238,20 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 with narrower layers. None (default): 0.04, unless `student` or `rl_module(model_config=...)` sets the
                 shape.
             student: preset shape of the student: "linear", or one of the networks for 84 × 84 images of Rusu et al.
-                2015, "rusu-net1", "rusu-net2" or "rusu-net3" (25, 6.7 and 3.7 % of their teacher, "rusu-teacher"). None
+                2015, "rusu-net1", "rusu-net2" or "rusu-net3" (25, 6.7 and 3.7 % of their teacher, "rusu-teacher"); or a
+                dict as for `students`, such as {"tree": {"max_leaf_nodes": 8}}, a decision tree (docs/pages/trees.md). None
                 (default): `compression` sets it.
             students: a family that learns from one stream of states, instead of one student: name → a model config
-                ({"s16": {"fcnet_hiddens": [16]}}), {"compression": 0.01}, or a preset as for `student`.
+                ({"s16": {"fcnet_hiddens": [16]}}), {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset
+                as for `student`.
                 `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
                 Plain MLPs of equal depth learn side by side: eight cost little more than one.
             restarts: copies of each student that learn side by side, each with first weights of its own, and by default
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
                 `get_module()`, they play validation episodes, and the best of them is the student: what a small student
                 does depends on both. MLPs without TD, features, gradient clipping and a custom loss are stacked, so
-                that 16 cost little more than one; other students cost `restarts` times as much. Default: 1.
+                that 16 cost little more than one; other students cost `restarts` times as much. Copies of a tree differ
+                in how they weigh states, and in when they were grown. None (default): 1, and 12 of trees.
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
                 evaluation. 0: the copies are not compared, and the first one is the student. Default: 64.

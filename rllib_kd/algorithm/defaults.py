@@ -20,6 +20,8 @@ from rllib_kd.teachers.base import Teacher
 
 #: By name of the setting.
 FOR_VECTORS: dict[str, Any] = {"lr": 3e-3, "training_intensity": 32.0, "train_batch_size_per_learner": 256}
+#: Rows of the replay. A tree has no memory of its own: what is not in the replay when it is regrown, it does not know.
+CAPACITY_FOR_TREES = 200_000
 FOR_IMAGES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 4.0, "train_batch_size_per_learner": 128}
 
 
@@ -36,6 +38,8 @@ def settle_defaults(
     seen = [teacher.input_space for teacher in teachers.values() if teacher.is_loaded]
     if spaces is not None:
         seen.append(input_space(features_space(spaces[0])))
+    if config.trees and config.replay_buffer_config.get("capacity") is None:
+        config.replay_buffer_config = {**config.replay_buffer_config, "capacity": CAPACITY_FOR_TREES}
     is_image = any(len(space.shape or ()) == 3 for space in seen)
     for name, value in (FOR_IMAGES if is_image else FOR_VECTORS).items():
         is_batch_size = name == "train_batch_size_per_learner"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.students.restarts import names_of, regret_factor
 from rllib_kd.teachers.names import is_by_policy
@@ -24,6 +25,8 @@ class DerivedValues:
 
     #: `temperature="auto"` is this times the median action gap of a teacher with Q-values.
     AUTO_TEMPERATURE_GAPS: ClassVar[float] = 0.1
+    #: Copies of a tree, which validation episodes choose among.
+    TREE_COPIES: ClassVar[int] = 12
 
     teacher: str | Teacher | list[Any] | Mapping[str, Any] | None
     loss: str
@@ -37,7 +40,8 @@ class DerivedValues:
     kd_coeff: Schedule | Literal["qdagger"]
     td_coeff: Schedule
     students: dict[str, Any]
-    restarts: int
+    restarts: int | None
+    student: str | Mapping[str, Any] | None
     _log_prob_groups: tuple[str, ...]
     is_multi_agent: bool
 
@@ -59,10 +63,27 @@ class DerivedValues:
 
         Empty if there is one student without restarts: RLlib makes its module.
         """
-        if not self.students and self.restarts == 1:
+        if not self.students and self.num_copies == 1:
             return {}
         students = self.students or {DEFAULT_MODULE_ID: {}}
-        return {name: shape for student, shape in students.items() for name in names_of(student, self.restarts)}
+        return {name: shape for student, shape in students.items() for name in names_of(student, self.num_copies)}
+
+    @property
+    def trees(self) -> dict[str, Any]:
+        """Return the settings of those students that are trees, by name."""
+        if self._rl_module_spec is not None:
+            return {}
+        alone = self.student if isinstance(self.student, Mapping) else self.given_model_config
+        shapes = self.students or {DEFAULT_MODULE_ID: alone}
+        return {name: own[TREE] for name, own in shapes.items() if isinstance(own, Mapping) and TREE in own}
+
+    @property
+    def num_copies(self) -> int:
+        """Return `restarts`, or its default: 1, and more if all students are trees."""
+        if self.restarts is not None:
+            return self.restarts
+        is_all_trees = bool(self.trees) and len(self.trees) == max(1, len(self.students)) and not self.is_multi_agent
+        return self.TREE_COPIES if is_all_trees else 1
 
     @property
     def own_connectors(self) -> frozenset[str]:
@@ -108,7 +129,7 @@ class DerivedValues:
         if self.rollout_policy != "mixture":
             return math.inf
         if self.max_regret is None:  # copies see mostly each other's states, which may be those of failures alone
-            return math.inf if self.restarts == 1 or self.uses_td else 3.0
+            return math.inf if self.num_copies == 1 or self.uses_td else 3.0
         return self.max_regret
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ray.rllib.core import COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner_group import LearnerGroup
+from ray.rllib.core.rl_module.apis import TargetNetworkAPI
 
 from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.algorithm.students import Students
@@ -94,7 +95,8 @@ def set_weights(learner_group: LearnerGroup, weights: Mapping[str, Any]) -> None
     def start(learner: Any) -> None:
         learner.set_state({COMPONENT_RL_MODULE: dict(weights)})
         for name in weights:
-            for network, target in learner.module[name].unwrapped().get_target_network_pairs():
+            module = learner.module[name].unwrapped()
+            for network, target in module.get_target_network_pairs() if isinstance(module, TargetNetworkAPI) else ():
                 target.load_state_dict(network.state_dict())
 
     ask_learners(learner_group, start)

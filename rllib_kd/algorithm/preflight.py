@@ -21,6 +21,7 @@ from ray.util import get_current_placement_group
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.algorithm.tree_checks import check_tree_inputs
 from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.making import checked_call, close, env_maker, names_class
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
@@ -102,6 +103,7 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
         check_spaces(input_space(features_space(shown)), actions)
+        check_tree_inputs(config, input_space(features_space(shown)))
         _check_has_convolutions(config, input_space(features_space(shown)))
     elif not isinstance(config, DistillationConfig) and has_mask(shown):
         logger.warning(_DQN_WITH_MASK)

@@ -24,6 +24,12 @@ class ReplayRatio:
         self._rows_due = 0.0  # to be learned from, until the replay ratio is met
         self._steps_since_start = 0  # env steps since the replay was empty
         self.num_gradient_steps = 0  # including those before a restore
+        self.num_regrowths = 0  # times at which trees were regrown, likewise
+
+    @property
+    def num_updates(self) -> int:
+        """Return how often students have changed: gradient steps, and regrowths of trees."""
+        return self.num_gradient_steps + self.num_regrowths
 
     def sampled(self, num_env_steps: int) -> None:
         """Count env steps that were sampled."""
@@ -37,9 +43,10 @@ class ReplayRatio:
         self._rows_due -= num_steps * self._batch_size
         return num_steps
 
-    def learned(self, num_gradient_steps: int) -> None:
-        """Count gradient steps that were made."""
+    def learned(self, num_gradient_steps: int, num_regrowths: int = 0) -> None:
+        """Count gradient steps that were made, and regrowths of trees."""
         self.num_gradient_steps += num_gradient_steps
+        self.num_regrowths += num_regrowths
 
     def replay_is_empty(self) -> None:
         """Wait for `learning_starts` env steps again before learning continues."""
@@ -51,6 +58,7 @@ class ReplayRatio:
             "rows_due": self._rows_due,
             "steps_since_start": self._steps_since_start,
             "num_gradient_steps": self.num_gradient_steps,
+            "num_regrowths": self.num_regrowths,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -58,3 +66,4 @@ class ReplayRatio:
         self._rows_due = state["rows_due"]
         self._steps_since_start = state["steps_since_start"]
         self.num_gradient_steps = state["num_gradient_steps"]
+        self.num_regrowths = state.get("num_regrowths", 0)  # not of a version without

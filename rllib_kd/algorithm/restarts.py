@@ -38,7 +38,7 @@ class Restarts:
 
     def __init__(self, num_copies: int, num_episodes: int):
         self._num_copies, self._num_episodes = num_copies, num_episodes
-        self._chosen_at = -1  # gradient steps at the last choice
+        self._chosen_at = -1  # gradient steps, and regrowths of trees, at the last choice
         self._chosen: dict[str, str] = {}  # module ID of the chosen copy, by student
         self._exchanged: dict[str, str] = {}  # module IDs exchanged in the checkpoint being saved or restored
         #: Of all choices so far.
@@ -50,9 +50,9 @@ class Restarts:
         """Return the module ID of the copy chosen for a student."""
         return self._chosen.get(student, student)
 
-    def are_chosen(self, num_gradient_steps: int) -> bool:
+    def are_chosen(self, num_updates: int) -> bool:
         """Return whether nothing was learned since the last choice."""
-        return self._chosen_at == num_gradient_steps
+        return self._chosen_at == num_updates
 
     def choose(
         self,
@@ -60,7 +60,7 @@ class Restarts:
         modules: Mapping[str, Any],
         make_env: Callable[[], gym.Env],
         pipeline: ObservationPipeline,
-        num_gradient_steps: int,
+        num_updates: int,
     ) -> None:
         """Play validation episodes, and choose each student's best copy; if that fails, the one with the least regret.
 
@@ -69,11 +69,11 @@ class Restarts:
             modules: current modules of all copies.
             make_env: makes one environment.
             pipeline: from the environment's observations to the modules' inputs.
-            num_gradient_steps: gradient steps so far.
+            num_updates: gradient steps and regrowths of trees so far.
         """
         regrets = _mean_regrets(learner_group)
         copies = {student: _by_regret(names, regrets) for student, names in by_student(modules).items()}
-        self._chosen_at = num_gradient_steps
+        self._chosen_at = num_updates
 
         def play(names: Sequence[str], first: int, count: int) -> Validation:
             players = {name: modules[name] for name in names}

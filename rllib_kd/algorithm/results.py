@@ -26,6 +26,7 @@ def distillation_results(
     returns: StudentReturns,
     env_steps: int,
     num_gradient_steps: int,
+    num_regrowths: int = 0,
     staleness: Sequence[int],
     learner_results: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def distillation_results(
         returns: returns of the students, their teachers and random policies.
         env_steps: env steps sampled so far, including those before a restore.
         num_gradient_steps: gradient steps so far, including those before a restore.
+        num_regrowths: times at which trees were regrown so far, likewise.
         staleness: policy lag of each sample of this iteration, in updates of the student.
         learner_results: results of the Learners, by student.
 
@@ -50,6 +52,8 @@ def distillation_results(
         "staleness_mean": float(np.mean(staleness)) if staleness else math.nan,
         "staleness_max": max(staleness, default=0),
     }
+    if config.trees:
+        run["num_regrowths_lifetime"] = num_regrowths
     if teachers:
         run |= {
             "kd_coeff": config.kd_coeff_at(env_steps, returns.ratio),
@@ -69,8 +73,10 @@ def _student_results(
 ) -> dict[str, float]:
     if teacher is None:
         return {"student_params": size.num_parameters}
+    tree = {} if size.num_leaves is None or size.depth is None else {"num_leaves": size.num_leaves, "depth": size.depth}
     return {
         "student_params": size.num_parameters,
+        **tree,
         "teacher_params": teacher.num_parameters,
         "compression": size.num_parameters / teacher.num_parameters,
         "teacher_return": returns[name].teacher,

@@ -20,6 +20,7 @@ from ray.rllib.utils import replay_buffers
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.unknown_settings import unknown_setting
+from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.schedules import check_schedule
 from rllib_kd.text import did_you_mean
 
@@ -203,6 +204,8 @@ def check_model_config(where: str, model_config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: a value has another type or is out of range.
     """
+    if TREE in model_config:
+        TreeShape.of(model_config[TREE], where)
     hints = typing.get_type_hints(DefaultModelConfig)
     for key, value in model_config.items():
         if key in hints:
@@ -383,7 +386,8 @@ def _types_in(hint: Any) -> set[Any]:
 def _model_hints(cls: type[AlgorithmConfig]) -> dict[str, Any]:
     """Return the type hint of each key of a model config."""
     known = _fluent_arguments(cls)
-    included = {key: known.get(key, (None, None))[1] for key in _rllib.included_in_model_config(cls())}
+    included: dict[str, Any] = {TREE: dict}
+    included |= {key: known.get(key, (None, None))[1] for key in _rllib.included_in_model_config(cls())}
     return {**included, **typing.get_type_hints(DefaultModelConfig)}
 
 

@@ -12,7 +12,10 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.algorithm.dead_learners import ask_learner
+from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, NUM_REGROWTHS
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
+from rllib_kd.networks.trees.module import TreeRLModule
+from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import check_spaces, input_space
 from rllib_kd.students.sizes import PRESETS, compress
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Keys of a model config that set the widths of the student's layers.
 WIDTH_KEYS = frozenset({"fcnet_hiddens", "head_fcnet_hiddens", "conv_filters"})
+#: Those that set the student's shape, so that no compression does.
+_SHAPE_KEYS = WIDTH_KEYS | {TREE}
 
 
 #: Student parameters / teacher parameters, unless `compression` or a model config sets the shape.
@@ -36,12 +41,17 @@ class StudentSize(NamedTuple):
     """The size of a student's network.
 
     Args:
-        num_parameters: parameters that act, without target networks.
+        num_parameters: parameters that act, without target networks; of a tree that has not grown yet, the most that it
+            may have.
         support: support of its return distributions; None without them.
+        num_leaves: leaves of a tree; None of a network.
+        depth: the most comparisons of a tree; None of a network.
     """
 
     num_parameters: int
     support: Support | None
+    num_leaves: int | None = None
+    depth: int | None = None
 
 
 class Students:
@@ -61,9 +71,7 @@ class Students:
         def measure(learner: Any) -> dict[str, dict[str, StudentSize]]:
             return {
                 group_id: {
-                    name: StudentSize(
-                        count_parameters(group.students[name].module), support_of(group.students[name].module)
-                    )
+                    name: StudentSize(_num_parameters(module := group.students[name].module), support_of(module))
                     for name in group.named
                 }
                 for group_id, group in learner.groups.items()
@@ -82,9 +90,34 @@ class Students:
             for name, size in students.items():
                 yield group_id, name, size
 
+    def take_results(self, results: Mapping[str, Any]) -> tuple[int, int]:
+        """Take the sizes of trees from the results of a Learner's update.
+
+        Args:
+            results: RLlib's metrics by student.
+
+        Returns:
+            The gradient steps of the update, and the regrowths of trees.
+        """
+        num_steps = num_regrowths = 0
+        for students in self._sizes.values():
+            for name, size in students.items():
+                own = results[name]
+                num_steps = max(num_steps, int(own[NUM_GRADIENT_STEPS].peek()))
+                if NUM_REGROWTHS in own:
+                    num_regrowths = max(num_regrowths, int(own[NUM_REGROWTHS].peek()))
+                    count, leaves, depth = (int(own[key].peek()) for key in ("num_parameters", "num_leaves", "depth"))
+                    students[name] = size._replace(num_parameters=count, num_leaves=leaves, depth=depth)
+        return num_steps, num_regrowths
+
     def of_group(self, group_id: str) -> dict[str, StudentSize]:
         """Return the size of each student of a group, by name."""
         return self._sizes[group_id]
+
+
+def _num_parameters(module: Any) -> int:
+    """Return the parameters of a student; of a tree, which has not grown yet, the most that it may have."""
+    return module.max_parameters if isinstance(module, TreeRLModule) else count_parameters(module)
 
 
 def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> None:
@@ -107,7 +140,7 @@ def shape_students(config: DistillationConfig, teachers: Mapping[str, Teacher]) 
         }
     elif config.student is not None:
         config.rl_module(model_config=own | _shape(config, config.student, teachers, DEFAULT_MODULE_ID))
-    elif teachers and config.own_rl_module_spec is None and not WIDTH_KEYS & set(own):
+    elif teachers and config.own_rl_module_spec is None and not _SHAPE_KEYS & set(own):
         size = {"compression": config.compression or DEFAULT_COMPRESSION}
         shapes = {group_id: own | _shape(config, size, teachers, group_id) for group_id in teachers}
         if config.is_multi_agent:
@@ -150,6 +183,8 @@ def _shape(
     """Return the model config of a preset, or of a student that is described by its compression."""
     if isinstance(shape, str):
         return dict(PRESETS[shape])
+    if TREE in shape:
+        return {**shape, TREE: TreeShape.of(shape[TREE]).to_dict()}
     if "compression" not in shape:
         return dict(shape)
     teacher = teachers[group_id].members[0]

@@ -73,6 +73,7 @@ _MODULES = {
     "PPOTorchRLModule": _PPO,
     "DefaultSACTorchRLModule": _SAC,
     "SACTorchRLModule": _SAC,
+    "TreeRLModule": "rllib_kd.networks.trees.module.TreeRLModule",
 }
 
 
@@ -152,7 +153,10 @@ class RLlibCheckpoint:
             ) from error
         _check_weights(state, expected, state_file)
         module = module_class(**constructor_kwargs)
-        module.load_state_dict({key: torch.as_tensor(state[key]) for key in expected})
+        try:
+            module.load_state_dict({key: torch.as_tensor(state[key]) for key in expected})
+        except ValueError as error:  # of a tree that is none
+            raise CheckpointError(f"'{state_file}' was refused: {error}") from error
         return module
 
     def load_observation_pipeline(self, module: RLModule | None = None) -> ObservationPipeline | None:

@@ -234,7 +234,7 @@ CheckedAlgo = Annotated[
 Artifact = Annotated[Path, _writable_option("File to write.", metavar="FILE", replaces=True)]
 
 
-Format = Annotated[str | None, option("c, onnx, pt2, safetensors, web (FILE's ending).", metavar="NAME")]
+Format = Annotated[str | None, option("c, onnx, pt2, python, safetensors, web (FILE's ending).", metavar="NAME")]
 
 
 Prefix = Annotated[str | None, option("What names in C begin with (default: student).", metavar="NAME")]

@@ -26,6 +26,7 @@ def shrink(
     minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
     env_steps: Annotated[int | None, option("Length of training instead; repeatable.", metavar="N")] = None,
     episodes: Annotated[int, option("Most episodes of a certificate (default: 5,000).", metavar="N")] = 5_000,
+    trees: Annotated[bool, option("Try decision trees beside networks.", "--trees")] = False,
     restarts: Annotated[int | None, option("Copies of each size (default: 8; images: 1).", metavar="N")] = None,
     bounds: Annotated[
         tuple[float, float] | None, option("Range of all possible returns, if known.", metavar="LOW HIGH")
@@ -63,6 +64,7 @@ def shrink(
         "seed": seed,
         "env_config": parse_json(env_config, "--env-config"),
         "config": parse_json(config, "--config"),
+        "trees": trees,
         "restarts": restarts,
         "episodes": episodes,
         "bounds": bounds,

@@ -95,9 +95,9 @@ class DistillEnvRunner(StudentsEnvRunner):
         super().__init__(**kwargs)
         if self.family is not None:
             self._turns = FamilyTurns(
-                len(self.family) // self.config.restarts,
+                len(self.family) // self.config.num_copies,
                 self.num_envs,
-                num_copies=self.config.restarts,
+                num_copies=self.config.num_copies,
                 offset=self.worker_index * self.num_envs,
                 seed=self._seed,
             )

@@ -30,6 +30,7 @@ from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.result import Comparison, PolicyReport
 from rllib_kd.evaluation.seeds import episode_seeds
 from rllib_kd.evaluation.sources import open_source, open_sources
+from rllib_kd.evaluation.trees import tree_figures
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
@@ -203,7 +204,8 @@ def _figures(teacher: Teacher, student: Teacher, states: Mapping[str, _States]) 
         figures[f"agreement_on_{whose}_states"] = agreement(confusion)
         figures[f"q_regret_on_{whose}_states"] = regret
         figures[f"confusion_on_{whose}_states"] = confusion.tolist()
-    return figures
+    own = states["student"]
+    return figures | {"tree": tree_figures(teacher, student, own[_eyes(teacher)], own[_eyes(student)])}
 
 
 def _comparison(

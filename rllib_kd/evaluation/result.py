@@ -45,6 +45,8 @@ class Comparison:
     confusion_on_student_states: list[list[int]] = field(repr=False)
     env_config: dict[str, Any] = field(default_factory=dict)  # of the environment; what is not JSON, as a text
     regret_unit: str = "return units"  # or "nats", of log-probabilities instead of Q-values, if the teacher gives those
+    #: Of a student that is a tree, as `tree_figures()` returns it; None of any other.
+    tree: dict[str, Any] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for JSON; values that are not finite are None."""
@@ -87,6 +89,8 @@ class Comparison:
             f"{student.num_parameters:,}",
             f"{100 * self.compression:.2f} %",
         )
+        if self.tree is not None:
+            table.add_row("leaves, depth", "", f"{self.tree['num_leaves']}, {self.tree['depth']}", "")
         if teacher.latency_ms and student.latency_ms:
             table.add_row(
                 "latency, batch of 1",

@@ -17,6 +17,7 @@ import numpy as np
 
 from rllib_kd.checkpoints.archives import is_pt2
 from rllib_kd.export.runners import c_runner
+from rllib_kd.export.trees import recorded_shape
 from rllib_kd.teachers.described import checked_shape, first_line
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
@@ -25,12 +26,17 @@ _RUNNERS = {
     "c": "c_runner",
     "onnx": "onnx_runner",
     "pt2": "pt2_runner",
+    "python": "python_runner",
     "safetensors": "numpy_runner",
     "torchscript": "torchscript_runner",
 }
 
 
 FORMATS = tuple(_RUNNERS)
+
+
+#: Those of networks: Python files are for trees.
+NETWORK_FORMATS = tuple(name for name in FORMATS if name != "python")
 
 
 _SINGLE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -65,6 +71,8 @@ class DeviceCost:
 
 def q_function(path: str | os.PathLike[str]) -> Callable[..., np.ndarray]:
     """Load an artifact of any format as a function. Its greedy policy takes the action with the largest Q-value.
+
+    The code of a Python file and of C is run: pass files that you trust.
 
     Returns:
         The function from observations `[B, ...]` to Q-values `[B, A]` (return units), as numpy arrays. Its second
@@ -142,6 +150,8 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
         head = file.read(20)
     if head.startswith(b"/* rllib_kd C export"):
         return "c"
+    if head.startswith(b"# rllib_kd Python ex"):
+        return "python"
     if head.startswith(b"PK"):  # a zip archive
         return "pt2" if _is_pt2(path) else "torchscript"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
@@ -177,6 +187,8 @@ def _recorded_shape(path: str | os.PathLike[str]) -> Any:
 
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         return session.get_inputs()[0].shape[1:]
+    if artifact_format == "python":
+        return recorded_shape(Path(path).read_text(encoding="utf-8"))
     if artifact_format == "safetensors":
         with open(path, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

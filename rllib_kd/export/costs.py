@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from rllib_kd.export.c.program import lower
 from rllib_kd.export.c.reference import closest_integers
 from rllib_kd.export.formats import describe, input_shape, write_safetensors
 from rllib_kd.networks.dqn_module import count_parameters
+from rllib_kd.networks.trees.arrays import Tree
+from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 
@@ -82,6 +85,7 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
         ValueError: something else than parameters is to be minimized, but the students cannot be exported to
             safetensors, or to C with integers.
     """
+    modules = {name: _full(module) for name, module in modules.items()}
     counts = {name: count_parameters(module) for name, module in modules.items()}
     students = {name: Teacher(module, pipeline=pipeline, source="student") for name, module in modules.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,6 +106,15 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
         name: Cost(counts[name], sizes[name], tuple(own), work[name], integers.get(name))
         for name, own in zip(modules, times, strict=True)
     }
+
+
+def _full(module: Any) -> Any:
+    """Return a module; of a tree, one with all leaves that it may have, since it may not have grown yet."""
+    if not isinstance(module, TreeRLModule):
+        return module
+    full = copy.deepcopy(module)
+    full.tree = Tree.full(module.shape.max_leaf_nodes, int(module.action_space.n), num_features=len(module.features))
+    return full
 
 
 def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:

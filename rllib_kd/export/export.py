@@ -37,6 +37,7 @@ from rllib_kd.export.formats import (
     write_torchscript,
 )
 from rllib_kd.export.runners import c_runner
+from rllib_kd.export.trees import check_python, is_tree, write_python
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown, View
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.function import QNetwork
@@ -51,6 +52,7 @@ _ENDINGS = {
     "c": (".h",),
     "onnx": (".onnx",),
     "pt2": (".pt2",),
+    "python": (".py",),
     "safetensors": (".safetensors",),
     "torchscript": (".pt", ".ts", ".torchscript"),
     "web": (".html",),
@@ -171,6 +173,8 @@ def _write(
         write_pt2(student, file, takes_mask=takes_mask)
     elif format == "torchscript":
         write_torchscript(student, file, takes_mask=takes_mask)
+    elif format == "python":
+        write_python(student, file)
     elif format == "c":
         prefix = DEFAULT_PREFIX if prefix is None else prefix
         return write_c(student, file, prefix=prefix, int8_obs=obs if int8 else None)
@@ -291,6 +295,8 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
         )
     if int8 and format not in ("c", "onnx"):
         raise ValueError(f"int8 is for format='c' or 'onnx' only, got format='{format}'.")
+    if int8 and is_tree(student):
+        raise ValueError("int8 is for networks: a tree compares 32-bit floats, and has no weights. Leave out int8.")
     if prefix is not None:
         if format != "c":
             raise ValueError(f"A prefix is for format='c' only, got format='{format}'.")
@@ -298,6 +304,8 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
     if format == "onnx":
         require("onnx", "onnxscript", "onnxruntime")
     exportable_stages(student)
+    if format == "python":
+        check_python(student, has_stages=bool(inside_stages(student)))
     if isinstance(student.module, QNetwork) and not isinstance(student.module.function, nn.Module):
         raise ValueError(
             f"'{student.source}' is a function of another library, which cannot be exported. Export the network behind "

@@ -22,8 +22,11 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rllib_kd.export.trees import onnx_model, tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Normalized, OneHot, Pixels, describe_layer
+from rllib_kd.networks.trees.layer import TreeLayer, describe_tree
+from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
 from rllib_kd.observations.spaces import is_text, parts_of
@@ -49,7 +52,7 @@ class _QNetwork(nn.Module):
     def __init__(self, module: Any, preprocessing: nn.Module):
         super().__init__()
         self.preprocessing = preprocessing
-        self.module = module
+        self.module = tree_layer(module) if isinstance(module, TreeRLModule) else module
         self._plain_dueling = isinstance(module, DefaultDQNRLModule) and module.uses_dueling and module.num_atoms == 1
 
     def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
@@ -57,6 +60,8 @@ class _QNetwork(nn.Module):
         return q_values if action_mask is None else torch.where(action_mask > 0.5, q_values, -torch.inf)
 
     def _q_values(self, obs: Tensor) -> Tensor:
+        if isinstance(self.module, TreeLayer):
+            return self.module(obs)
         if not self._plain_dueling:
             return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
         # RLlib's mean passes over actions of -inf, which these students do not have: a dozen operators on the device.
@@ -178,6 +183,18 @@ def _inputs(student: Teacher, *, takes_mask: bool) -> tuple[Tensor, ...]:
 
 def write_onnx(student: Teacher, file: Path, *, int8: bool, takes_mask: bool = False) -> None:
     """Write the network as ONNX, with weights of 8 bits and a mask of legal actions on request."""
+    import onnx
+
+    if isinstance(student.module, TreeRLModule) and not _preprocessing(student) and not takes_mask:
+        model = onnx_model(student.module, _OPSET)
+    else:
+        model = _exported_by_torch(student, file, int8=int8, takes_mask=takes_mask)
+    if (parts := observation_parts(student)) is not None:
+        onnx.helper.set_model_props(model, {PARTS: json.dumps(parts)})
+    file.write_bytes(model.SerializeToString())
+
+
+def _exported_by_torch(student: Teacher, file: Path, *, int8: bool, takes_mask: bool) -> Any:
     network = exportable_network(student)
     names = ["obs", MASK] if takes_mask else ["obs"]
     batch = torch.export.Dim("batch")
@@ -204,9 +221,7 @@ def write_onnx(student: Teacher, file: Path, *, int8: bool, takes_mask: bool = F
             quantize_dynamic(model, file, per_channel=True, weight_type=QuantType.QUInt8)
             model = onnx.load(file)
     _forget_origin(model)
-    if (parts := observation_parts(student)) is not None:
-        onnx.helper.set_model_props(model, {PARTS: json.dumps(parts)})
-    file.write_bytes(model.SerializeToString())
+    return model
 
 
 def _forget_origin(model: Any) -> None:
@@ -236,7 +251,7 @@ def write_pt2(student: Teacher, file: Path, *, takes_mask: bool = False) -> None
 
 def write_torchscript(student: Teacher, file: Path, *, takes_mask: bool = False) -> None:
     """Write the network as a TorchScript program, with a mask of legal actions on request."""
-    network, shape = exportable_network(student), input_shape(student)
+    network = exportable_network(student)
     with _quiet(), torch.no_grad():
         script = torch.jit.freeze(torch.jit.trace(network, _inputs(student, takes_mask=takes_mask)))
         traced = file.with_name(f"{file.name}.traced")
@@ -281,6 +296,10 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
         ValueError: the student is not RLlib's own DQN module, or has a layer that is not in that list.
     """
     module = student.module
+    if isinstance(module, TreeRLModule):
+        own: dict[str, Tensor] = {}
+        before = [describe_layer(f"preprocessing.{i}", layer, own) for i, layer in enumerate(_preprocessing(student))]
+        return [*before, describe_tree(module.tree, module.features, "tree", own)], own
     encoder = getattr(module, "encoder", None)
     if not isinstance(module, DefaultDQNRLModule) or not isinstance(
         encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder

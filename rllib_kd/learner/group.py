@@ -16,6 +16,7 @@ from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.observation_scale import ObservationStatistics
 from rllib_kd.learner.replay import PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
+from rllib_kd.learner.trees import Trees, TreeStudent
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID, observations
 from rllib_kd.observations.images import as_input
@@ -41,6 +42,7 @@ class StudentGroup:
 
     Args:
         learners: students, or stacks of them, each of which makes a gradient step on every batch.
+        trees: students that are trees, which are regrown now and then.
         config: config of their module.
         num_actions: number of actions, A.
         outputs: what the labels are: Q-values, or log-probabilities.
@@ -53,13 +55,16 @@ class StudentGroup:
         learners: Sequence[Student | StackedStudents],
         config: Any,
         *,
+        trees: Sequence[TreeStudent] = (),
         num_actions: int,
         outputs: Outputs,
         device: torch.device | str,
         seed: int | None,
     ):
         self.learners = list(learners)
-        self.students = {student.name: student for learner in learners for student in members_of(learner)}
+        self.students: dict[str, Any] = {student.name: student for one in learners for student in members_of(one)}
+        self.students |= {tree.name: tree for tree in trees}
+        self.trees = Trees(trees, seed=seed)
         #: Names of students. Their restarts are in `students`, too, but in no results.
         self.named = [name for name in self.students if is_named(name)]
         self.config = config
@@ -123,8 +128,8 @@ class StudentGroup:
 
         Returns:
             For each student the means over the states of `teacher_agreement` (share of equal greedy actions, in
-            [0, 1]), `q_regret` (return units; `regret_nats` against log-probabilities) and `kl_to_teacher` (nats).
-            Empty if there are no states.
+            [0, 1]), `q_regret` (return units; `regret_nats` against log-probabilities) and, but for trees,
+            `kl_to_teacher` (nats). Empty if there are no states.
         """
         if not states or len(states[TEACHER_Q]) == 0:
             return {}
@@ -137,7 +142,10 @@ class StudentGroup:
             ),
         }
         means = torch.stack([values.mean(-1) for values in by_state.values()], dim=-1).tolist()
-        return {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.named, means, strict=True)}
+        found = {name: dict(zip(by_state, own, strict=True)) for name, own in zip(self.named, means, strict=True)}
+        for tree in self.trees.students:  # its values are no logits
+            found.get(tree.name, {}).pop("kl_to_teacher", None)
+        return found
 
     @torch.no_grad()
     def q_regret(self) -> dict[str, float]:
@@ -152,6 +160,18 @@ class StudentGroup:
         states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
         _, teacher_q, chosen = self._choices(self.students, states)
         return dict(zip(self.students, _regret(teacher_q, chosen).mean(-1).tolist(), strict=True))
+
+    def regrow_trees(self) -> list[str]:
+        """Regrow those trees that are due, on states of the replay; return their names."""
+        num_states = self.statistics.count
+        if not self.trees.is_due(num_states) or not len(self.replay):
+            return []
+
+        def choose(rng: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
+            states = self.replay.gather(self.replay.choose(count, rng), DISTILLATION_COLUMNS)
+            return as_input(states[Columns.OBS], self._input_shape), states[TEACHER_Q]
+
+        return self.trees.regrow(num_states, choose)
 
     def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return Q-values of acting students and of the teacher (`[N, M, A]`), and students' actions `[N, M, 1]`."""
@@ -214,6 +234,7 @@ class StudentGroup:
             "q_statistics": self.statistics.get_state(),
             "obs_statistics": self.obs_statistics.get_state(),
             "num_steps": self.num_steps,
+            "trees": self.trees.get_state(),
             "students": {name: student.get_state() for name, student in self.students.items()},
         }
 
@@ -223,6 +244,8 @@ class StudentGroup:
         if "obs_statistics" in state:  # not of a version without
             self.obs_statistics.set_state(state["obs_statistics"])
         self.num_steps = state["num_steps"]
+        if "trees" in state:  # not of a version without
+            self.trees.set_state(state["trees"])
         for name, student_state in state["students"].items():
             if name in self.students:
                 self.students[name].set_state(student_state)

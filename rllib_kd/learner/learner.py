@@ -33,6 +33,8 @@ from rllib_kd.learner.gradient_step import take_step, target_updates
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
 from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
+from rllib_kd.learner.trees import TreeStudent
+from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.schedules import value_at
 from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import pack_weights, receive
@@ -40,6 +42,7 @@ from rllib_kd.wire import pack_weights, receive
 logger = logging.getLogger(__name__)
 
 NUM_GRADIENT_STEPS = "num_gradient_steps"  # of the last update
+NUM_REGROWTHS = "num_regrowths"  # likewise, of the trees
 STATE_AFTER_UPDATE = "_rl_module_state_after_update"  # RLlib's name
 _DISTILLATION = "distillation"
 _TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of each target network
@@ -79,7 +82,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
             own_loss = not self._overrides_loss
-            for members in stackable(modules, config, own_loss=own_loss):
+            trees = {name: module for name, module in modules.items() if isinstance(module, TreeRLModule)}
+            networks = {name: module for name, module in modules.items() if name not in trees}
+            for members in stackable(networks, config, own_loss=own_loss):
                 if len(members) == 1:
                     self.configure_optimizers_for_module(members[0], config)
                     optimizer = self.get_optimizer(members[0])
@@ -95,6 +100,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             self.groups[group_id] = StudentGroup(
                 learners,
                 config,
+                trees=[TreeStudent(name, module) for name, module in trees.items()],
                 num_actions=int(modules[module_ids[0]].action_space.n),
                 outputs=self.config.outputs_of(group_id),
                 device=self._device,
@@ -162,6 +168,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             fresh = group.take_in(own, reduce=reduce)
             self._log_agreement(group, fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)
+            self._log_trees(group, group.regrow_trees() if self.kd_coeff else [])
             if num_steps:
                 self._learn(group, num_steps, env_steps)
             for name in group.named:
@@ -290,7 +297,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 student.forget()
 
     def _warn_of_cost(self, learners: Sequence[Student | StackedStudents]) -> None:
-        if (restarts := self.config.restarts) > 1 and any(isinstance(learner, Student) for learner in learners):
+        if (restarts := self.config.num_copies) > 1 and any(isinstance(learner, Student) for learner in learners):
             logger.warning(
                 "restarts=%d: these students cannot be stacked, so each copy costs as much as one student. Plain MLPs "
                 "can be stacked, without TD, features, gradient clipping and a custom loss.",
@@ -331,7 +338,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
                 "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime count the causes."
             )
-        return num_gradient_steps if drawable else 0
+        return num_gradient_steps if drawable and group.learners else 0
 
     def _learn(self, group: StudentGroup, num_steps: int, env_steps: int) -> None:
         objective = self._objective(group, group.config)
@@ -406,6 +413,14 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def _log_agreement(self, group: StudentGroup, fresh: Mapping[str, Tensor]) -> None:
         for name, agreement in group.agreement(fresh).items():
             self.metrics.log_dict(agreement | {"temperature": group.temperature}, key=name, window=1)
+
+    def _log_trees(self, group: StudentGroup, regrown: Sequence[str]) -> None:
+        for student in group.trees.students:
+            if is_named(student.name):
+                tree = student.module.tree
+                sizes = {"num_leaves": tree.num_leaves, "depth": tree.depth, "num_parameters": tree.num_parameters}
+                self.metrics.log_dict(sizes, key=student.name, window=1)
+                self.metrics.log_value((student.name, NUM_REGROWTHS), int(bool(regrown)), reduce="max", window=1)
 
     def _log_learning(
         self, objective: Objective, members: Sequence[Student], means: Mapping[str, list[float]], num_rows: int

@@ -143,6 +143,13 @@ class ColumnarReplay:
         for rows in self.sample_indices(num_batches, batch_size):
             yield rows, None
 
+    def choose(self, count: int, rng: np.random.Generator) -> Tensor:
+        """Return rows drawn without repetition, in rising order, by a generator of the caller's: `[M]`, M ≤ `count`."""
+        if len(self._drawable) <= count:
+            return self._drawable
+        chosen = rng.choice(len(self._drawable), count, replace=False, shuffle=False)
+        return self._drawable[torch.from_numpy(np.sort(chosen)).to(self.device)]
+
     def spread(self, count: int) -> Tensor:
         """Return rows spread evenly over all that can be drawn, without drawing: `[M]`, M ≤ `count`."""
         stride = max(1, -(-len(self._drawable) // count))

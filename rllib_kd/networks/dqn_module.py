@@ -20,6 +20,9 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.annotations import override
 from torch import nn
 
+from rllib_kd.networks.trees.module import TreeRLModule
+from rllib_kd.networks.trees.shape import TREE
+
 
 class FlattenEncoder(TorchModel, Encoder):
     """An encoder without parameters: the observation itself, as a vector."""
@@ -56,7 +59,9 @@ class EncoderFreeDQNCatalog(DQNCatalog):
 
 
 def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
-    """Return the spec of RLlib's DQN module, with a catalog that can build it without an encoder if need be."""
+    """Return the spec of a tree, or of RLlib's DQN module, with a catalog that can build it without an encoder."""
+    if TREE in model_config:
+        return RLModuleSpec(module_class=TreeRLModule, model_config=dict(model_config))
     encoder_free = model_config.get("fcnet_hiddens") == [] and not model_config.get("conv_filters")
     return RLModuleSpec(
         module_class=DefaultDQNTorchRLModule,
@@ -66,7 +71,9 @@ def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
 
 
 def count_parameters(module: RLModule) -> int:
-    """Return the number of parameters that act, without target networks."""
+    """Return the number of parameters that act, without target networks; of a tree the numbers that it stores."""
+    if isinstance(module, TreeRLModule):
+        return module.num_parameters
     attributes = module.get_non_inference_attributes() if isinstance(module, InferenceOnlyAPI) else ()
     skipped = tuple(f"{attribute}." for attribute in attributes)
     return sum(parameter.numel() for name, parameter in module.named_parameters() if not name.startswith(skipped))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_kd import limits
+from rllib_kd.networks.trees.layer import build_tree
 
 ELEMENTWISE: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -378,4 +379,5 @@ _BUILDERS = {
     "pixels": _pixels,
     "dueling": _dueling,
     "expectation": _expectation,
+    "tree": build_tree,
 }

@@ -14,6 +14,7 @@ from rllib_kd.checkpoints.runs import BEHAVIOR, Curve, whose
 from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, Points, colour_of, svg
 from rllib_kd.report.page import page, section
 from rllib_kd.report.plots import agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
+from rllib_kd.report.trees import tree_section
 from rllib_kd.text import cell, finite_or_none, for_html, means_and_intervals, printable, ratio, rendered
 
 if TYPE_CHECKING:
@@ -233,6 +234,7 @@ def _sections(comparisons: Sequence[Comparison], curves: Mapping[str, Points]) -
         *_policy_sections(comparisons),
         *([_curves_section(comparisons, shown)] if shown else []),
         _confusion_section(comparisons),
+        tree_section(comparisons),
     ]
 
 

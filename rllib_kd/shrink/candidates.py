@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
 
@@ -16,6 +17,7 @@ from rllib_kd.teachers.base import Teacher
 #: of them, so that the small ones have an activation of their own.
 _TINY = ((), (2,), (4,), (2, 2), (4, 4), (8,))
 _SMALL = ((16,), (32,), (64,))
+_TREES = (4, 8, 16, 32, 64)  # leaves
 #: Shares of an image teacher's parameters, and the presets where its network cannot be scaled.
 _COMPRESSIONS = (0.01, 0.03, 0.1, 0.3)
 _PRESETS = ("rusu-net3", "rusu-net2", "rusu-net1")
@@ -64,6 +66,25 @@ def default_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
             f"known for {num_inputs} inputs and {num_actions} actions. Choose a larger teacher."
         )
     return sizes
+
+
+def tree_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
+    """Return the trees to try, smallest first; those that store as many numbers as the teacher are left out.
+
+    Args:
+        teacher: the teacher.
+        observation_space: of the environment.
+
+    Raises:
+        ValueError: observations are no vectors.
+    """
+    shape, num_actions = input_space(observation_space).shape or (), int(teacher.action_space.n)
+    TreeShape().check_fits(shape)
+    return [
+        Size(f"tree-{leaves}", f"tree of {leaves} leaves", {TREE: {"max_leaf_nodes": leaves}})
+        for leaves in _TREES
+        if not 4 * (leaves - 1) + leaves * num_actions >= teacher.num_parameters  # NaN if it is not known
+    ]
 
 
 def default_restarts(observation_space: gym.Space) -> int:

@@ -30,7 +30,7 @@ from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.observations.masks import features_space
 from rllib_kd.paths import check_path
-from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes
+from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes, tree_sizes
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.parts import divide, most_parts
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
@@ -71,6 +71,7 @@ class Shrink:
         config: settings of training, by the names that `rllib train --config` takes.
         sizes: sizes to try, as `.distillation(students=...)`; None: from linear to 64 units, or shares of a
             teacher with convolutions.
+        trees: whether decision trees of 4 to 64 leaves are tried beside the default sizes (docs/pages/trees.md).
         restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
         episodes: most certificate episodes of each candidate, ≥ 100.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
@@ -98,6 +99,7 @@ class Shrink:
     env_config: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] | None = None
+    trees: bool = False
     restarts: int | None = None
     episodes: int = MAX_EPISODES
     bounds: Sequence[float] | None = None
@@ -125,6 +127,8 @@ class Shrink:
                 raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}.")
         if self.bounds is not None:
             as_range(self.bounds)
+        if self.sizes is not None and self.trees:
+            raise ValueError("trees=True adds to the default sizes, but `sizes` sets all. Put the trees in `sizes`.")
         if self.sizes is not None and not self.sizes:
             raise ValueError("sizes is empty. Give at least one, or None for the default ones.")
         if self.minimize not in MINIMIZED:
@@ -227,6 +231,8 @@ class Shrink:
         if self.sizes is not None:
             return [Size(name, name, shape) for name, shape in self.sizes.items()]
         sizes = default_sizes(teacher, observation_space)
+        if self.trees:
+            sizes += tree_sizes(teacher, observation_space)
         return reachable(teacher, self.env, settings, sizes, seed=self.seed)
 
     def _folder(self, stack: ExitStack, *, resume: bool) -> Path:

@@ -25,10 +25,14 @@ def student_of(name: str) -> str:
     return name.partition(_MARK)[0]
 
 
+def copy_number(name: str) -> int:
+    """Return the number of a copy; 0 for the module that has its student's own name."""
+    return int(name.partition(_MARK)[2] or 0)
+
+
 def regret_factor(name: str) -> float:
     """Return how many times its default the expected Q-regret weighs in a module's loss."""
-    number = int(name.partition(_MARK)[2] or 0)
-    return REGRET_FACTORS[number % len(REGRET_FACTORS)]
+    return REGRET_FACTORS[copy_number(name) % len(REGRET_FACTORS)]
 
 
 def is_named(name: str) -> bool:

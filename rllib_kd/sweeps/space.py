@@ -17,6 +17,8 @@ from rllib_kd.wire import Q_VALUES, Outputs
 
 #: Settings that Population Based Training may change while a student learns: none shapes the network or its state.
 POPULATION_SETTINGS = ("kd_coeff", "temperature", "lr")
+#: Settings of the space that trees do not have.
+OF_NETWORKS = frozenset({"loss", "temperature", "lr", "training_intensity", "td_coeff"})
 
 
 def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict[str, Domain]:

@@ -49,12 +49,13 @@ from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.learner.label_statistics import QStatistics
+from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.relay import listening
 from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
 from rllib_kd.sweeps.result import SweptStudent
-from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, search_space
+from rllib_kd.sweeps.space import OF_NETWORKS, POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.sweeps.trial import (
     NUM_EPISODES,
     NUM_REPORTS,
@@ -272,7 +273,9 @@ class Sweep:
                 space.pop("temperature", None)
         sizes = {"compression", *WIDTH_KEYS}
         given = set(self.config) | set(self.config.get("model_config", {}))
-        fixed = given | sizes if given & sizes else given
+        fixed = given | sizes if given & {*sizes, "student", TREE} else given
+        if TREE in given or TREE in (self.config.get("student") or ()):
+            fixed |= OF_NETWORKS
         return {name: domain for name, domain in space.items() if name not in fixed}
 
     def _check(self, space: Mapping[str, Domain], teacher: Teacher) -> None:

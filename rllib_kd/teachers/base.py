@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rllib_kd import limits
-from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, last_linear, support_of
+from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_parameters, last_linear, support_of
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
@@ -149,7 +149,7 @@ class Teacher(Checkpointable):
         """Return the number of parameters that act, without target networks; NaN if unknown."""
         if not isinstance(self._module, RLModule):
             return self._module.num_parameters
-        return sum(parameter.numel() for parameter in self._module.parameters())
+        return count_parameters(self._module)
 
     @property
     def model_config(self) -> dict[str, Any] | None:

@@ -62,6 +62,7 @@ FEATURES = [
     Feature("feature matching", "`feature_coeff`", {"feature_coeff": 0.01}),
     Feature("size by compression", "`compression`", {"compression": 0.1}),
     Feature("preset student", '`student="linear"`', {"student": "linear"}),
+    Feature("tree", '`student={"tree": {...}}`', {"student": {"tree": {"max_leaf_nodes": 8}}}),
     Feature("family of students", "`students={...}`", {"students": {"a": {"fcnet_hiddens": [8]}}}),
     Feature("restarts", "`restarts`", {"restarts": 2}),
     Feature("first weights from the teacher", '`init="teacher"`', {"init": "teacher"}),

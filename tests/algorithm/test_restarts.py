@@ -317,8 +317,8 @@ def test_copies_of_several_policies_are_refused():
 
 def test_without_validation_episodes_the_copies_are_not_compared():
     def choose(num_validation_episodes):
-        config = SimpleNamespace(restarts=4, num_validation_episodes=num_validation_episodes)
-        DistillDQN._choose_restarts(SimpleNamespace(num_gradient_steps=5, config=config))
+        config = SimpleNamespace(num_copies=4, num_validation_episodes=num_validation_episodes)
+        DistillDQN._choose_restarts(SimpleNamespace(_replay_ratio=SimpleNamespace(num_updates=5), config=config))
 
     choose(0)
     with pytest.raises(AttributeError, match="_restarts"):  # it would ask them

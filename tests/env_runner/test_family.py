@@ -137,8 +137,8 @@ def test_compressions_and_model_configs_mix(cartpole_config, build):
     ("students", "message"),
     [
         ({"a": {"fcnet_hidden": [4]}}, "has no setting 'fcnet_hidden'. Did you mean 'fcnet_hiddens'"),
-        ({"a": {}}, "must have either `compression` or widths"),
-        ({"a": {"compression": 0.1, "fcnet_hiddens": [4]}}, "must have either `compression` or widths"),
+        ({"a": {}}, "must have either `compression`, `tree` or widths"),
+        ({"a": {"compression": 0.1, "fcnet_hiddens": [4]}}, "must have either `compression`, `tree` or widths"),
         ({"a": {"compression": 2}}, r"must be in \(0, 1\]"),
         ({"a": "rusu-net4"}, "Unknown student `students"),
         ({"a/b": {"fcnet_hiddens": [4]}}, "becomes a folder's name"),

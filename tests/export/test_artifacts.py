@@ -14,7 +14,7 @@ from safetensors.torch import save
 from rllib_kd import load_teacher
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.playing import Reflex, play
-from rllib_kd.export.artifact import FORMATS, artifact_format_of, deployment_cost, q_function
+from rllib_kd.export.artifact import NETWORK_FORMATS, artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.export import TOLERANCE, artifact_view, export
 from tests.conftest import states
 from tests.export.students import IMAGES, OTHERS, QUICK_TO_PLAY, network
@@ -33,7 +33,7 @@ def cartpole_states() -> np.ndarray:
     return play(lambda: gym.make("CartPole-v1"), Reflex(policy), range(10), views=[view])[1][0]
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 def test_artifacts_play_a_whole_evaluation_as_pytorch_does(artifact_format, cartpole_states, tmp_path):
     teacher, seeds = load_teacher("cartpole"), range(100, 110)
     export(teacher, tmp_path / "teacher", format=artifact_format, obs=cartpole_states)

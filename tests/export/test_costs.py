@@ -15,6 +15,7 @@ from rllib_kd.export.formats import write_safetensors
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, make_q_module, states
+from tests.networks.trees.trees import tree_module
 
 PIPELINE = ObservationPipeline(CARTPOLE_OBS, ())
 
@@ -128,3 +129,12 @@ def test_images():
         gym.spaces.Box(0.0, 1.0, (84, 84, 4), np.float32), conv_filters=[[4, 8, 4], [8, 4, 2]], fcnet_hiddens=[8]
     )
     assert measure({"a": module}, pipeline, "bytes")["a"].num_bytes == 4 * sum(p.numel() for p in module.parameters())
+
+
+def test_a_tree_costs_what_it_may_grow_to():
+    small, large = tree_module(1, max_leaf_nodes=8), tree_module(1, max_leaf_nodes=64)
+    costs = measure({"small": small, "large": large}, ObservationPipeline(small.observation_space), "bytes")
+    assert costs["small"].num_parameters == small.max_parameters == 4 * 7 + 8 * 3
+    assert costs["large"].num_parameters == 4 * 63 + 64 * 3
+    assert costs["large"].num_bytes == 4 * (63 + 64 * 3)  # thresholds and values
+    assert small.tree.num_leaves == 1  # it has not changed

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from rllib_kd.export.artifact import FORMATS, artifact_format_of, deployment_cost, q_function
+from rllib_kd.export.artifact import NETWORK_FORMATS, artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.export import TOLERANCE, export
 from rllib_kd.export.formats import describe
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
@@ -58,7 +58,7 @@ def test_the_onnx_graph_is_what_a_device_wants(tmp_path):
         assert shapes == [["batch", 4], ["batch", 3]]
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 def test_artifacts_know_no_paths_of_this_machine(artifact_format, tmp_path):
     export(network(), tmp_path / "s", format=artifact_format, obs=states(2))
     contents = [(tmp_path / "s").read_bytes()]
@@ -69,7 +69,7 @@ def test_artifacts_know_no_paths_of_this_machine(artifact_format, tmp_path):
         assert not any(path.encode() in content for content in contents)
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 def test_exporting_is_silent_and_leaves_its_files_alone(artifact_format, tmp_path, capfd, caplog):
     student = network(dueling=True)
     capfd.readouterr()
@@ -87,13 +87,13 @@ def test_exporting_is_silent_and_leaves_its_files_alone(artifact_format, tmp_pat
 def test_the_student_is_left_as_it_was(tmp_path):
     student, obs = network(), torch.as_tensor(states(4))
     before = student.q_values(obs)
-    for artifact_format in FORMATS:
+    for artifact_format in NETWORK_FORMATS:
         export(student, tmp_path / "s", format=artifact_format, obs=states(4))
     assert torch.equal(student.q_values(obs), before)
     assert not any(parameter.requires_grad for parameter in student.module.parameters())
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 @pytest.mark.parametrize("error", [1.1e-4, np.nan])
 def test_an_artifact_that_differs_is_refused(artifact_format, error, tmp_path, monkeypatch):
     (tmp_path / "s").write_text("older")
@@ -119,7 +119,7 @@ def test_an_artifact_that_differs_is_refused(artifact_format, error, tmp_path, m
         assert export(network(), tmp_path / "s", format=artifact_format, obs=states(300), tolerance=2e-4).agreement > 0
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 def test_large_q_values_may_differ_by_their_rounding_and_no_more(artifact_format, tmp_path, monkeypatch):
     student, obs = network(fcnet_hiddens=[256, 256]), states(300)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"format": "tflite"}, "Unknown format 'tflite'. Known are c, onnx, pt2, safetensors, torchscript"),
+        ({"format": "tflite"}, "Unknown format 'tflite'. Known are c, onnx, pt2, python, safetensors, torchscript"),
         ({"format": "safetensors", "int8": True}, "int8 is for format='c' or 'onnx' only"),
         ({"prefix": "mine"}, "A prefix is for format='c' only"),
         ({"obs": states(3)[:, :3]}, r"the shape \[3, 3\], expected \[N, 4\]"),

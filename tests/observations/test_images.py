@@ -11,7 +11,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, compare, load_teacher
 from rllib_kd.env_runner.behavior import BehaviorPolicy
-from rllib_kd.export.artifact import FORMATS, q_function
+from rllib_kd.export.artifact import NETWORK_FORMATS, q_function
 from rllib_kd.export.export import export
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.observations.frames import CONTEXT, observations
@@ -273,7 +273,7 @@ def test_pictures_that_are_no_stacks_are_learned_from(config, build):
     assert np.isfinite(result["learners"]["default_policy"]["td_loss"])
 
 
-@pytest.mark.parametrize("artifact_format", FORMATS)
+@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 @pytest.mark.parametrize("shape", [SHAPE, (NUM_FRAMES, SIDE, SIDE)], ids=["last", "first"])
 def test_an_artifact_takes_what_the_environment_shows(artifact_format, shape, tmp_path):
     space = gym.spaces.Box(0, 255, shape, np.uint8)

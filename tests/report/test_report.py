@@ -321,3 +321,48 @@ def test_returns_that_overflow_are_drawn_at_the_edge(tmp_path, largest):
     for who in ("teacher", "student", "random"):
         own = policy(who, largest, -largest, parameters=10, latency=1.0)
         assert page([comparison(**{who: own})], tmp_path / who).tags["svg"] == 5
+
+
+def tree(num_leaves=3, name="speed"):
+    leaves = [{"action": i % 2, "share": 1 / num_leaves, "regret": None if i else 0.25} for i in range(num_leaves)]
+    inner = num_leaves - 1
+    nodes = [
+        {"compared": name, "threshold": "0.123456", "left": inner + i, "right": i + 1 if i + 1 < inner else 2 * inner}
+        for i in range(inner)
+    ]
+    return {
+        "num_leaves": num_leaves,
+        "depth": inner,
+        "nodes": nodes,
+        "leaves": leaves,
+        "rules": f"if {name} <= 0.123456:",
+    }
+
+
+def test_a_tree_is_drawn_with_its_rules_shares_and_regrets(tmp_path):
+    students = [comparison("net"), comparison("tree", tree=tree())]
+    text = write_report(students, tmp_path).read_text()
+    shown = Page(text)
+    assert shown.text.count("speed ≤ 0.1235") == 2
+    assert "if speed <= 0.123456:" in shown.text
+    assert "33.3 %, regret 0.25" in shown.text
+    assert "tree: 3 leaves, depth 2" in shown.text
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [student["tree"] is None for student in figures["students"]] == [True, False]
+    assert "leaves, depth" in str(students[1])
+    assert "leaves, depth" not in str(students[0])
+
+
+def test_large_trees_are_rules_alone_and_pages_without_trees_have_no_card(tmp_path):
+    assert 'aria-label="Tree of big"' not in write_report([comparison("big", tree=tree(65))], tmp_path).read_text()
+    assert 'id="trees"' not in write_report([comparison()], tmp_path).read_text()
+
+
+def test_hostile_names_of_entries_stay_text(tmp_path):
+    shown = Page(write_report([comparison("t", tree=tree(3, HOSTILE))], tmp_path).read_text())
+    assert "script" not in shown.tags
+    assert all(name != "onerror" for name, _ in shown.attributes)
+
+
+def test_a_tree_of_one_leaf_is_drawn(tmp_path):
+    assert "action 0" in Page(write_report([comparison("t", tree=tree(1))], tmp_path).read_text()).text

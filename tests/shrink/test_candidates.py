@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rllib_kd.networks.dqn_module import count_parameters
-from rllib_kd.shrink.candidates import default_restarts, default_sizes, mlp, num_parameters
+from rllib_kd.shrink.candidates import default_restarts, default_sizes, mlp, num_parameters, tree_sizes
 from rllib_kd.students.sizes import PRESETS
 from tests.conftest import make_q_module
 
@@ -73,3 +73,15 @@ def test_discrete_observations_count_as_one_hot():
 
 def test_of_a_teacher_whose_parameters_are_not_known_all_sizes_are_smaller():
     assert len(default_sizes(teacher(num_parameters=float("nan")), LUNAR_LANDER)) == 9
+
+
+def test_trees_from_4_to_64_leaves_that_are_smaller_than_the_teacher():
+    sizes = tree_sizes(teacher(), LUNAR_LANDER)
+    assert [size.shape["tree"]["max_leaf_nodes"] for size in sizes] == [4, 8, 16, 32, 64]
+    assert [size.label for size in sizes[:2]] == ["tree of 4 leaves", "tree of 8 leaves"]
+    assert [size.name for size in tree_sizes(teacher(num_parameters=4 * 7 + 8 * 4 + 1), LUNAR_LANDER)] == [
+        "tree-4",
+        "tree-8",
+    ]
+    with pytest.raises(ValueError, match="Images are not supported"):
+        tree_sizes(teacher(), FRAMES)

@@ -121,6 +121,12 @@ def test_what_is_fixed_is_not_searched(tmp_path, fixed):
     assert "loss" in names
 
 
+@pytest.mark.parametrize("tree", [{"student": {"tree": {}}}, {"model_config": {"tree": {"max_leaf_nodes": 8}}}])
+def test_of_trees_nothing_is_searched_that_they_do_not_have(tmp_path, tree):
+    names = set(quick_sweep(tmp_path, config=tree, space=search_space)._space(load_teacher("cartpole"), 0.12))
+    assert names == {"teacher_fraction"}
+
+
 def test_the_space_of_the_file_in_tuning_is_one(tmp_path):
     space = read_space(str(ROOT / "tuning" / "search_space.py"))
     names = quick_sweep(tmp_path, space=space)._space(load_teacher("cartpole"), 0.12)

@@ -166,6 +166,25 @@ static void p_expectation(const float *x, float *y, const float *atoms, int32_t 
     }
 }
 """,
+    "tree": """\
+/* A tree: at each node an entry of x (operation 0), or the difference (1) or product (2) of two, and a threshold. */
+static void p_tree(const float *x, float *y, const int16_t *first, const int16_t *second, const int8_t *operation,
+        const float *threshold, const int16_t *left, const int16_t *right, const float *values, int32_t inner,
+        int32_t count)
+{
+    int32_t node = 0, i;
+    while (node < inner) {
+        float compared = x[first[node]];
+        if (operation[node] == 1)
+            compared = compared - x[second[node]];
+        else if (operation[node] == 2)
+            compared = compared * x[second[node]];
+        node = compared <= threshold[node] ? left[node] : right[node];
+    }
+    for (i = 0; i < count; i++)
+        y[i] = values[(node - inner) * count + i];
+}
+""",
     **{
         name: f"""\
 static void p_{name}(const float *x, float *y, int32_t count)
@@ -222,6 +241,8 @@ class FloatSteps:
             return [*self._weights(layer), math.prod(shape[:-1]), shape[-1], np.float32(layer["eps"])]
         if step.op == "normalize":
             return [*(self._arrays.add(self._numbers(layer[name])) for name in ("mean", "std")), step.target.size]
+        if step.op == "tree":
+            return [*self._tree(layer), len(layer["first"]), step.target.size]
         if step.op == "zero_pad":
             return pad_sizes(step)
         if step.op == "one_hot":
@@ -233,6 +254,19 @@ class FloatSteps:
             atoms = np.linspace(layer["v_min"], layer["v_max"], layer["num_atoms"], dtype=np.float32)
             return [self._arrays.add(atoms), step.target.size, layer["num_atoms"]]
         return [step.target.size]
+
+    def _tree(self, layer: Layer) -> list[str]:
+        codes = [("", "-", "*").index(sign) for sign in layer["operation"]]
+        integers = {name: np.array(layer[name], np.int16) for name in ("first", "second", "left", "right")}
+        arrays = integers | {
+            "operation": np.array(codes, np.int8),
+            "threshold": self._numbers(layer["threshold"]),
+            "values": self._numbers(layer["values"]),
+        }
+        order = ("first", "second", "operation", "threshold", "left", "right", "values")
+        # C has no empty arrays, of a tree of one leaf.
+        padded = (np.resize(array, max(1, array.size)) for array in map(arrays.__getitem__, order))
+        return [self._arrays.add(array) for array in padded]
 
     def _weights(self, layer: Layer) -> list[str]:
         weight, bias = self._numbers(layer["weight"]), self._numbers(layer["bias"])

@@ -99,6 +99,8 @@ class _Lowering:
             return shape
         if op == "linear":
             return (*shape[:-1], len(self.tensors[layer["weight"]]))
+        if op == "tree":
+            return (self.tensors[layer["values"]].shape[1],)
         if op == "one_hot":
             return (sum(layer["lengths"]),)
         if op == "expectation":

@@ -78,6 +78,21 @@ def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndar
             weights = np.exp(logits - logits.max(-1, keepdims=True))
             atoms = np.linspace(layer["v_min"], layer["v_max"], layer["num_atoms"], dtype=np.float32)
             x = weights @ atoms / weights.sum(-1)
+        elif op == "tree":
+            x = _tree(layer, tensors, x)
         else:
             raise ValueError(f"This runner does not know the layer '{op}'.")
     return x
+
+
+def _tree(layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Values at the leaves that rows `x` reach: to the left where a node's number is at most its threshold."""
+    first, second, left, right = (np.array(layer[name], np.int64) for name in ("first", "second", "left", "right"))
+    operation, one, other = np.array(layer["operation"]), x[:, first], x[:, second]
+    compared = np.where(operation == "-", one - other, np.where(operation == "*", one * other, one))
+    is_left, num_inner = compared <= tensors[layer["threshold"]], len(first)
+    rows, nodes = np.arange(len(x)), np.zeros(len(x), np.int64)
+    while (inner := nodes < num_inner).any():
+        here = np.minimum(nodes, num_inner - 1)
+        nodes = np.where(inner, np.where(is_left[rows, here], left[here], right[here]), nodes)
+    return tensors[layer["values"]][nodes - num_inner]

@@ -1,0 +1,61 @@
+"""Which settings make no sense for students that are trees, refused before anything starts."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import gymnasium as gym
+
+from rllib_kd.networks.trees.shape import TREE, TreeShape
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+
+_WIDTHS = ("fcnet_hiddens", "head_fcnet_hiddens", "conv_filters")
+
+
+def check_trees(config: DistillationConfig) -> None:
+    """Check the settings of trees, and what they exclude."""
+    for name, settings in config.trees.items():
+        TreeShape.of(settings, f"students['{name}']" if config.students else "student")
+    if not config.trees:
+        return
+    own = config.given_model_config
+    others = {**{name: own.get(name) for name in _WIDTHS}, "student": config.student, "compression": config.compression}
+    for name, value in others.items() if TREE in own else ():
+        if value is not None:
+            raise ValueError(
+                f"rl_module(model_config=...) has a tree, but `{name}`={value!r} shapes the student, too. Set one."
+            )
+    if config.teacher is None:
+        raise ValueError("A tree learns from a teacher's labels alone, but `teacher` is None. Name a teacher.")
+    for setting, is_refused, reason in (
+        ("td_coeff", config.uses_td, "TD needs gradients of the student. Leave td_coeff at 0"),
+        ("init", config.init == "teacher", "It has no units to take from the teacher. Set init='random'"),
+        ("feature_coeff", config.feature_coeff != 0, "It has no features to compare with the teacher's. Set it to 0"),
+        ("loss", config.loss == "categorical", "It has no return distributions. Use another loss"),
+        ("num_atoms", config.num_atoms > 1, "It has no return distributions. Set num_atoms=1"),
+        ("num_learners", config.num_learners > 1, "Each Learner would grow another one. Set num_learners to 0 or 1"),
+    ):
+        if is_refused:
+            raise ValueError(f"`{setting}`={getattr(config, setting)!r} is not supported for trees. {reason}.")
+    if config.is_multi_agent:
+        raise ValueError("Trees are supported in single-agent settings only. Use networks for several policies.")
+    if find_spec("sklearn") is None:
+        raise ValueError("Trees need the package 'scikit-learn', which is not installed: pip install 'rllib-kd[trees]'")
+
+
+def check_tree_inputs(config: DistillationConfig, space: gym.Space) -> None:
+    """Check that trees suit what they see.
+
+    Args:
+        config: config of the run.
+        space: space of the student's inputs.
+
+    Raises:
+        ValueError: they do not.
+    """
+    for settings in config.trees.values():
+        TreeShape.of(settings).check_fits(space.shape or ())

@@ -1,0 +1,126 @@
+"""Students that are trees: regrown from the replay, at times that become rarer as the stream grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from rllib_kd.students.restarts import copy_number
+from rllib_kd.students.trees.growing import grow
+
+#: Labelled states before the first tree, and by how many times more there are at each further one: with a growing
+#: stream the share of its time that goes into growing falls.
+_FIRST, _FACTOR = 1_000, 1.35
+#: States that a tree is grown on.
+MAX_STATES = 60_000
+#: What growing a tree takes, in states that could be sampled at 5,000 a second meanwhile: for each tree, and for each
+#: state and feature that it is grown on (measured: 10 ms and, in the mean of
+#: the variants, 0.7 µs). The next regrowth waits for so many.
+_STATES_PER_TREE, _STATES_PER_NUMBER = 50, 0.0035
+#: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
+#: regret. docs/pages/trees.md has what was measured: none is the best everywhere.
+VARIANTS = (("uniform", True), ("gap", False), ("gap", True), ("uniform", False))
+#: The copies are regrown in so many parts, one at a time: they are of different times of the stream, among which
+#: validation episodes choose.
+_PARTS = 3
+
+
+class TreeStudent:
+    """One tree. It has no gradient step, and no weights but those that act.
+
+    Args:
+        name: its module ID.
+        module: its RLModule, a `TreeRLModule`.
+    """
+
+    feature_map = None
+    first_layers: ClassVar[list[Any]] = []
+
+    def __init__(self, name: str, module: Any):
+        self.name, self.module = name, module
+        number = copy_number(name)
+        self.part = number % _PARTS
+        weighting, self.refine = VARIANTS[(number // _PARTS) % len(VARIANTS)]
+        self.weighting = module.shape.weighting or weighting
+
+    def regrow(self, obs: np.ndarray, labels: np.ndarray, *, seed: int) -> None:
+        """Grow the tree anew on observations `[N, inputs]` and the teacher's outputs `[N, A]`."""
+        module = self.module
+        module.tree = grow(
+            module.features.values(obs),
+            labels,
+            max_leaf_nodes=module.shape.max_leaf_nodes,
+            weighting=self.weighting,
+            seed=seed,
+            refine=self.refine,
+        )
+
+    def forget(self) -> None:
+        """Do nothing: there are no weights beside those in the module."""
+
+    def restore_feature_map(self, state: Mapping[str, Any]) -> None:
+        """Do nothing: trees have no features that a teacher's could match."""
+
+    def exchange(self, other: TreeStudent) -> None:
+        """Swap the trees with a copy."""
+        self.module.tree, other.module.tree = other.module.tree, self.module.tree
+
+    def get_state(self) -> dict[str, Any]:
+        """Return nothing: the module's state is all that there is."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Do nothing, as `get_state()`."""
+
+
+class Trees:
+    """The trees of one teacher, and when they are regrown.
+
+    Args:
+        students: the trees.
+        seed: seed of the states that each is grown on; None: a random one.
+    """
+
+    def __init__(self, students: Sequence[TreeStudent], *, seed: int | None):
+        self.students = list(students)
+        self._seed = int(np.random.default_rng(seed).integers(2**31))
+        self._next = _FIRST  # labelled states at the next regrowth
+        self._num_regrowths = 0
+
+    def is_due(self, num_states: int) -> bool:
+        """Return whether trees are to be regrown after so many labelled states."""
+        return bool(self.students) and num_states >= self._next
+
+    def regrow(self, num_states: int, choose: Callable[[np.random.Generator, int], tuple[Tensor, Tensor]]) -> list[str]:
+        """Regrow those trees that are due; at first all.
+
+        Args:
+            num_states: labelled states so far.
+            choose: draws so many states, or fewer if there are no more: observations `[N, inputs]` and labels `[N, A]`.
+
+        Returns:
+            The names of the trees.
+        """
+        part, number = self._num_regrowths % _PARTS, self._num_regrowths
+        self._num_regrowths += 1
+        parts = {student.part for student in self.students}
+        due = [s for s in self.students if number == 0 or len(parts) < _PARTS or s.part == part]
+        cost = 0.0
+        for place, student in enumerate(due):
+            rng = np.random.default_rng([self._seed, number, place])
+            obs, labels = choose(rng, MAX_STATES)
+            student.regrow(obs.cpu().numpy(), labels.cpu().numpy(), seed=int(rng.integers(2**31)))
+            cost += _STATES_PER_TREE + _STATES_PER_NUMBER * len(obs) * len(student.module.features)
+        self._next = num_states + max(int(cost), int((_FACTOR - 1) * num_states))
+        return [student.name for student in due]
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must hold beside the modules."""
+        return {"seed": self._seed, "next": self._next, "num_regrowths": self._num_regrowths}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of `get_state()`."""
+        self._seed, self._next, self._num_regrowths = state["seed"], state["next"], state["num_regrowths"]

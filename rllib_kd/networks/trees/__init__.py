@@ -1,0 +1,1 @@
+"""Decision trees as networks: from observations to Q-values by comparisons alone."""

@@ -1,0 +1,114 @@
+"""Grow a tree on labelled states: scikit-learn splits, and each leaf takes the action that costs least there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rllib_kd.networks.trees.arrays import Tree, rounded_down
+from rllib_kd.students.trees.refining import Structure, refined
+
+#: Regrets above this quantile of those above 0 count as that one: a few states, of which a failure is certain, would
+#: take all leaves.
+_CLIP_QUANTILE = 0.95
+#: A larger tree is grown first, by so many times the leaves, and pruned by regret.
+_LARGER = 2
+#: Of many features, scikit-learn tries so many at each node, drawn anew. All are tried when the tests are refined.
+_MAX_SPLIT_FEATURES = 24
+_LARGEST = 1e30  # of a feature: products may be infinite, and thresholds lie between two numbers
+
+
+def regrets(labels: np.ndarray) -> np.ndarray:
+    """Return what each action costs, in units of the labels: the best label of a state − its own, `[N, A]`.
+
+    Args:
+        labels: the teacher's outputs `[N, A]`; −inf marks illegal actions, which cost as much as the worst legal one.
+    """
+    labels = np.asarray(labels, np.float64)
+    worst = np.where(np.isneginf(labels), np.inf, labels).min(-1, keepdims=True)
+    return labels.max(-1, keepdims=True) - np.where(np.isneginf(labels), worst, labels)
+
+
+def clipped(costs: np.ndarray) -> np.ndarray:
+    """Return regrets, of which the largest are clipped."""
+    positive = costs[costs > 0]
+    return costs if not len(positive) else np.minimum(costs, np.quantile(positive, _CLIP_QUANTILE))
+
+
+def grow(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    max_leaf_nodes: int,
+    weighting: str,
+    seed: int,
+    refine: bool = True,
+) -> Tree:
+    """Grow a tree.
+
+    Args:
+        features: float32 `[N, F]`, N ≥ 1.
+        labels: the teacher's outputs `[N, A]`; −inf marks illegal actions.
+        max_leaf_nodes: the most leaves, ≥ 2.
+        weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output; "uniform";
+            or "regret", by which the costs of all actions are split, not the best action alone.
+        seed: seed of the order in which features are tried.
+        refine: whether a larger tree is grown, pruned, and refined by regret; otherwise the tests are scikit-learn's.
+
+    Returns:
+        The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
+    """
+    features = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+    costs = clipped(regrets(labels))
+    num_features = features.shape[1]
+    structure = _split(features, costs, (_LARGER if refine else 1) * max_leaf_nodes, weighting, seed)
+    if refine:
+        structure = refined(structure, features, costs, max_leaf_nodes)
+    place = structure.leaves(features)
+    return structure.tree(_leaf_values(place, structure.num_leaves, costs, labels), num_features)
+
+
+def _split(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Structure:
+    """Return the splits that scikit-learn finds."""
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+    options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
+    if features.shape[1] > _MAX_SPLIT_FEATURES:
+        options["max_features"] = _MAX_SPLIT_FEATURES
+    if weighting == "regret":
+        fitted = DecisionTreeRegressor(**options).fit(features, costs)
+    else:
+        weights = costs.max(-1) if weighting == "gap" else np.ones(len(costs))
+        weights = np.maximum(weights, 1e-6 * max(weights.max(), 1e-30))  # states without a choice weigh next to nothing
+        fitted = DecisionTreeClassifier(**options).fit(
+            features, costs.argmin(-1), sample_weight=weights / weights.mean()
+        )
+    grown = fitted.tree_
+    is_inner = grown.children_left >= 0
+    feature = np.where(is_inner, grown.feature, -1)
+    return Structure.of(feature, rounded_down(grown.threshold), grown.children_left, grown.children_right)
+
+
+def _leaf_values(place: np.ndarray, num_leaves: int, costs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the mean label of each action at each leaf, `[L, A]`, float32, such that the cheapest action is first."""
+    num_actions = costs.shape[1]
+    counts = np.bincount(place, minlength=num_leaves)
+    legal = np.isfinite(labels)
+    values = np.empty((num_leaves, num_actions))
+    totals = np.empty((num_leaves, num_actions))
+    lowest = labels[legal].min()
+    for action in range(num_actions):
+        seen = np.bincount(place, weights=legal[:, action], minlength=num_leaves)
+        sums = np.bincount(place, weights=np.where(legal[:, action], labels[:, action], 0.0), minlength=num_leaves)
+        values[:, action] = np.where(seen > 0, sums / np.maximum(seen, 1), lowest)
+        totals[:, action] = np.bincount(place, weights=costs[:, action], minlength=num_leaves)
+    best = np.where(counts > 0, totals.argmin(-1), 0)
+    values = values.astype(np.float32)
+    rows = np.arange(num_leaves)
+    highest = values.max(-1)
+    is_best = values[rows, best] == highest
+    is_first = values.argmax(-1) == best
+    # Regrets are clipped, and means are not: where another action has the higher mean, the cheapest is put above it.
+    values[rows, best] = np.where(is_best & is_first, highest, np.nextafter(highest, np.float32(np.inf)))
+    return values

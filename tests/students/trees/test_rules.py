@@ -1,0 +1,25 @@
+"""Rules as text."""
+
+from rllib_kd.networks.trees.arrays import Tree
+from rllib_kd.networks.trees.features import Features
+from rllib_kd.students.trees.rules import rules
+
+TREE = Tree([0, 3], [0.1, -2.0], [1, 2], [4, 3], [[0.0, 1.0], [1.0, 0.0], [0.0, 2.0]], num_features=4)
+
+
+def test_rules_read_from_the_root_to_the_leaves():
+    text = rules(TREE, Features(3, ("differences",)), ["height", "speed", "angle"], actions=["left", "right"])
+    assert text.splitlines() == [
+        "if height <= 0.1:",
+        "    if height - speed <= -2.0:",
+        "        action right",
+        "    else:",
+        "        action left",
+        "else:",
+        "    action right",
+    ]
+
+
+def test_entries_and_actions_have_numbers_without_names():
+    text = rules(TREE, Features(3, ("differences",)), note=lambda leaf: f" (leaf {leaf})")
+    assert text.splitlines()[:3] == ["if x[0] <= 0.1:", "    if x[0] - x[1] <= -2.0:", "        action 1 (leaf 0)"]

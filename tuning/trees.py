@@ -1,0 +1,174 @@
+"""What trees reach, beside the plain recipe of VIPER (Bastani et al. 2018) with scikit-learn on the same states.
+
+    python tuning/trees.py --teachers FOLDER [--only TASK ...] [--seeds N] [--first-seed N]
+        [--weighting NAME] [--out FILE]
+
+FOLDER holds the teachers that `TASKS` names; `cartpole` needs none. Each run adds a row to the file (default:
+docs/results/trees.csv): the return ratio of the tree that validation episodes chose, on fresh episodes, and of as many
+trees of the plain recipe, chosen in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import ray
+from sklearn.tree import DecisionTreeClassifier
+
+from rllib_kd import DistillDQNConfig, compare_all
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.validation import validate
+from rllib_kd.networks.dqn_module import student_module_spec
+from rllib_kd.networks.trees.arrays import Tree, rounded_down
+from rllib_kd.networks.trees.shape import WEIGHTINGS
+from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.students.trees.refining import Structure
+
+FRESH_EPISODES = 100
+VALIDATION_EPISODES = 64
+#: Of the resets that judge a student: far from those of its training and of validation.
+FIRST_EPISODE_SEED = 3_000_000
+#: As many as a run has copies.
+CANDIDATES = 12
+
+
+class Task(NamedTuple):
+    """An environment, its teacher, a tree, and the length of training.
+
+    Args:
+        env: environment.
+        teacher: file in the folder of teachers, or a packaged one.
+        tree: settings of the tree.
+        env_steps: length of training.
+        settings: further settings of `.distillation()`.
+    """
+
+    env: str
+    teacher: str
+    tree: Mapping[str, Any]
+    env_steps: int
+    settings: Mapping[str, Any] = {}
+
+
+TASKS = {
+    "cartpole": Task("CartPole-v1", "cartpole", {"max_leaf_nodes": 8}, 30_000),
+    "mountaincar": Task("MountainCar-v0", "sb3/dqn-MountainCar-v0.zip", {"max_leaf_nodes": 8}, 40_000),
+    "acrobot": Task("Acrobot-v1", "sb3/dqn-Acrobot-v1.zip", {"max_leaf_nodes": 16}, 40_000),
+    "lunarlander": Task(
+        "LunarLander-v3", "sb3/ppo-LunarLander-v2.zip", {"max_leaf_nodes": 64, "oblique": True}, 120_000
+    ),
+    "highway": Task("highway_env:highway-fast-v0", "highway", {"max_leaf_nodes": 64}, 20_000),
+}
+
+
+def plain_recipe(obs: np.ndarray, labels: np.ndarray, module: Any, seed: int) -> Tree:
+    """Return a tree of scikit-learn's on states drawn by the teacher's best minus worst output."""
+    gaps = labels.max(-1) - labels.min(-1)
+    rows = np.random.default_rng(seed).choice(len(obs), len(obs), p=gaps / gaps.sum())
+    fitted = DecisionTreeClassifier(max_leaf_nodes=module.shape.max_leaf_nodes, random_state=seed)
+    grown = fitted.fit(module.features.values(obs[rows]), labels[rows].argmax(-1)).tree_
+    feature = np.where(grown.children_left >= 0, grown.feature, -1)
+    arrays = feature, rounded_down(grown.threshold), grown.children_left, grown.children_right
+    structure, nodes = Structure.of(*arrays), _order(*arrays)
+    values = np.zeros((structure.num_leaves, labels.shape[1]))
+    values[:, fitted.classes_] = grown.value[nodes[structure.num_inner :], 0]
+    return structure.tree(values, len(module.features))
+
+
+def _order(feature: np.ndarray, threshold: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Return the nodes of scikit-learn's in the order of a `Structure`: their own numbers as thresholds tell it."""
+    return Structure.of(feature, np.arange(len(feature), dtype=np.float32), left, right).threshold.astype(int)
+
+
+def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
+    """Train a tree, grow others by the plain recipe, and return a row of the file."""
+    config = DistillDQNConfig().environment(task.env).debugging(seed=seed)
+    config.distillation(teacher=teacher, student={"tree": dict(task.tree)}, num_baseline_episodes=0, **task.settings)
+    algo = config.build_algo()
+    began, cpu = time.perf_counter(), time.process_time()
+    sampling = learning = 0.0
+    while algo.num_env_steps < task.env_steps:
+        result = algo.train()
+        sampling += result["timers"]["env_runner_sampling_timer"] * result["num_training_step_calls_per_iteration"]
+        learning += result["timers"]["learner_update_timer"] * result["num_training_step_calls_per_iteration"]
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
+    chosen = algo.get_module()
+    (arrays,) = algo.learner_group.foreach_learner(lambda learner: learner.replay_arrays()).result_or_errors
+    own = {key.rpartition("columns/")[2]: value for key, value in arrays.get().items() if "columns/" in key}
+    candidates = {}
+    for candidate in range(CANDIDATES):
+        spec = student_module_spec(dict(chosen.model_config))
+        spec.observation_space, spec.action_space = chosen.observation_space, chosen.action_space
+        spec.inference_only = True
+        candidates[f"viper {candidate}"] = spec.build()
+        candidates[f"viper {candidate}"].tree = plain_recipe(own["obs"], own["teacher_q"], chosen, seed=candidate)
+    pipeline = ObservationPipeline(chosen.observation_space)
+    played = validate(env_maker(task.env, {}), candidates, pipeline, VALIDATION_EPISODES)
+    viper = candidates[played.best(list(candidates))[0]]
+    students = {"tree": chosen, "viper": viper}
+    compared = compare_all(teacher, students, task.env, num_episodes=FRESH_EPISODES, seed=FIRST_EPISODE_SEED)
+    algo.stop()
+    ours, plain = compared
+    return {
+        "task": name,
+        "env": task.env,
+        **{key: str(task.tree.get(key, "")) for key in ("max_leaf_nodes", "oblique", "weighting")},
+        "seed": seed,
+        "env_steps": task.env_steps,
+        "teacher_return": round(ours.teacher.return_mean, 2),
+        "random_return": round(ours.random.return_mean, 2),
+        "return": round(ours.student.return_mean, 2),
+        "return_ratio": round(ours.return_ratio, 3),
+        "num_leaves": chosen.tree.num_leaves,
+        "depth": chosen.tree.depth,
+        "viper_return": round(plain.student.return_mean, 2),
+        "viper_return_ratio": round(plain.return_ratio, 3),
+        "viper_num_leaves": viper.tree.num_leaves,
+        "sampling_seconds": round(sampling, 1),
+        "growing_seconds": round(learning, 1),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
+    }
+
+
+def main() -> None:
+    """Measure what is asked for, and add its rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teachers", type=Path, required=True)
+    parser.add_argument("--only", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--weighting", choices=WEIGHTINGS, help="of all copies (default: they differ)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "results" / "trees.csv")
+    args = parser.parse_args()
+    ray.init("local", include_dashboard=False, log_to_driver=False)
+    for name in args.only:
+        task = TASKS[name]
+        path = args.teachers / task.teacher
+        if task.teacher != "cartpole" and not path.exists():
+            print(f"{name}: left out, there is no '{path}'", flush=True)
+            continue
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            tree = {**task.tree, **({} if args.weighting is None else {"weighting": args.weighting})}
+            row = run(name, task._replace(tree=tree), task.teacher if task.teacher == "cartpole" else str(path), seed)
+            print(row, flush=True)
+            is_new = not args.out.exists()
+            with args.out.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                if is_new:
+                    writer.writeheader()
+                writer.writerow(row)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()

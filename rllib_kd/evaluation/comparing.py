@@ -205,7 +205,8 @@ def _figures(teacher: Teacher, student: Teacher, states: Mapping[str, _States]) 
         figures[f"q_regret_on_{whose}_states"] = regret
         figures[f"confusion_on_{whose}_states"] = confusion.tolist()
     own = states["student"]
-    return figures | {"tree": tree_figures(teacher, student, own[_eyes(teacher)], own[_eyes(student)])}
+    tree = tree_figures(teacher, student, own[_eyes(teacher)], own[_eyes(student)], own[_MASKS])
+    return figures | {"tree": tree}
 
 
 def _comparison(

@@ -88,8 +88,8 @@ def confusion_and_regret(
         the mean of max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0, in the unit of the teacher's outputs: return units or nats.
     """
     mask = None if mask is None or mask.all() else mask
-    teacher_q = _all_q_values(teacher, teacher_inputs, mask)  # [M, A]
-    student_q = _all_q_values(student, student_inputs, mask)  # [M, A]
+    teacher_q = all_q_values(teacher, teacher_inputs, mask)  # [M, A]
+    student_q = all_q_values(student, student_inputs, mask)  # [M, A]
     num_actions = teacher_q.shape[-1]
     best, chosen = teacher_q.argmax(-1), student_q.argmax(-1)  # [M]
     confusion = torch.bincount(best * num_actions + chosen, minlength=num_actions**2).reshape(num_actions, num_actions)
@@ -97,7 +97,8 @@ def confusion_and_regret(
     return confusion.numpy(), regret.item()
 
 
-def _all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None) -> Tensor:
+def all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
+    """Return the outputs `[M, A]` of a network for inputs `[M, ...]`, part by part; −inf where a mask `[M, A]` forbids."""
     chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
     masks = [None] * len(chunks) if mask is None else torch.as_tensor(mask).split(_STATES_AT_ONCE)
     return torch.cat(

@@ -14,7 +14,11 @@ from rllib_kd.teachers.base import Teacher
 
 
 def tree_figures(
-    teacher: Teacher, student: Teacher, teacher_inputs: np.ndarray, student_inputs: np.ndarray
+    teacher: Teacher,
+    student: Teacher,
+    teacher_inputs: np.ndarray,
+    student_inputs: np.ndarray,
+    mask: np.ndarray | None = None,
 ) -> dict[str, Any] | None:
     """Return a tree as data, for JSON and drawings; None of a student that is none.
 
@@ -23,6 +27,7 @@ def tree_figures(
         student: its student.
         teacher_inputs: states that the student visits, as inputs of the teacher's network, `[M, ...]`.
         student_inputs: the same as inputs of the student's network, `[M, inputs]`.
+        mask: the legal actions there, `[M, A]`; None: all are.
 
     Returns:
         `num_leaves`, `depth` and `num_parameters`; `names` of the observation's entries; `nodes`, each with `compared`,
@@ -35,9 +40,10 @@ def tree_figures(
     module: TreeRLModule = student.module
     tree, features = module.tree, module.features
     names, thresholds = _in_units_of_the_environment(student)
-    teacher_q = all_q_values(teacher, teacher_inputs).numpy()
+    teacher_q = all_q_values(teacher, teacher_inputs, mask).numpy()
+    taken = all_q_values(student, student_inputs, mask).numpy().argmax(-1)
     reached = module.leaves(np.asarray(student_inputs, np.float32))
-    regret = teacher_q.max(-1) - np.take_along_axis(teacher_q, tree.actions[reached][:, None], -1)[:, 0]
+    regret = teacher_q.max(-1) - np.take_along_axis(teacher_q, taken[:, None], -1)[:, 0]
     counts = np.bincount(reached, minlength=tree.num_leaves)
     totals = np.bincount(reached, weights=regret, minlength=tree.num_leaves)
     leaves = [

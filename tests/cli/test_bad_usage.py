@@ -208,8 +208,8 @@ BAD = {
     "an ending that no format has": (
         ["export", "cartpole", "--out", "fl.bin"],
         "The ending of 'fl.bin' names no format. Known endings: .h for c; .onnx for onnx; .pt2 for pt2; "
-        ".py for python; .safetensors for safetensors; .pt or .ts or .torchscript for torchscript; .html for web. Rename the "
-        "file, or set --format (c, onnx, pt2, python, safetensors, torchscript, web)",
+        ".py for python; .safetensors for safetensors; .pt or .ts or .torchscript for torchscript; .html for "
+        "web. Rename the file, or set --format (c, onnx, pt2, python, safetensors, torchscript, web)",
     ),
     "no ending": (["export", "cartpole", "--out", "student"], "The ending of 'student' names no format"),
     "an empty file name": (["train", "file", ""], "A path is empty"),

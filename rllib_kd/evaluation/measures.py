@@ -98,7 +98,7 @@ def confusion_and_regret(
 
 
 def all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
-    """Return the outputs `[M, A]` of a network for inputs `[M, ...]`, part by part; −inf where a mask `[M, A]` forbids."""
+    """Return the outputs `[M, A]` of a network for inputs `[M, ...]`, part by part; −inf where a mask forbids."""
     chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
     masks = [None] * len(chunks) if mask is None else torch.as_tensor(mask).split(_STATES_AT_ONCE)
     return torch.cat(

@@ -43,7 +43,7 @@ from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
-from rllib_kd.observations.masks import MASK, features_space, legal_only
+from rllib_kd.observations.masks import MASK, features_space, legal_only, with_mask
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
 from rllib_kd.observations.spaces import check_spaces, is_byte_image, named
 from rllib_kd.teachers.base import Teacher
@@ -87,7 +87,16 @@ class DistillEnvRunner(StudentsEnvRunner):
     LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns", "_gaps")
     #: The others: they follow from the config, are sent by the Algorithm, or exist only during one call.
     NOT_SAVED: ClassVar = frozenset(
-        {"module", "_family_q", "_teacher", "_recording", "_has_plain_connectors", "_samples_directly", "_flatten"}
+        {
+            "module",
+            "_family_q",
+            "_teacher",
+            "_recording",
+            "_has_plain_connectors",
+            "_samples_directly",
+            "_flatten",
+            "_flattened_space",
+        }
     )
 
     def __init__(self, **kwargs: Any):
@@ -114,6 +123,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
         self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
         self._has_plain_connectors = has_plain_connectors(self)
+        self._flattened_space: Any = None  # the space of what `_flatten` takes
         self._flatten = self._own_flattener()  # None: observations are taken as they are
         self._samples_directly = self._needs_no_episodes()
         if self.env is not None and not self._samples_directly and self.worker_index in (0, 1):
@@ -324,14 +334,17 @@ class DistillEnvRunner(StudentsEnvRunner):
         """Return the function that makes the student's vectors; None if observations are no such, or go by RLlib."""
         stages = stages_of(self._env_to_module) if self.env is not None and self._has_plain_connectors else ()
         flattening = [stage for stage in stages or () if isinstance(stage, Flatten)]
-        return Flattener(flattening[0].space, flattening[0].keys_to_remove) if flattening else None
+        if not flattening:
+            return None
+        self._flattened_space = flattening[0].space  # with a mask only if the connector is the user's
+        return Flattener(flattening[0].space, flattening[0].keys_to_remove)
 
     def _rows(self, obs: Any) -> np.ndarray:
         """Return observations `[N, ...]` as columns have them: bytes, or 32-bit floats, of which vectors are made."""
         if self._flatten is None:
             return _as_column(obs)
         try:
-            return self._flatten(obs, self.num_envs)
+            return self._flatten(with_mask(self._flattened_space, obs, self.mask), self.num_envs)
         except ValueError as error:
             raise explained(self.config.env, self.env, error, doing="step") from error
 

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQNConfig
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling
@@ -150,3 +151,22 @@ def test_images_beside_a_mask(cluster):
         acted = some[VALID]
         np.testing.assert_array_equal(np.isneginf(some["teacher_q"])[acted], ~some[MASK][acted])
         assert some[MASK][acted, some["actions"][acted].astype(int)].all()
+
+
+@pytest.mark.parametrize("removed", [["action_mask"], None])
+def test_connectors_of_the_users_see_the_mask(cluster, removed):
+    config = config_of(InDict).env_runners(
+        env_to_module_connector=lambda env, spaces, device: FlattenObservations(
+            InDict().observation_space, InDict.action_space, keys_to_remove=removed
+        )
+    )
+    size = NUM_ACTIONS if removed else 2 * NUM_ACTIONS
+    seen = gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+    teacher = Teacher(make_q_module(seen, Payments.action_space))
+    for runner in (make_runner(config, teacher), make_runner(config.copy().callbacks(Silent), teacher)):
+        (columns,), _ = sample(runner, epsilon=0.5)
+        acted = columns[VALID]
+        assert columns["obs"].shape[1:] == (size,)
+        if not removed:
+            np.testing.assert_array_equal(columns["obs"][acted, :NUM_ACTIONS] == 1, columns[MASK][acted])
+        np.testing.assert_array_equal(np.isneginf(columns["teacher_q"])[acted], ~columns[MASK][acted])

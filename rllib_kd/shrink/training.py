@@ -208,7 +208,7 @@ def save_student(
         seed: as in `training_config()`.
     """
     config = student_config(env, teacher, settings, seed=seed)
-    config.rl_module(model_config=config.given_model_config | dict(shape))
+    config.rl_module(model_config=config.given_model_config | dict(shape)).distillation(restarts=1)
     algo: DistillDQN = config.build_algo()
     try:
         set_weights(algo.learner_group, {DEFAULT_MODULE_ID: module.get_state()})

@@ -171,3 +171,18 @@ def test_a_checkpoint_whose_tree_has_a_cycle_is_refused(saved, tmp_path):
     file.write_bytes(pickle.dumps(state))
     with pytest.raises(CheckpointError, match="cycle"):
         load_teacher(str(tmp_path / "module"))
+
+
+def test_remote_env_runners_act_by_the_trees(cluster):
+    algo = short(tree_config(restarts=2, max_staleness=0)).env_runners(num_env_runners=1).build_algo()
+    try:
+        for _ in range(4):
+            result = algo.train()
+        (leaves,) = algo.env_runner_group.foreach_env_runner(
+            lambda env_runner: [module.tree.num_leaves for module in env_runner.family.values()],
+            local_env_runner=False,
+        )
+    finally:
+        algo.stop()
+    assert result["distillation"]["num_regrowths_lifetime"] >= 1
+    assert min(leaves) > 1

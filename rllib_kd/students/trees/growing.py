@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
-from rllib_kd.students.trees.refining import Structure, refined
+from rllib_kd.students.trees.refining import MAX_TRIED_FEATURES, Structure, refined
 
 #: Regrets above this quantile of those above 0 count as that one: a few states, of which a failure is certain, would
 #: take all leaves.
 _CLIP_QUANTILE = 0.95
 #: A larger tree is grown first, by so many times the leaves, and pruned by regret.
 _LARGER = 2
-#: Of many features, scikit-learn tries so many at each node, drawn anew. All are tried when the tests are refined.
-_MAX_SPLIT_FEATURES = 24
 _LARGEST = 1e30  # of a feature: products may be infinite, and thresholds lie between two numbers
 
 
@@ -64,7 +62,7 @@ def grow(
     num_features = features.shape[1]
     structure = _split(features, costs, (_LARGER if refine else 1) * max_leaf_nodes, weighting, seed)
     if refine:
-        structure = refined(structure, features, costs, max_leaf_nodes)
+        structure = refined(structure, features, costs, max_leaf_nodes, seed=seed)
     place = structure.leaves(features)
     return structure.tree(_leaf_values(place, structure.num_leaves, costs, labels), num_features)
 
@@ -74,8 +72,8 @@ def _split(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: 
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
-    if features.shape[1] > _MAX_SPLIT_FEATURES:
-        options["max_features"] = _MAX_SPLIT_FEATURES
+    if features.shape[1] > MAX_TRIED_FEATURES:
+        options["max_features"] = MAX_TRIED_FEATURES
     if weighting == "regret":
         fitted = DecisionTreeRegressor(**options).fit(features, costs)
     else:

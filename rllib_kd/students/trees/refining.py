@@ -16,6 +16,8 @@ from rllib_kd.networks.trees.arrays import Tree, rounded_down
 
 #: Rounds over all nodes. Most of what they gain, they gain in the first two.
 _ROUNDS = 3
+#: Of many features, so many are tried for each test, drawn anew.
+MAX_TRIED_FEATURES = 24
 #: States by which a better test is sought, of those whose cost depends on it. Whether it is better, all states tell.
 _MAX_SEARCHED = 4_000
 #: The same for a further test in place of a leaf.
@@ -91,7 +93,9 @@ class Structure:
         return rows
 
 
-def refined(structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
+def refined(
+    structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int, *, seed: int = 0
+) -> Structure:
     """Return a tree of at most so many leaves, whose tests cost less regret.
 
     Args:
@@ -99,18 +103,20 @@ def refined(structure: Structure, features: np.ndarray, costs: np.ndarray, max_l
         features: `[N, F]`, float32.
         costs: regret of each action `[N, A]`.
         max_leaf_nodes: the most leaves.
+        seed: seed of the features that are tried, where there are many.
     """
-    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, costs)
+    rng = np.random.default_rng(seed)
+    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, costs, rng)
     structure = pruned(structure, features, costs, max_leaf_nodes)
     if structure.num_leaves < max_leaf_nodes:  # of leaves that had one action, one has been left
-        structure = _improved(filled(structure, features, costs, max_leaf_nodes), features, costs)
+        structure = _improved(filled(structure, features, costs, max_leaf_nodes), features, costs, rng)
         structure = pruned(structure, features, costs, max_leaf_nodes)
     return structure
 
 
-def _improved(structure: Structure, features: np.ndarray, costs: np.ndarray) -> Structure:
+def _improved(structure: Structure, features: np.ndarray, costs: np.ndarray, rng: np.random.Generator) -> Structure:
     for _ in range(_ROUNDS):
-        if not _improve(structure, features, costs):
+        if not _improve(structure, features, costs, rng):
             break
     return structure
 
@@ -228,7 +234,7 @@ def _reachable(feature: np.ndarray, left: np.ndarray, right: np.ndarray) -> list
     return sorted(found)
 
 
-def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> bool:
+def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray, rng: np.random.Generator) -> bool:
     """Find a better test for each node, from the last to the root; return whether one was found."""
     rows = structure.rows(features)
     n = structure.num_inner
@@ -245,9 +251,11 @@ def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> b
         gains = sides[1] - sides[0]
         matters = np.flatnonzero(gains)
         searched = matters[:: max(1, -(-len(matters) // _MAX_SEARCHED))]
-        found = _best_test(features[own[searched]], gains[searched])
+        tried = _some_features(features.shape[1], rng)
+        found = _best_test(features[np.ix_(own[searched], tried)], gains[searched])
         if found is None:
             continue
+        found = int(tried[found[0]]), found[1]
         now, new = (
             float(gains[features[own, feature] <= threshold].sum())
             for feature, threshold in ((structure.feature[node], structure.threshold[node]), found)
@@ -256,6 +264,10 @@ def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> b
             structure.feature[node], structure.threshold[node] = found
             has_improved = True
     return has_improved
+
+
+def _some_features(count: int, rng: np.random.Generator) -> np.ndarray:
+    return np.arange(count) if count <= MAX_TRIED_FEATURES else rng.permutation(count)[:MAX_TRIED_FEATURES]
 
 
 def _cheapest(costs: np.ndarray, rows: np.ndarray) -> int:

@@ -51,6 +51,7 @@ def test_every_setting_has_a_text():
     parameters = list(inspect.signature(DistillDQNConfig.distillation).parameters)[1:]
     assert list(generated.setting_texts()) == parameters
     assert re.findall(r"^### `(\w+)`", generated.settings(), re.MULTILINE) == parameters
+    assert set(generated.SEE) <= set(parameters)
 
 
 @pytest.mark.parametrize(("name", "text"), generated.setting_texts().items())

@@ -111,6 +111,10 @@ def test_result_keys_stand_in_the_code():
 # --- Pages and links --------------------------------------------------------------------------------------------------
 
 
+def test_every_page_is_in_the_folder_of_pages():
+    assert [page.name for page in DOCS.glob("*.md")] == []  # it would be on no site
+
+
 def test_every_page_stands_in_the_navigation_once():
     assert sorted(NAV) == sorted([*PAGES, *links.OUTSIDE.values()])
 

@@ -13,6 +13,27 @@ ROOT = Path(__file__).parents[1]
 _PLACE = re.compile(r"<!-- generated: (\w+) -->")
 #: Attributes of a config that are no settings.
 _NO_SETTINGS = {"algo_class", "simple_optimizer"}
+#: Where pages say more about a setting: when to change it, and what was measured.
+SEE = {
+    "teacher": "[Teachers](teachers.md)",
+    "ensemble": "[Several teachers](teachers.md)",
+    "trust_checkpoint": "[Files that you do not trust](untrusted_files.md)",
+    "loss": "[Choosing a loss](advice.md#loss), [formulas](losses.md)",
+    "temperature": "[Choosing a temperature](advice.md#temperature)",
+    "regret_coeff": "[Tiny students](learning.md#tiny-students)",
+    "gap_weighting": "[Which states count](advice.md#which-states-count)",
+    "rollout_policy": "[Whose states](advice.md#whose-states)",
+    "teacher_fraction": "[Whose states](advice.md#whose-states), "
+    "[what was measured](learning.md#how-much-of-the-mixture-stays-the-teachers)",
+    "max_regret": "[Restarts](families.md#restarts), [tiny students](learning.md#tiny-students)",
+    "compression": "[Choosing a size](advice.md#size)",
+    "student": "[Images and Atari](atari.md)",
+    "students": "[Families](families.md)",
+    "restarts": "[Restarts](families.md#restarts)",
+    "num_validation_episodes": "[Restarts](families.md#restarts)",
+    "init": "[What it saves](learning.md#first-weights-from-the-teacher)",
+    "max_staleness": "[Speed](speed.md)",
+}
 
 
 def filled(markdown: str) -> str:
@@ -59,6 +80,8 @@ def settings() -> str:
         kind = str(parameters[name].annotation).replace("os.PathLike[str]", "PathLike")
         lines += [f"### `{name}`", "", f"Default: `{getattr(config, name)!r}`. Type: `{kind}`.", ""]
         lines += [_with_code(text[0].upper() + text[1:]), ""]
+        if name in SEE:
+            lines += [f"See {SEE[name]}.", ""]
     return "\n".join(lines)
 
 

@@ -170,6 +170,7 @@ def test_the_first_tutorial_works_as_written(tmp_path):
     done = in_shell(tutorial("tutorial_first.md"), tmp_path)
     assert done.stdout.count("student / teacher") >= 2
     assert "2,690" in done.stdout
+    assert re.search(r"^linear +10 .* 1\.000 ", done.stdout, re.MULTILINE)
     assert (tmp_path / "report" / "index.html").is_file()
     assert (tmp_path / "student.safetensors").is_file()
 

@@ -51,6 +51,7 @@ def test_every_setting_has_a_text():
     parameters = list(inspect.signature(DistillDQNConfig.distillation).parameters)[1:]
     assert list(generated.setting_texts()) == parameters
     assert re.findall(r"^### `(\w+)`", generated.settings(), re.MULTILINE) == parameters
+    assert set(generated.SEE) <= set(parameters)
 
 
 @pytest.mark.parametrize(("name", "text"), generated.setting_texts().items())
@@ -108,6 +109,10 @@ def test_result_keys_stand_in_the_code():
 
 
 # --- Pages and links --------------------------------------------------------------------------------------------------
+
+
+def test_every_page_is_in_the_folder_of_pages():
+    assert [page.name for page in DOCS.glob("*.md")] == []  # it would be on no site
 
 
 def test_every_page_stands_in_the_navigation_once():

@@ -239,8 +239,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 shape.
             student: preset shape of the student: "linear", or one of the networks for 84 × 84 images of Rusu et al.
                 2015, "rusu-net1", "rusu-net2" or "rusu-net3" (25, 6.7 and 3.7 % of their teacher, "rusu-teacher"); or a
-                dict as for `students`, such as {"tree": {"max_leaf_nodes": 8}}, a decision tree (docs/pages/trees.md). None
-                (default): `compression` sets it.
+                dict as for `students`, such as {"tree": {"max_leaf_nodes": 8}}, a decision tree (docs/pages/trees.md).
+                None (default): `compression` sets it.
             students: a family that learns from one stream of states, instead of one student: name → a model config
                 ({"s16": {"fcnet_hiddens": [16]}}), {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset
                 as for `student`.

@@ -22,10 +22,11 @@ SEE = {
     "temperature": "[Choosing a temperature](advice.md#temperature)",
     "regret_coeff": "[Tiny students](learning.md#tiny-students)",
     "gap_weighting": "[Which states count](advice.md#which-states-count)",
-    "rollout_policy": "[Whose states](advice.md#whose-states)",
-    "teacher_fraction": "[Whose states](advice.md#whose-states), "
+    "rollout_policy": "[Whose states](whose_states.md)",
+    "teacher_fraction": "[Whose states](whose_states.md#when-to-change-it), "
     "[what was measured](learning.md#how-much-of-the-mixture-stays-the-teachers)",
-    "max_regret": "[Restarts](families.md#restarts), [tiny students](learning.md#tiny-students)",
+    "max_regret": "[Whose states](whose_states.md#when-to-change-it), "
+    "[restarts](families.md#restarts), [tiny students](learning.md#tiny-students)",
     "compression": "[Choosing a size](advice.md#size)",
     "student": "[Images and Atari](atari.md)",
     "students": "[Families](families.md)",

@@ -53,6 +53,9 @@ def _facts(content: Mapping[str, Any]) -> Iterator[str]:
     if teacher_return is not None and random_return is not None:
         yield f"Mean return of the teacher: {number(teacher_return)}; of a random policy: {number(random_return)}"
 
+    if (certificate := content.get("certificate")) is not None:
+        yield f"Certificate: {code(certificate['reason'], limit=1_000)}"
+
 
 def _limits() -> Iterator[str]:
     yield "A certificate is about the mean return of this environment's own seeds, not about the worst episode."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.video import check_renders
 from rllib_kd.evaluation.comparing import check_fit
@@ -91,7 +93,7 @@ def publish(
     """Write a student as a web page in one file, which requests nothing, if its Q-values equal PyTorch's.
 
     The page plays recorded episodes, answers observations, and simulates CartPole. Its JavaScript is run by node, which
-    also plays the episodes; without node, only its weights are compared, with a warning.
+    also plays the episodes; without node, only its weights are compared, with a warning, and the return is NaN.
 
     Args:
         student: the Q-network.
@@ -121,8 +123,10 @@ def publish(
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
         exported = compared(student, page_student, np.asarray(states), out, format="web")
-        returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)
-        if not page_student.runs_javascript:
+        returns = [math.nan]
+        if page_student.runs_javascript:
+            returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)
+        else:
             logger.warning(_NO_NODE)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, text.encode())
@@ -179,7 +183,7 @@ def _rendering(played: PlayedEnvironment) -> tuple[Callable[[], gym.Env], str]:
     try:
         make_env = env_maker(*played, render_mode="rgb_array")
         check_renders(make_env, "rgb_array")
-    except (ValueError, TypeError) as error:  # a class of one's own may take no such argument
+    except (ValueError, TypeError, EnvFailedError) as error:  # a class of one's own may take no such argument
         return env_maker(*played), f"There are no pictures: {one_line(error, limit=300)}"
     return make_env, ""
 

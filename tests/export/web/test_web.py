@@ -25,6 +25,7 @@ from rllib_kd.export.web.javascript import PageStudent
 from rllib_kd.export.web.network import KNOWN, decoded, web_network
 from rllib_kd.export.web.page import asset, data_of, page, student_code_of
 from rllib_kd.export.web.publish import publish
+from rllib_kd.export.web.recording import Recording, _Filmed, picture
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
@@ -299,7 +300,8 @@ def test_an_environment_without_pictures(tmp_path, monkeypatch, caplog):
     space, inputs, stages = PIPELINES["one-hot"]
     student = Teacher(make_q_module(inputs), pipeline=ObservationPipeline(space, stages))
     done = publish(student, tmp_path / "new" / "s.html", PlayedEnvironment(Corridor, {}), num_episodes=2)
-    assert done.return_mean == done.torch_return == -4.0
+    assert np.isnan(done.return_mean)
+    assert done.torch_return == -4.0
     assert "There is no node, so the page's JavaScript was not run" in caplog.text
     data = data_of((tmp_path / "new" / "s.html").read_text())
     assert data["cartpole"] is None
@@ -307,6 +309,31 @@ def test_an_environment_without_pictures(tmp_path, monkeypatch, caplog):
     assert data["inputs"] == [{"name": "input 0", "low": 0.0, "high": 3.0, "step": "1"}]
     assert [episode["frames"] for episode in data["episodes"]] == [[], []]
     assert data["episodes"][0]["regret"] is None
+
+
+def test_pictures_are_small_and_evenly_spaced():
+    class Noise(Corridor):
+        def step(self, action):
+            return 0, 1.0, False, False, {}
+
+        def render(self):
+            return np.zeros((400, 600, 3), np.uint8)
+
+    recording = Recording(0)
+    env = _Filmed(Noise(), recording, with_frames=True)
+    env.reset(seed=0)
+    for _ in range(1_000):
+        env.step(0)
+    steps = [step for step, _ in recording.frames]
+    assert steps == list(range(0, 1_001, 16))
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3)).astype(np.uint8)
+    assert picture(np.zeros((400, 600, 3), np.uint8)).startswith("data:image/png;base64,")
+    assert picture(noise).startswith("data:image/jpeg;base64,")
+    assert len(picture(noise)) < 60_000
+    Noise.render = lambda self: None
+    other = Recording(0)
+    _Filmed(Noise(), other, with_frames=True).reset(seed=0)
+    assert other.frames == []
 
 
 def test_settings_of_other_formats_are_refused(tmp_path, capsys):

@@ -116,7 +116,7 @@ def publish(
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
     lead = f"A student of {student.num_parameters:,} parameters plays {played}: return "
-    lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {num_episodes} episodes."
+    lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {_episodes(num_episodes)}."
     if teacher is not None:
         name = one_line(teacher_name or teacher.source, limit=200)
         lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
@@ -140,17 +140,20 @@ def summary(deployment: Deployment, num_episodes: int) -> str:
     """Return what was measured of a page, in lines."""
     exported = deployment.exported
     size = Path(exported.path).stat().st_size
-    played = "1 episode" if num_episodes == 1 else f"{num_episodes:,} episodes"
     return "\n".join(
         [
             f"played in {printable(deployment.played_in)}",
-            f"return {mean_and_interval(deployment.return_mean, deployment.return_ci95)} ({played}), "
+            f"return {mean_and_interval(deployment.return_mean, deployment.return_ci95)} ({_episodes(num_episodes)}), "
             f"in PyTorch {mean_and_interval(deployment.torch_return)}",
             f"largest difference from PyTorch {exported.max_difference:.1e}, agreement "
             f"{100 * (exported.agreement or 0.0):.2f} % of {exported.num_observations:,} observations",
             f"{size:,} bytes: {printable(exported.path)}",
         ]
     )
+
+
+def _episodes(count: int) -> str:
+    return "1 episode" if count == 1 else f"{count:,} episodes"
 
 
 def _data(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -264,6 +265,49 @@ def test_a_browser_computes_the_same_q_values(cartpole, tmp_path):
     assert f"The student takes {['left', 'right'][int(q.argmax())]}." in seen
     steps = re.search(r'id="pole-text"[^>]*>(\d+) steps, (\d+) fall', seen)
     assert int(steps[1]) + int(steps[2]) > 0  # it simulates
+
+
+#: A person at the page: what they do, and what they see after it.
+_HANDS = """
+const $ = (id) => document.getElementById(id), seen = {};
+const set = (element, value) => { element.value = value; element.dispatchEvent(new Event("input")); };
+$("forth").click(); seen.forth = $("step-text").textContent;
+$("back").click(); $("back").click(); seen.back = $("step-text").textContent;
+set($("step"), "3"); seen.dragged = $("step-text").textContent;
+$("episode").value = "2"; $("episode").dispatchEvent(new Event("change")); seen.episode = $("step-text").textContent;
+set($("typed"), "1, 2, three, 4"); seen.wrong = $("typed-text").textContent;
+set($("typed"), "[0.1 -0.2, 0.03;0.4]"); seen.typed = [$("typed-text").textContent, $("ask-bars").innerText];
+const slider = $("sliders").querySelectorAll("input")[2];
+slider.min = -1; set(slider, "-0.5"); seen.slid = [$("typed").value, $("ask-bars").innerText];
+seen.console = [student.act([0.1, -0.2, 0.03, 0.4]), student.qValues([0.1, -0.2, -0.5, 0.4])];
+$("strength").value = "3"; $("push-right").click(); // it falls soon
+setTimeout(() => { seen.pole = $("pole-text").textContent; document.body.dataset.seen = JSON.stringify(seen); }, 400);
+"""
+
+
+@needs_chromium
+def test_a_person_can_play_step_type_drag_and_push(cartpole, tmp_path):
+    text = cartpole.read_text(encoding="utf-8")
+    without_policy = re.sub(r"<meta http-equiv[^>]*>", "", text)
+    (tmp_path / "page.html").write_text(without_policy.replace("</body>", f"<script>{{{_HANDS}}}</script></body>"))
+    (seen,) = re.findall(r'data-seen="([^"]*)"', dom(tmp_path / "page.html", tmp_path))
+    seen = json.loads(unescape(seen))
+    length = len(data_of(text)["episodes"][0]["actions"])
+    assert seen["forth"].startswith(f"Step 1 of {length - 1}. Return so far: 1.000.")
+    assert seen["back"].startswith("Step 0 of")
+    assert seen["dragged"].startswith("Step 3 of")
+    assert seen["episode"].startswith("Step 0 of")
+    assert seen["wrong"] == "Expected 4 numbers, separated by commas."
+    student = load_teacher(STUDENT)
+    for name, obs in (("typed", [0.1, -0.2, 0.03, 0.4]), ("slid", [0.1, -0.2, -0.5, 0.4])):
+        first, bars = seen[name]
+        assert first == ("" if name == "typed" else "0.1, -0.2, -0.5, 0.4")
+        q = student.q_values(torch.tensor([obs]))[0]
+        shown = [float(number) for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", bars)]
+        assert shown == pytest.approx(q.tolist(), rel=1e-3)
+    assert seen["console"][0] == student.q_values(torch.tensor([[0.1, -0.2, 0.03, 0.4]])).argmax()
+    assert seen["console"][1] == pytest.approx(q.tolist(), abs=1e-5)
+    assert re.match(r"\d+ steps, [1-9]", seen["pole"])
 
 
 @needs_node

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
 from rllib_kd.cli.options import (
@@ -33,6 +34,10 @@ from rllib_kd.cli.options import (
 )
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.text import mean_and_interval
+
+if TYPE_CHECKING:
+    from rllib_kd.evaluation.played_environment import PlayedEnvironment
+    from rllib_kd.evaluation.sources import Source
 
 
 @app.command()
@@ -175,7 +180,7 @@ def export(
     from rllib_kd.export.deployment import deploy, deployment_table
     from rllib_kd.export.export import check_exportable, format_of_ending
     from rllib_kd.export.origin import origin_of
-    from rllib_kd.export.web.publish import publish, refuse_flags_of_others, summary
+    from rllib_kd.export.web.publish import refuse_flags_of_others
     from rllib_kd.terminal import bar
 
     set_log_level(0)
@@ -193,36 +198,44 @@ def export(
     )
     if format == "web":
         refuse_flags_of_others(int8=int8, prefix=prefix)
-        with bar("episodes", total=2 * episodes) as advance:
-            page = publish(
-                student.network(),
-                out,
-                where,
-                teacher=others[0].network() if others else None,
-                teacher_name=teacher,
-                num_episodes=episodes,
-                advance=advance,
-            )
-        echo(summary(page, episodes))
-        echo(Card(page, origin_of(student), episodes, teacher).write() or NO_CARD)
-        return
+        return _write_page(student, others[0] if others else None, teacher, out, where, episodes)
     written = [(student.network(), out), *((other.network(), None) for other in others)]
     for network, _ in written:  # check all networks before the first one plays
         check_exportable(network, format=format, int8=int8, prefix=prefix)
     with bar("episodes", total=2 * episodes * len(written)) as advance:
         deployments = [
             deploy(
-                network,
-                path,
-                where,
-                format=format,
-                int8=int8,
-                prefix=prefix,
-                num_episodes=episodes,
-                advance=advance,
+                network, path, where, format=format, int8=int8, prefix=prefix, num_episodes=episodes, advance=advance
             )
             for network, path in written
         ]
     echo(deployment_table(deployments))
     card = Card(deployments[0], origin_of(student), episodes, teacher, deployments[1] if others else None)
     echo(card.write() or NO_CARD)
+
+
+def _write_page(
+    student: Source,
+    teacher: Source | None,
+    teacher_name: str | None,
+    out: Path,
+    where: PlayedEnvironment,
+    episodes: int,
+) -> None:
+    from rllib_kd.export.card import NO_CARD, Card
+    from rllib_kd.export.origin import origin_of
+    from rllib_kd.export.web.publish import publish, summary
+    from rllib_kd.terminal import bar
+
+    with bar("episodes", total=2 * episodes) as advance:
+        page = publish(
+            student.network(),
+            out,
+            where,
+            teacher=None if teacher is None else teacher.network(),
+            teacher_name=teacher_name,
+            num_episodes=episodes,
+            advance=advance,
+        )
+    echo(summary(page, episodes))
+    echo(Card(page, origin_of(student), episodes, teacher_name).write() or NO_CARD)

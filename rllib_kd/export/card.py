@@ -127,6 +127,8 @@ class Card:
             f"Returns are of episodes whose seeds begin at {FRESH_SEED:,}, in this environment and config alone. "
             "In others nothing was measured."
         )
+        if exported.format == "web" and math.isnan(self.deployment.return_mean):
+            yield "There was no node, so its JavaScript was not run: its weights alone were compared with PyTorch."
         if not exported.is_checked:
             yield "There was no C compiler, so the file was neither compared with PyTorch nor played."
         elif exported.int8:

@@ -52,6 +52,8 @@ def _facts(content: Mapping[str, Any]) -> Iterator[str]:
     teacher_return, random_return = content.get("teacher_return"), content.get("random_return")
     if teacher_return is not None and random_return is not None:
         yield f"Mean return of the teacher: {number(teacher_return)}; of a random policy: {number(random_return)}"
+    if (certificate := content.get("certificate")) is not None:
+        yield f"Certificate: {code(certificate['reason'], limit=1_000)}"
 
 
 def _limits() -> Iterator[str]:

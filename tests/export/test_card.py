@@ -14,15 +14,16 @@ from hypothesis import strategies as st
 
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.sources import open_source
-from rllib_kd.export.artifact import FORMATS
+from rllib_kd.export.artifact import FORMATS, DeploymentCost
 from rllib_kd.export.card_files import write_card
 from rllib_kd.export.certificate_card import write_certificate_card
-from rllib_kd.export.export import export
+from rllib_kd.export.deployment import deploy
+from rllib_kd.export.export import export, format_of_ending
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.markdown import code, code_block
 from rllib_kd.export.origin import Origin, origin_of
 from tests.conftest import states
-from tests.export.students import ROOT, network
+from tests.export.students import ROOT, linear_student, network
 
 STUDENT = ROOT / "tests" / "checkpoints" / "rllib_kd-0.2" / "student"
 HOSTILE = "`` --> <script>alert(1)</script> | ](http://x) \n# title \u202e ```"
@@ -121,6 +122,15 @@ def test_the_command_writes_a_card(tmp_path, capsys):
     ):
         assert fact in text
     assert "Trained by" not in text  # nothing records it
+
+
+def test_torchscript_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("rllib_kd.export.deployment.deployment_cost", lambda path: DeploymentCost(1, 1, 1.0))
+    for name, warned in (("s.pt", True), ("s.pt2", False)):
+        caplog.clear()
+        format = format_of_ending(name)
+        deploy(linear_student(), tmp_path / name, "CartPole-v1", format=format, num_episodes=1)
+        assert ("deprecated TorchScript" in caplog.text) == warned
 
 
 def test_an_origin_has_the_command_of_the_certificate_beside_it(tmp_path):

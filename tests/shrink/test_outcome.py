@@ -81,6 +81,10 @@ def test_json_has_everything(tmp_path):
     assert read["seeds"]
     assert read["versions"]
     assert read["command"]
+    card = (tmp_path / "README.md").read_text()
+    assert read["verdict"] in " ".join(card.split())
+    assert read["command"] in card
+    assert "load_teacher('student')" in card
 
 
 def test_numbers_that_json_lacks_are_none():

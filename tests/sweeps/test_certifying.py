@@ -89,6 +89,7 @@ def test_it_is_printed_and_written(games, tmp_path):
     assert json.loads((tmp_path / "report" / "certificate.json").read_text())["certificate"]["verdict"] == "certified"
     assert json.loads((tmp_path / "report" / "sweep.json").read_text())["certificate"]["keep"] == 0.97
     assert "Certified, in fresh episodes" in (tmp_path / "report" / "index.html").read_text()
+    assert "Certificate: `The return ratio is at least 0.97" in (tmp_path / "report" / "README.md").read_text()
     failed = replace(tested.certificate, verdict="hopeless", return_ratio=None, reason="Given up.")
     assert (
         "Not certified, in fresh episodes: its return ratio there is –. Given up."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.video import check_renders
 from rllib_kd.evaluation.comparing import check_fit
@@ -91,7 +93,7 @@ def publish(
     """Write a student as a web page in one file, which requests nothing, if its Q-values equal PyTorch's.
 
     The page plays recorded episodes, answers observations, and simulates CartPole. Its JavaScript is run by node, which
-    also plays the episodes; without node, only its weights are compared, with a warning.
+    also plays the episodes; without node, only its weights are compared, with a warning, and the return is NaN.
 
     Args:
         student: the Q-network.
@@ -117,15 +119,17 @@ def publish(
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
     lead = f"A student of {student.num_parameters:,} parameters plays {played}: return "
-    lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {num_episodes} episodes."
+    lead += f"{mean_and_interval(*mean_and_ci95(torch_returns))}, {_episodes(num_episodes)}."
     if teacher is not None:
         name = one_line(teacher_name or teacher.source, limit=200)
         lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
         exported = compared(student, page_student, np.asarray(states), out, format="web")
-        returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)
-        if not page_student.runs_javascript:
+        returns = [math.nan]
+        if page_student.runs_javascript:
+            returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)
+        else:
             logger.warning(_NO_NODE)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, text.encode())
@@ -139,17 +143,20 @@ def summary(deployment: Deployment, num_episodes: int) -> str:
     """Return what was measured of a page, in lines."""
     exported = deployment.exported
     size = Path(exported.path).stat().st_size
-    played = "1 episode" if num_episodes == 1 else f"{num_episodes:,} episodes"
     return "\n".join(
         [
             f"played in {printable(deployment.played_in)}",
-            f"return {mean_and_interval(deployment.return_mean, deployment.return_ci95)} ({played}), "
+            f"return {mean_and_interval(deployment.return_mean, deployment.return_ci95)} ({_episodes(num_episodes)}), "
             f"in PyTorch {mean_and_interval(deployment.torch_return)}",
             f"largest difference from PyTorch {exported.max_difference:.1e}, agreement "
             f"{100 * (exported.agreement or 0.0):.2f} % of {exported.num_observations:,} observations",
             f"{size:,} bytes: {printable(exported.path)}",
         ]
     )
+
+
+def _episodes(count: int) -> str:
+    return "1 episode" if count == 1 else f"{count:,} episodes"
 
 
 def _data(
@@ -182,7 +189,7 @@ def _rendering(played: PlayedEnvironment) -> tuple[Callable[[], gym.Env], str]:
     try:
         make_env = env_maker(*played, render_mode="rgb_array")
         check_renders(make_env, "rgb_array")
-    except (ValueError, TypeError) as error:  # a class of one's own may take no such argument
+    except (ValueError, TypeError, EnvFailedError) as error:  # a class of one's own may take no such argument
         return env_maker(*played), f"There are no pictures: {one_line(error, limit=300)}"
     return make_env, ""
 

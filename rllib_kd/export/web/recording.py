@@ -138,7 +138,10 @@ class _Filmed(gym.Wrapper):
         step, frames = len(self._recording.rewards), self._recording.frames
         if not self._with_frames or step % self._every or step > _MAX_STEPS:
             return
-        frames.append((step, picture(np.asarray(self.env.render()))))
+        pixels = self.env.render()
+        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.size):
+            return  # an environment may render something else
+        frames.append((step, picture(pixels)))
         if len(frames) > _MAX_FRAMES:
             self._every *= 2
             frames[:] = [frame for frame in frames if frame[0] % self._every == 0]

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from rllib_kd.export.web.javascript import PageStudent
 from rllib_kd.export.web.network import KNOWN, decoded, web_network
 from rllib_kd.export.web.page import asset, data_of, page, student_code_of
 from rllib_kd.export.web.publish import publish
+from rllib_kd.export.web.recording import Recording, _Filmed, picture
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
@@ -265,6 +267,49 @@ def test_a_browser_computes_the_same_q_values(cartpole, tmp_path):
     assert int(steps[1]) + int(steps[2]) > 0  # it simulates
 
 
+#: A person at the page: what they do, and what they see after it.
+_HANDS = """
+const $ = (id) => document.getElementById(id), seen = {};
+const set = (element, value) => { element.value = value; element.dispatchEvent(new Event("input")); };
+$("forth").click(); seen.forth = $("step-text").textContent;
+$("back").click(); $("back").click(); seen.back = $("step-text").textContent;
+set($("step"), "3"); seen.dragged = $("step-text").textContent;
+$("episode").value = "2"; $("episode").dispatchEvent(new Event("change")); seen.episode = $("step-text").textContent;
+set($("typed"), "1, 2, three, 4"); seen.wrong = $("typed-text").textContent;
+set($("typed"), "[0.1 -0.2, 0.03;0.4]"); seen.typed = [$("typed-text").textContent, $("ask-bars").innerText];
+const slider = $("sliders").querySelectorAll("input")[2];
+slider.min = -1; set(slider, "-0.5"); seen.slid = [$("typed").value, $("ask-bars").innerText];
+seen.console = [student.act([0.1, -0.2, 0.03, 0.4]), student.qValues([0.1, -0.2, -0.5, 0.4])];
+$("strength").value = "3"; $("push-right").click(); // it falls soon
+setTimeout(() => { seen.pole = $("pole-text").textContent; document.body.dataset.seen = JSON.stringify(seen); }, 400);
+"""
+
+
+@needs_chromium
+def test_a_person_can_play_step_type_drag_and_push(cartpole, tmp_path):
+    text = cartpole.read_text(encoding="utf-8")
+    without_policy = re.sub(r"<meta http-equiv[^>]*>", "", text)
+    (tmp_path / "page.html").write_text(without_policy.replace("</body>", f"<script>{{{_HANDS}}}</script></body>"))
+    (seen,) = re.findall(r'data-seen="([^"]*)"', dom(tmp_path / "page.html", tmp_path))
+    seen = json.loads(unescape(seen))
+    length = len(data_of(text)["episodes"][0]["actions"])
+    assert seen["forth"].startswith(f"Step 1 of {length - 1}. Return so far: 1.000.")
+    assert seen["back"].startswith("Step 0 of")
+    assert seen["dragged"].startswith("Step 3 of")
+    assert seen["episode"].startswith("Step 0 of")
+    assert seen["wrong"] == "Expected 4 numbers, separated by commas."
+    student = load_teacher(STUDENT)
+    for name, obs in (("typed", [0.1, -0.2, 0.03, 0.4]), ("slid", [0.1, -0.2, -0.5, 0.4])):
+        first, bars = seen[name]
+        assert first == ("" if name == "typed" else "0.1, -0.2, -0.5, 0.4")
+        q = student.q_values(torch.tensor([obs]))[0]
+        shown = [float(number) for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", bars)]
+        assert shown == pytest.approx(q.tolist(), rel=1e-3)
+    assert seen["console"][0] == student.q_values(torch.tensor([[0.1, -0.2, 0.03, 0.4]])).argmax()
+    assert seen["console"][1] == pytest.approx(q.tolist(), abs=1e-5)
+    assert re.match(r"\d+ steps, [1-9]", seen["pole"])
+
+
 @needs_node
 def test_the_lines_of_the_card_run(cartpole):
     ((language, text),) = loading_code(str(cartpole), "web", (4,))
@@ -299,7 +344,8 @@ def test_an_environment_without_pictures(tmp_path, monkeypatch, caplog):
     space, inputs, stages = PIPELINES["one-hot"]
     student = Teacher(make_q_module(inputs), pipeline=ObservationPipeline(space, stages))
     done = publish(student, tmp_path / "new" / "s.html", PlayedEnvironment(Corridor, {}), num_episodes=2)
-    assert done.return_mean == done.torch_return == -4.0
+    assert np.isnan(done.return_mean)
+    assert done.torch_return == -4.0
     assert "There is no node, so the page's JavaScript was not run" in caplog.text
     data = data_of((tmp_path / "new" / "s.html").read_text())
     assert data["cartpole"] is None
@@ -307,6 +353,31 @@ def test_an_environment_without_pictures(tmp_path, monkeypatch, caplog):
     assert data["inputs"] == [{"name": "input 0", "low": 0.0, "high": 3.0, "step": "1"}]
     assert [episode["frames"] for episode in data["episodes"]] == [[], []]
     assert data["episodes"][0]["regret"] is None
+
+
+def test_pictures_are_small_and_evenly_spaced():
+    class Noise(Corridor):
+        def step(self, action):
+            return 0, 1.0, False, False, {}
+
+        def render(self):
+            return np.zeros((400, 600, 3), np.uint8)
+
+    recording = Recording(0)
+    env = _Filmed(Noise(), recording, with_frames=True)
+    env.reset(seed=0)
+    for _ in range(1_000):
+        env.step(0)
+    steps = [step for step, _ in recording.frames]
+    assert steps == list(range(0, 1_001, 16))
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3)).astype(np.uint8)
+    assert picture(np.zeros((400, 600, 3), np.uint8)).startswith("data:image/png;base64,")
+    assert picture(noise).startswith("data:image/jpeg;base64,")
+    assert len(picture(noise)) < 60_000
+    Noise.render = lambda self: None
+    other = Recording(0)
+    _Filmed(Noise(), other, with_frames=True).reset(seed=0)
+    assert other.frames == []
 
 
 def test_settings_of_other_formats_are_refused(tmp_path, capsys):

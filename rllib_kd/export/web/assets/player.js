@@ -4,7 +4,7 @@
   const student = (window.student = makeStudent(data.network));
   const $ = (id) => document.getElementById(id);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const shown = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3 ? value.toExponential(1) : value.toPrecision(4));
+  const shown = (value) => (value === 0 ? "0" : Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3 ? value.toExponential(3) : value.toPrecision(4));
   const size = data.inputs.length;
 
   function element(kind, className, ...children) {
@@ -57,7 +57,7 @@
       });
       context.fillStyle = colour("--best");
       context.fillRect(((step + 0.5) * width) / values.length - 1, 0, 3, height);
-      $("strip-text").textContent = `${episode.regret ? "Regret" : "Reward"} of each step, at most ${shown(Math.max(...values))}.`;
+      $("strip-text").textContent = `${episode.regret ? "Regret" : "Reward"} of each step: ${shown(Math.min(...values))} to ${shown(Math.max(...values))}.`;
       canvas.setAttribute("aria-label", $("strip-text").textContent);
     }
 

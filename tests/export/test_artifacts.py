@@ -86,7 +86,7 @@ def test_what_a_deployment_costs(artifact_format, tmp_path):
         costs.append(deployment_cost(tmp_path / name))
     assert costs[0].disk_bytes == os.path.getsize(tmp_path / "teacher")
     assert costs[0].disk_bytes > 4 * teacher.num_parameters > 50 * costs[1].disk_bytes - 500_000
-    assert costs[1].disk_bytes < 10_000
+    assert costs[1].disk_bytes < (12_000 if artifact_format == "pt2" else 10_000)
     # This process holds Ray and PyTorch, and some ballast: none of that may count.
     ballast = np.ones(50_000_000)
     again = deployment_cost(tmp_path / "student")

@@ -12,7 +12,7 @@ import ray
 import torch
 from ray.rllib.algorithms.dqn.dqn_learner import DQNLearner
 from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
-from ray.rllib.core import COMPONENT_RL_MODULE
+from ray.rllib.core import COMPONENT_OPTIMIZER, COMPONENT_RL_MODULE
 from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
 from ray.rllib.core.learner.training_data import TrainingData
 from ray.rllib.core.rl_module.apis import QNetAPI
@@ -93,7 +93,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 stack = StackedStudents(
                     [make_student(member, modules[member], None, config, own_loss=own_loss) for member in members]
                 )
-                stack.optimizer = self._make_optimizer(ALL_MODULES, "_".join(members), stack.params, config)
+                stack.optimizer = self._make_optimizer(ALL_MODULES, stack.name, stack.params, config)
                 learners.append(stack)
             self._warn_of_cost(learners)
             seed = self.config.seed
@@ -231,7 +231,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group_id, group_state in own.items():
             for name, student_state in group_state["students"].items():
                 self.groups[group_id].students[name].restore_feature_map(student_state)
-        super().set_state(state)
+        super().set_state(self._with_states_of_stacks(state))
         for optimizer, schedule in self._optimizer_lr_schedules.items():
             if not schedule.use_schedule:  # the config's counts, not that of the state: PBT exchanges states
                 self._set_optimizer_lr(optimizer, lr=schedule.get_current_value())
@@ -240,6 +240,19 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group_id, group_state in own.items():
             self.groups[group_id].set_state(group_state)
         self.last_update_ts_by_mid.update(state.get(_TARGET_UPDATES, {}))
+
+    def _with_states_of_stacks(self, state: dict[str, Any]) -> dict[str, Any]:
+        saved = state.get(COMPONENT_OPTIMIZER)
+        if not saved:
+            return state
+        optimizers = dict(saved)
+        for group in self.groups.values():
+            for stack in group.learners:
+                if isinstance(stack, StackedStudents) and (joined := stack.optimizer_state(saved)) is not None:
+                    for student in stack.members:  # RLlib would make these optimizers anew
+                        optimizers.pop(f"{student.name}_{DEFAULT_OPTIMIZER}", None)
+                    optimizers[stack.optimizer_name] = joined
+        return {**state, COMPONENT_OPTIMIZER: optimizers}
 
     def replay_arrays(self) -> dict[str, np.ndarray]:
         """Return this Learner's replay, which `get_state()` does not contain: each Learner has a different one."""

@@ -12,6 +12,8 @@ import torch
 from ray.rllib.algorithms.dqn.default_dqn_rl_module import DefaultDQNRLModule
 from ray.rllib.algorithms.dqn.dqn_learner import QF_NEXT_PREDS, QF_TARGET_NEXT_PREDS
 from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
+from ray.rllib.utils.metrics import ALL_MODULES
 from torch import Tensor, nn
 
 from rllib_kd.learner.label_statistics import QScale
@@ -280,6 +282,33 @@ class StackedStudents:
                 if value.shape == param.shape:  # not the count of steps
                     value[pair] = value[pair[::-1]]
 
+    @property
+    def name(self) -> str:
+        """Return the names of all members."""
+        return "_".join(student.name for student in self.members)
+
+    @property
+    def optimizer_name(self) -> str:
+        """Return RLlib's name of the optimizer."""
+        return f"{ALL_MODULES}_{self.name}"
+
+    def optimizer_state(self, saved: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the optimizer's state, made of those that each batch of matrices had in checkpoints before 0.2.
+
+        Args:
+            saved: states of optimizers by name, as RLlib saves them.
+
+        Returns:
+            None if the state is there already, or there are none of these.
+        """
+        if self.optimizer_name in saved:
+            return None
+        states = [state for stack in self._stacks for state in stack.optimizer_states(saved)]
+        if len(states) != len(self.params):
+            return None
+        assert self.optimizer is not None  # it is set as soon as there is one
+        return {"module_id": ALL_MODULES, "state": {**self.optimizer.state_dict(), "state": dict(enumerate(states))}}
+
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
         obs, scale = batch[Columns.OBS], self.members[0].obs_scale  # the same for all
@@ -300,6 +329,20 @@ class _Stack(StackedMLPs):
         self._members = members
         self.names = [student.name for student in members]
         self.params = [weight.requires_grad_() for weight in self.pack(self.weights)]
+
+    def optimizer_states(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the state of each of `params` in an optimizer of this stack alone, or of its only student."""
+        of_stack = saved.get(f"{ALL_MODULES}_{'_'.join(self.names)}")
+        of_student = saved.get(f"{self.names[0]}_{DEFAULT_OPTIMIZER}") if len(self.names) == 1 else None
+        if of_stack is not None or of_student is None:
+            return [] if of_stack is None else list(of_stack["state"]["state"].values())
+        states = of_student["state"]["state"].values()
+        packed = {
+            key: self.pack([[torch.as_tensor(state[key]) for state in states]]) for key in ("exp_avg", "exp_avg_sq")
+        }
+        return [
+            {**state, **{key: tensors[place] for key, tensors in packed.items()}} for place, state in enumerate(states)
+        ]
 
     @property
     def averages(self) -> list[list[Tensor]]:

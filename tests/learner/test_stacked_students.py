@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from ray.rllib.core.learner.learner import DEFAULT_OPTIMIZER
+from ray.rllib.utils.numpy import convert_to_numpy
+from ray.rllib.utils.torch_utils import convert_to_torch_tensor
 
 from rllib_kd import DistillDQNConfig
 from rllib_kd.learner import losses
@@ -94,3 +97,27 @@ def test_members_of_one_shape_are_swapped_in_the_optimizer_and_others_are_left_a
 def test_all_plain_students_of_a_teacher_are_one_learner(own_loss, expected):
     lists = stackable(modules(), DistillDQNConfig(), own_loss=own_loss)
     assert [len(names) for names in lists] == expected
+
+
+def test_optimizers_of_each_shape_which_earlier_checkpoints_have_become_one():
+    own = modules()
+    whole = StackedStudents(students(own))
+    shapes = [[student.name for student in stack._members] for stack in whole._stacks]
+    apart = copy.deepcopy(own)
+    learn(whole)
+    saved = {}
+    for names in shapes:
+        part = StackedStudents(students({name: apart[name] for name in names}))
+        learner = part if len(names) > 1 else students({names[0]: apart[names[0]]})[0]
+        learn(learner)
+        name = part.optimizer_name if len(names) > 1 else f"{names[0]}_{DEFAULT_OPTIMIZER}"
+        saved[name] = {"module_id": names[0], "state": convert_to_numpy(learner.optimizer.state_dict())}
+    joined = whole.optimizer_state(saved)
+    expected = whole.optimizer.state_dict()
+    assert joined["state"]["state"].keys() == expected["state"].keys()
+    for place, state in expected["state"].items():
+        for key, value in state.items():
+            torch.testing.assert_close(torch.as_tensor(joined["state"]["state"][place][key]), value)
+    whole.optimizer.load_state_dict(convert_to_torch_tensor(joined["state"]))
+    assert whole.optimizer_state({whole.optimizer_name: joined}) is None
+    assert whole.optimizer_state({}) is None

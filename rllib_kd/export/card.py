@@ -26,6 +26,7 @@ _FORMATS = {
     "c": "C99",
     "onnx": "ONNX",
     "pt2": "a program of torch.export",
+    "python": "Python",
     "safetensors": "safetensors",
     "torchscript": "TorchScript",
     "web": "a web page in one file",

@@ -76,7 +76,20 @@ const student = new Function(`${code}; return makeStudent(JSON.parse(arguments[0
 console.log(student.act(ZEROS), student.qValues(ZEROS));"""
 
 
-_PYTHON = {"onnx": _ONNX, "pt2": _PT2, "safetensors": _SAFETENSORS, "torchscript": _TORCHSCRIPT}
+_TREE = """\
+from runpy import run_path  # runs the file
+
+q_values = run_path(FILE)["q_values"]([0.0] * NUMBERS)  # of one observation, [actions]
+action = max(range(len(q_values)), key=q_values.__getitem__)"""
+
+
+_PYTHON = {
+    "onnx": _ONNX,
+    "pt2": _PT2,
+    "python": _TREE,
+    "safetensors": _SAFETENSORS,
+    "torchscript": _TORCHSCRIPT,
+}
 
 
 def loading_code(path: str, format: str, shape: Sequence[int]) -> list[tuple[str, str]]:
@@ -91,7 +104,7 @@ def loading_code(path: str, format: str, shape: Sequence[int]) -> list[tuple[str
         Languages, as Markdown names them, each with its lines.
     """
     name, batch = PurePath(path).name, repr((1, *shape))
-    values = {"FILE": repr(name), "SHAPE": batch}
+    values = {"FILE": repr(name), "SHAPE": batch, "NUMBERS": str(math.prod(shape))}
     if format == "c":
         prefix = header_field(Path(path).read_text(), "Prefix")
         main, num_bytes = shlex.quote(f"{PurePath(path).stem}_main.c"), 4 * math.prod(shape)

@@ -268,17 +268,20 @@ def _free_parts(needs: Mapping[str, float], address: str | None) -> int:
 
 
 def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | None) -> None:
-    """Check that a Ray that is started on this machine has the CPUs of all parts, which would wait for them forever.
+    """Check that a Ray without other nodes has the CPUs of all parts, which would wait for them forever.
 
     Raises:
         ValueError: it has not.
     """
-    if num_parts == 1 or address is not None or "RAY_ADDRESS" in os.environ or ray.is_initialized():
+    if num_parts == 1 or address is not None or "RAY_ADDRESS" in os.environ:
         return
-    needed, there = num_parts * needs.get("CPU", 0.0), os.cpu_count() or 1
-    if needed > max(there, MAX_SHARED_CPUS):
+    needed = num_parts * needs.get("CPU", 0.0)
+    there = (
+        ray.cluster_resources().get("CPU", 0.0) if ray.is_initialized() else max(os.cpu_count() or 1, MAX_SHARED_CPUS)
+    )
+    if needed > there:
         raise ValueError(
-            f"{num_parts} parts need {needed:g} CPUs, but this machine has {there}. Join a cluster with --ray-address "
+            f"{num_parts} parts need {needed:g} CPUs, but Ray has {there:g} here. Join a cluster with --ray-address "
             "(address=...), or begin a run with fewer --parts (parts=...)."
         )
 

@@ -282,7 +282,7 @@ class Teacher(Checkpointable):
             `[B, units]`.
         """
         if tuple(names) == (TEACHER_Q,):
-            return {TEACHER_Q: self.q_values(obs, mask)}
+            return {TEACHER_Q: self.q_values(obs) if mask is None else self.q_values(obs, mask)}
         labels = in_parts(lambda part: self._labels(part, names), obs, self._num_numbers)
         if mask is not None:
             labels[TEACHER_Q] = self.legal(labels[TEACHER_Q], mask)

@@ -24,6 +24,7 @@ from rllib_kd.export.markdown import code, code_block
 from rllib_kd.export.origin import Origin, origin_of
 from tests.conftest import states
 from tests.export.students import ROOT, linear_student, network
+from tests.networks.trees.trees import tree_module
 
 STUDENT = ROOT / "tests" / "checkpoints" / "rllib_kd-0.2" / "student"
 HOSTILE = "`` --> <script>alert(1)</script> | ](http://x) \n# title \u202e ```"
@@ -173,7 +174,8 @@ def test_names_from_outside_stay_in_code(tmp_path):
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     endings = {"c": ".h", "torchscript": ".pt"}
-    for name in FORMATS:
+    export(Teacher(tree_module(4)), folder / "tree.py", format="python", obs=states(3)[:, :3])
+    for name in set(FORMATS) - {"python"}:
         export(network(), folder / f"student{endings.get(name, f'.{name}')}", format=name, obs=states(3))
     return folder
 
@@ -204,6 +206,17 @@ def test_the_lines_run_as_written(file, folder, monkeypatch, tmp_path):
             assert subprocess.run([str(tmp_path / "own")]).returncode == expected.argmax()
         assert len(text.splitlines()) <= 8
     assert languages == (["c", "bash", "python"] if format == "c" else ["python"])
+
+
+def test_the_lines_of_a_tree_in_python_run_as_written(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    ((language, text),) = loading_code(folder / "tree.py", "python", (3,))
+    names: dict = {}
+    exec(compile(text, "tree.py", "exec"), names)
+    expected = Teacher(tree_module(4)).q_values(torch.zeros(1, 3))[0]
+    assert language == "python"
+    assert names["q_values"] == expected.tolist()
+    assert names["action"] == int(expected.argmax())
 
 
 def test_the_lines_of_a_certificate_run(tmp_path, monkeypatch):

@@ -11,8 +11,10 @@ from rllib_kd import load_teacher
 from rllib_kd.export.artifact import FORMATS, deployment_cost, latencies_ms, q_function
 from rllib_kd.export.export import export
 from rllib_kd.export.runners import c_runner
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import states
 from tests.export.students import network
+from tests.networks.trees.trees import tree_module
 
 
 def masks_of(count, num_actions=3):
@@ -31,7 +33,10 @@ def obs():
 def test_illegal_actions_are_never_the_best(artifact_format, int8, obs, tmp_path):
     if int8 and artifact_format not in ("c", "onnx"):
         pytest.skip("this format has no weights of 8 bits")
-    student, masks, path = network(), masks_of(len(obs)), tmp_path / "student"
+    is_tree = artifact_format == "python"
+    student = Teacher(tree_module(5)) if is_tree else network()
+    obs = obs[:, :3] if is_tree else obs
+    masks, path = masks_of(len(obs)), tmp_path / "student"
     exported = export(student, path, format=artifact_format, obs=obs, action_masks=masks, int8=int8)
     assert exported.agreement > 0.9 if int8 else exported.agreement == 1.0
     q = q_function(path)

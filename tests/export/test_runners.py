@@ -13,10 +13,12 @@ from rllib_kd.export.export import export
 from rllib_kd.export.runners import numpy_runner
 from rllib_kd.networks import layers as layers_module
 from rllib_kd.networks.layers import ELEMENTWISE, build_layers
+from rllib_kd.networks.trees.layer import describe_tree
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import states
 from tests.export.students import MLPS, PIPELINES, ROOT, linear_student, network
+from tests.networks.trees.trees import tree_module
 
 
 def run_alone(code: str, *arguments: object, without: tuple[str, ...]) -> str:
@@ -63,6 +65,9 @@ def of_op(op: str) -> tuple[dict, dict[str, np.ndarray], np.ndarray]:
         "dueling": ({"value": [linear], "advantage": [linear, {"op": "relu"}]}, {}, vectors),
         "expectation": ({"num_atoms": 3, "v_min": -1.0, "v_max": 2.0}, {}, numbers(5, 6)),
     } | dict.fromkeys(ELEMENTWISE, ({}, {}, 3 * vectors))
+    module, of_tree = tree_module(4), {}
+    tree = describe_tree(module.tree, module.features, "tree", of_tree)
+    own["tree"] = tree, {name: tensor.numpy() for name, tensor in of_tree.items()}, vectors[:, :3]
     layer, own_tensors, inputs = own[op]
     return layer | {"op": op}, tensors | own_tensors, inputs
 

@@ -28,7 +28,7 @@ WRONG = {
     "few episodes": (["--episodes", "20"], "episodes must be an integer of at least 100"),
     "no copies": (["--restarts", "0"], "restarts must be an integer of at least 1"),
     "no parts": (["--parts", "0"], "parts must be an integer of at least 1"),
-    "parts without a cluster": (["--parts", "1000"], "18 parts need 18 CPUs, but this machine has"),
+    "parts without a cluster": (["--parts", "1000"], "18 parts need 18 CPUs, but Ray has"),
     "seed": (["--seed", "-1"], "seed must be an integer of at least 0"),
     "bounds in the wrong order": (["--bounds", "5", "1"], "the lowest first"),
     "unknown cost": (["--minimize", "byte"], "Did you mean 'bytes'?"),
@@ -169,7 +169,9 @@ class Old(Seedless):
         return self.env.reset()[0]
 
 
-@pytest.mark.parametrize(("env", "error"), [(Seedless, r"reset\(\).*'seed'"), (Old, r"'Old' raised in reset\(\)")])
+@pytest.mark.parametrize(
+    ("env", "error"), [(Seedless, r"takes no seed in reset\(\)"), (Old, "'Old' did not return 2 values")]
+)
 def test_an_environment_without_seeds_is_refused_before_ray_starts(monkeypatch, tmp_path, env, error):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     with pytest.raises((ValueError, RuntimeError), match=error):

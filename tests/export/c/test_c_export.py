@@ -200,7 +200,8 @@ def test_without_a_compiler_the_files_are_written_unchecked(tmp_path, monkeypatc
     with pytest.raises(SystemExit) as exit_:
         main(["export", "cartpole", "--out", str(tmp_path / "s.h"), "--episodes", "1", "--teacher", "cartpole"])
     assert not exit_.value.code
-    assert capsys.readouterr().out == f"written unchecked: {tmp_path / 's.h'}\n"
+    card = tmp_path / "README.md"
+    assert capsys.readouterr().out == f"written unchecked: {tmp_path / 's.h'}\n{card}\n"
 
 
 def test_a_compiler_that_fails_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):

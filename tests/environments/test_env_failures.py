@@ -58,7 +58,9 @@ def test_an_environment_that_returns_too_few_values_is_named_without_a_line_of_t
 
     with pytest.raises(EnvFailedError) as caught:
         play(lambda: Old(gym.make("CartPole-v1")), RandomActions(2, seed=0), [0])
-    said = r"The environment 'CartPole-v1' returned 4 values from step\(\) \((\S+):\d+, in step\)\. Expected: return observation, "
+    said = (
+        r"The environment 'CartPole-v1' returned 4 values from step\(\) \((\S+):\d+, in step\)\. Expected: return obs"
+    )
     (file,) = re.match(said, str(caught.value)).groups()
     assert file == __file__
 

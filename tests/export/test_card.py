@@ -22,6 +22,7 @@ from rllib_kd.export.export import export, format_of_ending
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.markdown import code, code_block
 from rllib_kd.export.origin import Origin, origin_of
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import states
 from tests.export.students import ROOT, linear_student, network
 from tests.networks.trees.trees import tree_module

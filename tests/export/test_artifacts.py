@@ -125,7 +125,9 @@ def test_the_command_shows_what_an_artifact_costs(tmp_path, capsys):
     output = capsys.readouterr().out
     for row in ("student.onnx", "bytes on disk", "peak memory", "latency, batch of 1", "difference from PyTorch"):
         assert row in output
-    assert max(map(len, output.splitlines())) <= 80
+    *lines, card = output.splitlines()
+    assert card == str(tmp_path / "README.md")
+    assert max(map(len, lines)) <= 80
 
 
 def zip_of(**files):

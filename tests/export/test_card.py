@@ -216,7 +216,7 @@ def test_the_lines_of_a_tree_in_python_run_as_written(folder, monkeypatch):
     exec(compile(text, "tree.py", "exec"), names)
     expected = Teacher(tree_module(4)).q_values(torch.zeros(1, 3))[0]
     assert language == "python"
-    assert names["q_values"] == expected.tolist()
+    assert list(names["q_values"]) == expected.tolist()
     assert names["action"] == int(expected.argmax())
 
 

@@ -134,3 +134,19 @@ def test_readme_is_short_and_links_the_page_on_security():
     text = (ROOT / "README.md").read_text()
     assert len(text.encode()) <= 7 * 1024
     assert "(SECURITY.md)" in text
+
+
+def test_an_installed_package_has_all_its_files():
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    listed = {
+        path
+        for package, own in patterns.items()
+        for pattern in own
+        for path in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    tracked = subprocess.run(["git", "ls-files", "rllib_kd"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("there is no git, or this is no clone")
+    others = {ROOT / name for name in tracked.stdout.splitlines() if not name.endswith(".py")}
+    assert others == listed

@@ -221,15 +221,7 @@ def test_the_page_on_masks_has_what_was_measured():
 @pytest.mark.slow(as_many=15)
 def test_the_page_on_masks_works_as_written(tmp_path):
     (tmp_path / "nim.py").write_text(NIM)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     (commands,) = re.findall(r"```bash\n(.*?)```", MASKS, re.DOTALL)
-    done = subprocess.run(
-        ["bash", "-c", f"set -e\n{commands}"],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    done = in_shell(commands, tmp_path)
     assert "student / teacher" in done.stdout
     assert (tmp_path / "student.onnx").is_file()

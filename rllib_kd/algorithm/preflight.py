@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import ray
 import torch
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -24,8 +25,10 @@ from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.tree_checks import check_tree_inputs
 from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.making import checked_call, close, env_maker, names_class
+from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
-from rllib_kd.observations.masks import features_space, has_mask
+from rllib_kd.environments.returned import unusable_mask
+from rllib_kd.observations.masks import LegalActions, MaskError, features_space, has_mask
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
 
@@ -68,11 +71,19 @@ def try_out(config: AlgorithmConfig) -> None:
         ValueError: the environment cannot be made.
         EnvFailedError: it raised, or returned other than gymnasium's API or its spaces say.
     """
-    envs = gym.vector.SyncVectorEnv([env_maker(config.env, config.env_config)])
+    make = env_maker(config.env, config.env_config)
+    envs = gym.vector.SyncVectorEnv([lambda: with_masks_in_infos(make())])
+    legal_actions = LegalActions(envs.single_observation_space, envs.single_action_space)
     try:
         envs.action_space.seed(0)
-        checked_call(envs.reset, seed=0)
-        checked_call(envs.step, envs.action_space.sample())
+        actions = envs.action_space.sample()
+        obs, infos = checked_call(envs.reset, seed=0)
+        _, mask = legal_actions(obs, infos, np.zeros(1, dtype=bool))
+        if mask is not None:
+            actions = mask.argmax(-1)
+        checked_call(envs.step, actions)
+    except MaskError as error:
+        raise unusable_mask(config.env, error, doing="reset") from error
     finally:
         close(envs)
 

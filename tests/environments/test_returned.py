@@ -135,6 +135,33 @@ def test_methods_that_are_not_gymnasiums_are_named_with_their_line(env, said):
     assert __file__ in str(raised.value)
 
 
+class Strict(Fine):
+    """Only its second action is legal."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs, {**info, "action_mask": np.array([0, 1])}
+
+    def step(self, action):
+        if action != 1:
+            raise ValueError("an illegal action")
+        return super().step(action)
+
+
+class Blocked(Strict):
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs, {**info, "action_mask": np.array([0, 0])}
+
+
+def test_an_environment_is_tried_with_a_legal_action():
+    for env in (Strict, Blocked):
+        register_env(env.__name__, lambda config, env=env: env())
+    try_out(DQNConfig().environment("Strict"))
+    with pytest.raises(EnvFailedError, match=r"'Blocked'.*action mask"):
+        try_out(DQNConfig().environment("Blocked"))
+
+
 def fragment_of(rewards, states, ended):
     """Of one environment."""
     fragment = Fragment(np.zeros(1, dtype=bool))

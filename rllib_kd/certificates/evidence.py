@@ -16,7 +16,6 @@ that it ever reaches 1/α is at most α (Ville's inequality). This is the bettin
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -63,13 +62,13 @@ def more_episodes(differences: np.ndarray, bound: float, log_goal: float, *, rai
     now = _growth(differences, bound).sum(axis=1) + np.log(_PARTS)
     growth = _growth(differences + raised_by, bound).mean(axis=1)
     growing = (growth > 0) & np.isfinite(now)
-    enough = ((log_goal - now[growing]) / growth[growing]).min(initial=math.inf)  # for one bet alone
-    if enough > 1e9:
+    alone = ((log_goal - now[growing]) / growth[growing]).min(initial=math.inf)  # for one bet
+    if alone > 1e9:
         return None
-    too_few, enough = -1, max(math.ceil(enough), 0)
+    too_few, enough = -1, max(math.ceil(alone), 0)
     while enough - too_few > 1:  # the logarithm of the sum is convex, and crosses the goal once
         middle = (too_few + enough) // 2
-        reaches = functools.reduce(np.logaddexp, now[growing] + middle * growth[growing]) >= log_goal
+        reaches = np.logaddexp.reduce(now[growing] + middle * growth[growing]) >= log_goal
         too_few, enough = (too_few, middle) if reaches else (middle, enough)
     return enough
 

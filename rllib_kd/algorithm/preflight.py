@@ -24,10 +24,10 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.tree_checks import check_tree_inputs
 from rllib_kd.env_runner.column_sampler import check_vectorized
-from rllib_kd.environments.making import checked_call, close, env_maker, names_class
+from rllib_kd.environments.making import checked_call, close, env_maker, name_in, names_class
 from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
-from rllib_kd.environments.returned import unusable_mask
+from rllib_kd.environments.returned import check_reset, unusable_mask
 from rllib_kd.observations.masks import LegalActions, MaskError, features_space, has_mask
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
@@ -75,6 +75,7 @@ def try_out(config: AlgorithmConfig) -> None:
     envs = gym.vector.SyncVectorEnv([lambda: with_masks_in_infos(make())])
     legal_actions = LegalActions(envs.single_observation_space, envs.single_action_space)
     try:
+        check_reset(envs.envs[0], name_in(envs))
         envs.action_space.seed(0)
         actions = envs.action_space.sample()
         obs, infos = checked_call(envs.reset, seed=0)

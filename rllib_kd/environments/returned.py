@@ -138,7 +138,8 @@ def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFa
     space, shown = getattr(base, "single_observation_space", None), getattr(base, "_env_obs", ())
     for index, obs in enumerate(() if space is None else shown):
         if obs is not None and (difference := misfit(space, obs)) is not None:
-            where = _places(_sub_environment(envs, index), "step() or reset", "observation")
+            methods = doing if doing == "reset" else "step() or reset"  # a vector env may reset in its step()
+            where = _places(_sub_environment(envs, index), methods, "observation")
             return EnvFailedError(
                 f"The environment '{name_of(env)}' returned, in {doing}(), an {difference}{where}. Make the returned "
                 "observation and the declared space equal."
@@ -147,6 +148,23 @@ def explained(env: Any, envs: Any, error: BaseException, *, doing: str) -> EnvFa
         where = _places(_sub_environment(envs, 0), doing)
         return EnvFailedError(f"The environment '{name_of(env)}' {departure[0]}{where}. Expected: {departure[1]}.")
     return failure(env, error, doing=doing)
+
+
+def check_reset(env: Any, name: str) -> None:
+    """Check that `reset()` returns an observation and infos: a vector env takes two numbers apart as if they were both.
+
+    Raises:
+        EnvFailedError: it returns something else, or raises.
+    """
+    try:
+        returned = env.reset(seed=0)
+    except Exception as error:  # anything may stand there
+        raise explained(name, env, error, doing="reset") from error
+    if not (isinstance(returned, tuple) and len(returned) == 2 and isinstance(returned[1], Mapping)):
+        raise EnvFailedError(
+            f"The environment '{name}' did not return 2 values from reset(){_places(env, 'reset')}. Expected: return "
+            "observation, info."
+        )
 
 
 def _departure(error: BaseException, doing: str) -> tuple[str, str] | None:

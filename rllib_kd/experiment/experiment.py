@@ -27,7 +27,8 @@ from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
-from rllib_kd.evaluation.played_environment import record_config
+from rllib_kd.evaluation.played_environment import PlayedEnvironment, record_config
+from rllib_kd.evaluation.sources import open_source
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
@@ -36,6 +37,7 @@ from rllib_kd.observations.spaces import has_texts, is_flattened
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
 from rllib_kd.teachers.names import absolute_teachers, is_described
+from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
 
 
@@ -197,15 +199,17 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
     """
     spaces: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
+    tried: set[str] = set()
     for config in configs:
         place = repr((config.env, config.env_config))
         if place not in spaces:
             spaces[place] = known_spaces(config)
-            if spaces[place] is not None:
-                try_out(config)
         _flatten_observations(config, spaces[place])
         if isinstance(config, DQNConfig) and spaces[place] is not None:
             check_environment(config, spaces[place])
+        if spaces[place] is not None and place not in tried:
+            try_out(config)
+        tried.add(place)
         if not isinstance(config, DistillDQNConfig):
             continue
         if not isinstance(config.teacher, str | list) and not is_described(config.teacher):
@@ -213,10 +217,20 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         name = repr(config.teacher)
         if name not in teachers:
             teachers[name] = load_members(config.teacher, trust_checkpoint=config.trust_checkpoint)
+            _note_other_config(config)
         teacher = as_configured(teachers[name], config.ensemble, config.temperature)
         check_labels(config, {DEFAULT_MODULE_ID: teacher})
         check_teachers(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
     return teachers
+
+
+def _note_other_config(config: DistillDQNConfig) -> None:
+    """Say it if a teacher was trained in this environment with another config."""
+    here = PlayedEnvironment(config.env, config.env_config)
+    for teacher in open_source(config.teacher, trust_checkpoint=config.trust_checkpoint).members():
+        there = PlayedEnvironment(*teacher.environment())
+        if there.env == here.env and there.config_as_json() != here.config_as_json():
+            say(f"note: the teacher was trained in {there}, and this run is in {here}.")
 
 
 def _check_is_one_student(configs: Sequence[AlgorithmConfig]) -> None:

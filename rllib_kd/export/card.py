@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,9 +74,14 @@ class Card:
             bullets(self._limits()),
             "## How to load it",
             "The code runs in the folder of the file. It takes an observation of zeros.",
-            *(code_block(language, text) for language, text in loading_code(exported.path, exported.format, shape)),
+            *(code_block(*block) for block in self._loading_code(shape)),
         ]
         return "\n\n".join(blocks) + "\n"
+
+    def _loading_code(self, shape: Sequence[int]) -> list[tuple[str, str]]:
+        exported, actions = self.deployment.exported, int(self.deployment.network.action_space.n)
+        num_masked = actions if exported.takes_mask else None
+        return loading_code(exported.path, exported.format, shape, num_masked=num_masked)
 
     def _facts(self) -> Iterator[str]:
         yield f"Environment: {code(self.deployment.played_in)}"
@@ -139,6 +144,8 @@ class Card:
                 f"A Q-value may differ from PyTorch by up to {exported.max_difference_allowed:.1e}, so that "
                 "the actions of two nearly equal Q-values may differ, too."
             )
+        if exported.takes_mask:
+            yield "Not every action is always legal: give the file the legal ones, and take no other."
         if exported.format == "c":
             yield "Observations with NaN or infinity return a negative code. Only one thread may call at a time."
         yield from input_limits(self.deployment.network)
@@ -148,7 +155,7 @@ def _summary(student: Teacher, format: str) -> str:
     shape, actions = list(input_shape(student)), int(student.action_space.n)
     return (
         f"A greedy policy as {format}, exported by rllib_kd: a function from observations of the shape {shape}, "
-        f"float32, to the Q-values of {actions} actions. Its action is the one with the largest Q-value."
+        f"float32, to the Q-values of {actions} actions. Its action is the legal one with the largest Q-value."
     )
 
 

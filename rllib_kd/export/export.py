@@ -12,7 +12,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ class Exported:
     max_difference: float | None  # of any Q-value, return units; None if unchecked
     max_difference_allowed: float | None  # None for int8, which is not held to one, and if unchecked
     agreement: float | None  # share of observations in which both choose the same action, in [0, 1]; None if unchecked
+    takes_mask: bool = False  # whether states had illegal actions, and the file is given the legal ones
 
     @property
     def is_checked(self) -> bool:
@@ -157,7 +158,7 @@ def export(
         if format == "c":
             main_path(file).replace(main_path(out))
         file.replace(out)
-    return exported
+    return replace(exported, takes_mask=takes_mask)
 
 
 _Function = Callable[[np.ndarray], np.ndarray]

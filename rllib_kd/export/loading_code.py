@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 
 session = onnxruntime.InferenceSession(FILE)
-q_values = session.run(["q_values"], {"obs": np.zeros(SHAPE, np.float32)})[0]  # [batch, actions]
+q_values = session.run(["q_values"], {"obs": np.zeros(SHAPE, np.float32)MASK_INPUT})[0]  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
 
 
@@ -24,7 +24,7 @@ _SAFETENSORS = """\
 import numpy as np
 from rllib_kd.export.runners.numpy_runner import load  # one file, which needs numpy alone: take it with you
 
-q_values = load(FILE)(np.zeros(SHAPE, np.float32))  # [batch, actions]
+q_values = load(FILE)(np.zeros(SHAPE, np.float32)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
 
 
@@ -32,7 +32,7 @@ _TORCHSCRIPT = """\
 import torch
 
 network = torch.jit.load(FILE)
-q_values = network(torch.zeros(SHAPE))  # [batch, actions]
+q_values = network(torch.zeros(SHAPE)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0].item()"""
 
 
@@ -40,7 +40,7 @@ _PT2 = """\
 import torch
 
 network = torch.export.load(FILE).module()
-q_values = network(torch.zeros(SHAPE))  # [batch, actions]
+q_values = network(torch.zeros(SHAPE)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0].item()"""
 
 
@@ -55,6 +55,18 @@ int choose(void)
 }"""
 
 
+_C_WITH_MASK = """\
+#include "HEADER"
+
+static float observation[P_OBSERVATION_SIZE];
+static unsigned char legal[P_NUM_ACTIONS] = {1}; /* the first action alone */
+
+int choose(void)
+{
+    return p_act_legal(observation, legal); /* from 0; negative: not finite, or nothing is legal */
+}"""
+
+
 _C_PROGRAM = """\
 cc -std=c99 -O2 -o policy MAIN -lm
 head -c BYTES /dev/zero | ./policy -q  # an observation of zeros: its action and its Q-values"""
@@ -64,7 +76,7 @@ _C_IN_PYTHON = """\
 import numpy as np
 from rllib_kd.export.runners.c_runner import load  # compiles the header
 
-q_values = load(FILE)(np.zeros(SHAPE, np.float32))  # [batch, actions]
+q_values = load(FILE)(np.zeros(SHAPE, np.float32)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
 
 
@@ -83,6 +95,14 @@ q_values = run_path(FILE)["q_values"]([0.0] * NUMBERS)  # of one observation, [a
 action = max(range(len(q_values)), key=q_values.__getitem__)"""
 
 
+_TREE_WITH_MASK = """\
+from runpy import run_path  # runs the file
+
+q_values = run_path(FILE)["q_values"]([0.0] * NUMBERS)  # of one observation, [actions]
+legal = [0]  # numbers of the legal actions
+action = max(legal, key=q_values.__getitem__)"""
+
+
 _PYTHON = {
     "onnx": _ONNX,
     "pt2": _PT2,
@@ -92,27 +112,40 @@ _PYTHON = {
 }
 
 
-def loading_code(path: str, format: str, shape: Sequence[int]) -> list[tuple[str, str]]:
+def loading_code(
+    path: str, format: str, shape: Sequence[int], *, num_masked: int | None = None
+) -> list[tuple[str, str]]:
     """Return code that loads an artifact which lies in the working folder.
 
     Args:
         path: path of the file, which exists; the code has its name.
         format: its format.
         shape: shape of one observation.
+        num_masked: number of actions, if the file takes a mask of legal actions; None: it does not.
 
     Returns:
         Languages, as Markdown names them, each with its lines.
     """
     name, batch = PurePath(path).name, repr((1, *shape))
-    values = {"FILE": repr(name), "SHAPE": batch, "NUMBERS": str(math.prod(shape))}
+    has_mask = num_masked is not None
+    is_torch = format in ("pt2", "torchscript")
+    ones = f"torch.ones(1, {num_masked})" if is_torch else f"np.ones((1, {num_masked}), np.float32)"
+    values = {
+        "FILE": repr(name),
+        "SHAPE": batch,
+        "NUMBERS": str(math.prod(shape)),
+        "MASK": f", {ones}" if has_mask else "",  # all actions are legal
+        "MASK_INPUT": f', "action_mask": {ones}' if has_mask else "",
+    }
     if format == "c":
         prefix = header_field(Path(path).read_text(), "Prefix")
         main, num_bytes = shlex.quote(f"{PurePath(path).stem}_main.c"), 4 * math.prod(shape)
         return [
-            ("c", filled(with_prefix(_C, prefix), {"HEADER": name})),
+            ("c", filled(with_prefix(_C_WITH_MASK if has_mask else _C, prefix), {"HEADER": name})),
             ("bash", filled(_C_PROGRAM, {"MAIN": main, "BYTES": str(num_bytes)})),
             ("python", filled(_C_IN_PYTHON, values)),
         ]
     if format == "web":
         return [("js", filled(_NODE, {"FILE": json.dumps(name), "ZEROS": json.dumps([0] * math.prod(shape))}))]
-    return [("python", filled(_PYTHON[format], values))]
+    code = _TREE_WITH_MASK if has_mask and format == "python" else _PYTHON[format]
+    return [("python", filled(code, values))]

@@ -98,6 +98,15 @@ class NoSeed(Fine):
         return np.zeros(3, np.float32), {}
 
 
+class TwoNumbers(Fine):
+    """Its observation looks like a pair."""
+
+    observation_space = Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32)
+
+
 class OldWrapper(gym.Wrapper):
     def __init__(self):
         super().__init__(FourValues())
@@ -120,6 +129,7 @@ class OldWrapper(gym.Wrapper):
             NoInfo,
             r"'NoInfo' did not return 2 values from reset\(\) \(.*, in reset\)\. Expected: return observation, info",
         ),
+        (TwoNumbers, r"'TwoNumbers' did not return 2 values from reset\(\) \(\S+, in reset\)\. Expected: return obs"),
         (NoSeed, r"'NoSeed' takes no seed in reset\(\) \(.*, in reset\)\. Expected: def reset\(self, \*, seed=None"),
         (OldWrapper, r"'FourValues' raised in step\(\): ValueError: not enough values to unpack .*, in step"),
     ],

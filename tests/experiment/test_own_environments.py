@@ -11,6 +11,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
+from rllib_kd import DistillDQNConfig
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.familiar import is_familiar
 from rllib_kd.environments.making import env_maker
@@ -208,3 +209,16 @@ def test_an_environment_is_tried_before_any_process_starts(tmp_path):
     experiment = Experiment(None, "DistillDQN", settings={"env": f"{env}:Broken", "teacher": None, "td_coeff": 1.0})
     with pytest.raises(EnvFailedError, match=r"takes no seed in reset\(\) \(.*broken.py:5, in reset\)"):
         experiment.checked()
+
+
+@pytest.mark.parametrize(("env_config", "is_noted"), [({"is_slippery": False}, False), ({}, True)])
+def test_a_teacher_of_another_config_is_noted(tmp_path, capsys, env_config, is_noted):
+    config = DistillDQNConfig().environment("FrozenLake-v1", env_config={"is_slippery": False})
+    config.rl_module(model_config={"fcnet_hiddens": [4]}).distillation(teacher=None, td_coeff=1.0)
+    algo = config.env_runners(num_env_runners=0).build_algo()
+    teacher = algo.save_to_path(str(tmp_path / "teacher"))
+    algo.stop()
+    settings = {"env": "FrozenLake-v1", "env_config": env_config, "teacher": teacher, "compression": 0.5}
+    Experiment(None, "DistillDQN", settings=settings).checked()
+    said = 'the teacher was trained in FrozenLake-v1 {"is_slippery": false}, and this run is in FrozenLake-v1.'
+    assert (said in capsys.readouterr().err) == is_noted

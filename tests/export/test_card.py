@@ -220,6 +220,27 @@ def test_the_lines_of_a_tree_in_python_run_as_written(folder, monkeypatch):
     assert names["action"] == int(expected.argmax())
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_lines_of_a_file_with_masks_give_it_one(name, monkeypatch, tmp_path):
+    student = Teacher(tree_module(4)) if name == "python" else network()
+    obs = states(3)[:, : student.observation_space.shape[0]]
+    path = tmp_path / {"c": "s.h", "torchscript": "s.pt"}.get(name, f"s.{name}")
+    exported = export(student, path, format=name, obs=obs, action_masks=np.eye(3))
+    assert exported.takes_mask
+    monkeypatch.chdir(tmp_path)
+    for language, text in loading_code(str(path), name, obs.shape[1:], num_masked=3):
+        if language == "python":
+            names: dict = {}
+            exec(compile(text, name, "exec"), names)
+            assert 0 <= int(names["action"]) < 3
+            assert name == "python" or "ones(" in text
+        elif language == "c":
+            (tmp_path / "own.c").write_text(text + "\nint main(void) { return choose(); }\n")
+            words = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-I.", "-o", "own"]
+            subprocess.run([*words, "-Wno-unused-function", "own.c", "-lm"], check=True)
+            assert subprocess.run(["./own"]).returncode == 0  # the first action, which alone is legal
+
+
 def test_the_lines_of_a_certificate_run(tmp_path, monkeypatch):
     shutil.copytree(STUDENT, tmp_path / "student")
     content = {"env": "CartPole-v1", "teacher": "cartpole", "verdict": "Certified.", "checkpoint": "student"}

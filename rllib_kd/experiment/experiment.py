@@ -225,11 +225,11 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
 
 
 def _note_other_config(config: DistillDQNConfig) -> None:
-    """Say it if a teacher was trained in this environment with another config."""
+    """Say it if a teacher was trained in this environment with a config, and this run has another."""
     here = PlayedEnvironment(config.env, config.env_config)
     for teacher in open_source(config.teacher, trust_checkpoint=config.trust_checkpoint).members():
         there = PlayedEnvironment(*teacher.environment())
-        if there.env == here.env and there.config_as_json() != here.config_as_json():
+        if there.env == here.env and there.env_config and there.config_as_json() != here.config_as_json():
             say(f"note: the teacher was trained in {there}, and this run is in {here}.")
 
 

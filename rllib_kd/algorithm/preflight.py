@@ -27,8 +27,9 @@ from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.making import checked_call, close, env_maker, name_in, names_class
 from rllib_kd.environments.masked import with_masks_in_infos
 from rllib_kd.environments.own import is_in_file, is_registered_with_tune
-from rllib_kd.environments.returned import check_reset, unusable_mask
-from rllib_kd.observations.masks import LegalActions, MaskError, features_space, has_mask
+from rllib_kd.environments.returned import check_reset
+from rllib_kd.evaluation.playing import taken_apart
+from rllib_kd.observations.masks import LegalActions, features_space, has_mask
 from rllib_kd.observations.spaces import brief, check_actions, check_spaces, input_space, same_space
 from rllib_kd.teachers.base import Teacher
 
@@ -79,12 +80,10 @@ def try_out(config: AlgorithmConfig) -> None:
         envs.action_space.seed(0)
         actions = envs.action_space.sample()
         obs, infos = checked_call(envs.reset, seed=0)
-        _, mask = legal_actions(obs, infos, np.zeros(1, dtype=bool))
+        _, mask = taken_apart(legal_actions, envs, obs, infos, np.zeros(1, dtype=bool), doing="reset")
         if mask is not None:
             actions = mask.argmax(-1)
         checked_call(envs.step, actions)
-    except MaskError as error:
-        raise unusable_mask(config.env, error, doing="reset") from error
     finally:
         close(envs)
 
@@ -114,9 +113,10 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
     check_vectorized(config, shown)
     # A network's inputs behind connectors are unknown here; and RLlib's DQN also takes other observations.
     if isinstance(config, DistillationConfig) and "env_to_module" not in config.own_connectors:
-        check_spaces(input_space(features_space(shown)), actions)
-        check_tree_inputs(config, input_space(features_space(shown)))
-        _check_has_convolutions(config, input_space(features_space(shown)))
+        seen = input_space(features_space(shown))
+        check_spaces(seen, actions)
+        check_tree_inputs(config, seen)
+        _check_has_convolutions(config, seen)
     elif not isinstance(config, DistillationConfig) and has_mask(shown):
         logger.warning(_DQN_WITH_MASK)
 

@@ -87,7 +87,6 @@ def confusion_and_regret(
         Counts of states `[A, A]`, with rows for the teacher's action and columns for the student's; and the Q-regret,
         the mean of max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0, in the unit of the teacher's outputs: return units or nats.
     """
-    mask = None if mask is None or mask.all() else mask
     teacher_q = all_q_values(teacher, teacher_inputs, mask)  # [M, A]
     student_q = all_q_values(student, student_inputs, mask)  # [M, A]
     num_actions = teacher_q.shape[-1]
@@ -100,7 +99,7 @@ def confusion_and_regret(
 def all_q_values(network: Teacher, inputs: np.ndarray, mask: np.ndarray | None = None) -> Tensor:
     """Return the outputs `[M, A]` of a network for inputs `[M, ...]`, part by part; −inf where a mask forbids."""
     chunks = torch.as_tensor(inputs).float().split(_STATES_AT_ONCE)
-    masks = [None] * len(chunks) if mask is None else torch.as_tensor(mask).split(_STATES_AT_ONCE)
+    masks = [None] * len(chunks) if mask is None or mask.all() else torch.as_tensor(mask).split(_STATES_AT_ONCE)
     return torch.cat(
         [
             network.q_values(chunk) if own is None else network.q_values(chunk, own)

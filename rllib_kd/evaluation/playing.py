@@ -185,7 +185,7 @@ def play_chunk(
     num_envs = envs.num_envs
     legal_actions = LegalActions(envs.single_observation_space, envs.single_action_space)
     obs, infos = checked_call(envs.reset, seed=seeds[:num_envs])
-    obs, mask = _apart(legal_actions, envs, obs, infos, np.zeros(num_envs, dtype=bool), doing="reset")
+    obs, mask = taken_apart(legal_actions, envs, obs, infos, np.zeros(num_envs, dtype=bool), doing="reset")
     shown = Shown(obs, first=np.ones(num_envs, dtype=bool), mask=mask)
     totals, lengths = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int)
     episodes, running = np.arange(num_envs), np.ones(num_envs, dtype=bool)  # which seed's each plays, and if still
@@ -209,7 +209,7 @@ def play_chunk(
             running |= begins
         if not running.any():
             return totals.tolist(), int(lengths.sum())
-        obs, mask = _apart(legal_actions, envs, obs, infos, ~running, doing="step")
+        obs, mask = taken_apart(legal_actions, envs, obs, infos, ~running, doing="step")
         shown = Shown(obs, ~running | begins, actions, rewards, mask)  # who has ended has nothing to remember
     raise ValueError(
         f"An episode of the environment '{name_in(envs)}' has not ended after {_MAX_EPISODE_STEPS} steps. Give it a "
@@ -217,9 +217,22 @@ def play_chunk(
     )
 
 
-def _apart(
+def taken_apart(
     legal_actions: LegalActions, envs: gym.vector.VectorEnv, obs: Any, infos: Any, ended: np.ndarray, *, doing: str
 ) -> tuple[Any, np.ndarray | None]:
+    """Return a vector env's observations without masks, and its legal actions `[N, A]`; None if it has no masks.
+
+    Args:
+        legal_actions: what takes them apart.
+        envs: the vector env.
+        obs: its observations.
+        infos: its infos.
+        ended: `[N]`, whether an episode has ended.
+        doing: the method that returned them.
+
+    Raises:
+        EnvFailedError: a mask cannot be used.
+    """
     try:
         return legal_actions(obs, infos, ended)
     except MaskError as error:

@@ -28,14 +28,13 @@ from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, record_config
-from rllib_kd.evaluation.sources import open_source
+from rllib_kd.evaluation.sources import Source, open_source
 from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.observations.connectors import flatten_observations
 from rllib_kd.observations.spaces import has_texts, is_flattened
 from rllib_kd.teachers.ensemble import as_configured
-from rllib_kd.teachers.loading import load_members
 from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.terminal import say
 from rllib_kd.text import did_you_mean
@@ -216,18 +215,19 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
             continue
         name = repr(config.teacher)
         if name not in teachers:
-            teachers[name] = load_members(config.teacher, trust_checkpoint=config.trust_checkpoint)
-            _note_other_config(config)
+            members = list(open_source(config.teacher, trust_checkpoint=config.trust_checkpoint).members())
+            teachers[name] = [member.network() for member in members]
+            _note_other_config(config, members)
         teacher = as_configured(teachers[name], config.ensemble, config.temperature)
         check_labels(config, {DEFAULT_MODULE_ID: teacher})
         check_teachers(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
     return teachers
 
 
-def _note_other_config(config: DistillDQNConfig) -> None:
+def _note_other_config(config: DistillDQNConfig, teachers: Sequence[Source]) -> None:
     """Say it if a teacher was trained in this environment with a config, and this run has another."""
     here = PlayedEnvironment(config.env, config.env_config)
-    for teacher in open_source(config.teacher, trust_checkpoint=config.trust_checkpoint).members():
+    for teacher in teachers:
         there = PlayedEnvironment(*teacher.environment())
         if there.env == here.env and there.env_config and there.config_as_json() != here.config_as_json():
             say(f"note: the teacher was trained in {there}, and this run is in {here}.")

@@ -17,6 +17,7 @@ from rllib_kd.export.c.integers_c import integer_body
 from rllib_kd.export.c.program import lower
 from rllib_kd.export.c.reference import closest_integers
 from rllib_kd.export.formats import describe, input_shape, write_safetensors
+from rllib_kd.export.units import measured_cost
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.networks.trees.arrays import Tree
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -55,17 +56,6 @@ class Cost:
     def latency_ms(self) -> float | None:
         """Return the median latency, ms; None if it was not measured."""
         return statistics.median(self.latencies_ms) if self.latencies_ms else None
-
-    def by(self, minimize: str) -> float | None:
-        """Return what is to be minimized, one of `MINIMIZED`; the latency in ms, None for what was not measured."""
-        values = {
-            "parameters": self.num_parameters,
-            "bytes": self.num_bytes,
-            "int8_bytes": self.num_int8_bytes,
-            "multiply_adds": self.multiply_adds,
-            "latency": self.latency_ms,
-        }
-        return values[minimize]
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Cost:
@@ -127,7 +117,7 @@ def ranked(costs: Mapping[str, Cost], minimize: str) -> list[str]:
         minimize: one of `MINIMIZED`.
     """
     if minimize != "latency":
-        return sorted(costs, key=lambda name: (costs[name].by(minimize) or 0, _tie(costs, name)))
+        return sorted(costs, key=lambda name: (measured_cost(costs[name], minimize) or 0, _tie(costs, name)))
     left, order = sorted(costs, key=lambda name: costs[name].latency_ms or 0.0), list[str]()
     while left:
         fastest = costs[left[0]].latencies_ms

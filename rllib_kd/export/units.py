@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 #: By what students are ordered, with its unit, as heads of tables and in sentences.
 UNITS = {
     "parameters": "parameters",
@@ -11,3 +13,20 @@ UNITS = {
     "latency": "µs per decision",
 }
 MINIMIZED = tuple(UNITS)
+_ATTRIBUTES = {
+    "parameters": "num_parameters",
+    "bytes": "num_bytes",
+    "int8_bytes": "num_int8_bytes",
+    "multiply_adds": "multiply_adds",
+    "latency": "latency_ms",
+}
+
+
+def measured_cost(measured: Any, minimize: str) -> float | None:
+    """Return what is to be minimized, one of `MINIMIZED`: latency in ms; None for what was not measured.
+
+    Args:
+        measured: what has these costs as attributes.
+        minimize: which of them.
+    """
+    return getattr(measured, _ATTRIBUTES[minimize])

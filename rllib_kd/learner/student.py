@@ -290,10 +290,10 @@ class StackedStudents:
     @property
     def optimizer_name(self) -> str:
         """Return RLlib's name of the optimizer."""
-        return f"{ALL_MODULES}_{self.name}"
+        return _optimizer_name(self.name)
 
     def optimizer_state(self, saved: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the optimizer's state, made of those that each batch of matrices had in checkpoints before 0.2.
+        """Return the optimizer's state, made of those that each batch of matrices had in earlier checkpoints.
 
         Args:
             saved: states of optimizers by name, as RLlib saves them.
@@ -317,6 +317,11 @@ class StackedStudents:
         return {QF_PREDS: q[0] if len(q) == 1 else torch.cat(q)}
 
 
+def _optimizer_name(members: str) -> str:
+    """Return RLlib's name of an optimizer of several students."""
+    return f"{ALL_MODULES}_{members}"
+
+
 class _Stack(StackedMLPs):
     """Students in one batch of matrices, with its weights.
 
@@ -332,7 +337,7 @@ class _Stack(StackedMLPs):
 
     def optimizer_states(self, saved: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the state of each of `params` in an optimizer of this stack alone, or of its only student."""
-        of_stack = saved.get(f"{ALL_MODULES}_{'_'.join(self.names)}")
+        of_stack = saved.get(_optimizer_name("_".join(self.names)))
         of_student = saved.get(f"{self.names[0]}_{DEFAULT_OPTIMIZER}") if len(self.names) == 1 else None
         if of_stack is not None or of_student is None:
             return [] if of_stack is None else list(of_stack["state"]["state"].values())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rllib_kd.certificates.certificate import Certificate
-from rllib_kd.export.units import UNITS
+from rllib_kd.export.units import UNITS, measured_cost
 from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
 
 #: The version of the layout of certificate.json.
@@ -55,14 +55,7 @@ class ShrunkStudent:
 
     def cost(self, minimize: str) -> float:
         """Return what was to be minimized: parameters, bytes, multiply-adds, or latency in ms."""
-        values = {
-            "parameters": self.num_parameters,
-            "bytes": self.num_bytes,
-            "int8_bytes": self.num_int8_bytes,
-            "multiply_adds": self.multiply_adds,
-            "latency": self.latency_ms,
-        }
-        return float("nan") if (value := values[minimize]) is None else value
+        return float("nan") if (value := measured_cost(self, minimize)) is None else value
 
     @property
     def is_certified(self) -> bool:

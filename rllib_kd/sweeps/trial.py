@@ -22,6 +22,7 @@ from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.costs import measure
+from rllib_kd.export.units import measured_cost
 from rllib_kd.teachers.base import Teacher
 
 #: Losses that read `temperature`.
@@ -138,7 +139,7 @@ def cost_of(student: Teacher, minimize: str) -> float:
         return student.num_parameters
     assert student.pipeline is not None  # the student of an Algorithm has one
     (cost,) = measure({"student": student.module}, student.pipeline, minimize).values()
-    return float(cost.by(minimize) or 0)
+    return float(measured_cost(cost, minimize) or 0)
 
 
 def _train_until(student: DistillDQN, env_steps: int) -> None:

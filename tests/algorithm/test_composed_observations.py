@@ -6,7 +6,7 @@ import pytest
 import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 
-from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd import DistillDQN, compare, load_teacher
 from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.experiment.experiment import _flatten_observations
 from rllib_kd.export.artifact import q_function
@@ -14,27 +14,13 @@ from rllib_kd.export.deployment import deploy
 from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.spaces import input_space
+from tests.algorithm.small import small_config
 from tests.conftest import make_q_module
 from tests.observations.environments import Missioned, Signs
 
 
 def signs_config(env=Signs):
-    return (
-        DistillDQNConfig()
-        .environment(env)
-        .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=16)
-        .training(
-            train_batch_size_per_learner=64,
-            num_steps_sampled_before_learning_starts=128,
-            training_intensity=16,
-            gamma=0.0,
-        )
-        .reporting(min_sample_timesteps_per_iteration=512)
-        .rl_module(model_config={"fcnet_hiddens": [32]})
-        .distillation(num_baseline_episodes=0)
-        .evaluation(evaluation_interval=None, evaluation_duration=3)
-        .debugging(seed=0)
-    )
+    return small_config(env)
 
 
 def test_from_td_to_a_device(build, tmp_path):

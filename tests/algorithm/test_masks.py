@@ -13,29 +13,15 @@ from rllib_kd.export.deployment import deploy
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.masks import MASK
 from rllib_kd.wire import TEACHER_Q
+from tests.algorithm.small import small_config
 from tests.conftest import make_q_module
 from tests.env_runner.runners import ALL_COLUMNS, Silent
 from tests.observations.masked import ALL, NUMBERS, ByMethod, InDict, InInfo, Payments, Two
 
 
 def masked_config(env):
-    return (
-        DistillDQNConfig()
-        .environment(env)
-        .env_runners(num_envs_per_env_runner=4, rollout_fragment_length=16)
-        .training(
-            train_batch_size_per_learner=64,
-            num_steps_sampled_before_learning_starts=128,
-            training_intensity=16,
-            gamma=0.5,
-            lr=3e-3,
-        )
-        .reporting(min_sample_timesteps_per_iteration=512)
-        .rl_module(model_config={"fcnet_hiddens": [32]})
-        .distillation(num_baseline_episodes=4)
-        .evaluation(evaluation_interval=None, evaluation_duration=3)
-        .debugging(seed=0)
-    )
+    config = small_config(env).training(gamma=0.5, lr=3e-3)
+    return config.distillation(num_baseline_episodes=4)
 
 
 def td_config(env):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics
-from rllib_kd.learner.observation_scale import ObservationStatistics
-from rllib_kd.learner.replay import PrioritizedReplay, make_replay
+from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
+from rllib_kd.learner.replay import BATCHES_AT_ONCE, PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
 from rllib_kd.learner.trees import Trees, TreeStudent
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -32,6 +33,9 @@ TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRU
 
 
 _MAX_METRIC_STATES = 2_048
+
+
+_MOST_BYTES_AT_ONCE = 2**20 // BATCHES_AT_ONCE  # of a batch: what fits a processor's cache
 
 
 _COLUMNS = "columns/"  # before the names of a replay's columns, among other arrays
@@ -73,6 +77,7 @@ class StudentGroup:
         shape = next(iter(self.students.values())).module.observation_space.shape
         normalizes_obs = any(student.first_layers for student in self.students.values())
         self.obs_statistics = ObservationStatistics(shape[0] if normalizes_obs else 0, device=device)
+        self._obs_scale: ObservationScale | None = None  # inside an update
         self.num_steps = 0  # gradient steps of each student, over restarts
         self.temperature = self.student_temperature = self.median_gap = 1.0  # of the current update
         self._num_actions = num_actions
@@ -182,22 +187,38 @@ class StudentGroup:
 
     def enter(self) -> None:
         """Begin an update: put the weights that learn into the modules."""
-        scale, obs_scale = self.statistics.scale(), self.obs_statistics.scale()
+        scale, self._obs_scale = self.statistics.scale(), self.obs_statistics.scale()
         for learner in self.learners:
-            learner.enter(scale, obs_scale)
+            learner.enter(scale, self._obs_scale)
 
     def leave(self) -> None:
         """End an update: put the weights that act into the modules."""
+        self._obs_scale = None
         for learner in self.learners:
             learner.leave()
 
-    def batches(self, num_steps: int, *, uses_td: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Draw minibatches from the replay: the rows `[B]` of each, and their columns."""
-        for rows, weights in self.replay.draw(num_steps, self.config.train_batch_size_per_learner):
-            batch = self.gather(rows, uses_td=uses_td)
-            if weights is not None:
-                batch["weights"] = weights
-            yield rows, batch
+    def batches(
+        self, num_steps: int, *, uses_td: bool, more: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Draw minibatches from the replay: the rows `[B]` of each, and their columns.
+
+        Args:
+            num_steps: minibatches to draw.
+            uses_td: whether TD columns are gathered, too.
+            more: makes more columns of some rows, each row by itself.
+        """
+        size = self.config.train_batch_size_per_learner
+        draws = self.replay.draw(num_steps, size)
+        at_once = BATCHES_AT_ONCE if size * self.replay.bytes_of_state <= _MOST_BYTES_AT_ONCE else 1
+        while drawn := list(islice(draws, at_once)):
+            columns = self.gather(torch.cat([rows for rows, _ in drawn]), uses_td=uses_td)
+            columns |= more(columns)
+            each = zip(*(column.split(size) for column in columns.values()), strict=True)
+            for (rows, weights), own in zip(drawn, each, strict=True):
+                batch = dict(zip(columns, own, strict=True))
+                if weights is not None:
+                    batch["weights"] = weights
+                yield rows, batch
 
     def after_step(self, rows: Tensor, errors: Sequence[Tensor], *, moves_targets: bool) -> None:
         """Update priorities and target networks after all students have made a gradient step on a minibatch.
@@ -226,6 +247,8 @@ class StudentGroup:
             batch |= self.replay.gather_transitions(rows, n_step=self.config.n_step, gamma=self.config.gamma)
             batch[Columns.NEXT_OBS] = as_input(batch[Columns.NEXT_OBS], self._input_shape)
         batch[Columns.OBS] = as_input(batch[Columns.OBS], self._input_shape, contiguous=True)
+        if self._obs_scale is not None and self.obs_statistics.num_inputs:
+            batch[NORMALIZED_OBS] = self._obs_scale.normalize(batch[Columns.OBS])
         return batch
 
     def get_state(self) -> dict[str, Any]:

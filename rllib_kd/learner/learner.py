@@ -359,7 +359,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         moves = self._target_updates(group, num_steps, env_steps) if group.config.uses_td else [False] * num_steps
         sums: list[dict[str, Tensor]] = [{} for _ in group.learners]  # of each loss term, `[members]`
         group.enter()
-        for (rows, batch), moves_targets in zip(group.batches(num_steps, uses_td=uses_td), moves, strict=True):
+        # A loss of the user's own may change the labels of its batch.
+        more = (lambda _: {}) if self._overrides_loss else objective.target_columns
+        batches = group.batches(num_steps, uses_td=uses_td, more=more)
+        for (rows, batch), moves_targets in zip(batches, moves, strict=True):
             errors = []
             for learner, own_sums in zip(group.learners, sums, strict=True):
                 fwd_out = forward(learner, batch, config=group.config, uses_td=uses_td)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -93,8 +93,10 @@ def policy_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, stude
     Raises:
         ValueError: the shapes differ.
     """
-    legal, log_teacher, log_student = _log_policies(student_q, teacher_q, temperature, student_temperature)
-    return _kl(log_teacher, log_student, legal)
+    _check_same_shape(student_q, teacher_q)
+    return kl_to_target(
+        student_q, policy_target(teacher_q, temperature=temperature), student_temperature=student_temperature
+    )
 
 
 def policy_kl_and_regret(
@@ -125,32 +127,84 @@ def policy_kl_and_regret(
         ValueError: the shapes differ.
     """
     _check_same_shape(student_q, teacher_q)
-    legal = _legal(teacher_q)
-    log_teacher = F.log_softmax(teacher_q.detach() / temperature, dim=-1)
-    regret = (teacher_q.max(-1, keepdim=True).values - teacher_q).detach()
-    # Illegal actions get finite numbers, which times a probability of 0 are 0; −inf would give NaN.
-    logits = student_q.masked_fill(~legal, -_HUGE) / student_temperature
-    log_teacher, regret = log_teacher.masked_fill(~legal, -_HUGE), regret.masked_fill(~legal, 0.0)
-    return _KLAndRegret.apply(logits, log_teacher, regret_coeff * regret)
+    target = policy_target(teacher_q, temperature=temperature)
+    return kl_to_target(student_q, target, student_temperature=student_temperature, regret_coeff=regret_coeff)
 
 
-class _KLAndRegret(torch.autograd.Function):
-    """Forward KL plus expected regret, of logits `[..., A]`. Autograd would need several times as many operations."""
+class PolicyTarget(NamedTuple):
+    """What the forward KL and the regret take from the teacher: the same in every step, so for many batches at once.
+
+    Args:
+        policy: p_T `[B, A]`, 0 at illegal actions.
+        log_policy: log p_T `[B, A]`, nats, finite at illegal actions.
+        illegal: `[B, A]`.
+        regret: of each action, max_b q_T(b) − q_T(a), `[B, A]`, return units, 0 at illegal actions.
+    """
+
+    policy: Tensor
+    log_policy: Tensor
+    illegal: Tensor
+    regret: Tensor
+
+
+def policy_target(teacher_q: Tensor, *, temperature: float) -> PolicyTarget:
+    """Return the target of Q-values `[B, A]`, in return units, at a temperature > 0 in these."""
+    teacher_q = teacher_q.detach()
+    illegal = teacher_q == -torch.inf
+    log_policy = F.log_softmax(teacher_q / temperature, dim=-1)
+    regret = teacher_q.max(-1, keepdim=True).values - teacher_q
+    # Finite numbers, which times a probability of 0 are 0; an infinite one would give NaN.
+    return PolicyTarget(
+        log_policy.exp(), log_policy.masked_fill(illegal, -_HUGE), illegal, regret.masked_fill(illegal, 0.0)
+    )
+
+
+def kl_to_target(
+    student_q: Tensor,
+    target: PolicyTarget,
+    *,
+    student_temperature: float,
+    regret_coeff: float | Tensor | None = None,
+) -> Tensor:
+    """Return what `policy_kl_and_regret()` does, or without `regret_coeff`, what `policy_kl()` does."""
+    cost = None if regret_coeff is None else regret_coeff * target.regret
+    return _ForwardKL.apply(student_q, target.policy, target.log_policy, target.illegal, cost, student_temperature)
+
+
+class _ForwardKL(torch.autograd.Function):
+    """Forward KL plus expected cost `[..., B]`. Autograd would need several times as many operations."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, log_teacher: Tensor, regret: Tensor) -> Tensor:
-        log_student, teacher = F.log_softmax(logits, dim=-1), log_teacher.exp()
+    def forward(
+        ctx: Any,
+        student_q: Tensor,
+        teacher: Tensor,
+        log_teacher: Tensor,
+        illegal: Tensor,
+        cost: Tensor | None,
+        student_temperature: float,
+    ) -> Tensor:
+        log_student = F.log_softmax(student_q.masked_fill(illegal, -_HUGE) / student_temperature, dim=-1)
         student = log_student.exp()
-        expected_regret = (student * regret).sum(-1, keepdim=True)
-        ctx.save_for_backward(student, teacher, regret, expected_regret)
-        return (teacher * (log_teacher - log_student)).sum(-1) + expected_regret.squeeze(-1)
+        kl = (teacher * (log_teacher - log_student)).sum(-1)
+        ctx.student_temperature = student_temperature
+        if cost is None:
+            ctx.save_for_backward(student, teacher)
+            return kl
+        expected_cost = (student * cost).sum(-1, keepdim=True)
+        ctx.save_for_backward(student, teacher, cost, expected_cost)
+        return kl.add_(expected_cost.squeeze(-1))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        student, teacher, regret, expected_regret = ctx.saved_tensors
-        # p_S − p_T + p_S (r − E[r])
-        of_logits = (regret - expected_regret).add_(1.0).mul_(student).sub_(teacher)
-        return of_logits.mul_(grad.unsqueeze(-1)), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        if torch.is_grad_enabled():  # what was saved has no graph, so that it would be wrong without a word
+            raise RuntimeError("The forward KL has no second derivative here: call backward() without create_graph.")
+        student, teacher, *costs = ctx.saved_tensors
+        of_logits = student - teacher
+        if costs:
+            cost, expected_cost = costs
+            of_logits.addcmul_(student, cost - expected_cost)
+        return of_logits.mul_(grad.unsqueeze(-1) / ctx.student_temperature), None, None, None, None, None
 
 
 def reverse_kl(student_q: Tensor, teacher_q: Tensor, *, temperature: float, student_temperature: float = 1.0) -> Tensor:

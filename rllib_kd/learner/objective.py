@@ -15,6 +15,8 @@ from rllib_kd.learner.student import StackedStudents, Student
 from rllib_kd.observations.masks import NEXT_MASK
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q
 
+_TARGET = tuple(f"target_{name}" for name in losses.PolicyTarget._fields)
+
 
 class Loss(NamedTuple):
     """The loss of a batch, with its terms for the results and its errors for priorities. N is the number of students.
@@ -76,6 +78,16 @@ class Objective:
         terms = {name: (rows if weights is None else weights * rows).mean(-1) for name, rows in by_row.items()}
         return Loss(self._total(terms), {name: term.detach() for name, term in terms.items()}, errors.detach())
 
+    def target_columns(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return columns that the loss would otherwise make of the labels, for many batches at once.
+
+        Args:
+            batch: `teacher_q` `[B, A]` if there is a distillation loss.
+        """
+        if not self.kd_coeff or self.config.loss != "kl":
+            return {}
+        return dict(zip(_TARGET, losses.policy_target(batch[TEACHER_Q], temperature=self.temperature), strict=True))
+
     def coefficient(self, term: str) -> float:
         """Return the weight of a term of the loss, by its metric name."""
         return {"kd_loss": self.kd_coeff, "td_loss": self.td_coeff}[term]
@@ -131,11 +143,13 @@ class Objective:
                 return losses.mse(student_q, teacher_q)
             case "huber":
                 return losses.huber(student_q, teacher_q, delta=config.huber_delta)
-            case "kl" if student.regret_coeff is not None:
-                coeff = student.regret_coeff / self.median_gap  # nats / return unit
-                return losses.policy_kl_and_regret(student_q, teacher_q, **temperatures, regret_coeff=coeff)
             case "kl":
-                return losses.policy_kl(student_q, teacher_q, **temperatures)
+                made = batch if _TARGET[0] in batch else self.target_columns(batch)
+                target = losses.PolicyTarget(*(made[name] for name in _TARGET))
+                coeff = None if student.regret_coeff is None else student.regret_coeff / self.median_gap  # nats / unit
+                return losses.kl_to_target(
+                    student_q, target, student_temperature=self.student_temperature, regret_coeff=coeff
+                )
             case "reverse_kl":
                 return losses.reverse_kl(student_q, teacher_q, **temperatures)
             case "jsd":

@@ -18,6 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+#: Column of a batch: its observations, normalised.
+NORMALIZED_OBS = "normalized_obs"
+
 _LEAST_SCALE = 1e-30  # below it, 1 / scale is not finite in float32
 
 

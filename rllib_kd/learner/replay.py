@@ -22,6 +22,9 @@ from torch import Tensor
 from rllib_kd.observations.frames import CONTEXT, OBS, VALID, num_frames_of, pack, unpack
 from rllib_kd.observations.masks import MASK, NEXT_MASK
 
+#: Drawn and gathered at once where that is cheaper, as sums over all priorities are.
+BATCHES_AT_ONCE = 16
+
 _PRIORITY = "priority"
 
 _MOST_VECTORS = 50_000  # rows
@@ -205,6 +208,11 @@ class ColumnarReplay:
         """Return the bytes of all columns."""
         return sum(column.nbytes for column in self._columns.values())
 
+    @property
+    def bytes_of_state(self) -> int:
+        """Return the bytes of one row as it is gathered, with its whole stack of frames."""
+        return self._num_frames * self.nbytes // max(1, self.capacity)
+
     def _following(self, rows: Tensor) -> Tensor:
         """Return the states after those at `rows`, skipping rows that are stored only as context of a stack."""
         following = (rows + 1) % self.capacity
@@ -271,7 +279,6 @@ class PrioritizedReplay(ColumnarReplay):
     """
 
     OWN_COLUMNS = (VALID, CONTEXT, _PRIORITY)
-    _BATCHES_AT_ONCE = 16  # sums over all rows are needed only so often
 
     def __init__(
         self,
@@ -297,8 +304,8 @@ class PrioritizedReplay(ColumnarReplay):
 
         As in RLlib, the weight of a row is (lowest probability / its probability)^beta: 1 at most.
         """
-        for first in range(0, num_batches, self._BATCHES_AT_ONCE):
-            shape = (min(self._BATCHES_AT_ONCE, num_batches - first), batch_size)
+        for first in range(0, num_batches, BATCHES_AT_ONCE):
+            shape = (min(BATCHES_AT_ONCE, num_batches - first), batch_size)
             priorities = self._columns[_PRIORITY][self._drawable]
             sums = priorities.cumsum(0, dtype=torch.float64)
             points = sums[-1] * torch.rand(shape, generator=self._generator, device=self.device, dtype=torch.float64)

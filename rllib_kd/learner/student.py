@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.losses import VALUE_LOSSES
-from rllib_kd.learner.observation_scale import ObservationScale, shrink, take_normalized, take_raw
+from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, shrink, take_normalized, take_raw
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
 from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, stacking_key
@@ -100,7 +100,7 @@ class Student:
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs of the module's `compute_q_values()`."""
         if self.obs_scale is not None:
-            batch = {**batch, Columns.OBS: self.obs_scale.normalize(batch[Columns.OBS])}
+            batch = {**batch, Columns.OBS: batch[NORMALIZED_OBS]}
         if self._mlp is not None:
             return {QF_PREDS: self._mlp.q_values(batch[Columns.OBS])}
         return self.module.compute_q_values(batch)
@@ -311,8 +311,7 @@ class StackedStudents:
 
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
-        obs, scale = batch[Columns.OBS], self.members[0].obs_scale  # the same for all
-        inputs = obs if scale is None else scale.normalize(obs)
+        inputs = batch[Columns.OBS if self.members[0].obs_scale is None else NORMALIZED_OBS]  # the same for all
         q = [stack.q_values(stack.params, inputs) for stack in self._stacks]
         return {QF_PREDS: q[0] if len(q) == 1 else torch.cat(q)}
 

@@ -97,6 +97,19 @@ def test_learns_from_a_prioritized_replay(cluster, loss):
     assert learner.update([ray.put(columns)])["default_policy"]["kl_to_teacher"].peek() < 0.5 * before
 
 
+@pytest.mark.parametrize("own_loss", [True, False])
+def test_minibatches_are_gathered_together_as_if_each_were_alone(monkeypatch, own_loss):
+    learners = [make_learner(config_of("kl")) for _ in range(2)]
+    for learner, most in zip(learners, (0, 2**20), strict=True):
+        monkeypatch.setattr("rllib_kd.learner.group._MOST_BYTES_AT_ONCE", most)
+        if own_loss:  # which gets labels that nobody has made anything of yet
+            loss = type(learner).compute_loss_for_module
+            own = type("Own", (type(learner),), {"compute_loss_for_module": lambda self, loss=loss, **kw: 1.0 * loss(self, **kw)})
+            learner.__class__ = own
+        learner.update([fragment()], num_gradient_steps=37)
+    assert torch.equal(*(q_values(learner, states(8)) for learner in learners))
+
+
 def test_nothing_is_learned_while_a_schedule_says_so(cluster):
     learner = make_learner(config_of(kd_coeff=[[0, 1.0], [100, 0.0]]))
     before = q_values(learner, states(8))

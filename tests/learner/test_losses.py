@@ -68,15 +68,28 @@ def test_kl_and_regret_are_what_autograd_makes_of_the_formula(shape):
     teacher_q[2, 1] = teacher_q[3, 0] = -torch.inf  # illegal actions
     kwargs = {"temperature": 0.3, "student_temperature": 0.7}
     policy = Categorical(logits=student_q.masked_fill(teacher_q == -torch.inf, -torch.inf) / 0.7)
+    kl = kl_divergence(Categorical(logits=teacher_q / 0.3), policy)
     regret = (teacher_q.max(-1, keepdim=True).values - teacher_q).masked_fill(teacher_q == -torch.inf, 0.0)
-    expected = losses.policy_kl(student_q, teacher_q, **kwargs) + 2.5 * (policy.probs * regret).sum(-1)
-    loss = losses.policy_kl_and_regret(student_q, teacher_q, **kwargs, regret_coeff=2.5)
-    torch.testing.assert_close(loss, expected)
-    weights = torch.rand(expected.shape)
-    torch.testing.assert_close(
-        torch.autograd.grad((loss * weights).sum(), student_q),
-        torch.autograd.grad((expected * weights).sum(), student_q),
-    )
+    weights = torch.rand(kl.shape)
+    for loss, expected in (
+        (losses.policy_kl(student_q, teacher_q, **kwargs), kl),
+        (
+            losses.policy_kl_and_regret(student_q, teacher_q, **kwargs, regret_coeff=2.5),
+            kl + 2.5 * (policy.probs * regret).sum(-1),
+        ),
+    ):
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad((loss * weights).sum(), student_q, retain_graph=True),
+            torch.autograd.grad((expected * weights).sum(), student_q, retain_graph=True),
+        )
+
+
+def test_a_second_derivative_is_refused_not_wrong():
+    student_q = torch.randn(5, 3, requires_grad=True)
+    loss = losses.policy_kl(student_q, torch.randn(5, 3), temperature=0.3).sum()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(loss, student_q, create_graph=True)
 
 
 def test_without_a_coefficient_the_regret_is_left_out():

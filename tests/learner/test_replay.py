@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 from ray.rllib.utils.replay_buffers import PrioritizedEpisodeReplayBuffer
 
-from rllib_kd.learner.replay import ColumnarReplay, PrioritizedReplay, make_replay
+from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
 from rllib_kd.observations.frames import CONTEXT, pack
 
 
@@ -210,7 +210,7 @@ def test_new_rows_come_first():
 def test_every_batch_that_is_asked_for_is_drawn():
     replay = prioritized()
     replay.add(rows(0, 10))
-    count = 2 * PrioritizedReplay._BATCHES_AT_ONCE + 3
+    count = 2 * BATCHES_AT_ONCE + 3
     assert [len(batch_rows) for batch_rows, _ in replay.draw(count, 7)] == [7] * count
 
 
@@ -264,7 +264,7 @@ def test_priorities_change_between_batches_of_one_call():
     replay = prioritized(alpha=1.0)
     replay.add(rows(0, 4))
     batches = []
-    for batch_rows, _ in replay.draw(2 * PrioritizedReplay._BATCHES_AT_ONCE, 50):
+    for batch_rows, _ in replay.draw(2 * BATCHES_AT_ONCE, 50):
         batches.append(set(batch_rows.tolist()))
         replay.update_priorities(torch.arange(4), torch.tensor([0.0, 0.0, 0.0, 1.0]))
     assert batches[0] == {0, 1, 2, 3}

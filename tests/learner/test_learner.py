@@ -104,8 +104,8 @@ def test_minibatches_are_gathered_together_as_if_each_were_alone(monkeypatch, ow
         monkeypatch.setattr("rllib_kd.learner.group._MOST_BYTES_AT_ONCE", most)
         if own_loss:  # which gets labels that nobody has made anything of yet
             loss = type(learner).compute_loss_for_module
-            own = type("Own", (type(learner),), {"compute_loss_for_module": lambda self, loss=loss, **kw: 1.0 * loss(self, **kw)})
-            learner.__class__ = own
+            same = {"compute_loss_for_module": lambda self, loss=loss, **kwargs: loss(self, **kwargs)}
+            learner.__class__ = type("Own", (type(learner),), same)
         learner.update([fragment()], num_gradient_steps=37)
     assert torch.equal(*(q_values(learner, states(8)) for learner in learners))
 

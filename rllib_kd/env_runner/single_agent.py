@@ -40,6 +40,7 @@ from rllib_kd.env_runner.students import StudentsEnvRunner
 from rllib_kd.environments.returned import explained, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.family import FamilyQValues
+from rllib_kd.networks.stacking import PlainMLP
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
@@ -90,6 +91,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         {
             "module",
             "_family_q",
+            "_plain",
             "_teacher",
             "_recording",
             "_has_plain_connectors",
@@ -101,6 +103,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     def __init__(self, **kwargs: Any):
         self.module: Any = None
+        self._plain: PlainMLP | None = None
         super().__init__(**kwargs)
         if self.family is not None:
             self._turns = FamilyTurns(
@@ -137,6 +140,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self.env is not None:
             check_spaces(self._env_to_module.observation_space, self.env.single_action_space)
         super().make_module()
+        self._plain = None if self.module is None or self.family is not None else PlainMLP.of(self.module)
 
     @override(StudentsEnvRunner)
     def set_state(self, state: dict[str, Any]) -> None:
@@ -308,6 +312,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         """Return the acting students' Q-values `[N, A]`."""
         if self.family is not None:
             return self._family_q(obs, self._turns.acting)
+        if self._plain is not None:
+            return self._plain.q_values(obs)
         return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 
     def _label(self, obs: torch.Tensor) -> dict[str, np.ndarray]:
@@ -372,16 +378,18 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     def _log_fragment(self, fragment: Fragment) -> None:
         """Log the metrics that RLlib's own loop logs."""
-        num_steps = num_episodes = 0
+        num_steps = 0
+        episodes: list[tuple[int, float]] = []  # length and return
         for counts, rewards, ended in fragment.transitions():
             self._returns += rewards * counts
             self._lengths += counts
-            for index in np.flatnonzero(ended):
-                self._log_episode_metrics(int(self._lengths[index]), float(self._returns[index]), 0.0)
+            episodes += zip(self._lengths[ended].tolist(), self._returns[ended].tolist(), strict=True)
             self._returns[ended], self._lengths[ended] = 0.0, 0
             num_steps += int(counts.sum())
-            num_episodes += int(ended.sum())
-        self._increase_sampled_metrics(num_steps, num_episodes)
+        # RLlib's windows forget the others.
+        for length, episode_return in episodes[-self.config.metrics_num_episodes_for_smoothing :]:
+            self._log_episode_metrics(length, episode_return, 0.0)
+        self._increase_sampled_metrics(num_steps, len(episodes))
 
     # --- RLlib's way --------------------------------------------------------------------------------------------------
 

@@ -115,12 +115,13 @@ class LegalActions:
             return features_of(self._space, obs), None
         if self._is_in_obs:
             return features_of(self._space, obs), self._checked(obs[MASK], ended)
-        masks = _masks_in(infos, len(ended))
-        has_any = masks is not None and not all(mask is None for mask in masks)
+        masks = _masks_in(infos)
         if self._is_in_infos is None:
-            self._is_in_infos = has_any
-        if masks is None or not (has_any or self._is_in_infos):
-            return obs, None
+            self._is_in_infos = masks is not None
+        if masks is None:
+            if not self._is_in_infos:
+                return obs, None
+            masks = [None] * len(ended)
         if not self._is_in_infos:
             raise MaskError(f"info['{MASK}'] is there after step(), but not after reset()")
         missing = [index for index, mask in enumerate(masks) if mask is None and not ended[index]]
@@ -156,14 +157,15 @@ class LegalActions:
         return mask
 
 
-def _masks_in(infos: Any, num_envs: int) -> Sequence[Any] | None:
-    """Return the mask of each sub-environment, None where it is missing; None if there cannot be any."""
-    if not isinstance(infos, Mapping):  # as RLlib takes them apart
-        return [info.get(MASK) for info in infos]
-    if MASK not in infos:
-        return [None] * num_envs
-    given = infos.get(f"_{MASK}", np.ones(num_envs, dtype=bool))
-    return [mask if is_given else None for mask, is_given in zip(infos[MASK], given, strict=True)]
+def _masks_in(infos: Any) -> Sequence[Any] | None:
+    """Return the mask of each sub-environment, None where it is missing; None if there is not one."""
+    if isinstance(infos, Mapping):
+        given = infos.get(MASK, ())
+        is_given = infos.get(f"_{MASK}", np.ones(len(given), dtype=bool))
+        masks = [mask if is_there else None for mask, is_there in zip(given, is_given, strict=True)]
+    else:  # as RLlib takes them apart; most often they are empty
+        masks = [info.get(MASK) for info in infos] if any(infos) else []
+    return None if all(mask is None for mask in masks) else masks
 
 
 def legal_only(outputs: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

@@ -25,14 +25,12 @@ def test_trials_and_env_runners_make_it(nodes, own_folder, tmp_path):
     nodes.add_node(num_cpus=3)
     write_files(own_folder)
     settings = {**FAST, "num_env_runners": 1, "placement_strategy": "SPREAD", "teacher": None, "td_coeff": 1.0}
-    checked = Experiment("x", "DistillDQN", settings={"env": "ways.py:Corridor-v7", **settings}).checked()
-    plain = Experiment("y", "DQN", settings={"env": "cells.py:Cells", "num_env_runners": 1}).checked()
+    plain = Experiment("plain", "DQN", settings={"env": "cells.py:Cells", "num_env_runners": 1}).checked()
     config = DistillDQNConfig().environment("mine.worlds:Walk").update_from_dict(settings)
     remove_files(own_folder)
-    for experiment in (checked, plain):
-        experiment.stop["training_iteration"] = 1
-        (result,) = run(experiment, RunOptions(storage_path=str(tmp_path)))[0]
-        assert result.error is None
+    plain.stop["training_iteration"] = 1
+    (result,) = run(plain, RunOptions(storage_path=str(tmp_path)))[0]
+    assert result.error is None
     run_config = tune.RunConfig(storage_path=str(tmp_path), stop={"training_iteration": 1}, verbose=0)
     (result,) = tune.Tuner("DistillDQN", param_space=config, run_config=run_config).fit()
     assert result.error is None

@@ -24,6 +24,9 @@ p { margin: 0 0 10px; max-width: 78ch; }
 .plots .card { margin: 0; }
 .wide { grid-column: 1 / -1; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%%, 440px), 1fr)); gap: 0 24px; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 10px; }
+.strip img { display: block; width: 100%%; border-radius: 4px; }
+.strip figcaption { font-size: 12px; margin: 2px 0 0; }
 figure { margin: 0; }
 figcaption { font-size: 14px; margin-bottom: 8px; }
 svg { display: block; width: 100%%; height: auto; stroke-linejoin: round; stroke-linecap: butt; }

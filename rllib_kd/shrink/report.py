@@ -14,6 +14,7 @@ from rllib_kd.paths import replace_file
 from rllib_kd.report.drawing import FOREGROUND, MUTED, as_drawn, colour_of, new_figure, place_legend, svg, use_log_axis
 from rllib_kd.report.page import page, section
 from rllib_kd.shrink.outcome import CERTIFICATE, Shrunk, ShrunkStudent, cost_text, share_text
+from rllib_kd.shrink.pictures import Strip
 from rllib_kd.text import for_html, number, printable, ratio
 
 if TYPE_CHECKING:
@@ -22,16 +23,22 @@ if TYPE_CHECKING:
 _LOWEST_SHOWN = -0.5  # return ratio; copies below it are drawn there
 
 
-def write(result: Shrunk, folder: Path) -> None:
-    """Write shrink.html, README.md, and certificate.json, which comes last: a folder with it is complete."""
+def write(result: Shrunk, folder: Path, strip: Strip | None = None) -> None:
+    """Write shrink.html, README.md, and certificate.json, which comes last: a folder with it is complete.
+
+    Args:
+        result: the result.
+        folder: where to.
+        strip: pictures of the student that was found; None: of nobody.
+    """
     content = result.to_dict()
     text = json.dumps(content, indent=1, allow_nan=False)
-    replace_file(folder / "shrink.html", _page(result).encode())
+    replace_file(folder / "shrink.html", _page(result, strip).encode())
     write_certificate_card(folder, content)
     replace_file(folder / CERTIFICATE, f"{text}\n".encode())
 
 
-def _page(result: Shrunk) -> str:
+def _page(result: Shrunk, strip: Strip | None) -> str:
     title = f"{printable(result.env)}: the smallest student that keeps the return"
     lead = (
         f"Teacher: {printable(result.teacher)}, {_teacher_size(result)}mean return "
@@ -60,9 +67,25 @@ def _page(result: Shrunk) -> str:
             "sorted.",
             svg("episodes-plot", "Returns", partial(episodes_plot, tested)),
         )
-    body += f'</div>\n<section class="card" id="sizes"><div class="scroll">{_table(result)}</div></section>\n'
+    body += "</div>\n" + ("" if strip is None else _pictures(result, strip))
+    body += f'<section class="card" id="sizes"><div class="scroll">{_table(result)}</div></section>\n'
     body += f'<section class="card" id="words"><h2>What the certificate means</h2>{_words(result)}</section>'
     return page(title, body)
+
+
+def _pictures(result: Shrunk, strip: Strip) -> str:
+    assert result.best is not None  # whose pictures these are
+    if strip.missing:
+        return section("pictures", "One episode", for_html(strip.missing), "", wide=True)
+    shown = "".join(
+        f'<figure><img src="{src}" alt="step {step}"><figcaption>step {step:,}</figcaption></figure>'
+        for step, src in strip.frames
+    )
+    how_to_read = (
+        f"The {for_html(result.best.label)} student in the episode with seed {strip.seed}: return "
+        f"{number(strip.episode_return)}."
+    )
+    return section("pictures", "One episode", how_to_read, f'<div class="strip">{shown}</div>', wide=True)
 
 
 def _teacher_size(result: Shrunk) -> str:

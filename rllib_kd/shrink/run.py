@@ -27,6 +27,7 @@ from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
+from rllib_kd.shrink.pictures import strip_of
 from rllib_kd.shrink.progress import Progress, versions
 from rllib_kd.shrink.spread import Crew, SpreadGames, SpreadTrainer, Task, working
 from rllib_kd.shrink.tournament import Snapshot, Tournament
@@ -99,9 +100,12 @@ class Run:
                 reason = f"The run was interrupted. Continue it with --resume --out {self.progress.folder}."
                 return self._result(reason, is_complete=False)
             result = self._result(reason)
+            strip = None
             if best is not None:
                 self._save(result, best)
-            report.write(result, self.progress.folder)
+                student = self._as_policy(best)
+                strip = strip_of(student, self.played, first_certificate_seed(self.asked.seed))
+            report.write(result, self.progress.folder, strip)
             self.progress.clear()
         return result
 
@@ -288,7 +292,7 @@ class Run:
     def _certify(self, candidates: Sequence[Snapshot]) -> None:
         def play(place: int, first: int, count: int) -> np.ndarray:
             self._end_if_interrupted()
-            student = Teacher(candidates[place].module, pipeline=self._pipeline, source="student")
+            student = self._as_policy(candidates[place])
             return self._games.certificate_episodes(student, first, count)
 
         def report_test(place: int, found: Certificate) -> None:
@@ -311,6 +315,9 @@ class Run:
             save=lambda played: self._keep(tests=[one.as_dict() for one in played]),
             report=report_test,
         )
+
+    def _as_policy(self, one: Snapshot) -> Teacher:
+        return Teacher(one.module, pipeline=self._pipeline, source="student")
 
     # --- Result -------------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,14 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
+from rllib_kd import load_teacher
 from rllib_kd.certificates.certificate import RatioTest
+from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
+from rllib_kd.shrink.pictures import Strip, strip_of
 from rllib_kd.shrink.report import write
 
 
@@ -104,6 +108,50 @@ def test_the_page_requests_nothing_and_says_what_it_means(tmp_path):
     assert text.count("<svg") == 2
     assert "at most 5 %" in text
     assert "no return is outside of" in text
+
+
+def test_the_page_shows_an_episode_or_says_why_not(tmp_path):
+    strip = Strip(7, 500.0, [(0, "data:image/png;base64,AA"), (250, "data:image/png;base64,AB")], "")
+    write(FOUND, tmp_path, strip)
+    text = (tmp_path / "shrink.html").read_text()
+    assert "The c label student in the episode with seed 7: return 500" in text
+    assert text.count('<img src="data:image/png;base64,A') == 2
+    write(FOUND, tmp_path, Strip(7, math.nan, [], "There are no pictures: <no> screen"))
+    text = (tmp_path / "shrink.html").read_text()
+    assert "There are no pictures: &lt;no&gt; screen" in text
+    assert "<img" not in text
+
+
+def test_pictures_are_spread_over_the_episode():
+    strip = strip_of(load_teacher("cartpole"), PlayedEnvironment("CartPole-v1", {"max_episode_steps": 40}), 3)
+    steps = [step for step, _ in strip.frames]
+    assert (len(steps), steps[0], strip.episode_return) == (8, 0, 40.0)
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 39
+    assert all(src.startswith("data:image/") for _, src in strip.frames)
+    for env in (Unseen, Breaks):
+        assert strip_of(load_teacher("cartpole"), PlayedEnvironment(env, {}), 3).missing
+
+
+class Unseen(gym.Wrapper):
+    """CartPole that cannot be rendered."""
+
+    def __init__(self, config):
+        super().__init__(gym.make("CartPole-v1"))
+
+
+class Breaks(gym.Wrapper):
+    """CartPole whose screen breaks."""
+
+    def __init__(self, config):
+        super().__init__(gym.make("CartPole-v1", render_mode="rgb_array"))
+        self.num_rendered = 0
+
+    def render(self):
+        self.num_rendered += 1
+        if self.num_rendered > 3:
+            raise RuntimeError("broken")
+        return super().render()
 
 
 def test_why_there_is_no_certificate():

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
-from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import close, env_maker
-from rllib_kd.environments.video import check_renders
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
@@ -28,7 +25,7 @@ from rllib_kd.export.web import cartpole
 from rllib_kd.export.web.javascript import PageStudent
 from rllib_kd.export.web.network import web_network
 from rllib_kd.export.web.page import page
-from rllib_kd.export.web.recording import Recording, record
+from rllib_kd.export.web.recording import Recording, record, rendering
 from rllib_kd.observations.pipeline import View
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
@@ -167,7 +164,7 @@ def _data(
     seeds: Sequence[int],
 ) -> dict[str, Any]:
     """Return what the page shows, with an episode of each seed."""
-    make_env, no_frames = _rendering(played)
+    make_env, no_frames = rendering(played)
     recordings = [record(make_env, student, view, seed, teacher=teacher, with_frames=not no_frames) for seed in seeds]
     env = make_env()
     physics = cartpole.physics_of(env) if input_shape(student) == (4,) else None
@@ -182,16 +179,6 @@ def _data(
         "regretUnit": "nats" if teacher is not None and teacher.outputs == LOG_PROBS else "return units",
         "cartpole": physics,
     }
-
-
-def _rendering(played: PlayedEnvironment) -> tuple[Callable[[], gym.Env], str]:
-    """Return a maker of environments, which render if they can, and why they cannot; empty if they can."""
-    try:
-        make_env = env_maker(*played, render_mode="rgb_array")
-        check_renders(make_env, "rgb_array")
-    except (ValueError, TypeError, EnvFailedError) as error:  # a class of one's own may take no such argument
-        return env_maker(*played), f"There are no pictures: {one_line(error, limit=300)}"
-    return make_env, ""
 
 
 def _inputs(recordings: Sequence[Recording], names: Sequence[str] | None) -> list[dict[str, Any]]:

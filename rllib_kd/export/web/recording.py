@@ -13,10 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.making import env_maker
+from rllib_kd.environments.video import check_renders
+from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.playing import Act, play
 from rllib_kd.export.web.network import encoded
 from rllib_kd.observations.pipeline import Shown, View
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.text import one_line
 
 _MAX_STEPS = 2_000  # of an episode
 
@@ -86,6 +91,16 @@ def record(
     recording.episode_return = returns[0]
     recording.frames = [(step, src) for step, src in recording.frames if step < len(recording.actions)]
     return recording
+
+
+def rendering(played: PlayedEnvironment) -> tuple[Callable[[], gym.Env], str]:
+    """Return a maker of environments, which render if they can, and why they cannot; empty if they can."""
+    try:
+        make_env = env_maker(*played, render_mode="rgb_array")
+        check_renders(make_env, "rgb_array")
+    except (ValueError, TypeError, EnvFailedError) as error:  # a class of one's own may take no such argument
+        return env_maker(*played), f"There are no pictures: {one_line(error, limit=300)}"
+    return make_env, ""
 
 
 class _Recorder:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
 def take_step(
@@ -27,7 +29,44 @@ def take_step(
     if num_learners > 1:
         average_gradients(params, num_learners)
     clip_gradients(params, config)
-    optimizer.step()
+    step_with(optimizer)
+
+
+@torch.no_grad()
+def step_with(optimizer: torch.optim.Optimizer) -> None:
+    """Do what `optimizer.step()` does. Of a fused Adam without hooks, the arithmetic alone: a third of the time.
+
+    The rest is what PyTorch does around each step: hooks, profiling, checks of the groups. For small networks, it takes
+    as long as their backward pass.
+    """
+    is_plain = type(optimizer) is torch.optim.Adam and optimizer.defaults["fused"] and not _has_hooks(optimizer)
+    params = [[param for param in group["params"] if param.grad is not None] for group in optimizer.param_groups]
+    if not is_plain or any(param not in optimizer.state for own in params for param in own):  # its first step
+        optimizer.step()
+        return
+    for group, own in zip(optimizer.param_groups, params, strict=True):
+        states = [optimizer.state[param] for param in own]
+        adam(
+            own,
+            [param.grad for param in own],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    own = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return any(len(hooks) for hooks in (*own, _global_optimizer_pre_hooks, _global_optimizer_post_hooks))
 
 
 def average_gradients(params: Sequence[Tensor], num_learners: int) -> None:

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rllib_kd.learner.gradient_step import clip_gradients, take_step, target_updates
+from rllib_kd.learner.gradient_step import clip_gradients, step_with, take_step, target_updates
 
 UNCLIPPED = SimpleNamespace(grad_clip=None, grad_clip_by="global_norm")
 
@@ -17,6 +18,47 @@ def test_a_step_forgets_the_gradients_of_the_last():
         take_step(param.sum(), [param], optimizer, config=UNCLIPPED, num_learners=1)
     assert param.tolist() == [0.0, 1.0]
     assert param.grad.tolist() == [1.0, 1.0]
+
+
+def adam_of(params):
+    return torch.optim.Adam(params, lr=0.01, eps=1e-4, fused=True)
+
+
+def test_adam_without_pytorchs_overhead_is_adam():
+    torch.manual_seed(0)
+    ours = [torch.randn(3, 2, requires_grad=True), torch.randn(4, requires_grad=True), torch.randn(1)]
+    theirs = [param.detach().clone().requires_grad_(param.requires_grad) for param in ours]
+    optimizers = adam_of(ours), adam_of(theirs)
+    for optimizer in optimizers:
+        optimizer.add_param_group({"params": [], "lr": 0.1})
+    for step in range(5):
+        if step == 3:
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = 0.1
+                optimizer.load_state_dict(optimizer.state_dict())
+        for params in (ours, theirs):
+            loss = (params[0].sum().square() + params[1].exp().sum()) * (1 + step)
+            for param in params:
+                param.grad = None
+            loss.backward()
+        step_with(optimizers[0])
+        optimizers[1].step()
+        assert all(map(torch.equal, ours, theirs))
+    assert [state["step"] for state in optimizers[0].state.values()] == [5.0, 5.0]
+
+
+@pytest.mark.parametrize("register", ["own", "global"])
+def test_hooks_of_an_optimizer_are_called(register):
+    param, called = torch.zeros(1, requires_grad=True), []
+    optimizer = adam_of([param])
+    register = optimizer.register_step_pre_hook if register == "own" else register_optimizer_step_pre_hook
+    handle = register(lambda *_: called.append(1))
+    for _ in range(3):
+        param.grad = torch.ones(1)
+        step_with(optimizer)
+    handle.remove()
+    step_with(optimizer)
+    assert called == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import ray
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from rllib_kd.learner import losses
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
@@ -117,19 +118,14 @@ def test_nothing_is_learned_while_a_schedule_says_so(cluster):
     assert torch.equal(q_values(learner, states(8)), before)
 
 
-def test_the_student_is_the_average_of_the_weights(cluster, monkeypatch):
+def test_the_student_is_the_average_of_the_weights(cluster, request):
     """Against the definition: a_t = a_{t−1} + (w_t − a_{t−1}) / (1 + γ (t − 1)), over two updates."""
     learner = make_learner(config_of("kl", normalize_observations=False, weight_averaging=0.5))
     module = learner.module["default_policy"]
     params = [p for n, p in module.named_parameters() if not n.startswith("_target")]
     history = []
-    step = torch.optim.Adam.step
-
-    def recording(self, *args, **kwargs):
-        step(self, *args, **kwargs)
-        history.append([p.detach().clone() for p in params])
-
-    monkeypatch.setattr(torch.optim.Adam, "step", recording)
+    hook = register_optimizer_step_post_hook(lambda *_: history.append([p.detach().clone() for p in params]))
+    request.addfinalizer(hook.remove)
     learner.update([ray.put(fragment())], num_gradient_steps=4)
     learner.update([], num_gradient_steps=3)
     average = history[0]

@@ -115,6 +115,26 @@ def test_tests_that_pages_name_exist():
     assert named <= there
 
 
+# --- Measured figures -------------------------------------------------------------------------------------------------
+
+RESULTS = sorted(
+    page for page in (ROOT / "docs" / "results").rglob("*.md") if page.parent.name != "results" or page.stem != "README"
+)
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_measured_figures_have_a_date_or_a_machine_and_a_command(page):
+    text = page.read_text()
+    assert re.search(r"\b20\d\d-\d\d-\d\d\b|^## Machine$", text, re.MULTILINE)
+    assert re.search(r"`(python|rllib|pytest) |```bash", text)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "pages"], ids=lambda page: page.stem)
+def test_no_other_page_has_measured_returns(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert not re.search(r"\d ± \d|\b[01]\.\d{3} \([01]\.\d{3}|^\|.*\b0\.9\d\d?, [01]\.\d", text, re.MULTILINE)
+
+
 # --- Commands ---------------------------------------------------------------------------------------------------------
 
 #: Commands in blocks and in running text, by page.

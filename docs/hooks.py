@@ -16,11 +16,11 @@ GLOSSARY = links.ROOT / links.PAGES / "glossary.md"
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add Markdown files from outside of docs/pages as pages, and copy the other files that pages link."""
+    """Add the notebook, and Markdown files from outside of docs/pages, as pages; copy the other linked files."""
     from mkdocs.structure.files import File
 
     for path, name in links.OUTSIDE.items():
-        text = links.for_site((links.ROOT / path).read_text(), path)
+        text = links.for_site(links.text(path), path)
         files.append(File.generated(config, name, content=text))
     for path in links.copied():
         files.append(File.generated(config, links.place_in_site(path), abs_src_path=str(links.ROOT / path)))

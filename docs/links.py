@@ -11,15 +11,24 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import notebooks
+
 ROOT = Path(__file__).parents[1]
 PAGES = "docs/pages"
-#: Markdown files elsewhere that are pages of the site, by their names there.
+#: Other files that are pages of the site, by their names there: Markdown, and the notebook.
 OUTSIDE = {
     "README.md": "index.md",
     "SECURITY.md": "untrusted_files.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "tuning/results/README.md": "results.md",
+    "docs/pages/own_environment.ipynb": "own_environment.md",
+    "docs/results/README.md": "measured.md",
+    "docs/results/sizes/README.md": "measured_sizes.md",
+    **{
+        f"docs/results/{page.name}": f"measured_{page.name}"
+        for page in sorted((ROOT / "docs" / "results").glob("*.md"))
+        if page.name != "README.md"
+    },
 }
 
 _LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)\s#]+)(?=[#)])")
@@ -55,10 +64,20 @@ def place_in_site(path: str) -> str:
     return path.removeprefix(f"{PAGES}/") if path.startswith(f"{PAGES}/") else f"files/{path}"
 
 
+def text(path: str) -> str:
+    """Return the Markdown of a page; of a notebook, what the site shows of it.
+
+    Args:
+        path: path in the repository.
+    """
+    content = (ROOT / path).read_text()
+    return notebooks.as_markdown(content) if path.endswith(".ipynb") else content
+
+
 def copied() -> list[str]:
     """Return the linked files that are no pages, as paths in the repository."""
     pages = [f"{PAGES}/{page.name}" for page in sorted((ROOT / PAGES).glob("*.md"))]
-    linked = {target for page in (*pages, *OUTSIDE) for target in targets((ROOT / page).read_text(), page)}
+    linked = {target for page in (*pages, *OUTSIDE) for target in targets(text(page), page)}
     return sorted(path for path in linked if place_in_site(path).startswith("files/"))
 
 

@@ -7,22 +7,30 @@ import inspect
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from gymnasium.utils.env_checker import check_env
 
 import rllib_kd
+import rllib_kd.cli.main  # adds the commands
 from rllib_kd import DistillDQNConfig
+from rllib_kd.cli.app import app
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.experiment.files import read_experiment
 from rllib_kd.observations.masks import features_space
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "pages").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    *sorted((ROOT / "docs" / "pages").glob("*.md")),
+    *sorted((ROOT / "docs" / "results").rglob("*.md")),
+)
 #: Python on the pages, by page and line.
 BLOCKS = {
     f"{page.relative_to(ROOT)}:{text[: match.start()].count(chr(10)) + 1}": match[1]
@@ -31,7 +39,7 @@ BLOCKS = {
     for match in re.finditer(r"```python\n(.*?)```", text, re.DOTALL)
 }
 #: Modules that readers save from the pages.
-SAVED = set(re.findall(r"Save this as\s+`(\w+)\.py`", "".join(page.read_text() for page in PAGES)))
+SAVED = set(re.findall(r"Save\s+this\s+as\s+`(\w+)\.py`", "".join(page.read_text() for page in PAGES)))
 #: What the text around a block has made.
 GIVEN = {"config": DistillDQNConfig, "make_env": lambda: None}
 #: They start Ray, take minutes, or read files that the reader has.
@@ -71,7 +79,7 @@ def test_names_on_the_pages_exist(where):
     own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     arguments = [node for node in nodes if isinstance(node, ast.arguments)]
     own |= {argument.arg for node in arguments for argument in (*node.args, *node.kwonlyargs)}
-    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     known: dict = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__} | GIVEN
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -105,6 +113,58 @@ def test_tests_that_pages_name_exist():
     named = {name for page in PAGES for name in re.findall(r"\btest_\w+", page.read_text())}
     assert len(named) > 50
     assert named <= there
+
+
+# --- Measured figures -------------------------------------------------------------------------------------------------
+
+RESULTS = sorted(
+    page for page in (ROOT / "docs" / "results").rglob("*.md") if page.parent.name != "results" or page.stem != "README"
+)
+
+
+@pytest.mark.parametrize("page", RESULTS, ids=lambda page: page.stem)
+def test_measured_figures_have_a_date_or_a_machine_and_a_command(page):
+    text = page.read_text()
+    assert re.search(r"\b20\d\d-\d\d-\d\d\b|^## Machine$", text, re.MULTILINE)
+    assert re.search(r"`(python|rllib|pytest) |```bash", text)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name == "pages"], ids=lambda page: page.stem)
+def test_no_other_page_has_measured_returns(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    assert not re.search(r"\d ± \d|\b[01]\.\d{3} \([01]\.\d{3}|^\|.*\b0\.9\d\d?, [01]\.\d", text, re.MULTILINE)
+
+
+# --- Commands ---------------------------------------------------------------------------------------------------------
+
+#: Commands in blocks and in running text, by page.
+COMMAND_LINES = {
+    f"{page.relative_to(ROOT)}: {line[:60]}": line
+    for page in PAGES
+    for text in [page.read_text().replace("\\\n", " ")]
+    for line in [
+        *re.findall(
+            r"^(?:rllib|python) \S.*", "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)), re.MULTILINE
+        ),
+        *re.findall(r"`((?:rllib|python) [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)),
+    ]
+}
+FLAGS = {
+    name: {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    for name, command in typer.main.get_command(app).commands.items()
+}
+
+
+@pytest.mark.parametrize("where", COMMAND_LINES)
+def test_commands_on_the_pages_have_flags_and_files_that_exist(where):
+    line = COMMAND_LINES[where].replace("\n", " ").partition(" #")[0]
+    program, first, *words = shlex.split(line + "'" * (line.count("'") % 2))  # JSON may go on in the next line
+    if program == "python":
+        assert first.startswith("-") or first in {f"{name}.py" for name in SAVED} or (ROOT / first).is_file()
+    elif first in FLAGS:
+        assert {word for word in words if re.match(r"--?[a-z]", word)} <= FLAGS[first]
+    else:
+        assert first in {"...", "COMMAND", "--help"}
 
 
 # --- docs/pages/environments.md ---------------------------------------------------------------------------------------
@@ -143,7 +203,7 @@ def test_the_page_on_environments_works_as_written(tmp_path):
 # --- Tutorials --------------------------------------------------------------------------------------------------------
 
 #: A block of code; with the name of a file if the reader is to save it.
-STEP = re.compile(r"(?:[Ss]ave (?:this|it) as\s+`([\w.]+)`:\s+)?```(python|bash)\n(.*?)```", re.DOTALL)
+STEP = re.compile(r"(?:[Ss]ave\s+(?:this|it)\s+as\s+`([\w.]+)`:\s+)?```(python|bash)\n(.*?)```", re.DOTALL)
 
 
 def tutorial(name: str) -> str:
@@ -159,7 +219,9 @@ def tutorial(name: str) -> str:
     return script
 
 
-@pytest.mark.parametrize("name", ["tutorial_first.md", "tutorial_own.md", "tutorial_shrink.md"])
+@pytest.mark.parametrize(
+    "name", ["tutorial_first.md", "tutorial_own.md", "tutorial_shrink.md", "privileged.md", "export.md"]
+)
 def test_a_tutorial_is_a_script(name):
     done = subprocess.run(["bash", "-n"], input=tutorial(name), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
@@ -191,6 +253,23 @@ def test_the_tutorial_on_certificates_works_as_written(tmp_path):
     assert (tmp_path / "smallest.safetensors").is_file()
 
 
+# --- How-to pages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_page_on_privileged_teachers_works_as_written(tmp_path):
+    done = in_shell(tutorial("privileged.md"), tmp_path)
+    (ratio,) = re.findall(r"95 % CI +│.*│ +([\d.]+)\* │", done.stdout)
+    assert float(ratio) > 0.5
+
+
+@pytest.mark.slow
+def test_the_page_on_export_works_as_written(tmp_path):
+    done = in_shell(tutorial("export.md"), tmp_path)
+    assert done.stdout.count("student.") >= 2
+    assert {file.name for file in tmp_path.iterdir()} == {"README.md", "student.onnx", "student.safetensors"}
+
+
 # --- docs/pages/masks.md ----------------------------------------------------------------------------------------------
 
 MASKS = (ROOT / "docs" / "pages" / "masks.md").read_text()
@@ -205,9 +284,10 @@ def test_the_page_on_masks_has_an_environment(own_folder):
     assert set(returns) == {-1.0, 1.0}
 
 
-def test_the_page_on_masks_has_what_was_measured():
+def test_the_page_of_games_has_what_was_measured():
     measured = [json.loads(line) for line in (ROOT / "docs" / "results" / "games.jsonl").read_text().splitlines()]
-    lines = re.findall(r"^\| .* \| yes \|$", MASKS, re.MULTILINE)
+    page = (ROOT / "docs" / "results" / "games.md").read_text()
+    lines = re.findall(r"^\| .* \| yes \|$", page, re.MULTILINE)
     assert len(lines) == len(measured)
     for line, row in zip(lines, measured, strict=True):
         names = ("teacher", "teacher_return", "student_return", "random_return", "return_ratio", "agreement")

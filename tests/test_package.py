@@ -109,7 +109,7 @@ PAGES = [
     "SECURITY.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
-    *sorted(f"docs/pages/{p.name}" for p in (ROOT / "docs" / "pages").glob("*.md")),
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md") if "site" not in p.parts),
 ]
 
 

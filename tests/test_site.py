@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,7 +19,9 @@ PAGES = sorted(page.name for page in (DOCS / "pages").glob("*.md"))
 NAV = re.findall(r": (\w+\.md)$", (DOCS / "mkdocs.yml").read_text(), re.MULTILINE)
 
 sys.path.insert(0, str(DOCS))
-generated, glossary, links, hooks = map(importlib.import_module, ("generated", "glossary", "links", "hooks"))
+generated, glossary, links, hooks, notebooks = map(
+    importlib.import_module, ("generated", "glossary", "links", "hooks", "notebooks")
+)
 sys.path.remove(str(DOCS))
 
 
@@ -132,20 +135,77 @@ def test_nothing_comes_from_elsewhere(page):
 
 
 def test_links_lead_to_where_the_site_has_their_targets():
-    text = "[a](speed.md#x) [b](../results/tiny.csv) [c](../../SECURITY.md) [d](https://x.org/a.md) [e](#b) `[f](../g)`"
+    text = (
+        "[a](speed.md#x) [b](../results/c.csv) [c](../../SECURITY.md) [d](https://x.org/a.md) [e](#b) "
+        "`[f](../g)` [g](../results/studies.md#x)"
+    )
     expected = (
-        "[a](speed.md#x) [b](files/docs/results/tiny.csv) [c](untrusted_files.md) [d](https://x.org/a.md) [e](#b) "
-        "`[f](../g)`"
+        "[a](speed.md#x) [b](files/docs/results/c.csv) [c](untrusted_files.md) [d](https://x.org/a.md) [e](#b) "
+        "`[f](../g)` [g](measured_studies.md#x)"
     )
     assert links.for_site(text, "docs/pages/learning.md") == expected
     assert links.for_site("[a](docs/pages/c.md)", "README.md") == "[a](c.md)"
-    assert links.for_site("![x](sizes.png)", "tuning/results/README.md") == "![x](files/tuning/results/sizes.png)"
+    assert (
+        links.for_site("![x](sizes.png)", "docs/results/sizes/README.md") == "![x](files/docs/results/sizes/sizes.png)"
+    )
 
 
 def test_what_pages_link_is_copied():
     copied = links.copied()
-    assert {"docs/results/tiny.csv", "cluster.yaml", "tuning/results/sizes.png"} <= set(copied)
+    assert {"docs/results/tiny.csv", "cluster.yaml", "docs/results/sizes/sizes.png"} <= set(copied)
     assert all((links.ROOT / path).is_file() for path in copied)
+
+
+# --- The notebook -----------------------------------------------------------------------------------------------------
+
+
+def test_a_notebook_is_a_page_with_its_outputs():
+    text = json.dumps(
+        {
+            "cells": [
+                {"cell_type": "markdown", "source": ["# Title\n", "\n", "words"]},
+                {"cell_type": "code", "source": ["%%writefile a.py\n", "x = 1"], "outputs": []},
+                {
+                    "cell_type": "code",
+                    "source": ["print(1)"],
+                    "outputs": [
+                        {"output_type": "stream", "name": "stdout", "text": ["1\n"]},
+                        {
+                            "output_type": "execute_result",
+                            "data": {"image/gif": "AAAA\n", "text/plain": ["<Image>"]},
+                            "metadata": {"image/gif": {"alt": "A film."}},
+                        },
+                    ],
+                },
+            ]
+        }
+    )
+    assert notebooks.as_markdown(text) == (
+        "# Title\n\nwords\n\n`a.py`:\n\n```python\nx = 1\n```\n\n```python\nprint(1)\n```\n\n```text\n1\n```\n\n"
+        '<img src="data:image/gif;base64,AAAA" alt="A film.">\n'
+    )
+
+
+def outputs(cells) -> str:
+    return "".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", []))
+
+
+def test_the_notebook_has_its_outputs():
+    cells = json.loads(notebooks.NOTEBOOK.read_text())["cells"]
+    kinds = {kind for cell in cells for output in cell.get("outputs", []) for kind in output.get("data", {})}
+    assert "image/gif" in kinds
+    assert "student / teacher" in outputs(cells)
+    assert "Return of the exported student" in outputs(cells)
+    assert notebooks.NOTEBOOK.stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+def test_the_notebook_runs():
+    pytest.importorskip("nbclient")
+    printed = outputs(notebooks.executed().cells)
+    (ratio,) = re.findall(r"95 % CI +│.*│ +([\d.]+)\* │", printed)
+    assert float(ratio) > 0.95
+    assert "Same actions: 100%" in printed
 
 
 # --- The glossary -----------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ class Game:
         env_config: its config.
         env_steps: of the teacher's training.
         student_env_steps: of the student's.
-        training: settings of the teacher that differ from the defaults, with the reason in docs/pages/masks.md.
+        training: settings of the teacher that differ from the defaults, with the reason in docs/results/games.md.
     """
 
     env: Any

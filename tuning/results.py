@@ -2,11 +2,10 @@
 
     python tuning/results.py --teachers FOLDER [--only ROW ...] [--seeds N]
 
-FOLDER holds the teachers that `TASKS` names; `cartpole` needs none. Rows whose teacher is not there are left out,
-with a word on where it comes from. What each seed of a row has reached goes to `tuning/results/ROW.json`; a seed that
-is in there is not trained again, so that the command goes on where it was interrupted, and within a long run from its
-last checkpoint. To measure a row anew, delete its file. `tuning/results/README.md` and its figure are made of these
-files.
+FOLDER holds the teachers that `TASKS` names; `cartpole` needs none. Rows without their teacher are left out, with a
+note on its origin. The figures of each seed of a row are written to `docs/results/sizes/ROW.json`. A seed in this file
+is not trained again: an interrupted command continues, and a long run continues from its last checkpoint. To measure a
+row again, delete its file. `docs/results/sizes/README.md` and its figure are made of these files.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from rllib_kd import DistillDQNConfig, compare_all
 from results_page import write_page  # isort: skip
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+RESULTS = HERE.parent / "docs" / "results" / "sizes"
 #: Of the resets that judge a student: far from those of its training.
 FIRST_EPISODE_SEED = 3_000_000
 SECONDS_BETWEEN_CHECKPOINTS = 300

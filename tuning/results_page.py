@@ -87,24 +87,27 @@ def write_page(folder: Path) -> str:
     return str(page)
 
 
-_INTRODUCTION = """# Results
+_INTRODUCTION = """# Size against return
 
-Made by `python tuning/results.py --teachers FOLDER`, which trains, plays and writes this page; a JSON file beside it
-has every figure of each row, with the return of every episode. The **last** student of each run is judged on reset
-seeds that no training used, and on the same ones as its teacher and a random policy; greedily, but for a share ε of
-random actions where the table of environments names one, for teacher and student alike. Return ratio = (student −
-random) / (teacher − random). What stands for several training seeds is the interquartile mean of their ratios, with a
-95 % interval by a stratified bootstrap over seeds and episodes (2,000 draws); with a single seed it is over episodes
-alone."""
+This page shows what students of several sizes reach on real environments. `python tuning/results.py --teachers FOLDER`
+trains them, lets them play, and writes this page. A JSON file beside it has every figure of each row, with the return
+of every episode.
 
-_SIZES = """## Size against return
+The **last** student of each run is judged on reset seeds that no training used, and on the same seeds as its teacher
+and a random policy. All act greedily. If the table of environments has an ε, teacher and student take random actions in
+this share of steps. Return ratio = (student − random) / (teacher − random). Cells with several training seeds have the
+interquartile mean of their ratios, with a 95 % interval by a stratified bootstrap over seeds and episodes (2,000
+draws). With a single seed, the interval is over episodes alone."""
 
-One hidden layer of 64, 32, 16 or 8 units, or none (linear). The students of a row learn in one run, as a family: they
-take turns in acting, so that the states of `student` and `mixture` are everyone's. Under `mixture` (the default) the
-teacher chooses all actions at first, half of them at 10,000 env steps, and none from 60,000 on. Nothing else is set,
-except on highway, where env steps are dear: a gradient step for each of them, instead of one for eight.
+_SIZES = """## Students of five sizes
 
-The rows `kl`, mixture of CartPole, Acrobot and MountainCar are of the defaults of 0.2, without restarts. All other rows
+The students have one hidden layer of 64, 32, 16 or 8 units, or none (linear). The students of a row learn in one run,
+as a family: they take turns in acting, so that all learn from the states of `student` and `mixture`. Under `mixture`
+(the default) the teacher chooses all actions at first, half of them at 10,000 env steps, and none from 60,000 on.
+Nothing else is set, except on highway, whose env steps are slow: there it is one gradient step for each env step,
+instead of one for eight.
+
+The rows `kl`, mixture of CartPole, Acrobot and MountainCar have the defaults of 0.2, without restarts. All other rows
 were measured before `normalize_observations` and `regret_coeff` were defaults, and while the teacher kept half of the
 actions to the end.
 
@@ -112,22 +115,22 @@ actions to the end.
 
 _AGREEMENT = """## What it took
 
-`kl`, `mixture`; share: parameters of the student over those of its teacher; agreement: share of states, the teacher's
-(d^T) or the student's own (d^S), in which both choose one action; medians over seeds. Seconds are those of the
-whole family, by the clock, beside whatever else the machine did."""
+The rows are `kl`, `mixture`. Share: parameters of the student over those of its teacher. Agreement: share of the
+teacher's states (d^T) or of the student's own (d^S) in which both choose the same action. All are medians over seeds.
+Seconds are of the whole family, by the clock, while the machine also did other work."""
 
 _IMAGES = """## Images
 
-Measured with version 0.1, whose `tuning/atari.py` set more than today's;
-[learning.md](../../docs/pages/learning.md#images) has figures of newer ones. With the settings that
-[results.py](../results.py) gives a game; students that have the same seconds learned in one run. One seed; and
-without sticky actions a game has hardly any chance in it, so that many games of a student are one and the same:
-other runs differ by more than these intervals, on Breakout
-[by 0.1](../../docs/pages/learning.md#students-that-are-too-small). Agreement is low there in part for what costs
-nothing: any action is as good while the ball is far away, FIRE does what NOOP does while it is in play, and the
-teacher may wait for hundreds of steps before it serves. Rusu et al. (2015) report, as geometric means over ten games,
-108.3 % of the teacher's score at 25.3 % of its parameters (net1), 101.7 % at 6.7 % (net2) and 83.9 % at 3.7 %
-(net3)."""
+These students were measured with version 0.1, whose `tuning/atari.py` set more than today's.
+[Images](../images.md) has figures of newer ones. They have the settings that
+[results.py](../../../tuning/results.py) gives a game. Students with the same seconds learned in one run. There is one
+seed. Without sticky actions a game has hardly any randomness, so that many games of a student are identical. Other runs
+therefore differ by more than these intervals, on Breakout [by 0.1](../images.md#breakout).
+
+Agreement is low in part because of choices that cost nothing: any action is as good while the ball is far away, FIRE
+has the effect of NOOP while it is in play, and the teacher may wait for hundreds of steps before it serves. Rusu et al.
+(2015) report, as geometric means over ten games, 108.3 % of the teacher's score at 25.3 % of its parameters (net1),
+101.7 % at 6.7 % (net2) and 83.9 % at 3.7 % (net3)."""
 
 
 def _environments(rows: Mapping[str, Row]) -> str:

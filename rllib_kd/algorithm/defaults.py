@@ -1,8 +1,9 @@
-"""Defaults that follow from what a student sees: vectors, or images.
+"""Defaults that depend on the student's observations: vectors, or images.
 
-A student of vectors has soon seen its states, and profits from many gradient steps on them. One of images does badly
-what it has not seen, so that an env step is worth more than another look at old ones; and each look takes a hundred
-times as long. docs/pages/learning.md, "Images", has the measurements.
+A student of vectors soon sees nearly all of its states, and profits from many gradient steps on them. A student of
+images plays badly in states that are unlike those it has learned from. A new env step is then worth more than another
+gradient step on old states, and each gradient step takes a hundred times as long. docs/results/images.md has the
+measurements.
 """
 
 from __future__ import annotations

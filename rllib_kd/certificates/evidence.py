@@ -8,7 +8,7 @@ that it ever reaches 1/α is at most α (Ville's inequality). This is the bettin
 
 - Only a lower bound of d is needed to prove that its mean is above zero; no variance is estimated. Asymptotic
   confidence sequences (arXiv 2103.06476) estimate one, and certify students with a rare catastrophe while it has not
-  occurred yet; docs/pages/certificates.md has the measured rates.
+  occurred yet; docs/results/certificates.md has the measured rates.
 - Several values of λ hold a part of the capital each, fixed in advance. λ = 1 is best without noise, smaller values
   with noise. Nothing is learned from the data, and the capital does not depend on the order of the episodes.
 - Empirical Bernstein bounds (arXiv 1810.08240) are valid too, but wider, as Waudby-Smith and Ramdas show.

@@ -86,7 +86,7 @@ TrainEnv = Annotated[str | None, _ENV]
 SweptEnv = Annotated[str, _ENV]
 
 
-Imports = Annotated[list[str] | None, option("Import first, e.g. to register; repeat.", "--import", metavar="FILE")]
+Imports = Annotated[list[str] | None, option("File to import first; can be repeated.", "--import", metavar="FILE")]
 
 
 Teacher = Annotated[list[str] | None, option(TEACHER_HELP, metavar="PATH")]
@@ -227,7 +227,7 @@ Render = Annotated[bool, option("Show the episodes on the screen.", "--render")]
 
 
 CheckedAlgo = Annotated[
-    str | None, option("Fail unless the checkpoint is of this one.", "--algo", "--run", "-a", "-r", metavar="NAME")
+    str | None, option("Required algorithm of the checkpoint.", "--algo", "--run", "-a", "-r", metavar="NAME")
 ]
 
 

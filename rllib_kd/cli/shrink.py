@@ -21,10 +21,10 @@ def shrink(
     env_config: EnvConfig = "{}",
     imports: Imports = None,
     keep: Annotated[float, option("Share of the return to keep (default: 0.97).", metavar="X")] = 0.97,
-    confidence: Annotated[float, option("Its confidence (default: 0.95).", metavar="X")] = 0.95,
+    confidence: Annotated[float, option("Certificate's confidence (default: 0.95).", metavar="X")] = 0.95,
     minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
     minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
-    env_steps: Annotated[int | None, option("Length of training instead; repeatable.", metavar="N")] = None,
+    env_steps: Annotated[int | None, option("Env steps of training, instead of minutes.", metavar="N")] = None,
     episodes: Annotated[int, option("Most episodes of a certificate (default: 5,000).", metavar="N")] = 5_000,
     trees: Annotated[bool, option("Try decision trees beside networks.", "--trees")] = False,
     restarts: Annotated[int | None, option("Copies of each size (default: 8; images: 1).", metavar="N")] = None,
@@ -37,7 +37,7 @@ def shrink(
     config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
     out: NewFolder = None,
     resume: Annotated[bool, option("Continue the run in the folder --out.", "--resume")] = False,
-    seed: Annotated[int, option("Of training and episodes (default: 0).", metavar="N")] = 0,
+    seed: Annotated[int, option("Seed of training and episodes (default: 0).", metavar="N")] = 0,
     address: Address = None,
 ) -> None:
     """Find the smallest student that keeps the return, with a certificate.

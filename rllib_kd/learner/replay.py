@@ -335,10 +335,10 @@ class PrioritizedReplay(ColumnarReplay):
 
 
 def default_capacity(rows: Mapping[str, np.ndarray | Tensor]) -> int:
-    """Return how many rows are kept if that is not said: 50,000, of images 400,000, and no more than 4 GiB.
+    """Return the default number of rows: 50,000, for images 400,000, and no more than 4 GiB.
 
-    What a student of images has not seen, it plays badly (docs/pages/learning.md, "Images"), while vectors are so few
-    numbers that a student soon knows their states.
+    A student of images plays badly in states that are unlike those it has learned from (docs/pages/learning.md,
+    "Images"). A student of vectors soon sees nearly all of its states.
 
     Args:
         rows: columns, `[R, ...]`.

@@ -1,11 +1,12 @@
-"""How fast it is, always beside a baseline in the same run.
+"""Rates of Learners and EnvRunners, each beside a baseline in the same run.
 
     python tests/benchmarks/run.py [--only NAME ...] [--quick] [--json FILE] [--compare OLD.json]
 
 Every figure is the median of several repetitions, on one thread, by turns with its baseline. Ratios travel between
-machines, absolute figures do not. docs/pages/speed.md says what each name measures, and what the ratios were. A row is
-printed, and written, as it is measured. `--quick` takes some of them with two repetitions, within two minutes on an
-idle machine. `--compare` names what is worse than in an earlier FILE by more than 3 %, and then ends with exit code 1.
+machines, absolute figures do not. docs/pages/speed.md explains each name, and docs/results/speed.md has measured
+ratios. A row is printed, and written, as it is measured. `--quick` takes some of them with two repetitions, within two
+minutes on an idle machine. `--compare` names rows that are worse than in an earlier FILE by more than 3 %, and then
+ends with exit code 1.
 """
 
 from __future__ import annotations

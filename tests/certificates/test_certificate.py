@@ -243,7 +243,7 @@ def test_shares_of_alpha_out_of_range_are_refused(alpha, count):
         spend_alpha(alpha, count)
 
 
-# --- error rates: docs/pages/certificates.md has them for 1,000 runs and 5,000 episodes -------------------------------
+# --- error rates: docs/results/certificates.md has them for 1,000 runs and 5,000 episodes -----------------------------
 
 RUNS, EPISODES = 120, 1_000
 

@@ -399,6 +399,15 @@ def test_the_mask_is_that_of_the_bootstrap_state(n_step):
     assert gathered["new_action_mask"].tolist() == [[n % 2 == 0, n % 3 == 0] for n in numbers.tolist()]
 
 
+def test_spread_rows_are_even_and_all_if_there_are_few():
+    replay = ColumnarReplay(20, seed=0)
+    replay.add(rows(0, 12))
+    assert replay.spread(100).tolist() == replay.spread(12).tolist() == list(range(12))
+    assert replay.spread(6).tolist() == [0, 2, 4, 6, 8, 10]
+    assert replay.spread(5).tolist() == [0, 3, 6, 9]
+    assert ColumnarReplay(20).spread(5).tolist() == []
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_without_a_mask_all_actions_are_legal(first):
     replay = ColumnarReplay(20, seed=0)  # as if a replay of a version without masks were continued
@@ -409,6 +418,7 @@ def test_without_a_mask_all_actions_are_legal(first):
     expected = np.ones((10, 2), dtype=bool)
     expected[with_masks] = transitions(with_masks.start, 5, masks=True)["action_mask"]
     np.testing.assert_array_equal(masks, expected)
+    assert masks.dtype == bool
     plain = ColumnarReplay(20, seed=0)
     plain.add(transitions(0, 5, masks=False))
     assert "new_action_mask" not in plain.gather_transitions(torch.arange(4), n_step=1, gamma=0.9)

@@ -135,6 +135,15 @@ def test_no_other_page_has_measured_returns(page):
     assert not re.search(r"\d ± \d|\b[01]\.\d{3} \([01]\.\d{3}|^\|.*\b0\.9\d\d?, [01]\.\d", text, re.MULTILINE)
 
 
+def test_the_table_of_the_readme_is_that_of_the_results():
+    page = (ROOT / "docs" / "results" / "sizes" / "README.md").read_text()
+    rows = re.findall(r"^\| (\S+-v\d) \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 3
+    for env, cells in rows:
+        (measured,) = re.findall(rf"^### {env}\n.*?^\| `kl`, mixture \| (.*?) \| 5 \|$", page, re.MULTILINE | re.DOTALL)
+        assert cells.split(" | ") == [cell.split()[0] for cell in measured.split(" | ")]
+
+
 # --- Commands ---------------------------------------------------------------------------------------------------------
 
 #: Commands in blocks and in running text, by page.

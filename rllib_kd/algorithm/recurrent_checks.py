@@ -1,4 +1,4 @@
-"""Which settings make no sense for recurrent students, or are not supported for them: refused before anything starts."""
+"""Which settings are not supported for recurrent students, or make no sense: refused before anything starts."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class RecurrentEnvRunner(DistillEnvRunner):
     The student takes every step, also those in which the teacher acts: its state is that of its own past observations.
     """
 
-    SAMPLING_STATE: ClassVar = (*DistillEnvRunner.SAMPLING_STATE, "_memory", "_open")
-    LASTING_STATE: ClassVar = (*DistillEnvRunner.LASTING_STATE, "_open")
+    SAMPLING_STATE: ClassVar[tuple[str, ...]] = (*DistillEnvRunner.SAMPLING_STATE, "_memory", "_open")
+    LASTING_STATE: ClassVar[tuple[str, ...]] = (*DistillEnvRunner.LASTING_STATE, "_open")
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)

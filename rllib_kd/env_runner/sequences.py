@@ -16,9 +16,9 @@ FIRST = "first"
 class OpenSequences:
     """Cuts what environments go through into windows of one length, and these into sequences.
 
-    Windows overlap by the burn-in, so that each state is learned from once. A sequence begins with its window, and where
-    an episode begins; it ends where the next one begins, and is padded with zeros. So no sequence has states of two
-    episodes. Windows are complete at the same time in all environments; what is not complete is kept for later.
+    Windows overlap by the burn-in, so that each state is learned from once. A sequence begins with its window, and
+    where an episode begins; it ends where the next one begins, and is padded with zeros. So no sequence has states of
+    two episodes. Windows are complete at the same time in all environments; the rest is kept for the next fragment.
 
     Args:
         length: states of a window, ≥ 1.

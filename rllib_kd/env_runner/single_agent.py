@@ -67,7 +67,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
     #: Attributes that a checkpoint contains, in addition to the environments.
-    SAMPLING_STATE: ClassVar = (
+    SAMPLING_STATE: ClassVar[tuple[str, ...]] = (
         *RLLIB_SAMPLING_STATE,
         "_rng",
         "_turns",
@@ -84,7 +84,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         "_lengths",
     )
     #: Those that a checkpoint contains even if the environments cannot be captured.
-    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns", "_gaps")
+    LASTING_STATE: ClassVar[tuple[str, ...]] = ("_seed", "_needs_initial_reset", "_rng", "_turns", "_gaps")
     #: The others: they follow from the config, are sent by the Algorithm, or exist only during one call.
     NOT_SAVED: ClassVar = frozenset(
         {

@@ -133,8 +133,9 @@ class SequenceGroup(StudentGroup):
             columns = {name: np.concatenate([fragment[name] for fragment in fragments])[:room] for name in names}
             batch = self._as_batch({name: torch.tensor(column).to(device) for name, column in columns.items()})
         if self.obs_statistics.num_inputs:
-            obs = batch[Columns.OBS].flatten(0, 1)[batch[PLACES]] if batch else torch.zeros(0, self.obs_statistics.num_inputs)
-            self.obs_statistics.update(obs.to(device), reduce=reduce)
+            none = torch.zeros(0, self.obs_statistics.num_inputs, device=device)
+            obs = batch[Columns.OBS].flatten(0, 1)[batch[PLACES]] if batch else none
+            self.obs_statistics.update(obs, reduce=reduce)
         return batch
 
     def batches(self, num_steps: int, *, uses_td: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:

@@ -32,8 +32,8 @@ class RecurrentDQNCatalog(DQNCatalog):
 
     @classmethod
     @override(DQNCatalog)
-    def _get_encoder_config(cls, observation_space, model_config_dict, action_space=None) -> ModelConfig | None:  # type: ignore[override]  # None: no encoder before the recurrent layer
-        if not model_config_dict[USE_LSTM]:
+    def _get_encoder_config(cls, observation_space, model_config_dict, action_space=None) -> ModelConfig | None:
+        if not model_config_dict[USE_LSTM]:  # what is before the recurrent layer
             if is_vector(observation_space) and model_config_dict["fcnet_hiddens"] == []:
                 return None
             return super()._get_encoder_config(observation_space, model_config_dict, action_space)

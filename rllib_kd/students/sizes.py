@@ -105,7 +105,7 @@ def compress(
 
 
 def _cell_size(teacher_model_config: Mapping[str, Any], head_config: Mapping[str, Any]) -> dict[str, int]:
-    """Return the size of a recurrent layer, which is scaled like the others; nothing if the user sets it, or has none."""
+    """Return the size of a recurrent layer, to be scaled like the others; nothing if the user sets it, or has none."""
     if not head_config.get(USE_LSTM) or CELL_SIZE in head_config:
         return {}
     return {CELL_SIZE: teacher_model_config.get(CELL_SIZE, DefaultModelConfig().lstm_cell_size)}

@@ -1,9 +1,10 @@
 """Export a student to a file whose outputs equal PyTorch's.
 
 In every format, the artifact is one function from observations `[B, ...]`, float32, as the environment returns them, to
-Q-values `[B, A]`; of a recurrent student one step, see recurrent.py. It contains filters and one-hot encodings. Frames are stacked outside; so are the vectors made of
-observations that are not one array of numbers (by `runners/flatten.py`). It is loaded again and compared with PyTorch
-before it is moved to its path. C is two files: a header, and a program that plays it.
+Q-values `[B, A]`; of a recurrent student it is one step (recurrent.py). It contains filters and one-hot encodings.
+Frames are stacked outside; so are the vectors made of observations that are not one array of numbers (by
+`runners/flatten.py`). It is loaded again and compared with PyTorch before it is moved to its path. C is two files: a
+header, and a program that plays it.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession(FILE)
 state = STATE  # at the beginning of an episode
-q_values, *after = session.run(None, {"obs": np.zeros(SHAPE, np.float32), **stateMASK_INPUT})
+q_values, *after = session.run(None, {**state, "obs": np.zeros(SHAPE, np.float32)MASK_INPUT})
 state = dict(zip(state, after))  # for the next step
 action = q_values.argmax(-1)[0]"""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from rllib_kd import load_teacher
 from rllib_kd.evaluation.playing import play
@@ -16,7 +17,8 @@ from rllib_kd.export import runners
 from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
 from rllib_kd.export.deployment import _Artifact, deploy
 from rllib_kd.export.export import artifact_view, export
-from rllib_kd.export.recurrent import RECURRENT_FORMATS
+from rllib_kd.export.loading_code import loading_code
+from rllib_kd.export.recurrent import RECURRENT_FORMATS, state_sizes
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, make_q_module
@@ -126,3 +128,17 @@ def test_it_is_played_with_numpy_alone(tmp_path):
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert np.array(json.loads(out)) == pytest.approx(np.array([expected(row[None]) for row in obs]))
+
+
+@pytest.mark.parametrize("has_mask", [False, True])
+@pytest.mark.parametrize("artifact_format", RECURRENT_FORMATS)
+def test_code_that_loads_it_runs(tmp_path, monkeypatch, artifact_format, has_mask):
+    student, masks = Teacher(recurrent()), np.ones((8, 3), np.float32) if has_mask else None
+    path = tmp_path / f"s.{artifact_format}"
+    export(student, path, format=artifact_format, obs=observations((2,), 8), action_masks=masks)
+    monkeypatch.chdir(tmp_path)
+    num_masked, state = 3 if has_mask else None, state_sizes(student.module)
+    ((_, code),) = loading_code(str(path), artifact_format, (2,), num_masked=num_masked, state=state)
+    names: dict = {}
+    exec(code, names)
+    assert names["action"] == int(student.first_q_values(torch.zeros(1, 2)).argmax(-1))

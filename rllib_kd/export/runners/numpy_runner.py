@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -107,11 +108,8 @@ def _remembering(
     layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], sizes: dict[str, int]
 ) -> Callable[..., np.ndarray]:
     """Return a recurrent student as a function that keeps its state."""
-    if __package__:
-        from rllib_kd.export.runners.remembering import Remembering
-    else:  # taken along without the package
-        from remembering import Remembering
-
+    beside = f"{__package__}.remembering" if __package__ else "remembering"  # taken along without the package
+    remembering = importlib.import_module(beside)
     (place,) = (i for i, layer in enumerate(layers) if layer["op"] in ("lstm", "gru"))
 
     def step(
@@ -121,7 +119,7 @@ def _remembering(
         q = run(layers[place + 1 :], tensors, after["state_h"])
         return q if action_mask is None else np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf)), after
 
-    return Remembering(step, sizes)
+    return remembering.Remembering(step, sizes)
 
 
 def _cell(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import numpy as np
@@ -43,11 +44,8 @@ def _remembering(
     session: onnxruntime.InferenceSession, sizes: dict[str, int], *, takes_mask: bool
 ) -> Callable[..., np.ndarray]:
     """Return a recurrent student as a function that keeps its state."""
-    if __package__:
-        from rllib_kd.export.runners.remembering import Remembering
-    else:  # taken along without the package
-        from remembering import Remembering
-
+    beside = f"{__package__}.remembering" if __package__ else "remembering"  # taken along without the package
+    remembering = importlib.import_module(beside)
     names = ["q_values", *(f"{name}_out" for name in sizes)]
     num_actions = session.get_outputs()[0].shape[-1]
 
@@ -61,4 +59,4 @@ def _remembering(
             q = np.where(mask == 1, q, np.float32(-np.inf))
         return q, dict(zip(sizes, after, strict=True))
 
-    return Remembering(step, sizes)
+    return remembering.Remembering(step, sizes)

@@ -46,7 +46,7 @@ def _check_others(config: DistillationConfig, kind: str) -> None:
     own = config.given_model_config
     initializers = [name for name in own if name.startswith("lstm_") and "initializer" in name and own[name]]
     for setting, value, is_refused, remedy in (
-        ("students", "...", bool(config.students), "Train each of them alone"),
+        ("students", dict(config.students), bool(config.students), "Train each of them alone"),
         ("student", config.student, config.student is not None, "Shape it by rl_module(model_config=...)"),
         ("restarts", config.num_copies, config.num_copies > 1, "Set restarts=1"),
         ("td_coeff", config.td_coeff, config.uses_td, "Leave it at 0"),

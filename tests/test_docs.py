@@ -71,7 +71,7 @@ def test_names_on_the_pages_exist(where):
     own = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     arguments = [node for node in nodes if isinstance(node, ast.arguments)]
     own |= {argument.arg for node in arguments for argument in (*node.args, *node.kwonlyargs)}
-    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
+    own |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     known: dict = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__} | GIVEN
     for node in nodes:
         if isinstance(node, ast.Import):

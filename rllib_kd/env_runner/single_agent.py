@@ -45,7 +45,7 @@ from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK, features_space, legal_only, with_mask
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
-from rllib_kd.observations.spaces import check_spaces, is_byte_image, named
+from rllib_kd.observations.spaces import brief, check_spaces, is_byte_image, named
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
@@ -152,9 +152,14 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     def _looks_for_itself(self, teacher: Teacher) -> bool:
         """Return whether the teacher's inputs are made from observations in another way than the student's."""
-        if teacher.is_recurrent:  # only its view has a memory
-            return True
         shown = features_space(self.env.single_observation_space)
+        if teacher.is_recurrent:  # only its view has a memory
+            if not teacher.takes(shown):
+                raise ValueError(
+                    f"The recurrent teacher '{teacher.source}' takes {brief(teacher.observation_space)}, but the "
+                    f"environment shows {brief(shown)}. Give it a pipeline: load_teacher(..., pipeline=...)."
+                )
+            return True
         if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
             return teacher.takes(shown)
         pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)

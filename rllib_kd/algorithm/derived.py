@@ -85,7 +85,8 @@ class DerivedValues:
 
     def _own_shapes(self) -> list[Mapping[str, Any]]:
         """Return the model configs of the user's, as far as presets do not give them."""
-        shapes = [self.given_model_config, self.student, *self.students.values()]
+        students = self.students.values() if isinstance(self.students, Mapping) else ()
+        shapes = [self.given_model_config, self.student, *students]
         return [shape for shape in shapes if isinstance(shape, Mapping)]
 
     @property

@@ -17,10 +17,19 @@ from ray.rllib.core.columns import Columns
 from torch import Tensor
 
 from rllib_kd.learner.group import MAX_METRIC_STATES, StudentGroup
+from rllib_kd.learner.label_statistics import QScale
+from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity
 from rllib_kd.learner.student import Student
 from rllib_kd.networks.dqn_module import QF_PREDS
-from rllib_kd.networks.recurrent import STATE_PARTS, first_layers, max_seq_len_of, run_sequences
+from rllib_kd.networks.recurrent import (
+    STATE_PARTS,
+    PlainPass,
+    at_places,
+    first_layers,
+    max_seq_len_of,
+    run_sequences,
+)
 from rllib_kd.observations.frames import OBS
 from rllib_kd.observations.images import as_input
 from rllib_kd.wire import LEARNED, STATE_COLUMNS, TEACHER_Q
@@ -35,12 +44,20 @@ class RecurrentStudent(Student):
     def __init__(self, *args: Any, normalizes_obs: bool, **kwargs: Any):
         super().__init__(*args, normalizes_obs=False, **kwargs)
         self.first_layers = first_layers(self.module) if normalizes_obs else []
+        self._pass: PlainPass | None = None  # a shorter way through the module, where there is one
+
+    def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
+        """Put the weights that learn into the module."""
+        super().enter(scale, obs_scale)
+        self._pass = PlainPass.of(self.module)
 
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[M, A]` of a batch from `SequenceGroup.batches()`."""
         obs = batch[Columns.OBS]
         if self.obs_scale is not None:
             obs = self.obs_scale.normalize(obs)
+        if self._pass is not None:
+            return {QF_PREDS: self._pass(obs, _states_in(batch), batch[PLACES])}
         return {QF_PREDS: q_of_batch(self.module, {**batch, Columns.OBS: obs})}
 
 
@@ -52,9 +69,12 @@ def q_of_batch(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
         batch: `obs` `[B, T, ...]`, `places` `[M]`, and the parts of the states before each sequence,
             `[B, layers, units]`.
     """
-    state = {part: batch[STATE_COLUMNS[part]] for part in STATE_PARTS if STATE_COLUMNS[part] in batch}
-    q, _ = run_sequences(module, batch[Columns.OBS], state)
-    return q.flatten(0, 1).index_select(0, batch[PLACES])
+    q, _ = run_sequences(module, batch[Columns.OBS], _states_in(batch))
+    return at_places(q, batch[PLACES])
+
+
+def _states_in(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {part: batch[STATE_COLUMNS[part]] for part in STATE_PARTS if STATE_COLUMNS[part] in batch}
 
 
 class SequenceReplay(ColumnarReplay):
@@ -158,7 +178,7 @@ class SequenceGroup(StudentGroup):
         places = batch.pop(LEARNED).flatten().nonzero().squeeze(-1)
         batch[PLACES] = places
         for name in self.config.label_columns:
-            batch[name] = batch[name].flatten(0, 1).index_select(0, places)
+            batch[name] = at_places(batch[name], places)
         obs = batch[Columns.OBS]
         inputs = as_input(obs.flatten(0, 1), self._input_shape, contiguous=True)
         batch[Columns.OBS] = inputs.unflatten(0, obs.shape[:2])

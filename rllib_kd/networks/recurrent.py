@@ -99,6 +99,50 @@ def run_sequences(module: Any, obs: Tensor, state: Mapping[str, Tensor]) -> tupl
     return outputs[_QF_PREDS], outputs[Columns.STATE_OUT]
 
 
+class PlainPass:
+    """A pass through a recurrent module, without the overhead of RLlib's modules around their layers.
+
+    Args:
+        module: an RLlib DQN module with vectors as inputs, which is not dueling.
+    """
+
+    def __init__(self, module: Any):
+        tokenizer = module.encoder.tokenizer
+        self._before = [] if tokenizer is None else _leaves(tokenizer)
+        self._layer, self._after = recurrent_layer(module), _leaves(module.af)
+
+    @classmethod
+    def of(cls, module: Any) -> PlainPass | None:
+        """Return None for another module, and for one with hooks, which need a pass through it."""
+        if recurrent_layer(module) is None or not is_vector(module.observation_space) or module.uses_dueling:
+            return None
+        has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+        is_known = module.encoder.tokenizer is None or isinstance(module.encoder.tokenizer, TorchMLPEncoder)
+        return cls(module) if is_known and not has_hooks and module.num_atoms == 1 else None
+
+    def __call__(self, obs: Tensor, state: Mapping[str, Tensor], places: Tensor) -> Tensor:
+        """Return Q-values `[M, A]` at `places` `[M]` of all states of sequences `[B, T, ...]`, as `run_sequences()`."""
+        x = obs
+        for layer in self._before:
+            x = layer(x)
+        h, *c = (state[part].transpose(0, 1) for part in STATE_PARTS if part in state)
+        assert self._layer is not None
+        x = at_places(self._layer(x, (h, *c) if c else h)[0], places)
+        for layer in self._after:
+            x = layer(x)
+        return x
+
+
+def at_places(values: Tensor, places: Tensor) -> Tensor:
+    """Return the rows `[M, ...]` at `places` of `[B, T, ...]`, of which there are B · T."""
+    rows = values.flatten(0, 1)
+    return rows if len(places) == len(rows) else rows.index_select(0, places)  # in their order, each once
+
+
+def _leaves(part: nn.Module) -> list[nn.Module]:
+    return [layer for layer in part.modules() if not list(layer.children())]
+
+
 def initial_state(module: Any, count: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
     """Return the state at the beginning of an episode, parts `[count, layers, units]`."""
     start = {part: torch.as_tensor(value, device=device) for part, value in module.get_initial_state().items()}

@@ -10,7 +10,7 @@ import torch
 from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.learner.observation_scale import ObservationScale, take_normalized, take_raw
 from rllib_kd.networks.dqn_module import student_module_spec
-from rllib_kd.networks.recurrent import Memory, first_layers, initial_state, run_sequences
+from rllib_kd.networks.recurrent import Memory, PlainPass, first_layers, initial_state, run_sequences
 
 SHAPES = {
     "LSTM behind an MLP": ({"fcnet_hiddens": [6]}, (2,)),
@@ -73,6 +73,22 @@ def test_a_scale_of_observations_is_folded_into_what_takes_them(name):
     torch.testing.assert_close(normalized, expected, atol=1e-5, rtol=1e-4)
     take_raw(first_layers(module), scale)
     torch.testing.assert_close(run_sequences(module, obs, initial_state(module, 2))[0], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_plain_pass_equals_the_module(name):
+    model_config, shape = SHAPES[name]
+    module, obs = recurrent(shape, **model_config), torch.randn(2, 4, *shape)
+    plain = PlainPass.of(module)
+    assert (plain is None) == (name in ("LSTM behind a CNN", "dueling"))
+    if plain is None:
+        return
+    state = {part: torch.randn(2, 1, 5) for part in initial_state(module, 2)}
+    expected = run_sequences(module, obs, state)[0].flatten(0, 1)
+    for places in (torch.arange(8), torch.tensor([1, 2, 6])):
+        torch.testing.assert_close(plain(obs, state, places), expected[places])
+    module.af.register_forward_hook(lambda *_: None)
+    assert PlainPass.of(module) is None
 
 
 def test_images_have_no_layer_for_a_scale():

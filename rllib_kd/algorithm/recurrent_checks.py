@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING
 
-from rllib_kd.networks.recurrent import LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
+from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
 from rllib_kd.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -29,11 +30,15 @@ def check_recurrent(config: DistillationConfig) -> None:
             f"`student` and `students` take no '{USE_LSTM}'. Shape a recurrent student by "
             f"rl_module(model_config={{'{USE_LSTM}': True, 'lstm_cell_size': 32, 'fcnet_hiddens': [32]}})."
         )
+    for name in (CELL_SIZE, "max_seq_len"):
+        value = given.get(name, 1)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"model_config['{name}'] must be an integer of at least 1, got {value!r}.")
     if (kind := given.get(LAYER_TYPE, LAYER_TYPES[0])) not in LAYER_TYPES:
         raise ValueError(
             f"model_config['{LAYER_TYPE}'] must be 'lstm' or 'gru', got {kind!r}.{did_you_mean(str(kind), LAYER_TYPES)}"
         )
-    if length < 1 or burn_in >= length:
+    if burn_in >= length:
         raise ValueError(
             f"Of sequences of max_seq_len={length} env steps, the first burn_in_len={burn_in} are not learned from: "
             "nothing would be left. Set model_config['max_seq_len'] above burn_in_len."

@@ -32,7 +32,7 @@ class RecurrentEnvRunner(DistillEnvRunner):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self._memory = Memory()
-        self._open = OpenSequences(max_seq_len_of(self.config.model_config), self.config.burn_in_len)
+        self._open = OpenSequences(*self._setting_of_sequences())
 
     @override(DistillEnvRunner)
     def _decide(self, obs: torch.Tensor, policy: BehaviorPolicy) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -54,8 +54,13 @@ class RecurrentEnvRunner(DistillEnvRunner):
     def _shards(
         self, columns: dict[str, np.ndarray], fragment: Fragment, names: Sequence[str], num_shards: int
     ) -> list[dict[str, np.ndarray]]:
+        if self._open.setting != (setting := self._setting_of_sequences()):  # restored from a run with another one
+            self._open = OpenSequences(*setting)
         kept = {*names, VALID, FIRST, *STATE_COLUMNS.values()}
         return self._open.add({name: column for name, column in columns.items() if name in kept}, num_shards)
+
+    def _setting_of_sequences(self) -> tuple[int, int]:
+        return max_seq_len_of(self.config.model_config), self.config.burn_in_len
 
     # RLlib's own loop has an axis of time, and takes the state from the outputs into the next batch.
 

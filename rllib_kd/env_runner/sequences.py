@@ -26,6 +26,8 @@ class OpenSequences:
     """
 
     def __init__(self, length: int, burn_in: int):
+        #: Length and burn-in.
+        self.setting = length, burn_in
         self._length, self._burn_in = length, burn_in
         self._rows: dict[str, np.ndarray] = {}  # `[N, t, ...]`, t < length
         self._num_learned = 0  # of these, which are in an earlier window

@@ -66,7 +66,9 @@ def test_a_recurrent_student_teaches_another(build, tmp_path):
     assert result["distillation"]["teacher_return"] == 6.0
     assert compare(path, second, Cue, num_episodes=20).student.return_mean == 6.0
     resumed = DistillDQN.from_checkpoint(second.save_to_path(str(tmp_path / "second")))
-    resumed.train()
+    for algo in (second, resumed):
+        algo.train()
+    assert_equal(weights(resumed), weights(second))  # the teacher's memory, too, is in the checkpoint
     resumed.stop()
 
 
@@ -137,6 +139,8 @@ def test_every_loss(build, loss):
         (lambda c: c.distillation(bf16=True), "`bf16`=True"),
         (lambda c: c.training(num_atoms=5, v_min=0.0, v_max=1.0), "`num_atoms`=5"),
         (lambda c: c.training(replay_buffer_config={"alpha": 0.6}), r"`replay_buffer_config\['alpha'\]`=0.6"),
+        (lambda c: c.rl_module(model_config={**MEMORY, "lstm_cell_size": 0}), "at least 1, got 0"),
+        (lambda c: c.rl_module(model_config={**MEMORY, "max_seq_len": 2.5}), "at least 1, got 2.5"),
         (lambda c: c.training(burn_in_len=6), "max_seq_len=6 env steps, the first burn_in_len=6"),
         (lambda c: c.training(burn_in_len=-1), "`burn_in_len` must be an integer of at least 0"),
         (lambda c: c.rl_module(model_config={**MEMORY, "recurrent_layer_type": "GRU"}), "Did you mean 'gru'"),

@@ -80,6 +80,16 @@ def test_sampling_continues_where_it_was_captured(recurrent_config):
         np.testing.assert_array_equal(expected[name], again[name], err_msg=name)
 
 
+def test_sequences_have_the_length_of_the_config_and_not_of_a_checkpoint(recurrent_config):
+    runner, longer = make_runner(recurrent_config), recurrent_config.copy(copy_frozen=False)
+    longer.rl_module(model_config={**longer.given_model_config, "max_seq_len": 6})
+    other = make_runner(longer)
+    sample(runner, NAMES, teacher_fraction=0.5)
+    put_back_sampling(other, capture_sampling(runner))
+    (shard,), _ = sample(other, NAMES, teacher_fraction=0.5)
+    assert shard["obs"].shape[1:] == (6, 1)
+
+
 def test_baselines_begin_new_episodes(recurrent_config):
     runner = make_runner(recurrent_config)
     sample(runner, NAMES, teacher_fraction=0.0)

@@ -73,3 +73,11 @@ LOG_PROBS: Final = "log_probs"
 #: Columns of labels: Q-values or log-probabilities `[A]`, return distributions `[A, atoms]`, and inputs of the last
 #: layer `[units]`.
 TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"
+
+
+#: Columns of sequences, which recurrent students learn from: whether a state is learned from, and the parts of the
+#: student's state before the first one, by RLlib's names of these parts.
+LEARNED: Final = "learned"
+
+
+STATE_COLUMNS: Final = {"h": "state_h", "c": "state_c"}

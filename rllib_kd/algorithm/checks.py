@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
+from rllib_kd.algorithm.recurrent_checks import check_recurrent
 from rllib_kd.algorithm.settings import check_model_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.algorithm.tree_checks import check_trees
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner
+from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
+from rllib_kd.networks.recurrent import LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.schedules import check_schedule, values_of
 from rllib_kd.students.restarts import is_named
@@ -251,7 +254,7 @@ def check_losses(config: DistillationConfig) -> None:
 
 
 def check_student(config: DistillationConfig) -> None:
-    """Check that one setting alone shapes the student, and that the student is feed-forward."""
+    """Check that one setting alone shapes the student."""
     widths = sorted(WIDTH_KEYS & set(config.given_model_config))
     if config.compression is not None and widths:
         raise ValueError(
@@ -270,8 +273,6 @@ def check_student(config: DistillationConfig) -> None:
                 f"Both `student`={config.student!r} and `compression`={config.compression:g} set the size of the "
                 "student. Set one of them."
             )
-    if config.model_config.get("use_lstm"):
-        raise ValueError("Recurrent students (`use_lstm=True`) are not supported. Stack frames instead.")
 
 
 def check_family(config: DistillationConfig) -> None:
@@ -317,7 +318,7 @@ def _check_shape(setting: str, shape: object) -> None:
         return
     if not isinstance(shape, Mapping):
         raise ValueError(f"{where} must be a model config such as {{'fcnet_hiddens': [16]}}, got {shape!r}.")
-    known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression", TREE}
+    known = {*(field.name for field in dataclasses.fields(DefaultModelConfig)), "compression", TREE, LAYER_TYPE}
     for key in shape:
         if key not in known:
             raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
@@ -390,7 +391,9 @@ def check_classes(config: DistillationConfig) -> None:
         raise ValueError(f"`learner_class` must be a DistillDQNTorchLearner, got {config.learner_class.__name__}.")
     if config.in_evaluation:
         return
-    expected = DistillMultiAgentEnvRunner if config.is_multi_agent else DistillEnvRunner
+    expected: type = DistillMultiAgentEnvRunner if config.is_multi_agent else DistillEnvRunner
+    if config.is_recurrent:
+        expected = RecurrentEnvRunner
     cls = config.env_runner_cls
     if not (isinstance(cls, type) and issubclass(cls, expected)):
         raise ValueError(f"`env_runner_cls` must be a {expected.__name__}, got {cls}.")
@@ -429,6 +432,7 @@ _CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
     check_student,
     check_family,
     check_trees,
+    check_recurrent,
     check_restarts,
     check_classes,
     check_learners,

@@ -19,6 +19,7 @@ from rllib_kd.algorithm.checks import check
 from rllib_kd.algorithm.derived import DerivedValues
 from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
+from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari
 from rllib_kd.environments.own import settled
@@ -345,13 +346,15 @@ class DistillationConfig(DerivedValues, DQNConfig):
 
     @property
     def env_runner_cls(self) -> type | None:
-        """Return the class that was set, else `DistillEnvRunner`, or `DistillMultiAgentEnvRunner` for several agents.
+        """Return the class that was set, else `DistillEnvRunner`, or the one for several agents or recurrent students.
 
         In evaluation it is the class that `get_evaluation_config_object()` sets.
         """
         if self._env_runner_cls is not None or self.in_evaluation:
             return self._env_runner_cls
-        return DistillMultiAgentEnvRunner if self.is_multi_agent else DistillEnvRunner
+        if self.is_multi_agent:
+            return DistillMultiAgentEnvRunner
+        return RecurrentEnvRunner if self.is_recurrent else DistillEnvRunner
 
     @env_runner_cls.setter
     def env_runner_cls(self, env_runner_cls: type | None) -> None:

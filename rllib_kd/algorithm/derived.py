@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.networks.recurrent import USE_LSTM
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.schedules import Schedule, qdagger, value_at, values_of
 from rllib_kd.students.restarts import names_of, regret_factor
@@ -76,6 +77,17 @@ class DerivedValues:
         alone = self.student if isinstance(self.student, Mapping) else self.given_model_config
         shapes = self.students or {DEFAULT_MODULE_ID: alone}
         return {name: own[TREE] for name, own in shapes.items() if isinstance(own, Mapping) and TREE in own}
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Return whether students have a memory."""
+        return self._rl_module_spec is None and any(shape.get(USE_LSTM) for shape in self._own_shapes())
+
+    def _own_shapes(self) -> list[Mapping[str, Any]]:
+        """Return the model configs of the user's, as far as presets do not give them."""
+        students = self.students.values() if isinstance(self.students, Mapping) else ()
+        shapes = [self.given_model_config, self.student, *students]
+        return [shape for shape in shapes if isinstance(shape, Mapping)]
 
     @property
     def num_copies(self) -> int:

@@ -27,6 +27,8 @@ def check_labels(config: DistillationConfig, teachers: Mapping[str, Teacher]) ->
     for teacher in teachers.values():
         if not teacher.is_loaded:
             continue
+        if teacher.is_recurrent:
+            _check_needs_no_single_states(config, teacher)
         if teacher.outputs == LOG_PROBS:
             _check_needs_no_q_values(config, teacher)
         elif config.teacher_explores:
@@ -55,6 +57,23 @@ def _check_needs_no_q_values(config: DistillationConfig, teacher: Teacher) -> No
             raise ValueError(
                 f"`{name}`={getattr(config, name)!r} needs a teacher with Q-values, but '{_name(teacher)}' is an "
                 f"actor-critic, whose labels are log-probabilities of actions. {remedy}"
+            )
+
+
+def _check_needs_no_single_states(config: DistillationConfig, teacher: Teacher) -> None:
+    """Refuse settings that ask a teacher about a state without those before it."""
+    name = _name(teacher)
+    if config.is_multi_agent:
+        raise ValueError(f"'{name}' is recurrent, and recurrent teachers teach in single-agent settings only.")
+    for setting, is_refused, remedy in (
+        ("loss", config.loss == "categorical", "Use another loss"),
+        ("feature_coeff", bool(config.feature_coeff), "Set it to 0"),
+        ("init", config.init == "teacher", "Set init='random'"),
+    ):
+        if is_refused:
+            raise ValueError(
+                f"`{setting}`={getattr(config, setting)!r} is not supported with a recurrent teacher, and '{name}' is "
+                f"one. {remedy}."
             )
 
 

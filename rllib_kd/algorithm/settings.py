@@ -20,6 +20,7 @@ from ray.rllib.utils import replay_buffers
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.unknown_settings import unknown_setting
+from rllib_kd.networks.recurrent import LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE, TreeShape
 from rllib_kd.schedules import check_schedule
 from rllib_kd.text import did_you_mean
@@ -386,7 +387,7 @@ def _types_in(hint: Any) -> set[Any]:
 def _model_hints(cls: type[AlgorithmConfig]) -> dict[str, Any]:
     """Return the type hint of each key of a model config."""
     known = _fluent_arguments(cls)
-    included: dict[str, Any] = {TREE: dict}
+    included: dict[str, Any] = {TREE: dict, LAYER_TYPE: str}
     included |= {key: known.get(key, (None, None))[1] for key in _rllib.included_in_model_config(cls())}
     return {**included, **typing.get_type_hints(DefaultModelConfig)}
 

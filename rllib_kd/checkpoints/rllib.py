@@ -83,6 +83,7 @@ _CATALOGS = {
     "DQNRainbowCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
     "EncoderFreeDQNCatalog": "rllib_kd.networks.dqn_module.EncoderFreeDQNCatalog",
     "PPOCatalog": "ray.rllib.algorithms.ppo.ppo_catalog.PPOCatalog",
+    "RecurrentDQNCatalog": "rllib_kd.networks.recurrent.RecurrentDQNCatalog",
     "SACCatalog": "ray.rllib.algorithms.sac.sac_catalog.SACCatalog",
 }
 

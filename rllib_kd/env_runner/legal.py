@@ -64,13 +64,15 @@ def with_legal_actions(
     """
     if Columns.ACTIONS not in outputs:
         logits = outputs[Columns.ACTION_DIST_INPUTS]
-        return {**outputs, Columns.ACTION_DIST_INPUTS: logits.masked_fill(~mask.to(logits.device), -torch.inf)}
+        mask = mask.to(logits.device).view_as(logits)
+        return {**outputs, Columns.ACTION_DIST_INPUTS: logits.masked_fill(~mask, -torch.inf)}
     actions = outputs[Columns.ACTIONS]
-    mask = mask.to(actions.device)
+    mask = mask.to(actions.device).view(*actions.shape, -1)  # recurrent modules have an axis of time, of one step
     is_legal = mask.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
     if is_legal.all():
         return dict(outputs)
-    q = module.compute_q_values({Columns.OBS: batch[Columns.OBS]})[QF_PREDS].masked_fill(~mask, -torch.inf)
+    inputs = {name: batch[name] for name in (Columns.OBS, Columns.STATE_IN) if name in batch}
+    q = module.compute_q_values(inputs)[QF_PREDS].masked_fill(~mask, -torch.inf)
     return {**outputs, Columns.ACTIONS: torch.where(is_legal, actions, q.argmax(-1).to(actions.dtype))}
 
 

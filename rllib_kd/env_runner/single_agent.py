@@ -46,7 +46,7 @@ from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK, features_space, legal_only, with_mask
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
-from rllib_kd.observations.spaces import check_spaces, is_byte_image, named
+from rllib_kd.observations.spaces import brief, check_spaces, is_byte_image, named
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
@@ -68,7 +68,7 @@ class DistillEnvRunner(StudentsEnvRunner):
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
     #: Attributes that a checkpoint contains, in addition to the environments.
-    SAMPLING_STATE: ClassVar = (
+    SAMPLING_STATE: ClassVar[tuple[str, ...]] = (
         *RLLIB_SAMPLING_STATE,
         "_rng",
         "_turns",
@@ -85,7 +85,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         "_lengths",
     )
     #: Those that a checkpoint contains even if the environments cannot be captured.
-    LASTING_STATE: ClassVar = ("_seed", "_needs_initial_reset", "_rng", "_turns", "_gaps")
+    LASTING_STATE: ClassVar[tuple[str, ...]] = ("_seed", "_needs_initial_reset", "_rng", "_turns", "_gaps")
     #: The others: they follow from the config, are sent by the Algorithm, or exist only during one call.
     NOT_SAVED: ClassVar = frozenset(
         {
@@ -157,6 +157,13 @@ class DistillEnvRunner(StudentsEnvRunner):
     def _looks_for_itself(self, teacher: Teacher) -> bool:
         """Return whether the teacher's inputs are made from observations in another way than the student's."""
         shown = features_space(self.env.single_observation_space)
+        if teacher.is_recurrent:  # only its view has a memory
+            if not teacher.takes(shown):
+                raise ValueError(
+                    f"The recurrent teacher '{teacher.source}' takes {brief(teacher.observation_space)}, but the "
+                    f"environment shows {brief(shown)}. Give it a pipeline: load_teacher(..., pipeline=...)."
+                )
+            return True
         if not self._has_plain_connectors:  # they stand between the env and the student, and are none of the teacher's
             return teacher.takes(shown)
         pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
@@ -202,6 +209,13 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
+        shards = [hand_over(self, shard) for shard in self._shards(columns, fragment, names, num_shards)]
+        return shards, self.get_metrics()
+
+    def _shards(
+        self, columns: dict[str, np.ndarray], fragment: Fragment, names: Sequence[str], num_shards: int
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the columns `names` of a fragment for each Learner, `[R, ...]`."""
         if VALID in names:
             columns = append_final_states(columns, fragment.final_obs, fragment.final_mask)
             names = (*names, *({MASK} & columns.keys()))  # for the bootstrap
@@ -211,8 +225,8 @@ class DistillEnvRunner(StudentsEnvRunner):
             rows = np.ones_like(valid) if VALID in names else valid
             shard = {name: columns[name][envs][rows] for name in names}
             shape = self.module.observation_space.shape
-            shards.append(hand_over(self, pack(shard, shape) if len(shape) == 3 else shard))
-        return shards, self.get_metrics()
+            shards.append(pack(shard, shape) if len(shape) == 3 else shard)
+        return shards
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
         """Set a state and sample in one remote call.
@@ -398,9 +412,9 @@ class DistillEnvRunner(StudentsEnvRunner):
         student: Any = self.module
 
         def act(batch: Mapping[str, Any]) -> dict[str, Any]:
-            labels, actions = self._decide(batch[Columns.OBS], policy)
+            labels, actions = self._decide(self._inputs_in(batch), policy)
             fragment.decide(self._seen(batch), labels, actions)
-            return {Columns.ACTIONS: torch.from_numpy(actions)}
+            return self._as_outputs(actions)
 
         self.module = _ActingModule(student, act)
         self._recording = fragment
@@ -413,7 +427,15 @@ class DistillEnvRunner(StudentsEnvRunner):
     def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
         """Return the states to keep: the environment's observations, or the outputs of connectors."""
         is_unchanged = self._has_plain_connectors and self._flatten is None
-        return _as_column(self._shown.obs if is_unchanged else batch[Columns.OBS].cpu().numpy())
+        return _as_column(self._shown.obs if is_unchanged else self._inputs_in(batch).cpu().numpy())
+
+    def _inputs_in(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return the student's inputs `[N, ...]` of RLlib's batch."""
+        return batch[Columns.OBS]
+
+    def _as_outputs(self, actions: np.ndarray) -> dict[str, Any]:
+        """Return actions `[N]` as the outputs of a module's pass."""
+        return {Columns.ACTIONS: torch.from_numpy(actions)}
 
     # --- Between RLlib and the env ------------------------------------------------------------------------------------
 

@@ -324,12 +324,17 @@ def _report(
     latency = None
     if network is not None and inputs is not None:
         num_parameters = network.num_parameters
-        latency = latency_ms(network.q_values, torch.as_tensor(inputs[:1]).float())
+        if network.is_recurrent:
+            latency = latency_ms(network.first_q_values, torch.zeros(1, *(network.input_space.shape or ())))
+        else:
+            latency = latency_ms(network.q_values, torch.as_tensor(inputs[:1]).float())
     return PolicyReport(name, returns, mean, half_width, num_parameters, latency)
 
 
 def _eyes(network: Teacher) -> int | None:
-    """Return a key that is equal for networks with the same pipeline; None without stages."""
+    """Return a key that is equal for networks with the same inputs: the same pipeline; None without stages."""
+    if network.is_recurrent:
+        return id(network)
     has_stages = network.pipeline is not None and network.pipeline.stages
     return id(network.pipeline) if has_stages else None
 

@@ -14,7 +14,7 @@ from rllib_kd.export.artifact import DeviceCost
 from rllib_kd.export.c.write import main_path
 from rllib_kd.export.card_files import write_card
 from rllib_kd.export.deployment import Deployment
-from rllib_kd.export.formats import input_shape, observation_parts, outside_stages
+from rllib_kd.export.formats import input_shape, observation_parts, outside_stages, state_of
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.markdown import code, code_block
 from rllib_kd.export.origin import Origin
@@ -81,7 +81,8 @@ class Card:
     def _loading_code(self, shape: Sequence[int]) -> list[tuple[str, str]]:
         exported, actions = self.deployment.exported, int(self.deployment.network.action_space.n)
         num_masked = actions if exported.takes_mask else None
-        return loading_code(exported.path, exported.format, shape, num_masked=num_masked)
+        state = state_of(self.deployment.network)
+        return loading_code(exported.path, exported.format, shape, num_masked=num_masked, state=state)
 
     def _facts(self) -> Iterator[str]:
         yield f"Environment: {code(self.deployment.played_in)}"
@@ -144,6 +145,8 @@ class Card:
                 f"A Q-value may differ from PyTorch by up to {exported.max_difference_allowed:.1e}, so that "
                 "the actions of two nearly equal Q-values may differ, too."
             )
+        if state_of(self.deployment.network):
+            yield "It is recurrent: give it every observation of an episode, in their order, and begin each with zeros."
         if exported.takes_mask:
             yield "Not every action is always legal: give the file the legal ones, and take no other."
         if exported.format == "c":

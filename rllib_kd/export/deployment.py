@@ -25,7 +25,8 @@ from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.artifact import DeploymentCost, DeviceCost, deployment_cost, q_function
 from rllib_kd.export.export import Exported, artifact_view, check_exportable, ending_of
 from rllib_kd.export.export import export as write_artifact
-from rllib_kd.observations.pipeline import View
+from rllib_kd.export.runners.remembering import Remembering
+from rllib_kd.observations.pipeline import Shown, View
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import cell, means_and_intervals, number, printable, rendered
 
@@ -60,8 +61,16 @@ class _Artifact:
 
     def player(self) -> Act:
         """Return a function that acts in one vector env."""
-        view = self._view()
-        return lambda shown: self._q_values(view(shown), shown.mask).argmax(-1)
+        view, q_values = self._view(), self._q_values
+        if not isinstance(q_values, Remembering):
+            return lambda shown: q_values(view(shown), shown.mask).argmax(-1)
+        q_values.begin()
+
+        def act(shown: Shown) -> np.ndarray:
+            q_values.begin(shown.first)
+            return q_values(view(shown), shown.mask).argmax(-1)
+
+        return act
 
 
 def deploy(

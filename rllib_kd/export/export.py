@@ -1,9 +1,10 @@
 """Export a student to a file whose outputs equal PyTorch's.
 
 In every format, the artifact is one function from observations `[B, ...]`, float32, as the environment returns them, to
-Q-values `[B, A]`. It contains filters and one-hot encodings. Frames are stacked outside; so are the vectors made of
-observations that are not one array of numbers (by `runners/flatten.py`). It is loaded again and compared with PyTorch
-before it is moved to its path. C is two files: a header, and a program that plays it.
+Q-values `[B, A]`; of a recurrent student it is one step (recurrent.py). It contains filters and one-hot encodings.
+Frames are stacked outside; so are the vectors made of observations that are not one array of numbers (by
+`runners/flatten.py`). It is loaded again and compared with PyTorch before it is moved to its path. C is two files: a
+header, and a program that plays it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from rllib_kd.export.formats import (
     write_safetensors,
     write_torchscript,
 )
+from rllib_kd.export.recurrent import check_recurrent_exportable, recurrent_parity
 from rllib_kd.export.runners import c_runner
 from rllib_kd.export.trees import check_python, is_tree, write_python
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown, View
@@ -137,8 +139,8 @@ def export(
     Raises:
         ValueError: the format is unknown; `int8` or `prefix` with a format that has none; the packages for ONNX are
             missing; the C compiler fails; `obs` has another shape than the student's observations, or `action_masks`
-            another one than their Q-values, or a state without a legal action; the student is
-            recurrent, or has connectors that an artifact cannot contain; it has layers that the format cannot hold; or
+            another one than their Q-values, or a state without a legal action; the student is recurrent and the format
+            keeps no state; it has connectors that an artifact cannot contain, or layers that the format cannot hold; or
             the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
@@ -313,10 +315,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
             "it, or a student of it."
         )
     if student.module.is_stateful():
-        raise ValueError(
-            "The student is recurrent, but an artifact is a function of one observation and keeps no state. Export a "
-            "feed-forward student."
-        )
+        check_recurrent_exportable(student.module, format=format, int8=int8)
     if format == "c":
         check_c(student, int8=int8)
 
@@ -358,21 +357,9 @@ def _parity(
 
     The first and last are in return units, the share is in [0, 1].
     """
-    device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
-    space = artifact_space(student)
-    view = ObservationPipeline(space, inside_stages(student)).start()
-    # Numbers of cases come as floats from where artifacts play; PyTorch's side needs integers for its one-hot vectors.
-    obs = obs.astype(space.dtype) if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) else obs
     differences, agreements, sizes = [], [], []
-    for first in range(0, len(obs), _CHUNK):
-        chunk = obs[first : first + _CHUNK].astype(np.float32)
-        inputs = view(Shown(obs[first : first + _CHUNK], first=np.ones(len(chunk), dtype=bool)))
-        expected = student.q_values(torch.as_tensor(inputs, device=device)).cpu().numpy()
-        if masks is None:
-            got = artifact(chunk)
-        else:
-            mask = masks[first : first + _CHUNK]
-            got = artifact(chunk, mask)
+    for expected, got, mask in _both(student, artifact, obs, masks):
+        if mask is not None:
             if not np.array_equal(np.isneginf(got), ~mask):
                 raise ValueError("The artifact does not give −inf to the illegal actions alone.")
             got, expected = (np.where(mask, q, -_FAR) for q in (got, expected))
@@ -382,3 +369,31 @@ def _parity(
         agreements.append(got.argmax(-1) == expected.argmax(-1))
         sizes.append(np.abs(expected[expected > -_FAR]).max())
     return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))
+
+
+def _both(
+    student: Teacher, artifact: Callable[..., np.ndarray], obs: np.ndarray, masks: np.ndarray | None
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Yield the Q-values of PyTorch without masks, and of the artifact, and the masks, part by part."""
+    device = next((parameter.device for parameter in student.module.parameters()), torch.device("cpu"))
+    space = artifact_space(student)
+    view = ObservationPipeline(space, inside_stages(student)).start()
+    # Numbers of cases come as floats from where artifacts play; PyTorch's side needs integers for its one-hot vectors.
+    obs = obs.astype(space.dtype) if isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete) else obs
+
+    def inputs_of(rows: np.ndarray) -> np.ndarray:
+        return view(Shown(rows, first=np.ones(len(rows), dtype=bool)))
+
+    if student.module.is_stateful():
+        expected, got = recurrent_parity(student, artifact, obs, inputs_of, masks)
+        yield expected, got, None if masks is None else masks[: len(got)]
+        return
+    for first in range(0, len(obs), _CHUNK):
+        rows = slice(first, first + _CHUNK)
+        chunk = obs[rows].astype(np.float32)
+        expected = student.q_values(torch.as_tensor(inputs_of(obs[rows]), device=device)).cpu().numpy()
+        yield (
+            expected,
+            artifact(chunk) if masks is None else artifact(chunk, masks[rows]),
+            (None if masks is None else masks[rows]),
+        )

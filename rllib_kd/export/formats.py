@@ -22,9 +22,11 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rllib_kd.export.recurrent import StepNetwork, describe_recurrent, state_sizes
 from rllib_kd.export.trees import onnx_model, tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Normalized, OneHot, Pixels, describe_layer
+from rllib_kd.networks.recurrent import recurrent_layer
 from rllib_kd.networks.trees.layer import TreeLayer, describe_tree
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.masks import MASK
@@ -35,6 +37,9 @@ from rllib_kd.teachers.torchscript import SHAPE_FILE
 
 #: Spaces of observations that are one array of numbers.
 _ARRAYS = gym.spaces.Box | gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.MultiBinary
+
+
+STATE = "state"  # in the metadata of safetensors: the units of each part of a recurrent student's state, by name
 
 
 PARTS = "observation_parts"  # the name of that description in the metadata of every format
@@ -70,8 +75,10 @@ class _QNetwork(nn.Module):
         return advantage - advantage.mean(-1, keepdim=True) + self.module.vf(features)
 
 
-def exportable_network(student: Teacher) -> _QNetwork:
-    """Return a copy of the student that maps an artifact's inputs to Q-values."""
+def exportable_network(student: Teacher) -> nn.Module:
+    """Return a copy of the student from an artifact's inputs to Q-values, and to the next state if it is recurrent."""
+    if student.module.is_stateful():
+        return StepNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
     return _QNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
 
 
@@ -178,7 +185,13 @@ def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:
 def _inputs(student: Teacher, *, takes_mask: bool) -> tuple[Tensor, ...]:
     """Return inputs of an artifact, two rows: of a batch of one, exporters would make a constant."""
     obs = torch.zeros(2, *input_shape(student))
-    return (obs, torch.ones(2, int(student.action_space.n))) if takes_mask else (obs,)
+    state = [torch.zeros(2, units) for units in state_of(student).values()]
+    return (obs, *state, torch.ones(2, int(student.action_space.n))) if takes_mask else (obs, *state)
+
+
+def state_of(student: Teacher) -> dict[str, int]:
+    """Return the units of each part of a recurrent student's state, by name; empty of another student."""
+    return state_sizes(student.module) if student.module.is_stateful() else {}
 
 
 def write_onnx(student: Teacher, file: Path, *, int8: bool, takes_mask: bool = False) -> None:
@@ -196,8 +209,12 @@ def write_onnx(student: Teacher, file: Path, *, int8: bool, takes_mask: bool = F
 
 def _exported_by_torch(student: Teacher, file: Path, *, int8: bool, takes_mask: bool) -> Any:
     network = exportable_network(student)
-    names = ["obs", MASK] if takes_mask else ["obs"]
+    state = list(state_of(student))
+    names = ["obs", *state, *([MASK] if takes_mask else [])]
     batch = torch.export.Dim("batch")
+    each = {0: batch}
+    # A network of parts takes them as one argument.
+    shapes: Any = {"obs": each, "more": (each,) * (len(names) - 1)} if state else dict.fromkeys(names, each)
     import onnx
 
     with _quiet(), torch.no_grad():
@@ -205,8 +222,8 @@ def _exported_by_torch(student: Teacher, file: Path, *, int8: bool, takes_mask: 
             network,
             _inputs(student, takes_mask=takes_mask),
             input_names=names,
-            output_names=["q_values"],
-            dynamic_shapes={name: {0: batch} for name in names},
+            output_names=["q_values", *(f"{name}_out" for name in state)],
+            dynamic_shapes=shapes,
             opset_version=_OPSET,
             dynamo=True,
             verbose=False,
@@ -279,6 +296,8 @@ def write_safetensors(student: Teacher, file: Path, *, takes_mask: bool = False)
         "observation_shape": json.dumps(input_shape(student)),
         "num_actions": str(student.action_space.n),
     }
+    if sizes := state_of(student):
+        metadata[STATE] = json.dumps(sizes)
     if takes_mask:
         metadata[MASK] = json.dumps([int(student.action_space.n)])
     if (parts := observation_parts(student)) is not None:
@@ -300,10 +319,14 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
         own: dict[str, Tensor] = {}
         before = [describe_layer(f"preprocessing.{i}", layer, own) for i, layer in enumerate(_preprocessing(student))]
         return [*before, describe_tree(module.tree, module.features, "tree", own)], own
-    encoder = getattr(module, "encoder", None)
-    if not isinstance(module, DefaultDQNRLModule) or not isinstance(
-        encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder
-    ):
+    name_of_encoder, encoder = "encoder", getattr(module, "encoder", None)
+    is_recurrent = recurrent_layer(module) is not None
+    if is_recurrent:
+        name_of_encoder, encoder = "encoder.tokenizer", module.encoder.tokenizer
+    is_known = isinstance(encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder) or (
+        is_recurrent and encoder is None
+    )
+    if not isinstance(module, DefaultDQNRLModule) or not is_known:
         raise ValueError(
             f"safetensors and C can hold students of RLlib's DQN module with an MLP or a CNN, got a "
             f"{type(module).__name__} with a {type(encoder).__name__}. Use format='onnx' or 'torchscript'."
@@ -311,16 +334,18 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     tensors: dict[str, Tensor] = {}
 
     def described(name: str) -> list[dict[str, Any]]:
-        leaves = ((n, layer) for n, layer in getattr(module, name).named_modules() if not list(layer.children()))
+        leaves = ((n, layer) for n, layer in module.get_submodule(name).named_modules() if not list(layer.children()))
         return [describe_layer(f"{name}.{n}", layer, tensors) for n, layer in leaves]
 
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(_preprocessing(student)):
         layers.append(describe_layer(f"preprocessing.{i}", layer, tensors))
-    if not isinstance(encoder, FlattenEncoder):
-        layers += described("encoder")
+    if isinstance(encoder, TorchMLPEncoder | TorchCNNEncoder):
+        layers += described(name_of_encoder)
     elif len(module.observation_space.shape) > 1:
         layers.append({"op": "flatten"})
+    if is_recurrent:
+        layers.append(describe_recurrent(module, tensors))
     if module.num_atoms > 1:
         # A value added to all atoms of an action changes no probability: the value stream of a dueling C51 is no-op.
         expectation = {"v_min": module.v_min, "v_max": module.v_max, "num_atoms": module.num_atoms}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 from rllib_kd.export.c.header import filled
@@ -26,6 +26,26 @@ from rllib_kd.export.runners.numpy_runner import load  # one file, which needs n
 
 q_values = load(FILE)(np.zeros(SHAPE, np.float32)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
+
+
+_RECURRENT_ONNX = """\
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession(FILE)
+state = STATE  # at the beginning of an episode
+q_values, *after = session.run(None, {**state, "obs": np.zeros(SHAPE, np.float32)MASK_INPUT})
+state = dict(zip(state, after))  # for the next step
+action = q_values.argmax(-1)[0]"""
+
+
+_RECURRENT_SAFETENSORS = """\
+import numpy as np
+from rllib_kd.export.runners.numpy_runner import load  # with remembering.py beside it, it needs numpy alone
+
+q_values = load(FILE)  # which keeps the state
+q_values.begin()  # an episode
+action = q_values(np.zeros(SHAPE, np.float32)MASK).argmax(-1)[0]"""
 
 
 _TORCHSCRIPT = """\
@@ -103,6 +123,9 @@ legal = [0]  # numbers of the legal actions
 action = max(legal, key=q_values.__getitem__)"""
 
 
+_RECURRENT = {"onnx": _RECURRENT_ONNX, "safetensors": _RECURRENT_SAFETENSORS}
+
+
 _PYTHON = {
     "onnx": _ONNX,
     "pt2": _PT2,
@@ -113,7 +136,12 @@ _PYTHON = {
 
 
 def loading_code(
-    path: str, format: str, shape: Sequence[int], *, num_masked: int | None = None
+    path: str,
+    format: str,
+    shape: Sequence[int],
+    *,
+    num_masked: int | None = None,
+    state: Mapping[str, int] | None = None,
 ) -> list[tuple[str, str]]:
     """Return code that loads an artifact which lies in the working folder.
 
@@ -121,6 +149,7 @@ def loading_code(
         path: path of the file, which exists; the code has its name.
         format: its format.
         shape: shape of one observation.
+        state: units of each part of the state of a recurrent student, by name; None or empty of another one.
         num_masked: number of actions, if the file takes a mask of legal actions; None: it does not.
 
     Returns:
@@ -137,6 +166,9 @@ def loading_code(
         "MASK": f", {ones}" if has_mask else "",  # all actions are legal
         "MASK_INPUT": f', "action_mask": {ones}' if has_mask else "",
     }
+    if state:
+        parts = ", ".join(f'"{part}": np.zeros((1, {units}), np.float32)' for part, units in state.items())
+        return [("python", filled(_RECURRENT[format], {**values, "STATE": f"{{{parts}}}"}))]
     if format == "c":
         prefix = header_field(Path(path).read_text(), "Prefix")
         main, num_bytes = shlex.quote(f"{PurePath(path).stem}_main.c"), 4 * math.prod(shape)

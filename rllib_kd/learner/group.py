@@ -15,7 +15,7 @@ from torch import Tensor
 from rllib_kd.learner import losses
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, ObservationStatistics
-from rllib_kd.learner.replay import BATCHES_AT_ONCE, PrioritizedReplay, make_replay
+from rllib_kd.learner.replay import BATCHES_AT_ONCE, ColumnarReplay, PrioritizedReplay, make_replay
 from rllib_kd.learner.student import StackedStudents, Student, members_of
 from rllib_kd.learner.trees import Trees, TreeStudent
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -32,7 +32,8 @@ DISTILLATION_COLUMNS = (Columns.OBS, TEACHER_Q)
 TD_COLUMNS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS, Columns.TRUNCATEDS, VALID)
 
 
-_MAX_METRIC_STATES = 2_048
+#: States on which students are compared with the teacher at each update.
+MAX_METRIC_STATES = 2_048
 
 
 _MOST_BYTES_AT_ONCE = 2**20 // BATCHES_AT_ONCE  # of a batch: what fits a processor's cache
@@ -72,7 +73,7 @@ class StudentGroup:
         #: Names of students. Their restarts are in `students`, too, but in no results.
         self.named = [name for name in self.students if is_named(name)]
         self.config = config
-        self.replay = make_replay(config.replay_buffer_config, device=device, seed=seed)
+        self.replay = self.make_replay(device=device, seed=seed)
         self.statistics = QStatistics(num_actions, device=device)
         shape = next(iter(self.students.values())).module.observation_space.shape
         normalizes_obs = any(student.first_layers for student in self.students.values())
@@ -83,6 +84,15 @@ class StudentGroup:
         self._num_actions = num_actions
         self._outputs = outputs
         self._input_shape = shape
+
+    def make_replay(self, *, device: torch.device | str, seed: int | None) -> ColumnarReplay:
+        """Return the replay that the config describes."""
+        return make_replay(self.config.replay_buffer_config, device=device, seed=seed)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether there cannot be anything to learn from yet."""
+        return False
 
     def take_in(
         self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
@@ -106,23 +116,26 @@ class StudentGroup:
                     if student.feature_map is None:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
             rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
-            room = _MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
+            room = MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
             seen, labels = observations(fragment, rows[:room]), fragment[TEACHER_Q][rows]
             fresh.append({Columns.OBS: torch.tensor(seen), TEACHER_Q: torch.tensor(labels)})
         device = self.replay.device
         states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS} if fresh else {}
         labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
-        # Also without new states: every Learner takes part in the all-reduce.
-        self.statistics.update(labels.to(device), reduce=reduce)
-        self.median_gap = self.statistics.gap_quantile(0.5)
-        self.temperature, self.student_temperature = self.config.temperatures(self.median_gap, self._outputs)
-        states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        self._take_labels(labels.to(device), reduce)
+        states = {name: column[:MAX_METRIC_STATES].to(device) for name, column in states.items()}
         if states:
             states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
         if self.obs_statistics.num_inputs:
             obs = states.get(Columns.OBS, torch.zeros(0, self.obs_statistics.num_inputs))
             self.obs_statistics.update(obs.to(device), reduce=reduce)
         return states
+
+    def _take_labels(self, labels: Tensor, reduce: Callable[[Tensor], Any] | None) -> None:
+        """Add labels `[M, A]` to the statistics, also if M is 0: every Learner takes part in the all-reduce."""
+        self.statistics.update(labels, reduce=reduce)
+        self.median_gap = self.statistics.gap_quantile(0.5)
+        self.temperature, self.student_temperature = self.config.temperatures(self.median_gap, self._outputs)
 
     @torch.no_grad()
     def agreement(self, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -158,7 +171,7 @@ class StudentGroup:
 
         It is in return units, or nats if the labels are log-probabilities.
         """
-        rows = self.replay.spread(_MAX_METRIC_STATES)
+        rows = self.replay.spread(MAX_METRIC_STATES)
         if not len(rows) or not self.config.label_columns:
             return dict.fromkeys(self.students, math.nan)
         states = self.replay.gather(rows, DISTILLATION_COLUMNS)
@@ -180,10 +193,14 @@ class StudentGroup:
 
     def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return Q-values of acting students and of the teacher (`[N, M, A]`), and students' actions `[N, M, 1]`."""
-        obs, teacher_q = states[Columns.OBS], states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
-        outputs = [self.students[name].module.compute_q_values({Columns.OBS: obs})[QF_PREDS] for name in names]
+        teacher_q = states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
+        outputs = [self._q_values(self.students[name].module, states) for name in names]
         student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)
         return student_q, teacher_q.expand_as(student_q), student_q.argmax(-1, keepdim=True)
+
+    def _q_values(self, module: Any, states: Mapping[str, Tensor]) -> Tensor:
+        """Return Q-values `[M, A]` of states, as `take_in()` returns them."""
+        return module.compute_q_values({Columns.OBS: states[Columns.OBS]})[QF_PREDS]
 
     def enter(self) -> None:
         """Begin an update: put the weights that learn into the modules."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from rllib_kd.learner.gradient_step import take_step, target_updates
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
+from rllib_kd.learner.sequences import RecurrentStudent, SequenceGroup
 from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
 from rllib_kd.learner.trees import TreeStudent
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -82,13 +83,17 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
             own_loss = not self._overrides_loss
+            kind, group_kind = _kinds_of(modules, config)
             trees = {name: module for name, module in modules.items() if isinstance(module, TreeRLModule)}
             networks = {name: module for name, module in modules.items() if name not in trees}
             for members in stackable(networks, config, own_loss=own_loss):
                 if len(members) == 1:
                     self.configure_optimizers_for_module(members[0], config)
                     optimizer = self.get_optimizer(members[0])
-                    learners.append(make_student(members[0], modules[members[0]], optimizer, config, own_loss=own_loss))
+                    student = make_student(
+                        members[0], modules[members[0]], optimizer, config, own_loss=own_loss, kind=kind
+                    )
+                    learners.append(student)
                     continue
                 stack = StackedStudents(
                     [make_student(member, modules[member], None, config, own_loss=own_loss) for member in members]
@@ -97,7 +102,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 learners.append(stack)
             self._warn_of_cost(learners)
             seed = self.config.seed
-            self.groups[group_id] = StudentGroup(
+            self.groups[group_id] = group_kind(
                 learners,
                 config,
                 trees=[TreeStudent(name, module) for name, module in trees.items()],
@@ -346,7 +351,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         drawable = torch.tensor(len(group.replay), device=self._device)
         if self.distributed:
             torch.distributed.all_reduce(drawable, op=torch.distributed.ReduceOp.MIN)
-        if not drawable and self.config.label_columns and group.statistics.count == 0:
+        if not drawable and self.config.label_columns and group.statistics.count == 0 and not group.is_waiting:
             raise ValueError(
                 "There is nothing to learn from: no state so far has finite observations, a finite reward and finite "
                 "Q-values of the teacher. The result's env_runners/num_..._not_finite_lifetime count the causes."
@@ -465,6 +470,17 @@ def _check_has_q_values(module: Any) -> None:
             f"The student must have Q-values, but {type(module).__name__} has no compute_q_values(). "
             "Use RLlib's DQN module, or one that implements QNetAPI."
         )
+
+
+def _kinds_of(modules: Mapping[str, Any], config: Any) -> tuple[type[Student], type[StudentGroup]]:
+    """Return the classes of the students of one teacher, and of their group."""
+    stateful = [module for module in modules.values() if module.is_stateful()]
+    if stateful and not config.is_recurrent:
+        raise ValueError(
+            f"A {type(stateful[0]).__name__} of your own with a state is not supported. Shape a recurrent student by "
+            "rl_module(model_config={'use_lstm': True, ...})."
+        )
+    return (RecurrentStudent, SequenceGroup) if stateful else (Student, StudentGroup)
 
 
 def _resolve(batch_refs: Sequence[Any] | None) -> list[Mapping[str, Any]]:

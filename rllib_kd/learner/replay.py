@@ -112,7 +112,7 @@ class ColumnarReplay:
             return
         self._check(rows, count)
         if not self._columns:
-            self.capacity = self.capacity or default_capacity(rows)
+            self.capacity = self.capacity or self.default_capacity(rows)
             self._columns = {
                 name: torch.zeros((self.capacity, *row.shape[1:]), dtype=row.dtype, device=self.device)
                 for name, row in rows.items()
@@ -133,6 +133,10 @@ class ColumnarReplay:
         """Return the oldest rows, oldest first."""
         ages = torch.arange(min(count, self._size), device=self.device)  # none before the first `add`
         return (ages + self._head - self._size) % max(1, self.capacity)
+
+    def default_capacity(self, rows: Mapping[str, np.ndarray | Tensor]) -> int:
+        """Return how many rows are kept if that is not set, by some of them: columns `[R, ...]`."""
+        return default_capacity(rows)
 
     def sample_indices(self, num_batches: int, batch_size: int) -> Tensor:
         """Draw rows uniformly with replacement, `[num_batches, batch_size]`."""
@@ -240,7 +244,7 @@ class ColumnarReplay:
         self._drawable = self._drawable[:0]
         self._num_frames = int(state["num_frames"])
         if state["columns"]:
-            self.capacity = self.capacity or default_capacity(state["columns"])
+            self.capacity = self.capacity or self.default_capacity(state["columns"])
             if int(state["capacity"]) == self.capacity:
                 count = len(next(iter(state["columns"].values())))
                 self._head = (int(state["head"]) - count) % self.capacity

@@ -355,7 +355,13 @@ class _Stack(StackedMLPs):
 
 
 def make_student(
-    name: str, module: Any, optimizer: torch.optim.Optimizer | None, config: Any, *, own_loss: bool
+    name: str,
+    module: Any,
+    optimizer: torch.optim.Optimizer | None,
+    config: Any,
+    *,
+    own_loss: bool,
+    kind: type[Student] = Student,
 ) -> Student:
     """Return the student of a module.
 
@@ -365,9 +371,10 @@ def make_student(
         optimizer: optimizer of its parameters; None if a stack has it.
         config: config of the module.
         own_loss: whether the loss is this package's. A custom one may pass raw observations to the module.
+        kind: class of the student.
     """
     has_labels = bool(config.label_columns)
-    return Student(
+    return kind(
         name,
         module,
         optimizer,

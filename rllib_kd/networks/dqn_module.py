@@ -20,6 +20,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.annotations import override
 from torch import nn
 
+from rllib_kd.networks.recurrent import USE_LSTM, catalog_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE
 
@@ -59,9 +60,15 @@ class EncoderFreeDQNCatalog(DQNCatalog):
 
 
 def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
-    """Return the spec of a tree, or of RLlib's DQN module, with a catalog that can build it without an encoder."""
+    """Return the spec of a tree, or of RLlib's DQN module, with a catalog that can build it: see the catalogs."""
     if TREE in model_config:
         return RLModuleSpec(module_class=TreeRLModule, model_config=dict(model_config))
+    if model_config.get(USE_LSTM):
+        return RLModuleSpec(
+            module_class=DefaultDQNTorchRLModule,
+            catalog_class=catalog_of(model_config),
+            model_config=dict(model_config),
+        )
     encoder_free = model_config.get("fcnet_hiddens") == [] and not model_config.get("conv_filters")
     return RLModuleSpec(
         module_class=DefaultDQNTorchRLModule,

@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.models.utils import get_filter_config
 
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
+from rllib_kd.networks.recurrent import CELL_SIZE, USE_LSTM
 
 #: Keys of a model config that shape the network (the others belong to the algorithm that trains it).
 _ARCHITECTURE_KEYS = tuple(
@@ -84,6 +85,8 @@ def compress(
     if architecture["conv_filters"] and architecture["conv_kernel_initializer"] is None:
         architecture |= _DEEP_INITIALIZERS
 
+    architecture |= _cell_size(teacher_model_config, head_config)
+
     def size(factor: float) -> int:
         spec = student_module_spec(dict(head_config) | _scale_widths(architecture, factor))
         spec.observation_space, spec.action_space, spec.inference_only = observation_space, action_space, True
@@ -101,6 +104,13 @@ def compress(
     return _scale_widths(architecture, _largest(lambda factor: size(factor) <= budget))
 
 
+def _cell_size(teacher_model_config: Mapping[str, Any], head_config: Mapping[str, Any]) -> dict[str, int]:
+    """Return the size of a recurrent layer, to be scaled like the others; nothing if the user sets it, or has none."""
+    if not head_config.get(USE_LSTM) or CELL_SIZE in head_config:
+        return {}
+    return {CELL_SIZE: teacher_model_config.get(CELL_SIZE, DefaultModelConfig().lstm_cell_size)}
+
+
 def _scale_widths(architecture: Mapping[str, Any], factor: float) -> dict[str, Any]:
     def scaled(width: int) -> int:
         return max(1, round(factor * width))
@@ -109,6 +119,7 @@ def _scale_widths(architecture: Mapping[str, Any], factor: float) -> dict[str, A
         "fcnet_hiddens": [scaled(width) for width in architecture["fcnet_hiddens"]],
         "head_fcnet_hiddens": [scaled(width) for width in architecture["head_fcnet_hiddens"]],
         "conv_filters": [[scaled(f[0]), *f[1:]] for f in architecture["conv_filters"] or []] or None,
+        **({CELL_SIZE: scaled(architecture[CELL_SIZE])} if CELL_SIZE in architecture else {}),
     }
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import gymnasium as gym
 import torch
+import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
+from rllib_kd.networks.recurrent import initial_state, run_sequences
 from rllib_kd.teachers.function import QNetwork
 
 #: Where encoder and head of the policy are: with a critic beside them, with a shared encoder, of SAC, and of BC.
@@ -46,14 +48,15 @@ def policy_network(module: RLModule) -> RLModule | QNetwork:
         module: an RLModule that computes the logits of a policy, in eval mode.
 
     Raises:
-        ValueError: it is recurrent, or its actions are not discrete.
+        ValueError: its actions are not discrete, or it is recurrent and no DQN module can have its layers.
     """
     kind, space = type(module).__name__, module.action_space
     if not isinstance(space, gym.spaces.Discrete):
         raise ValueError(f"it is a {kind} with the action space {space}, expected Discrete")
-    if module.is_stateful():
-        raise ValueError(f"it is a recurrent {kind}, which is not supported: labels need one state at a time")
-    return _as_dqn_module(module) or QNetwork(Logits(module), module.observation_space, space)
+    network = _as_dqn_module(module)
+    if network is None and module.is_stateful():
+        raise ValueError(f"it is a recurrent {kind} whose layers RLlib's DQN module cannot have")
+    return network or QNetwork(Logits(module), module.observation_space, space)
 
 
 def _as_dqn_module(module: RLModule) -> RLModule | None:
@@ -80,7 +83,18 @@ def _as_dqn_module(module: RLModule) -> RLModule | None:
     with torch.no_grad():
         for parameter, weight in zip(parameters, own, strict=True):
             parameter.copy_(weight)
-        shape = module.observation_space.shape
-        obs = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-        logits, expected = network.compute_q_values({Columns.OBS: obs})[QF_PREDS], Logits(module)(obs)
+        logits, expected = _both_logits(network, module)
     return network if logits.shape == expected.shape and torch.allclose(logits, expected, atol=1e-5) else None
+
+
+def _both_logits(network: RLModule, module: RLModule) -> tuple[Tensor, Tensor]:
+    """Return the logits of a DQN module and of a policy for the same observations, or sequences of these."""
+    shape, generator = module.observation_space.shape, torch.Generator().manual_seed(0)
+    if not module.is_stateful():
+        obs = torch.randn(3, *shape, generator=generator)
+        return network.compute_q_values({Columns.OBS: obs})[QF_PREDS], Logits(module)(obs)
+    obs = torch.randn(3, 4, *shape, generator=generator)  # three sequences of four steps
+    start = tree.map_structure(torch.as_tensor, module.get_initial_state())
+    state = tree.map_structure(lambda part: part.expand(3, *part.shape), start)
+    expected = module.forward_inference({Columns.OBS: obs, Columns.STATE_IN: state})[Columns.ACTION_DIST_INPUTS]
+    return run_sequences(network, obs, initial_state(network, 3))[0], expected

@@ -23,6 +23,7 @@ from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_para
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
+from rllib_kd.teachers.recurrent import RecurrentView, first_outputs
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
 
@@ -124,6 +125,11 @@ class Teacher(Checkpointable):
         return self._module
 
     @property
+    def is_recurrent(self) -> bool:
+        """Return whether the network has a state: `q_values()` then takes its outputs, which `start()`'s view makes."""
+        return self.is_loaded and self._module.is_stateful()
+
+    @property
     def members(self) -> Sequence[Teacher]:
         """Return the teachers of an ensemble; otherwise this one."""
         function = getattr(self._module, "function", None)
@@ -214,7 +220,13 @@ class Teacher(Checkpointable):
 
     def start(self) -> View:
         """Start a view of one vector env: a function from its observations to the inputs of `q_values()`."""
-        return (self.pipeline or ObservationPipeline(self.input_space)).start()
+        view = (self.pipeline or ObservationPipeline(self.input_space)).start()
+        return RecurrentView(self, view) if self.is_recurrent else view
+
+    @torch.inference_mode()
+    def first_q_values(self, obs: Tensor) -> Tensor:
+        """Return the outputs `[B, A]` for the network's inputs `[B, ...]`, as those of the first states of episodes."""
+        return self._ranking(first_outputs(self._module, obs)) if self.is_recurrent else self.q_values(obs)
 
     @torch.inference_mode()
     def q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -247,6 +259,8 @@ class Teacher(Checkpointable):
         return F.log_softmax(q, dim=-1) if self.outputs == LOG_PROBS else q
 
     def _q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.is_recurrent:  # its view has made the outputs
+            return self._ranking(obs)
         batch = {Columns.OBS: obs} if mask is None else {Columns.OBS: obs, MASK: mask}
         return self._ranking(self._module.compute_q_values(batch)[QF_PREDS])
 
@@ -263,7 +277,7 @@ class Teacher(Checkpointable):
         parts = self._module.modules() if isinstance(self._module, nn.Module) else ()
         hooks = [part.register_forward_hook(count) for part in parts]
         try:
-            return self.q_values(obs)
+            return self.first_q_values(obs)
         finally:
             for hook in hooks:
                 hook.remove()

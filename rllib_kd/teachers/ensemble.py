@@ -35,6 +35,11 @@ def ensemble_of(teachers: Sequence[Teacher], *, policy_temperature: float | None
     """
     if not teachers:
         raise ValueError("An ensemble needs at least one teacher, got an empty list.")
+    if recurrent := [teacher.source for teacher in teachers if teacher.is_recurrent and len(teachers) > 1]:
+        raise ValueError(
+            f"An ensemble is of teachers without memory, but '{one_line(recurrent[0])}' is recurrent. Leave it out, or "
+            "name it alone."
+        )
     for one, other in itertools.combinations(teachers, 2):
         _check_pair(one, other)
     outputs: Outputs = LOG_PROBS if all(teacher.outputs == LOG_PROBS for teacher in teachers) else Q_VALUES

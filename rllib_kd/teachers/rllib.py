@@ -32,7 +32,7 @@ def teacher_of_module(module: Any, *, pipeline: ObservationPipeline | None, sour
     """Return a frozen copy of an RLModule: of its Q-values, or else of its policy.
 
     Raises:
-        ValueError: it has neither, its actions are not discrete, or it is recurrent.
+        ValueError: it has neither, or its actions are not discrete.
     """
     if is_q_network(module):
         return Teacher(module, pipeline=pipeline, source=source)
@@ -41,7 +41,7 @@ def teacher_of_module(module: Any, *, pipeline: ObservationPipeline | None, sour
     except ValueError as error:
         raise CheckpointError(
             f"'{source}' cannot teach: {error}. Expected a DQN, or the policy of a PPO, APPO, IMPALA, SAC or BC, of "
-            "discrete actions and without an LSTM."
+            "discrete actions."
         ) from error
     return Teacher(network, pipeline=pipeline, outputs=LOG_PROBS, source=source)
 

@@ -63,6 +63,7 @@ FEATURES = [
     Feature("size by compression", "`compression`", {"compression": 0.1}),
     Feature("preset student", '`student="linear"`', {"student": "linear"}),
     Feature("tree", '`student={"tree": {...}}`', {"student": {"tree": {"max_leaf_nodes": 8}}}),
+    Feature("recurrent student", "`use_lstm`", {"model_config": {"use_lstm": True, "lstm_cell_size": 8}}),
     Feature("family of students", "`students={...}`", {"students": {"a": {"fcnet_hiddens": [8]}}}),
     Feature("restarts", "`restarts`", {"restarts": 2}),
     Feature("first weights from the teacher", '`init="teacher"`', {"init": "teacher"}),
@@ -96,7 +97,8 @@ def _check(settings: dict[str, Any]) -> None:
     if is_multi_agent and settings["teacher"] is not None:
         settings["teacher"] = dict.fromkeys(AGENTS, settings["teacher"])
     if not settings.keys() & {"compression", "student", "students"}:
-        settings["model_config"] = {"fcnet_hiddens": [8]}  # quick: no search for widths
+        # Quick: no search for widths.
+        settings["model_config"] = {"fcnet_hiddens": [8], **settings.get("model_config", {})}
     config = DistillDQNConfig().environment("CartPole-v1")
     config.distillation(teacher=settings.pop("teacher"))
     apply_settings(config, settings).validate()

@@ -13,6 +13,7 @@ import torch
 from ray.rllib.algorithms.dqn import DQNConfig
 from torch import nn
 
+from rllib_kd import DistillDQNConfig
 from rllib_kd.learner import losses
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from tests.benchmarks.harness import (
@@ -134,9 +135,9 @@ def rllib_dqn() -> Iterator[Callable]:
 
 
 @contextlib.contextmanager
-def our_training(training_intensity: float) -> Iterator[Callable]:
+def our_training(training_intensity: float, config: DistillDQNConfig | None = None) -> Iterator[Callable]:
     """Gradient steps/s of the whole training loop, sampling and weight sync included."""
-    config = distillation_config().env_runners(num_envs_per_env_runner=16, rollout_fragment_length=32)
+    config = (config or distillation_config()).env_runners(num_envs_per_env_runner=16, rollout_fragment_length=32)
     config.training(training_intensity=training_intensity)
     with algorithm(config) as algo:
 

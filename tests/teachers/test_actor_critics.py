@@ -242,9 +242,8 @@ def test_a_policy_of_the_users_class(tmp_path):
     ("kwargs", "message"),
     [
         ({"action_space": gym.spaces.Box(-1, 1, (2,))}, r"cannot teach: .*Box.*expected Discrete"),
-        ({"use_lstm": True, "lstm_cell_size": 4, "max_seq_len": 2}, "cannot teach: it is a recurrent"),
     ],
-    ids=["continuous", "LSTM"],
+    ids=["continuous"],
 )
 def test_other_policies_of_rllib_say_so(tmp_path, kwargs, message):
     path = make_policy(**kwargs).save_to_path(str(tmp_path / "module"))

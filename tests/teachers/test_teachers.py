@@ -11,7 +11,6 @@ import ray
 import torch
 from moto.server import ThreadedMotoServer
 from ray.rllib.algorithms.dqn import DQNConfig
-from ray.rllib.algorithms.ppo.torch.default_ppo_torch_rl_module import DefaultPPOTorchRLModule
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from torch.nn import functional as F
@@ -21,7 +20,7 @@ from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.teachers.names import absolute_teacher_uri
-from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, shared_teacher, states
+from tests.conftest import make_q_module, shared_teacher, states
 
 
 def q_values(module, obs):
@@ -138,16 +137,6 @@ def test_the_packaged_teacher_resolves_by_name_from_everywhere(tmp_path, monkeyp
     assert (teacher.observation_space.shape, teacher.action_space.n) == ((4,), 2)
 
 
-def save_recurrent_ppo(path):
-    module = RLModuleSpec(
-        module_class=DefaultPPOTorchRLModule,
-        observation_space=CARTPOLE_OBS,
-        action_space=CARTPOLE_ACTIONS,
-        model_config={"fcnet_hiddens": [4], "vf_share_layers": False, "use_lstm": True, "lstm_cell_size": 4},
-    ).build()
-    module.save_to_path(str(path))
-
-
 def save_nothing(path):
     path.mkdir()
 
@@ -174,10 +163,9 @@ def save_other_policies(path):
         (save_nothing, "is not an RLlib checkpoint"),
         (save_old_stack, "old API stack"),
         (save_truncated, "cannot be read"),
-        (save_recurrent_ppo, "cannot teach: it is a recurrent DefaultPPOTorchRLModule"),
         (save_other_policies, r"contains the RLModules \['blue'\]"),
     ],
-    ids=["missing", "empty", "old-stack", "truncated", "ppo", "other-policies"],
+    ids=["missing", "empty", "old-stack", "truncated", "other-policies"],
 )
 def test_what_is_no_teacher_says_so(tmp_path, save, message):
     save(tmp_path / "teacher")

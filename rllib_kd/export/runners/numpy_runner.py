@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +22,23 @@ ELEMENTWISE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def load(path: str) -> Callable[..., np.ndarray]:
     """Return the function from observations `[B, ...]` to Q-values `[B, A]` of a safetensors file.
 
-    It also takes the legal actions, `action_mask` `[B, A]` (1: legal, 0: not): the others get −inf.
+    It also takes the legal actions, `action_mask` `[B, A]` (1: legal, 0: not): the others get −inf. Of a recurrent
+    student it is a `Remembering`, for which remembering.py must lie beside this file.
     """
     data = Path(path).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
-    layers = json.loads(header.pop("__metadata__")["layers"])
+    metadata = header.pop("__metadata__")
+    layers = json.loads(metadata["layers"])
     tensors = {
         name: np.frombuffer(data[start + entry["data_offsets"][0] : start + entry["data_offsets"][1]], "<f4").reshape(
             entry["shape"]
         )
         for name, entry in header.items()
     }
+
+    if "state" in metadata:
+        return _remembering(layers, tensors, json.loads(metadata["state"]))
 
     def q_values(obs: np.ndarray, action_mask: np.ndarray | None = None) -> np.ndarray:
         q = run(layers, tensors, np.asarray(obs, np.float32))
@@ -96,3 +102,37 @@ def _tree(layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) 
         here = np.minimum(nodes, num_inner - 1)
         nodes = np.where(inner, np.where(is_left[rows, here], left[here], right[here]), nodes)
     return tensors[layer["values"]][nodes - num_inner]
+
+
+def _remembering(
+    layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], sizes: dict[str, int]
+) -> Callable[..., np.ndarray]:
+    """Return a recurrent student as a function that keeps its state."""
+    beside = f"{__package__}.remembering" if __package__ else "remembering"  # taken along without the package
+    remembering = importlib.import_module(beside)
+    (place,) = (i for i, layer in enumerate(layers) if layer["op"] in ("lstm", "gru"))
+
+    def step(
+        obs: np.ndarray, state: dict[str, np.ndarray], action_mask: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        after = _cell(layers[place], tensors, run(layers[:place], tensors, obs), state)
+        q = run(layers[place + 1 :], tensors, after["state_h"])
+        return q if action_mask is None else np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf)), after
+
+    return remembering.Remembering(step, sizes)
+
+
+def _cell(
+    layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray, state: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """State after one step of an LSTM or a GRU, with PyTorch's order of gates."""
+    sigmoid, h = ELEMENTWISE["sigmoid"], state["state_h"]
+    inputs = x @ tensors[layer["weight_ih"]].T + tensors[layer["bias_ih"]]
+    hidden = h @ tensors[layer["weight_hh"]].T + tensors[layer["bias_hh"]]
+    if layer["op"] == "lstm":
+        i, f, g, o = np.split(inputs + hidden, 4, -1)
+        c = sigmoid(f) * state["state_c"] + sigmoid(i) * np.tanh(g)
+        return {"state_h": sigmoid(o) * np.tanh(c), "state_c": c}
+    (r, z, n), (hidden_r, hidden_z, hidden_n) = np.split(inputs, 3, -1), np.split(hidden, 3, -1)
+    z, n = sigmoid(z + hidden_z), np.tanh(n + sigmoid(r + hidden_r) * hidden_n)
+    return {"state_h": n + z * (h - n)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import numpy as np
@@ -11,14 +12,19 @@ import onnxruntime
 def load(path: str) -> Callable[..., np.ndarray]:
     """Return the function from observations `[B, ...]` to Q-values `[B, A]` of an ONNX file, on one thread.
 
-    It also takes the legal actions, `action_mask` `[B, A]` (1: legal, 0: not): the others get −inf.
+    It also takes the legal actions, `action_mask` `[B, A]` (1: legal, 0: not): the others get −inf. Of a recurrent
+    student it is a `Remembering`, for which remembering.py must lie beside this file.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.load_model_format", "ONNX")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    takes_mask = "action_mask" in [value.name for value in session.get_inputs()]
+    inputs = {value.name: value.shape for value in session.get_inputs()}
+    takes_mask = "action_mask" in inputs
+    sizes = {name: shape[-1] for name, shape in inputs.items() if name.startswith("state_")}
+    if sizes:
+        return _remembering(session, sizes, takes_mask=takes_mask)
     num_actions = session.get_outputs()[0].shape[-1]
 
     def q_values(obs: np.ndarray, action_mask: np.ndarray | None = None) -> np.ndarray:
@@ -32,3 +38,25 @@ def load(path: str) -> Callable[..., np.ndarray]:
         return np.where(np.asarray(action_mask) == 1, q, np.float32(-np.inf))
 
     return q_values
+
+
+def _remembering(
+    session: onnxruntime.InferenceSession, sizes: dict[str, int], *, takes_mask: bool
+) -> Callable[..., np.ndarray]:
+    """Return a recurrent student as a function that keeps its state."""
+    beside = f"{__package__}.remembering" if __package__ else "remembering"  # taken along without the package
+    remembering = importlib.import_module(beside)
+    names = ["q_values", *(f"{name}_out" for name in sizes)]
+    num_actions = session.get_outputs()[0].shape[-1]
+
+    def step(
+        obs: np.ndarray, state: dict[str, np.ndarray], action_mask: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        mask = np.ones((len(obs), num_actions)) if action_mask is None else np.asarray(action_mask)
+        masks = {"action_mask": mask.astype(np.float32)} if takes_mask else {}
+        q, *after = session.run(names, {"obs": obs, **state, **masks})
+        if not takes_mask and action_mask is not None:
+            q = np.where(mask == 1, q, np.float32(-np.inf))
+        return q, dict(zip(sizes, after, strict=True))
+
+    return remembering.Remembering(step, sizes)

@@ -1,0 +1,196 @@
+"""Recurrent students: how they learn, from sequences of states.
+
+A row of the replay is a sequence: states of one environment in the order in which it was in them, all of one episode,
+followed by padding. Beside them stands the state of the student that was acting when the first of them came. From it
+the student runs over the whole sequence, and learns from those states that are marked: not from the burn-in, whose
+states other sequences have, nor from padding. Kapturowski et al. 2019 (R2D2, ICLR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+from torch import Tensor
+
+from rllib_kd.learner.group import MAX_METRIC_STATES, StudentGroup
+from rllib_kd.learner.label_statistics import QScale
+from rllib_kd.learner.observation_scale import ObservationScale
+from rllib_kd.learner.replay import ColumnarReplay, default_capacity
+from rllib_kd.learner.student import Student
+from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.recurrent import (
+    STATE_PARTS,
+    PlainPass,
+    at_places,
+    first_layers,
+    max_seq_len_of,
+    run_sequences,
+)
+from rllib_kd.observations.frames import OBS
+from rllib_kd.observations.images import as_input
+from rllib_kd.wire import LEARNED, STATE_COLUMNS, TEACHER_Q
+
+#: In a batch: the places of the states to learn from, `[M]`, in all states of its sequences, one after the other.
+PLACES = "places"
+
+
+class RecurrentStudent(Student):
+    """A student with an LSTM or a GRU. Its outputs are those of the states to learn from."""
+
+    def __init__(self, *args: Any, normalizes_obs: bool, **kwargs: Any):
+        super().__init__(*args, normalizes_obs=False, **kwargs)
+        self.first_layers = first_layers(self.module) if normalizes_obs else []
+        self._pass: PlainPass | None = None  # a shorter way through the module, where there is one
+
+    def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
+        """Put the weights that learn into the module."""
+        super().enter(scale, obs_scale)
+        self._pass = PlainPass.of(self.module)
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `qf_preds` `[M, A]` of a batch from `SequenceGroup.batches()`."""
+        obs = batch[Columns.OBS]
+        if self.obs_scale is not None:
+            obs = self.obs_scale.normalize(obs)
+        if self._pass is not None:
+            return {QF_PREDS: self._pass(obs, _states_in(batch), batch[PLACES])}
+        return {QF_PREDS: q_of_batch(self.module, {**batch, Columns.OBS: obs})}
+
+
+def q_of_batch(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return Q-values `[M, A]` of the states to learn from.
+
+    Args:
+        module: a recurrent RLModule.
+        batch: `obs` `[B, T, ...]`, `places` `[M]`, and the parts of the states before each sequence,
+            `[B, layers, units]`.
+    """
+    q, _ = run_sequences(module, batch[Columns.OBS], _states_in(batch))
+    return at_places(q, batch[PLACES])
+
+
+def _states_in(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {part: batch[STATE_COLUMNS[part]] for part in STATE_PARTS if STATE_COLUMNS[part] in batch}
+
+
+class SequenceReplay(ColumnarReplay):
+    """A ring buffer whose rows are sequences of `length` states each.
+
+    Args:
+        capacity: states kept, ≥ 1, padding included; None as in `ColumnarReplay`.
+        length: states of a sequence, ≥ 1.
+        device: as in `ColumnarReplay`.
+        seed: as in `ColumnarReplay`.
+    """
+
+    OWN_COLUMNS: ClassVar[tuple[str, ...]] = (*ColumnarReplay.OWN_COLUMNS, LEARNED, *STATE_COLUMNS.values())
+
+    def __init__(
+        self, capacity: int | None, *, length: int, device: torch.device | str = "cpu", seed: int | None = None
+    ):
+        rows = None if capacity is None else max(1, capacity // length)
+        super().__init__(rows, device=device, seed=seed)
+        self.length = length
+
+    def default_capacity(self, rows: Mapping[str, np.ndarray | Tensor]) -> int:
+        """Return how many sequences are kept if that is not set, by the columns `[B, T, ...]` of some."""
+        states = {name: column[:, 0] for name, column in rows.items() if column.ndim > 1}
+        return max(1, default_capacity(states) // self.length)
+
+    def state_names(self) -> tuple[str, ...]:
+        """Return the columns of states that there are: a GRU has one, an LSTM two."""
+        return tuple(name for name in STATE_COLUMNS.values() if name in self._columns)
+
+
+class SequenceGroup(StudentGroup):
+    """The recurrent students of one teacher, and the sequences from which they learn."""
+
+    replay: SequenceReplay
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._num_taken = 0  # fragments, one after the other
+
+    def make_replay(self, *, device: torch.device | str, seed: int | None) -> SequenceReplay:
+        """Return a replay of sequences."""
+        length = max_seq_len_of(self.config.model_config)
+        return SequenceReplay(self.config.replay_buffer_config["capacity"], length=length, device=device, seed=seed)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Return whether no sequence can be complete yet."""
+        return self._num_taken * self.config.get_rollout_fragment_length() < self.replay.length
+
+    def take_in(
+        self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
+    ) -> dict[str, Tensor]:
+        """Add sequences to the replay, and their labels to the statistics.
+
+        Args:
+            fragments: sequences, as EnvRunners cut them: columns `[B, T, ...]`, `learned` `[B, T]`, and parts of
+                states `[B, layers, units]`.
+            reduce: adds up a tensor over all Learners, in place.
+
+        Returns:
+            Some of the sequences as a batch; nothing if there are none.
+        """
+        self._num_taken += bool(fragments)
+        fragments = [fragment for fragment in fragments if len(fragment[LEARNED])]
+        for fragment in fragments:
+            self.replay.add(fragment)
+        device = self.replay.device
+        labels = [fragment[TEACHER_Q][fragment[LEARNED]] for fragment in fragments]
+        joined = torch.from_numpy(np.concatenate(labels)) if labels else torch.zeros(0, self._num_actions)
+        self._take_labels(joined.to(device), reduce)
+        batch: dict[str, Tensor] = {}
+        if fragments:
+            room = max(1, MAX_METRIC_STATES // self.replay.length)
+            names = (Columns.OBS, TEACHER_Q, LEARNED, *self.replay.state_names())
+            columns = {name: np.concatenate([fragment[name] for fragment in fragments])[:room] for name in names}
+            batch = self._as_batch({name: torch.tensor(column).to(device) for name, column in columns.items()})
+        if self.obs_statistics.num_inputs:
+            none = torch.zeros(0, self.obs_statistics.num_inputs, device=device)
+            obs = batch[Columns.OBS].flatten(0, 1)[batch[PLACES]] if batch else none
+            self.obs_statistics.update(obs, reduce=reduce)
+        return batch
+
+    def batches(
+        self, num_steps: int, *, uses_td: bool, more: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Draw minibatches of about `train_batch_size_per_learner` states: rows of sequences, and their batch."""
+        count = max(1, round(self.config.train_batch_size_per_learner / self.replay.length))
+        for rows, _ in self.replay.draw(num_steps, count):
+            batch = self.gather(rows, uses_td=uses_td)
+            yield rows, {**batch, **more(batch)}
+
+    def gather(self, rows: Tensor, *, uses_td: bool) -> dict[str, Tensor]:
+        """Return the batch of the sequences at `rows` (`[B]`) of the replay.
+
+        Returns:
+            `obs` `[B, T, ...]`, parts of states `[B, layers, units]`, `places` `[M]`, and labels `[M, ...]`.
+        """
+        names = (Columns.OBS, *self.config.label_columns, LEARNED, *self.replay.state_names())
+        return self._as_batch(self.replay.gather(rows, names))
+
+    def _as_batch(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        batch = dict(columns)
+        places = batch.pop(LEARNED).flatten().nonzero().squeeze(-1)
+        batch[PLACES] = places
+        for name in self.config.label_columns:
+            batch[name] = at_places(batch[name], places)
+        obs = batch[Columns.OBS]
+        inputs = as_input(obs.flatten(0, 1), self._input_shape, contiguous=True)
+        batch[Columns.OBS] = inputs.unflatten(0, obs.shape[:2])
+        return batch
+
+    def _q_values(self, module: Any, states: Mapping[str, Tensor]) -> Tensor:
+        return q_of_batch(module, states)
+
+    def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
+        """Fill the replay as `StudentGroup.refill_replay()`; not from sequences of another length."""
+        lengths = {shard[f"columns/{OBS}"].shape[1] for shard in shards if f"columns/{OBS}" in shard}
+        return lengths <= {self.replay.length} and super().refill_replay(shards, is_own=is_own)

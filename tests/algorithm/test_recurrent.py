@@ -1,0 +1,179 @@
+"""Recurrent students from sampling to comparison, resumed, and with several processes; and what is refused."""
+
+import numpy as np
+import pytest
+from ray.rllib.connectors.env_to_module import FlattenObservations
+
+from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd.algorithm.students import new_student, shape_students
+from rllib_kd.networks.dqn_module import count_parameters
+from tests.algorithm.resumable import assert_equal, differ, resumable_config, weights
+from tests.algorithm.small import small_config
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS
+from tests.env_runner.runners import Silent
+from tests.observations.masked import InDict
+from tests.observations.remembering import Cue, knowing_teacher
+
+MEMORY = {"use_lstm": True, "lstm_cell_size": 8, "fcnet_hiddens": [8], "max_seq_len": 6}
+
+
+def only_shown(env=None, spaces=None, device=None):
+    """A connector that leaves out what the student does not see."""
+    return FlattenObservations(input_observation_space=Cue().observation_space, keys_to_remove=["cue"])
+
+
+def cue_config(**model):
+    return (
+        small_config(Cue)
+        .env_runners(env_to_module_connector=only_shown)
+        .training(lr=1e-2)
+        .rl_module(model_config={**MEMORY, **model})
+        .distillation(teacher=knowing_teacher(), num_baseline_episodes=4)
+    )
+
+
+def recurrent_resumable(**env_runners):
+    return resumable_config(**env_runners).rl_module(model_config={**MEMORY, "max_seq_len": 5}).training(burn_in_len=2)
+
+
+@pytest.mark.parametrize("kind", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
+def test_only_a_memory_can_remember(build, tmp_path, kind):
+    algo = build(cue_config(recurrent_layer_type=kind))
+    assert algo.env_runner._samples_directly
+    while algo.num_env_steps < 2_500:
+        result = algo.train()
+    assert result["distillation"]["teacher_return"] == 6.0
+    assert result["learners"]["default_policy"]["teacher_agreement"] == 1.0
+    assert algo.evaluate()["env_runners"]["episode_return_mean"] == 6.0  # by RLlib's own loop
+    done = compare(knowing_teacher(), algo, Cue, num_episodes=30)
+    assert done.student.return_mean == 6.0
+    assert done.agreement_on_student_states == done.agreement_on_teacher_states == 1.0
+    assert done.student.latency_ms > 0
+    path = algo.save_to_path(str(tmp_path / "student"))
+    assert compare(knowing_teacher(), path, Cue, num_episodes=5).student.return_mean == 6.0
+
+
+@pytest.mark.slow
+def test_a_recurrent_student_teaches_another(build, tmp_path):
+    algo = build(cue_config())
+    while algo.num_env_steps < 4_000:
+        algo.train()
+    path = algo.save_to_path(str(tmp_path / "teacher"))
+    algo.stop()
+    second = build(cue_config().distillation(teacher=path))  # it sees what its student sees
+    while second.num_env_steps < 4_000:
+        result = second.train()
+    assert result["distillation"]["teacher_return"] == 6.0
+    assert compare(path, second, Cue, num_episodes=20).student.return_mean == 6.0
+    resumed = DistillDQN.from_checkpoint(second.save_to_path(str(tmp_path / "second")))
+    for algo in (second, resumed):
+        algo.train()
+    assert_equal(weights(resumed), weights(second))  # the teacher's memory, too, is in the checkpoint
+    resumed.stop()
+
+
+def test_masks(build, tmp_path):
+    teacher = build(small_config(InDict).distillation(teacher=None, td_coeff=1.0))
+    teacher.train()
+    path = teacher.save_to_path(str(tmp_path / "teacher"))
+    teacher.stop()
+    algo = build(small_config(InDict).rl_module(model_config=MEMORY).distillation(teacher=path))
+    algo.train()  # an illegal action raises
+    algo.evaluate()
+    compare(path, algo, InDict, num_episodes=3)
+
+
+def test_resumed_bit_by_bit(build, tmp_path):
+    algo = build(recurrent_resumable())
+    for _ in range(3):
+        algo.train()
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    before = weights(algo)
+    for _ in range(3):
+        algo.train()
+    expected = weights(algo)
+    assert differ(before, expected)
+    resumed = DistillDQN.from_checkpoint(path)
+    for _ in range(3):
+        resumed.train()
+    assert_equal(weights(resumed), expected)
+    resumed.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["EnvRunners", "Learners", "RLlib's episodes"])
+def test_several_processes(build, processes):
+    config = recurrent_resumable()
+    if processes == "EnvRunners":
+        config.env_runners(num_env_runners=2)
+    elif processes == "Learners":
+        config.learners(num_learners=2)
+    else:
+        config.callbacks(Silent).env_runners(num_env_runners=1)
+    algo = build(config)
+    for _ in range(3):
+        result = algo.train()
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    assert algo.num_gradient_steps
+
+
+@pytest.mark.parametrize("loss", ["mse", "reverse_kl", "margin"])
+def test_every_loss(build, loss):
+    config = recurrent_resumable().distillation(loss=loss, gap_weighting=True)
+    algo = build(config)
+    for _ in range(2):
+        result = algo.train()
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    assert algo.num_gradient_steps
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.distillation(td_coeff=1.0), "`td_coeff`=1.0 is not supported for recurrent"),
+        (lambda c: c.distillation(restarts=4), "`restarts`=4"),
+        (lambda c: c.distillation(students={"a": {"fcnet_hiddens": [4]}}), "`students`"),
+        (lambda c: c.distillation(student={"fcnet_hiddens": [4]}), "Set one of them|`student`"),
+        (lambda c: c.distillation(feature_coeff=0.1), "`feature_coeff`=0.1"),
+        (lambda c: c.distillation(init="teacher"), "`init`='teacher'"),
+        (lambda c: c.distillation(bf16=True), "`bf16`=True"),
+        (lambda c: c.training(num_atoms=5, v_min=0.0, v_max=1.0), "`num_atoms`=5"),
+        (lambda c: c.training(replay_buffer_config={"alpha": 0.6}), r"`replay_buffer_config\['alpha'\]`=0.6"),
+        (lambda c: c.rl_module(model_config={**MEMORY, "lstm_cell_size": 0}), "at least 1, got 0"),
+        (lambda c: c.rl_module(model_config={**MEMORY, "max_seq_len": 2.5}), "at least 1, got 2.5"),
+        (lambda c: c.training(burn_in_len=6), "max_seq_len=6 env steps, the first burn_in_len=6"),
+        (lambda c: c.training(burn_in_len=-1), "`burn_in_len` must be an integer of at least 0"),
+        (lambda c: c.rl_module(model_config={**MEMORY, "recurrent_layer_type": "GRU"}), "Did you mean 'gru'"),
+        (lambda c: c.rl_module(model_config={**MEMORY, "lstm_use_prev_action": True}), "RLlib does not read it"),
+        (lambda c: c.rl_module(model_config={"recurrent_layer_type": "gru"}), "without a recurrent layer"),
+        (
+            lambda c: c.rl_module(
+                model_config={**MEMORY, "recurrent_layer_type": "gru", "lstm_kernel_initializer": "zeros_"}
+            ),
+            "cannot set the weights of a GRU",
+        ),
+        (
+            lambda c: c.rl_module(model_config={}).distillation(student={"use_lstm": True, "fcnet_hiddens": [4]}),
+            "take no 'use_lstm'",
+        ),
+    ],
+)
+def test_what_is_not_supported_is_refused(change, message):
+    config = DistillDQNConfig().environment("CartPole-v1").rl_module(model_config=dict(MEMORY))
+    config.distillation(teacher="cartpole")
+    config.validate()
+    change(config)
+    with pytest.raises(ValueError, match=message):
+        config.validate()
+
+
+def test_compression_scales_the_recurrent_layer():
+    teacher = load_teacher("cartpole")
+    for own in ({}, {"lstm_cell_size": 8}):
+        config = DistillDQNConfig().environment("CartPole-v1").rl_module(model_config={"use_lstm": True, **own})
+        config.distillation(teacher=teacher, compression=0.1).validate()
+        shape_students(config, {"default_policy": teacher})
+        spaces = {"default_policy": (CARTPOLE_OBS, CARTPOLE_ACTIONS)}
+        size = count_parameters(new_student(config, spaces, "default_policy"))
+        assert 0.08 < size / teacher.num_parameters <= 0.1
+        assert (config.model_config["lstm_cell_size"] == 8) == bool(own)

@@ -1,0 +1,116 @@
+"""Recurrent students learn from sequences as a loop of plain PyTorch does."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from rllib_kd.learner.sequences import SequenceGroup
+from tests.learner.learners import RAW, config_of, group_of, make_learner, student_of
+
+LENGTH = 4
+PLAIN = {**RAW, "weight_averaging": 0.0, "regret_coeff": 0.0, "temperature": 0.5, "student_temperature": 1.0}
+
+
+def recurrent_config(*, batch_size=32, kind="lstm", **distillation):
+    model = {"use_lstm": True, "lstm_cell_size": 5, "fcnet_hiddens": [6], "max_seq_len": LENGTH}
+    config = config_of(**distillation).rl_module(model_config={**model, "recurrent_layer_type": kind})
+    return config.training(train_batch_size_per_learner=batch_size)
+
+
+def sequences(count, *, seed=0, kind="lstm"):
+    rng = np.random.default_rng(seed)
+    learned = rng.random((count, LENGTH)) < 0.7
+    learned[:, -1] = True
+    states = {
+        f"state_{part}": rng.normal(size=(count, 1, 5)).astype(np.float32) for part in "hc"[: 1 + (kind == "lstm")]
+    }
+    obs = rng.normal(size=(count, LENGTH, 4)).astype(np.float32)
+    labels = (obs[..., :2].cumsum(1) * 2).astype(np.float32)  # what only a memory can tell
+    return {"obs": obs, "teacher_q": labels, "learned": learned, **states}
+
+
+def by_hand(module, data, repeats, *, lr):
+    """Weights after one step of Adam on the mean KL of the learned states."""
+    module = copy.deepcopy(module)
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr, eps=1e-8)
+    tensors = {name: torch.tensor(column).repeat_interleave(repeats, 0) for name, column in data.items()}
+    state = {name[-1]: tensors[name] for name in tensors if name.startswith("state_")}
+    q = module.compute_q_values({"obs": tensors["obs"], "state_in": state})["qf_preds"]
+    teacher = F.softmax(tensors["teacher_q"] / 0.5, -1)
+    kl = (teacher * (teacher.log() - F.log_softmax(q, -1))).sum(-1)
+    loss = kl[tensors["learned"]].mean()
+    loss.backward()
+    optimizer.step()
+    return {name: value.detach() for name, value in module.state_dict().items()}, loss.item()
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_gradient_step_is_that_of_plain_torch(kind):
+    learner = make_learner(recurrent_config(kind=kind, **PLAIN))
+    module = learner.module["default_policy"]
+    module = module.unwrapped()
+    data = sequences(1, kind=kind)  # 8 sequences of 4 states are the same one 8 times
+    before = copy.deepcopy(module)
+    learner.update([data])
+    config = group_of(learner).config
+    expected, loss = by_hand(before, data, 8, lr=config.lr)
+    results = learner.update([], num_gradient_steps=1)
+    assert float(results["default_policy"]["kd_loss"].peek()) == pytest.approx(loss, rel=1e-5)
+    for name, value in module.state_dict().items():
+        if not name.startswith("_target"):
+            torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+def test_the_memory_is_learned():
+    learner = make_learner(recurrent_config(batch_size=128))
+    assert isinstance(group_of(learner), SequenceGroup)
+    fresh = sequences(64, seed=1)
+    results = [learner.update([sequences(200), fresh], num_gradient_steps=steps) for steps in (1, 300)]
+    final = learner.update([fresh])
+    first, last = (float(r["default_policy"]["teacher_agreement"].peek()) for r in (results[0], final))
+    assert last > 0.9 > first
+
+
+def test_padding_and_burn_in_have_no_effect_on_the_statistics():
+    learner = make_learner(recurrent_config())
+    data = sequences(20)
+    learner.update([data])
+    group = group_of(learner)
+    assert group.statistics.count == int(data["learned"].sum())
+    batch = group.gather(torch.arange(20), uses_td=False)
+    assert batch["teacher_q"].numpy() == pytest.approx(data["teacher_q"][data["learned"]])
+    student = student_of(learner)
+    assert student.outputs(batch)["qf_preds"].shape == batch["teacher_q"].shape
+
+
+def test_the_replay_counts_states_and_is_refilled():
+    config = recurrent_config().training(replay_buffer_config={"capacity": 40})
+    learner, other = make_learner(config), make_learner(config)
+    learner.update([sequences(12)])
+    assert len(group_of(learner).replay) == 40 // LENGTH
+    saved = learner.replay_arrays()
+    assert other.refill_replay([saved])
+    for name, array in other.replay_arrays().items():
+        np.testing.assert_array_equal(array, saved[name], err_msg=name)
+    longer = make_learner(
+        config.copy(copy_frozen=False).rl_module(model_config={**config.given_model_config, "max_seq_len": LENGTH + 1})
+    )
+    assert not longer.refill_replay([saved])
+
+
+def test_default_capacity_counts_states():
+    learner = make_learner(recurrent_config())
+    learner.update([sequences(3)])
+    assert group_of(learner).replay.capacity == 50_000 // LENGTH
+
+
+def test_it_waits_for_the_first_sequence():
+    config = recurrent_config().env_runners(rollout_fragment_length=LENGTH - 1)
+    learner = make_learner(config)
+    none = {name: column[:0] for name, column in sequences(1).items()}
+    learner.update([none], num_gradient_steps=1)
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        learner.update([none], num_gradient_steps=1)  # whole ones would have come

@@ -93,6 +93,6 @@ def test_c_in_integers_has_exactly_these_weights_and_chooses_the_same_actions(ac
 
 @pytest.mark.parametrize("config", [{"dueling": True}, {"num_atoms": 7}, {"fcnet_use_layernorm": True}])
 def test_other_networks_are_refused_by_name(config):
-    with pytest.raises(ValueError, match="plain MLP.* but the student 'small' is another .* export with --int8"):
+    with pytest.raises(ValueError, match=r"plain MLP.* but the student 'small' is another .* export with --int8"):
         check_can_round(make_q_module(**config), "small")
     check_can_round(linear(), "small")

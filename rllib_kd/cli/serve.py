@@ -71,9 +71,10 @@ def _check_free(host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of names that no host can have, too
+        reason = getattr(error, "strerror", None) or "it is not the name of a host"
         raise ValueError(
-            f"Nothing can listen on {host}:{port}: {error.strerror or error}. Choose another --host or --port."
+            f"Nothing can listen on '{host}', port {port}: {reason}. Choose another --host or --port."
         ) from error
 
 

@@ -45,7 +45,7 @@ def test_without_the_extra_one_line_says_what_to_install(capsys, monkeypatch):
         (["cartpole", "--port", "65536"], "--port must be"),
         (["cartpole", "--replicas", "0"], "--replicas must be at least 1"),
         (["cartpole", "--host", ""], "empty"),
-        (["cartpole", "--host", "256.1.1.1"], "Nothing can listen on 256.1.1.1:8000"),
+        (["cartpole", "--host", "256.1.1.1"], "Nothing can listen on '256.1.1.1', port 8000"),
         (["no-such-checkpoint"], "no-such-checkpoint"),
     ],
 )
@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_named(capsys, monkeypatch):
     monkeypatch.setattr("ray.init", lambda *args, **kwargs: pytest.fail("Ray was started"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"Nothing can listen on 127.0.0.1:{port}" in refused(capsys, "cartpole", "--port", str(port))
+        assert f"Nothing can listen on '127.0.0.1', port {port}" in refused(capsys, "cartpole", "--port", str(port))
 
 
 def test_help_imports_neither_ray_nor_fastapi():
@@ -109,3 +109,10 @@ def test_a_checkpoint_is_served_until_ctrl_c(tmp_path):
     assert error == ""
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
+
+
+@pytest.mark.parametrize("host", ["no\0host", "a" * 5000, "\udcff", "no\nhost", "a..b"])
+def test_a_host_that_is_none(capsys, monkeypatch, host):
+    monkeypatch.setattr(deployment, "find_spec", lambda package: object())
+    monkeypatch.setattr("ray.init", lambda *args, **kwargs: pytest.fail("Ray was started"))
+    assert "Nothing can listen on" in refused(capsys, "cartpole", "--host", host)

@@ -86,6 +86,7 @@ class Student:
         self.module.train()
         if self.unrounded is not None:
             _copy_into(self.params, self.unrounded)
+            self.unrounded = None
         if self.first_layers:
             self.obs_scale = obs_scale
         if self.optimizer is not None:  # members of a stack pass through the stack

@@ -91,6 +91,17 @@ def test_a_restored_student_continues_with_the_weights_before_rounding():
     )
 
 
+def test_training_goes_on_without_rounding_from_the_weights_before_it():
+    learner, plain = learner_of(), make_learner(config_of())
+    steps(learner)
+    plain.set_state(learner.get_state())
+    steps(plain, seed=1)
+    first = [weight.clone() for weight in student_of(plain).params]
+    assert student_of(plain).unrounded is None
+    steps(plain, seed=2)
+    assert not any(torch.equal(before, now) for before, now in zip(first, student_of(plain).params, strict=True))
+
+
 def test_it_learns_for_its_rounding():
     """After the same steps, it is closer to its labels than a student that is rounded afterwards."""
     obs = fragment(1024)["obs"]

@@ -13,22 +13,20 @@ from rllib_kd.export.serve.batching import Batches
 from rllib_kd.export.serve.policy import Question, ServedPolicy
 from rllib_kd.export.serve.requests import MAX_ROWS, RequestError, parsed
 
-MAX_BODY = 8 * 2**20  # bytes of a request
-
-
 logger = logging.getLogger(__name__)
 
 
 class _TooLargeError(Exception):
-    """A body is larger than `MAX_BODY`."""
+    """A body is larger than any request to the policy."""
 
 
 def make_app(policy: ServedPolicy) -> FastAPI:
     """Return the application of a policy.
 
     Requests that arrive while a forward pass runs share the next one. Bad requests are answered by 422 and a reason,
-    bodies above `MAX_BODY` by 413.
+    bodies that are too large by 413.
     """
+    limit = policy.reader.max_body
     app = FastAPI(title="A policy of rllib_kd", version="1", docs_url=None, redoc_url=None)
     batches: Batches[Question, Any] = Batches(
         policy.outputs, weigh=lambda question: question.num_rows, max_weight=MAX_ROWS
@@ -37,12 +35,12 @@ def make_app(policy: ServedPolicy) -> FastAPI:
     @app.post("/act", summary="Choose greedy actions", openapi_extra=_described(policy))
     async def act(request: Request) -> JSONResponse:
         try:
-            question = policy.question(parsed(await _body(request)))
+            question = policy.question(parsed(await _body(request, limit)))
             return JSONResponse(policy.answer(question, await batches(question)))
         except RequestError as error:
             return _problem(422, str(error))
         except _TooLargeError:
-            return _problem(413, f"The body is too large. Expected at most {MAX_BODY:,} bytes.")
+            return _problem(413, f"The body is too large. Expected at most {limit:,} bytes.")
         except ClientDisconnect:
             return _problem(400, "The client left before the request was complete.")
         except Exception:  # of a network of the user's own; its message may have paths of this machine
@@ -65,15 +63,15 @@ def make_app(policy: ServedPolicy) -> FastAPI:
     return app
 
 
-async def _body(request: Request) -> bytes:
-    """Return the body of a request, of which no more than `MAX_BODY` is read."""
+async def _body(request: Request, limit: int) -> bytes:
+    """Return the body of a request, of which no more than `limit` bytes are read."""
     parts, size = [], 0
     length = request.headers.get("content-length", "")
-    if length.isdigit() and (len(length) > 20 or int(length) > MAX_BODY):
+    if length.isdigit() and (len(length) > 20 or int(length) > limit):
         raise _TooLargeError
     async for part in request.stream():
         size += len(part)
-        if size > MAX_BODY:
+        if size > limit:
             raise _TooLargeError
         parts.append(part)
     return b"".join(parts)

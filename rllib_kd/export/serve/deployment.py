@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -94,12 +94,14 @@ def serving(
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:
-        serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
-        serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
+        try:
+            serve.start(http_options={"host": host, "port": port}, logging_config=quiet)
+            serve.run(app, name=APP_NAME, route_prefix="/", logging_config=quiet)
+        except (RayServeException, RuntimeError) as error:
+            raise ValueError(f"Ray Serve does not start: {str(error).strip().splitlines()[0]}") from error
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    except (RayServeException, RuntimeError) as error:
-        raise ValueError(f"Ray Serve does not start: {str(error).strip().splitlines()[0]}") from error
     finally:
-        serve.delete(APP_NAME)  # after the requests that it has begun
-        if ends_serve and not serve.status().applications:
-            serve.shutdown()
+        with suppress(RayServeException):  # it may not have started
+            serve.delete(APP_NAME)  # after the requests that it has begun
+            if ends_serve and not serve.status().applications:
+                serve.shutdown()

@@ -11,10 +11,17 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.spaces import is_text
+from rllib_kd.observations.spaces import is_text, parts_of
 from rllib_kd.text import one_line
 
 MAX_ROWS = 1_024  # observations of one request
+
+
+MAX_BODY = 8 * 2**20  # bytes of any request
+
+
+#: Bytes in a body for each number with its separators, for each part with its key, and for the rest.
+_BYTES = {"number": 64, "part": 256, "rest": 2**16}
 
 
 _KEYS = ("observations", "action_masks")
@@ -62,6 +69,16 @@ class RequestReader:
 
     def __init__(self, space: gym.Space, num_actions: int):
         self.space, self.num_actions = features_space(space), num_actions
+
+    @property
+    def max_body(self) -> int:
+        """Return the bytes that the largest request may have: many that wait do not fill the memory."""
+        parts = [part for _, part in parts_of(self.space)]
+        if any(map(is_text, parts)):
+            return MAX_BODY
+        count = self.num_actions + sum(math.prod(part.shape or ()) for part in parts)
+        row = _BYTES["number"] * count + _BYTES["part"] * len(parts)
+        return min(MAX_BODY, _BYTES["rest"] + MAX_ROWS * row)
 
     def read(self, request: Any) -> tuple[Any, np.ndarray | None, int]:
         """Return observations as a vector env has them, masks `[N, A]` (bool; None: all actions are legal), and N.

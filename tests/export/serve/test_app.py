@@ -12,10 +12,12 @@ import torch
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-from rllib_kd.export.serve import app as app_module
-from rllib_kd.export.serve.app import MAX_BODY, make_app
+from rllib_kd.evaluation.sources import open_source
+from rllib_kd.export.export import export
+from rllib_kd.export.serve.app import make_app
 from rllib_kd.export.serve.batching import Batches
 from rllib_kd.export.serve.policy import ServedPolicy
+from rllib_kd.export.serve.requests import MAX_BODY, RequestReader
 from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, RLlibConnectors, StackFrames
 from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
@@ -149,7 +151,9 @@ def test_a_bad_part_is_named(parts_app, what):
 
 
 def test_a_large_body_is_refused_before_it_is_read(app):
-    assert asked(app, "/act", b" " * (MAX_BODY + 1), parts=100)[0] == 413
+    limit = RequestReader(CARTPOLE_OBS, 2).max_body
+    assert asked(app, "/act", b" " * limit, parts=100)[0] == 422
+    assert asked(app, "/act", b" " * (limit + 1), parts=100)[0] == 413
     headers = ((b"content-length", b"9" * 30),)
     assert asked(app, "/act", b"{", headers=headers)[0] == 413
     status, answer = asked(app, "/act", json.dumps({"observations": [STATE]}).encode(), parts=7)
@@ -271,5 +275,21 @@ def test_stacked_frames_come_with_the_request():
     assert "[84, 84, 4]" in asked(app, "/act", {"observations": [np.zeros((84, 84, 1), int).tolist()]})[1]["detail"]
 
 
-def test_largest_body_holds_a_few_images():
-    assert app_module.MAX_BODY > 50 * 84 * 84 * 4 * 4
+def test_the_largest_request_fits_and_is_no_larger_than_need_be():
+    largest = {"observations": [[-1.2345678901234567e-300] * 4] * 1024, "action_masks": [[1, 1]] * 1024}
+    own = RequestReader(CARTPOLE_OBS, 2).max_body
+    assert len(json.dumps(largest, indent=4)) < own < 2**20
+    images = RequestReader(gym.spaces.Box(0, 255, (84, 84, 4), np.uint8), 18)
+    assert images.max_body == RequestReader(PARTS, 2).max_body == MAX_BODY > 50 * 4 * 84 * 84 * 4
+
+
+@pytest.mark.parametrize("artifact_format", ["safetensors", "onnx"])
+def test_exported_files_are_served_as_their_students(artifact_format, tmp_path):
+    student = Teacher(make_q_module())
+    obs = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+    export(student, tmp_path / "student", format=artifact_format, obs=obs)
+    served = ServedPolicy(open_source(tmp_path / "student").network())
+    app = make_app(cloudpickle.loads(cloudpickle.dumps(served)))
+    status, answer = asked(app, "/act", {"observations": obs.tolist(), "action_masks": [[1, 1], [0, 1], [1, 0]]})
+    assert (status, answer["actions"][1:]) == (200, [1, 0])
+    np.testing.assert_allclose(answer["q_values"][0], student.q_values(torch.from_numpy(obs))[0], rtol=1e-4, atol=1e-5)

@@ -49,7 +49,8 @@ def serve(
         _check_free(host, port)
         local = LocalRay(num_cpus=max(replicas, os.cpu_count() or 1))
     with (
-        connection({"CPU": 1.0}, address=address, local=local),
+        connection({}, address=address, local=local),
+        _noting(replicas),
         serving(policy, host=host, port=port, num_replicas=replicas, ends_serve=address is not None) as url,
         _until_signal() as stopped,
     ):
@@ -76,6 +77,21 @@ def _check_free(host: str, port: int) -> None:
         raise ValueError(
             f"Nothing can listen on '{host}', port {port}: {reason}. Choose another --host or --port."
         ) from error
+
+
+@contextmanager
+def _noting(replicas: int) -> Iterator[None]:
+    """Print a note if replicas have to wait for CPUs."""
+    import ray
+
+    from rllib_kd.terminal import say
+
+    there = ray.cluster_resources().get("CPU", 0.0)
+    if there < replicas:
+        say(
+            f"note: --replicas {replicas} needs as many CPUs, but Ray has {there:g}. They wait until the cluster grows."
+        )
+    yield
 
 
 @contextmanager

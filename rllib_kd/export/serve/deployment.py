@@ -85,12 +85,14 @@ def serving(
         The URL.
 
     Raises:
-        ValueError: Ray Serve is not installed, or refuses the application.
+        ValueError: Ray Serve is not installed, or refuses the application; or a policy is served on this Ray already.
     """
     app = application(policy, num_replicas=num_replicas)
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
+    if APP_NAME in serve.status().applications:
+        raise ValueError(f"This Ray serves a policy already, as the application '{APP_NAME}'. End that command first.")
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     try:

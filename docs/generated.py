@@ -22,6 +22,7 @@ SEE = {
     "temperature": "[Choosing a temperature](advice.md#temperature)",
     "regret_coeff": "[Tiny students](learning.md#tiny-students)",
     "gap_weighting": "[Which states count](advice.md#which-states-count)",
+    "quantize": "[Students that learn for 8 bits](c.md#students-that-learn-for-8-bits)",
     "rollout_policy": "[Whose states](whose_states.md)",
     "teacher_fraction": "[Whose states](whose_states.md#when-to-change-it), "
     "[what was measured](learning.md#how-much-of-the-mixture-stays-the-teachers)",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
+from rllib_kd.algorithm.quantization_checks import check_quantize
 from rllib_kd.algorithm.recurrent_checks import check_recurrent
 from rllib_kd.algorithm.settings import check_model_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
@@ -433,6 +434,7 @@ _CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
     check_family,
     check_trees,
     check_recurrent,
+    check_quantize,
     check_restarts,
     check_classes,
     check_learners,

@@ -57,6 +57,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.feature_coeff = 0.0
         self.weight_averaging = 0.1
         self.bf16 = False
+        self.quantize: str | None = None
         self.rollout_policy = "mixture"
         self.teacher_explores = False
         self.teacher_fraction: Schedule | None = None
@@ -133,6 +134,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         feature_coeff: float = NotProvided,
         weight_averaging: float = NotProvided,
         bf16: bool = NotProvided,
+        quantize: str | None = NotProvided,
         rollout_policy: str = NotProvided,
         teacher_explores: bool = NotProvided,
         teacher_fraction: Schedule | None = NotProvided,
@@ -216,6 +218,11 @@ class DistillationConfig(DerivedValues, DQNConfig):
             bf16: whether the student's forward and backward passes in the Learner compute in bfloat16
                 (`torch.autocast`); its weights, the loss and the optimizer stay in float32. For convolutions on a GPU;
                 small networks, and most CPUs, gain nothing. Default: False.
+            quantize: "int8": the student learns for weights of 8 bits, and acts with them: each unit's weights are
+                integers from −127 to 127 times a step of its own, in every forward pass of the Learner, with gradients
+                that ignore the rounding. C with `--int8` then has exactly these weights. For plain MLPs of vectors,
+                without TD, features and bf16. None (default): 32-bit weights, which an export may round. Jacob et al.
+                2018, arXiv 1712.05877.
             rollout_policy: policy that acts in the EnvRunners, and so visits the states to learn from: "teacher",
                 "student", or "mixture" (default; DAgger, Ross et al. 2011, arXiv 1011.0686).
             teacher_explores: whether an actor-critic draws its actions from its policy when it acts in the EnvRunners.
@@ -292,6 +299,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
             "feature_coeff": feature_coeff,
             "weight_averaging": weight_averaging,
             "bf16": bf16,
+            "quantize": quantize,
             "rollout_policy": rollout_policy,
             "teacher_explores": teacher_explores,
             "teacher_fraction": teacher_fraction,

@@ -140,6 +140,8 @@ class Card:
             yield "There was no C compiler, so the file was neither compared with PyTorch nor played."
         elif exported.int8:
             yield "Its Q-values are not held to a bound: judge it by agreement and return."
+            if exported.format == "onnx":
+                yield "Its runtime may need to know opset 21 (onnxruntime from 1.18 on): activations may have 16 bits."
         else:
             yield (
                 f"A Q-value may differ from PyTorch by up to {exported.max_difference_allowed:.1e}, so that "

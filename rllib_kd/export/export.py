@@ -128,9 +128,9 @@ def export(
         action_masks: legal actions in the same states, `[N, A]` (1: legal, 0: not, at least one is). The file then
             takes a mask as its second input, `action_mask`, and illegal actions have Q-values of −inf. None: it does
             not.
-        int8: weights of 8 bits, for C and ONNX. ONNX quantises activations at run time, C by the ranges that they have
-            on `obs`. The difference is not checked against `tolerance`: judge it by `agreement`, and by the return of
-            the artifact.
+        int8: weights of 8 bits, for C and ONNX. Activations are quantised by the ranges that they have on `obs`; in
+            ONNX at run time instead, if that is closer to PyTorch (`export/onnx_integers.py`). The difference is not
+            checked against `tolerance`: judge it by `agreement`, and by the return of the artifact.
         prefix: what the names in C begin with, a C identifier (default: "student"); for C only.
         tolerance: largest allowed difference from PyTorch in any Q-value, ≥ 0, return units. If Q-values are so large
             that 32 bits cannot resolve it (from 64 on, for the default), 16 steps between neighbouring 32-bit floats
@@ -171,7 +171,7 @@ def _write(
 ) -> _Function | None:
     """Write the file; return the function that it has to be exactly, for C in integers."""
     if format == "onnx":
-        write_onnx(student, file, int8=int8, takes_mask=takes_mask)
+        write_onnx(student, file, int8_obs=obs if int8 else None, takes_mask=takes_mask)
     elif format == "pt2":
         write_pt2(student, file, takes_mask=takes_mask)
     elif format == "torchscript":

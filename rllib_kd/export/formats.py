@@ -22,6 +22,7 @@ from ray.rllib.core.models.torch.encoder import TorchCNNEncoder, TorchMLPEncoder
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from rllib_kd.export.onnx_integers import QUANTIZATION, closest_onnx_integers
 from rllib_kd.export.recurrent import StepNetwork, describe_recurrent, state_sizes
 from rllib_kd.export.trees import onnx_model, tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
@@ -194,20 +195,36 @@ def state_of(student: Teacher) -> dict[str, int]:
     return state_sizes(student.module) if student.module.is_stateful() else {}
 
 
-def write_onnx(student: Teacher, file: Path, *, int8: bool, takes_mask: bool = False) -> None:
-    """Write the network as ONNX, with weights of 8 bits and a mask of legal actions on request."""
+def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = None, takes_mask: bool = False) -> None:
+    """Write the network as ONNX, with a mask of legal actions on request.
+
+    Args:
+        student: the frozen network.
+        file: path.
+        int8_obs: None: floats. Recorded observations `[N, ...]`, N ≥ 1, by which weights of 8 bits are made.
+        takes_mask: whether it has the input `action_mask`.
+    """
     import onnx
 
+    notes: dict[str, str] = {}
     if isinstance(student.module, TreeRLModule) and not _preprocessing(student) and not takes_mask:
         model = onnx_model(student.module, _OPSET)
     else:
-        model = _exported_by_torch(student, file, int8=int8, takes_mask=takes_mask)
+        model = _exported_by_torch(student, takes_mask=takes_mask)
+        if int8_obs is not None:
+            file.write_bytes(model.SerializeToString())
+            num_actions = int(student.action_space.n) if takes_mask else None
+            with _quiet():
+                model, notes[QUANTIZATION] = closest_onnx_integers(file, int8_obs, num_actions=num_actions)
+        _forget_origin(model)
     if (parts := observation_parts(student)) is not None:
-        onnx.helper.set_model_props(model, {PARTS: json.dumps(parts)})
+        notes[PARTS] = json.dumps(parts)
+    if notes:
+        onnx.helper.set_model_props(model, notes)
     file.write_bytes(model.SerializeToString())
 
 
-def _exported_by_torch(student: Teacher, file: Path, *, int8: bool, takes_mask: bool) -> Any:
+def _exported_by_torch(student: Teacher, *, takes_mask: bool) -> Any:
     network = exportable_network(student)
     state = list(state_of(student))
     names = ["obs", *state, *([MASK] if takes_mask else [])]
@@ -215,7 +232,6 @@ def _exported_by_torch(student: Teacher, file: Path, *, int8: bool, takes_mask: 
     each = {0: batch}
     # A network of parts takes them as one argument.
     shapes: Any = {"obs": each, "more": (each,) * (len(names) - 1)} if state else dict.fromkeys(names, each)
-    import onnx
 
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
@@ -230,14 +246,6 @@ def _exported_by_torch(student: Teacher, file: Path, *, int8: bool, takes_mask: 
         )
         assert program is not None  # with the exporter that is chosen here
         model = program.model_proto
-        if int8:
-            from onnxruntime.quantization import QuantType, quantize_dynamic
-
-            # One scale for each output: 93 % agreement with the packaged CartPole teacher; one for each layer: 89 %.
-            # Signed weights gave 94 % and 83 %.
-            quantize_dynamic(model, file, per_channel=True, weight_type=QuantType.QUInt8)
-            model = onnx.load(file)
-    _forget_origin(model)
     return model
 
 

@@ -21,7 +21,8 @@ from rllib_kd.learner.losses import VALUE_LOSSES
 from rllib_kd.learner.observation_scale import NORMALIZED_OBS, ObservationScale, shrink, take_normalized, take_raw
 from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
-from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, stacking_key
+from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears, rounded_stack
+from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, linears_of, stacking_key
 
 
 class Student:
@@ -35,6 +36,10 @@ class Student:
         normalizes_obs: whether it takes normalised observations inside an update.
         averages: whether the weights that act are an average of those that learn.
         regret_coeff: weight of the expected Q-regret beside the KL, ≥ 0, nats / median action gap.
+        rounds: whether it learns for weights of 8 bits, and acts with them.
+
+    Raises:
+        ValueError: it is to have such weights, but is no plain MLP.
     """
 
     def __init__(
@@ -47,7 +52,10 @@ class Student:
         normalizes_obs: bool,
         averages: bool,
         regret_coeff: float,
+        rounds: bool = False,
     ):
+        if rounds:
+            check_can_round(module, name)
         self.name = name
         self.module = module
         self.optimizer = optimizer
@@ -57,6 +65,9 @@ class Student:
         self.averages: list[Tensor] = []  # inside an update: of the weights that learn, where they are averaged
         #: Outside of an update: the weights that learn, where those of the module are their average.
         self.training_weights: list[Tensor] | None = None
+        #: Outside of an update: the weights that act, before rounding, if those of the module are rounded.
+        self.unrounded: list[Tensor] | None = None
+        self.rounds = rounds
         self.scale: QScale | None = None  # set while the outputs are normalised
         self.obs_scale: ObservationScale | None = None  # set while the first layers take normalised observations
         self.first_layers = first_linears(module) if normalizes_obs else []  # those that can
@@ -73,10 +84,13 @@ class Student:
     def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
         """Put the weights that learn into the module."""
         self.module.train()
-        if self.optimizer is not None:  # members of a stack pass through the stack
-            self._mlp = PlainMLP.of(self.module)
+        if self.unrounded is not None:
+            _copy_into(self.params, self.unrounded)
+            self.unrounded = None
         if self.first_layers:
             self.obs_scale = obs_scale
+        if self.optimizer is not None:  # members of a stack pass through the stack
+            self._mlp = RoundedMLP(self.module, self.input_scale) if self.rounds else PlainMLP.of(self.module)
         if self._normalizes:
             self.scale = scale
         self._normalize()
@@ -95,7 +109,15 @@ class Student:
             _copy_into(self.params, self.averages)
             self._denormalize()
             self.averages = []
+        if self.rounds:
+            self.unrounded = [param.detach().clone() for param in self.params]
+            round_linears(linears_of(self.module), input_mean=None if self.obs_scale is None else self.obs_scale.mean)
         self.scale, self.obs_scale, self._starts_normalized = None, None, False
+
+    @property
+    def input_scale(self) -> Tensor | None:
+        """Return what the first layer's inputs are divided by inside an update; None if they are raw."""
+        return None if self.obs_scale is None else self.obs_scale.scale
 
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs of the module's `compute_q_values()`."""
@@ -130,12 +152,13 @@ class Student:
 
     def forget(self) -> None:
         """Forget the weights that learn: learning continues from those in the module, whose outputs are Q-values."""
-        self.training_weights, self._starts_normalized = None, False
+        self.training_weights, self.unrounded, self._starts_normalized = None, None, False
 
     def exchange(self, other: Student) -> None:
         """Swap weights and training state with a student of the same shape, outside of an update."""
         _swap(self.module.state_dict().values(), other.module.state_dict().values())
         self.training_weights, other.training_weights = other.training_weights, self.training_weights
+        self.unrounded, other.unrounded = other.unrounded, self.unrounded
         self._starts_normalized, other._starts_normalized = other._starts_normalized, self._starts_normalized
         if self.feature_map is not None and other.feature_map is not None:
             _swap(self.feature_map.state_dict().values(), other.feature_map.state_dict().values())
@@ -148,6 +171,7 @@ class Student:
         """Return the state that is neither the module's nor the optimizer's."""
         state: dict[str, Any] = {
             "training_weights": [_as_array(weight) for weight in self.training_weights or ()],
+            "unrounded": [_as_array(weight) for weight in self.unrounded or ()],
             "starts_normalized": self._starts_normalized,
         }
         if self.feature_map is not None:
@@ -157,8 +181,11 @@ class Student:
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`."""
         device = self.params[0].device
-        weights = [torch.as_tensor(np.asarray(weight), device=device) for weight in state["training_weights"]]
-        self.training_weights = weights or None
+
+        def weights(name: str) -> list[Tensor] | None:
+            return [torch.as_tensor(np.asarray(weight), device=device) for weight in state.get(name, ())] or None
+
+        self.training_weights, self.unrounded = weights("training_weights"), weights("unrounded")
         self._starts_normalized = state.get("starts_normalized", False)
 
     def _normalize(self) -> None:
@@ -312,8 +339,12 @@ class StackedStudents:
     def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return `qf_preds` `[N, B, A]` of all members, inside an update."""
         inputs = batch[Columns.OBS if self.members[0].obs_scale is None else NORMALIZED_OBS]  # the same for all
-        q = [stack.q_values(stack.params, inputs) for stack in self._stacks]
+        q = [stack.q_values(self._forward_weights(stack), inputs) for stack in self._stacks]
         return {QF_PREDS: q[0] if len(q) == 1 else torch.cat(q)}
+
+    def _forward_weights(self, stack: _Stack) -> list[Tensor]:
+        """Return the weights for a forward pass."""
+        return rounded_stack(stack.params, self.members[0].input_scale) if self.members[0].rounds else stack.params
 
 
 def _optimizer_name(members: str) -> str:
@@ -382,6 +413,7 @@ def make_student(
         normalizes_obs=config.normalize_observations and has_labels and own_loss and not config.uses_td,
         averages=config.weight_averaging > 0.0 and not config.uses_td,
         regret_coeff=config.regret_coeff_of(name),
+        rounds=config.quantize is not None,
     )
 
 

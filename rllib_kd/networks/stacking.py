@@ -126,6 +126,11 @@ def _matrix(tensor: Tensor) -> Tensor:
     return tensor.t() if tensor.ndim == 2 else tensor.unsqueeze(0)
 
 
+def linears_of(module: Any) -> list[nn.Linear]:
+    """Return the linear layers of a module with a `stacking_key()`, in the order in which they run."""
+    return _parts(module)[0]
+
+
 def _parts(module: Any) -> tuple[list[nn.Linear], list[Callable[[Tensor], Tensor]]]:
     """Return the linear layers of a module with a `stacking_key()`, and the activations between them."""
     layers = _layers(module)

@@ -11,6 +11,7 @@ import pytest
 import typer
 
 from rllib_kd.cli import play, shrink, sweep
+from rllib_kd.cli import serve as serving
 from rllib_kd.cli import train as training
 from rllib_kd.cli.app import app
 from rllib_kd.cli.main import main
@@ -22,6 +23,7 @@ COMMANDS = {
     "compare": play.compare,
     "evaluate": play.evaluate,
     "export": play.export,
+    "serve": serving.serve,
 }
 #: A line that would work, but for what is put into it.
 WORKING = {
@@ -31,6 +33,7 @@ WORKING = {
     "compare": ["compare", "cartpole", "--teacher", "cartpole", "--episodes", "1"],
     "evaluate": ["evaluate", "cartpole", "--episodes", "1"],
     "export": ["export", "cartpole", "--out", "out.onnx", "--episodes", "1"],
+    "serve": ["serve", "cartpole", "--host", "127.0.0.1"],
 }
 #: Files and folders to be made, which may have any name that the disk takes.
 NEW = ("--out", "--video")
@@ -134,7 +137,14 @@ def test_a_name_of_an_experiment_that_no_folder_can_have(refused, tmp_path, name
     assert re.search("experiment.name|no experiment to resume|File name too long. Name another folder", message)
 
 
-CHECKPOINTS = ("evaluate checkpoint", "compare students", "compare --teacher", "export checkpoint", "export --teacher")
+CHECKPOINTS = (
+    "evaluate checkpoint",
+    "compare students",
+    "compare --teacher",
+    "export checkpoint",
+    "export --teacher",
+    "serve checkpoint",
+)
 
 
 @pytest.mark.parametrize("where", CHECKPOINTS)

@@ -1,0 +1,1 @@
+"""A policy behind HTTP, as an application of Ray Serve."""

@@ -73,3 +73,7 @@ LOG_PROBS: Final = "log_probs"
 #: Columns of labels: Q-values or log-probabilities `[A]`, return distributions `[A, atoms]`, and inputs of the last
 #: layer `[units]`.
 TEACHER_Q, TEACHER_PROBS, TEACHER_FEATURES = "teacher_q", "teacher_probs", "teacher_features"
+
+
+#: In files, the name of log-probabilities, which pass as `teacher_q` between processes.
+TEACHER_LOG_PROBS = "teacher_log_probs"

@@ -71,9 +71,7 @@ class Restarts:
             pipeline: from the environment's observations to the modules' inputs.
             num_updates: gradient steps and regrowths of trees so far.
         """
-        regrets = _mean_regrets(learner_group)
-        copies = {student: _by_regret(names, regrets) for student, names in by_student(modules).items()}
-        self._chosen_at = num_updates
+        copies = self.choose_by_regret(learner_group, modules, num_updates)
 
         def play(names: Sequence[str], first: int, count: int) -> Validation:
             players = {name: modules[name] for name in names}
@@ -86,10 +84,28 @@ class Restarts:
                 "Validation failed, so the copies with the lowest Q-regret on the replay's states were chosen: %s",
                 error,
             )
-            self._chosen, self._returns = {student: names[0] for student, names in copies.items()}, {}
             return
         self._chosen = {student: played.best(names)[0] for student, names in copies.items()}
         self._count(played)
+
+    def choose_by_regret(
+        self, learner_group: LearnerGroup, modules: Mapping[str, Any], num_updates: int
+    ) -> dict[str, list[str]]:
+        """Choose each student's copy with the least Q-regret on states of the replays, without playing.
+
+        Args:
+            learner_group: as of `choose()`.
+            modules: as of `choose()`.
+            num_updates: as of `choose()`.
+
+        Returns:
+            The copies of each student, those with the least regret first.
+        """
+        regrets = _mean_regrets(learner_group)
+        copies = {student: _by_regret(names, regrets) for student, names in by_student(modules).items()}
+        self._chosen_at, self._returns = num_updates, {}
+        self._chosen = {student: names[0] for student, names in copies.items()}
+        return copies
 
     @contextmanager
     def in_their_places(self, learner_group: LearnerGroup) -> Iterator[None]:

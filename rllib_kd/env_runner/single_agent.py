@@ -18,6 +18,7 @@ import torch
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
+from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
@@ -45,7 +46,7 @@ from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK, features_space, legal_only, with_mask
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
-from rllib_kd.observations.spaces import check_spaces, is_byte_image, named
+from rllib_kd.observations.spaces import check_spaces, input_space, is_byte_image, named
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
@@ -131,6 +132,20 @@ class DistillEnvRunner(StudentsEnvRunner):
                 "Connectors or callbacks on episodes are set, so sampling uses RLlib's episodes, which is slower than "
                 "direct sampling and yields the same data."
             )
+
+    @override(StudentsEnvRunner)
+    def make_env(self) -> None:
+        if self.config.env is not None:
+            super().make_env()
+            return
+        # Rows are recorded, and a student is needed here, but no environment. RLlib's would raise.
+        shown, actions = self.config.observation_space, self.config.action_space
+        own = {DEFAULT_MODULE_ID: (input_space(features_space(shown)), actions)}
+        self.spaces = {INPUT_ENV_SPACES: (shown, actions), INPUT_ENV_SINGLE_SPACES: (shown, actions), **own}
+
+    def count_rows(self, num_rows: int) -> None:
+        """Count recorded rows that pass as steps, by which schedules and stop criteria go."""
+        self._increase_sampled_metrics(num_rows, 0)
 
     @override(SingleAgentEnvRunner)
     def make_module(self) -> None:

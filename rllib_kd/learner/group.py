@@ -92,6 +92,7 @@ class StudentGroup:
             Some of the labelled states: `obs` and `teacher_q`, or nothing.
         """
         fresh: list[dict[str, Tensor]] = []
+        all_labels: list[Tensor] = []
         for fragment in fragments:
             self.replay.add(fragment)
             if not self.config.label_columns:
@@ -102,22 +103,31 @@ class StudentGroup:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
             rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
             room = _MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
-            seen, labels = observations(fragment, rows[:room]), fragment[TEACHER_Q][rows]
-            fresh.append({Columns.OBS: torch.tensor(seen), TEACHER_Q: torch.tensor(labels)})
+            # A piece of a file is larger than any fragment, and its first rows alone would be of a few episodes.
+            stride = len(rows) // _MAX_METRIC_STATES or 1
+            some = rows[::stride][:room]
+            fresh.append({Columns.OBS: torch.tensor(observations(fragment, some))})
+            fresh[-1][TEACHER_Q] = torch.tensor(fragment[TEACHER_Q][some])
+            all_labels.append(torch.tensor(fragment[TEACHER_Q][rows]))
         device = self.replay.device
         states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS} if fresh else {}
-        labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
+        labels = torch.cat(all_labels) if all_labels else torch.zeros(0, self._num_actions)
         # Also without new states: every Learner takes part in the all-reduce.
         self.statistics.update(labels.to(device), reduce=reduce)
         self.median_gap = self.statistics.gap_quantile(0.5)
         self.temperature, self.student_temperature = self.config.temperatures(self.median_gap, self._outputs)
-        states = {name: column[:_MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        states = {name: column.to(device) for name, column in states.items()}
         if states:
             states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
         if self.obs_statistics.num_inputs:
             obs = states.get(Columns.OBS, torch.zeros(0, self.obs_statistics.num_inputs))
             self.obs_statistics.update(obs.to(device), reduce=reduce)
         return states
+
+    def as_states(self, rows: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Return rows with the columns `obs` and `teacher_q` as `agreement()` takes them."""
+        states = {name: torch.tensor(rows[name]).to(self.replay.device) for name in DISTILLATION_COLUMNS}
+        return states | {Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
     @torch.no_grad()
     def agreement(self, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:

@@ -166,7 +166,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group_id, group in self.groups.items():
             own = [fragment[group_id] for fragment in fragments if group_id in fragment]
             fresh = group.take_in(own, reduce=reduce)
-            self._log_agreement(group, fresh)
+            if not self.config.is_offline:  # recorded rows come again: a later pass would not be of new ones
+                self._log_agreement(group, fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)
             self._log_trees(group, group.regrow_trees() if self.kd_coeff else [])
             if num_steps:
@@ -288,6 +289,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
+
+    def agreement(self, rows: Any) -> dict[str, dict[str, float]]:
+        """Return how each student agrees with its teacher on rows that it never learns from.
+
+        Args:
+            rows: columns `obs` and `teacher_q`, or a reference to them.
+        """
+        group = next(iter(self.groups.values()))
+        return group.agreement(group.as_states(receive(rows)))
 
     # --- Restarts -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,295 @@
+"""RLlib's OfflineData for labelled rows: they pass into the Learners' replays, once if they fit, else epoch by epoch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.fs
+import ray
+from ray.rllib.core.columns import Columns
+from ray.rllib.offline.offline_data import OfflineData
+from ray.rllib.utils.annotations import override
+
+from rllib_kd.observations.frames import VALID, pack
+from rllib_kd.offline.files import LabelledFiles
+from rllib_kd.offline.rows import Labeller, label, looks_back
+from rllib_kd.offline.schema import DataError
+from rllib_kd.offline.stream import HeldOut, Stream
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+
+logger = logging.getLogger(__name__)
+
+
+_MOST_HELD_OUT, _MOST_NUMBERS = 8_192, 2**25  # rows, and numbers in their observations
+
+
+_MOST_BYTES = 4 * 2**30  # of a replay whose capacity is not set
+
+
+_UNITS, _TD_BYTES = 256, 24  # of a teacher's last layer, if its number is unknown; of the columns of TD
+
+
+_CHECKED_ROWS = 256  # whose labels are compared with the teacher's own
+
+
+_TOLERANCE = 1e-2  # of the largest label: other devices and 16-bit floats round differently
+
+
+def open_files(config: Any) -> LabelledFiles | None:
+    """Return the files of `offline_data(input_=...)`, whose footers are read; None of a config without.
+
+    Raises:
+        DataError: they are not of labelled rows, or differ.
+    """
+    if not config.is_offline:
+        return None
+    filesystem = config.input_filesystem
+    if filesystem == "s3":
+        filesystem = pyarrow.fs.S3FileSystem(**config.input_filesystem_kwargs)
+    return LabelledFiles(config.input_, filesystem)
+
+
+def check_teacher_of(files: LabelledFiles, teacher: Teacher) -> None:
+    """Check that the labels of files can be a teacher's: its kind, its number of actions, its weights.
+
+    Args:
+        files: the files.
+        teacher: a loaded teacher.
+
+    Raises:
+        DataError: they cannot.
+    """
+    schema, num_actions = files.schema, int(teacher.action_space.n)
+    ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+    again = "Name the teacher that has labelled them, or label them anew: rllib label"
+    if schema.num_actions != num_actions:
+        message = f"has labels of {schema.num_actions} actions, but the teacher '{teacher.source}' has {num_actions}. "
+        raise DataError(message + again, file=files.first_path, column=schema.ranking)
+    if schema.ranking != ranking:
+        message = f"is there, but the labels of the teacher '{teacher.source}' are '{ranking}'. {again}"
+        raise DataError(message, file=files.first_path, column=schema.ranking)
+
+
+class LabelledData(OfflineData):
+    """Labelled rows, for the replays of Learners.
+
+    RLlib constructs it, and so sets the attributes that `OfflineData` has. Nothing is read before `begin()`. Not its
+    OfflinePreLearner, which builds an episode of each row, but the Learner's replay makes batches.
+
+    Args:
+        config: config of the run.
+    """
+
+    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
+    #: Attributes that a checkpoint lacks: they follow from the config, the files and the teacher.
+    NOT_SAVED: ClassVar = frozenset(
+        {"config", "path", "is_multi_agent", "files", "held_out", "_labeller", "_names", "_num_shards", "spaces"}
+        | {"locality_hints", "learner_handles", "module_spec"}
+    )
+
+    # RLlib's would open the files by Ray Data.
+    def __init__(self, config: Any):
+        self.config = config
+        self.path = config.input_
+        self.is_multi_agent = config.is_multi_agent
+        self.spaces = self.locality_hints = self.learner_handles = self.module_spec = None
+        self.files: LabelledFiles | None = None
+        #: Rows that nothing is learned from: columns `obs` and `teacher_q`, once the teacher is known.
+        self.held_out: dict[str, np.ndarray] = {}
+        self._stream: Stream | None = None
+        self._labeller: Labeller | None = None
+        self._names: tuple[str, ...] = ()
+        self._num_shards = max(1, config.num_learners)
+        self._is_in_replay = False  # what the replays hold at first
+        self._rows_due = 0.0  # of a stream: rows that have been asked for, and not passed yet
+
+    def open(self, files: LabelledFiles, names: Sequence[str]) -> None:
+        """Begin a stream of files.
+
+        Args:
+            files: the files.
+            names: columns that Learners take: `obs`, labels, and those of TD.
+        """
+        self.files, self._names = files, tuple(names)
+        most = max(1, min(_MOST_HELD_OUT, _MOST_NUMBERS // max(1, math.prod(files.schema.obs_shape))))
+        self._held_out = HeldOut(files, self.config.held_out, most)
+        self._stream = Stream(files, Labeller.in_files(names), self._held_out, self.config.seed)
+
+    def meet(self, teacher: Teacher) -> None:
+        """Take the teacher that labels what the files do not, check its labels in them, and read the held-out rows.
+
+        Raises:
+            DataError: the labels are of another teacher, or a held-out row cannot be used.
+        """
+        assert self.files is not None
+        check_teacher_of(self.files, teacher)
+        self._labeller = Labeller(self.files.schema, self._names, teacher)
+        plain = Labeller(self.files.schema, (Columns.OBS, TEACHER_Q), teacher)
+        parts = []
+        for piece in self._held_out.read(plain.in_files((Columns.OBS, TEACHER_Q))):
+            columns = plain(piece)
+            if not parts:
+                self._check_labels(columns, teacher, piece.columns.get("action_mask"), piece.path)
+            parts.append(columns)
+        self.held_out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+    def _check_labels(
+        self, columns: Mapping[str, np.ndarray], teacher: Teacher, mask: np.ndarray | None, path: str
+    ) -> None:
+        """Check that some rows have the labels that a teacher gives them, unless it also looks at earlier rows."""
+        if teacher.pipeline is not None and looks_back(teacher.pipeline):
+            return
+        rows = slice(_CHECKED_ROWS)
+        own = label(teacher, columns[Columns.OBS][rows], (TEACHER_Q,), None if mask is None else mask[rows], path)
+        found, expected = columns[TEACHER_Q][rows], own[TEACHER_Q]
+        legal = np.isfinite(found) & np.isfinite(expected)  # what is illegal, a recorded mask may not have said
+        gap = np.abs(np.where(legal, found, 0.0) - np.where(legal, expected, 0.0)).max()
+        if gap > _TOLERANCE * max(1e-6, np.abs(expected[legal]).max(initial=0.0)):
+            assert self.files is not None
+            raise DataError(
+                f"has labels that differ by {gap:.3g} from those of the teacher '{teacher.source}' for the same "
+                "observations. Name the teacher that has labelled them, or label them anew: rllib label",
+                file=path,
+                column=self.files.schema.ranking,
+            )
+
+    # --- Rows ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows that are learned from."""
+        assert self._stream is not None
+        return self._stream.num_rows
+
+    @property
+    def fits(self) -> bool:
+        """Return whether the replays hold all rows, which then pass once."""
+        assert self.files is not None
+        rows = _rows_of_a_shard(self.files, self.num_rows, self.config.num_learners)
+        return rows <= (self.config.replay_buffer_config.get("capacity") or 0)
+
+    def fill(self) -> Iterator[list[Any]]:
+        """Yield shards for each Learner, until the replays hold all rows or are full; nothing if that is done."""
+        if self._is_in_replay:
+            return
+        capacity = self.config.replay_buffer_config.get("capacity") or 0
+        wanted = self.num_rows if self.fits else capacity * self._num_shards
+        given = 0
+        while given < wanted:
+            shards, rows = self._next()
+            given += rows
+            yield shards
+        self._is_in_replay = True
+
+    @override(OfflineData)
+    def sample(
+        self,
+        num_samples: int,
+        return_iterator: bool = False,
+        num_shards: int = 1,
+        module_state: Mapping[str, Any] | None = None,
+    ) -> list[list[Any]]:
+        """Let rows pass, and return those that are new to the replays: none if these hold all.
+
+        Args:
+            num_samples: rows that pass. Those of one piece of a file come together, when all of them are due.
+            return_iterator: as of RLlib's; not used.
+            num_shards: as of RLlib's; not used: each Learner has one.
+            module_state: as of RLlib's; not used.
+
+        Returns:
+            For each piece a list of columns, or of references to them: one for each Learner.
+        """
+        if self.fits:
+            return []
+        self._rows_due += num_samples
+        pieces = []
+        while self._rows_due > 0:
+            shards, rows = self._next()
+            self._rows_due -= rows
+            pieces.append(shards)
+        return pieces
+
+    def _next(self) -> tuple[list[Any], int]:
+        """Return the next piece in shards, and its rows."""
+        assert self._stream is not None
+        if self._labeller is None:
+            raise ValueError("Rows are labelled and checked by a teacher, but none is loaded yet. Restore one first.")
+        columns = self._labeller(next(self._stream))
+        rows = len(columns[Columns.OBS])
+        shape = columns[Columns.OBS].shape[1:]
+        shards = []
+        for part in np.array_split(np.arange(rows), self._num_shards):
+            shard = {name: column[part] for name, column in columns.items()}
+            if VALID in shard and len(part):  # the next row is another Learner's
+                shard[VALID][-1] &= shard[Columns.TERMINATEDS][-1]
+            packed = pack(shard, _frames_last(shape)) if len(shape) == 3 else shard
+            shards.append(packed if self.config.num_learners == 0 else ray.put(packed))
+        return shards, rows
+
+    # --- State --------------------------------------------------------------------------------------------------------
+
+    def replays_are(self, *, restored: bool) -> None:
+        """Note whether a restored checkpoint has brought the rows of the replays; otherwise they are filled anew."""
+        self._is_in_replay = self._is_in_replay and restored
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position in the rows, and what must be equal where it is continued."""
+        assert self._stream is not None
+        assert self.files is not None
+        return {
+            "stream": self._stream.get_state(),
+            "is_in_replay": self._is_in_replay,
+            "rows_due": self._rows_due,
+            "files": self.files.fingerprint(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue at a position of `get_state()`; if the files are others now, at their beginning."""
+        assert self._stream is not None
+        assert self.files is not None
+        if state["files"] != self.files.fingerprint():
+            logger.warning(
+                "The files in %s are not those of the checkpoint, so their rows pass from the beginning.", self.path
+            )
+            self._is_in_replay, self._rows_due = False, 0.0
+            return
+        self._stream.set_state(state["stream"])
+        self._is_in_replay, self._rows_due = state["is_in_replay"], state["rows_due"]
+
+
+def capacity_for(files: LabelledFiles, names: Sequence[str], *, num_learners: int, num_atoms: int = 1) -> int:
+    """Return the rows that each Learner's replay needs for all rows of files, but no more than 4 GiB of them.
+
+    Args:
+        files: the files.
+        names: columns that Learners take.
+        num_learners: Learners that share the rows; 0 is one, too.
+        num_atoms: atoms of return distributions, if these are among the columns.
+    """
+    schema = files.schema
+    obs_bytes = math.prod(schema.obs_shape) * (1 if schema.obs_dtype == "uint8" and len(schema.obs_shape) == 3 else 4)
+    per_label = {TEACHER_PROBS: schema.num_actions * num_atoms, TEACHER_FEATURES: schema.num_features or _UNITS}
+    numbers = sum(per_label.get(name, schema.num_actions) for name in names if name.startswith("teacher_"))
+    row_bytes = obs_bytes + 4 * numbers + (_TD_BYTES + schema.num_actions if VALID in names else 1)
+    return max(1, min(_rows_of_a_shard(files, files.num_rows, num_learners), _MOST_BYTES // row_bytes))
+
+
+def _rows_of_a_shard(files: LabelledFiles, num_rows: int, num_learners: int) -> int:
+    """Return the most rows that one Learner gets in an epoch: pieces are split evenly, and each may leave one over."""
+    if num_learners < 2:
+        return num_rows
+    return math.ceil(num_rows / num_learners) + sum(
+        math.ceil(chunk.num_rows / files.piece_rows) for chunk in files.chunks
+    )
+
+
+def _frames_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an image with its frames or channels, the shorter axis, at the end."""
+    first, *middle, last = shape
+    return (*middle, last, first) if first < last else shape

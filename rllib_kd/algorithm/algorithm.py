@@ -29,9 +29,9 @@ from ray.tune.registry import register_trainable
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
+from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.dead_learners import names_dead_learners
-from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
@@ -47,7 +47,7 @@ from rllib_kd.algorithm.preflight import (
     limit_threads,
     spaces_known_here,
 )
-from rllib_kd.algorithm.recorded import check_recorded, make_sampling, recorded_spaces
+from rllib_kd.algorithm.recorded import check_can_play, check_recorded, make_sampling, recorded_spaces
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
 from rllib_kd.algorithm.restarts import Restarts
@@ -135,8 +135,7 @@ class DistillDQN(DQN):
         check_labels(self.config, self._teachers)
         spaces = spaces or recorded_spaces(self.config, self._teachers)
         check_teachers(self.config, self._teachers, spaces)
-        if files is not None:
-            check_recorded(self.config, files, self._teachers, spaces)
+        check_recorded(self.config, files, self._teachers, spaces)
         self.config = concrete_config(self.config, spaces, self._teachers, files)
         try:
             super().setup(self.config)
@@ -246,8 +245,7 @@ class DistillDQN(DQN):
             learner_results=results.get(LEARNER_RESULTS, {}),
             held_out=self._sampling.held_out_results(),
         )
-        if self.config.is_offline:
-            results["distillation"] |= self._sampling.progress(self.num_gradient_steps)
+        results["distillation"] |= self._sampling.progress(self.num_gradient_steps)
         if self.config.num_copies > 1:
             results["distillation"]["validation"] = self._restarts.results()
         return results
@@ -256,6 +254,7 @@ class DistillDQN(DQN):
     @names_dead_learners
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run RLlib's evaluation. The students of a family are evaluated in turn: see `students` in the result."""
+        check_can_play(self.config)
         if not self.config.members:
             evaluation = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(evaluation, of=None if self.config.is_multi_agent else DEFAULT_MODULE_ID)
@@ -330,10 +329,7 @@ class DistillDQN(DQN):
         if not num_updates or self._restarts.are_chosen(num_updates):
             return
         copies = self.get_copies()
-        if self.config.env is None:
-            self._restarts.choose_by_regret(self.learner_group, copies, num_updates)
-            return
-        make_env = env_maker(self.config.env, self.config.env_config)
+        make_env = None if self.config.env is None else env_maker(self.config.env, self.config.env_config)
         pipeline = pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(copies.values())))
         self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_updates)
 

@@ -126,8 +126,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
         """Set what is learned from instead of an environment, or where an environment's labelled states are recorded.
 
         Args:
-            input_: path or URI of labelled rows, a Parquet file or a folder of them, as `rllib label` and `output` write
-                them; or a list. The environment is optional then, for evaluations.
+            input_: path or URI of labelled rows, a Parquet file or a folder of them, as `rllib label` and `output`
+                write them; or a list. The environment is optional then, for evaluations.
             output: path or URI of a folder in which the states that EnvRunners visit are recorded, with their labels.
             kwargs: RLlib's other arguments. Of those for reading, `input_filesystem`, `input_filesystem_kwargs` and
                 `dataset_num_iters_per_learner` (gradient steps of a training step; None: as many as an online run
@@ -137,7 +137,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         for name, places in given.items():
             if places is not NotProvided:
                 is_named = bool(places) and places != "sampler"
-                given[name] = absolute_uris(places) if is_named else places  # type: ignore[assignment,arg-type]
+                given[name] = absolute_uris(places) if is_named else places  # type: ignore[arg-type]
         return super().offline_data(**given, **kwargs)
 
     # Longer than other functions: it is the list of all settings, with a docstring for each.
@@ -297,8 +297,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 but EnvRunners wait for the slowest of them. None (default): no process waits; only
                 `env_runners(max_requests_in_flight_per_env_runner=...)` limits the lag, which the result reports as
                 `staleness_max`.
-            held_out: share of recorded rows (`offline_data(input_=...)`) that nothing is learned from, in [0, 0.5], but at
-                most 8,192 of them: the results' `teacher_agreement` and `q_regret` are measured on them. Low: less
+            held_out: share of recorded rows (`offline_data(input_=...)`) that nothing is learned from, in [0, 0.5], but
+                at most 8,192 of them: the results' `teacher_agreement` and `q_regret` are measured on them. Low: less
                 certain figures; high: fewer rows to learn from. Default: 0.05.
 
         Returns:

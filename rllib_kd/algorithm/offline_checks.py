@@ -57,7 +57,7 @@ def check_offline(config: DistillationConfig) -> None:
             (
                 "num_env_runners",
                 config.num_env_runners > 0,
-                "Recorded rows are read instead of sampled. Set it to 0; evaluation_num_env_runners are for evaluations",
+                "Recorded rows are read, not sampled. Set it to 0; evaluations have evaluation_num_env_runners",
             ),
             (
                 "env_to_module_connector",

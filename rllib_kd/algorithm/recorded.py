@@ -18,7 +18,7 @@ from rllib_kd.algorithm.random_state import capture_random_state, put_back_rando
 from rllib_kd.algorithm.sampling import Sampling
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import flat_size, is_flattened
-from rllib_kd.offline.data import LabelledData, capacity_for, check_teacher_of
+from rllib_kd.offline.data import LabelledData, capacity_for, check_teacher_of, open_files
 from rllib_kd.offline.files import LabelledFiles
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.offline.schema import DataError
@@ -42,7 +42,7 @@ def recorded_spaces(config: DistillationConfig, teachers: Mapping[str, Teacher])
 
 def check_recorded(
     config: DistillationConfig,
-    files: LabelledFiles,
+    files: LabelledFiles | None,
     teachers: Mapping[str, Teacher],
     spaces: tuple[gym.Space, gym.Space] | None,
 ) -> None:
@@ -50,13 +50,15 @@ def check_recorded(
 
     Args:
         config: config of the run, which has been validated.
-        files: the files of its input.
+        files: the files of its input; None: it has none, and nothing is checked.
         teachers: teachers by group. Those that are not loaded yet are not checked.
         spaces: spaces of the environment, or of the teacher without one; None if unknown.
 
     Raises:
         DataError: they do not; the message has the file and the column.
     """
+    if files is None:
+        return
     schema = files.schema
     if spaces is not None:
         shown = features_space(spaces[0])
@@ -87,6 +89,26 @@ def check_recorded(
             file=files.first_path,
             column=missing[0],
         )
+
+
+def check_can_play(config: DistillationConfig) -> None:
+    """Check that there is an environment to play in.
+
+    Raises:
+        ValueError: there is none, but recorded rows.
+    """
+    if config.env is None:
+        raise ValueError(
+            "An evaluation plays episodes, but this run learns from recorded rows without an environment. Set "
+            ".environment(...); or read `teacher_agreement` in the results, which is measured on held-out rows."
+        )
+
+
+def check_before(
+    config: DistillationConfig, teachers: Mapping[str, Teacher], spaces: tuple[gym.Space, gym.Space] | None
+) -> None:
+    """Check recorded rows by the footers of their files, before any process starts: as `check_recorded()`."""
+    check_recorded(config, open_files(config), teachers, spaces or recorded_spaces(config, teachers))
 
 
 def settle_recorded(

@@ -59,7 +59,7 @@ def distillation_results(
     if teachers:
         run |= {
             "kd_coeff": config.kd_coeff_at(env_steps, returns.ratio),
-            "teacher_fraction": config.teacher_fraction_at(env_steps),
+            **({} if config.is_offline else {"teacher_fraction": config.teacher_fraction_at(env_steps)}),
             "return_ratio": returns.ratio,
         }
     by_student = {

@@ -119,6 +119,10 @@ class Sampling:
         """Return the agreement on held-out rows, by student: EnvRunners hold none out."""
         return {}
 
+    def progress(self, num_gradient_steps: int) -> dict[str, float]:
+        """Return how often recorded rows were learned from: EnvRunners have none."""
+        return {}
+
     def replays_are(self, *, restored: bool) -> None:
         """Do nothing: EnvRunners sample into replays in any case."""
 

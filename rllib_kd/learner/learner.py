@@ -166,8 +166,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         for group_id, group in self.groups.items():
             own = [fragment[group_id] for fragment in fragments if group_id in fragment]
             fresh = group.take_in(own, reduce=reduce)
-            if not self.config.is_offline:  # recorded rows come again: a later pass would not be of new ones
-                self._log_agreement(group, fresh)
+            # Recorded rows come again, so that those of a later pass are not new: agreement is on held-out ones.
+            self._log_agreement(group, {} if self.config.is_offline else fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)
             self._log_trees(group, group.regrow_trees() if self.kd_coeff else [])
             if num_steps:
@@ -434,7 +434,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     # --- Metrics -----------------------------------------------------------------------------------------------------
 
     def _log_agreement(self, group: StudentGroup, fresh: Mapping[str, Tensor]) -> None:
-        for name, agreement in group.agreement(fresh).items():
+        found = group.agreement(fresh) or ({name: {} for name in group.named} if self.config.is_offline else {})
+        for name, agreement in found.items():
             self.metrics.log_dict(agreement | {"temperature": group.temperature}, key=name, window=1)
 
     def _log_trees(self, group: StudentGroup, regrown: Sequence[str]) -> None:

@@ -1,11 +1,11 @@
-"""RLlib's OfflineData for labelled rows: they pass into the Learners' replays, once if they fit, else epoch by epoch."""
+"""RLlib's OfflineData for labelled rows: they pass into the Learners' replays, once if they fit, else in epochs."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow.fs
@@ -19,8 +19,10 @@ from rllib_kd.offline.files import LabelledFiles
 from rllib_kd.offline.rows import Labeller, label, looks_back
 from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import HeldOut, Stream
-from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,18 @@ class LabelledData(OfflineData):
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
     #: Attributes that a checkpoint lacks: they follow from the config, the files and the teacher.
     NOT_SAVED: ClassVar = frozenset(
-        {"config", "path", "is_multi_agent", "files", "held_out", "_labeller", "_names", "_num_shards", "spaces"}
+        {
+            "config",
+            "path",
+            "is_multi_agent",
+            "files",
+            "held_out",
+            "_held_out",
+            "_labeller",
+            "_names",
+            "_num_shards",
+            "spaces",
+        }
         | {"locality_hints", "learner_handles", "module_spec"}
     )
 
@@ -130,7 +143,7 @@ class LabelledData(OfflineData):
         check_teacher_of(self.files, teacher)
         self._labeller = Labeller(self.files.schema, self._names, teacher)
         plain = Labeller(self.files.schema, (Columns.OBS, TEACHER_Q), teacher)
-        parts = []
+        parts: list[dict[str, np.ndarray]] = []
         for piece in self._held_out.read(plain.in_files((Columns.OBS, TEACHER_Q))):
             columns = plain(piece)
             if not parts:
@@ -197,7 +210,7 @@ class LabelledData(OfflineData):
         """Let rows pass, and return those that are new to the replays: none if these hold all.
 
         Args:
-            num_samples: rows that pass. Those of one piece of a file come together, when all of them are due.
+            num_samples: rows that pass. Those of one piece of a file come together, and later calls then bring fewer.
             return_iterator: as of RLlib's; not used.
             num_shards: as of RLlib's; not used: each Learner has one.
             module_state: as of RLlib's; not used.

@@ -1,9 +1,9 @@
-"""Recorded rows as the columns that Learners take: checked, labelled where labels are missing, with their successors."""
+"""Recorded rows as the columns that Learners take: checked, and labelled where labels are missing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,8 +14,10 @@ from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import Flatten, ObservationPipeline, RLlibConnectors, Shown, SideBySide, StackFrames
 from rllib_kd.offline.schema import DataError, LabelledSchema
 from rllib_kd.offline.stream import Piece
-from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import LOG_PROBS, TEACHER_LOG_PROBS, TEACHER_Q
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
 
 #: Columns of files that tell a row's successor.
 SUCCESSION = (Columns.EPS_ID, Columns.T, Columns.TERMINATEDS, Columns.TRUNCATEDS)
@@ -137,16 +139,16 @@ def label(
     pipeline = teacher.pipeline or ObservationPipeline(teacher.input_space)
     if looks_back(pipeline):
         raise DataError(
-            f"the teacher '{teacher.source}' also looks at earlier steps, so single rows cannot be labelled here. Label "
-            "the files first: rllib label",
+            f"the teacher '{teacher.source}' also looks at earlier steps, so single rows cannot be labelled here. "
+            "Label the files first: rllib label",
             file=path,
         )
     if pipeline.stages and isinstance(pipeline.stages[0], Flatten) and obs.ndim == 2:
         pipeline = ObservationPipeline(teacher.input_space, pipeline.stages[1:])  # the vector is there already
     shown = Shown(obs, np.ones(len(obs), dtype=bool), mask=mask)
     try:
-        inputs = torch.from_numpy(np.ascontiguousarray(pipeline.start()(shown)))
-        masks = () if mask is None else (torch.from_numpy(np.array(mask)),)
+        inputs = torch.tensor(pipeline.start()(shown))  # a copy: rows of files are read-only
+        masks = () if mask is None else (torch.tensor(mask),)
         labels = teacher.labels(inputs, names, *masks)
     except (RuntimeError, ValueError) as error:
         raise DataError(

@@ -10,13 +10,13 @@ from rllib_kd.algorithm.label_checks import note_outputs
 from rllib_kd.algorithm.recorded import settle_recorded
 from rllib_kd.algorithm.students import shape_students
 from rllib_kd.algorithm.teachers import Teachers, without_networks
-from rllib_kd.offline.files import LabelledFiles
+from rllib_kd.offline.stream import RecordedFiles
 
 _Config = TypeVar("_Config", bound=DistillationConfig)
 
 
 def concrete_config(
-    given: _Config, spaces: tuple[Any, Any] | None, teachers: Teachers, files: LabelledFiles | None
+    given: _Config, spaces: tuple[Any, Any] | None, teachers: Teachers, files: RecordedFiles | None
 ) -> _Config:
     """Return a frozen copy of a config, in which nothing is left open.
 

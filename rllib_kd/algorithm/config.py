@@ -26,7 +26,7 @@ from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.observations.connectors import connectors_for
 from rllib_kd.offline.data import LabelledData
-from rllib_kd.offline.files import absolute_uris
+from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.schedules import Schedule
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers

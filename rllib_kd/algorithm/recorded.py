@@ -19,15 +19,18 @@ from rllib_kd.algorithm.sampling import Sampling
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import flat_size, is_flattened
 from rllib_kd.offline.data import LabelledData, capacity_for, check_teacher_of, open_files
-from rllib_kd.offline.files import LabelledFiles
 from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.offline.schema import DataError
+from rllib_kd.offline.stream import RecordedFiles
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import Sample
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
     from rllib_kd.algorithm.teachers import Teachers
+
+
+_MOST_ACTIONS = 18  # if it is unknown, for the memory of a row
 
 
 def recorded_spaces(config: DistillationConfig, teachers: Mapping[str, Teacher]) -> tuple[gym.Space, gym.Space] | None:
@@ -42,7 +45,7 @@ def recorded_spaces(config: DistillationConfig, teachers: Mapping[str, Teacher])
 
 def check_recorded(
     config: DistillationConfig,
-    files: LabelledFiles | None,
+    files: RecordedFiles | None,
     teachers: Mapping[str, Teacher],
     spaces: tuple[gym.Space, gym.Space] | None,
 ) -> None:
@@ -60,7 +63,7 @@ def check_recorded(
     if files is None:
         return
     schema = files.schema
-    if spaces is not None:
+    if spaces is not None and schema is not None:
         shown = features_space(spaces[0])
         expected = (flat_size(shown),) if is_flattened(shown) else shown.shape
         if schema.obs_shape != expected:
@@ -81,7 +84,7 @@ def check_recorded(
     for teacher in teachers.values():
         if teacher.is_loaded:
             check_teacher_of(files, teacher)
-    missing = [name for name in TD_IN_FILES if name not in schema.columns]
+    missing = [name for name in TD_IN_FILES if name not in files.columns]
     if config.uses_td and missing:
         raise DataError(
             f"is missing, but `td_coeff`={config.td_coeff!r} needs whole episodes: the columns "
@@ -112,14 +115,18 @@ def check_before(
 
 
 def settle_recorded(
-    config: DistillationConfig, files: LabelledFiles, spaces: tuple[gym.Space, gym.Space] | None
+    config: DistillationConfig, files: RecordedFiles, spaces: tuple[gym.Space, gym.Space] | None
 ) -> None:
     """Set what follows from recorded rows in a config: the spaces without an environment, and the replay's capacity."""
     if config.env is None and spaces is not None:
         config.environment(observation_space=spaces[0], action_space=spaces[1])
     if config.replay_buffer_config.get("capacity") is None:
         capacity = capacity_for(
-            files, config.replay_columns, num_learners=config.num_learners, num_atoms=config.num_atoms
+            files,
+            config.replay_columns,
+            num_actions=_MOST_ACTIONS if spaces is None else int(spaces[1].n),
+            num_learners=config.num_learners,
+            num_atoms=config.num_atoms,
         )
         config.replay_buffer_config = {**config.replay_buffer_config, "capacity": capacity}
 
@@ -217,7 +224,7 @@ class RecordedSampling(Sampling):
             put_back_random_state(state["random_state"])
 
 
-def make_sampling(algorithm: Any, files: LabelledFiles | None) -> Sampling:
+def make_sampling(algorithm: Any, files: RecordedFiles | None) -> Sampling:
     """Return what brings rows to the Learners of an Algorithm: its EnvRunners, or files.
 
     Args:

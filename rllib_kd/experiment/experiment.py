@@ -35,7 +35,7 @@ from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.observations.connectors import flatten_observations
 from rllib_kd.observations.spaces import has_texts, is_flattened
-from rllib_kd.offline.files import absolute_uris
+from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.terminal import say

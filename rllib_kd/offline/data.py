@@ -15,10 +15,15 @@ from ray.rllib.offline.offline_data import OfflineData
 from ray.rllib.utils.annotations import override
 
 from rllib_kd.observations.frames import VALID, pack
-from rllib_kd.offline.files import LabelledFiles
-from rllib_kd.offline.rows import Labeller, label, looks_back
-from rllib_kd.offline.schema import DataError
-from rllib_kd.offline.stream import HeldOut, Stream
+from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.labelled_files import LabelledFiles
+from rllib_kd.offline.labelling import Labeller, fingerprint
+from rllib_kd.offline.reading import part_of
+from rllib_kd.offline.rows import LearnerColumns
+from rllib_kd.offline.schema import DataError, LabelledSchema
+from rllib_kd.offline.stream import HeldOut, Piece, RecordedFiles, Stream
+from rllib_kd.offline.unlabelled_files import UnlabelledFiles, are_labelled
+from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
@@ -36,45 +41,63 @@ _MOST_BYTES = 4 * 2**30  # of a replay whose capacity is not set
 _UNITS, _TD_BYTES = 256, 24  # of a teacher's last layer, if its number is unknown; of the columns of TD
 
 
-_CHECKED_ROWS = 256  # whose labels are compared with the teacher's own
+_AGAIN = "Name the teacher that has labelled them, or label them anew: rllib label"
+
+
+_CHECKED = 256  # whose labels are compared with the teacher's own
 
 
 _TOLERANCE = 1e-2  # of the largest label: other devices and 16-bit floats round differently
 
 
-def open_files(config: Any) -> LabelledFiles | None:
+def open_files(config: Any) -> RecordedFiles | None:
     """Return the files of `offline_data(input_=...)`, whose footers are read; None of a config without.
 
     Raises:
-        DataError: they are not of labelled rows, or differ.
+        DataError: there is none, one cannot be read, or they differ.
     """
     if not config.is_offline:
         return None
+    uris = [config.input_] if isinstance(config.input_, str) else list(config.input_)
     filesystem = config.input_filesystem
+    if filesystem is None and not are_labelled(uris):
+        return UnlabelledFiles(uris)
     if filesystem == "s3":
         filesystem = pyarrow.fs.S3FileSystem(**config.input_filesystem_kwargs)
-    return LabelledFiles(config.input_, filesystem)
+    return LabelledFiles(uris, filesystem)
 
 
-def check_teacher_of(files: LabelledFiles, teacher: Teacher) -> None:
-    """Check that the labels of files can be a teacher's: its kind, its number of actions, its weights.
+def check_teacher_of(files: RecordedFiles, teacher: Teacher) -> None:
+    """Check that the labels of files can be a teacher's: their kind, their number of actions, the teacher's weights.
 
     Args:
-        files: the files.
+        files: the files. If they have no labels, it is checked that the teacher can give them to single rows.
         teacher: a loaded teacher.
 
     Raises:
         DataError: they cannot.
+        ValueError: there are no labels, and the teacher also looks at earlier rows.
     """
     schema, num_actions = files.schema, int(teacher.action_space.n)
+    if schema is None:
+        Labeller(teacher)
+        return
     ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
-    again = "Name the teacher that has labelled them, or label them anew: rllib label"
-    if schema.num_actions != num_actions:
-        message = f"has labels of {schema.num_actions} actions, but the teacher '{teacher.source}' has {num_actions}. "
-        raise DataError(message + again, file=files.first_path, column=schema.ranking)
-    if schema.ranking != ranking:
-        message = f"is there, but the labels of the teacher '{teacher.source}' are '{ranking}'. {again}"
-        raise DataError(message, file=files.first_path, column=schema.ranking)
+    name, own = f"the teacher '{one_line(teacher.source)}'", fingerprint(teacher)
+    for is_wrong, message in (
+        (
+            schema.num_actions != num_actions,
+            f"has labels of {schema.num_actions} actions, but {name} has {num_actions}",
+        ),
+        (schema.ranking != ranking, f"is there, but the labels of {name} are '{ranking}'"),
+        (
+            bool(own and schema.fingerprint) and own != schema.fingerprint,
+            f"has labels of another teacher, '{one_line(schema.teacher)}' with the fingerprint "
+            f"{schema.fingerprint[:12]}, but {name} has {own[:12]}",
+        ),
+    ):
+        if is_wrong:
+            raise DataError(f"{message}. {_AGAIN}", file=files.first_path, column=schema.ranking)
 
 
 class LabelledData(OfflineData):
@@ -97,7 +120,7 @@ class LabelledData(OfflineData):
             "files",
             "held_out",
             "_held_out",
-            "_labeller",
+            "_columns",
             "_names",
             "_num_shards",
             "spaces",
@@ -111,17 +134,17 @@ class LabelledData(OfflineData):
         self.path = config.input_
         self.is_multi_agent = config.is_multi_agent
         self.spaces = self.locality_hints = self.learner_handles = self.module_spec = None
-        self.files: LabelledFiles | None = None
+        self.files: RecordedFiles | None = None
         #: Rows that nothing is learned from: columns `obs` and `teacher_q`, once the teacher is known.
         self.held_out: dict[str, np.ndarray] = {}
         self._stream: Stream | None = None
-        self._labeller: Labeller | None = None
+        self._columns: LearnerColumns | None = None
         self._names: tuple[str, ...] = ()
         self._num_shards = max(1, config.num_learners)
         self._is_in_replay = False  # what the replays hold at first
         self._rows_due = 0.0  # of a stream: rows that have been asked for, and not passed yet
 
-    def open(self, files: LabelledFiles, names: Sequence[str]) -> None:
+    def open(self, files: RecordedFiles, names: Sequence[str]) -> None:
         """Begin a stream of files.
 
         Args:
@@ -129,9 +152,9 @@ class LabelledData(OfflineData):
             names: columns that Learners take: `obs`, labels, and those of TD.
         """
         self.files, self._names = files, tuple(names)
-        most = max(1, min(_MOST_HELD_OUT, _MOST_NUMBERS // max(1, math.prod(files.schema.obs_shape))))
+        most = max(1, min(_MOST_HELD_OUT, _MOST_NUMBERS // max(1, files.obs_numbers)))
         self._held_out = HeldOut(files, self.config.held_out, most)
-        self._stream = Stream(files, Labeller.in_files(names), self._held_out, self.config.seed)
+        self._stream = Stream(files, LearnerColumns.in_files(names), self._held_out, self.config.seed)
 
     def meet(self, teacher: Teacher) -> None:
         """Take the teacher that labels what the files do not, check its labels in them, and read the held-out rows.
@@ -141,34 +164,34 @@ class LabelledData(OfflineData):
         """
         assert self.files is not None
         check_teacher_of(self.files, teacher)
-        self._labeller = Labeller(self.files.schema, self._names, teacher)
-        plain = Labeller(self.files.schema, (Columns.OBS, TEACHER_Q), teacher)
+        self._columns = LearnerColumns(self._names, teacher, self.files.schema)
+        plain = LearnerColumns((Columns.OBS, TEACHER_Q), teacher, self.files.schema)
         parts: list[dict[str, np.ndarray]] = []
         for piece in self._held_out.read(plain.in_files((Columns.OBS, TEACHER_Q))):
-            columns = plain(piece)
-            if not parts:
-                self._check_labels(columns, teacher, piece.columns.get("action_mask"), piece.path)
-            parts.append(columns)
+            parts.append(plain(piece))
+            if len(parts) == 1 and self.files.schema is not None:
+                self._check_labels(parts[0][TEACHER_Q], self.files.schema, piece, teacher)
         self.held_out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
-    def _check_labels(
-        self, columns: Mapping[str, np.ndarray], teacher: Teacher, mask: np.ndarray | None, path: str
-    ) -> None:
+    def _check_labels(self, labels: np.ndarray, schema: LabelledSchema, piece: Piece, teacher: Teacher) -> None:
         """Check that some rows have the labels that a teacher gives them, unless it also looks at earlier rows."""
-        if teacher.pipeline is not None and looks_back(teacher.pipeline):
+        seen = part_of(
+            {name: piece.columns[name] for name in (Columns.OBS, MASK) if name in piece.columns}, 0, _CHECKED
+        )
+        try:
+            own = Labeller(teacher)
+        except ValueError:
             return
-        rows = slice(_CHECKED_ROWS)
-        own = label(teacher, columns[Columns.OBS][rows], (TEACHER_Q,), None if mask is None else mask[rows], path)
-        found, expected = columns[TEACHER_Q][rows], own[TEACHER_Q]
-        legal = np.isfinite(found) & np.isfinite(expected)  # what is illegal, a recorded mask may not have said
-        gap = np.abs(np.where(legal, found, 0.0) - np.where(legal, expected, 0.0)).max()
+        expected = own(seen, file=piece.path)[schema.ranking]
+        found = labels[:_CHECKED]
+        legal = np.isfinite(found) & np.isfinite(expected)  # what is illegal, a file without masks does not tell
+        gap = np.abs(np.where(legal, found, 0.0) - np.where(legal, expected, 0.0)).max(initial=0.0)
         if gap > _TOLERANCE * max(1e-6, np.abs(expected[legal]).max(initial=0.0)):
-            assert self.files is not None
             raise DataError(
-                f"has labels that differ by {gap:.3g} from those of the teacher '{teacher.source}' for the same "
-                "observations. Name the teacher that has labelled them, or label them anew: rllib label",
-                file=path,
-                column=self.files.schema.ranking,
+                f"has labels that differ by {gap:.3g} from those of the teacher '{one_line(teacher.source)}' for the "
+                f"same observations. {_AGAIN}",
+                file=piece.path,
+                column=schema.ranking,
             )
 
     # --- Rows ---------------------------------------------------------------------------------------------------------
@@ -231,9 +254,9 @@ class LabelledData(OfflineData):
     def _next(self) -> tuple[list[Any], int]:
         """Return the next piece in shards, and its rows."""
         assert self._stream is not None
-        if self._labeller is None:
+        if self._columns is None:
             raise ValueError("Rows are labelled and checked by a teacher, but none is loaded yet. Restore one first.")
-        columns = self._labeller(next(self._stream))
+        columns = self._columns(next(self._stream))
         rows = len(columns[Columns.OBS])
         shape = columns[Columns.OBS].shape[1:]
         shards = []
@@ -276,24 +299,27 @@ class LabelledData(OfflineData):
         self._is_in_replay, self._rows_due = state["is_in_replay"], state["rows_due"]
 
 
-def capacity_for(files: LabelledFiles, names: Sequence[str], *, num_learners: int, num_atoms: int = 1) -> int:
+def capacity_for(
+    files: RecordedFiles, names: Sequence[str], *, num_actions: int, num_learners: int = 0, num_atoms: int = 1
+) -> int:
     """Return the rows that each Learner's replay needs for all rows of files, but no more than 4 GiB of them.
 
     Args:
         files: the files.
         names: columns that Learners take.
+        num_actions: number of actions.
         num_learners: Learners that share the rows; 0 is one, too.
         num_atoms: atoms of return distributions, if these are among the columns.
     """
-    schema = files.schema
-    obs_bytes = math.prod(schema.obs_shape) * (1 if schema.obs_dtype == "uint8" and len(schema.obs_shape) == 3 else 4)
-    per_label = {TEACHER_PROBS: schema.num_actions * num_atoms, TEACHER_FEATURES: schema.num_features or _UNITS}
-    numbers = sum(per_label.get(name, schema.num_actions) for name in names if name.startswith("teacher_"))
-    row_bytes = obs_bytes + 4 * numbers + (_TD_BYTES + schema.num_actions if VALID in names else 1)
+    is_image = files.schema is not None and files.schema.obs_dtype == "uint8" and len(files.schema.obs_shape) == 3
+    per_label = {TEACHER_PROBS: num_actions * num_atoms, TEACHER_FEATURES: _UNITS}
+    numbers = sum(per_label.get(name, num_actions) for name in names if name.startswith("teacher_"))
+    row_bytes = files.obs_numbers * (1 if is_image else 4) + 4 * numbers
+    row_bytes += _TD_BYTES + num_actions if VALID in names else 1
     return max(1, min(_rows_of_a_shard(files, files.num_rows, num_learners), _MOST_BYTES // row_bytes))
 
 
-def _rows_of_a_shard(files: LabelledFiles, num_rows: int, num_learners: int) -> int:
+def _rows_of_a_shard(files: RecordedFiles, num_rows: int, num_learners: int) -> int:
     """Return the most rows that one Learner gets in an epoch: pieces are split evenly, and each may leave one over."""
     if num_learners < 2:
         return num_rows

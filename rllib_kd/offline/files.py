@@ -1,128 +1,214 @@
-"""Files of labelled rows: found, checked by their footers, and read row group by row group."""
+"""Folders of recorded files: which files there are, what reads them, and where their labelled ones belong."""
 
 from __future__ import annotations
 
-import hashlib
+import itertools
+import posixpath
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType
+from ray.rllib.core.columns import Columns
 
+from rllib_kd import limits
 from rllib_kd.checkpoints.uris import absolute_uri
-from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet, to_columns
+from rllib_kd.offline.minari import ENDINGS, MinariReader, read_metadata
+from rllib_kd.offline.numpy_files import NumpyReader
+from rllib_kd.offline.parquet import ParquetReader
+from rllib_kd.offline.reading import Reader, num_rows
+from rllib_kd.offline.schema import DataError
+from rllib_kd.text import one_line
 
-_PIECE_ROWS, _PIECE_BYTES = 65_536, 64 * 2**20  # at most so many at once
+#: Ends of the names of files that are read, and the readers of them.
+_READERS = {".parquet": ParquetReader, ".npz": NumpyReader, ".npy": NumpyReader}
 
 
-class Chunk(NamedTuple):
-    """A row group of a file, the part that is read as a whole.
+_PARQUET = ".parquet"
+
+
+#: Folders in which one of RLlib's EnvRunners has recorded: its index, and how often it had sampled.
+_RUN = re.compile(r"run-(\d{6})-(\d+)$")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file to label.
 
     Args:
-        file: index of the file.
-        row_group: index of the row group in it.
-        num_rows: its rows, at least 1.
+        path: its path in its filesystem.
+        name: name of its labelled file, below the output.
     """
 
-    file: int
-    row_group: int
-    num_rows: int
+    path: str
+    name: str
 
 
-class LabelledFiles:
-    """Files with one schema, whose footers have been read. Rows are read when they are asked for.
+@dataclass(frozen=True)
+class Inputs:
+    """Recorded files of one kind.
 
     Args:
-        uris: a path or URI of a file, or of a folder with Parquet files, at any depth; or several.
-        filesystem: filesystem of all paths; None: each path or URI determines it.
+        uri: URI or absolute path of the file or folder.
+        files: in the order of their paths, at least one.
+        reader: reads them.
+        ignored: number of files in the folder that are of no kind that is read.
+    """
+
+    uri: str
+    files: tuple[InputFile, ...]
+    reader: Reader
+    ignored: int = 0
+
+
+def filesystem_of(uri: str) -> tuple[FileSystem, str]:
+    """Return the filesystem of a URI or absolute path, and the path in it. Whether there is anything is not checked.
 
     Raises:
-        DataError: there is no file, or one is not of labelled rows, or differs from those before it.
+        DataError: it is neither.
     """
-
-    def __init__(self, uris: str | Sequence[str], filesystem: FileSystem | None = None):
-        self.uris = [uris] if isinstance(uris, str) else list(uris)
-        self._paths = [found for uri in self.uris for found in _find(uri, filesystem)]
-        self.chunks: list[Chunk] = []
-        for index, (places, path) in enumerate(self._paths):
-            with open_parquet(places, path) as file:
-                own = LabelledSchema.from_arrow(file.schema_arrow, path)
-                if index == 0:
-                    self.schema = own
-                self.schema.check_same(own, path)
-                sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
-        if not self.chunks:
-            raise DataError(f"The files in {self._shown()} have no rows. Expected at least one.")
-
-    @property
-    def num_rows(self) -> int:
-        """Return the rows of all files."""
-        return sum(chunk.num_rows for chunk in self.chunks)
-
-    @property
-    def piece_rows(self) -> int:
-        """Return the most rows that `read()` yields at once."""
-        return max(1, min(_PIECE_ROWS, _PIECE_BYTES // self.schema.row_bytes))
-
-    @property
-    def first_path(self) -> str:
-        """Return the path of the first file, for messages about the schema."""
-        return self._paths[0][1]
-
-    def fingerprint(self) -> str:
-        """Return a text that is equal for files of equal names and sizes, wherever the folder is."""
-        names = [path.rsplit("/", 1)[-1] for _, path in self._paths]
-        return hashlib.sha256(repr((names, self.chunks)).encode()).hexdigest()[:16]
-
-    def path_of(self, chunk: Chunk) -> str:
-        """Return the path of a chunk's file."""
-        return self._paths[chunk.file][1]
-
-    def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the rows of a chunk in pieces, with those of the named columns that the files have.
-
-        Raises:
-            DataError: the file is no longer there, is damaged, or has rows without a value.
-        """
-        filesystem, path = self._paths[chunk.file]
-        present = [name for name in names if name in self.schema.columns]
-        with open_parquet(filesystem, path) as file:
-            try:
-                for batch in file.iter_batches(self.piece_rows, row_groups=[chunk.row_group], columns=present):
-                    yield to_columns(batch, self.schema, file=path)
-            except (pa.ArrowException, OSError) as error:
-                raise DataError(f"cannot be read to its end: {error}", file=path) from error
-
-    def _shown(self) -> str:
-        return ", ".join(f"'{uri}'" for uri in self.uris)
-
-
-def absolute_uris(uris: str | Sequence[str]) -> str | list[str]:
-    """Return paths as absolute ones, and URIs unchanged."""
-    return absolute_uri(uris) if isinstance(uris, str) else [absolute_uri(uri) for uri in uris]
-
-
-def _find(uri: str, filesystem: FileSystem | None) -> list[tuple[FileSystem, str]]:
-    """Return the Parquet files at a path or URI, by name: hidden ones, and those being written, are left out."""
+    if uri.endswith("://"):
+        raise DataError(f"The URI '{uri}' ends before its path. Expected one like '{uri}bucket/folder'.")
     try:
-        places, path = (filesystem, uri) if filesystem is not None else FileSystem.from_uri(absolute_uri(uri))
-        info = places.get_file_info(path)
-        if info.type == FileType.File:
-            return [(places, path)]
-        found = [] if info.type == FileType.NotFound else places.get_file_info(FileSelector(path, recursive=True))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"The recorded data '{uri}' cannot be read: {error}") from error
-    if info.type == FileType.NotFound:
-        raise DataError(f"There is nothing at '{uri}'. Expected a Parquet file, or a folder of them.")
-    paths = sorted(entry.path for entry in found if _is_data(entry, path))
-    if not paths:
-        raise DataError(f"The folder '{uri}' has no Parquet file. Expected files that end in '.parquet'.")
-    return [(places, each) for each in paths]
+        filesystem, path = FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError, UnicodeEncodeError) as error:
+        raise DataError(f"'{uri}' is neither a path nor a URI that can be read: {error}") from error
+    return filesystem, path.rstrip("/") or "/"
 
 
-def _is_data(entry: FileInfo, folder: str) -> bool:
-    parts = entry.path[len(folder) :].strip("/").split("/")
-    is_hidden = any(part.startswith((".", "_")) for part in parts)
-    return entry.type == FileType.File and entry.path.endswith(".parquet") and not is_hidden
+def find_inputs(uri: str, *, obs_column: str = Columns.OBS) -> Inputs:
+    """Find recorded files: one file, all files in a folder and below it, or a dataset of Minari.
+
+    Names that begin with a dot or an underscore are left out, as Ray Data and Spark leave them out.
+
+    Args:
+        uri: path or URI.
+        obs_column: name of the column of observations.
+
+    Raises:
+        DataError: there is nothing, or no file of a kind that is read; or there are several kinds.
+    """
+    uri = absolute_uri(uri)
+    filesystem, path = filesystem_of(uri)
+    try:
+        kind = filesystem.get_file_info(path).type
+        if kind == FileType.NotFound:
+            raise DataError(f"There is nothing at '{uri}'. Expected a file or a folder of recorded observations.")
+        dataset = read_metadata(filesystem, path) if kind == FileType.Directory else None
+        base = posixpath.dirname(path) if kind == FileType.File else path
+        found = [path] if kind == FileType.File else _files_below(filesystem, path)
+    except OSError as error:
+        raise DataError(f"'{uri}' cannot be read: {error}") from error
+    if dataset is not None:
+        reader: Reader = MinariReader(*dataset)
+        base = posixpath.dirname(dataset[1])
+        files = [file for file in found if file.startswith(f"{base}/") and file.endswith(ENDINGS[reader.format])]
+    else:
+        endings = Counter(posixpath.splitext(file)[1] for file in found if posixpath.splitext(file)[1] in _READERS)
+        if len(endings) > 1:
+            shown = ", ".join(f"{count} of {ending}" for ending, count in endings.items())
+            raise DataError(f"'{uri}' has files of several kinds: {shown}. Label one kind after the other.")
+        files = [file for file in found if posixpath.splitext(file)[1] in _READERS]
+        reader = _READERS[next(iter(endings), _PARQUET)](obs_column)
+    if not files:
+        what = f"other files, like '{posixpath.basename(found[0])}'" if found else "no files"
+        raise DataError(
+            f"'{uri}' has {what}. Expected {', '.join(_READERS)}, or a dataset of Minari (the folder of its "
+            "metadata.json)."
+        )
+    if dataset is None and isinstance(reader, ParquetReader):
+        _check_no_repeats(filesystem, files, reader)
+    names = [InputFile(file, _name_of(file[len(base) :].lstrip("/"))) for file in sorted(files)]
+    if twice := [name for name, count in Counter(file.name for file in names).items() if count > 1]:
+        raise DataError(f"Two files of '{uri}' would both be labelled as '{twice[0]}'. Rename one of them.")
+    return Inputs(uri, tuple(names), reader, ignored=len(found) - len(files))
+
+
+def check_apart(input_uri: str, output_uri: str) -> None:
+    """Check that neither of two folders is in the other: labelled files would be taken for recorded ones.
+
+    Raises:
+        DataError: one is.
+    """
+    one, other = (f"{absolute_uri(uri).split('?')[0].rstrip('/')}/" for uri in (input_uri, output_uri))
+    if one.startswith(other) or other.startswith(one):
+        raise DataError(
+            f"The input '{one_line(input_uri)}' and the output '{one_line(output_uri)}' are in each other. Name another "
+            "folder for the labelled files."
+        )
+
+
+def labelled_files(filesystem: FileSystem, folder: str) -> set[str]:
+    """Return the paths of the whole Parquet files in a folder, and below it; none if there is no folder.
+
+    Raises:
+        DataError: it cannot be listed.
+    """
+    try:
+        kind = filesystem.get_file_info(folder).type
+        if kind == FileType.File:
+            raise DataError(f"'{folder}' is a file. Name a folder for the labelled files.")
+        found = _files_below(filesystem, folder) if kind == FileType.Directory else []
+    except OSError as error:
+        raise DataError(f"'{folder}' cannot be listed: {error}") from error
+    return {file for file in found if file.endswith(_PARQUET)}
+
+
+def _files_below(filesystem: FileSystem, folder: str) -> list[str]:
+    """Return the paths of all files in a folder and below it, without those whose names are hidden."""
+    entries = filesystem.get_file_info(FileSelector(folder, recursive=True))
+    if len(entries) > limits.MAX_RECORDED_FILES:
+        raise DataError(
+            f"'{folder}' has {len(entries)} files and folders, expected at most {limits.MAX_RECORDED_FILES}. Label its "
+            "folders one after the other."
+        )
+    start = len(folder.rstrip("/")) + 1
+    return sorted(
+        entry.path
+        for entry in entries
+        if entry.type == FileType.File and not any(part[:1] in "._" for part in entry.path[start:].split("/"))
+    )
+
+
+def _name_of(path: str) -> str:
+    return path if path.endswith(_PARQUET) else f"{path}{_PARQUET}"
+
+
+def _check_no_repeats(filesystem: FileSystem, files: Sequence[str], reader: ParquetReader) -> None:
+    """Check that RLlib has not written the same rows into file after file, as it does without a limit of rows.
+
+    Raises:
+        DataError: it has; the message has the remedy.
+    """
+    runs: dict[tuple[str, str], dict[int, str]] = {}
+    for file in files:
+        folder = posixpath.dirname(file)
+        if match := _RUN.search(folder):
+            first = runs.setdefault((folder[: match.start()], match.group(1)), {})
+            number = int(match.group(2))
+            first[number] = min(file, first.get(number, file), key=_block_of)
+    for run in runs.values():
+        for one, other in itertools.pairwise(number for number in sorted(run)):
+            first_rows = [next(_first_row(filesystem, run[number], reader), None) for number in (one, other)]
+            if None not in first_rows and first_rows[0] == first_rows[1]:
+                raise DataError(
+                    f"begins with the same row as '{run[one]}': without a limit of rows, RLlib writes all rows again "
+                    "into each file of an EnvRunner. Keep the last folder of each run-NNNNNN, which has all of its "
+                    "rows, and move the others away.",
+                    file=run[other],
+                )
+
+
+def _block_of(file: str) -> str:
+    """Return the part of a name that counts the blocks of a Ray Dataset: the rest is random."""
+    return posixpath.basename(file).partition("_")[2]
+
+
+def _first_row(filesystem: FileSystem, file: str, reader: ParquetReader) -> Iterator[tuple[str, bytes]]:
+    for batch in reader.batches(filesystem, file, 1):
+        if num_rows(batch) and Columns.EPS_ID in batch and isinstance(batch[Columns.OBS], np.ndarray):
+            yield str(batch[Columns.EPS_ID][0]), batch[Columns.OBS][0].tobytes()
+        return

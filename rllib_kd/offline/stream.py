@@ -7,7 +7,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from rllib_kd.offline.files import Chunk, LabelledFiles
+from rllib_kd.offline.labelled_files import Chunk, LabelledFiles
+from rllib_kd.offline.reading import num_rows, part_of
+from rllib_kd.offline.unlabelled_files import UnlabelledFiles
+
+#: Files of recorded rows, with labels or without.
+RecordedFiles = LabelledFiles | UnlabelledFiles
 
 _HELD_OUT_CHUNKS = 8  # of which the last rows are held out
 
@@ -16,11 +21,11 @@ class Piece(NamedTuple):
     """Some consecutive rows.
 
     Args:
-        columns: by name, `[R, ...]`.
+        columns: by name, `[R, ...]`; observations of files without labels may be dicts of these.
         path: path of their file.
     """
 
-    columns: dict[str, np.ndarray]
+    columns: dict[str, Any]
     path: str
 
 
@@ -33,7 +38,7 @@ class HeldOut:
         most: at most so many rows.
     """
 
-    def __init__(self, files: LabelledFiles, share: float, most: int):
+    def __init__(self, files: RecordedFiles, share: float, most: int):
         self._files = files
         wanted = min(most, int(share * files.num_rows))
         count = min(_HELD_OUT_CHUNKS, len(files.chunks), max(1, wanted))
@@ -53,15 +58,13 @@ class HeldOut:
         return sum(self.sizes.values())
 
     def read(self, names: tuple[str, ...]) -> Iterator[Piece]:
-        """Yield the rows, those of each chunk together."""
+        """Yield the rows."""
         for chunk, size in self.sizes.items():
-            parts, first = [], chunk.num_rows - size
+            first = chunk.num_rows - size
             for columns in self._files.read(chunk, names):
-                rows = len(next(iter(columns.values())))
-                parts.append({name: column[max(0, first) :] for name, column in columns.items()})
+                if first < (rows := num_rows(columns)):
+                    yield Piece(part_of(columns, max(0, first), rows), self._files.path_of(chunk))
                 first -= rows
-            columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            yield Piece(columns, self._files.path_of(chunk))
 
 
 class Stream:
@@ -76,7 +79,7 @@ class Stream:
 
     NOT_SAVED: ClassVar = frozenset({"_files", "_names", "_held_out", "_pieces"})
 
-    def __init__(self, files: LabelledFiles, names: tuple[str, ...], held_out: HeldOut, seed: int | None):
+    def __init__(self, files: RecordedFiles, names: tuple[str, ...], held_out: HeldOut, seed: int | None):
         self._files = files
         self._names = names
         self._held_out = held_out
@@ -110,10 +113,10 @@ class Stream:
         for number, columns in enumerate(self._files.read(chunk, self._names)):
             if left <= 0:
                 return
-            rows = min(left, len(next(iter(columns.values()))))
+            rows = min(left, num_rows(columns))
             left -= rows
             if number >= skip:
-                yield Piece({name: column[:rows] for name, column in columns.items()}, self._files.path_of(chunk))
+                yield Piece(part_of(columns, 0, rows), self._files.path_of(chunk))
 
     def get_state(self) -> dict[str, Any]:
         """Return the position."""

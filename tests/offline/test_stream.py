@@ -10,8 +10,8 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd import load_teacher
 from rllib_kd.offline.data import LabelledData, capacity_for
-from rllib_kd.offline.files import LabelledFiles
-from rllib_kd.offline.rows import Labeller, as_column, has_successor
+from rllib_kd.offline.labelled_files import LabelledFiles
+from rllib_kd.offline.rows import LearnerColumns, as_column, has_successor
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
 from rllib_kd.offline.stream import HeldOut, Piece, Stream
 from tests.offline.labelled import episodes, recorded_config, write
@@ -82,7 +82,7 @@ def test_any_share_can_be_held_out(tmp_path, share):
 
 
 def test_a_stream_continues_where_it_was_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr("rllib_kd.offline.files._PIECE_ROWS", 64)  # several pieces a row group
+    monkeypatch.setattr("rllib_kd.offline.labelled_files.PIECE_ROWS", 64)  # several pieces a row group
     files = numbered(tmp_path)
     stream = stream_of(files, 0.1)
     for _ in range(19):
@@ -113,7 +113,7 @@ def test_the_next_row_is_the_successor_unless_an_episode_or_the_piece_ends():
 
 def test_td_columns_have_every_transition_of_the_files(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, rows, num_files=1, row_group_size=10_000))
-    labeller = Labeller(files.schema, TD, teacher)
+    labeller = LearnerColumns(TD, teacher, files.schema)
     columns = labeller(next(Stream(files, labeller.in_files(TD), HeldOut(files, 0.0, 1), 0)))
     valid = columns["valid"]
     assert valid[rows["terminateds"]].all()
@@ -125,7 +125,7 @@ def test_td_columns_have_every_transition_of_the_files(tmp_path, teacher, rows):
 def test_labels_that_files_lack_are_computed(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, rows))
     names = ("obs", "teacher_q", "teacher_features")
-    labeller = Labeller(files.schema, names, teacher)
+    labeller = LearnerColumns(names, teacher, files.schema)
     columns = labeller(next(Stream(files, labeller.in_files(names), HeldOut(files, 0.0, 1), 0)))
     assert columns["teacher_features"].shape == (500, 256)
     assert columns["teacher_q"].shape == (500, 2)
@@ -179,10 +179,10 @@ def test_rows_that_do_not_fit_pass_at_the_pace_that_is_asked_for(tmp_path, teach
 
 def test_the_replay_holds_all_rows_up_to_a_limit(tmp_path, monkeypatch):
     files = numbered(tmp_path)
-    assert capacity_for(files, ("obs", "teacher_q"), num_learners=0) == NUMBERED
-    assert NUMBERED / 2 < capacity_for(files, ("obs", "teacher_q"), num_learners=2) < NUMBERED
+    assert capacity_for(files, ("obs", "teacher_q"), num_actions=2) == NUMBERED
+    assert NUMBERED / 2 < capacity_for(files, ("obs", "teacher_q"), num_actions=2, num_learners=2) < NUMBERED
     monkeypatch.setattr("rllib_kd.offline.data._MOST_BYTES", 100 * 13)
-    assert capacity_for(files, ("obs", "teacher_q"), num_learners=0) == 100
+    assert capacity_for(files, ("obs", "teacher_q"), num_actions=2) == 100
 
 
 def test_a_folder_that_has_changed_begins_anew(tmp_path, teacher, rows, caplog):
@@ -276,7 +276,7 @@ def test_log_probabilities_are_no_q_values(tmp_path, teacher, rows):
 
 def test_an_action_that_the_teacher_lacks_is_named(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, {**rows, "actions": np.full_like(rows["actions"], 7)}))
-    labeller = Labeller(files.schema, TD, teacher)
+    labeller = LearnerColumns(TD, teacher, files.schema)
     with pytest.raises(DataError, match="column 'actions': has the action 7; expected 0 to 1"):
         labeller(next(Stream(files, labeller.in_files(TD), HeldOut(files, 0.0, 1), 0)))
 

@@ -24,7 +24,11 @@ from rllib_kd.offline.schema import DataError
 from rllib_kd.text import one_line
 
 #: Ends of the names of files that are read, and the readers of them.
-_READERS = {".parquet": ParquetReader, ".npz": NumpyReader, ".npy": NumpyReader}
+_READERS: dict[str, type[ParquetReader] | type[NumpyReader]] = {
+    ".parquet": ParquetReader,
+    ".npz": NumpyReader,
+    ".npy": NumpyReader,
+}
 
 
 _PARQUET = ".parquet"
@@ -102,10 +106,11 @@ def find_inputs(uri: str, *, obs_column: str = Columns.OBS) -> Inputs:
         found = [path] if kind == FileType.File else _files_below(filesystem, path)
     except OSError as error:
         raise DataError(f"'{uri}' cannot be read: {error}") from error
+    reader: Reader
     if dataset is not None:
-        reader: Reader = MinariReader(*dataset)
+        reader = minari = MinariReader(*dataset)
         base = posixpath.dirname(dataset[1])
-        files = [file for file in found if file.startswith(f"{base}/") and file.endswith(ENDINGS[reader.format])]
+        files = [file for file in found if file.startswith(f"{base}/") and file.endswith(ENDINGS[minari.format])]
     else:
         endings = Counter(posixpath.splitext(file)[1] for file in found if posixpath.splitext(file)[1] in _READERS)
         if len(endings) > 1:
@@ -136,8 +141,8 @@ def check_apart(input_uri: str, output_uri: str) -> None:
     one, other = (f"{absolute_uri(uri).split('?')[0].rstrip('/')}/" for uri in (input_uri, output_uri))
     if one.startswith(other) or other.startswith(one):
         raise DataError(
-            f"The input '{one_line(input_uri)}' and the output '{one_line(output_uri)}' are in each other. Name another "
-            "folder for the labelled files."
+            f"Of the input '{one_line(input_uri)}' and the output '{one_line(output_uri)}', one is in the other. Name "
+            "another folder for the labelled files."
         )
 
 

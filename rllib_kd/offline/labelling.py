@@ -119,8 +119,8 @@ class Labeller:
 
     def _wrong_actions(self, actions: tuple[Any, Any]) -> str:
         return (
-            f"has actions from {actions[0]} to {actions[1]}, but the teacher's are 0 to {self.num_actions - 1}. Does it "
-            "belong to this environment?"
+            f"has actions from {actions[0]} to {actions[1]}, but the teacher's are 0 to {self.num_actions - 1}. Does "
+            "it belong to this environment?"
         )
 
     def _observations(self, obs: Any, count: int, place: _Place) -> tuple[Any, np.ndarray]:

@@ -40,7 +40,7 @@ class ParquetReader:
         """Return what a file contains: its footer is read."""
         with open_parquet(filesystem, path) as file:
             schema = file.schema_arrow
-            _check_is_not_packed(schema, self._obs_column, path)
+            check_is_not_packed(schema, self._obs_column, path)
             used = used_columns(schema.names, self._obs_column, path)
             _check_names(schema.names, path)
             for name in used.values():
@@ -73,7 +73,7 @@ def _check_names(names: list[str], file: str) -> None:
         raise DataError("is there twice", file=file, column=twice)
 
 
-def _check_is_not_packed(schema: pa.Schema, obs_column: str, file: str) -> None:
+def check_is_not_packed(schema: pa.Schema, obs_column: str, file: str) -> None:
     """Refuse by name what RLlib records in forms that only unpickling could read, and rows of several agents."""
     names = schema.names
     if _EPISODES in names and obs_column not in names and _is_packed(schema.field(_EPISODES).type):

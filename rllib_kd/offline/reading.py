@@ -47,9 +47,10 @@ class Contents:
             mine, others = self.types.get(name), other.types.get(name)
             sizes = {size for size in (self.sizes.get(name), other.sizes.get(name)) if size is not None}
             if mine != others or len(sizes) > 1:
+                before = _shown(mine, self.sizes.get(name))
                 raise DataError(
-                    f"{_shown(others, other.sizes.get(name))}; the files before it: {_shown(mine, self.sizes.get(name))}. "
-                    "All files need the same columns: label those that differ apart.",
+                    f"{_shown(others, other.sizes.get(name))}; in the files before it: {before}. All files need the "
+                    "same columns: label those that differ apart.",
                     file=file,
                     column=name,
                 )

@@ -36,6 +36,20 @@ _UNREAD = (
 )
 
 
+#: Likewise of what is written.
+WRITTEN = ("output", "output_max_rows_per_file", "output_max_file_size")
+
+
+_UNWRITTEN = (
+    "output_config",
+    "output_write_method",
+    "output_write_method_kwargs",
+    "output_filesystem",
+    "output_filesystem_kwargs",
+    "output_write_episodes",
+)
+
+
 #: Settings of whoever acts in EnvRunners.
 _OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
 
@@ -45,7 +59,11 @@ def check_offline(config: DistillationConfig) -> None:
     _check_places(config)
     if not isinstance(config.held_out, Real) or isinstance(config.held_out, bool) or not 0.0 <= config.held_out <= 0.5:
         raise ValueError(f"`held_out` must be in [0, 0.5], a share of recorded rows, got {config.held_out!r}.")
-    if not config.is_offline or config.in_evaluation:
+    if config.in_evaluation:
+        return
+    if config.output is not None:
+        _check_output(config)
+    if not config.is_offline:
         return
     if config.teacher is None:
         raise ValueError("Recorded rows are learned from by a teacher's labels, but `teacher` is None. Name a teacher.")
@@ -93,6 +111,34 @@ def _check_without_environment(config: DistillationConfig) -> None:
             ("num_baseline_episodes", bool(config.num_baseline_episodes), f"Episodes need an environment. {instead}"),
         ),
     )
+
+
+def _check_output(config: DistillationConfig) -> None:
+    """Check that what EnvRunners visit can be recorded, with labels."""
+    defaults = type(config)()
+    changed = [(name, getattr(config, name) != getattr(defaults, name)) for name in _UNWRITTEN]
+    words = f"Of RLlib's settings of outputs, {', '.join(WRITTEN)} are read here. Leave it out"
+    if not isinstance(config.output, str) or not config.output.strip():
+        raise ValueError(f"`output` must be the path or URI of a folder of labelled rows, got {config.output!r}.")
+    for name, is_refused, reason in (
+        ("is_multi_agent", config.is_multi_agent, "Rows are of single agents. Leave out multi_agent(...)"),
+        ("teacher", config.teacher is None, "It records a teacher's labels. Name a teacher, or leave `output` out"),
+        (
+            "env_to_module_connector",
+            "env_to_module" in config.own_connectors,
+            "Rows are what the environment shows, and connectors make something else of it. Wrap the environment",
+        ),
+        *((name, is_changed, words) for name, is_changed in changed),
+    ):
+        if is_refused:
+            raise ValueError(f"`{name}`={_value(config, name)!r} is not supported with `output`. {reason}.")
+    for name, value in (
+        ("output_max_rows_per_file", config.output_max_rows_per_file),
+        ("output_max_file_size", config.output_max_file_size),
+    ):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (is_count or (value is None and name == "output_max_rows_per_file")):
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
 
 
 def _check_places(config: DistillationConfig) -> None:

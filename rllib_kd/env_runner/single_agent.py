@@ -47,6 +47,7 @@ from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK, features_space, legal_only, with_mask
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
 from rllib_kd.observations.spaces import check_spaces, input_space, is_byte_image, named
+from rllib_kd.offline.recording import Recorder, recorder_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
@@ -81,6 +82,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         "_reset_next",
         "_obs",
         "_ended",
+        "_recorder",
         "_returns",
         "_lengths",
     )
@@ -122,6 +124,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._ended = np.zeros(self.num_envs, dtype=bool)  # whose last step ended an episode
         self._returns = np.zeros(self.num_envs)  # of the running episodes, on the direct way
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._recorder: Recorder | None = None  # of visited states, if `output` is set
         self._recording: Fragment | None = None  # on RLlib's way, while its loop runs
         self._has_plain_connectors = has_plain_connectors(self)
         self._flattened_space: Any = None  # the space of what `_flatten` takes
@@ -164,6 +167,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._teacher = teacher.to(self._device)
         self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
         self._needs_initial_reset = True  # a view starts with an episode
+        if self.config.output and self.env is not None and self._recorder is None:
+            self._recorder = recorder_of(self.config, teacher, self.num_envs)
 
     def _looks_for_itself(self, teacher: Teacher) -> bool:
         """Return whether the teacher's inputs are made from observations in another way than the student's."""
@@ -213,6 +218,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
+        if self._recorder is not None:
+            self._recorder.add(columns, fragment.ended_before, begins=fragment.begins)
         if VALID in names:
             columns = append_final_states(columns, fragment.final_obs, fragment.final_mask)
             names = (*names, *({MASK} & columns.keys()))  # for the bootstrap
@@ -224,6 +231,16 @@ class DistillEnvRunner(StudentsEnvRunner):
             shape = self.module.observation_space.shape
             shards.append(hand_over(self, pack(shard, shape) if len(shape) == 3 else shard))
         return shards, self.get_metrics()
+
+    def write_recorded(self) -> None:
+        """Write recorded states that wait for a whole file."""
+        if self._recorder is not None:
+            self._recorder.write()
+
+    @override(SingleAgentEnvRunner)
+    def stop(self) -> None:
+        self.write_recorded()
+        super().stop()
 
     def set_state_and_sample(self, state: Mapping[str, Any], **kwargs: Any) -> Sample:
         """Set a state and sample in one remote call.
@@ -282,7 +299,7 @@ class DistillEnvRunner(StudentsEnvRunner):
     def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
         if self._needs_initial_reset:
             self._ended = np.zeros(self.num_envs, dtype=bool)
-        fragment = Fragment(self._ended)
+        fragment = Fragment(self._ended, begins=self._needs_initial_reset)
         if self._samples_directly:
             with self.metrics.log_time(SAMPLE_TIMER):
                 self._sample_directly(fragment, policy)

@@ -208,9 +208,8 @@ class DistillDQN(DQN):
         if self.config.init == "teacher" and self.num_gradient_steps == 0:
             self._first_weights.keep(self.config.by_group(receive(shard)) for shard in shards)
             if num_steps:
-                self._first_weights.set_on(
-                    self.learner_group, self._students, self._teachers, self._new_student, self.config
-                )
+                make = partial(new_student, self.config, self.spaces)
+                self._first_weights.set_on(self.learner_group, self._students, self._teachers, make, self.config)
         results = self.learner_group.update(
             batch_refs=shards,
             defer_solve_refs_to_learner=True,
@@ -219,6 +218,7 @@ class DistillDQN(DQN):
             kd_coeff=self.config.kd_coeff_at(env_steps, self._returns.ratio) if learns else 0.0,
             td_coeff=value_at(self.config.td_coeff, env_steps),
             return_state=self._sampling.is_remote,
+            is_again=not learns and self._sampling.is_again,
         )
         student = results[0].pop(STATE_AFTER_UPDATE, None)
         self._replay_ratio.learned(*self._students.take_results(results[0]))
@@ -353,9 +353,6 @@ class DistillDQN(DQN):
         # die, and the explaining error would be lost.
         return super().__repr__() if self.config is not None else type(self).__name__
 
-    def _new_student(self, name: str) -> Any:
-        return new_student(self.config, self.spaces, name)
-
     # --- Checkpoints --------------------------------------------------------------------------------------------------
 
     @override(DQN)
@@ -445,7 +442,8 @@ class DistillDQN(DQN):
         if state is None:
             check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
             if self.config.store_buffer_in_checkpoints:
-                save_replays(self.learner_group, saved, resolve(saved if path is None else path, filesystem)[1])
+                place = resolve(saved if path is None else path, filesystem)[1]
+                save_replays(self.learner_group, saved, place, with_rows=self._sampling.stores_rows)
         return saved
 
     @classmethod

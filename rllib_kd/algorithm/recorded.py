@@ -155,6 +155,16 @@ class RecordedSampling(Sampling):
         for shards in self._data.fill():
             yield [self._sample_of(shards, num_rows=0)]
 
+    @property
+    def stores_rows(self) -> bool:
+        """Return whether checkpoints need the rows of the replays, or the files can bring them back."""
+        return self._data.stores_rows
+
+    @property
+    def is_again(self) -> bool:
+        """Return whether the rows before learning were counted before a restore."""
+        return self._data.fills_again
+
     def sample(self, env_steps: int) -> list[Sample]:
         """Let the rows of one training step pass: as many as all environments would sample.
 

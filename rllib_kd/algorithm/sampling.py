@@ -107,6 +107,16 @@ class Sampling:
         """Return whether EnvRunners sample in other processes, while the Learners learn."""
         return self._group.num_remote_env_runners() > 0
 
+    @property
+    def stores_rows(self) -> bool:
+        """Return whether checkpoints need the rows of the replays: environments do not show them again."""
+        return True
+
+    @property
+    def is_again(self) -> bool:
+        """Return whether samples before learning were counted before a restore."""
+        return False
+
     def before_learning(self) -> Iterator[list[Sample]]:
         """Yield samples that are learned from only when all are there: none of EnvRunners."""
         yield from ()

@@ -80,13 +80,18 @@ class StudentGroup:
         self._input_shape = shape
 
     def take_in(
-        self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
+        self,
+        fragments: Sequence[Mapping[str, Any]],
+        *,
+        reduce: Callable[[Tensor], Any] | None,
+        is_again: bool = False,
     ) -> dict[str, Tensor]:
         """Add fragments to the replay, and their labels to the statistics.
 
         Args:
             fragments: columns, as EnvRunners make them.
             reduce: adds up a tensor over all Learners, in place.
+            is_again: whether the statistics have them already.
 
         Returns:
             Some of the labelled states: `obs` and `teacher_q`, or nothing.
@@ -95,7 +100,7 @@ class StudentGroup:
         all_labels: list[Tensor] = []
         for fragment in fragments:
             self.replay.add(fragment)
-            if not self.config.label_columns:
+            if not self.config.label_columns or is_again:
                 continue
             if TEACHER_FEATURES in fragment:
                 for student in self.students.values():
@@ -267,9 +272,9 @@ class StudentGroup:
                 learner.exchange(one, other)
         self.students[one].exchange(self.students[other])
 
-    def replay_arrays(self) -> dict[str, np.ndarray]:
-        """Return the replay as arrays: columns as `columns/<name>`, and the rest by its name."""
-        state = self.replay.get_state()
+    def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
+        """Return the replay as arrays: columns as `columns/<name>`, unless left out, and the rest by its name."""
+        state = self.replay.get_state(with_rows=with_rows)
         columns = {f"{_COLUMNS}{name}": column for name, column in state.pop("columns").items()}
         return columns | {name: np.asarray(value) for name, value in state.items()}
 

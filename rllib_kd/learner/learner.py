@@ -132,6 +132,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         kd_coeff: float | None = None,
         td_coeff: float | None = None,
         return_state: bool = False,
+        is_again: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Add new columns to the replay, and make minibatch steps.
@@ -144,6 +145,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             num_gradient_steps: minibatch steps of each student in this call, ≥ 0; the same on every Learner.
             kd_coeff: new weight of the distillation loss, ≥ 0; None keeps the last one.
             td_coeff: new weight of the TD loss, ≥ 0; None keeps the last one.
+            is_again: whether the columns were in the replay before, so that their labels are counted already.
             return_state: whether to add the students' state after the steps to the results; as in RLlib's IMPALA.
             kwargs: further arguments that a LearnerGroup passes to every Learner.
 
@@ -165,7 +167,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         reduce = self._sum_over_learners if self.distributed else None
         for group_id, group in self.groups.items():
             own = [fragment[group_id] for fragment in fragments if group_id in fragment]
-            fresh = group.take_in(own, reduce=reduce)
+            fresh = group.take_in(own, reduce=reduce, is_again=is_again)
             # Recorded rows come again, so that those of a later pass are not new: agreement is on held-out ones.
             self._log_agreement(group, {} if self.config.is_offline else fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)
@@ -255,12 +257,16 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     optimizers[stack.optimizer_name] = joined
         return {**state, COMPONENT_OPTIMIZER: optimizers}
 
-    def replay_arrays(self) -> dict[str, np.ndarray]:
-        """Return this Learner's replay, which `get_state()` does not contain: each Learner has a different one."""
+    def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
+        """Return this Learner's replay, which `get_state()` does not contain: each Learner has a different one.
+
+        Args:
+            with_rows: whether to return the rows, or only where their order of drawing stands.
+        """
         return {
             f"{group_id}/{name}": array
             for group_id, group in self.groups.items()
-            for name, array in group.replay_arrays().items()
+            for name, array in group.replay_arrays(with_rows=with_rows).items()
         }
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]]) -> bool:

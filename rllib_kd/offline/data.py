@@ -125,7 +125,7 @@ class LabelledData(OfflineData):
             "_num_shards",
             "spaces",
         }
-        | {"locality_hints", "learner_handles", "module_spec"}
+        | {"locality_hints", "learner_handles", "module_spec", "fills_again"}
     )
 
     # RLlib's would open the files by Ray Data.
@@ -142,6 +142,9 @@ class LabelledData(OfflineData):
         self._names: tuple[str, ...] = ()
         self._num_shards = max(1, config.num_learners)
         self._is_in_replay = False  # what the replays hold at first
+        self._first: dict[str, Any] = {}  # position before the rows that they hold at first
+        #: Whether `fill()` yields rows that were counted before a restore.
+        self.fills_again = False
         self._rows_due = 0.0  # of a stream: rows that have been asked for, and not passed yet
 
     def open(self, files: RecordedFiles, names: Sequence[str]) -> None:
@@ -155,6 +158,7 @@ class LabelledData(OfflineData):
         most = max(1, min(_MOST_HELD_OUT, _MOST_NUMBERS // max(1, files.obs_numbers)))
         self._held_out = HeldOut(files, self.config.held_out, most)
         self._stream = Stream(files, LearnerColumns.in_files(names), self._held_out, self.config.seed)
+        self._first = self._stream.get_state()
 
     def meet(self, teacher: Teacher) -> None:
         """Take the teacher that labels what the files do not, check its labels in them, and read the held-out rows.
@@ -209,6 +213,11 @@ class LabelledData(OfflineData):
         rows = _rows_of_a_shard(self.files, self.num_rows, self.config.num_learners)
         return rows <= (self.config.replay_buffer_config.get("capacity") or 0)
 
+    @property
+    def stores_rows(self) -> bool:
+        """Return whether checkpoints need the rows of the replays: those that have passed by, or their priorities."""
+        return not self.fits or bool(self.config.replay_buffer_config.get("alpha"))
+
     def fill(self) -> Iterator[list[Any]]:
         """Yield shards for each Learner, until the replays hold all rows or are full; nothing if that is done."""
         if self._is_in_replay:
@@ -220,7 +229,7 @@ class LabelledData(OfflineData):
             shards, rows = self._next()
             given += rows
             yield shards
-        self._is_in_replay = True
+        self._is_in_replay, self.fills_again = True, False
 
     @override(OfflineData)
     def sample(
@@ -271,8 +280,15 @@ class LabelledData(OfflineData):
     # --- State --------------------------------------------------------------------------------------------------------
 
     def replays_are(self, *, restored: bool) -> None:
-        """Note whether a restored checkpoint has brought the rows of the replays; otherwise they are filled anew."""
-        self._is_in_replay = self._is_in_replay and restored
+        """Note whether a restored checkpoint has brought the rows of the replays; otherwise they are filled again.
+
+        Rows that all fit are not in checkpoints: they are read again, into their former places.
+        """
+        assert self._stream is not None
+        if self._is_in_replay and not (restored and self.stores_rows):
+            self._is_in_replay, self.fills_again = False, True
+            if self.fits:
+                self._stream.set_state(self._first)
 
     def get_state(self) -> dict[str, Any]:
         """Return the position in the rows, and what must be equal where it is continued."""
@@ -280,6 +296,7 @@ class LabelledData(OfflineData):
         assert self.files is not None
         return {
             "stream": self._stream.get_state(),
+            "first": self._first,
             "is_in_replay": self._is_in_replay,
             "rows_due": self._rows_due,
             "files": self.files.fingerprint(),
@@ -296,6 +313,7 @@ class LabelledData(OfflineData):
             self._is_in_replay, self._rows_due = False, 0.0
             return
         self._stream.set_state(state["stream"])
+        self._first = state["first"]
         self._is_in_replay, self._rows_due = state["is_in_replay"], state["rows_due"]
 
 

@@ -48,9 +48,10 @@ def test_a_student_without_an_environment_learns_resumes_and_is_loaded(build, fo
         algo.evaluate()
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     resumed = DistillDQN.from_checkpoint(path)
-    trained(algo)
-    trained(resumed)
+    assert trained(algo)["distillation"]["temperature"] == trained(resumed)["distillation"]["temperature"]
     assert_equal(weights(algo), weights(resumed))
+    size = sum(file.stat().st_size for file in (tmp_path / "checkpoint" / "replay").iterdir())
+    assert size < 20_000  # bytes: the files have the rows
     obs = torch.zeros(1, 4)
     student = open_source(algo.save_to_path(str(tmp_path / "student"))).network()
     torch.testing.assert_close(student.q_values(obs), algo.get_module().compute_q_values({"obs": obs})["qf_preds"])

@@ -291,7 +291,7 @@ def _labelled(
 
 
 class LabelFiles:
-    """An actor's part: label whole files. Errors are returned as rows: Ray Data would show where it called us."""
+    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us."""
 
     def __init__(self, plan: _Plan):
         self._plan = plan
@@ -300,6 +300,11 @@ class LabelFiles:
         self._target, self._folder = filesystem_of(plan.output)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Label files; return their rows, and the errors of those that cannot be labelled.
+
+        Args:
+            batch: "path" and "name" of each file.
+        """
         done: dict[str, list[Any]] = {"rows": [], "error": [], "is_data": []}
         for path, name in zip(batch["path"], batch["name"], strict=True):
             rows, error, is_data = 0, "", False

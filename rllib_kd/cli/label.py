@@ -34,34 +34,31 @@ def label(
     rllib label --teacher cartpole --input logs --output labelled
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
     import logging
+    from contextlib import nullcontext
 
     from rllib_kd.experiment.connection import connection
     from rllib_kd.experiment.experiment import check_not_empty
-    from rllib_kd.offline.job import label_files
+    from rllib_kd.offline.job import LabelJob
     from rllib_kd.teachers.loading import OpenedCheckpoint, load_teacher
 
     set_log_level(0)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     check_not_empty(address=address)
     one = one_or_all(teacher)
-    env = None
-    if isinstance(one, str):
-        opened = OpenedCheckpoint(one, trust_checkpoint=trust_checkpoint)
-        loaded, (env, _) = opened.network, opened.environment()
-    else:
-        loaded = load_teacher(one or [], trust_checkpoint=trust_checkpoint)
-    with connection({"CPU": num_cpus, "GPU": num_gpus}, address=address):
-        labelled = label_files(
-            loaded,
-            input,
-            output,
-            obs_column=obs_column,
-            also=also or (),
-            env=env if isinstance(env, str) else None,
-            batch_size=batch_size,
-            concurrency=concurrency,
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            progress=True,
-        )
-    echo(labelled)
+    opened = OpenedCheckpoint(one, trust_checkpoint=trust_checkpoint) if isinstance(one, str) else None
+    env = None if opened is None else opened.environment()[0]
+    job = LabelJob(
+        load_teacher(one or [], trust_checkpoint=trust_checkpoint) if opened is None else opened.network,
+        input,
+        output,
+        obs_column=obs_column,
+        also=also or (),
+        env=env if isinstance(env, str) else None,
+        batch_size=batch_size,
+        concurrency=concurrency,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    needs = {"CPU": num_cpus, "GPU": num_gpus}
+    with connection(needs, address=address) if job.remaining else nullcontext():
+        echo(job.run(progress=True))

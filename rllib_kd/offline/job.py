@@ -94,21 +94,11 @@ class _Plan:
     device: str
 
 
-def label_files(
-    teacher: Teacher,
-    input: str,
-    output: str,
-    *,
-    obs_column: str = Columns.OBS,
-    also: Sequence[str] = (),
-    env: str | None = None,
-    batch_size: int = BATCH_SIZE,
-    concurrency: Concurrency = None,
-    num_cpus: float = 1.0,
-    num_gpus: float = 0.0,
-    progress: bool = False,
-) -> Labelled:
-    """Label recorded files with a teacher. Finished files are skipped, so that a killed job goes on where it was.
+class LabelJob:
+    """Labels recorded files with a teacher. Finished files are skipped, so that a killed job goes on where it was.
+
+    All files are checked when the job is made, as far as their footers and headers tell, and some rows of the first are
+    labelled: neither Ray nor a GPU is needed before `run()`.
 
     Args:
         teacher: the teacher.
@@ -121,40 +111,63 @@ def label_files(
         concurrency: number of actors, or the least and the most; None: one for each CPU or GPU that Ray has.
         num_cpus: CPUs of each actor.
         num_gpus: GPUs of each actor; with a part of one, the teacher is on it, too.
-        progress: whether a bar is shown on a terminal.
-
-    Returns:
-        What was done.
 
     Raises:
-        DataError: the files cannot be labelled; the message names file and column. All files are checked before the
-            first is labelled, as far as their footers and headers tell.
+        DataError: the files cannot be labelled; the message names file and column.
         ValueError: an argument is out of its range, or the teacher has not the labels.
-        OSError: a file cannot be written.
     """
-    check_arguments(batch_size, concurrency, num_cpus, num_gpus)
-    output = absolute_uri(output)
-    check_apart(input, output)
-    labeller = Labeller(teacher, also=also)
-    inputs = find_inputs(input, obs_column=obs_column)
-    schema, remaining = _checked(inputs, output, labeller, env)
-    start, count = time.perf_counter(), 0
-    if remaining:
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        input: str,
+        output: str,
+        *,
+        obs_column: str = Columns.OBS,
+        also: Sequence[str] = (),
+        env: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        concurrency: Concurrency = None,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
+    ):
+        check_arguments(batch_size, concurrency, num_cpus, num_gpus)
+        self._concurrency, self._num_cpus, self._num_gpus = concurrency, num_cpus, num_gpus
+        output = absolute_uri(output)
+        check_apart(input, output)
+        labeller = Labeller(teacher, also=also)
+        inputs = find_inputs(input, obs_column=obs_column)
+        self._num_files = len(inputs.files)
+        schema, self.remaining = _checked(inputs, output, labeller, env)
         device = "cuda" if num_gpus else "cpu"
-        plan = _Plan(teacher, tuple(also), schema, inputs.reader, inputs.uri, output, batch_size, device)
-        pool = pool_of(concurrency, num_cpus, num_gpus, most=len(remaining))
-        with bar("files", total=len(remaining), shown=progress) as advance:
-            for rows in _labelled(remaining, plan, pool, num_cpus, num_gpus):
-                count += rows
-                advance(1)
-    seconds = time.perf_counter() - start
-    return Labelled(output, schema, len(inputs.files), len(inputs.files) - len(remaining), count, seconds)
+        self.plan = _Plan(teacher, tuple(also), schema, inputs.reader, inputs.uri, output, batch_size, device)
+
+    def run(self, *, progress: bool = False) -> Labelled:
+        """Label the remaining files, in Ray.
+
+        Args:
+            progress: whether a bar is shown on a terminal.
+
+        Raises:
+            DataError: rows cannot be labelled; the message names file, column and row. Finished files stay.
+            OSError: a file cannot be written.
+        """
+        start, count, total = time.perf_counter(), 0, len(self.remaining)
+        remove_parts(*filesystem_of(self.plan.output))
+        if self.remaining:
+            pool = pool_of(self._concurrency, self._num_cpus, self._num_gpus, most=total)
+            with bar("files", total=total, shown=progress) as advance:
+                for rows in _labelled(self.remaining, self.plan, pool, self._num_cpus, self._num_gpus):
+                    count += rows
+                    advance(1)
+        seconds = time.perf_counter() - start
+        return Labelled(self.plan.output, self.plan.schema, self._num_files, self._num_files - total, count, seconds)
 
 
 def _checked(
     inputs: Inputs, output: str, labeller: Labeller, env: str | None
 ) -> tuple[LabelledSchema, list[InputFile]]:
-    """Check all files before the first is labelled; return the schema, and the files that are not labelled yet."""
+    """Return the schema of the labelled files, and the files that are not labelled yet, once all have been checked."""
     source, _ = filesystem_of(inputs.uri)
     contents = _inspected(inputs, source, labeller)
     schema = labeller.schema_of(_sample(inputs, source, contents, labeller), env)
@@ -170,7 +183,6 @@ def _checked(
     if left_out := contents[0].left_out:
         more = ", ..." if len(left_out) > _MAX_SHOWN else ""
         say(f"note: columns left out: {', '.join(left_out[:_MAX_SHOWN])}{more}.")
-    remove_parts(target, folder)
     return schema, remaining
 
 
@@ -264,7 +276,7 @@ def _labelled(
     dataset = ray.data.from_items(paths, override_num_blocks=min(len(paths), _MAX_BLOCKS))
     dataset.context.enable_progress_bars = False
     dataset = dataset.map_batches(
-        _LabelFiles,
+        LabelFiles,
         fn_constructor_kwargs={"plan": plan},
         batch_size=1,
         batch_format="numpy",
@@ -278,8 +290,8 @@ def _labelled(
         yield int(row["rows"])
 
 
-class _LabelFiles:
-    """An actor's part: label whole files. Errors are returned as rows: Ray Data would show where it called us."""
+class LabelFiles:
+    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us."""
 
     def __init__(self, plan: _Plan):
         self._plan = plan
@@ -288,6 +300,11 @@ class _LabelFiles:
         self._target, self._folder = filesystem_of(plan.output)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Label files; return their rows, and the errors of those that cannot be labelled.
+
+        Args:
+            batch: "path" and "name" of each file.
+        """
         done: dict[str, list[Any]] = {"rows": [], "error": [], "is_data": []}
         for path, name in zip(batch["path"], batch["name"], strict=True):
             rows, error, is_data = 0, "", False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 
@@ -16,6 +17,9 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.offline.schema import LabelledSchema, to_table
 
 _ROWS, _BYTES = 2**16, 2**25  # of a row group; a shuffling reader takes whole ones
+
+
+_PART = re.compile(r"\..*\.parquet\.[0-9a-f]{32}\.part")  # names of files that are not whole
 
 
 _OBJECT_STORES = ("s3", "gcs", "abfs")  # they have no folders, but would keep empty objects for them
@@ -57,7 +61,7 @@ def write_file(
 def remove_parts(filesystem: FileSystem, folder: str) -> None:
     """Remove what killed jobs have left: unfinished files in a folder and below it."""
     for entry in filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True)):
-        if entry.is_file and entry.base_name.startswith(".") and entry.base_name.endswith(".parquet.part"):
+        if entry.is_file and _PART.fullmatch(entry.base_name):
             with contextlib.suppress(OSError):
                 filesystem.delete_file(entry.path)
 

@@ -19,11 +19,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
-from tests.benchmarks import concurrency, env_runner, family, harness, learner, memory  # isort: skip
+from tests.benchmarks import concurrency, env_runner, family, harness, labelling, learner, memory  # isort: skip
 import ray
 import torch
 
-BENCHMARKS = learner.BENCHMARKS | family.BENCHMARKS | env_runner.BENCHMARKS | concurrency.BENCHMARKS | memory.BENCHMARKS
+BENCHMARKS = (
+    learner.BENCHMARKS
+    | family.BENCHMARKS
+    | env_runner.BENCHMARKS
+    | labelling.BENCHMARKS
+    | concurrency.BENCHMARKS
+    | memory.BENCHMARKS
+)
 QUICK = (
     "learner_vs_torch",
     "family_of_8_vs_one",

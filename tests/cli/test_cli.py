@@ -13,7 +13,9 @@ from rllib_kd.export.artifact import artifact_format_of
 from tests.cli.commands import run
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["shrink"], ["compare"], ["evaluate"], ["export"]])
+@pytest.mark.parametrize(
+    "command", [[], ["train"], ["sweep"], ["shrink"], ["label"], ["compare"], ["evaluate"], ["export"]]
+)
 def test_help_fits_a_screen_shows_an_example_and_imports_no_ray(command):
     code = (
         "import sys; from rllib_kd.cli import main as cli\n"

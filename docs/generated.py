@@ -34,6 +34,7 @@ SEE = {
     "num_validation_episodes": "[Restarts](families.md#restarts)",
     "init": "[What it saves](learning.md#first-weights-from-the-teacher)",
     "max_staleness": "[Speed](speed.md)",
+    "held_out": "[Distil from files](recorded.md#distil-from-files)",
 }
 
 
@@ -113,7 +114,7 @@ def defaults() -> str:
         if key in FOR_VECTORS:
             shown = f"`{FOR_VECTORS[key]!r}` for vectors, `{FOR_IMAGES[key]!r}` for images"
         elif name == "replay_buffer_config['capacity']":
-            shown = "50,000 rows; of images 400,000, and at most 4 GiB"
+            shown = "50,000 rows; of images 400,000, of recorded rows all; at most 4 GiB"
         rows.append([f"`{key}`", shown, f"`{rllibs!r}`"])
     if "training_intensity" not in changed_defaults():
         name = "training_intensity"

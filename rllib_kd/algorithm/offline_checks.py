@@ -131,7 +131,7 @@ def _check_output(config: DistillationConfig) -> None:
         *((name, is_changed, words) for name, is_changed in changed),
     ):
         if is_refused:
-            raise ValueError(f"`{name}`={_value(config, name)!r} is not supported with `output`. {reason}.")
+            raise ValueError(f"{_shown(config, name)} is not supported with `output`. {reason}.")
     for name, value in (
         ("output_max_rows_per_file", config.output_max_rows_per_file),
         ("output_max_file_size", config.output_max_file_size),
@@ -157,8 +157,9 @@ def _check_places(config: DistillationConfig) -> None:
 def _refuse(config: DistillationConfig, settings: Iterable[tuple[str, bool, str]]) -> None:
     for name, is_refused, reason in settings:
         if is_refused:
-            raise ValueError(f"`{name}`={_value(config, name)!r} is not supported with `input_`. {reason}.")
+            raise ValueError(f"{_shown(config, name)} is not supported with `input_`. {reason}.")
 
 
-def _value(config: Any, name: str) -> Any:
-    return getattr(config, name, None) or getattr(config, f"_{name}", None)
+def _shown(config: Any, name: str) -> str:
+    value = getattr(config, name, None)
+    return f"`{name}`" if value is None and name != "teacher" else f"`{name}`={value!r}"

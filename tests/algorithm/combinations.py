@@ -68,6 +68,8 @@ FEATURES = [
     Feature("first weights from the teacher", '`init="teacher"`', {"init": "teacher"}),
     Feature("prioritized replay", "`alpha`, `beta`", {"replay_buffer_config": {"alpha": 0.6, "beta": 0.4}}),
     Feature("custom connectors", "`env_to_module_connector`", {"env_to_module_connector": lambda **_: MeanStdFilter()}),
+    Feature("recorded rows", "`input_`", {"input_": "/rows"}),
+    Feature("recording", "`output`", {"output": "/rows"}),
     Feature("remote EnvRunners", "`num_env_runners`", {"num_env_runners": 2}),
     Feature("several Learners", "`num_learners`", {"num_learners": 2}),
 ]

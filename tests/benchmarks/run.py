@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
-from tests.benchmarks import concurrency, env_runner, family, harness, labelling, learner, memory  # isort: skip
+from tests.benchmarks import concurrency, env_runner, family, harness, labelling, learner, memory, recorded  # isort: skip
 import ray
 import torch
 
@@ -28,6 +28,7 @@ BENCHMARKS = (
     | family.BENCHMARKS
     | env_runner.BENCHMARKS
     | labelling.BENCHMARKS
+    | recorded.BENCHMARKS
     | concurrency.BENCHMARKS
     | memory.BENCHMARKS
 )

@@ -66,7 +66,7 @@ def check_recorded(
     if spaces is not None and schema is not None:
         shown = features_space(spaces[0])
         expected = (flat_size(shown),) if is_flattened(shown) else shown.shape
-        if schema.obs_shape != expected:
+        if schema.obs_shape != expected and not _is_same_image(schema.obs_shape, expected or ()):
             raise DataError(
                 f"has observations of the shape {list(schema.obs_shape)}, but the "
                 f"{'teacher takes' if config.env is None else 'environment shows'} {list(expected or ())}. Name the "
@@ -92,6 +92,13 @@ def check_recorded(
             file=files.first_path,
             column=missing[0],
         )
+
+
+def _is_same_image(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Return whether images have equal shapes but for the place of their channels, first or last."""
+    if len(shape) != 3 or len(expected) != 3:
+        return False
+    return shape in ((*expected[1:], expected[0]), (expected[2], *expected[:2]))
 
 
 def check_can_play(config: DistillationConfig) -> None:

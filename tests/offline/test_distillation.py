@@ -161,6 +161,25 @@ def test_several_learners_share_the_rows_and_stay_equal(build, folder, tmp_path)
     resumed.stop()
 
 
+@pytest.mark.slow
+def test_images_whose_channels_come_first_and_parts_of_a_dict(build, tmp_path):
+    images = gym.spaces.Box(0.0, 1.0, (16, 16, 2), np.float32)
+    sees = Teacher(make_q_module(images, conv_filters=[[4, 4, 2], [8, 8, 1]], head_fcnet_hiddens=[16]))
+    obs = np.random.default_rng(0).integers(256, size=(400, 2, 16, 16), dtype=np.uint8)
+    labels = sees.q_values(torch.tensor(np.moveaxis(obs, 1, -1) / 255.0, dtype=torch.float32)).numpy()
+    config = recorded_config(write(tmp_path / "images", {"obs": obs, "teacher_q": labels}), sees)
+    config.rl_module(model_config={"conv_filters": [[2, 4, 2], [4, 8, 1]], "head_fcnet_hiddens": [8]})
+    assert np.isfinite(trained(build(config))["distillation"]["q_regret"])
+
+    space = gym.spaces.Dict({"a": gym.spaces.Discrete(2), "b": gym.spaces.Box(-1.0, 1.0, (2,), np.float32)})
+    vectors = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+    takes = Teacher(make_q_module(vectors)).for_space(space)
+    obs = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
+    labels = takes.q_values(torch.tensor(obs)).numpy()
+    config = recorded_config(write(tmp_path / "parts", {"obs": obs, "teacher_q": labels}), takes)
+    assert np.isfinite(trained(build(config))["distillation"]["q_regret"])
+
+
 # --- Refused before the work starts -----------------------------------------------------------------------------------
 
 

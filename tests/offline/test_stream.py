@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from ray.rllib.core.columns import Columns
 
 from rllib_kd import load_teacher
@@ -14,7 +15,7 @@ from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.rows import LearnerColumns, as_column, has_successor
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
 from rllib_kd.offline.stream import HeldOut, Piece, Stream
-from tests.offline.labelled import episodes, recorded_config, write
+from tests.offline.labelled import RECORDED, episodes, recorded_config, write
 
 NUMBERED = 2_000
 TD = ("obs", "teacher_q", "actions", "rewards", "terminateds", "truncateds", "valid")
@@ -272,6 +273,27 @@ def test_log_probabilities_are_no_q_values(tmp_path, teacher, rows):
     folder = write(tmp_path, columns, labels=("teacher_log_probs",))
     with pytest.raises(DataError, match=r"column 'teacher_log_probs': is there, but the labels of .* 'teacher_q'"):
         begin(folder, teacher)
+
+
+def test_labels_of_an_actor_critic_pass_as_those_of_its_kind(tmp_path, teacher, rows):
+    actor_critic = load_teacher("cartpole")
+    actor_critic.outputs = "log_probs"
+    labels = actor_critic.q_values(torch.tensor(rows["obs"])).numpy()
+    columns = {name: column for name, column in rows.items() if name != "teacher_q"} | {"teacher_log_probs": labels}
+    data = begin(write(tmp_path, columns, labels=("teacher_log_probs",)), actor_critic)
+    np.testing.assert_allclose(np.exp(data.held_out["teacher_q"]).sum(1), 1.0, atol=1e-5)
+    with pytest.raises(DataError, match=r"labels of .* are 'teacher_q'"):
+        data.meet(teacher)
+
+
+def test_masks_come_with_the_columns_of_td_alone(tmp_path, teacher, rows):
+    mask = np.ones((len(rows["obs"]), 2), bool)
+    folder = write(tmp_path, rows | {"action_mask": mask}, recorded=(*RECORDED, "action_mask"))
+    files = LabelledFiles(folder)
+    for names in (TD, TD[:2]):
+        make = LearnerColumns(names, teacher, files.schema)
+        columns = make(next(Stream(files, make.in_files(names), HeldOut(files, 0.0, 1), 0)))
+        assert ("action_mask" in columns) == ("valid" in names)
 
 
 def test_an_action_that_the_teacher_lacks_is_named(tmp_path, teacher, rows):

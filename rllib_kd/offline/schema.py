@@ -62,6 +62,9 @@ OBS_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "
 _LABELS = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
 
 
+_BUFFER = 2**22  # bytes of a column that are read at once: not all of a row group, which may be all of a file
+
+
 _MAX_MESSAGE = 1_500  # characters of an error, which may quote a file
 
 
@@ -350,6 +353,7 @@ def open_parquet(filesystem: FileSystem, path: str) -> pq.ParquetFile:
             filesystem.open_input_file(path),
             thrift_string_size_limit=limits.MAX_DESCRIPTION,
             thrift_container_size_limit=limits.MAX_PARTS,
+            buffer_size=_BUFFER,
         )
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DataError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,11 @@ from tests.offline.recorded import label_here, lists, read, rows, teacher, write
 
 def q_of(policy: Teacher, obs: np.ndarray) -> np.ndarray:
     return policy.q_values(torch.as_tensor(obs)).numpy()
+
+
+def written(path: Path) -> tuple[int, int]:
+    """Which file it is, and when it was written."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def test_a_labelled_file_for_each_recorded_one(tmp_path):
@@ -47,7 +53,7 @@ def test_finished_files_are_skipped_and_unfinished_ones_removed(tmp_path):
         write_parquet(tmp_path / "in" / f"{name}.parquet", rows())
     where = str(tmp_path / "in"), str(tmp_path / "out")
     label_here(LabelJob(teacher(), *where))
-    before = (tmp_path / "out" / "a.parquet").stat()
+    before = written(tmp_path / "out" / "a.parquet")
     killed = tmp_path / "out" / f".b.parquet.{'0' * 32}.part"  # before it was renamed
     (tmp_path / "out" / "b.parquet").rename(killed)
 
@@ -57,17 +63,17 @@ def test_finished_files_are_skipped_and_unfinished_ones_removed(tmp_path):
     assert LabelJob(teacher(), *where).run().num_skipped == 2  # without Ray
 
     assert sorted(os.listdir(tmp_path / "out")) == ["a.parquet", "b.parquet"]
-    assert (tmp_path / "out" / "a.parquet").stat() == before
+    assert written(tmp_path / "out" / "a.parquet") == before
 
 
 def test_a_file_that_was_finished_by_a_lost_actor_is_not_written_twice(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", rows())
     job = LabelJob(teacher(), str(tmp_path / "in"), str(tmp_path / "out"))
     label_here(job)
-    before = (tmp_path / "out" / "a.parquet").stat()
+    before = written(tmp_path / "out" / "a.parquet")
 
     assert label_here(job) == [10]
-    assert (tmp_path / "out" / "a.parquet").stat() == before
+    assert written(tmp_path / "out" / "a.parquet") == before
 
 
 def test_a_file_that_fails_leaves_nothing_and_names_the_row(tmp_path):

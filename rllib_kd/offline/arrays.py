@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rllib_kd import limits
-from rllib_kd.offline.schema import DataError
+from rllib_kd.offline.schema import DataError, bytes_of
 
 #: Extension types whose arrays are tensors of one shape, with a `shape`: Arrow's own, and two of Ray Data.
 _TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
@@ -57,6 +57,10 @@ def check_type(kind: pa.DataType, *, file: str, column: str, depth: int = 0) -> 
         for field in kind:
             check_type(field.type, file=file, column=f"{column}.{field.name}", depth=depth + 1)
         return None
+    elif pa.types.is_fixed_size_binary(kind):
+        if not 1 <= kind.byte_width <= limits.MAX_INPUTS:
+            raise refuse(f"binaries of {kind.byte_width} bytes", f"Expected 1 to {limits.MAX_INPUTS}.")
+        return None
     elif pa.types.is_dictionary(kind):
         kind = kind.value_type
     if not (_is_number(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
@@ -76,7 +80,7 @@ def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str) -> An
         column: name of the column, for messages.
 
     Returns:
-        Numbers, or `[N]` texts (an object array); dicts of these.
+        Numbers, of fixed-size binary bytes, or `[N]` texts (an object array); dicts of these.
 
     Raises:
         DataError: rows have no value, or lists of different lengths.
@@ -97,6 +101,8 @@ def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str) -> An
         return {field.name: to_array(part, file=file, column=f"{column}.{field.name}") for field, part in parts}
     if pa.types.is_dictionary(kind):
         return to_array(array.dictionary_decode(), file=file, column=column)
+    if pa.types.is_fixed_size_binary(kind):
+        return bytes_of(array)
     if pa.types.is_fixed_size_list(kind):
         size = kind.list_size
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):

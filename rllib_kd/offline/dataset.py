@@ -40,7 +40,7 @@ def label_dataset(
     return dataset.map_batches(
         _LabelRows,
         fn_constructor_kwargs={
-            "teacher": teacher.to("cpu"),
+            "teacher": teacher,
             "also": tuple(also),
             "obs_column": obs_column,
             "env": env,

@@ -138,8 +138,8 @@ def check_apart(input_uri: str, output_uri: str) -> None:
     Raises:
         DataError: one is.
     """
-    one, other = (f"{absolute_uri(uri).split('?')[0].rstrip('/')}/" for uri in (input_uri, output_uri))
-    if one.startswith(other) or other.startswith(one):
+    (one, path), (other, folder) = (filesystem_of(absolute_uri(uri)) for uri in (input_uri, output_uri))
+    if one == other and (f"{path}/".startswith(f"{folder}/") or f"{folder}/".startswith(f"{path}/")):
         raise DataError(
             f"Of the input '{one_line(input_uri)}' and the output '{one_line(output_uri)}', one is in the other. Name "
             "another folder for the labelled files."
@@ -165,6 +165,11 @@ def labelled_files(filesystem: FileSystem, folder: str) -> set[str]:
 def _files_below(filesystem: FileSystem, folder: str) -> list[str]:
     """Return the paths of all files in a folder and below it, without those whose names are hidden."""
     entries = filesystem.get_file_info(FileSelector(folder, recursive=True))
+    try:
+        for entry in entries:
+            entry.path  # noqa: B018 (which raises)
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{folder}' has a file whose name is not in UTF-8. Rename it.") from error
     if len(entries) > limits.MAX_RECORDED_FILES:
         raise DataError(
             f"'{folder}' has {len(entries)} files and folders, expected at most {limits.MAX_RECORDED_FILES}. Label its "

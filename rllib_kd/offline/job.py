@@ -9,6 +9,7 @@ node to others. Ray Data's own way over rows (`read_parquet`, `map_batches`, `wr
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
 from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet
 from rllib_kd.offline.writing import remove_parts, write_file
 from rllib_kd.terminal import bar, say
+from rllib_kd.text import one_line
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -46,6 +48,12 @@ _SAMPLE = 32  # rows that are labelled before the job starts, to find out what i
 
 
 _AT_ONCE = 16  # footers that are read at the same time
+
+
+_PART = 256  # of them, before their contents are compared
+
+
+_RETRIES = 3  # of a file whose actor dies: a file that kills each of them must not go on for ever
 
 
 _MAX_BLOCKS = 1_000  # of the Dataset of paths
@@ -120,8 +128,8 @@ class LabelJob:
     def __init__(
         self,
         teacher: Teacher,
-        input: str,
-        output: str,
+        input: str | os.PathLike[str],
+        output: str | os.PathLike[str],
         *,
         obs_column: str = Columns.OBS,
         also: Sequence[str] = (),
@@ -132,6 +140,7 @@ class LabelJob:
         num_gpus: float = 0.0,
     ):
         check_arguments(batch_size, concurrency, num_cpus, num_gpus)
+        input, output = os.fspath(input), os.fspath(output)
         self._concurrency, self._num_cpus, self._num_gpus = concurrency, num_cpus, num_gpus
         output = absolute_uri(output)
         check_apart(input, output)
@@ -169,21 +178,29 @@ def _checked(
 ) -> tuple[LabelledSchema, list[InputFile]]:
     """Return the schema of the labelled files, and the files that are not labelled yet, once all have been checked."""
     source, _ = filesystem_of(inputs.uri)
-    contents = _inspected(inputs, source, labeller)
-    schema = labeller.schema_of(_sample(inputs, source, contents, labeller), env)
+    first, counts = _inspected(inputs, source, labeller)
+    schema = labeller.schema_of(_sample(inputs, source, counts, labeller), env)
     target, folder = filesystem_of(output)
     done, remaining = labelled_files(target, folder), []
-    for file, own in zip(inputs.files, contents, strict=True):
+    for file, rows in zip(inputs.files, counts, strict=True):
         if (path := f"{folder}/{file.name}") in done:
-            _check_is_of_this_job(target, path, schema, own)
+            done.remove(path)
+            _check_is_of_this_job(target, path, schema, rows)
         else:
             remaining.append(file)
+    _note_what_is_left_out(inputs, first, output, len(done))
+    return schema, remaining
+
+
+def _note_what_is_left_out(inputs: Inputs, first: Contents, output: str, num_others: int) -> None:
+    """Note which files and columns are not read, and which labelled files are of no recorded one."""
     if inputs.ignored:
         say(f"note: {inputs.ignored:,} other files in '{inputs.uri}' are not read.")
-    if left_out := contents[0].left_out:
+    if left_out := first.left_out:
         more = ", ..." if len(left_out) > _MAX_SHOWN else ""
         say(f"note: columns left out: {', '.join(left_out[:_MAX_SHOWN])}{more}.")
-    return schema, remaining
+    if num_others:
+        say(f"note: {num_others:,} files in '{output}' are of no file of the input; they stay.")
 
 
 def pool_of(
@@ -192,11 +209,13 @@ def pool_of(
     """Return the pool of actors for `concurrency`, of at most `most` actors."""
     if isinstance(concurrency, tuple):
         return ActorPoolStrategy(min_size=concurrency[0], max_size=concurrency[1], max_tasks_in_flight_per_actor=1)
-    if concurrency is None:
-        there = ray.cluster_resources()
-        counts = [int(there.get(kind, 0) / each) for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)) if each > 0]
-        concurrency = max(1, min(counts, default=1))
-    size = concurrency if most is None else min(concurrency, most)
+    there = ray.cluster_resources()
+    counts = [int(there.get(kind, 0) / each) for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)) if each > 0]
+    room = max(1, min(counts, default=1))
+    size = room if concurrency is None else concurrency
+    size = size if most is None else min(size, most)
+    if size > room:  # Ray Data would wait for all of them: the others may come when the cluster grows
+        return ActorPoolStrategy(min_size=room, max_size=size, max_tasks_in_flight_per_actor=1)
     return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
 
 
@@ -224,8 +243,8 @@ def check_arguments(batch_size: Any, concurrency: Any, num_cpus: float, num_gpus
             raise ValueError(f"`{name}` must be {expected}, got {got!r:.100}.")
 
 
-def _inspected(inputs: Inputs, filesystem: FileSystem, labeller: Labeller) -> list[Contents]:
-    """Return the contents of all files, once all have the same columns, and as many actions as the teacher."""
+def _inspected(inputs: Inputs, filesystem: FileSystem, labeller: Labeller) -> tuple[Contents, list[int | None]]:
+    """Return the first file's contents and the rows of each, once all have its columns, and the teacher's actions."""
 
     def inspect(file: InputFile) -> Contents:
         contents = inputs.reader.inspect(filesystem, file.path)
@@ -233,26 +252,28 @@ def _inspected(inputs: Inputs, filesystem: FileSystem, labeller: Labeller) -> li
         return contents
 
     first = inspect(inputs.files[0])
+    counts = [first.num_rows]
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        found = [first]
-        for file, contents in zip(inputs.files[1:], threads.map(inspect, inputs.files[1:]), strict=True):
-            first.check_same(contents, file.path)
-            found.append(contents)
-    return found
+        for start in range(1, len(inputs.files), _PART):  # so that an error ends it soon, and little is kept
+            files = inputs.files[start : start + _PART]
+            for file, contents in zip(files, threads.map(inspect, files), strict=True):
+                first.check_same(contents, file.path)
+                counts.append(contents.num_rows)
+    return first, counts
 
 
 def _sample(
-    inputs: Inputs, filesystem: FileSystem, contents: Sequence[Contents], labeller: Labeller
+    inputs: Inputs, filesystem: FileSystem, counts: Sequence[int | None], labeller: Labeller
 ) -> dict[str, np.ndarray]:
     """Return some labelled rows of the first file that has any."""
-    for file, own in zip(inputs.files, contents, strict=True):
-        batch = None if own.num_rows == 0 else next(inputs.reader.batches(filesystem, file.path, _SAMPLE), None)
+    for file, count in zip(inputs.files, counts, strict=True):
+        batch = None if count == 0 else next(inputs.reader.batches(filesystem, file.path, _SAMPLE), None)
         if batch is not None and num_rows(batch):
             return labeller(part_of(batch, 0, _SAMPLE), file=file.path)
     raise DataError(f"The {len(inputs.files)} files of '{inputs.uri}' have no rows.")
 
 
-def _check_is_of_this_job(filesystem: FileSystem, path: str, schema: LabelledSchema, own: Contents) -> None:
+def _check_is_of_this_job(filesystem: FileSystem, path: str, schema: LabelledSchema, rows: int | None) -> None:
     """Check that a labelled file that is there already is what this job would write."""
     remedy = "Name another --output, or remove this file."
     with open_parquet(filesystem, path) as file:
@@ -260,10 +281,9 @@ def _check_is_of_this_job(filesystem: FileSystem, path: str, schema: LabelledSch
             schema.check_same(LabelledSchema.from_arrow(file.schema_arrow, path), path)
         except DataError as error:
             raise DataError(f"{error} It is in the output already. {remedy}") from error
-        if own.num_rows is not None and file.metadata.num_rows != own.num_rows:
+        if rows is not None and file.metadata.num_rows != rows:
             raise DataError(
-                f"has {file.metadata.num_rows:,} rows, but its recorded file {own.num_rows:,}: that one has changed. "
-                + remedy,
+                f"has {file.metadata.num_rows:,} rows, but its recorded file {rows:,}: that one has changed. " + remedy,
                 file=path,
             )
 
@@ -282,12 +302,19 @@ def _labelled(
         batch_format="numpy",
         compute=pool,
         num_cpus=num_cpus,
+        max_task_retries=_RETRIES,
         **({"num_gpus": num_gpus} if num_gpus else {}),
     )
-    for row in dataset.iter_rows():
-        if row["error"]:
-            raise DataError(row["error"]) if row["is_data"] else OSError(row["error"])
-        yield int(row["rows"])
+    try:
+        for row in dataset.iter_rows():
+            if row["error"]:
+                raise DataError(row["error"]) if row["is_data"] else OSError(row["error"])
+            yield int(row["rows"])
+    except ray.exceptions.RayError as error:
+        raise OSError(
+            f"An actor died while it labelled, {_RETRIES} times in a row: {one_line(error, limit=500)} Finished files "
+            "stay: the same command goes on with the others."
+        ) from error
 
 
 class LabelFiles:

@@ -40,18 +40,19 @@ class Labeller:
     """Labels recorded rows with a teacher, which sees each row by itself.
 
     Args:
-        teacher: the teacher, which is moved to the device.
+        teacher: the teacher.
         also: names of further label columns: `teacher_probs` of a C51, `teacher_features` of RLlib's networks.
-        device: "cpu", or "cuda".
+        device: "cpu" or "cuda", to which the teacher is moved; None: it stays where it is.
 
     Raises:
         ValueError: the teacher's pipeline remembers earlier steps, or it has no such labels.
     """
 
-    def __init__(self, teacher: Teacher, *, also: Sequence[str] = (), device: str = "cpu"):
+    def __init__(self, teacher: Teacher, *, also: Sequence[str] = (), device: str | None = None):
         _check_sees_rows(teacher)
         _check_has(teacher, also)
-        self._teacher, self._device = teacher.to(device), device
+        self._teacher = teacher if device is None else teacher.to(device)
+        self._device = device or _device_of(teacher)
         self._labels = (TEACHER_Q, *(name for name in (TEACHER_PROBS, TEACHER_FEATURES) if name in also))
         self._space = features_space(teacher.observation_space)
         self._flatten = None if isinstance(self._space, gym.spaces.Box) else Flattener(self._space)
@@ -218,6 +219,11 @@ class Labeller:
         return ObservationPipeline(gym.spaces.Box(-np.inf, np.inf, (size,), np.float32), stages[1:]).start()
 
 
+def _device_of(teacher: Teacher) -> torch.device | str:
+    weights = teacher.module.parameters() if isinstance(teacher.module, torch.nn.Module) else iter(())
+    return next((parameter.device for parameter in weights), "cpu")
+
+
 class _Place:
     """Where rows are: a file, and the index of the first of them in it."""
 
@@ -243,9 +249,9 @@ def fingerprint(teacher: Teacher) -> str:
             return ""
         digest.update(content)
         for name in sorted(weights):
-            array = np.ascontiguousarray(torch.as_tensor(weights[name]).detach().cpu().numpy())
-            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            digest.update(array.tobytes())
+            tensor = torch.as_tensor(weights[name]).detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         for stage in member.pipeline.stages if member.pipeline is not None else ():
             if isinstance(stage, Normalize):
                 arrays = [

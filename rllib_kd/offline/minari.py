@@ -102,9 +102,9 @@ class MinariReader:
                 yield from self._of_hdf5(filesystem, path, rows)
             else:
                 yield from self._of_table(filesystem, path, rows)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            if isinstance(error, DataError):
-                raise
+        except DataError:
+            raise
+        except Exception as error:  # h5py raises many kinds for broken files
             raise DataError(f"cannot be read as Minari's file: {error}", file=path) from error
 
     def _of_table(self, filesystem: FileSystem, path: str, rows: int) -> Iterator[dict[str, Any]]:

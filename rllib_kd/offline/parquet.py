@@ -45,9 +45,13 @@ class ParquetReader:
             _check_names(schema.names, path)
             for name in used.values():
                 check_type(schema.field(name).type, file=path, column=name)
+            sizes = _sizes(file.metadata, used, path)
+            for name in sizes:
+                kind = schema.field(used[name]).type
+                sizes[name] *= kind.byte_width if pa.types.is_fixed_size_binary(kind) else 1
             return Contents(
                 types={name: str(schema.field(column).type) for name, column in used.items()},
-                sizes=_sizes(file.metadata, used, path),
+                sizes=sizes,
                 num_rows=file.metadata.num_rows,
                 ranges=_ranges(file.metadata, used),
                 left_out=tuple(name for name in schema.names if name not in used.values()),

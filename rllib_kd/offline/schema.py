@@ -4,7 +4,7 @@ Columns have RLlib's names. Only `obs` and the labels must be there.
 
 | column | type | content |
 |---|---|---|
-| `obs` | fixed-size list of the observation's dtype | one observation, row-major; the metadata have its shape |
+| `obs` | fixed-size list of the observation's dtype; of uint8: fixed-size binary | one observation, row-major |
 | `actions` | int64 | the action that was taken, 0 to A − 1 |
 | `rewards` | float32 | its reward |
 | `terminateds`, `truncateds` | bool | whether the episode ended after it |
@@ -15,7 +15,8 @@ Columns have RLlib's names. Only `obs` and the labels must be there.
 | `teacher_probs` | fixed-size list `[A · atoms]` of float32 | return distributions |
 | `teacher_features` | fixed-size list `[units]` of float32 | inputs of the teacher's last layer |
 
-The metadata of the schema have one entry, `rllib_kd`: JSON of the fields of `LabelledSchema`.
+The metadata of the schema have one entry, `rllib_kd`: JSON of the fields of `LabelledSchema`. Bytes of images are
+binary because Parquet has no numbers of one byte: as lists they take six times as long to write, and four to read.
 """
 
 from __future__ import annotations
@@ -60,6 +61,9 @@ OBS_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "
 
 
 _LABELS = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
+
+
+_BUFFER = 2**22  # bytes of a column that are read at once: not all of a row group, which may be all of a file
 
 
 _MAX_MESSAGE = 1_500  # characters of an error, which may quote a file
@@ -184,7 +188,10 @@ class LabelledSchema:
 
     def type_of(self, column: str) -> pa.DataType:
         """Return the Arrow type of a column."""
-        if shape := self.shape_of(column):
+        shape = self.shape_of(column)
+        if column == Columns.OBS and self.obs_dtype == "uint8":
+            return pa.binary(math.prod(shape))
+        if shape:
             return pa.list_(pa.from_numpy_dtype(self.dtype_of(column)), math.prod(shape))
         return RECORDED.get(column) or pa.from_numpy_dtype(self.dtype_of(column))
 
@@ -277,9 +284,13 @@ def to_table(columns: Mapping[str, np.ndarray], schema: LabelledSchema) -> pa.Ta
             continue
         if not np.can_cast(values.dtype, dtype, "same_kind"):
             raise DataError(f"has numbers of the type {values.dtype}; expected {dtype}", column=name)
-        flat = pa.array(np.ascontiguousarray(values, dtype).reshape(-1))
-        size = math.prod(expected[1:])
-        arrays.append(pa.FixedSizeListArray.from_arrays(flat, size) if len(expected) > 1 else flat)
+        numbers = np.ascontiguousarray(values, dtype).reshape(-1)
+        if pa.types.is_fixed_size_binary(kind := schema.type_of(name)):
+            arrays.append(pa.Array.from_buffers(kind, num_rows, [None, pa.py_buffer(numbers)]))
+        elif len(expected) > 1:
+            arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(numbers), math.prod(expected[1:])))
+        else:
+            arrays.append(pa.array(numbers))
     return pa.Table.from_arrays(arrays, schema=schema.to_arrow())
 
 
@@ -316,11 +327,22 @@ def to_columns(
         if not _same_type(array.type, schema.type_of(name)):
             raise DataError(f"has the type {array.type}; expected {schema.type_of(name)}", file=file, column=name)
         shape = schema.shape_of(name)
-        flat = array.flatten() if shape and not array.null_count else array
+        is_list = pa.types.is_fixed_size_list(array.type)
+        flat = array.flatten() if is_list and not array.null_count else array
         if flat.null_count:
             raise DataError(f"has {flat.null_count} rows or numbers without a value", file=file, column=name)
-        columns[name] = flat.to_numpy(zero_copy_only=False).reshape(len(array), *shape)
+        is_binary = pa.types.is_fixed_size_binary(array.type)
+        values = bytes_of(array) if is_binary else flat.to_numpy(zero_copy_only=False)
+        columns[name] = values.reshape(len(array), *shape)
     return columns
+
+
+def bytes_of(array: pa.FixedSizeBinaryArray) -> np.ndarray:
+    """Return the bytes `[N, size]` of a column of fixed-size binary without missing rows, as a view."""
+    size, content = array.type.byte_width, array.buffers()[1]
+    start = array.offset * size
+    values = np.empty(0, np.uint8) if content is None else np.frombuffer(content, np.uint8)
+    return values[start : start + len(array) * size].reshape(len(array), size)
 
 
 def read_schema(filesystem: FileSystem, path: str) -> LabelledSchema:
@@ -350,6 +372,7 @@ def open_parquet(filesystem: FileSystem, path: str) -> pq.ParquetFile:
             filesystem.open_input_file(path),
             thrift_string_size_limit=limits.MAX_DESCRIPTION,
             thrift_container_size_limit=limits.MAX_PARTS,
+            buffer_size=_BUFFER,
         )
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DataError):

@@ -71,8 +71,6 @@ def _write(stream: pa.NativeFile, batches: Iterable[Mapping[str, np.ndarray]], s
     arrow, count = schema.to_arrow(), 0
     rows = max(1, min(_ROWS, _BYTES // max(1, schema.row_bytes)))
     repeated = [name for name in (Columns.EPS_ID, Columns.ACTIONS, Columns.REWARDS) if name in schema.recorded]
-    if schema.obs_dtype == "uint8":  # one byte a number instead of four
-        repeated.append(f"{Columns.OBS}.list.element")
     statistics = [name for name in (Columns.ACTIONS, Columns.T) if name in schema.recorded]
     waiting: list[pa.Table] = []
 

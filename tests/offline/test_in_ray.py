@@ -9,10 +9,12 @@ import sys
 import time
 
 import boto3
+import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+import torch
 from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -20,6 +22,7 @@ from ray.rllib.algorithms.ppo import PPOConfig
 from rllib_kd import load_teacher
 from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.schema import DataError, read_schema, to_columns
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import ray_address, states
 from tests.offline.recorded import label_here, read, rows, teacher, write_parquet
 
@@ -94,6 +97,22 @@ def test_a_killed_job_goes_on_where_it_was(cluster, tmp_path):
     assert finished == {name: (out / name).stat().st_mtime_ns for name in finished}
     for i in range(6):
         np.testing.assert_array_equal(read(out / f"{i}.parquet")["obs"], states(200_000, seed=i))
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_each_actor_ends_the_job(cluster, tmp_path):
+    write_parquet(tmp_path / "in" / "a.parquet", rows())
+
+    def q(obs: torch.Tensor) -> torch.Tensor:
+        if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return obs[:, :2]
+
+    space = gym.spaces.Box(-np.inf, np.inf, (4,))
+    policy = Teacher.from_callable(q, observation_space=space, action_space=gym.spaces.Discrete(2))
+    job = LabelJob(policy, tmp_path / "in", tmp_path / "out", concurrency=1, num_cpus=0.5)
+    with pytest.raises(OSError, match="An actor died while it labelled"):
+        job.run()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,11 @@ from tests.offline.recorded import label_here, lists, read, rows, teacher, write
 
 def q_of(policy: Teacher, obs: np.ndarray) -> np.ndarray:
     return policy.q_values(torch.as_tensor(obs)).numpy()
+
+
+def written(path: Path) -> tuple[int, int]:
+    """Which file it is, and when it was written."""
+    return path.stat().st_ino, path.stat().st_mtime_ns
 
 
 def test_a_labelled_file_for_each_recorded_one(tmp_path):
@@ -47,7 +53,7 @@ def test_finished_files_are_skipped_and_unfinished_ones_removed(tmp_path):
         write_parquet(tmp_path / "in" / f"{name}.parquet", rows())
     where = str(tmp_path / "in"), str(tmp_path / "out")
     label_here(LabelJob(teacher(), *where))
-    before = (tmp_path / "out" / "a.parquet").stat()
+    before = written(tmp_path / "out" / "a.parquet")
     killed = tmp_path / "out" / f".b.parquet.{'0' * 32}.part"  # before it was renamed
     (tmp_path / "out" / "b.parquet").rename(killed)
 
@@ -57,17 +63,17 @@ def test_finished_files_are_skipped_and_unfinished_ones_removed(tmp_path):
     assert LabelJob(teacher(), *where).run().num_skipped == 2  # without Ray
 
     assert sorted(os.listdir(tmp_path / "out")) == ["a.parquet", "b.parquet"]
-    assert (tmp_path / "out" / "a.parquet").stat() == before
+    assert written(tmp_path / "out" / "a.parquet") == before
 
 
 def test_a_file_that_was_finished_by_a_lost_actor_is_not_written_twice(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", rows())
     job = LabelJob(teacher(), str(tmp_path / "in"), str(tmp_path / "out"))
     label_here(job)
-    before = (tmp_path / "out" / "a.parquet").stat()
+    before = written(tmp_path / "out" / "a.parquet")
 
     assert label_here(job) == [10]
-    assert (tmp_path / "out" / "a.parquet").stat() == before
+    assert written(tmp_path / "out" / "a.parquet") == before
 
 
 def test_a_file_that_fails_leaves_nothing_and_names_the_row(tmp_path):
@@ -232,3 +238,42 @@ def test_a_dictionary_and_tensors_of_arrow(tmp_path):
 
     label_here(LabelJob(teacher(), str(tmp_path / "in"), str(tmp_path / "out")))
     assert read(tmp_path / "out" / "a.parquet")["eps_id"].tolist() == ["x"] * 3
+
+
+def test_empty_files_among_others_and_labelled_files_of_none(tmp_path, capsys):
+    for name in "ab":
+        write_parquet(tmp_path / "in" / f"{name}.parquet", rows())
+    pq.write_table(pq.read_table(tmp_path / "in" / "a.parquet").slice(0, 0), tmp_path / "in" / "a.parquet")
+    (tmp_path / "in" / "notes.txt").write_text("")
+    where = tmp_path / "in", tmp_path / "out"
+
+    assert label_here(LabelJob(teacher(), *where)) == [0, 10]
+    assert read(tmp_path / "out" / "a.parquet")["teacher_q"].shape == (0, 2)
+    (tmp_path / "in" / "b.parquet").rename(tmp_path / "in" / "c.parquet")
+    assert [file.name for file in LabelJob(teacher(), *where).remaining] == ["c.parquet"]
+    assert "1 files in" in (noted := capsys.readouterr().err)
+    assert "1 other files in" in noted
+
+
+def test_names_in_another_encoding_are_an_error(tmp_path):
+    folder = os.fsencode(write_parquet(tmp_path / "in" / "a.parquet", rows()).parent)
+    with open(os.path.join(folder, b"\xff.parquet"), "w"):
+        pass
+    with pytest.raises(DataError, match="not in UTF-8"):
+        LabelJob(teacher(), tmp_path / "in", tmp_path / "out")
+
+
+def test_the_input_by_another_name_is_no_output(tmp_path):
+    write_parquet(tmp_path / "in" / "a.parquet", rows())
+    for output in (tmp_path, tmp_path / "in" / "out", f"file://{tmp_path}/in/", tmp_path / "x" / ".." / "in"):
+        with pytest.raises(DataError, match="one is in the other"):
+            LabelJob(teacher(), tmp_path / "in", output)
+    LabelJob(teacher(), tmp_path / "in", f"file://{tmp_path}/in2")
+
+
+def test_a_row_group_as_large_as_its_file_is_read_in_parts(tmp_path):
+    pq.write_table(pa.table({"obs": lists(states(20_000))}), tmp_path / "a.parquet", row_group_size=2**20)
+    job = LabelJob(teacher(), tmp_path / "a.parquet", tmp_path / "out", batch_size=512)
+    sizes = [len(batch["obs"]) for batch in LabelFiles(job.plan)._batches(job.remaining[0].path)]
+    assert max(sizes) == 512
+    assert sum(sizes) == 20_000

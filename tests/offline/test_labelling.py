@@ -185,3 +185,15 @@ def test_a_schema_is_of_the_teacher_and_the_rows():
     assert (schema.obs_shape, schema.obs_dtype, schema.num_actions, schema.env) == ((4,), "float32", 2, "E-v1")
     assert schema.fingerprint == fingerprint(teacher())
     assert replace(schema, recorded=()) == labeller.schema_of(labeller({"obs": states(3)}), env="E-v1")
+
+
+def test_images_of_labelled_files_are_labelled_again(tmp_path):
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2], observation_space=gym.spaces.Box(0, 1, (16, 16, 3)), action_space=ACTIONS
+    )
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    write_parquet(tmp_path / "in" / "a.parquet", {"obs": images})
+    label_here(LabelJob(policy, tmp_path / "in", tmp_path / "out", batch_size=2))
+    label_here(LabelJob(policy, tmp_path / "out", tmp_path / "again", batch_size=2))
+    for folder in ("out", "again"):
+        np.testing.assert_array_equal(read(tmp_path / folder / "a.parquet")["obs"], images)

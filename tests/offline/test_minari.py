@@ -170,3 +170,18 @@ def test_images_are_unpacked_at_their_size_alone(tmp_path):
     labelled = read(tmp_path / "out" / "main_data.hdf5.parquet")
     assert labelled["obs"].shape == (5, 40, 40, 3)
     np.testing.assert_allclose(labelled["teacher_q"], [[1, 0]] * 5, atol=0.02)
+
+
+def test_broken_hdf5_is_an_error_that_names_it(tmp_path):
+    folder = write_minari(tmp_path / "in")
+    file = folder / "data" / "main_data.hdf5"
+    good = file.read_bytes()
+    messages = []
+    for place in range(0, len(good), len(good) // 40):
+        file.write_bytes(good[:place] + b"\xff" * 16 + good[place + 16 :])
+        try:
+            LabelJob(teacher(), folder, tmp_path / "out")
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > 5
+    assert all("main_data.hdf5'" in message for message in messages)

@@ -196,3 +196,17 @@ def test_a_message_that_quotes_a_file_is_one_short_line():
     assert "\n" not in str(error)
     assert "\x1b" not in str(error)
     assert len(str(error)) < 2_000
+
+
+def test_bytes_are_stored_as_bytes_in_parts_too(tmp_path):
+    schema = LabelledSchema((2, 3), "uint8", 2)
+    columns = columns_of(schema, 6)
+    table = to_table(columns, schema)
+    assert table.schema.field("obs").type == pa.binary(6)
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
+    batches = list(pq.ParquetFile(tmp_path / "a.parquet").iter_batches(3))
+    parts = [to_columns(batch, schema)["obs"] for batch in (*batches, table.slice(1, 2).to_batches()[0])]
+    np.testing.assert_array_equal(np.concatenate(parts), columns["obs"][[*range(6), 1, 2]])
+    nothing = table.set_column(0, "obs", pa.array([b"123456"] * 5 + [None], pa.binary(6)))
+    with pytest.raises(DataError, match="column 'obs': has 1 rows"):
+        to_columns(nothing, schema)

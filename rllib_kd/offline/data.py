@@ -332,9 +332,13 @@ def capacity_for(
     is_image = files.schema is not None and files.schema.obs_dtype == "uint8" and len(files.schema.obs_shape) == 3
     per_label = {TEACHER_PROBS: num_actions * num_atoms, TEACHER_FEATURES: _UNITS}
     numbers = sum(per_label.get(name, num_actions) for name in names if name.startswith("teacher_"))
-    row_bytes = files.obs_numbers * (1 if is_image else 4) + 4 * numbers
+    num_frames = 1 if files.schema is None else files.schema.num_frames
+    row_bytes = files.obs_numbers * (1 if is_image else 4) // num_frames + 4 * numbers
     row_bytes += _TD_BYTES + num_actions if VALID in names else 1
-    return max(1, min(_rows_of_a_shard(files, files.num_rows, num_learners), _MOST_BYTES // row_bytes))
+    rows = _rows_of_a_shard(files, files.num_rows, num_learners)
+    if is_image:  # of stacks, the replay has single frames, and some more where an episode or a piece begins
+        rows = int(1.1 * rows) + num_frames
+    return max(1, min(rows, _MOST_BYTES // row_bytes))
 
 
 def _rows_of_a_shard(files: RecordedFiles, num_rows: int, num_learners: int) -> int:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
-from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet, to_columns
+from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
 #: At most so many are read at once.
 PIECE_ROWS, PIECE_BYTES = 65_536, 64 * 2**20
@@ -100,6 +101,8 @@ class LabelledFiles:
         """
         filesystem, path = self._paths[chunk.file]
         present = [name for name in names if name in self.schema.columns]
+        if Columns.OBS in present and self.schema.num_frames > 1:
+            present.append(FRAMES_BEFORE)
         with open_parquet(filesystem, path) as file:
             try:
                 for batch in file.iter_batches(self.piece_rows, row_groups=[chunk.row_group], columns=present):

@@ -13,13 +13,18 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.observations.frames import VALID
 from rllib_kd.offline.files import filesystem_of
 from rllib_kd.offline.labelling import fingerprint
+from rllib_kd.offline.reading import part_of
 from rllib_kd.offline.schema import RECORDED, LabelledSchema
-from rllib_kd.offline.writing import write_file
+from rllib_kd.offline.stacks import saved_share
+from rllib_kd.offline.writing import rows_of_group, write_file
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
+
+
+_LEAST_SAVED = 0.5  # of the frames that stacks could save; with less they are images of other kinds
 
 
 class Recorder:
@@ -53,6 +58,7 @@ class Recorder:
         self._ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
         self._episodes = np.zeros(num_envs, dtype=np.int64)  # number of each environment's running episode
         self._t = np.zeros(num_envs, dtype=np.int64)  # steps in it so far
+        self._num_frames: int | None = None  # of stacks that are stored frame by frame; None: not known yet
         self._begin_files()
 
     def _begin_files(self) -> None:
@@ -105,7 +111,10 @@ class Recorder:
         filesystem, folder = filesystem_of(self._uri)
         path = posixpath.join(folder, f"{self._name}-{self._num_files:06}.parquet")
         rows = self._rows(parts)
-        write_file(filesystem, path, [rows], self._schema_of(rows))
+        schema = self._schema_of(rows)
+        group = rows_of_group(schema)  # at once, so that each begins a sequence of frames
+        starts = range(0, len(rows[Columns.OBS]), group)
+        write_file(filesystem, path, (part_of(rows, start, start + group) for start in starts), schema)
         self._num_files += 1
 
     def _rows(self, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -117,7 +126,22 @@ class Recorder:
         episodes = zip(envs.tolist(), rows.pop("episodes").tolist(), strict=True)
         rows[Columns.EPS_ID] = np.array([f"{self._name}-{env}-{episode}" for env, episode in episodes], dtype=object)
         rows[self._ranking] = rows.pop(TEACHER_Q)
+        self._find_stacks(rows)
         return rows
+
+    def _find_stacks(self, rows: dict[str, np.ndarray]) -> None:
+        """Find out once whether images are stacks of frames, and move the frames of stacks to the end."""
+        obs = rows[Columns.OBS]
+        if obs.ndim != 4 or obs.dtype != np.uint8 or self._num_frames == 1:
+            return
+        first, *_, last = obs.shape[1:]
+        stacks = np.moveaxis(obs, 1, -1) if first < last else obs
+        if self._num_frames is None:
+            num_frames = stacks.shape[-1]
+            is_stack = num_frames > 1 and saved_share(stacks) > _LEAST_SAVED * (1.0 - 1.0 / num_frames)
+            self._num_frames = num_frames if is_stack else 1
+        if self._num_frames > 1:
+            rows[Columns.OBS] = stacks
 
     def _schema_of(self, rows: Mapping[str, np.ndarray]) -> LabelledSchema:
         obs = rows[Columns.OBS]
@@ -134,6 +158,7 @@ class Recorder:
             env=self._env,
             support=self._support if TEACHER_PROBS in rows else None,
             num_features=None if features is None else features.shape[1],
+            num_frames=self._num_frames or 1,
         )
 
     def __getstate__(self) -> dict[str, Any]:

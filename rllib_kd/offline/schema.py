@@ -5,6 +5,7 @@ Columns have RLlib's names. Only `obs` and the labels must be there.
 | column | type | content |
 |---|---|---|
 | `obs` | fixed-size list of the observation's dtype; of uint8: fixed-size binary | one observation, row-major |
+| `frames_before` | binary | of stacks stored frame by frame: `[H, W, k − 1]`, where the row before lacks them |
 | `actions` | int64 | the action that was taken, 0 to A − 1 |
 | `rewards` | float32 | its reward |
 | `terminateds`, `truncateds` | bool | whether the episode ended after it |
@@ -37,6 +38,7 @@ from ray.rllib.core.columns import Columns
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import Support
 from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.stacks import join, split
 from rllib_kd.text import did_you_mean, one_line
 from rllib_kd.wire import TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
@@ -58,6 +60,10 @@ RECORDED: dict[str, pa.DataType | None] = {
 
 #: Types of the numbers of an observation.
 OBS_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
+
+
+#: Column of the frames before a stack's newest one, where the row before has not the same.
+FRAMES_BEFORE = "frames_before"
 
 
 _LABELS = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
@@ -99,6 +105,7 @@ class LabelledSchema:
         env: id of the environment, if it is known.
         support: support of `teacher_probs`, if there is this column.
         num_features: length of `teacher_features`, if there is this column.
+        num_frames: frames of a stack that are stored one by one, newest last; 1: observations are stored whole.
 
     Raises:
         DataError: a field is out of its range.
@@ -114,6 +121,7 @@ class LabelledSchema:
     env: str | None = None
     support: Support | None = None
     num_features: int | None = None
+    num_frames: int = 1
 
     def __post_init__(self) -> None:
         for field, is_right, expected in (
@@ -126,6 +134,7 @@ class LabelledSchema:
             ("fingerprint", _is_fingerprint(self.fingerprint), "64 hexadecimal digits, or an empty text"),
             ("env", self.env is None or isinstance(self.env, str), "a text or null"),
             ("support", self._has_right_support(), f"(v_min, v_max, num_atoms) with '{TEACHER_PROBS}' alone"),
+            ("num_frames", self._has_right_frames(), "1, or the last length of the shape of images of bytes"),
             ("num_features", self._has_right_features(), f"a length with '{TEACHER_FEATURES}' alone"),
         ):
             if not is_right:
@@ -139,7 +148,7 @@ class LabelledSchema:
     @property
     def columns(self) -> tuple[str, ...]:
         """Return the names of all columns, in the order of a file."""
-        return (Columns.OBS, *self.recorded, *self.labels)
+        return (Columns.OBS, *([FRAMES_BEFORE] if self.num_frames > 1 else []), *self.recorded, *self.labels)
 
     @property
     def row_bytes(self) -> int:
@@ -153,7 +162,7 @@ class LabelledSchema:
             KeyError: there is no such column.
         """
         shapes = {
-            Columns.OBS: self.obs_shape,
+            Columns.OBS: self.obs_shape if self.num_frames == 1 else self.obs_shape[:-1],
             MASK: (self.num_actions,),
             TEACHER_Q: (self.num_actions,),
             TEACHER_LOG_PROBS: (self.num_actions,),
@@ -170,6 +179,8 @@ class LabelledSchema:
             return np.dtype(self.obs_dtype)
         if column == MASK:
             return np.dtype(bool)
+        if column == FRAMES_BEFORE:
+            return np.dtype(object)
         return np.dtype((RECORDED.get(column) or pa.float32()).to_pandas_dtype())
 
     def _has_right_support(self) -> bool:
@@ -181,6 +192,10 @@ class LabelledSchema:
         is_range = all(isinstance(v, int | float) and math.isfinite(v) for v in (v_min, v_max)) and v_min < v_max
         return is_range and self.num_actions * num_atoms <= limits.MAX_OUTPUTS
 
+    def _has_right_frames(self) -> bool:
+        is_stack = self.obs_dtype == "uint8" and len(self.obs_shape) == 3 and self.obs_shape[-1] == self.num_frames
+        return _is_count(self.num_frames, limits.MAX_INPUTS) and (self.num_frames == 1 or is_stack)
+
     def _has_right_features(self) -> bool:
         if TEACHER_FEATURES not in self.labels:
             return self.num_features is None
@@ -189,6 +204,8 @@ class LabelledSchema:
     def type_of(self, column: str) -> pa.DataType:
         """Return the Arrow type of a column."""
         shape = self.shape_of(column)
+        if column == FRAMES_BEFORE:
+            return pa.binary()
         if column == Columns.OBS and self.obs_dtype == "uint8":
             return pa.binary(math.prod(shape))
         if shape:
@@ -249,6 +266,7 @@ class LabelledSchema:
             ("fingerprint", self.ranking, "labels of the teacher with the fingerprint"),
             ("support", TEACHER_PROBS, "distributions with the support"),
             ("num_features", TEACHER_FEATURES, "features of the length"),
+            ("num_frames", Columns.OBS, "a number of frames of"),
         ):
             mine, others = getattr(self, field), getattr(other, field)
             if mine != others:
@@ -269,8 +287,14 @@ def to_table(columns: Mapping[str, np.ndarray], schema: LabelledSchema) -> pa.Ta
     Raises:
         DataError: a column is missing, or has another shape or another kind of numbers.
     """
-    arrays = []
+    arrays: list[Any] = []
     num_rows = len(columns.get(Columns.OBS, ()))
+    if schema.num_frames > 1 and Columns.OBS in columns:
+        if columns[Columns.OBS].shape[1:] != schema.obs_shape:
+            shape = list(columns[Columns.OBS].shape[1:])
+            raise DataError(f"has the shape {shape}; expected {list(schema.obs_shape)}", column=Columns.OBS)
+        frames, before = split(columns[Columns.OBS])
+        columns = {**columns, Columns.OBS: frames, FRAMES_BEFORE: np.array(before, dtype=object)}
     for name in schema.columns:
         if name not in columns:
             raise DataError("is missing", column=name)
@@ -280,7 +304,7 @@ def to_table(columns: Mapping[str, np.ndarray], schema: LabelledSchema) -> pa.Ta
             raise DataError(f"has the shape {list(values.shape)}; expected {list(expected)}", column=name)
         dtype = schema.dtype_of(name)
         if dtype.hasobject:
-            arrays.append(pa.array(values.tolist(), pa.string()))
+            arrays.append(pa.array(values.tolist(), schema.type_of(name)))
             continue
         if not np.can_cast(values.dtype, dtype, "same_kind"):
             raise DataError(f"has numbers of the type {values.dtype}; expected {dtype}", column=name)
@@ -334,6 +358,11 @@ def to_columns(
         is_binary = pa.types.is_fixed_size_binary(array.type)
         values = bytes_of(array) if is_binary else flat.to_numpy(zero_copy_only=False)
         columns[name] = values.reshape(len(array), *shape)
+    if (before := columns.pop(FRAMES_BEFORE, None)) is not None and Columns.OBS in columns:
+        try:
+            columns[Columns.OBS] = join(columns[Columns.OBS], before.tolist(), schema.num_frames)
+        except ValueError as error:
+            raise DataError(str(error), file=file, column=FRAMES_BEFORE) from error
     return columns
 
 

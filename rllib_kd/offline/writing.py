@@ -58,6 +58,11 @@ def write_file(
     return count
 
 
+def rows_of_group(schema: LabelledSchema) -> int:
+    """Return how many rows a row group has. Of stacks stored frame by frame, write as many at once."""
+    return max(1, min(_ROWS, _BYTES // max(1, schema.row_bytes)))
+
+
 def remove_parts(filesystem: FileSystem, folder: str) -> None:
     """Remove what killed jobs have left: unfinished files in a folder and below it."""
     for entry in filesystem.get_file_info(FileSelector(folder, allow_not_found=True, recursive=True)):
@@ -69,7 +74,7 @@ def remove_parts(filesystem: FileSystem, folder: str) -> None:
 def _write(stream: pa.NativeFile, batches: Iterable[Mapping[str, np.ndarray]], schema: LabelledSchema) -> int:
     """Write rows in row groups of a size that suits shuffling readers."""
     arrow, count = schema.to_arrow(), 0
-    rows = max(1, min(_ROWS, _BYTES // max(1, schema.row_bytes)))
+    rows = rows_of_group(schema)
     repeated = [name for name in (Columns.EPS_ID, Columns.ACTIONS, Columns.REWARDS) if name in schema.recorded]
     statistics = [name for name in (Columns.ACTIONS, Columns.T) if name in schema.recorded]
     waiting: list[pa.Table] = []

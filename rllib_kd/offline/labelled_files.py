@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
+
+_FOOTERS_AT_ONCE = 16
+
 
 #: At most so many are read at once.
 PIECE_ROWS, PIECE_BYTES = 65_536, 64 * 2**20
@@ -48,14 +52,13 @@ class LabelledFiles:
         self.uris = [uris] if isinstance(uris, str) else list(uris)
         self._paths = [found for uri in self.uris for found in _find(uri, filesystem)]
         self.chunks: list[Chunk] = []
-        for index, (places, path) in enumerate(self._paths):
-            with open_parquet(places, path) as file:
-                own = LabelledSchema.from_arrow(file.schema_arrow, path)
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one
+            footers = pool.map(lambda place: _read_footer(*place), self._paths)
+            for index, (own, sizes) in enumerate(footers):
                 if index == 0:
                     self.schema = own
-                self.schema.check_same(own, path)
-                sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-            self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
+                self.schema.check_same(own, self._paths[index][1])
+                self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
         if not self.chunks:
             raise DataError(f"The files in {self._shown()} have no rows. Expected at least one.")
 
@@ -112,6 +115,13 @@ class LabelledFiles:
 
     def _shown(self) -> str:
         return ", ".join(f"'{uri}'" for uri in self.uris)
+
+
+def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, list[int]]:
+    """Return the schema of a file, and the rows of each of its row groups."""
+    with open_parquet(filesystem, path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        return LabelledSchema.from_arrow(file.schema_arrow, path), sizes
 
 
 def absolute_uris(uris: str | Sequence[str]) -> str | list[str]:

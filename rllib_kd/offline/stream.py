@@ -77,7 +77,7 @@ class Stream:
         seed: seed of the orders; None: a random one.
     """
 
-    NOT_SAVED: ClassVar = frozenset({"_files", "_names", "_held_out", "_pieces"})
+    NOT_SAVED: ClassVar = frozenset({"_files", "_names", "_held_out", "_pieces", "_order"})
 
     def __init__(self, files: RecordedFiles, names: tuple[str, ...], held_out: HeldOut, seed: int | None):
         self._files = files
@@ -86,6 +86,7 @@ class Stream:
         self._seed = int(np.random.default_rng(seed).integers(2**31))
         self._epoch, self._chunk, self._piece = 0, 0, 0  # of the piece that comes next
         self._pieces: Iterator[Piece] | None = None
+        self._order: tuple[int, list[Chunk]] = (-1, [])  # of an epoch
 
     @property
     def num_rows(self) -> int:
@@ -96,7 +97,7 @@ class Stream:
         """Return the next piece. It has at least one row."""
         while True:
             if self._pieces is None:
-                self._pieces = self._of_chunk(self._order()[self._chunk], skip=self._piece)
+                self._pieces = self._of_chunk(self._chunks()[self._chunk], skip=self._piece)
             if (piece := next(self._pieces, None)) is not None:
                 self._piece += 1
                 return piece
@@ -104,9 +105,12 @@ class Stream:
             if self._chunk == len(self._files.chunks):
                 self._epoch, self._chunk = self._epoch + 1, 0
 
-    def _order(self) -> list[Chunk]:
-        order = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._files.chunks))
-        return [self._files.chunks[place] for place in order]
+    def _chunks(self) -> list[Chunk]:
+        """Return the chunks in the order of this epoch."""
+        if self._order[0] != self._epoch:
+            places = np.random.default_rng([self._seed, self._epoch]).permutation(len(self._files.chunks))
+            self._order = self._epoch, [self._files.chunks[place] for place in places]
+        return self._order[1]
 
     def _of_chunk(self, chunk: Chunk, *, skip: int) -> Iterator[Piece]:
         left = chunk.num_rows - self._held_out.sizes.get(chunk, 0)
@@ -126,3 +130,4 @@ class Stream:
         """Continue at a position of `get_state()`, in files of the same fingerprint."""
         self._seed, self._epoch = state["seed"], state["epoch"]
         self._chunk, self._piece, self._pieces = state["chunk"], state["piece"], None
+        self._order = (-1, [])

@@ -110,7 +110,7 @@ def defaults() -> str:
     rows = []
     for name, (own, rllibs) in changed_defaults().items():
         key = "train_batch_size_per_learner" if name == "train_batch_size" else name
-        shown = f"`{own!r}`"
+        shown = f"`{own.__name__ if isinstance(own, type) else repr(own)}`"
         if key in FOR_VECTORS:
             shown = f"`{FOR_VECTORS[key]!r}` for vectors, `{FOR_IMAGES[key]!r}` for images"
         elif name == "replay_buffer_config['capacity']":

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import ray
 from pyarrow.fs import FileSystem
 from ray.data import ActorPoolStrategy
 from ray.rllib.core.columns import Columns
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.observations.masks import MASK
@@ -31,7 +33,6 @@ from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
 from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet
 from rllib_kd.offline.writing import remove_parts, write_file
 from rllib_kd.terminal import bar, say
-from rllib_kd.text import one_line
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -53,7 +54,7 @@ _AT_ONCE = 16  # footers that are read at the same time
 _PART = 256  # of them, before their contents are compared
 
 
-_RETRIES = 3  # of a file whose actor dies: a file that kills each of them must not go on for ever
+_MAX_TRIES = 3  # of a file whose actor dies
 
 
 _MAX_BLOCKS = 1_000  # of the Dataset of paths
@@ -292,36 +293,47 @@ def _labelled(
     files: Sequence[InputFile], plan: _Plan, pool: ActorPoolStrategy, num_cpus: float, num_gpus: float
 ) -> Iterator[int]:
     """Label files in Ray; yield the number of rows of each, as it is finished."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    tries = ray.remote(_Tries).options(num_cpus=0, scheduling_strategy=here).remote()
     paths = [{"path": file.path, "name": file.name} for file in files]
     dataset = ray.data.from_items(paths, override_num_blocks=min(len(paths), _MAX_BLOCKS))
     dataset.context.enable_progress_bars = False
     dataset = dataset.map_batches(
         LabelFiles,
-        fn_constructor_kwargs={"plan": plan},
+        fn_constructor_kwargs={"plan": plan, "tries": tries},
         batch_size=1,
         batch_format="numpy",
         compute=pool,
         num_cpus=num_cpus,
-        max_task_retries=_RETRIES,
         **({"num_gpus": num_gpus} if num_gpus else {}),
     )
-    try:
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise DataError(row["error"]) if row["is_data"] else OSError(row["error"])
-            yield int(row["rows"])
-    except ray.exceptions.RayError as error:
-        raise OSError(
-            f"An actor died while it labelled, {_RETRIES} times in a row: {one_line(error, limit=500)} Finished files "
-            "stay: the same command goes on with the others."
-        ) from error
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise DataError(row["error"]) if row["is_data"] else OSError(row["error"])
+        yield int(row["rows"])
+
+
+class _Tries:
+    """Counts how often each file was begun: Ray Data begins it anew for ever, if reading it ends the process."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, path: str) -> int:
+        self._counts[path] += 1
+        return self._counts[path]
 
 
 class LabelFiles:
-    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us."""
+    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us.
 
-    def __init__(self, plan: _Plan):
-        self._plan = plan
+    Args:
+        plan: the job.
+        tries: the actor that counts how often each file is begun; None: nobody counts.
+    """
+
+    def __init__(self, plan: _Plan, tries: Any = None):
+        self._plan, self._tries = plan, tries
         self._labeller = Labeller(plan.teacher, also=plan.also, device=plan.device)
         self._source, _ = filesystem_of(plan.input)
         self._target, self._folder = filesystem_of(plan.output)
@@ -345,10 +357,19 @@ class LabelFiles:
                 done[key].append(value)
         return done
 
+    def _check_tries(self, path: str) -> None:
+        if self._tries is not None and ray.get(self._tries.add.remote(path)) > _MAX_TRIES:
+            raise DataError(
+                f"The actors that read it died {_MAX_TRIES} times. Is it broken, or is there too little memory? Lower "
+                "--batch-size, or move it away: the same command goes on with the others.",
+                file=path,
+            )
+
     def _label(self, path: str, target: str) -> int:
         if self._target.get_file_info(target).is_file:  # by an actor that was lost after it
             with open_parquet(self._target, target) as file:
                 return file.metadata.num_rows
+        self._check_tries(path)
         return write_file(self._target, target, self._batches(path), self._plan.schema)
 
     def _batches(self, path: str) -> Iterator[dict[str, np.ndarray]]:

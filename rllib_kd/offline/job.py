@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -182,15 +182,23 @@ def _checked(
     first, counts = _inspected(inputs, source, labeller)
     schema = labeller.schema_of(_sample(inputs, source, counts, labeller), env)
     target, folder = filesystem_of(output)
-    done, remaining = labelled_files(target, folder), []
-    for file, rows in zip(inputs.files, counts, strict=True):
-        if (path := f"{folder}/{file.name}") in done:
-            done.remove(path)
-            _check_is_of_this_job(target, path, schema, rows)
-        else:
-            remaining.append(file)
-    _note_what_is_left_out(inputs, first, output, len(done))
-    return schema, remaining
+    there = labelled_files(target, folder)
+    done = {
+        path: rows
+        for file, rows in zip(inputs.files, counts, strict=True)
+        if (path := f"{folder}/{file.name}") in there
+    }
+    for _ in _mapped(lambda path: _check_is_of_this_job(target, path, schema, done[path]), list(done)):
+        pass
+    _note_what_is_left_out(inputs, first, output, len(there) - len(done))
+    return schema, [file for file in inputs.files if f"{folder}/{file.name}" not in done]
+
+
+def _mapped(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Yield a function's results for items, in their order, of several at once: most of the time is a store's."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for start in range(0, len(items), _PART):  # so that an error ends it soon
+            yield from threads.map(function, items[start : start + _PART])
 
 
 def _note_what_is_left_out(inputs: Inputs, first: Contents, output: str, num_others: int) -> None:
@@ -210,6 +218,8 @@ def pool_of(
     """Return the pool of actors for `concurrency`, of at most `most` actors."""
     if isinstance(concurrency, tuple):
         return ActorPoolStrategy(min_size=concurrency[0], max_size=concurrency[1], max_tasks_in_flight_per_actor=1)
+    if not ray.is_initialized():
+        ray.init()  # as Ray Data does
     there = ray.cluster_resources()
     counts = [int(there.get(kind, 0) / each) for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)) if each > 0]
     room = max(1, min(counts, default=1))
@@ -254,12 +264,9 @@ def _inspected(inputs: Inputs, filesystem: FileSystem, labeller: Labeller) -> tu
 
     first = inspect(inputs.files[0])
     counts = [first.num_rows]
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for start in range(1, len(inputs.files), _PART):  # so that an error ends it soon, and little is kept
-            files = inputs.files[start : start + _PART]
-            for file, contents in zip(files, threads.map(inspect, files), strict=True):
-                first.check_same(contents, file.path)
-                counts.append(contents.num_rows)
+    for file, contents in zip(inputs.files[1:], _mapped(inspect, inputs.files[1:]), strict=True):
+        first.check_same(contents, file.path)
+        counts.append(contents.num_rows)
     return first, counts
 
 

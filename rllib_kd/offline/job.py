@@ -85,8 +85,8 @@ class Labelled:
 
     def __str__(self) -> str:
         rate = f", {self.num_rows / self.seconds:,.0f} rows/s" if self.num_rows else ""
-        skipped = f"; {self.num_skipped:,} were there" if self.num_skipped else ""
-        return f"{self.output}\n{self.num_rows:,} rows in {self.num_files - self.num_skipped:,} files{rate}{skipped}"
+        files = f"files: {self.num_files:,}, of which {self.num_skipped:,} were there"
+        return f"{self.output}\n{self.num_rows:,} rows labelled{rate}; {files}"
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,21 @@ def check_type(kind: pa.DataType, *, file: str, column: str, depth: int = 0) -> 
     return None
 
 
+def described(kind: pa.DataType) -> str:
+    """Return a text of a type that is equal for types of the same rows, whoever wrote them."""
+    if _extension_of(kind) is not None:
+        return f"tensor{list(kind.shape)}<{described(kind.storage_type.value_type)}>"
+    if pa.types.is_fixed_size_list(kind):
+        return f"list[{kind.list_size}]<{described(kind.value_type)}>"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list<{described(kind.value_type)}>"
+    if pa.types.is_struct(kind):
+        return f"struct<{', '.join(f'{field.name}: {described(field.type)}' for field in kind)}>"
+    if pa.types.is_dictionary(kind):
+        return described(kind.value_type)
+    return "string" if pa.types.is_large_string(kind) else str(kind)
+
+
 def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str) -> Any:
     """Return a column as an array `[N, ...]`, without a copy where it can be; structs as dicts of arrays.
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ import ray
 from pyarrow.fs import FileSystem
 from ray.data import ActorPoolStrategy
 from ray.rllib.core.columns import Columns
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.observations.masks import MASK
@@ -31,7 +33,6 @@ from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
 from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet
 from rllib_kd.offline.writing import remove_parts, write_file
 from rllib_kd.terminal import bar, say
-from rllib_kd.text import one_line
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
@@ -53,7 +54,7 @@ _AT_ONCE = 16  # footers that are read at the same time
 _PART = 256  # of them, before their contents are compared
 
 
-_RETRIES = 3  # of a file whose actor dies: a file that kills each of them must not go on for ever
+_MAX_TRIES = 3  # of a file whose actor dies
 
 
 _MAX_BLOCKS = 1_000  # of the Dataset of paths
@@ -84,8 +85,8 @@ class Labelled:
 
     def __str__(self) -> str:
         rate = f", {self.num_rows / self.seconds:,.0f} rows/s" if self.num_rows else ""
-        skipped = f"; {self.num_skipped:,} were there" if self.num_skipped else ""
-        return f"{self.output}\n{self.num_rows:,} rows in {self.num_files - self.num_skipped:,} files{rate}{skipped}"
+        files = f"files: {self.num_files:,}, of which {self.num_skipped:,} were there"
+        return f"{self.output}\n{self.num_rows:,} rows labelled{rate}; {files}"
 
 
 @dataclass(frozen=True)
@@ -181,15 +182,23 @@ def _checked(
     first, counts = _inspected(inputs, source, labeller)
     schema = labeller.schema_of(_sample(inputs, source, counts, labeller), env)
     target, folder = filesystem_of(output)
-    done, remaining = labelled_files(target, folder), []
-    for file, rows in zip(inputs.files, counts, strict=True):
-        if (path := f"{folder}/{file.name}") in done:
-            done.remove(path)
-            _check_is_of_this_job(target, path, schema, rows)
-        else:
-            remaining.append(file)
-    _note_what_is_left_out(inputs, first, output, len(done))
-    return schema, remaining
+    there = labelled_files(target, folder)
+    done = {
+        path: rows
+        for file, rows in zip(inputs.files, counts, strict=True)
+        if (path := f"{folder}/{file.name}") in there
+    }
+    for _ in _mapped(lambda path: _check_is_of_this_job(target, path, schema, done[path]), list(done)):
+        pass
+    _note_what_is_left_out(inputs, first, output, len(there) - len(done))
+    return schema, [file for file in inputs.files if f"{folder}/{file.name}" not in done]
+
+
+def _mapped(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Yield a function's results for items, in their order, of several at once: most of the time is a store's."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for start in range(0, len(items), _PART):  # so that an error ends it soon
+            yield from threads.map(function, items[start : start + _PART])
 
 
 def _note_what_is_left_out(inputs: Inputs, first: Contents, output: str, num_others: int) -> None:
@@ -209,6 +218,8 @@ def pool_of(
     """Return the pool of actors for `concurrency`, of at most `most` actors."""
     if isinstance(concurrency, tuple):
         return ActorPoolStrategy(min_size=concurrency[0], max_size=concurrency[1], max_tasks_in_flight_per_actor=1)
+    if not ray.is_initialized():
+        ray.init()  # as Ray Data does
     there = ray.cluster_resources()
     counts = [int(there.get(kind, 0) / each) for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)) if each > 0]
     room = max(1, min(counts, default=1))
@@ -253,12 +264,9 @@ def _inspected(inputs: Inputs, filesystem: FileSystem, labeller: Labeller) -> tu
 
     first = inspect(inputs.files[0])
     counts = [first.num_rows]
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for start in range(1, len(inputs.files), _PART):  # so that an error ends it soon, and little is kept
-            files = inputs.files[start : start + _PART]
-            for file, contents in zip(files, threads.map(inspect, files), strict=True):
-                first.check_same(contents, file.path)
-                counts.append(contents.num_rows)
+    for file, contents in zip(inputs.files[1:], _mapped(inspect, inputs.files[1:]), strict=True):
+        first.check_same(contents, file.path)
+        counts.append(contents.num_rows)
     return first, counts
 
 
@@ -292,36 +300,47 @@ def _labelled(
     files: Sequence[InputFile], plan: _Plan, pool: ActorPoolStrategy, num_cpus: float, num_gpus: float
 ) -> Iterator[int]:
     """Label files in Ray; yield the number of rows of each, as it is finished."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    tries = ray.remote(_Tries).options(num_cpus=0, scheduling_strategy=here).remote()
     paths = [{"path": file.path, "name": file.name} for file in files]
     dataset = ray.data.from_items(paths, override_num_blocks=min(len(paths), _MAX_BLOCKS))
     dataset.context.enable_progress_bars = False
     dataset = dataset.map_batches(
         LabelFiles,
-        fn_constructor_kwargs={"plan": plan},
+        fn_constructor_kwargs={"plan": plan, "tries": tries},
         batch_size=1,
         batch_format="numpy",
         compute=pool,
         num_cpus=num_cpus,
-        max_task_retries=_RETRIES,
         **({"num_gpus": num_gpus} if num_gpus else {}),
     )
-    try:
-        for row in dataset.iter_rows():
-            if row["error"]:
-                raise DataError(row["error"]) if row["is_data"] else OSError(row["error"])
-            yield int(row["rows"])
-    except ray.exceptions.RayError as error:
-        raise OSError(
-            f"An actor died while it labelled, {_RETRIES} times in a row: {one_line(error, limit=500)} Finished files "
-            "stay: the same command goes on with the others."
-        ) from error
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise DataError(row["error"]) if row["is_data"] else OSError(row["error"])
+        yield int(row["rows"])
+
+
+class _Tries:
+    """Counts how often each file was begun: Ray Data begins it anew for ever, if reading it ends the process."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, path: str) -> int:
+        self._counts[path] += 1
+        return self._counts[path]
 
 
 class LabelFiles:
-    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us."""
+    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us.
 
-    def __init__(self, plan: _Plan):
-        self._plan = plan
+    Args:
+        plan: the job.
+        tries: the actor that counts how often each file is begun; None: nobody counts.
+    """
+
+    def __init__(self, plan: _Plan, tries: Any = None):
+        self._plan, self._tries = plan, tries
         self._labeller = Labeller(plan.teacher, also=plan.also, device=plan.device)
         self._source, _ = filesystem_of(plan.input)
         self._target, self._folder = filesystem_of(plan.output)
@@ -345,10 +364,19 @@ class LabelFiles:
                 done[key].append(value)
         return done
 
+    def _check_tries(self, path: str) -> None:
+        if self._tries is not None and ray.get(self._tries.add.remote(path)) > _MAX_TRIES:
+            raise DataError(
+                f"The actors that read it died {_MAX_TRIES} times. Is it broken, or is there too little memory? Lower "
+                "--batch-size, or move it away: the same command goes on with the others.",
+                file=path,
+            )
+
     def _label(self, path: str, target: str) -> int:
         if self._target.get_file_info(target).is_file:  # by an actor that was lost after it
             with open_parquet(self._target, target) as file:
                 return file.metadata.num_rows
+        self._check_tries(path)
         return write_file(self._target, target, self._batches(path), self._plan.schema)
 
     def _batches(self, path: str) -> Iterator[dict[str, np.ndarray]]:

@@ -147,7 +147,7 @@ class Labeller:
         if not isinstance(obs, np.ndarray) or obs.dtype.kind not in "biuf":
             kind = obs.dtype if isinstance(obs, np.ndarray) else f"parts {list(obs)[:10]}"
             raise place.error(f"has {kind}; {expected}", Columns.OBS)
-        obs = obs.view(np.uint8) if obs.dtype == bool else obs
+        is_bool, obs = obs.dtype == bool, obs.view(np.uint8) if obs.dtype == bool else obs
         if obs.dtype.name not in OBS_DTYPES:
             raise place.error(
                 f"has numbers of the type {obs.dtype}; expected one of {', '.join(OBS_DTYPES)}", Columns.OBS
@@ -158,6 +158,8 @@ class Labeller:
             if math.prod(obs.shape[1:]) != math.prod(space.shape or ()):
                 raise place.error(f"has observations of the shape {list(obs.shape[1:])}; {expected}", Columns.OBS)
             obs = obs.reshape(len(obs), *(space.shape or ()))  # which was a flat list in the file
+        if is_bool and obs.ndim == 4:  # networks take bytes of images divided by 255, and truth values as 0 and 1
+            obs = obs * np.uint8(255)
         return _finite(obs, Columns.OBS, place)
 
     def _fits(self, obs: np.ndarray) -> bool:
@@ -191,8 +193,8 @@ class Labeller:
         arrays = {name: values.float().cpu().numpy() for name, values in labels.items() if name in self._labels}
         for name, values in arrays.items():
             is_wrong = ~np.isfinite(values)
-            if name == TEACHER_Q and mask is not None:
-                is_wrong &= mask
+            if name == TEACHER_Q:  # of which −inf means that an action is illegal, but one is legal
+                is_wrong &= ~np.isneginf(values) | np.isneginf(values).all(1, keepdims=True)
             if (wrong := _rows_where(is_wrong)).size:
                 shown = values[wrong[0]].ravel()[:8].tolist()
                 source = one_line(self._teacher.source, limit=300)

@@ -14,7 +14,7 @@ from pyarrow.fs import FileSystem
 from ray.rllib.core.columns import Columns
 
 from rllib_kd import limits
-from rllib_kd.offline.arrays import check_type, to_array
+from rllib_kd.offline.arrays import check_type, described, to_array
 from rllib_kd.offline.reading import Contents, rows_at_once, used_columns
 from rllib_kd.offline.schema import DataError, open_parquet
 
@@ -50,7 +50,7 @@ class ParquetReader:
                 kind = schema.field(used[name]).type
                 sizes[name] *= kind.byte_width if pa.types.is_fixed_size_binary(kind) else 1
             return Contents(
-                types={name: str(schema.field(column).type) for name, column in used.items()},
+                types={name: described(schema.field(column).type) for name, column in used.items()},
                 sizes=sizes,
                 num_rows=file.metadata.num_rows,
                 ranges=_ranges(file.metadata, used),

@@ -111,7 +111,7 @@ def test_a_file_that_kills_each_actor_ends_the_job(cluster, tmp_path):
     space = gym.spaces.Box(-np.inf, np.inf, (4,))
     policy = Teacher.from_callable(q, observation_space=space, action_space=gym.spaces.Discrete(2))
     job = LabelJob(policy, tmp_path / "in", tmp_path / "out", concurrency=1, num_cpus=0.5)
-    with pytest.raises(OSError, match="An actor died while it labelled"):
+    with pytest.raises(DataError, match=r"a.parquet': The actors that read it died 3 times"):
         job.run()
 
 

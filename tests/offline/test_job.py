@@ -93,9 +93,9 @@ def test_a_file_that_fails_leaves_nothing_and_names_the_row(tmp_path):
     [
         (
             {"obs": states(10)[:, :3]},
-            r"column 'obs': fixed_size_list<item: float>\[3\]|column 'obs': fixed_size_list.*\[3\]",
+            r"column 'obs': list\[3\]<float> of 3 numbers; in the files before it: list\[4\]<f",
         ),
-        ({"obs": states(10).astype(np.float64)}, "column 'obs': fixed_size_list<.*double"),
+        ({"obs": states(10).astype(np.float64)}, r"column 'obs': list\[4\]<double>"),
         ({"rewards": None}, "column 'rewards': is missing; in the files before it: double"),
         ({"truncateds": np.zeros(10, bool)}, "column 'truncateds': bool.*; in the files before it: is missing"),
         ({"actions": np.arange(10)}, "column 'actions': has actions from 0 to 9, but the teacher's are 0 to 1"),
@@ -277,3 +277,13 @@ def test_a_row_group_as_large_as_its_file_is_read_in_parts(tmp_path):
     sizes = [len(batch["obs"]) for batch in LabelFiles(job.plan)._batches(job.remaining[0].path)]
     assert max(sizes) == 512
     assert sum(sizes) == 20_000
+
+
+def test_files_of_several_writers_are_alike(tmp_path):
+    obs, ids = states(4), pa.array(["a"] * 4)
+    kinds = [pa.list_(pa.field(name, pa.float32())) for name in ("item", "element")] + [pa.large_list(pa.float32())]
+    for i, (kind, own) in enumerate(
+        zip(kinds, (ids, ids.dictionary_encode(), ids.cast(pa.large_string())), strict=True)
+    ):
+        write_parquet(tmp_path / "in" / f"{i}.parquet", {"obs": pa.array(obs.tolist(), kind), "eps_id": own})
+    assert label_here(LabelJob(teacher(), tmp_path / "in", tmp_path / "out")) == [4, 4, 4]

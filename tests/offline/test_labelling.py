@@ -197,3 +197,24 @@ def test_images_of_labelled_files_are_labelled_again(tmp_path):
     label_here(LabelJob(policy, tmp_path / "out", tmp_path / "again", batch_size=2))
     for folder in ("out", "again"):
         np.testing.assert_array_equal(read(tmp_path / folder / "a.parquet")["obs"], images)
+
+
+def test_images_of_truth_values_are_zeros_and_ones_to_networks():
+    space = gym.spaces.Box(0, 1, (16, 16, 3), np.bool_)
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2], observation_space=gym.spaces.Box(0, 1, space.shape), action_space=ACTIONS
+    )
+    for given in (np.ones((2, 16, 16, 3), bool), np.ones((2, 16 * 16 * 3), bool)):
+        labelled = Labeller(policy)({"obs": given})
+        assert (labelled["obs"].dtype, labelled["obs"].max()) == (np.uint8, 255)
+        np.testing.assert_allclose(labelled["teacher_q"], [[1, 1]] * 2)
+    assert Labeller(teacher())({"obs": np.ones((2, 4), bool)})["obs"].tolist() == [[1] * 4] * 2
+
+
+def test_a_teacher_that_knows_illegal_actions_itself():
+    def q(obs: torch.Tensor) -> torch.Tensor:
+        return torch.stack([obs[:, 0], torch.full_like(obs[:, 0], -torch.inf)], 1)
+
+    space = gym.spaces.Box(-np.inf, np.inf, (4,))
+    policy = Teacher.from_callable(q, observation_space=space, action_space=ACTIONS)
+    assert Labeller(policy)({"obs": states(3)})["teacher_q"][:, 1].tolist() == [-np.inf] * 3

@@ -256,7 +256,7 @@ class Sampling:
 
     def get_state(self) -> dict[str, Any]:
         """Return a local EnvRunner's position in its episodes, and with a seed the global random generators."""
-        if not self.is_remote:
+        if self._config.output is not None and not self.is_remote:
             self._group.local_env_runner.write_recorded()  # what is resumed records what comes after
         return {
             "env_runner": None if self.is_remote else capture_sampling(self._group.local_env_runner),

@@ -62,6 +62,9 @@ RECORDED: dict[str, pa.DataType | None] = {
 OBS_DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64")
 
 
+_MAX_FRAMES = 16  # of a stack: so many times as much memory as the rows of a file
+
+
 #: Column of the frames before a stack's newest one, where the row before has not the same.
 FRAMES_BEFORE = "frames_before"
 
@@ -134,7 +137,11 @@ class LabelledSchema:
             ("fingerprint", _is_fingerprint(self.fingerprint), "64 hexadecimal digits, or an empty text"),
             ("env", self.env is None or isinstance(self.env, str), "a text or null"),
             ("support", self._has_right_support(), f"(v_min, v_max, num_atoms) with '{TEACHER_PROBS}' alone"),
-            ("num_frames", self._has_right_frames(), "1, or the last length of the shape of images of bytes"),
+            (
+                "num_frames",
+                self._has_right_frames(),
+                f"1, or the last length, at most {_MAX_FRAMES}, of images of bytes",
+            ),
             ("num_features", self._has_right_features(), f"a length with '{TEACHER_FEATURES}' alone"),
         ):
             if not is_right:
@@ -194,7 +201,7 @@ class LabelledSchema:
 
     def _has_right_frames(self) -> bool:
         is_stack = self.obs_dtype == "uint8" and len(self.obs_shape) == 3 and self.obs_shape[-1] == self.num_frames
-        return _is_count(self.num_frames, limits.MAX_INPUTS) and (self.num_frames == 1 or is_stack)
+        return _is_count(self.num_frames, _MAX_FRAMES) and (self.num_frames == 1 or is_stack)
 
     def _has_right_features(self) -> bool:
         if TEACHER_FEATURES not in self.labels:

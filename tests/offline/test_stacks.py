@@ -56,7 +56,15 @@ def test_frames_of_another_size_are_refused():
         join(frames, [before[0][:-1], *before[1:]], FRAMES)
 
 
-@pytest.mark.parametrize("change", [{"num_frames": 3}, {"num_frames": 0}, {"num_frames": 4, "obs_dtype": "float32"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_frames": 3},
+        {"num_frames": 0},
+        {"num_frames": 4, "obs_dtype": "float32"},
+        {"num_frames": 10**6, "obs_shape": (1, 1, 10**6)},  # which would take a million times the memory of a row
+    ],
+)
 def test_a_number_of_frames_is_the_last_length_of_images_of_bytes(change):
     with pytest.raises(DataError, match="num_frames"):
         dataclasses.replace(SCHEMA, **change)

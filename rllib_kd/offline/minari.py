@@ -11,6 +11,7 @@ import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -22,7 +23,7 @@ from ray.rllib.core.columns import Columns
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
 from rllib_kd.checkpoints.uris import read_file
-from rllib_kd.observations.spaces import check_size
+from rllib_kd.observations.spaces import check_size, flat_size
 from rllib_kd.offline.arrays import check_type, to_array
 from rllib_kd.offline.reading import Contents, num_rows, part_of, rows_at_once
 from rllib_kd.offline.schema import DataError, open_parquet
@@ -81,7 +82,7 @@ class MinariReader:
         types[Columns.OBS] = str(self.observation_space)
         if self.format == "hdf5":
             return Contents({**types, Columns.EPS_ID: "", Columns.T: ""}, left_out=("infos",))
-        with _open_table(filesystem, path, self.format) as (schema, rows, _):
+        with _named(path), _open_table(filesystem, path, self.format) as (schema, rows, _):
             for name in _NAMES.values():
                 if name not in schema.names:
                     raise DataError("is missing", file=path, column=name)
@@ -94,18 +95,12 @@ class MinariReader:
     def batches(self, filesystem: FileSystem, path: str, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yield the steps of a file. The last observation of an episode, at which no action was taken, is no step."""
         check_size(self.observation_space)
-        rows = rows_at_once(
-            batch_size, 8 * gym.spaces.flatdim(self.observation_space) if _is_box(self.observation_space) else 1_000
-        )
-        try:
+        rows = rows_at_once(batch_size, 8 * flat_size(self.observation_space))
+        with _named(path):
             if self.format == "hdf5":
                 yield from self._of_hdf5(filesystem, path, rows)
             else:
                 yield from self._of_table(filesystem, path, rows)
-        except DataError:
-            raise
-        except Exception as error:  # h5py raises many kinds for broken files
-            raise DataError(f"cannot be read as Minari's file: {error}", file=path) from error
 
     def _of_table(self, filesystem: FileSystem, path: str, rows: int) -> Iterator[dict[str, Any]]:
         """Yield the steps of one episode in Arrow or Parquet, whose last row has an observation alone."""
@@ -205,30 +200,36 @@ def read_metadata(filesystem: FileSystem, folder: str) -> tuple[dict[str, Any], 
     return None
 
 
-def _open_table(filesystem: FileSystem, path: str, kind: str) -> Any:
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Raise whatever is wrong with a file as an error that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # h5py raises many kinds for broken files
+        raise DataError(f"cannot be read as Minari's file: {error}", file=path) from error
+
+
+@contextmanager
+def _open_table(filesystem: FileSystem, path: str, kind: str) -> Iterator[tuple[pa.Schema, int, Any]]:
     """Open a file of Arrow or Parquet: its schema, its number of rows, and a function that yields its batches."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def opened() -> Iterator[tuple[pa.Schema, int, Any]]:
-        if kind == "parquet":
-            with open_parquet(filesystem, path) as file:
-                yield (
-                    file.schema_arrow,
-                    file.metadata.num_rows,
-                    lambda rows: file.iter_batches(rows, columns=list(_NAMES.values()), use_threads=False),
-                )
-            return
-        with filesystem.open_input_file(path) as stream, pa.ipc.open_file(stream) as reader:
-            groups = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            total = sum(reader.get_batch(index).num_rows for index in range(reader.num_record_batches))
+    if kind == "parquet":
+        with open_parquet(filesystem, path) as file:
+            columns = list(_NAMES.values())
             yield (
-                reader.schema,
-                total,
-                lambda rows: (group.slice(start, rows) for group in groups for start in range(0, group.num_rows, rows)),
+                file.schema_arrow,
+                file.metadata.num_rows,
+                lambda rows: file.iter_batches(rows, columns=columns, use_threads=False),
             )
-
-    return opened()
+        return
+    with filesystem.open_input_file(path) as stream, pa.ipc.open_file(stream) as reader:
+        groups = [reader.get_batch(index) for index in range(reader.num_record_batches)]  # of one episode
+        yield (
+            reader.schema,
+            sum(group.num_rows for group in groups),
+            lambda rows: (group.slice(start, rows) for group in groups for start in range(0, group.num_rows, rows)),
+        )
 
 
 def _member(h5py: Any, group: Any, name: str, kind: type, file: str) -> Any:
@@ -299,10 +300,6 @@ def _is_image(space: gym.Space) -> bool:
     if not isinstance(space, gym.spaces.Box) or len(space.shape) not in (2, 3) or space.dtype != np.uint8:
         return False
     return min(space.shape[:2]) >= 32 and bool(np.all(space.low == 0) and np.all(space.high == 255))
-
-
-def _is_box(space: gym.Space) -> bool:
-    return isinstance(space, gym.spaces.Box)
 
 
 def _field(array: Any, name: str, file: str, column: str) -> Any:

@@ -59,17 +59,20 @@ class ParquetReader:
 
     def batches(self, filesystem: FileSystem, path: str, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a file."""
-        contents = self.inspect(filesystem, path)
+        contents, count = self.inspect(filesystem, path), 0
         rows = rows_at_once(batch_size, 8 * sum(contents.sizes.values()))
         try:
             with open_parquet(filesystem, path) as file:
                 used = used_columns(file.schema_arrow.names, self._obs_column, path)
                 for batch in file.iter_batches(rows, columns=list(used.values()), use_threads=False):
+                    count += batch.num_rows
                     yield {
                         name: to_array(batch.column(column), file=path, column=column) for name, column in used.items()
                     }
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"cannot be read: {error}", file=path) from error
+        if count != contents.num_rows:
+            raise DataError(f"has {count:,} rows, but its footer counts {contents.num_rows:,}: it is broken", file=path)
 
 
 def _check_names(names: list[str], file: str) -> None:

@@ -185,3 +185,13 @@ def test_broken_hdf5_is_an_error_that_names_it(tmp_path):
             messages.append(str(error))
     assert len(messages) > 5
     assert all("main_data.hdf5'" in message for message in messages)
+
+
+@pytest.mark.parametrize("data_format", ["arrow", "parquet"])
+def test_broken_tables_are_an_error_that_names_them(tmp_path, data_format):
+    folder = write_minari(tmp_path / "in", data_format=data_format)
+    file = folder / "data" / "0" / f"part-0.{data_format}"
+    file.parent.mkdir()
+    file.write_bytes(b"ARROW1 PAR1 no table")
+    with pytest.raises(DataError, match=rf"data/0/part-0.{data_format}': cannot be read as"):
+        LabelJob(teacher(), folder, tmp_path / "out")

@@ -20,7 +20,7 @@ from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.labelling import Labeller, fingerprint
 from rllib_kd.offline.reading import part_of
 from rllib_kd.offline.rows import LearnerColumns
-from rllib_kd.offline.schema import DataError, LabelledSchema
+from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import HeldOut, Piece, RecordedFiles, Stream
 from rllib_kd.offline.unlabelled_files import UnlabelledFiles, are_labelled
 from rllib_kd.text import one_line
@@ -103,8 +103,8 @@ def check_teacher_of(files: RecordedFiles, teacher: Teacher) -> None:
 class LabelledData(OfflineData):
     """Labelled rows, for the replays of Learners.
 
-    RLlib constructs it, and so sets the attributes that `OfflineData` has. Nothing is read before `begin()`. Not its
-    OfflinePreLearner, which builds an episode of each row, but the Learner's replay makes batches.
+    RLlib constructs it, and sets the attributes that its own has. Nothing is read before `open()`. Batches are made by
+    the Learner's replay, and not by RLlib's OfflinePreLearner, which builds an episode of each row.
 
     Args:
         config: config of the run.
@@ -113,19 +113,8 @@ class LabelledData(OfflineData):
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
     #: Attributes that a checkpoint lacks: they follow from the config, the files and the teacher.
     NOT_SAVED: ClassVar = frozenset(
-        {
-            "config",
-            "path",
-            "is_multi_agent",
-            "files",
-            "held_out",
-            "_held_out",
-            "_columns",
-            "_names",
-            "_num_shards",
-            "spaces",
-        }
-        | {"locality_hints", "learner_handles", "module_spec", "fills_again"}
+        {"config", "path", "is_multi_agent", "spaces", "locality_hints", "learner_handles", "module_spec"}  # RLlib's
+        | {"files", "held_out", "fills_again", "_held_out", "_columns", "_names", "_num_shards"}
     )
 
     # RLlib's would open the files by Ray Data.
@@ -173,21 +162,24 @@ class LabelledData(OfflineData):
         parts: list[dict[str, np.ndarray]] = []
         for piece in self._held_out.read(plain.in_files((Columns.OBS, TEACHER_Q))):
             parts.append(plain(piece))
-            if len(parts) == 1 and self.files.schema is not None:
-                self._check_labels(parts[0][TEACHER_Q], self.files.schema, piece, teacher)
+        if self.files.schema is not None:
+            chunk = self.files.chunks[0]
+            columns = next(self.files.read(chunk, plain.in_files((Columns.OBS, TEACHER_Q))))
+            self._check_labels(Piece(part_of(columns, 0, _CHECKED), self.files.path_of(chunk)), plain, teacher)
         self.held_out = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
-    def _check_labels(self, labels: np.ndarray, schema: LabelledSchema, piece: Piece, teacher: Teacher) -> None:
+    def _check_labels(self, piece: Piece, plain: LearnerColumns, teacher: Teacher) -> None:
         """Check that some rows have the labels that a teacher gives them, unless it also looks at earlier rows."""
-        seen = part_of(
-            {name: piece.columns[name] for name in (Columns.OBS, MASK) if name in piece.columns}, 0, _CHECKED
-        )
+        assert self.files is not None
+        assert self.files.schema is not None
+        column = self.files.schema.ranking
         try:
             own = Labeller(teacher)
         except ValueError:
             return
-        expected = own(seen, file=piece.path)[schema.ranking]
-        found = labels[:_CHECKED]
+        found = plain(piece)[TEACHER_Q]
+        seen = {name: piece.columns[name] for name in (Columns.OBS, MASK) if name in piece.columns}
+        expected = own(seen, file=piece.path)[column]
         legal = np.isfinite(found) & np.isfinite(expected)  # what is illegal, a file without masks does not tell
         gap = np.abs(np.where(legal, found, 0.0) - np.where(legal, expected, 0.0)).max(initial=0.0)
         if gap > _TOLERANCE * max(1e-6, np.abs(expected[legal]).max(initial=0.0)):
@@ -195,7 +187,7 @@ class LabelledData(OfflineData):
                 f"has labels that differ by {gap:.3g} from those of the teacher '{one_line(teacher.source)}' for the "
                 f"same observations. {_AGAIN}",
                 file=piece.path,
-                column=schema.ranking,
+                column=column,
             )
 
     # --- Rows ---------------------------------------------------------------------------------------------------------

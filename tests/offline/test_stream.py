@@ -206,8 +206,8 @@ def test_a_folder_that_has_changed_begins_anew(tmp_path, teacher, rows, caplog):
 # --- Data that cannot be used -----------------------------------------------------------------------------------------
 
 
-def begin(folder, teacher):
-    config = recorded_config(str(folder), teacher)
+def begin(folder, teacher, **distillation):
+    config = recorded_config(str(folder), teacher, **distillation)
     data = LabelledData(config)
     data.open(LabelledFiles(config.input_), config.replay_columns)
     data.meet(teacher)
@@ -255,10 +255,11 @@ def test_illegal_actions_are_no_error(tmp_path, teacher, rows):
     assert np.isneginf(data.held_out["teacher_q"]).any()
 
 
-def test_labels_of_another_teacher_are_found_by_what_they_are(tmp_path, teacher, rows):
+@pytest.mark.parametrize("held_out", [0.0, 0.1])
+def test_labels_of_another_teacher_are_found_by_what_they_are(tmp_path, teacher, rows, held_out):
     folder = write(tmp_path, {**rows, "teacher_q": rows["teacher_q"] + 5.0})
     with pytest.raises(DataError, match=r"parquet', column 'teacher_q': has labels that differ by 5"):
-        begin(folder, teacher)
+        begin(folder, teacher, held_out=held_out)
 
 
 def test_labels_of_another_number_of_actions_name_file_and_column(tmp_path, teacher, rows):

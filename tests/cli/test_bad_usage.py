@@ -37,6 +37,10 @@ BAD = {
         ["train", "--algo", "DistillDQN", "--teacher", "cartpole", "--input", "/does/not/exist"],
         "There is nothing at '/does/not/exist'",
     ),
+    "recorded rows that are not there, to shrink": (
+        ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1", "--input", "/does/not/exist"],
+        "There is nothing at '/does/not/exist'",
+    ),
     "recorded rows and who acts": (
         ["train", "--algo", "DistillDQN", "--teacher", "cartpole", "--input", "x", "-c", '{"teacher_fraction": 0.5}'],
         "`teacher_fraction`=0.5 is not supported with `input_`",

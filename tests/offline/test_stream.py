@@ -10,6 +10,7 @@ import torch
 from ray.rllib.core.columns import Columns
 
 from rllib_kd import load_teacher
+from rllib_kd.learner.replay import ColumnarReplay
 from rllib_kd.offline.data import LabelledData, capacity_for
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.rows import LearnerColumns, as_column, has_successor
@@ -176,6 +177,38 @@ def test_rows_that_do_not_fit_pass_at_the_pace_that_is_asked_for(tmp_path, teach
         passed += sum(len(shards[0]["obs"]) for shards in data.sample(300))
         assert asked <= passed < asked + 500
     assert {name.lstrip("_") for name in vars(data).keys() - data.NOT_SAVED} == data.get_state().keys() - {"files"}
+
+
+@pytest.mark.parametrize(("num_learners", "n_step"), [(0, 1), (0, 3), (2, 3)])
+def test_the_replay_finds_the_state_some_steps_later_in_the_same_episode(
+    tmp_path, teacher, rows, monkeypatch, num_learners, n_step
+):
+    monkeypatch.setattr("rllib_kd.offline.data.ray.put", lambda shard: shard)
+    monkeypatch.setattr("rllib_kd.offline.labelled_files.PIECE_ROWS", 170)
+    config = recorded_config(write(tmp_path, rows), teacher, td_coeff=1.0).learners(num_learners=num_learners)
+    config.training(replay_buffer_config={"capacity": 4_000})
+    data = LabelledData(config)
+    data.open(LabelledFiles(config.input_), config.replay_columns)
+    data.meet(teacher)
+    replays = [ColumnarReplay(4_000) for _ in range(max(1, num_learners))]
+    for shards in data.fill():
+        for replay, shard in zip(replays, shards, strict=True):
+            replay.add(shard)
+    assert sum(map(len, replays)) > 0.8 * len(rows["obs"])
+    place = {obs.tobytes(): index for index, obs in enumerate(rows["obs"])}
+    for replay in replays:
+        drawn = replay.spread(4_000)
+        found = replay.gather_transitions(drawn, n_step=n_step, gamma=0.9)
+        obs = replay.gather(drawn, ("obs",))["obs"].numpy()
+        for i in range(0, len(drawn), 3):
+            first, steps = place[obs[i].tobytes()], int(found["n_step"][i])
+            last = first + steps - 1
+            assert len(set(rows["eps_id"][first : last + 1])) == 1
+            assert found["rewards"][i] == pytest.approx(sum(0.9**k for k in range(steps)))
+            assert bool(found["terminateds"][i]) == rows["terminateds"][last]
+            if not rows["terminateds"][last]:
+                np.testing.assert_array_equal(found["new_obs"][i].numpy(), rows["obs"][last + 1])
+                assert rows["eps_id"][last + 1] == rows["eps_id"][first]
 
 
 def test_the_replay_holds_all_rows_up_to_a_limit(tmp_path, monkeypatch):

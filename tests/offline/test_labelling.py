@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rllib_kd import load_teacher
+from rllib_kd.export.export import export
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.pipeline import (
     Function,
@@ -177,6 +178,16 @@ def test_a_fingerprint_is_of_all_that_makes_labels():
     assert fingerprint(function) == ""
     layers = Teacher.from_callable(torch.nn.Linear(4, 2), observation_space=one.input_space, action_space=ACTIONS)
     assert len(fingerprint(layers)) == 64
+
+
+@pytest.mark.parametrize("end", ["onnx", "pt2"])
+def test_programs_have_the_fingerprint_of_their_file(tmp_path, end):
+    files = [tmp_path / f"{seed}.{end}" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        export(teacher(seed=seed), file, format=end, obs=states(8))
+    one, same, other = (fingerprint(load_teacher(file, trust_checkpoint=True)) for file in (files[0], *files))
+    assert one == same != other
+    assert len(one) == len(other) == 64
 
 
 def test_a_schema_is_of_the_teacher_and_the_rows():

@@ -35,6 +35,7 @@ SEE = {
     "num_validation_episodes": "[Restarts](families.md#restarts)",
     "init": "[What it saves](learning.md#first-weights-from-the-teacher)",
     "max_staleness": "[Speed](speed.md)",
+    "held_out": "[Distil from files](recorded.md#distil-from-files)",
 }
 
 
@@ -110,11 +111,11 @@ def defaults() -> str:
     rows = []
     for name, (own, rllibs) in changed_defaults().items():
         key = "train_batch_size_per_learner" if name == "train_batch_size" else name
-        shown = f"`{own!r}`"
+        shown = f"`{own.__name__ if isinstance(own, type) else repr(own)}`"
         if key in FOR_VECTORS:
             shown = f"`{FOR_VECTORS[key]!r}` for vectors, `{FOR_IMAGES[key]!r}` for images"
         elif name == "replay_buffer_config['capacity']":
-            shown = "50,000 rows; of images 400,000, and at most 4 GiB"
+            shown = "50,000 rows; of images 400,000, of recorded rows all; at most 4 GiB"
         rows.append([f"`{key}`", shown, f"`{rllibs!r}`"])
     if "training_intensity" not in changed_defaults():
         name = "training_intensity"

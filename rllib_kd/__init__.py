@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rllib_kd.env_runner.single_agent import DistillEnvRunner
     from rllib_kd.evaluation.comparing import compare, compare_all
     from rllib_kd.learner.learner import DistillDQNTorchLearner
+    from rllib_kd.offline.data import LabelledData
     from rllib_kd.report.comparisons import summary_table, write_report
     from rllib_kd.shrink.shrink import Shrink
     from rllib_kd.sweeps.loggers import sweep_loggers
@@ -28,6 +29,7 @@ __all__ = [
     "DistillDQNConfig",
     "DistillDQNTorchLearner",
     "DistillEnvRunner",
+    "LabelledData",
     "Shrink",
     "Sweep",
     "Teacher",
@@ -49,6 +51,7 @@ _HOME = {
     "DistillDQNConfig": "algorithm.algorithm",
     "DistillDQNTorchLearner": "learner.learner",
     "DistillEnvRunner": "env_runner.single_agent",
+    "LabelledData": "offline.data",
     "Shrink": "shrink.shrink",
     "Sweep": "sweeps.sweep",
     "Teacher": "teachers.base",

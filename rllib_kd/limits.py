@@ -19,6 +19,9 @@ MAX_DESCRIPTION = 2**23  # bytes of JSON; one letter can make each of them take 
 MAX_ENTRIES = 20_000  # files and folders in a folder that is looked through
 
 
+MAX_RECORDED_FILES = 200_000  # in a folder of recorded observations, and in those below it
+
+
 MAX_STATISTICS = 100  # files around a zip of Stable-Baselines3 that may be its VecNormalize under another name
 
 

@@ -81,3 +81,7 @@ LEARNED: Final = "learned"
 
 
 STATE_COLUMNS: Final = {"h": "state_h", "c": "state_c"}
+
+
+#: In files, the name of log-probabilities, which pass as `teacher_q` between processes.
+TEACHER_LOG_PROBS = "teacher_log_probs"

@@ -29,14 +29,14 @@ from ray.tune.registry import register_trainable
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
+from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.dead_learners import names_dead_learners
-from rllib_kd.algorithm.defaults import settle_defaults
 from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
-from rllib_kd.algorithm.label_checks import check_labels, note_outputs
+from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
@@ -47,15 +47,15 @@ from rllib_kd.algorithm.preflight import (
     limit_threads,
     spaces_known_here,
 )
+from rllib_kd.algorithm.recorded import check_can_play, check_recorded, make_sampling, recorded_spaces
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
 from rllib_kd.algorithm.restarts import Restarts
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
-from rllib_kd.algorithm.sampling import Sampling
-from rllib_kd.algorithm.students import Students, new_student, shape_students, warn_of_large_students
-from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT, Teachers, without_networks
+from rllib_kd.algorithm.students import Students, new_student, warn_of_large_students
+from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT, Teachers
 from rllib_kd.algorithm.unusable_states import UnusableStates
 from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.checkpoints.pickles import CheckpointError
@@ -66,6 +66,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled
 from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.learner.learner import STATE_AFTER_UPDATE
+from rllib_kd.offline.data import open_files
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
 
@@ -128,11 +129,14 @@ class DistillDQN(DQN):
         if spaces is not None:
             check_environment(self.config, spaces)
         record_config(self.config.env, self.config.env_config)
+        files = open_files(self.config)
         check_resources(actor_resources(type(self), self.config))
         self._teachers = Teachers.load(self.config, self._storage)
         check_labels(self.config, self._teachers)
+        spaces = spaces or recorded_spaces(self.config, self._teachers)
         check_teachers(self.config, self._teachers, spaces)
-        self.config = self._concrete_config(spaces)
+        check_recorded(self.config, files, self._teachers, spaces)
+        self.config = concrete_config(self.config, spaces, self._teachers, files)
         try:
             super().setup(self.config)
         except Exception as error:
@@ -145,9 +149,9 @@ class DistillDQN(DQN):
         self._replay_ratio = ReplayRatio(
             rows_per_env_step=self.config.training_intensity,
             batch_size=self.config.total_train_batch_size,
-            learning_starts=self.config.num_steps_sampled_before_learning_starts,
+            learning_starts=0 if files else self.config.num_steps_sampled_before_learning_starts,
         )
-        self._sampling = Sampling(self.config, self.env_runner_group, self.learner_group)
+        self._sampling = make_sampling(self, files)
         self._restarts = Restarts(self.config.num_copies, self.config.num_validation_episodes)
         self._unusable_states = UnusableStates(self.config, self._teachers)
         self._evaluations = Evaluations()
@@ -156,22 +160,11 @@ class DistillDQN(DQN):
             self._meet_teachers()
         self._postponed.catch_up()
 
-    def _concrete_config(self, spaces: tuple[Any, Any] | None) -> DistillDQNConfig:
-        """Return the config that actors read: with all that follows from environment and teachers, without networks."""
-        config = self.config.copy(copy_frozen=False)
-        config.settle_environment()
-        settle_defaults(config, spaces, self._teachers)
-        shape_students(config, self._teachers)
-        note_outputs(config, self._teachers)
-        config.set_teachers(lambda _, teacher: without_networks(teacher))
-        config.freeze()
-        return config
-
     def _meet_teachers(self) -> None:
         """Check that teachers and students fit, send the teachers to EnvRunners, and play the baselines there."""
         warn_of_large_students(self._students, self._teachers)
         check_fit(self.config, self._teachers, self._students, self.spaces)
-        self._teachers.send(self.env_runner_group)
+        self._sampling.meet(self._teachers)
         for group_id, played in play_baselines(self.config, self._teachers, self.env_runner_group).items():
             self._returns.take_baselines(self._students.of_group(group_id), played)
 
@@ -184,6 +177,8 @@ class DistillDQN(DQN):
                 "This algorithm was built from a checkpoint's config, without the teacher. Restore it with "
                 "DistillDQN.from_checkpoint(path), which loads both, or set .distillation(teacher=...)."
             )
+        for samples in self._sampling.before_learning():
+            self._update(samples, learns=False)
         with self.metrics.log_time((TIMERS, ENV_RUNNER_SAMPLING_TIMER)):
             samples = self._sample()
         if not samples:
@@ -203,26 +198,27 @@ class DistillDQN(DQN):
         self._replay_ratio.sampled(self.num_env_steps - before)
         return samples
 
-    def _update(self, samples: list[Sample]) -> dict[str, Any] | None:
+    def _update(self, samples: list[Sample], *, learns: bool = True) -> dict[str, Any] | None:
         """Make the gradient steps that are due; return the student for remote EnvRunners, or None if there are none."""
         env_steps = self.num_env_steps
+        samples = [sample for sample in samples if sample.shards]
         # The shards of the first Learner come first.
         shards = [sample.shards[index] for index in range(max(1, self.config.num_learners)) for sample in samples]
-        num_steps = self._replay_ratio.steps_due()
+        num_steps = self._replay_ratio.steps_due() if learns else 0
         if self.config.init == "teacher" and self.num_gradient_steps == 0:
             self._first_weights.keep(self.config.by_group(receive(shard)) for shard in shards)
             if num_steps:
-                self._first_weights.set_on(
-                    self.learner_group, self._students, self._teachers, self._new_student, self.config
-                )
+                make = partial(new_student, self.config, self.spaces)
+                self._first_weights.set_on(self.learner_group, self._students, self._teachers, make, self.config)
         results = self.learner_group.update(
             batch_refs=shards,
             defer_solve_refs_to_learner=True,
             timesteps={NUM_ENV_STEPS_SAMPLED_LIFETIME: env_steps},
             num_gradient_steps=num_steps,
-            kd_coeff=self.config.kd_coeff_at(env_steps, self._returns.ratio),
+            kd_coeff=self.config.kd_coeff_at(env_steps, self._returns.ratio) if learns else 0.0,
             td_coeff=value_at(self.config.td_coeff, env_steps),
             return_state=self._sampling.is_remote,
+            is_again=not learns and self._sampling.is_again,
         )
         student = results[0].pop(STATE_AFTER_UPDATE, None)
         self._replay_ratio.learned(*self._students.take_results(results[0]))
@@ -247,7 +243,9 @@ class DistillDQN(DQN):
             num_regrowths=self._replay_ratio.num_regrowths,
             staleness=staleness,
             learner_results=results.get(LEARNER_RESULTS, {}),
+            held_out=self._sampling.held_out_results(),
         )
+        results["distillation"] |= self._sampling.progress(self.num_gradient_steps)
         if self.config.num_copies > 1:
             results["distillation"]["validation"] = self._restarts.results()
         return results
@@ -256,6 +254,7 @@ class DistillDQN(DQN):
     @names_dead_learners
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Run RLlib's evaluation. The students of a family are evaluated in turn: see `students` in the result."""
+        check_can_play(self.config)
         if not self.config.members:
             evaluation = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(evaluation, of=None if self.config.is_multi_agent else DEFAULT_MODULE_ID)
@@ -280,7 +279,7 @@ class DistillDQN(DQN):
     @override(DQN)
     def _should_create_evaluation_env_runners(cls, eval_config: AlgorithmConfig) -> bool:
         # Always: without a group of its own, evaluate() would sample the training EnvRunners, which act with π.
-        return True
+        return eval_config.env is not None
 
     @override(DQN)
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
@@ -330,7 +329,7 @@ class DistillDQN(DQN):
         if not num_updates or self._restarts.are_chosen(num_updates):
             return
         copies = self.get_copies()
-        make_env = env_maker(self.config.env, self.config.env_config)
+        make_env = None if self.config.env is None else env_maker(self.config.env, self.config.env_config)
         pipeline = pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(copies.values())))
         self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_updates)
 
@@ -353,9 +352,6 @@ class DistillDQN(DQN):
         # Ray calls it after __init__ has failed in an actor, before there is a config. If it raised, the actor would
         # die, and the explaining error would be lost.
         return super().__repr__() if self.config is not None else type(self).__name__
-
-    def _new_student(self, name: str) -> Any:
-        return new_student(self.config, self.spaces, name)
 
     # --- Checkpoints --------------------------------------------------------------------------------------------------
 
@@ -446,7 +442,8 @@ class DistillDQN(DQN):
         if state is None:
             check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
             if self.config.store_buffer_in_checkpoints:
-                save_replays(self.learner_group, saved, resolve(saved if path is None else path, filesystem)[1])
+                place = resolve(saved if path is None else path, filesystem)[1]
+                save_replays(self.learner_group, saved, place, with_rows=self._sampling.stores_rows)
         return saved
 
     @classmethod
@@ -487,13 +484,14 @@ class DistillDQN(DQN):
             has_rows = self.config.store_buffer_in_checkpoints and refill_replays(
                 self.learner_group, resolved, filesystem
             )
+            self._sampling.replays_are(restored=has_rows)
             if not has_rows:
                 self._replay_ratio.replay_is_empty()
 
     def _go_on(self) -> None:
         """Continue sampling after a restore, with the restored teachers."""
         check_fit(self.config, self._teachers, self._students, self.spaces)
-        self._teachers.send(self.env_runner_group)
+        self._sampling.meet(self._teachers)
         self._sampling.resume(self.num_env_steps)
 
 

@@ -64,7 +64,7 @@ def play_baselines(
     num_episodes = config.num_baseline_episodes
     if num_episodes is None:
         num_episodes = config.evaluation_duration if isinstance(config.evaluation_duration, int) else 10
-    if num_episodes == 0 or not teachers:
+    if num_episodes == 0 or not teachers or config.env is None:
         return {}
 
     def play() -> dict[str, Played]:

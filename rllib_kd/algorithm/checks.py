@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
+from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.algorithm.quantization_checks import check_quantize
 from rllib_kd.algorithm.recurrent_checks import check_recurrent
 from rllib_kd.algorithm.settings import check_model_config
@@ -406,7 +407,9 @@ def check_classes(config: DistillationConfig) -> None:
 
 def check_learners(config: DistillationConfig) -> None:
     """Check that there are environments, and so rows, for each Learner."""
-    if not config.in_evaluation and config.num_envs_per_env_runner < config.num_learners:
+    if config.in_evaluation or config.is_offline:
+        return  # recorded rows are split evenly
+    if config.num_envs_per_env_runner < config.num_learners:
         raise ValueError(
             f"Each of the {config.num_learners} Learners gets the rows of different environments. Set "
             f"num_envs_per_env_runner to at least {config.num_learners}, got {config.num_envs_per_env_runner}."
@@ -425,6 +428,7 @@ _CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
     check_rllib_numbers,
     check_teachers,
     # Settings together.
+    check_offline,
     check_multi_agent,
     check_without_teacher,
     check_ensemble,

@@ -26,6 +26,8 @@ from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.observations.connectors import connectors_for
+from rllib_kd.offline.data import LabelledData
+from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.schedules import Schedule
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.names import absolute_teachers
@@ -72,6 +74,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.init = "random"
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
+        self.held_out = 0.05
         #: Groups whose teachers give log-probabilities: not a setting, but set once the teachers are loaded.
         self._log_prob_groups: tuple[str, ...] = ()
 
@@ -97,6 +100,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
             "beta": 0.4,  # exponent of the importance weights then
             "no_local_replay_buffer": True,  # it lives in the Learners
         }
+        self.offline_data_class = LabelledData
+        self.output_write_episodes = False  # columns are recorded, not RLlib's episodes
         self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
         self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as without the break
 
@@ -112,6 +117,30 @@ class DistillationConfig(DerivedValues, DQNConfig):
             ValueError: there is no such file, module or environment, or it cannot be imported.
         """
         return super().environment(env if env is NotProvided else settled(env), **kwargs)
+
+    def offline_data(
+        self,
+        *,
+        input_: str | Sequence[str] = NotProvided,
+        output: str | None = NotProvided,
+        **kwargs: Any,
+    ) -> Self:
+        """Set what is learned from instead of an environment, or where an environment's labelled states are recorded.
+
+        Args:
+            input_: path or URI of labelled rows, a Parquet file or a folder of them, as `rllib label` and `output`
+                write them; or a list. The environment is optional then, for evaluations.
+            output: path or URI of a folder in which the states that EnvRunners visit are recorded, with their labels.
+            kwargs: RLlib's other arguments. Of those for reading, `input_filesystem`, `input_filesystem_kwargs` and
+                `dataset_num_iters_per_learner` (gradient steps of a training step; None: as many as an online run
+                makes) are read here.
+        """
+        given = {"input_": input_, "output": output}
+        for name, places in given.items():
+            if places is not NotProvided:
+                is_named = bool(places) and places != "sampler"
+                given[name] = absolute_uris(places) if is_named else places  # type: ignore[arg-type]
+        return super().offline_data(**given, **kwargs)
 
     # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(
@@ -149,6 +178,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         init: str = NotProvided,
         num_baseline_episodes: int | None = NotProvided,
         max_staleness: int | None = NotProvided,
+        held_out: float = NotProvided,
     ) -> Self:
         """Sets teachers and students, the losses, and the states on which students learn.
 
@@ -275,6 +305,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 but EnvRunners wait for the slowest of them. None (default): no process waits; only
                 `env_runners(max_requests_in_flight_per_env_runner=...)` limits the lag, which the result reports as
                 `staleness_max`.
+            held_out: share of recorded rows (`offline_data(input_=...)`) that nothing is learned from, in [0, 0.5], but
+                at most 8,192 of them: the results' `teacher_agreement` and `q_regret` are measured on them. Low: less
+                certain figures; high: fewer rows to learn from. Default: 0.05.
 
         Returns:
             This config. Values are checked by `validate()`, when the algorithm is built.
@@ -314,6 +347,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
             "init": init,
             "num_baseline_episodes": num_baseline_episodes,
             "max_staleness": max_staleness,
+            "held_out": held_out,
         }
         for name, value in given.items():
             if value is not NotProvided:

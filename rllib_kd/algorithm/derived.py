@@ -8,7 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.columns import Columns
 
+from rllib_kd.learner.group import TD_COLUMNS
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.networks.recurrent import USE_LSTM
 from rllib_kd.networks.trees.shape import TREE
@@ -119,6 +121,11 @@ class DerivedValues:
             return ()
         optional = {TEACHER_PROBS: self.loss == "categorical", TEACHER_FEATURES: self.feature_coeff > 0.0}
         return (TEACHER_Q, *(name for name, needed in optional.items() if needed))
+
+    @property
+    def replay_columns(self) -> tuple[str, ...]:
+        """Return the columns that Learners get: observations, labels, and those of TD if it is used."""
+        return (Columns.OBS, *self.label_columns, *(TD_COLUMNS if self.uses_td else ()))
 
     def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
         """Return λ after `env_steps` env steps, for the student's return ratio (NaN: not known yet)."""

@@ -59,6 +59,7 @@ def _check_others(config: DistillationConfig, kind: str) -> None:
         ("num_atoms", config.num_atoms, config.num_atoms > 1, "Set num_atoms=1"),
         ("feature_coeff", config.feature_coeff, bool(config.feature_coeff), "Set it to 0"),
         ("init", config.init, config.init == "teacher", "Set init='random'"),
+        ("input_", config.input_, config.is_offline, "Recorded rows are single states: sample from an environment"),
         ("bf16", config.bf16, config.bf16, "Set bf16=False"),
         (
             "replay_buffer_config['alpha']",

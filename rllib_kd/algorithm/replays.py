@@ -14,10 +14,24 @@ from rllib_kd.checkpoints.replay_files import read_replays, write_replay
 logger = logging.getLogger(__name__)
 
 
-def save_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.fs.FileSystem) -> None:
-    """Write the replay of each Learner into the checkpoint at `path`, one at a time: they may be large."""
+def save_replays(
+    learner_group: LearnerGroup, path: str, filesystem: pyarrow.fs.FileSystem, *, with_rows: bool = True
+) -> None:
+    """Write the replay of each Learner into the checkpoint at `path`, one at a time: they may be large.
+
+    Args:
+        learner_group: the Learners.
+        path: path of the checkpoint.
+        filesystem: filesystem of the path.
+        with_rows: whether to write the rows, and not only where their order of drawing stands.
+    """
     for index in range(_num_learners(learner_group)):
-        write_replay(path, index, ask_learner(learner_group, index, lambda own: own.replay_arrays()), filesystem)
+        write_replay(
+            path,
+            index,
+            ask_learner(learner_group, index, lambda own: own.replay_arrays(with_rows=with_rows)),
+            filesystem,
+        )
 
 
 def refill_replays(learner_group: LearnerGroup, path: str, filesystem: pyarrow.fs.FileSystem) -> bool:

@@ -58,7 +58,7 @@ class Restarts:
         self,
         learner_group: LearnerGroup,
         modules: Mapping[str, Any],
-        make_env: Callable[[], gym.Env],
+        make_env: Callable[[], gym.Env] | None,
         pipeline: ObservationPipeline,
         num_updates: int,
     ) -> None:
@@ -67,13 +67,13 @@ class Restarts:
         Args:
             learner_group: Learners that measure the Q-regrets.
             modules: current modules of all copies.
-            make_env: makes one environment.
+            make_env: makes one environment; None: there is none, and the copies with the least regret are chosen.
             pipeline: from the environment's observations to the modules' inputs.
             num_updates: gradient steps and regrowths of trees so far.
         """
-        regrets = _mean_regrets(learner_group)
-        copies = {student: _by_regret(names, regrets) for student, names in by_student(modules).items()}
-        self._chosen_at = num_updates
+        copies = self._choose_by_regret(learner_group, modules, num_updates)
+        if make_env is None:
+            return
 
         def play(names: Sequence[str], first: int, count: int) -> Validation:
             players = {name: modules[name] for name in names}
@@ -86,10 +86,19 @@ class Restarts:
                 "Validation failed, so the copies with the lowest Q-regret on the replay's states were chosen: %s",
                 error,
             )
-            self._chosen, self._returns = {student: names[0] for student, names in copies.items()}, {}
             return
         self._chosen = {student: played.best(names)[0] for student, names in copies.items()}
         self._count(played)
+
+    def _choose_by_regret(
+        self, learner_group: LearnerGroup, modules: Mapping[str, Any], num_updates: int
+    ) -> dict[str, list[str]]:
+        """Choose each student's copy with the least Q-regret on states of the replays; return all in this order."""
+        regrets = _mean_regrets(learner_group)
+        copies = {student: _by_regret(names, regrets) for student, names in by_student(modules).items()}
+        self._chosen_at, self._returns = num_updates, {}
+        self._chosen = {student: names[0] for student, names in copies.items()}
+        return copies
 
     @contextmanager
     def in_their_places(self, learner_group: LearnerGroup) -> Iterator[None]:

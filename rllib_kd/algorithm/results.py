@@ -29,6 +29,7 @@ def distillation_results(
     num_regrowths: int = 0,
     staleness: Sequence[int],
     learner_results: Mapping[str, Any],
+    held_out: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Return the entry.
 
@@ -42,6 +43,7 @@ def distillation_results(
         num_regrowths: times at which trees were regrown so far, likewise.
         staleness: policy lag of each sample of this iteration, in updates of the student.
         learner_results: results of the Learners, by student.
+        held_out: agreement on held-out rows, by student; None or empty without any.
 
     Returns:
         The run's figures and its student's; with several students, theirs are in a dict of their own, by name.
@@ -57,11 +59,12 @@ def distillation_results(
     if teachers:
         run |= {
             "kd_coeff": config.kd_coeff_at(env_steps, returns.ratio),
-            "teacher_fraction": config.teacher_fraction_at(env_steps),
+            **({} if config.is_offline else {"teacher_fraction": config.teacher_fraction_at(env_steps)}),
             "return_ratio": returns.ratio,
         }
     by_student = {
         name: _student_results(size, teachers.get(group_id), returns, name, learner_results.get(name, {}))
+        | dict((held_out or {}).get(name, {}))
         for group_id, name, size in students
     }
     is_alone = not config.students and not config.is_multi_agent

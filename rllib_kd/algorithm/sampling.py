@@ -6,13 +6,12 @@ import dataclasses
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ray
 from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.learner_group import LearnerGroup
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME, WEIGHTS_SEQ_NO
@@ -22,12 +21,12 @@ from rllib_kd.algorithm.answers import answers, kill_the_hung, reason_in
 from rllib_kd.algorithm.random_state import capture_random_state, put_back_random_state
 from rllib_kd.env_runner.capture import capture_sampling, put_back_sampling, restart_sampling
 from rllib_kd.environments.failures import EnvFailedError
-from rllib_kd.learner.group import TD_COLUMNS
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, pack_weights
 
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
+    from rllib_kd.algorithm.teachers import Teachers
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +107,35 @@ class Sampling:
         """Return whether EnvRunners sample in other processes, while the Learners learn."""
         return self._group.num_remote_env_runners() > 0
 
+    @property
+    def stores_rows(self) -> bool:
+        """Return whether checkpoints need the rows of the replays: environments do not show them again."""
+        return True
+
+    @property
+    def is_again(self) -> bool:
+        """Return whether samples before learning were counted before a restore."""
+        return False
+
+    def before_learning(self) -> Iterator[list[Sample]]:
+        """Yield samples that are learned from only when all are there: none of EnvRunners."""
+        yield from ()
+
+    def meet(self, teachers: Teachers) -> None:
+        """Send the teachers to the EnvRunners."""
+        teachers.send(self._group)
+
+    def held_out_results(self) -> dict[str, dict[str, float]]:
+        """Return the agreement on held-out rows, by student: EnvRunners hold none out."""
+        return {}
+
+    def progress(self, num_gradient_steps: int) -> dict[str, float]:
+        """Return how often recorded rows were learned from: EnvRunners have none."""
+        return {}
+
+    def replays_are(self, *, restored: bool) -> None:
+        """Do nothing: EnvRunners sample into replays in any case."""
+
     def sample(self, env_steps: int) -> list[Sample]:
         """Return new samples; none if no EnvRunner is left. RLlib restarts them before the next step.
 
@@ -146,7 +174,7 @@ class Sampling:
         return {
             "teacher_fraction": config.teacher_fraction_at(env_steps),
             "epsilon": value_at(config.epsilon, env_steps) if config.explore else 0.0,
-            "names": (Columns.OBS, *config.label_columns, *(TD_COLUMNS if config.uses_td else ())),
+            "names": config.replay_columns,
             "num_shards": max(1, config.num_learners),
         }
 
@@ -228,6 +256,8 @@ class Sampling:
 
     def get_state(self) -> dict[str, Any]:
         """Return a local EnvRunner's position in its episodes, and with a seed the global random generators."""
+        if self._config.output is not None and not self.is_remote:
+            self._group.local_env_runner.write_recorded()  # what is resumed records what comes after
         return {
             "env_runner": None if self.is_remote else capture_sampling(self._group.local_env_runner),
             "random_state": None if self._config.seed is None else capture_random_state(),

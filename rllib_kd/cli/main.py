@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from rllib_kd.cli import play, serve, shrink, sweep, train  # noqa: F401 (importing them adds their commands)
+from rllib_kd.cli import label, play, serve, shrink, sweep, train  # noqa: F401 (importing them adds their commands)
 from rllib_kd.cli.app import app, clean_warnings_of_others, echo, fail, with_log_level
 from rllib_kd.cli.gone import refuse_what_is_gone
 from rllib_kd.environments.failures import EnvFailedError

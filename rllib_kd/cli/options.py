@@ -101,6 +101,12 @@ Compression = Annotated[float | None, option("Student size / teacher size, in (0
 Loss = Annotated[str | None, option("Distillation loss: kl, nll, mse, ...", metavar="NAME")]
 
 
+Input = Annotated[list[str] | None, option("Labelled Parquet to learn from; repeat.", metavar="URI")]
+
+
+Output = Annotated[str | None, option("Folder for visited states and labels.", metavar="URI")]
+
+
 Config = Annotated[str, option("Settings: a JSON object, or @FILE.", "--config", "-c", metavar="JSON")]
 
 

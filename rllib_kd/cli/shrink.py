@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, NewFolder, TrainEnv, option
+from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, Input, NewFolder, TrainEnv, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
@@ -20,6 +20,7 @@ def shrink(
     env: TrainEnv = None,
     env_config: EnvConfig = "{}",
     imports: Imports = None,
+    input: Input = None,
     keep: Annotated[float, option("Share of the return to keep (default: 0.97).", metavar="X")] = 0.97,
     confidence: Annotated[float, option("Certificate's confidence (default: 0.95).", metavar="X")] = 0.95,
     minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
@@ -48,6 +49,7 @@ def shrink(
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_json
+    from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.shrink.progress import resuming_command
     from rllib_kd.shrink.shrink import Shrink, begun_with
 
@@ -63,7 +65,7 @@ def shrink(
         "env_steps": env_steps,
         "seed": seed,
         "env_config": parse_json(env_config, "--env-config"),
-        "config": parse_json(config, "--config"),
+        "config": parse_json(config, "--config") | ({"input_": absolute_uris(input)} if input else {}),
         "trees": trees,
         "restarts": restarts,
         "episodes": episodes,
@@ -72,6 +74,7 @@ def shrink(
     }
     if resume and out is not None:  # what is left out is as it was
         given = {name for name in options if str(context.get_parameter_source(name)).endswith("COMMANDLINE")}
+        given |= {"config"} if input else set()
         begun = begun_with(out)
         if {"minutes", "env_steps"} & given:  # one of them may be given
             begun |= {"minutes": None, "env_steps": None}

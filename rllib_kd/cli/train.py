@@ -21,12 +21,14 @@ from rllib_kd.cli.options import (
     Config,
     EnvConfig,
     Imports,
+    Input,
     Keep,
     Loss,
     MaxFailures,
     Name,
     NoTeacher,
     NumSamples,
+    Output,
     RayAddress,
     RayNumCpus,
     RayNumGpus,
@@ -67,6 +69,8 @@ def train(
     no_teacher: NoTeacher = False,
     compression: Compression = None,
     loss: Loss = None,
+    input: Input = None,
+    output: Output = None,
     config: Config = "{}",
     stop: Stop = "{}",
     num_samples: NumSamples = None,
@@ -120,6 +124,7 @@ def train(
     experiment = _experiment(words, algo, imports or [])
     env = given_environment(env, imports or ())
     shortcuts = {"env": env, "teacher": one_or_all(teacher), "compression": compression, "loss": loss}
+    shortcuts |= {"input_": one_or_all(input), "output": output}
     experiment.settings |= {name: value for name, value in shortcuts.items() if value is not None}
     if no_teacher:
         experiment.settings |= _without_teacher(teacher)

@@ -22,10 +22,12 @@ class Fragment:
 
     Args:
         ended_before: `[N]`, whether the environment's last step before this fragment ended an episode.
+        begins: whether all environments begin new episodes with it.
     """
 
-    def __init__(self, ended_before: np.ndarray):
+    def __init__(self, ended_before: np.ndarray, *, begins: bool = False):
         self.ended_before = ended_before
+        self.begins = begins
         self.steps: list[dict[str, np.ndarray]] = []
         self.final_obs: np.ndarray | None = None  # [N, ...], from which sampling continues
         self.final_mask: np.ndarray | None = None  # [N, A], the legal actions there, if the environments have masks
@@ -51,7 +53,7 @@ class Fragment:
     def restart(self) -> None:
         """Drop everything: the env has failed and was replaced."""
         self.ended_before = np.zeros_like(self.ended_before)
-        self.restarted = True
+        self.restarted = self.begins = True
         self.steps.clear()
 
     @property

@@ -36,6 +36,7 @@ from rllib_kd.env_runner.column_sampler import (
 )
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment, append_final_states
+from rllib_kd.env_runner.recorded import RecordingEnvRunner
 from rllib_kd.env_runner.students import StudentsEnvRunner
 from rllib_kd.environments.returned import explained, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -63,7 +64,7 @@ _EPISODE_CALLBACKS = (
 )
 
 
-class DistillEnvRunner(StudentsEnvRunner):
+class DistillEnvRunner(RecordingEnvRunner):
     """RLlib's single-agent EnvRunner, which also returns labelled columns."""
 
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
@@ -81,6 +82,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         "_reset_next",
         "_obs",
         "_ended",
+        "_recorder",
         "_returns",
         "_lengths",
     )
@@ -153,6 +155,7 @@ class DistillEnvRunner(StudentsEnvRunner):
         self._teacher = teacher.to(self._device)
         self._teacher_view = teacher.start() if self.env is not None and self._looks_for_itself(teacher) else None
         self._needs_initial_reset = True  # a view starts with an episode
+        self.begin_recording(teacher)
 
     def _looks_for_itself(self, teacher: Teacher) -> bool:
         """Return whether the teacher's inputs are made from observations in another way than the student's."""
@@ -209,6 +212,8 @@ class DistillEnvRunner(StudentsEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
+        if self._recorder is not None:
+            self._recorder.add(columns, fragment.ended_before, begins=fragment.begins)
         shards = [hand_over(self, shard) for shard in self._shards(columns, fragment, names, num_shards)]
         return shards, self.get_metrics()
 
@@ -285,7 +290,7 @@ class DistillEnvRunner(StudentsEnvRunner):
     def _sample_fragment(self, policy: BehaviorPolicy) -> Fragment:
         if self._needs_initial_reset:
             self._ended = np.zeros(self.num_envs, dtype=bool)
-        fragment = Fragment(self._ended)
+        fragment = Fragment(self._ended, begins=self._needs_initial_reset)
         if self._samples_directly:
             with self.metrics.log_time(SAMPLE_TIMER):
                 self._sample_directly(fragment, policy)

@@ -21,6 +21,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces, try_out
+from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
 from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
@@ -34,6 +35,7 @@ from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.observations.connectors import flatten_observations
 from rllib_kd.observations.spaces import has_texts, is_flattened
+from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.names import absolute_teachers, is_described
 from rllib_kd.terminal import say
@@ -80,6 +82,8 @@ class Experiment:
             settings["teacher"] = _absolute_teachers(settings["teacher"])
         if "env" in settings:
             settings["env"] = _settled_envs(settings["env"])
+        for name in {"input_", "output"} & settings.keys():
+            settings[name] = _absolute_places(settings[name])
         base = cls.get_default_config() if self.config is None else self.config
         written = dict(settings)
         settings = as_meant(type(base), settings)
@@ -100,8 +104,10 @@ class Experiment:
             )
         if self.compare_episodes:
             _check_is_one_student(configs)
+            if any(config.env is None for config in configs):
+                raise ValueError("`compare_episodes` needs an environment. Name one: --env ID, or leave it out.")
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
-        about = subject(cls, [config.env for config in configs])
+        about = subject(cls, map(_place_of, configs))
         return CheckedExperiment(
             name=own_name(about) if self.name is None else self.name,
             trainable=cls,
@@ -111,7 +117,7 @@ class Experiment:
             compare_episodes=self.compare_episodes,
             trial_resources={name: max(r.get(name, 0.0) for r in requests) for name in set().union(*requests)},
             settings=written,
-            title=f"{cls.__name__}-{short_name(first.env)}",
+            title=f"{cls.__name__}-{short_name(_place_of(first))}",
             subject=about,
         )
 
@@ -181,8 +187,25 @@ def _settled_envs(value: Any) -> Any:
     return settled(value)
 
 
+def _absolute_places(value: Any) -> Any:
+    """Return places of recorded rows with absolute paths, as `_absolute_teachers()`."""
+    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
+        return {"grid_search": [_absolute_places(place) for place in value["grid_search"]]}
+    return absolute_uris(value) if value else value
+
+
+def _place_of(config: AlgorithmConfig) -> Any:
+    """Return the environment; without one, the name of the folder or file of recorded rows."""
+    if config.env is not None or not config.is_offline:
+        return config.env
+    first = config.input_ if isinstance(config.input_, str) else config.input_[0]
+    return first.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+
 def _check_env(config: AlgorithmConfig) -> None:
-    """Check that an environment is named, and that it exists."""
+    """Check that an environment is named, and that it exists. Recorded rows need none."""
+    if config.env is None and isinstance(config, DistillDQNConfig) and config.is_offline:
+        return
     if config.env is None:
         raise ValueError("No environment was given. Name one, such as --env CartPole-v1, or `env` in the file.")
     if (env := settled(config.env)) is not config.env:
@@ -221,6 +244,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
         teacher = as_configured(teachers[name], config.ensemble, config.temperature)
         check_labels(config, {DEFAULT_MODULE_ID: teacher})
         check_teachers(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
+        check_before(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
     return teachers
 
 

@@ -97,11 +97,12 @@ def describe(
         "ratio": _best("ratio", [value for result in results for value in _return_ratios(result)], ratio),
         "left": _duration(seconds_left),
         "return": _return(results),
+        "agreement": _best("agreement", [value for result in results for value in _agreements(result)], _percent),
         # This number grows as long as training runs.
-        "env steps": f"{sum(result.get('num_env_steps_sampled_lifetime', 0) for result in results):,.0f} env steps",
+        "env steps": _progress(results),
         "trials": f"{done} of {num_trials} trials done" if num_trials > 1 else "",
     }
-    shown = ("trials", "env steps", "gradient steps", "return", "ratio", "left")
+    shown = ("trials", "env steps", "gradient steps", "agreement", "return", "ratio", "left")
     for dropped in range(len(parts)):
         kept = list(parts)[dropped:]
         line = " · ".join(parts[name] for name in shown if name in kept and parts[name])
@@ -151,6 +152,23 @@ def _return(results: Sequence[Mapping[str, Any]]) -> str:
         return evaluated
     has_teacher = any(teacher_fraction(result) is not None for result in results)
     return _best("behaviour return" if has_teacher else "exploring return", list(map(_mean_return, results)), number)
+
+
+def _progress(results: Sequence[Mapping[str, Any]]) -> str:
+    """Show the env steps of all trials; of recorded rows, the epochs of the one that is furthest."""
+    epochs = [result.get("distillation", {}).get("num_epochs") for result in results]
+    if epochs and None not in epochs:
+        return f"{max(epochs):,.1f} epochs"
+    return f"{sum(result.get('num_env_steps_sampled_lifetime', 0) for result in results):,.0f} env steps"
+
+
+def _agreements(result: Mapping[str, Any]) -> list[float | None]:
+    """Return the agreement of each student with its teacher on held-out rows."""
+    return [own.get("teacher_agreement") for own in _of_each_student(result.get("distillation", {}))]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _return_ratios(result: Mapping[str, Any]) -> list[float | None]:

@@ -95,21 +95,27 @@ class StudentGroup:
         return False
 
     def take_in(
-        self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
+        self,
+        fragments: Sequence[Mapping[str, Any]],
+        *,
+        reduce: Callable[[Tensor], Any] | None,
+        is_again: bool = False,
     ) -> dict[str, Tensor]:
         """Add fragments to the replay, and their labels to the statistics.
 
         Args:
             fragments: columns, as EnvRunners make them.
             reduce: adds up a tensor over all Learners, in place.
+            is_again: whether the statistics have them already.
 
         Returns:
             Some of the labelled states: `obs` and `teacher_q`, or nothing.
         """
         fresh: list[dict[str, Tensor]] = []
+        all_labels: list[Tensor] = []
         for fragment in fragments:
             self.replay.add(fragment)
-            if not self.config.label_columns:
+            if not self.config.label_columns or is_again:
                 continue
             if TEACHER_FEATURES in fragment:
                 for student in self.students.values():
@@ -117,13 +123,17 @@ class StudentGroup:
                         student.make_feature_map(fragment[TEACHER_FEATURES].shape[-1])
             rows = np.flatnonzero(fragment.get(VALID, np.ones(len(fragment[TEACHER_Q]), dtype=bool)))
             room = MAX_METRIC_STATES - sum(len(part[Columns.OBS]) for part in fresh)
-            seen, labels = observations(fragment, rows[:room]), fragment[TEACHER_Q][rows]
-            fresh.append({Columns.OBS: torch.tensor(seen), TEACHER_Q: torch.tensor(labels)})
+            # A piece of a file is larger than any fragment, and its first rows alone would be of a few episodes.
+            stride = len(rows) // MAX_METRIC_STATES or 1
+            some = rows[::stride][:room]
+            fresh.append({Columns.OBS: torch.tensor(observations(fragment, some))})
+            fresh[-1][TEACHER_Q] = torch.tensor(fragment[TEACHER_Q][some])
+            all_labels.append(torch.tensor(fragment[TEACHER_Q][rows]))
         device = self.replay.device
         states = {name: torch.cat([part[name] for part in fresh]) for name in DISTILLATION_COLUMNS} if fresh else {}
-        labels = states.get(TEACHER_Q, torch.zeros(0, self._num_actions))
+        labels = torch.cat(all_labels) if all_labels else torch.zeros(0, self._num_actions)
         self._take_labels(labels.to(device), reduce)
-        states = {name: column[:MAX_METRIC_STATES].to(device) for name, column in states.items()}
+        states = {name: column.to(device) for name, column in states.items()}
         if states:
             states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
         if self.obs_statistics.num_inputs:
@@ -136,6 +146,11 @@ class StudentGroup:
         self.statistics.update(labels, reduce=reduce)
         self.median_gap = self.statistics.gap_quantile(0.5)
         self.temperature, self.student_temperature = self.config.temperatures(self.median_gap, self._outputs)
+
+    def as_states(self, rows: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+        """Return rows with the columns `obs` and `teacher_q` as `agreement()` takes them."""
+        states = {name: torch.tensor(rows[name]).to(self.replay.device) for name in DISTILLATION_COLUMNS}
+        return states | {Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
     @torch.no_grad()
     def agreement(self, states: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
@@ -297,9 +312,9 @@ class StudentGroup:
                 learner.exchange(one, other)
         self.students[one].exchange(self.students[other])
 
-    def replay_arrays(self) -> dict[str, np.ndarray]:
-        """Return the replay as arrays: columns as `columns/<name>`, and the rest by its name."""
-        state = self.replay.get_state()
+    def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
+        """Return the replay as arrays: columns as `columns/<name>`, unless left out, and the rest by its name."""
+        state = self.replay.get_state(with_rows=with_rows)
         columns = {f"{_COLUMNS}{name}": column for name, column in state.pop("columns").items()}
         return columns | {name: np.asarray(value) for name, value in state.items()}
 

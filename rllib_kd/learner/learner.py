@@ -32,7 +32,7 @@ from torch import Tensor
 from rllib_kd.learner.gradient_step import take_step, target_updates
 from rllib_kd.learner.group import StudentGroup
 from rllib_kd.learner.objective import Loss, Objective
-from rllib_kd.learner.sequences import RecurrentStudent, SequenceGroup
+from rllib_kd.learner.sequences import kinds_of
 from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
 from rllib_kd.learner.trees import TreeStudent
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -83,7 +83,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
             own_loss = not self._overrides_loss
-            kind, group_kind = _kinds_of(modules, config)
+            kind, group_kind = kinds_of(modules, config)
             trees = {name: module for name, module in modules.items() if isinstance(module, TreeRLModule)}
             networks = {name: module for name, module in modules.items() if name not in trees}
             for members in stackable(networks, config, own_loss=own_loss):
@@ -137,6 +137,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         kd_coeff: float | None = None,
         td_coeff: float | None = None,
         return_state: bool = False,
+        is_again: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Add new columns to the replay, and make minibatch steps.
@@ -149,6 +150,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             num_gradient_steps: minibatch steps of each student in this call, ≥ 0; the same on every Learner.
             kd_coeff: new weight of the distillation loss, ≥ 0; None keeps the last one.
             td_coeff: new weight of the TD loss, ≥ 0; None keeps the last one.
+            is_again: whether the columns were in the replay before, so that their labels are counted already.
             return_state: whether to add the students' state after the steps to the results; as in RLlib's IMPALA.
             kwargs: further arguments that a LearnerGroup passes to every Learner.
 
@@ -170,8 +172,9 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         reduce = self._sum_over_learners if self.distributed else None
         for group_id, group in self.groups.items():
             own = [fragment[group_id] for fragment in fragments if group_id in fragment]
-            fresh = group.take_in(own, reduce=reduce)
-            self._log_agreement(group, fresh)
+            fresh = group.take_in(own, reduce=reduce, is_again=is_again)
+            # Recorded rows come again, so that those of a later pass are not new: agreement is on held-out ones.
+            self._log_agreement(group, {} if self.config.is_offline else fresh)
             num_steps = self._steps_to_make(group, num_gradient_steps)
             self._log_trees(group, group.regrow_trees() if self.kd_coeff else [])
             if num_steps:
@@ -259,12 +262,16 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                     optimizers[stack.optimizer_name] = joined
         return {**state, COMPONENT_OPTIMIZER: optimizers}
 
-    def replay_arrays(self) -> dict[str, np.ndarray]:
-        """Return this Learner's replay, which `get_state()` does not contain: each Learner has a different one."""
+    def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
+        """Return this Learner's replay, which `get_state()` does not contain: each Learner has a different one.
+
+        Args:
+            with_rows: whether to return the rows, or only where their order of drawing stands.
+        """
         return {
             f"{group_id}/{name}": array
             for group_id, group in self.groups.items()
-            for name, array in group.replay_arrays().items()
+            for name, array in group.replay_arrays(with_rows=with_rows).items()
         }
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]]) -> bool:
@@ -293,6 +300,15 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     def restore_from_path(self, path: Any, **kwargs: Any) -> None:
         self._forget_training_weights()  # a whole checkpoint brings its own, in set_state()
         super().restore_from_path(path, **kwargs)
+
+    def agreement(self, rows: Any) -> dict[str, dict[str, float]]:
+        """Return how each student agrees with its teacher on rows that it never learns from.
+
+        Args:
+            rows: columns `obs` and `teacher_q`, or a reference to them.
+        """
+        group = next(iter(self.groups.values()))
+        return group.agreement(group.as_states(receive(rows)))
 
     # --- Restarts -----------------------------------------------------------------------------------------------------
 
@@ -432,7 +448,8 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     # --- Metrics -----------------------------------------------------------------------------------------------------
 
     def _log_agreement(self, group: StudentGroup, fresh: Mapping[str, Tensor]) -> None:
-        for name, agreement in group.agreement(fresh).items():
+        found = group.agreement(fresh) or ({name: {} for name in group.named} if self.config.is_offline else {})
+        for name, agreement in found.items():
             self.metrics.log_dict(agreement | {"temperature": group.temperature}, key=name, window=1)
 
     def _log_trees(self, group: StudentGroup, regrown: Sequence[str]) -> None:
@@ -470,17 +487,6 @@ def _check_has_q_values(module: Any) -> None:
             f"The student must have Q-values, but {type(module).__name__} has no compute_q_values(). "
             "Use RLlib's DQN module, or one that implements QNetAPI."
         )
-
-
-def _kinds_of(modules: Mapping[str, Any], config: Any) -> tuple[type[Student], type[StudentGroup]]:
-    """Return the classes of the students of one teacher, and of their group."""
-    stateful = [module for module in modules.values() if module.is_stateful()]
-    if stateful and not config.is_recurrent:
-        raise ValueError(
-            f"A {type(stateful[0]).__name__} of your own with a state is not supported. Shape a recurrent student by "
-            "rl_module(model_config={'use_lstm': True, ...})."
-        )
-    return (RecurrentStudent, SequenceGroup) if stateful else (Student, StudentGroup)
 
 
 def _resolve(batch_refs: Sequence[Any] | None) -> list[Mapping[str, Any]]:

@@ -224,14 +224,19 @@ class ColumnarReplay:
             return following
         return (following + (self._num_frames - 1) * self._columns[CONTEXT][following]) % self.capacity
 
-    def get_state(self) -> dict[str, Any]:
-        """Return the contents (oldest row first), their position in the ring, and the state of the sampling order."""
+    def get_state(self, *, with_rows: bool = True) -> dict[str, Any]:
+        """Return the contents (oldest row first), their position in the ring, and the state of the sampling order.
+
+        Without rows there are no contents.
+        """
         order = self._oldest(self._size)
         return {
             "num_frames": self._num_frames,
             "capacity": self.capacity,
             "head": self._head,
-            "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()},
+            "columns": {name: column[order].cpu().numpy() for name, column in self._columns.items()}
+            if with_rows
+            else {},
             "generator": self._generator.get_state().numpy(),
         }
 
@@ -328,9 +333,9 @@ class PrioritizedReplay(ColumnarReplay):
         self._columns[_PRIORITY][rows] = priorities**self._alpha
         self._highest = torch.maximum(self._highest, priorities.max())
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self, *, with_rows: bool = True) -> dict[str, Any]:
         """Return the state as `ColumnarReplay.get_state`; the priorities are a column."""
-        return super().get_state() | {"highest_priority": float(self._highest)}
+        return super().get_state(with_rows=with_rows) | {"highest_priority": float(self._highest)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Replace the contents as `ColumnarReplay.set_state`."""

@@ -126,7 +126,11 @@ class SequenceGroup(StudentGroup):
         return self._num_taken * self.config.get_rollout_fragment_length() < self.replay.length
 
     def take_in(
-        self, fragments: Sequence[Mapping[str, Any]], *, reduce: Callable[[Tensor], Any] | None
+        self,
+        fragments: Sequence[Mapping[str, Any]],
+        *,
+        reduce: Callable[[Tensor], Any] | None,
+        is_again: bool = False,
     ) -> dict[str, Tensor]:
         """Add sequences to the replay, and their labels to the statistics.
 
@@ -134,6 +138,7 @@ class SequenceGroup(StudentGroup):
             fragments: sequences, as EnvRunners cut them: columns `[B, T, ...]`, `learned` `[B, T]`, and parts of
                 states `[B, layers, units]`.
             reduce: adds up a tensor over all Learners, in place.
+            is_again: False: sequences come from EnvRunners alone, and once.
 
         Returns:
             Some of the sequences as a batch; nothing if there are none.
@@ -194,3 +199,14 @@ class SequenceGroup(StudentGroup):
         """Fill the replay as `StudentGroup.refill_replay()`; not from sequences of another length."""
         lengths = {shard[f"columns/{OBS}"].shape[1] for shard in shards if f"columns/{OBS}" in shard}
         return lengths <= {self.replay.length} and super().refill_replay(shards, is_own=is_own)
+
+
+def kinds_of(modules: Mapping[str, Any], config: Any) -> tuple[type[Student], type[StudentGroup]]:
+    """Return the classes of the students of one teacher, and of their group."""
+    stateful = [module for module in modules.values() if module.is_stateful()]
+    if stateful and not config.is_recurrent:
+        raise ValueError(
+            f"A {type(stateful[0]).__name__} of your own with a state is not supported. Shape a recurrent student by "
+            "rl_module(model_config={'use_lstm': True, ...})."
+        )
+    return (RecurrentStudent, SequenceGroup) if stateful else (Student, StudentGroup)

@@ -18,6 +18,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MAX, EPIS
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.first_weights import set_weights
+from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import shape_students
 from rllib_kd.checkpoints.connectors import pipeline_of
@@ -62,6 +63,7 @@ def training_config(
             "Connectors of your own are not supported here: their statistics would be missing in the student's "
             "checkpoint. Leave them out."
         )
+    check_before(config, {DEFAULT_MODULE_ID: teacher}, None)  # recorded rows, if there are any
     # Copies are compared by the tournament alone, and not at each save.
     config.distillation(
         students={size.name: size.shape for size in sizes}, restarts=restarts, num_validation_episodes=0

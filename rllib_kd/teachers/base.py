@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +26,9 @@ from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.teachers.recurrent import RecurrentView, first_outputs
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, TEACHER_FEATURES, TEACHER_PROBS, TEACHER_Q, Outputs
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 class Teacher(Checkpointable):
@@ -171,6 +174,53 @@ class Teacher(Checkpointable):
         """Move this teacher to a device, and return it."""
         self._module.to(device)
         return self
+
+    def label(
+        self,
+        dataset: Dataset,
+        *,
+        obs_column: str = Columns.OBS,
+        also: Sequence[str] = (),
+        env: str | None = None,
+        batch_size: int = 4096,
+        concurrency: int | tuple[int, int] | None = None,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
+    ) -> Dataset:
+        """Return a Ray Dataset of the rows of another one with this teacher's labels, from a pool of actors.
+
+        Its columns are those of a labelled file (docs: Recorded observations): `obs`, RLlib's `actions`, `rewards`,
+        `terminateds`, `truncateds`, `eps_id`, `t` and `action_mask` where they are there, and `teacher_q` `[A]` (return
+        units) or, of an actor-critic, `teacher_log_probs` `[A]` (nats). Other columns are left out. Its
+        `write_parquet()` writes labelled files.
+
+        Args:
+            dataset: rows with observations, as in the teacher's environment. Ray Data reads them lazily.
+            obs_column: name of its column of observations.
+            also: further labels: "teacher_probs" of a C51, "teacher_features" of RLlib's networks.
+            env: id of the environment, which labelled files record; None if it is unknown.
+            batch_size: rows that the teacher labels at once, ≥ 1.
+            concurrency: number of actors, or the least and the most; None: one for each CPU or GPU that Ray has.
+            num_cpus: CPUs of each actor.
+            num_gpus: GPUs of each actor; with a part of one, the teacher is on it, too.
+
+        Raises:
+            ValueError: the teacher has not these labels, or remembers earlier steps. Rows that cannot be labelled raise
+                one where Ray Data computes them.
+        """
+        from rllib_kd.offline.dataset import label_dataset  # which imports Ray Data
+
+        return label_dataset(
+            self,
+            dataset,
+            obs_column=obs_column,
+            also=also,
+            env=env,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            num_cpus=num_cpus,
+            num_gpus=num_gpus,
+        )
 
     def takes(self, space: gym.Space) -> bool:
         """Return whether its pipeline takes observations of this space."""

@@ -73,7 +73,7 @@ class OnnxFunction:
         options.log_severity_level = 4  # fatal; errors are raised
         # Otherwise a few bytes decide that it is read as another format, with another model in it.
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        self._content, self._num_numbers, self._uri = content, num_numbers, uri
+        self.content, self._num_numbers, self._uri = content, num_numbers, uri
         self._outline: Any = None
         self._checked: set[int] = set()  # numbers of observations
         self._session = onnxruntime.InferenceSession(
@@ -116,12 +116,12 @@ class OnnxFunction:
         from rllib_kd.teachers.onnx_model import Outline
 
         if self._outline is None:
-            self._outline = Outline(self._content, self._uri)
+            self._outline = Outline(self.content, self._uri)
         self._outline.check(num_observations)
         self._checked.add(num_observations)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content, self._num_numbers, self._uri)
+        return type(self), (self.content, self._num_numbers, self._uri)
 
 
 def _mask_size(inputs: list[Any]) -> int:

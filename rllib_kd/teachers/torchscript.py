@@ -108,7 +108,7 @@ class ExportedFunction:
     """
 
     def __init__(self, content: bytes):
-        self._content = content
+        self.content = content
         program = torch.export.load(io.BytesIO(content))
         _, *masks = program.graph_signature.user_inputs  # of legal actions, as of export()
         self._num_actions = [int(node.meta["val"].shape[1]) for node in program.graph.nodes if node.name in masks]
@@ -127,7 +127,7 @@ class ExportedFunction:
         return self._module(obs.cpu(), *masks)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content,)
+        return type(self), (self.content,)
 
 
 class TorchScriptFunction:
@@ -138,7 +138,7 @@ class TorchScriptFunction:
     """
 
     def __init__(self, content: bytes):
-        self._content = content
+        self.content = content
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # newer torch announces the end of TorchScript each time
             self._script = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
@@ -157,4 +157,4 @@ class TorchScriptFunction:
         return self._script(obs.cpu())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content,)
+        return type(self), (self.content,)

@@ -70,6 +70,8 @@ FEATURES = [
     Feature("prioritized replay", "`alpha`, `beta`", {"replay_buffer_config": {"alpha": 0.6, "beta": 0.4}}),
     Feature("custom connectors", "`env_to_module_connector`", {"env_to_module_connector": lambda **_: MeanStdFilter()}),
     Feature("weights of 8 bits", '`quantize="int8"`', {"quantize": "int8"}),
+    Feature("recorded rows", "`input_`", {"input_": "/rows"}),
+    Feature("recording", "`output`", {"output": "/rows"}),
     Feature("remote EnvRunners", "`num_env_runners`", {"num_env_runners": 2}),
     Feature("several Learners", "`num_learners`", {"num_learners": 2}),
 ]
@@ -130,7 +132,7 @@ def page() -> str:
     pairs = combinations(range(len(FEATURES)), 2)
     refused = {(i, j): reason for i, j in pairs if (reason := refusal(FEATURES[i], FEATURES[j]))}
     numbers = {reason: number for number, reason in enumerate(dict.fromkeys(refused.values()), 1)}
-    letters = ascii_uppercase[: len(FEATURES)]
+    letters = [*ascii_uppercase, *(f"A{letter}" for letter in ascii_uppercase)][: len(FEATURES)]
     rows = [f"| | feature | {' | '.join(letters)} |", f"|---|---|{'---|' * len(FEATURES)}"]
     for i, feature in enumerate(FEATURES):
         reasons = [refused.get((min(i, j), max(i, j))) for j in range(len(FEATURES))]

@@ -20,7 +20,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
-from tests.benchmarks import concurrency, env_runner, family, harness, learner, memory, recurrent  # isort: skip
+from tests.benchmarks import (  # isort: skip
+    concurrency,
+    env_runner,
+    family,
+    harness,
+    labelling,
+    learner,
+    memory,
+    recorded,
+    recurrent,
+)
 import ray
 import torch
 
@@ -29,6 +39,8 @@ BENCHMARKS = (
     | recurrent.BENCHMARKS
     | family.BENCHMARKS
     | env_runner.BENCHMARKS
+    | labelling.BENCHMARKS
+    | recorded.BENCHMARKS
     | concurrency.BENCHMARKS
     | memory.BENCHMARKS
 )

@@ -33,6 +33,22 @@ BAD = {
         ["train", "--algo", "DistillDQN", "--env", "Acrobot-v1", "--teacher", "cartpole", "--ray-num-cpus", "1"],
         "The teacher's observation space is Box(4,), but in 'Acrobot-v1' it is Box(6,)",
     ),
+    "recorded rows that are not there": (
+        ["train", "--algo", "DistillDQN", "--teacher", "cartpole", "--input", "/does/not/exist"],
+        "There is nothing at '/does/not/exist'",
+    ),
+    "recorded rows that are not there, to shrink": (
+        ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1", "--input", "/does/not/exist"],
+        "There is nothing at '/does/not/exist'",
+    ),
+    "recorded rows and who acts": (
+        ["train", "--algo", "DistillDQN", "--teacher", "cartpole", "--input", "x", "-c", '{"teacher_fraction": 0.5}'],
+        "`teacher_fraction`=0.5 is not supported with `input_`",
+    ),
+    "rows without labels to record": (
+        ["train", "--algo", "DistillDQN", "--env", "CartPole-v1", "--no-teacher", "--output", "x"],
+        "`teacher`=None is not supported with `output`",
+    ),
     "a teacher and none": ([*DISTIL, "--no-teacher"], "--no-teacher and --teacher exclude each other"),
     "no teacher for another algorithm": ([*RUN, "--no-teacher"], "DQNConfig has no setting 'teacher'"),
     "teacher for another algorithm": ([*RUN, "--teacher", "cartpole"], "DQNConfig has no setting 'teacher'"),

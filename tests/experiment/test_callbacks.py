@@ -138,3 +138,16 @@ def test_without_wandb_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("rllib_kd.experiment.loggers.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install wandb"):
         wandb_callback(project="p")
+
+
+def test_recorded_rows_show_epochs_and_agreement_instead_of_steps_and_returns():
+    own = {
+        "num_epochs": 12.34,
+        "teacher_agreement": 0.951,
+        "return_ratio": math.nan,
+        "num_gradient_steps_lifetime": 500,
+    }
+    result = {"num_env_steps_sampled_lifetime": 4_000, "time_total_s": 5.0, "distillation": own}
+    assert describe([result]) == "12.3 epochs · 100 gradient steps/s · agreement 95.1 %"
+    family = {"num_epochs": 2.0, "students": {"a": {"teacher_agreement": 0.9}, "b": {"teacher_agreement": 0.8}}}
+    assert describe([{"distillation": family}]) == "2.0 epochs · best agreement 90.0 %"

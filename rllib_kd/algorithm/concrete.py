@@ -1,0 +1,38 @@
+"""The config that actors read: with all that follows from environment, recorded rows and teachers, without networks."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from rllib_kd.algorithm.config import DistillationConfig
+from rllib_kd.algorithm.defaults import settle_defaults
+from rllib_kd.algorithm.label_checks import note_outputs
+from rllib_kd.algorithm.recorded import settle_recorded
+from rllib_kd.algorithm.students import shape_students
+from rllib_kd.algorithm.teachers import Teachers, without_networks
+from rllib_kd.offline.stream import RecordedFiles
+
+_Config = TypeVar("_Config", bound=DistillationConfig)
+
+
+def concrete_config(
+    given: _Config, spaces: tuple[Any, Any] | None, teachers: Teachers, files: RecordedFiles | None
+) -> _Config:
+    """Return a frozen copy of a config, in which nothing is left open.
+
+    Args:
+        given: config, as a user has set it.
+        spaces: spaces of the environment, or of recorded rows; None if unknown.
+        teachers: teachers by group.
+        files: files of recorded rows; None if environments are sampled.
+    """
+    config = given.copy(copy_frozen=False)
+    config.settle_environment()
+    if files is not None:
+        settle_recorded(config, files, spaces)
+    settle_defaults(config, spaces, teachers)
+    shape_students(config, teachers)
+    note_outputs(config, teachers)
+    config.set_teachers(lambda _, teacher: without_networks(teacher))
+    config.freeze()
+    return config

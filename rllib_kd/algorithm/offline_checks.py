@@ -1,0 +1,165 @@
+"""Which settings make no sense for recorded rows: those that are read, and those that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any
+
+from pyarrow.fs import FileSystem
+
+from rllib_kd.offline.data import LabelledData
+
+if TYPE_CHECKING:
+    from rllib_kd.algorithm.config import DistillationConfig
+
+
+#: RLlib's settings of offline data that are read here. The others concern its OfflinePreLearner and Ray Data's options.
+READ = ("input_", "input_filesystem", "input_filesystem_kwargs", "offline_data_class", "dataset_num_iters_per_learner")
+
+
+_UNREAD = (
+    "input_read_method",
+    "input_read_method_kwargs",
+    "input_read_schema",
+    "input_read_episodes",
+    "input_read_sample_batches",
+    "input_read_batch_size",
+    "materialize_data",
+    "map_batches_kwargs",
+    "iter_batches_kwargs",
+    "prelearner_class",
+    "prelearner_buffer_class",
+    "prelearner_use_recorded_module_states",
+    "shuffle_buffer_size",
+    "offline_evaluation_interval",
+)
+
+
+#: Likewise of what is written.
+WRITTEN = ("output", "output_max_rows_per_file", "output_max_file_size")
+
+
+_UNWRITTEN = (
+    "output_config",
+    "output_write_method",
+    "output_write_method_kwargs",
+    "output_filesystem",
+    "output_filesystem_kwargs",
+    "output_write_episodes",
+)
+
+
+#: Settings of whoever acts in EnvRunners.
+_OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
+
+
+def check_offline(config: DistillationConfig) -> None:
+    """Check the settings of recorded rows, and what they exclude."""
+    _check_places(config)
+    if not isinstance(config.held_out, Real) or isinstance(config.held_out, bool) or not 0.0 <= config.held_out <= 0.5:
+        raise ValueError(f"`held_out` must be in [0, 0.5], a share of recorded rows, got {config.held_out!r}.")
+    if config.in_evaluation:
+        return
+    if config.output is not None:
+        _check_output(config)
+    if not config.is_offline:
+        return
+    if config.teacher is None:
+        raise ValueError("Recorded rows are learned from by a teacher's labels, but `teacher` is None. Name a teacher.")
+    _refuse(
+        config,
+        (
+            ("is_multi_agent", config.is_multi_agent, "Recorded rows are of single agents. Leave out multi_agent(...)"),
+            ("output", config.output is not None, "Rows of `input_` are recorded already. Leave out one of them"),
+            (
+                "num_env_runners",
+                config.num_env_runners > 0,
+                "Recorded rows are read, not sampled. Set it to 0; evaluations have evaluation_num_env_runners",
+            ),
+            (
+                "env_to_module_connector",
+                "env_to_module" in config.own_connectors,
+                "Recorded rows pass through no connectors. Record what networks take, and leave it out",
+            ),
+        ),
+    )
+    defaults = type(config)()
+    of_behaviour = ((name, "Nobody acts where rows are recorded") for name in _OF_BEHAVIOUR)
+    unread = ((name, f"Of RLlib's offline settings, {', '.join(READ)} are read here") for name in _UNREAD)
+    for name, reason in (*of_behaviour, *unread):
+        _refuse(config, [(name, getattr(config, name) != getattr(defaults, name), f"{reason}. Leave it out")])
+    steps = config.dataset_num_iters_per_learner
+    if steps is not None and (not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1):
+        raise ValueError(
+            f"`dataset_num_iters_per_learner` must be an integer of at least 1, the gradient steps of a training step, "
+            f"got {steps!r}."
+        )
+    if not issubclass(config.offline_data_class or object, LabelledData):
+        raise ValueError(f"`offline_data_class` must be a LabelledData, got {config.offline_data_class}.")
+    if config.env is None:
+        _check_without_environment(config)
+
+
+def _check_without_environment(config: DistillationConfig) -> None:
+    """Refuse what plays episodes."""
+    instead = "Name one: .environment(...), --env; or leave it out: results have agreement and regret on held-out rows"
+    _refuse(
+        config,
+        (
+            ("evaluation_interval", bool(config.evaluation_interval), f"Evaluations need an environment. {instead}"),
+            ("num_baseline_episodes", bool(config.num_baseline_episodes), f"Episodes need an environment. {instead}"),
+        ),
+    )
+
+
+def _check_output(config: DistillationConfig) -> None:
+    """Check that what EnvRunners visit can be recorded, with labels."""
+    defaults = type(config)()
+    changed = [(name, getattr(config, name) != getattr(defaults, name)) for name in _UNWRITTEN]
+    words = f"Of RLlib's settings of outputs, {', '.join(WRITTEN)} are read here. Leave it out"
+    if not isinstance(config.output, str) or not config.output.strip():
+        raise ValueError(f"`output` must be the path or URI of a folder of labelled rows, got {config.output!r}.")
+    for name, is_refused, reason in (
+        ("is_multi_agent", config.is_multi_agent, "Rows are of single agents. Leave out multi_agent(...)"),
+        ("teacher", config.teacher is None, "It records a teacher's labels. Name a teacher, or leave `output` out"),
+        (
+            "env_to_module_connector",
+            "env_to_module" in config.own_connectors,
+            "Rows are what the environment shows, and connectors make something else of it. Wrap the environment",
+        ),
+        *((name, is_changed, words) for name, is_changed in changed),
+    ):
+        if is_refused:
+            raise ValueError(f"{_shown(config, name)} is not supported with `output`. {reason}.")
+    for name, value in (
+        ("output_max_rows_per_file", config.output_max_rows_per_file),
+        ("output_max_file_size", config.output_max_file_size),
+    ):
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not (is_count or (value is None and name == "output_max_rows_per_file")):
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+
+
+def _check_places(config: DistillationConfig) -> None:
+    """Check where rows are read from and written to. RLlib takes what it does not understand for no input at all."""
+    uris = config.input_ if isinstance(config.input_, list | tuple) else [config.input_]
+    if not uris or not all(isinstance(uri, str) and uri.strip() for uri in uris):
+        raise ValueError(
+            f"`input_` must be a path or URI of recorded rows, or a list of them, got {config.input_!r}. Leave it out "
+            "to sample an environment."
+        )
+    filesystem = config.input_filesystem
+    if filesystem not in (None, "s3") and not isinstance(filesystem, FileSystem):
+        raise ValueError(f"`input_filesystem` must be None, 's3' or a pyarrow FileSystem, got {filesystem!r}.")
+
+
+def _refuse(config: DistillationConfig, settings: Iterable[tuple[str, bool, str]]) -> None:
+    for name, is_refused, reason in settings:
+        if is_refused:
+            raise ValueError(f"{_shown(config, name)} is not supported with `input_`. {reason}.")
+
+
+def _shown(config: Any, name: str) -> str:
+    value = getattr(config, name, None)
+    return f"`{name}`" if value is None and name != "teacher" else f"`{name}`={value!r}"

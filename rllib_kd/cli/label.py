@@ -1,0 +1,64 @@
+"""`rllib label`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
+from rllib_kd.cli.options import TEACHER_HELP, Address, Trust, option
+
+
+# Longer than other functions: typer reads the flags from its signature.
+@app.command()
+def label(
+    teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
+    input: Annotated[str, option("Recorded file or folder, path or URI.", metavar="URI")],
+    output: Annotated[str, option("Folder for the labelled files, path or URI.", metavar="URI")],
+    obs_column: Annotated[str, option("Column of observations (default: obs).", metavar="NAME")] = "obs",
+    also: Annotated[
+        list[str] | None, option("More labels: teacher_probs, teacher_features.", "--also", metavar="NAME")
+    ] = None,
+    batch_size: Annotated[int, option("Rows labelled at once (default: 4,096).", metavar="N")] = 4096,
+    concurrency: Annotated[int | None, option("Actors (default: one for each CPU or GPU).", metavar="N")] = None,
+    num_cpus: Annotated[float, option("CPUs of each actor (default: 1).", metavar="X")] = 1.0,
+    num_gpus: Annotated[float, option("GPUs of each actor (default: 0).", metavar="X")] = 0.0,
+    trust_checkpoint: Trust = False,
+    address: Address = None,
+) -> None:
+    """Label recorded observations with a teacher's Q-values or policy.
+
+    Reads Parquet, .npz, .npy, and datasets of Minari; writes a Parquet file
+    for each. Finished files are skipped: the same command continues a job.
+
+    \b
+    rllib label --teacher cartpole --input logs --output labelled
+    """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    import logging
+    from contextlib import nullcontext
+
+    from rllib_kd.experiment.connection import connection
+    from rllib_kd.experiment.experiment import check_not_empty
+    from rllib_kd.offline.job import LabelJob
+    from rllib_kd.teachers.loading import OpenedCheckpoint, load_teacher
+
+    set_log_level(0)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    check_not_empty(address=address)
+    one = one_or_all(teacher)
+    opened = OpenedCheckpoint(one, trust_checkpoint=trust_checkpoint) if isinstance(one, str) else None
+    env = None if opened is None else opened.environment()[0]
+    job = LabelJob(
+        load_teacher(one or [], trust_checkpoint=trust_checkpoint) if opened is None else opened.network,
+        input,
+        output,
+        obs_column=obs_column,
+        also=also or (),
+        env=env if isinstance(env, str) else None,
+        batch_size=batch_size,
+        concurrency=concurrency,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
+    needs = {"CPU": num_cpus, "GPU": num_gpus}
+    with connection(needs, address=address) if job.remaining else nullcontext():
+        echo(job.run(progress=True))

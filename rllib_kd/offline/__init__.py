@@ -1,0 +1,1 @@
+"""Recorded observations, labelled by a teacher: files of them, and what reads and writes these."""

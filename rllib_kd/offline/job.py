@@ -1,0 +1,400 @@
+"""Label files: one labelled file for each recorded one, by a pool of actors of Ray Data.
+
+Ray Data maps over the paths, and each actor streams its file: reads, labels and writes it batch by batch. Rows pass
+neither the object store nor other processes, so that memory stays the same at any size; files stay one to one and in
+their order, so that a killed job skips the finished ones; Ray Data places the actors, and gives the files of a lost
+node to others. Ray Data's own way over rows (`read_parquet`, `map_batches`, `write_parquet`) has none of these:
+`Teacher.label()` is for those who want rows in a Dataset.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from pyarrow.fs import FileSystem
+from ray.data import ActorPoolStrategy
+from ray.rllib.core.columns import Columns
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.files import InputFile, Inputs, check_apart, filesystem_of, find_inputs, labelled_files
+from rllib_kd.offline.labelling import Labeller
+from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
+from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet
+from rllib_kd.offline.writing import remove_parts, write_file
+from rllib_kd.terminal import bar, say
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
+
+#: Rows that the teacher labels at once.
+BATCH_SIZE = 4096
+
+
+#: Actors: how many, or at least and at most how many, as in `ray.data.Dataset.map_batches()`.
+Concurrency = int | tuple[int, int] | None
+
+
+_SAMPLE = 32  # rows that are labelled before the job starts, to find out what is in the files
+
+
+_AT_ONCE = 16  # footers that are read at the same time
+
+
+_PART = 256  # of them, before their contents are compared
+
+
+_MAX_TRIES = 3  # of a file whose actor dies
+
+
+_MAX_BLOCKS = 1_000  # of the Dataset of paths
+
+
+_MAX_SHOWN = 8  # names of columns
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a job has done.
+
+    Args:
+        output: URI of the folder.
+        schema: schema of its files.
+        num_files: number of files, with those that were there before.
+        num_skipped: number of files that were there before.
+        num_rows: number of rows that were labelled.
+        seconds: time that it took, without the checks before it.
+    """
+
+    output: str
+    schema: LabelledSchema
+    num_files: int
+    num_skipped: int
+    num_rows: int
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = f", {self.num_rows / self.seconds:,.0f} rows/s" if self.num_rows else ""
+        files = f"files: {self.num_files:,}, of which {self.num_skipped:,} were there"
+        return f"{self.output}\n{self.num_rows:,} rows labelled{rate}; {files}"
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What each actor needs to know."""
+
+    teacher: Teacher
+    also: tuple[str, ...]
+    schema: LabelledSchema
+    reader: Reader
+    input: str
+    output: str
+    batch_size: int
+    device: str
+
+
+class LabelJob:
+    """Labels recorded files with a teacher. Finished files are skipped, so that a killed job goes on where it was.
+
+    All files are checked when the job is made, as far as their footers and headers tell, and some rows of the first are
+    labelled: neither Ray nor a GPU is needed before `run()`.
+
+    Args:
+        teacher: the teacher.
+        input: path or URI of a file or folder: Parquet, `.npz`, `.npy`, or the folder of a dataset of Minari.
+        output: path or URI of the folder for the labelled files. It is made if it is missing.
+        obs_column: name of the column of observations.
+        also: names of further labels: `teacher_probs`, `teacher_features`.
+        env: id of the environment, which the files record; None if it is unknown.
+        batch_size: rows that the teacher labels at once, ≥ 1; fewer if they would take more than 64 MiB.
+        concurrency: number of actors, or the least and the most; None: one for each CPU or GPU that Ray has.
+        num_cpus: CPUs of each actor.
+        num_gpus: GPUs of each actor; with a part of one, the teacher is on it, too.
+
+    Raises:
+        DataError: the files cannot be labelled; the message names file and column.
+        ValueError: an argument is out of its range, or the teacher has not the labels.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        input: str | os.PathLike[str],
+        output: str | os.PathLike[str],
+        *,
+        obs_column: str = Columns.OBS,
+        also: Sequence[str] = (),
+        env: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        concurrency: Concurrency = None,
+        num_cpus: float = 1.0,
+        num_gpus: float = 0.0,
+    ):
+        check_arguments(batch_size, concurrency, num_cpus, num_gpus)
+        input, output = os.fspath(input), os.fspath(output)
+        self._concurrency, self._num_cpus, self._num_gpus = concurrency, num_cpus, num_gpus
+        output = absolute_uri(output)
+        check_apart(input, output)
+        labeller = Labeller(teacher, also=also)
+        inputs = find_inputs(input, obs_column=obs_column)
+        self._num_files = len(inputs.files)
+        schema, self.remaining = _checked(inputs, output, labeller, env)
+        device = "cuda" if num_gpus else "cpu"
+        self.plan = _Plan(teacher, tuple(also), schema, inputs.reader, inputs.uri, output, batch_size, device)
+
+    def run(self, *, progress: bool = False) -> Labelled:
+        """Label the remaining files, in Ray.
+
+        Args:
+            progress: whether a bar is shown on a terminal.
+
+        Raises:
+            DataError: rows cannot be labelled; the message names file, column and row. Finished files stay.
+            OSError: a file cannot be written.
+        """
+        start, count, total = time.perf_counter(), 0, len(self.remaining)
+        remove_parts(*filesystem_of(self.plan.output))
+        if self.remaining:
+            pool = pool_of(self._concurrency, self._num_cpus, self._num_gpus, most=total)
+            with bar("files", total=total, shown=progress) as advance:
+                for rows in _labelled(self.remaining, self.plan, pool, self._num_cpus, self._num_gpus):
+                    count += rows
+                    advance(1)
+        seconds = time.perf_counter() - start
+        return Labelled(self.plan.output, self.plan.schema, self._num_files, self._num_files - total, count, seconds)
+
+
+def _checked(
+    inputs: Inputs, output: str, labeller: Labeller, env: str | None
+) -> tuple[LabelledSchema, list[InputFile]]:
+    """Return the schema of the labelled files, and the files that are not labelled yet, once all have been checked."""
+    source, _ = filesystem_of(inputs.uri)
+    first, counts = _inspected(inputs, source, labeller)
+    schema = labeller.schema_of(_sample(inputs, source, counts, labeller), env)
+    target, folder = filesystem_of(output)
+    there = labelled_files(target, folder)
+    done = {
+        path: rows
+        for file, rows in zip(inputs.files, counts, strict=True)
+        if (path := f"{folder}/{file.name}") in there
+    }
+    for _ in _mapped(lambda path: _check_is_of_this_job(target, path, schema, done[path]), list(done)):
+        pass
+    _note_what_is_left_out(inputs, first, output, len(there) - len(done))
+    return schema, [file for file in inputs.files if f"{folder}/{file.name}" not in done]
+
+
+def _mapped(function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """Yield a function's results for items, in their order, of several at once: most of the time is a store's."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for start in range(0, len(items), _PART):  # so that an error ends it soon
+            yield from threads.map(function, items[start : start + _PART])
+
+
+def _note_what_is_left_out(inputs: Inputs, first: Contents, output: str, num_others: int) -> None:
+    """Note which files and columns are not read, and which labelled files are of no recorded one."""
+    if inputs.ignored:
+        say(f"note: {inputs.ignored:,} other files in '{inputs.uri}' are not read.")
+    if left_out := first.left_out:
+        more = ", ..." if len(left_out) > _MAX_SHOWN else ""
+        say(f"note: columns left out: {', '.join(left_out[:_MAX_SHOWN])}{more}.")
+    if num_others:
+        say(f"note: {num_others:,} files in '{output}' are of no file of the input; they stay.")
+
+
+def pool_of(
+    concurrency: Concurrency, num_cpus: float, num_gpus: float, *, most: int | None = None
+) -> ActorPoolStrategy:
+    """Return the pool of actors for `concurrency`, of at most `most` actors."""
+    if isinstance(concurrency, tuple):
+        return ActorPoolStrategy(min_size=concurrency[0], max_size=concurrency[1], max_tasks_in_flight_per_actor=1)
+    if not ray.is_initialized():
+        ray.init()  # as Ray Data does
+    there = ray.cluster_resources()
+    counts = [int(there.get(kind, 0) / each) for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)) if each > 0]
+    room = max(1, min(counts, default=1))
+    size = room if concurrency is None else concurrency
+    size = size if most is None else min(size, most)
+    if size > room:  # Ray Data would wait for all of them: the others may come when the cluster grows
+        return ActorPoolStrategy(min_size=room, max_size=size, max_tasks_in_flight_per_actor=1)
+    return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
+
+
+def check_arguments(batch_size: Any, concurrency: Any, num_cpus: float, num_gpus: float) -> None:
+    """Check the arguments that are named as Ray Data names them.
+
+    Raises:
+        ValueError: one is out of its range.
+    """
+    sizes = concurrency if isinstance(concurrency, tuple) else (1,) if concurrency is None else (concurrency,)
+    for name, is_right, got, expected in (
+        ("batch_size", isinstance(batch_size, int) and batch_size >= 1, batch_size, "an integer ≥ 1"),
+        (
+            "concurrency",
+            all(isinstance(size, int) and size >= 1 for size in sizes)
+            and len(sizes) in (1, 2)
+            and sizes[0] <= sizes[-1],
+            concurrency,
+            "a number of actors ≥ 1, or (least, most)",
+        ),
+        ("num_cpus", num_cpus >= 0, num_cpus, "a number ≥ 0"),
+        ("num_gpus", num_gpus >= 0, num_gpus, "a number ≥ 0"),
+    ):
+        if not is_right:
+            raise ValueError(f"`{name}` must be {expected}, got {got!r:.100}.")
+
+
+def _inspected(inputs: Inputs, filesystem: FileSystem, labeller: Labeller) -> tuple[Contents, list[int | None]]:
+    """Return the first file's contents and the rows of each, once all have its columns, and the teacher's actions."""
+
+    def inspect(file: InputFile) -> Contents:
+        contents = inputs.reader.inspect(filesystem, file.path)
+        labeller.check_columns(contents.ranges.get(Columns.ACTIONS), contents.sizes.get(MASK), file.path)
+        return contents
+
+    first = inspect(inputs.files[0])
+    counts = [first.num_rows]
+    for file, contents in zip(inputs.files[1:], _mapped(inspect, inputs.files[1:]), strict=True):
+        first.check_same(contents, file.path)
+        counts.append(contents.num_rows)
+    return first, counts
+
+
+def _sample(
+    inputs: Inputs, filesystem: FileSystem, counts: Sequence[int | None], labeller: Labeller
+) -> dict[str, np.ndarray]:
+    """Return some labelled rows of the first file that has any."""
+    for file, count in zip(inputs.files, counts, strict=True):
+        batch = None if count == 0 else next(inputs.reader.batches(filesystem, file.path, _SAMPLE), None)
+        if batch is not None and num_rows(batch):
+            return labeller(part_of(batch, 0, _SAMPLE), file=file.path)
+    raise DataError(f"The {len(inputs.files)} files of '{inputs.uri}' have no rows.")
+
+
+def _check_is_of_this_job(filesystem: FileSystem, path: str, schema: LabelledSchema, rows: int | None) -> None:
+    """Check that a labelled file that is there already is what this job would write."""
+    remedy = "Name another --output, or remove this file."
+    with open_parquet(filesystem, path) as file:
+        try:
+            schema.check_same(LabelledSchema.from_arrow(file.schema_arrow, path), path)
+        except DataError as error:
+            raise DataError(f"{error} It is in the output already. {remedy}") from error
+        if rows is not None and file.metadata.num_rows != rows:
+            raise DataError(
+                f"has {file.metadata.num_rows:,} rows, but its recorded file {rows:,}: that one has changed. " + remedy,
+                file=path,
+            )
+
+
+def _labelled(
+    files: Sequence[InputFile], plan: _Plan, pool: ActorPoolStrategy, num_cpus: float, num_gpus: float
+) -> Iterator[int]:
+    """Label files in Ray; yield the number of rows of each, as it is finished."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    tries = ray.remote(_Tries).options(num_cpus=0, scheduling_strategy=here).remote()
+    paths = [{"path": file.path, "name": file.name} for file in files]
+    dataset = ray.data.from_items(paths, override_num_blocks=min(len(paths), _MAX_BLOCKS))
+    dataset.context.enable_progress_bars = False
+    dataset = dataset.map_batches(
+        LabelFiles,
+        fn_constructor_kwargs={"plan": plan, "tries": tries},
+        batch_size=1,
+        batch_format="numpy",
+        compute=pool,
+        num_cpus=num_cpus,
+        **({"num_gpus": num_gpus} if num_gpus else {}),
+    )
+    for row in dataset.iter_rows():
+        if row["error"]:
+            raise DataError(row["error"]) if row["is_data"] else OSError(row["error"])
+        yield int(row["rows"])
+
+
+class _Tries:
+    """Counts how often each file was begun: Ray Data begins it anew for ever, if reading it ends the process."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, path: str) -> int:
+        self._counts[path] += 1
+        return self._counts[path]
+
+
+class LabelFiles:
+    """Labels whole files: what an actor does. Errors are returned as rows: Ray Data would show where it called us.
+
+    Args:
+        plan: the job.
+        tries: the actor that counts how often each file is begun; None: nobody counts.
+    """
+
+    def __init__(self, plan: _Plan, tries: Any = None):
+        self._plan, self._tries = plan, tries
+        self._labeller = Labeller(plan.teacher, also=plan.also, device=plan.device)
+        self._source, _ = filesystem_of(plan.input)
+        self._target, self._folder = filesystem_of(plan.output)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Label files; return their rows, and the errors of those that cannot be labelled.
+
+        Args:
+            batch: "path" and "name" of each file.
+        """
+        done: dict[str, list[Any]] = {"rows": [], "error": [], "is_data": []}
+        for path, name in zip(batch["path"], batch["name"], strict=True):
+            rows, error, is_data = 0, "", False
+            try:
+                rows = self._label(str(path), f"{self._folder}/{name}")
+            except DataError as problem:
+                error, is_data = str(problem), True
+            except (OSError, pa.ArrowException) as problem:
+                error = f"'{self._folder}/{name}' cannot be written: {problem}"
+            for key, value in (("rows", rows), ("error", error), ("is_data", is_data)):
+                done[key].append(value)
+        return done
+
+    def _check_tries(self, path: str) -> None:
+        if self._tries is not None and ray.get(self._tries.add.remote(path)) > _MAX_TRIES:
+            raise DataError(
+                f"The actors that read it died {_MAX_TRIES} times. Is it broken, or is there too little memory? Lower "
+                "--batch-size, or move it away: the same command goes on with the others.",
+                file=path,
+            )
+
+    def _label(self, path: str, target: str) -> int:
+        if self._target.get_file_info(target).is_file:  # by an actor that was lost after it
+            with open_parquet(self._target, target) as file:
+                return file.metadata.num_rows
+        self._check_tries(path)
+        return write_file(self._target, target, self._batches(path), self._plan.schema)
+
+    def _batches(self, path: str) -> Iterator[dict[str, np.ndarray]]:
+        start = 0
+        for batch in self._plan.reader.batches(self._source, path, self._plan.batch_size):
+            labelled = self._labeller(batch, file=path, start=start)
+            _check_fits(labelled, self._plan.schema, path)
+            yield labelled
+            start += len(labelled[Columns.OBS])
+
+
+def _check_fits(columns: dict[str, np.ndarray], schema: LabelledSchema, file: str) -> None:
+    """Check that observations in the middle of a file are like those of the first."""
+    obs = columns[Columns.OBS]
+    if obs.shape[1:] != schema.obs_shape or obs.dtype != schema.obs_dtype:
+        raise DataError(
+            f"has observations of the shape {list(obs.shape[1:])} and type {obs.dtype}; those before it have "
+            f"{list(schema.obs_shape)} and {schema.obs_dtype}",
+            file=file,
+            column=Columns.OBS,
+        )

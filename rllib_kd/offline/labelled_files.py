@@ -1,0 +1,153 @@
+"""Files of labelled rows: found, checked by their footers, and read row group by row group."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from ray.rllib.core.columns import Columns
+
+from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
+
+_FOOTERS_AT_ONCE = 16
+
+
+#: At most so many are read at once.
+PIECE_ROWS, PIECE_BYTES = 65_536, 64 * 2**20
+
+
+class Chunk(NamedTuple):
+    """A row group of a file, or all of it: the part that is read as a whole.
+
+    Args:
+        file: index of the file.
+        row_group: index of the row group in it; −1: the whole file.
+        num_rows: its rows, at least 1.
+    """
+
+    file: int
+    row_group: int
+    num_rows: int
+
+
+class LabelledFiles:
+    """Files with one schema, whose footers have been read. Rows are read when they are asked for.
+
+    Args:
+        uris: a path or URI of a file, or of a folder with Parquet files, at any depth; or several.
+        filesystem: filesystem of all paths; None: each path or URI determines it.
+
+    Raises:
+        DataError: there is no file, or one is not of labelled rows, or differs from those before it.
+    """
+
+    def __init__(self, uris: str | Sequence[str], filesystem: FileSystem | None = None):
+        self.uris = [uris] if isinstance(uris, str) else list(uris)
+        self._paths = [found for uri in self.uris for found in _find(uri, filesystem)]
+        self.chunks: list[Chunk] = []
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one
+            footers = pool.map(lambda place: _read_footer(*place), self._paths)
+            for index, (own, sizes) in enumerate(footers):
+                if index == 0:
+                    self.schema = own
+                self.schema.check_same(own, self._paths[index][1])
+                self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
+        if not self.chunks:
+            raise DataError(f"The files in {self._shown()} have no rows. Expected at least one.")
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows of all files."""
+        return sum(chunk.num_rows for chunk in self.chunks)
+
+    @property
+    def piece_rows(self) -> int:
+        """Return the most rows that `read()` yields at once."""
+        return max(1, min(PIECE_ROWS, PIECE_BYTES // self.schema.row_bytes))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the columns."""
+        return self.schema.columns
+
+    @property
+    def obs_numbers(self) -> int:
+        """Return how many numbers an observation has."""
+        return math.prod(self.schema.obs_shape)
+
+    @property
+    def first_path(self) -> str:
+        """Return the path of the first file, for messages about the schema."""
+        return self._paths[0][1]
+
+    def fingerprint(self) -> str:
+        """Return a text that is equal for files of equal names and sizes, wherever the folder is."""
+        names = [path.rsplit("/", 1)[-1] for _, path in self._paths]
+        return hashlib.sha256(repr((names, self.chunks)).encode()).hexdigest()[:16]
+
+    def path_of(self, chunk: Chunk) -> str:
+        """Return the path of a chunk's file."""
+        return self._paths[chunk.file][1]
+
+    def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the rows of a chunk in pieces, with those of the named columns that the files have.
+
+        Raises:
+            DataError: the file is no longer there, is damaged, or has rows without a value.
+        """
+        filesystem, path = self._paths[chunk.file]
+        present = [name for name in names if name in self.schema.columns]
+        if Columns.OBS in present and self.schema.num_frames > 1:
+            present.append(FRAMES_BEFORE)
+        with open_parquet(filesystem, path) as file:
+            try:
+                for batch in file.iter_batches(self.piece_rows, row_groups=[chunk.row_group], columns=present):
+                    yield to_columns(batch, self.schema, file=path)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"cannot be read to its end: {error}", file=path) from error
+
+    def _shown(self) -> str:
+        return ", ".join(f"'{uri}'" for uri in self.uris)
+
+
+def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, list[int]]:
+    """Return the schema of a file, and the rows of each of its row groups."""
+    with open_parquet(filesystem, path) as file:
+        sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
+        return LabelledSchema.from_arrow(file.schema_arrow, path), sizes
+
+
+def absolute_uris(uris: str | Sequence[str]) -> str | list[str]:
+    """Return paths as absolute ones, and URIs unchanged."""
+    return absolute_uri(uris) if isinstance(uris, str) else [absolute_uri(uri) for uri in uris]
+
+
+def _find(uri: str, filesystem: FileSystem | None) -> list[tuple[FileSystem, str]]:
+    """Return the Parquet files at a path or URI, by name: hidden ones, and those being written, are left out."""
+    try:
+        places, path = (filesystem, uri) if filesystem is not None else FileSystem.from_uri(absolute_uri(uri))
+        info = places.get_file_info(path)
+        if info.type == FileType.File:
+            return [(places, path)]
+        found = [] if info.type == FileType.NotFound else places.get_file_info(FileSelector(path, recursive=True))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"The recorded data '{uri}' cannot be read: {error}") from error
+    if info.type == FileType.NotFound:
+        raise DataError(f"There is nothing at '{uri}'. Expected a Parquet file, or a folder of them.")
+    paths = sorted(entry.path for entry in found if _is_data(entry, path))
+    if not paths:
+        raise DataError(f"The folder '{uri}' has no Parquet file. Expected files that end in '.parquet'.")
+    return [(places, each) for each in paths]
+
+
+def _is_data(entry: FileInfo, folder: str) -> bool:
+    parts = entry.path[len(folder) :].strip("/").split("/")
+    is_hidden = any(part.startswith((".", "_")) for part in parts)
+    return entry.type == FileType.File and entry.path.endswith(".parquet") and not is_hidden

@@ -1,0 +1,370 @@
+"""Labelling: from recorded rows to rows with a teacher's outputs, all checked."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+
+from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.masks import MASK, features_space
+from rllib_kd.observations.pipeline import (
+    Flatten,
+    Normalize,
+    ObservationPipeline,
+    RLlibConnectors,
+    Shown,
+    SideBySide,
+    StackFrames,
+)
+from rllib_kd.observations.spaces import brief, is_byte_image
+from rllib_kd.offline.reading import num_rows
+from rllib_kd.offline.schema import OBS_DTYPES, RECORDED, DataError, LabelledSchema
+from rllib_kd.text import one_line
+from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
+
+_FLAGS = (Columns.TERMINATEDS, Columns.TRUNCATEDS)
+
+
+class Labeller:
+    """Labels recorded rows with a teacher, which sees each row by itself.
+
+    Args:
+        teacher: the teacher.
+        also: names of further label columns: `teacher_probs` of a C51, `teacher_features` of RLlib's networks.
+        device: "cpu" or "cuda", to which the teacher is moved; None: it stays where it is.
+
+    Raises:
+        ValueError: the teacher's pipeline remembers earlier steps, or it has no such labels.
+    """
+
+    def __init__(self, teacher: Teacher, *, also: Sequence[str] = (), device: str | None = None):
+        _check_sees_rows(teacher)
+        _check_has(teacher, also)
+        self._teacher = teacher if device is None else teacher.to(device)
+        self._device = device or _device_of(teacher)
+        self._labels = (TEACHER_Q, *(name for name in (TEACHER_PROBS, TEACHER_FEATURES) if name in also))
+        self._space = features_space(teacher.observation_space)
+        self._flatten = None if isinstance(self._space, gym.spaces.Box) else Flattener(self._space)
+        self._view = teacher.start()
+        self.num_actions = int(teacher.action_space.n)
+        self.fingerprint = fingerprint(teacher)
+
+    def __call__(self, columns: Mapping[str, Any], *, file: str = "", start: int = 0) -> dict[str, np.ndarray]:
+        """Return rows with labels: the columns of a labelled file, as `offline/schema.py` describes them.
+
+        Args:
+            columns: recorded columns `[N, ...]` by RLlib's names, as readers yield them.
+            file: path of their file, for messages.
+            start: index of the first row in the file, for messages.
+
+        Raises:
+            DataError: a column has another shape or type than the teacher takes, or a number that is not finite.
+        """
+        place = _Place(file, start)
+        count = num_rows(columns)
+        rows = {
+            name: _recorded(name, columns[name], count, self.num_actions, place) for name in RECORDED if name in columns
+        }
+        shown, rows[Columns.OBS] = self._observations(columns[Columns.OBS], count, place)
+        return rows | self._labels_of(shown, rows[Columns.OBS], rows.get(MASK), place)
+
+    def schema_of(self, columns: Mapping[str, np.ndarray], env: str | None = None) -> LabelledSchema:
+        """Return the schema of labelled rows, as `__call__()` returns them.
+
+        Args:
+            columns: the rows.
+            env: id of the environment; None if it is unknown.
+        """
+        obs = columns[Columns.OBS]
+        labels = (TEACHER_Q, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_FEATURES)
+        return LabelledSchema(
+            obs_shape=obs.shape[1:],
+            obs_dtype=obs.dtype.name,
+            num_actions=self.num_actions,
+            labels=tuple(name for name in labels if name in columns),
+            recorded=tuple(name for name in RECORDED if name in columns),
+            teacher=one_line(self._teacher.source, limit=1_000),
+            fingerprint=self.fingerprint,
+            env=env,
+            support=self._teacher.support if TEACHER_PROBS in columns else None,
+            num_features=columns[TEACHER_FEATURES].shape[1] if TEACHER_FEATURES in columns else None,
+        )
+
+    def check_columns(self, actions: tuple[Any, Any] | None, mask_size: int | None, file: str) -> None:
+        """Check, before its rows are read, that a file is of as many actions as the teacher's.
+
+        Args:
+            actions: smallest and largest action in the file, if they are known.
+            mask_size: number of actions that its masks are for, if it has masks.
+            file: path of the file.
+
+        Raises:
+            DataError: it is not.
+        """
+        if actions is not None and not (actions[0] >= 0 and actions[1] < self.num_actions):
+            raise DataError(self._wrong_actions(actions), file=file, column=Columns.ACTIONS)
+        if mask_size is not None and mask_size != self.num_actions:
+            message = f"is of {mask_size} actions, but the teacher has {self.num_actions}"
+            raise DataError(message, file=file, column=MASK)
+
+    def _wrong_actions(self, actions: tuple[Any, Any]) -> str:
+        return (
+            f"has actions from {actions[0]} to {actions[1]}, but the teacher's are 0 to {self.num_actions - 1}. Does "
+            "it belong to this environment?"
+        )
+
+    def _observations(self, obs: Any, count: int, place: _Place) -> tuple[Any, np.ndarray]:
+        """Return observations as the teacher's environment shows them, and as they are written."""
+        if self._flatten is None:
+            array = self._of_box(obs, place)
+            return array, array
+        if isinstance(obs, np.ndarray) and obs.dtype.kind == "f" and obs.shape[1:] == (self._flatten.size,):
+            vectors = np.asarray(obs, np.float32)
+            return None, _finite(vectors, Columns.OBS, place)
+        obs = _as_space(self._space, obs, Columns.OBS, place)
+        try:
+            vectors = self._flatten(obs, count)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise place.error(
+                f"has no observations of {one_line(self._space, limit=300)}, which the teacher takes: {error}",
+                Columns.OBS,
+            ) from error
+        return obs, _finite(vectors, Columns.OBS, place)
+
+    def _of_box(self, obs: Any, place: _Place) -> np.ndarray:
+        space, expected = self._space, f"the teacher takes {brief(self._space)} of {self._space.dtype}"
+        if not isinstance(obs, np.ndarray) or obs.dtype.kind not in "biuf":
+            kind = obs.dtype if isinstance(obs, np.ndarray) else f"parts {list(obs)[:10]}"
+            raise place.error(f"has {kind}; {expected}", Columns.OBS)
+        is_bool, obs = obs.dtype == bool, obs.view(np.uint8) if obs.dtype == bool else obs
+        if obs.dtype.name not in OBS_DTYPES:
+            raise place.error(
+                f"has numbers of the type {obs.dtype}; expected one of {', '.join(OBS_DTYPES)}", Columns.OBS
+            )
+        if is_byte_image(space) and obs.dtype.kind != "f" and obs.dtype != np.uint8:
+            raise place.error(f"has images of {obs.dtype}; {expected}", Columns.OBS)
+        if not self._fits(obs):
+            if math.prod(obs.shape[1:]) != math.prod(space.shape or ()):
+                raise place.error(f"has observations of the shape {list(obs.shape[1:])}; {expected}", Columns.OBS)
+            obs = obs.reshape(len(obs), *(space.shape or ()))  # which was a flat list in the file
+        if is_bool and obs.ndim == 4:  # networks take bytes of images divided by 255, and truth values as 0 and 1
+            obs = obs * np.uint8(255)
+        return _finite(obs, Columns.OBS, place)
+
+    def _fits(self, obs: np.ndarray) -> bool:
+        if obs.shape[1:] == self._space.shape:
+            return True
+        if obs.ndim != 4:  # images may have their channels first
+            return False
+        dtype: Any = np.uint8 if obs.dtype == np.uint8 else np.float32
+        return self._teacher.takes(gym.spaces.Box(0, 255 if dtype == np.uint8 else 1, obs.shape[1:], dtype))
+
+    def _labels_of(
+        self, shown: Any, vectors: np.ndarray, mask: np.ndarray | None, place: _Place
+    ) -> dict[str, np.ndarray]:
+        """Return the label columns of rows.
+
+        Args:
+            shown: observations as the environment shows them; None if the file has vectors made of them.
+            vectors: observations as they are written.
+            mask: `[N, A]`; None: all actions are legal.
+            place: where the rows are.
+        """
+        count = len(vectors)
+        if count == 0:
+            inputs = np.zeros((0, *(self._teacher.input_space.shape or ())), np.float32)
+        elif shown is None:
+            inputs = self._view_of_vectors()(Shown(vectors, np.ones(count, bool), mask=mask))
+        else:
+            inputs = self._view(Shown(shown, np.ones(count, bool), mask=mask))
+        on_device = None if mask is None else self._tensor(mask)
+        labels = self._teacher.labels(self._tensor(inputs), self._labels, on_device)
+        arrays = {name: values.float().cpu().numpy() for name, values in labels.items() if name in self._labels}
+        for name, values in arrays.items():
+            is_wrong = ~np.isfinite(values)
+            if name == TEACHER_Q:  # of which −inf means that an action is illegal, but one is legal
+                is_wrong &= ~np.isneginf(values) | np.isneginf(values).all(1, keepdims=True)
+            if (wrong := _rows_where(is_wrong)).size:
+                shown = values[wrong[0]].ravel()[:8].tolist()
+                source = one_line(self._teacher.source, limit=300)
+                raise place.error(f"the teacher '{source}' returns {shown}", name, row=wrong[0])
+        if self._teacher.outputs == LOG_PROBS:
+            arrays = {TEACHER_LOG_PROBS if name == TEACHER_Q else name: values for name, values in arrays.items()}
+        return arrays
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it is read-only, as Arrow's memory is: nobody writes
+            return torch.from_numpy(array).to(self._device)
+
+    def _view_of_vectors(self) -> Any:
+        """Return the teacher's pipeline behind the stage that makes vectors of observations."""
+        stages = self._teacher.pipeline.stages if self._teacher.pipeline is not None else ()
+        size = self._flatten.size if self._flatten is not None else 0
+        if not stages or not isinstance(stages[0], Flatten) or stages[0].size != size:
+            raise DataError(
+                f"has vectors, but the teacher takes {one_line(self._space, limit=300)} apart by itself. Record its "
+                "parts: a struct, or a column of numbers.",
+                column=Columns.OBS,
+            )
+        return ObservationPipeline(gym.spaces.Box(-np.inf, np.inf, (size,), np.float32), stages[1:]).start()
+
+
+def _device_of(teacher: Teacher) -> torch.device | str:
+    weights = teacher.module.parameters() if isinstance(teacher.module, torch.nn.Module) else iter(())
+    return next((parameter.device for parameter in weights), "cpu")
+
+
+class _Place:
+    """Where rows are: a file, and the index of the first of them in it."""
+
+    def __init__(self, file: str, start: int):
+        self.file, self.start = file, start
+
+    def error(self, message: str, column: str, *, row: int | None = None) -> DataError:
+        """Return an error at a column, and at a row of these rows."""
+        at = "" if row is None else f"row {self.start + int(row)}: "
+        return DataError(at + message, file=self.file, column=column)
+
+
+def fingerprint(teacher: Teacher) -> str:
+    """Return the SHA-256 over a teacher's weights, and over what its pipeline normalises by, in hexadecimal digits.
+
+    It is empty for a function whose weights are unknown, such as a lambda.
+    """
+    digest = hashlib.sha256(teacher.outputs.encode())
+    for member in teacher.members:
+        content = getattr(getattr(member.module, "function", None), "content", b"")  # of a file of ONNX or TorchScript
+        weights = member.module.state_dict() if isinstance(member.module, torch.nn.Module) else {}
+        if not weights and not content:
+            return ""
+        digest.update(content)
+        for name in sorted(weights):
+            tensor = torch.as_tensor(weights[name]).detach().cpu().contiguous()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for stage in member.pipeline.stages if member.pipeline is not None else ():
+            if isinstance(stage, Normalize):
+                arrays = [
+                    None if values is None else np.asarray(values).tobytes() for values in (stage.mean, stage.std)
+                ]
+                digest.update(repr((arrays, stage.clip)).encode())
+    return digest.hexdigest()
+
+
+def _check_sees_rows(teacher: Teacher) -> None:
+    """Check that labels of a row need no rows before it.
+
+    Raises:
+        ValueError: they do.
+    """
+    pipelines = [teacher.pipeline]
+    while pipelines:
+        pipeline = pipelines.pop()
+        for stage in pipeline.stages if pipeline is not None else ():
+            if isinstance(stage, SideBySide):
+                pipelines += stage.pipelines
+            elif isinstance(stage, StackFrames | RLlibConnectors):
+                what = "stacks frames" if isinstance(stage, StackFrames) else "has connectors of its own"
+                raise ValueError(
+                    f"The teacher '{one_line(teacher.source)}' {what}, which remember earlier steps; rows of files are "
+                    "labelled one by one. Use a teacher whose environment stacks the frames, and record its stacks."
+                )
+
+
+def _check_has(teacher: Teacher, also: Sequence[str]) -> None:
+    """Check that a teacher has further labels.
+
+    Raises:
+        ValueError: it has not, or there are no such labels.
+    """
+    there = {TEACHER_PROBS: teacher.support is not None, TEACHER_FEATURES: hasattr(teacher.module, "af")}
+    for name in also:
+        if name not in there:
+            raise ValueError(f"There is no label '{one_line(name)}'; expected {' or '.join(there)}.")
+        if not there[name]:
+            needed = "a C51, with return distributions" if name == TEACHER_PROBS else "a DQN of RLlib"
+            raise ValueError(f"The label '{name}' needs {needed}, which '{one_line(teacher.source)}' is not.")
+
+
+def _recorded(name: str, values: Any, count: int, num_actions: int, place: _Place) -> np.ndarray:
+    """Return a recorded column as it is written, once it is what its name says.
+
+    Raises:
+        DataError: it is not.
+    """
+    shape = (count, num_actions) if name == MASK else (count,)
+    if not isinstance(values, np.ndarray) or values.shape != shape:
+        got = list(values.shape) if isinstance(values, np.ndarray) else "parts"
+        raise place.error(f"has the shape {got}; expected {list(shape)}", name)
+    if name == Columns.EPS_ID:
+        return values if values.dtype == object else values.astype(str).astype(object)
+    if values.dtype.kind not in "biuf":
+        raise place.error(f"has the type {values.dtype}; expected numbers", name)
+    if name == Columns.REWARDS:
+        return _finite(values.astype(np.float32), name, place)
+    if name in (*_FLAGS, MASK):
+        flags = values if values.dtype == bool else values == 1
+        if (wrong := _rows_where(~flags & (values != 0))).size:
+            raise place.error(f"has {values[wrong[0]].tolist()}; expected zeros and ones", name, row=wrong[0])
+        if name == MASK and (wrong := np.flatnonzero(~flags.any(1))).size:
+            raise place.error("allows no action; expected at least one", name, row=wrong[0])
+        return flags
+    numbers = values.astype(np.int64)
+    if (wrong := np.flatnonzero(numbers != values)).size:
+        raise place.error(f"has {values[wrong[0]]}; expected integers", name, row=wrong[0])
+    if name == Columns.ACTIONS and (wrong := np.flatnonzero((numbers < 0) | (numbers >= num_actions))).size:
+        raise place.error(
+            f"has the action {numbers[wrong[0]]}, but the teacher's are 0 to {num_actions - 1}. Does it belong to this "
+            "environment?",
+            name,
+            row=wrong[0],
+        )
+    return numbers
+
+
+def _finite(values: np.ndarray, column: str, place: _Place) -> np.ndarray:
+    """Return numbers, once all are finite."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        row = _rows_where(~np.isfinite(values))[0]
+        shown = values[row].ravel()[~np.isfinite(values[row].ravel())][0]
+        raise place.error(f"has the number {shown}. Expected finite numbers: leave out such rows.", column, row=row)
+    return values
+
+
+def _rows_where(found: np.ndarray) -> np.ndarray:
+    """Return the indices of the rows `[N, ...]` in which anything is found."""
+    return np.flatnonzero(found.reshape(len(found), -1).any(1)) if found.size else np.empty(0, np.int64)
+
+
+def _as_space(space: gym.Space, obs: Any, column: str, place: _Place) -> Any:
+    """Return a composed observation with the keys of its space: files have texts as keys of a Tuple.
+
+    Raises:
+        DataError: a part is missing.
+    """
+    keys: Any = ()
+    if isinstance(space, gym.spaces.Dict):
+        keys = space.spaces.keys()
+    elif isinstance(space, gym.spaces.Tuple):
+        keys = range(len(space.spaces))
+    else:
+        return obs
+    parts = {}
+    for key in keys:
+        own = key if isinstance(obs, Mapping) and key in obs else str(key)
+        if not isinstance(obs, Mapping) or own not in obs:
+            raise place.error(f"has no part {key!r:.100} of {one_line(space, limit=300)}", column)
+        parts[key] = _as_space(space[key], obs[own], f"{column}.{key}", place)
+    return parts

@@ -1,0 +1,123 @@
+"""Recorded rows as the columns that Learners take: checked, and labelled where labels are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ray.rllib.core.columns import Columns
+
+from rllib_kd.observations.frames import VALID
+from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.labelling import Labeller
+from rllib_kd.offline.schema import DataError, LabelledSchema
+from rllib_kd.offline.stream import Piece
+from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
+
+if TYPE_CHECKING:
+    from rllib_kd.teachers.base import Teacher
+
+#: Columns of files that tell a row's successor.
+SUCCESSION = (Columns.EPS_ID, Columns.T, Columns.TERMINATEDS, Columns.TRUNCATEDS)
+
+
+#: Columns of files that TD needs.
+TD_IN_FILES = (Columns.ACTIONS, Columns.REWARDS, *SUCCESSION)
+
+
+class LearnerColumns:
+    """Makes columns for Learners from pieces of files.
+
+    Args:
+        names: columns that Learners take: `obs`, labels, and those of TD. The mask of legal actions comes with TD.
+        teacher: a loaded teacher, which labels what the files do not.
+        schema: schema of the files; None: they have no labels.
+
+    Raises:
+        ValueError: labels are missing, and the teacher also looks at earlier rows, so that it cannot give them here.
+    """
+
+    def __init__(self, names: Sequence[str], teacher: Teacher, schema: LabelledSchema | None):
+        self._names = tuple(names)
+        self._schema = schema
+        self._ranking = TEACHER_LOG_PROBS if teacher.outputs == LOG_PROBS else TEACHER_Q
+        wanted = {self._ranking if name == TEACHER_Q else name for name in self._names if name.startswith("teacher_")}
+        self._missing = wanted - set(schema.labels if schema is not None else ())
+        further = tuple({TEACHER_PROBS, TEACHER_FEATURES} & self._missing)
+        self._label = Labeller(teacher, also=further) if self._missing else None
+
+    @staticmethod
+    def in_files(names: Sequence[str]) -> tuple[str, ...]:
+        """Return the columns of files that are needed for these columns of Learners."""
+        needed = TD_IN_FILES if VALID in names else ()
+        return (*dict.fromkeys((*names, TEACHER_LOG_PROBS, MASK, *needed)),)
+
+    def __call__(self, piece: Piece) -> dict[str, np.ndarray]:
+        """Return columns `[R, ...]`, in which every number is finite; −inf in labels marks illegal actions.
+
+        Raises:
+            DataError: a number is not finite, an action is none of the teacher's, or it does not take the observations.
+        """
+        columns = dict(piece.columns)
+        if self._schema is None:
+            assert self._label is not None
+            columns = self._label(columns, file=piece.path)
+        else:
+            _check(columns, self._schema, piece.path)
+            if self._label is not None:
+                seen = {name: columns[name] for name in (Columns.OBS, MASK) if name in columns}
+                labels = self._label(seen, file=piece.path)
+                columns |= {name: labels[name] for name in self._missing}
+        columns[TEACHER_Q] = columns.pop(self._ranking)
+        if VALID in self._names:
+            columns[VALID] = has_successor(columns)
+        columns[Columns.OBS] = as_column(columns[Columns.OBS])
+        masks = {MASK} & columns.keys() if VALID in self._names else ()
+        return {name: columns[name] for name in (*self._names, *masks)}
+
+
+def _check(columns: Mapping[str, Any], schema: LabelledSchema, path: str) -> None:
+    """Check the numbers of labelled rows, which others may have written.
+
+    Raises:
+        DataError: one is not finite, or an action is not one of the schema's.
+    """
+    for name, values in columns.items():
+        if values.dtype.kind != "f":
+            continue
+        is_right = np.isfinite(values)
+        if name in (TEACHER_Q, TEACHER_LOG_PROBS) and not is_right.all():
+            is_right |= np.isneginf(values) & is_right.any(-1, keepdims=True)
+        if not is_right.all():
+            wrong = values[tuple(np.argwhere(~is_right)[0])]
+            message = f"has the number {wrong} in a row; expected finite ones. Leave out such rows, or correct them"
+            raise DataError(message, file=path, column=name)
+    if Columns.ACTIONS in columns:
+        actions = columns[Columns.ACTIONS]
+        wrong = (actions < 0) | (actions >= schema.num_actions)
+        if wrong.any():
+            message = f"has the action {actions[wrong][0]}; expected 0 to {schema.num_actions - 1}"
+            raise DataError(message, file=path, column=Columns.ACTIONS)
+
+
+def has_successor(columns: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return `[R]`, whether TD can use a row: it ends its episode by itself, or the next row has the next state.
+
+    A time limit's last row has no next state in a file, and so is the successor of the row before it alone.
+
+    Args:
+        columns: those of `SUCCESSION`, `[R]`.
+    """
+    episode, t = columns[Columns.EPS_ID], columns[Columns.T]
+    goes_on = np.zeros(len(t), dtype=bool)
+    goes_on[:-1] = (episode[1:] == episode[:-1]) & (t[1:] == t[:-1] + 1)
+    return columns[Columns.TERMINATEDS] | (goes_on & ~columns[Columns.TRUNCATEDS])
+
+
+def as_column(obs: np.ndarray) -> np.ndarray:
+    """Return observations as the replay has them: images of bytes as they are, others as 32-bit floats."""
+    if obs.dtype == np.uint8 and obs.ndim == 4:
+        return obs
+    with np.errstate(over="ignore"):
+        return obs.astype(np.float32, copy=False)

@@ -1,0 +1,91 @@
+"""Files of recorded rows without labels, read file by file: their teacher labels them as they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ray.rllib.core.columns import Columns
+
+from rllib_kd.offline.files import filesystem_of, find_inputs
+from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk
+from rllib_kd.offline.parquet import ParquetReader
+from rllib_kd.offline.reading import Contents, Reader, num_rows
+from rllib_kd.offline.schema import METADATA, DataError, LabelledSchema, open_parquet
+
+
+class UnlabelledFiles:
+    """Files with the same columns, of any kind that `rllib label` reads. Each is a chunk by itself.
+
+    Args:
+        uris: a path or URI of a file or a folder, or several.
+
+    Raises:
+        DataError: there is no file, one cannot be read, or they differ.
+    """
+
+    schema: LabelledSchema | None = None
+
+    def __init__(self, uris: Sequence[str]):
+        self._files: list[tuple[Any, str, Reader]] = []
+        self.chunks: list[Chunk] = []
+        first: Contents | None = None
+        for uri in uris:
+            inputs = find_inputs(uri)
+            filesystem, _ = filesystem_of(inputs.uri)
+            for file in inputs.files:
+                contents = inputs.reader.inspect(filesystem, file.path)
+                first = first or contents
+                first.check_same(contents, file.path)
+                self._files.append((filesystem, file.path, inputs.reader))
+                rows = contents.num_rows
+                if rows is None:  # it is known at the end alone
+                    rows = sum(map(num_rows, inputs.reader.batches(filesystem, file.path, PIECE_ROWS)))
+                if rows:
+                    self.chunks.append(Chunk(len(self._files) - 1, -1, rows))
+        if first is None or not self.chunks:
+            raise DataError(f"The files in {', '.join(map(repr, uris))} have no rows. Expected at least one.")
+        self.columns = tuple(first.types)
+        self.obs_numbers = first.sizes.get(Columns.OBS, 1)
+        numbers = sum(first.sizes.values()) or 1
+        self.piece_rows = max(1, min(PIECE_ROWS, PIECE_BYTES // (8 * numbers)))
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows of all files."""
+        return sum(chunk.num_rows for chunk in self.chunks)
+
+    @property
+    def first_path(self) -> str:
+        """Return the path of the first file, for messages about all."""
+        return self._files[0][1]
+
+    def fingerprint(self) -> str:
+        """Return a text that is equal for files of equal names and sizes, wherever the folder is."""
+        names = [path.rsplit("/", 1)[-1] for _, path, _ in self._files]
+        return hashlib.sha256(repr((names, self.chunks)).encode()).hexdigest()[:16]
+
+    def path_of(self, chunk: Chunk) -> str:
+        """Return the path of a chunk's file."""
+        return self._files[chunk.file][1]
+
+    def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a file in pieces, with those of the named columns that it has."""
+        filesystem, path, reader = self._files[chunk.file]
+        for batch in reader.batches(filesystem, path, self.piece_rows):
+            yield {name: column for name, column in batch.items() if name in names}
+
+
+def are_labelled(uris: Sequence[str]) -> bool:
+    """Return whether the first file at some paths or URIs is a labelled one.
+
+    Raises:
+        DataError: there is no file, or it cannot be read.
+    """
+    inputs = find_inputs(uris[0])
+    if not isinstance(inputs.reader, ParquetReader):
+        return False
+    filesystem, _ = filesystem_of(inputs.uri)
+    with open_parquet(filesystem, inputs.files[0].path) as file:
+        return METADATA in (file.schema_arrow.metadata or {})

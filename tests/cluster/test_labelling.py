@@ -1,0 +1,65 @@
+"""Labelling on two nodes that share no disk: files are in S3, and a node is lost in the middle."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow.fs import FileSystem
+
+from rllib_kd.offline.job import LabelJob
+from rllib_kd.offline.schema import to_columns
+from tests.conftest import states
+from tests.offline.recorded import rows, teacher, write_parquet
+
+FILES, ROWS = 8, 300_000
+
+
+@pytest.fixture
+def lake(monkeypatch, tmp_path):
+    """A bucket of recorded files, which Ray's processes reach, too: the URI's options."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+    client.create_bucket(Bucket="lake")
+    for i in range(FILES):
+        file = write_parquet(tmp_path / f"{i}.parquet", rows(ROWS, seed=i))
+        client.upload_file(str(file), "lake", f"raw/{i}.parquet")
+    yield client, f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+    server.stop()
+
+
+def finished(client) -> list[str]:
+    found = client.list_objects_v2(Bucket="lake", Prefix="labelled/").get("Contents", [])
+    keys = (item["Key"].removeprefix("labelled/") for item in found)
+    return sorted(key for key in keys if key and not key.startswith("."))
+
+
+@pytest.mark.slow(as_many=5)
+def test_a_node_is_lost_in_the_middle_and_nothing_is_lost_or_there_twice(lake, nodes):
+    client, options = lake
+    other = nodes.add_node(num_cpus=1)
+    job = LabelJob(
+        teacher(), f"s3://lake/raw{options}", f"s3://lake/labelled{options}", concurrency=3, batch_size=1_000
+    )
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(job.run)
+        while not finished(client) and not running.done():
+            time.sleep(0.05)
+        assert 0 < len(finished(client)) < FILES
+        nodes.remove_node(other, allow_graceful=False)
+        assert running.result(timeout=400).num_files == FILES
+    assert finished(client) == [f"{i}.parquet" for i in range(FILES)]
+    for i in range(FILES):
+        filesystem, path = FileSystem.from_uri(f"s3://lake/labelled/{i}.parquet{options}")
+        labelled = to_columns(pq.read_table(path, filesystem=filesystem))
+        np.testing.assert_array_equal(labelled["obs"], states(ROWS, seed=i))
+        assert np.isfinite(labelled["teacher_q"]).all()

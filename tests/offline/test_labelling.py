@@ -1,0 +1,231 @@
+"""From recorded observations of any kind to a teacher's inputs."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from rllib_kd import load_teacher
+from rllib_kd.export.export import export
+from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.pipeline import (
+    Function,
+    Normalize,
+    ObservationPipeline,
+    RLlibConnectors,
+    SideBySide,
+    StackFrames,
+)
+from rllib_kd.offline.job import LabelJob
+from rllib_kd.offline.labelling import Labeller, fingerprint
+from rllib_kd.offline.schema import DataError
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import make_q_module, states
+from tests.offline.recorded import label_here, lists, read, rows, teacher, write_parquet
+
+ACTIONS = gym.spaces.Discrete(2)
+COMPOSED = gym.spaces.Dict(
+    {"a": gym.spaces.Discrete(3, start=1), "b": gym.spaces.Tuple([gym.spaces.Text(9), gym.spaces.Box(-1, 1, (2,))])}
+)
+
+
+def vector_teacher(space: gym.Space) -> Teacher:
+    """A teacher that takes vectors that are made of the observations."""
+    return Teacher(make_q_module(gym.spaces.Box(-np.inf, np.inf, (Flattener(space).size,)))).for_space(space)
+
+
+def test_composed_observations_of_structs_become_vectors_which_get_the_same_labels(tmp_path):
+    a, texts, numbers = np.array([1, 3, 2]), ["go north", "", "go"], states(3)[:, :2]
+    inner = pa.StructArray.from_arrays([pa.array(texts), lists(numbers)], ["0", "1"])
+    struct = pa.StructArray.from_arrays([pa.array(a), inner, pa.array([0] * 3)], ["a", "b", "other"])
+    write_parquet(tmp_path / "in" / "a.parquet", {"obs": struct})
+    policy = vector_teacher(COMPOSED)
+
+    label_here(LabelJob(policy, str(tmp_path / "in"), str(tmp_path / "out")))
+    labelled = read(tmp_path / "out" / "a.parquet")
+    vectors = Flattener(COMPOSED)({"a": a, "b": (texts, numbers)}, 3)
+    np.testing.assert_array_equal(labelled["obs"], vectors)
+    np.testing.assert_allclose(labelled["teacher_q"], policy.q_values(torch.as_tensor(vectors)).numpy(), rtol=1e-5)
+
+    label_here(LabelJob(policy, str(tmp_path / "out"), str(tmp_path / "again")))  # labelled files are recorded, too
+    again = read(tmp_path / "again" / "a.parquet")
+    np.testing.assert_array_equal(again["obs"], vectors)
+    np.testing.assert_allclose(again["teacher_q"], labelled["teacher_q"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("struct", "message"),
+    [
+        ({"a": [1]}, "column 'obs': has no part 'b'"),
+        ({"a": [4], "b": [{"0": "x", "1": [0.0, 0.0]}]}, r"obs\['a'\]|contains the number 4, but its space has 1 to 3"),
+        ({"a": [1], "b": [{"0": "x"}]}, "column 'obs.b': has no part 1"),
+        ({"a": [1], "b": [{"0": "x", "1": [0.0, 0.0, 0.0]}]}, "column 'obs': has no observations of Dict"),
+        ({"a": [1], "b": [{"0": "x", "1": [np.nan, 0.0]}]}, "column 'obs': row 0: has the number nan"),
+    ],
+)
+def test_composed_observations_of_another_kind_are_refused(struct, message):
+    array = pa.StructArray.from_arrays([pa.array(values) for values in struct.values()], list(struct))
+    from rllib_kd.offline.arrays import to_array
+
+    with pytest.raises(DataError, match=message):
+        Labeller(vector_teacher(COMPOSED))({"obs": to_array(array, file="f", column="obs")}, file="f")
+
+
+def test_discrete_observations_become_one_hot():
+    labeller = Labeller(vector_teacher(gym.spaces.Discrete(4)))
+    assert labeller({"obs": np.array([0, 3])})["obs"].tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+    with pytest.raises(DataError, match="contains the number 4, but its space has 0 to 3"):
+        labeller({"obs": np.array([4])})
+
+
+def test_a_function_of_parts_takes_no_vectors():
+    space = gym.spaces.Dict({"a": gym.spaces.Box(-1, 1, (4,)), "b": gym.spaces.Box(-1, 1, (2,))})
+    policy = teacher()
+    policy.pipeline = ObservationPipeline(space, (Function(lambda obs: obs["a"]),))
+    obs = {"a": states(3), "b": states(3)[:, :2]}
+
+    labelled = Labeller(policy)({"obs": obs})
+    assert labelled["obs"].shape == (3, 6)
+    np.testing.assert_allclose(labelled["teacher_q"], policy.q_values(torch.as_tensor(obs["a"])).numpy(), rtol=1e-5)
+    with pytest.raises(DataError, match="column 'obs': has vectors, but the teacher takes Dict"):
+        Labeller(policy)({"obs": labelled["obs"]})
+
+
+def test_masks_in_observations_are_taken_from_their_column():
+    space = gym.spaces.Dict({"observations": gym.spaces.Box(-9, 9, (4,)), "action_mask": gym.spaces.MultiBinary(2)})
+    policy = Teacher(make_q_module(space["observations"]), pipeline=ObservationPipeline(space["observations"]))
+    labelled = Labeller(policy)({"obs": states(2), "action_mask": np.array([[1, 0], [1, 1]], np.uint8)})
+    assert labelled["teacher_q"][0, 1] == -np.inf
+    assert np.isfinite(labelled["teacher_q"][1]).all()
+
+
+def test_bytes_stay_bytes_and_channels_where_they_are():
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2],
+        observation_space=gym.spaces.Box(0, 1, (16, 16, 3)),
+        action_space=ACTIONS,
+    )
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    images[..., 1] = 255
+    for given in (images, np.moveaxis(images, -1, 1), images.reshape(2, -1)):
+        labelled = Labeller(policy)({"obs": given})
+        assert labelled["obs"].dtype == np.uint8
+        assert labelled["obs"].shape == (images if given.ndim == 2 else given).shape
+        np.testing.assert_allclose(labelled["teacher_q"], [[0, 1]] * 2)
+
+
+def test_images_of_other_integers_are_refused():
+    space = gym.spaces.Box(0, 255, (16, 16, 3), np.uint8)
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2], observation_space=gym.spaces.Box(0, 1, space.shape), action_space=ACTIONS
+    ).for_space(space)
+    policy.pipeline = ObservationPipeline(space)
+    with pytest.raises(DataError, match="has images of int64"):
+        Labeller(policy)({"obs": np.zeros((2, 16, 16, 3), np.int64)})
+
+
+@pytest.mark.parametrize("stage", [StackFrames(4), RLlibConnectors(None)])
+@pytest.mark.parametrize("is_member", [False, True])
+def test_teachers_that_remember_earlier_steps_are_refused(stage, is_member):
+    policy = teacher()
+    pipeline = ObservationPipeline(policy.input_space, (stage,))
+    policy.pipeline = ObservationPipeline(policy.input_space, (SideBySide((pipeline,)),)) if is_member else pipeline
+    with pytest.raises(ValueError, match="remember earlier steps; rows of files are labelled one by one"):
+        Labeller(policy)
+
+
+def test_a_teacher_that_returns_nan_is_named_with_the_row():
+    policy = Teacher.from_callable(
+        lambda obs: torch.where(obs[:, :2] > 100, torch.nan, 0.0),
+        observation_space=gym.spaces.Box(-np.inf, np.inf, (4,)),
+        action_space=ACTIONS,
+    )
+    obs = states(4)
+    obs[2, 1] = 101
+    with pytest.raises(
+        DataError, match=r"'f', column 'teacher_q': row 12: the teacher '<lambda>' returns \[0.0, nan\]"
+    ):
+        Labeller(policy)({"obs": obs}, file="f", start=10)
+
+
+def test_normalisation_is_the_teachers():
+    policy = teacher()
+    policy.pipeline = ObservationPipeline(policy.input_space, (Normalize(np.ones(4), np.full(4, 2.0), None),))
+    labelled = Labeller(policy)({"obs": states(3)})
+    np.testing.assert_array_equal(labelled["obs"], states(3))
+    expected = policy.q_values(torch.as_tensor((states(3) - 1) / 2)).numpy()
+    np.testing.assert_allclose(labelled["teacher_q"], expected, rtol=1e-5)
+
+
+def test_a_fingerprint_is_of_all_that_makes_labels():
+    one, other = teacher(), teacher(seed=1)
+    normalized, ranked = teacher(), teacher()
+    normalized.pipeline = ObservationPipeline(one.input_space, (Normalize(np.ones(4), None, None),))
+    ranked.outputs = "log_probs"
+    ensemble = load_teacher([one, other])
+    prints = [fingerprint(policy) for policy in (one, other, normalized, ranked, ensemble)]
+
+    assert all(len(text) == 64 for text in prints)
+    assert len(set(prints)) == 5
+    assert fingerprint(teacher()) == fingerprint(pickle.loads(pickle.dumps(one))) == prints[0]
+    function = Teacher.from_callable(lambda obs: obs[:, :2], observation_space=one.input_space, action_space=ACTIONS)
+    assert fingerprint(function) == ""
+    layers = Teacher.from_callable(torch.nn.Linear(4, 2), observation_space=one.input_space, action_space=ACTIONS)
+    assert len(fingerprint(layers)) == 64
+
+
+@pytest.mark.parametrize("end", ["onnx", "pt2"])
+def test_programs_have_the_fingerprint_of_their_file(tmp_path, end):
+    files = [tmp_path / f"{seed}.{end}" for seed in (0, 1)]
+    for seed, file in enumerate(files):
+        export(teacher(seed=seed), file, format=end, obs=states(8))
+    one, same, other = (fingerprint(load_teacher(file, trust_checkpoint=True)) for file in (files[0], *files))
+    assert one == same != other
+    assert len(one) == len(other) == 64
+
+
+def test_a_schema_is_of_the_teacher_and_the_rows():
+    labeller = Labeller(teacher())
+    schema = labeller.schema_of(labeller(rows()), env="E-v1")
+    assert (schema.obs_shape, schema.obs_dtype, schema.num_actions, schema.env) == ((4,), "float32", 2, "E-v1")
+    assert schema.fingerprint == fingerprint(teacher())
+    assert replace(schema, recorded=()) == labeller.schema_of(labeller({"obs": states(3)}), env="E-v1")
+
+
+def test_images_of_labelled_files_are_labelled_again(tmp_path):
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2], observation_space=gym.spaces.Box(0, 1, (16, 16, 3)), action_space=ACTIONS
+    )
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    write_parquet(tmp_path / "in" / "a.parquet", {"obs": images})
+    label_here(LabelJob(policy, tmp_path / "in", tmp_path / "out", batch_size=2))
+    label_here(LabelJob(policy, tmp_path / "out", tmp_path / "again", batch_size=2))
+    for folder in ("out", "again"):
+        np.testing.assert_array_equal(read(tmp_path / folder / "a.parquet")["obs"], images)
+
+
+def test_images_of_truth_values_are_zeros_and_ones_to_networks():
+    space = gym.spaces.Box(0, 1, (16, 16, 3), np.bool_)
+    policy = Teacher.from_callable(
+        lambda obs: obs.mean((1, 2))[:, :2], observation_space=gym.spaces.Box(0, 1, space.shape), action_space=ACTIONS
+    )
+    for given in (np.ones((2, 16, 16, 3), bool), np.ones((2, 16 * 16 * 3), bool)):
+        labelled = Labeller(policy)({"obs": given})
+        assert (labelled["obs"].dtype, labelled["obs"].max()) == (np.uint8, 255)
+        np.testing.assert_allclose(labelled["teacher_q"], [[1, 1]] * 2)
+    assert Labeller(teacher())({"obs": np.ones((2, 4), bool)})["obs"].tolist() == [[1] * 4] * 2
+
+
+def test_a_teacher_that_knows_illegal_actions_itself():
+    def q(obs: torch.Tensor) -> torch.Tensor:
+        return torch.stack([obs[:, 0], torch.full_like(obs[:, 0], -torch.inf)], 1)
+
+    space = gym.spaces.Box(-np.inf, np.inf, (4,))
+    policy = Teacher.from_callable(q, observation_space=space, action_space=ACTIONS)
+    assert Labeller(policy)({"obs": states(3)})["teacher_q"][:, 1].tolist() == [-np.inf] * 3

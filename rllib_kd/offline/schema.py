@@ -409,6 +409,7 @@ def open_parquet(filesystem: FileSystem, path: str) -> pq.ParquetFile:
             thrift_string_size_limit=limits.MAX_DESCRIPTION,
             thrift_container_size_limit=limits.MAX_PARTS,
             buffer_size=_BUFFER,
+            pre_buffer=False,  # or all of a file is in memory at once
         )
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, DataError):

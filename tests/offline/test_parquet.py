@@ -10,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow.fs import LocalFileSystem
 from ray.data.extensions import ArrowPythonObjectArray, ArrowTensorArray
 
 from rllib_kd.offline.arrays import check_type, to_array
 from rllib_kd.offline.job import LabelJob
+from rllib_kd.offline.parquet import ParquetReader
 from rllib_kd.offline.schema import METADATA, DataError
 from tests.conftest import states
 from tests.offline.recorded import label_here, lists, read, rows, teacher, write_parquet
@@ -160,3 +162,16 @@ def test_lists_in_lists_end():
         kind = pa.list_(kind)
     with pytest.raises(DataError, match="more than 16 lists in lists"):
         check_type(kind, file="f", column="c")
+
+
+def test_memory_does_not_grow_with_a_file(tmp_path):
+    values = np.random.default_rng(0).normal(size=(1_000, 256)).astype(np.float32)  # a megabyte
+    table = pa.table({"obs": lists(values)})
+    with pq.ParquetWriter(tmp_path / "a.parquet", table.schema) as writer:
+        for _ in range(30):
+            writer.write_table(table)
+    before, held = pa.total_allocated_bytes(), []
+    for batch in ParquetReader().batches(LocalFileSystem(), str(tmp_path / "a.parquet"), 100):
+        held.append(pa.total_allocated_bytes() - before + batch["obs"].nbytes)
+    assert len(held) == 300
+    assert max(held) < 10e6

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES, INPUT_ENV_SPACES
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 
+from rllib_kd.env_runner.fragment import Fragment
 from rllib_kd.env_runner.students import StudentsEnvRunner
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.spaces import input_space
@@ -37,6 +40,11 @@ class RecordingEnvRunner(StudentsEnvRunner):
         """Record the states from now on, with this teacher's labels, if the config says so."""
         if self.config.output and self.env is not None and self._recorder is None:
             self._recorder = recorder_of(self.config, teacher, self.num_envs)
+
+    def record(self, columns: Mapping[str, np.ndarray], fragment: Fragment) -> None:
+        """Record the columns `[N, T, ...]` of a fragment, if there is a recorder."""
+        if self._recorder is not None:
+            self._recorder.add(columns, fragment.ended_before, begins=fragment.begins)
 
     def write_recorded(self) -> None:
         """Write recorded states that wait for a whole file."""

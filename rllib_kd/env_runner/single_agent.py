@@ -212,8 +212,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         if self._samples_directly:
             self._log_fragment(fragment)
         log_dropped(self.metrics, fragment.num_dropped, fragment.num_not_finite)
-        if self._recorder is not None:
-            self._recorder.add(columns, fragment.ended_before, begins=fragment.begins)
+        self.record(columns, fragment)
         shards = [hand_over(self, shard) for shard in self._shards(columns, fragment, names, num_shards)]
         return shards, self.get_metrics()
 

@@ -10,6 +10,7 @@ from typing import Annotated, get_args, get_origin, get_type_hints
 import pytest
 import typer
 
+from rllib_kd.cli import label as labelling
 from rllib_kd.cli import play, shrink, sweep
 from rllib_kd.cli import serve as serving
 from rllib_kd.cli import train as training
@@ -20,6 +21,7 @@ COMMANDS = {
     "train": training.train,
     "sweep": sweep.sweep,
     "shrink": shrink.shrink,
+    "label": labelling.label,
     "compare": play.compare,
     "evaluate": play.evaluate,
     "export": play.export,
@@ -30,6 +32,7 @@ WORKING = {
     "train": ["train", "--algo", "DistillDQN", "--env", "CartPole-v1", "--teacher", "cartpole"],
     "sweep": ["sweep", "--env", "CartPole-v1", "--teacher", "cartpole", "--num-samples", "1"],
     "shrink": ["shrink", "--env", "CartPole-v1", "--teacher", "cartpole", "--minutes", "1"],
+    "label": ["label", "--teacher", "cartpole", "--input", "rows", "--output", "labelled"],
     "compare": ["compare", "cartpole", "--teacher", "cartpole", "--episodes", "1"],
     "evaluate": ["evaluate", "cartpole", "--episodes", "1"],
     "export": ["export", "cartpole", "--out", "out.onnx", "--episodes", "1"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,6 +54,8 @@ def write_minari(folder: Path, episodes: int = 2, steps: int = 5, **metadata: ob
     data.mkdir(parents=True)
     content = {"data_format": "hdf5", "observation_space": BOX4, "action_space": DISCRETE2} | metadata
     (data / "metadata.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    import h5py  # of the extra minari
+
     with h5py.File(data / "main_data.hdf5", "w") as file:
         for i in range(episodes):
             group = file.create_group(f"episode_{i}")

@@ -7,7 +7,6 @@ import json
 import warnings
 
 import gymnasium as gym
-import h5py
 import numpy as np
 import pytest
 
@@ -16,6 +15,8 @@ from rllib_kd.offline.schema import DataError
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
 from tests.offline.recorded import BOX4, DISCRETE2, label_here, read, teacher, write_minari
+
+h5py = pytest.importorskip("h5py", reason="needs the extra minari")
 
 SPEC = json.dumps({"id": "Evil-v0", "entry_point": "os:abort", "additional_wrappers": [], "vector_entry_point": None})
 

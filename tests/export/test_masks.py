@@ -23,13 +23,21 @@ def masks_of(count, num_actions=3):
     return masks
 
 
+SLOW = pytest.mark.slow  # files that import torch when they are played
+
+
 @pytest.fixture(scope="module")
 def obs():
     return states(60)
 
 
 @pytest.mark.parametrize(
-    ("int8", "artifact_format"), [*((False, name) for name in FORMATS), (True, "c"), (True, "onnx")]
+    ("int8", "artifact_format"),
+    [
+        *(pytest.param(False, name, marks=SLOW if name in ("pt2", "torchscript") else ()) for name in FORMATS),
+        (True, "c"),
+        (True, "onnx"),
+    ],
 )
 def test_illegal_actions_are_never_the_best(artifact_format, int8, obs, tmp_path):
     is_tree = artifact_format == "python"

@@ -27,6 +27,7 @@ from tests.conftest import ray_address, states
 from tests.offline.recorded import label_here, read, rows, teacher, write_parquet
 
 
+@pytest.mark.slow
 def test_a_pool_labels_all_files_and_an_error_leaves_the_finished_ones(cluster, tmp_path):
     for i in range(4):
         write_parquet(tmp_path / "in" / f"{i}.parquet", rows(50, seed=i))

@@ -134,7 +134,7 @@ def policy_kl_and_regret(
 class PolicyTarget(NamedTuple):
     """What the forward KL and the regret take from the teacher: the same in every step, so for many batches at once.
 
-    Args:
+    Attributes:
         policy: p_T `[B, A]`, 0 at illegal actions.
         log_policy: log p_T `[B, A]`, nats, finite at illegal actions.
         illegal: `[B, A]`.

@@ -150,3 +150,29 @@ def test_an_installed_package_has_all_its_files():
         pytest.skip("there is no git, or this is no clone")
     others = {ROOT / name for name in tracked.stdout.splitlines() if not name.endswith(".py")}
     assert others == listed
+
+
+#: The modules that an extra is for: others import it where it is used.
+OF_EXTRAS = {
+    "rllib_kd.export.runners.onnx_runner",
+    "rllib_kd.export.serve.app",
+    *(f"rllib_kd.teachers.onnx_{part}" for part in ("costs", "model", "operators", "parameters")),
+}
+EXTRAS = ("ale_py", "fastapi", "h5py", "minari", "mlflow", "moviepy", "onnx", "onnxruntime", "onnxscript", "optuna")
+IMPORT_ALL = f"""
+import importlib, pkgutil, sys
+for name in {(*EXTRAS, "pygame", "sklearn", "starlette", "wandb")!r}:
+    sys.modules[name] = None
+import rllib_kd
+for module in pkgutil.walk_packages(rllib_kd.__path__, "rllib_kd."):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ImportError:
+            print(module.name)
+"""
+
+
+def test_without_extras_everything_else_is_imported():
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == OF_EXTRAS, done.stderr

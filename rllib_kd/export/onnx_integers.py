@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from rllib_kd.export.runners import onnx_runner
 from rllib_kd.observations.masks import MASK
 
 #: Name of the note in a file's metadata that has the way, "static" or "dynamic".
@@ -44,7 +43,9 @@ def closest_onnx_integers(file: Path, obs: np.ndarray, *, num_actions: int | Non
     Returns:
         The model as a protobuf message; and "static" or "dynamic", for the note `QUANTIZATION`.
     """
-    import onnx
+    import onnx  # both of an extra
+
+    from rllib_kd.export.runners import onnx_runner
 
     some = np.asarray(obs[:: -(-len(obs) // _MAX_STATES)], np.float32)
     expected = onnx_runner.load(str(file))(some)

@@ -264,7 +264,7 @@ def test_timeout_saves_a_checkpoint_whomever_it_signals_and_the_run_goes_on_to_a
     iterations = [row["training_iteration"] for row in run.rows]
     assert iterations == list(range(1, last + 1))  # none is lost, none is done twice
     code, output = start([*train(tmp_path, *until(last + 2)), "--resume"]).end()
-    assert code == 2
+    assert code == 2, output
     assert "1 of 1 trials have finished by an earlier --stop" in output
 
 

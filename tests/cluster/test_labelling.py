@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem
 
 from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.schema import to_columns
+from tests.buckets import bucket_named
 from tests.conftest import states
 from tests.offline.recorded import rows, teacher, write_parquet
 
@@ -21,20 +20,13 @@ FILES, ROWS = 8, 300_000
 
 
 @pytest.fixture
-def lake(monkeypatch, tmp_path):
+def lake(tmp_path):
     """A bucket of recorded files, which Ray's processes reach, too: the URI's options."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="lake")
-    for i in range(FILES):
-        file = write_parquet(tmp_path / f"{i}.parquet", rows(ROWS, seed=i))
-        client.upload_file(str(file), "lake", f"raw/{i}.parquet")
-    yield client, f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    server.stop()
+    with bucket_named("lake") as (client, options):
+        for i in range(FILES):
+            file = write_parquet(tmp_path / f"{i}.parquet", rows(ROWS, seed=i))
+            client.upload_file(str(file), "lake", f"raw/{i}.parquet")
+        yield client, options
 
 
 def finished(client) -> list[str]:

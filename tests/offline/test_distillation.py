@@ -8,23 +8,13 @@ import pytest
 import torch
 from ray.rllib.core.columns import Columns
 
-from rllib_kd import DistillDQN, Teacher, load_teacher
+from rllib_kd import DistillDQN, Teacher
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.offline.schema import DataError
 from tests.algorithm.resumable import assert_equal, differ, weights
 from tests.conftest import make_q_module
 from tests.offline.labelled import episodes, recorded_config, write
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load_teacher("cartpole")
-
-
-@pytest.fixture(scope="module")
-def rows(teacher):
-    return episodes(teacher)
 
 
 @pytest.fixture(scope="module")

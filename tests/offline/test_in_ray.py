@@ -8,14 +8,12 @@ import subprocess
 import sys
 import time
 
-import boto3
 import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from moto.server import ThreadedMotoServer
 from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.rllib.algorithms.ppo import PPOConfig
 
@@ -23,6 +21,7 @@ from rllib_kd import load_teacher
 from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.schema import DataError, read_schema, to_columns
 from rllib_kd.teachers.base import Teacher
+from tests.buckets import bucket_named
 from tests.conftest import ray_address, states
 from tests.offline.recorded import label_here, read, rows, teacher, write_parquet
 
@@ -145,17 +144,10 @@ def test_what_rllib_records_itself(cluster, tmp_path):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def bucket():
     """Options of a URI that lead to a bucket of S3 in this process."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="lake")
-    yield client, f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    server.stop()
+    with bucket_named("lake") as found:
+        yield found
 
 
 def test_s3(tmp_path, bucket):

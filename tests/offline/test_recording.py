@@ -2,13 +2,11 @@
 
 import pickle
 
-import boto3
 import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from rllib_kd import DistillDQN, load_teacher
 from rllib_kd.offline.data import open_files
@@ -16,12 +14,8 @@ from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.recording import Recorder
 from rllib_kd.offline.rows import has_successor
 from rllib_kd.offline.schema import to_columns
+from tests.buckets import bucket_named
 from tests.offline.labelled import recorded_config
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load_teacher("cartpole")
 
 
 def fragment(ends, *, first=0, labels=2, **changed):
@@ -161,16 +155,9 @@ def test_a_run_records_and_another_student_learns_from_it(build, cartpole_config
 
 
 @pytest.mark.slow
-def test_rows_travel_through_s3(tmp_path, teacher, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="lake")
-        uri = f"s3://lake/rows?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
+def test_rows_travel_through_s3(teacher):
+    with bucket_named("lake") as (_, options):
+        uri = f"s3://lake/rows{options}"
         recorder = Recorder(uri, teacher, num_envs=2, max_rows=4)
         for _ in range(2):
             recorder.add(fragment([[0, 0], [0, 0]]), np.zeros(2, bool), begins=False)
@@ -179,8 +166,6 @@ def test_rows_travel_through_s3(tmp_path, teacher, monkeypatch):
         files = open_files(config)
         assert (files.num_rows, len(files.chunks)) == (8, 2)
         assert sum(len(piece["obs"]) for chunk in files.chunks for piece in files.read(chunk, ("obs",))) == 8
-    finally:
-        server.stop()
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.rows import LearnerColumns, as_column, has_successor
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
 from rllib_kd.offline.stream import HeldOut, Piece, Stream
-from tests.offline.labelled import RECORDED, episodes, recorded_config, write
+from tests.offline.labelled import RECORDED, recorded_config, write
 
 NUMBERED = 2_000
 TD = ("obs", "teacher_q", "actions", "rewards", "terminateds", "truncateds", "valid")
@@ -42,16 +42,6 @@ def epoch(stream: Stream) -> list[int]:
     while len(found) < stream.num_rows:
         found += numbers(next(stream))
     return found
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return load_teacher("cartpole")
-
-
-@pytest.fixture(scope="module")
-def rows(teacher):
-    return episodes(teacher)
 
 
 # --- The stream -------------------------------------------------------------------------------------------------------

@@ -3,13 +3,11 @@ import pickle
 import shutil
 from pathlib import Path
 
-import boto3
 import gymnasium as gym
 import numpy as np
 import pytest
 import ray
 import torch
-from moto.server import ThreadedMotoServer
 from ray.rllib.algorithms.dqn import DQNConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -20,6 +18,7 @@ from rllib_kd.evaluation.comparing import evaluate
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
 from rllib_kd.teachers.names import absolute_teacher_uri
+from tests.buckets import bucket_named
 from tests.conftest import make_q_module, shared_teacher, states
 
 
@@ -90,17 +89,10 @@ def test_uris_stay_and_paths_become_absolute(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def bucket():
     """A bucket of S3 in this process: its URI, and the options that lead there."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-    client.create_bucket(Bucket="teachers")
-    yield client, f"?scheme=http&endpoint_override={host}:{port}&region=us-east-1"
-    server.stop()
+    with bucket_named("teachers") as found:
+        yield found
 
 
 def upload(client, folder, key):

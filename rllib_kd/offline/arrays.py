@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rllib_kd import limits
-from rllib_kd.offline.schema import DataError, bytes_of
+from rllib_kd.offline.schema import DataError, bytes_of, in_one_piece
 
 #: Extension types whose arrays are tensors of one shape, with a `shape`: Arrow's own, and two of Ray Data.
 _TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
@@ -100,10 +100,7 @@ def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str) -> An
     Raises:
         DataError: rows have no value, or lists of different lengths.
     """
-    if isinstance(array, pa.ChunkedArray):
-        array = (
-            array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks or [pa.array([], array.type)])
-        )
+    array = in_one_piece(array)
     if array.null_count:
         row = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(f"has no value in row {row} of a batch. Leave out such rows.", file=file, column=column)

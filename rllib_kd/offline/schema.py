@@ -348,13 +348,7 @@ def to_columns(
     for name in schema.columns:
         if data.schema.get_field_index(name) < 0:
             continue
-        array = data.column(name)
-        if isinstance(array, pa.ChunkedArray):
-            array = (
-                array.chunk(0)
-                if array.num_chunks == 1
-                else pa.concat_arrays(array.chunks or [pa.array([], array.type)])
-            )
+        array = in_one_piece(data.column(name))
         if not _same_type(array.type, schema.type_of(name)):
             raise DataError(f"has the type {array.type}; expected {schema.type_of(name)}", file=file, column=name)
         shape = schema.shape_of(name)
@@ -371,6 +365,13 @@ def to_columns(
         except ValueError as error:
             raise DataError(str(error), file=file, column=FRAMES_BEFORE) from error
     return columns
+
+
+def in_one_piece(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array: of a single chunk without a copy."""
+    if not isinstance(array, pa.ChunkedArray):
+        return array
+    return array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks or [pa.array([], array.type)])
 
 
 def bytes_of(array: pa.FixedSizeBinaryArray) -> np.ndarray:

@@ -39,31 +39,15 @@ class ParquetReader:
     def inspect(self, filesystem: FileSystem, path: str) -> Contents:
         """Return what a file contains: its footer is read."""
         with open_parquet(filesystem, path) as file:
-            schema = file.schema_arrow
-            check_is_not_packed(schema, self._obs_column, path)
-            used = used_columns(schema.names, self._obs_column, path)
-            _check_names(schema.names, path)
-            for name in used.values():
-                check_type(schema.field(name).type, file=path, column=name)
-            sizes = _sizes(file.metadata, used, path)
-            for name in sizes:
-                kind = schema.field(used[name]).type
-                sizes[name] *= kind.byte_width if pa.types.is_fixed_size_binary(kind) else 1
-            return Contents(
-                types={name: described(schema.field(column).type) for name, column in used.items()},
-                sizes=sizes,
-                num_rows=file.metadata.num_rows,
-                ranges=_ranges(file.metadata, used),
-                left_out=tuple(name for name in schema.names if name not in used.values()),
-            )
+            return self._inspected(file, path)[0]
 
     def batches(self, filesystem: FileSystem, path: str, batch_size: int) -> Iterator[dict[str, Any]]:
         """Yield the rows of a file."""
-        contents, count = self.inspect(filesystem, path), 0
-        rows = rows_at_once(batch_size, 8 * sum(contents.sizes.values()))
+        count = 0
         try:
             with open_parquet(filesystem, path) as file:
-                used = used_columns(file.schema_arrow.names, self._obs_column, path)
+                contents, used = self._inspected(file, path)
+                rows = rows_at_once(batch_size, 8 * sum(contents.sizes.values()))
                 for batch in file.iter_batches(rows, columns=list(used.values()), use_threads=False):
                     count += batch.num_rows
                     yield {
@@ -73,6 +57,27 @@ class ParquetReader:
             raise DataError(f"cannot be read: {error}", file=path) from error
         if count != contents.num_rows:
             raise DataError(f"has {count:,} rows, but its footer counts {contents.num_rows:,}: it is broken", file=path)
+
+    def _inspected(self, file: pq.ParquetFile, path: str) -> tuple[Contents, dict[str, str]]:
+        """Return what an open file contains, and the columns that are read: their names there, by RLlib's names."""
+        schema = file.schema_arrow
+        check_is_not_packed(schema, self._obs_column, path)
+        used = used_columns(schema.names, self._obs_column, path)
+        _check_names(schema.names, path)
+        for name in used.values():
+            check_type(schema.field(name).type, file=path, column=name)
+        sizes = _sizes(file.metadata, used, path)
+        for name in sizes:
+            kind = schema.field(used[name]).type
+            sizes[name] *= kind.byte_width if pa.types.is_fixed_size_binary(kind) else 1
+        contents = Contents(
+            types={name: described(schema.field(column).type) for name, column in used.items()},
+            sizes=sizes,
+            num_rows=file.metadata.num_rows,
+            ranges=_ranges(file.metadata, used),
+            left_out=tuple(name for name in schema.names if name not in used.values()),
+        )
+        return contents, used
 
 
 def _check_names(names: list[str], file: str) -> None:

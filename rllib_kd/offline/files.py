@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
 
-from rllib_kd import limits
 from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.offline.listing import PARQUET, files_below, filesystem_of
 from rllib_kd.offline.minari import ENDINGS, MinariReader, read_metadata
 from rllib_kd.offline.numpy_files import NumpyReader
 from rllib_kd.offline.parquet import ParquetReader
@@ -25,13 +24,10 @@ from rllib_kd.text import one_line
 
 #: Ends of the names of files that are read, and the readers of them.
 _READERS: dict[str, type[ParquetReader] | type[NumpyReader]] = {
-    ".parquet": ParquetReader,
+    PARQUET: ParquetReader,
     ".npz": NumpyReader,
     ".npy": NumpyReader,
 }
-
-
-_PARQUET = ".parquet"
 
 
 #: Folders in which one of RLlib's EnvRunners has recorded: its index, and how often it had sampled.
@@ -68,21 +64,6 @@ class Inputs:
     ignored: int = 0
 
 
-def filesystem_of(uri: str) -> tuple[FileSystem, str]:
-    """Return the filesystem of a URI or absolute path, and the path in it. Whether there is anything is not checked.
-
-    Raises:
-        DataError: it is neither.
-    """
-    if uri.endswith("://"):
-        raise DataError(f"The URI '{uri}' ends before its path. Expected one like '{uri}bucket/folder'.")
-    try:
-        filesystem, path = FileSystem.from_uri(uri)
-    except (pa.ArrowInvalid, OSError, UnicodeEncodeError) as error:
-        raise DataError(f"'{uri}' is neither a path nor a URI that can be read: {error}") from error
-    return filesystem, path.rstrip("/") or "/"
-
-
 def find_inputs(uri: str, *, obs_column: str = Columns.OBS) -> Inputs:
     """Find recorded files: one file, all files in a folder and below it, or a dataset of Minari.
 
@@ -103,7 +84,7 @@ def find_inputs(uri: str, *, obs_column: str = Columns.OBS) -> Inputs:
             raise DataError(f"There is nothing at '{uri}'. Expected a file or a folder of recorded observations.")
         dataset = read_metadata(filesystem, path) if kind == FileType.Directory else None
         base = posixpath.dirname(path) if kind == FileType.File else path
-        found = [path] if kind == FileType.File else _files_below(filesystem, path)
+        found = [path] if kind == FileType.File else files_below(filesystem, path)
     except OSError as error:
         raise DataError(f"'{uri}' cannot be read: {error}") from error
     reader: Reader
@@ -117,7 +98,7 @@ def find_inputs(uri: str, *, obs_column: str = Columns.OBS) -> Inputs:
             shown = ", ".join(f"{count} of {ending}" for ending, count in endings.items())
             raise DataError(f"'{uri}' has files of several kinds: {shown}. Label one kind after the other.")
         files = [file for file in found if posixpath.splitext(file)[1] in _READERS]
-        reader = _READERS[next(iter(endings), _PARQUET)](obs_column)
+        reader = _READERS[next(iter(endings), PARQUET)](obs_column)
     if not files:
         what = f"other files, like '{posixpath.basename(found[0])}'" if found else "no files"
         raise DataError(
@@ -156,35 +137,14 @@ def labelled_files(filesystem: FileSystem, folder: str) -> set[str]:
         kind = filesystem.get_file_info(folder).type
         if kind == FileType.File:
             raise DataError(f"'{folder}' is a file. Name a folder for the labelled files.")
-        found = _files_below(filesystem, folder) if kind == FileType.Directory else []
+        found = files_below(filesystem, folder) if kind == FileType.Directory else []
     except OSError as error:
         raise DataError(f"'{folder}' cannot be listed: {error}") from error
-    return {file for file in found if file.endswith(_PARQUET)}
-
-
-def _files_below(filesystem: FileSystem, folder: str) -> list[str]:
-    """Return the paths of all files in a folder and below it, without those whose names are hidden."""
-    entries = filesystem.get_file_info(FileSelector(folder, recursive=True))
-    try:
-        for entry in entries:
-            entry.path  # noqa: B018 (which raises)
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{folder}' has a file whose name is not in UTF-8. Rename it.") from error
-    if len(entries) > limits.MAX_RECORDED_FILES:
-        raise DataError(
-            f"'{folder}' has {len(entries)} files and folders, expected at most {limits.MAX_RECORDED_FILES}. Label its "
-            "folders one after the other."
-        )
-    start = len(folder.rstrip("/")) + 1
-    return sorted(
-        entry.path
-        for entry in entries
-        if entry.type == FileType.File and not any(part[:1] in "._" for part in entry.path[start:].split("/"))
-    )
+    return {file for file in found if file.endswith(PARQUET)}
 
 
 def _name_of(path: str) -> str:
-    return path if path.endswith(_PARQUET) else f"{path}{_PARQUET}"
+    return path if path.endswith(PARQUET) else f"{path}{PARQUET}"
 
 
 def _check_no_repeats(filesystem: FileSystem, files: Sequence[str], reader: ParquetReader) -> None:

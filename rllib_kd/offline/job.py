@@ -27,8 +27,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.observations.masks import MASK
-from rllib_kd.offline.files import InputFile, Inputs, check_apart, filesystem_of, find_inputs, labelled_files
+from rllib_kd.offline.files import InputFile, Inputs, check_apart, find_inputs, labelled_files
 from rllib_kd.offline.labelling import Labeller
+from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.reading import Contents, Reader, num_rows, part_of
 from rllib_kd.offline.schema import DataError, LabelledSchema, open_parquet
 from rllib_kd.offline.writing import remove_parts, write_file

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
+from rllib_kd.offline.listing import PARQUET, files_below, filesystem_of
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
 _FOOTERS_AT_ONCE = 16
@@ -131,23 +132,15 @@ def absolute_uris(uris: str | Sequence[str]) -> str | list[str]:
 
 def _find(uri: str, filesystem: FileSystem | None) -> list[tuple[FileSystem, str]]:
     """Return the Parquet files at a path or URI, by name: hidden ones, and those being written, are left out."""
+    places, path = (filesystem, uri) if filesystem is not None else filesystem_of(absolute_uri(uri))
     try:
-        places, path = (filesystem, uri) if filesystem is not None else FileSystem.from_uri(absolute_uri(uri))
-        info = places.get_file_info(path)
-        if info.type == FileType.File:
-            return [(places, path)]
-        found = [] if info.type == FileType.NotFound else places.get_file_info(FileSelector(path, recursive=True))
+        kind = places.get_file_info(path).type
+        found = files_below(places, path) if kind == FileType.Directory else [path]
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"The recorded data '{uri}' cannot be read: {error}") from error
-    if info.type == FileType.NotFound:
+    if kind == FileType.NotFound:
         raise DataError(f"There is nothing at '{uri}'. Expected a Parquet file, or a folder of them.")
-    paths = sorted(entry.path for entry in found if _is_data(entry, path))
+    paths = [file for file in found if kind == FileType.File or file.endswith(PARQUET)]
     if not paths:
-        raise DataError(f"The folder '{uri}' has no Parquet file. Expected files that end in '.parquet'.")
+        raise DataError(f"The folder '{uri}' has no Parquet file. Expected files that end in '{PARQUET}'.")
     return [(places, each) for each in paths]
-
-
-def _is_data(entry: FileInfo, folder: str) -> bool:
-    parts = entry.path[len(folder) :].strip("/").split("/")
-    is_hidden = any(part.startswith((".", "_")) for part in parts)
-    return entry.type == FileType.File and entry.path.endswith(".parquet") and not is_hidden

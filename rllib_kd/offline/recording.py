@@ -11,8 +11,8 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.observations.frames import VALID
-from rllib_kd.offline.files import filesystem_of
 from rllib_kd.offline.labelling import fingerprint
+from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.reading import part_of
 from rllib_kd.offline.schema import RECORDED, LabelledSchema
 from rllib_kd.offline.stacks import saved_share

@@ -8,8 +8,9 @@ from typing import Any
 
 from ray.rllib.core.columns import Columns
 
-from rllib_kd.offline.files import filesystem_of, find_inputs
+from rllib_kd.offline.files import find_inputs
 from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk
+from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.parquet import ParquetReader
 from rllib_kd.offline.reading import Contents, Reader, num_rows
 from rllib_kd.offline.schema import METADATA, DataError, LabelledSchema, open_parquet

@@ -1,0 +1,52 @@
+"""Files of a folder in any filesystem: recorded ones, and labelled ones."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from pyarrow.fs import FileSelector, FileSystem, FileType
+
+from rllib_kd import limits
+from rllib_kd.offline.schema import DataError
+
+#: End of the names of labelled files.
+PARQUET = ".parquet"
+
+
+def filesystem_of(uri: str) -> tuple[FileSystem, str]:
+    """Return the filesystem of a URI or absolute path, and the path in it. Whether there is anything is not checked.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if uri.endswith("://"):
+        raise DataError(f"The URI '{uri}' ends before its path. Expected one like '{uri}bucket/folder'.")
+    try:
+        filesystem, path = FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError, UnicodeEncodeError) as error:
+        raise DataError(f"'{uri}' is neither a path nor a URI that can be read: {error}") from error
+    return filesystem, path.rstrip("/") or "/"
+
+
+def files_below(filesystem: FileSystem, folder: str) -> list[str]:
+    """Return the paths of all files in a folder and below it, in order, without those whose names are hidden.
+
+    Names that begin with a dot or an underscore are hidden, as for Ray Data and Spark.
+
+    Raises:
+        DataError: there are too many, or one has a name that is not in UTF-8.
+        OSError: the folder cannot be listed.
+    """
+    entries = filesystem.get_file_info(FileSelector(folder, recursive=True))
+    try:
+        for entry in entries:
+            entry.path  # noqa: B018 (which raises)
+    except UnicodeDecodeError as error:
+        raise DataError(f"'{folder}' has a file whose name is not in UTF-8. Rename it.") from error
+    if len(entries) > limits.MAX_RECORDED_FILES:
+        raise DataError(
+            f"'{folder}' has {len(entries)} files and folders, expected at most {limits.MAX_RECORDED_FILES}. Name its "
+            "folders one after the other."
+        )
+    start = len(folder.rstrip("/")) + 1
+    files = (entry.path for entry in entries if entry.type == FileType.File)
+    return sorted(file for file in files if not any(part.startswith((".", "_")) for part in file[start:].split("/")))

@@ -135,12 +135,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 `dataset_num_iters_per_learner` (gradient steps of a training step; None: as many as an online run
                 makes) are read here.
         """
-        given = {"input_": input_, "output": output}
-        for name, places in given.items():
-            if places is not NotProvided:
-                is_named = bool(places) and places != "sampler"
-                given[name] = absolute_uris(places) if is_named else places  # type: ignore[arg-type]
-        return super().offline_data(**given, **kwargs)
+        return super().offline_data(input_=absolute_uris(input_), output=absolute_uris(output), **kwargs)
 
     # Longer than other functions: it is the list of all settings, with a docstring for each.
     def distillation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,8 @@ class Experiment:
         check_at_least(0, compare_episodes=self.compare_episodes)
         cls = algorithm_class(self.algorithm)
         settings = dict(self.settings)
-        if "teacher" in settings:
-            settings["teacher"] = _absolute_teachers(settings["teacher"])
-        if "env" in settings:
-            settings["env"] = _settled_envs(settings["env"])
-        for name in {"input_", "output"} & settings.keys():
-            settings[name] = _absolute_places(settings[name])
+        for name in _VALID_EVERYWHERE.keys() & settings.keys():
+            settings[name] = _over_grid(settings[name], _VALID_EVERYWHERE[name])
         base = cls.get_default_config() if self.config is None else self.config
         written = dict(settings)
         settings = as_meant(type(base), settings)
@@ -173,25 +169,20 @@ def _imported(path: str) -> type[Algorithm]:
     return cls
 
 
-def _absolute_teachers(value: Any) -> Any:
-    """Return teachers with absolute paths, which are valid in every trial's working directory."""
+#: Makes of a setting what is valid in every trial's working directory: absolute paths, and environments known to Ray.
+_VALID_EVERYWHERE: dict[str, Callable[[Any], Any]] = {
+    "teacher": absolute_teachers,
+    "env": settled,
+    "input_": absolute_uris,
+    "output": absolute_uris,
+}
+
+
+def _over_grid(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a setting changed; of a grid, each of its values. None stays None."""
     if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        return {"grid_search": [_absolute_teachers(teacher) for teacher in value["grid_search"]]}
-    return None if value is None else absolute_teachers(value)
-
-
-def _settled_envs(value: Any) -> Any:
-    """Return environments with absolute paths, known to Ray."""
-    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        return {"grid_search": [_settled_envs(env) for env in value["grid_search"]]}
-    return settled(value)
-
-
-def _absolute_places(value: Any) -> Any:
-    """Return places of recorded rows with absolute paths, as `_absolute_teachers()`."""
-    if isinstance(value, Mapping) and set(value) == {"grid_search"}:
-        return {"grid_search": [_absolute_places(place) for place in value["grid_search"]]}
-    return absolute_uris(value) if value else value
+        return {"grid_search": [_over_grid(each, change) for each in value["grid_search"]]}
+    return None if value is None else change(value)
 
 
 def _place_of(config: AlgorithmConfig) -> Any:

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -125,9 +125,16 @@ def _read_footer(filesystem: FileSystem, path: str) -> tuple[LabelledSchema, lis
         return LabelledSchema.from_arrow(file.schema_arrow, path), sizes
 
 
-def absolute_uris(uris: str | Sequence[str]) -> str | list[str]:
-    """Return paths as absolute ones, and URIs unchanged."""
-    return absolute_uri(uris) if isinstance(uris, str) else [absolute_uri(uri) for uri in uris]
+def absolute_uris(places: Any) -> Any:
+    """Return a path of recorded rows, or a list of them, as absolute ones.
+
+    URIs stay as they are, and so does what names no place: RLlib's "sampler", which is an environment, or something
+    that the check of the config refuses.
+    """
+    if isinstance(places, list | tuple):
+        return [absolute_uris(place) for place in places]
+    is_place = isinstance(places, str) and places.strip() and places != "sampler"
+    return absolute_uri(places) if is_place else places
 
 
 def _find(uri: str, filesystem: FileSystem | None) -> list[tuple[FileSystem, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.rllib.algorithms.dqn.default_dqn_rl_module import QF_PREDS
 from ray.rllib.algorithms.dqn.dqn_catalog import DQNCatalog
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.models.configs import ModelConfig, RecurrentEncoderConfig
@@ -23,8 +24,6 @@ USE_LSTM, CELL_SIZE, LAYER_TYPE = "use_lstm", "lstm_cell_size", "recurrent_layer
 LAYER_TYPES = ("lstm", "gru")
 #: Parts of a state, `[B, layers, units]` each: the hidden state, and the cell's of an LSTM.
 STATE_PARTS = ("h", "c")
-
-_QF_PREDS = "qf_preds"
 
 
 class RecurrentDQNCatalog(DQNCatalog):
@@ -96,7 +95,7 @@ def run_sequences(module: Any, obs: Tensor, state: Mapping[str, Tensor]) -> tupl
         Q-values `[B, T, A]`, and the state after the last step.
     """
     outputs = module.compute_q_values({Columns.OBS: obs, Columns.STATE_IN: dict(state)})
-    return outputs[_QF_PREDS], outputs[Columns.STATE_OUT]
+    return outputs[QF_PREDS], outputs[Columns.STATE_OUT]
 
 
 class PlainPass:

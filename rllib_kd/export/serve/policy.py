@@ -137,8 +137,7 @@ def _memoryless(network: Teacher) -> ObservationPipeline:
     pipeline = network.pipeline or ObservationPipeline(network.input_space)
     kinds = [type(stage) for stage in pipeline.stages]
     source = one_line(network.source)
-    is_stateful = getattr(network.module, "is_stateful", lambda: False)
-    if is_stateful():
+    if network.is_recurrent:
         raise ValueError(
             f"'{source}' is recurrent, but a request is answered by its own observation alone. Serve a feed-forward "
             "policy."

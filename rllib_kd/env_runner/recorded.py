@@ -37,7 +37,7 @@ class RecordingEnvRunner(StudentsEnvRunner):
         self.spaces = {INPUT_ENV_SPACES: (shown, actions), INPUT_ENV_SINGLE_SPACES: (shown, actions), **own}
 
     def begin_recording(self, teacher: Teacher) -> None:
-        """Record the states from now on, with this teacher's labels, if the config says so."""
+        """Record the states from now on, with this teacher's labels, if the config has an `output`."""
         if self.config.output and self.env is not None and self._recorder is None:
             self._recorder = recorder_of(self.config, teacher, self.num_envs)
 

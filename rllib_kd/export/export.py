@@ -314,7 +314,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
             f"'{student.source}' is a function of another library, which cannot be exported. Export the network behind "
             "it, or a student of it."
         )
-    if student.is_recurrent:
+    if student.module.is_stateful():
         check_recurrent_exportable(student.module, format=format, int8=int8)
     if format == "c":
         check_c(student, int8=int8)
@@ -384,7 +384,7 @@ def _both(
     def inputs_of(rows: np.ndarray) -> np.ndarray:
         return view(Shown(rows, first=np.ones(len(rows), dtype=bool)))
 
-    if student.is_recurrent:
+    if student.module.is_stateful():
         expected, got = recurrent_parity(student, artifact, obs, inputs_of, masks)
         yield expected, got, None if masks is None else masks[: len(got)]
         return

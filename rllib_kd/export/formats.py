@@ -78,7 +78,7 @@ class _QNetwork(nn.Module):
 
 def exportable_network(student: Teacher) -> nn.Module:
     """Return a copy of the student from an artifact's inputs to Q-values, and to the next state if it is recurrent."""
-    if student.is_recurrent:
+    if student.module.is_stateful():
         return StepNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
     return _QNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
 
@@ -192,7 +192,7 @@ def _inputs(student: Teacher, *, takes_mask: bool) -> tuple[Tensor, ...]:
 
 def state_of(student: Teacher) -> dict[str, int]:
     """Return the units of each part of a recurrent student's state, by name; empty of another student."""
-    return state_sizes(student.module) if student.is_recurrent else {}
+    return state_sizes(student.module) if student.module.is_stateful() else {}
 
 
 def write_onnx(student: Teacher, file: Path, *, int8_obs: np.ndarray | None = None, takes_mask: bool = False) -> None:

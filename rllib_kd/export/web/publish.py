@@ -65,7 +65,7 @@ def check_web(student: Teacher) -> None:
     Raises:
         ValueError: it cannot; the message has the reason.
     """
-    if student.is_recurrent:
+    if student.module.is_stateful():
         raise ValueError("The student is recurrent, and a web page keeps no state. Use format='onnx' or 'safetensors'.")
     check_exportable(student, format="safetensors")  # whose descriptions of layers a page runs
     web_network(student)

@@ -301,8 +301,7 @@ def _labelled(
     files: Sequence[InputFile], plan: _Plan, pool: ActorPoolStrategy, num_cpus: float, num_gpus: float
 ) -> Iterator[int]:
     """Label files in Ray; yield the number of rows of each, as it is finished."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    tries = ray.remote(_Tries).options(num_cpus=0, scheduling_strategy=here).remote()
+    tries = count_tries()
     paths = [{"path": file.path, "name": file.name} for file in files]
     dataset = ray.data.from_items(paths, override_num_blocks=min(len(paths), _MAX_BLOCKS))
     dataset.context.enable_progress_bars = False
@@ -330,6 +329,16 @@ class _Tries:
     def add(self, path: str) -> int:
         self._counts[path] += 1
         return self._counts[path]
+
+
+def count_tries() -> Any:
+    """Start the actor that counts tries, beside the driver: a node that is lost must not take it along.
+
+    `soft=True` would also admit other nodes: Ray then places an actor without CPUs anywhere.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(_Tries).options(**options).remote()
 
 
 class LabelFiles:

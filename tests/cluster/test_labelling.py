@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from pyarrow.fs import FileSystem
 
-from rllib_kd.offline.job import LabelJob
+from rllib_kd.offline.job import LabelJob, count_tries
 from rllib_kd.offline.schema import to_columns
 from tests.buckets import bucket_named
 from tests.conftest import states
@@ -35,10 +36,18 @@ def finished(client) -> list[str]:
     return sorted(key for key in keys if key and not key.startswith("."))
 
 
+def assert_tries_are_counted_beside_the_driver():
+    counters = [count_tries() for _ in range(6)]  # by chance, all six would be here once in 64 times
+    assert ray.get([counter.add.remote("a.npz") for counter in counters]) == [1] * 6
+    nodes = [counter.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()) for counter in counters]
+    assert set(ray.get(nodes)) == {ray.get_runtime_context().get_node_id()}
+
+
 @pytest.mark.slow(as_many=5)
 def test_a_node_is_lost_in_the_middle_and_nothing_is_lost_or_there_twice(lake, nodes):
     client, options = lake
     other = nodes.add_node(num_cpus=1)
+    assert_tries_are_counted_beside_the_driver()
     job = LabelJob(
         teacher(), f"s3://lake/raw{options}", f"s3://lake/labelled{options}", concurrency=3, batch_size=1_000
     )

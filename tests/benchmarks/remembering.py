@@ -1,0 +1,278 @@
+"""Students that remember, beside those that do not: velocities are hidden from them, and not from their teacher.
+
+    python tests/benchmarks/remembering.py FOLDER --rows rows.jsonl [--csv table.csv] [--env CartPole-v1] [--seeds 0 1]
+
+FOLDER holds the teachers of `learning.TASKS`. Three students of about as many parameters see positions alone: an LSTM
+of 32 units behind 32 units; two hidden layers; and two hidden layers that see the last four observations. In `Corridor`
+stacks cannot help: a cue is shown in the first step, and needed 12 steps later. Its teacher, which always sees the cue,
+is trained when it is needed. The last student of each seed is judged, in episodes that nothing else has seen. A run
+that is in the rows already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import deque
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
+
+import gymnasium as gym
+import numpy as np
+import ray
+import torch
+from ray.rllib.connectors.env_to_module import FlattenObservations
+
+from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd.evaluation.playing import RandomActions, play
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.sources import open_source
+from rllib_kd.observations.pipeline import Function, ObservationPipeline
+from tests.benchmarks.learning import FIRST_EPISODE_SEED, TASKS, groups_of, return_ratio, show, summary
+
+NUM_EPISODES = 100
+STACKED = 4  # observations that the stacked student sees
+
+
+class Task(NamedTuple):
+    """What is hidden in an environment.
+
+    Args:
+        size: entries of its observation.
+        hidden: those that the student does not see: velocities, or the cue.
+        env_steps: of each run.
+    """
+
+    size: int
+    hidden: tuple[int, ...]
+    env_steps: int
+
+    @property
+    def visible(self) -> list[int]:
+        """The others."""
+        return [i for i in range(self.size) if i not in self.hidden]
+
+
+HIDDEN = {
+    "CartPole-v1": Task(4, (1, 3), 60_000),
+    "Acrobot-v1": Task(6, (4, 5), 200_000),
+    "LunarLander-v3": Task(8, (2, 3, 5), 200_000),
+    "Corridor": Task(3, (0,), 60_000),
+}
+
+#: Networks of about 8,500 parameters.
+STUDENTS: dict[str, dict[str, Any]] = {
+    "LSTM": {"fcnet_hiddens": [32], "use_lstm": True, "lstm_cell_size": 32},
+    "feed-forward": {"fcnet_hiddens": [88, 88]},
+    "stack of 4": {"fcnet_hiddens": [88, 88]},
+}
+
+
+class Corridor(gym.Env):
+    """A corridor that ends in a fork: right is the way of the cue.
+
+    The observation is the cue (−1 or 1), what is seen of it (the same in the first step, 0 later), and the place.
+    Actions: forward, left, right; the last two count at the end alone. The return is 1 at the right way, −1 at the
+    wrong one, and 0.01 less for each step.
+    """
+
+    LENGTH = 12
+    observation_space = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._cue, self._place, self._steps = int(self.np_random.choice([-1, 1])), 0, 0
+        return self._observed(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        reward, ended = -0.01, False
+        if self._place == self.LENGTH and action:
+            reward, ended = (1.0 if (action == 2) == (self._cue == 1) else -1.0), True
+        elif action == 0:
+            self._place = min(self._place + 1, self.LENGTH)
+        return self._observed(), reward, ended, self._steps >= 5 * self.LENGTH, {}
+
+    def _observed(self) -> np.ndarray:
+        return np.array([self._cue, self._cue * (self._steps == 0), self._place / self.LENGTH], np.float32)
+
+
+class Parts(gym.Wrapper):
+    """What a student sees, and what is hidden from it, as two parts of the observation.
+
+    Args:
+        config: `env`, a name of `HIDDEN`; `stacked`: observations that the student sees.
+    """
+
+    def __init__(self, config: dict[str, Any]):
+        super().__init__(make_whole(config["env"]))
+        self._task = HIDDEN[config["env"]]
+        self._past: deque[np.ndarray] = deque(maxlen=config["stacked"])
+        self.observation_space = parts_space(**config)
+
+    def reset(self, **kwargs: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        obs, info = self.env.reset(**kwargs)
+        self._past.extend([obs[self._task.visible]] * (self._past.maxlen or 1))
+        return self._parts(obs), info
+
+    def step(self, action: Any) -> tuple[dict[str, np.ndarray], Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        self._past.append(obs[self._task.visible])
+        return self._parts(obs), *rest
+
+    def _parts(self, obs: np.ndarray) -> dict[str, np.ndarray]:
+        return {"hidden": obs[list(self._task.hidden)], "visible": np.concatenate(self._past)}
+
+
+def make_whole(env: str) -> gym.Env:
+    return Corridor() if env == "Corridor" else gym.make(env)
+
+
+def parts_space(env: str, stacked: int) -> gym.spaces.Dict:
+    task = HIDDEN[env]
+    sizes = {"hidden": len(task.hidden), "visible": len(task.visible) * stacked}
+    return gym.spaces.Dict({name: gym.spaces.Box(-np.inf, np.inf, (size,), np.float32) for name, size in sizes.items()})
+
+
+def join(obs: dict[str, np.ndarray], task: Task) -> np.ndarray:
+    """The newest observation as the teacher knows it, `[N, D]`."""
+    joined = np.empty((len(obs["hidden"]), task.size), np.float32)
+    joined[:, list(task.hidden)] = obs["hidden"]
+    joined[:, task.visible] = obs["visible"][:, -len(task.visible) :]
+    return joined
+
+
+def visible_alone(env: Any, spaces: Any, device: Any, *, space: gym.Space) -> FlattenObservations:
+    """A connector that takes what is hidden from the student."""
+    return FlattenObservations(input_observation_space=space, keys_to_remove=["hidden"])
+
+
+def teacher_of(env: str, folder: Path) -> Path:
+    """Path of the teacher; that of the corridor is trained by TD, if it is not there."""
+    if env != "Corridor":
+        return folder / TASKS[env]
+    path = folder / "corridor"
+    if not path.exists():
+        config = (
+            DistillDQNConfig()
+            .environment(Corridor)
+            .rl_module(model_config={"fcnet_hiddens": [64, 64]})
+            .training(td_coeff=1.0)
+            .env_runners(epsilon=[[0, 1.0], [10_000, 0.05]])
+            .debugging(seed=0)
+        )
+        algo = config.build_algo()
+        while algo.train()["num_env_steps_sampled_lifetime"] < 50_000:
+            pass
+        algo.save_to_path(str(path.absolute()))
+        algo.stop()
+    return path
+
+
+# --- Measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(
+    env: str, student: str, seed: int, env_steps: int, folder: Path, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """A row: what the last student reached. Keys as in the rows of `learning.py`."""
+    env_config = {"env": env, "stacked": STACKED if student.startswith("stack") else 1}
+    space = parts_space(**env_config)
+    path = teacher_of(env, folder)
+    pipeline = ObservationPipeline(space, (Function(partial(join, task=HIDDEN[env])),))
+    config = (
+        DistillDQNConfig()
+        .environment(Parts, env_config=env_config)
+        .env_runners(env_to_module_connector=partial(visible_alone, space=space))
+        .rl_module(model_config=STUDENTS[student] | settings.get("model_config", {}))
+        .training(**settings.get("training", {}))
+        .distillation(teacher=load_teacher(path, pipeline=pipeline), num_baseline_episodes=0)
+        .debugging(seed=seed)
+    )
+    teacher, random = baselines(env, path)
+    start = time.process_time()
+    algo = config.build_algo()
+    try:
+        while (sampled := int(algo.train()["num_env_steps_sampled_lifetime"])) < env_steps:
+            pass
+        seconds = time.process_time() - start
+        policy = open_source(algo).policy()
+        returns = played(partial(Parts, env_config), policy)
+    finally:
+        algo.stop()
+    return {
+        "env": env,
+        "hiddens": [student],
+        "settings": sorted(settings.items()),
+        "env_steps": sampled,
+        "num_episodes": NUM_EPISODES,
+        "curve": 0,
+        "seed": seed,
+        "parameters": policy.num_parameters,
+        "cpu_seconds": seconds,
+        "teacher_returns": teacher.tolist(),
+        "random_returns": random.tolist(),
+        "returns": returns.tolist(),
+        "return_ratio": float(return_ratio(returns, teacher, random)),
+    }
+
+
+@cache
+def baselines(env: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of the teacher, which sees everything, and of a random policy, in the same episodes."""
+    teacher = GreedyQ(load_teacher(path))
+    random = RandomActions(int(teacher.action_space.n), seed=0)
+    return played(partial(make_whole, env), teacher), played(partial(make_whole, env), random)
+
+
+def played(make_env: Any, policy: Any) -> np.ndarray:
+    return np.asarray(play(make_env, policy, range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + NUM_EPISODES))[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teachers", type=Path)
+    parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
+    parser.add_argument("--csv", type=Path, help="where to write the table")
+    parser.add_argument("--env", nargs="+", choices=HIDDEN, default=list(HIDDEN))
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[90, 91, 92, 93, 94])
+    parser.add_argument("--env-steps", type=int, help="of each run; default: the task's")
+    parser.add_argument("--settings", type=json.loads, default={}, help='"model_config" and "training", as JSON')
+    args = parser.parse_args()
+
+    torch.set_num_threads(1)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    known = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
+    rows = {row["key"]: row for row in known}
+    keys = []
+    for env, student, seed in product(args.env, args.students, args.seeds):
+        env_steps = args.env_steps or HIDDEN[env].env_steps
+        key = json.dumps([env, student, seed, env_steps, args.settings], sort_keys=True)
+        keys.append(key)
+        if key in rows:
+            continue
+        rows[key] = measure(env, student, seed, env_steps, args.teachers, args.settings) | {"key": key}
+        print(env, student, seed, f"{rows[key]['return_ratio']:.3f}", flush=True)
+        with args.rows.open("a") as file:
+            file.write(json.dumps(rows[key]) + "\n")
+    ray.shutdown()
+    lines = [
+        line | {"parameters": group[0]["parameters"], "cpu_s": round(np.mean([row["cpu_seconds"] for row in group]))}
+        for group in groups_of([rows[key] for key in keys])
+        for line in summary(group)
+    ]
+    show(lines, args.csv)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,6 +24,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.experiment.files import read_experiment
 from rllib_kd.observations.masks import features_space
+from tests.conftest import ray_address
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -46,13 +47,14 @@ GIVEN = {"config": DistillDQNConfig, "make_env": lambda: None}
 SLOW = {"InferenceSession", "build_algo", "compare", "compare_all", "learn", "load_teacher", "write_report"}
 
 
-def in_shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run commands of a page, until one fails, with this Python."""
+def in_shell(script: str, folder: Path, address: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run commands of a page, until one fails, with this Python; at the Ray of an address, or each with its own."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    joined = {} if address is None else {"RAY_ADDRESS": address}
     done = subprocess.run(
         ["bash", "-c", f"set -e\n{script}"],
         cwd=folder,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, **joined, "PATH": path},
         capture_output=True,
         text=True,
     )
@@ -198,10 +200,10 @@ def test_the_page_on_environments_has_an_experiment_that_registers_one(own_folde
 
 
 @pytest.mark.slow(as_many=15)
-def test_the_page_on_environments_works_as_written(tmp_path):
+def test_the_page_on_environments_works_as_written(tmp_path, cluster):
     (tmp_path / "my_env.py").write_text(FILE)
     (tmp_path / "short.py").write_text(EXPERIMENT)
-    done = in_shell("".join(COMMANDS) + "python - <<'END'\n" + IN_PYTHON + "END\n", tmp_path)
+    done = in_shell("".join(COMMANDS) + "python - <<'END'\n" + IN_PYTHON + "END\n", tmp_path, ray_address())
     (played,) = re.findall(r"return (\S+) ± \S+ \(95 % CI, 20 episodes of Corridor\)", done.stdout)
     assert float(played) > 0.5
     assert "20 episodes of short-cartpole" in done.stdout
@@ -237,8 +239,8 @@ def test_a_tutorial_is_a_script(name):
 
 
 @pytest.mark.slow(as_many=15)
-def test_the_first_tutorial_works_as_written(tmp_path):
-    done = in_shell(tutorial("tutorial_first.md"), tmp_path)
+def test_the_first_tutorial_works_as_written(tmp_path, cluster):
+    done = in_shell(tutorial("tutorial_first.md"), tmp_path, ray_address())
     assert done.stdout.count("student / teacher") >= 2
     assert "2,690" in done.stdout
     assert re.search(r"^linear +10 .* 1\.000 ", done.stdout, re.MULTILINE)
@@ -247,8 +249,8 @@ def test_the_first_tutorial_works_as_written(tmp_path):
 
 
 @pytest.mark.slow(as_many=15)
-def test_the_tutorial_from_nothing_to_an_exported_file_works_as_written(tmp_path):
-    done = in_shell(tutorial("tutorial_own.md"), tmp_path)
+def test_the_tutorial_from_nothing_to_an_exported_file_works_as_written(tmp_path, cluster):
+    done = in_shell(tutorial("tutorial_own.md"), tmp_path, ray_address())
     (teacher,) = re.findall(r"return (\S+) ± \S+ \(95 % CI, 20 episodes of Docking\)", done.stdout)
     (student,) = re.findall(r"return of the exported student: (\S+)", done.stdout)
     assert float(teacher.replace("−", "-")) > -20
@@ -266,8 +268,8 @@ def test_the_tutorial_on_certificates_works_as_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_on_privileged_teachers_works_as_written(tmp_path):
-    done = in_shell(tutorial("privileged.md"), tmp_path)
+def test_the_page_on_privileged_teachers_works_as_written(tmp_path, cluster):
+    done = in_shell(tutorial("privileged.md"), tmp_path, ray_address())
     (ratio,) = re.findall(r"95 % CI +│.*│ +([\d.]+)\* │", done.stdout)
     assert float(ratio) > 0.5
 
@@ -308,9 +310,9 @@ def test_the_page_of_games_has_what_was_measured():
 
 
 @pytest.mark.slow(as_many=15)
-def test_the_page_on_masks_works_as_written(tmp_path):
+def test_the_page_on_masks_works_as_written(tmp_path, cluster):
     (tmp_path / "nim.py").write_text(NIM)
     (commands,) = re.findall(r"```bash\n(.*?)```", MASKS, re.DOTALL)
-    done = in_shell(commands, tmp_path)
+    done = in_shell(commands, tmp_path, ray_address())
     assert "student / teacher" in done.stdout
     assert (tmp_path / "student.onnx").is_file()

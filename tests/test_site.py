@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import rllib_kd
 from rllib_kd import DistillDQNConfig, limits
 from rllib_kd.cli.app import app
+from tests.conftest import ray_address
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(page.name for page in (DOCS / "pages").glob("*.md"))
@@ -200,8 +201,9 @@ def test_the_notebook_has_its_outputs():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs():
+def test_the_notebook_runs(cluster, monkeypatch):
     pytest.importorskip("nbclient")
+    monkeypatch.setenv("RAY_ADDRESS", ray_address())
     printed = outputs(notebooks.executed().cells)
     (ratio,) = re.findall(r"95 % CI +│.*│ +([\d.]+)\* │", printed)
     assert float(ratio) > 0.95

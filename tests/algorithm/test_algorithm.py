@@ -377,10 +377,7 @@ def test_qdagger_needs_a_teacher_that_is_better_than_chance(cartpole_config, bui
         build(config.evaluation(evaluation_interval=1))
 
 
-@pytest.mark.parametrize(
-    ("num_env_runners", "num_learners"),
-    [(0, 0), pytest.param(1, 0, marks=pytest.mark.slow), pytest.param(0, 2, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(0, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_runners, num_learners):
     config = (
         cartpole_config.distillation(teacher=None, td_coeff=1.0)

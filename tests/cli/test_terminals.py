@@ -192,21 +192,6 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, rllib):
     assert list(iterations.values()) == [[1, 2]]
 
 
-@pytest.mark.slow
-def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    config = json.dumps(FAST | {"evaluation_interval": 2, "evaluation_duration": 1_000_000})  # that will never end
-    terminal = Terminal(*DISTIL, "--config", config, "--storage-path", str(tmp_path), columns=40)
-    terminal.wait_for(lambda: "env steps" in terminal.text)
-    terminal.press_ctrl_c()
-    terminal.wait_for(lambda: "stopping" in terminal.text)
-    terminal.press_ctrl_c()
-    assert terminal.wait() == 1, terminal.text
-    assert max(map(len, shown_by(terminal))) <= 40
-    assert "interrupted\r\n" in terminal.text
-    assert "continue with" not in terminal.text
-    assert terminal.raw.rindex("\x1b[?25h") > terminal.raw.rindex("\x1b[?25l")  # the cursor is there again
-
-
 def catches_sigterm(pid: int) -> bool:
     (caught,) = re.findall(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)

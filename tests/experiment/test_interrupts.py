@@ -19,6 +19,7 @@ from ray._private import services
 from rllib_kd.experiment.connection import _kept_sigterm_handler, _own_sessions
 from rllib_kd.experiment.interrupts import _ECHO, _leave_closed_terminals, saving_on_interrupt
 from rllib_kd.locks import LockedError, locked
+from tests.conftest import ray_address
 
 FAST = {"num_envs_per_env_runner": 4, "num_baseline_episodes": 0, "min_sample_timesteps_per_iteration": 64}
 FOREVER = 1_000_000  # iterations
@@ -161,10 +162,12 @@ def wait_for(what: Callable[[], object], seconds: float = 600) -> None:
         time.sleep(0.1)
 
 
-def train(storage, *flags, **config) -> list[str]:
+def train(storage, *flags, at=None, **config) -> list[str]:
+    """At the Ray of an address, or with one of its own."""
     command = [sys.executable, "-m", "rllib_kd", "train", "--algo", "DistillDQN", "--env", "CartPole-v1"]
     settings = ["--teacher", "cartpole", "--compression", "0.05", "--config", json.dumps(FAST | config)]
-    return [*command, *settings, "--storage-path", str(storage), "-n", "mine", "--ray-num-cpus", "2", *flags]
+    ray_flags = ["--ray-num-cpus", "2"] if at is None else ["--ray-address", at]
+    return [*command, *settings, "--storage-path", str(storage), "-n", "mine", *ray_flags, *flags]
 
 
 def until(iterations) -> list[str]:
@@ -244,7 +247,7 @@ def assert_saved(storage, output) -> list[str]:
 
 
 @pytest.mark.slow(as_many=20)
-def test_timeout_saves_a_checkpoint_whomever_it_signals_and_the_run_goes_on_to_another_stop(start, tmp_path):
+def test_timeout_saves_a_checkpoint_whomever_it_signals_and_the_run_goes_on_to_another_stop(start, tmp_path, cluster):
     run = start(["timeout", "-k", "120", "600", *train(tmp_path, *until(FOREVER))])  # which signals the whole group
     run.wait_for_iteration(2)
     run.process.terminate()  # on which timeout does what it does when the time is up
@@ -259,11 +262,12 @@ def test_timeout_saves_a_checkpoint_whomever_it_signals_and_the_run_goes_on_to_a
     assert code != 0
     assert "interrupted; continue with" in output
     last = run.rows[-1]["training_iteration"] + 2
-    code, output = start([*train(tmp_path, *until(last)), "--resume"]).end()
+    go_on = [*train(tmp_path, at=ray_address()), "--resume"]
+    code, output = start([*go_on, *until(last)]).end()
     assert code == 0, output
     iterations = [row["training_iteration"] for row in run.rows]
     assert iterations == list(range(1, last + 1))  # none is lost, none is done twice
-    code, output = start([*train(tmp_path, *until(last + 2)), "--resume"]).end()
+    code, output = start([*go_on, *until(last + 2)]).end()
     assert code == 2, output
     assert "1 of 1 trials have finished by an earlier --stop" in output
 
@@ -367,9 +371,9 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, start):
+def test_a_run_that_has_filled_its_disk_goes_on_when_there_is_room(small_disk, start, cluster):
     disk, enlarge = small_disk
-    command = train(disk, *until(60), "--checkpoint-freq", "1")
+    command = train(disk, *until(60), "--checkpoint-freq", "1", at=ray_address())
     full = subprocess.run(command, capture_output=True, text=True, check=False)
     assert full.returncode == 1
     assert len(full.stderr.splitlines()) <= 2

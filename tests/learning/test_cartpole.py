@@ -12,11 +12,6 @@ FRESH_SEED = 1_000_000
 RECIPES = {"kl": {"units": 16, "env_steps": 20_000}, "mse": {"units": 32, "env_steps": 60_000}}
 
 
-@pytest.fixture(scope="module", params=["packaged", "sb3"])
-def teacher(request):
-    return "cartpole" if request.param == "packaged" else str(shared_teacher("sb3/dqn-CartPole-v1.zip"))
-
-
 def distil(build, teacher, loss, seed, *, num_env_runners=0, num_learners=0):
     recipe = RECIPES[loss]
     steps = recipe["env_steps"]
@@ -34,8 +29,9 @@ def distil(build, teacher, loss, seed, *, num_env_runners=0, num_learners=0):
     return algo
 
 
-@pytest.mark.parametrize("loss", RECIPES)
-def test_five_seeds_of_five_reach_95_percent(build, teacher, loss):
+@pytest.mark.parametrize(("origin", "loss"), [("packaged", "kl"), ("sb3", "mse")])
+def test_five_seeds_of_five_reach_95_percent(build, origin, loss):
+    teacher = "cartpole" if origin == "packaged" else str(shared_teacher("sb3/dqn-CartPole-v1.zip"))
     ratios = []
     for seed in range(5):
         algo = distil(build, teacher, loss, seed)
@@ -46,16 +42,14 @@ def test_five_seeds_of_five_reach_95_percent(build, teacher, loss):
     assert min(ratios) >= 0.95
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(2, 0), (0, 1), (2, 2)])
-def test_learns_as_well_elsewhere(build, num_env_runners, num_learners):
-    algo = distil(build, "cartpole", "kl", 0, num_env_runners=num_env_runners, num_learners=num_learners)
+def test_learns_as_well_elsewhere(build):
+    algo = distil(build, "cartpole", "kl", 0, num_env_runners=2, num_learners=2)
     result = compare("cartpole", algo, "CartPole-v1", num_episodes=100, seed=FRESH_SEED)
     assert result.student.return_mean >= 0.95 * result.teacher.return_mean
-    if num_learners == 2:
-        weights = [
-            result.get()
-            for result in algo.learner_group.foreach_learner(
-                lambda learner: [p.detach().numpy().tobytes() for p in learner.module["default_policy"].parameters()]
-            )
-        ]
-        assert weights[0] == weights[1]
+    weights = [
+        result.get()
+        for result in algo.learner_group.foreach_learner(
+            lambda learner: [p.detach().numpy().tobytes() for p in learner.module["default_policy"].parameters()]
+        )
+    ]
+    assert weights[0] == weights[1]

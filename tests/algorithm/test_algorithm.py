@@ -202,6 +202,7 @@ def test_the_teacher_never_changes_and_enters_nothing_of_the_student(cartpole_co
     assert holders == [path / "teacher" / "state.pkl"]
 
 
+@pytest.mark.slow
 def test_a_loaded_teacher_enters_no_config_of_actors_and_checkpoints(cartpole_config, build, tmp_path):
     teacher = load_teacher("cartpole")
     algo = build(cartpole_config.env_runners(num_env_runners=1).distillation(teacher=teacher))
@@ -218,6 +219,7 @@ def test_a_loaded_teacher_enters_no_config_of_actors_and_checkpoints(cartpole_co
     assert algo._teachers["default_policy"] is not teacher  # which other algorithms may share
 
 
+@pytest.mark.slow
 def test_a_state_brings_its_teacher_to_remote_env_runners(cartpole_config, build, tmp_path):
     other = make_q_module(seed=5).save_to_path(str(tmp_path / "other"))
     first = build(cartpole_config.copy(copy_frozen=False))

@@ -96,6 +96,7 @@ def test_rllibs_dqn_learns_on_them(cluster, env):
         algo.stop()
 
 
+@pytest.mark.slow
 def test_a_family_and_its_copies_on_remote_env_runners(build, tmp_path):
     flat = make_q_module(input_space(Signs.observation_space), Signs.action_space)  # its connectors are not recorded
     config = signs_config().distillation(

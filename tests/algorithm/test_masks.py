@@ -28,9 +28,7 @@ def td_config(env):
     return masked_config(env).training(epsilon=[(0, 1.0), (1500, 0.1)]).distillation(teacher=None, td_coeff=1.0)
 
 
-@pytest.mark.parametrize(
-    "env", [pytest.param(env, marks=[] if env in (InDict, InInfo) else pytest.mark.slow) for env in ALL]
-)
+@pytest.mark.parametrize("env", [pytest.param(env, marks=[] if env is InDict else pytest.mark.slow) for env in ALL])
 def test_from_td_to_a_device(build, tmp_path, env):
     teacher = build(td_config(env))
     assert teacher.env_runner._samples_directly

@@ -45,6 +45,7 @@ def test_a_process_that_has_not_imported_the_package_reads_them(tmp_path, pickle
     assert in_a_new_process(tmp_path, code, content) == "DistillDQN DistillDQNConfig mse"
 
 
+@pytest.mark.slow
 def test_a_remote_process_finds_them(cluster):
     @ray.remote
     def look(config, cls):

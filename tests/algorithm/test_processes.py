@@ -172,6 +172,7 @@ def test_the_states_of_connectors_come_with_the_samples(cartpole_config, build):
     assert min(remote) >= merged
 
 
+@pytest.mark.slow
 def test_a_restore_forgets_what_is_under_way(cartpole_config, build, tmp_path):
     algo = build(cartpole_config.env_runners(num_env_runners=1))
     before = algo.train()["num_env_steps_sampled_lifetime"]

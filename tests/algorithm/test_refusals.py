@@ -67,6 +67,7 @@ def test_environments_that_do_not_suit_a_q_network_say_so(cartpole_config, build
         build(cartpole_config.environment(env).env_runners(num_env_runners=num_env_runners))
 
 
+@pytest.mark.slow
 def test_an_unknown_environment_says_so_with_remote_env_runners(cartpole_config, build):
     with pytest.raises(ValueError, match=r"cannot be made: .*CartPool"):
         build(cartpole_config.environment("CartPool-v1").env_runners(num_env_runners=1))

@@ -169,6 +169,7 @@ def test_the_best_copy_is_what_is_given_and_saved_and_training_goes_on_as_withou
         restored.stop()
 
 
+@pytest.mark.slow
 def test_evaluations_are_of_the_copy_that_a_checkpoint_has(trained, tmp_path, monkeypatch):
     """Whichever it is: here one after the other, as a choice would."""
     trained.evaluate()  # RLlib does not send these weights to the EnvRunners of evaluations again

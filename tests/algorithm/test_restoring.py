@@ -32,8 +32,15 @@ def test_a_callback_restores_before_setup_has_ended(cartpole_config, build, tmp_
     assert restored.train()["distillation"]["teacher_return"] == expected > 0
 
 
-@pytest.mark.parametrize("restore", ["Algorithm.from_checkpoint", "DistillDQN.from_checkpoint", "restore_from_path"])
-@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("num_env_runners", "restore"),
+    [
+        (0, "Algorithm.from_checkpoint"),
+        (0, "restore_from_path"),
+        pytest.param(1, "DistillDQN.from_checkpoint", marks=pytest.mark.slow),
+        pytest.param(1, "restore_from_path", marks=pytest.mark.slow),
+    ],
+)
 def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_path, restore, num_env_runners):
     original = tmp_path / "teacher"
     make_q_module().save_to_path(str(original))

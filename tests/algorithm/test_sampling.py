@@ -298,6 +298,7 @@ def test_an_environment_that_fails_everywhere_again_and_again_is_an_error(group,
         wait_for(lambda: requests.fetch(weights_seq_no=0))
 
 
+@pytest.mark.slow
 def test_where_failures_are_not_to_be_tolerated_the_reason_is_an_error(group, make_requests, monkeypatch):
     requests = make_requests(open_gates=2)
     monkeypatch.setattr(group, "_ignore_ray_errors_on_env_runners", False)

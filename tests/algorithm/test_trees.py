@@ -173,6 +173,7 @@ def test_a_checkpoint_whose_tree_has_a_cycle_is_refused(saved, tmp_path):
         load_teacher(str(tmp_path / "module"))
 
 
+@pytest.mark.slow
 def test_remote_env_runners_act_by_the_trees(cluster):
     algo = short(tree_config(restarts=2, max_staleness=0)).env_runners(num_env_runners=1).build_algo()
     try:

@@ -68,6 +68,7 @@ def test_a_folder_without_runs(tmp_path, folder):
         read_curves(tmp_path / folder)
 
 
+@pytest.mark.slow
 def test_reads_what_tune_writes(cluster, cartpole_config, tmp_path):
     from ray import tune
 

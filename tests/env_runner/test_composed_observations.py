@@ -209,6 +209,7 @@ def test_agents_with_observations_of_many_parts(cluster, team):
     assert flatten(Signs().reset(seed=0)[0], 1).shape[1:] == columns["signs"]["obs"].shape[1:]
 
 
+@pytest.mark.slow
 def test_a_team_learns_and_resumes(build, team, tmp_path):
     algo = build(team)
     for _ in range(2):

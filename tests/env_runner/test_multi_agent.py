@@ -133,6 +133,7 @@ def test_teachers_must_fit_the_policies(config, teacher, message):
         config.distillation(teacher=teacher).validate()
 
 
+@pytest.mark.slow
 def test_a_policy_without_a_teacher_acts_and_does_not_learn(config, build, small_teacher):
     config.multi_agent(policies_to_train=["left"]).distillation(teacher={"left": small_teacher})
     algo = build(config)

@@ -46,6 +46,7 @@ def test_a_pool_labels_all_files_and_an_error_leaves_the_finished_ones(cluster, 
         np.testing.assert_array_equal(read(tmp_path / "out" / f"{i}.parquet")["obs"], states(50, seed=i))
 
 
+@pytest.mark.slow
 def test_a_dataset_gets_labels_and_writes_labelled_files(cluster, tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", rows(30))
     dataset = ray.data.read_parquet(str(tmp_path / "in"))

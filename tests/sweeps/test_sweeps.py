@@ -286,6 +286,7 @@ def test_what_pbt_exchanges_is_the_students_and_not_the_settings(cluster, teache
 # --- A sweep ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
     gone = tmp_path / "gone"
     path = Path(load_teacher("cartpole").module.save_to_path(str(tmp_path / "teacher")))

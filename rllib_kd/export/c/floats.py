@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from rllib_kd.export.c.program import OBSERVATION, Program, Step, place
+from rllib_kd.export.c.program import OBSERVATION, STATE_PARTS, Program, Step, place
+from rllib_kd.export.c.recurrent import RECURRENT_FUNCTIONS, recurrent_policy, stored_biases
 from rllib_kd.export.c.text import Arrays, Body, act_function, literal
 from rllib_kd.networks.layers import Layer
 
@@ -185,6 +186,7 @@ static void p_tree(const float *x, float *y, const int16_t *first, const int16_t
         y[i] = values[(node - inner) * count + i];
 }
 """,
+    **RECURRENT_FUNCTIONS,
     **{
         name: f"""\
 static void p_{name}(const float *x, float *y, int32_t count)
@@ -199,7 +201,7 @@ static void p_{name}(const float *x, float *y, int32_t count)
 }
 
 
-NEEDS_MATH = {"layer_norm", "expectation", "tanh", "sigmoid", "silu", "elu"}
+NEEDS_MATH = {*STATE_PARTS, "layer_norm", "expectation", "tanh", "sigmoid", "silu", "elu"}
 
 
 class FloatSteps:
@@ -222,6 +224,8 @@ class FloatSteps:
         self._call(step.op, [*buffers, *self._arguments(step)])
         if step.op in ("linear", "conv2d"):
             self.functions.add("dot")
+        if step.op in STATE_PARTS:
+            self.functions |= {"dot", "gate"}
         if step.op == "normalize" and step.layer["clip"] is not None and np.isfinite(np.float32(step.layer["clip"])):
             self._call("clip", [self._places[step.target.buffer], step.target.size, np.float32(step.layer["clip"])])
 
@@ -235,6 +239,10 @@ class FloatSteps:
         layer, shape = step.layer, step.sources[0].shape
         if step.op == "linear":
             return [*self._weights(layer), *linear_sizes(step)]
+        if step.op in STATE_PARTS:
+            weights = [self._arrays.add(self._numbers(layer[name])) for name in ("weight_ih", "weight_hh")]
+            biases = stored_biases(step.op, *(self._numbers(layer[name]) for name in ("bias_ih", "bias_hh")))
+            return ["state->numbers", *weights, self._arrays.add(biases), shape[-1], step.target.shape[-1]]
         if step.op == "conv2d":
             return [*self._weights(layer), *conv_sizes(step, self._tensors[layer["weight"]].shape[2:])]
         if step.op == "layer_norm":
@@ -311,7 +319,8 @@ def float_body(program: Program, tensors: Mapping[str, Tensor]) -> Body:
     """Return a network in floats as C."""
     arrays = Arrays()
     outputs = {step.target.buffer for step in program.steps}
-    offsets, length = place(program.steps, outputs - {program.output.buffer})
+    kept = set() if program.state is None else {program.state.buffer}
+    offsets, length = place(program.steps, outputs - {program.output.buffer}, kept)
     places = {OBSERVATION: "observation", program.output.buffer: "q_values"}
     places |= at_offsets("p_work", offsets)
     steps = FloatSteps(tensors, arrays, places)
@@ -319,13 +328,19 @@ def float_body(program: Program, tensors: Mapping[str, Tensor]) -> Body:
         steps.add(step)
     functions = [text for name, text in FUNCTIONS.items() if name in steps.functions]
     work = f"static float p_work[{length}];\n\n" if length else ""
+    calls = "\n    ".join(steps.lines)
+    if program.state is None:
+        policy = _POLICY.replace("STEPS", calls)
+    else:
+        policy = recurrent_policy(program.state, calls, places[program.state.buffer])
     return Body(
         arithmetic="float32",
         needs_math=bool(steps.functions & NEEDS_MATH),
         arrays=arrays,
         functions=functions,
-        policy=work + _POLICY.replace("STEPS", "\n    ".join(steps.lines)) + act_function("float", "p_q_values"),
+        policy=work + policy + act_function("float", "p_q_values", is_recurrent=program.state is not None),
         ram_bytes=4 * length,
+        state=() if program.state is None else program.state.shape,
     )
 
 

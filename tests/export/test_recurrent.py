@@ -117,13 +117,14 @@ def test_files_of_recurrent_students_do_not_teach(tmp_path, artifact_format):
         load_teacher(tmp_path / "s")
 
 
-def test_it_is_played_with_numpy_alone(tmp_path):
+@pytest.mark.parametrize(("runner", "artifact_format"), [("numpy_runner", "safetensors"), ("c_runner", "c")])
+def test_it_is_played_with_numpy_alone(runner, artifact_format, tmp_path):
     student, obs = Teacher(recurrent()), observations((2,), 6)
-    export(student, tmp_path / "s", format="safetensors", obs=obs)
+    export(student, tmp_path / "s", format=artifact_format, obs=obs)
     expected = q_function(tmp_path / "s")
     code = (
         f"import sys, json; sys.path.insert(0, {str(Path(runners.__file__).parent)!r})\n"
-        "from numpy_runner import load\n"
+        f"from {runner} import load\n"
         f"q, obs = load({str(tmp_path / 's')!r}), {obs.tolist()!r}\n"
         "print(json.dumps([q([row]).tolist() for row in obs]))\n"
         "assert not {'torch', 'ray', 'rllib_kd'} & set(sys.modules)\n"

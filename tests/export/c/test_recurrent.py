@@ -13,7 +13,7 @@ from rllib_kd.export.runners import c_runner
 from rllib_kd.networks.recurrent import Memory
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
-from tests.export.c.networks import SANITIZERS, Together, has_sanitizers
+from tests.export.c.networks import HOSTILE, SANITIZERS, Together, has_sanitizers
 from tests.export.c.test_layers import NUM_REFUSED, extremes
 from tests.networks.test_recurrent import SHAPES, recurrent
 
@@ -195,3 +195,18 @@ def test_a_program_that_does_not_begin_episodes_is_noticed(exported, tmp_path, m
     with pytest.raises(ValueError, match=r"The C program prints '.*', expected .* Nothing was written"):
         export(student_of("LSTM behind an MLP"), tmp_path / "s.h", format="c", obs=exported[1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_of_recurrent_weights_are_not_in_the_header():
+    layers, tensors = describe(student_of("GRU alone"))
+    expected = c_network(layers, tensors, (2,)).header
+    hostile = {name: f"{HOSTILE}.{i}" for i, name in enumerate(tensors)}
+    renamed = [{key: hostile.get(value, value) for key, value in layer.items()} for layer in layers]
+    got = c_network(renamed, {hostile[name]: tensor for name, tensor in tensors.items()}, (2,)).header
+    assert got == expected
+
+
+def test_two_recurrent_layers_are_refused():
+    layers, tensors = describe(student_of("GRU alone"))
+    with pytest.raises(ValueError, match="C takes one recurrent layer, got two"):
+        c_network([layers[0], *layers], tensors, (2,))

@@ -98,10 +98,12 @@ class Card:
         yield f"Parameters: {self.deployment.network.num_parameters:,}{of}"
         yield f"Bytes of {self._files()}"
         cost = self.deployment.cost
+        with_state = " with the state" if state_of(self.deployment.network) else ""
         if isinstance(cost, DeviceCost) and cost.flash_bytes is not None:
             yield (
                 f"Compiled with `-Os` on the machine of the export: {cost.flash_bytes:,} bytes of code and constants, "
-                f"{cost.ram_bytes:,} bytes of static RAM; {cost.multiply_adds:,} multiply-adds an observation"
+                f"{cost.ram_bytes:,} bytes of static RAM{with_state}; {cost.multiply_adds:,} multiply-adds an "
+                "observation"
             )
         if cost is not None:
             yield f"Latency there, batch of 1, on one thread: {1e3 * cost.latency_ms:.3g} µs" + (
@@ -152,7 +154,8 @@ class Card:
         if exported.takes_mask:
             yield "Not every action is always legal: give the file the legal ones, and take no other."
         if exported.format == "c":
-            yield "Observations with NaN or infinity return a negative code. Only one thread may call at a time."
+            kept = ", and leave the state as it was" if state_of(self.deployment.network) else ""
+            yield f"Observations with NaN or infinity return a negative code{kept}. Only one thread may call at a time."
         yield from input_limits(self.deployment.network)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.export.artifact import latencies_ms
+from rllib_kd.export.c.integers import check_integers
 from rllib_kd.export.c.integers_c import integer_body
 from rllib_kd.export.c.program import lower
 from rllib_kd.export.c.reference import closest_integers
@@ -153,6 +154,8 @@ def _int8_bytes(student: Teacher) -> int:
     """Return the bytes of all constants in C with integers; they do not depend on the observations that set scales."""
     layers, tensors = describe(student)
     shape = input_shape(student)
+    program = lower(layers, tensors, shape)
+    check_integers(program)
     obs = np.random.default_rng(0).uniform(0.0, 1.0, (_NUM_OBS, *shape)).astype(np.float32)
-    network = closest_integers(layers, lower(layers, tensors, shape), tensors, obs)
+    network = closest_integers(layers, program, tensors, obs)
     return integer_body(network, tensors).arrays.num_bytes

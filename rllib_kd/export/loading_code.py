@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
-from rllib_kd.export.c.header import filled
+from rllib_kd.export.c.text import filled
 from rllib_kd.export.runners.c_runner import header_field, with_prefix
 
 _ONNX = """\
@@ -68,10 +68,10 @@ _C = """\
 #include "HEADER"
 
 static float observation[P_OBSERVATION_SIZE];
-
+STATE
 int choose(void)
 {
-    return p_act(observation); /* from 0; negative: the observation is not finite */
+    return p_act(GIVEN); /* from 0; negative: the observation is not finite */
 }"""
 
 
@@ -80,11 +80,14 @@ _C_WITH_MASK = """\
 
 static float observation[P_OBSERVATION_SIZE];
 static unsigned char legal[P_NUM_ACTIONS] = {1}; /* the first action alone */
-
+STATE
 int choose(void)
 {
-    return p_act_legal(observation, legal); /* from 0; negative: not finite, or nothing is legal */
+    return p_act_legal(GIVEN, legal); /* from 0; negative: not finite, or nothing is legal */
 }"""
+
+
+_C_STATE = "static p_state state; /* zeros, as at the beginning of an episode: p_begin(&state) before the next one */\n"
 
 
 _C_PROGRAM = """\
@@ -98,6 +101,15 @@ from rllib_kd.export.runners.c_runner import load  # compiles the header
 
 q_values = load(FILE)(np.zeros(SHAPE, np.float32)MASK)  # [batch, actions]
 action = q_values.argmax(-1)[0]"""
+
+
+_RECURRENT_C_IN_PYTHON = """\
+import numpy as np
+from rllib_kd.export.runners.c_runner import load  # compiles the header
+
+q_values = load(FILE)  # which keeps the state
+q_values.begin()  # an episode
+action = q_values(np.zeros(SHAPE, np.float32)MASK).argmax(-1)[0]"""
 
 
 _NODE = """\
@@ -166,18 +178,29 @@ def loading_code(
         "MASK": f", {ones}" if has_mask else "",  # all actions are legal
         "MASK_INPUT": f', "action_mask": {ones}' if has_mask else "",
     }
+    if format == "c":
+        return _c_code(path, values, has_mask=has_mask, is_recurrent=bool(state), size=math.prod(shape))
     if state:
         parts = ", ".join(f'"{part}": np.zeros((1, {units}), np.float32)' for part, units in state.items())
         return [("python", filled(_RECURRENT[format], {**values, "STATE": f"{{{parts}}}"}))]
-    if format == "c":
-        prefix = header_field(Path(path).read_text(), "Prefix")
-        main, num_bytes = shlex.quote(f"{PurePath(path).stem}_main.c"), 4 * math.prod(shape)
-        return [
-            ("c", filled(with_prefix(_C_WITH_MASK if has_mask else _C, prefix), {"HEADER": name})),
-            ("bash", filled(_C_PROGRAM, {"MAIN": main, "BYTES": str(num_bytes)})),
-            ("python", filled(_C_IN_PYTHON, values)),
-        ]
     if format == "web":
         return [("js", filled(_NODE, {"FILE": json.dumps(name), "ZEROS": json.dumps([0] * math.prod(shape))}))]
     code = _TREE_WITH_MASK if has_mask and format == "python" else _PYTHON[format]
     return [("python", filled(code, values))]
+
+
+def _c_code(
+    path: str, values: Mapping[str, str], *, has_mask: bool, is_recurrent: bool, size: int
+) -> list[tuple[str, str]]:
+    """Return code for a header, for its program and for its runner; `size`: numbers of an observation."""
+    prefix = header_field(Path(path).read_text(), "Prefix")
+    state = (
+        {"STATE": _C_STATE, "GIVEN": "&state, observation"} if is_recurrent else {"STATE": "", "GIVEN": "observation"}
+    )
+    lines = with_prefix(filled(_C_WITH_MASK if has_mask else _C, state), prefix)
+    main, num_bytes = shlex.quote(f"{PurePath(path).stem}_main.c"), 4 * (size + is_recurrent)
+    return [
+        ("c", filled(lines, {"HEADER": PurePath(path).name})),
+        ("bash", filled(_C_PROGRAM, {"MAIN": main, "BYTES": str(num_bytes)})),
+        ("python", filled(_RECURRENT_C_IN_PYTHON if is_recurrent else _C_IN_PYTHON, values)),
+    ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from rllib_kd.networks.recurrent import Memory, recurrent_layer
 
 #: Formats that hold recurrent students.
-RECURRENT_FORMATS = ("onnx", "safetensors")
+RECURRENT_FORMATS = ("c", "onnx", "safetensors")
 #: Names of the parts of a state, as inputs of a file; its outputs have `_out` after them.
 _STATE_INPUTS = {"lstm": ("state_h", "state_c"), "gru": ("state_h",)}
 
@@ -56,8 +56,8 @@ def check_recurrent_exportable(module: Any, *, format: str, int8: bool) -> None:
         )
     if format not in RECURRENT_FORMATS:
         raise ValueError(
-            f"The student is recurrent, and format='{format}' keeps no state. Use {' or '.join(RECURRENT_FORMATS)}, or "
-            "export a feed-forward student."
+            f"The student is recurrent, and format='{format}' keeps no state. Use one of "
+            f"{', '.join(RECURRENT_FORMATS)}, or export a feed-forward student."
         )
     if int8:
         raise ValueError("int8 is for feed-forward students, but this one is recurrent. Leave out int8.")

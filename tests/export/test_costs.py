@@ -61,6 +61,14 @@ def test_what_cannot_be_exported_has_parameters_alone(monkeypatch):
             measure(modules, PIPELINE, minimize)
 
 
+def test_a_recurrent_size_costs_the_multiply_adds_of_its_gates_and_has_no_integers():
+    modules = {"lstm": make_q_module(use_lstm=True, lstm_cell_size=8, fcnet_hiddens=[6])}
+    costs = measure(modules, PIPELINE, "multiply_adds")
+    assert costs["lstm"].multiply_adds == 4 * 6 + 4 * 8 * (6 + 8) + 8 * 2
+    with pytest.raises(ValueError, match="exportable to C with integers: C with int8 cannot hold the layer 'lstm'"):
+        measure(modules, PIPELINE, "int8_bytes")
+
+
 def test_artifacts_take_turns_in_a_process_of_their_own(tmp_path):
     files = []
     for width in (2, 1_024):

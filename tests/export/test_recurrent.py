@@ -19,6 +19,7 @@ from rllib_kd.export.deployment import _Artifact, deploy
 from rllib_kd.export.export import artifact_view, export
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.recurrent import RECURRENT_FORMATS, state_sizes
+from rllib_kd.export.runners import c_runner
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, make_q_module
@@ -31,8 +32,9 @@ def observations(shape, count=40):
     return np.random.default_rng(0).normal(size=(count, *shape)).astype(np.float32)
 
 
+#: ONNX takes seconds to write; the C of all of them is one program in tests/export/c/test_recurrent.py.
 CASES = [
-    pytest.param(name, kind, marks=[pytest.mark.slow] if kind == "onnx" and name != "GRU behind an MLP" else [])
+    pytest.param(name, kind, marks=[pytest.mark.slow] if kind != "safetensors" and name != "GRU behind an MLP" else [])
     for name in SHAPES
     for kind in RECURRENT_FORMATS
 ]
@@ -99,7 +101,7 @@ def test_deployed(tmp_path):
 
 @pytest.mark.parametrize("artifact_format", [name for name in FORMATS if name not in (*RECURRENT_FORMATS, "python")])
 def test_other_formats_are_refused(tmp_path, artifact_format):
-    with pytest.raises(ValueError, match=f"format='{artifact_format}' keeps no state. Use onnx or safetensors"):
+    with pytest.raises(ValueError, match=f"format='{artifact_format}' keeps no state. Use one of c, onnx, safetensors"):
         export(Teacher(recurrent()), tmp_path / "s", format=artifact_format, obs=observations((2,)))
 
 
@@ -108,20 +110,21 @@ def test_int8_is_refused(tmp_path):
         export(Teacher(recurrent()), tmp_path / "s", format="onnx", int8=True, obs=observations((2,)))
 
 
-@pytest.mark.parametrize("artifact_format", RECURRENT_FORMATS)
+@pytest.mark.parametrize("artifact_format", ["onnx", "safetensors"])
 def test_files_of_recurrent_students_do_not_teach(tmp_path, artifact_format):
     export(Teacher(recurrent()), tmp_path / "s", format=artifact_format, obs=observations((2,)))
     with pytest.raises(ValueError, match=r"3 inputs|'lstm'"):
         load_teacher(tmp_path / "s")
 
 
-def test_it_is_played_with_numpy_alone(tmp_path):
+@pytest.mark.parametrize(("runner", "artifact_format"), [("numpy_runner", "safetensors"), ("c_runner", "c")])
+def test_it_is_played_with_numpy_alone(runner, artifact_format, tmp_path):
     student, obs = Teacher(recurrent()), observations((2,), 6)
-    export(student, tmp_path / "s", format="safetensors", obs=obs)
+    export(student, tmp_path / "s", format=artifact_format, obs=obs)
     expected = q_function(tmp_path / "s")
     code = (
         f"import sys, json; sys.path.insert(0, {str(Path(runners.__file__).parent)!r})\n"
-        "from numpy_runner import load\n"
+        f"from {runner} import load\n"
         f"q, obs = load({str(tmp_path / 's')!r}), {obs.tolist()!r}\n"
         "print(json.dumps([q([row]).tolist() for row in obs]))\n"
         "assert not {'torch', 'ray', 'rllib_kd'} & set(sys.modules)\n"
@@ -134,11 +137,22 @@ def test_it_is_played_with_numpy_alone(tmp_path):
 @pytest.mark.parametrize("artifact_format", RECURRENT_FORMATS)
 def test_code_that_loads_it_runs(tmp_path, monkeypatch, artifact_format, has_mask):
     student, masks = Teacher(recurrent()), np.ones((8, 3), np.float32) if has_mask else None
-    path = tmp_path / f"s.{artifact_format}"
+    path = tmp_path / f"s.{'h' if artifact_format == 'c' else artifact_format}"
     export(student, path, format=artifact_format, obs=observations((2,), 8), action_masks=masks)
     monkeypatch.chdir(tmp_path)
     num_masked, state = 3 if has_mask else None, state_sizes(student.module)
-    ((_, code),) = loading_code(str(path), artifact_format, (2,), num_masked=num_masked, state=state)
+    expected = student.first_q_values(torch.zeros(1, 2))[0]
+    blocks = dict(loading_code(str(path), artifact_format, (2,), num_masked=num_masked, state=state))
     names: dict = {}
-    exec(code, names)
-    assert names["action"] == int(student.first_q_values(torch.zeros(1, 2)).argmax(-1))
+    exec(blocks.pop("python"), names)
+    assert names["action"] == int(expected.argmax())
+    if artifact_format != "c":
+        assert blocks == {}
+        return
+    done = subprocess.run(["bash", "-ec", blocks["bash"]], capture_output=True, text=True, check=True)
+    action, *q_values = done.stdout.split()
+    assert int(action) == int(expected.argmax())
+    assert [float(value) for value in q_values] == pytest.approx(expected.tolist(), abs=1e-5)
+    Path("own.c").write_text(blocks["c"] + "\nint main(void) { return choose(); }\n")
+    c_runner.build(Path("own.c"), Path("own"), "-Wno-unused-function")
+    assert subprocess.run(["./own"]).returncode == (0 if has_mask else int(expected.argmax()))

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 
 import gymnasium as gym
 import numpy as np
@@ -9,11 +10,15 @@ import pytest
 import torch
 
 from rllib_kd.export.artifact import FORMATS, deployment_cost, q_function
+from rllib_kd.export.c.write import c_network
 from rllib_kd.export.export import export
+from rllib_kd.export.formats import describe
 from rllib_kd.export.runners import c_runner
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.loading import load_teacher
+from tests.export.c.networks import SANITIZERS, Together, has_sanitizers
+from tests.export.c.test_layers import NUM_REFUSED, extremes
 from tests.networks.trees.trees import INPUTS, near_ties, tree_module
 
 TREES = {
@@ -41,6 +46,34 @@ def test_a_tree_in_every_format_is_the_same_bit_by_bit(name, artifact_format, tm
         operators = {node.op_type for node in onnx.load(path).graph.node}
         assert "TreeEnsembleRegressor" in operators
         assert operators - {"TreeEnsembleRegressor"} <= {"Gather", "Sub", "Mul", "Concat"}
+
+
+@needs_c
+def test_c_is_the_same_for_the_largest_numbers_and_sanitizers_find_nothing(tmp_path):
+    modules = [tree_module(**settings) for settings in TREES.values()]
+    texts = [c_network(*describe(Teacher(one)), (3,), prefix=f"n{i}").header for i, one in enumerate(modules)]
+    options = SANITIZERS if has_sanitizers(tmp_path) else ()
+    obs = [np.concatenate([near_ties(one, 500), extremes(3)]) for one in modules]
+    for module, given, (actions, codes, q_values) in zip(
+        modules, obs, Together(tmp_path, texts, *options).run(obs), strict=True
+    ):
+        finite = slice(0, -NUM_REFUSED)
+        expected = module.compute_q_values({"obs": torch.from_numpy(given[finite])})["qf_preds"].numpy()
+        np.testing.assert_array_equal(q_values[finite], expected)
+        np.testing.assert_array_equal(actions[finite], expected.argmax(-1))
+        assert not codes[finite].any()
+        assert (codes[-NUM_REFUSED:] == -1).all()
+
+
+@needs_c
+def test_c_computes_no_floats_for_a_tree_that_compares_entries(tmp_path):
+    for name, function in (("many leaves", "plain_tree"), ("oblique", "tree")):
+        text = c_network(*describe(Teacher(tree_module(**TREES[name]))), (3,)).header
+        assert f"student_{function}(observation, q_values" in text
+        (body,) = re.findall(rf"static void student_{function}\(.*?^}}$", text, re.DOTALL | re.MULTILINE)
+        computed = re.findall(r"x\[first\[node\]\] *[-*+/]|compared = compared [-*]", body)
+        assert len(computed) == (2 if function == "tree" else 0)
+        assert "math.h" not in text
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from rllib_kd.export.c.program import OBSERVATION, Program, Step, place
+from rllib_kd.export.c.program import OBSERVATION, STATE_PARTS, Program, Step, place
+from rllib_kd.export.c.recurrent import RECURRENT_FUNCTIONS, recurrent_policy, stored_biases
 from rllib_kd.export.c.text import Arrays, Body, act_function, literal
 from rllib_kd.networks.layers import Layer
 
@@ -166,11 +167,23 @@ static void p_expectation(const float *x, float *y, const float *atoms, int32_t 
     }
 }
 """,
+    "plain_tree": """\
+/* A tree: at each node an entry of x and a threshold. Numbers are compared alone: no floating point is computed. */
+static void p_plain_tree(const float *x, float *y, const int16_t *first, const float *threshold, const int16_t *left,
+        const int16_t *right, const float *values, int32_t inner, int32_t count)
+{
+    int32_t node = 0, i;
+    while (node < inner)
+        node = x[first[node]] <= threshold[node] ? left[node] : right[node];
+    for (i = 0; i < count; i++)
+        y[i] = values[(node - inner) * count + i];
+}
+""",
     "tree": """\
 /* A tree: at each node an entry of x (operation 0), or the difference (1) or product (2) of two, and a threshold. */
-static void p_tree(const float *x, float *y, const int16_t *first, const int16_t *second, const int8_t *operation,
-        const float *threshold, const int16_t *left, const int16_t *right, const float *values, int32_t inner,
-        int32_t count)
+static void p_tree(const float *x, float *y, const int16_t *first, const float *threshold, const int16_t *left,
+        const int16_t *right, const float *values, int32_t inner, int32_t count, const int16_t *second,
+        const int8_t *operation)
 {
     int32_t node = 0, i;
     while (node < inner) {
@@ -185,6 +198,7 @@ static void p_tree(const float *x, float *y, const int16_t *first, const int16_t
         y[i] = values[(node - inner) * count + i];
 }
 """,
+    **RECURRENT_FUNCTIONS,
     **{
         name: f"""\
 static void p_{name}(const float *x, float *y, int32_t count)
@@ -199,7 +213,7 @@ static void p_{name}(const float *x, float *y, int32_t count)
 }
 
 
-NEEDS_MATH = {"layer_norm", "expectation", "tanh", "sigmoid", "silu", "elu"}
+NEEDS_MATH = {*STATE_PARTS, "layer_norm", "expectation", "tanh", "sigmoid", "silu", "elu"}
 
 
 class FloatSteps:
@@ -219,9 +233,12 @@ class FloatSteps:
     def add(self, step: Step) -> None:
         """Add the calls of a step."""
         buffers = [self._places[value.buffer] for value in (*step.sources, step.target)]
-        self._call(step.op, [*buffers, *self._arguments(step)])
+        is_plain = step.op == "tree" and not any(step.layer["operation"])
+        self._call("plain_tree" if is_plain else step.op, [*buffers, *self._arguments(step)])
         if step.op in ("linear", "conv2d"):
             self.functions.add("dot")
+        if step.op in STATE_PARTS:
+            self.functions |= {"dot", "gate"}
         if step.op == "normalize" and step.layer["clip"] is not None and np.isfinite(np.float32(step.layer["clip"])):
             self._call("clip", [self._places[step.target.buffer], step.target.size, np.float32(step.layer["clip"])])
 
@@ -235,6 +252,10 @@ class FloatSteps:
         layer, shape = step.layer, step.sources[0].shape
         if step.op == "linear":
             return [*self._weights(layer), *linear_sizes(step)]
+        if step.op in STATE_PARTS:
+            weights = [self._arrays.add(self._numbers(layer[name])) for name in ("weight_ih", "weight_hh")]
+            biases = stored_biases(step.op, *(self._numbers(layer[name]) for name in ("bias_ih", "bias_hh")))
+            return ["state->numbers", *weights, self._arrays.add(biases), shape[-1], step.target.shape[-1]]
         if step.op == "conv2d":
             return [*self._weights(layer), *conv_sizes(step, self._tensors[layer["weight"]].shape[2:])]
         if step.op == "layer_norm":
@@ -242,7 +263,7 @@ class FloatSteps:
         if step.op == "normalize":
             return [*(self._arrays.add(self._numbers(layer[name])) for name in ("mean", "std")), step.target.size]
         if step.op == "tree":
-            return [*self._tree(layer), len(layer["first"]), step.target.size]
+            return self._tree(layer, step.target.size)
         if step.op == "zero_pad":
             return pad_sizes(step)
         if step.op == "one_hot":
@@ -255,18 +276,24 @@ class FloatSteps:
             return [self._arrays.add(atoms), step.target.size, layer["num_atoms"]]
         return [step.target.size]
 
-    def _tree(self, layer: Layer) -> list[str]:
-        codes = [("", "-", "*").index(sign) for sign in layer["operation"]]
-        integers = {name: np.array(layer[name], np.int16) for name in ("first", "second", "left", "right")}
-        arrays = integers | {
-            "operation": np.array(codes, np.int8),
-            "threshold": self._numbers(layer["threshold"]),
-            "values": self._numbers(layer["values"]),
-        }
-        order = ("first", "second", "operation", "threshold", "left", "right", "values")
-        # C has no empty arrays, of a tree of one leaf.
-        padded = (np.resize(array, max(1, array.size)) for array in map(arrays.__getitem__, order))
-        return [self._arrays.add(array) for array in padded]
+    def _tree(self, layer: Layer, num_actions: int) -> list[object]:
+        """Return the arguments of a tree; one that compares entries alone has no second ones and no operations."""
+        tables = [
+            np.array(layer["first"], np.int16),
+            self._numbers(layer["threshold"]),
+            np.array(layer["left"], np.int16),
+            np.array(layer["right"], np.int16),
+            self._numbers(layer["values"]),
+        ]
+        arguments: list[object] = [*map(self._table, tables), len(layer["first"]), num_actions]
+        if any(layer["operation"]):
+            codes = [("", "-", "*").index(sign) for sign in layer["operation"]]
+            arguments += [self._table(np.array(layer["second"], np.int16)), self._table(np.array(codes, np.int8))]
+        return arguments
+
+    def _table(self, numbers: np.ndarray) -> str:
+        """Add an array, one number long at least: C has no empty arrays, of a tree of one leaf."""
+        return self._arrays.add(np.resize(numbers, max(1, numbers.size)))
 
     def _weights(self, layer: Layer) -> list[str]:
         weight, bias = self._numbers(layer["weight"]), self._numbers(layer["bias"])
@@ -311,7 +338,8 @@ def float_body(program: Program, tensors: Mapping[str, Tensor]) -> Body:
     """Return a network in floats as C."""
     arrays = Arrays()
     outputs = {step.target.buffer for step in program.steps}
-    offsets, length = place(program.steps, outputs - {program.output.buffer})
+    kept = set() if program.state is None else {program.state.buffer}
+    offsets, length = place(program.steps, outputs - {program.output.buffer}, kept)
     places = {OBSERVATION: "observation", program.output.buffer: "q_values"}
     places |= at_offsets("p_work", offsets)
     steps = FloatSteps(tensors, arrays, places)
@@ -319,13 +347,19 @@ def float_body(program: Program, tensors: Mapping[str, Tensor]) -> Body:
         steps.add(step)
     functions = [text for name, text in FUNCTIONS.items() if name in steps.functions]
     work = f"static float p_work[{length}];\n\n" if length else ""
+    calls = "\n    ".join(steps.lines)
+    if program.state is None:
+        policy = _POLICY.replace("STEPS", calls)
+    else:
+        policy = recurrent_policy(program.state, calls, places[program.state.buffer])
     return Body(
         arithmetic="float32",
         needs_math=bool(steps.functions & NEEDS_MATH),
         arrays=arrays,
         functions=functions,
-        policy=work + _POLICY.replace("STEPS", "\n    ".join(steps.lines)) + act_function("float", "p_q_values"),
+        policy=work + policy + act_function("float", "p_q_values", is_recurrent=program.state is not None),
         ram_bytes=4 * length,
+        state=() if program.state is None else program.state.shape,
     )
 
 

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from rllib_kd.export.c.text import Body
+from rllib_kd.export.c.text import Body, filled
 from rllib_kd.export.runners.c_runner import with_prefix
 
 DEFAULT_PREFIX = "student"
 
 
 _HEADER = """\
-/* rllib_kd C export. Prefix: PREFIX. Arithmetic: ARITHMETIC. Observation shape: SHAPE. */
+/* rllib_kd C export. Prefix: PREFIX. Arithmetic: ARITHMETIC. Observation shape: SHAPE.STATE */
 /*
    A greedy policy in C99. Include this file in one C file of your program:
 
-       int action = p_act(observation);
-
+USAGE
    - p_act() returns the action with the largest Q-value, from 0; of equal ones the first.
-   - p_act_legal(observation, action_mask) returns the legal one; the mask is P_NUM_ACTIONS bytes, not 0 if legal. If no
+   - p_act_legal(GIVEN, action_mask) returns the legal one; the mask is P_NUM_ACTIONS bytes, not 0 if legal. If no
      action is, it returns P_NO_LEGAL.
    - p_q_values() writes the Q-values of all actions, and returns 0.
    - All return P_NOT_FINITE if the observation has a NaN or an infinity, and P_OVERFLOW if a Q-value has.
-   - An observation is P_OBSERVATION_SIZE floats, as the environment shows them, row by row.
+EPISODES   - An observation is P_OBSERVATION_SIZE floats, as the environment shows them, row by row.
    - Memory: P_RAM_BYTES bytes of static buffers, so that only one thread may call at a time; no heap, no recursion.
 */
 #ifndef P_H
@@ -65,9 +63,31 @@ POLICY
 """
 
 
+_USAGE = "       int action = p_act(observation);\n"
+
+
+_RECURRENT_USAGE = """\
+       p_state state;
+       p_begin(&state);                          when an episode begins
+       int action = p_act(&state, observation);  at each step of it
+"""
+
+
+_EPISODES = """\
+   - It remembers: each call of one of these functions is a step of an episode, and changes the state. A negative code
+     leaves the state as it was. A state is P_STATE_SIZE floats of your own, which can be copied; each episode that is
+     played at the same time has one.
+"""
+
+
 _MAIN = """\
-/* Reads observations from stdin, each P_OBSERVATION_SIZE 32-bit floats in this machine's byte order.
-   Prints a line for each: the action, or a negative code (see HEADER); with -q, the Q-values behind the action.
+/* Reads observations from stdin, as 32-bit floats in this machine's byte order, and prints a line for each: the action,
+   or a negative code (see HEADER). An observation has
+
+FIRST   - P_OBSERVATION_SIZE floats, as p_act() takes them;
+   - with -m, P_NUM_ACTIONS floats behind them, above 0.5 where an action is legal: the action is then a legal one.
+
+   With -q, the Q-values of all actions follow the action.
 
        cc -std=c99 -O2 -o PREFIX MAIN MATH_LIBRARY
 */
@@ -78,18 +98,28 @@ _MAIN = """\
 
 int main(int argc, char **argv)
 {
-    static float observation[P_OBSERVATION_SIZE];
+    static float record[NUMBERS + P_NUM_ACTIONS];
     static float q_values[P_NUM_ACTIONS];
-    int with_q_values = argc == 2 && strcmp(argv[1], "-q") == 0;
-    size_t length;
-    if (argc > 1 && !with_q_values) {
-        fprintf(stderr, "usage: %s [-q] < OBSERVATIONS\\n", argv[0]);
-        return 2;
+    static uint8_t action_mask[P_NUM_ACTIONS];
+    const float *observation = SHOWN, *legal = observation + P_OBSERVATION_SIZE;
+    size_t length, size = (NUMBERS) * sizeof(float);
+    int i, action, with_mask = 0, with_q_values = 0;
+STATES    for (i = 1; i < argc; i++) {
+        with_mask = with_mask || strcmp(argv[i], "-m") == 0;
+        with_q_values = with_q_values || strcmp(argv[i], "-q") == 0;
+        if (strcmp(argv[i], "-m") != 0 && strcmp(argv[i], "-q") != 0) {
+            fprintf(stderr, "usage: %s [-m] [-q] < OBSERVATIONS\\n", argv[0]);
+            return 2;
+        }
     }
-    while ((length = fread(observation, 1, sizeof observation, stdin)) == sizeof observation) {
-        int i, action = p_act(observation);
+    if (with_mask)
+        size = sizeof record;
+    while ((length = fread(record, 1, size, stdin)) == size) {
+BEGINNING        for (i = 0; i < P_NUM_ACTIONS; i++)
+            action_mask[i] = legal[i] > 0.5f;
+        action = with_mask ? p_act_legal(GIVEN, action_mask) : p_act(GIVEN);
         printf("%d", action);
-        if (with_q_values && action >= 0 && p_q_values(observation, q_values) == 0)
+        if (with_q_values && action >= 0 && p_q_values(AGAIN, q_values) == 0)
             for (i = 0; i < P_NUM_ACTIONS; i++)
                 printf(" %.9g", (double)q_values[i]);
         printf("\\n");
@@ -97,12 +127,30 @@ int main(int argc, char **argv)
     }
     if (length != 0) {
         fprintf(stderr, "The last observation has %lu bytes, expected %lu.\\n", (unsigned long)length,
-                (unsigned long)sizeof observation);
+                (unsigned long)size);
         return 1;
     }
     return 0;
 }
 """
+
+
+#: What the program of a recurrent network has in the places of these words.
+_RECURRENT_MAIN = {
+    "FIRST": "   - one float, not 0 if an episode begins with it;\n",
+    "NUMBERS": "1 + P_OBSERVATION_SIZE",
+    "SHOWN": "record + 1",
+    "STATES": "    static p_state state, before;\n    p_begin(&state);\n",
+    "BEGINNING": "        if (record[0] != 0.0f)\n            p_begin(&state);\n        before = state;\n",
+    "GIVEN": "&state, observation",
+    "AGAIN": "&before, observation",
+}
+_PLAIN_MAIN = dict.fromkeys(_RECURRENT_MAIN, "") | {
+    "NUMBERS": "P_OBSERVATION_SIZE",
+    "SHOWN": "record",
+    "GIVEN": "observation",
+    "AGAIN": "observation",
+}
 
 
 def header(body: Body, *, prefix: str, shape: Sequence[int], num_actions: int, multiply_adds: int) -> str:
@@ -115,9 +163,14 @@ def header(body: Body, *, prefix: str, shape: Sequence[int], num_actions: int, m
         num_actions: number of Q-values.
         multiply_adds: multiply-adds of one observation.
     """
+    parts, units = body.state or (0, 0)
     values = {
         "ARITHMETIC": body.arithmetic,
         "SHAPE": json.dumps(list(shape)),
+        "STATE": f" State: {json.dumps([units] * parts)}." if parts else "",
+        "USAGE": _RECURRENT_USAGE if body.state else _USAGE,
+        "GIVEN": "&state, observation" if body.state else "observation",
+        "EPISODES": _EPISODES if body.state else "",
         "MATH": "#include <math.h>\n" if body.needs_math else "",
         "OBSERVATION_SIZE": str(math.prod(shape)),
         "NUM_ACTIONS": str(num_actions),
@@ -131,7 +184,7 @@ def header(body: Body, *, prefix: str, shape: Sequence[int], num_actions: int, m
     return filled(with_prefix(filled(_HEADER, values), prefix), {"PREFIX": prefix})
 
 
-def main_program(*, header_name: str, main_name: str, prefix: str, needs_math: bool) -> str:
+def main_program(*, header_name: str, main_name: str, prefix: str, needs_math: bool, is_recurrent: bool) -> str:
     """Return the text of the program beside a header.
 
     Args:
@@ -139,6 +192,7 @@ def main_program(*, header_name: str, main_name: str, prefix: str, needs_math: b
         main_name: file name of the program.
         prefix: the header's prefix.
         needs_math: whether the header calls functions of `math.h`.
+        is_recurrent: whether its functions take a state.
     """
     values = {
         "HEADER": header_name,
@@ -146,9 +200,5 @@ def main_program(*, header_name: str, main_name: str, prefix: str, needs_math: b
         "PREFIX": prefix,
         "MATH_LIBRARY": "-lm" if needs_math else "",
     }
-    return filled(with_prefix(_MAIN, prefix), values).replace(f"{main_name} \n", f"{main_name}\n")
-
-
-def filled(text: str, values: Mapping[str, str]) -> str:
-    """Return a text with values in place of the words that name them, in one pass: values are not filled themselves."""
-    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], text)
+    text = with_prefix(filled(_MAIN, _RECURRENT_MAIN if is_recurrent else _PLAIN_MAIN), prefix)
+    return filled(text, values).replace(f"{main_name} \n", f"{main_name}\n")

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.export.c.floats import as_stored
-from rllib_kd.export.c.program import OBSERVATION, Program, Step, Value
+from rllib_kd.export.c.program import OBSERVATION, STATE_PARTS, Program, Step, Value
 from rllib_kd.export.runners import numpy_runner
 
 #: Layers before the network, which stay in floats as the observation is: their output is quantised.
@@ -133,7 +133,7 @@ def check_integers(program: Program) -> None:
     """Raise a ValueError with the reason if integers cannot hold a network."""
     count = _num_before(program)
     for step in program.steps[count:]:
-        if step.op in PREPROCESSING or step.op == "expectation":
+        if step.op in PREPROCESSING or step.op in STATE_PARTS or step.op == "expectation":
             raise ValueError(f"C with int8 cannot hold the layer '{step.op}' in this place. Export it without int8.")
         if step.op == "layer_norm" and step.target.shape[-1] > _MAX_NORM:
             raise ValueError(

@@ -13,6 +13,10 @@ from rllib_kd.networks.layers import ELEMENTWISE, Layer
 OBSERVATION = 0  # the buffer of the caller's observation
 
 
+#: Recurrent layers, with the parts of their state: h, and of an LSTM c.
+STATE_PARTS = {"lstm": 2, "gru": 1}
+
+
 #: Steps whose output may overwrite their input.
 _IN_PLACE = {*ELEMENTWISE, "normalize", "layer_norm"}
 
@@ -57,7 +61,8 @@ class Program:
     shape: tuple[int, ...]  # of one observation; (1,) for a single number
     steps: tuple[Step, ...]
     output: Value
-    multiply_adds: int  # of linear layers and convolutions
+    multiply_adds: int  # of linear layers, recurrent layers and convolutions
+    state: Value | None = None  # the state after a step of a recurrent network, `[parts, units]`
 
 
 class _Lowering:
@@ -65,6 +70,7 @@ class _Lowering:
         self.tensors = tensors
         self.steps: list[Step] = []
         self.multiply_adds = 0
+        self.state: Value | None = None
 
     def run(self, layers: Sequence[Layer], value: Value) -> Value:
         for layer in layers:
@@ -81,12 +87,24 @@ class _Lowering:
             if baseline.size != 1:
                 raise ValueError(f"C takes one state value of a dueling network, got {baseline.size}.")
             return self._add(layer, (baseline, advantage), advantage.shape)
+        if op in STATE_PARTS:
+            return self._recurrent(layer, value)
         if op in ("linear", "conv2d"):
             weight = self.tensors[layer["weight"]]
             shape = self._shape(layer, value.shape)
             self.multiply_adds += math.prod(shape) * weight[0].numel()
             return self._add(layer, (value,), shape)
         return self._add(layer, (value,), self._shape(layer, value.shape))
+
+    def _recurrent(self, layer: Layer, value: Value) -> Value:
+        """Add a step of a recurrent layer; the first part of the state behind it, h, goes to the next layer."""
+        weights = [self.tensors[layer[name]] for name in ("weight_ih", "weight_hh")]
+        if self.state is not None:
+            raise ValueError("C takes one recurrent layer, got two.")
+        self.multiply_adds += sum(weight.numel() for weight in weights)
+        units = weights[1].shape[1]
+        self.state = self._add(layer, (value,), (STATE_PARTS[layer["op"]], units))
+        return Value(self.state.buffer, (units,))
 
     def _add(self, layer: Layer, sources: tuple[Value, ...], shape: tuple[int, ...]) -> Value:
         target = Value(len(self.steps) + 1, shape)
@@ -133,20 +151,22 @@ def lower(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: Sequenc
     output = lowering.run(layers, Value(OBSERVATION, shape))
     if output.buffer == OBSERVATION:
         raise ValueError("C cannot hold a network without layers.")
-    return Program(shape, tuple(lowering.steps), output, lowering.multiply_adds)
+    return Program(shape, tuple(lowering.steps), output, lowering.multiply_adds, lowering.state)
 
 
-def place(steps: Sequence[Step], buffers: Collection[int]) -> tuple[dict[int, int], int]:
+def place(steps: Sequence[Step], buffers: Collection[int], kept: Collection[int] = ()) -> tuple[dict[int, int], int]:
     """Place buffers in one array, in which those that are not needed at the same time overlap.
 
     Args:
         steps: all steps.
         buffers: the buffers to place, outputs of steps.
+        kept: those of them that are read after the last step, too.
 
     Returns:
         The first index of each buffer, and the length of the array.
     """
     last_use = {source.buffer: i for i, step in enumerate(steps) for source in step.sources}
+    last_use |= dict.fromkeys(kept, len(steps))
     shared: dict[int, int] = {}  # buffer → the first one in its place
     lives: dict[int, list[int]] = {}  # first buffer of a place → its size, the steps of its first write and last read
     for i, step in enumerate(steps):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +93,7 @@ class Body:
         functions: C functions of the layers.
         policy: the buffers, and the functions that a program calls.
         ram_bytes: bytes of the buffers.
+        state: parts and units of the state of a recurrent network; empty: it has none.
     """
 
     arithmetic: str
@@ -101,13 +102,14 @@ class Body:
     functions: Sequence[str]
     policy: str
     ram_bytes: int
+    state: tuple[int, ...] = ()
 
 
 _ACT = """\
-static inline int p_act(const float *observation)
+static inline int p_act(PARAMETERS)
 {
     TYPE q[P_NUM_ACTIONS];
-    int action, best = 0, code = FUNCTION(observation, q);
+    int action, best = 0, code = FUNCTION(ARGUMENTS, q);
     if (code != 0)
         return code;
     for (action = 1; action < P_NUM_ACTIONS; action++)
@@ -116,25 +118,46 @@ static inline int p_act(const float *observation)
     return best;
 }
 
-static inline int p_act_legal(const float *observation, const uint8_t *action_mask)
+static inline int p_act_legal(PARAMETERS, const uint8_t *action_mask)
 {
     TYPE q[P_NUM_ACTIONS];
-    int action, best = P_NO_LEGAL, code = FUNCTION(observation, q);
+    int action, best = 0, code;
+    while (best < P_NUM_ACTIONS && !action_mask[best])
+        best++;
+    if (best == P_NUM_ACTIONS)
+        return P_NO_LEGAL;
+    code = FUNCTION(ARGUMENTS, q);
     if (code != 0)
         return code;
-    for (action = 0; action < P_NUM_ACTIONS; action++)
-        if (action_mask[action] && (best < 0 || q[action] > q[best]))
+    for (action = best + 1; action < P_NUM_ACTIONS; action++)
+        if (action_mask[action] && q[action] > q[best])
             best = action;
     return best;
 }
 """
 
 
-def act_function(kind: str, q_values: str) -> str:
+def filled(text: str, values: Mapping[str, str]) -> str:
+    """Return a text with values in place of the words that name them, in one pass: values are not filled themselves."""
+    return re.sub(rf"\b({'|'.join(values)})\b", lambda match: values[match[1]], text)
+
+
+#: What the functions take, and how a program passes it; of a recurrent network, the state before the observation.
+PARAMETERS = "const float *observation"
+ARGUMENTS = "observation"
+RECURRENT_PARAMETERS = f"p_state *state, {PARAMETERS}"
+RECURRENT_ARGUMENTS = f"state, {ARGUMENTS}"
+
+
+def act_function(kind: str, q_values: str, *, is_recurrent: bool = False) -> str:
     """Return the C functions that choose the action: the first one with the largest Q-value, of all or the legal ones.
 
     Args:
         kind: C type of a Q-value.
         q_values: name of the C function that computes them.
+        is_recurrent: whether they take a state.
     """
-    return _ACT.replace("TYPE", kind).replace("FUNCTION", q_values)
+    text = _ACT.replace("TYPE", kind).replace("FUNCTION", q_values)
+    if is_recurrent:
+        return text.replace("PARAMETERS", RECURRENT_PARAMETERS).replace("ARGUMENTS", RECURRENT_ARGUMENTS)
+    return text.replace("PARAMETERS", PARAMETERS).replace("ARGUMENTS", ARGUMENTS)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from rllib_kd.export.formats import describe, input_shape
 from rllib_kd.export.runners import c_runner
 from rllib_kd.networks.layers import Layer
 from rllib_kd.teachers.base import Teacher
+
+_EPISODE = 100  # env steps of an episode that the check of a recurrent student's program plays
 
 
 def main_path(path: Path) -> Path:
@@ -100,7 +103,11 @@ def write_c(
     network = c_network(*describe(student), input_shape(student), prefix=prefix, int8_obs=int8_obs)
     file.write_text(network.header)
     needs_math = "#include <math.h>" in network.header
-    main.write_text(main_program(header_name=name, main_name=main.name, prefix=prefix, needs_math=needs_math))
+    is_recurrent = bool(c_runner.state_sizes(network.header))
+    text = main_program(
+        header_name=name, main_name=main.name, prefix=prefix, needs_math=needs_math, is_recurrent=is_recurrent
+    )
+    main.write_text(text)
     return network.integers
 
 
@@ -114,47 +121,75 @@ def check_programs(
 
     Args:
         file: the header.
-        obs: observations `[N, ...]`.
+        obs: observations `[N, ...]`; for a recurrent student the steps of episodes.
         integers: the Q-values that the header has to give, exactly; None: any.
-        masks: legal actions `[N, A]`, among which the header chooses, too; None: it is not asked to.
+        masks: legal actions `[N, A]`, among which the program chooses, too; None: it is not asked to.
 
     Raises:
         ValueError: they differ, an action is not the one with the largest Q-value, or the compiler failed.
         RuntimeError: the program failed.
     """
     network = c_runner.CNetwork(str(file))
-    actions, q_values = network.run(obs)
-    if masks is not None:
-        legal = np.where(masks, q_values, -np.inf).argmax(-1)
-        if not np.array_equal(network.legal_actions(obs, masks), legal):
-            raise ValueError("The C policy does not choose the best legal action. Nothing was written.")
+    actions, q_values, records = _played(network, np.asarray(obs, np.float32).reshape(len(obs), -1))
     if integers is not None and not np.array_equal(q_values, integers(obs)):
         raise ValueError("The C policy computes other integers than expected. Nothing was written.")
-    lines = printed_by_main(file, obs)
-    if not len(lines) == len(obs) == (actions == q_values.argmax(-1)).sum():
+    if not np.array_equal(actions, q_values.argmax(-1)):
         raise ValueError("The C policy takes an action whose Q-value is not the largest. Nothing was written.")
+    with main_program_of(file) as printed:
+        _compare(printed("-q", records=records), actions, q_values)
+        if masks is not None:
+            legal = np.where(masks, q_values, -np.inf).argmax(-1)
+            _compare(printed("-m", "-q", records=np.concatenate([records, masks], -1)), legal, q_values)
+
+
+def _played(network: c_runner.CNetwork, obs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return actions `[N]` and Q-values `[N, A]` of a header, and what the program beside it reads, `[N, ...]`.
+
+    A recurrent one plays episodes of `_EPISODE` steps.
+    """
+    if not network.state_sizes:
+        return *network.run(obs), obs
+    starts = range(0, len(obs), _EPISODE)
+    parts = [network.run(obs[start : start + _EPISODE], network.first_states()) for start in starts]
+    first = np.arange(len(obs)) % _EPISODE == 0
+    actions, q_values = map(np.concatenate, zip(*parts, strict=True))
+    return actions, q_values, np.concatenate([first[:, None], obs], -1)
+
+
+def _compare(lines: Sequence[str], actions: np.ndarray, q_values: np.ndarray) -> None:
+    """Raise a ValueError if lines of a program have other actions or Q-values."""
+    if len(lines) != len(actions):
+        raise ValueError(f"The C program prints {len(lines)} lines, expected {len(actions)}. Nothing was written.")
     for line, action, values in zip(lines, actions, q_values, strict=True):
         first, *others = line.split()
         if int(first) != action or not np.array_equal(np.array(others, np.float32), values):
             raise ValueError(f"The C program prints '{line}', expected {action} {values}. Nothing was written.")
 
 
-def printed_by_main(file: Path, obs: np.ndarray, *options: str) -> list[str]:
-    """Compile the program beside a header, and return its lines for observations `[N, ...]`, with Q-values.
+@contextlib.contextmanager
+def main_program_of(file: Path, *options: str) -> Iterator[Callable[..., list[str]]]:
+    """Compile the program beside a header.
 
     Args:
         file: the header.
-        obs: observations.
         options: further options of the compiler, after `-O2`.
+
+    Yields:
+        The function from arguments of the program, and `records` `[N, ...]` as it reads them, to the lines that it
+        prints. It raises a RuntimeError if the program fails.
 
     Raises:
         ValueError: the compiler failed.
-        RuntimeError: the program failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "program"
         c_runner.build(main_path(file), program, "-O2", *options)
-        done = subprocess.run([program, "-q"], input=np.asarray(obs, np.float32).tobytes(), capture_output=True)
-    if done.returncode:
-        raise RuntimeError(f"The C program failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
-    return done.stdout.decode().splitlines()
+
+        def printed(*arguments: str, records: np.ndarray) -> list[str]:
+            given = np.asarray(records, np.float32).tobytes()
+            done = subprocess.run([program, *arguments], input=given, capture_output=True)
+            if done.returncode:
+                raise RuntimeError(f"The C program failed:\n{done.stderr.decode(errors='replace')[-2000:]}")
+            return done.stdout.decode().splitlines()
+
+        yield printed

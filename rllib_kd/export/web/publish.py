@@ -66,7 +66,9 @@ def check_web(student: Teacher) -> None:
         ValueError: it cannot; the message has the reason.
     """
     if student.module.is_stateful():
-        raise ValueError("The student is recurrent, and a web page keeps no state. Use format='onnx' or 'safetensors'.")
+        raise ValueError(
+            "The student is recurrent, and a web page keeps no state. Use format='onnx', 'safetensors' or 'c'."
+        )
     check_exportable(student, format="safetensors")  # whose descriptions of layers a page runs
     web_network(student)
 

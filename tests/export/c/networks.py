@@ -198,15 +198,44 @@ static int play_{name}(int count)
 """
 
 
+_RECURRENT_FUNCTION = """\
+static int play_{name}(int count)
+{{
+    float observation[{macro}_OBSERVATION_SIZE], q_values[{macro}_NUM_ACTIONS] = {{0}};
+    {name}_state state, copy;
+    {name}_begin(&state);
+    while (count-- > 0) {{
+        int i, code, action;
+        if (fread(observation, sizeof observation, 1, stdin) != 1)
+            return 1;
+        copy = state;
+        code = {name}_q_values(count % 2 ? &state : &copy, observation, q_values);
+        action = {name}_act(count % 2 ? &copy : &state, observation);
+        for (i = 0; i < {macro}_STATE_SIZE; i++)
+            if (!(copy.numbers[i] == state.numbers[i]))
+                return 1;
+        printf("%d %d", action, code);
+        for (i = 0; i < {macro}_NUM_ACTIONS; i++)
+            printf(" %.9g", (double)q_values[i]);
+        printf("\\n");
+    }}
+    return 0;
+}}
+"""
+
+
 class Together:
-    """Networks in one C program, each with a prefix of its own."""
+    """Networks in one C program, each with a prefix of its own; recurrent ones play one episode."""
 
     def __init__(self, folder: Path, headers: Sequence[str], *options: str):
         names = [f"n{i}" for i in range(len(headers))]
         for name, text in zip(names, headers, strict=True):
             (folder / f"{name}.h").write_text(text)
         self._folder, self._names = folder, names
-        functions = "".join(_FUNCTION.format(name=name, macro=name.upper()) for name in names)
+        templates = [_RECURRENT_FUNCTION if c_runner.state_sizes(text) else _FUNCTION for text in headers]
+        functions = "".join(
+            template.format(name=name, macro=name.upper()) for template, name in zip(templates, names, strict=True)
+        )
         self._source = functions, "".join(f'#include "{name}.h"\n' for name in names)
         self._options = options
 

@@ -16,7 +16,7 @@ from rllib_kd.cli.main import main
 from rllib_kd.evaluation.playing import Reflex, play
 from rllib_kd.export.artifact import DeviceCost, artifact_format_of, deployment_cost, q_function
 from rllib_kd.export.c.text import Arrays, checked_prefix, literal
-from rllib_kd.export.c.write import main_path, printed_by_main
+from rllib_kd.export.c.write import main_path, main_program_of
 from rllib_kd.export.deployment import deploy, deployment_table
 from rllib_kd.export.export import TOLERANCE, artifact_view, export
 from rllib_kd.export.runners import c_runner
@@ -99,12 +99,16 @@ def test_the_program_beside_the_header(tmp_path):
     export(student, header, format="c", obs=states(9), prefix="my_net")
     assert artifact_format_of(header) == "c"
     expected = student.q_values(torch.as_tensor(obs)).numpy()
-    lines = printed_by_main(header, obs)
+    with main_program_of(header) as printed:
+        lines = printed("-q", records=obs)
+        masks = np.array([[1, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 1], [0.6, 0.5, np.nan]], np.float32)
+        with_masks = printed("-m", records=np.concatenate([obs, masks], -1))
     assert lines[3] == "-1"
     for i in (0, 1, 2, 4):
         action, *q_values = lines[i].split()
         assert int(action) == expected[i].argmax()
         assert np.array(q_values, float) == pytest.approx(expected[i], abs=1e-5)
+    assert with_masks == [str(expected[0].argmax()), "2", "-3", "-1", "0"]
     # Compiled as its first lines say; its other ways to end.
     command = re.search(r"^ +(cc .*)$", main_path(header).read_text(), re.MULTILINE)[1]
     assert command == "cc -std=c99 -O2 -o my_net net_main.c -lm"
@@ -112,8 +116,11 @@ def test_the_program_beside_the_header(tmp_path):
     for arguments, stdin, code, stdout, stderr in (
         ([], obs[:1].tobytes(), 0, f"{expected[0].argmax()}\n", ""),
         ([], b"", 0, "", ""),
+        (["-m"], obs[:1].tobytes() + np.eye(3, dtype=np.float32)[1].tobytes(), 0, "1\n", ""),
         ([], obs[:1].tobytes()[:-3], 1, "", "The last observation has 13 bytes, expected 16.\n"),
+        (["-m"], obs[:1].tobytes(), 1, "", "The last observation has 16 bytes, expected 28.\n"),
         (["-x"], b"", 2, "", "usage: "),
+        (["-q", "-qq"], b"", 2, "", "usage: "),
     ):
         done = subprocess.run([tmp_path / "my_net", *arguments], input=stdin, capture_output=True)
         assert (done.returncode, done.stdout.decode()) == (code, stdout)

@@ -13,31 +13,35 @@ import torch
 from rllib_kd import load_teacher
 from rllib_kd.export.c.header import _HEADER
 from rllib_kd.export.c.integers import _MAX_NORM
+from rllib_kd.export.c.program import STATE_PARTS
 from rllib_kd.export.c.text import _MAX_PREFIX
 from rllib_kd.export.export import export
 from rllib_kd.export.runners import c_runner
 from rllib_kd.networks import layers as layers_module
 from rllib_kd.networks.layers import ELEMENTWISE
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import states
 from tests.export.students import ROOT, network
+from tests.networks.test_recurrent import recurrent
 
 PAGE = (ROOT / "docs" / "pages" / "c.md").read_text()
-(PROGRAM,) = re.findall(r"```c\n(.*?)```", PAGE, re.DOTALL)
+PROGRAM, RECURRENT_PROGRAM = re.findall(r"```c\n(.*?)```", PAGE, re.DOTALL)
 COMMANDS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_the_program_on_the_page_compiles(int8, tmp_path):
-    export(network(), tmp_path / "student.h", format="c", obs=states(3), int8=int8)
-    (tmp_path / "own.c").write_text(PROGRAM)
+@pytest.mark.parametrize("name", ["floats", "integers", "recurrent"])
+def test_the_program_on_the_page_compiles(name, tmp_path):
+    student, obs = (Teacher(recurrent()), states(3)[:, :2]) if name == "recurrent" else (network(), states(3))
+    export(student, tmp_path / "student.h", format="c", obs=obs, int8=name == "integers")
+    (tmp_path / "own.c").write_text(RECURRENT_PROGRAM if name == "recurrent" else PROGRAM)
     c_runner.build(tmp_path / "own.c", tmp_path / "own.o", "-c")
 
 
 def test_the_page_lists_what_there_is():
     listed = set(re.findall(r"`(\w+)`", PAGE.split("are known:")[1].split("`--int8`")[0]))
-    assert listed == {*ELEMENTWISE, *layers_module._BUILDERS}
+    assert listed == {*ELEMENTWISE, *layers_module._BUILDERS, *STATE_PARTS}
     macros = set(re.findall(r"#define P_(\w+) ", _HEADER))
-    assert macros == set(re.findall(r"\bSTUDENT_(\w+)", PAGE)) - {"Q_UNIT"}
+    assert macros == set(re.findall(r"\bSTUDENT_(\w+)", PAGE)) - {"Q_UNIT", "STATE_SIZE"}
     assert f"more than {_MAX_NORM:,} numbers" in PAGE
     assert f"up to {_MAX_PREFIX} characters" in PAGE
 

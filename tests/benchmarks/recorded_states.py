@@ -55,12 +55,12 @@ def record(env: str, epsilon: float, teacher: Path, folder: Path) -> Path:
     for step in range(len(states)):
         states[step] = obs
         greedy = network.q_values(torch.from_numpy(states[step])).argmax(-1).numpy()
-        drawn = rng.integers(network.num_actions, size=NUM_ENVS)
+        drawn = rng.integers(int(network.action_space.n), size=NUM_ENVS)
         obs, *_ = envs.step(np.where(rng.random(NUM_ENVS) < epsilon, drawn, greedy))
     envs.close()
     for i, part in enumerate(np.array_split(states.reshape(STATES, -1), FILES)):
         np.savez(raw / f"{i}.npz", obs=part)
-    LabelJob(teacher, str(raw), str(labelled)).run()
+    LabelJob(network, str(raw), str(labelled)).run()
     return labelled
 
 
@@ -92,7 +92,7 @@ def measure(env: str, source: str, seed: int, teachers: Path, folder: Path) -> d
         "num_episodes": NUM_EPISODES,
         "curve": 0,
         "seed": seed,
-        "agreement": float(result["distillation"]["teacher_agreement"]),
+        "agreement": float((result["distillation"] | result["learners"]["default_policy"])["teacher_agreement"]),
         "teacher_returns": teacher.tolist(),
         "random_returns": random.tolist(),
         "returns": returns.tolist(),

@@ -5,8 +5,9 @@
 FOLDER holds the teachers of `learning.TASKS`. Three students of about as many parameters see positions alone: an LSTM
 of 32 units behind 32 units; two hidden layers; and two hidden layers that see the last four observations. In `Corridor`
 stacks cannot help: a cue is shown in the first step, and needed 12 steps later. Its teacher, which always sees the cue,
-is trained when it is needed. The last student of each seed is judged, in episodes that nothing else has seen. A run
-that is in the rows already is not made again.
+is trained when it is needed. The last student of each seed is judged, in episodes that nothing else has seen; each LSTM
+is exported to all formats that keep a state, and the files choose actions beside PyTorch. A run that is in the rows
+already is not made again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections import deque
 from functools import cache, partial
@@ -35,7 +37,12 @@ from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.sources import open_source
+from rllib_kd.export.artifact import q_function
+from rllib_kd.export.export import export
+from rllib_kd.export.recurrent import RECURRENT_FORMATS
+from rllib_kd.networks.recurrent import Memory
 from rllib_kd.observations.pipeline import Function, ObservationPipeline
+from rllib_kd.teachers.base import Teacher
 from tests.benchmarks.learning import FIRST_EPISODE_SEED, TASKS, groups_of, return_ratio, show, summary
 
 NUM_EPISODES = 100
@@ -87,6 +94,9 @@ class Corridor(gym.Env):
     LENGTH = 12
     observation_space = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
     action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, config: Any = None):
+        pass
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -166,8 +176,8 @@ def teacher_of(env: str, folder: Path) -> Path:
             DistillDQNConfig()
             .environment(Corridor)
             .rl_module(model_config={"fcnet_hiddens": [64, 64]})
-            .training(td_coeff=1.0)
-            .env_runners(epsilon=[[0, 1.0], [10_000, 0.05]])
+            .training(epsilon=[(0, 1.0), (10_000, 0.05)])
+            .distillation(teacher=None, td_coeff=1.0)
             .debugging(seed=0)
         )
         algo = config.build_algo()
@@ -207,6 +217,7 @@ def measure(
         seconds = time.process_time() - start
         policy = open_source(algo).policy()
         returns = played(partial(Parts, env_config), policy)
+        files = same_actions(algo.get_module(), Parts(env_config)) if student == "LSTM" else {}
     finally:
         algo.stop()
     return {
@@ -223,7 +234,33 @@ def measure(
         "random_returns": random.tolist(),
         "returns": returns.tolist(),
         "return_ratio": float(return_ratio(returns, teacher, random)),
+        "same_actions": files,
     }
+
+
+def same_actions(module: Any, env: Parts) -> dict[str, float]:
+    """Share of the steps in which an exported file chooses what PyTorch does, by format, while PyTorch plays."""
+    student, memory = Teacher(module), Memory()
+    states = np.random.default_rng(0).normal(size=(256, *module.observation_space.shape)).astype(np.float32)
+    equal: dict[str, list[bool]] = {name: [] for name in RECURRENT_FORMATS}
+    with tempfile.TemporaryDirectory() as folder:
+        functions = {}
+        for name in RECURRENT_FORMATS:
+            export(student, Path(folder, name + (".h" if name == "c" else "")), format=name, obs=states)
+            functions[name] = q_function(Path(folder, name + (".h" if name == "c" else "")))
+        for seed in range(FIRST_EPISODE_SEED, FIRST_EPISODE_SEED + NUM_EPISODES):
+            parts, is_over = env.reset(seed=seed)[0], False
+            memory.begin(module, np.array([True]))
+            for function in functions.values():
+                function.begin()
+            while not is_over:
+                obs = parts["visible"][np.newaxis].astype(np.float32)
+                action = int(memory.step(module, torch.from_numpy(obs)).argmax())
+                for name, function in functions.items():
+                    equal[name].append(int(function(obs).argmax()) == action)
+                parts, _, terminated, truncated, _ = env.step(action)
+                is_over = terminated or truncated
+    return {name: float(np.mean(own)) for name, own in equal.items()}
 
 
 @cache

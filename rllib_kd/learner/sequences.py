@@ -1,14 +1,15 @@
 """Recurrent students: how they learn, from sequences of states.
 
 A row of the replay is a sequence: states of one environment in the order in which it was in them, all of one episode,
-followed by padding. Beside them stands the state of the student that was acting when the first of them came. From it
-the student runs over the whole sequence, and learns from those states that are marked: not from the burn-in, whose
-states other sequences have, nor from padding. Kapturowski et al. 2019 (R2D2, ICLR).
+followed by padding. Beside them stands the state that each student had in the EnvRunner when the first of them came.
+From it the student runs over the whole sequence, and learns from those states that are marked: not from the burn-in,
+whose states other sequences have, nor from padding. Kapturowski et al. 2019 (R2D2, ICLR).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +23,8 @@ from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity
 from rllib_kd.learner.student import Student
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.recurrent import (
-    STATE_PARTS,
     PlainPass,
     at_places,
     first_layers,
@@ -39,10 +40,18 @@ PLACES = "places"
 
 
 class RecurrentStudent(Student):
-    """A student with an LSTM or a GRU. Its outputs are those of the states to learn from."""
+    """A student with an LSTM or a GRU. Its outputs are those of the states to learn from.
 
-    def __init__(self, *args: Any, normalizes_obs: bool, **kwargs: Any):
+    Args:
+        layout: where its state is beside those of the other students.
+        args: as in `Student`.
+        normalizes_obs: as in `Student`.
+        kwargs: as in `Student`.
+    """
+
+    def __init__(self, *args: Any, layout: StateLayout, normalizes_obs: bool, **kwargs: Any):
         super().__init__(*args, normalizes_obs=False, **kwargs)
+        self._layout = layout
         self.first_layers = first_layers(self.module) if normalizes_obs else []
         self._pass: PlainPass | None = None  # a shorter way through the module, where there is one
 
@@ -57,24 +66,22 @@ class RecurrentStudent(Student):
         if self.obs_scale is not None:
             obs = self.obs_scale.normalize(obs)
         if self._pass is not None:
-            return {QF_PREDS: self._pass(obs, _states_in(batch), batch[PLACES])}
-        return {QF_PREDS: q_of_batch(self.module, {**batch, Columns.OBS: obs})}
+            return {QF_PREDS: self._pass(obs, self._states_in(batch), batch[PLACES])}
+        return {QF_PREDS: self.q_values({**batch, Columns.OBS: obs})}
 
+    def q_values(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the module's Q-values `[M, A]` of the states to learn from.
 
-def q_of_batch(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return Q-values `[M, A]` of the states to learn from.
+        Args:
+            batch: `obs` `[B, T, ...]`, `places` `[M]`, and the parts of the students' states before each sequence,
+                `[B, layers, units of all]`.
+        """
+        q, _ = run_sequences(self.module, batch[Columns.OBS], self._states_in(batch))
+        return at_places(q, batch[PLACES])
 
-    Args:
-        module: a recurrent RLModule.
-        batch: `obs` `[B, T, ...]`, `places` `[M]`, and the parts of the states before each sequence,
-            `[B, layers, units]`.
-    """
-    q, _ = run_sequences(module, batch[Columns.OBS], _states_in(batch))
-    return at_places(q, batch[PLACES])
-
-
-def _states_in(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {part: batch[STATE_COLUMNS[part]] for part in STATE_PARTS if STATE_COLUMNS[part] in batch}
+    def _states_in(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        states = {part: batch[column] for part, column in STATE_COLUMNS.items() if column in batch}
+        return self._layout.of(self.name, states)
 
 
 class SequenceReplay(ColumnarReplay):
@@ -102,7 +109,7 @@ class SequenceReplay(ColumnarReplay):
         return max(1, default_capacity(states) // self.length)
 
     def state_names(self) -> tuple[str, ...]:
-        """Return the columns of states that there are: a GRU has one, an LSTM two."""
+        """Return the columns of states that there are: of GRUs one, otherwise two."""
         return tuple(name for name in STATE_COLUMNS.values() if name in self._columns)
 
 
@@ -136,7 +143,7 @@ class SequenceGroup(StudentGroup):
 
         Args:
             fragments: sequences, as EnvRunners cut them: columns `[B, T, ...]`, `learned` `[B, T]`, and parts of
-                states `[B, layers, units]`.
+                the students' states `[B, layers, units of all]`.
             reduce: adds up a tensor over all Learners, in place.
             is_again: False: sequences come from EnvRunners alone, and once.
 
@@ -176,7 +183,8 @@ class SequenceGroup(StudentGroup):
         """Return the batch of the sequences at `rows` (`[B]`) of the replay.
 
         Returns:
-            `obs` `[B, T, ...]`, parts of states `[B, layers, units]`, `places` `[M]`, and labels `[M, ...]`.
+            `obs` `[B, T, ...]`, parts of the students' states `[B, layers, units of all]`, `places` `[M]`, and labels
+            `[M, ...]`.
         """
         names = (Columns.OBS, *self.config.label_columns, LEARNED, *self.replay.state_names())
         return self._as_batch(self.replay.gather(rows, names))
@@ -192,8 +200,12 @@ class SequenceGroup(StudentGroup):
         batch[Columns.OBS] = inputs.unflatten(0, obs.shape[:2])
         return batch
 
-    def _q_values(self, module: Any, states: Mapping[str, Tensor]) -> Tensor:
-        return q_of_batch(module, states)
+    def _q_values(self, student: Any, states: Mapping[str, Tensor]) -> Tensor:
+        return student.q_values(states)
+
+    def _states_of_replay(self) -> dict[str, Tensor]:
+        rows = self.replay.spread(max(1, MAX_METRIC_STATES // self.replay.length))
+        return self.gather(rows, uses_td=False) if len(rows) else {}
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
         """Fill the replay as `StudentGroup.refill_replay()`; not from sequences of another length."""
@@ -201,12 +213,14 @@ class SequenceGroup(StudentGroup):
         return lengths <= {self.replay.length} and super().refill_replay(shards, is_own=is_own)
 
 
-def kinds_of(modules: Mapping[str, Any], config: Any) -> tuple[type[Student], type[StudentGroup]]:
-    """Return the classes of the students of one teacher, and of their group."""
+def kinds_of(modules: Mapping[str, Any], config: Any) -> tuple[Callable[..., Student], type[StudentGroup]]:
+    """Return what makes the students of one teacher, and the class of their group."""
     stateful = [module for module in modules.values() if module.is_stateful()]
     if stateful and not config.is_recurrent:
         raise ValueError(
             f"A {type(stateful[0]).__name__} of your own with a state is not supported. Shape a recurrent student by "
             "rl_module(model_config={'use_lstm': True, ...})."
         )
-    return (RecurrentStudent, SequenceGroup) if stateful else (Student, StudentGroup)
+    if not stateful:
+        return Student, StudentGroup
+    return partial(RecurrentStudent, layout=StateLayout(modules)), SequenceGroup

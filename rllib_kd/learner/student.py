@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -392,7 +392,7 @@ def make_student(
     config: Any,
     *,
     own_loss: bool,
-    kind: type[Student] = Student,
+    kind: Callable[..., Student] = Student,
 ) -> Student:
     """Return the student of a module.
 
@@ -402,7 +402,7 @@ def make_student(
         optimizer: optimizer of its parameters; None if a stack has it.
         config: config of the module.
         own_loss: whether the loss is this package's. A custom one may pass raw observations to the module.
-        kind: class of the student.
+        kind: what makes it: its class, or a function.
     """
     has_labels = bool(config.label_columns)
     return kind(

@@ -106,8 +106,9 @@ class TestValidation:
     def test_each_student_remembers_its_own_episodes(self):
         """Beside one at a time, by the policy that `compare` plays with."""
         students = {name: recurrent((4,), seed=seed, num_actions=2) for seed, name in enumerate(COPIES)}
-        for parameter in [parameter for module in students.values() for parameter in module.parameters()]:
-            torch.nn.init.normal_(parameter)  # what they do depends on what they see
+        for module in students.values():
+            for parameter in module.parameters():  # what they do depends on what they see
+                torch.nn.init.normal_(parameter) if parameter.ndim == 2 else torch.nn.init.zeros_(parameter)
         make_env = env_maker("CartPole-v1")
         played = validate(make_env, students, ObservationPipeline(CARTPOLE_OBS), 30)
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + 30)

@@ -275,8 +275,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 dict as for `students`, such as {"tree": {"max_leaf_nodes": 8}}, a decision tree (docs/pages/trees.md).
                 None (default): `compression` sets it.
             students: a family that learns from one stream of states, instead of one student: name → a model config
-                ({"s16": {"fcnet_hiddens": [16]}}), {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset
-                as for `student`.
+                ({"s16": {"fcnet_hiddens": [16]}}; of recurrent students also {"lstm_cell_size": 8}),
+                {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset as for `student`.
                 `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
                 Plain MLPs of equal depth learn side by side: eight cost little more than one.
             restarts: copies of each student that learn side by side, each with first weights of its own, and by default

@@ -283,7 +283,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
                 `get_module()`, they play validation episodes, and the best of them is the student: what a small student
                 does depends on both. MLPs without TD, features, gradient clipping and a custom loss are stacked, so
-                that 16 cost little more than one; other students cost `restarts` times as much. Copies of a tree differ
+                that 16 cost little more than one; others cost up to `restarts` times as much. Copies of a tree differ
                 in how they weigh states, and in when they were grown. None (default): 1, and 12 of trees.
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and

@@ -71,10 +71,12 @@ FAMILY = {"gru": {"recurrent_layer_type": "gru", "lstm_cell_size": 3}, "long": {
 FAMILY = {name: {"lstm_cell_size": 5, **shape} for name, shape in FAMILY.items()}
 
 
-def test_a_member_of_a_family_learns_what_it_would_learn_alone():
-    """From its own states, beside those of the others."""
-    config, data = recurrent_config(regret_coeff=1.0), sequences(20)
+@pytest.mark.parametrize(("grad_clip", "num_learners"), [(None, 1), (1e9, 3)])
+def test_a_member_of_a_family_learns_what_it_would_learn_alone(grad_clip, num_learners):
+    """From its own states, beside those of the others; at once, or one after the other."""
+    config, data = recurrent_config(regret_coeff=1.0).training(grad_clip=grad_clip), sequences(20)
     family = make_learner(config.copy(copy_frozen=False).distillation(students=FAMILY))
+    assert len(group_of(family).learners) == num_learners
     layout = StateLayout(dict(family.module.items()))
     rng = np.random.default_rng(1)
     states = {

@@ -88,7 +88,7 @@ class RecurrentStudents(StackedStudents):
     """Several recurrent students that learn side by side: each by a pass of its own, with one loss and one optimizer.
 
     As one batch of matrices, a step in time is five operations or more, and PyTorch's own layer runs over all steps in
-    one: for sixteen networks of 32 units, the batch takes half as long, for four of them longer.
+    one: for sixteen networks of 32 units, the batch takes 0.6 times as long, for four of them longer.
 
     Args:
         members: recurrent students of the same observations and actions, without optimizers.

@@ -23,7 +23,7 @@ from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.learner.losses import LOSSES, POLICY_LOSSES
-from rllib_kd.networks.recurrent import LAYER_TYPE
+from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.schedules import check_schedule, values_of
 from rllib_kd.students.restarts import is_named
@@ -325,9 +325,11 @@ def _check_shape(setting: str, shape: object) -> None:
         if key not in known:
             raise ValueError(f"{where} has no setting '{key}'.{did_you_mean(str(key), known)}")
     check_model_config(setting, shape)
-    if len({"compression", TREE} & set(shape)) + bool(WIDTH_KEYS & set(shape)) != 1:
+    # A recurrent layer's units may be all that a student has of its own; beside a compression they are not scaled.
+    widths = WIDTH_KEYS if "compression" in shape else WIDTH_KEYS | {CELL_SIZE}
+    if len({"compression", TREE} & set(shape)) + bool(widths & set(shape)) != 1:
         raise ValueError(
-            f"{where} must have either `compression`, `{TREE}` or widths ({', '.join(sorted(WIDTH_KEYS))}), got "
+            f"{where} must have either `compression`, `{TREE}` or widths ({', '.join(sorted(widths))}), got "
             f"{dict(shape)}."
         )
     if "compression" in shape:

@@ -275,15 +275,15 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 dict as for `students`, such as {"tree": {"max_leaf_nodes": 8}}, a decision tree (docs/pages/trees.md).
                 None (default): `compression` sets it.
             students: a family that learns from one stream of states, instead of one student: name → a model config
-                ({"s16": {"fcnet_hiddens": [16]}}), {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset
-                as for `student`.
+                ({"s16": {"fcnet_hiddens": [16]}}; of recurrent students also {"lstm_cell_size": 8}),
+                {"compression": 0.01}, {"tree": {"max_leaf_nodes": 8}}, or a preset as for `student`.
                 `rl_module(model_config=...)` has the settings that they share. They act in turn, one episode each.
                 Plain MLPs of equal depth learn side by side: eight cost little more than one.
             restarts: copies of each student that learn side by side, each with first weights of its own, and by default
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
                 `get_module()`, they play validation episodes, and the best of them is the student: what a small student
                 does depends on both. MLPs without TD, features, gradient clipping and a custom loss are stacked, so
-                that 16 cost little more than one; other students cost `restarts` times as much. Copies of a tree differ
+                that 16 cost little more than one; others cost up to `restarts` times as much. Copies of a tree differ
                 in how they weigh states, and in when they were grown. None (default): 1, and 12 of trees.
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and

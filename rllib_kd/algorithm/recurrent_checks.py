@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
+from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -14,46 +16,86 @@ if TYPE_CHECKING:
 
 def check_recurrent(config: DistillationConfig) -> None:
     """Check the settings of recurrent students, and what they exclude."""
-    given = config.given_model_config
     burn_in, length = config.burn_in_len, max_seq_len_of(config.model_config)
     if not isinstance(burn_in, int) or isinstance(burn_in, bool) or burn_in < 0:
         raise ValueError(f"`burn_in_len` must be an integer of at least 0, in env steps, got {burn_in!r}.")
+    shared, own = config.given_model_config, _own_shapes(config)
     if not config.is_recurrent:
-        if LAYER_TYPE in given:
-            raise ValueError(
-                f"model_config['{LAYER_TYPE}']={given[LAYER_TYPE]!r} has no effect without a recurrent layer. Set "
-                f"model_config['{USE_LSTM}'] to True, or leave it out."
-            )
+        for setting, shape in {"model_config": shared, **own}.items():
+            _check_has_no_memory(setting, shape)
         return
-    if not given.get(USE_LSTM):
-        raise ValueError(
-            f"`student` and `students` take no '{USE_LSTM}'. Shape a recurrent student by "
-            f"rl_module(model_config={{'{USE_LSTM}': True, 'lstm_cell_size': 32, 'fcnet_hiddens': [32]}})."
-        )
-    for name in (CELL_SIZE, "max_seq_len"):
-        value = given.get(name, 1)
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"model_config['{name}'] must be an integer of at least 1, got {value!r}.")
-    if (kind := given.get(LAYER_TYPE, LAYER_TYPES[0])) not in LAYER_TYPES:
-        raise ValueError(
-            f"model_config['{LAYER_TYPE}'] must be 'lstm' or 'gru', got {kind!r}.{did_you_mean(str(kind), LAYER_TYPES)}"
-        )
+    for setting, shape in own.items():
+        _check_has_memory(setting, shape, shared)
+    for setting, shape in {"model_config": {}, **own}.items():
+        _check_values(setting, {**shared, **shape})
     if burn_in >= length:
         raise ValueError(
             f"Of sequences of max_seq_len={length} env steps, the first burn_in_len={burn_in} are not learned from: "
             "nothing would be left. Set model_config['max_seq_len'] above burn_in_len."
         )
-    _check_others(config, kind)
+    _check_others(config)
 
 
-def _check_others(config: DistillationConfig, kind: str) -> None:
+def _own_shapes(config: DistillationConfig) -> dict[str, Any]:
+    """Return what each student has beside the shared model config, by the setting that has it."""
+    if config.students:
+        return {f"students['{name}']": shape for name, shape in config.students.items()}
+    return {} if config.student is None else {"student": config.student}
+
+
+def _check_has_no_memory(setting: str, shape: Any) -> None:
+    """Check that a model config, or a student's part of one, has no settings of a recurrent layer."""
+    for name in (LAYER_TYPE,) if setting == "model_config" else (LAYER_TYPE, CELL_SIZE):
+        if isinstance(shape, Mapping) and name in shape:
+            raise ValueError(
+                f"{setting}['{name}']={shape[name]!r} has no effect without a recurrent layer. Set "
+                f"model_config['{USE_LSTM}'] to True, or leave it out."
+            )
+
+
+def _check_has_memory(setting: str, shape: Any, shared: Mapping[str, Any]) -> None:
+    """Check that a student is recurrent, as others are, and learns from their sequences."""
+    if not isinstance(shape, Mapping) or TREE in shape:
+        raise ValueError(
+            f"`{setting}`={shape!r} is not supported for recurrent students. Give it a model config, such as "
+            f"{{'{CELL_SIZE}': 8}}."
+        )
+    if not {**shared, **shape}.get(USE_LSTM):
+        raise ValueError(
+            f"`{setting}`={dict(shape)} has no memory, but others of its family have, and they learn from sequences. "
+            f"Set '{USE_LSTM}' for all of them, in rl_module(model_config=...), or train it alone."
+        )
+    if "max_seq_len" in shape:
+        raise ValueError(
+            f"{setting}['max_seq_len']={shape['max_seq_len']!r}: all students learn from the same sequences. Set it in "
+            "rl_module(model_config=...)."
+        )
+
+
+def _check_values(setting: str, shape: Mapping[str, Any]) -> None:
+    """Check the settings of a recurrent layer, in a whole model config; `setting` has some of them."""
+    for name in (CELL_SIZE, "max_seq_len"):
+        value = shape.get(name, 1)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{setting}['{name}'] must be an integer of at least 1, got {value!r}.")
+    if (kind := shape.get(LAYER_TYPE, LAYER_TYPES[0])) not in LAYER_TYPES:
+        raise ValueError(
+            f"{setting}['{LAYER_TYPE}'] must be 'lstm' or 'gru', got {kind!r}.{did_you_mean(str(kind), LAYER_TYPES)}"
+        )
+    is_refused = dict.fromkeys(("lstm_use_prev_action", "lstm_use_prev_reward"), "RLlib does not read it")
+    if kind == "gru":
+        initializers = [name for name in shape if name.startswith("lstm_") and "initializer" in name]
+        is_refused |= dict.fromkeys(initializers, "RLlib cannot set the weights of a GRU")
+    for name, reason in is_refused.items():
+        if value := shape.get(name):
+            raise ValueError(
+                f"`{setting}['{name}']`={value!r} is not supported for recurrent students. Leave it out: {reason}."
+            )
+
+
+def _check_others(config: DistillationConfig) -> None:
     """Check settings that are not supported with recurrent students."""
-    own = config.given_model_config
-    initializers = [name for name in own if name.startswith("lstm_") and "initializer" in name and own[name]]
     for setting, value, is_refused, remedy in (
-        ("students", dict(config.students), bool(config.students), "Train each of them alone"),
-        ("student", config.student, config.student is not None, "Shape it by rl_module(model_config=...)"),
-        ("restarts", config.num_copies, config.num_copies > 1, "Set restarts=1"),
         ("td_coeff", config.td_coeff, config.uses_td, "Leave it at 0"),
         ("loss", config.loss, config.loss == "categorical", "Use another loss"),
         ("num_atoms", config.num_atoms, config.num_atoms > 1, "Set num_atoms=1"),
@@ -66,14 +108,6 @@ def _check_others(config: DistillationConfig, kind: str) -> None:
             config.replay_buffer_config.get("alpha"),
             bool(config.replay_buffer_config.get("alpha")),
             "Set alpha=0: sequences are drawn uniformly",
-        ),
-        *(
-            (f"model_config['{name}']", own[name], kind == "gru", "Leave it out: RLlib cannot set the weights of a GRU")
-            for name in initializers
-        ),
-        *(
-            (f"model_config['{name}']", True, bool(own.get(name)), "Leave it out: RLlib does not read it")
-            for name in ("lstm_use_prev_action", "lstm_use_prev_reward")
         ),
     ):
         if is_refused:

@@ -201,7 +201,7 @@ def _shape(
     given = {name: value for name, value in shape.items() if name != "compression"}
     return given | compress(
         {**teacher.model_config, **config.given_model_config, **given},
-        head_config=config.model_config,
+        head_config={**config.model_config, **given},
         compression=shape["compression"],
         teacher_parameters=teachers[group_id].num_parameters,
         observation_space=observation_space,

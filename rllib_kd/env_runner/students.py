@@ -14,6 +14,7 @@ from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
 
+from rllib_kd import _rllib
 from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.env_runner.legal import choosing_legally, put_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
@@ -23,6 +24,7 @@ from rllib_kd.observations.masks import LegalActions, MaskError
 class StudentsEnvRunner(ExplainingEnvRunner):
     """RLlib's single-agent EnvRunner that explains its failures, with all students of a family; one acts at a time."""
 
+    module: Any
     #: All students of the family; None: there is one student, `module`.
     family: MultiRLModule | None = None
     #: The legal actions now, `[N, A]`; None if the environment has no masks.
@@ -73,8 +75,10 @@ class StudentsEnvRunner(ExplainingEnvRunner):
         self.let_act(next(iter(members)))
 
     def let_act(self, name: str) -> None:
-        """Let the student of this name act."""
+        """Let the student of this name act. A recurrent one begins new episodes: of those running it has no state."""
         assert self.family is not None
+        if self.module is not self.family[name] and self.family[name].is_stateful():
+            _rllib.reset_next(self)
         self.module = self.family[name]
 
     @override(SingleAgentEnvRunner)

@@ -15,6 +15,7 @@ from rllib_kd.environments.making import close
 from rllib_kd.evaluation.playing import Act, one_episode_each, play_chunk
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.networks.family import FamilyQValues
+from rllib_kd.networks.memories import PlayingSideBySide
 from rllib_kd.observations.masks import legal_only
 from rllib_kd.observations.pipeline import ObservationPipeline, Shown
 
@@ -65,7 +66,8 @@ def validate(
         ValueError: an episode does not end.
     """
     began, names = time.perf_counter(), list(students)
-    q_values = FamilyQValues(students)
+    modules = list(students.values())
+    family = None if any(module.is_stateful() for module in modules) else FamilyQValues(students)
     seeds = range(VALIDATION_SEED + first_episode, VALIDATION_SEED + first_episode + num_episodes)
     episodes = ((place, seed) for place in range(len(names)) for seed in seeds)
     returns: dict[str, list[float]] = {name: [] for name in names}
@@ -74,7 +76,8 @@ def validate(
         envs = one_episode_each(make_env, len(chunk))
         acting = np.array([place for place, _ in chunk])
         try:
-            played, steps = play_chunk(envs, _greedy(q_values, pipeline, acting), [seed for _, seed in chunk])
+            q_values = PlayingSideBySide(modules, acting) if family is None else _without_memory(family, acting)
+            played, steps = play_chunk(envs, _greedy(q_values, pipeline), [seed for _, seed in chunk])
         finally:
             close(envs)
         env_steps += steps
@@ -83,12 +86,20 @@ def validate(
     return Validation(returns, env_steps, time.perf_counter() - began)
 
 
-def _greedy(q_values: FamilyQValues, pipeline: ObservationPipeline, acting: np.ndarray) -> Act:
-    """Return a function that takes the best action of the student that plays in each environment (`acting` `[N]`)."""
+#: A function from inputs `[N, ...]`, and from whether episodes begin with them `[N]`, to Q-values `[N, A]`.
+_QValues = Callable[[torch.Tensor, np.ndarray], torch.Tensor]
+
+
+def _without_memory(family: FamilyQValues, acting: np.ndarray) -> _QValues:
+    return lambda obs, first: family(obs, acting)
+
+
+def _greedy(q_values: _QValues, pipeline: ObservationPipeline) -> Act:
+    """Return a function that takes the best action of the student that plays in each environment."""
     view = pipeline.start()
 
     def act(shown: Shown) -> np.ndarray:
         obs = torch.from_numpy(np.asarray(view(shown), dtype=np.float32))
-        return legal_only(q_values(obs, acting).numpy(), shown.mask).argmax(-1)
+        return legal_only(q_values(obs, shown.first).numpy(), shown.mask).argmax(-1)
 
     return act

@@ -186,13 +186,19 @@ class StudentGroup:
 
         It is in return units, or nats if the labels are log-probabilities.
         """
-        rows = self.replay.spread(MAX_METRIC_STATES)
-        if not len(rows) or not self.config.label_columns:
+        states = self._states_of_replay() if self.config.label_columns else {}
+        if not states:
             return dict.fromkeys(self.students, math.nan)
-        states = self.replay.gather(rows, DISTILLATION_COLUMNS)
-        states[Columns.OBS] = as_input(states[Columns.OBS], self._input_shape)
         _, teacher_q, chosen = self._choices(self.students, states)
         return dict(zip(self.students, _regret(teacher_q, chosen).mean(-1).tolist(), strict=True))
+
+    def _states_of_replay(self) -> dict[str, Tensor]:
+        """Return labelled states spread over the replay, as `take_in()` returns them; nothing if there are none."""
+        rows = self.replay.spread(MAX_METRIC_STATES)
+        if not len(rows):
+            return {}
+        states = self.replay.gather(rows, DISTILLATION_COLUMNS)
+        return states | {Columns.OBS: as_input(states[Columns.OBS], self._input_shape)}
 
     def regrow_trees(self) -> list[str]:
         """Regrow those trees that are due, on states of the replay; return their names."""
@@ -209,13 +215,13 @@ class StudentGroup:
     def _choices(self, names: Iterable[str], states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return Q-values of acting students and of the teacher (`[N, M, A]`), and students' actions `[N, M, 1]`."""
         teacher_q = states[TEACHER_Q].unsqueeze(0)  # [1, M, A]
-        outputs = [self._q_values(self.students[name].module, states) for name in names]
+        outputs = [self._q_values(self.students[name], states) for name in names]
         student_q = torch.stack(outputs).masked_fill(teacher_q == -torch.inf, -torch.inf)
         return student_q, teacher_q.expand_as(student_q), student_q.argmax(-1, keepdim=True)
 
-    def _q_values(self, module: Any, states: Mapping[str, Tensor]) -> Tensor:
-        """Return Q-values `[M, A]` of states, as `take_in()` returns them."""
-        return module.compute_q_values({Columns.OBS: states[Columns.OBS]})[QF_PREDS]
+    def _q_values(self, student: Any, states: Mapping[str, Tensor]) -> Tensor:
+        """Return a student's Q-values `[M, A]` of states, as `take_in()` returns them."""
+        return student.module.compute_q_values({Columns.OBS: states[Columns.OBS]})[QF_PREDS]
 
     def enter(self) -> None:
         """Begin an update: put the weights that learn into the modules."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -83,26 +84,22 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             config = self.config.get_config_for_module(module_ids[0])
             learners: list[Student | StackedStudents] = []
             own_loss = not self._overrides_loss
-            kind, group_kind = kinds_of(modules, config)
+            kinds = kinds_of(modules, config)
+            student_of = partial(make_student, modules, config, own_loss=own_loss, kind=kinds.student)
             trees = {name: module for name, module in modules.items() if isinstance(module, TreeRLModule)}
             networks = {name: module for name, module in modules.items() if name not in trees}
             for members in stackable(networks, config, own_loss=own_loss):
                 if len(members) == 1:
                     self.configure_optimizers_for_module(members[0], config)
                     optimizer = self.get_optimizer(members[0])
-                    student = make_student(
-                        members[0], modules[members[0]], optimizer, config, own_loss=own_loss, kind=kind
-                    )
-                    learners.append(student)
+                    learners.append(student_of(members[0], optimizer=optimizer))
                     continue
-                stack = StackedStudents(
-                    [make_student(member, modules[member], None, config, own_loss=own_loss) for member in members]
-                )
+                stack = kinds.stack([student_of(member, optimizer=None) for member in members])
                 stack.optimizer = self._make_optimizer(ALL_MODULES, stack.name, stack.params, config)
                 learners.append(stack)
             self._warn_of_cost(learners)
             seed = self.config.seed
-            self.groups[group_id] = group_kind(
+            self.groups[group_id] = kinds.group(
                 learners,
                 config,
                 trees=[TreeStudent(name, module) for name, module in trees.items()],
@@ -331,10 +328,10 @@ class DistillDQNTorchLearner(DQNTorchLearner):
                 student.forget()
 
     def _warn_of_cost(self, learners: Sequence[Student | StackedStudents]) -> None:
-        if (restarts := self.config.num_copies) > 1 and any(isinstance(learner, Student) for learner in learners):
+        if (restarts := self.config.num_copies) > 1 and not all(learner.is_one_batch for learner in learners):
             logger.warning(
-                "restarts=%d: these students cannot be stacked, so each copy costs as much as one student. Plain MLPs "
-                "can be stacked, without TD, features, gradient clipping and a custom loss.",
+                "restarts=%d: these students are not one batch of matrices, so each copy costs nearly as much as one "
+                "student. Plain MLPs are, without TD, features, gradient clipping and a custom loss.",
                 restarts,
             )
 

@@ -1,15 +1,16 @@
 """Recurrent students: how they learn, from sequences of states.
 
 A row of the replay is a sequence: states of one environment in the order in which it was in them, all of one episode,
-followed by padding. Beside them stands the state of the student that was acting when the first of them came. From it
-the student runs over the whole sequence, and learns from those states that are marked: not from the burn-in, whose
-states other sequences have, nor from padding. Kapturowski et al. 2019 (R2D2, ICLR).
+followed by padding. Beside them stands the state that each student had in the EnvRunner when the first of them came.
+From it the student runs over the whole sequence, and learns from those states that are marked: not from the burn-in,
+whose states other sequences have, nor from padding. Kapturowski et al. 2019 (R2D2, ICLR).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +21,10 @@ from rllib_kd.learner.group import MAX_METRIC_STATES, StudentGroup
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity
-from rllib_kd.learner.student import Student
+from rllib_kd.learner.student import StackedStudents, Student, exchange_in_optimizers
 from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.recurrent import (
-    STATE_PARTS,
     PlainPass,
     at_places,
     first_layers,
@@ -39,10 +40,18 @@ PLACES = "places"
 
 
 class RecurrentStudent(Student):
-    """A student with an LSTM or a GRU. Its outputs are those of the states to learn from."""
+    """A student with an LSTM or a GRU. Its outputs are those of the states to learn from.
 
-    def __init__(self, *args: Any, normalizes_obs: bool, **kwargs: Any):
+    Args:
+        layout: where its state is beside those of the other students.
+        args: as in `Student`.
+        normalizes_obs: as in `Student`.
+        kwargs: as in `Student`.
+    """
+
+    def __init__(self, *args: Any, layout: StateLayout, normalizes_obs: bool, **kwargs: Any):
         super().__init__(*args, normalizes_obs=False, **kwargs)
+        self._layout = layout
         self.first_layers = first_layers(self.module) if normalizes_obs else []
         self._pass: PlainPass | None = None  # a shorter way through the module, where there is one
 
@@ -57,24 +66,69 @@ class RecurrentStudent(Student):
         if self.obs_scale is not None:
             obs = self.obs_scale.normalize(obs)
         if self._pass is not None:
-            return {QF_PREDS: self._pass(obs, _states_in(batch), batch[PLACES])}
-        return {QF_PREDS: q_of_batch(self.module, {**batch, Columns.OBS: obs})}
+            return {QF_PREDS: self._pass(obs, self._states_in(batch), batch[PLACES])}
+        return {QF_PREDS: self.q_values({**batch, Columns.OBS: obs})}
+
+    def q_values(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the module's Q-values `[M, A]` of the states to learn from.
+
+        Args:
+            batch: `obs` `[B, T, ...]`, `places` `[M]`, and the parts of the students' states before each sequence,
+                `[B, layers, units of all]`.
+        """
+        q, _ = run_sequences(self.module, batch[Columns.OBS], self._states_in(batch))
+        return at_places(q, batch[PLACES])
+
+    def _states_in(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        states = {part: batch[column] for part, column in STATE_COLUMNS.items() if column in batch}
+        return self._layout.of(self.name, states)
 
 
-def q_of_batch(module: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return Q-values `[M, A]` of the states to learn from.
+class RecurrentStudents(StackedStudents):
+    """Several recurrent students that learn side by side: each by a pass of its own, with one loss and one optimizer.
+
+    As one batch of matrices, a step in time is five operations or more, and PyTorch's own layer runs over all steps in
+    one: for sixteen networks of 32 units, the batch takes 0.6 times as long, for four of them longer.
 
     Args:
-        module: a recurrent RLModule.
-        batch: `obs` `[B, T, ...]`, `places` `[M]`, and the parts of the states before each sequence,
-            `[B, layers, units]`.
+        members: recurrent students of the same observations and actions, without optimizers.
     """
-    q, _ = run_sequences(module, batch[Columns.OBS], _states_in(batch))
-    return at_places(q, batch[PLACES])
 
+    is_one_batch: ClassVar[bool] = False
 
-def _states_in(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {part: batch[STATE_COLUMNS[part]] for part in STATE_PARTS if STATE_COLUMNS[part] in batch}
+    def __init__(self, members: Sequence[Student]):
+        self.members = list(members)
+        self.params = [param for student in members for param in student.params]
+        self.weights = []
+        self.averages = []
+        self.optimizer = None
+        self.regret_coeff = self._regret_coeffs()
+
+    def enter(self, scale: QScale, obs_scale: ObservationScale) -> None:
+        """Put the weights that learn into the modules, whose parameters are `params`."""
+        for student in self.members:
+            student.enter(scale, obs_scale)
+        self.weights = [weight for student in self.members for weight in student.weights]
+        self.averages = [average for student in self.members for average in student.averages]
+
+    def leave(self) -> None:
+        """Put the weights that act into the modules."""
+        for student in self.members:
+            student.leave()
+        self.averages = []
+
+    def exchange(self, one: str, other: str) -> None:
+        """Swap two members of one shape in the optimizer."""
+        by_name = {student.name: student.params for student in self.members}
+        assert self.optimizer is not None  # it is set as soon as there is one
+        exchange_in_optimizers(by_name[one], self.optimizer, by_name[other], self.optimizer)
+
+    def optimizer_state(self, saved: Mapping[str, Any]) -> None:
+        """Return None: no earlier checkpoint has their optimizer in another form."""
+
+    def outputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return `qf_preds` `[N, M, A]` of all members, inside an update."""
+        return {QF_PREDS: torch.stack([student.outputs(batch)[QF_PREDS] for student in self.members])}
 
 
 class SequenceReplay(ColumnarReplay):
@@ -102,7 +156,7 @@ class SequenceReplay(ColumnarReplay):
         return max(1, default_capacity(states) // self.length)
 
     def state_names(self) -> tuple[str, ...]:
-        """Return the columns of states that there are: a GRU has one, an LSTM two."""
+        """Return the columns of states that there are: of GRUs one, otherwise two."""
         return tuple(name for name in STATE_COLUMNS.values() if name in self._columns)
 
 
@@ -136,7 +190,7 @@ class SequenceGroup(StudentGroup):
 
         Args:
             fragments: sequences, as EnvRunners cut them: columns `[B, T, ...]`, `learned` `[B, T]`, and parts of
-                states `[B, layers, units]`.
+                the students' states `[B, layers, units of all]`.
             reduce: adds up a tensor over all Learners, in place.
             is_again: False: sequences come from EnvRunners alone, and once.
 
@@ -176,7 +230,8 @@ class SequenceGroup(StudentGroup):
         """Return the batch of the sequences at `rows` (`[B]`) of the replay.
 
         Returns:
-            `obs` `[B, T, ...]`, parts of states `[B, layers, units]`, `places` `[M]`, and labels `[M, ...]`.
+            `obs` `[B, T, ...]`, parts of the students' states `[B, layers, units of all]`, `places` `[M]`, and labels
+            `[M, ...]`.
         """
         names = (Columns.OBS, *self.config.label_columns, LEARNED, *self.replay.state_names())
         return self._as_batch(self.replay.gather(rows, names))
@@ -192,8 +247,12 @@ class SequenceGroup(StudentGroup):
         batch[Columns.OBS] = inputs.unflatten(0, obs.shape[:2])
         return batch
 
-    def _q_values(self, module: Any, states: Mapping[str, Tensor]) -> Tensor:
-        return q_of_batch(module, states)
+    def _q_values(self, student: Any, states: Mapping[str, Tensor]) -> Tensor:
+        return student.q_values(states)
+
+    def _states_of_replay(self) -> dict[str, Tensor]:
+        rows = self.replay.spread(max(1, MAX_METRIC_STATES // self.replay.length))
+        return self.gather(rows, uses_td=False) if len(rows) else {}
 
     def refill_replay(self, shards: Sequence[Mapping[str, np.ndarray]], *, is_own: bool) -> bool:
         """Fill the replay as `StudentGroup.refill_replay()`; not from sequences of another length."""
@@ -201,12 +260,22 @@ class SequenceGroup(StudentGroup):
         return lengths <= {self.replay.length} and super().refill_replay(shards, is_own=is_own)
 
 
-def kinds_of(modules: Mapping[str, Any], config: Any) -> tuple[type[Student], type[StudentGroup]]:
-    """Return the classes of the students of one teacher, and of their group."""
+class Kinds(NamedTuple):
+    """What makes the students of one teacher: each of them, several that learn side by side, and their group."""
+
+    student: Callable[..., Student]
+    stack: type[StackedStudents]
+    group: type[StudentGroup]
+
+
+def kinds_of(modules: Mapping[str, Any], config: Any) -> Kinds:
+    """Return what makes students of these modules."""
     stateful = [module for module in modules.values() if module.is_stateful()]
     if stateful and not config.is_recurrent:
         raise ValueError(
             f"A {type(stateful[0]).__name__} of your own with a state is not supported. Shape a recurrent student by "
             "rl_module(model_config={'use_lstm': True, ...})."
         )
-    return (RecurrentStudent, SequenceGroup) if stateful else (Student, StudentGroup)
+    if not stateful:
+        return Kinds(Student, StackedStudents, StudentGroup)
+    return Kinds(partial(RecurrentStudent, layout=StateLayout(modules)), RecurrentStudents, SequenceGroup)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Student:
     Raises:
         ValueError: it is to have such weights, but is no plain MLP.
     """
+
+    is_one_batch: ClassVar[bool] = False  # whether many of them cost little more than one
 
     def __init__(
         self,
@@ -163,9 +165,7 @@ class Student:
         if self.feature_map is not None and other.feature_map is not None:
             _swap(self.feature_map.state_dict().values(), other.feature_map.state_dict().values())
         if self.optimizer is not None and other.optimizer is not None:
-            mine, others = self.optimizer.state, other.optimizer.state
-            for param, counterpart in zip(self.params, other.params, strict=True):
-                mine[param], others[counterpart] = others[counterpart], mine[param]
+            exchange_in_optimizers(self.params, self.optimizer, other.params, other.optimizer)
 
     def get_state(self) -> dict[str, Any]:
         """Return the state that is neither the module's nor the optimizer's."""
@@ -254,6 +254,8 @@ class StackedStudents:
     Args:
         members: students of the same observations and actions, without optimizers. They are sorted by batch.
     """
+
+    is_one_batch: ClassVar[bool] = True
 
     def __init__(self, members: Sequence[Student]):
         by_key: dict[Any, list[Student]] = {}
@@ -386,28 +388,28 @@ class _Stack(StackedMLPs):
 
 
 def make_student(
-    name: str,
-    module: Any,
-    optimizer: torch.optim.Optimizer | None,
+    modules: Mapping[str, Any],
     config: Any,
+    name: str,
     *,
+    optimizer: torch.optim.Optimizer | None,
     own_loss: bool,
-    kind: type[Student] = Student,
+    kind: Callable[..., Student] = Student,
 ) -> Student:
     """Return the student of a module.
 
     Args:
-        name: its module ID.
-        module: its RLModule.
+        modules: modules of the students of one teacher, by ID.
+        config: config of the modules.
+        name: the module's ID.
         optimizer: optimizer of its parameters; None if a stack has it.
-        config: config of the module.
         own_loss: whether the loss is this package's. A custom one may pass raw observations to the module.
-        kind: class of the student.
+        kind: what makes it: its class, or a function.
     """
     has_labels = bool(config.label_columns)
     return kind(
         name,
-        module,
+        modules[name],
         optimizer,
         normalizes=config.loss in VALUE_LOSSES and config.normalize_q_values and has_labels,
         normalizes_obs=config.normalize_observations and has_labels and own_loss and not config.uses_td,
@@ -428,7 +430,7 @@ def stackable(modules: Mapping[str, Any], config: Any, *, own_loss: bool) -> lis
     plain = own_loss and not config.uses_td and config.feature_coeff == 0.0 and config.grad_clip is None
     stacks: dict[Any, list[str]] = {}
     for module_id, module in modules.items():
-        can_be_stacked = plain and stacking_key(module) is not None
+        can_be_stacked = plain and (module.is_stateful() or stacking_key(module) is not None)
         stacks.setdefault(None if can_be_stacked else module_id, []).append(module_id)
     return list(stacks.values())
 
@@ -460,6 +462,14 @@ def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
         if weight.is_floating_point()
     ]
     return [target_weight for target_weight, _ in pairs], [weight for _, weight in pairs]
+
+
+def exchange_in_optimizers(
+    params: Sequence[Tensor], optimizer: torch.optim.Optimizer, others: Sequence[Tensor], other: torch.optim.Optimizer
+) -> None:
+    """Swap what optimizers, which may be one, know of parameters, with that of others."""
+    for param, counterpart in zip(params, others, strict=True):
+        optimizer.state[param], other.state[counterpart] = other.state[counterpart], optimizer.state[param]
 
 
 @torch.no_grad()

@@ -63,6 +63,11 @@ def training_config(
             "Connectors of your own are not supported here: their statistics would be missing in the student's "
             "checkpoint. Leave them out."
         )
+    if config.is_recurrent:
+        raise ValueError(
+            "Recurrent students ('use_lstm') are not supported here: the sizes are those of students without a memory. "
+            "Train recurrent ones of several sizes by .distillation(students={...}), and compare them."
+        )
     check_before(config, {DEFAULT_MODULE_ID: teacher}, None)  # recorded rows, if there are any
     # Copies are compared by the tournament alone, and not at each save.
     config.distillation(

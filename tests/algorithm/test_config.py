@@ -104,7 +104,10 @@ def test_bad_distillation_settings_are_refused(settings, message):
         (lambda c: c.env_runners(batch_mode="complete_episodes"), "`batch_mode` must be"),
         (lambda c: c.training(replay_buffer_config={"type": "EpisodeReplayBuffer"}), "a replay of its own"),
         (lambda c: c.learners(num_learners=2).env_runners(num_envs_per_env_runner=1), "at least 2"),
-        (lambda c: c.rl_module(model_config={"use_lstm": True}).distillation(restarts=2), "for recurrent students"),
+        (
+            lambda c: c.rl_module(model_config={"use_lstm": True}).distillation(feature_coeff=0.1),
+            "for recurrent students",
+        ),
         (lambda c: c.training(num_atoms=11).distillation(td_coeff=1.0), "distributional student"),
         (lambda c: c.rl_module(model_config={"fcnet_hiddens": [4]}).distillation(compression=0.1), "Set one of them"),
         (

@@ -6,6 +6,7 @@ from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.algorithm.students import new_student, shape_students
+from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.networks.dqn_module import count_parameters
 from tests.algorithm.resumable import assert_equal, differ, resumable_config, weights
 from tests.algorithm.small import small_config
@@ -53,6 +54,28 @@ def test_only_a_memory_can_remember(build, tmp_path, kind):
     assert compare(knowing_teacher(), path, Cue, num_episodes=5).student.return_mean == 6.0
 
 
+SIZES = {"lstm": {"lstm_cell_size": 6}, "gru": {"recurrent_layer_type": "gru", "fcnet_hiddens": []}}
+
+
+@pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_family_remembers(build, tmp_path, restarts):
+    """Students of other sizes and kinds, each of which may be chosen among copies."""
+    algo = build(cue_config().distillation(students=SIZES, restarts=restarts, num_validation_episodes=8))
+    while algo.num_env_steps < 2_000:
+        result = algo.train()
+    assert result["distillation"]["students"].keys() == SIZES.keys()
+    evaluations = algo.evaluate()["students"]
+    path = algo.save_to_path(str(tmp_path / "checkpoint"))
+    for name in SIZES:
+        assert result["learners"][name]["teacher_agreement"] == 1.0
+        assert evaluations[name]["env_runners"]["episode_return_mean"] == 6.0
+        saved = f"{path}/learner_group/learner/rl_module/{name}"
+        assert compare(knowing_teacher(), saved, Cue, num_episodes=5).student.return_mean == 6.0
+    if restarts > 1:
+        validation = algo.train()["distillation"]["validation"]
+        assert validation["episode_return_mean"] == dict.fromkeys(SIZES, 6.0)
+
+
 @pytest.mark.slow
 def test_a_recurrent_student_teaches_another(build, tmp_path):
     algo = build(cue_config())
@@ -83,10 +106,14 @@ def test_masks(build, tmp_path):
     compare(path, algo, InDict, num_episodes=3)
 
 
-def test_resumed_bit_by_bit(build, tmp_path):
-    algo = build(recurrent_resumable())
+@pytest.mark.parametrize("students", [{}, SIZES], ids=["one student", "family"])
+def test_resumed_bit_by_bit(build, tmp_path, students):
+    config = recurrent_resumable().distillation(students=students, restarts=2 if students else 1)
+    algo = build(config.distillation(num_validation_episodes=0))
     for _ in range(3):
         algo.train()
+    # In the checkpoint, and there alone, the second copy has its student's place.
+    algo._restarts._chosen = {name: f"{name}__restart_1" for name in students}
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     before = weights(algo)
     for _ in range(3):
@@ -94,16 +121,22 @@ def test_resumed_bit_by_bit(build, tmp_path):
     expected = weights(algo)
     assert differ(before, expected)
     resumed = DistillDQN.from_checkpoint(path)
+    assert_equal(weights(resumed), before)
     for _ in range(3):
         resumed.train()
     assert_equal(weights(resumed), expected)
     resumed.stop()
+    for name in students:
+        saved = load_teacher(f"{path}/learner_group/learner/rl_module/{name}").module.state_dict()
+        for key, value in saved.items():
+            np.testing.assert_array_equal(value, before[f"{name}__restart_1/{key}"])
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("students", [{}, SIZES], ids=["one student", "family"])
 @pytest.mark.parametrize("processes", ["EnvRunners", "Learners", "RLlib's episodes"])
-def test_several_processes(build, processes):
-    config = recurrent_resumable()
+def test_several_processes(build, processes, students):
+    config = recurrent_resumable().distillation(students=students)
     if processes == "EnvRunners":
         config.env_runners(num_env_runners=2)
     elif processes == "Learners":
@@ -113,7 +146,8 @@ def test_several_processes(build, processes):
     algo = build(config)
     for _ in range(3):
         result = algo.train()
-    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    for name in students or ["default_policy"]:
+        assert np.isfinite(result["learners"][name]["kd_loss"])
     assert algo.num_gradient_steps
 
 
@@ -127,13 +161,26 @@ def test_every_loss(build, loss):
     assert algo.num_gradient_steps
 
 
+def of_family(config, shape):
+    return config.distillation(students={"a": shape, "b": {"use_lstm": True, "fcnet_hiddens": [4]}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda c: c.distillation(td_coeff=1.0), "`td_coeff`=1.0 is not supported for recurrent"),
-        (lambda c: c.distillation(restarts=4), "`restarts`=4"),
-        (lambda c: c.distillation(students={"a": {"fcnet_hiddens": [4]}}), "`students`"),
-        (lambda c: c.distillation(student={"fcnet_hiddens": [4]}), "Set one of them|`student`"),
+        (lambda c: of_family(c, "linear"), r"`students\['a'\]`='linear' is not supported for recurrent"),
+        (lambda c: of_family(c, {"tree": {"max_leaf_nodes": 4}}), r"`students\['a'\]`={'tree'"),
+        (lambda c: of_family(c, {"use_lstm": False, "fcnet_hiddens": [4]}), r"`students\['a'\]`=.* has no memory"),
+        (lambda c: of_family(c, {"lstm_cell_size": 0}), r"students\['a'\]\['lstm_cell_size'\] must be .* got 0"),
+        (lambda c: of_family(c, {"lstm_cell_size": 4, "max_seq_len": 4}), "learn from the same sequences"),
+        (lambda c: of_family(c, {"lstm_cell_size": 4, "recurrent_layer_type": "rnn"}), "'lstm' or 'gru', got 'rnn'"),
+        (lambda c: of_family(c, {"use_lstm": True}), "must have either `compression`, `tree` or widths"),
+        (
+            lambda c: c.rl_module(model_config={}).distillation(students={"a": {"lstm_cell_size": 4}}),
+            r"students\['a'\]\['lstm_cell_size'\]=4 has no effect without a recurrent layer",
+        ),
+        (lambda c: c.distillation(student={"fcnet_hiddens": [4]}), "Set one of them"),
         (lambda c: c.distillation(feature_coeff=0.1), "`feature_coeff`=0.1"),
         (lambda c: c.distillation(init="teacher"), "`init`='teacher'"),
         (lambda c: c.distillation(bf16=True), "`bf16`=True"),
@@ -153,8 +200,11 @@ def test_every_loss(build, loss):
             "cannot set the weights of a GRU",
         ),
         (
-            lambda c: c.rl_module(model_config={}).distillation(student={"use_lstm": True, "fcnet_hiddens": [4]}),
-            "take no 'use_lstm'",
+            lambda c: of_family(
+                c.rl_module(model_config={**MEMORY, "lstm_kernel_initializer": "zeros_"}),
+                {"fcnet_hiddens": [4], "recurrent_layer_type": "gru"},
+            ),
+            "cannot set the weights of a GRU",
         ),
     ],
 )
@@ -177,3 +227,32 @@ def test_compression_scales_the_recurrent_layer():
         size = count_parameters(new_student(config, spaces, "default_policy"))
         assert 0.08 < size / teacher.num_parameters <= 0.1
         assert (config.model_config["lstm_cell_size"] == 8) == bool(own)
+
+
+def test_each_member_of_a_family_has_a_size_of_its_own():
+    teacher = load_teacher("cartpole")
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher=teacher)
+    students = {
+        "large": {"use_lstm": True, "lstm_cell_size": 9},
+        "scaled": {"use_lstm": True, "compression": 0.1},
+        "scaled_around_8": {"use_lstm": True, "compression": 0.1, "lstm_cell_size": 8},
+    }
+    config.distillation(students=students).validate()
+    shape_students(config, {"default_policy": teacher})
+    spaces = {"default_policy": (CARTPOLE_OBS, CARTPOLE_ACTIONS)}
+    built = {name: new_student(config, spaces, name) for name in students}
+    units = {name: module.get_initial_state()["h"].shape[-1] for name, module in built.items()}
+    assert units["large"] == 9
+    assert units["scaled_around_8"] == 8 != units["scaled"]
+    for name in ("scaled", "scaled_around_8"):
+        assert 0.08 < count_parameters(built[name]) / teacher.num_parameters <= 0.1
+
+
+def test_student_takes_what_students_take():
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole")
+    config.distillation(student={"use_lstm": True, "lstm_cell_size": 5, "fcnet_hiddens": [4]}).validate()
+    shape_students(config, {"default_policy": load_teacher("cartpole")})
+    config.validate()
+    assert config.env_runner_cls is RecurrentEnvRunner
+    student = new_student(config, {"default_policy": (CARTPOLE_OBS, CARTPOLE_ACTIONS)}, "default_policy")
+    assert student.get_initial_state()["h"].shape == (1, 5)

@@ -7,15 +7,19 @@ import pytest
 import ray
 import torch
 
-from rllib_kd import DistillDQN, DistillDQNConfig, load_teacher
+from rllib_kd import DistillDQN, DistillDQNConfig, Teacher, load_teacher
 from rllib_kd.algorithm.restarts import _by_regret, _halve
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.playing import play
+from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.evaluation.validation import Validation, validate
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import REGRET_FACTORS, by_student, is_named, names_of
 from tests.conftest import CARTPOLE_OBS, make_q_module
 from tests.learner.learners import RAW, config_of, fragment, make_learner
+from tests.networks.test_recurrent import recurrent
 
 COPIES = names_of("default_policy", 3)
 
@@ -98,6 +102,19 @@ class TestValidation:
         assert again.returns["alone"] == played.returns[COPIES[1]]
         assert played.env_steps == sum(map(sum, played.returns.values()))  # a reward of 1 each
         assert played.best(COPIES) == [max(COPIES, key=lambda name: np.mean(played.returns[name]))]
+
+    def test_each_student_remembers_its_own_episodes(self):
+        """Beside one at a time, by the policy that `compare` plays with."""
+        students = {name: recurrent((4,), seed=seed, num_actions=2) for seed, name in enumerate(COPIES)}
+        for module in students.values():
+            for parameter in module.parameters():  # what they do depends on what they see
+                torch.nn.init.normal_(parameter) if parameter.ndim == 2 else torch.nn.init.zeros_(parameter)
+        make_env = env_maker("CartPole-v1")
+        played = validate(make_env, students, ObservationPipeline(CARTPOLE_OBS), 30)
+        seeds = range(VALIDATION_SEED, VALIDATION_SEED + 30)
+        for name, module in students.items():
+            assert played.returns[name] == play(make_env, GreedyQ(Teacher(module)), seeds)[0]
+        assert len({tuple(returns) for returns in played.returns.values()}) == 3
 
     def test_a_teacher_is_found_among_students_that_know_nothing(self):
         students = {name: make_q_module(seed=seed) for seed, name in enumerate(COPIES)}

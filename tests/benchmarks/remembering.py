@@ -206,6 +206,7 @@ def measure(
         .rl_module(model_config=STUDENTS[student] | settings.get("model_config", {}))
         .training(**settings.get("training", {}))
         .distillation(teacher=load_teacher(path, pipeline=pipeline), num_baseline_episodes=0)
+        .distillation(**settings.get("distillation", {}))
         .debugging(seed=seed)
     )
     teacher, random = baselines(env, path)
@@ -284,7 +285,9 @@ def main() -> None:
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[90, 91, 92, 93, 94])
     parser.add_argument("--env-steps", type=int, help="of each run; default: the task's")
-    parser.add_argument("--settings", type=json.loads, default={}, help='"model_config" and "training", as JSON')
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, help='"model_config", "training" and "distillation", as JSON'
+    )
     args = parser.parse_args()
 
     torch.set_num_threads(1)

@@ -8,6 +8,9 @@ import torch
 from torch.nn import functional as F
 
 from rllib_kd.learner.sequences import SequenceGroup
+from rllib_kd.networks.memories import StateLayout
+from rllib_kd.networks.recurrent import run_sequences
+from rllib_kd.students.restarts import names_of
 from tests.learner.learners import RAW, config_of, group_of, make_learner, student_of
 
 LENGTH = 4
@@ -62,6 +65,72 @@ def test_a_gradient_step_is_that_of_plain_torch(kind):
     for name, value in module.state_dict().items():
         if not name.startswith("_target"):
             torch.testing.assert_close(value, expected[name], atol=2e-5, rtol=1e-4, msg=name)
+
+
+FAMILY = {"gru": {"recurrent_layer_type": "gru", "lstm_cell_size": 3}, "long": {}, "b": {"fcnet_hiddens": [2]}}
+FAMILY = {name: {"lstm_cell_size": 5, **shape} for name, shape in FAMILY.items()}
+
+
+@pytest.mark.parametrize(("grad_clip", "num_learners"), [(None, 1), (1e9, 3)])
+def test_a_member_of_a_family_learns_what_it_would_learn_alone(grad_clip, num_learners):
+    """From its own states, beside those of the others; at once, or one after the other."""
+    config, data = recurrent_config(regret_coeff=1.0).training(grad_clip=grad_clip), sequences(20)
+    family = make_learner(config.copy(copy_frozen=False).distillation(students=FAMILY))
+    assert len(group_of(family).learners) == num_learners
+    layout = StateLayout(dict(family.module.items()))
+    rng = np.random.default_rng(1)
+    states = {
+        "h": rng.normal(size=(20, 1, 13)).astype(np.float32),
+        "c": rng.normal(size=(20, 1, 10)).astype(np.float32),
+    }
+    drawn = group_of(family).replay._generator.get_state()
+    first = {name: copy.deepcopy(module.state_dict()) for name, module in family.module.items()}
+    results = family.update([data | {f"state_{part}": value for part, value in states.items()}], num_gradient_steps=5)
+    for name, shape in FAMILY.items():
+        own = config.copy(copy_frozen=False)
+        alone = make_learner(own.rl_module(model_config={**own.given_model_config, **shape}))
+        alone.module["default_policy"].load_state_dict(first[name])
+        group_of(alone).replay._generator.set_state(drawn)
+        of_student = layout.of(name, {part: torch.from_numpy(value) for part, value in states.items()})
+        columns = {key: column for key, column in data.items() if not key.startswith("state_")}
+        columns |= {f"state_{part}": value.numpy() for part, value in of_student.items()}
+        expected = alone.update([columns], num_gradient_steps=5)["default_policy"]
+        for metric in ("kd_loss", "teacher_agreement", "kl_to_teacher"):
+            assert float(results[name][metric].peek()) == pytest.approx(float(expected[metric].peek()))
+        assert family.q_regret()[name] == pytest.approx(alone.q_regret()["default_policy"])
+        for key, value in alone.module["default_policy"].state_dict().items():
+            torch.testing.assert_close(family.module[name].state_dict()[key], value, msg=f"{name} {key}")
+
+
+def test_regret_is_that_of_the_states_to_learn_from():
+    learner, data = make_learner(recurrent_config(restarts=2)), sequences(20)
+    both = {key: np.tile(column, 2) if key.startswith("state_") else column for key, column in data.items()}
+    assert all(np.isnan(regret) for regret in learner.q_regret().values())  # there are no states yet
+    learner.update([both])
+    q = {}
+    for name, module in learner.module.items():
+        state = {part: torch.from_numpy(data[f"state_{part}"]) for part in "hc"}
+        with torch.no_grad():
+            q[name] = run_sequences(module, torch.from_numpy(data["obs"]), state)[0].numpy()[data["learned"]]
+    teacher_q = data["teacher_q"][data["learned"]]
+    for name, regret in learner.q_regret().items():
+        chosen = teacher_q[np.arange(len(teacher_q)), q[name].argmax(-1)]
+        assert regret == pytest.approx((teacher_q.max(-1) - chosen).mean(), rel=1e-4)
+
+
+def test_copies_that_change_places_learn_on_as_they_would_have():
+    data = sequences(20)
+    zeros = {key: np.zeros((20, 1, 15), np.float32) for key in ("state_h", "state_c")}
+    one, other = (make_learner(recurrent_config(restarts=3, regret_coeff=1.0)) for _ in range(2))
+    for learner in (one, other):
+        learner.update([data | zeros], num_gradient_steps=3)
+    other.exchange({"default_policy": "default_policy__restart_2"})
+    for learner in (one, other):
+        learner.update([], num_gradient_steps=3)
+    copies = names_of("default_policy", 3)
+    for name, counterpart in zip(copies, reversed(copies), strict=True):
+        for key, value in one.module[name].state_dict().items():
+            torch.testing.assert_close(other.module[counterpart].state_dict()[key], value, rtol=0, atol=0)
 
 
 def test_the_memory_is_learned():

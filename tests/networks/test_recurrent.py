@@ -22,11 +22,14 @@ SHAPES = {
 }
 
 
-def recurrent(shape=(2,), *, seed=0, **model_config):
+def recurrent(shape=(2,), *, seed=0, num_actions=3, **model_config):
     torch.manual_seed(seed)
     given = {"use_lstm": True, "lstm_cell_size": 5, "fcnet_hiddens": [6], **model_config}
     spec = student_module_spec({**DistillDQNConfig().model_config, **given})
-    spec.observation_space, spec.action_space = gym.spaces.Box(-1, 1, shape, np.float32), gym.spaces.Discrete(3)
+    spec.observation_space, spec.action_space = (
+        gym.spaces.Box(-1, 1, shape, np.float32),
+        gym.spaces.Discrete(num_actions),
+    )
     return spec.build()
 
 

@@ -179,11 +179,13 @@ def test_presets_that_do_not_suit_the_teacher_of_another_library_are_left_out(
         assert [size.name for size in reachable(teacher, "CartPole-v1", {}, sizes, seed=0)] == expected
 
 
-def test_settings_that_a_checkpoint_would_lack_are_refused():
+def test_settings_that_a_search_cannot_have_are_refused():
     teacher = Teacher(make_q_module())
     settings = {"env_to_module_connector": lambda *args, **kwargs: []}
     with pytest.raises(ValueError, match="Connectors of your own are not supported"):
         training_config(teacher, "CartPole-v1", settings, [mlp(())], restarts=1, seed=0)
+    with pytest.raises(ValueError, match="Recurrent students"):
+        training_config(teacher, "CartPole-v1", {"model_config": {"use_lstm": True}}, [mlp(())], restarts=1, seed=0)
     config = training_config(teacher, "CartPole-v1", {"lr": 0.5}, [mlp(()), mlp((2,))], restarts=3, seed=7)
     assert (config.lr, config.seed, config.restarts, list(config.students)) == (0.5, 7, 3, ["linear", "units-2"])
     assert config.num_validation_episodes == 0  # saves would play them

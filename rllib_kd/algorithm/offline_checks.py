@@ -59,6 +59,9 @@ def check_offline(config: DistillationConfig) -> None:
     _check_places(config)
     if not isinstance(config.held_out, Real) or isinstance(config.held_out, bool) or not 0.0 <= config.held_out <= 0.5:
         raise ValueError(f"`held_out` must be in [0, 0.5], a share of recorded rows, got {config.held_out!r}.")
+    is_share = isinstance(config.set_aside, Real) and not isinstance(config.set_aside, bool)
+    if not is_share or not 0.0 <= config.set_aside <= 0.9:
+        raise ValueError(f"`set_aside` must be in [0, 0.9], a share of recorded episodes, got {config.set_aside!r}.")
     if config.in_evaluation:
         return
     if config.output is not None:

@@ -1,0 +1,222 @@
+"""Recorded states that judge students where there is no environment: some choose, others certify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from ray.rllib.core.columns import Columns
+
+from rllib_kd.certificates.agreement import AgreementTest, fewest_units
+from rllib_kd.certificates.certificate import RatioTest
+from rllib_kd.networks.dqn_module import QF_PREDS
+from rllib_kd.observations.images import as_input
+from rllib_kd.offline.data import all_files, check_teacher_of
+from rllib_kd.offline.rows import LearnerColumns
+from rllib_kd.offline.stream import Piece
+from rllib_kd.offline.subset import BLOCK_ROWS, Subset, has_episodes, place_of
+from rllib_kd.teachers.base import Teacher
+from rllib_kd.wire import TEACHER_Q
+
+#: Share of all units that judge, unless one asks for another: half of them choose, the others certify.
+HELD_OUT = 0.2
+#: Fewer units than these choose nothing.
+_LEAST_TO_CHOOSE = 10
+#: Numbers in the observations of the states that choose, and of those that certify, at most: they stay in memory.
+_MOST_NUMBERS = 2**27
+_AT_ONCE = 4_096  # states
+
+
+class HeldOutStates:
+    """States in units (episodes, or blocks of rows), with the teacher's labels.
+
+    Args:
+        obs: as replays have them, `[N, ...]`, the states of a unit one after the other.
+        labels: the teacher's outputs, `[N, A]`; −inf marks illegal actions.
+        sizes: number of states of each unit, `[U]`, each ≥ 1.
+    """
+
+    def __init__(self, obs: np.ndarray, labels: np.ndarray, sizes: np.ndarray):
+        self._obs, self._labels, self._sizes = obs, labels, sizes
+        self._starts = np.cumsum(sizes) - sizes
+
+    @property
+    def num_units(self) -> int:
+        """Return U."""
+        return len(self._sizes)
+
+    @property
+    def num_rows(self) -> int:
+        """Return N."""
+        return len(self._obs)
+
+    @torch.no_grad()
+    def agreements(self, module: Any, first: int, count: int) -> np.ndarray:
+        """Return the share of the states of each unit in which a student takes the teacher's action, `[count]`.
+
+        Args:
+            module: RLModule with Q-values.
+            first: number of the first unit; after the last one they begin again.
+            count: number of units.
+        """
+        if not count:
+            return np.empty(0)
+        units = (first + np.arange(count)) % self.num_units
+        sizes = self._sizes[units]
+        ends = np.cumsum(sizes)
+        rows = np.arange(ends[-1]) + np.repeat(self._starts[units] - (ends - sizes), sizes)
+        agrees = np.concatenate([self._agree(module, rows[i : i + _AT_ONCE]) for i in range(0, len(rows), _AT_ONCE)])
+        return np.add.reduceat(agrees, ends - sizes) / sizes
+
+    def _agree(self, module: Any, rows: np.ndarray) -> np.ndarray:
+        """Return 1.0 for those of some states in which a student takes the teacher's action, otherwise 0.0."""
+        labels = torch.tensor(self._labels[rows])
+        obs = as_input(torch.tensor(self._obs[rows]), module.observation_space.shape)
+        outputs = module.compute_q_values({Columns.OBS: obs})[QF_PREDS].masked_fill(labels == -torch.inf, -torch.inf)
+        return (outputs.argmax(-1) == labels.argmax(-1)).double().numpy()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What judges students of recorded rows: no student learns from these rows.
+
+    Args:
+        choice: states that choose among students.
+        test: states that certify, and choose nothing.
+        set_aside: share of all units that a run must not read: the setting of this name.
+        unit: what states come in, as a plural: "episodes" or "blocks of 64 rows".
+        fingerprint: text that is equal for equal files.
+    """
+
+    choice: HeldOutStates
+    test: HeldOutStates
+    set_aside: float
+    unit: str
+    fingerprint: str
+
+    def new_test(self) -> Callable[..., RatioTest]:
+        """Return what makes a test of agreement, with the arguments of `RatioTest`."""
+        return partial(AgreementTest, unit=self.unit)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the numbers of states and units, for certificate.json."""
+        both = {"choice": self.choice, "certificate": self.test}
+        numbers = {name: {"units": states.num_units, "rows": states.num_rows} for name, states in both.items()}
+        return {"unit": self.unit, "share_of_units": self.set_aside, **numbers}
+
+
+def hold_out(config: Any, teacher: Teacher, *, share: float, keep: float | None, confidence: float) -> HeldOut:
+    """Read the states that judge the students of recorded rows.
+
+    The unit is an episode if the rows name theirs (`eps_id`), and otherwise a block of `BLOCK_ROWS` rows of a file.
+
+    Args:
+        config: config of a run, with `input_`.
+        teacher: the teacher, which labels rows without labels.
+        share: of all units, in (0, 0.9]; half of them choose. Fewer are taken if they would not fit into memory.
+        keep: agreement to certify; None: nothing is certified.
+        confidence: of the certificate.
+
+    Raises:
+        DataError: rows cannot be read, or the labels are another teacher's.
+        ValueError: there are too few units to choose, or for any certificate.
+    """
+    files = all_files(config)
+    check_teacher_of(files, teacher)
+    share = min(share, 2 * _MOST_NUMBERS / max(1, files.num_rows * files.obs_numbers))
+    unit = "episodes" if has_episodes(files) else f"blocks of {BLOCK_ROWS} rows"
+    choice, test = (_read(Subset(files, low, high), teacher) for low, high in ((0.0, share / 2), (share / 2, share)))
+    found = HeldOut(choice, test, share, unit, files.fingerprint())
+    _check_enough(found, keep, confidence)
+    return found
+
+
+def _check_enough(found: HeldOut, keep: float | None, confidence: float) -> None:
+    """Check that there are units enough to choose, and for a certificate.
+
+    Raises:
+        ValueError: there are not.
+    """
+    remedy = "record more, or hold out a larger share: --config '{\"held_out\": 0.4}'"
+    if (there := found.choice.num_units) < _LEAST_TO_CHOOSE:
+        raise ValueError(
+            f"{there} {found.unit} are held out to choose among students, {found.set_aside / 2:.2g} of all; at least "
+            f"{_LEAST_TO_CHOOSE} are needed: {remedy}."
+        )
+    if keep is None:
+        return
+    if (needed := fewest_units(keep, confidence)) > (there := found.test.num_units):
+        raise ValueError(
+            f"{there} {found.unit} are held out for the certificate, {found.set_aside / 2:.2g} of all, but an agreement "
+            f"of {keep:g} takes at least {needed:,} with {100 * confidence:g} % confidence, even of a student that "
+            f"always agrees: {remedy}; or ask for less (--keep, --confidence)."
+        )
+
+
+def _read(subset: Subset, teacher: Teacher) -> HeldOutStates:
+    """Return the states of a subset, unit after unit, in the order of their places: by a hash of their names."""
+    make = LearnerColumns((Columns.OBS, TEACHER_Q), teacher, subset.schema)
+    names = make.in_files((Columns.OBS, TEACHER_Q))
+    numbers: dict[str, int] = {}  # of the units, as they come
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for chunk in subset.chunks:
+        for piece in subset.read_units(chunk, names):
+            columns = make(Piece(piece.columns, subset.path_of(chunk)))
+            own = np.array([numbers.setdefault(unit, len(numbers)) for unit in piece.units])
+            parts.append((columns[Columns.OBS], columns[TEACHER_Q], own[piece.unit_of_row]))
+    obs, labels, unit_of_row = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order_of = np.argsort(np.argsort([place_of(unit) for unit in numbers]))
+    unit_of_row = order_of[unit_of_row]
+    order = np.argsort(unit_of_row, kind="stable")
+    return HeldOutStates(obs[order], labels[order], np.bincount(unit_of_row, minlength=len(numbers)))
+
+
+class RowGames:
+    """Stands in the place of `Games`: an episode is a held-out unit, and its return the agreement with the teacher.
+
+    The teacher's own is 1. As a random policy's counts 0, so that return ratios are agreements.
+
+    Args:
+        held_out: what judges.
+    """
+
+    seconds_per_seed = 0.0  # next to nothing
+
+    def __init__(self, held_out: HeldOut):
+        self._held_out = held_out
+
+    def validation_baselines(self, first: int, count: int) -> np.ndarray:
+        """Return ones and zeros, `[2, count]`."""
+        return _baselines(count)
+
+    def validate(self, modules: Mapping[str, Any], pipeline: Any, first: int, count: int) -> dict[str, list[float]]:
+        """Return the agreements of students in units that choose, by name."""
+        return {
+            name: self._held_out.choice.agreements(module, first, count).tolist() for name, module in modules.items()
+        }
+
+    def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
+        """Return a student's agreements in units that certify, and ones and zeros, `[3, count]`.
+
+        Raises:
+            ValueError: there are not so many units.
+        """
+        if first + count > self._held_out.test.num_units:
+            raise ValueError(f"There are {self._held_out.test.num_units} units, got {first + count}.")
+        own = self._held_out.test.agreements(student.module, first, count)
+        return np.concatenate([[own], _baselines(count)])
+
+    def get_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs: nothing, since the files have the rows."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
+def _baselines(count: int) -> np.ndarray:
+    return np.array([[1.0] * count, [0.0] * count])

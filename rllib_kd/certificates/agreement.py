@@ -18,10 +18,12 @@ import numpy as np
 from rllib_kd.certificates.certificate import Certificate, Measured, RatioTest
 from rllib_kd.certificates.evidence import BETS, log_capital
 
+#: What `AgreementTest` is about; its units are further described by what they are.
+AGREEMENT = Measured("agreement", "held-out units")
 #: What every result without an environment says.
 NO_RETURN = (
-    "This is agreement with the teacher on recorded states, and not return: what the student's mistakes cost, and which "
-    "states they lead to, was not tested."
+    "This is agreement with the teacher on recorded states, and not return: what the student's mistakes cost, and "
+    "which states they lead to, was not tested."
 )
 
 
@@ -48,7 +50,7 @@ class AgreementTest(RatioTest):
         max_episodes: int | None = None,
     ) -> None:
         super().__init__(keep, alpha, bounds=(0.0, 1.0), max_episodes=max_episodes)
-        self.measured = Measured("agreement", f"held-out {unit}")
+        self.measured = AGREEMENT._replace(unit=f"held-out {unit}")
 
     def add(self, agreements: Sequence[float] | np.ndarray) -> None:
         """Add units, in an order that does not depend on their agreement.
@@ -81,6 +83,32 @@ def fewest_units(keep: float, confidence: float) -> float:
     bound, goal = max(keep, 1 - keep), math.log(1 / (1 - confidence))
     most = math.ceil((goal + math.log(BETS.sum())) / math.log1p((1 - keep) / bound))  # for the largest bet alone
     return int(np.argmax(log_capital(np.full(most, 1 - keep), bound) >= goal)) + 1
+
+
+def agreement_means(unit: str, keep: float, alpha: float) -> list[str]:
+    """Return what a certificate of agreement means, and on what condition, in sentences for people.
+
+    Args:
+        unit: what states come in, as a plural.
+        keep: agreement that is certified.
+        alpha: error probability, of all candidates together.
+    """
+    condition = (
+        "episodes are drawn independently, as one policy records them in one environment, and `eps_id` names each of "
+        "them. States of one episode may depend on each other in any way."
+    )
+    if unit != "episodes":
+        condition = (
+            f"{unit} are drawn independently. The rows do not name their episodes, so that this is an assumption: it "
+            "holds if the order of the rows is random, and hardly if episodes are much longer than a block."
+        )
+    return [
+        f"Agreement is the mean, over {unit}, of the share of the states in which student and teacher prefer the same "
+        f"action. The probability of certifying a student whose agreement on further {unit} is below {keep:g} is at "
+        f"most {100 * alpha:.3g} %, for all candidates together.",
+        f"This holds on the condition that {condition}",
+        "No student has learned from the rows of the certificate, and no choice was made by them.",
+    ]
 
 
 def agreement_dict(found: Certificate) -> dict[str, Any]:

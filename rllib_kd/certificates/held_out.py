@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from ray.rllib.core.columns import Columns
 
+from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -98,6 +99,10 @@ class HeldOut:
     unit: str
     fingerprint: str
 
+    def settings(self) -> dict[str, float]:
+        """Return the settings of a run that reads none of these rows, and holds out no others."""
+        return {"set_aside": self.set_aside, "held_out": 0.0}
+
     def new_test(self) -> Callable[..., RatioTest]:
         """Return what makes a test of agreement, with the arguments of `RatioTest`."""
         return partial(AgreementTest, unit=self.unit)
@@ -107,6 +112,36 @@ class HeldOut:
         both = {"choice": self.choice, "certificate": self.test}
         numbers = {name: {"units": states.num_units, "rows": states.num_rows} for name, states in both.items()}
         return {"unit": self.unit, "share_of_units": self.set_aside, **numbers}
+
+
+def has_input(settings: Mapping[str, Any]) -> bool:
+    """Return whether settings name recorded rows."""
+    return bool(settings.get("input_")) and settings["input_"] != "sampler"
+
+
+def hold_out_of(
+    config: Any, settings: Mapping[str, Any], teacher: Teacher, *, keep: float | None, confidence: float
+) -> HeldOut:
+    """Read the states that judge, of a search without an environment: `hold_out()` by its settings.
+
+    Args:
+        config: config of its students.
+        settings: settings that were given, by name. `held_out` is the share of all units.
+        teacher: the teacher.
+        keep: as in `hold_out()`.
+        confidence: as in `hold_out()`.
+
+    Raises:
+        DataError: as of `hold_out()`.
+        ValueError: as of `hold_out()`; or a setting is refused.
+    """
+    if "set_aside" in settings:
+        raise ValueError("The setting 'set_aside' cannot be in the config: it follows from `held_out`. Leave it out.")
+    check_offline(config)
+    share = config.held_out if "held_out" in settings else HELD_OUT
+    if not share:
+        raise ValueError("held_out=0 leaves no rows to judge students by. Set a share in (0, 0.5], or leave it out.")
+    return hold_out(config, teacher, share=share, keep=keep, confidence=confidence)
 
 
 def hold_out(config: Any, teacher: Teacher, *, share: float, keep: float | None, confidence: float) -> HeldOut:
@@ -151,8 +186,8 @@ def _check_enough(found: HeldOut, keep: float | None, confidence: float) -> None
         return
     if (needed := fewest_units(keep, confidence)) > (there := found.test.num_units):
         raise ValueError(
-            f"{there} {found.unit} are held out for the certificate, {found.set_aside / 2:.2g} of all, but an agreement "
-            f"of {keep:g} takes at least {needed:,} with {100 * confidence:g} % confidence, even of a student that "
+            f"{there} {found.unit} are held out for the certificate, {found.set_aside / 2:.2g} of all, but an "
+            f"agreement of {keep:g} takes at least {needed:,} with {100 * confidence:g} % confidence, even of a student that "
             f"always agrees: {remedy}; or ask for less (--keep, --confidence)."
         )
 

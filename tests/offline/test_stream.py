@@ -97,7 +97,7 @@ def test_what_is_set_aside_never_passes_whatever_the_files_are(tmp_path):
     files = LabelledFiles(write(tmp_path / "a", rows))
     parts = [Subset(files, low, high) for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 1.0))]
     found = [epoch(stream_of(part)) for part in parts]
-    assert sorted(sum(found, [])) == list(range(NUMBERED))
+    assert sorted(number for numbers in found for number in numbers) == list(range(NUMBERED))
     assert [len(numbers) for numbers in found] == [part.num_rows for part in parts]
     episodes = [{number % 400 for number in numbers} for numbers in found]
     assert sum(map(len, episodes)) == 400  # each is whole, in one part

@@ -187,8 +187,8 @@ def _check_enough(found: HeldOut, keep: float | None, confidence: float) -> None
     if (needed := fewest_units(keep, confidence)) > (there := found.test.num_units):
         raise ValueError(
             f"{there} {found.unit} are held out for the certificate, {found.set_aside / 2:.2g} of all, but an "
-            f"agreement of {keep:g} takes at least {needed:,} with {100 * confidence:g} % confidence, even of a student that "
-            f"always agrees: {remedy}; or ask for less (--keep, --confidence)."
+            f"agreement of {keep:g} takes at least {needed:,} with {100 * confidence:g} % confidence, even of a "
+            f"student that always agrees: {remedy}; or ask for less (--keep, --confidence)."
         )
 
 

@@ -160,8 +160,8 @@ class Shrunk:
                 f"{found.num_episodes:,} fresh episodes is {value} ({interval})."
             )
         return (
-            f"{head} takes the teacher's action in at least {100 * self.keep:g} % of recorded states, {confidence}: in "
-            f"{found.num_episodes:,} {found.measured.unit} the mean agreement is {value} ({interval}).{about}"
+            f"{head} has a mean agreement with its teacher of at least {self.keep:g}, {confidence}: in "
+            f"{found.num_episodes:,} {found.measured.unit} it is {value} ({interval}).{about}"
         )
 
     def _size(self, student: ShrunkStudent) -> str:

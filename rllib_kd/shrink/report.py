@@ -51,10 +51,10 @@ def _page(result: Shrunk, strip: Strip | None) -> str:
         return page(title, body)
     body += '<div class="plots">' + section(
         "front",
-        f"Size and {'return' if result.rows is None else 'agreement'}",
+        plot_title := f"Size and {'return' if result.rows is None else 'agreement'}",
         "Each dot is a copy at a round of validation. Left is smaller (the scale is logarithmic), up is better. The "
         "line is the best of each size. Validation chose the best, so that it is too high as an estimate.",
-        svg("front-plot", "Size and return", partial(front_plot, result)),
+        svg("front-plot", plot_title, partial(front_plot, result)),
     )
     tested = result.certified or next((one for one in reversed(result.students) if one.returns), None)
     if tested is not None:

@@ -148,7 +148,8 @@ class Shrink:
         if not has_input(self.config):
             raise ValueError(
                 "Neither an environment nor recorded rows are given. Name an environment in which students play "
-                "(--env, env=...), or rows on which they are compared with their teacher (--input, config={'input_': ...})."
+                "(--env, env=...), or rows on which they are compared with their teacher (--input, "
+                "config={'input_': ...})."
             )
         _check_in("keep", self.keep, self.keep < 1, "in (0, 1) without an environment", "no test proves agreement of 1")
         for name in ("bounds", "env_config"):

@@ -51,7 +51,7 @@ _UNWRITTEN = (
 
 
 #: Settings of whoever acts in EnvRunners.
-_OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
+OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
 
 
 def check_offline(config: DistillationConfig) -> None:
@@ -88,7 +88,7 @@ def check_offline(config: DistillationConfig) -> None:
         ),
     )
     defaults = type(config)()
-    of_behaviour = ((name, "Nobody acts where rows are recorded") for name in _OF_BEHAVIOUR)
+    of_behaviour = ((name, "Nobody acts where rows are recorded") for name in OF_BEHAVIOUR)
     unread = ((name, f"Of RLlib's offline settings, {', '.join(READ)} are read here") for name in _UNREAD)
     for name, reason in (*of_behaviour, *unread):
         _refuse(config, [(name, getattr(config, name) != getattr(defaults, name), f"{reason}. Leave it out")])

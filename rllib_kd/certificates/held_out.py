@@ -14,6 +14,7 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
+from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.images import as_input
 from rllib_kd.offline.data import all_files, check_teacher_of
@@ -73,12 +74,33 @@ class HeldOutStates:
         agrees = np.concatenate([self._agree(module, rows[i : i + _AT_ONCE]) for i in range(0, len(rows), _AT_ONCE)])
         return np.add.reduceat(agrees, ends - sizes) / sizes
 
+    @torch.no_grad()
+    def regret(self, module: Any) -> float:
+        """Return a student's mean Q-regret over all states, in units of the labels."""
+        regrets = []
+        for first in range(0, self.num_rows, _AT_ONCE):
+            labels, chosen = self._choices(module, np.arange(first, min(first + _AT_ONCE, self.num_rows)))
+            regrets.append(labels.amax(-1) - labels.gather(-1, chosen.unsqueeze(-1)).squeeze(-1))
+        return float(torch.cat(regrets).mean())
+
+    def median_gap(self) -> float:
+        """Return the median action gap of the teacher: as `QStatistics.gap_quantile(0.5)`."""
+        statistics = QStatistics(self._labels.shape[-1])
+        for labels in torch.tensor(self._labels).split(_AT_ONCE):
+            statistics.update(labels)
+        return statistics.gap_quantile(0.5)
+
     def _agree(self, module: Any, rows: np.ndarray) -> np.ndarray:
         """Return 1.0 for those of some states in which a student takes the teacher's action, otherwise 0.0."""
+        labels, chosen = self._choices(module, rows)
+        return (chosen == labels.argmax(-1)).double().numpy()
+
+    def _choices(self, module: Any, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the teacher's labels of some states, `[R, A]`, and a student's actions, `[R]`."""
         labels = torch.tensor(self._labels[rows])
         obs = as_input(torch.tensor(self._obs[rows]), module.observation_space.shape)
-        outputs = module.compute_q_values({Columns.OBS: obs})[QF_PREDS].masked_fill(labels == -torch.inf, -torch.inf)
-        return (outputs.argmax(-1) == labels.argmax(-1)).double().numpy()
+        outputs = module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
+        return labels, outputs.masked_fill(labels == -torch.inf, -torch.inf).argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -117,6 +139,25 @@ class HeldOut:
 def has_input(settings: Mapping[str, Any]) -> bool:
     """Return whether settings name recorded rows."""
     return bool(settings.get("input_")) and settings["input_"] != "sampler"
+
+
+def check_without_environment(settings: Mapping[str, Any], keep: float | None) -> None:
+    """Check that a search without an environment has recorded rows, and an agreement that can be proven.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not has_input(settings):
+        raise ValueError(
+            "Neither an environment nor recorded rows are given. Name an environment in which students play (--env, "
+            "env=...), or rows on which they are compared with their teacher (--input, config={'input_': ...})."
+        )
+    if keep is not None and not keep < 1:
+        raise ValueError(
+            f"keep must be in (0, 1) without an environment, got {keep!r}: no test proves an agreement of 1."
+        )
+    if settings.get("env_config"):
+        raise ValueError("`env_config` needs an environment: --env (env=...). Leave it out.")
 
 
 def hold_out_of(

@@ -20,7 +20,7 @@ from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
-from rllib_kd.certificates.held_out import has_input, hold_out_of
+from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
 from rllib_kd.environments.making import EnvMaker, checked_call, close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
@@ -145,13 +145,7 @@ class Shrink:
         self.env = settled(self.env)
 
     def _check_without_environment(self) -> None:
-        if not has_input(self.config):
-            raise ValueError(
-                "Neither an environment nor recorded rows are given. Name an environment in which students play "
-                "(--env, env=...), or rows on which they are compared with their teacher (--input, "
-                "config={'input_': ...})."
-            )
-        _check_in("keep", self.keep, self.keep < 1, "in (0, 1) without an environment", "no test proves agreement of 1")
+        check_without_environment(self.config, self.keep)
         for name in ("bounds", "env_config"):
             if getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)!r} needs an environment: --env (env=...). Leave it out.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.algorithm.offline_checks import check_offline
 from rllib_kd.certificates.agreement import AgreementTest, fewest_units
 from rllib_kd.certificates.certificate import RatioTest
+from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.images import as_input
@@ -28,8 +29,10 @@ from rllib_kd.wire import TEACHER_Q
 HELD_OUT = 0.2
 #: Fewer units than these choose nothing.
 _LEAST_TO_CHOOSE = 10
-#: Numbers in the observations of the states that choose, and of those that certify, at most: they stay in memory.
-_MOST_NUMBERS = 2**27
+#: Units that choose, and units that certify, at most.
+_MOST_UNITS = MAX_EPISODES
+#: States of a unit, at least (if it has as many) and at most: between these, as many as all units may have numbers.
+_STATES_OF_A_UNIT, _MOST_NUMBERS = (8, 256), 2**27
 _AT_ONCE = 4_096  # states
 
 
@@ -193,7 +196,7 @@ def hold_out(config: Any, teacher: Teacher, *, share: float, keep: float | None,
     Args:
         config: config of a run, with `input_`.
         teacher: the teacher, which labels rows without labels.
-        share: of all units, in (0, 0.9]; half of them choose. Fewer are taken if they would not fit into memory.
+        share: of all units, in (0, 0.9]; half of them choose.
         keep: agreement to certify; None: nothing is certified.
         confidence: of the certificate.
 
@@ -203,7 +206,6 @@ def hold_out(config: Any, teacher: Teacher, *, share: float, keep: float | None,
     """
     files = all_files(config)
     check_teacher_of(files, teacher)
-    share = min(share, 2 * _MOST_NUMBERS / max(1, files.num_rows * files.obs_numbers))
     unit = "episodes" if has_episodes(files) else f"blocks of {BLOCK_ROWS} rows"
     choice, test = (_read(Subset(files, low, high), teacher) for low, high in ((0.0, share / 2), (share / 2, share)))
     found = HeldOut(choice, test, share, unit, files.fingerprint())
@@ -234,21 +236,47 @@ def _check_enough(found: HeldOut, keep: float | None, confidence: float) -> None
 
 
 def _read(subset: Subset, teacher: Teacher) -> HeldOutStates:
-    """Return the states of a subset, unit after unit, in the order of their places: by a hash of their names."""
+    """Return the states of a subset, unit after unit, in the order of their places: by a hash of their names.
+
+    Of a unit with many states some are drawn at random, so that the expected agreement is that of all; of many units
+    those that come first are taken. So memory has a bound at any number of rows.
+    """
     make = LearnerColumns((Columns.OBS, TEACHER_Q), teacher, subset.schema)
     names = make.in_files((Columns.OBS, TEACHER_Q))
+    most_states = int(np.clip(_MOST_NUMBERS // (_MOST_UNITS * subset.obs_numbers), *_STATES_OF_A_UNIT))
+    rng = np.random.default_rng(0)
     numbers: dict[str, int] = {}  # of the units, as they come
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    waiting: list[_Rows] = []
     for chunk in subset.chunks:
         for piece in subset.read_units(chunk, names):
             columns = make(Piece(piece.columns, subset.path_of(chunk)))
             own = np.array([numbers.setdefault(unit, len(numbers)) for unit in piece.units])
-            parts.append((columns[Columns.OBS], columns[TEACHER_Q], own[piece.unit_of_row]))
-    obs, labels, unit_of_row = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order_of = np.argsort(np.argsort([place_of(unit) for unit in numbers]))
-    unit_of_row = order_of[unit_of_row]
-    order = np.argsort(unit_of_row, kind="stable")
-    return HeldOutStates(obs[order], labels[order], np.bincount(unit_of_row, minlength=len(numbers)))
+            units, lots = own[piece.unit_of_row], rng.random(len(piece.unit_of_row))
+            waiting.append(_Rows(columns[Columns.OBS], columns[TEACHER_Q], units, lots))
+            if sum(len(part.units) for part in waiting) * subset.obs_numbers > 2 * _MOST_NUMBERS:
+                waiting = [_thinned(waiting, list(numbers), most_states)]
+    rows = _thinned(waiting, list(numbers), most_states)
+    starts = np.flatnonzero(np.diff(rows.units, prepend=-1))
+    return HeldOutStates(rows.obs, rows.labels, np.diff([*starts, len(rows.units)]))
+
+
+class _Rows(NamedTuple):
+    obs: np.ndarray
+    labels: np.ndarray
+    units: np.ndarray  # number of each row's unit, `[R]`
+    lots: np.ndarray  # by which rows are drawn, in [0, 1)
+
+
+def _thinned(parts: Sequence[_Rows], names: Sequence[str], most_states: int) -> _Rows:
+    """Return the rows of the first units by their places, those of a unit together, and no more of it than `most`."""
+    rows = _Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    ranks = np.argsort(np.argsort([place_of(name) for name in names]))[rows.units]
+    order = np.lexsort((rows.lots, ranks))
+    ranks = ranks[order]
+    starts = np.flatnonzero(np.diff(ranks, prepend=-1))
+    place_in_unit = np.arange(len(ranks)) - np.repeat(starts, np.diff([*starts, len(ranks)]))
+    kept = order[(place_in_unit < most_states) & (ranks < _MOST_UNITS)]
+    return _Rows(*(column[kept] for column in rows))
 
 
 class RowGames:

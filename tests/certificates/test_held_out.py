@@ -62,6 +62,25 @@ def test_agreement_is_the_share_of_equal_actions_of_each_unit(tmp_path, teacher)
     assert again.tolist() == [everything[-1], *everything[:2]]
 
 
+def test_of_long_episodes_some_states_are_drawn_and_of_many_episodes_the_first(tmp_path, teacher, monkeypatch):
+    columns = recorded(teacher, num_episodes=60, length=400)
+    columns["obs"][:, 1] = np.tile(np.arange(400), 60)  # the number of the state
+    columns["teacher_q"] = teacher.q_values(torch.tensor(columns["obs"])).numpy()
+    folder = write(tmp_path, columns, row_group_size=700)
+    found = held_out(folder, teacher, share=0.9, keep=None).choice
+    assert set(found._sizes) == {256}
+    drawn = found._obs[:, 1].reshape(-1, 256)
+    assert all(len(set(own)) == 256 for own in drawn)
+    assert drawn.mean() == pytest.approx(199.5, abs=5 * 115 / np.sqrt(drawn.size) * np.sqrt(144 / 400))
+    assert [len(set(own)) for own in found._obs[:, 0].reshape(-1, 256)] == [1] * found.num_units
+    monkeypatch.setattr("rllib_kd.certificates.held_out._MOST_UNITS", 7)
+    monkeypatch.setattr("rllib_kd.certificates.held_out._MOST_NUMBERS", 7 * 4 * 20)  # numbers: it thins out on the way
+    monkeypatch.setattr("rllib_kd.certificates.held_out._LEAST_TO_CHOOSE", 7)
+    fewer = held_out(folder, teacher, share=0.9, keep=None).choice
+    assert fewer._sizes.tolist() == [20] * 7
+    assert fewer._obs[::20, 0].tolist() == found._obs[::256, 0][:7].tolist()
+
+
 def test_illegal_actions_are_not_taken():
     labels = np.array([[1.0, -np.inf], [-np.inf, 1.0]], np.float32)
     states = HeldOutStates(np.zeros((2, 4), np.float32), labels, np.array([1, 1]))

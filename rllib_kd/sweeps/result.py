@@ -140,7 +140,7 @@ class SweepResult:
         words, fixed = ["rllib", "train", "--algo", "DistillDQN"], dict(self.fixed)
         if self.held_out is None:
             words += ["--env", self.env]
-        else:
+        if "input_" in fixed:
             places = fixed.pop("input_")
             words += [
                 word for place in ([places] if isinstance(places, str) else places) for word in ("--input", place)

@@ -36,6 +36,7 @@ SEE = {
     "init": "[What it saves](learning.md#first-weights-from-the-teacher)",
     "max_staleness": "[Speed](speed.md)",
     "held_out": "[Distil from files](recorded.md#distil-from-files)",
+    "set_aside": "[Certify agreement](recorded.md#certify-agreement)",
 }
 
 

@@ -75,6 +75,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
         self.held_out = 0.05
+        self.set_aside = 0.0
         #: Groups whose teachers give log-probabilities: not a setting, but set once the teachers are loaded.
         self._log_prob_groups: tuple[str, ...] = ()
 
@@ -174,6 +175,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         num_baseline_episodes: int | None = NotProvided,
         max_staleness: int | None = NotProvided,
         held_out: float = NotProvided,
+        set_aside: float = NotProvided,
     ) -> Self:
         """Sets teachers and students, the losses, and the states on which students learn.
 
@@ -303,6 +305,9 @@ class DistillationConfig(DerivedValues, DQNConfig):
             held_out: share of recorded rows (`offline_data(input_=...)`) that nothing is learned from, in [0, 0.5], but
                 at most 8,192 of them: the results' `teacher_agreement` and `q_regret` are measured on them. Low: less
                 certain figures; high: fewer rows to learn from. Default: 0.05.
+            set_aside: share of the episodes of recorded rows that the run does not read at all, so that a test can have
+                them, in [0, 0.9]; of files without `eps_id`, of blocks of 64 rows. Which ones follows from their names
+                alone: a larger share has those of a smaller one, too. Default: 0.
 
         Returns:
             This config. Values are checked by `validate()`, when the algorithm is built.
@@ -343,6 +348,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
             "num_baseline_episodes": num_baseline_episodes,
             "max_staleness": max_staleness,
             "held_out": held_out,
+            "set_aside": set_aside,
         }
         for name, value in given.items():
             if value is not NotProvided:

@@ -51,7 +51,7 @@ _UNWRITTEN = (
 
 
 #: Settings of whoever acts in EnvRunners.
-_OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
+OF_BEHAVIOUR = ("rollout_policy", "teacher_explores", "teacher_fraction", "max_regret", "max_staleness")
 
 
 def check_offline(config: DistillationConfig) -> None:
@@ -59,6 +59,9 @@ def check_offline(config: DistillationConfig) -> None:
     _check_places(config)
     if not isinstance(config.held_out, Real) or isinstance(config.held_out, bool) or not 0.0 <= config.held_out <= 0.5:
         raise ValueError(f"`held_out` must be in [0, 0.5], a share of recorded rows, got {config.held_out!r}.")
+    is_share = isinstance(config.set_aside, Real) and not isinstance(config.set_aside, bool)
+    if not is_share or not 0.0 <= config.set_aside <= 0.9:
+        raise ValueError(f"`set_aside` must be in [0, 0.9], a share of recorded episodes, got {config.set_aside!r}.")
     if config.in_evaluation:
         return
     if config.output is not None:
@@ -85,7 +88,7 @@ def check_offline(config: DistillationConfig) -> None:
         ),
     )
     defaults = type(config)()
-    of_behaviour = ((name, "Nobody acts where rows are recorded") for name in _OF_BEHAVIOUR)
+    of_behaviour = ((name, "Nobody acts where rows are recorded") for name in OF_BEHAVIOUR)
     unread = ((name, f"Of RLlib's offline settings, {', '.join(READ)} are read here") for name in _UNREAD)
     for name, reason in (*of_behaviour, *unread):
         _refuse(config, [(name, getattr(config, name) != getattr(defaults, name), f"{reason}. Leave it out")])

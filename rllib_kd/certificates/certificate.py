@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,27 @@ MARGIN = 0.25
 MIN_EPISODES_TO_GIVE_UP = 30
 #: The return ratios among which an interval is searched, and the steps of the bisection (each halves the error).
 _RATIOS, _STEPS = (-1.0, 2.0), 16
+
+
+class Measured(NamedTuple):
+    """What a test is about, in the words of its results.
+
+    Args:
+        name: what is to be at least `keep`.
+        unit: what is counted, as a plural.
+    """
+
+    name: str
+    unit: str
+
+    @property
+    def with_article(self) -> str:
+        """Return the name after "a" or "an"."""
+        return f"{'an' if self.name[0] in 'aeiou' else 'a'} {self.name}"
+
+
+#: What `RatioTest` is about.
+RETURN_RATIO = Measured("return ratio", "episodes")
 
 
 @dataclass(frozen=True)
@@ -45,6 +66,8 @@ class Certificate:
         are_bounds_stated: False if the bounds are the observed range with a margin: the confidence then holds on the
             condition that no return of the three policies is outside of them.
         mean_returns: means of the student, the teacher and the random policy; None before the first episode.
+        measured: what the test is about. Of agreement, `return_ratio` and all that is named after returns and episodes
+            is about this.
     """
 
     verdict: str
@@ -60,6 +83,7 @@ class Certificate:
     bounds: tuple[float, float] | None
     are_bounds_stated: bool
     mean_returns: tuple[float, float, float] | None
+    measured: Measured = RETURN_RATIO
 
     @property
     def is_certified(self) -> bool:
@@ -70,7 +94,8 @@ class Certificate:
         """Return the fields as values that JSON can express."""
         names = ("student", "teacher", "random")
         means = dict(zip(names, self.mean_returns, strict=True)) if self.mean_returns else None
-        return asdict(self) | {"bounds": list(self.bounds) if self.bounds else None, "mean_returns": means}
+        content = {name: value for name, value in asdict(self).items() if name != "measured"}
+        return content | {"bounds": list(self.bounds) if self.bounds else None, "mean_returns": means}
 
 
 def fewest_episodes(keep: float, confidence: float) -> float:
@@ -125,6 +150,7 @@ class RatioTest:
         if max_episodes is not None and max_episodes < 1:
             raise ValueError(f"max_episodes must be ≥ 1 or None, got {max_episodes!r}. Use None for no limit.")
         self.keep, self.alpha, self.max_episodes = float(keep), float(alpha), max_episodes
+        self.measured = RETURN_RATIO
         self._stated = None if bounds is None else as_range(bounds)
         self._seen = as_returns("seen", seen)
         self._returns = np.empty((3, 0))  # of the student, the teacher and the random policy
@@ -231,6 +257,7 @@ class RatioTest:
             bounds=self.bounds,
             are_bounds_stated=self._stated is not None,
             mean_returns=means,  # type: ignore[arg-type]
+            measured=self.measured,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -291,11 +318,11 @@ class RatioTest:
         if not self.num_episodes:
             return None
         needed = 0
-        for differences in (self._differences(self.keep), self._returns[1] - self._returns[2]):
-            if self._most_evidence(differences) >= self._threshold:
+        for differences, ratio in ((self._differences(self.keep), self.keep), (self._returns[1] - self._returns[2], 1)):
+            if self._most_evidence(differences, ratio) >= self._threshold:
                 continue
             raised_by = slack * _standard_error(differences)
-            more = more_episodes(differences, self._bound(), self._threshold, raised_by=raised_by)
+            more = more_episodes(differences, self._bound(ratio), self._threshold, raised_by=raised_by)
             if more is None:
                 return None
             needed = max(needed, more)
@@ -303,7 +330,7 @@ class RatioTest:
 
     def _hopeless_because(self) -> str | None:
         if self._is_below(self.keep):
-            return f"its return ratio is below {self.keep:g}"
+            return f"its {self.measured.name} is below {self.keep:g}"
         if self.num_episodes < MIN_EPISODES_TO_GIVE_UP:
             return None
         gaps = self._returns[1] - self._returns[2]
@@ -315,16 +342,17 @@ class RatioTest:
             )
         needed = self._once("optimistic", lambda: self._projection(slack=2.0))
         if needed is None:
-            return f"no number of episodes would prove a return ratio of {self.keep:g}"
+            return f"no number of {self.measured.unit} would prove {self.measured.with_article} of {self.keep:g}"
         if self.max_episodes is not None and self.num_episodes + needed > self.max_episodes:
             budget = f"beyond the budget of {self.max_episodes:,}"
-            return f"at least {needed:,} more episodes are expected to be needed, {budget}"
+            return f"at least {needed:,} more {self.measured.unit} are expected to be needed, {budget}"
         return None
 
     def _reason(self, verdict: str) -> str:
-        after = f"after {self.num_episodes:,} episodes"
+        after = f"after {self.num_episodes:,} {self.measured.unit}"
         if verdict == "certified":
-            return f"The return ratio is at least {self.keep:g}, with {100 * (1 - self.alpha):g} % confidence, {after}."
+            confidence = f"with {100 * (1 - self.alpha):g} % confidence"
+            return f"The {self.measured.name} is at least {self.keep:g}, {confidence}, {after}."
         if verdict == "hopeless":
             return f"Given up {after}: {self._hopeless_because()}."
         needed = self.episodes_needed()

@@ -80,6 +80,7 @@ def certify(
     max_episodes: int,
     bounds: Sequence[float] | None = None,
     seen: np.ndarray,
+    new_test: Callable[..., RatioTest] = RatioTest,
     begun: Sequence[Episodes] = (),
     affordable: Callable[[int], float] = lambda num_left: math.inf,
     save: Callable[[Sequence[Episodes]], None] = lambda played: None,
@@ -98,6 +99,7 @@ def certify(
         max_episodes: episodes of each candidate.
         bounds: as in `RatioTest`.
         seen: returns of other episodes, as in `RatioTest`.
+        new_test: makes a test, with the arguments of `RatioTest`.
         begun: what `save` got last, if the tests were interrupted.
         affordable: for how many more episodes there is time, by the number of candidates left; the test ends at 0.
         save: called after each batch, before anyone sees its result, with the episodes of each candidate so far.
@@ -111,7 +113,7 @@ def certify(
     for place, share in enumerate(spend_alpha(alpha, num_candidates)):
         played += [Episodes()] if place == len(played) else []
         one = played[place]
-        test = RatioTest(keep, share, bounds=bounds, seen=seen, max_episodes=one.max_episodes or max_episodes)
+        test = new_test(keep, share, bounds=bounds, seen=seen, max_episodes=one.max_episodes or max_episodes)
         test.update(student=one.returns[0], teacher=one.returns[1], random=one.returns[2])
         while not one.is_over:
             num_played = test.num_episodes

@@ -83,9 +83,6 @@ _ENV = option("Gymnasium id, FILE.py:Class or name.", "--env", "-e", metavar="ID
 TrainEnv = Annotated[str | None, _ENV]
 
 
-SweptEnv = Annotated[str, _ENV]
-
-
 Imports = Annotated[list[str] | None, option("File to import first; can be repeated.", "--import", metavar="FILE")]
 
 

@@ -43,6 +43,8 @@ def shrink(
 ) -> None:
     """Find the smallest student that keeps the return, with a certificate.
 
+    Without --env, --input has recorded rows, on which it is to agree with the teacher.
+
     \b
     rllib shrink --teacher cartpole --env CartPole-v1 --minutes 2
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
@@ -79,9 +81,8 @@ def shrink(
         if {"minutes", "env_steps"} & given:  # one of them may be given
             begun |= {"minutes": None, "env_steps": None}
         options = begun | {name: options[name] for name in given}
-    for name in ("teacher", "env"):
-        if options[name] is None:
-            raise ValueError(f"--{name} is missing. See `rllib shrink --help`.")
+    if options["teacher"] is None:
+        raise ValueError("--teacher is missing. See `rllib shrink --help`.")
     shrunk = Shrink(**options, out=out).run(
         resume=resume, address=address, command=shlex.join(["rllib", *sys.argv[1:]]), progress=True
     )

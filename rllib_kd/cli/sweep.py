@@ -8,16 +8,17 @@ from typing import Annotated
 import typer
 
 from rllib_kd.cli.app import app, echo, one_or_all, set_log_level
-from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, SweptEnv, option
+from rllib_kd.cli.options import TEACHER_HELP, Address, EnvConfig, Imports, Input, TrainEnv, option
 
 
 # Longer than other functions: typer reads the flags from its signature.
 @app.command()
 def sweep(
     teacher: Annotated[list[str], option(TEACHER_HELP, metavar="PATH")],
-    env: SweptEnv,
+    env: TrainEnv = None,
     env_config: EnvConfig = "{}",
     imports: Imports = None,
+    input: Input = None,
     num_samples: Annotated[int, option("Settings to try (default: 16).", metavar="N")] = 16,
     num_seeds: Annotated[int, option("Students of each setting (default: 3).", metavar="N")] = 3,
     env_steps: Annotated[int, option("Env steps of each student (default: 20,000).", metavar="N")] = 20_000,
@@ -41,6 +42,9 @@ def sweep(
 ) -> None:
     """Search for the smallest student that plays as well as its teacher.
 
+    Without --env, --input has recorded rows, on which it is to agree with the
+    teacher.
+
     \b
     rllib sweep --teacher cartpole --env CartPole-v1
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
@@ -48,6 +52,7 @@ def sweep(
     from rllib_kd.environments.own import defined_in, given_environment
     from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_json
+    from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.sweeps.loggers import sweep_loggers
     from rllib_kd.sweeps.space import read_space, search_space
     from rllib_kd.sweeps.sweep import Sweep
@@ -59,11 +64,13 @@ def sweep(
     settings = parse_json(config, "--config")
     if changes := parse_json(env_config, "--env-config"):
         settings["env_config"] = {**(settings.get("env_config") or {}), **changes}
+    if input:
+        settings["input_"] = absolute_uris(input)
     chosen_space = search_space if space is None else read_space(space)
-    env = str(given_environment(env, imports or ()))
+    env = None if env is None else str(given_environment(env, imports or ()))
     swept = Sweep(
         teacher=one_or_all(teacher),
-        env=env if space is None else defined_in(expanded(space).absolute(), env, imports or ()),
+        env=env if space is None or env is None else defined_in(expanded(space).absolute(), env, imports or ()),
         num_samples=num_samples,
         search=search,
         scheduler=scheduler,

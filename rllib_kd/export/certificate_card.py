@@ -32,11 +32,11 @@ def write_certificate_card(folder: Path, content: Mapping[str, Any]) -> Path | N
         "# A student and its certificate",
         code(content["verdict"], limit=1_000),
         bullets(_facts(content)),
-        "`certificate.json` has the returns of every episode, and all candidates.",
+        "`certificate.json` has what was found in every episode, and all candidates.",
     ]
     if content.get("command") is not None:
         blocks += ["The command that trains it:", code_block("bash", content["command"])]
-    blocks += ["## Limits", bullets(_limits())]
+    blocks += ["## Limits", bullets(_limits(content))]
     if (checkpoint := content.get("checkpoint")) is not None:
         blocks += ["## How to load it", code_block("python", _LOAD.format(repr(checkpoint)))]
         blocks += ["`rllib export` writes it as C, ONNX, safetensors or a web page."]
@@ -44,7 +44,10 @@ def write_certificate_card(folder: Path, content: Mapping[str, Any]) -> Path | N
 
 
 def _facts(content: Mapping[str, Any]) -> Iterator[str]:
-    yield f"Environment: {code(described(content['env'], content.get('env_config') or {}))}"
+    if _is_about_return(content):
+        yield f"Environment: {code(described(content['env'], content.get('env_config') or {}))}"
+    else:
+        yield "Environment: none. The student was compared with its teacher on recorded states."
     teacher = content["teacher"]
     parameters = content.get("teacher_parameters")
     size = "" if parameters is None or not math.isfinite(parameters) else f", {parameters:,.0f} parameters"
@@ -56,6 +59,14 @@ def _facts(content: Mapping[str, Any]) -> Iterator[str]:
         yield f"Certificate: {code(certificate['reason'], limit=1_000)}"
 
 
-def _limits() -> Iterator[str]:
+def _is_about_return(content: Mapping[str, Any]) -> bool:
+    return content.get("measured", "return ratio") == "return ratio"
+
+
+def _limits(content: Mapping[str, Any]) -> Iterator[str]:
+    if not _is_about_return(content):
+        yield content["note"]
+        yield "It holds for states like the recorded ones. The student may lead to others."
+        return
     yield "A certificate is about the mean return of this environment's own seeds, not about the worst episode."
     yield "The return ratio is that of the greedy policy in floats. A file of 8-bit weights must be measured again."

@@ -22,6 +22,7 @@ from rllib_kd.offline.reading import part_of
 from rllib_kd.offline.rows import LearnerColumns
 from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import HeldOut, Piece, RecordedFiles, Stream
+from rllib_kd.offline.subset import Subset
 from rllib_kd.offline.unlabelled_files import UnlabelledFiles, are_labelled
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
@@ -53,11 +54,23 @@ _TOLERANCE = 1e-2  # of the largest label: other devices and 16-bit floats round
 def open_files(config: Any) -> RecordedFiles | None:
     """Return the files of `offline_data(input_=...)`, whose footers are read; None of a config without.
 
+    What `set_aside` names is not among their rows.
+
     Raises:
         DataError: there is none, one cannot be read, or they differ.
     """
     if not config.is_offline:
         return None
+    files = all_files(config)
+    return Subset(files, config.set_aside, 1.0) if config.set_aside else files
+
+
+def all_files(config: Any) -> LabelledFiles | UnlabelledFiles:
+    """Return the files of a config with `offline_data(input_=...)`, and what it sets aside, too.
+
+    Raises:
+        DataError: as of `open_files()`.
+    """
     uris = [config.input_] if isinstance(config.input_, str) else list(config.input_)
     filesystem = config.input_filesystem
     if filesystem is None and not are_labelled(uris):

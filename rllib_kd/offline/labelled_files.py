@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.offline.listing import PARQUET, files_below, filesystem_of
+from rllib_kd.offline.reading import ROW
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
 _FOOTERS_AT_ONCE = 16
@@ -53,6 +55,7 @@ class LabelledFiles:
         self.uris = [uris] if isinstance(uris, str) else list(uris)
         self._paths = [found for uri in self.uris for found in _find(uri, filesystem)]
         self.chunks: list[Chunk] = []
+        self._first_rows: dict[tuple[int, int], int] = {}  # of each row group, by file and index
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one
             footers = pool.map(lambda place: _read_footer(*place), self._paths)
             for index, (own, sizes) in enumerate(footers):
@@ -60,6 +63,7 @@ class LabelledFiles:
                     self.schema = own
                 self.schema.check_same(own, self._paths[index][1])
                 self.chunks += [Chunk(index, i, size) for i, size in enumerate(sizes) if size]
+                self._first_rows |= {(index, i): first for i, first in enumerate(accumulate(sizes, initial=0))}
         if not self.chunks:
             raise DataError(f"The files in {self._shown()} have no rows. Expected at least one.")
 
@@ -98,7 +102,7 @@ class LabelledFiles:
         return self._paths[chunk.file][1]
 
     def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the rows of a chunk in pieces, with those of the named columns that the files have.
+        """Yield the rows of a chunk in pieces, with those of the named columns that the files have, and `ROW`.
 
         Raises:
             DataError: the file is no longer there, is damaged, or has rows without a value.
@@ -107,10 +111,12 @@ class LabelledFiles:
         present = [name for name in names if name in self.schema.columns]
         if Columns.OBS in present and self.schema.num_frames > 1:
             present.append(FRAMES_BEFORE)
+        first = self._first_rows[chunk.file, chunk.row_group]
         with open_parquet(filesystem, path) as file:
             try:
                 for batch in file.iter_batches(self.piece_rows, row_groups=[chunk.row_group], columns=present):
-                    yield to_columns(batch, self.schema, file=path)
+                    rows = np.arange(first, first := first + batch.num_rows)
+                    yield to_columns(batch, self.schema, file=path) | {ROW: rows}
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"cannot be read to its end: {error}", file=path) from error
 

@@ -60,13 +60,13 @@ class Labeller:
         self.num_actions = int(teacher.action_space.n)
         self.fingerprint = fingerprint(teacher)
 
-    def __call__(self, columns: Mapping[str, Any], *, file: str = "", start: int = 0) -> dict[str, np.ndarray]:
+    def __call__(self, columns: Mapping[str, Any], *, file: str = "", start: Any = 0) -> dict[str, np.ndarray]:
         """Return rows with labels: the columns of a labelled file, as `offline/schema.py` describes them.
 
         Args:
             columns: recorded columns `[N, ...]` by RLlib's names, as readers yield them.
             file: path of their file, for messages.
-            start: index of the first row in the file, for messages.
+            start: index of the first row in the file, or the indices of all rows `[N]`, for messages; None: as 0.
 
         Raises:
             DataError: a column has another shape or type than the teacher takes, or a number that is not finite.
@@ -227,15 +227,18 @@ def _device_of(teacher: Teacher) -> torch.device | str:
 
 
 class _Place:
-    """Where rows are: a file, and the index of the first of them in it."""
+    """Where rows are: a file, and the index in it of the first of them, or of all."""
 
-    def __init__(self, file: str, start: int):
+    def __init__(self, file: str, start: int | np.ndarray | None):
         self.file, self.start = file, start
 
     def error(self, message: str, column: str, *, row: int | None = None) -> DataError:
         """Return an error at a column, and at a row of these rows."""
-        at = "" if row is None else f"row {self.start + int(row)}: "
+        at = "" if row is None else f"row {self._index(int(row))}: "
         return DataError(at + message, file=self.file, column=column)
+
+    def _index(self, row: int) -> int:
+        return int(self.start[row]) if isinstance(self.start, np.ndarray) else (self.start or 0) + row
 
 
 def fingerprint(teacher: Teacher) -> str:

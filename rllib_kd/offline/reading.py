@@ -7,11 +7,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium as gym
+import numpy as np
 from pyarrow.fs import FileSystem
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.offline.schema import RECORDED, DataError
 from rllib_kd.text import did_you_mean
+
+#: Column that files add to those that are read: the index of each row in its file, `[R]`, for messages.
+ROW = "row in its file"
+
 
 _MAX_BATCH = 2**26  # bytes of a batch in memory
 
@@ -106,10 +111,20 @@ def rows_at_once(batch_size: int, row_bytes: int) -> int:
 
 
 def part_of(columns: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
-    """Return some rows of a batch."""
+    """Return some consecutive rows of a batch."""
+    return rows_of_columns(columns, slice(start, stop))
+
+
+def rows_of_columns(columns: Mapping[str, Any], rows: slice | np.ndarray) -> dict[str, Any]:
+    """Return some rows of a batch.
+
+    Args:
+        columns: the batch.
+        rows: a slice, or indices.
+    """
 
     def cut(values: Any) -> Any:
-        return {key: cut(part) for key, part in values.items()} if isinstance(values, dict) else values[start:stop]
+        return {key: cut(part) for key, part in values.items()} if isinstance(values, dict) else values[rows]
 
     return {name: cut(values) for name, values in columns.items()}
 

@@ -11,6 +11,7 @@ from ray.rllib.core.columns import Columns
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.masks import MASK
 from rllib_kd.offline.labelling import Labeller
+from rllib_kd.offline.reading import ROW
 from rllib_kd.offline.schema import DataError, LabelledSchema
 from rllib_kd.offline.stream import Piece
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
@@ -60,14 +61,15 @@ class LearnerColumns:
             DataError: a number is not finite, an action is none of the teacher's, or it does not take the observations.
         """
         columns = dict(piece.columns)
+        rows = columns.pop(ROW, None)
         if self._schema is None:
             assert self._label is not None
-            columns = self._label(columns, file=piece.path)
+            columns = self._label(columns, file=piece.path, start=rows)
         else:
-            _check(columns, self._schema, piece.path)
+            _check(columns, self._schema, piece.path, rows)
             if self._label is not None:
                 seen = {name: columns[name] for name in (Columns.OBS, MASK) if name in columns}
-                labels = self._label(seen, file=piece.path)
+                labels = self._label(seen, file=piece.path, start=rows)
                 columns |= {name: labels[name] for name in self._missing}
         columns[TEACHER_Q] = columns.pop(self._ranking)
         if VALID in self._names:
@@ -77,7 +79,7 @@ class LearnerColumns:
         return {name: columns[name] for name in (*self._names, *masks)}
 
 
-def _check(columns: Mapping[str, Any], schema: LabelledSchema, path: str) -> None:
+def _check(columns: Mapping[str, Any], schema: LabelledSchema, path: str, rows: np.ndarray | None) -> None:
     """Check the numbers of labelled rows, which others may have written.
 
     Raises:
@@ -90,15 +92,24 @@ def _check(columns: Mapping[str, Any], schema: LabelledSchema, path: str) -> Non
         if name in (TEACHER_Q, TEACHER_LOG_PROBS) and not is_right.all():
             is_right |= np.isneginf(values) & is_right.any(-1, keepdims=True)
         if not is_right.all():
-            wrong = values[tuple(np.argwhere(~is_right)[0])]
-            message = f"has the number {wrong} in a row; expected finite ones. Leave out such rows, or correct them"
+            place = tuple(np.argwhere(~is_right)[0])
+            message = (
+                f"{_row(rows, place[0])}has the number {values[place]}; expected finite ones. Leave out such rows, or "
+                "correct them"
+            )
             raise DataError(message, file=path, column=name)
     if Columns.ACTIONS in columns:
         actions = columns[Columns.ACTIONS]
         wrong = (actions < 0) | (actions >= schema.num_actions)
         if wrong.any():
-            message = f"has the action {actions[wrong][0]}; expected 0 to {schema.num_actions - 1}"
+            at = _row(rows, np.flatnonzero(wrong)[0])
+            message = f"{at}has the action {actions[wrong][0]}; expected 0 to {schema.num_actions - 1}"
             raise DataError(message, file=path, column=Columns.ACTIONS)
+
+
+def _row(rows: np.ndarray | None, index: int) -> str:
+    """Return the beginning of a message about a row: its index in the file, if it is known."""
+    return "" if rows is None else f"row {rows[index]}: "
 
 
 def has_successor(columns: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.offline.files import find_inputs
 from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk
 from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.parquet import ParquetReader
-from rllib_kd.offline.reading import Contents, Reader, num_rows
+from rllib_kd.offline.reading import ROW, Contents, Reader, num_rows
 from rllib_kd.offline.schema import METADATA, DataError, LabelledSchema, open_parquet
 
 
@@ -72,10 +73,12 @@ class UnlabelledFiles:
         return self._files[chunk.file][1]
 
     def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a file in pieces, with those of the named columns that it has."""
+        """Yield the rows of a file in pieces, with those of the named columns that it has, and `ROW`."""
         filesystem, path, reader = self._files[chunk.file]
+        first = 0
         for batch in reader.batches(filesystem, path, self.piece_rows):
-            yield {name: column for name, column in batch.items() if name in names}
+            rows = np.arange(first, first := first + num_rows(batch))
+            yield {name: column for name, column in batch.items() if name in names} | {ROW: rows}
 
 
 def are_labelled(uris: Sequence[str]) -> bool:

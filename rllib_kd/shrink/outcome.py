@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rllib_kd.certificates.certificate import Certificate
+from rllib_kd.certificates.agreement import AGREEMENT, NO_RETURN, agreement_dict
+from rllib_kd.certificates.certificate import RETURN_RATIO, Certificate, Measured
 from rllib_kd.export.units import UNITS, measured_cost
 from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
 
@@ -83,6 +84,8 @@ class Shrunk:
         facts: what else certificate.json has: command, seeds, budget, versions.
         minimize: what "smallest" means: "parameters", "bytes", "int8_bytes", "multiply_adds" or "latency".
         is_complete: False if the run was interrupted; it can be resumed, and there is no certificate.json yet.
+        rows: of a run without an environment, the numbers of the held-out states that judge. All return ratios are then
+            agreements with the teacher, whose own is 1.
     """
 
     __module__ = "rllib_kd"
@@ -102,6 +105,18 @@ class Shrunk:
     facts: dict[str, Any]
     minimize: str = "parameters"
     is_complete: bool = True
+    rows: dict[str, Any] | None = None
+
+    @property
+    def measured(self) -> Measured:
+        """Return what is kept and certified."""
+        return RETURN_RATIO if self.rows is None else AGREEMENT
+
+    @property
+    def goal(self) -> str:
+        """Return what was asked for, in words."""
+        what = "of the return" if self.rows is None else "agreement with the teacher"
+        return f"keep {100 * self.keep:g} % {what}, {100 * self.confidence:g} % confidence"
 
     @property
     def certified(self) -> ShrunkStudent | None:
@@ -130,16 +145,23 @@ class Shrunk:
     def verdict(self) -> str:
         """Return the result in one or two sentences."""
         student = self.certified
+        about = "" if self.rows is None else f" {NO_RETURN}"
         if student is None or student.certificate is None:
-            return f"Not certified. {self.reason}"
+            return f"Not certified. {self.reason}{about}"
         found = student.certificate
         interval = (
             f"{ratio(found.lower or 0.0)} to {ratio(found.upper)}" if found.upper else f"≥ {ratio(found.lower or 0.0)}"
         )
+        head = f"Certified: the {student.label} student, with {self._size(student)},"
+        value, confidence = ratio(_or_nan(found.return_ratio)), f"with {100 * self.confidence:g} % confidence"
+        if self.rows is None:
+            return (
+                f"{head} keeps at least {100 * self.keep:g} % of the return, {confidence}. Its return ratio in "
+                f"{found.num_episodes:,} fresh episodes is {value} ({interval})."
+            )
         return (
-            f"Certified: the {student.label} student, with {self._size(student)}, keeps at least "
-            f"{100 * self.keep:g} % of the return, with {100 * self.confidence:g} % confidence. Its return ratio in "
-            f"{found.num_episodes:,} fresh episodes is {ratio(_or_nan(found.return_ratio))} ({interval})."
+            f"{head} has a mean agreement with its teacher of at least {self.keep:g}, {confidence}: in "
+            f"{found.num_episodes:,} {found.measured.unit} it is {value} ({interval}).{about}"
         )
 
     def _size(self, student: ShrunkStudent) -> str:
@@ -155,18 +177,21 @@ class Shrunk:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what certificate.json has."""
-        names = ("env", "env_config", "teacher", "teacher_parameters", "teacher_return", "random_return", "keep")
+        of_env = ("env", "env_config", "teacher_return", "random_return") if self.rows is None else ()
+        names = (*of_env, "teacher", "teacher_parameters", "keep")
         certified = self.certified
         content = {
             "format": FORMAT,
+            "measured": self.measured.name,
+            **({} if self.rows is None else {"note": NO_RETURN, "rows": self.rows}),
             **{name: getattr(self, name) for name in names},
             "confidence": self.confidence,
             "minimize": self.minimize,
             "certified": None if certified is None else certified.name,
             "verdict": self.verdict,
             "checkpoint": None if self.checkpoint is None else Path(self.checkpoint).name,
-            "candidates": [_student_dict(student) for student in self.students],
-            "copies": [{"size": size, "validation_ratio": value} for size, value in self.copies],
+            "candidates": [_student_dict(student, self.measured) for student in self.students],
+            "copies": [{"size": size, _validated(self.measured): value} for size, value in self.copies],
             **self.facts,
         }
         return json.loads(json.dumps(finite_or_none(content)))
@@ -199,8 +224,7 @@ def summary(result: Shrunk) -> str:
     """Return one screen of 80 columns: a row for each size, the verdict, and what to do next."""
     from rich.table import Table
 
-    goal = f"keep {100 * result.keep:g} % of the return, {100 * result.confidence:g} % confidence"
-    table = Table(title=cell(f"{result.env}: {goal}", "table.title"))
+    table = Table(title=cell(f"{result.env}: {result.goal}", "table.title"))
     table.add_column("student")
     for head in ("para-\nmeters", "% of\nteacher", "valida-\ntion*"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -216,8 +240,10 @@ def summary(result: Shrunk) -> str:
             *([] if result.minimize == "parameters" else [cost_text(student, result.minimize)]),
             cell(_in_short(student.certificate)),
         )
-    teacher, random = number(result.teacher_return), number(result.random_return)
-    table.caption = f"* return ratio: teacher ({teacher}) 1, random policy ({random}) 0"
+    table.caption = "* mean agreement with the teacher, which is not return"
+    if result.rows is None:
+        teacher, random = number(result.teacher_return), number(result.random_return)
+        table.caption = f"* return ratio: teacher ({teacher}) 1, random policy ({random}) 0"
     text = rendered(*([table] if result.students else []), "\n" + result.verdict)
     if result.checkpoint is not None:  # not wrapped: they are there to be copied
         text += f"\n\n{printable(result.checkpoint)}"
@@ -231,14 +257,25 @@ def summary(result: Shrunk) -> str:
 def _in_short(certificate: Certificate | None) -> str:
     if certificate is None:
         return "not tested"
-    played = f"{ratio(_or_nan(certificate.return_ratio))} in {certificate.num_episodes:,} episodes"
+    unit = certificate.measured.unit.removeprefix("held-out ")
+    played = f"{ratio(_or_nan(certificate.return_ratio))} in {certificate.num_episodes:,} {unit}"
     if certificate.is_certified:
         return f"certified: {played}"
     return f"{'given up' if certificate.verdict == 'hopeless' else 'not decided'}: {played}"
 
 
-def _student_dict(student: ShrunkStudent) -> dict[str, Any]:
+def _validated(measured: Measured) -> str:
+    """Return the key of what validation has found."""
+    return "validation_ratio" if measured == RETURN_RATIO else "validation_agreement"
+
+
+def _student_dict(student: ShrunkStudent, measured: Measured) -> dict[str, Any]:
     content = {name: value for name, value in asdict(student).items() if name not in ("certificate", "returns")}
+    if measured != RETURN_RATIO:
+        content[_validated(measured)] = content.pop("validation_ratio")
+        del content["validation_returns"]
+        content["certificate"] = None if student.certificate is None else agreement_dict(student.certificate)
+        return content | {"certificate_agreements": student.returns.get("student", [])}
     content["validation_returns"] = {str(episode): value for episode, value in student.validation_returns.items()}
     content["certificate"] = None if student.certificate is None else student.certificate.as_dict()
     content["certificate_returns"] = student.returns
@@ -249,13 +286,14 @@ def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def why_not(students: list[ShrunkStudent], *, keep: float, more: str) -> str:
+def why_not(students: list[ShrunkStudent], *, keep: float, more: str, measured: Measured = RETURN_RATIO) -> str:
     """Return why no student is certified, and what would help.
 
     Args:
         students: the best student of each size, smallest first.
         keep: return ratio that was asked for.
         more: how to give more time, such as "--minutes 20".
+        measured: what is to be kept.
     """
     if not students:
         return f"No student was trained long enough to play. Train longer: {more}."
@@ -263,12 +301,15 @@ def why_not(students: list[ShrunkStudent], *, keep: float, more: str) -> str:
     tested = [student for student in students if student.certificate is not None]
     if not tested:
         return (
-            f"No student came near enough to {keep:g} in validation for a test: the best one, {best.label}, has a "
-            f"return ratio of {ratio(best.validation_ratio)}. Train longer ({more}), or ask for less (--keep)."
+            f"No student came near enough to {keep:g} in validation for a test: the best one, {best.label}, has "
+            f"{measured.with_article} of {ratio(best.validation_ratio)}. Train longer ({more}), or ask for less "
+            "(--keep)."
         )
     last = tested[-1]
     found: Any = last.certificate
     text = f"The last candidate, {last.label}: {found.reason}"
     if found.verdict == "undecided" or "beyond the budget" in found.reason:  # of --episodes, or of the time
+        if measured != RETURN_RATIO:
+            return f"{text} Record more, or hold out a larger share of the rows."
         return f"{text} More time or episodes may decide: {more}, --episodes."
     return f"{text} Train longer ({more}), or ask for less (--keep)."

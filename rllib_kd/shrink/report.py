@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.certificates.agreement import NO_RETURN, agreement_means
+from rllib_kd.certificates.certificate import RETURN_RATIO, Measured
 from rllib_kd.export.certificate_card import write_certificate_card
 from rllib_kd.export.units import UNITS
 from rllib_kd.paths import replace_file
@@ -39,11 +41,7 @@ def write(result: Shrunk, folder: Path, strip: Strip | None = None) -> None:
 
 
 def _page(result: Shrunk, strip: Strip | None) -> str:
-    title = f"{printable(result.env)}: the smallest student that keeps the return"
-    lead = (
-        f"Teacher: {printable(result.teacher)}, {_teacher_size(result)}mean return "
-        f"{number(result.teacher_return)}. A random policy's is {number(result.random_return)}."
-    )
+    title, lead = _head(result)
     body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="verdict">'
     body += f"<p>{for_html(result.verdict)}</p>"
     if result.certified is not None:
@@ -53,24 +51,34 @@ def _page(result: Shrunk, strip: Strip | None) -> str:
         return page(title, body)
     body += '<div class="plots">' + section(
         "front",
-        "Size and return",
+        plot_title := f"Size and {'return' if result.rows is None else 'agreement'}",
         "Each dot is a copy at a round of validation. Left is smaller (the scale is logarithmic), up is better. The "
         "line is the best of each size. Validation chose the best, so that it is too high as an estimate.",
-        svg("front-plot", "Size and return", partial(front_plot, result)),
+        svg("front-plot", plot_title, partial(front_plot, result)),
     )
     tested = result.certified or next((one for one in reversed(result.students) if one.returns), None)
     if tested is not None:
         body += section(
             "episodes",
-            "Episodes of the certificate",
-            f"Returns of the {for_html(tested.label)} student, the teacher and a random policy on the same seeds, "
-            "sorted.",
-            svg("episodes-plot", "Returns", partial(episodes_plot, tested)),
+            *_of_the_certificate(tested, result),
+            svg("episodes-plot", result.measured.name, partial(episodes_plot, tested, result.measured)),
         )
     body += "</div>\n" + ("" if strip is None else _pictures(result, strip))
     body += f'<section class="card" id="sizes"><div class="scroll">{_table(result)}</div></section>\n'
     body += f'<section class="card" id="words"><h2>What the certificate means</h2>{_words(result)}</section>'
     return page(title, body)
+
+
+def _head(result: Shrunk) -> tuple[str, str]:
+    """Return the page's title and its first sentence."""
+    teacher = f"Teacher: {printable(result.teacher)}, {_teacher_size(result)}"
+    if result.rows is None:
+        title = f"{printable(result.env)}: the smallest student that keeps the return"
+        random = number(result.random_return)
+        return title, f"{teacher}mean return {number(result.teacher_return)}. A random policy's is {random}."
+    numbers = [f"{result.rows[part]['units']:,} {result.rows['unit']}" for part in ("choice", "certificate")]
+    title = f"{printable(result.env)}: the smallest student that agrees with its teacher"
+    return title, f"{teacher}no environment. {numbers[0]} chose, {numbers[1]} certify. {NO_RETURN}"
 
 
 def _pictures(result: Shrunk, strip: Strip) -> str:
@@ -116,20 +124,30 @@ def front_plot(result: Shrunk) -> Figure:
         axes.plot(cost, best[cost], color=colour_of(1), label="certified", **mark)
     use_log_axis(axes, [*(size for size, _ in copies), *best])
     axes.set_xlabel("latency (ms)" if result.minimize == "latency" else UNITS[result.minimize])
-    axes.set_ylabel("return ratio")
+    axes.set_ylabel(result.measured.name)
     place_legend(figure, axes)
     return figure
 
 
-def episodes_plot(student: ShrunkStudent) -> Figure:
-    """Plot the sorted returns of the certificate's episodes, a line for each policy."""
+def _of_the_certificate(student: ShrunkStudent, result: Shrunk) -> tuple[str, str]:
+    """Return the head of the certificate's plot, and how to read it."""
+    whose, label = "a random policy on the same seeds, sorted.", for_html(student.label)
+    if result.rows is None:
+        return "Episodes of the certificate", f"Returns of the {label} student, the teacher and {whose}"
+    what = "share of the states in which it takes the teacher's action"
+    return "Held-out rows of the certificate", f"Of the {label} student in {result.rows['unit']}: {what}, sorted."
+
+
+def episodes_plot(student: ShrunkStudent, measured: Measured = RETURN_RATIO) -> Figure:
+    """Plot the sorted returns of the certificate's episodes, a line for each policy; or the student's agreements."""
     figure, (axes,) = new_figure(3.4)
     colours = {"student": colour_of(1), "teacher": FOREGROUND, "random": MUTED}
-    for name, returns in student.returns.items():
+    shown = student.returns if measured == RETURN_RATIO else {"student": student.returns["student"]}
+    for name, returns in shown.items():
         share = [100 * (i + 0.5) / len(returns) for i in range(len(returns))]
         axes.plot(share, as_drawn(sorted(returns)), color=colours[name], label=name, linewidth=1.6)
-    axes.set_xlabel("share of episodes (%)")
-    axes.set_ylabel("return, sorted")
+    axes.set_xlabel("share of episodes (%)" if measured == RETURN_RATIO else "share of held-out units (%)")
+    axes.set_ylabel("return, sorted" if measured == RETURN_RATIO else "agreement, sorted")
     place_legend(figure, axes)
     return figure
 
@@ -137,6 +155,8 @@ def episodes_plot(student: ShrunkStudent) -> Figure:
 def _table(result: Shrunk) -> str:
     own = [] if result.minimize == "parameters" else [UNITS[result.minimize]]
     played = ("validation ratio", "validation episodes", "certificate episodes", "ratio")
+    if result.rows is not None:
+        played = ("agreement in choice", "units of choice", "units of certificate", "agreement")
     heads = ("parameters", "% of teacher", *own, *played)
     head = '<th scope="col">student</th>' + "".join(f'<th scope="col">{name}</th>' for name in heads)
     lines = []
@@ -164,7 +184,14 @@ def _table(result: Shrunk) -> str:
 
 
 def _words(result: Shrunk) -> str:
+    return "".join(f"<p>{for_html(text)}</p>" for text in _meaning(result))
+
+
+def _meaning(result: Shrunk) -> list[str]:
+    """Return what the certificate means, in paragraphs."""
     alpha = 1 - result.confidence
+    if result.rows is not None:
+        return [*agreement_means(result.rows["unit"], result.keep, alpha), NO_RETURN]
     words = [
         "The return ratio is (student − random) / (teacher − random) of the mean undiscounted returns. The probability "
         f"that this run certifies a student with a ratio below {result.keep:g} is at most {100 * alpha:.3g} %, for all "
@@ -180,4 +207,4 @@ def _words(result: Shrunk) -> str:
             "all returns in this run, with a margin below. State the possible range with --bounds if a failure can be "
             "worse."
         )
-    return "".join(f"<p>{for_html(text)}</p>" for text in words)
+    return words

@@ -15,21 +15,20 @@ import numpy as np
 from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_episodes
 from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
-from rllib_kd.environments.making import EnvMaker
+from rllib_kd.certificates.held_out import RowGames
 from rllib_kd.evaluation.measures import doubt
-from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.export.costs import Cost, measure, ranked
 from rllib_kd.relay import listening
 from rllib_kd.shrink import report
+from rllib_kd.shrink.arena import Arena
 from rllib_kd.shrink.budget import Budget
 from rllib_kd.shrink.candidates import Size
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
-from rllib_kd.shrink.pictures import strip_of
 from rllib_kd.shrink.progress import Progress, versions
-from rllib_kd.shrink.spread import Crew, SpreadGames, SpreadTrainer, Task, working
+from rllib_kd.shrink.spread import Crew, SpreadTrainer, Task, working
 from rllib_kd.shrink.tournament import Snapshot, Tournament
 from rllib_kd.shrink.training import Trainer, running, save_student
 from rllib_kd.teachers.base import Teacher
@@ -53,8 +52,7 @@ class Run:
 
     Args:
         teacher: the teacher, for this environment.
-        played: the environment, with its config.
-        make_env: makes one.
+        arena: where students are judged: in an environment, or by held-out rows.
         config: of the training of all sizes.
         sizes: sizes to try.
         settings: settings of training that were given.
@@ -65,8 +63,7 @@ class Run:
     """
 
     teacher: Teacher
-    played: PlayedEnvironment
-    make_env: EnvMaker
+    arena: Arena
     config: Any
     sizes: Sequence[Size]
     settings: Mapping[str, Any]
@@ -81,7 +78,7 @@ class Run:
         self._budget = Budget(
             minutes=asked.minutes,
             env_steps=asked.env_steps,
-            max_episodes=asked.episodes,
+            max_episodes=self.arena.most_episodes(asked.episodes),
             spent=self.state.get("seconds", 0.0),
             end=self.state.get("end"),
         )
@@ -103,8 +100,7 @@ class Run:
             strip = None
             if best is not None:
                 self._save(result, best)
-                student = self._as_policy(best)
-                strip = strip_of(student, self.played, first_certificate_seed(self.asked.seed))
+                strip = self.arena.strip_of(self._as_policy(best), first_certificate_seed(self.asked.seed))
             report.write(result, self.progress.folder, strip)
             self.progress.clear()
         return result
@@ -115,13 +111,12 @@ class Run:
         if len(self.parts) < 2:
             yield None
             return
-        task = Task(self.played.env, self.settings)
+        task = Task(self.arena.env, self.settings)
         with listening(), working(self.teacher, task, self.parts) as crew:
             yield crew
 
-    def _new_games(self) -> Games:
-        given = self.make_env, self.teacher, self.asked.seed
-        return Games(*given) if self._crew is None else SpreadGames(self._crew, *given)
+    def _new_games(self) -> Games | RowGames:
+        return self.arena.new_games(self.teacher, self.asked.seed, self._crew)
 
     def _training(self) -> AbstractContextManager[Trainer | SpreadTrainer]:
         return running(self.config) if self._crew is None else nullcontext(SpreadTrainer(self._crew))
@@ -143,7 +138,7 @@ class Run:
             self._keep(checks=self._games.validation_baselines(_FIRST_CHECK, _NUM_CHECKS).tolist())
         self._checks = np.array(self.state["checks"])
         teacher, random = self._checks
-        if doubt(self.teacher.source, self.played.name, teacher, random, to_play_more="") is None:
+        if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="") is None:
             return ""
         return (
             f"The teacher is not clearly better than a random policy: mean returns of {number(teacher.mean())} and "
@@ -170,7 +165,7 @@ class Run:
         more = (
             f"--minutes {2 * self.asked.minutes:g}" if self.asked.minutes else f"--env-steps {2 * self.asked.env_steps}"
         )
-        reason = why_not(self._students(), keep=self.asked.keep, more=more)
+        reason = why_not(self._students(), keep=self.asked.keep, more=more, measured=self.arena.measured)
         return reason, self._best_of_all()
 
     def _best_of_all(self) -> Snapshot | None:
@@ -194,6 +189,7 @@ class Run:
             self._new_test,
             keep=self.asked.keep,
             scale=float(teacher.mean() - random.mean()),
+            looks=self.arena.looks,
         )
         self._copies_at = partial(self.progress.load_copies, like=first)
         if "tournament" in self.state:
@@ -255,7 +251,7 @@ class Run:
         most = self._budget.max_episodes(self._games.seconds_per_seed)
         alpha = (1 - self.asked.confidence) / 2
         seen = np.concatenate([seen, self._checks.ravel()])
-        return RatioTest(self.asked.keep, alpha, bounds=self.asked.bounds, seen=seen, max_episodes=most)
+        return self.arena.new_test(self.asked.keep, alpha, bounds=self.asked.bounds, seen=seen, max_episodes=most)
 
     def _validate(self, modules: Mapping[str, Any], first: int, count: int) -> dict[str, list[float]]:
         self._end_if_interrupted()
@@ -296,8 +292,8 @@ class Run:
             return self._games.certificate_episodes(student, first, count)
 
         def report_test(place: int, found: Certificate) -> None:
-            words = f"{self._label(candidates[place].size)}: {found.num_episodes:,} episodes"
-            known = f", return ratio {ratio(found.return_ratio)}" if found.return_ratio is not None else ""
+            words = f"{self._label(candidates[place].size)}: {found.num_episodes:,} {found.measured.unit}"
+            known = f", {found.measured.name} {ratio(found.return_ratio)}" if found.return_ratio is not None else ""
             self._show(f"certificate · {words}{known}{self._budget.left()}")
 
         self._tests = certify(
@@ -305,8 +301,9 @@ class Run:
             play,
             keep=self.asked.keep,
             alpha=1 - self.asked.confidence,
-            max_episodes=self.asked.episodes,
+            max_episodes=self.arena.most_episodes(self.asked.episodes),
             bounds=self.asked.bounds,
+            new_test=self.arena.new_test,
             seen=np.array(self.state["seen"]),
             begun=[Episodes.of(content) for content in self.state["tests"]],
             affordable=lambda num_left: self._budget.episodes_left(
@@ -363,19 +360,21 @@ class Run:
         }
         if "candidates" not in self.state:
             return facts
-        return facts | {
+        facts |= {
             "env_steps": self.state["compared"],
             "seconds": {"training": self.state["training_took"], "all": round(self._budget.seconds, 1)},
+        }
+        if self.arena.rows is not None:
+            return facts
+        certificate = max((test.certificate.num_episodes for test in self._tests), default=0)
+        return facts | {
             "seeds": {
                 "training": asked.seed,
                 "validation": [
                     [VALIDATION_SEED, self._tournament.num_episodes],
                     [VALIDATION_SEED + _FIRST_CHECK, _NUM_CHECKS],
                 ],
-                "certificate": [
-                    first_certificate_seed(asked.seed),
-                    max((test.certificate.num_episodes for test in self._tests), default=0),
-                ],
+                "certificate": [first_certificate_seed(asked.seed), certificate],
             },
         }
 
@@ -384,8 +383,8 @@ class Run:
         snapshots = [] if tournament is None else tournament.snapshots
         teacher, random = self._checks.mean(axis=1)
         return Shrunk(
-            env=self.played.name,
-            env_config=self.played.config_as_json(),
+            env=self.arena.name,
+            env_config=self.arena.config_as_json(),
             teacher=self.teacher.source,
             teacher_parameters=self.teacher.num_parameters,
             teacher_return=float(teacher),
@@ -399,6 +398,7 @@ class Run:
             facts=self._facts(),
             minimize=asked.minimize,
             is_complete=is_complete,
+            rows=None if self.arena.rows is None else self.arena.rows.facts(),
         )
 
     def _save(self, result: Shrunk, best: Snapshot) -> None:
@@ -408,7 +408,7 @@ class Run:
             best.module,
             self._shapes[best.size],
             teacher=self.teacher,
-            env=self.played.env,
+            env=self.arena.env,
             settings=self.settings,
             seed=self.asked.seed,
         )

@@ -17,8 +17,10 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.settings import validate
+from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
+from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
 from rllib_kd.environments.making import EnvMaker, checked_call, close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
@@ -30,6 +32,7 @@ from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.observations.masks import features_space
 from rllib_kd.paths import check_path
+from rllib_kd.shrink.arena import Arena, InEnvironment, OnRows
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes, tree_sizes
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.parts import divide, most_parts
@@ -52,6 +55,8 @@ _LEAST_EPISODES = 100
 class Shrink:
     """The search for the smallest student that keeps a share of its teacher's return, and its certificate.
 
+    Without an environment, it is the smallest that agrees with its teacher on recorded rows (docs/pages/shrink.md).
+
     One run of `DistillDQN` trains several copies of each size on the same states. Validation episodes choose the best
     copy of each size, over copies and time. Fresh episodes then test the promising ones, smallest first, until one is
     certified.
@@ -59,8 +64,9 @@ class Shrink:
     Args:
         teacher: as for `load_teacher()`, or a `Teacher`; a list is an ensemble.
         env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
-            "module:Name".
-        keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1].
+            "module:Name". None: `config` has the recorded rows (`input_`), some of which judge.
+        keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1]; without an environment the
+            agreement with the teacher, in (0, 1).
         confidence: the probability of certifying any student below `keep` is at most 1 − confidence; in (0.5, 1).
         minutes: duration of the run, ≥ 0.5; None: 10, or no limit if `env_steps` is given.
         env_steps: env steps of training, ≥ 1, of each part, instead of `minutes`: equal runs then give equal
@@ -75,7 +81,7 @@ class Shrink:
         restarts: copies of each size, ≥ 1; None: 8, or 1 for images.
         episodes: most certificate episodes of each candidate, ≥ 100.
         bounds: lowest and highest undiscounted return that an episode can have, if you know them; see
-            docs/pages/certificates.md.
+            docs/pages/certificates.md. None without an environment.
         minimize: what "smallest" means: "parameters"; "bytes" of the float32 weights, exported to safetensors;
             "int8_bytes" of all constants, exported to C with integers; "multiply_adds" of one decision; or "latency",
             the time of one decision of the safetensors file in the numpy runner on this machine, on one thread.
@@ -89,7 +95,7 @@ class Shrink:
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
 
     teacher: Any
-    env: Any
+    env: Any = None
     keep: float = 0.97
     confidence: float = 0.95
     minutes: float | None = None
@@ -134,7 +140,15 @@ class Shrink:
         if self.minimize not in MINIMIZED:
             hint = did_you_mean(str(self.minimize), MINIMIZED)
             raise ValueError(f"minimize must be one of {', '.join(MINIMIZED)}, got {self.minimize!r}.{hint}")
+        if self.env is None:
+            self._check_without_environment()
         self.env = settled(self.env)
+
+    def _check_without_environment(self) -> None:
+        check_without_environment(self.config, self.keep)
+        for name in ("bounds", "env_config"):
+            if getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} needs an environment: --env (env=...). Leave it out.")
 
     def run(
         self,
@@ -166,11 +180,11 @@ class Shrink:
         begun = self._begun(options) if resume else {}
         if not resume and self.out is not None:
             _check_empty(Path(self.out).absolute())
-        settings = {**self.config, "env_config": {**(self.config.get("env_config") or {}), **self.env_config}}
-        make_env = env_maker(self.env, settings["env_config"])
-        observation_space = self._observation_space(make_env)
-        teacher = self._fitting_teacher(make_env)
+        settings, teacher, arena = self._in_environment() if self.env is not None else self._on_rows()
+        observation_space = arena.observation_space
         options["weights of the teacher"] = fingerprint(teacher)
+        if arena.rows is not None:
+            options["recorded rows"] = arena.rows.fingerprint
         sizes = self._sizes(teacher, observation_space, settings)
         restarts = default_restarts(observation_space) if self.restarts is None else self.restarts
         config = training_config(teacher, self.env, settings, sizes, restarts=restarts, seed=self.seed)
@@ -189,17 +203,30 @@ class Shrink:
                 num_parts = min(_free_parts(needs, address), most)
             state["parts"] = num_parts
             parts = divide(sizes, restarts, num_parts, seed=self.seed)
-            played = PlayedEnvironment(self.env, settings["env_config"])
-            run = Run(teacher, played, make_env, config, sizes, settings, Progress(folder), state, self, parts)
+            run = Run(teacher, arena, config, sizes, settings, Progress(folder), state, self, parts)
             return run(command=command, progress=progress)
 
-    def _fitting_teacher(self, make_env: Any) -> Teacher:
-        """Return the teacher, loaded, for this environment."""
-        teacher = self.teacher
-        if not isinstance(teacher, Teacher):
-            teacher = load_teacher(teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
+    def _in_environment(self) -> tuple[dict[str, Any], Teacher, Arena]:
+        """Return the settings of training, the teacher for the environment, and the environment."""
+        settings = {**self.config, "env_config": {**(self.config.get("env_config") or {}), **self.env_config}}
+        make_env = env_maker(self.env, settings["env_config"])
+        observation_space = self._observation_space(make_env)
+        teacher = self._loaded_teacher()
         (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
-        return teacher
+        played = PlayedEnvironment(self.env, settings["env_config"])
+        return settings, teacher, InEnvironment(played, make_env, observation_space)
+
+    def _on_rows(self) -> tuple[dict[str, Any], Teacher, Arena]:
+        """Return the settings of training, the teacher, and the rows that judge."""
+        settings, teacher = dict(self.config), self._loaded_teacher()
+        config = student_config(None, teacher, settings, seed=self.seed)
+        rows = hold_out_of(config, settings, teacher, keep=self.keep, confidence=self.confidence)
+        return {**settings, **rows.settings()}, teacher, OnRows(rows, features_space(teacher.observation_space))
+
+    def _loaded_teacher(self) -> Teacher:
+        if isinstance(self.teacher, Teacher):
+            return self.teacher
+        return load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
 
     def _observation_space(self, make_env: Any) -> Any:
         env = make_env()
@@ -243,7 +270,7 @@ class Shrink:
                 folder.mkdir(parents=True, exist_ok=True)
             return folder
         storage = Path.home() / "ray_results"
-        name = own_name(f"shrink_{folder_word(short_name(self.env))}")
+        name = own_name(f"shrink_{'rows' if self.env is None else folder_word(short_name(self.env))}")
         folder = storage / stack.enter_context(own_folder(str(storage), name))
         say(f"note: results go to '{folder}'.")
         return folder

@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.students.restarts import by_student
 
-#: Episodes of each copy in a round, then those of its size's best few, and how many these are.
-_FIRST_LOOK, _SECOND_LOOK, _NUM_SECOND = 4, 12, 2
+#: How many snapshots of a size play on in a round.
+_NUM_SECOND = 2
 #: From this round on, the better half of each size's copies play, by their best snapshots so far, and at least so many.
 _FIRST_OF_HALF, _LEAST_COPIES = 1, 3
-#: Episodes that a size's best snapshots play once more at the end, and how many these are.
-_LAST_LOOK, _NUM_LAST = 64, 2
+#: How many snapshots of a size play once more at the end.
+_NUM_LAST = 2
 #: A size plays in a round if its best return ratio so far is at least `keep` minus this, in the order of the rounds.
 _SLACK = (math.inf, math.inf, 0.5, 0.25, 0.1)
 #: While smaller sizes are below that, training does not end early before this round: they may learn later than others.
@@ -37,6 +37,24 @@ _NUM_LARGER = 1
 Play = Callable[[Mapping[str, Any], int, int], Mapping[str, Sequence[float]]]
 #: Returns of teacher and random policy, `[2, n]`, in validation episodes: number of the first one, number of episodes.
 Baselines = Callable[[int, int], np.ndarray]
+
+
+class Looks(NamedTuple):
+    """How many episodes snapshots play.
+
+    Args:
+        first: of each copy in a round.
+        second: further ones in a round, of its size's best few.
+        last: further ones at the end, of the best of each size.
+    """
+
+    first: int = 4
+    second: int = 12
+    last: int = 64
+
+
+#: Looks at episodes of an environment.
+EPISODES = Looks()
 
 
 @dataclass
@@ -68,6 +86,7 @@ class Tournament:
         new_test: makes a test of the return ratio for one candidate, from all returns that were seen so far.
         keep: return ratio that is asked for.
         scale: mean return of the teacher less that of the random policy, > 0.
+        looks: how many episodes snapshots play.
     """
 
     def __init__(
@@ -79,12 +98,13 @@ class Tournament:
         *,
         keep: float,
         scale: float,
+        looks: Looks = EPISODES,
     ):
         self.sizes = list(sizes)
         self.snapshots: list[Snapshot] = []
         self.num_episodes = 0  # validation episodes with seeds of their own, so far
         self._play, self._baselines, self._new_test = play, baselines, new_test
-        self._keep, self._scale = keep, scale
+        self._keep, self._scale, self._looks = keep, scale, looks
         self._played = np.empty((2, 0))  # returns of teacher and random policy
 
     def round(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
@@ -127,7 +147,7 @@ class Tournament:
             for name in self._ranked(size, names)[:_LEAST_COPIES]
         ]
         self.snapshots += new
-        self._let_play(new, _FIRST_LOOK)
+        self._let_play(new, self._looks.first)
         return new
 
     def _look(
@@ -142,9 +162,9 @@ class Tournament:
             if name not in names_seen
         ]
         self.snapshots += new
-        self._let_play(new, _FIRST_LOOK)
+        self._let_play(new, self._looks.first)
         now = [*seen, *new]
-        self._let_play([one for size in playing for one in self._best_of(size, now, _NUM_SECOND)], _SECOND_LOOK)
+        self._let_play([one for size in playing for one in self._best_of(size, now, _NUM_SECOND)], self._looks.second)
 
     def playing(self, number: int) -> list[str]:
         """Return the sizes that play in a round: neither far too bad so far, nor larger than what is needed."""
@@ -166,7 +186,7 @@ class Tournament:
         best = self.best(smallest[0]) if smallest else None
         if best is None or not self.is_promising(best):
             return False
-        self._let_play([best], _LAST_LOOK)
+        self._let_play([best], self._looks.last)
         return self.is_promising(self.best(smallest[0])) and self.best(smallest[0]) is best
 
     def finish(self, number: int, copies: Mapping[str, Any], env_steps: int) -> None:
@@ -182,10 +202,10 @@ class Tournament:
             late = [size for size in playing if self.best(size) is None]
             self._look(late, copies, env_steps)
             finalists = [one for size in playing for one in self._best_of(size, self.snapshots, _NUM_LAST)]
-            short = [one for one in finalists if len(one.returns) < _LAST_LOOK]
+            short = [one for one in finalists if len(one.returns) < self._looks.last]
             if not short:
                 return
-            self._let_play(short, _LAST_LOOK)
+            self._let_play(short, self._looks.last)
 
     def best(self, size: str) -> Snapshot | None:
         """Return a size's candidate; None if it has not played."""
@@ -270,7 +290,7 @@ class Tournament:
 
     def _let_play(self, snapshots: Sequence[Snapshot], num_episodes: int) -> None:
         """Play episodes that are new to all."""
-        if not snapshots:
+        if not snapshots or not num_episodes:
             return
         first = self.num_episodes
         self.num_episodes += num_episodes

@@ -11,8 +11,11 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 
+from rllib_kd.certificates.agreement import AGREEMENT, NO_RETURN, agreement_dict
+from rllib_kd.certificates.certificate import RETURN_RATIO, RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES, Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
+from rllib_kd.certificates.held_out import HeldOut, RowGames
 from rllib_kd.checkpoints.uris import is_file, replace_file
 from rllib_kd.teachers.base import Teacher
 
@@ -44,6 +47,7 @@ def certify_student(
     *,
     seen: Sequence[float],
     uri: str,
+    rows: HeldOut | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Tested:
     """Test a student on the certificate episodes of the sweep's seed, as `rllib shrink` does.
@@ -57,9 +61,10 @@ def certify_student(
         make_env: makes one environment.
         seen: returns of other episodes, as in `RatioTest`.
         uri: path or URI of the sweep's folder.
+        rows: held-out rows, on which agreement is tested instead of return; None: `make_env` makes an environment.
         report: called with a line after each batch.
     """
-    games = Games(make_env, teacher, claim.seed)
+    games = Games(make_env, teacher, claim.seed) if rows is None else RowGames(rows)
 
     def save(played: Sequence[Episodes]) -> None:
         _write(uri, {"claim": vars(claim), "episodes": [one.as_dict() for one in played]})
@@ -70,17 +75,26 @@ def certify_student(
         lambda place, first, count: games.certificate_episodes(student, first, count),
         keep=claim.keep,
         alpha=1 - claim.confidence,
-        max_episodes=MAX_EPISODES,
+        max_episodes=MAX_EPISODES if rows is None else min(MAX_EPISODES, rows.test.num_units),
+        new_test=RatioTest if rows is None else rows.new_test(),
         seen=np.asarray(seen, dtype=float),
         begun=[Episodes.of(one) for one in kept["episodes"]] if kept.get("claim") == vars(claim) else [],
         save=save,
-        report=lambda place, found: report(f"certificate · {found.num_episodes:,} episodes"),
+        report=lambda place, found: report(f"certificate · {found.num_episodes:,} {found.measured.unit}"),
     )
     return tested
 
 
 def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:
     """Return what certificate.json has."""
+    if tested.certificate.measured != RETURN_RATIO:
+        return {
+            **vars(claim),
+            "measured": AGREEMENT.name,
+            "note": NO_RETURN,
+            "certificate": agreement_dict(tested.certificate),
+            "certificate_agreements": tested.returns_by_policy["student"],
+        }
     return {
         **vars(claim),
         "seeds": [first_certificate_seed(claim.seed), tested.certificate.num_episodes],

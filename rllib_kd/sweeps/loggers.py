@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
 from ray import tune
 
+from rllib_kd.certificates.agreement import AGREEMENT
 from rllib_kd.experiment.loggers import wandb_callback
-from rllib_kd.sweeps.trial import NUM_REPORTS
+from rllib_kd.sweeps.trial import NUM_REPORTS, RETURN
 from rllib_kd.text import printable, ratio
 
 
@@ -49,9 +50,10 @@ class SettingLines(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook at the end of a trial."""
         result = trial.last_result
-        size, mean, lower = map(result.get, ("student_params", "return_ratio", "return_ratio_lower"))
+        metric = _metric(result)
+        size, mean, lower = map(result.get, ("student_params", metric, f"{metric}_lower"))
         bound = "" if lower is None else f" (at least {ratio(lower)})"
-        self._print(trials, trial, f"{size:>9,} parameters  return ratio {ratio(mean):>6}{bound}")
+        self._print(trials, trial, f"{size:>9,} parameters  {metric.replace('_', ' ')} {ratio(mean):>6}{bound}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Tune's hook at a failure, also if the trial is retried."""
@@ -91,10 +93,18 @@ class MinuteLines(tune.Callback):
         done = sum(is_over or _reports(trial) / NUM_REPORTS for trial, is_over in zip(trials, ended, strict=True))
         running = sum(trial.status == "RUNNING" for trial in trials)
         words = [f"{sum(ended)} of {total} settings have ended", f"{running} running"]
-        ratios = [trial.last_result["return_ratio"] for trial in trials if "return_ratio" in (trial.last_result or {})]
-        words += [f"best return ratio so far {ratio(max(ratios))}"] if ratios else []
+        last = [trial.last_result for trial in trials if _metric(trial.last_result or {}) in (trial.last_result or {})]
+        if last:
+            metric = _metric(last[0])
+            best = max(result[metric] for result in last)
+            words.append(f"best {metric.replace('_', ' ')} so far {ratio(best)}")
         minutes = round((now - self._began) / 60)
         print(f"{min(done / total, 1.0):>5.0%} of training after {minutes} min: {', '.join(words)}", flush=True)
+
+
+def _metric(result: Mapping[str, Any]) -> str:
+    """Return the name of what the students of a sweep are judged by."""
+    return AGREEMENT.name if AGREEMENT.name in result else RETURN
 
 
 def _has_ended(trial: Any) -> bool:

@@ -26,7 +26,7 @@ from rllib_kd.report.drawing import (
 )
 from rllib_kd.report.page import page, section
 from rllib_kd.sweeps.certifying import content_of
-from rllib_kd.sweeps.result import GOOD_RATIO, SweepResult, SweptStudent, ratio_text
+from rllib_kd.sweeps.result import SweepResult, SweptStudent, ratio_text
 from rllib_kd.text import cell, for_html, for_spreadsheet, number, printable, rendered
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def summary(result: SweepResult) -> str:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.title = cell(f"{result.env}: {counts}", "table.title").append("\n")
     own = [] if result.minimize == "parameters" else [UNITS[result.minimize].replace("-", "-\n").replace(" ", "\n", 1)]
-    for head in ("para-\nmeters", *own, "% of\nteacher", "return\nratio*", "at\nleast†"):
+    judged = "return\nratio*" if result.held_out is None else "agree-\nment*"
+    for head in ("para-\nmeters", *own, "% of\nteacher", judged, "at\nleast†"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("setting")
     for student in result.front:
@@ -69,7 +70,9 @@ def summary(result: SweepResult) -> str:
         )
     text = rendered(
         table,
-        "\n* (student − random) / (teacher − random), mean of the seeds",
+        "\n* (student − random) / (teacher − random), mean of the seeds"
+        if result.held_out is None
+        else "\n* with the teacher on held-out rows, mean of the seeds",
         "† lower bound of that mean, 95 % confidence\n",
         *result.remarks(),
     )
@@ -137,9 +140,11 @@ def front_plot(result: SweepResult) -> Figure:
     every, near = both
     lowest = min(student.return_ratio for student in result.students)
     every.set_ylim(min(0.0, lowest) - 0.06, None)
-    every.set_ylabel("return ratio, mean of seeds")
-    near.axhline(GOOD_RATIO, color=FOREGROUND, linestyle="-.", linewidth=0.8, zorder=1)
-    near.annotate(f"{GOOD_RATIO:g}", (0.995, GOOD_RATIO), xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    every.set_ylabel(f"{result.measured.name}, mean of seeds")
+    near.axhline(result.good, color=FOREGROUND, linestyle="-.", linewidth=0.8, zorder=1)
+    near.annotate(
+        f"{result.good:.3g}", (0.995, result.good), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+    )
     near.set_ylim(0.9, max(1.01, 0.01 + max(student.return_ratio for student in result.students)))
     near.set_title("from 0.9 on", fontsize=9)
     every.set_title("all", fontsize=9)
@@ -149,7 +154,8 @@ def front_plot(result: SweepResult) -> Figure:
 
 def _draw_front(axes: Axes, result: SweepResult) -> None:
     axes.axhline(1.0, color=FOREGROUND, linestyle="--", linewidth=1, zorder=1, label="teacher")
-    axes.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
+    if result.held_out is None:
+        axes.axhline(0.0, color=MUTED, linestyle=":", linewidth=1.4, zorder=1, label="random policy")
     front, best = result.front, result.recommended
     teacher = [result.teacher_parameters] if result.minimize == "parameters" else []  # of the rest, nothing is known
     if front:  # up to the size of the teacher
@@ -185,10 +191,16 @@ def _draw_front(axes: Axes, result: SweepResult) -> None:
 def _page(result: SweepResult, at: str) -> str:
     title = f"{printable(result.env)}: how small can the student be?"
     lead = (
-        f"{len(result.students)} settings, each a mean of its seeds. The teacher has "
-        f"{result.teacher_parameters:,} parameters and a mean return of {number(result.teacher_return)}; a random "
-        f"policy's is {number(result.random_return)} ({result.num_episodes} episodes each)."
+        f"{len(result.students)} settings, each a mean of its seeds. The teacher has {result.teacher_parameters:,} "
+        "parameters"
     )
+    if result.held_out is None:
+        lead += (
+            f" and a mean return of {number(result.teacher_return)}; a random policy's is "
+            f"{number(result.random_return)} ({result.num_episodes} episodes each)."
+        )
+    else:
+        lead += f". Students are judged on {result.held_out['choice']['units']:,} held-out {result.held_out['unit']}."
     body = f'<p class="lead">{for_html(lead)}</p>\n<section class="card" id="recommended">'
     body += "".join(f"<p>{for_html(line)}</p>" for line in result.remarks())
     if (best := result.best) is not None:
@@ -197,10 +209,11 @@ def _page(result: SweepResult, at: str) -> str:
             body += f"<p>{_of_the_best(best)}: {_link(best, at, best.best_checkpoint)}</p>"
     body += "</section>\n"
     if result.students:
-        plot = svg("front-plot", "Size and return", partial(front_plot, result))
+        plot_title = f"Size and {'return' if result.held_out is None else 'agreement'}"
+        plot = svg("front-plot", plot_title, partial(front_plot, result))
         body += '<div class="plots">' + section(
             "front",
-            "Size and return",
+            plot_title,
             "Left is smaller (the scale is logarithmic), up is better. The line is the Pareto front: no student "
             "found is both smaller and better than one on it. Bars reach down to the lower bound of the mean over "
             "seeds (95 % confidence). Open marks were stopped early.",
@@ -214,7 +227,7 @@ def _page(result: SweepResult, at: str) -> str:
 
 def _table(result: SweepResult, at: str) -> str:
     own = [] if result.minimize == "parameters" else [UNITS[result.minimize]]
-    heads = ("", "parameters", *own, "% of teacher", "return ratio", "at least", "seeds", "env steps")
+    heads = ("", "parameters", *own, "% of teacher", result.measured.name, "at least", "seeds", "env steps")
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     head += "".join(f'<th scope="col" class="words">{name}</th>' for name in ("setting", "checkpoint"))
     lines = []

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rllib_kd.certificates.agreement import AGREEMENT, NO_RETURN, agreement_dict
+from rllib_kd.certificates.certificate import RETURN_RATIO, Measured
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.export.units import UNITS
 from rllib_kd.text import finite_or_none, printable, ratio
@@ -34,6 +36,7 @@ class SweptStudent:
     finished: bool  # False: the scheduler has stopped it early, and it is out of the running
     checkpoint: str | None = None  # path or URI: a folder with a checkpoint for each seed
     cost: float | None = None  # what is minimized; None: parameters
+    q_regret: float | None = None  # on held-out rows, mean of the seeds; None: it played instead
 
     @property
     def smallness(self) -> float:
@@ -85,6 +88,9 @@ class SweepResult:
         is_complete: False if the sweep was interrupted; it can be resumed.
         certified: what the recommended student was to prove in fresh episodes, and its test; None without a test.
         minimize: what "smallest" means, one of `MINIMIZED` but "latency".
+        held_out: of a sweep without an environment, the numbers of the held-out states that judge. All return ratios
+            are then agreements with the teacher.
+        good: return ratio from which on a student counts as good as its teacher.
     """
 
     env: str
@@ -101,6 +107,13 @@ class SweepResult:
     is_complete: bool = True
     certified: tuple[Claim, Tested] | None = None
     minimize: str = "parameters"
+    held_out: Mapping[str, Any] | None = None
+    good: float = GOOD_RATIO
+
+    @property
+    def measured(self) -> Measured:
+        """Return what students are judged by."""
+        return RETURN_RATIO if self.held_out is None else AGREEMENT
 
     @property
     def front(self) -> list[SweptStudent]:
@@ -110,7 +123,7 @@ class SweepResult:
     @property
     def recommended(self) -> SweptStudent | None:
         """Return the smallest student that is as good as its teacher; None if there is none."""
-        return recommend(self.students)
+        return recommend(self.students, self.good)
 
     @property
     def best(self) -> SweptStudent | None:
@@ -124,16 +137,25 @@ class SweepResult:
 
     def command(self, student: SweptStudent) -> str:
         """Return the shell command that trains such a student."""
-        words = ["rllib", "train", "--algo", "DistillDQN", "--env", self.env]
+        words, fixed = ["rllib", "train", "--algo", "DistillDQN"], dict(self.fixed)
+        if self.held_out is None:
+            words += ["--env", self.env]
+        if "input_" in fixed:
+            places = fixed.pop("input_")
+            words += [
+                word for place in ([places] if isinstance(places, str) else places) for word in ("--input", place)
+            ]
         for teacher in [self.teacher] if isinstance(self.teacher, str) else self.teacher:
             words += ["--teacher", teacher]
-        words += ["--config", json.dumps({**self.fixed, **student.settings})]
+        words += ["--config", json.dumps({**fixed, **student.settings})]
         words += ["--stop", json.dumps({"num_env_steps_sampled_lifetime": self.env_steps})]
         return shlex.join(words)
 
     def verdict(self) -> str:
         """Return a sentence with the recommended student, or with the reason why there is none."""
-        good = f"at least {100 * GOOD_RATIO:.0f} % of the teacher's return"
+        good = f"at least {100 * self.good:.3g} % of the teacher's return"
+        if self.held_out is not None:
+            good = f"a mean agreement with the teacher of at least {self.good:.3g}"
         if (student := self.recommended) is not None:
             each = ", ".join(map(ratio_text, student.return_ratios))
             return (
@@ -145,7 +167,7 @@ class SweepResult:
             return "No student has finished its training, so none is recommended."
         best = self.front[-1]
         reason = f"No student reached {good}"
-        if best.return_ratio >= GOOD_RATIO:
+        if best.return_ratio >= self.good:
             reason = (
                 f"A recommendation needs {good} on at least {MIN_SEEDS} seeds, but there were {len(best.return_ratios)}"
             )
@@ -165,11 +187,13 @@ class SweepResult:
         found = self.certified[1].certificate
         value = ratio_text(math.nan if found.return_ratio is None else found.return_ratio)
         head = "Certified" if found.is_certified else "Not certified"
-        return f"{head}, in fresh episodes: its return ratio there is {value}. {found.reason}"
+        where = "fresh episodes" if self.held_out is None else found.measured.unit
+        return f"{head}, in {where}: its {found.measured.name} there is {value}. {found.reason}"
 
     def remarks(self) -> list[str]:
         """Return the verdict, and sentences about how the sweep went, as they can be printed."""
-        remarks = [self.verdict(), self.certificate_line(), self.note]
+        about = "" if self.held_out is None else NO_RETURN
+        remarks = [self.verdict(), self.certificate_line(), about, self.note]
         if not self.is_complete:
             remarks.append("The sweep was interrupted. Continue with the same command and --resume.")
         if count := len(self.failed):
@@ -180,6 +204,7 @@ class SweepResult:
     def rows(self) -> list[dict[str, Any]]:
         """Return each student's figures by name, in the order of `ranked`."""
         front, recommended = self.front, self.recommended
+        name = self.measured.name.replace(" ", "_")
         return [
             {
                 "trial": student.name,
@@ -189,10 +214,11 @@ class SweepResult:
                 "parameters": student.num_parameters,
                 **({} if self.minimize == "parameters" else {self.minimize: student.smallness}),
                 "compression": student.compression,
-                "return_ratio": student.return_ratio,
-                "return_ratio_lower": student.return_ratio_lower,
+                name: student.return_ratio,
+                f"{name}_lower": student.return_ratio_lower,
                 "seeds": len(student.return_ratios),
-                "return_ratios": list(student.return_ratios),
+                f"{name}s": list(student.return_ratios),
+                **({} if self.held_out is None else {"q_regret": student.q_regret}),
                 "env_steps": student.env_steps,
                 **student.settings,
                 "checkpoint": student.checkpoint or "",
@@ -202,16 +228,19 @@ class SweepResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything, for JSON; values that are not finite are None."""
-        shared = ("env", "teacher", "teacher_parameters", "teacher_return", "random_return", "num_episodes")
+        of_env = ("env", "teacher_return", "random_return", "num_episodes") if self.held_out is None else ()
+        shared = (*of_env, "teacher", "teacher_parameters")
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict()}
-        content |= {"minimize": self.minimize}
+        content |= {"minimize": self.minimize, "measured": self.measured.name}
+        content |= {} if self.held_out is None else {"rows": dict(self.held_out or {}), "note": NO_RETURN}
         content["students"] = self.rows()
         if (best := self.best) is not None:
             content["command"] = self.command(best)
             content["checkpoint"] = best.best_checkpoint
         if self.certified is not None:
-            content["certificate"] = self.certified[1].certificate.as_dict()
+            found = self.certified[1].certificate
+            content["certificate"] = found.as_dict() if self.held_out is None else agreement_dict(found)
         return finite_or_none(content)
 
 
@@ -227,10 +256,15 @@ def pareto_front(students: Sequence[SweptStudent]) -> list[SweptStudent]:
     return front
 
 
-def recommend(students: Sequence[SweptStudent]) -> SweptStudent | None:
-    """Return the smallest student with a mean return ratio ≥ `GOOD_RATIO` on at least `MIN_SEEDS` seeds, or None."""
+def good_agreement(keep: float | None) -> float:
+    """Return the agreement from which on a student is recommended: above that which it is to prove."""
+    return GOOD_RATIO if keep is None else keep + (1 - keep) / 3
+
+
+def recommend(students: Sequence[SweptStudent], good: float = GOOD_RATIO) -> SweptStudent | None:
+    """Return the smallest student with a mean return ratio ≥ `good` on at least `MIN_SEEDS` seeds, or None."""
     enough = [student for student in students if len(student.return_ratios) >= MIN_SEEDS]
-    return next((student for student in pareto_front(enough) if student.return_ratio >= GOOD_RATIO), None)
+    return next((student for student in pareto_front(enough) if student.return_ratio >= good), None)
 
 
 def ratio_text(value: float) -> str:

@@ -27,11 +27,14 @@ from ray.tune.search.sample import Domain
 
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.label_checks import check_labels
+from rllib_kd.algorithm.offline_checks import OF_BEHAVIOUR
+from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
+from rllib_kd.certificates.held_out import HeldOut, check_without_environment, has_input, hold_out_of
 from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
@@ -50,11 +53,13 @@ from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, sna
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.trees.shape import TREE
+from rllib_kd.offline.data import all_files
+from rllib_kd.offline.rows import TD_IN_FILES
 from rllib_kd.relay import listening
 from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
 from rllib_kd.sweeps.report import ReportedSweep
-from rllib_kd.sweeps.result import SweptStudent
+from rllib_kd.sweeps.result import GOOD_RATIO, SweptStudent, good_agreement
 from rllib_kd.sweeps.space import OF_NETWORKS, POPULATION_SETTINGS, default_points, population_space, search_space
 from rllib_kd.sweeps.trial import (
     NUM_EPISODES,
@@ -93,10 +98,13 @@ _MAX_FAILURES = 3  # of a trial, that send it back to its last checkpoint
 class Sweep:
     """A sweep: search for the smallest student that plays as well as its teacher.
 
+    Without an environment, students learn from recorded rows, and are judged by their agreement with the teacher on
+    held-out ones.
+
     Args:
         teacher: as for `load_teacher()`. Only this process reads it: trials get it through Ray's object store.
         env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
-            "module:Name".
+            "module:Name". None: `config` has the recorded rows (`input_`).
         num_samples: settings to try, ≥ 1; with "pbt" the size of the population.
         search: "optuna" (two objectives: return ratio up, parameters down) or "random"; None: "optuna" without a
             scheduler, "random" with one.
@@ -111,7 +119,7 @@ class Sweep:
         seed: seed of the search, and of the first student.
         callbacks: callbacks of Ray Tune, in addition to those that write CSV, JSON and TensorBoard files.
         keep: return ratio, in (0, 1], that the recommended student is to prove in fresh episodes at the end, as in
-            `Shrink`; None: no certificate.
+            `Shrink`; without an environment the agreement with the teacher, in (0, 1). None: no certificate.
         confidence: of the certificate, in (0.5, 1).
         minimize: what "smallest" means, as in `Shrink`: "parameters", "bytes", "int8_bytes" or "multiply_adds".
 
@@ -122,7 +130,7 @@ class Sweep:
     __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
 
     teacher: Any
-    env: str
+    env: str | None = None
     num_samples: int = 16
     search: str | None = None
     scheduler: str = "none"
@@ -167,8 +175,11 @@ class Sweep:
             )
         if self.search == "optuna" and find_spec("optuna") is None:
             raise ValueError("Search 'optuna' needs Optuna: pip install 'rllib-kd[sweep]'. Or use search 'random'.")
+        self._rows: HeldOut | None = None  # that judge, without an environment
+        if self.env is None:
+            check_without_environment(self.config, self.keep)
         self.env = settled(self.env)
-        self.name = self.name or f"sweep-{short_name(self.env).replace('/', '-')}"
+        self.name = self.name or f"sweep-{'rows' if self.env is None else short_name(self.env).replace('/', '-')}"
         check_not_empty(name=self.name)
         check_below_storage(name=self.name)
         self.storage_path = absolute_uri(self.storage_path or "~/ray_results")
@@ -207,13 +218,20 @@ class Sweep:
             self._check_spec()
         snapshot_often(self.num_samples, seconds=0.2)
         teacher = load_teacher(self.teacher, trust_checkpoint=self.config.get("trust_checkpoint", False))
-        make_env = env_maker(self.env, self.config.get("env_config"))
-        (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
-        seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
-        views = [teacher.start, lambda: mask_view(int(teacher.action_space.n))]
-        returns, (states, masks) = play(make_env, GreedyQ(teacher), seeds, views=views)
-        task = self._task(teacher, returns, make_env, seeds)
-        median_gap = _median_gap(teacher, states, masks)
+        make_env, returns = None, [0.0, 1.0]
+        if self.env is None:
+            task, median_gap = self._task_on_rows(teacher)
+            if is_there:
+                self._check_spec()  # now with the rows
+        else:
+            make_env = env_maker(self.env, self.config.get("env_config"))
+            (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+            seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
+            views = [teacher.start, lambda: mask_view(int(teacher.action_space.n))]
+            returns, (states, masks) = play(make_env, GreedyQ(teacher), seeds, views=views)
+            task = self._task(teacher, returns, make_env, seeds)
+            median_gap = _median_gap(teacher, states, masks)
+        self._metric = task.metric
         space = self._space(teacher, median_gap)
         self._check(space, teacher)
         resources = self._resources(teacher)
@@ -245,9 +263,11 @@ class Sweep:
             return None
         claim = Claim(student.best_checkpoint, self.keep, self.confidence, self.seed)
         network = load_teacher(claim.checkpoint, trust_checkpoint=self.config.get("trust_checkpoint", False))
-        (network,) = check_fit(make_env, {"The recommended student": network})
+        if self.env is not None:
+            (network,) = check_fit(make_env, {"The recommended student": network})
+        given: dict[str, Any] = {"seen": seen, "uri": self.path, "rows": self._rows}
         with line() as show:
-            return claim, certify_student(claim, network, teacher, make_env, seen=seen, uri=self.path, report=show)
+            return claim, certify_student(claim, network, teacher, make_env, **given, report=show)
 
     # --- Before the first trial ---------------------------------------------------------------------------------------
 
@@ -265,6 +285,18 @@ class Sweep:
             self.env, dict(self.config), self.env_steps, self.num_seeds, self.seed, *means, minimize=self.minimize
         )
 
+    def _task_on_rows(self, teacher: Teacher) -> tuple[Task, float]:
+        """Read the rows that judge; return the task, and the teacher's median action gap on them."""
+        config = student_config(None, teacher, self.config, seed=self.seed)
+        rows = hold_out_of(config, self.config, teacher, keep=self.keep, confidence=self.confidence)
+        self._rows = rows
+        given = None, self._settings(), self.env_steps, self.num_seeds, self.seed, 1.0, 0.0
+        return Task(*given, minimize=self.minimize, states=rows.choice), rows.choice.median_gap()
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of all students."""
+        return {**self.config, **({} if self._rows is None else self._rows.settings())}
+
     def _space(self, teacher: Teacher, median_gap: float) -> dict[str, Domain]:
         space = dict(self.space(teacher, median_gap=median_gap, env_steps=self.env_steps))
         if self.scheduler == "pbt":
@@ -276,6 +308,9 @@ class Sweep:
         fixed = given | sizes if given & {*sizes, "student", TREE} else given
         if TREE in given or TREE in (self.config.get("student") or ()):
             fixed |= OF_NETWORKS
+        if has_input(self.config):  # nobody acts, and TD needs whole episodes
+            files = all_files(student_config(self.env, teacher, self.config, seed=self.seed))
+            fixed |= {*OF_BEHAVIOUR, *(() if set(TD_IN_FILES) <= set(files.columns) else ("td_coeff",))}
         return {name: domain for name, domain in space.items() if name not in fixed}
 
     def _check(self, space: Mapping[str, Domain], teacher: Teacher) -> None:
@@ -285,9 +320,10 @@ class Sweep:
                 "There is nothing to search: `config` fixes every setting of the space. Leave some of them out."
             )
         sample = {name: domain.sample() for name, domain in space.items()}
-        settings = {**self.config, **settings_of(sample, self.config)}
+        settings = {**self._settings(), **settings_of(sample, self.config)}
         config = student_config(self.env, teacher, settings, seed=self.seed)
         validate(config)
+        check_before(config, {DEFAULT_MODULE_ID: teacher}, None)  # recorded rows, if there are any
         check_labels(config, {DEFAULT_MODULE_ID: teacher})
 
     def _resources(self, teacher: Teacher) -> tune.PlacementGroupFactory:
@@ -337,14 +373,14 @@ class Sweep:
             warnings.filterwarnings("ignore", message="Choices for a categorical")  # lists; the study is in memory
             return OptunaSearch(
                 space=OptunaSearch.convert_search_space(dict(space)),
-                metric=["return_ratio", "student_cost"],
+                metric=[self._metric, "student_cost"],
                 mode=["max", "min"],
                 points_to_evaluate=points,
                 seed=self.seed,
             )
 
     def _scheduler(self, space: Mapping[str, Domain]) -> TrialScheduler | None:
-        objective: dict[str, Any] = {"metric": "return_ratio", "mode": "max"}
+        objective: dict[str, Any] = {"metric": self._metric, "mode": "max"}
         if self.scheduler == "asha":
             return ASHAScheduler(
                 **objective, time_attr="training_iteration", max_t=NUM_REPORTS, grace_period=2, reduction_factor=2
@@ -358,7 +394,8 @@ class Sweep:
 
     def _spec(self) -> dict[str, Any]:
         names = ("env", "num_samples", "search", "scheduler", "num_seeds", "env_steps", "config", "seed", "minimize")
-        return json.loads(json.dumps({name: getattr(self, name) for name in names}))
+        rows = {} if self._rows is None else {"rows": self._rows.fingerprint}
+        return json.loads(json.dumps({name: getattr(self, name) for name in names} | rows))
 
     def _write_spec(self) -> None:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(self.path)
@@ -380,10 +417,10 @@ class Sweep:
     # --- The result ---------------------------------------------------------------------------------------------------
 
     def _result(self, grid: tune.ResultGrid, teacher: Teacher, task: Task, *, is_complete: bool) -> ReportedSweep:
-        reported = [result for result in grid if result.error is None and "return_ratio" in (result.metrics or {})]
+        reported = [result for result in grid if result.error is None and self._metric in (result.metrics or {})]
         failed = {Path(result.path).name: str(result.error).strip().splitlines()[-1] for result in grid if result.error}
         return ReportedSweep(
-            env=self.env,
+            env=self.env or "recorded rows",
             teacher=list(map(path_of, self.teacher))
             if isinstance(self.teacher, list | tuple)
             else path_of(self.teacher),
@@ -392,12 +429,14 @@ class Sweep:
             random_return=task.random_return,
             num_episodes=NUM_EPISODES,
             env_steps=self.env_steps,
-            fixed=dict(self.config),
+            fixed=self._settings(),
             students=[self._student(result) for result in reported],
             failed=failed,
             note=_NOTES.get(self.scheduler, ""),
             is_complete=is_complete,
             minimize=self.minimize,
+            held_out=None if self._rows is None else self._rows.facts(),
+            good=good_agreement(self.keep) if self._rows is not None else GOOD_RATIO,
         )
 
     def _student(self, result: tune.Result) -> SweptStudent:
@@ -408,7 +447,8 @@ class Sweep:
             num_parameters=metrics["student_params"],
             cost=metrics.get("student_cost"),
             compression=metrics["compression"],
-            return_ratios=tuple(metrics["return_ratios"]),
+            return_ratios=tuple(metrics[f"{self._metric}s"]),
+            q_regret=metrics.get("q_regret"),
             env_steps=int(metrics["num_env_steps_sampled_lifetime"]),
             finished=metrics["training_iteration"] >= NUM_REPORTS,
             checkpoint=location(result.checkpoint) if result.checkpoint else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from ray import tune
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
+from rllib_kd.certificates.agreement import AGREEMENT
+from rllib_kd.certificates.held_out import HeldOutStates
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.evaluation.measures import return_ratio
@@ -28,6 +30,8 @@ from rllib_kd.teachers.base import Teacher
 #: Losses that read `temperature`.
 SOFTENED = ("kl", "reverse_kl", "jsd")
 
+#: Metric that students are judged by, if they play.
+RETURN = "return_ratio"
 NUM_EPISODES = 100  # behind a final return: of the teacher, of the random policy, and of each seed
 _NUM_EPISODES_ON_THE_WAY = 20  # of each seed, at every other report
 _SEED_ON_THE_WAY = 2_000_000  # of the first episode of those; final returns begin at FRESH_SEED
@@ -47,6 +51,7 @@ class Task:
         teacher_return: mean return of the greedy teacher.
         random_return: mean return of a random policy.
         minimize: what "smallest" means, one of `MINIMIZED` but "latency".
+        states: held-out states of recorded rows, on which students are judged where there is no environment; else None.
     """
 
     env: Any
@@ -57,6 +62,12 @@ class Task:
     teacher_return: float
     random_return: float
     minimize: str = "parameters"
+    states: HeldOutStates | None = None
+
+    @property
+    def metric(self) -> str:
+        """Return the name of what students are judged by."""
+        return RETURN if self.states is None else AGREEMENT.name
 
     def return_ratio(self, student_return: float) -> float:
         """Return `return_ratio()` of a student's mean return."""
@@ -95,15 +106,14 @@ class StudentTrial(tune.Trainable):
         for student in self._students:
             _train_until(student, min(goal, task.env_steps))
         is_done = goal >= task.env_steps
-        first, count = (FRESH_SEED, NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
-        make_env = env_maker(task.env, self._students[0].config.env_config)
         networks = [open_source(student).network() for student in self._students]
-        returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]
-        ratios = [task.return_ratio(float(np.mean(values))) for values in returns]
+        ratios = self._return_ratios(networks, is_done=is_done) if task.states is None else self._agreements(networks)
+        metric = task.metric
         return {
-            "return_ratio": float(np.mean(ratios)),
-            **({"return_ratio_lower": lower_bound(ratios)} if len(ratios) > 1 else {}),
-            "return_ratios": ratios,
+            metric: float(np.mean(ratios)),
+            **({f"{metric}_lower": lower_bound(ratios)} if len(ratios) > 1 else {}),
+            f"{metric}s": ratios,
+            **({} if task.states is None else {"q_regret": self._regret(networks)}),
             "student_params": networks[0].num_parameters,
             "student_cost": cost_of(networks[0], task.minimize),
             "compression": networks[0].num_parameters / self._teacher.num_parameters,
@@ -112,6 +122,23 @@ class StudentTrial(tune.Trainable):
             "num_gradient_steps_lifetime": min(student.num_gradient_steps for student in self._students),
             "done": is_done,
         }
+
+    def _return_ratios(self, networks: Sequence[Teacher], *, is_done: bool) -> list[float]:
+        """Let students play; return the return ratio of each."""
+        first, count = (FRESH_SEED, NUM_EPISODES) if is_done else (_SEED_ON_THE_WAY, _NUM_EPISODES_ON_THE_WAY)
+        make_env = env_maker(self._task.env, self._students[0].config.env_config)
+        returns = [play(make_env, GreedyQ(network), range(first, first + count))[0] for network in networks]
+        return [self._task.return_ratio(float(np.mean(values))) for values in returns]
+
+    def _agreements(self, networks: Sequence[Teacher]) -> list[float]:
+        """Return the agreement of each student with the teacher on held-out rows."""
+        assert self._task.states is not None
+        states = self._task.states
+        return [float(states.agreements(network.module, 0, states.num_units).mean()) for network in networks]
+
+    def _regret(self, networks: Sequence[Teacher]) -> float:
+        assert self._task.states is not None
+        return float(np.mean([self._task.states.regret(network.module) for network in networks]))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save each student in a folder of its own."""

@@ -11,11 +11,12 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd import load_teacher
 from rllib_kd.learner.replay import ColumnarReplay
-from rllib_kd.offline.data import LabelledData, capacity_for
+from rllib_kd.offline.data import LabelledData, capacity_for, open_files
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.rows import LearnerColumns, as_column, has_successor
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
 from rllib_kd.offline.stream import HeldOut, Piece, Stream
+from rllib_kd.offline.subset import Subset, place_of
 from tests.offline.labelled import RECORDED, recorded_config, write
 
 NUMBERED = 2_000
@@ -89,6 +90,36 @@ def test_a_saved_position_has_every_attribute_or_names_it(tmp_path):
     assert {name.lstrip("_") for name in vars(stream).keys() - stream.NOT_SAVED} == stream.get_state().keys()
 
 
+def test_what_is_set_aside_never_passes_whatever_the_files_are(tmp_path):
+    obs = np.arange(NUMBERED, dtype=np.float32)[:, None]
+    rows = {"obs": obs, "teacher_q": np.zeros((NUMBERED, 2), np.float32)}
+    rows["eps_id"] = (np.arange(NUMBERED) % 400).astype(str)  # of environments that take turns
+    files = LabelledFiles(write(tmp_path / "a", rows))
+    parts = [Subset(files, low, high) for low, high in ((0.0, 0.1), (0.1, 0.3), (0.3, 1.0))]
+    found = [epoch(stream_of(part)) for part in parts]
+    assert sorted(number for numbers in found for number in numbers) == list(range(NUMBERED))
+    assert [len(numbers) for numbers in found] == [part.num_rows for part in parts]
+    episodes = [{number % 400 for number in numbers} for numbers in found]
+    assert sum(map(len, episodes)) == 400  # each is whole, in one part
+    assert 20 < len(episodes[0]) < 65
+    other = Subset(LabelledFiles(write(tmp_path / "b", rows, num_files=3, row_group_size=77)), 0.1, 0.3)
+    assert sorted(epoch(stream_of(other))) == sorted(found[1])
+    assert {part.fingerprint() for part in parts} > {parts[0].fingerprint()}
+    assert set(epoch(stream_of(parts[2], 0.2))) < set(found[2])  # held-out rows are others
+
+
+def test_without_episodes_blocks_of_consecutive_rows_are_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr("rllib_kd.offline.labelled_files.PIECE_ROWS", 100)  # a block lies in two pieces
+    files = numbered(tmp_path, row_group_size=10_000)
+    parts = [Subset(files, 0.0, 0.3), Subset(files, 0.3, 1.0)]
+    found = [sorted(epoch(stream_of(part))) for part in parts]
+    assert sorted(found[0] + found[1]) == list(range(NUMBERED))
+    blocks = [{(number // 1_000, number % 1_000 // 64) for number in numbers} for numbers in found]
+    assert not blocks[0] & blocks[1]
+    with pytest.raises(DataError, match=r"has no block of 64 rows in the share from 0 to 1e-09"):
+        Subset(files, 0.0, 1e-9).num_rows  # noqa: B018
+
+
 # --- Rows for Learners ------------------------------------------------------------------------------------------------
 
 
@@ -142,7 +173,7 @@ def test_shards_share_the_rows_and_no_transition_crosses_them(tmp_path, teacher,
     config = recorded_config(write(tmp_path, rows), teacher, td_coeff=1.0, held_out=0.0).learners(num_learners=2)
     config.training(replay_buffer_config={"capacity": 10_000})
     data = LabelledData(config)
-    data.open(LabelledFiles(config.input_), config.replay_columns)
+    data.open(open_files(config), config.replay_columns)
     data.meet(teacher)
     shards = list(data.fill())
     assert len(shards) == 6
@@ -158,7 +189,7 @@ def test_rows_that_do_not_fit_pass_at_the_pace_that_is_asked_for(tmp_path, teach
     config = recorded_config(write(tmp_path, rows), teacher, held_out=0.0)
     config.training(replay_buffer_config={"capacity": 1_000})
     data = LabelledData(config)
-    data.open(LabelledFiles(config.input_), config.replay_columns)
+    data.open(open_files(config), config.replay_columns)
     data.meet(teacher)
     assert sum(len(shards[0]["obs"]) for shards in data.fill()) == 1_000
     asked, passed = 0, 0
@@ -178,7 +209,7 @@ def test_the_replay_finds_the_state_some_steps_later_in_the_same_episode(
     config = recorded_config(write(tmp_path, rows), teacher, td_coeff=1.0).learners(num_learners=num_learners)
     config.training(replay_buffer_config={"capacity": 4_000})
     data = LabelledData(config)
-    data.open(LabelledFiles(config.input_), config.replay_columns)
+    data.open(open_files(config), config.replay_columns)
     data.meet(teacher)
     replays = [ColumnarReplay(4_000) for _ in range(max(1, num_learners))]
     for shards in data.fill():
@@ -216,7 +247,7 @@ def test_a_folder_that_has_changed_begins_anew(tmp_path, teacher, rows, caplog):
     for num_rows in (3_000, 3_000, 2_000):
         write(tmp_path, {name: column[:num_rows] for name, column in rows.items()})
         data = LabelledData(config)
-        data.open(LabelledFiles(config.input_), config.replay_columns)
+        data.open(open_files(config), config.replay_columns)
         data.meet(teacher)
         if states:
             data.set_state(states[0])
@@ -232,7 +263,7 @@ def test_a_folder_that_has_changed_begins_anew(tmp_path, teacher, rows, caplog):
 def begin(folder, teacher, **distillation):
     config = recorded_config(str(folder), teacher, **distillation)
     data = LabelledData(config)
-    data.open(LabelledFiles(config.input_), config.replay_columns)
+    data.open(open_files(config), config.replay_columns)
     data.meet(teacher)
     return data
 
@@ -262,12 +293,15 @@ def test_a_schema_that_changes_between_files_names_file_and_column(tmp_path, row
 
 
 @pytest.mark.parametrize("column", ["obs", "teacher_q"])
-def test_a_number_that_is_not_finite_names_file_and_column(tmp_path, teacher, rows, column):
+@pytest.mark.parametrize("set_aside", [0.0, 0.3])
+def test_a_number_that_is_not_finite_names_file_column_and_row(tmp_path, teacher, rows, column, set_aside):
     wrong = rows[column].copy()
-    wrong[2_400, 1] = np.nan
-    data = begin(write(tmp_path, {**rows, column: wrong}), teacher)
+    place = next(row for row in range(2_400, 3_000) if place_of(rows["eps_id"][row]) >= set_aside)
+    wrong[place, 1] = np.nan
+    data = begin(write(tmp_path, {**rows, column: wrong}), teacher, held_out=0.0, set_aside=set_aside)
     data.config.training(replay_buffer_config={"capacity": 10_000})
-    with pytest.raises(DataError, match=rf"'.*1\.parquet', column '{column}': has the number nan"):
+    row = place - 1_500  # in its file
+    with pytest.raises(DataError, match=rf"'.*1\.parquet', column '{column}': row {row}: has the number nan"):
         list(data.fill())
 
 
@@ -323,7 +357,7 @@ def test_masks_come_with_the_columns_of_td_alone(tmp_path, teacher, rows):
 def test_an_action_that_the_teacher_lacks_is_named(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, {**rows, "actions": np.full_like(rows["actions"], 7)}))
     labeller = LearnerColumns(TD, teacher, files.schema)
-    with pytest.raises(DataError, match="column 'actions': has the action 7; expected 0 to 1"):
+    with pytest.raises(DataError, match="column 'actions': row 500: has the action 7; expected 0 to 1"):
         labeller(next(Stream(files, labeller.in_files(TD), HeldOut(files, 0.0, 1), 0)))
 
 

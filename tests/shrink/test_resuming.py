@@ -15,6 +15,7 @@ import torch
 from rllib_kd import Shrink
 from rllib_kd.certificates.games import Games
 from rllib_kd.export.costs import Cost
+from rllib_kd.shrink import arena as module_of_arena
 from rllib_kd.shrink import run as module_of_run
 from rllib_kd.shrink.candidates import mlp
 from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
@@ -121,9 +122,9 @@ def value(module, seed):
 def go(monkeypatch, tmp_path):
     """Begin or resume a run in a world; returns its result, and the content of its certificate if it is complete."""
     written = {}
-    monkeypatch.setattr(module_of_run, "Games", WorldGames)
+    monkeypatch.setattr(module_of_arena, "Games", WorldGames)
     monkeypatch.setattr(module_of_run, "save_student", lambda folder, *args, **kwargs: WorldGames.world.at("student"))
-    monkeypatch.setattr(module_of_run, "strip_of", lambda student, played, seed: None)
+    monkeypatch.setattr(module_of_arena, "strip_of", lambda student, played, seed: None)
     monkeypatch.setattr(module_of_run.report, "write", lambda result, *_: written.update(all=result.to_dict()))
     teacher = Teacher(make_q_module(), source="teacher")
     monkeypatch.setattr(module_of_run, "Teacher", lambda module, **kwargs: module)
@@ -137,7 +138,8 @@ def go(monkeypatch, tmp_path):
         state = progress.read() if resume else {"options": options_of(asked)}
         progress.folder.mkdir(exist_ok=True)
         played = SimpleNamespace(name="CartPole-v1", env="CartPole-v1", config_as_json=dict)
-        result = module_of_run.Run(teacher, played, None, None, SIZES, {}, progress, state, asked)(
+        arena = module_of_arena.InEnvironment(played, None, None)
+        result = module_of_run.Run(teacher, arena, None, SIZES, {}, progress, state, asked)(
             command=f"rllib shrink {folder} {resume}", progress=False
         )
         if not result.is_complete:

@@ -74,7 +74,7 @@ class Tournament:
 @pytest.fixture
 def trained(tmp_path):
     def train(trainer, tournament, interrupted=None, **limit):
-        run = Run(*[None] * 4, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
+        run = Run(*[None] * 3, sizes=[mlp(())], settings={}, progress=NoProgress(tmp_path), state={}, asked=None)
         run._budget = Budget(**{"minutes": None, "env_steps": 1_000, **limit}, max_episodes=100)
         run._games = Games(None, None, 0)
         run._show = lambda text: None

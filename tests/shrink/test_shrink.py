@@ -131,7 +131,7 @@ def test_what_is_needed_to_resume(refused, tmp_path):
     assert "its folder is needed" in refused(*SHRINK, "--resume")
     assert "no run was begun there" in refused("shrink", "--resume", "--out", str(tmp_path / "none"))
     assert "--teacher is missing" in refused("shrink", "--env", "CartPole-v1")
-    assert "--env is missing" in refused("shrink", "--teacher", "cartpole")
+    assert "Neither an environment nor recorded rows are given" in refused("shrink", "--teacher", "cartpole")
 
 
 def test_two_runs_do_not_mix_in_one_folder(refused, tmp_path):

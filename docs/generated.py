@@ -107,20 +107,26 @@ def changed_defaults() -> dict[str, tuple[Any, Any]]:
 
 def defaults() -> str:
     """Return a table of the defaults that differ from RLlib's."""
-    from rllib_kd.algorithm.defaults import FOR_IMAGES, FOR_VECTORS
+    from rllib_kd.algorithm.defaults import FOR_IMAGES, FOR_SEQUENCES, FOR_VECTORS
+
+    def by_student(name: str) -> str:
+        recurrent = (
+            "" if FOR_SEQUENCES[name] == FOR_VECTORS[name] else f" (recurrent students: `{FOR_SEQUENCES[name]!r}`)"
+        )
+        return f"`{FOR_VECTORS[name]!r}` for vectors{recurrent}, `{FOR_IMAGES[name]!r}` for images"
 
     rows = []
     for name, (own, rllibs) in changed_defaults().items():
         key = "train_batch_size_per_learner" if name == "train_batch_size" else name
         shown = f"`{own.__name__ if isinstance(own, type) else repr(own)}`"
         if key in FOR_VECTORS:
-            shown = f"`{FOR_VECTORS[key]!r}` for vectors, `{FOR_IMAGES[key]!r}` for images"
+            shown = by_student(key)
         elif name == "replay_buffer_config['capacity']":
             shown = "50,000 rows; of images 400,000, of recorded rows all; at most 4 GiB"
         rows.append([f"`{key}`", shown, f"`{rllibs!r}`"])
     if "training_intensity" not in changed_defaults():
         name = "training_intensity"
-        rows.append([f"`{name}`", f"`{FOR_VECTORS[name]!r}` for vectors, `{FOR_IMAGES[name]!r}` for images", "`None`"])
+        rows.append([f"`{name}`", by_student(name), "`None`"])
     return _table(["setting", "here", "RLlib's DQN"], rows)
 
 

@@ -1,9 +1,12 @@
-"""Defaults that depend on the student's observations: vectors, or images.
+"""Defaults that depend on the student: of vectors, of images, or one that remembers.
 
 A student of vectors soon sees nearly all of its states, and profits from many gradient steps on them. A student of
 images plays badly in states that are unlike those it has learned from. A new env step is then worth more than another
 gradient step on old states, and each gradient step takes a hundred times as long. docs/results/images.md has the
 measurements.
+
+States of one sequence resemble each other. A batch of a recurrent student therefore needs more of them, and its steps
+are smaller: docs/results/recurrent.md.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ FOR_VECTORS: dict[str, Any] = {"lr": 3e-3, "training_intensity": 32.0, "train_ba
 #: Rows of the replay. A tree has no memory of its own: what is not in the replay when it is regrown, it does not know.
 CAPACITY_FOR_TREES = 200_000
 FOR_IMAGES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 4.0, "train_batch_size_per_learner": 128}
+#: Of vectors.
+FOR_SEQUENCES: dict[str, Any] = {"lr": 1e-3, "training_intensity": 32.0, "train_batch_size_per_learner": 1024}
 
 
 def settle_defaults(
@@ -42,7 +47,8 @@ def settle_defaults(
     if config.trees and config.replay_buffer_config.get("capacity") is None:
         config.replay_buffer_config = {**config.replay_buffer_config, "capacity": CAPACITY_FOR_TREES}
     is_image = any(len(space.shape or ()) == 3 for space in seen)
-    for name, value in (FOR_IMAGES if is_image else FOR_VECTORS).items():
+    for_vectors = FOR_SEQUENCES if config.is_recurrent else FOR_VECTORS
+    for name, value in (FOR_IMAGES if is_image else for_vectors).items():
         is_batch_size = name == "train_batch_size_per_learner"
         if not (_rllib.has_batch_size(config) if is_batch_size else getattr(config, name) is not None):
             setattr(config, name, value)

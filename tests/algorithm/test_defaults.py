@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.algorithm.defaults import FOR_IMAGES, FOR_VECTORS, settle_defaults
+from rllib_kd.algorithm.defaults import FOR_IMAGES, FOR_SEQUENCES, FOR_VECTORS, settle_defaults
 from rllib_kd.learner import replay
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity, make_replay
 from rllib_kd.teachers.base import Teacher
@@ -30,6 +30,13 @@ def test_vectors_and_images_have_their_own(space, teacher, expected):
     conv = {"conv_filters": [[4, 8, 4]], "head_fcnet_hiddens": [8]}
     teachers = {} if teacher is None else {"default_policy": Teacher(make_q_module(teacher, **conv))}
     settle_defaults(config, spaces, teachers)
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(("space", "expected"), [(CARTPOLE_OBS, FOR_SEQUENCES), (IMAGES, FOR_IMAGES)])
+def test_recurrent_students_of_vectors_have_larger_batches(space, expected):
+    config = DistillDQNConfig().rl_module(model_config={"use_lstm": True})
+    settle_defaults(config, (space, CARTPOLE_ACTIONS), {})
     assert {name: getattr(config, name) for name in expected} == expected
 
 

@@ -71,6 +71,7 @@ class Task(NamedTuple):
 HIDDEN = {
     "CartPole-v1": Task(4, (1, 3), 60_000),
     "Acrobot-v1": Task(6, (4, 5), 200_000),
+    "MountainCar-v0": Task(2, (1,), 200_000),
     "LunarLander-v3": Task(8, (2, 3, 5), 200_000),
     "Corridor": Task(3, (0,), 60_000),
 }

@@ -11,6 +11,7 @@ import pytest
 import ray
 from pyarrow.fs import FileSystem
 
+from rllib_kd import DistillDQNConfig
 from rllib_kd.offline.job import LabelJob, count_tries
 from rllib_kd.offline.schema import to_columns
 from tests.buckets import bucket_named
@@ -43,6 +44,15 @@ def assert_tries_are_counted_beside_the_driver():
     assert set(ray.get(nodes)) == {ray.get_runtime_context().get_node_id()}
 
 
+def assert_a_learner_reads_every_row(uri):
+    config = DistillDQNConfig().learners(num_learners=1).rl_module(model_config={"fcnet_hiddens": [8]})
+    algo = config.distillation(teacher=teacher()).offline_data(input_=uri).build_algo()
+    result = algo.train()["distillation"]
+    algo.stop()
+    assert result["num_rows"] + result["num_rows_held_out"] == FILES * ROWS
+    assert result["num_epochs"] > 0
+
+
 @pytest.mark.slow(as_many=5)
 def test_a_node_is_lost_in_the_middle_and_nothing_is_lost_or_there_twice(lake, nodes):
     client, options = lake
@@ -64,3 +74,4 @@ def test_a_node_is_lost_in_the_middle_and_nothing_is_lost_or_there_twice(lake, n
         labelled = to_columns(pq.read_table(path, filesystem=filesystem))
         np.testing.assert_array_equal(labelled["obs"], states(ROWS, seed=i))
         assert np.isfinite(labelled["teacher_q"]).all()
+    assert_a_learner_reads_every_row(f"s3://lake/labelled{options}")

@@ -5,7 +5,7 @@
 FOLDER holds the teachers of `learning.TASKS`. Three students of about as many parameters see positions alone: an LSTM
 of 32 units behind 32 units; two hidden layers; and two hidden layers that see the last four observations. In `Corridor`
 stacks cannot help: a cue is shown in the first step, and needed 12 steps later. Its teacher, which always sees the cue,
-is trained when it is needed. The last student of each seed is judged, in episodes that nothing else has seen; each LSTM
+has the exact Q-values. The last student of each seed is judged, in episodes that nothing else has seen; each LSTM
 is exported to all formats that keep a state, and the files choose actions beside PyTorch. A run that is in the rows
 already is not made again.
 """
@@ -72,8 +72,8 @@ HIDDEN = {
     "CartPole-v1": Task(4, (1, 3), 60_000),
     "Acrobot-v1": Task(6, (4, 5), 200_000),
     "MountainCar-v0": Task(2, (1,), 200_000),
-    "LunarLander-v3": Task(8, (2, 3, 5), 200_000),
-    "Corridor": Task(3, (0,), 60_000),
+    "LunarLander-v3": Task(8, (2, 3, 5), 500_000),
+    "Corridor": Task(3, (0,), 200_000),
 }
 
 #: Networks of about 8,500 parameters.
@@ -88,11 +88,11 @@ class Corridor(gym.Env):
     """A corridor that ends in a fork: right is the way of the cue.
 
     The observation is the cue (−1 or 1), what is seen of it (the same in the first step, 0 later), and the place.
-    Actions: forward, left, right; the last two count at the end alone. The return is 1 at the right way, −1 at the
-    wrong one, and 0.01 less for each step.
+    Actions: forward, left, right; the last two count at the end alone. The return is 1 at the way of the cue, 0 at the
+    other one, and 0.05 less for each step.
     """
 
-    LENGTH = 12
+    LENGTH, COST = 12, 0.05
     observation_space = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
     action_space = gym.spaces.Discrete(3)
 
@@ -106,12 +106,12 @@ class Corridor(gym.Env):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self._steps += 1
-        reward, ended = -0.01, False
+        reward, ended = 0.0, False
         if self._place == self.LENGTH and action:
-            reward, ended = (1.0 if (action == 2) == (self._cue == 1) else -1.0), True
+            reward, ended = float((action == 2) == (self._cue == 1)), True
         elif action == 0:
             self._place = min(self._place + 1, self.LENGTH)
-        return self._observed(), reward, ended, self._steps >= 5 * self.LENGTH, {}
+        return self._observed(), reward - self.COST, ended, self._steps >= 5 * self.LENGTH, {}
 
     def _observed(self) -> np.ndarray:
         return np.array([self._cue, self._cue * (self._steps == 0), self._place / self.LENGTH], np.float32)
@@ -167,26 +167,21 @@ def visible_alone(env: Any, spaces: Any, device: Any, *, space: gym.Space) -> Fl
     return FlattenObservations(input_observation_space=space, keys_to_remove=["hidden"])
 
 
-def teacher_of(env: str, folder: Path) -> Path:
-    """Path of the teacher; that of the corridor is trained by TD, if it is not there."""
+def teacher_of(env: str, folder: Path, pipeline: ObservationPipeline | None = None) -> Teacher:
+    """The teacher, which sees everything; that of the corridor is its exact Q-values."""
     if env != "Corridor":
-        return folder / TASKS[env]
-    path = folder / "corridor"
-    if not path.exists():
-        config = (
-            DistillDQNConfig()
-            .environment(Corridor)
-            .rl_module(model_config={"fcnet_hiddens": [64, 64]})
-            .training(epsilon=[(0, 1.0), (10_000, 0.05)])
-            .distillation(teacher=None, td_coeff=1.0)
-            .debugging(seed=0)
-        )
-        algo = config.build_algo()
-        while algo.train()["num_env_steps_sampled_lifetime"] < 50_000:
-            pass
-        algo.save_to_path(str(path.absolute()))
-        algo.stop()
-    return path
+        return load_teacher(folder / TASKS[env], pipeline=pipeline)
+    spaces = {"observation_space": Corridor.observation_space, "action_space": Corridor.action_space}
+    return Teacher.from_callable(corridor_q, **spaces, pipeline=pipeline)
+
+
+def corridor_q(obs: torch.Tensor) -> torch.Tensor:
+    """Undiscounted Q-values of the best policy in `Corridor`, `[N, 3]`."""
+    cue, left_to_go = obs[:, 0], (Corridor.LENGTH * (1 - obs[:, 2])).round()
+    value = 1 - Corridor.COST * (left_to_go + 1)
+    at_the_end, stays = left_to_go == 0, value - Corridor.COST
+    turns = [torch.where(at_the_end, (cue == way).float() - Corridor.COST, stays) for way in (-1, 1)]
+    return torch.stack([torch.where(at_the_end, stays, value), *turns], dim=-1)
 
 
 # --- Measuring --------------------------------------------------------------------------------------------------------
@@ -198,7 +193,6 @@ def measure(
     """A row: what the last student reached. Keys as in the rows of `learning.py`."""
     env_config = {"env": env, "stacked": STACKED if student.startswith("stack") else 1}
     space = parts_space(**env_config)
-    path = teacher_of(env, folder)
     pipeline = ObservationPipeline(space, (Function(partial(join, task=HIDDEN[env])),))
     config = (
         DistillDQNConfig()
@@ -206,11 +200,11 @@ def measure(
         .env_runners(env_to_module_connector=partial(visible_alone, space=space))
         .rl_module(model_config=STUDENTS[student] | settings.get("model_config", {}))
         .training(**settings.get("training", {}))
-        .distillation(teacher=load_teacher(path, pipeline=pipeline), num_baseline_episodes=0)
+        .distillation(teacher=teacher_of(env, folder, pipeline), num_baseline_episodes=0)
         .distillation(**settings.get("distillation", {}))
         .debugging(seed=seed)
     )
-    teacher, random = baselines(env, path)
+    teacher, random = baselines(env, folder)
     start = time.process_time()
     algo = config.build_algo()
     try:
@@ -266,9 +260,9 @@ def same_actions(module: Any, env: Parts) -> dict[str, float]:
 
 
 @cache
-def baselines(env: str, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def baselines(env: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Returns of the teacher, which sees everything, and of a random policy, in the same episodes."""
-    teacher = GreedyQ(load_teacher(path))
+    teacher = GreedyQ(teacher_of(env, folder))
     random = RandomActions(int(teacher.action_space.n), seed=0)
     return played(partial(make_whole, env), teacher), played(partial(make_whole, env), random)
 

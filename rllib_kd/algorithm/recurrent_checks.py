@@ -13,6 +13,8 @@ from rllib_kd.text import did_you_mean
 if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
 
+_MAX_LENGTH = 10_000  # env steps of a sequence: EnvRunners keep whole ones in memory
+
 
 def check_recurrent(config: DistillationConfig) -> None:
     """Check the settings of recurrent students, and what they exclude."""
@@ -78,6 +80,8 @@ def _check_values(setting: str, shape: Mapping[str, Any]) -> None:
         value = shape.get(name, 1)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{setting}['{name}'] must be an integer of at least 1, got {value!r}.")
+    if (length := shape.get("max_seq_len", 1)) > _MAX_LENGTH:
+        raise ValueError(f"{setting}['max_seq_len'] must be at most {_MAX_LENGTH:,} env steps, got {length:,}.")
     if (kind := shape.get(LAYER_TYPE, LAYER_TYPES[0])) not in LAYER_TYPES:
         raise ValueError(
             f"{setting}['{LAYER_TYPE}'] must be 'lstm' or 'gru', got {kind!r}.{did_you_mean(str(kind), LAYER_TYPES)}"

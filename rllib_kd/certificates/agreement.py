@@ -27,6 +27,13 @@ NO_RETURN = (
 )
 
 
+def note_on(unit: str) -> str:
+    """Return what every result says that counts such units (a plural)."""
+    if unit == "episodes":
+        return NO_RETURN
+    return f"{NO_RETURN} The rows do not name their episodes: that {unit} are independent is an assumption."
+
+
 class AgreementTest(RatioTest):
     """Test whether a student's mean agreement is at least `keep`, while units of recorded states arrive.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +60,11 @@ class HeldOutStates:
         """Return N."""
         return len(self._obs)
 
+    def add_to(self, digest: Any) -> None:
+        """Add the states and their units to a hash; not the labels, which may differ between machines."""
+        for array in (self._sizes, self._obs):
+            digest.update(np.ascontiguousarray(array).tobytes())
+
     @torch.no_grad()
     def agreements(self, module: Any, first: int, count: int) -> np.ndarray:
         """Return the share of the states of each unit in which a student takes the teacher's action, `[count]`.
@@ -115,7 +121,7 @@ class HeldOut:
         test: states that certify, and choose nothing.
         set_aside: share of all units that a run must not read: the setting of this name.
         unit: what states come in, as a plural: "episodes" or "blocks of 64 rows".
-        fingerprint: text that is equal for equal files.
+        fingerprint: text that is equal for the same held-out states of files of equal names and sizes.
     """
 
     choice: HeldOutStates
@@ -208,7 +214,10 @@ def hold_out(config: Any, teacher: Teacher, *, share: float, keep: float | None,
     check_teacher_of(files, teacher)
     unit = "episodes" if has_episodes(files) else f"blocks of {BLOCK_ROWS} rows"
     choice, test = (_read(Subset(files, low, high), teacher) for low, high in ((0.0, share / 2), (share / 2, share)))
-    found = HeldOut(choice, test, share, unit, files.fingerprint())
+    digest = hashlib.sha256(files.fingerprint().encode())
+    for states in (choice, test):
+        states.add_to(digest)
+    found = HeldOut(choice, test, share, unit, digest.hexdigest()[:16])
     _check_enough(found, keep, confidence)
     return found
 

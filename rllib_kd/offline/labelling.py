@@ -312,6 +312,8 @@ def _recorded(name: str, values: Any, count: int, num_actions: int, place: _Plac
         got = list(values.shape) if isinstance(values, np.ndarray) else "parts"
         raise place.error(f"has the shape {got}; expected {list(shape)}", name)
     if name == Columns.EPS_ID:
+        if values.dtype.kind == "f":
+            _finite(values, name, place)
         return values if values.dtype == object else values.astype(str).astype(object)
     if values.dtype.kind not in "biuf":
         raise place.error(f"has the type {values.dtype}; expected numbers", name)

@@ -152,7 +152,7 @@ class Subset:
         for columns in self._files.read(chunk, names):
             if Columns.EPS_ID in columns:
                 found: dict[Any, int] = {}
-                ids = columns[Columns.EPS_ID].tolist()
+                ids = _names(columns[Columns.EPS_ID], self._files.path_of(chunk)).tolist()
                 of_row = np.fromiter((found.setdefault(name, len(found)) for name in ids), np.int64, len(ids))
                 yield columns, list(map(str, found)), of_row
             else:
@@ -161,6 +161,23 @@ class Subset:
                 start = int(blocks[0]) if len(blocks) else 0
                 units = [_block(chunk, block) for block in range(start, int(blocks[-1]) + 1)] if len(blocks) else []
                 yield columns, units, blocks - start
+
+
+def _names(values: Any, path: str) -> np.ndarray:
+    """Check the names of the episodes of some rows, `[N]`.
+
+    Raises:
+        DataError: they are no names.
+    """
+    if not isinstance(values, np.ndarray) or values.ndim != 1:
+        raise DataError("names no episodes; expected a number or a text in each row", file=path, column=Columns.EPS_ID)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(
+            "has numbers that are not finite; expected the name of an episode in each row",
+            file=path,
+            column=Columns.EPS_ID,
+        )
+    return values
 
 
 def _block(chunk: Chunk, block: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rllib_kd.certificates.agreement import AGREEMENT, NO_RETURN, agreement_dict
+from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Certificate, Measured
 from rllib_kd.export.units import UNITS, measured_cost
 from rllib_kd.text import cell, finite_or_none, number, printable, ratio, rendered
@@ -145,7 +145,7 @@ class Shrunk:
     def verdict(self) -> str:
         """Return the result in one or two sentences."""
         student = self.certified
-        about = "" if self.rows is None else f" {NO_RETURN}"
+        about = "" if self.rows is None else f" {note_on(self.rows['unit'])}"
         if student is None or student.certificate is None:
             return f"Not certified. {self.reason}{about}"
         found = student.certificate
@@ -183,7 +183,7 @@ class Shrunk:
         content = {
             "format": FORMAT,
             "measured": self.measured.name,
-            **({} if self.rows is None else {"note": NO_RETURN, "rows": self.rows}),
+            **({} if self.rows is None else {"note": note_on(self.rows["unit"]), "rows": self.rows}),
             **{name: getattr(self, name) for name in names},
             "confidence": self.confidence,
             "minimize": self.minimize,

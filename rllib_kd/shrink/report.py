@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rllib_kd.certificates.agreement import NO_RETURN, agreement_means
+from rllib_kd.certificates.agreement import agreement_means, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Measured
 from rllib_kd.export.certificate_card import write_certificate_card
 from rllib_kd.export.units import UNITS
@@ -78,7 +78,7 @@ def _head(result: Shrunk) -> tuple[str, str]:
         return title, f"{teacher}mean return {number(result.teacher_return)}. A random policy's is {random}."
     numbers = [f"{result.rows[part]['units']:,} {result.rows['unit']}" for part in ("choice", "certificate")]
     title = f"{printable(result.env)}: the smallest student that agrees with its teacher"
-    return title, f"{teacher}no environment. {numbers[0]} chose, {numbers[1]} certify. {NO_RETURN}"
+    return title, f"{teacher}no environment. {numbers[0]} chose, {numbers[1]} certify. {note_on(result.rows['unit'])}"
 
 
 def _pictures(result: Shrunk, strip: Strip) -> str:
@@ -191,7 +191,7 @@ def _meaning(result: Shrunk) -> list[str]:
     """Return what the certificate means, in paragraphs."""
     alpha = 1 - result.confidence
     if result.rows is not None:
-        return [*agreement_means(result.rows["unit"], result.keep, alpha), NO_RETURN]
+        return [*agreement_means(result.rows["unit"], result.keep, alpha), note_on(result.rows["unit"])]
     words = [
         "The return ratio is (student − random) / (teacher − random) of the mean undiscounted returns. The probability "
         f"that this run certifies a student with a ratio below {result.keep:g} is at most {100 * alpha:.3g} %, for all "

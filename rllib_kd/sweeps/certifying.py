@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.fs
 
-from rllib_kd.certificates.agreement import AGREEMENT, NO_RETURN, agreement_dict
+from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES, Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
@@ -91,7 +91,7 @@ def content_of(claim: Claim, tested: Tested) -> dict[str, Any]:
         return {
             **vars(claim),
             "measured": AGREEMENT.name,
-            "note": NO_RETURN,
+            "note": note_on(tested.certificate.measured.unit.removeprefix("held-out ")),
             "certificate": agreement_dict(tested.certificate),
             "certificate_agreements": tested.returns_by_policy["student"],
         }

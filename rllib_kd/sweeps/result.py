@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rllib_kd.certificates.agreement import AGREEMENT, NO_RETURN, agreement_dict
+from rllib_kd.certificates.agreement import AGREEMENT, agreement_dict, note_on
 from rllib_kd.certificates.certificate import RETURN_RATIO, Measured
 from rllib_kd.evaluation.intervals import lower_bound
 from rllib_kd.export.units import UNITS
@@ -192,7 +192,7 @@ class SweepResult:
 
     def remarks(self) -> list[str]:
         """Return the verdict, and sentences about how the sweep went, as they can be printed."""
-        about = "" if self.held_out is None else NO_RETURN
+        about = "" if self.held_out is None else note_on(self.held_out["unit"])
         remarks = [self.verdict(), self.certificate_line(), about, self.note]
         if not self.is_complete:
             remarks.append("The sweep was interrupted. Continue with the same command and --resume.")
@@ -233,7 +233,9 @@ class SweepResult:
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict()}
         content |= {"minimize": self.minimize, "measured": self.measured.name}
-        content |= {} if self.held_out is None else {"rows": dict(self.held_out or {}), "note": NO_RETURN}
+        content |= (
+            {} if self.held_out is None else {"rows": dict(self.held_out or {}), "note": note_on(self.held_out["unit"])}
+        )
         content["students"] = self.rows()
         if (best := self.best) is not None:
             content["command"] = self.command(best)

@@ -188,6 +188,10 @@ def of_family(config, shape):
         (lambda c: c.training(replay_buffer_config={"alpha": 0.6}), r"`replay_buffer_config\['alpha'\]`=0.6"),
         (lambda c: c.rl_module(model_config={**MEMORY, "lstm_cell_size": 0}), "at least 1, got 0"),
         (lambda c: c.rl_module(model_config={**MEMORY, "max_seq_len": 2.5}), "at least 1, got 2.5"),
+        (
+            lambda c: c.rl_module(model_config={**MEMORY, "max_seq_len": 10**8}),
+            "at most 10,000 env steps, got 100,000,000",
+        ),
         (lambda c: c.training(burn_in_len=6), "max_seq_len=6 env steps, the first burn_in_len=6"),
         (lambda c: c.training(burn_in_len=-1), "`burn_in_len` must be an integer of at least 0"),
         (lambda c: c.rl_module(model_config={**MEMORY, "recurrent_layer_type": "GRU"}), "Did you mean 'gru'"),

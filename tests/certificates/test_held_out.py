@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from rllib_kd.certificates.agreement import AgreementTest, agreement_dict, fewest_units
+from rllib_kd.certificates.agreement import AgreementTest, agreement_dict, fewest_units, note_on
 from rllib_kd.certificates.certification import certify
 from rllib_kd.certificates.held_out import HeldOutStates, RowGames, hold_out
+from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.subset import place_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
@@ -38,6 +39,7 @@ def held_out(folder, teacher, *, share=SHARE, keep=0.9, **settings):
 def test_whole_episodes_judge_that_are_neither_learned_from_nor_in_both_halves(tmp_path, teacher):
     found = held_out(write(tmp_path, recorded(teacher), row_group_size=100), teacher)
     assert found.unit == "episodes"
+    assert "assumption" not in note_on(found.unit)
     choice, test = (np.unique(states._obs[:, 0].round(2)) for states in (found.choice, found.test))
     assert not set(choice) & set(test)
     for states, numbers in ((found.choice, choice), (found.test, test)):
@@ -60,6 +62,27 @@ def test_agreement_is_the_share_of_equal_actions_of_each_unit(tmp_path, teacher)
     assert 0 < everything.mean() < 1
     again = found.choice.agreements(other, found.choice.num_units - 1, 3)  # they begin again
     assert again.tolist() == [everything[-1], *everything[:2]]
+
+
+def test_other_episodes_of_equal_files_are_other_rows(tmp_path, teacher):
+    rows = recorded(teacher)
+    first = held_out(write(tmp_path, rows), teacher).fingerprint
+    assert held_out(write(tmp_path, rows), teacher).fingerprint == first
+    renamed = rows | {"eps_id": np.array([f"x{name}" for name in rows["eps_id"]])}
+    assert held_out(write(tmp_path, renamed), teacher).fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (np.full((2_700, 1), 1), "column 'eps_id': names no episodes; expected a number or a text in each row"),
+        (np.append(np.arange(2_699.0), np.nan), "column 'eps_id': has numbers that are not finite"),
+    ],
+)
+def test_what_names_no_episodes_is_refused(tmp_path, teacher, names, message):
+    np.savez(tmp_path / "a.npz", obs=recorded(teacher)["obs"], eps_id=names)
+    with pytest.raises(DataError, match=message):
+        held_out(str(tmp_path), teacher)
 
 
 def test_of_long_episodes_some_states_are_drawn_and_of_many_episodes_the_first(tmp_path, teacher, monkeypatch):
@@ -92,6 +115,7 @@ def test_without_episodes_blocks_of_rows_judge(tmp_path, teacher):
     del columns["eps_id"]
     found = held_out(write(tmp_path, columns, row_group_size=5_000), teacher)
     assert found.unit == "blocks of 64 rows"
+    assert "that blocks of 64 rows are independent is an assumption" in note_on(found.unit)
     assert set(found.choice._sizes) <= {64, 6_750 % 5_000 % 64, 5_000 % 64}
 
 

@@ -89,6 +89,21 @@ def test_files_choose_the_same_actions_through_100_episodes(tmp_path, artifact_f
     assert torchs == files
 
 
+@pytest.mark.parametrize("artifact_format", ["onnx", "safetensors"])
+def test_an_observation_that_is_not_finite_costs_its_episode_what_was_before_and_no_more(tmp_path, artifact_format):
+    student = Teacher(two_actions())
+    export(student, tmp_path / "s", format=artifact_format, obs=observations((4,)))
+    obs = observations((4,))[:6]
+    file, begun = q_function(tmp_path / "s"), q_function(tmp_path / "s")
+    for one in obs[:3]:
+        file(np.stack([one, one]))
+    file(np.stack([obs[3], np.full(4, np.nan, np.float32)]))
+    for one in obs[4:]:
+        alone, lost = file(np.stack([one, one]))
+        assert lost == pytest.approx(begun(one[None])[0], abs=1e-6)
+        assert np.abs(alone - lost).max() > 1e-6
+
+
 def two_actions():
     return make_q_module(CARTPOLE, CARTPOLE_ACTIONS, use_lstm=True, lstm_cell_size=8, fcnet_hiddens=[8], seed=3)
 

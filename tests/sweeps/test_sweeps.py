@@ -166,6 +166,7 @@ def test_what_cannot_be_is_refused(tmp_path, values, message):
         ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
         ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
         ({"space": lambda teacher, **facts: {}}, "There is nothing to search"),
+        ({"config": {"model_config": {"use_lstm": True}}}, r"Recurrent students \('use_lstm'\) are not supported here"),
     ],
 )
 def test_what_no_trial_could_do_is_refused_before_the_first(cluster, tmp_path, values, message):

@@ -1,5 +1,6 @@
 """The shape of the house: what is public, and what can be imported without Ray. import-linter holds the floors."""
 
+import ast
 import pickle
 import re
 import subprocess
@@ -176,3 +177,14 @@ for module in pkgutil.walk_packages(rllib_kd.__path__, "rllib_kd."):
 def test_without_extras_everything_else_is_imported():
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == OF_EXTRAS, done.stderr
+
+
+def test_files_and_functions_can_be_read_at_one_go():
+    for path in PACKAGE.rglob("*.py"):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 500, path
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 60:
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                above = "\n".join(lines[max(0, first - 3) : first - 1])
+                assert "# Longer than other functions" in above, f"{path}: {node.name}"

@@ -40,6 +40,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
     is one group for each module with a teacher, named like the module; otherwise there is one.
     """
 
+    # Longer than other functions: it is the list of all settings with their defaults.
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class)
         self.teacher: str | Teacher | list[Any] | Mapping[str, Any] | None = None

@@ -71,6 +71,7 @@ class Tested:
         return dict(zip(("student", "teacher", "random"), self.returns.tolist(), strict=True))
 
 
+# Longer than other functions by its docstring.
 def certify(
     num_candidates: int,
     play: Play,

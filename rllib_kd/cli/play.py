@@ -150,6 +150,7 @@ def evaluate(
         out.write_text(json.dumps(content | {"returns": report.returns}, indent=1) + "\n")
 
 
+# Longer than other functions: typer reads the flags from its signature.
 @app.command()
 def export(
     checkpoint: Policy,

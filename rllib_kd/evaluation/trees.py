@@ -13,6 +13,7 @@ from rllib_kd.students.trees.rules import names_of_entries, rules, short
 from rllib_kd.teachers.base import Teacher
 
 
+# Longer than other functions by its docstring.
 def tree_figures(
     teacher: Teacher,
     student: Teacher,

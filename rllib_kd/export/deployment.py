@@ -73,6 +73,7 @@ class _Artifact:
         return act
 
 
+# Longer than other functions by its docstring.
 def deploy(
     checkpoint: Any,
     out: Path | None,

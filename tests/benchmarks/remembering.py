@@ -235,10 +235,14 @@ def measure(
 
 
 def same_actions(module: Any, env: Parts) -> dict[str, float]:
-    """Share of the steps in which an exported file chooses what PyTorch does, by format, while PyTorch plays."""
+    """Share of the steps in which an exported file chooses what PyTorch does, by format, while PyTorch plays.
+
+    And `largest_gap`: by how much PyTorch's Q-values of the two actions differ at most where a file chooses another one.
+    """
     student, memory = Teacher(module), Memory()
     states = np.random.default_rng(0).normal(size=(256, *module.observation_space.shape)).astype(np.float32)
     equal: dict[str, list[bool]] = {name: [] for name in RECURRENT_FORMATS}
+    largest_gap = 0.0
     with tempfile.TemporaryDirectory() as folder:
         functions = {}
         for name in RECURRENT_FORMATS:
@@ -251,12 +255,15 @@ def same_actions(module: Any, env: Parts) -> dict[str, float]:
                 function.begin()
             while not is_over:
                 obs = parts["visible"][np.newaxis].astype(np.float32)
-                action = int(memory.step(module, torch.from_numpy(obs)).argmax())
+                q = memory.step(module, torch.from_numpy(obs))[0]
+                action = int(q.argmax())
                 for name, function in functions.items():
-                    equal[name].append(int(function(obs).argmax()) == action)
+                    chosen = int(function(obs).argmax())
+                    equal[name].append(chosen == action)
+                    largest_gap = max(largest_gap, float(q[action] - q[chosen]))
                 parts, _, terminated, truncated, _ = env.step(action)
                 is_over = terminated or truncated
-    return {name: float(np.mean(own)) for name, own in equal.items()}
+    return {name: float(np.mean(own)) for name, own in equal.items()} | {"largest_gap": largest_gap}
 
 
 @cache

@@ -399,8 +399,10 @@ def test_without_a_teacher_it_is_dqn(cartpole_config, build, tmp_path, num_env_r
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     assert not (Path(path) / "teacher").exists()
 
+    saved = student_weights(algo)
+    algo.stop()  # its processes have the CPUs that the next ones need
     resumed = DistillDQN.from_checkpoint(path)
-    assert_equal_weights(student_weights(resumed), student_weights(algo))
+    assert_equal_weights(student_weights(resumed), saved)
     assert resumed.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
     resumed.stop()
     here = cartpole_config.copy(copy_frozen=False).env_runners(num_env_runners=0).learners(num_learners=0)

@@ -237,7 +237,7 @@ def measure(
 def same_actions(module: Any, env: Parts) -> dict[str, float]:
     """Share of the steps in which an exported file chooses what PyTorch does, by format, while PyTorch plays.
 
-    And `largest_gap`: by how much PyTorch's Q-values of the two actions differ at most where a file chooses another one.
+    And `largest_gap`: by how much PyTorch's Q-values of the two actions differ at most, where a file chooses another.
     """
     student, memory = Teacher(module), Memory()
     states = np.random.default_rng(0).normal(size=(256, *module.observation_space.shape)).astype(np.float32)

@@ -27,3 +27,16 @@ def student_config(env: Any, teacher: Teacher, settings: Mapping[str, Any], *, s
     config.debugging(seed=seed, log_sys_usage=False)
     apply_settings(config, settings)
     return config
+
+
+def refuse_recurrent(config: DistillDQNConfig) -> None:
+    """Check that students have no memory, where their sizes are searched.
+
+    Raises:
+        ValueError: they have.
+    """
+    if config.is_recurrent:
+        raise ValueError(
+            "Recurrent students ('use_lstm') are not supported here: the sizes are those of students without a memory. "
+            "Train recurrent ones of several sizes by .distillation(students={...}), and compare them."
+        )

@@ -19,7 +19,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.first_weights import set_weights
 from rllib_kd.algorithm.recorded import check_before
-from rllib_kd.algorithm.student_config import student_config
+from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
 from rllib_kd.algorithm.students import shape_students
 from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
@@ -63,11 +63,7 @@ def training_config(
             "Connectors of your own are not supported here: their statistics would be missing in the student's "
             "checkpoint. Leave them out."
         )
-    if config.is_recurrent:
-        raise ValueError(
-            "Recurrent students ('use_lstm') are not supported here: the sizes are those of students without a memory. "
-            "Train recurrent ones of several sizes by .distillation(students={...}), and compare them."
-        )
+    refuse_recurrent(config)
     check_before(config, {DEFAULT_MODULE_ID: teacher}, None)  # recorded rows, if there are any
     # Copies are compared by the tournament alone, and not at each save.
     config.distillation(

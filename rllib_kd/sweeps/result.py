@@ -233,9 +233,8 @@ class SweepResult:
         content = {name: getattr(self, name) for name in (*shared, "env_steps", "note", "is_complete")}
         content |= {"fixed": dict(self.fixed), "failed": dict(self.failed), "verdict": self.verdict()}
         content |= {"minimize": self.minimize, "measured": self.measured.name}
-        content |= (
-            {} if self.held_out is None else {"rows": dict(self.held_out or {}), "note": note_on(self.held_out["unit"])}
-        )
+        if self.held_out is not None:
+            content |= {"rows": dict(self.held_out), "note": note_on(self.held_out["unit"])}
         content["students"] = self.rows()
         if (best := self.best) is not None:
             content["command"] = self.command(best)

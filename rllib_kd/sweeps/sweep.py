@@ -30,7 +30,7 @@ from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.offline_checks import OF_BEHAVIOUR
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import validate
-from rllib_kd.algorithm.student_config import student_config
+from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
@@ -52,7 +52,6 @@ from rllib_kd.experiment.running import alone_in
 from rllib_kd.experiment.snapshots import Snapshots, has_snapshot, put_back, snapshot_often
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.learner.label_statistics import QStatistics
-from rllib_kd.networks.recurrent import USE_LSTM
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.offline.data import all_files
 from rllib_kd.offline.rows import TD_IN_FILES
@@ -320,11 +319,7 @@ class Sweep:
             raise ValueError(
                 "There is nothing to search: `config` fixes every setting of the space. Leave some of them out."
             )
-        if self.config.get("model_config", {}).get(USE_LSTM):
-            raise ValueError(
-                "Recurrent students ('use_lstm') are not supported here: the sizes that are searched are those of "
-                "students without a memory. Train recurrent ones by .distillation(students={...}), and compare them."
-            )
+        refuse_recurrent(student_config(self.env, teacher, self.config, seed=self.seed))
         sample = {name: domain.sample() for name, domain in space.items()}
         settings = {**self._settings(), **settings_of(sample, self.config)}
         config = student_config(self.env, teacher, settings, seed=self.seed)

@@ -40,9 +40,8 @@ class Remembering:
     def __call__(self, obs: np.ndarray, action_mask: np.ndarray | None = None) -> np.ndarray:
         """Return Q-values `[B, A]` of observations `[B, ...]`; those of illegal actions (mask 0) are −inf."""
         obs = np.asarray(obs, np.float32)
+        if self.state is not None:  # as in training, an episode begins anew if an observation has left NaN in its state
+            self.begin(~np.all([np.isfinite(part).all(-1) for part in self.state.values()], axis=0))
         state = self.initial_state(len(obs)) if self.state is None else self.state
-        # As where the student was trained, an episode whose state an observation has left not finite begins anew.
-        lost = ~np.all([np.isfinite(part).all(-1) for part in state.values()], axis=0)
-        state = {name: np.where(lost[:, None], np.float32(0), part) for name, part in state.items()}
         q_values, self.state = self.step(obs, state, action_mask)
         return q_values

@@ -10,9 +10,6 @@ rows lie in episodes of 640: neighbours resemble each other, which the certifica
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -25,7 +22,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own package, beside the installed one
 
 from rllib_kd.certificates.agreement import fewest_units
-from tests.benchmarks.certificates import betting
+from tests.benchmarks.certificates import arguments, betting, write_rows
 
 KEEP, ALPHA = 0.97, 0.05
 MAX_UNITS = 2_000
@@ -111,12 +108,7 @@ def measure(name: str, mean: float, runs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1_000, help="of each row")
-    parser.add_argument("--only", nargs="+", choices=RECORDINGS, default=list(RECORDINGS), help="kinds of recordings")
-    parser.add_argument("--csv", type=Path, help="where to write the table")
-    parser.add_argument("--json", type=Path, help="where to write the rows")
-    args = parser.parse_args()
+    args = arguments(__doc__, RECORDINGS, "kinds of recordings")
     rows, console = [], Console(width=160)
     console.print(f"at least {fewest_units(KEEP, 1 - ALPHA)} units", highlight=False)
     for name in args.only:
@@ -125,13 +117,7 @@ def main() -> None:
             cells = f"{name:24} {mean:.2f}  certified {100 * row['certified']:5.1f} %  units {row['units'] or '–':>5}"
             console.print(f"{cells}  single rows {100 * row['certified_by_single_rows']:5.1f} %", highlight=False)
             sys.stdout.flush()
-    if args.csv:
-        with args.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    write_rows(rows, args)
 
 
 if __name__ == "__main__":

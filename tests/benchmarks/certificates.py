@@ -15,7 +15,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,18 +225,18 @@ def show(row: dict[str, Any], console: Console) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str | None, kinds: Iterable[str], what: str) -> argparse.Namespace:
+    """Return the flags of a simulation of these kinds."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1_000, help="of each row")
-    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS), help="kinds of returns")
+    parser.add_argument("--only", nargs="+", choices=list(kinds), default=list(kinds), help=what)
     parser.add_argument("--csv", type=Path, help="where to write the table")
     parser.add_argument("--json", type=Path, help="where to write the rows")
-    args = parser.parse_args()
-    rows, console = [], Console(width=160)
-    for name in args.only:
-        for row in measure(name, args.runs):
-            show(row, console)
-            rows.append(row)
+    return parser.parse_args()
+
+
+def write_rows(rows: Sequence[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Write rows where the flags say."""
     if args.csv:
         with args.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), restval="")
@@ -244,6 +244,16 @@ def main() -> None:
             writer.writerows(rows)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
+
+
+def main() -> None:
+    args = arguments(__doc__, SCENARIOS, "kinds of returns")
+    rows, console = [], Console(width=160)
+    for name in args.only:
+        for row in measure(name, args.runs):
+            show(row, console)
+            rows.append(row)
+    write_rows(rows, args)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +361,21 @@ def show(lines: Sequence[dict[str, Any]], csv_path: Path | None) -> None:
             writer.writerows(lines)
 
 
+def measured(path: Path, runs: Mapping[str, Callable[[], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows of all runs, given by key; a run that is in the file already is not made again, and new ones are added."""
+    known = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
+    rows = {row["key"]: row for row in known}
+    torch.set_num_threads(1)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    for key, measure_one in runs.items():
+        if key not in rows:
+            rows[key] = measure_one() | {"key": key}
+            with path.open("a") as file:
+                file.write(json.dumps(rows[key]) + "\n")
+    ray.shutdown()
+    return [rows[key] for key in runs]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
@@ -392,20 +407,8 @@ def main() -> None:
     )
     lengths = args.env_steps or [study.env_steps]
     runs = [run for env_steps in lengths for run in replace(study, env_steps=env_steps).runs()]
-    rows = (
-        {row["key"]: row for row in map(json.loads, args.rows.read_text().splitlines())} if args.rows.exists() else {}
-    )
-    torch.set_num_threads(1)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    for run in runs:
-        if run.key not in rows:
-            rows[run.key] = measure(run, args.teachers)
-            with args.rows.open("a") as file:
-                file.write(json.dumps(rows[run.key]) + "\n")
-    ray.shutdown()
-
-    lines = summary([rows[run.key] for run in runs])
-    show(lines, args.csv)
+    rows = measured(args.rows, {run.key: partial(measure, run, args.teachers) for run in runs})
+    show(summary(rows), args.csv)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own packa
 
 import gymnasium as gym
 import numpy as np
-import ray
 import torch
 
 from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.offline.job import LabelJob
-from tests.benchmarks.learning import TASKS, baselines, groups_of, play_greedily, return_ratio, show, summary
+from tests.benchmarks.learning import TASKS, baselines, groups_of, measured, play_greedily, return_ratio, show, summary
 
 STATES = 200_000
 NUM_EPISODES = 100
@@ -111,21 +111,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[100, 101, 102, 103, 104])
     args = parser.parse_args()
 
-    torch.set_num_threads(1)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    known = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    rows = {row["key"]: row for row in known}
-    keys = []
-    for env, source, seed in product(args.env, args.sources, args.seeds):
-        keys.append(json.dumps([env, source, seed]))
-        if keys[-1] in rows:
-            continue
-        row = rows[keys[-1]] = measure(env, source, seed, args.teachers, args.states) | {"key": keys[-1]}
-        print(env, source, seed, f"{row['return_ratio']:.3f} agreement {row['agreement']:.3f}", flush=True)
-        with args.rows.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-    ray.shutdown()
-    groups = groups_of([rows[key] for key in keys])
+    runs = {
+        json.dumps(run): partial(measure, *run, args.teachers, args.states)
+        for run in product(args.env, args.sources, args.seeds)
+    }
+    groups = groups_of(measured(args.rows, runs))
     show([line | {"agreement": _mean_agreement(group)} for group in groups for line in summary(group)], args.csv)
 
 

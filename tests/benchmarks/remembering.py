@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # as a script: its own packa
 
 import gymnasium as gym
 import numpy as np
-import ray
 import torch
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
@@ -43,7 +42,7 @@ from rllib_kd.export.recurrent import RECURRENT_FORMATS
 from rllib_kd.networks.recurrent import Memory
 from rllib_kd.observations.pipeline import Function, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
-from tests.benchmarks.learning import FIRST_EPISODE_SEED, TASKS, groups_of, return_ratio, show, summary
+from tests.benchmarks.learning import FIRST_EPISODE_SEED, TASKS, groups_of, measured, return_ratio, show, summary
 
 NUM_EPISODES = 100
 STACKED = 4  # observations that the stacked student sees
@@ -292,25 +291,14 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    torch.set_num_threads(1)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    known = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    rows = {row["key"]: row for row in known}
-    keys = []
+    runs = {}
     for env, student, seed in product(args.env, args.students, args.seeds):
-        env_steps = args.env_steps or HIDDEN[env].env_steps
-        key = json.dumps([env, student, seed, env_steps, args.settings], sort_keys=True)
-        keys.append(key)
-        if key in rows:
-            continue
-        rows[key] = measure(env, student, seed, env_steps, args.teachers, args.settings) | {"key": key}
-        print(env, student, seed, f"{rows[key]['return_ratio']:.3f}", flush=True)
-        with args.rows.open("a") as file:
-            file.write(json.dumps(rows[key]) + "\n")
-    ray.shutdown()
+        run = [env, student, seed, args.env_steps or HIDDEN[env].env_steps]
+        key = json.dumps([*run, args.settings], sort_keys=True)
+        runs[key] = partial(measure, *run, args.teachers, args.settings)
     lines = [
         line | {"parameters": group[0]["parameters"], "cpu_s": round(np.mean([row["cpu_seconds"] for row in group]))}
-        for group in groups_of([rows[key] for key in keys])
+        for group in groups_of(measured(args.rows, runs))
         for line in summary(group)
     ]
     show(lines, args.csv)

@@ -21,6 +21,7 @@ from rllib_kd.shrink.tournament import Tournament
 from tests.conftest import make_q_module
 from tests.offline.labelled import episodes
 from tests.offline.labelled import write as write_rows
+from tests.shrink.killed import content, run_killed
 
 NO_RETURN = "This is agreement with the teacher on recorded states, and not return"
 
@@ -178,11 +179,6 @@ def test_without_a_certificate_it_says_what_would_help():
 def test_a_run_on_rows_that_is_killed_and_resumed_ends_with_the_same_certificate(
     cluster, tmp_path, monkeypatch, rows, teacher
 ):
-    def content(name):
-        content = json.loads((tmp_path / name / "certificate.json").read_text())
-        content.pop("seconds")
-        return json.dumps(content).replace(f"/{name}", "")
-
     def shrink(name):
         sizes = {"linear": {"fcnet_hiddens": []}, "small": {"fcnet_hiddens": [16]}}
         config = {"input_": rows, "held_out": 0.3}
@@ -193,24 +189,9 @@ def test_a_run_on_rows_that_is_killed_and_resumed_ends_with_the_same_certificate
     assert whole.certified is not None, str(whole)
     assert load_teacher(whole.checkpoint).num_parameters == whole.certified.num_parameters
     assert len(whole.certified.returns["student"]) <= whole.rows["certificate"]["units"]
-    write_state, num_kills, resume = Progress.write, 0, False
-    while not (tmp_path / "killed" / "certificate.json").exists():
-        num_writes = 0
-
-        def dying(self, state):
-            nonlocal num_writes
-            write_state(self, state)
-            num_writes += 1
-            if num_writes == 6:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Progress, "write", dying)
-        try:
-            shrink("killed").run(resume=resume)
-        except KeyboardInterrupt:
-            num_kills, resume = num_kills + 1, True
+    num_kills = run_killed(lambda: shrink("killed"), tmp_path / "killed", monkeypatch, after_writes=6)
     assert num_kills >= 1
-    assert content("killed") == content("whole")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
 
 @pytest.mark.slow

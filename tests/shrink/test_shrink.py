@@ -13,6 +13,7 @@ from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, options_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
+from tests.shrink.killed import content, run_killed
 
 SHRINK = ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1"]
 WRONG = {
@@ -235,9 +236,7 @@ def test_equal_runs_give_equal_certificates(cluster, tmp_path):
     read = []
     for name in ("one", "other"):
         Shrink("cartpole", "CartPole-v1", out=tmp_path / name, seed=3, **SMALL).run()
-        content = json.loads((tmp_path / name / "certificate.json").read_text())
-        content.pop("seconds")
-        read.append(json.dumps(content).replace(f"/{name}", ""))
+        read.append(content(tmp_path / name))
     assert read[0] == read[1]
 
 
@@ -254,31 +253,11 @@ class Uncapturable(gym.Wrapper):
 @pytest.mark.slow
 @pytest.mark.parametrize("env", ["CartPole-v1", Uncapturable])
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_certificate(cluster, tmp_path, monkeypatch, env):
-    def content(name):
-        content = json.loads((tmp_path / name / "certificate.json").read_text())
-        content.pop("seconds")
-        return json.dumps(content).replace(f"/{name}", "")
-
     def shrink(name):
         return Shrink("cartpole", env, out=tmp_path / name, seed=3, **SMALL)
 
     shrink("whole").run()
-    write, num_kills, resume = Progress.write, 0, False
-    while not (tmp_path / "killed" / "certificate.json").exists():
-        num_writes = 0
-
-        def dying(self, state):
-            nonlocal num_writes
-            write(self, state)
-            num_writes += 1
-            if num_writes == 4:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(Progress, "write", dying)
-        try:
-            shrink("killed").run(resume=resume)
-        except KeyboardInterrupt:
-            num_kills, resume = num_kills + 1, True
+    num_kills = run_killed(lambda: shrink("killed"), tmp_path / "killed", monkeypatch, after_writes=4)
     assert num_kills >= 2
-    assert content("killed") == content("whole")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert not (tmp_path / "killed" / "progress").exists()

@@ -83,5 +83,9 @@ LEARNED: Final = "learned"
 STATE_COLUMNS: Final = {"h": "state_h", "c": "state_c"}
 
 
+#: The same of the student's state before the second one, from which TD runs over the next states.
+NEXT_STATE_COLUMNS: Final = {part: f"next_{column}" for part, column in STATE_COLUMNS.items()}
+
+
 #: In files, the name of log-probabilities, which pass as `teacher_q` between processes.
 TEACHER_LOG_PROBS = "teacher_log_probs"

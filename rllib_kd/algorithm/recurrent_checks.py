@@ -100,7 +100,7 @@ def _check_values(setting: str, shape: Mapping[str, Any]) -> None:
 def _check_others(config: DistillationConfig) -> None:
     """Check settings that are not supported with recurrent students."""
     for setting, value, is_refused, remedy in (
-        ("td_coeff", config.td_coeff, config.uses_td, "Leave it at 0"),
+        ("n_step", config.n_step, config.uses_td and config.n_step != 1, "Set n_step=1, as RLlib's sequences need it"),
         ("loss", config.loss, config.loss == "categorical", "Use another loss"),
         ("num_atoms", config.num_atoms, config.num_atoms > 1, "Set num_atoms=1"),
         ("feature_coeff", config.feature_coeff, bool(config.feature_coeff), "Set it to 0"),

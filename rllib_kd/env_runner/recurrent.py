@@ -19,6 +19,7 @@ from rllib_kd.networks.memories import FamilyMemory, StateLayout
 from rllib_kd.networks.recurrent import max_seq_len_of
 from rllib_kd.observations.frames import VALID
 from rllib_kd.observations.images import as_input
+from rllib_kd.observations.masks import MASK
 from rllib_kd.wire import STATE_COLUMNS
 
 
@@ -69,11 +70,11 @@ class RecurrentEnvRunner(DistillEnvRunner):
     ) -> list[dict[str, np.ndarray]]:
         if self._open.setting != (setting := self._setting_of_sequences()):  # restored from a run with another one
             self._open = OpenSequences(*setting)
-        kept = {*names, VALID, FIRST, *STATE_COLUMNS.values()}
+        kept = {*names, VALID, FIRST, *STATE_COLUMNS.values(), *({MASK} if self.config.uses_td else ())}
         return self._open.add({name: column for name, column in columns.items() if name in kept}, num_shards)
 
-    def _setting_of_sequences(self) -> tuple[int, int]:
-        return max_seq_len_of(self.config.model_config), self.config.burn_in_len
+    def _setting_of_sequences(self) -> tuple[int, int, bool]:
+        return max_seq_len_of(self.config.model_config), self.config.burn_in_len, self.config.uses_td
 
     # RLlib's own loop has an axis of time, and takes the state from the outputs into the next batch.
 

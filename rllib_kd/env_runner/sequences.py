@@ -6,11 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from rllib_kd.observations.frames import VALID
-from rllib_kd.wire import LEARNED, STATE_COLUMNS
+from rllib_kd.observations.frames import OBS, VALID
+from rllib_kd.observations.masks import MASK
+from rllib_kd.wire import LEARNED, NEXT_STATE_COLUMNS, STATE_COLUMNS
 
 #: A column of fragments: whether an episode begins in a state.
 FIRST = "first"
+
+#: What TD reads of the next state, too.
+_OF_NEXT = (OBS, MASK)
 
 
 class OpenSequences:
@@ -23,12 +27,14 @@ class OpenSequences:
     Args:
         length: states of a window, ≥ 1.
         burn_in: states at its beginning that are not learned from, in [0, length − 1]. The first window has none.
+        with_next: whether TD learns from them, for which `obs` and `action_mask` have one step more, the next state of
+            the last one. A state whose next one is unknown, since the environment was replaced, is not learned from.
     """
 
-    def __init__(self, length: int, burn_in: int):
-        #: Length and burn-in.
-        self.setting = length, burn_in
-        self._length, self._burn_in = length, burn_in
+    def __init__(self, length: int, burn_in: int, with_next: bool = False):
+        #: Length, burn-in, and whether the next states are there.
+        self.setting = length, burn_in, with_next
+        self._length, self._burn_in, self._with_next = length, burn_in, with_next
         self._rows: dict[str, np.ndarray] = {}  # `[N, t, ...]`, t < length
         self._num_learned = 0  # of these, which are in an earlier window
 
@@ -42,7 +48,8 @@ class OpenSequences:
 
         Returns:
             For each Learner columns `[S, length, ...]`, with `learned` `[S, length]` instead of `valid` and `first`;
-            and the state before each sequence, parts `[S, layers, units]`.
+            and the student's state before each sequence, parts `[S, layers, units]`; for TD also that before its second
+            step.
         """
         rows = dict(columns)
         if self._rows:
@@ -51,7 +58,7 @@ class OpenSequences:
         # The first of each is empty: it has the columns, also if no window is complete.
         found = [[self._cut(rows, envs, 0, num_learned=self._length)] for envs in parts]
         start, num_rows = 0, rows[VALID].shape[1]
-        while start + self._length <= num_rows:
+        while start + self._length + self._with_next <= num_rows:
             for sequences, envs in zip(found, parts, strict=True):
                 sequences.append(self._cut(rows, envs, start, self._num_learned))
             start += self._length - self._burn_in
@@ -63,25 +70,35 @@ class OpenSequences:
         self, rows: Mapping[str, np.ndarray], envs: np.ndarray, start: int, num_learned: int
     ) -> dict[str, np.ndarray]:
         """Return the sequences of the window of these environments at `start`."""
-        window = {name: column[envs, start : start + self._length] for name, column in rows.items()}
-        states = {name: window.pop(name) for name in STATE_COLUMNS.values() if name in window}
-        valid, begins = window.pop(VALID), window.pop(FIRST).copy()
-        length = valid.shape[1]
+        window = {name: column[envs, start : start + self._length + self._with_next] for name, column in rows.items()}
+        states = {part: window.pop(name) for part, name in STATE_COLUMNS.items() if name in window}
+        valid, first = window.pop(VALID), window.pop(FIRST)
+        begins = first[:, : self._length].copy()
         begins[:, :1] = True
-        begins[:, 1:] |= ~valid[:, :-1]  # what follows a state that was dropped has no known past, but a known state
+        # What follows a state that was dropped has no known past, but a known state.
+        begins[:, 1:] |= ~valid[:, : self._length][:, :-1]
         env, place = np.nonzero(begins)
-        ends = np.append(place[1:], length)
-        ends[:-1][env[1:] != env[:-1]] = length
-        steps = place[:, None] + np.arange(self._length)
-        inside = steps < ends[:, None]
-        steps = np.minimum(steps, max(0, length - 1))
-        is_state = inside & valid[env[:, None], steps]
-        learned = is_state & (steps >= num_learned)
+        ends = np.append(place[1:], begins.shape[1])
+        ends[:-1][env[1:] != env[:-1]] = begins.shape[1]
+        steps = place[:, None] + np.arange(self._length + self._with_next)
+        inside = steps[:, : self._length] < ends[:, None]
+        steps = np.minimum(steps, max(0, valid.shape[1] - 1))
+        is_state = inside & valid[env[:, None], steps[:, : self._length]]
+        learned = is_state & (steps[:, : self._length] >= num_learned)
+        if self._with_next:
+            learned &= ~first[env[:, None], steps[:, 1:]]
         kept = learned.any(-1)
         env, place, steps, is_state, learned = (part[kept] for part in (env, place, steps, is_state, learned))
+        has_next = np.pad(is_state, ((0, 0), (0, 1)))
+        has_next[:, 1:] |= is_state  # these states, and the one after each
         sequences: dict[str, np.ndarray] = {LEARNED: learned}
         for name, column in window.items():
-            taken = column[env[:, None], steps]
-            taken[~is_state] = 0  # padding; and dropped states, whose numbers may not be finite
+            shown = has_next if self._with_next and name in _OF_NEXT else is_state
+            taken = column[env[:, None], steps[:, : shown.shape[1]]]
+            taken[~shown] = 0  # padding; and dropped states, whose numbers may not be finite
             sequences[name] = taken
-        return sequences | {name: column[env, place] for name, column in states.items()}
+        for part, state in states.items():
+            sequences[STATE_COLUMNS[part]] = state[env, place]
+            if self._with_next:
+                sequences[NEXT_STATE_COLUMNS[part]] = state[env, place + 1]
+        return sequences

@@ -4,6 +4,9 @@ A row of the replay is a sequence: states of one environment in the order in whi
 followed by padding. Beside them stands the state that each student had in the EnvRunner when the first of them came.
 From it the student runs over the whole sequence, and learns from those states that are marked: not from the burn-in,
 whose states other sequences have, nor from padding. Kapturowski et al. 2019 (R2D2, ICLR).
+
+For TD, a sequence has one observation more. The networks run over its next states as RLlib's do: from the state that
+the student had in the EnvRunner before the second of them.
 """
 
 from __future__ import annotations
@@ -33,10 +36,14 @@ from rllib_kd.networks.recurrent import (
 )
 from rllib_kd.observations.frames import OBS
 from rllib_kd.observations.images import as_input
-from rllib_kd.wire import LEARNED, STATE_COLUMNS, TEACHER_Q
+from rllib_kd.observations.masks import MASK, NEXT_MASK
+from rllib_kd.wire import LEARNED, NEXT_STATE_COLUMNS, STATE_COLUMNS, TEACHER_Q
 
 #: In a batch: the places of the states to learn from, `[M]`, in all states of its sequences, one after the other.
 PLACES = "places"
+
+_STATES, _NEXT_STATES = tuple(STATE_COLUMNS.values()), tuple(NEXT_STATE_COLUMNS.values())
+_TRANSITIONS = (Columns.ACTIONS, Columns.REWARDS, Columns.TERMINATEDS)
 
 
 class RecurrentStudent(Student):
@@ -68,6 +75,14 @@ class RecurrentStudent(Student):
         if self._pass is not None:
             return {QF_PREDS: self._pass(obs, self._states_in(batch), batch[PLACES])}
         return {QF_PREDS: self.q_values({**batch, Columns.OBS: obs})}
+
+    def _next_states(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        before = {STATE_COLUMNS[part]: batch[name] for part, name in NEXT_STATE_COLUMNS.items() if name in batch}
+        return {Columns.OBS: batch[Columns.NEXT_OBS], PLACES: batch[PLACES], **before}
+
+    def _target_q(self, batch: Mapping[str, Tensor]) -> Tensor:
+        inputs = {Columns.OBS: batch[Columns.OBS], Columns.STATE_IN: self._states_in(batch)}
+        return at_places(self.module.forward_target(inputs)[QF_PREDS], batch[PLACES])
 
     def q_values(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return the module's Q-values `[M, A]` of the states to learn from.
@@ -132,16 +147,16 @@ class RecurrentStudents(StackedStudents):
 
 
 class SequenceReplay(ColumnarReplay):
-    """A ring buffer whose rows are sequences of `length` states each.
+    """A ring buffer whose rows are sequences of one length.
 
     Args:
         capacity: states kept, ≥ 1, padding included; None as in `ColumnarReplay`.
-        length: states of a sequence, ≥ 1.
+        length: observations of a sequence, ≥ 1.
         device: as in `ColumnarReplay`.
         seed: as in `ColumnarReplay`.
     """
 
-    OWN_COLUMNS: ClassVar[tuple[str, ...]] = (*ColumnarReplay.OWN_COLUMNS, LEARNED, *STATE_COLUMNS.values())
+    OWN_COLUMNS: ClassVar[tuple[str, ...]] = (*ColumnarReplay.OWN_COLUMNS, LEARNED, *_STATES, *_NEXT_STATES)
 
     def __init__(
         self, capacity: int | None, *, length: int, device: torch.device | str = "cpu", seed: int | None = None
@@ -155,9 +170,9 @@ class SequenceReplay(ColumnarReplay):
         states = {name: column[:, 0] for name, column in rows.items() if column.ndim > 1}
         return max(1, default_capacity(states) // self.length)
 
-    def state_names(self) -> tuple[str, ...]:
-        """Return the columns of states that there are: of GRUs one, otherwise two."""
-        return tuple(name for name in STATE_COLUMNS.values() if name in self._columns)
+    def there(self, *names: str) -> tuple[str, ...]:
+        """Return those of these columns that there are."""
+        return tuple(name for name in names if name in self._columns)
 
 
 class SequenceGroup(StudentGroup):
@@ -171,7 +186,7 @@ class SequenceGroup(StudentGroup):
 
     def make_replay(self, *, device: torch.device | str, seed: int | None) -> SequenceReplay:
         """Return a replay of sequences."""
-        length = max_seq_len_of(self.config.model_config)
+        length = max_seq_len_of(self.config.model_config) + self.config.uses_td  # the last one's next state
         return SequenceReplay(self.config.replay_buffer_config["capacity"], length=length, device=device, seed=seed)
 
     @property
@@ -202,14 +217,15 @@ class SequenceGroup(StudentGroup):
         for fragment in fragments:
             self.replay.add(fragment)
         device = self.replay.device
-        labels = [fragment[TEACHER_Q][fragment[LEARNED]] for fragment in fragments]
+        labelled = fragments if self.config.label_columns else []
+        labels = [fragment[TEACHER_Q][fragment[LEARNED]] for fragment in labelled]
         joined = torch.from_numpy(np.concatenate(labels)) if labels else torch.zeros(0, self._num_actions)
         self._take_labels(joined.to(device), reduce)
         batch: dict[str, Tensor] = {}
-        if fragments:
+        if labelled:
             room = max(1, MAX_METRIC_STATES // self.replay.length)
-            names = (Columns.OBS, TEACHER_Q, LEARNED, *self.replay.state_names())
-            columns = {name: np.concatenate([fragment[name] for fragment in fragments])[:room] for name in names}
+            names = (Columns.OBS, TEACHER_Q, LEARNED, *self.replay.there(*_STATES))
+            columns = {name: np.concatenate([fragment[name] for fragment in labelled])[:room] for name in names}
             batch = self._as_batch({name: torch.tensor(column).to(device) for name, column in columns.items()})
         if self.obs_statistics.num_inputs:
             none = torch.zeros(0, self.obs_statistics.num_inputs, device=device)
@@ -221,7 +237,8 @@ class SequenceGroup(StudentGroup):
         self, num_steps: int, *, uses_td: bool, more: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Draw minibatches of about `train_batch_size_per_learner` states: rows of sequences, and their batch."""
-        count = max(1, round(self.config.train_batch_size_per_learner / self.replay.length))
+        length = max_seq_len_of(self.config.model_config)
+        count = max(1, round(self.config.train_batch_size_per_learner / length))
         for rows, _ in self.replay.draw(num_steps, count):
             batch = self.gather(rows, uses_td=uses_td)
             yield rows, {**batch, **more(batch)}
@@ -231,20 +248,29 @@ class SequenceGroup(StudentGroup):
 
         Returns:
             `obs` `[B, T, ...]`, parts of the students' states `[B, layers, units of all]`, `places` `[M]`, and labels
-            `[M, ...]`.
+            `[M, ...]`. For TD also `new_obs` `[B, T, ...]`, the states before these, and RLlib's columns `[M]`.
         """
-        names = (Columns.OBS, *self.config.label_columns, LEARNED, *self.replay.state_names())
+        names = (Columns.OBS, *self.config.label_columns, LEARNED, *self.replay.there(*_STATES))
+        if uses_td:
+            names += (*_TRANSITIONS, *self.replay.there(*_NEXT_STATES, MASK))
         return self._as_batch(self.replay.gather(rows, names))
 
     def _as_batch(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
         batch = dict(columns)
-        places = batch.pop(LEARNED).flatten().nonzero().squeeze(-1)
+        learned = batch.pop(LEARNED)
+        places, length = learned.flatten().nonzero().squeeze(-1), learned.shape[1]
         batch[PLACES] = places
-        for name in self.config.label_columns:
-            batch[name] = at_places(batch[name], places)
         obs = batch[Columns.OBS]
-        inputs = as_input(obs.flatten(0, 1), self._input_shape, contiguous=True)
-        batch[Columns.OBS] = inputs.unflatten(0, obs.shape[:2])
+        inputs = as_input(obs.flatten(0, 1), self._input_shape, contiguous=True).unflatten(0, obs.shape[:2])
+        batch[Columns.OBS] = inputs[:, :length].contiguous()
+        if Columns.REWARDS in batch:
+            batch[Columns.NEXT_OBS] = inputs[:, 1:].contiguous()
+            batch["n_step"] = torch.ones_like(batch[Columns.REWARDS])
+            if MASK in batch:
+                batch[NEXT_MASK] = batch.pop(MASK)[:, 1:]
+        for name in (*self.config.label_columns, *_TRANSITIONS, "n_step", NEXT_MASK):
+            if name in batch:
+                batch[name] = at_places(batch[name], places)
         return batch
 
     def _q_values(self, student: Any, states: Mapping[str, Tensor]) -> Tensor:

@@ -131,12 +131,20 @@ class Student:
 
     def td_outputs(self, batch: Mapping[str, Tensor], *, double_q: bool) -> dict[str, Tensor]:
         """Return the outputs of RLlib's `forward_train()`, without its useless backward pass through next states."""
-        next_states = {Columns.OBS: batch[Columns.NEXT_OBS]}
+        next_states = self._next_states(batch)
         with torch.no_grad():
-            outputs = {QF_TARGET_NEXT_PREDS: self.module.forward_target(next_states)[QF_PREDS]}
+            outputs = {QF_TARGET_NEXT_PREDS: self._target_q(next_states)}
             if double_q:
                 outputs[QF_NEXT_PREDS] = self.outputs(next_states)[QF_PREDS]
         return outputs | self.outputs(batch)  # last: its features are the ones that are watched
+
+    def _next_states(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a batch of the next states."""
+        return {Columns.OBS: batch[Columns.NEXT_OBS]}
+
+    def _target_q(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the target networks' Q-values `[B, A]`."""
+        return self.module.forward_target(dict(batch))[QF_PREDS]
 
     def to_q(self, outputs: Tensor) -> Tensor:
         """Return the Q-values of the module's outputs inside an update."""

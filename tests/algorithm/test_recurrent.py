@@ -100,15 +100,16 @@ def test_masks(build, tmp_path):
     teacher.train()
     path = teacher.save_to_path(str(tmp_path / "teacher"))
     teacher.stop()
-    algo = build(small_config(InDict).rl_module(model_config=MEMORY).distillation(teacher=path))
+    config = small_config(InDict).rl_module(model_config=MEMORY)
+    algo = build(config.distillation(teacher=path, td_coeff=0.5))
     algo.train()  # an illegal action raises
     algo.evaluate()
     compare(path, algo, InDict, num_episodes=3)
 
 
-@pytest.mark.parametrize("students", [{}, SIZES], ids=["one student", "family"])
-def test_resumed_bit_by_bit(build, tmp_path, students):
-    config = recurrent_resumable().distillation(students=students, restarts=2 if students else 1)
+@pytest.mark.parametrize(("students", "td_coeff"), [({}, 0.5), (SIZES, 0.0)], ids=["one student, TD", "family"])
+def test_resumed_bit_by_bit(build, tmp_path, students, td_coeff):
+    config = recurrent_resumable().distillation(students=students, restarts=2 if students else 1, td_coeff=td_coeff)
     algo = build(config.distillation(num_validation_episodes=0))
     for _ in range(3):
         algo.train()
@@ -136,7 +137,7 @@ def test_resumed_bit_by_bit(build, tmp_path, students):
 @pytest.mark.parametrize("students", [{}, SIZES], ids=["one student", "family"])
 @pytest.mark.parametrize("processes", ["EnvRunners", "Learners", "RLlib's episodes"])
 def test_several_processes(build, processes, students):
-    config = recurrent_resumable().distillation(students=students)
+    config = recurrent_resumable().distillation(students=students, td_coeff=0.0 if students else 0.5)
     if processes == "EnvRunners":
         config.env_runners(num_env_runners=2)
     elif processes == "Learners":
@@ -147,8 +148,20 @@ def test_several_processes(build, processes, students):
     for _ in range(3):
         result = algo.train()
     for name in students or ["default_policy"]:
-        assert np.isfinite(result["learners"][name]["kd_loss"])
+        for loss in ("kd_loss",) if students else ("kd_loss", "td_loss"):
+            assert np.isfinite(result["learners"][name][loss])
     assert algo.num_gradient_steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_td_alone_learns_to_remember(build, kind):
+    config = cue_config(recurrent_layer_type=kind).distillation(teacher=None, td_coeff=1.0)
+    algo = build(config.training(gamma=0.9, lr=3e-3))
+    while algo.num_env_steps < 15_000:
+        result = algo.train()
+    assert "kd_loss" not in result["learners"]["default_policy"]
+    assert algo.evaluate()["env_runners"]["episode_return_mean"] == 6.0
 
 
 @pytest.mark.parametrize("loss", ["mse", "reverse_kl", "margin"])
@@ -168,7 +181,7 @@ def of_family(config, shape):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.distillation(td_coeff=1.0), "`td_coeff`=1.0 is not supported for recurrent"),
+        (lambda c: c.distillation(td_coeff=1.0).training(n_step=3), "`n_step`=3 is not supported for recurrent"),
         (lambda c: of_family(c, "linear"), r"`students\['a'\]`='linear' is not supported for recurrent"),
         (lambda c: of_family(c, {"tree": {"max_leaf_nodes": 4}}), r"`students\['a'\]`={'tree'"),
         (lambda c: of_family(c, {"use_lstm": False, "fcnet_hiddens": [4]}), r"`students\['a'\]`=.* has no memory"),

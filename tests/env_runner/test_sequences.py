@@ -20,13 +20,13 @@ def fragment(first, valid=None, start=0):
     }
 
 
-def cut(fragments, *, length, burn_in=0, num_shards=1):
-    sequences = OpenSequences(length, burn_in)
+def cut(fragments, *, length, burn_in=0, num_shards=1, with_next=False):
+    sequences = OpenSequences(length, burn_in, with_next)
     return [sequences.add(part, num_shards) for part in fragments]
 
 
 def learned_numbers(shards):
-    return sorted(n for shard in shards for n in shard["obs"][..., 0][shard["learned"]].tolist())
+    return sorted(n for shard in shards for n in shard["teacher_q"][..., 0][shard["learned"]].tolist())
 
 
 @pytest.mark.parametrize("burn_in", [0, 2])
@@ -76,3 +76,30 @@ def test_nothing_is_returned_until_a_window_is_complete():
     (none,), (some,) = cut([fragment([[1, 0]]), fragment([[0, 0]], start=2)], length=3)
     assert (none["obs"].shape, none["state_h"].shape) == ((0, 3, 1), (0, 1, 1))
     assert some["obs"].shape == (1, 3, 1)
+
+
+def test_td_has_the_next_state_of_each():
+    first, final = [[1, 0, 0, 1, 0, 0]], [[1, 1, 0, 1, 1, 1]]  # the third state is the last one of an episode
+    _, (shard,) = cut([fragment(first, final), fragment([[0]], start=6)], length=6, with_next=True)
+    assert shard["obs"][..., 0].tolist() == [[0, 1, 2, 0, 0, 0, 0], [3, 4, 5, 6, 0, 0, 0]]
+    assert shard["learned"].tolist() == [[True] * 2 + [False] * 4, [True] * 3 + [False] * 3]
+    assert shard["teacher_q"][..., 0].tolist() == [[0, 1, 0, 0, 0, 0], [3, 4, 5, 0, 0, 0]]
+    assert shard["state_h"].ravel().tolist() == [0.0, 3.0]
+    assert shard["next_state_h"].ravel().tolist() == [1.0, 4.0]
+
+
+@pytest.mark.parametrize("with_next", [False, True])
+def test_td_leaves_out_a_state_before_a_new_environment(with_next):
+    """Where an environment was replaced, a state is followed by one of another episode."""
+    _, (shard,) = cut([fragment([[1, 0]]), fragment([[1, 0, 0]], start=2)], length=4, with_next=with_next)
+    assert learned_numbers([shard]) == [0.0, 2.0, 3.0] if with_next else [0.0, 1.0, 2.0, 3.0]
+
+
+@pytest.mark.parametrize("burn_in", [0, 3])
+def test_td_learns_from_each_state_once(burn_in):
+    fragments = [fragment(np.eye(1, 5)), *(fragment(np.zeros((1, 5)), start=start) for start in (5, 10))]
+    shards = [shard for (shard,) in cut(fragments, length=4, burn_in=burn_in, with_next=True)]
+    assert learned_numbers(shards) == [float(n) for n in range(14 if burn_in else 12)]
+    for shard in shards:
+        steps = np.diff(shard["obs"][..., 0], axis=1)[shard["learned"]]
+        assert (steps == 1.0).all()

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from ray.rllib.algorithms.dqn import DQNConfig
+from ray.rllib.algorithms.dqn.torch.dqn_torch_learner import DQNTorchLearner
 from torch.nn import functional as F
 
 from rllib_kd.learner.sequences import SequenceGroup
@@ -100,6 +102,78 @@ def test_a_member_of_a_family_learns_what_it_would_learn_alone(grad_clip, num_le
         assert family.q_regret()[name] == pytest.approx(alone.q_regret()["default_policy"])
         for key, value in alone.module["default_policy"].state_dict().items():
             torch.testing.assert_close(family.module[name].state_dict()[key], value, msg=f"{name} {key}")
+
+
+def transitions(count, *, seed=0, kind="lstm"):
+    """`sequences()` with what TD needs beside them."""
+    rng = np.random.default_rng(seed + 1)
+    columns, shape = sequences(count, seed=seed, kind=kind), (count, LENGTH)
+    last = rng.normal(size=(count, 1, 4)).astype(np.float32)
+    return {
+        **columns,
+        "obs": np.concatenate([columns["obs"], last], axis=1),
+        "actions": rng.integers(2, size=shape),
+        "rewards": rng.normal(size=shape).astype(np.float32),
+        "terminateds": rng.random(shape) < 0.2,
+        "truncateds": np.zeros(shape, dtype=bool),
+        **{f"next_{name}": columns[name][::-1].copy() for name in columns if name.startswith("state_")},
+    }
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize(("double_q", "dueling"), [(True, False), (False, True)])
+def test_td_is_that_of_rllibs_dqn(kind, double_q, dueling):
+    """Its module's `forward_train()`, and its Learner's loss over the states that its mask leaves."""
+    settings = {"double_q": double_q, "dueling": dueling, "gamma": 0.9}
+    config = recurrent_config(kind=kind, kd_coeff=0.0, td_coeff=1.0).training(**settings)
+    ours = make_learner(config)
+    model = {name: value for name, value in config.model_config.items() if name != "recurrent_layer_type"}
+    theirs = make_learner(
+        DQNConfig().environment("CartPole-v1").rl_module(model_config=model).training(**settings), DQNTorchLearner
+    )
+    for name, parameter in ours.module["default_policy"].named_parameters():  # targets of their own
+        if name.startswith("_target"):
+            parameter.data += 0.1
+    data = transitions(8, kind=kind)
+    tensors = {name: torch.from_numpy(column) for name, column in data.items()}
+    batch = {
+        "obs": tensors["obs"][:, :-1],
+        "new_obs": tensors["obs"][:, 1:],
+        "state_in": {name[-1]: tensors[name] for name in tensors if name.startswith("state_")},
+        "next_state_in": {name[-1]: tensors[name] for name in tensors if name.startswith("next_state_")},
+        "loss_mask": tensors["learned"],
+        **{name: tensors[name] for name in ("actions", "rewards", "terminateds")},
+        **dict.fromkeys(("n_step", "weights"), torch.ones(8, LENGTH)),
+    }
+    expected = theirs.compute_loss_for_module(
+        module_id="default_policy",
+        config=theirs.config,
+        batch=batch,
+        fwd_out=ours.module["default_policy"].forward_train(batch),
+    ).item()
+    ours.update([data])
+    group = group_of(ours)
+    got = group.gather(torch.arange(8), uses_td=True)
+    outputs = student_of(ours).td_outputs(got, double_q=double_q)
+    loss = ours.objective("default_policy")(student_of(ours), got, outputs)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+    assert len(loss.errors) == data["learned"].sum() < 8 * LENGTH
+
+
+def test_the_loss_beside_td_is_that_without():
+    data = transitions(20)
+    settings = {**PLAIN, "student_temperature": 0.5}
+    learners = [make_learner(recurrent_config(td_coeff=coeff, **settings)) for coeff in (0.0, 0.5)]
+    learners[1].module.set_state(learners[0].module.get_state())
+    results = [
+        learner.update([columns], num_gradient_steps=1)["default_policy"]
+        for learner, columns in zip(learners, ({**data, "obs": data["obs"][:, :-1]}, data), strict=True)
+    ]
+    alone, both = (
+        {name: float(value.peek()) for name, value in result.items() if "loss" in name} for result in results
+    )
+    assert both["kd_loss"] == pytest.approx(alone["kd_loss"], rel=1e-5)
+    assert both["total_loss"] == pytest.approx(both["kd_loss"] + 0.5 * both["td_loss"], rel=1e-5)
 
 
 def test_regret_is_that_of_the_states_to_learn_from():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +66,8 @@ def _check_numbers(port: int, replicas: int) -> None:
 
 def _check_free(host: str, port: int) -> None:
     """Raise a ValueError if nothing can listen there: Serve would try for minutes."""
+    import socket  # not for `rllib --help`
+
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

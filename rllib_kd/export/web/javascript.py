@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 from typing import Any
@@ -13,7 +14,8 @@ from rllib_kd.export.runners import numpy_runner
 from rllib_kd.export.web.network import decoded
 from rllib_kd.export.web.page import data_of, student_code_of
 
-#: Reads the code and the network, then observations, one JSON a line; prints Q-values, one JSON a line.
+#: Reads the code and the network, then observations with masks or null, one JSON a line; prints Q-values likewise.
+#: JSON has no infinite numbers: -Infinity, of illegal actions, is a text.
 _DRIVER = """
 const lines = require("readline").createInterface({ input: process.stdin, crlfDelay: Infinity });
 let student;
@@ -23,7 +25,8 @@ lines.on("line", (line) => {
     student = require("vm").runInNewContext(asked.code + "; makeStudent(network)", { network: asked.network, atob });
     return;
   }
-  console.log(JSON.stringify(asked.map((observation) => student.qValues(observation))));
+  const found = asked.obs.map((observation, i) => student.qValues(observation, asked.masks && asked.masks[i]));
+  console.log(JSON.stringify(found, (_, value) => (value === -Infinity ? "-Infinity" : value)));
 });
 """
 
@@ -34,7 +37,7 @@ def node() -> str | None:
 
 
 class PageStudent:
-    """The function from observations `[B, ...]` to Q-values `[B, A]` of a page that was just written; a context.
+    """The function from observations `[B, ...]`, and masks, to Q-values `[B, A]` of a page just written; a context.
 
     Args:
         text: the page.
@@ -61,19 +64,21 @@ class PageStudent:
         """Return whether node runs it; otherwise numpy computes with the page's weights."""
         return self._process is not None
 
-    def __call__(self, obs: np.ndarray) -> np.ndarray:
-        """Return Q-values `[B, A]` of observations `[B, ...]`."""
+    def __call__(self, obs: np.ndarray, action_mask: np.ndarray | None = None) -> np.ndarray:
+        """Return Q-values `[B, A]` of observations `[B, ...]`; −inf where `action_mask` `[B, A]` is False."""
         obs = np.asarray(obs, np.float32).reshape(len(obs), -1)
         if self._process is None:
             arrays = {name: decoded(text) for name, text in self._network["arrays"].items()}
-            return numpy_runner.run(self._network["layers"], _shaped(self._network["layers"], arrays), obs)
+            q = numpy_runner.run(self._network["layers"], _shaped(self._network["layers"], arrays), obs)
+            return q if action_mask is None else np.where(action_mask, q, np.float32(-np.inf))
         assert self._process.stdout is not None
-        self._send(obs.tolist())
+        self._send({"obs": obs.tolist(), "masks": None if action_mask is None else action_mask.tolist()})
         line = self._process.stdout.readline()
         if not line:
             errors = self._process.stderr.read() if self._process.stderr is not None else ""
             raise RuntimeError(f"node failed:\n{errors[-2000:]}")
-        return np.array(json.loads(line), dtype=float).astype(np.float32)  # null, which is NaN or infinite, gives NaN
+        # null: it is not finite.
+        return np.array([[math.nan if q is None else float(q) for q in row] for row in json.loads(line)], np.float32)
 
     def _send(self, content: Any) -> None:
         assert self._process is not None
@@ -83,11 +88,13 @@ class PageStudent:
 
 
 def _shaped(layers: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays with the weights of linear layers as matrices `[outputs, inputs]`."""
+    """Return the arrays with matrices as such: weights of linear layers `[outputs, inputs]`, and a tree's values."""
     shaped = dict(arrays)
     for layer in layers:
         if layer["op"] == "linear":
             shaped[layer["weight"]] = arrays[layer["weight"]].reshape(len(arrays[layer["bias"]]), -1)
+        elif layer["op"] == "tree":
+            shaped[layer["values"]] = arrays[layer["values"]].reshape(len(layer["first"]) + 1, -1)
         for stream in ("value", "advantage"):
             shaped |= {name: array for name, array in _shaped(layer.get(stream, []), arrays).items() if array.ndim > 1}
     return shaped

@@ -15,7 +15,7 @@ from rllib_kd.networks.layers import ELEMENTWISE, Layer
 from rllib_kd.teachers.base import Teacher
 
 #: Layers that student.js runs.
-KNOWN = {*ELEMENTWISE, "linear", "layer_norm", "normalize", "one_hot", "flatten", "dueling", "expectation"}
+KNOWN = {*ELEMENTWISE, "linear", "layer_norm", "normalize", "one_hot", "flatten", "dueling", "expectation", "tree"}
 
 
 MAX_INPUTS = 1_000  # numbers of an observation that a page takes
@@ -41,7 +41,7 @@ def check_layers(layers: Sequence[Layer]) -> None:
     for layer in layers:
         if layer["op"] not in KNOWN:
             raise ValueError(
-                f"A web page cannot hold the layer '{layer['op']}': it runs linear students and MLPs. Use "
+                f"A web page cannot hold the layer '{layer['op']}': it runs linear students, MLPs and trees. Use "
                 "format='onnx'."
             )
         for stream in ("value", "advantage"):

@@ -56,7 +56,7 @@ class _Page:
 
     def player(self) -> Act:
         view = self.view()
-        return lambda shown: self.q_values(view(shown)).argmax(-1)
+        return lambda shown: self.q_values(view(shown), shown.mask).argmax(-1)
 
 
 def check_web(student: Teacher) -> None:
@@ -115,8 +115,6 @@ def publish(
     view = artifact_view(student)
     views = [view, lambda: mask_view(int(student.action_space.n))]
     torch_returns, (states, masks) = play(make_env, GreedyQ(student), seeds, views=views, advance=advance)
-    if not masks.all():
-        raise ValueError("A web page takes no masks of legal actions. Use another format, such as onnx.")
     teacher = others[0] if others else None
     data = _data(student, teacher, view, played, seeds[:NUM_RECORDED])
     lead = f"A student of {student.num_parameters:,} parameters plays {played}: return "
@@ -126,7 +124,8 @@ def publish(
         lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
-        exported = compared(student, page_student, np.asarray(states), out, format="web")
+        some_are_illegal = None if masks.all() else np.asarray(masks)
+        exported = compared(student, page_student, np.asarray(states), out, format="web", masks=some_are_illegal)
         returns = [math.nan]
         if page_student.runs_javascript:
             returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)

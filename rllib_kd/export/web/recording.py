@@ -18,6 +18,7 @@ from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.video import check_renders
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.playing import Act, play
+from rllib_kd.evaluation.policies import as_mask
 from rllib_kd.export.web.network import encoded
 from rllib_kd.observations.pipeline import Shown, View
 from rllib_kd.teachers.base import Teacher
@@ -49,6 +50,7 @@ class Recording:
     rewards: list[float] = field(default_factory=list)
     teacher_actions: list[int] = field(default_factory=list)  # empty without a teacher, as regret
     regret: list[float] = field(default_factory=list)  # max_a Q_T(s, a) − Q_T(s, a_S), ≥ 0
+    masks: list[list[bool]] = field(default_factory=list)  # legal actions; empty if all always are
     frames: list[tuple[int, str]] = field(default_factory=list)  # step, data: URL
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class Recording:
             "obs": encoded(self.inputs),
             "actions": self.actions,
             "rewards": encoded(self.rewards[: len(self.actions)]),
+            "masks": self.masks or None,
             "teacherActions": self.teacher_actions or None,
             "regret": encoded(self.regret) if self.regret else None,
             "frames": [{"step": step, "src": src} for step, src in self.frames],
@@ -114,15 +117,18 @@ class _Recorder:
         shown_to_teacher = None if self._teacher is None else self._teacher.start()
 
         def act(shown: Shown) -> np.ndarray:
-            action = self._student.q_values(torch.from_numpy(shown_to_student(shown))).argmax(-1).numpy()
+            mask = as_mask(shown.mask)
+            action = self._student.q_values(torch.from_numpy(shown_to_student(shown)), mask).argmax(-1).numpy()
             inputs = np.ravel(np.asarray(own(shown)[0], np.float32))
             teacher_q = None
             if self._teacher is not None and shown_to_teacher is not None:
-                teacher_q = self._teacher.q_values(torch.from_numpy(shown_to_teacher(shown)))[0]
+                teacher_q = self._teacher.q_values(torch.from_numpy(shown_to_teacher(shown)), mask)[0]
             recording = self._recording
             if len(recording.actions) < min(_MAX_STEPS, _MAX_NUMBERS // inputs.size):
                 recording.inputs.append(inputs)
                 recording.actions.append(int(action[0]))
+                if shown.mask is not None:
+                    recording.masks.append(shown.mask[0].astype(bool).tolist())
                 if teacher_q is not None:
                     recording.teacher_actions.append(int(teacher_q.argmax()))
                     recording.regret.append(float(teacher_q.max() - teacher_q[action[0]]))

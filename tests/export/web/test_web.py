@@ -31,12 +31,21 @@ from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
 from tests.export.students import LINEAR, MLPS, OTHERS, PIPELINES, ROOT, linear_student, network
+from tests.networks.trees.trees import near_ties, tree_module
+from tests.observations.masked import NUMBERS, InDict
 
 needs_node = pytest.mark.skipif(javascript.node() is None, reason="there is no node")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
 HOSTILE = "</script><script>document.body.id='pwned'</script><b id=pwned>&amp; \u2028 <!--<script> DATA STUDENT ${1} `"
 STUDENT = ROOT / "tests" / "checkpoints" / "rllib_kd-0.2" / "student"
+
+
+TREES = {
+    "leaf": tree_module(),
+    "tree": tree_module(9),
+    "oblique tree": tree_module(30, oblique=True),
+}
 
 
 def page_of(student: Teacher) -> str:
@@ -50,6 +59,8 @@ def students():
             yield name, network(**config)
     for name, (space, inputs, stages) in PIPELINES.items():
         yield name, Teacher(make_q_module(inputs), pipeline=ObservationPipeline(space, stages))
+    for name, module in TREES.items():
+        yield name, Teacher(module)
 
 
 def observations(space: gym.Space) -> np.ndarray:
@@ -76,6 +87,30 @@ def test_every_network_equals_pytorch(engine, monkeypatch):
             assert result.agreement == 1.0, name
         ops |= set(re.findall(r'"op": "(\w+)"', json.dumps(web_network(student))))
     assert ops == KNOWN
+
+
+@needs_node
+@pytest.mark.parametrize("name", TREES)
+def test_a_tree_takes_the_same_way_at_its_thresholds(name):
+    student = Teacher(TREES[name])
+    obs = near_ties(TREES[name], 2_000)
+    with PageStudent(page_of(student)) as found:
+        np.testing.assert_array_equal(found(obs), student.q_values(torch.from_numpy(obs)).numpy())
+
+
+@pytest.mark.parametrize("engine", [pytest.param("node", marks=needs_node), "numpy"])
+def test_illegal_actions_are_never_the_best(engine, monkeypatch):
+    if engine == "numpy":
+        monkeypatch.setattr(javascript, "node", lambda: None)
+    student, obs = network(), states(60)
+    masks = np.random.default_rng(1).random((60, 3)) < 0.5
+    masks[:, 2] |= ~masks.any(-1)
+    with PageStudent(page_of(student)) as found:
+        got = found(obs, masks)
+        compared(student, found, obs, "s.html", format="web", masks=masks)
+    expected = student.q_values(torch.from_numpy(obs), torch.from_numpy(masks)).numpy()
+    np.testing.assert_array_equal(np.isneginf(got), ~masks)
+    np.testing.assert_allclose(got[masks], expected[masks], atol=1e-5)
 
 
 @needs_node
@@ -353,6 +388,49 @@ def test_an_environment_without_pictures(tmp_path, monkeypatch, caplog):
     assert data["inputs"] == [{"name": "input 0", "low": 0.0, "high": 3.0, "step": "1"}]
     assert [episode["frames"] for episode in data["episodes"]] == [[], []]
     assert data["episodes"][0]["regret"] is None
+
+
+class Masked(gym.Wrapper):
+    """A game with illegal moves that raise, which shows its masks in infos."""
+
+    def __init__(self, config=None):
+        super().__init__(InDict())
+        self.observation_space = NUMBERS
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        return obs["observations"], {**info, "action_mask": obs["action_mask"]}
+
+    def step(self, action):
+        obs, *rest, info = self.env.step(action)
+        return obs["observations"], *rest, {**info, "action_mask": obs["action_mask"]}
+
+
+@needs_node
+def test_a_game_with_illegal_moves(tmp_path):
+    student = Teacher(make_q_module(NUMBERS, gym.spaces.Discrete(4)))
+    done = publish(student, tmp_path / "s.html", PlayedEnvironment(Masked, {}), teacher=student, num_episodes=4)
+    assert done.return_mean == done.torch_return  # an illegal move would have raised
+    for episode in data_of((tmp_path / "s.html").read_text())["episodes"]:
+        masks = np.array(episode["masks"])
+        assert masks.shape == (8, 4)
+        assert masks[np.arange(8), episode["actions"]].all()
+        obs = torch.tensor(decoded(episode["obs"]).reshape(8, 4))
+        assert episode["actions"] == student.q_values(obs, torch.from_numpy(masks)).argmax(-1).tolist()
+        assert episode["teacherActions"] == episode["actions"]
+        assert not decoded(episode["regret"]).any()
+
+
+@needs_chromium
+@needs_node
+def test_a_browser_shows_which_actions_are_legal(tmp_path):
+    student = Teacher(make_q_module(NUMBERS, gym.spaces.Discrete(4)))
+    publish(student, tmp_path / "s.html", PlayedEnvironment(Masked, {}), num_episodes=1)
+    (episode,) = data_of((tmp_path / "s.html").read_text())["episodes"]
+    seen = dom(tmp_path / "s.html", tmp_path)
+    (bars,) = re.findall(r'id="step-bars".*?<p id="regret-text"', seen, re.DOTALL)
+    assert bars.count(">illegal<") == episode["masks"][0].count(False) > 0
+    assert re.search(r'<fieldset id="legal" class="row">', seen)
 
 
 def test_pictures_are_small_and_evenly_spaced():

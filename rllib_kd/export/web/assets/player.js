@@ -14,7 +14,7 @@
     return made;
   }
 
-  // Rows of Q-values, one for each action. Bars show by how much each is above the worst.
+  // Rows of Q-values, one for each action. Bars show by how much each is above the worst legal one.
   function makeBars(place) {
     const rows = data.actions.map((name) => {
       const fill = element("div", "fill"), value = element("span", "");
@@ -23,10 +23,12 @@
       return { row, fill, value };
     });
     return (q) => {
-      const low = Math.min(...q), range = Math.max(...q) - low || 1, best = student.best(q);
+      const legal = q.filter((each) => each !== -Infinity), best = student.best(q);
+      const low = Math.min(...legal), range = Math.max(...legal) - low || 1;
       rows.forEach(({ row, fill, value }, i) => {
-        fill.style.width = `${5 + (95 * (q[i] - low)) / range}%`;
-        value.textContent = shown(q[i]);
+        const isLegal = q[i] !== -Infinity;
+        fill.style.width = isLegal ? `${5 + (95 * (q[i] - low)) / range}%` : "0";
+        value.textContent = isLegal ? shown(q[i]) : "illegal";
         row.classList.toggle("best", i === best);
       });
     };
@@ -45,6 +47,7 @@
     episodes.forEach((episode, i) => $("episode").append(new Option(`${i + 1}: seed ${episode.seed}, return ${shown(episode.return)}`, String(i))));
     let episode = episodes[0], timer = null;
     const observation = (step) => episode.obs.subarray(step * size, (step + 1) * size);
+    const mask = (step) => episode.masks && episode.masks[step];
 
     function drawStrip(step) {
       const canvas = $("strip"), context = canvas.getContext("2d"), { width, height } = canvas;
@@ -62,7 +65,7 @@
     }
 
     function draw() {
-      const step = Number($("step").value), q = student.qValues(observation(step));
+      const step = Number($("step").value), q = student.qValues(observation(step), mask(step));
       const frame = episode.frames.filter((each) => each.step <= step).at(-1);
       $("frame").hidden = frame === undefined;
       if (frame !== undefined) $("frame").src = frame.src;
@@ -73,7 +76,7 @@
       $("regret-text").textContent = episode.regret === null ? "" :
         `The teacher takes ${data.actions[episode.teacherActions[step]]}. Regret: ${shown(episode.regret[step])} ${data.regretUnit}.`;
       drawStrip(step);
-      setObservation(Array.from(observation(step)));
+      setObservation(Array.from(observation(step)), mask(step));
     }
 
     function stop() {
@@ -117,17 +120,32 @@
     $("sliders").append(element("label", "slider", element("span", "", name), slider, value));
     return { slider, value };
   });
+  // Boxes for the legal actions, if episodes have masks.
+  const boxes = !data.episodes.some((episode) => episode.masks) ? [] : data.actions.map((name) => {
+    const box = element("input", "");
+    Object.assign(box, { type: "checkbox", checked: true });
+    box.onchange = () => answer(asked);
+    $("legal").append(element("label", "", box, ` ${name}`));
+    return box;
+  });
+  $("legal").hidden = boxes.length === 0;
   let asked = data.inputs.map(({ low, high }) => (low + high) / 2);
 
   function answer(observation) {
     asked = observation;
-    const q = student.qValues(observation), best = student.best(q);
+    const legal = boxes.length === 0 ? null : boxes.map(({ checked }) => checked);
+    if (legal && !legal.includes(true)) {
+      $("ask-text").textContent = "No action is legal.";
+      return;
+    }
+    const q = student.qValues(observation, legal), best = student.best(q);
     askBars(q);
     $("ask-text").textContent = best < 0 ? "The Q-values are not finite." : `The student takes ${data.actions[best]}.`;
     sliders.forEach(({ value }, i) => { value.textContent = shown(observation[i]); });
     $("typed-text").textContent = "";
   }
-  function setObservation(observation) {
+  function setObservation(observation, mask = null) {
+    boxes.forEach((box, i) => { box.checked = mask === null || mask[i]; });
     $("typed").value = observation.map((value) => Number(value.toPrecision(7))).join(", ");
     sliders.forEach(({ slider }, i) => { slider.value = String(observation[i]); });
     answer(observation);

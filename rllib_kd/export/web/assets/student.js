@@ -1,5 +1,6 @@
 "use strict";
 // The student: from one observation, a list of numbers, to Q-values. It touches no page, and runs in any JavaScript.
+// A mask, a list of truth values, says which actions are legal: the Q-values of the others are -Infinity.
 
 function decodeFloats(text) {
   return new Float32Array(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
@@ -46,10 +47,22 @@ function makeStudent(network) {
         return weights.reduce((sum, w, k) => sum + w * (layer.v_min + k * step), 0) / weights.reduce((a, b) => a + b);
       });
     },
+    tree(x, layer) {
+      const { first, operation, second, left, right } = layer, thresholds = arrays[layer.threshold];
+      const compared = { "": (a) => a, "-": (a, b) => Math.fround(a - b), "*": (a, b) => Math.fround(a * b) };
+      let node = 0;
+      while (node < first.length) {
+        const number = compared[operation[node]](x[first[node]], x[second[node]]);
+        node = number <= thresholds[node] ? left[node] : right[node];
+      }
+      const values = arrays[layer.values], leaf = node - first.length, count = values.length / (first.length + 1);
+      return Array.from(values.subarray(leaf * count, (leaf + 1) * count));
+    },
   };
   const run = (layers, x) => layers.reduce((values, layer) => ops[layer.op](values, layer), x);
 
-  const qValues = (observation) => run(network.layers, Array.from(observation, Math.fround));
+  const qValues = (observation, mask = null) =>
+    run(network.layers, Array.from(observation, Math.fround)).map((q, i) => (mask === null || mask[i] ? q : -Infinity));
   const best = (values) => values.indexOf(Math.max(...values)); // of equal ones the first; -1 if one is NaN
-  return { qValues, best, act: (observation) => best(qValues(observation)) };
+  return { qValues, best, act: (observation, mask) => best(qValues(observation, mask)) };
 }

@@ -21,7 +21,7 @@ from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
-from rllib_kd.environments import atari
+from rllib_kd.environments import atari, pools
 from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
 from rllib_kd.networks.dqn_module import student_module_spec
@@ -382,8 +382,11 @@ class DistillationConfig(DerivedValues, DQNConfig):
         """Set what an environment needs that follows from its name, before EnvRunners read the config.
 
         A game by its ALE name gets the standard preprocessing, in ALE's own vector env, unless there are env-to-module
-        connectors.
+        connectors. One of envpool's is sampled in its own vector env.
         """
+        if pools.is_pool(self.env):
+            pools.check(self.env, self.env_config)
+            self.env_runners(gym_env_vectorize_mode="vector_entry_point")
         if atari.is_game(self.env) and "env_to_module" not in self.own_connectors:
             self.environment(env_config={**atari.VECTOR_DEFAULTS, **self.env_config})
             self.env_runners(gym_env_vectorize_mode="vector_entry_point")
@@ -452,6 +455,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
             config.env_runner_cls = given.get("env_runner_cls", standard)
             config.explore = given.get("explore", False)
             config.num_envs_per_env_runner = given.get("num_envs_per_env_runner", 1)
+            if pools.is_pool(config.env):
+                config.gym_env_vectorize_mode = given.get("gym_env_vectorize_mode", "sync")  # gymnasium's own
         return config
 
     def get_rollout_fragment_length(self, worker_index: int = 0) -> int:

@@ -19,6 +19,7 @@ from ray.rllib.utils.metrics import WEIGHTS_SEQ_NO
 
 from rllib_kd import _rllib
 from rllib_kd.checkpoints.connectors import is_default_connector
+from rllib_kd.environments import pools
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.returned import NotFiniteError, check_returned, explained
 from rllib_kd.observations.connectors import MaskApart, OneVector
@@ -157,6 +158,7 @@ class ExplainingEnvRunner(ExplainsFailures, SingleAgentEnvRunner):
 
     @override(SingleAgentEnvRunner)
     def make_env(self) -> None:
+        pools.register(self.config.env)
         super().make_env()
         check_vectorized(self.config, self.env.single_observation_space)
 

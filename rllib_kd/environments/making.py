@@ -14,7 +14,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 from ray.tune.registry import ENV_CREATOR, _global_registry
 
-from rllib_kd.environments import atari
+from rllib_kd.environments import atari, pools
 from rllib_kd.environments.failures import described
 from rllib_kd.environments.imports import make_importable
 from rllib_kd.environments.own import (
@@ -165,6 +165,7 @@ def env_maker(
     Raises:
         ValueError: gymnasium does not know the id, or there is no such file, module or class.
     """
+    pools.register(env)
     name = env if isinstance(env, str) else getattr(env, "__name__", str(env))
     config = dict(env_config or {}) | ({} if render_mode is None else {"render_mode": render_mode})
     if isinstance(env, str) and is_registered_with_tune(env):

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.checkpoints.pickles import CheckpointError, Name
-from rllib_kd.environments import atari
+from rllib_kd.environments import atari, pools
 from rllib_kd.environments.familiar import is_familiar, record
 from rllib_kd.environments.making import check_gymnasium_id, is_registered, names_class
 from rllib_kd.environments.own import parsed, settled, short_name
@@ -117,7 +117,7 @@ def _recorded(
     For an ensemble, return the record of the first member that has one.
     """
     for member in policy.members():
-        own_env, own_config = member.environment()
+        own_env, own_config = pools.played(*member.environment())
         if env is None and (own_env is None or isinstance(own_env, Name)):
             continue
         if env is not None and not _is_same(own_env, env):

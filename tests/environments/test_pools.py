@@ -1,0 +1,118 @@
+"""Environments that envpool samples, and gymnasium's own of the same name, in which everything else is played."""
+
+import importlib.util
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rllib_kd import DistillDQN, DistillDQNConfig, compare
+from rllib_kd.environments import pools
+from rllib_kd.environments.making import env_maker
+
+needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="needs envpool")
+
+
+def config(env="envpool/CartPole-v1", **env_config):
+    return (
+        DistillDQNConfig()
+        .environment(env, env_config=env_config)
+        .env_runners(num_envs_per_env_runner=4)
+        .rl_module(model_config={"fcnet_hiddens": [8]})
+        .distillation(teacher="cartpole", num_baseline_episodes=4)
+        .debugging(seed=3)
+    )
+
+
+def test_its_environment_is_gymnasiums():
+    env = env_maker("envpool/CartPole-v1", {"num_threads": 2})()
+    assert type(env.unwrapped) is type(gym.make("CartPole-v1").unwrapped)
+    obs, _ = env.reset(seed=5)
+    expected, _ = gym.make("CartPole-v1").reset(seed=5)
+    np.testing.assert_array_equal(obs, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("envpool/NoSuch-v0", "evaluated in gymnasium's 'NoSuch-v0', which gymnasium does not know"),
+        ("envpool/ALE/Pong-v5", "Use the name 'ALE/...' instead"),
+        ("envpool/", "gymnasium does not know"),
+    ],
+)
+def test_names_that_gymnasium_does_not_know_are_refused(name, message):
+    if "ALE" in name:
+        pytest.importorskip("ale_py")
+    with pytest.raises(ValueError, match=message):
+        config(name).build_algo()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("envpool") is not None, reason="envpool is installed")
+def test_what_is_missing_is_named():
+    with pytest.raises(ValueError, match=r"'envpool/CartPole-v1' needs envpool.*pip install 'rllib-kd\[envpool\]'"):
+        config().build_algo()
+
+
+@needs_envpool
+@pytest.mark.parametrize(
+    ("name", "env_config", "message"),
+    [
+        ("envpool/CartPole-v1", {"sutton_barto_reward": True}, "takes no env_config but num_threads, got sutton_barto"),
+        ("envpool/Blackjack-v1", {}, r"envpool's 'Blackjack-v1' shows Box.*gymnasium's shows Tuple"),
+        ("envpool/CliffWalkingSlippery-v1", {}, "envpool .* has no environment 'CliffWalkingSlippery-v1'"),
+    ],
+)
+def test_what_a_pool_cannot_do_is_refused(name, env_config, message):
+    with pytest.raises(ValueError, match=message):
+        pools.check(name, env_config)
+
+
+@needs_envpool
+def test_a_seed_gives_the_same_episodes():
+    def first(seed):
+        pool = pools.Pool(3, name="CartPole-v1")
+        obs, _ = pool.reset(seed=seed)
+        pool.close()
+        return obs
+
+    np.testing.assert_array_equal(first(5), first([5, 6, 7]))
+    assert not np.array_equal(first(5), first(6))
+    np.testing.assert_array_equal(first(5)[1:], first(6)[:2])
+    assert not np.array_equal(first(None), first(None))
+
+
+@needs_envpool
+def test_episodes_end_as_in_gymnasiums_vector_envs():
+    """The last state of an episode is returned, and the next step begins another one, whatever the action."""
+    pool = pools.Pool(2, name="CartPole-v1")
+    assert pool.metadata["autoreset_mode"] == gym.vector.AutoresetMode.NEXT_STEP
+    obs, _ = pool.reset(seed=0)
+    while True:
+        obs, rewards, terminateds, truncateds, infos = pool.step(np.ones(2, int))
+        assert infos == {}
+        assert (rewards.dtype, terminateds.dtype, truncateds.dtype) == (np.float64, bool, bool)
+        if terminateds[0]:
+            break
+    assert abs(obs[0, 2]) > 0.2095  # it has fallen
+    obs, rewards, terminateds, *_ = pool.step(np.ones(2, int))
+    assert np.abs(obs[0]).max() < 0.05
+    assert not terminateds[0]
+    with pytest.raises(TypeError, match="cannot be saved"):
+        pickle.dumps(pool)
+    pool.close()
+
+
+@needs_envpool
+def test_it_samples_and_gymnasium_judges(build, tmp_path):
+    algo = build(config(num_threads=1))
+    assert isinstance(algo.env_runner.env.unwrapped, pools.Pool)
+    result = algo.train()
+    assert result["distillation"]["teacher_return"] == 500.0
+    algo.evaluate()
+    assert isinstance(algo.eval_env_runner.env.unwrapped, gym.vector.SyncVectorEnv)
+    path = algo.save_to_path(str(tmp_path / "student"))
+    assert compare("cartpole", path, num_episodes=2).teacher.return_mean == 500.0  # in the recorded one's counterpart
+    resumed = DistillDQN.from_checkpoint(path)  # with new episodes
+    resumed.train()
+    resumed.stop()

@@ -1,4 +1,7 @@
-"""Reference that is made of the code when the site is built: `<!-- generated: NAME -->` on a page is its place."""
+"""Reference that is made of the code when the site is built: `<!-- generated: NAME -->` on a page is its place.
+
+It takes the place of what follows up to `<!-- end -->`: a hint for those who read the page in the repository.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-_PLACE = re.compile(r"<!-- generated: (\w+) -->")
+_PLACE = re.compile(r"<!-- generated: (\w+) -->(?:[^<]*<!-- end -->)?")
 #: Attributes of a config that are no settings.
 _NO_SETTINGS = {"algo_class", "simple_optimizer"}
 #: Where pages say more about a setting: when to change it, and what was measured.

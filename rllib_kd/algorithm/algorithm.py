@@ -307,7 +307,7 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
-        """Return the student: in a family or with several agents the one of that name; with restarts the best copy.
+        """Return the student: of a family, or with several agents, the one of that name; with restarts its best copy.
 
         Raises:
             ValueError: there is a family, and the name is missing or not in it.
@@ -335,7 +335,7 @@ class DistillDQN(DQN):
         self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_updates)
 
     def get_copies(self) -> dict[str, Any]:
-        """Return the current modules of a family by ID: with restarts all copies, of which none is chosen for this."""
+        """Return the current modules by ID: all students of a family, and with restarts all copies. None is chosen."""
         self._sampling.show_newest_student()
         return dict(self.env_runner.family.items())
 

@@ -112,7 +112,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
 
         Args:
             env: as RLlib takes it; or "path/to/file.py:Name" or "module:Name", an environment of your own: see
-                docs/pages/environments.md. It is imported at once, and known to all processes of a cluster.
+                docs/pages/environments.md. It is imported at once, and sent to all processes of a cluster.
             kwargs: RLlib's other arguments.
 
         Raises:
@@ -127,11 +127,11 @@ class DistillationConfig(DerivedValues, DQNConfig):
         output: str | None = NotProvided,
         **kwargs: Any,
     ) -> Self:
-        """Set what is learned from instead of an environment, or where an environment's labelled states are recorded.
+        """Set recorded rows to learn from, or a folder in which labelled states of an environment are recorded.
 
         Args:
             input_: path or URI of labelled rows, a Parquet file or a folder of them, as `rllib label` and `output`
-                write them; or a list. The environment is optional then, for evaluations.
+                write them; or a list. The environment is then optional; evaluations play it.
             output: path or URI of a folder in which the states that EnvRunners visit are recorded, with their labels.
             kwargs: RLlib's other arguments. Of those for reading, `input_filesystem`, `input_filesystem_kwargs` and
                 `dataset_num_iters_per_learner` (gradient steps of a training step; None: as many as an online run
@@ -178,7 +178,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         held_out: float = NotProvided,
         set_aside: float = NotProvided,
     ) -> Self:
-        """Sets teachers and students, the losses, and the states on which students learn.
+        """Set teachers and students, the losses, and the states on which students learn.
 
         Args:
             teacher: path or URI of a checkpoint: of RLlib (an Algorithm, its rl_module folder, a Tune experiment), of
@@ -217,8 +217,8 @@ class DistillationConfig(DerivedValues, DQNConfig):
             regret_coeff: weight of the student's expected Q-regret beside "kl", in median action gaps; ≥ 0. Low: the
                 student covers all the teacher's actions, whatever a mistake costs; high: it avoids expensive mistakes,
                 which matters if it is too small to avoid all. None (default): 1, with `restarts` 1, 3, 10 and 30 in
-                turn; with TD 0. Against log-probabilities, a mistake costs what the policy prefers its likeliest action
-                by, in nats: high brings the student closer to the greedy action.
+                turn; with TD 0. If labels are log-probabilities, the cost of an action is the log-probability of the
+                likeliest action minus its own, in nats: high brings the student closer to the greedy action.
             jsd_beta: β of "jsd"; in [0, 1]. Low: like "kl", the student covers all the teacher's actions; high: like
                 "reverse_kl", it keeps to the most frequent ones. Default: 0.5, the Jensen-Shannon divergence. Agarwal
                 et al. 2023, arXiv 2306.13649.
@@ -256,14 +256,15 @@ class DistillationConfig(DerivedValues, DQNConfig):
             teacher_explores: whether an actor-critic draws its actions from its policy when it acts in the EnvRunners.
                 False (default): it takes the likeliest one. The baseline `teacher_return` and comparisons are greedy in
                 both cases. A Q-network has no policy to draw from: it explores by `epsilon`.
-            teacher_fraction: β, the probability that the teacher chooses an action under "mixture"; in [0, 1], a number
-                or a schedule over env steps. High: the teacher's states; low: the student's, in which it must act well
-                in the end. None (default): from 1 to 0.5 over 10,000 env steps, and to 0 at 60,000; with `td_coeff` to
-                0 at 10,000, so that the student sees the rewards of its own actions.
-            max_regret: highest Q-regret, in median action gaps, of an action that the student takes under "mixture":
-                the teacher acts where its choice would cost more; > 0. Low: students rarely see where mistakes lead;
-                high: a poor student soon sees little else, and forgets the rest. None (default): with `restarts` 3,
-                otherwise, and with `td_coeff`, no limit. Zhang and Cho 2016 (SafeDAgger), arXiv 1605.06450.
+            teacher_fraction: β, the probability that the teacher, and not the student, chooses an action under
+                "mixture"; in [0, 1], a number or a schedule over env steps. High: the student learns from its teacher's
+                states; low: from its own, which it meets when it plays alone. None (default): from 1 to 0.5 over 10,000
+                env steps, and to 0 at 60,000; with `td_coeff` to 0 at 10,000, so that the student sees the rewards of
+                its own actions.
+            max_regret: highest Q-regret, in median action gaps, that an action of the student may have under "mixture";
+                > 0. If its choice would cost more, the teacher acts. Low: students rarely see where mistakes lead;
+                high: a poor student soon sees little else, and forgets the rest. None (default): 3 with `restarts`; no
+                limit without, or with `td_coeff`. Zhang and Cho 2016 (SafeDAgger), arXiv 1605.06450.
             kd_coeff: weight λ of the distillation loss; ≥ 0, a number or a schedule over env steps. High: the student
                 stays close to its teacher; low or falling (kickstarting, Schmitt et al. 2018, arXiv 1803.03835): TD can
                 improve on the teacher. "qdagger": 1 − return ratio by the last evaluation, in [0, 1]; needs `td_coeff`
@@ -284,10 +285,11 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 Plain MLPs of equal depth learn side by side: eight cost little more than one.
             restarts: copies of each student that learn side by side, each with first weights of its own, and by default
                 with one of four weights of the Q-regret; ≥ 1. Before a checkpoint or an evaluation, and in
-                `get_module()`, they play validation episodes, and the best of them is the student: what a small student
-                does depends on both. MLPs without TD, features, gradient clipping and a custom loss are stacked, so
-                that 16 cost little more than one; others cost up to `restarts` times as much. Copies of a tree differ
-                in how they weigh states, and in when they were grown. None (default): 1, and 12 of trees.
+                `get_module()`, they play validation episodes, and the best of them is the student. First weights and
+                weight of the Q-regret decide how well a small student plays. MLPs without TD, features, gradient
+                clipping and a custom loss are stacked, so that 16 cost little more than one; others cost up to
+                `restarts` times as much. Copies of a tree differ in how they weigh states, and in when they were grown.
+                None (default): 1, and 12 of trees.
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
                 evaluation. 0: the copies are not compared, and the first one is the student. Default: 64.
@@ -303,12 +305,12 @@ class DistillationConfig(DerivedValues, DQNConfig):
                 but EnvRunners wait for the slowest of them. None (default): no process waits; only
                 `env_runners(max_requests_in_flight_per_env_runner=...)` limits the lag, which the result reports as
                 `staleness_max`.
-            held_out: share of recorded rows (`offline_data(input_=...)`) that nothing is learned from, in [0, 0.5], but
-                at most 8,192 of them: the results' `teacher_agreement` and `q_regret` are measured on them. Low: less
+            held_out: share of recorded rows (`offline_data(input_=...)`) that students do not learn from, in [0, 0.5];
+                at most 8,192 rows. The results' `teacher_agreement` and `q_regret` are measured on them. Low: less
                 certain figures; high: fewer rows to learn from. Default: 0.05.
-            set_aside: share of the episodes of recorded rows that the run does not read at all, so that a test can have
-                them, in [0, 0.9]; of files without `eps_id`, of blocks of 64 rows. Which ones follows from their names
-                alone: a larger share has those of a smaller one, too. Default: 0.
+            set_aside: share of the episodes of recorded rows that the run does not read at all, so that you can test on
+                them later, in [0, 0.9]; if files lack `eps_id`, share of blocks of 64 rows. A hash of their names
+                chooses them, so that a larger share contains those of a smaller one. Default: 0.
 
         Returns:
             This config. Values are checked by `validate()`, when the algorithm is built.

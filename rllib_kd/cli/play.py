@@ -178,7 +178,7 @@ def export(
     from rllib_kd.evaluation.sources import open_sources
     from rllib_kd.experiment.files import parse_json
     from rllib_kd.export.card import NO_CARD, Card
-    from rllib_kd.export.deployment import deploy, deployment_table
+    from rllib_kd.export.deployment import deploy, deployment_table, has_figures
     from rllib_kd.export.export import check_exportable, format_of_ending
     from rllib_kd.export.origin import origin_of
     from rllib_kd.export.web.publish import refuse_flags_of_others
@@ -200,9 +200,9 @@ def export(
     if format == "web":
         refuse_flags_of_others(int8=int8, prefix=prefix)
         return _write_page(student, others[0] if others else None, teacher, out, where, episodes)
-    written = [(student.network(), out), *((other.network(), None) for other in others)]
-    for network, _ in written:  # check all networks before the first one plays
-        check_exportable(network, format=format, int8=int8, prefix=prefix)
+    check_exportable(student.network(), format=format, int8=int8, prefix=prefix)
+    rivals = [other.network() for other in others if has_figures(other.network(), format=format, int8=int8)]
+    written = [(student.network(), out), *((rival, None) for rival in rivals)]
     with bar("episodes", total=2 * episodes * len(written)) as advance:
         deployments = [
             deploy(
@@ -211,7 +211,7 @@ def export(
             for network, path in written
         ]
     echo(deployment_table(deployments))
-    card = Card(deployments[0], origin_of(student), episodes, teacher, deployments[1] if others else None)
+    card = Card(deployments[0], origin_of(student), episodes, teacher, deployments[1] if rivals else None)
     echo(card.write() or NO_CARD)
 
 

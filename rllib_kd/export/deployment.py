@@ -53,6 +53,22 @@ class Deployment:
     network: Teacher  # in PyTorch
 
 
+def has_figures(teacher: Teacher, *, format: str, int8: bool) -> bool:
+    """Return whether a teacher can be measured as a file of this format; warn with the reason if it cannot.
+
+    Args:
+        teacher: of the student that is exported.
+        format: as in `deploy()`.
+        int8: as in `deploy()`.
+    """
+    try:
+        check_exportable(teacher, format=format, int8=int8)
+    except ValueError as error:
+        logger.warning("The teacher's figures are left out, because it cannot be exported. %s", error)
+        return False
+    return True
+
+
 class _Artifact:
     """An exported Q-network as a player, which shares only the stacking of frames with PyTorch's side."""
 

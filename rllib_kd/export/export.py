@@ -294,8 +294,7 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
     if getattr(student, "outputs", Q_VALUES) == LOG_PROBS:  # a network of the user's own has no such attribute
         raise ValueError(
             f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
-            "and Q-networks can be exported. Distil it, and export the student; if --teacher named it, leave "
-            "that out."
+            "and Q-networks can be exported. Distil it, and export the student."
         )
     if int8 and format not in ("c", "onnx"):
         raise ValueError(f"int8 is for format='c' or 'onnx' only, got format='{format}'.")

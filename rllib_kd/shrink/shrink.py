@@ -64,15 +64,16 @@ class Shrink:
     Args:
         teacher: as for `load_teacher()`, or a `Teacher`; a list is an ensemble.
         env: as in `config.environment()`: a gymnasium id, a name registered with Tune, "path/to/file.py:Name" or
-            "module:Name". None: `config` has the recorded rows (`input_`), some of which judge.
+            "module:Name". None: `config` has the recorded rows (`input_`); some of them judge.
         keep: return ratio to prove, (student − random) / (teacher − random), in (0, 1]; without an environment the
             agreement with the teacher, in (0, 1).
-        confidence: the probability of certifying any student below `keep` is at most 1 − confidence; in (0.5, 1).
+        confidence: one run certifies a student below `keep` with a probability of at most 1 − confidence; in (0.5, 1).
+            Several runs have more chances of error (docs/pages/certificates.md).
         minutes: duration of the run, ≥ 0.5; None: 10, or no limit if `env_steps` is given.
         env_steps: env steps of training, ≥ 1, of each part, instead of `minutes`: equal runs then give equal
             certificates.
         out: folder of the results, which must be empty or not exist; None: by environment and time, in `~/ray_results`.
-        seed: seed of training, and of which fresh episodes are played; ≥ 0.
+        seed: seed of training, and of the choice of fresh episodes; ≥ 0.
         env_config: config of the environment.
         config: settings of training, by the names that `rllib train --config` takes.
         sizes: sizes to try, as `.distillation(students=...)`; None: from linear to 64 units, or shares of a

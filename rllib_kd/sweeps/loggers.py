@@ -17,7 +17,7 @@ from rllib_kd.text import printable, ratio
 
 
 def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = None) -> list[tune.Callback]:
-    """Return callbacks that print lines on how the sweep goes, and Ray's loggers of other services.
+    """Return callbacks that print the progress of a sweep, and Ray's loggers for other services.
 
     Args:
         wandb_project: project of Weights & Biases; None: not logged there.

@@ -190,8 +190,8 @@ class Teacher(Checkpointable):
         """Return a Ray Dataset of the rows of another one with this teacher's labels, from a pool of actors.
 
         Its columns are those of a labelled file (docs: Recorded observations): `obs`, RLlib's `actions`, `rewards`,
-        `terminateds`, `truncateds`, `eps_id`, `t` and `action_mask` where they are there, and `teacher_q` `[A]` (return
-        units) or, of an actor-critic, `teacher_log_probs` `[A]` (nats). Other columns are left out. Its
+        `terminateds`, `truncateds`, `eps_id`, `t` and `action_mask` if the dataset has them, and `teacher_q` `[A]`
+        (return units) or, of an actor-critic, `teacher_log_probs` `[A]` (nats). Other columns are left out. Its
         `write_parquet()` writes labelled files.
 
         Args:
@@ -205,8 +205,8 @@ class Teacher(Checkpointable):
             num_gpus: GPUs of each actor; with a part of one, the teacher is on it, too.
 
         Raises:
-            ValueError: the teacher has not these labels, or remembers earlier steps. Rows that cannot be labelled raise
-                one where Ray Data computes them.
+            ValueError: the teacher does not have these labels, or remembers earlier steps. For rows that cannot be
+                labelled, it is raised when Ray Data computes them.
         """
         from rllib_kd.offline.dataset import label_dataset  # which imports Ray Data
 

@@ -23,8 +23,9 @@ from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.markdown import code, code_block
 from rllib_kd.export.origin import Origin, origin_of
 from rllib_kd.teachers.base import Teacher
-from tests.conftest import states
+from tests.conftest import CARTPOLE_OBS, states
 from tests.export.students import ROOT, linear_student, network
+from tests.formats import actor_critic_weights, mlp, sb3_zip
 from tests.networks.trees.trees import tree_module
 
 STUDENT = ROOT / "tests" / "checkpoints" / "rllib_kd-0.2" / "student"
@@ -124,6 +125,19 @@ def test_the_command_writes_a_card(tmp_path, capsys):
     ):
         assert fact in text
     assert "Trained by" not in text  # nothing records it
+
+
+def test_figures_of_a_teacher_that_cannot_be_exported_are_left_out(tmp_path, capsys):
+    teacher = sb3_zip(tmp_path / "ppo.zip", actor_critic_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
+    run("export", STUDENT, "--out", tmp_path / "student.onnx", "--episodes", "1", "--teacher", teacher)
+    printed = capsys.readouterr()
+    assert "The teacher's figures are left out" in printed.err
+    assert "ppo.zip' is an actor-critic" in printed.err
+    assert "return in PyTorch" in printed.out
+    text = (tmp_path / "README.md").read_text()
+    assert f"Teacher: `{teacher}`" in text
+    assert "Parameters: 30\n" in text
+    assert "of the teacher" not in text
 
 
 def test_torchscript_is_written_with_a_warning(tmp_path, monkeypatch, caplog):

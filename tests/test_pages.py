@@ -1,0 +1,171 @@
+"""What readers type: every block of README, tutorials and how-to pages runs, or the reason why not stands here.
+
+Commands run in this process, on the Ray that tests share, and briefly: the flags of `SHORT` are added to them.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rllib_kd
+from rllib_kd import DistillDQNConfig, load_teacher
+from tests.offline.labelled import episodes, write
+from tests.offline.recorded import write_parquet
+from tests.test_docs import QUICK, ROOT
+
+#: README, and the pages of the groups "Tutorials" and "How-to" of the navigation.
+NAV = (ROOT / "docs" / "mkdocs.yml").read_text().partition("- Tutorials:")[2].partition("- Reference:")[0]
+PAGES = ["README.md", *(f"docs/pages/{name}" for name in re.findall(r": (\w+\.md)$", NAV, re.MULTILINE))]
+
+#: Pages with a test of their own, which runs them as they are written, and longer.
+ELSEWHERE = {
+    "docs/pages/tutorial_first.md": "test_the_first_tutorial_works_as_written",
+    "docs/pages/tutorial_own.md": "test_the_tutorial_from_nothing_to_an_exported_file_works_as_written",
+    "docs/pages/own_environment.md": "test_the_notebook_runs",
+    "docs/pages/tutorial_shrink.md": "test_the_tutorial_on_certificates_works_as_written",
+    "docs/pages/environments.md": "test_the_page_on_environments_works_as_written",
+    "docs/pages/masks.md": "test_the_page_on_masks_works_as_written",
+    "docs/pages/privileged.md": "test_the_page_on_privileged_teachers_works_as_written",
+    "docs/pages/export.md": "test_the_page_on_export_works_as_written",
+    "docs/pages/c.md": "test_the_page_on_c_works_as_written",
+}
+
+#: What is not run, and why.
+LEFT_OUT = {
+    r"^pip install ": "whoever runs the tests has installed it; .ci/run does so in new environments",
+    r"^(ruff|mypy|lint-imports|pytest)\b": ".ci/run runs it",
+    r"^(ray|aws) ": "it needs an account of AWS; test_cluster_yaml.py plays AWS",
+    r"--(ray-)?address auto": "it needs a cluster; tests/cluster starts some, and the same commands run without one",
+    r"^rllib train \.\.\.": "an outline for 2 to 200 EnvRunners; its settings are checked in test_every_setting.py",
+    r"tuning/atari.py": "it needs the teacher of an Atari game, and an hour",
+    r"--num-gpus": "it needs a GPU",
+    r"^rllib shrink --resume": "it needs a run that was interrupted; tests/shrink/test_shrink.py interrupts some",
+    r"^(rllib serve|curl) ": "a server that runs until Ctrl-C; tests/cli/test_serve.py starts and asks one",
+    r"benchmarks/serving\.py": "a benchmark of such a server",
+}
+
+#: Flags that shorten the commands that begin like this. If a flag is given twice, the last one counts.
+SHORT = {
+    "train": ["--stop", '{"training_iteration": 1}'],
+    "train file tuning/cartpole.py": ["--compare-episodes", "2"],
+    "train file tuning/dqn_teacher.py": ["-c", '{"evaluation_duration": 1, "min_sample_timesteps_per_iteration": 500}'],
+    "compare": ["--episodes", "2"],
+    "evaluate": ["--episodes", "1", "--num-videos", "1"],
+    "export": ["--episodes", "2"],
+    "sweep": ["--num-samples", "1", "--num-seeds", "1", "--env-steps", "1000"],
+    "shrink": ["--env-steps", "4000", "--restarts", "2", "--episodes", "400"],
+    "shrink --teacher cartpole --input": ["--keep", "0.8"],
+    "sweep --teacher cartpole --input": ["--keep", "0.8"],
+}
+#: The same for Python.
+SHORT_PYTHON = {"20_000": "1_000", 'compare("cartpole", algo)': 'compare("cartpole", algo, num_episodes=2)'}
+#: Checkpoints that the reader has: here, the packaged teacher.
+CHECKPOINTS = re.compile(r"CHECKPOINT|RUN\d|~/ray_results/cartpole")
+#: Where folders begin: here, all are in the reader's, also for workers of Ray, which began in another one.
+FOLDERS = re.compile(r'/tmp/|s3://lake/|(?<=")(?=(?:logs|labelled)")')
+#: Pages that need no process but the test's own.
+QUICK_PAGES = {"docs/pages/families.md", "docs/pages/serve.md", "docs/pages/web.md"}
+
+Step = tuple[str, str | list[str]]
+
+
+def blocks(page: str) -> Iterator[tuple[str, str, str]]:
+    """Yield place, language and code of a page's blocks. The notebook and SECURITY.md have none."""
+    text = (ROOT / page).read_text() if (ROOT / page).exists() else ""
+    for match in re.finditer(r"```(python|bash)\n(.*?)```", text, re.DOTALL):
+        yield f"{page}:{text[: match.start()].count(chr(10)) + 1}", match[1], match[2]
+
+
+def commands(block: str) -> Iterator[str]:
+    """Yield the commands of a shell block, without comments."""
+    for line in re.findall(r"(?:'[^']*'|[^'\n])+", block.replace("\\\n", " ")):  # JSON may have several lines
+        words = shlex.split(line, comments=True)
+        yield from filter(None, shlex.join(words).split(" '&&' "))
+
+
+TYPED = [
+    command for page in PAGES for _, language, code in blocks(page) if language == "bash" for command in commands(code)
+]
+
+
+def is_left_out(command: str) -> bool:
+    return any(re.search(pattern, command) for pattern in LEFT_OUT)
+
+
+def steps_of(page: str, seen: set[str]) -> list[Step]:
+    """Return what is to be run of a page, by place: Python, or the words of a command that was not seen yet."""
+    steps: list[Step] = []
+    for where, language, code in blocks(page):
+        if language == "bash":
+            new = [command for command in commands(code) if not is_left_out(command) and command not in seen]
+            seen.update(new)
+            steps += [(where, shlex.split(command)) for command in new]
+        elif where not in QUICK:
+            steps.append((where, code))
+    return steps
+
+
+_seen: set[str] = set()  # a command that stands on several pages runs on the first one
+STEPS = {page: steps for page in PAGES if page not in ELSEWHERE and (steps := steps_of(page, _seen))}
+
+
+@pytest.fixture
+def reader(page: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of a reader, who has a clone, and logs of CartPole."""
+    monkeypatch.setenv("HOME", str(own_folder))
+    (own_folder / "tuning").symlink_to(ROOT / "tuning")
+    columns = episodes(load_teacher("cartpole"), num_rows=8_000)
+    if page != "docs/pages/recorded.md":  # which labels the logs
+        write(own_folder / "labelled", columns)
+    del columns["teacher_q"]
+    write_parquet(own_folder / "logs" / "0.parquet", columns)
+    return own_folder
+
+
+def run_python(code: str, where: str, folder: Path) -> None:
+    names = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__}
+    names["config"] = DistillDQNConfig().environment("CartPole-v1")
+    for text, short in SHORT_PYTHON.items():
+        code = code.replace(text, short)
+    code = FOLDERS.sub(f"{folder}/", code)
+    try:
+        exec(compile(code, where, "exec"), names)
+    finally:
+        if "algo" in names:
+            names["algo"].stop()
+
+
+def arguments(words: list[str], folder: Path) -> list[str]:
+    """Return what follows `rllib`, made short, with the reader's own paths."""
+    assert words[0] == "rllib", words
+    own = [FOLDERS.sub(f"{folder}/", CHECKPOINTS.sub("cartpole", word)) for word in words[1:]]
+    if "--minutes" in own:  # `--env-steps` takes its place
+        at = own.index("--minutes")
+        del own[at : at + 2]
+    return own + [flag for start, flags in SHORT.items() if " ".join(own).startswith(start) for flag in flags]
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page in QUICK_PAGES else pytest.mark.slow(as_many=3)) for page in STEPS]
+)
+def test_what_readers_type_runs(page, reader, rllib):
+    for where, step in STEPS[page]:
+        if isinstance(step, str):
+            run_python(step, where, reader)
+        else:
+            done = rllib(*arguments(step, reader))
+            assert done.returncode == 0, f"{where}: {shlex.join(step)}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("reason", LEFT_OUT)
+def test_nothing_is_excused_that_nobody_types(reason):
+    assert any(re.search(reason, command) for command in TYPED)
+
+
+def test_pages_that_run_elsewhere_have_a_test():
+    code = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert set(ELSEWHERE) <= set(PAGES)
+    assert [test for test in ELSEWHERE.values() if f"def {test}(" not in code] == []

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rllib_kd import limits
-from rllib_kd.offline.schema import DataError, bytes_of, in_one_piece
+from rllib_kd.offline.schema import DataError, bytes_of, in_one_piece, numbers_or_texts
 
 #: Extension types whose arrays are tensors of one shape, with a `shape`: Arrow's own, and two of Ray Data.
 _TENSORS = ("arrow.fixed_shape_tensor", "ray.data.arrow_tensor", "ray.data.arrow_tensor_v2")
@@ -120,7 +120,7 @@ def to_array(array: pa.Array | pa.ChunkedArray, *, file: str, column: str) -> An
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         size = _size_of_lists(array, file=file, column=column)
     else:
-        return array.to_numpy(zero_copy_only=False)
+        return numbers_or_texts(array, file=file, column=column)
     values = to_array(array.flatten(), file=file, column=column)
     return values.reshape(len(array), size, *values.shape[1:])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import posixpath
 import re
 from collections import Counter
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from pyarrow.fs import FileSystem, FileType
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
@@ -116,10 +117,14 @@ def find_inputs(uri: str, *, obs_column: str = Columns.OBS) -> Inputs:
 def check_apart(input_uri: str, output_uri: str) -> None:
     """Check that neither of two folders is in the other: labelled files would be taken for recorded ones.
 
+    Symbolic links are followed.
+
     Raises:
         DataError: one is.
     """
     (one, path), (other, folder) = (filesystem_of(absolute_uri(uri)) for uri in (input_uri, output_uri))
+    if isinstance(one, LocalFileSystem):
+        path, folder = os.path.realpath(path), os.path.realpath(folder)
     if one == other and (f"{path}/".startswith(f"{folder}/") or f"{folder}/".startswith(f"{path}/")):
         raise DataError(
             f"Of the input '{one_line(input_uri)}' and the output '{one_line(output_uri)}', one is in the other. Name "

@@ -61,6 +61,9 @@ _MAX_TRIES = 3  # of a file whose actor dies
 _MAX_BLOCKS = 1_000  # of the Dataset of paths
 
 
+_FEW_TASKS = 4  # for each actor
+
+
 _MAX_SHOWN = 8  # names of columns
 
 
@@ -166,7 +169,7 @@ class LabelJob:
         start, count, total = time.perf_counter(), 0, len(self.remaining)
         remove_parts(*filesystem_of(self.plan.output))
         if self.remaining:
-            pool = pool_of(self._concurrency, self._num_cpus, self._num_gpus, most=total)
+            pool = pool_of(self._concurrency, self._num_cpus, self._num_gpus, num_tasks=total)
             with bar("files", total=total, shown=progress) as advance:
                 for rows in _labelled(self.remaining, self.plan, pool, self._num_cpus, self._num_gpus):
                     count += rows
@@ -214,21 +217,33 @@ def _note_what_is_left_out(inputs: Inputs, first: Contents, output: str, num_oth
 
 
 def pool_of(
-    concurrency: Concurrency, num_cpus: float, num_gpus: float, *, most: int | None = None
+    concurrency: Concurrency, num_cpus: float, num_gpus: float, *, num_tasks: int | None = None
 ) -> ActorPoolStrategy:
-    """Return the pool of actors for `concurrency`, of at most `most` actors."""
+    """Return the pool of actors for `concurrency`.
+
+    Each actor has its next task beside the one it works on: Ray Data looks for finished ones only every 0.1 s if there
+    are several actors, and a pool grows only if each actor has two. With few tasks, the actors that start first would
+    leave none to the others: they get the next one when they are done.
+
+    Args:
+        concurrency: number of actors, or the least and the most; None: as many as Ray has room for.
+        num_cpus: CPUs of each actor.
+        num_gpus: GPUs of each actor.
+        num_tasks: number of tasks, and so the most actors that are of use; None: unknown.
+    """
     if isinstance(concurrency, tuple):
-        return ActorPoolStrategy(min_size=concurrency[0], max_size=concurrency[1], max_tasks_in_flight_per_actor=1)
-    if not ray.is_initialized():
-        ray.init()  # as Ray Data does
-    there = ray.cluster_resources()
-    counts = [int(there.get(kind, 0) / each) for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)) if each > 0]
-    room = max(1, min(counts, default=1))
-    size = room if concurrency is None else concurrency
-    size = size if most is None else min(size, most)
-    if size > room:  # Ray Data would wait for all of them: the others may come when the cluster grows
-        return ActorPoolStrategy(min_size=room, max_size=size, max_tasks_in_flight_per_actor=1)
-    return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
+        least, size = concurrency
+    else:
+        if not ray.is_initialized():
+            ray.init()  # as Ray Data does
+        there = ray.cluster_resources()
+        counts = [int(there.get(kind, 0) / each) for kind, each in (("CPU", num_cpus), ("GPU", num_gpus)) if each > 0]
+        room = max(1, min(counts, default=1))
+        size = room if concurrency is None else concurrency
+        size = size if num_tasks is None else min(size, num_tasks)
+        least = min(size, room)  # Ray Data would wait for all of them: the others may come when the cluster grows
+    is_few = least == size and num_tasks is not None and num_tasks < _FEW_TASKS * size
+    return ActorPoolStrategy(min_size=least, max_size=size, max_tasks_in_flight_per_actor=1 if is_few else None)
 
 
 def check_arguments(batch_size: Any, concurrency: Any, num_cpus: float, num_gpus: float) -> None:

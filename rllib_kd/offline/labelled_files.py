@@ -16,7 +16,7 @@ from ray.rllib.core.columns import Columns
 
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.offline.listing import PARQUET, files_below, filesystem_of
-from rllib_kd.offline.reading import ROW
+from rllib_kd.offline.reading import ROW, check_unchanged
 from rllib_kd.offline.schema import FRAMES_BEFORE, DataError, LabelledSchema, open_parquet, to_columns
 
 _FOOTERS_AT_ONCE = 16
@@ -55,7 +55,7 @@ class LabelledFiles:
         self.uris = [uris] if isinstance(uris, str) else list(uris)
         self._paths = [found for uri in self.uris for found in _find(uri, filesystem)]
         self.chunks: list[Chunk] = []
-        self._first_rows: dict[tuple[int, int], int] = {}  # of each row group, by file and index
+        self._first_rows: dict[tuple[int, int], int] = {}  # of each row group, by file and index; and behind the last
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:  # which wait for a network, if there is one
             footers = pool.map(lambda place: _read_footer(*place), self._paths)
             for index, (own, sizes) in enumerate(footers):
@@ -105,7 +105,7 @@ class LabelledFiles:
         """Yield the rows of a chunk in pieces, with those of the named columns that the files have, and `ROW`.
 
         Raises:
-            DataError: the file is no longer there, is damaged, or has rows without a value.
+            DataError: the file is no longer there, has changed, is damaged, or has rows without a value.
         """
         filesystem, path = self._paths[chunk.file]
         present = [name for name in names if name in self.schema.columns]
@@ -119,6 +119,7 @@ class LabelledFiles:
                     yield to_columns(batch, self.schema, file=path) | {ROW: rows}
             except (pa.ArrowException, OSError) as error:
                 raise DataError(f"cannot be read to its end: {error}", file=path) from error
+        check_unchanged(first, self._first_rows[chunk.file, chunk.row_group + 1], path)
 
     def _shown(self) -> str:
         return ", ".join(f"'{uri}'" for uri in self.uris)

@@ -25,6 +25,7 @@ from rllib_kd.observations.pipeline import (
     StackFrames,
 )
 from rllib_kd.observations.spaces import brief, is_byte_image
+from rllib_kd.offline.columns import Place, finite, recorded, rows_where
 from rllib_kd.offline.reading import num_rows
 from rllib_kd.offline.schema import OBS_DTYPES, RECORDED, DataError, LabelledSchema
 from rllib_kd.text import one_line
@@ -32,8 +33,6 @@ from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHE
 
 if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
-
-_FLAGS = (Columns.TERMINATEDS, Columns.TRUNCATEDS)
 
 
 class Labeller:
@@ -71,10 +70,10 @@ class Labeller:
         Raises:
             DataError: a column has another shape or type than the teacher takes, or a number that is not finite.
         """
-        place = _Place(file, start)
+        place = Place(file, start)
         count = num_rows(columns)
         rows = {
-            name: _recorded(name, columns[name], count, self.num_actions, place) for name in RECORDED if name in columns
+            name: recorded(name, columns[name], count, self.num_actions, place) for name in RECORDED if name in columns
         }
         shown, rows[Columns.OBS] = self._observations(columns[Columns.OBS], count, place)
         return rows | self._labels_of(shown, rows[Columns.OBS], rows.get(MASK), place)
@@ -124,14 +123,14 @@ class Labeller:
             "it belong to this environment?"
         )
 
-    def _observations(self, obs: Any, count: int, place: _Place) -> tuple[Any, np.ndarray]:
+    def _observations(self, obs: Any, count: int, place: Place) -> tuple[Any, np.ndarray]:
         """Return observations as the teacher's environment shows them, and as they are written."""
         if self._flatten is None:
             array = self._of_box(obs, place)
             return array, array
         if isinstance(obs, np.ndarray) and obs.dtype.kind == "f" and obs.shape[1:] == (self._flatten.size,):
             vectors = np.asarray(obs, np.float32)
-            return None, _finite(vectors, Columns.OBS, place)
+            return None, finite(vectors, Columns.OBS, place)
         obs = _as_space(self._space, obs, Columns.OBS, place)
         try:
             vectors = self._flatten(obs, count)
@@ -140,9 +139,9 @@ class Labeller:
                 f"has no observations of {one_line(self._space, limit=300)}, which the teacher takes: {error}",
                 Columns.OBS,
             ) from error
-        return obs, _finite(vectors, Columns.OBS, place)
+        return obs, finite(vectors, Columns.OBS, place)
 
-    def _of_box(self, obs: Any, place: _Place) -> np.ndarray:
+    def _of_box(self, obs: Any, place: Place) -> np.ndarray:
         space, expected = self._space, f"the teacher takes {brief(self._space)} of {self._space.dtype}"
         if not isinstance(obs, np.ndarray) or obs.dtype.kind not in "biuf":
             kind = obs.dtype if isinstance(obs, np.ndarray) else f"parts {list(obs)[:10]}"
@@ -160,7 +159,7 @@ class Labeller:
             obs = obs.reshape(len(obs), *(space.shape or ()))  # which was a flat list in the file
         if is_bool and obs.ndim == 4:  # networks take bytes of images divided by 255, and truth values as 0 and 1
             obs = obs * np.uint8(255)
-        return _finite(obs, Columns.OBS, place)
+        return finite(obs, Columns.OBS, place)
 
     def _fits(self, obs: np.ndarray) -> bool:
         if obs.shape[1:] == self._space.shape:
@@ -171,7 +170,7 @@ class Labeller:
         return self._teacher.takes(gym.spaces.Box(0, 255 if dtype == np.uint8 else 1, obs.shape[1:], dtype))
 
     def _labels_of(
-        self, shown: Any, vectors: np.ndarray, mask: np.ndarray | None, place: _Place
+        self, shown: Any, vectors: np.ndarray, mask: np.ndarray | None, place: Place
     ) -> dict[str, np.ndarray]:
         """Return the label columns of rows.
 
@@ -195,7 +194,7 @@ class Labeller:
             is_wrong = ~np.isfinite(values)
             if name == TEACHER_Q:  # of which −inf means that an action is illegal, but one is legal
                 is_wrong &= ~np.isneginf(values) | np.isneginf(values).all(1, keepdims=True)
-            if (wrong := _rows_where(is_wrong)).size:
+            if (wrong := rows_where(is_wrong)).size:
                 shown = values[wrong[0]].ravel()[:8].tolist()
                 source = one_line(self._teacher.source, limit=300)
                 raise place.error(f"the teacher '{source}' returns {shown}", name, row=wrong[0])
@@ -224,21 +223,6 @@ class Labeller:
 def _device_of(teacher: Teacher) -> torch.device | str:
     weights = teacher.module.parameters() if isinstance(teacher.module, torch.nn.Module) else iter(())
     return next((parameter.device for parameter in weights), "cpu")
-
-
-class _Place:
-    """Where rows are: a file, and the index in it of the first of them, or of all."""
-
-    def __init__(self, file: str, start: int | np.ndarray | None):
-        self.file, self.start = file, start
-
-    def error(self, message: str, column: str, *, row: int | None = None) -> DataError:
-        """Return an error at a column, and at a row of these rows."""
-        at = "" if row is None else f"row {self._index(int(row))}: "
-        return DataError(at + message, file=self.file, column=column)
-
-    def _index(self, row: int) -> int:
-        return int(self.start[row]) if isinstance(self.start, np.ndarray) else (self.start or 0) + row
 
 
 def fingerprint(teacher: Teacher) -> str:
@@ -301,59 +285,7 @@ def _check_has(teacher: Teacher, also: Sequence[str]) -> None:
             raise ValueError(f"The label '{name}' needs {needed}, which '{one_line(teacher.source)}' is not.")
 
 
-def _recorded(name: str, values: Any, count: int, num_actions: int, place: _Place) -> np.ndarray:
-    """Return a recorded column as it is written, once it is what its name says.
-
-    Raises:
-        DataError: it is not.
-    """
-    shape = (count, num_actions) if name == MASK else (count,)
-    if not isinstance(values, np.ndarray) or values.shape != shape:
-        got = list(values.shape) if isinstance(values, np.ndarray) else "parts"
-        raise place.error(f"has the shape {got}; expected {list(shape)}", name)
-    if name == Columns.EPS_ID:
-        if values.dtype.kind == "f":
-            _finite(values, name, place)
-        return values if values.dtype == object else values.astype(str).astype(object)
-    if values.dtype.kind not in "biuf":
-        raise place.error(f"has the type {values.dtype}; expected numbers", name)
-    if name == Columns.REWARDS:
-        return _finite(values.astype(np.float32), name, place)
-    if name in (*_FLAGS, MASK):
-        flags = values if values.dtype == bool else values == 1
-        if (wrong := _rows_where(~flags & (values != 0))).size:
-            raise place.error(f"has {values[wrong[0]].tolist()}; expected zeros and ones", name, row=wrong[0])
-        if name == MASK and (wrong := np.flatnonzero(~flags.any(1))).size:
-            raise place.error("allows no action; expected at least one", name, row=wrong[0])
-        return flags
-    numbers = values.astype(np.int64)
-    if (wrong := np.flatnonzero(numbers != values)).size:
-        raise place.error(f"has {values[wrong[0]]}; expected integers", name, row=wrong[0])
-    if name == Columns.ACTIONS and (wrong := np.flatnonzero((numbers < 0) | (numbers >= num_actions))).size:
-        raise place.error(
-            f"has the action {numbers[wrong[0]]}, but the teacher's are 0 to {num_actions - 1}. Does it belong to this "
-            "environment?",
-            name,
-            row=wrong[0],
-        )
-    return numbers
-
-
-def _finite(values: np.ndarray, column: str, place: _Place) -> np.ndarray:
-    """Return numbers, once all are finite."""
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        row = _rows_where(~np.isfinite(values))[0]
-        shown = values[row].ravel()[~np.isfinite(values[row].ravel())][0]
-        raise place.error(f"has the number {shown}. Expected finite numbers: leave out such rows.", column, row=row)
-    return values
-
-
-def _rows_where(found: np.ndarray) -> np.ndarray:
-    """Return the indices of the rows `[N, ...]` in which anything is found."""
-    return np.flatnonzero(found.reshape(len(found), -1).any(1)) if found.size else np.empty(0, np.int64)
-
-
-def _as_space(space: gym.Space, obs: Any, column: str, place: _Place) -> Any:
+def _as_space(space: gym.Space, obs: Any, column: str, place: Place) -> Any:
     """Return a composed observation with the keys of its space: files have texts as keys of a Tuple.
 
     Raises:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pyarrow as pa
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from rllib_kd import limits
 from rllib_kd.offline.schema import DataError
@@ -33,9 +36,11 @@ def files_below(filesystem: FileSystem, folder: str) -> list[str]:
     Names that begin with a dot or an underscore are hidden, as for Ray Data and Spark.
 
     Raises:
-        DataError: there are too many, or one has a name that is not in UTF-8.
+        DataError: there are too many, or one has a name that is not in UTF-8; or a link leads back to its own folder.
         OSError: the folder cannot be listed.
     """
+    if isinstance(filesystem, LocalFileSystem):
+        _check_links(folder)
     entries = filesystem.get_file_info(FileSelector(folder, recursive=True))
     try:
         for entry in entries:
@@ -50,3 +55,16 @@ def files_below(filesystem: FileSystem, folder: str) -> list[str]:
     start = len(folder.rstrip("/")) + 1
     files = (entry.path for entry in entries if entry.type == FileType.File)
     return sorted(file for file in files if not any(part.startswith((".", "_")) for part in file[start:].split("/")))
+
+
+def _check_links(folder: str) -> None:
+    """Check that no symbolic link leads to a folder that it is in: its files would be found again and again.
+
+    Raises:
+        DataError: one does.
+    """
+    for parent, folders, _ in os.walk(folder, followlinks=True):
+        for name in folders:
+            path = Path(parent, name)
+            if path.is_symlink() and any(path.samefile(above) for above in path.parents):
+                raise DataError(f"'{path}' is a link to a folder that it is in: '{path.resolve()}'. Remove it.")

@@ -7,6 +7,7 @@ pickles, and are refused by their headers.
 from __future__ import annotations
 
 import math
+import sys
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from pyarrow.fs import FileSystem, FileType
 from ray.rllib.core.columns import Columns
 
 from rllib_kd import limits
+from rllib_kd.offline.columns import Place, rows_where
 from rllib_kd.offline.reading import Contents, rows_at_once, used_columns
 from rllib_kd.offline.schema import DataError
 
@@ -74,7 +76,8 @@ class NumpyReader:
             rows = rows_at_once(batch_size, sum(array.row_bytes for array in arrays.values()))
             for start in range(0, total, rows):
                 count = min(rows, total - start)
-                yield {name: _native(array.read(count)) for name, array in arrays.items()}
+                place = Place(path, start)
+                yield {name: _native(array.read(count), name, place) for name, array in arrays.items()}
 
     @contextmanager
     def _opened(self, filesystem: FileSystem, path: str) -> Iterator[tuple[Mapping[str, _Array], tuple[str, ...]]]:
@@ -139,8 +142,19 @@ def _check_lengths(arrays: Mapping[str, _Array], file: str) -> None:
             raise DataError(f"has {array.shape[0]} rows, but '{Columns.OBS}' {expected}", file=file, column=name)
 
 
-def _native(values: np.ndarray) -> np.ndarray:
-    """Return values in this machine's byte order; texts as objects, as from the other readers."""
-    if values.dtype.kind == "U":
-        return values.astype(object)
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+def _native(values: np.ndarray, column: str, place: Place) -> np.ndarray:
+    """Return values in this machine's byte order; texts as objects, as from the other readers.
+
+    Raises:
+        DataError: a text has what is no character of Unicode, which cannot be written.
+    """
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype.kind != "U":
+        return values
+    codes = values.view(np.uint32).reshape(len(values), -1)
+    is_surrogate = (codes >= 0xD800) & (codes <= 0xDFFF)
+    if (wrong := rows_where(is_surrogate | (codes > sys.maxunicode))).size:
+        raise place.error(
+            "has a text that is not Unicode: half of a surrogate pair, or no character", column, row=wrong[0]
+        )
+    return values.astype(object)

@@ -135,3 +135,16 @@ def num_rows(columns: Mapping[str, Any]) -> int:
     while isinstance(values, dict):
         values = next(iter(values.values()))
     return len(values)
+
+
+def check_unchanged(end: int, expected: int, file: str) -> None:
+    """Check that what was read of a file ends at the row at which it ended when the files were opened.
+
+    Raises:
+        DataError: it does not.
+    """
+    if end != expected:
+        raise DataError(
+            f"ends at row {end:,}, but at row {expected:,} when it was opened: it has changed. Start again, or resume.",
+            file=file,
+        )

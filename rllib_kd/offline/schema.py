@@ -357,7 +357,7 @@ def to_columns(
         if flat.null_count:
             raise DataError(f"has {flat.null_count} rows or numbers without a value", file=file, column=name)
         is_binary = pa.types.is_fixed_size_binary(array.type)
-        values = bytes_of(array) if is_binary else flat.to_numpy(zero_copy_only=False)
+        values = bytes_of(array) if is_binary else numbers_or_texts(flat, file=file, column=name)
         columns[name] = values.reshape(len(array), *shape)
     if (before := columns.pop(FRAMES_BEFORE, None)) is not None and Columns.OBS in columns:
         try:
@@ -372,6 +372,18 @@ def in_one_piece(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     if not isinstance(array, pa.ChunkedArray):
         return array
     return array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks or [pa.array([], array.type)])
+
+
+def numbers_or_texts(array: pa.Array, *, file: str, column: str) -> np.ndarray:
+    """Return a column `[N]` without missing rows: a view of numbers, or texts as objects.
+
+    Raises:
+        DataError: a text is not in UTF-8.
+    """
+    try:
+        return array.to_numpy(zero_copy_only=False)
+    except pa.ArrowException as error:
+        raise DataError(f"has a text that cannot be read as UTF-8: {error}", file=file, column=column) from error
 
 
 def bytes_of(array: pa.FixedSizeBinaryArray) -> np.ndarray:

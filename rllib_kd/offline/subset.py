@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ray.rllib.core.columns import Columns
 
+from rllib_kd.offline.columns import Place, recorded
 from rllib_kd.offline.labelled_files import Chunk, LabelledFiles
 from rllib_kd.offline.reading import ROW, rows_of_columns
 from rllib_kd.offline.schema import DataError, LabelledSchema
@@ -151,33 +152,17 @@ class Subset:
         first = 0
         for columns in self._files.read(chunk, names):
             if Columns.EPS_ID in columns:
-                found: dict[Any, int] = {}
-                ids = _names(columns[Columns.EPS_ID], self._files.path_of(chunk)).tolist()
+                found: dict[str, int] = {}
+                place = Place(self._files.path_of(chunk), columns[ROW])
+                ids = recorded(Columns.EPS_ID, columns[Columns.EPS_ID], len(columns[ROW]), 0, place)
                 of_row = np.fromiter((found.setdefault(name, len(found)) for name in ids), np.int64, len(ids))
-                yield columns, list(map(str, found)), of_row
+                yield columns, list(found), of_row
             else:
                 blocks = np.arange(first, first + len(columns[ROW])) // BLOCK_ROWS
                 first += len(blocks)
                 start = int(blocks[0]) if len(blocks) else 0
                 units = [_block(chunk, block) for block in range(start, int(blocks[-1]) + 1)] if len(blocks) else []
                 yield columns, units, blocks - start
-
-
-def _names(values: Any, path: str) -> np.ndarray:
-    """Check the names of the episodes of some rows, `[N]`.
-
-    Raises:
-        DataError: they are no names.
-    """
-    if not isinstance(values, np.ndarray) or values.ndim != 1:
-        raise DataError("names no episodes; expected a number or a text in each row", file=path, column=Columns.EPS_ID)
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(
-            "has numbers that are not finite; expected the name of an episode in each row",
-            file=path,
-            column=Columns.EPS_ID,
-        )
-    return values
 
 
 def _block(chunk: Chunk, block: int) -> str:

@@ -13,7 +13,7 @@ from rllib_kd.offline.files import find_inputs
 from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk
 from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.parquet import ParquetReader
-from rllib_kd.offline.reading import ROW, Contents, Reader, num_rows
+from rllib_kd.offline.reading import ROW, Contents, Reader, check_unchanged, num_rows
 from rllib_kd.offline.schema import METADATA, DataError, LabelledSchema, open_parquet
 
 
@@ -31,6 +31,7 @@ class UnlabelledFiles:
 
     def __init__(self, uris: Sequence[str]):
         self._files: list[tuple[Any, str, Reader]] = []
+        self._num_rows: list[int] = []
         self.chunks: list[Chunk] = []
         first: Contents | None = None
         for uri in uris:
@@ -44,6 +45,7 @@ class UnlabelledFiles:
                 rows = contents.num_rows
                 if rows is None:  # it is known at the end alone
                     rows = sum(map(num_rows, inputs.reader.batches(filesystem, file.path, PIECE_ROWS)))
+                self._num_rows.append(rows)
                 if rows:
                     self.chunks.append(Chunk(len(self._files) - 1, -1, rows))
         if first is None or not self.chunks:
@@ -73,12 +75,17 @@ class UnlabelledFiles:
         return self._files[chunk.file][1]
 
     def read(self, chunk: Chunk, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Yield the rows of a file in pieces, with those of the named columns that it has, and `ROW`."""
+        """Yield the rows of a file in pieces, with those of the named columns that it has, and `ROW`.
+
+        Raises:
+            DataError: the file is no longer there, has changed, or cannot be read.
+        """
         filesystem, path, reader = self._files[chunk.file]
         first = 0
         for batch in reader.batches(filesystem, path, self.piece_rows):
             rows = np.arange(first, first := first + num_rows(batch))
             yield {name: column for name, column in batch.items() if name in names} | {ROW: rows}
+        check_unchanged(first, self._num_rows[chunk.file], path)
 
 
 def are_labelled(uris: Sequence[str]) -> bool:

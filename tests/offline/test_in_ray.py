@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import gymnasium as gym
 import numpy as np
@@ -18,12 +19,17 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 from ray.rllib.algorithms.ppo import PPOConfig
 
 from rllib_kd import load_teacher
-from rllib_kd.offline.job import LabelJob
+from rllib_kd.offline.job import LabelJob, pool_of
 from rllib_kd.offline.schema import DataError, read_schema, to_columns
 from rllib_kd.teachers.base import Teacher
 from tests.buckets import bucket_named
 from tests.conftest import ray_address, states
 from tests.offline.recorded import label_here, read, rows, teacher, write_parquet
+
+
+def of_function(q: Callable[[torch.Tensor], torch.Tensor]) -> Teacher:
+    space = gym.spaces.Box(-np.inf, np.inf, (4,))
+    return Teacher.from_callable(q, observation_space=space, action_space=gym.spaces.Discrete(2))
 
 
 @pytest.mark.slow
@@ -44,6 +50,34 @@ def test_a_pool_labels_all_files_and_an_error_leaves_the_finished_ones(cluster, 
     assert sorted(os.listdir(tmp_path / "out")) == [f"{i}.parquet" for i in range(4)]
     for i in range(4):
         np.testing.assert_array_equal(read(tmp_path / "out" / f"{i}.parquet")["obs"], states(50, seed=i))
+
+
+@pytest.mark.slow
+def test_a_pool_grows_while_its_actors_are_busy(cluster, tmp_path):
+    for i in range(4):
+        write_parquet(tmp_path / "in" / f"{i}.parquet", rows())
+    actors = tmp_path / "actors"
+    actors.mkdir()
+
+    def q(obs: torch.Tensor) -> torch.Tensor:
+        if ray.is_initialized() and (actor := ray.get_runtime_context().get_actor_id()):
+            (actors / actor).touch()
+            deadline = time.monotonic() + 120
+            while len(list(actors.iterdir())) < 2 and time.monotonic() < deadline:
+                time.sleep(0.1)
+        return obs[:, :2]
+
+    LabelJob(of_function(q), tmp_path / "in", tmp_path / "out", concurrency=(1, 2), num_cpus=0.5).run()
+    assert len(list(actors.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "num_tasks", "sizes", "ahead"),
+    [(2, 16, (2, 2), None), (2, 7, (2, 2), 1), (3, 2, (2, 2), 1), ((1, 3), 2, (1, 3), None), (1, None, (1, 1), None)],
+)
+def test_actors_have_their_next_file_unless_there_are_few(cluster, concurrency, num_tasks, sizes, ahead):
+    pool = pool_of(concurrency, 1.0, 0.0, num_tasks=num_tasks)
+    assert ((pool.min_size, pool.max_size), pool.max_tasks_in_flight_per_actor) == (sizes, ahead)
 
 
 @pytest.mark.slow
@@ -110,9 +144,7 @@ def test_a_file_that_kills_each_actor_ends_the_job(cluster, tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         return obs[:, :2]
 
-    space = gym.spaces.Box(-np.inf, np.inf, (4,))
-    policy = Teacher.from_callable(q, observation_space=space, action_space=gym.spaces.Discrete(2))
-    job = LabelJob(policy, tmp_path / "in", tmp_path / "out", concurrency=1, num_cpus=0.5)
+    job = LabelJob(of_function(q), tmp_path / "in", tmp_path / "out", concurrency=1, num_cpus=0.5)
     with pytest.raises(DataError, match=r"a.parquet': The actors that read it died 3 times"):
         job.run()
 

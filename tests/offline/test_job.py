@@ -265,10 +265,22 @@ def test_names_in_another_encoding_are_an_error(tmp_path):
 
 def test_the_input_by_another_name_is_no_output(tmp_path):
     write_parquet(tmp_path / "in" / "a.parquet", rows())
-    for output in (tmp_path, tmp_path / "in" / "out", f"file://{tmp_path}/in/", tmp_path / "x" / ".." / "in"):
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    others = (f"file://{tmp_path}/in/", tmp_path / "x" / ".." / "in", tmp_path / "link" / "out")
+    for output in (tmp_path, tmp_path / "in" / "out", *others):
         with pytest.raises(DataError, match="one is in the other"):
             LabelJob(teacher(), tmp_path / "in", output)
     LabelJob(teacher(), tmp_path / "in", f"file://{tmp_path}/in2")
+
+
+def test_links_that_lead_back_are_an_error(tmp_path):
+    for folder in ("in", "other"):
+        write_parquet(tmp_path / folder / "a.parquet", rows())
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
+    assert label_here(LabelJob(teacher(), tmp_path / "in", tmp_path / "out")) == [10, 10]
+    (tmp_path / "other" / "back").symlink_to(tmp_path / "in")
+    with pytest.raises(DataError, match=r"in/link/back' is a link to a folder that it is in"):
+        LabelJob(teacher(), tmp_path / "in", tmp_path / "out")
 
 
 def test_a_row_group_as_large_as_its_file_is_read_in_parts(tmp_path):

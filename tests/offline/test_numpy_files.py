@@ -100,3 +100,11 @@ def test_columns_of_different_lengths_are_refused(tmp_path):
     (tmp_path / "b.npz").write_bytes(b"PK no zip")
     with pytest.raises(DataError, match=r"b.npz': cannot be read"):
         LabelJob(teacher(), str(tmp_path / "b.npz"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("code", [0xD800, 0x110000])  # half of a surrogate pair; no character
+def test_texts_that_are_not_unicode_are_refused(tmp_path, code):
+    names = np.frombuffer(np.array([97, 97, code], np.uint32).tobytes(), "<U1")
+    np.savez(tmp_path / "a.npz", obs=states(3), eps_id=names)
+    with pytest.raises(DataError, match=r"a.npz', column 'eps_id': row 2: has a text that is not Unicode"):
+        LabelJob(teacher(), str(tmp_path / "a.npz"), str(tmp_path / "out"))

@@ -175,3 +175,10 @@ def test_memory_does_not_grow_with_a_file(tmp_path):
         held.append(pa.total_allocated_bytes() - before + batch["obs"].nbytes)
     assert len(held) == 300
     assert max(held) < 10e6
+
+
+def test_texts_that_are_not_utf_8_are_refused_with_their_column(tmp_path):
+    texts = pa.Array.from_buffers(pa.string(), 10, pa.array([b"\xff"] * 10).buffers())
+    file = write_parquet(tmp_path / "a.parquet", rows(), eps_id=texts)
+    with pytest.raises(DataError, match=r"a.parquet', column 'eps_id': has a text that cannot be read as UTF-8"):
+        LabelJob(teacher(), str(file), str(tmp_path / "out"))

@@ -12,12 +12,16 @@ from ray.rllib.core.columns import Columns
 from rllib_kd import load_teacher
 from rllib_kd.learner.replay import ColumnarReplay
 from rllib_kd.offline.data import LabelledData, capacity_for, open_files
+from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.rows import LearnerColumns, as_column, has_successor
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
 from rllib_kd.offline.stream import HeldOut, Piece, Stream
 from rllib_kd.offline.subset import Subset, place_of
+from rllib_kd.offline.unlabelled_files import UnlabelledFiles
+from tests.conftest import states
 from tests.offline.labelled import RECORDED, recorded_config, write
+from tests.offline.recorded import label_here, write_parquet
 
 NUMBERED = 2_000
 TD = ("obs", "teacher_q", "actions", "rewards", "terminateds", "truncateds", "valid")
@@ -255,6 +259,27 @@ def test_a_folder_that_has_changed_begins_anew(tmp_path, teacher, rows, caplog):
     assert states[1] == states[0]
     assert not states[2]["is_in_replay"]
     assert "are not those of the checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_a_file_that_shrinks_while_it_is_used_is_an_error(tmp_path, rows, is_labelled):
+    files = LabelledFiles(write(tmp_path, rows)) if is_labelled else UnlabelledFiles([write(tmp_path, rows)])
+    write(tmp_path, {name: column[:2_900] for name, column in rows.items()}, row_group_size=400)
+    with pytest.raises(DataError, match=r"0.parquet': ends at row [\d,]+, but at row [\d,]+ when it was opened"):
+        list(files.read(files.chunks[0], ("obs",)))
+
+
+def test_episodes_are_the_same_with_labels_and_without(tmp_path, teacher):
+    columns = {"obs": states(100), "eps_id": (np.arange(100) // 5 / 10).astype(np.float32)}
+    write_parquet(tmp_path / "in" / "a.parquet", columns)
+    label_here(LabelJob(teacher, tmp_path / "in", tmp_path / "out"))
+    shares = [
+        np.concatenate([part["obs"] for part in subset.read(subset.chunks[0], ("obs",))])
+        for files in (UnlabelledFiles([str(tmp_path / "in")]), LabelledFiles(str(tmp_path / "out")))
+        for subset in (Subset(files, 0.0, 0.5),)
+    ]
+    assert 0 < len(shares[0]) < 100
+    np.testing.assert_array_equal(*shares)
 
 
 # --- Data that cannot be used -----------------------------------------------------------------------------------------

@@ -40,6 +40,11 @@ def values_of(schedule: Schedule) -> list[float]:
     return [float(value) for _, value in schedule] if isinstance(schedule, Sequence) else [float(schedule)]
 
 
+def last_change(schedule: Schedule) -> int:
+    """Return the env steps after which the schedule has its last value; 0 for a number."""
+    return int(schedule[-1][0]) if isinstance(schedule, Sequence) else 0
+
+
 def check_schedule(
     name: str, schedule: object, *, low: float = 0.0, high: float = math.inf, words: Sequence[str] = ()
 ) -> None:

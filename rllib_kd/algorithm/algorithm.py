@@ -38,6 +38,7 @@ from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_e
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
 from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
+from rllib_kd.algorithm.patience import Patience
 from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
     actor_resources,
@@ -102,7 +103,7 @@ class DistillDQN(DQN):
     config: DistillDQNConfig
 
     #: What a checkpoint holds beside RLlib's own and the teachers: attributes whose objects have states of their own.
-    SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts")
+    SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts", "_patience")
     #: The other attributes of this class, which follow from the config, or belong to one process.
     NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students", "_unusable_states", "_evaluations"})
 
@@ -154,6 +155,7 @@ class DistillDQN(DQN):
         )
         self._sampling = make_sampling(self, files)
         self._restarts = Restarts(self.config.num_copies, self.config.num_validation_episodes)
+        self._patience = Patience(self.config.patience, self.config.acting_teacher_fraction)
         self._unusable_states = UnusableStates(self.config, self._teachers)
         self._evaluations = Evaluations()
         check_vector_env(self.env_runner_group)
@@ -245,10 +247,10 @@ class DistillDQN(DQN):
             staleness=staleness,
             learner_results=results.get(LEARNER_RESULTS, {}),
             held_out=self._sampling.held_out_results(),
-        )
-        results["distillation"] |= self._sampling.progress(self.num_gradient_steps)
+        ) | self._sampling.progress(self.num_gradient_steps)
         if self.config.num_copies > 1:
             results["distillation"]["validation"] = self._restarts.results()
+        self._patience.look_at(results, self.num_env_steps)
         return results
 
     @override(DQN)
@@ -350,8 +352,7 @@ class DistillDQN(DQN):
         return self._replay_ratio.num_gradient_steps
 
     def __repr__(self) -> str:
-        # Ray calls it after __init__ has failed in an actor, before there is a config. If it raised, the actor would
-        # die, and the explaining error would be lost.
+        # Ray calls it after __init__ has failed in an actor, before there is a config: an error would hide the first.
         return super().__repr__() if self.config is not None else type(self).__name__
 
     # --- Checkpoints --------------------------------------------------------------------------------------------------

@@ -103,6 +103,8 @@ def check_numbers(config: DistillationConfig) -> None:
         _check_positive("max_regret", config.max_regret, "a number of median action gaps, or None")
     if config.restarts is not None:
         _check_integer("restarts", config.restarts, low=1)
+    if config.patience is not None:
+        _check_integer("patience", config.patience, low=1)
     _check_integer("num_validation_episodes", config.num_validation_episodes, low=0)
     episodes = config.num_baseline_episodes
     if episodes is not None and (not isinstance(episodes, int) or episodes < 0):
@@ -195,6 +197,7 @@ def check_without_teacher(config: DistillationConfig) -> None:
             "value_gate": bool(config.value_gate),
             "feature_coeff": bool(config.feature_coeff),
             "init": config.init != "random",
+            "patience": config.patience is not None,
         },
         "needs a teacher, but `teacher` is None. Leave `{name}` at its default, or name a teacher.",
     )

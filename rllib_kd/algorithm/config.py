@@ -77,6 +77,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.max_staleness: int | None = None
         self.held_out = 0.05
         self.set_aside = 0.0
+        self.patience: int | None = None
         #: Groups whose teachers give log-probabilities: not a setting, but set once the teachers are loaded.
         self._log_prob_groups: tuple[str, ...] = ()
 
@@ -177,6 +178,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         max_staleness: int | None = NotProvided,
         held_out: float = NotProvided,
         set_aside: float = NotProvided,
+        patience: int | None = NotProvided,
     ) -> Self:
         """Set teachers and students, the losses, and the states on which students learn.
 
@@ -311,6 +313,11 @@ class DistillationConfig(DerivedValues, DQNConfig):
             set_aside: share of the episodes of recorded rows that the run does not read at all, so that you can test on
                 them later, in [0, 0.9]; if files lack `eps_id`, share of blocks of 64 rows. A hash of their names
                 chooses them, so that a larger share contains those of a smaller one. Default: 0.
+            patience: env steps after which the run ends by itself if no student's regret on new states has fallen by
+                2 %; ≥ 1. The regret is averaged over about a quarter of them, and they count from the end of the
+                schedule of `teacher_fraction`. Low: an early end by chance; high: steps that no longer help. Usually
+                50,000 to 200,000. The result's `done` is True then, which ends a trial of Tune. None (default): it does
+                not end.
 
         Returns:
             This config. Values are checked by `validate()`, when the algorithm is built.
@@ -352,6 +359,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
             "max_staleness": max_staleness,
             "held_out": held_out,
             "set_aside": set_aside,
+            "patience": patience,
         }
         for name, value in given.items():
             if value is not NotProvided:

@@ -47,6 +47,7 @@ class DerivedValues:
     student: str | Mapping[str, Any] | None
     _log_prob_groups: tuple[str, ...]
     is_multi_agent: bool
+    is_offline: bool
 
     _model_config: Any
     _env_to_module_connector: Any
@@ -133,14 +134,19 @@ class DerivedValues:
             return 0.0
         return qdagger(return_ratio) if self.kd_coeff == "qdagger" else value_at(self.kd_coeff, env_steps)
 
-    def teacher_fraction_at(self, env_steps: int) -> float:
-        """Return β after `env_steps` env steps: 1 or 0 if the teacher or the student alone acts."""
-        if self.teacher is None or self.rollout_policy == "student":
+    @property
+    def acting_teacher_fraction(self) -> Schedule:
+        """Return β, or its default: 1 or 0 if the teacher or the student alone acts, or rows are recorded."""
+        if self.teacher is None or self.rollout_policy == "student" or self.is_offline:
             return 0.0
         if self.rollout_policy == "teacher":
             return 1.0
         default = [[0, 1.0], [10_000, 0.0]] if self.uses_td else [[0, 1.0], [10_000, 0.5], [60_000, 0.0]]
-        return value_at(default if self.teacher_fraction is None else self.teacher_fraction, env_steps)
+        return default if self.teacher_fraction is None else self.teacher_fraction
+
+    def teacher_fraction_at(self, env_steps: int) -> float:
+        """Return β after `env_steps` env steps."""
+        return value_at(self.acting_teacher_fraction, env_steps)
 
     @property
     def max_regret_in_gaps(self) -> float:

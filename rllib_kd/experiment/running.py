@@ -259,7 +259,7 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
         )
         if options.max_failures and not options.checkpoint_freq:
             say("note: without --checkpoint-freq, a trial that fails restarts from its beginning.")
-        if not experiment.stop:
+        if not experiment.stop and not space.get("patience"):
             say("note: without --stop, training runs until Ctrl-C.")
     with listening(), saving_on_interrupt() as interrupted:
         try:

@@ -42,6 +42,8 @@ LEFT_OUT = {
     r"^rllib train \.\.\.": "an outline for 2 to 200 EnvRunners; its settings are checked in test_every_setting.py",
     r"tuning/atari.py": "it needs the teacher of an Atari game, and an hour",
     r"--num-gpus": "it needs a GPU",
+    r"--minutes 5": "it takes as long; tutorial_shrink.md runs the same with --env-steps",
+    r"--compression 0.04 .*/tmp/results": "tutorial_first.md runs it, with results in another folder",
     r"^rllib shrink --resume": "it needs a run that was interrupted; tests/shrink/test_shrink.py interrupts some",
     r"^(rllib serve|curl) ": "a server that runs until Ctrl-C; tests/cli/test_serve.py starts and asks one",
     r"benchmarks/serving\.py": "a benchmark of such a server",
@@ -56,12 +58,15 @@ SHORT = {
     "evaluate": ["--episodes", "1", "--num-videos", "1"],
     "export": ["--episodes", "2"],
     "sweep": ["--num-samples", "1", "--num-seeds", "1", "--env-steps", "1000"],
-    "shrink": ["--env-steps", "4000", "--restarts", "2", "--episodes", "400"],
-    "shrink --teacher cartpole --input": ["--keep", "0.8"],
+    "shrink": ["--env-steps", "4000", "--restarts", "2", "--keep", "0.8"],
     "sweep --teacher cartpole --input": ["--keep", "0.8"],
 }
 #: The same for Python.
-SHORT_PYTHON = {"20_000": "1_000", 'compare("cartpole", algo)': 'compare("cartpole", algo, num_episodes=2)'}
+SHORT_PYTHON = {
+    "20_000": "1_000",
+    'compare("cartpole", algo)': 'compare("cartpole", algo, num_episodes=2)',
+    "concurrency=(1, 8)": "concurrency=1",
+}
 #: Checkpoints that the reader has: here, the packaged teacher.
 CHECKPOINTS = re.compile(r"CHECKPOINT|RUN\d|~/ray_results/cartpole")
 #: Where folders begin: here, all are in the reader's, also for workers of Ray, which began in another one.
@@ -142,9 +147,6 @@ def arguments(words: list[str], folder: Path) -> list[str]:
     """Return what follows `rllib`, made short, with the reader's own paths."""
     assert words[0] == "rllib", words
     own = [FOLDERS.sub(f"{folder}/", CHECKPOINTS.sub("cartpole", word)) for word in words[1:]]
-    if "--minutes" in own:  # `--env-steps` takes its place
-        at = own.index("--minutes")
-        del own[at : at + 2]
     return own + [flag for start, flags in SHORT.items() if " ".join(own).startswith(start) for flag in flags]
 
 

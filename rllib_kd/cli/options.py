@@ -98,6 +98,11 @@ Compression = Annotated[float | None, option("Student size / teacher size, in (0
 Loss = Annotated[str | None, option("Distillation loss: kl, nll, mse, ...", metavar="NAME")]
 
 
+Rows = Annotated[
+    list[str] | None, option("Recorded rows to compare on, without an environment; repeat.", "--input", metavar="URI")
+]
+
+
 Input = Annotated[list[str] | None, option("Labelled Parquet to learn from; repeat.", metavar="URI")]
 
 

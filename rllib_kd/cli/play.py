@@ -26,6 +26,7 @@ from rllib_kd.cli.options import (
     Render,
     Report,
     Returns,
+    Rows,
     Seed,
     Students,
     Trust,
@@ -38,6 +39,7 @@ from rllib_kd.text import mean_and_interval
 if TYPE_CHECKING:
     from rllib_kd.evaluation.played_environment import PlayedEnvironment
     from rllib_kd.evaluation.sources import Source
+    from rllib_kd.export.card import Card
 
 
 @app.command()
@@ -162,13 +164,14 @@ def export(
     int8: Int8 = False,
     prefix: Prefix = None,
     teacher: OtherTeacher = None,
+    input: Rows = None,
     episodes: FewEpisodes = 20,
     trust_checkpoint: Trust = False,
 ) -> None:
     """Export a Q-network to C, ONNX, .pt2, safetensors or a web page.
 
     The file runs without Ray and without this package. Its outputs are compared
-    with PyTorch's on observations of its environment.
+    with PyTorch's on observations of its environment, or on recorded ones.
 
     \b
     rllib export ~/ray_results/cartpole --out student.onnx --teacher cartpole
@@ -177,10 +180,11 @@ def export(
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.sources import open_sources
     from rllib_kd.experiment.files import parse_json
-    from rllib_kd.export.card import NO_CARD, Card
-    from rllib_kd.export.deployment import deploy, deployment_table, has_figures
+    from rllib_kd.export.card import Card
+    from rllib_kd.export.deployment import deploy, has_figures
     from rllib_kd.export.export import check_exportable, format_of_ending
     from rllib_kd.export.origin import origin_of
+    from rllib_kd.export.recorded import deploy_on_rows
     from rllib_kd.export.web.publish import refuse_flags_of_others
     from rllib_kd.terminal import bar
 
@@ -190,6 +194,14 @@ def export(
     asked = parse_json(env_config, "--env-config")
     given = [checkpoint] if teacher is None else [checkpoint, teacher]
     student, *others = open_sources(given, trust_checkpoint=trust_checkpoint)
+    if input is not None:
+        if format == "web" or env is not None or teacher is not None:
+            raise ValueError(
+                "--input is for students without an environment: leave out --env and --teacher. A web page "
+                "shows episodes, and needs --env."
+            )
+        deployed = deploy_on_rows(student.network(), out, input, format=format, int8=int8, prefix=prefix)
+        return _say(Card(deployed, origin_of(student), 0))
     where = resolve_environment(
         {"the student": student},
         env,
@@ -210,8 +222,15 @@ def export(
             )
             for network, path in written
         ]
-    echo(deployment_table(deployments))
-    card = Card(deployments[0], origin_of(student), episodes, teacher, deployments[1] if rivals else None)
+    _say(Card(deployments[0], origin_of(student), episodes, teacher, deployments[1] if rivals else None))
+
+
+def _say(card: Card) -> None:
+    """Print what was measured, and write the model card."""
+    from rllib_kd.export.card import NO_CARD
+    from rllib_kd.export.deployment import deployment_table
+
+    echo(deployment_table([each for each in (card.deployment, card.teacher_deployment) if each is not None]))
     echo(card.write() or NO_CARD)
 
 

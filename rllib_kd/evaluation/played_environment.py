@@ -105,7 +105,7 @@ def resolve_environment(
         )
     raise ValueError(
         "The checkpoint does not record its environment (only those of whole Algorithms do, if it has a name). Pass "
-        "env=..., or --env on the command line."
+        "env=..., or --env on the command line. To export a student of recorded rows, pass those: --input."
     )
 
 

@@ -114,6 +114,9 @@ class Card:
 
     def _returns(self) -> Iterator[str]:
         mine, teacher = self.deployment, self.teacher_deployment
+        if math.isnan(mine.torch_return):
+            yield "No return was measured: there was no environment"
+            return
         if math.isnan(mine.return_mean):
             yield f"Return in PyTorch, mean of {self.num_episodes:,} episodes: {mine.torch_return:g}"
             return
@@ -133,7 +136,9 @@ class Card:
     def _limits(self) -> Iterator[str]:
         exported = self.deployment.exported
         yield (
-            f"Returns are of episodes whose seeds begin at {FRESH_SEED:,}, in this environment and config alone. "
+            "It was compared with PyTorch on recorded states, and has played no episode."
+            if math.isnan(self.deployment.torch_return)
+            else f"Returns are of episodes whose seeds begin at {FRESH_SEED:,}, in this environment and config alone. "
             "In others nothing was measured."
         )
         if exported.format == "web" and math.isnan(self.deployment.return_mean):

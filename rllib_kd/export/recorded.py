@@ -1,0 +1,76 @@
+"""Export a student that has no environment: it is compared with PyTorch on recorded rows, and plays no episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray.rllib.core.columns import Columns
+
+from rllib_kd.export.artifact import deployment_cost
+from rllib_kd.export.deployment import Deployment
+from rllib_kd.export.export import export
+from rllib_kd.export.formats import input_shape
+from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.labelled_files import LabelledFiles
+from rllib_kd.offline.schema import DataError
+from rllib_kd.offline.unlabelled_files import UnlabelledFiles, are_labelled
+from rllib_kd.teachers.base import Teacher
+
+_MOST_STATES = 10_000
+
+
+def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return observations `[N, ...]`, N ≤ 10,000, of all parts of recorded files, and legal actions `[N, A]` or None.
+
+    Args:
+        uris: paths or URIs of labelled files, or of others that `rllib label` reads.
+        student: the network that will see them.
+
+    Raises:
+        DataError: the files cannot be read, or have observations that the student does not take.
+    """
+    files: Any = LabelledFiles(uris) if are_labelled(uris) else UnlabelledFiles(uris)
+    share = -(-_MOST_STATES // len(files.chunks))
+    pieces = []
+    for chunk in files.chunks:
+        piece = next(files.read(chunk, (Columns.OBS, MASK)))
+        rows = np.linspace(0, len(piece[Columns.OBS]) - 1, min(share, len(piece[Columns.OBS]))).astype(int)
+        if not isinstance(piece[Columns.OBS], np.ndarray) or piece[Columns.OBS].shape[1:] != input_shape(student):
+            found = getattr(piece[Columns.OBS], "shape", (0, "several parts"))[1:]
+            raise DataError(
+                f"an observation is {list(found)}, but the student takes {list(input_shape(student))}. Give the files "
+                "that it was trained on, as `rllib label` wrote them.",
+                file=files.path_of(chunk),
+                column=Columns.OBS,
+            )
+        pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
+    joined = {name: np.concatenate([piece[name] for piece in pieces])[:_MOST_STATES] for name in pieces[0]}
+    masks = joined.get(MASK)
+    return joined[Columns.OBS], None if masks is None or masks.all() else masks.astype(bool)
+
+
+def deploy_on_rows(
+    student: Teacher, out: Path, uris: Sequence[str], *, format: str, int8: bool = False, prefix: str | None = None
+) -> Deployment:
+    """Export a Q-network, check it on recorded rows, and measure its cost; its returns are NaN.
+
+    Args:
+        student: the network.
+        out: the file to write.
+        uris: as in `recorded_states()`.
+        format: as in `deploy()`.
+        int8: as in `deploy()`; its ranges are those of the rows.
+        prefix: as in `deploy()`.
+
+    Raises:
+        ValueError: the rows do not fit, or the file differs from PyTorch.
+    """
+    obs, masks = recorded_states(uris, student)
+    exported = export(student, out, format=format, obs=obs, action_masks=masks, int8=int8, prefix=prefix)
+    cost = deployment_cost(out) if exported.is_checked else None
+    where = f"no environment, but {len(obs):,} recorded states of {', '.join(uris)}"
+    return Deployment(out.name, exported, cost, math.nan, math.nan, math.nan, played_in=where, network=student)

@@ -1,0 +1,80 @@
+"""A student of recorded rows, which has no environment, is exported and compared with PyTorch on rows."""
+
+import math
+
+import numpy as np
+import pytest
+
+from rllib_kd import load_teacher
+from rllib_kd.cli.main import main
+from rllib_kd.export.artifact import q_function
+from rllib_kd.export.recorded import deploy_on_rows, recorded_states
+from tests.export.students import network
+from tests.offline.labelled import episodes, write
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return episodes(load_teacher("cartpole"), num_rows=3_000)
+
+
+@pytest.fixture(scope="module")
+def labelled(rows, tmp_path_factory):
+    return write(tmp_path_factory.mktemp("rows") / "labelled", rows)
+
+
+def test_states_are_of_all_parts_of_the_files(rows, labelled):
+    obs, masks = recorded_states([labelled], network())
+    np.testing.assert_array_equal(obs, rows["obs"])
+    assert masks is None
+    twice, _ = recorded_states([labelled] * 4, network())  # 24 row groups of 500 rows
+    assert len(twice) == 10_000
+    assert {tuple(row) for row in twice} >= {tuple(row) for row in rows["obs"][::500]}
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_the_file_is_compared_and_measured_and_plays_nothing(labelled, tmp_path, int8):
+    student = network()
+    done = deploy_on_rows(student, tmp_path / "s.h", [labelled], format="c", int8=int8)
+    assert done.exported.num_observations == 3_000
+    assert done.exported.agreement > 0.9 if int8 else done.exported.agreement == 1.0
+    assert done.cost.flash_bytes > 0
+    assert math.isnan(done.return_mean)
+    assert math.isnan(done.torch_return)
+
+
+def test_the_command_says_what_was_compared(labelled, tmp_path, capsys):
+    out = tmp_path / "s.onnx"
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", "cartpole", "--out", str(out), "--input", labelled])
+    assert not exit_.value.code
+    assert "3,000 recorded states of" in capsys.readouterr().out.replace("\n", " ")
+    card = (tmp_path / "README.md").read_text()
+    assert "No return was measured: there was no environment" in card
+    assert "has played no episode" in card
+    assert "nan" not in card
+    assert q_function(out)(np.zeros((1, 4), np.float32)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--out", "s.html"], "--input is for students without an environment"),
+        (["--out", "s.onnx", "--env", "CartPole-v1"], "leave out --env"),
+        (["--out", "s.onnx", "--teacher", "cartpole"], "leave out --env and --teacher"),
+        (["--out", "s.onnx", "--input", "nowhere"], "There is nothing at"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(labelled, flags, message, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["export", "cartpole", "--input", "nowhere" if "nowhere" in flags else labelled, *flags])
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_rows_of_another_shape_are_named(tmp_path):
+    rows = {"obs": np.zeros((10, 6), np.float32)}
+    np.savez(tmp_path / "a.npz", **rows)
+    with pytest.raises(ValueError, match=r"a.npz', column 'obs': an observation is \[6\], but the student takes \[4\]"):
+        recorded_states([str(tmp_path)], network())

@@ -128,8 +128,9 @@ def comparison(experiment: CheckedExperiment, results: tune.ResultGrid) -> str:
     if not students:
         return ""
     config = students[0].config
-    if config.get("env", "unknown") is None:
-        return ""  # of recorded rows: there is nowhere to play
+    rows = config.get("input_", config.get("input"))  # RLlib's dicts of configs rename it
+    if config.get("env") is None and rows not in (None, "sampler"):
+        return ""  # there is nowhere to play
     if not experiment.compare_episodes:
         family = [f"/learner_group/learner/rl_module/{name}" for name in config.get("students") or ()]
         paths = [location(student.checkpoint) + inner for student in students for inner in family or [""]]

@@ -86,7 +86,8 @@ def settings() -> str:
     for name, text in setting_texts().items():
         kind = str(parameters[name].annotation).replace("os.PathLike[str]", "PathLike")
         lines += [f"### `{name}`", "", f"Default: `{getattr(config, name)!r}`. Type: `{kind}`.", ""]
-        lines += [_with_code(text[0].upper() + text[1:]), ""]
+        first = text[0].upper() if text[0].isascii() else text[0]  # a capital β looks like a B
+        lines += [_with_code(first + text[1:]), ""]
         if name in SEE:
             lines += [f"See {SEE[name]}.", ""]
     return "\n".join(lines)

@@ -21,7 +21,7 @@ def shrink(
     env_config: EnvConfig = "{}",
     imports: Imports = None,
     input: Input = None,
-    keep: Annotated[float, option("Share of the return to keep (default: 0.97).", metavar="X")] = 0.97,
+    keep: Annotated[float, option("Share of return or agreement to keep (default: 0.97).", metavar="X")] = 0.97,
     confidence: Annotated[float, option("Certificate's confidence (default: 0.95).", metavar="X")] = 0.95,
     minimize: Annotated[str, option("parameters (default), bytes, int8_bytes, ...", metavar="NAME")] = "parameters",
     minutes: Annotated[float | None, option("Time for everything (default: 10).", metavar="N")] = None,
@@ -38,7 +38,7 @@ def shrink(
     config: Annotated[str, option("Settings of training, or @FILE.", "--config", "-c", metavar="JSON")] = "{}",
     out: NewFolder = None,
     resume: Annotated[bool, option("Continue the run in the folder --out.", "--resume")] = False,
-    seed: Annotated[int, option("Seed of training and episodes (default: 0).", metavar="N")] = 0,
+    seed: Annotated[int, option("Seed of training and played episodes (default: 0).", metavar="N")] = 0,
     address: Address = None,
 ) -> None:
     """Find the smallest student that keeps the return, with a certificate.

@@ -49,6 +49,13 @@ def check(env: str, env_config: Mapping[str, Any]) -> None:
     """
     register(env)
     Pool(1, name=own_name(env), **env_config).close()
+    own = gym.make(own_name(env))
+    _, info = own.reset()
+    own.close()
+    if "action_mask" in info:
+        raise ValueError(
+            f"envpool does not show which actions are legal, as gymnasium's '{own_name(env)}' does. Use that name."
+        )
 
 
 def register(env: Any) -> None:

@@ -60,12 +60,19 @@ def test_what_is_missing_is_named():
     [
         ("envpool/CartPole-v1", {"sutton_barto_reward": True}, "takes no env_config but num_threads, got sutton_barto"),
         ("envpool/Blackjack-v1", {}, r"envpool's 'Blackjack-v1' shows Box.*gymnasium's shows Tuple"),
-        ("envpool/CliffWalkingSlippery-v1", {}, "envpool .* has no environment 'CliffWalkingSlippery-v1'"),
+        ("envpool/Taxi-v3", {}, "does not show which actions are legal"),
     ],
 )
 def test_what_a_pool_cannot_do_is_refused(name, env_config, message):
     with pytest.raises(ValueError, match=message):
         pools.check(name, env_config)
+
+
+@needs_envpool
+def test_what_envpool_does_not_know_is_refused(monkeypatch):
+    monkeypatch.setattr("envpool.list_all_envs", lambda: ["Acrobot-v1"])
+    with pytest.raises(ValueError, match="envpool .* has no environment 'CartPole-v1'"):
+        pools.check("envpool/CartPole-v1", {})
 
 
 @needs_envpool

@@ -71,7 +71,7 @@ def test_what_a_pool_cannot_do_is_refused(name, env_config, message):
 @needs_envpool
 def test_what_envpool_does_not_know_is_refused(monkeypatch):
     monkeypatch.setattr("envpool.list_all_envs", lambda: ["Acrobot-v1"])
-    with pytest.raises(ValueError, match="envpool .* has no environment 'CartPole-v1'"):
+    with pytest.raises(ValueError, match=r"envpool .* has no environment 'CartPole-v1'"):
         pools.check("envpool/CartPole-v1", {})
 
 

@@ -182,8 +182,11 @@ def test_commands_on_the_pages_have_flags_and_files_that_exist(where):
 
 OWN = ROOT / "docs" / "pages" / "environments.md"
 FILE, IN_PYTHON, EXPERIMENT = re.findall(r"```python\n(.*?)```", OWN.read_text(), re.DOTALL)
-BLOCKS = re.findall(r"```bash\n(.*?)```", OWN.read_text(), re.DOTALL)
-COMMANDS = [block for block in BLOCKS if "pip install" not in block]  # what needs an extra is in test_pools.py
+COMMANDS = [
+    block
+    for block in re.findall(r"```bash\n(.*?)```", OWN.read_text(), re.DOTALL)
+    if "pip install" not in block  # test_pools.py runs what needs an extra
+]
 
 
 def test_the_page_on_environments_has_an_environment(own_folder):

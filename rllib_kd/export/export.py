@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def export(
     out: str | os.PathLike[str],
     *,
     format: str,
-    obs: np.ndarray,
+    obs: np.ndarray | Sequence[Any],
     action_masks: np.ndarray | None = None,
     int8: bool = False,
     prefix: str | None = None,
@@ -124,7 +124,8 @@ def export(
         student: the frozen Q-network: `load_teacher(path)` of its checkpoint, or `Teacher(module)`.
         out: path of the file; missing folders are created, and older files are replaced.
         format: one of `FORMATS`.
-        obs: real observations `[N, ...]`, N ≥ 1, for the parity check, as `artifact_view(student)` returns them.
+        obs: real observations, N ≥ 1, for the parity check: an array `[N, ...]`; or a list of what the environment
+            returns, such as dicts, which become the vectors that the file takes.
         action_masks: legal actions in the same states, `[N, A]` (1: legal, 0: not, at least one is). The file then
             takes a mask as its second input, `action_mask`, and illegal actions have Q-values of −inf. None: it does
             not.
@@ -144,7 +145,7 @@ def export(
             the artifact differs from PyTorch. Nothing is written then.
     """
     check_exportable(student, format=format, int8=int8, prefix=prefix)
-    obs = _checked_obs(obs, input_shape(student))
+    obs = _checked_obs(_as_inputs(student, obs), input_shape(student))
     masks = None if action_masks is None else _checked_masks(action_masks, len(obs), int(student.action_space.n))
     out = _checked_path(out)
     if format == "c":
@@ -245,12 +246,21 @@ def compared(
     return Exported(str(out), format, int8, len(obs), max_difference, None if int8 else allowed, agreement)
 
 
+def _as_inputs(student: Teacher, obs: Any) -> Any:
+    """Return a list of observations of several parts as the vectors that an artifact takes; others as they are."""
+    is_composed = isinstance(obs, list | tuple | np.ndarray) and len(obs) and isinstance(obs[0], dict | tuple | str)
+    if not is_composed:
+        return obs
+    view, first = artifact_view(student)(), np.ones(1, dtype=bool)
+    return np.concatenate([view(Shown(one, first)) for one in obs])
+
+
 def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
     obs = np.asarray(obs)
     if obs.ndim == 0 or len(obs) == 0 or obs.shape[1:] != shape:
         raise ValueError(
-            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1: the "
-            "observations that the environment returns."
+            f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1, or a "
+            "list of N observations that the environment returns."
         )
     return obs
 

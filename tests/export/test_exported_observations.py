@@ -65,6 +65,23 @@ def test_connectors_that_no_file_can_hold(space, stages, message, tmp_path):
         export(student, tmp_path / "student", format="onnx", obs=states(2))
 
 
+@pytest.mark.parametrize("space", [*COMPOSED.values(), TEXTS["with texts"]], ids=[*COMPOSED, "with texts"])
+def test_a_list_of_what_the_environment_returns(space, tmp_path):
+    pipeline = ObservationPipeline(space, (Flatten(space),))
+    student = Teacher(network(input_space(space)).module, pipeline=pipeline)
+    space.seed(0)
+    obs = [space.sample() for _ in range(20)]
+    given = export(student, tmp_path / "list.safetensors", format="safetensors", obs=obs)
+    parts = parts_in(tmp_path / "list.safetensors")
+    vectors = np.stack([flatten(parts, each) for each in obs])
+    seen = pipeline.start()
+    expected = np.concatenate([seen(Shown(each, np.ones(1, dtype=bool))) for each in obs])
+    np.testing.assert_array_equal(vectors, expected)
+    assert given.num_observations == 20
+    with pytest.raises(ValueError, match="or a list of N observations that the environment returns"):
+        export(student, tmp_path / "x.safetensors", format="safetensors", obs=np.zeros(3))
+
+
 class Shows(gym.Env):
     """Observations of any space; an episode has nine steps."""
 

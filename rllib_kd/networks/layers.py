@@ -266,6 +266,11 @@ def build_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> nn.S
     return nn.Sequential(*(_build_layer(layer, tensors) for layer in layers))
 
 
+def op_in_words(op: str) -> str:
+    """Return the kind of a layer, for messages."""
+    return "images beside other numbers" if op == "branches" else f"the layer '{op}'"
+
+
 def layers_within(layer: Layer) -> Iterator[Sequence[Layer]]:
     """Yield the layers of dueling streams, the advantage's first, and those of branches."""
     parts = [layer.get("advantage"), layer.get("value")]

@@ -39,6 +39,7 @@ def _nature_cnn(channels: Sequence[int], units: int) -> dict[str, Any]:
     return _DEEP_INITIALIZERS | {
         "conv_filters": [[n, *sizes, "valid"] for n, sizes in zip(channels, kernels_and_strides, strict=True)],
         "conv_activation": "relu",
+        "fcnet_hiddens": [],  # between convolutions and outputs, if there are other numbers beside the images
         "head_fcnet_hiddens": [units],
         "head_fcnet_activation": "relu",
     }

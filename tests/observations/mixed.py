@@ -2,6 +2,11 @@
 
 import gymnasium as gym
 import numpy as np
+import torch
+from ray.rllib.env.multi_agent_env import MultiAgentEnv
+
+from rllib_kd import Teacher
+from rllib_kd.observations.spaces import input_space
 
 SIDE = 20  # pixels
 
@@ -42,3 +47,54 @@ class Crossing(gym.Env):
         self.t += 1
         reward = float(action == self.wanted)
         return self.look(), reward, False, self.t >= self.length, {}
+
+
+class Masked(Crossing):
+    """Has a third action, which raises: the mask beside the observation tells."""
+
+    features = Crossing.observation_space
+    observation_space = gym.spaces.Dict(observations=features, action_mask=gym.spaces.Box(0, 1, (3,), np.int8))
+    action_space = gym.spaces.Discrete(3)
+
+    def look(self):
+        return {"observations": super().look(), "action_mask": np.array([1, 1, 0], np.int8)}
+
+    def step(self, action):
+        assert action < 2
+        return super().step(action)
+
+
+class Crossings(MultiAgentEnv):
+    """Two agents, each in a `Crossing` of its own."""
+
+    def __init__(self, config=None):
+        super().__init__()
+        self.games = {"left": Crossing(), "right": Crossing()}
+        self.agents = self.possible_agents = list(self.games)
+        self.observation_spaces = dict.fromkeys(self.games, Crossing.observation_space)
+        self.action_spaces = dict.fromkeys(self.games, Crossing.action_space)
+
+    def reset(self, *, seed=None, options=None):
+        return {agent: game.reset(seed=seed)[0] for agent, game in self.games.items()}, {}
+
+    def step(self, actions):
+        done = {agent: game.step(actions[agent]) for agent, game in self.games.items()}
+        obs, rewards, _, ends = ({agent: result[i] for agent, result in done.items()} for i in range(4))
+        is_over = all(ends.values())
+        return obs, rewards, {"__all__": False}, {**ends, "__all__": is_over}, {}
+
+
+def oracle(num_actions=2):
+    """A teacher that plays perfectly: of vectors of the image and the switch, in this order."""
+
+    def q_values(obs):
+        image = obs[:, : SIDE * SIDE].unflatten(1, (SIDE, SIDE))
+        side = image[:, :, SIDE // 2 :].amax((1, 2)) > image[:, :, : SIDE // 2].amax((1, 2))
+        wanted = (side ^ (obs[:, SIDE * SIDE] > 0)).long()
+        return torch.nn.functional.one_hot(wanted, num_actions).float()
+
+    return Teacher.from_callable(
+        q_values,
+        observation_space=input_space(Crossing.observation_space),
+        action_space=gym.spaces.Discrete(num_actions),
+    )

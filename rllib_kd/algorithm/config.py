@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from rllib_kd.algorithm.checks import check
 from rllib_kd.algorithm.derived import DerivedValues
+from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
 from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
@@ -415,15 +416,19 @@ class DistillationConfig(DerivedValues, DQNConfig):
     def get_rl_module_spec(self, *args: Any, **kwargs: Any) -> RLModuleSpec:
         """Return RLlib's spec, with convolutions where images are seen beside other parts."""
         spec = super().get_rl_module_spec(*args, **kwargs)
-        suit_images(spec)
+        self._suit_inputs(spec)
         return spec
 
     def get_multi_rl_module_spec(self, **kwargs: Any) -> MultiRLModuleSpec:
         """Return RLlib's spec, or one with all students of a family; completed as by `get_rl_module_spec()`."""
         multi = self._family_spec(**kwargs) if self.members else super().get_multi_rl_module_spec(**kwargs)
         for spec in multi.rl_module_specs.values():
-            suit_images(spec)
+            self._suit_inputs(spec)
         return multi
+
+    def _suit_inputs(self, spec: RLModuleSpec) -> None:
+        check_recurrent_inputs(self, spec.observation_space)
+        suit_images(spec)
 
     def _family_spec(self, **kwargs: Any) -> MultiRLModuleSpec:
         specs = {name: self._spec_of(shape) for name, shape in self.members.items()}

@@ -41,9 +41,9 @@ def settle_defaults(
         spaces: spaces of the environment; None if unknown.
         teachers: teachers by group.
     """
-    seen = [teacher.input_space for teacher in teachers.values() if teacher.is_loaded]
-    if spaces is not None:
-        seen.append(input_space(features_space(spaces[0])))
+    loaded = [teacher for teacher in teachers.values() if teacher.is_loaded]
+    shown = [teacher.observation_space for teacher in loaded] if spaces is None else [spaces[0]]
+    seen = [teacher.input_space for teacher in loaded] + [input_space(features_space(space)) for space in shown]
     if config.trees and config.replay_buffer_config.get("capacity") is None:
         config.replay_buffer_config = {**config.replay_buffer_config, "capacity": CAPACITY_FOR_TREES}
     is_image = any(map(has_images, seen))

@@ -41,7 +41,7 @@ def check_recurrent(config: DistillationConfig) -> None:
     _check_others(config)
 
 
-def check_recurrent_inputs(config: DistillationConfig, space: gym.Space) -> None:
+def check_recurrent_inputs(config: DistillationConfig, space: gym.Space | None) -> None:
     """Check that recurrent students suit what they see.
 
     Args:

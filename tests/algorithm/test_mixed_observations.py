@@ -13,6 +13,7 @@ from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import check_exportable
 from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.export.web.network import web_network
+from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.networks.mixed import MixedEncoder
 from rllib_kd.observations.flattening import Flattener
 from tests.algorithm.resumable import assert_equal, differ, weights
@@ -111,7 +112,7 @@ def test_what_files_cannot_hold(student_path):
 @pytest.mark.parametrize(
     ("model_config", "settings", "message"),
     [
-        ({"use_lstm": True}, {}, r"Recurrent students \('use_lstm'\) are not supported for images beside other parts"),
+        ({"use_lstm": True}, {}, r"Recurrent students .* are not supported for images beside other parts"),
         ({}, {"student": {"tree": {}}}, "observations are images beside other numbers. Images are not supported"),
         ({"fcnet_hiddens": [8]}, {"quantize": "int8"}, "quantize='int8' needs a plain MLP of vectors"),
         (SHAPE, {"init": "teacher"}, "init='teacher' supports one chain of layers, but images beside other numbers"),
@@ -128,20 +129,21 @@ def test_a_student_of_a_student_is_narrower(build, student_path):
     config = mixed_config(model_config={}).distillation(teacher=student_path, compression=0.2, feature_coeff=0.1)
     algo = build(config.training(lr=None, training_intensity=None))
     module = algo.get_module()
-    assert 0.1 < load_teacher(algo).num_parameters / load_teacher(student_path).num_parameters <= 0.2
+    assert 0.1 < count_parameters(module) / load_teacher(student_path).num_parameters <= 0.2
     assert module.model_config["conv_filters"][0][1:] == [5, 3]
     assert (algo.config.lr, algo.config.training_intensity) == (FOR_IMAGES["lr"], FOR_IMAGES["training_intensity"])
     algo.train()
 
 
+@pytest.mark.slow
 def test_by_td_alone_with_masks(build):
     """Also the sizes of convolutions that are the package's own for this image."""
-    config = mixed_config(Masked, {"fcnet_hiddens": [16], "fcnet_activation": "relu"}).training(epsilon=1.0)
+    config = mixed_config(Masked, {"fcnet_hiddens": [16], "fcnet_activation": "relu"}).training(epsilon=1.0, lr=2e-3)
     algo = build(config.distillation(teacher=None, td_coeff=1.0))
-    for _ in range(3):
+    for _ in range(6):
         algo.train()
-    assert evaluate(algo, num_episodes=5).return_mean > 7.0
-    assert algo.evaluate()["env_runners"]["episode_return_mean"] > 7.0
+    assert evaluate(algo, num_episodes=5).return_mean > 7.5
+    assert algo.evaluate()["env_runners"]["episode_return_mean"] > 7.5
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ class Flattener:
     def __init__(self, space: gym.Space, left_out: Collection[str] = (), *, scales_images: bool = True):
         self.size = 0  # length of a vector
         self._numbers: list[tuple[Path, slice]] = []  # parts, and where they stand in the vector
-        self._images: list[tuple[Path, slice, tuple[int, int, int]]] = []  # with their shapes, channels last
+        self._images: list[tuple[Path, slice, gym.Space]] = []
         self._texts: list[tuple[Path, slice]] = []
         self._cases: list[tuple[Path, slice]] = []  # discrete parts, and where they stand among all discrete numbers
         lengths: list[int] = []
@@ -45,8 +45,8 @@ class Flattener:
                 offsets += (self.size + np.cumsum([0, *own[:-1]])).tolist()
                 lengths += own
                 starts += np.ravel(part.start).tolist()
-            elif path and scales_images and (shape := image_shape(part)) is not None:
-                self._images.append((path, place, shape))
+            elif path and scales_images and image_shape(part) is not None:
+                self._images.append((path, place, part))
             else:
                 (self._texts if is_text(part) else self._numbers).append((path, place))
             self.size = place.stop
@@ -68,8 +68,8 @@ class Flattener:
         with np.errstate(over="ignore", invalid="ignore"):
             for path, place in self._numbers:
                 vectors[:, place] = np.asarray(_at(obs, path)).reshape(num_rows, -1)
-            for path, place, shape in self._images:
-                vectors[:, place] = _pixels(np.asarray(_at(obs, path)), num_rows, shape)
+            for path, place, part in self._images:
+                vectors[:, place] = _pixels(np.asarray(_at(obs, path)), num_rows, part)
             if self._cases:
                 self._set_cases(obs, vectors)
         for path, place in self._texts:
@@ -99,11 +99,12 @@ class Flattener:
         vectors[np.arange(len(vectors))[:, None], self._offsets + indices] = 1.0
 
 
-def _pixels(images: np.ndarray, num_rows: int, shape: tuple[int, int, int]) -> np.ndarray:
+def _pixels(images: np.ndarray, num_rows: int, space: gym.Space) -> np.ndarray:
     """Return images with channels first or last as rows `[N, H · W · C]` with channels last; bytes in [0, 1]."""
     images = images.reshape(num_rows, *images.shape[-3:])
-    rows = (images if images.shape[1:] == shape else np.moveaxis(images, 1, -1)).reshape(num_rows, -1)
-    return rows / np.float32(255) if rows.dtype.kind in "iu" else rows
+    rows = images if images.shape[1:] == image_shape(space) else np.moveaxis(images, 1, -1)
+    is_bytes = rows.dtype.kind in "iu" and space.dtype != np.bool_
+    return (rows / np.float32(255) if is_bytes else rows).reshape(num_rows, -1)
 
 
 def with_text_arrays(space: gym.Space, obs: Any) -> Any:

@@ -1,9 +1,11 @@
 """Images beside other parts of an observation: from a teacher to an exported student."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from ray.rllib.core.rl_module.rl_module import RLModule
+from stable_baselines3 import PPO
 
 from rllib_kd import DistillDQN, compare, load_teacher
 from rllib_kd.algorithm.defaults import FOR_IMAGES
@@ -16,6 +18,7 @@ from rllib_kd.export.web.network import web_network
 from rllib_kd.networks.dqn_module import count_parameters
 from rllib_kd.networks.mixed import MixedEncoder
 from rllib_kd.observations.flattening import Flattener
+from rllib_kd.wire import receive
 from tests.algorithm.resumable import assert_equal, differ, weights
 from tests.algorithm.small import small_config
 from tests.observations.mixed import Crossing, Crossings, Masked, oracle
@@ -31,17 +34,25 @@ def mixed_config(env=Crossing, model_config=SHAPE):
 
 
 @pytest.fixture(scope="module")
-def student_path(cluster, tmp_path_factory):
-    """A student that has learned it, and goes on learning from where it is."""
+def learned(cluster, tmp_path_factory):
+    """The checkpoint of a student that has learned it, and its weights there and after another iteration."""
     algo = mixed_config().build_algo()
     for _ in range(3):
         algo.train()
     path = algo.save_to_path(str(tmp_path_factory.mktemp("students") / "student"))
-    assert algo.evaluate()["env_runners"]["episode_return_mean"] == 8.0  # by RLlib's own loop
     assert algo.env_runner._samples_directly
     assert algo.env_runner._teacher_view is None  # it labels what the student sees
+    there = weights(algo)
+    algo.train()
+    after = weights(algo)
+    assert algo.evaluate()["env_runners"]["episode_return_mean"] == 8.0  # by RLlib's own loop
     algo.stop()
-    return path
+    return path, there, after
+
+
+@pytest.fixture(scope="module")
+def student_path(learned):
+    return learned[0]
 
 
 def test_neither_part_alone_suffices(student_path):
@@ -62,15 +73,14 @@ def test_neither_part_alone_suffices(student_path):
     assert max(returns) < 6.0  # 4 by chance, of 8
 
 
-def test_a_resumed_run_goes_on_bit_by_bit(student_path):
-    runs = [DistillDQN.from_checkpoint(student_path) for _ in range(2)]
-    before = weights(runs[0])
-    for algo in runs:
-        algo.train()
-    assert_equal(*map(weights, runs))
-    assert differ(before, weights(runs[0]))
-    for algo in runs:
-        algo.stop()
+def test_a_resumed_run_goes_on_bit_by_bit(learned):
+    path, there, after = learned
+    algo = DistillDQN.from_checkpoint(path)
+    assert_equal(weights(algo), there)
+    algo.train()
+    assert_equal(weights(algo), after)
+    assert differ(there, after)
+    algo.stop()
 
 
 def test_rllib_restores_the_module_alone(student_path):
@@ -174,3 +184,43 @@ def test_several_agents(build, tmp_path):
         algo.train()
     returns = algo.evaluate()["env_runners"]["agent_episode_returns_mean"]
     assert returns == {"left": 8.0, "right": 8.0}
+
+
+class Colours(gym.Env):
+    """Random pictures in colours, with the channels last, and a number."""
+
+    observation_space = gym.spaces.Dict(
+        [("speed", gym.spaces.Box(-1, 1, (2,))), ("camera", gym.spaces.Box(0, 255, (36, 40, 3), np.uint8))]
+    )
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, config=None):
+        pass
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, bool(self.np_random.random() < 0.1), {}
+
+
+def test_labels_of_stable_baselines3_for_the_students_vectors(build, tmp_path):
+    """It was trained on pictures with the channels first, as its own wrapper turns them."""
+    model = PPO("MultiInputPolicy", Colours(), n_steps=8, batch_size=8, seed=0, device="cpu")
+    model.save(tmp_path / "model.zip")
+    assert model.observation_space["camera"].shape == (3, 36, 40)
+    algo = build(mixed_config(Colours).distillation(teacher=str(tmp_path / "model.zip")))
+    settings = {"teacher_fraction": 1.0, "epsilon": 0.0, "names": ("obs", "teacher_q"), "num_shards": 1}
+    (ref,), _ = algo.env_runner.sample_columns(**settings)
+    columns = receive(ref)
+    camera, speed = np.split(columns["obs"], [36 * 40 * 3], axis=1)  # in the order of sorted keys
+    pictures = np.round(camera * 255).astype(np.uint8).reshape(-1, 36, 40, 3)
+    inputs, _ = model.policy.obs_to_tensor({"camera": pictures.transpose(0, 3, 1, 2), "speed": speed})
+    with torch.no_grad():
+        expected = model.policy.get_distribution(inputs).distribution.logits
+    np.testing.assert_allclose(columns["teacher_q"], expected, rtol=1e-5, atol=1e-5)
+    assert np.ptp(columns["teacher_q"], axis=0).min() > 1e-3
+    algo.train()

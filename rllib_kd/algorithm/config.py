@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from rllib_kd.algorithm.checks import check
 from rllib_kd.algorithm.derived import DerivedValues
+from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
 from rllib_kd.algorithm.settings import check_settings
 from rllib_kd.env_runner.multi_agent import DistillMultiAgentEnvRunner, ExplainingMultiAgentEnvRunner
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
@@ -24,7 +25,7 @@ from rllib_kd.env_runner.single_agent import DistillEnvRunner, StudentsEnvRunner
 from rllib_kd.environments import atari, pools
 from rllib_kd.environments.own import settled
 from rllib_kd.learner.learner import DistillDQNTorchLearner
-from rllib_kd.networks.dqn_module import student_module_spec
+from rllib_kd.networks.dqn_module import student_module_spec, suit_images
 from rllib_kd.observations.connectors import connectors_for
 from rllib_kd.offline.data import LabelledData
 from rllib_kd.offline.labelled_files import absolute_uris
@@ -425,10 +426,24 @@ class DistillationConfig(DerivedValues, DQNConfig):
         """Return the spec of RLlib's own DQN module."""
         return student_module_spec(self.model_config)
 
+    def get_rl_module_spec(self, *args: Any, **kwargs: Any) -> RLModuleSpec:
+        """Return RLlib's spec, with convolutions where images are seen beside other parts."""
+        spec = super().get_rl_module_spec(*args, **kwargs)
+        self._suit_inputs(spec)
+        return spec
+
     def get_multi_rl_module_spec(self, **kwargs: Any) -> MultiRLModuleSpec:
-        """Return RLlib's spec, or one with all students of a family."""
-        if not self.members:
-            return super().get_multi_rl_module_spec(**kwargs)
+        """Return RLlib's spec, or one with all students of a family; completed as by `get_rl_module_spec()`."""
+        multi = self._family_spec(**kwargs) if self.members else super().get_multi_rl_module_spec(**kwargs)
+        for spec in multi.rl_module_specs.values():
+            self._suit_inputs(spec)
+        return multi
+
+    def _suit_inputs(self, spec: RLModuleSpec) -> None:
+        check_recurrent_inputs(self, spec.observation_space)
+        suit_images(spec)
+
+    def _family_spec(self, **kwargs: Any) -> MultiRLModuleSpec:
         specs = {name: self._spec_of(shape) for name, shape in self.members.items()}
         for spec in specs.values():
             spec.observation_space, spec.action_space = kwargs["spaces"][DEFAULT_MODULE_ID]

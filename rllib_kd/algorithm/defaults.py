@@ -19,7 +19,7 @@ import gymnasium as gym
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.observations.masks import features_space
-from rllib_kd.observations.spaces import input_space
+from rllib_kd.observations.spaces import has_images, input_space
 from rllib_kd.teachers.base import Teacher
 
 #: By name of the setting.
@@ -41,12 +41,12 @@ def settle_defaults(
         spaces: spaces of the environment; None if unknown.
         teachers: teachers by group.
     """
-    seen = [teacher.input_space for teacher in teachers.values() if teacher.is_loaded]
-    if spaces is not None:
-        seen.append(input_space(features_space(spaces[0])))
+    loaded = [teacher for teacher in teachers.values() if teacher.is_loaded]
+    shown = [teacher.observation_space for teacher in loaded] if spaces is None else [spaces[0]]
+    seen = [teacher.input_space for teacher in loaded] + [input_space(features_space(space)) for space in shown]
     if config.trees and config.replay_buffer_config.get("capacity") is None:
         config.replay_buffer_config = {**config.replay_buffer_config, "capacity": CAPACITY_FOR_TREES}
-    is_image = any(len(space.shape or ()) == 3 for space in seen)
+    is_image = any(map(has_images, seen))
     for_vectors = FOR_SEQUENCES if config.is_recurrent else FOR_VECTORS
     for name, value in (FOR_IMAGES if is_image else for_vectors).items():
         is_batch_size = name == "train_batch_size_per_learner"

@@ -23,6 +23,7 @@ from ray.util import get_current_placement_group
 from rllib_kd import _rllib
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.quantization_checks import check_quantized_inputs
+from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
 from rllib_kd.algorithm.tree_checks import check_tree_inputs
 from rllib_kd.env_runner.column_sampler import check_vectorized
 from rllib_kd.environments.making import checked_call, close, env_maker, name_in, names_class
@@ -117,6 +118,7 @@ def check_environment(config: DQNConfig, spaces: tuple[gym.Space, gym.Space]) ->
         seen = input_space(features_space(shown))
         check_spaces(seen, actions)
         check_tree_inputs(config, seen)
+        check_recurrent_inputs(config, seen)
         check_quantized_inputs(config, seen)
         _check_has_convolutions(config, seen)
     elif not isinstance(config, DistillationConfig) and has_mask(shown):

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
+
+from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, LAYER_TYPE, LAYER_TYPES, USE_LSTM, max_seq_len_of
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.text import did_you_mean
@@ -36,6 +39,23 @@ def check_recurrent(config: DistillationConfig) -> None:
             "nothing would be left. Set model_config['max_seq_len'] above burn_in_len."
         )
     _check_others(config)
+
+
+def check_recurrent_inputs(config: DistillationConfig, space: gym.Space | None) -> None:
+    """Check that recurrent students suit what they see.
+
+    Args:
+        config: config of the run.
+        space: space of the student's inputs.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if config.is_recurrent and isinstance(space, MixedBox):
+        raise ValueError(
+            f"Recurrent students ('{USE_LSTM}') are not supported for images beside other parts of an observation. Let "
+            "the environment return either the image or the vectors, or leave it out."
+        )
 
 
 def _own_shapes(config: DistillationConfig) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.core.rl_module.rl_module import RLModule
 
 from rllib_kd.algorithm.dead_learners import ask_learner
+from rllib_kd.algorithm.recurrent_checks import check_recurrent_inputs
 from rllib_kd.learner.learner import NUM_GRADIENT_STEPS, NUM_REGROWTHS
 from rllib_kd.networks.dqn_module import Support, count_parameters, student_module_spec, support_of
 from rllib_kd.networks.trees.module import TreeRLModule
@@ -198,6 +199,7 @@ def _shape(
     sees_inputs = "env_to_module" in config.own_connectors or teacher.takes(teacher.input_space)
     observation_space = teacher.input_space if sees_inputs else input_space(features_space(teacher.observation_space))
     check_spaces(observation_space, teacher.action_space)
+    check_recurrent_inputs(config, observation_space)
     given = {name: value for name, value in shape.items() if name != "compression"}
     return given | compress(
         {**teacher.model_config, **config.given_model_config, **given},

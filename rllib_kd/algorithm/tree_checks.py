@@ -58,4 +58,4 @@ def check_tree_inputs(config: DistillationConfig, space: gym.Space) -> None:
         ValueError: they do not.
     """
     for settings in config.trees.values():
-        TreeShape.of(settings).check_fits(space.shape or ())
+        TreeShape.of(settings).check_fits(space)

@@ -29,7 +29,7 @@ from rllib_kd.observations.pipeline import (
     StackFrames,
     Stage,
 )
-from rllib_kd.observations.spaces import input_space, is_byte_image, is_flattened
+from rllib_kd.observations.spaces import image_places, input_space, is_byte_image, is_flattened
 from rllib_kd.text import one_line
 
 #: Connectors that RLlib adds by default: every vectorised player has their function.
@@ -177,7 +177,8 @@ def _stage(kind: str | None, kwargs: Mapping[str, Any], state: Mapping[Any, Any]
     if kwargs.get("multi_agent") or kwargs.get("as_learner_connector"):
         return None
     if kind == "FlattenObservations" or (kind in _FLATTENING and is_flattened(space)):
-        return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()))
+        is_ours = kind != "FlattenObservations" or not image_places(space)  # or RLlib's makes the same vectors
+        return Flatten(space, tuple(kwargs.get("keys_to_remove") or ()), scales_images=is_ours)
     if kind == "FrameStacking":
         return _stack_frames(kwargs["num_frames"], space)
     if kind == _IMAGES.name and is_byte_image(space):

@@ -82,6 +82,7 @@ _CATALOGS = {
     "DQNCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
     "DQNRainbowCatalog": "ray.rllib.algorithms.dqn.dqn_catalog.DQNCatalog",
     "EncoderFreeDQNCatalog": "rllib_kd.networks.dqn_module.EncoderFreeDQNCatalog",
+    "MixedDQNCatalog": "rllib_kd.networks.mixed.MixedDQNCatalog",
     "PPOCatalog": "ray.rllib.algorithms.ppo.ppo_catalog.PPOCatalog",
     "RecurrentDQNCatalog": "rllib_kd.networks.recurrent.RecurrentDQNCatalog",
     "SACCatalog": "ray.rllib.algorithms.sac.sac_catalog.SACCatalog",

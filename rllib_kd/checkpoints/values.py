@@ -12,6 +12,7 @@ import numpy as np
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.pickles import SURE_HASH, CheckpointError, Name, Tag, without_looking_for_cycles
+from rllib_kd.networks.mixed_space import MixedBox
 
 #: Kinds of numbers and truth values. Neither objects, which are pickles again, nor structured types.
 _DTYPE = re.compile(r"[|<>=]?([biu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
@@ -201,6 +202,21 @@ def _box(tag: Tag, builder: _Builder) -> gym.spaces.Box:
     return gym.spaces.Box(state["low"], state["high"], dtype=state["dtype"])
 
 
+def _mixed_box(tag: Tag, builder: _Builder) -> MixedBox:
+    """Return a space whose images lie in its vector, one after the other."""
+    state = builder.build(tag.state)
+    (size,), end = np.shape(state["low"]), 0
+    builder.take_bounds(size)
+    images = [tuple(map(int, image)) for image in state["images"]]
+    for start, height, width, channels in images:
+        if start < end or min(height, width, channels) < 1:
+            raise ValueError(f"images at {images[:10]}")
+        end = start + height * width * channels
+    if end > size:
+        raise ValueError(f"images of {end} numbers in vectors of {size}")
+    return MixedBox(size, images)
+
+
 def _discrete(tag: Tag, builder: _Builder) -> gym.spaces.Discrete:
     state = builder.build(tag.state)
     return gym.spaces.Discrete(int(state["n"]), start=int(state.get("start", 0)))
@@ -277,6 +293,7 @@ _BUILDERS: dict[Name, Callable[[Tag, _Builder], Any]] = {
     Name("gymnasium.spaces.multi_discrete", "MultiDiscrete"): _multi_discrete,
     _TEXT: _text,
     Name("gymnasium.spaces.tuple", "Tuple"): _tuple_space,
+    Name(MixedBox.__module__, MixedBox.__name__): _mixed_box,
     Name("numpy", "dtype"): _dtype,
     Name("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     Name("numpy._core.multiarray", "scalar"): _scalar,

@@ -361,7 +361,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         if not flattening:
             return None
         self._flattened_space = flattening[0].space  # with a mask only if the connector is the user's
-        return Flattener(flattening[0].space, flattening[0].keys_to_remove)
+        return flattening[0].flattener
 
     def _rows(self, obs: Any) -> np.ndarray:
         """Return observations `[N, ...]` as columns have them: bytes, or 32-bit floats, of which vectors are made."""

@@ -34,7 +34,7 @@ from rllib_kd.experiment.metrics import checked_stop
 from rllib_kd.experiment.names import own_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.observations.connectors import flatten_observations
-from rllib_kd.observations.spaces import has_texts, is_flattened
+from rllib_kd.observations.spaces import has_texts, image_places, is_flattened
 from rllib_kd.offline.labelled_files import absolute_uris
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.names import absolute_teachers, is_described
@@ -265,6 +265,11 @@ def _flatten_observations(config: AlgorithmConfig, spaces: Any) -> None:
     if spaces is None or is_own or not is_flattened(spaces[0]):
         return
     config.env_runners(env_to_module_connector=flatten_observations)
+    if image_places(spaces[0]):
+        say(
+            "note: RLlib's own algorithms have no convolutions for images beside other parts of an observation: they "
+            "get all pixels as numbers. DistillDQN with --no-teacher is DQN with convolutions."
+        )
     if config.env_runner_cls is None and has_texts(spaces[0]):
         config.env_runners(env_runner_cls=ExplainingEnvRunner)  # RLlib's own takes a vector env's texts apart
 

@@ -27,12 +27,13 @@ from rllib_kd.export.recurrent import StepNetwork, describe_recurrent, state_siz
 from rllib_kd.export.trees import onnx_model, tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
 from rllib_kd.networks.layers import Normalized, OneHot, Pixels, describe_layer
+from rllib_kd.networks.mixed import MixedEncoder
 from rllib_kd.networks.recurrent import recurrent_layer
 from rllib_kd.networks.trees.layer import TreeLayer, describe_tree
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import Flatten, Function, Images, Normalize, RLlibConnectors, StackFrames, Stage
-from rllib_kd.observations.spaces import is_text, parts_of
+from rllib_kd.observations.spaces import image_shape, is_text, parts_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.torchscript import SHAPE_FILE
 
@@ -121,20 +122,22 @@ def observation_parts(student: Teacher) -> list[dict[str, Any]] | None:
 
     Returns:
         The parts of an observation in the order in which they stand in the vector, as `runners/flatten.py` takes them:
-        `{"path": [keys and indices], "op": "numbers"}`, `{..., "op": "one_hot", "lengths": [...], "starts": [...]}` or
-        `{..., "op": "text"}`.
+        `{"path": [keys and indices], "op": "numbers"}`, `{..., "op": "one_hot", "lengths": [...], "starts": [...]}`,
+        `{..., "op": "image", "shape": [height, width, channels], "divisor": 255 for bytes}` or `{..., "op": "text"}`.
     """
     flattening = [stage for stage in outside_stages(student) if isinstance(stage, Flatten)]
     if not flattening:
         return None
     (stage,) = flattening
     kept = ((path, part) for path, part in parts_of(stage.space) if not path or path[0] not in stage.keys_to_remove)
-    return [{"path": list(path), **_described(part)} for path, part in kept]
+    return [{"path": list(path), **_described(part, stage.scales_images)} for path, part in kept]
 
 
-def _described(space: gym.Space) -> dict[str, Any]:
+def _described(space: gym.Space, scales_images: bool) -> dict[str, Any]:
     if is_text(space):
         return {"op": "text"}
+    if scales_images and (shape := image_shape(space)) is not None:
+        return {"op": "image", "shape": list(shape), "divisor": 255 if space.dtype == np.uint8 else 1}
     lengths = _one_hot_lengths(space)
     if lengths is None:
         return {"op": "numbers"}
@@ -331,7 +334,7 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     is_recurrent = recurrent_layer(module) is not None
     if is_recurrent:
         name_of_encoder, encoder = "encoder.tokenizer", module.encoder.tokenizer
-    is_known = isinstance(encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder) or (
+    is_known = isinstance(encoder, TorchMLPEncoder | TorchCNNEncoder | FlattenEncoder | MixedEncoder) or (
         is_recurrent and encoder is None
     )
     if not isinstance(module, DefaultDQNRLModule) or not is_known:
@@ -342,14 +345,15 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     tensors: dict[str, Tensor] = {}
 
     def described(name: str) -> list[dict[str, Any]]:
-        leaves = ((n, layer) for n, layer in module.get_submodule(name).named_modules() if not list(layer.children()))
-        return [describe_layer(f"{name}.{n}", layer, tensors) for n, layer in leaves]
+        return _describe_leaves(name, module.get_submodule(name), tensors)
 
     layers: list[dict[str, Any]] = []
     for i, layer in enumerate(_preprocessing(student)):
         layers.append(describe_layer(f"preprocessing.{i}", layer, tensors))
     if isinstance(encoder, TorchMLPEncoder | TorchCNNEncoder):
         layers += described(name_of_encoder)
+    elif isinstance(encoder, MixedEncoder):
+        layers += _describe_mixed(encoder, tensors)
     elif len(module.observation_space.shape) > 1:
         layers.append({"op": "flatten"})
     if is_recurrent:
@@ -363,6 +367,21 @@ def describe(student: Teacher) -> tuple[list[dict[str, Any]], dict[str, Tensor]]
     else:
         layers += described("af")
     return layers, tensors
+
+
+def _describe_leaves(name: str, net: nn.Module, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
+    leaves = ((n, layer) for n, layer in net.named_modules() if not list(layer.children()))
+    return [describe_layer(f"{name}.{n}", layer, tensors) for n, layer in leaves]
+
+
+def _describe_mixed(encoder: MixedEncoder, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Describe the branches of an encoder of images beside other numbers, and the MLP behind them."""
+    branches = []
+    for i, (place, shape, net) in enumerate(encoder.parts()):
+        layers = [] if net is None else _describe_leaves(f"encoder.branches.{i}", net, tensors)
+        branches.append({"start": place.start, "shape": list(shape), "layers": layers})
+    mlp = [] if encoder.mlp is None else _describe_leaves("encoder.mlp", encoder.mlp, tensors)
+    return [{"op": "branches", "branches": branches}, *mlp]
 
 
 @contextlib.contextmanager

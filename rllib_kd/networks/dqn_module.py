@@ -20,6 +20,8 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.utils.annotations import override
 from torch import nn
 
+from rllib_kd.networks.mixed import MixedDQNCatalog
+from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import USE_LSTM, catalog_of
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.trees.shape import TREE
@@ -59,8 +61,33 @@ class EncoderFreeDQNCatalog(DQNCatalog):
         return FlattenEncoderConfig(input_dims=observation_space.shape)
 
 
-def student_module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
-    """Return the spec of a tree, or of RLlib's DQN module, with a catalog that can build it: see the catalogs."""
+def student_module_spec(
+    model_config: Mapping[str, Any], observation_space: gym.Space | None = None, action_space: gym.Space | None = None
+) -> RLModuleSpec:
+    """Return the spec of a tree, or of RLlib's DQN module, with a catalog that can build it: see the catalogs.
+
+    Args:
+        model_config: its model config.
+        observation_space: space of its inputs; None: RLlib sets it, and `suit_images()` then completes the spec.
+        action_space: space of its actions; None likewise.
+    """
+    spec = _module_spec(model_config)
+    spec.observation_space, spec.action_space = observation_space, action_space
+    suit_images(spec)
+    return spec
+
+
+def suit_images(spec: RLModuleSpec) -> None:
+    """Let RLlib's DQN module have convolutions for the images among its inputs, if a vector has some of these.
+
+    A linear one, and one with a catalog of the user's, stay as they are.
+    """
+    is_plain = spec.module_class is DefaultDQNTorchRLModule and spec.catalog_class in (None, DQNCatalog)
+    if is_plain and isinstance(spec.observation_space, MixedBox):
+        spec.catalog_class = MixedDQNCatalog
+
+
+def _module_spec(model_config: Mapping[str, Any]) -> RLModuleSpec:
     if TREE in model_config:
         return RLModuleSpec(module_class=TreeRLModule, model_config=dict(model_config))
     if model_config.get(USE_LSTM):

@@ -97,6 +97,27 @@ class _Dueling(nn.Module):
         return self.value(x) + advantage - advantage.mean(-1, keepdim=True)
 
 
+class _Branches(nn.Module):
+    """Parts of a vector, each with layers of its own, and what they become side by side.
+
+    Args:
+        places: where the parts stand in the vector.
+        shapes: their shapes.
+        nets: their layers, from `[B, *shape]` to `[B, ...]`.
+    """
+
+    def __init__(self, places: Sequence[slice], shapes: Sequence[tuple[int, ...]], nets: Sequence[nn.Module]):
+        super().__init__()
+        self.places, self.shapes, self.nets = list(places), list(shapes), nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        end = max(place.stop for place in self.places)
+        if x.ndim != 2 or x.shape[1] < end:
+            raise ValueError(f"branches take {end} numbers of a vector, but get the shape {list(x.shape[1:])}")
+        parts = zip(self.places, self.shapes, self.nets, strict=True)
+        return torch.cat([net(x[:, place].unflatten(1, shape)).flatten(1) for place, shape, net in parts], dim=1)
+
+
 class _Expectation(nn.Module):
     atoms: Tensor
 
@@ -245,19 +266,33 @@ def build_layers(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> nn.S
     return nn.Sequential(*(_build_layer(layer, tensors) for layer in layers))
 
 
+def op_in_words(op: str) -> str:
+    """Return the kind of a layer, for messages."""
+    return "images beside other numbers" if op == "branches" else f"the layer '{op}'"
+
+
+def layers_within(layer: Layer) -> Iterator[Sequence[Layer]]:
+    """Yield the layers of dueling streams, the advantage's first, and those of branches."""
+    parts = [layer.get("advantage"), layer.get("value")]
+    branches = layer.get("branches")
+    parts += (
+        [part.get("layers") for part in branches if isinstance(part, Mapping)] if isinstance(branches, list) else []
+    )
+    yield from (part for part in parts if isinstance(part, list))
+
+
 def count_layers(layers: Sequence[Layer]) -> int:
-    """Return the number of layers, including those of dueling streams."""
-    streams = (layer.get(name) for layer in layers for name in ("value", "advantage") if isinstance(layer, Mapping))
-    return len(layers) + sum(count_layers(stream) for stream in streams if isinstance(stream, list))
+    """Return the number of layers, including those of dueling streams and of branches, which count as one each."""
+    within = (part for layer in layers if isinstance(layer, Mapping) for part in layers_within(layer))
+    return len(layers) + sum(1 + count_layers(part) for part in within)
 
 
 def weights_of(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
     """Yield weights and biases in the order of the layers; for dueling streams, the advantage's first."""
     for layer in layers:
-        if layer["op"] == "dueling":
-            yield from weights_of(layer["advantage"], tensors)
-            yield from weights_of(layer["value"], tensors)
-        elif "weight" in layer:
+        for part in layers_within(layer):
+            yield from weights_of(part, tensors)
+        if "weight" in layer:
             yield tensors[layer["weight"]]
             yield tensors[layer["bias"]]
 
@@ -353,6 +388,24 @@ def _dueling(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
     return _Dueling(build_layers(layer["value"], tensors), build_layers(layer["advantage"], tensors))
 
 
+def _branches(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
+    places, shapes, nets = [], [], []
+    for part in layer["branches"]:
+        start, shape, layers = whole(part["start"]), tuple(map(whole, part["shape"])), part["layers"]
+        if start < 0 or not 0 < len(shape) <= limits.MAX_RANK or min(shape) < 1:
+            raise ValueError(f"a branch takes the shape {str(list(shape))[:100]} from place {start} on")
+        if start + math.prod(shape) > limits.MAX_INPUTS:
+            raise ValueError(f"a branch takes more than {limits.MAX_INPUTS} numbers")
+        if any(inner["op"] in ("branches", "dueling") for inner in layers):
+            raise ValueError("there are branches or dueling streams within a branch")
+        places.append(slice(start, start + math.prod(shape)))
+        shapes.append(shape)
+        nets.append(build_layers(layers, tensors))
+    if not nets:
+        raise ValueError("there are no branches in a layer of branches")
+    return _Branches(places, shapes, nets)
+
+
 def _expectation(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
     num_atoms, low, high = whole(layer["num_atoms"]), float(layer["v_min"]), float(layer["v_max"])
     if not 1 < num_atoms <= _MAX_LENGTH:
@@ -378,6 +431,7 @@ _BUILDERS = {
     "one_hot": _one_hot,
     "pixels": _pixels,
     "dueling": _dueling,
+    "branches": _branches,
     "expectation": _expectation,
     "tree": build_tree,
 }

@@ -1,4 +1,4 @@
-"""Observations of any composition as one vector: numbers as they are, discrete ones as one-hot, texts by their hash."""
+"""Observations of any composition as one vector: images, numbers, discrete ones as one-hot, texts by their hash."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rllib_kd.observations.spaces import Path, flat_size, is_text, named, parts_of
+from rllib_kd.observations.spaces import Path, flat_size, image_shape, is_text, named, parts_of
 from rllib_kd.observations.texts import text_vector
 
 
 class Flattener:
     """A function from observations to vectors, with the parts in the order of `parts_of()`.
 
-    For spaces without texts it equals `gymnasium.spaces.flatten()`, and RLlib's `FlattenObservations` where that one
-    can encode them.
+    For spaces without texts and images it equals `gymnasium.spaces.flatten()`, and RLlib's `FlattenObservations` where
+    that one can encode them.
 
     Args:
         space: space of one observation.
         left_out: keys of a Dict whose parts are left out.
+        scales_images: whether images of bytes are divided by 255, and all have their channels last. False: they are
+            numbers like others, as for RLlib's `FlattenObservations`.
     """
 
-    def __init__(self, space: gym.Space, left_out: Collection[str] = ()):
+    def __init__(self, space: gym.Space, left_out: Collection[str] = (), *, scales_images: bool = True):
         self.size = 0  # length of a vector
         self._numbers: list[tuple[Path, slice]] = []  # parts, and where they stand in the vector
+        self._images: list[tuple[Path, slice, gym.Space]] = []
         self._texts: list[tuple[Path, slice]] = []
         self._cases: list[tuple[Path, slice]] = []  # discrete parts, and where they stand among all discrete numbers
         lengths: list[int] = []
@@ -42,6 +45,8 @@ class Flattener:
                 offsets += (self.size + np.cumsum([0, *own[:-1]])).tolist()
                 lengths += own
                 starts += np.ravel(part.start).tolist()
+            elif path and scales_images and image_shape(part) is not None:
+                self._images.append((path, place, part))
             else:
                 (self._texts if is_text(part) else self._numbers).append((path, place))
             self.size = place.stop
@@ -63,6 +68,8 @@ class Flattener:
         with np.errstate(over="ignore", invalid="ignore"):
             for path, place in self._numbers:
                 vectors[:, place] = np.asarray(_at(obs, path)).reshape(num_rows, -1)
+            for path, place, part in self._images:
+                vectors[:, place] = _pixels(np.asarray(_at(obs, path)), num_rows, part)
             if self._cases:
                 self._set_cases(obs, vectors)
         for path, place in self._texts:
@@ -72,7 +79,7 @@ class Flattener:
 
     def part_of(self, index: int) -> tuple[Path, slice]:
         """Return the part of an observation that a vector has at this index, and where the part stands in it."""
-        parts = [*self._numbers, *self._texts]
+        parts = [*self._numbers, *self._texts, *((path, place) for path, place, _ in self._images)]
         return next(((path, place) for path, place in parts if place.start <= index < place.stop), ((), slice(None)))
 
     def _set_cases(self, obs: Any, vectors: np.ndarray) -> None:
@@ -90,6 +97,14 @@ class Flattener:
                 f"{start} to {start + length - 1}"
             )
         vectors[np.arange(len(vectors))[:, None], self._offsets + indices] = 1.0
+
+
+def _pixels(images: np.ndarray, num_rows: int, space: gym.Space) -> np.ndarray:
+    """Return images with channels first or last as rows `[N, H · W · C]` with channels last; bytes in [0, 1]."""
+    images = images.reshape(num_rows, *images.shape[-3:])
+    rows = images if images.shape[1:] == image_shape(space) else np.moveaxis(images, 1, -1)
+    is_bytes = rows.dtype.kind in "iu" and space.dtype != np.bool_
+    return (rows / np.float32(255) if is_bytes else rows).reshape(num_rows, -1)
 
 
 def with_text_arrays(space: gym.Space, obs: Any) -> Any:

@@ -47,27 +47,35 @@ View = Callable[[Shown], Any]
 
 @dataclass(frozen=True)
 class Flatten:
-    """One vector of all parts: numbers as they are, discrete ones as one-hot, texts by their hash.
+    """One vector of all parts: images, numbers as they are, discrete ones as one-hot, texts by their hash.
 
-    It equals RLlib's `FlattenObservations` where that one can encode the space.
+    It equals RLlib's `FlattenObservations` where that one can encode the space, and there are no images or they are not
+    scaled.
 
     Args:
         space: space of the input observations.
         keys_to_remove: parts of a Dict that are left out.
+        scales_images: as in `Flattener`.
     """
 
     space: gym.Space
     keys_to_remove: tuple[str, ...] = ()
+    scales_images: bool = True
+
+    @property
+    def flattener(self) -> Flattener:
+        """Return the function that makes the vectors."""
+        return Flattener(self.space, self.keys_to_remove, scales_images=self.scales_images)
 
     def start(self) -> View:
         """Remembers nothing."""
-        flatten = Flattener(self.space, self.keys_to_remove)
+        flatten = self.flattener
         return lambda shown: flatten(shown.obs, len(shown.first))
 
     @property
     def size(self) -> int:
         """Return the length of the vector."""
-        return Flattener(self.space, self.keys_to_remove).size
+        return self.flattener.size
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd import limits
+from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.observations.texts import TEXT_SIZE
 
 #: Keys and indices that lead to a part of an observation; empty for the whole.
@@ -55,11 +56,6 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         "env_runners(env_to_module_connector=lambda *args, **kwargs: FlattenObservations())."
     )
     for path, part in parts_of(observation_space):
-        if path and is_image(part):
-            raise ValueError(
-                f"The observation's part {named(path)} is an image, Box{part.shape}, beside other parts. Networks take "
-                f"either one image, or parts without images of {_SMALLEST_IMAGE} or more pixels a side. {remedy}"
-            )
         if path and not _is_flat_part(part):
             raise ValueError(
                 f"The observation's part {named(path)} is {part}, which has no fixed number of numbers. {remedy}"
@@ -91,10 +87,27 @@ def is_byte_image(space: gym.Space | None) -> bool:
     return isinstance(space, gym.spaces.Box) and len(space.shape) == 3 and space.dtype in (np.uint8, np.bool_)
 
 
-def is_image(space: gym.Space) -> bool:
-    """Return whether a part of a space has images that need convolutions, and not just small grids of numbers."""
-    has_pixels = is_byte_image(space) or is_float_image(space)
-    return has_pixels and sorted(space.shape or ())[1] >= _SMALLEST_IMAGE
+def image_shape(part: gym.Space) -> tuple[int, int, int] | None:
+    """Return height, width and channels of a part that has images; None for other parts, and small grids of numbers.
+
+    Channels are the first or the last axis, whichever is shorter. Floats outside of [0, 1] are images only if it is the
+    last one.
+    """
+    if not isinstance(part, gym.spaces.Box) or len(part.shape) != 3 or sorted(part.shape)[1] < _SMALLEST_IMAGE:
+        return None
+    height, width, channels = _channels_last(part.shape)
+    is_any_float = np.issubdtype(part.dtype, np.floating) and part.shape == (height, width, channels)
+    return (height, width, channels) if is_byte_image(part) or is_float_image(part) or is_any_float else None
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    first, middle, last = shape
+    return (middle, last, first) if first < last else (first, middle, last)
+
+
+def has_images(space: gym.Space) -> bool:
+    """Return whether the inputs of a network are images, alone or beside other numbers."""
+    return isinstance(space, MixedBox) or len(space.shape or ()) == 3
 
 
 def is_discrete(space: gym.Space | None) -> bool:
@@ -105,7 +118,7 @@ def is_discrete(space: gym.Space | None) -> bool:
 def is_flattened(space: gym.Space | None) -> bool:
     """Return whether networks take observations of a space as one vector that is made of them.
 
-    These are all but vectors of floats, which are taken as they are, images, and parts that have no fixed size.
+    These are all but vectors of floats, which are taken as they are, images alone, and parts that have no fixed size.
     """
     if isinstance(space, gym.spaces.Box):
         is_floats = np.issubdtype(space.dtype, np.floating)
@@ -113,7 +126,7 @@ def is_flattened(space: gym.Space | None) -> bool:
     if not isinstance(space, gym.Space):
         return False
     parts = list(parts_of(space))
-    return bool(parts) and all(_is_flat_part(part) and not is_image(part) for _, part in parts)
+    return bool(parts) and all(_is_flat_part(part) for _, part in parts)
 
 
 def _is_flat_part(space: gym.Space) -> bool:
@@ -132,17 +145,27 @@ def input_space(space: gym.Space) -> gym.Space:
     """Return the input space of a network for observations.
 
     Images of bytes become floats in [0, 1], channels last: their axis is the first or the last, whichever is shorter.
-    What `is_flattened()` becomes one vector.
+    What `is_flattened()` becomes one vector: with images among its parts, of a `MixedBox`.
     """
     if is_flattened(space):
         check_size(space)
+        if images := image_places(space):
+            return MixedBox(flat_size(space), images)
         low, high = (0.0, 1.0) if is_discrete(space) else (-np.inf, np.inf)
         return gym.spaces.Box(low, high, (flat_size(space),), np.float32)
     if not is_byte_image(space):
         return space
-    first, *middle, last = space.shape
-    shape = (*middle, last, first) if first < last else space.shape
-    return gym.spaces.Box(0.0, 1.0, shape, np.float32)
+    return gym.spaces.Box(0.0, 1.0, _channels_last(space.shape), np.float32)
+
+
+def image_places(space: gym.Space) -> list[tuple[int, int, int, int]]:
+    """Return the images among the parts of a space, as a `MixedBox` takes them."""
+    places, start = [], 0
+    for path, part in parts_of(space):
+        if path and (shape := image_shape(part)) is not None:
+            places.append((start, *shape))
+        start += flat_size(part)
+    return places
 
 
 def check_actions(action_space: gym.Space) -> None:
@@ -161,21 +184,29 @@ def check_actions(action_space: gym.Space) -> None:
 def same_space(one: gym.Space, other: gym.Space) -> bool:
     """Return whether two spaces have equal kind and shape.
 
-    Bounds, types of numbers, and which texts there are do not matter to a network.
+    Bounds, types of numbers, which texts there are, and where the channels of images beside other parts are, do not
+    matter to a network.
     """
     if is_text(one) and is_text(other):
         return True
+    if isinstance(one, gym.spaces.Box) and isinstance(other, gym.spaces.Box):
+        return one.shape == other.shape
     if type(one) is not type(other):
         return False
     if isinstance(one, gym.spaces.Dict):
-        return one.keys() == other.keys() and all(same_space(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(_same_part(one[key], other[key]) for key in one)
     if isinstance(one, gym.spaces.Tuple):
-        return len(one) == len(other) and all(map(same_space, one, other))
+        return len(one) == len(other) and all(map(_same_part, one, other))
     if not np.array_equal(getattr(one, "start", 0), getattr(other, "start", 0)):
         return False
     if isinstance(one, gym.spaces.MultiDiscrete):
         return np.array_equal(one.nvec, other.nvec)
     return one.shape == other.shape and getattr(one, "n", None) == getattr(other, "n", None)
+
+
+def _same_part(one: gym.Space, other: gym.Space) -> bool:
+    shape = image_shape(one)
+    return shape == image_shape(other) if shape is not None else same_space(one, other)
 
 
 def brief(space: gym.Space) -> str:

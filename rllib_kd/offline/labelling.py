@@ -24,7 +24,7 @@ from rllib_kd.observations.pipeline import (
     SideBySide,
     StackFrames,
 )
-from rllib_kd.observations.spaces import brief, is_byte_image
+from rllib_kd.observations.spaces import brief, image_shape, is_byte_image
 from rllib_kd.offline.columns import Place, finite, recorded, rows_where
 from rllib_kd.offline.reading import num_rows
 from rllib_kd.offline.schema import OBS_DTYPES, RECORDED, DataError, LabelledSchema
@@ -296,6 +296,8 @@ def _as_space(space: gym.Space, obs: Any, column: str, place: Place) -> Any:
         keys = space.spaces.keys()
     elif isinstance(space, gym.spaces.Tuple):
         keys = range(len(space.spaces))
+    elif isinstance(obs, np.ndarray) and obs.ndim == 2 and image_shape(space) is not None:
+        return obs.reshape(len(obs), *(space.shape or ()))  # which was a flat list in the file
     else:
         return obs
     parts = {}

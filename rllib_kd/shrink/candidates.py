@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from rllib_kd.networks.trees.shape import TREE, TreeShape
-from rllib_kd.observations.spaces import input_space
+from rllib_kd.observations.spaces import has_images, input_space
 from rllib_kd.teachers.base import Teacher
 
 #: Hidden layers of students of vectors. Plain MLPs of one depth and activation learn side by side, padded to the widest
@@ -50,10 +50,10 @@ def default_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
         ValueError: no size is smaller than the teacher.
     """
     inputs = input_space(observation_space)
-    shape, num_actions = inputs.shape or (), int(teacher.action_space.n)
-    if len(shape) == 3:
+    num_actions = int(teacher.action_space.n)
+    if has_images(inputs):
         return _image_sizes(teacher)
-    num_inputs = int(np.prod(shape))
+    num_inputs = int(np.prod(inputs.shape or ()))
     by_parameters = sorted((*_TINY, *_SMALL), key=lambda hidden: num_parameters(num_inputs, hidden, num_actions))
     sizes = [
         mlp(hidden)
@@ -78,8 +78,8 @@ def tree_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
     Raises:
         ValueError: observations are no vectors.
     """
-    shape, num_actions = input_space(observation_space).shape or (), int(teacher.action_space.n)
-    TreeShape().check_fits(shape)
+    num_actions = int(teacher.action_space.n)
+    TreeShape().check_fits(input_space(observation_space))
     return [
         Size(f"tree-{leaves}", f"tree of {leaves} leaves", {TREE: {"max_leaf_nodes": leaves}})
         for leaves in _TREES
@@ -89,7 +89,7 @@ def tree_sizes(teacher: Teacher, observation_space: gym.Space) -> list[Size]:
 
 def default_restarts(observation_space: gym.Space) -> int:
     """Return how many copies of each size are trained."""
-    return _COPIES_FOR_IMAGES if len(input_space(observation_space).shape or ()) == 3 else _COPIES
+    return _COPIES_FOR_IMAGES if has_images(input_space(observation_space)) else _COPIES
 
 
 def mlp(hidden: Sequence[int]) -> Size:

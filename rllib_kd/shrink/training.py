@@ -105,8 +105,8 @@ def reachable(
 def _check_preset(name: str, config: DistillDQNConfig, teacher: Teacher) -> None:
     """Check that a preset takes the teacher's images, and is smaller than the teacher."""
     space = input_space(features_space(teacher.observation_space))
-    spec = student_module_spec({**config.model_config, **config.students[name]})
-    spec.observation_space, spec.action_space, spec.inference_only = space, teacher.action_space, True
+    spec = student_module_spec({**config.model_config, **config.students[name]}, space, teacher.action_space)
+    spec.inference_only = True
     try:
         with torch.device("meta"):  # shapes without memory
             module = spec.build()

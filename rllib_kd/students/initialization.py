@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import QF_PREDS, support_of
+from rllib_kd.networks.mixed import MixedEncoder
 
 #: Weight of the pull towards the teacher's own weights, as a share of the mean square of the columns.
 RIDGE = 1e-5
@@ -365,7 +366,16 @@ def paths_of(student: Any, teacher: Any) -> tuple[list[Path], int]:
 
 
 def _network_of(module: Any) -> tuple[list[Layer], list[list[Layer]]]:
-    """Return the layers of the encoder, and those of each head up to its outputs."""
+    """Return the layers of the encoder, and those of each head up to its outputs.
+
+    Raises:
+        ValueError: there are layers that are not supported here.
+    """
+    if isinstance(module.encoder, MixedEncoder):
+        raise ValueError(
+            "init='teacher' supports one chain of layers, but images beside other numbers have convolutions of their "
+            "own. Leave init at 'random'."
+        )
     trunk = _layers_of(module.encoder, None)
     return trunk, [_layers_of(head, trunk[-1] if trunk else None) for head in _heads(module)]
 

@@ -12,6 +12,8 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.models.utils import get_filter_config
 
 from rllib_kd.networks.dqn_module import count_parameters, student_module_spec
+from rllib_kd.networks.mixed import default_filters
+from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.recurrent import CELL_SIZE, USE_LSTM
 
 #: Keys of a model config that shape the network (the others belong to the algorithm that trains it).
@@ -37,6 +39,7 @@ def _nature_cnn(channels: Sequence[int], units: int) -> dict[str, Any]:
     return _DEEP_INITIALIZERS | {
         "conv_filters": [[n, *sizes, "valid"] for n, sizes in zip(channels, kernels_and_strides, strict=True)],
         "conv_activation": "relu",
+        "fcnet_hiddens": [],  # between convolutions and outputs, if there are other numbers beside the images
         "head_fcnet_hiddens": [units],
         "head_fcnet_activation": "relu",
     }
@@ -82,14 +85,17 @@ def compress(
     architecture = {key: architecture[key] for key in _ARCHITECTURE_KEYS}
     if len(observation_space.shape or ()) == 3 and not architecture["conv_filters"]:
         architecture["conv_filters"] = get_filter_config(observation_space.shape)
+    if isinstance(observation_space, MixedBox) and not architecture["conv_filters"]:
+        architecture["conv_filters"] = default_filters(observation_space)
     if architecture["conv_filters"] and architecture["conv_kernel_initializer"] is None:
         architecture |= _DEEP_INITIALIZERS
 
     architecture |= _cell_size(teacher_model_config, head_config)
 
     def size(factor: float) -> int:
-        spec = student_module_spec(dict(head_config) | _scale_widths(architecture, factor))
-        spec.observation_space, spec.action_space, spec.inference_only = observation_space, action_space, True
+        model_config = dict(head_config) | _scale_widths(architecture, factor)
+        spec = student_module_spec(model_config, observation_space, action_space)
+        spec.inference_only = True
         with torch.device("meta"):  # shapes without memory
             return count_parameters(spec.build())
 

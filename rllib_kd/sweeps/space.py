@@ -12,6 +12,7 @@ from rllib_kd.algorithm.algorithm import DistillDQNConfig
 from rllib_kd.algorithm.defaults import FOR_VECTORS
 from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.environments.run_files import run_file
+from rllib_kd.observations.spaces import has_images
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import Q_VALUES, Outputs
 
@@ -69,7 +70,7 @@ def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict
 def _student_size(teacher: Teacher) -> dict[str, Domain]:
     first = teacher.members[0]  # of an ensemble
     model_config = first.model_config or {}
-    if len(first.input_space.shape or ()) == 3 or model_config.get("conv_filters"):
+    if has_images(first.input_space) or model_config.get("conv_filters"):
         # Student parameters / teacher parameters: the teacher's convolutions with fewer channels.
         return {"compression": tune.loguniform(0.005, 0.2)}
     # Units of each hidden layer. [] is linear, the least that there is; two layers see what one of as many parameters

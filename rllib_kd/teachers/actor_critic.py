@@ -70,8 +70,7 @@ def _as_dqn_module(module: RLModule) -> RLModule | None:
     defaults = dataclasses.asdict(DefaultModelConfig())
     plain = {key: value for key, value in model_config.items() if key in defaults}
     fixed = {"dueling": False, "double_q": True, "num_atoms": 1, "v_min": -10.0, "v_max": 10.0, "epsilon": 0.0}
-    spec = student_module_spec({**defaults, **plain, **fixed})
-    spec.observation_space, spec.action_space = module.observation_space, module.action_space
+    spec = student_module_spec({**defaults, **plain, **fixed}, module.observation_space, module.action_space)
     spec.inference_only = True
     try:
         network = spec.build()

@@ -134,8 +134,8 @@ def as_rllib_module(
     model_config = _model_config(layers, tensors)
     if model_config is None:
         return None
-    spec = student_module_spec(model_config)
-    spec.observation_space, spec.action_space, spec.inference_only = observation_space, action_space, True
+    spec = student_module_spec(model_config, observation_space, action_space)
+    spec.inference_only = True
     module = spec.build()
     weights, parameters = list(weights_of(layers, tensors)), list(module.parameters())
     if [weight.shape for weight in weights] != [parameter.shape for parameter in parameters]:

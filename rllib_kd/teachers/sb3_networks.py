@@ -13,7 +13,7 @@ from torch import Tensor
 from rllib_kd.checkpoints.pickles import Name
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Flatten, Images, Stage
-from rllib_kd.observations.spaces import flat_size, is_flattened, parts_of
+from rllib_kd.observations.spaces import flat_size, image_shape, is_flattened, parts_of
 from rllib_kd.teachers.stacks import mlp, nature_cnn, numbered, unused
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
@@ -117,7 +117,7 @@ def read_network(
     linears += [] if acting.last is None else [acting.last]
     if isinstance(observation_space, gym.spaces.Dict):
         first = f"{linears[0]}.weight"
-        tensors[first] = _in_order_of_keys(tensors[first], observation_space)
+        tensors[first] = _in_order_of_parts(tensors[first], observation_space, layers, tensors)
     layers += mlp(linears, activation)
     if acting.has_quantiles:
         _average_quantiles(layers[-1], tensors, int(action_space.n))
@@ -132,9 +132,10 @@ def _read_extractor(
     """Return the layers of the features extractor, preprocessing, and the shape of the inputs."""
     normalizes_images = bool(policy_kwargs.get("normalize_images", True))
     if isinstance(observation_space, gym.spaces.Dict):
-        if any(name.startswith(f"{extractor}extractors.") for name in tensors) or not is_flattened(observation_space):
-            raise ValueError("it is a multi-input policy with images or other parts that are no vectors")
-        return [], [Flatten(observation_space)], (flat_size(observation_space),)
+        if not is_flattened(observation_space):
+            raise ValueError("it is a multi-input policy with parts that are no vectors or images")
+        layers = _read_branches(tensors, f"{extractor}extractors.", observation_space, normalizes_images)
+        return layers, [Flatten(observation_space)], (flat_size(observation_space),)
     is_box = isinstance(observation_space, gym.spaces.Box)
     is_image = is_box and len(observation_space.shape) == 3 and observation_space.dtype == np.uint8
     if f"{extractor}cnn.0.weight" in tensors:
@@ -154,11 +155,57 @@ def _read_extractor(
     return [], [Flatten(observation_space)], (gym.spaces.flatdim(observation_space),)
 
 
-def _in_order_of_keys(weight: Tensor, space: gym.spaces.Dict) -> Tensor:
-    """Return the weight of a first layer for parts in the order of sorted keys; its own is the order of the Dict."""
-    sizes = [flat_size(part) for part in space.spaces.values()]
+def _read_branches(
+    tensors: dict[str, Tensor], extractors: str, space: gym.spaces.Dict, normalizes_images: bool
+) -> list[Layer]:
+    """Return the layers of a CombinedExtractor: a convolutional network for each image; none if there are no images."""
+    branches, start = [], 0
+    for (key,), part in parts_of(space):
+        layers: list[Layer] = []
+        shape: tuple[int, ...] = (flat_size(part),)
+        if f"{extractors}{key}.cnn.0.weight" in tensors:
+            own = f"{extractors}{key}"
+            layers = nature_cnn([f"{own}.cnn.{i}" for i in (0, 2, 4)], f"{own}.linear.0", tensors)
+            last = image_shape(part)
+            shape = last or part.shape or ()
+            if last is None:  # numbers like others, for vectors of ours
+                layers.insert(0, {"op": "pixels", "channels_first": True, "divisor": 1.0})
+            elif part.dtype == np.uint8 and not normalizes_images:  # bytes as they are
+                layers.insert(0, {"op": "pixels", "channels_first": False, "divisor": 1 / 255})
+        branches.append({"start": start, "shape": list(shape), "layers": layers})
+        start += flat_size(part)
+    return [{"op": "branches", "branches": branches}] if any(branch["layers"] for branch in branches) else []
+
+
+def _in_order_of_parts(
+    weight: Tensor, space: gym.spaces.Dict, layers: Sequence[Layer], tensors: Mapping[str, Tensor]
+) -> Tensor:
+    """Return the weight of a first layer for features in the order of sorted keys; its own is the order of the Dict.
+
+    Args:
+        weight: `[units, features]`.
+        space: the space.
+        layers: the layers before, as `_read_branches()` returns them.
+        tensors: their weights.
+    """
+    keys = [key for (key,), _ in parts_of(space)]
+    convolved = [branch["layers"] for branch in layers[0]["branches"]] if layers else [[]] * len(keys)
+    widths = {key: len(tensors[own[-2]["weight"]]) for key, own in zip(keys, convolved, strict=True) if own}
+    sizes = [widths.get(key, flat_size(part)) for key, part in space.spaces.items()]
     columns = dict(zip(space.spaces, weight.split(sizes, dim=1), strict=True))
-    return torch.cat([columns[key] for (key,), _ in parts_of(space)], dim=1)
+    parts = [columns[key] if key in widths else _of_pixels(columns[key], space[key]) for key in keys]
+    return torch.cat(parts, dim=1)
+
+
+def _of_pixels(columns: Tensor, part: gym.Space) -> Tensor:
+    """Return columns `[units, numbers]` of a part for the numbers of our vectors, which have images of another form."""
+    shape = image_shape(part)
+    if shape is None:
+        return columns
+    assert part.shape is not None
+    if part.shape != shape:
+        columns = columns.unflatten(1, part.shape).movedim(1, -1).flatten(1)
+    return columns * 255 if part.dtype == np.uint8 else columns
 
 
 def _known(policy_kwargs: Mapping[str, Any], key: str, default: str, known: Any) -> str:

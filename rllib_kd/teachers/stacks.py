@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
-from rllib_kd.networks.layers import Layer
+from rllib_kd.networks.layers import Layer, layers_within
 
 _NATURE_STRIDES = (4, 2, 1)
 
@@ -52,8 +52,12 @@ def nature_cnn(convolutions: list[str], linear: str, tensors: dict[str, Tensor])
 
 
 def weights_in(layers: Iterable[Layer]) -> set[str]:
-    """Return the names of the layers' weights."""
-    return {layer[key] for layer in layers for key in ("weight", "bias") if key in layer}
+    """Return the names of the layers' weights, those of layers within them, too."""
+    names: set[str] = set()
+    for layer in layers:
+        names |= {layer[key] for key in ("weight", "bias") if key in layer}
+        names = names.union(*map(weights_in, layers_within(layer)))
+    return names
 
 
 def unused(layers: Iterable[Layer], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -8,8 +8,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector.utils import concatenate, create_empty_array
+from ray.rllib.connectors.env_to_module import FlattenObservations
 
+from rllib_kd.checkpoints.connectors import _spec, connector_stages
 from rllib_kd.observations.flattening import Flattener
+from rllib_kd.observations.pipeline import Shown
 from rllib_kd.observations.spaces import (
     check_spaces,
     flat_size,
@@ -147,13 +150,64 @@ def test_images_and_vectors_are_no_vectors_of_ours():
         check_spaces(input_space(space), ACTIONS)
 
 
+WITH_IMAGES = gym.spaces.Dict(
+    {
+        "pair": gym.spaces.Tuple((gym.spaces.Box(0, 255, (3, 16, 20), np.uint8), ACTIONS)),
+        "bits": gym.spaces.Box(0, 1, (16, 16, 1), np.bool_),
+        "floats": gym.spaces.Box(-2.0, 2.0, (17, 18, 2)),
+        "unit": gym.spaces.Box(0.0, 1.0, (1, 16, 16), np.float64),
+        "grid": gym.spaces.Box(0, 255, (15, 15, 1), np.uint8),
+        "lattice": gym.spaces.Box(-2.0, 2.0, (2, 17, 18)),
+    }
+)
+
+
+def test_images_beside_other_parts_have_their_channels_last_and_bytes_in_0_to_1():
+    observations = seen(WITH_IMAGES, 3)
+    expected = [
+        np.concatenate(
+            [
+                np.ravel(obs["bits"]),
+                np.ravel(obs["floats"]),
+                np.ravel(obs["grid"]),  # plain numbers
+                np.ravel(obs["lattice"]),  # likewise: the first axis need not be that of channels
+                np.ravel(np.transpose(obs["pair"][0], (1, 2, 0))) / np.float32(255),
+                np.eye(2)[obs["pair"][1]],
+                np.ravel(obs["unit"]),
+            ]
+        ).astype(np.float32)
+        for obs in observations
+    ]
+    flatten = Flattener(WITH_IMAGES)
+    np.testing.assert_array_equal(flatten(batched(WITH_IMAGES, observations), 3), expected)
+    np.testing.assert_array_equal([flatten(obs, 1)[0] for obs in observations], expected)
+    space = input_space(WITH_IMAGES)
+    assert space.images == ((0, 16, 16, 1), (256, 17, 18, 2), (1705, 16, 20, 3), (2667, 16, 16, 1))
+    assert space.shape == (flatten.size,) == (len(expected[0]),)
+    check_spaces(space, ACTIONS)
+    first, last = (gym.spaces.Box(0, 255, shape, np.uint8) for shape in ((3, 16, 20), (16, 20, 3)))
+    np.testing.assert_array_equal(  # an environment with the other layout than the teacher's
+        Flattener(gym.spaces.Tuple((last, ACTIONS)))(observations[0]["pair"], 1),
+        Flattener(gym.spaces.Tuple((first, ACTIONS)))(observations[0]["pair"], 1),
+    )
+    assert same_space(gym.spaces.Tuple((last, ACTIONS)), gym.spaces.Tuple((first, ACTIONS)))
+    assert not same_space(first, last)
+    assert flatten.part_of(1705) == (("pair", 0), slice(1705, 2665))
+
+
+def test_rllibs_connector_leaves_images_as_they_are():
+    space = gym.spaces.Dict(eye=IMAGE, x=ACTIONS)
+    connector = FlattenObservations(space, ACTIONS)
+    obs = seen(space, 1)[0]
+    (stage,) = connector_stages([_spec(connector)], space)
+    vector = stage.start()(Shown(batched(space, [obs]), np.ones(1, bool)))[0]
+    np.testing.assert_array_equal(vector, gym.spaces.flatten(space, obs).astype(np.float32))
+    assert vector.max() > 1.0
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (
-            gym.spaces.Dict(eye=gym.spaces.Tuple((IMAGE,)), x=ACTIONS),
-            r"part \['eye'\]\[0\] is an image, Box\(32, 32, 3\)",
-        ),
         (gym.spaces.Dict(x=gym.spaces.Sequence(ACTIONS)), r"part \['x'\] is Sequence.*no fixed number of numbers"),
         (gym.spaces.Sequence(ACTIONS), "need observations in a Box"),
         (gym.spaces.Dict(), "need observations in a Box"),

@@ -157,6 +157,7 @@ def test_presets_are_the_networks_of_the_paper():
         expected = {
             "conv_filters": [[first, 8, 4, "valid"], [second, 4, 2, "valid"], [third, 3, 1, "valid"]],
             "conv_activation": "relu",
+            "fcnet_hiddens": [],
             "head_fcnet_hiddens": [units],
             "head_fcnet_activation": "relu",
             "conv_kernel_initializer": "kaiming_uniform_",

@@ -1,20 +1,23 @@
 """Teachers of Stable-Baselines3 beside Stable-Baselines3 itself, which is installed for tests alone."""
 
+import json
 import os
 import pickle
 import shutil
+import zipfile
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
-from sb3_contrib import QRDQN
-from stable_baselines3 import DQN, PPO
+from sb3_contrib import QRDQN, MaskablePPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from rllib_kd import limits, load_teacher
 from rllib_kd.observations.pipeline import Shown
+from tests.formats import serialized
 from tests.payloads import payloads
 
 
@@ -348,31 +351,78 @@ PARTS = {
 }
 
 
+def check_is_the_original(algorithm, space, path, *, policy_kwargs=None):
+    """It gives the original's Q-values or logits, for 100 random observations of an environment with this space."""
+    smaller = {"buffer_size": 8} if algorithm is DQN else {} if algorithm is A2C else {"n_steps": 8, "batch_size": 8}
+    env = Anything(space)
+    env.action_masks = lambda: np.ones(3, dtype=bool)
+    model = algorithm("MultiInputPolicy", env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **smaller)
+    with torch.no_grad():  # outputs that differ from observation to observation
+        for weight in model.policy.parameters():
+            weight.mul_(1.5)
+    model.save(path)
+    teacher = load_teacher(path)
+    space.seed(0)
+    seen = [space.sample() for _ in range(100)]
+    batch = {key: np.stack([obs[key] for obs in seen]) for key in space.spaces}
+    with torch.no_grad():
+        inputs, _ = model.policy.obs_to_tensor(batch)
+        if algorithm is DQN:
+            expected = model.q_net(inputs)
+        else:
+            expected = model.policy.get_distribution(inputs).distribution.logits
+    assert teacher.takes(space)
+    assert teacher.takes(model.observation_space)  # with the channels first
+    got = teacher.q_values(torch.from_numpy(teacher.start()(Shown(batch, np.ones(100, dtype=bool)))))
+    assert got.numpy() == pytest.approx(expected.numpy(), rel=1e-5, abs=1e-5 * max(1.0, float(expected.abs().max())))
+    assert np.ptp(expected.numpy(), axis=0).min() > 1e-2
+
+
 @pytest.mark.parametrize("order", [sorted(PARTS), list(PARTS)], ids=["sorted", "its own order"])
 @pytest.mark.parametrize("algorithm", [DQN, PPO])
 def test_policies_of_several_inputs_are_those_of_the_original(tmp_path, algorithm, order):
     space = gym.spaces.Dict([(key, PARTS[key]) for key in order])
     assert list(space.spaces) == order
-    smaller = {"buffer_size": 8} if algorithm is DQN else {"n_steps": 8, "batch_size": 8}
-    model = algorithm("MultiInputPolicy", Anything(space), seed=0, device="cpu", **smaller)
-    model.save(tmp_path / "model.zip")
-    teacher = load_teacher(tmp_path / "model.zip")
-    space.seed(0)
-    seen = [space.sample() for _ in range(30)]
-    batch = {key: np.stack([obs[key] for obs in seen]) for key in order}
-    with torch.no_grad():
-        inputs, _ = model.policy.obs_to_tensor(batch)
-        if algorithm is DQN:
-            expected = model.q_net(inputs).numpy()
-        else:
-            expected = model.policy.get_distribution(inputs).distribution.logits.numpy()
-    got = teacher.q_values(torch.from_numpy(teacher.start()(Shown(batch, np.ones(30, dtype=bool)))))
-    assert got.numpy() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert np.ptp(expected, axis=0).min() > 1e-3
+    check_is_the_original(algorithm, space, tmp_path / "model.zip")
 
 
-def test_policies_of_images_beside_other_inputs_are_refused(tmp_path):
-    space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), eye=gym.spaces.Box(0, 255, (3, 40, 40), np.uint8))
+def floats(low, *shape):
+    return gym.spaces.Box(low, 1.0, shape, np.float32)
+
+
+VECTOR, CELL = PARTS["vector"], PARTS["cell"]
+RAW = {"normalize_images": False}
+#: Inputs in an order that is not the one of sorted keys, and policy_kwargs.
+WITH_IMAGES = {
+    "channels first": ({"vector": VECTOR, "eye": images(3, 36, 40), "cell": CELL}, None),
+    "channels last": ({"vector": VECTOR, "eye": images(36, 40, 3), "cell": CELL}, None),
+    "two images": ({"z": images(40, 36, 1), "vector": VECTOR, "eye": images(36, 36, 3), "cell": CELL}, None),
+    "floats": ({"z": floats(0.0, 3, 36, 40), "vector": VECTOR}, RAW),
+    "floats below 0": ({"z": floats(-1.0, 3, 36, 40), "vector": VECTOR}, RAW),
+    "bytes as they are": ({"z": images(3, 36, 40), "vector": VECTOR}, RAW),
+    "floats that are no image there": ({"z": floats(0.0, 3, 36, 40), "y": images(1, 36, 36), "a": VECTOR}, None),
+    "bytes that are no image there": ({"z": gym.spaces.Box(0, 99, (3, 20, 24), np.uint8), "a": VECTOR}, None),
+}
+
+
+@pytest.mark.parametrize("algorithm", [DQN, PPO, A2C, MaskablePPO])
+@pytest.mark.parametrize("kind", WITH_IMAGES)
+def test_images_beside_other_inputs_are_seen_as_by_the_original(tmp_path, algorithm, kind):
+    parts, policy_kwargs = WITH_IMAGES[kind]
+    space = gym.spaces.Dict(list(parts.items()))
+    assert list(space.spaces) == list(parts) != sorted(parts)
+    check_is_the_original(algorithm, space, tmp_path / "model.zip", policy_kwargs=policy_kwargs)
+
+
+def test_inputs_without_a_fixed_size_are_refused(tmp_path):
+    space = gym.spaces.Dict(a=gym.spaces.Box(-1, 1, (3,)), eye=images(3, 40, 40))
     DQN("MultiInputPolicy", Anything(space), buffer_size=8).save(tmp_path / "model.zip")
-    with pytest.raises(ValueError, match="a multi-input policy with images or other parts that are no vectors"):
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    data = json.loads(files["data"])
+    data["observation_space"] = serialized(gym.spaces.Dict(a=space["a"], eye=gym.spaces.Sequence(CELL)))
+    with zipfile.ZipFile(tmp_path / "model.zip", "w") as archive:
+        for name, content in {**files, "data": json.dumps(data)}.items():
+            archive.writestr(name, content)
+    with pytest.raises(ValueError, match="Sequence"):
         load_teacher(tmp_path / "model.zip")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from rllib_kd.networks.layers import ELEMENTWISE, Layer
+from rllib_kd.networks.layers import ELEMENTWISE, Layer, op_in_words
 
 OBSERVATION = 0  # the buffer of the caller's observation
 
@@ -132,7 +132,7 @@ class _Lowering:
             weight, (down, along) = self.tensors[layer["weight"]], layer["stride"]
             height, width = weight.shape[2:]
             return ((shape[0] - height) // down + 1, (shape[1] - width) // along + 1, len(weight))
-        raise ValueError(f"C cannot hold the layer '{op}'. Use format='onnx' or 'torchscript'.")
+        raise ValueError(f"C cannot hold {op_in_words(op)}. Use format='onnx' or 'torchscript'.")
 
 
 def lower(layers: Sequence[Layer], tensors: Mapping[str, Tensor], shape: Sequence[int]) -> Program:

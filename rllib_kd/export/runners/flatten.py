@@ -49,6 +49,10 @@ def flatten(parts: list[dict[str, Any]], obs: Any) -> np.ndarray:
         elif part["op"] == "one_hot":
             numbers = np.ravel(value).astype(int) - part["starts"]
             vectors += [number == np.arange(length) for number, length in zip(numbers, part["lengths"], strict=True)]
+        elif part["op"] == "image":
+            image = np.asarray(value, np.float32)
+            last = image if list(image.shape) == part["shape"] else np.moveaxis(image, 0, -1)  # its channels
+            vectors.append(np.ravel(last) / np.float32(part["divisor"]))
         else:
             vectors.append(np.ravel(value))
     return np.concatenate([np.asarray(vector, np.float32) for vector in vectors])

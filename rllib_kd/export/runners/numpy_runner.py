@@ -79,6 +79,10 @@ def run(layers: list[dict[str, Any]], tensors: dict[str, np.ndarray], x: np.ndar
         elif op == "dueling":
             advantage = run(layer["advantage"], tensors, x)
             x = run(layer["value"], tensors, x) + advantage - advantage.mean(-1, keepdims=True)
+        elif op == "branches":
+            parts = [x[:, p["start"] :][:, : int(np.prod(p["shape"]))] for p in layer["branches"]]
+            shaped = [(p, x.reshape(len(x), *p["shape"])) for p, x in zip(layer["branches"], parts, strict=True)]
+            x = np.concatenate([run(p["layers"], tensors, part).reshape(len(x), -1) for p, part in shaped], -1)
         elif op == "expectation":  # of a C51's distribution over atoms
             logits = x.reshape(len(x), -1, layer["num_atoms"])  # [B, A, atoms]
             weights = np.exp(logits - logits.max(-1, keepdims=True))

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from rllib_kd.export.formats import describe, input_shape
-from rllib_kd.networks.layers import ELEMENTWISE, Layer
+from rllib_kd.networks.layers import ELEMENTWISE, Layer, op_in_words
 from rllib_kd.teachers.base import Teacher
 
 #: Layers that student.js runs.
@@ -41,7 +41,7 @@ def check_layers(layers: Sequence[Layer]) -> None:
     for layer in layers:
         if layer["op"] not in KNOWN:
             raise ValueError(
-                f"A web page cannot hold the layer '{layer['op']}': it runs linear students, MLPs and trees. Use "
+                f"A web page cannot hold {op_in_words(layer['op'])}: it runs linear students, MLPs and trees. Use "
                 "format='onnx'."
             )
         for stream in ("value", "advantage"):

@@ -30,7 +30,7 @@ class TreeRLModule(TorchRLModule, QNetAPI):
     def setup(self) -> None:
         space, actions = self.observation_space, self.action_space
         self.shape = TreeShape.of(self.model_config[TREE])
-        self.shape.check_fits(space.shape or ())
+        self.shape.check_fits(space)
         self.features = Features(space.shape[0], self.shape.oblique)
         most, num_actions = self.shape.max_leaf_nodes, int(actions.n)
         for name in ("feature", "left", "right"):

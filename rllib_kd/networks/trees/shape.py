@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import gymnasium as gym
+
+from rllib_kd.networks.mixed_space import MixedBox
 from rllib_kd.networks.trees.features import OPERATIONS
 from rllib_kd.text import did_you_mean
 
@@ -75,16 +78,18 @@ class TreeShape:
         own = {"max_leaf_nodes": self.max_leaf_nodes, "oblique": list(self.oblique), "weighting": self.weighting}
         return own | {"names": list(self.names)}
 
-    def check_fits(self, shape: Sequence[int]) -> None:
-        """Check that a tree of these settings suits observations of this shape.
+    def check_fits(self, space: gym.Space) -> None:
+        """Check that a tree of these settings suits observations of this space.
 
         Raises:
             ValueError: it does not.
         """
-        if len(shape) != 1:
+        shape: tuple[int, ...] = space.shape or ()
+        if len(shape) != 1 or isinstance(space, MixedBox):
+            shown = "images beside other numbers" if len(shape) == 1 else f"of the shape {list(shape)}"
             raise ValueError(
-                f"A tree compares the entries of a vector, but observations have the shape {list(shape)}. Images are "
-                "not supported: wrap the environment, or choose a network."
+                f"A tree compares the entries of a vector, but observations are {shown}. Images are not supported: "
+                "wrap the environment, or choose a network."
             )
         if self.oblique and shape[0] > MAX_OBLIQUE_INPUTS:
             raise ValueError(

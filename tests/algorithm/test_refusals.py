@@ -43,11 +43,6 @@ class Parts(Continuous):
     action_space = gym.spaces.Discrete(2)
 
 
-class Eyes(Continuous):
-    observation_space = gym.spaces.Dict(eye=gym.spaces.Box(0, 255, (32, 32, 3), np.uint8), a=gym.spaces.Discrete(5))
-    action_space = gym.spaces.Discrete(2)
-
-
 class FromThree(Continuous):
     action_space = gym.spaces.Discrete(2, start=3)
 
@@ -58,7 +53,6 @@ class FromThree(Continuous):
         (Continuous, "needs discrete actions 0 to A"),
         (FromThree, "needs discrete actions 0 to A"),
         (Parts, r"part \['a'\] is Sequence.*which has no fixed number of numbers"),
-        (Eyes, r"part \['eye'\] is an image, Box\(32, 32, 3\), beside other parts"),
     ],
 )
 @pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -75,8 +75,8 @@ def test_other_episodes_of_equal_files_are_other_rows(tmp_path, teacher):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (np.full((2_700, 1), 1), "column 'eps_id': names no episodes; expected a number or a text in each row"),
-        (np.append(np.arange(2_699.0), np.nan), "column 'eps_id': has numbers that are not finite"),
+        (np.full((2_700, 1), 1), r"column 'eps_id': has the shape \[2700, 1\]; expected \[2700\]"),
+        (np.append(np.arange(2_699.0), np.nan), "column 'eps_id': row 2699: has the number nan"),
     ],
 )
 def test_what_names_no_episodes_is_refused(tmp_path, teacher, names, message):

@@ -56,6 +56,7 @@ def of_op(op: str) -> tuple[dict, dict[str, np.ndarray], np.ndarray]:
     tensors = {"w": numbers(3, 4), "b": numbers(3), "mean": numbers(4), "std": np.abs(numbers(4)) + 0.5}
     linear = {"op": "linear", "weight": "w", "bias": "b"}
     images, vectors = numbers(5, 7, 6, 2), numbers(5, 4)
+    branches = [{"start": 1, "shape": [3, 1], "layers": [{"op": "relu"}]}, {"start": 0, "shape": [1], "layers": []}]
     own: dict[str, tuple[dict, dict[str, np.ndarray], np.ndarray]] = {
         "linear": (linear, {}, vectors),
         "conv2d": (linear | {"stride": [2, 1]}, {"w": numbers(3, 2, 3, 2)}, images),
@@ -66,6 +67,7 @@ def of_op(op: str) -> tuple[dict, dict[str, np.ndarray], np.ndarray]:
         "pixels": ({"channels_first": True, "divisor": 255.0}, {}, images),
         "flatten": ({}, {}, images),
         "dueling": ({"value": [linear], "advantage": [linear, {"op": "relu"}]}, {}, vectors),
+        "branches": ({"branches": branches}, {}, vectors),
         "expectation": ({"num_atoms": 3, "v_min": -1.0, "v_max": 2.0}, {}, numbers(5, 6)),
     } | dict.fromkeys(ELEMENTWISE, ({}, {}, 3 * vectors))
     module, of_tree = tree_module(4), {}

@@ -179,7 +179,7 @@ def test_both_orders_and_both_ways_give_the_same_data(config):
             beginnings.append((observations(columns, rows), columns["teacher_q"][rows]))
     for obs, teacher_q in beginnings[1:]:
         np.testing.assert_array_equal(obs, beginnings[0][0])
-        np.testing.assert_array_equal(teacher_q, beginnings[0][1])
+        np.testing.assert_allclose(teacher_q, beginnings[0][1], rtol=1e-5, atol=1e-6)  # processors add in other orders
 
 
 def test_pictures_that_are_no_stacks_are_sent_whole(config):

@@ -104,10 +104,9 @@ def test_sb3_itself_with_images(tmp_path, shares):
     ("weights", "space", "message"),
     [
         ({"lstm_actor.weight_ih_l0": torch.ones(2, 2)}, CARTPOLE_OBS, "it is recurrent"),
-        ({}, gym.spaces.Dict(a=gym.spaces.Box(0, 255, (36, 36, 1), np.uint8)), "a multi-input policy with images"),
         ({"features_extractor.own.weight": torch.ones(2)}, CARTPOLE_OBS, "unknown layers: features_extractor"),
     ],
-    ids=["LSTM", "Dict", "an extractor of the user's"],
+    ids=["LSTM", "an extractor of the user's"],
 )
 def test_other_sb3_policies_say_so(tmp_path, weights, space, message):
     network = mlp(4, 8, 2)

@@ -60,7 +60,8 @@ def played(folder):
 
 def test_there_is_every_kind_of_layer():
     ops = set().union(*(each.ops() for each in random_networks(NUM_NETWORKS)))
-    assert ops | {"tree"} == {*ELEMENTWISE, *layers_module._BUILDERS}  # of trees: tests/export/test_trees.py
+    # Of trees: tests/export/test_trees.py. Branches, of images beside other numbers, are refused.
+    assert ops | {"tree", "branches"} == {*ELEMENTWISE, *layers_module._BUILDERS}
 
 
 def test_every_layer_equals_pytorch(played):

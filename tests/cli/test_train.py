@@ -125,6 +125,7 @@ def test_the_old_spellings_train_a_teacher(tmp_path, rllib):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_files_with_a_grid_search_and_its_warnings(tmp_path, rllib, small_teacher):
     """Each warning is printed once, whoever has it; names of folders steer no terminal."""
     teacher = tmp_path / f"teacher{ESCAPES}"

@@ -164,6 +164,7 @@ def test_a_preset_and_widths_are_two_sizes(config):
 # --- Distillation -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trains_evaluates_and_compares(config, build, tmp_path):
     algo = build(config.distillation(student="rusu-net3"))
     assert algo.config.gym_env_vectorize_mode == "vector_entry_point"

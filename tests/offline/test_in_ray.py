@@ -100,6 +100,7 @@ def test_a_dataset_gets_labels_and_writes_labelled_files(cluster, tmp_path):
             np.testing.assert_array_equal(found[name][order], values)
 
 
+@pytest.mark.slow
 def test_rows_of_a_dataset_in_memory(cluster):
     obs = states(20)
     dataset = ray.data.from_numpy(obs)  # tensors of Ray Data, in the column "data"

@@ -48,6 +48,7 @@ def test_a_checkpoint_at_the_end_is_in_no_result(tmp_path):
     assert load_teacher(tmp_path / "trial").trained_return == 10.0
 
 
+@pytest.mark.slow
 def test_each_checkpoint_of_a_real_trial_has_the_return_of_its_own_iteration(cluster, tmp_path):
     def say(algorithm, evaluation_metrics, **kwargs):
         evaluation_metrics["env_runners"]["episode_return_mean"] = returns[algorithm.iteration]

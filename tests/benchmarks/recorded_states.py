@@ -87,7 +87,7 @@ def measure(env: str, source: str, seed: int, teachers: Path, folder: Path) -> d
         "env": env,
         "hiddens": [32],
         "settings": [["states", source]],
-        "env_steps": int(result["num_env_steps_sampled_lifetime"]),
+        "env_steps": STATES,  # the end of the iteration in which they are reached
         "gradient_steps": gradient_steps,
         "num_episodes": NUM_EPISODES,
         "curve": 0,

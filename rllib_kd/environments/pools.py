@@ -48,7 +48,9 @@ def check(env: str, env_config: Mapping[str, Any]) -> None:
         ValueError: it cannot; the message has the reason.
     """
     register(env)
-    Pool(1, name=own_name(env), **env_config).close()
+    pool = Pool(1, name=own_name(env), **env_config)
+    pool.reset()
+    pool.close()
     own = gym.make(own_name(env))
     _, info = own.reset()
     own.close()
@@ -110,7 +112,7 @@ class Pool(gym.vector.VectorEnv):
         config: must be empty: envpool's settings are not gymnasium's.
 
     Raises:
-        ValueError: envpool is not installed, does not know the environment, or shows something else there.
+        ValueError: there is another setting.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}  # noqa: RUF012 (gymnasium's)
@@ -130,9 +132,8 @@ class Pool(gym.vector.VectorEnv):
         self.action_space = gym.vector.utils.batch_space(env.action_space, num_envs)
         env.close()
         self._name, self._num_threads = name, num_threads
-        self._pool = self._made(seeds=None)
 
-    def _made(self, seeds: list[int] | None) -> Any:
+    def _made(self, seeds: list[int]) -> Any:
         try:
             import envpool
         except ImportError as error:
@@ -141,8 +142,6 @@ class Pool(gym.vector.VectorEnv):
             ) from error
         if self._name not in envpool.list_all_envs():
             raise ValueError(f"envpool {envpool.__version__} has no environment '{self._name}'. Use '{self._name}'.")
-        if seeds is None:
-            seeds = np.random.default_rng().integers(_NUM_SEEDS, size=self.num_envs).tolist()
         pool = envpool.make(
             self._name, env_type="gymnasium", num_envs=self.num_envs, num_threads=self._num_threads, seed=seeds
         )
@@ -150,10 +149,15 @@ class Pool(gym.vector.VectorEnv):
         return pool
 
     def reset(self, *, seed: Any = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes. With a seed, or a list of one for each environment, the pool is made anew."""
-        if seed is not None:
+        """Begin new episodes. With a seed, or a list of one for each environment, the pool is made anew.
+
+        Raises:
+            ValueError: envpool is not installed, does not know the environment, or shows something else there.
+        """
+        if seed is not None or self._pool is None:
+            seed = np.random.default_rng().integers(_NUM_SEEDS, size=self.num_envs) if seed is None else seed
             seeds = range(seed, seed + self.num_envs) if isinstance(seed, int | np.integer) else seed
-            self._pool.close()
+            self.close_extras()
             self._pool = self._made([int(each) % _NUM_SEEDS for each in seeds])
         obs, _ = self._pool.reset()
         return self._shown(obs), {}

@@ -144,6 +144,11 @@ def mask_view(num_actions: int) -> View:
     return lambda shown: np.ones((len(shown.first), num_actions), dtype=bool) if shown.mask is None else shown.mask
 
 
+def some_illegal(masks: np.ndarray) -> np.ndarray | None:
+    """Return recorded masks `[N, A]` as truth values; None if every action is always legal."""
+    return None if masks.all() else masks.astype(bool)
+
+
 def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
     """Return a vector env for `play_chunk()`, in which each environment plays one episode."""
     own_vector = _own_vector(make_env, num_envs)

@@ -10,21 +10,22 @@ from typing import Any
 import numpy as np
 from ray.rllib.core.columns import Columns
 
+from rllib_kd.evaluation.playing import some_illegal
 from rllib_kd.export.artifact import deployment_cost
 from rllib_kd.export.deployment import Deployment
 from rllib_kd.export.export import export
 from rllib_kd.export.formats import input_shape
 from rllib_kd.observations.masks import MASK
-from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.schema import DataError
-from rllib_kd.offline.unlabelled_files import UnlabelledFiles, are_labelled
+from rllib_kd.offline.unlabelled_files import files_at
 from rllib_kd.teachers.base import Teacher
 
 _MOST_STATES = 10_000
+_MOST_CHUNKS = 100  # that are read: a data lake has thousands
 
 
 def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return observations `[N, ...]`, N ≤ 10,000, of all parts of recorded files, and legal actions `[N, A]` or None.
+    """Return observations `[N, ...]`, N ≤ 10,000, spread over recorded files, and legal actions `[N, A]` or None.
 
     Args:
         uris: paths or URIs of labelled files, or of others that `rllib label` reads.
@@ -33,24 +34,25 @@ def recorded_states(uris: Sequence[str], student: Teacher) -> tuple[np.ndarray, 
     Raises:
         DataError: the files cannot be read, or have observations that the student does not take.
     """
-    files: Any = LabelledFiles(uris) if are_labelled(uris) else UnlabelledFiles(uris)
-    share = -(-_MOST_STATES // len(files.chunks))
-    pieces = []
-    for chunk in files.chunks:
-        piece = next(files.read(chunk, (Columns.OBS, MASK)))
-        rows = np.linspace(0, len(piece[Columns.OBS]) - 1, min(share, len(piece[Columns.OBS]))).astype(int)
-        if not isinstance(piece[Columns.OBS], np.ndarray) or piece[Columns.OBS].shape[1:] != input_shape(student):
-            found = getattr(piece[Columns.OBS], "shape", (0, "several parts"))[1:]
+    files = files_at(uris)
+    chunks = files.chunks[:: -(-len(files.chunks) // _MOST_CHUNKS)]
+    share = -(-_MOST_STATES // len(chunks))
+    pieces: list[dict[str, np.ndarray]] = []
+    for chunk in chunks:
+        piece: dict[str, Any] = next(files.read(chunk, (Columns.OBS, MASK)))
+        obs = piece[Columns.OBS]
+        if not isinstance(obs, np.ndarray) or obs.shape[1:] != input_shape(student):
+            found = getattr(obs, "shape", (0, "several parts"))[1:]
             raise DataError(
                 f"an observation is {list(found)}, but the student takes {list(input_shape(student))}. Give the files "
                 "that it was trained on, as `rllib label` wrote them.",
                 file=files.path_of(chunk),
                 column=Columns.OBS,
             )
+        rows = np.linspace(0, len(obs) - 1, min(share, len(obs))).astype(int)
         pieces.append({name: piece[name][rows] for name in (Columns.OBS, MASK) if name in piece})
     joined = {name: np.concatenate([piece[name] for piece in pieces])[:_MOST_STATES] for name in pieces[0]}
-    masks = joined.get(MASK)
-    return joined[Columns.OBS], None if masks is None or masks.all() else masks.astype(bool)
+    return joined[Columns.OBS], some_illegal(joined[MASK]) if MASK in joined else None
 
 
 def deploy_on_rows(

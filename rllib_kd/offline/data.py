@@ -23,7 +23,7 @@ from rllib_kd.offline.rows import LearnerColumns
 from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import HeldOut, Piece, RecordedFiles, Stream
 from rllib_kd.offline.subset import Subset
-from rllib_kd.offline.unlabelled_files import UnlabelledFiles, are_labelled
+from rllib_kd.offline.unlabelled_files import UnlabelledFiles, files_at
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
@@ -73,8 +73,8 @@ def all_files(config: Any) -> LabelledFiles | UnlabelledFiles:
     """
     uris = [config.input_] if isinstance(config.input_, str) else list(config.input_)
     filesystem = config.input_filesystem
-    if filesystem is None and not are_labelled(uris):
-        return UnlabelledFiles(uris)
+    if filesystem is None:
+        return files_at(uris)
     if filesystem == "s3":
         filesystem = pyarrow.fs.S3FileSystem(**config.input_filesystem_kwargs)
     return LabelledFiles(uris, filesystem)

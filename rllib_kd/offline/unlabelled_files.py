@@ -10,7 +10,7 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.offline.files import find_inputs
-from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk
+from rllib_kd.offline.labelled_files import PIECE_BYTES, PIECE_ROWS, Chunk, LabelledFiles
 from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.parquet import ParquetReader
 from rllib_kd.offline.reading import ROW, Contents, Reader, check_unchanged, num_rows
@@ -86,6 +86,15 @@ class UnlabelledFiles:
             rows = np.arange(first, first := first + num_rows(batch))
             yield {name: column for name, column in batch.items() if name in names} | {ROW: rows}
         check_unchanged(first, self._num_rows[chunk.file], path)
+
+
+def files_at(uris: Sequence[str]) -> LabelledFiles | UnlabelledFiles:
+    """Return the recorded files at some paths or URIs, labelled or not, as the first one is.
+
+    Raises:
+        DataError: there is no file, one cannot be read, or they differ.
+    """
+    return LabelledFiles(uris) if are_labelled(uris) else UnlabelledFiles(uris)
 
 
 def are_labelled(uris: Sequence[str]) -> bool:

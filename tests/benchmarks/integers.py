@@ -9,7 +9,6 @@ play the same episodes, which nothing else has seen. A run that is in the rows a
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -32,7 +31,7 @@ from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.artifact import q_function
 from rllib_kd.export.export import artifact_view, export
-from tests.benchmarks.learning import FIRST_EPISODE_SEED, TASKS, baselines, measured, return_ratio, show
+from tests.benchmarks.learning import FIRST_EPISODE_SEED, TASKS, baselines, measured, return_ratio, show, study_parser
 
 ENV_STEPS = 100_000
 NUM_EPISODES = 100
@@ -102,13 +101,7 @@ def line(rows: list[dict[str, Any]], env: str, quantize: str | None, name: str) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teachers", type=Path)
-    parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
-    parser.add_argument("--csv", type=Path, help="where to write the table")
-    parser.add_argument("--env", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[110, 111, 112])
-    args = parser.parse_args()
+    args = study_parser(__doc__, TASKS, range(110, 113)).parse_args()
 
     runs = {
         json.dumps(run): partial(measure, *run, args.teachers) for run in product(args.env, (None, "int8"), args.seeds)

@@ -29,7 +29,7 @@ import argparse
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -374,6 +374,17 @@ def measured(path: Path, runs: Mapping[str, Callable[[], dict[str, Any]]]) -> li
                 file.write(json.dumps(rows[key]) + "\n")
     ray.shutdown()
     return [rows[key] for key in runs]
+
+
+def study_parser(doc: str | None, envs: Collection[str], seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """Flags of a study whose rows go on where they were: its teachers, rows and table, environments and seeds."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teachers", type=Path)
+    parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
+    parser.add_argument("--csv", type=Path, help="where to write the table")
+    parser.add_argument("--env", nargs="+", choices=envs, default=list(envs))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    return parser
 
 
 def main() -> None:

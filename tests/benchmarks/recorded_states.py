@@ -10,7 +10,6 @@ judged, in episodes that nothing else has seen. A run that is in the rows alread
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -29,7 +28,17 @@ import torch
 from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.offline.job import LabelJob
-from tests.benchmarks.learning import TASKS, baselines, groups_of, measured, play_greedily, return_ratio, show, summary
+from tests.benchmarks.learning import (
+    TASKS,
+    baselines,
+    groups_of,
+    measured,
+    play_greedily,
+    return_ratio,
+    show,
+    study_parser,
+    summary,
+)
 
 STATES = 200_000
 NUM_EPISODES = 100
@@ -101,14 +110,9 @@ def measure(env: str, source: str, seed: int, teachers: Path, folder: Path) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teachers", type=Path)
-    parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
-    parser.add_argument("--csv", type=Path, help="where to write the table")
+    parser = study_parser(__doc__, TASKS, range(100, 105))
     parser.add_argument("--states", type=Path, default=Path("recorded_states"), help="where recorded files are kept")
-    parser.add_argument("--env", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[100, 101, 102, 103, 104])
     args = parser.parse_args()
 
     runs = {

@@ -12,7 +12,6 @@ already is not made again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -42,7 +41,16 @@ from rllib_kd.export.recurrent import RECURRENT_FORMATS
 from rllib_kd.networks.recurrent import Memory
 from rllib_kd.observations.pipeline import Function, ObservationPipeline
 from rllib_kd.teachers.base import Teacher
-from tests.benchmarks.learning import FIRST_EPISODE_SEED, TASKS, groups_of, measured, return_ratio, show, summary
+from tests.benchmarks.learning import (
+    FIRST_EPISODE_SEED,
+    TASKS,
+    groups_of,
+    measured,
+    return_ratio,
+    show,
+    study_parser,
+    summary,
+)
 
 NUM_EPISODES = 100
 STACKED = 4  # observations that the stacked student sees
@@ -278,13 +286,8 @@ def played(make_env: Any, policy: Any) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("teachers", type=Path)
-    parser.add_argument("--rows", type=Path, required=True, help="JSON, a line for each run")
-    parser.add_argument("--csv", type=Path, help="where to write the table")
-    parser.add_argument("--env", nargs="+", choices=HIDDEN, default=list(HIDDEN))
+    parser = study_parser(__doc__, HIDDEN, range(90, 95))
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[90, 91, 92, 93, 94])
     parser.add_argument("--env-steps", type=int, help="of each run; default: the task's")
     parser.add_argument(
         "--settings", type=json.loads, default={}, help='"model_config", "training" and "distillation", as JSON'

@@ -7,11 +7,12 @@ from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd import Teacher
 from rllib_kd.observations.spaces import input_space
+from tests.observations.environments import Signs
 
 SIDE = 20  # pixels
 
 
-class Crossing(gym.Env):
+class Crossing(Signs):
     """Pays 1 for stepping to the side on which an image has a bright patch; to the other one if a switch is on.
 
     Neither the image nor the switch alone tells the action. An episode has eight steps.
@@ -23,10 +24,6 @@ class Crossing(gym.Env):
             "eye": gym.spaces.Box(0, 255, (SIDE, SIDE, 1), np.uint8),
         }
     )
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, config=None):
-        self.length = (config or {}).get("length", 8)
 
     def look(self):
         side, switched = (int(number) for number in self.np_random.integers(2, size=2))
@@ -37,16 +34,6 @@ class Crossing(gym.Env):
         image[row : row + 5, column : column + 5] += 150
         noise = self.np_random.uniform(-0.2, 0.2, 2)
         return {"eye": image, "switch": np.array([2.0 * switched - 1.0, *noise], np.float32)}
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.t = 0
-        return self.look(), {}
-
-    def step(self, action):
-        self.t += 1
-        reward = float(action == self.wanted)
-        return self.look(), reward, False, self.t >= self.length, {}
 
 
 class Masked(Crossing):

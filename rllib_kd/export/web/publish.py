@@ -15,7 +15,7 @@ from rllib_kd.environments.making import close, env_maker
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
-from rllib_kd.evaluation.playing import Act, mask_view, play
+from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.export.deployment import Deployment
@@ -124,8 +124,9 @@ def publish(
         lead += f" Its teacher is {name}, {teacher.num_parameters:,} parameters."
     text = page(out.stem, lead, data)
     with PageStudent(text) as page_student:
-        some_are_illegal = None if masks.all() else np.asarray(masks)
-        exported = compared(student, page_student, np.asarray(states), out, format="web", masks=some_are_illegal)
+        exported = compared(
+            student, page_student, np.asarray(states), out, format="web", masks=some_illegal(np.asarray(masks))
+        )
         returns = [math.nan]
         if page_student.runs_javascript:
             returns, _ = play(make_env, _Page(page_student, view), seeds, advance=advance)

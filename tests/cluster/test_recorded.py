@@ -11,7 +11,7 @@ import pytest
 from ray import tune
 
 from rllib_kd import load_teacher
-from tests.cluster.test_faults import LEARNER, living, remove_node, wait_for
+from tests.cluster.test_faults import LEARNER, assert_goes_on, living, remove_node, wait_for
 from tests.offline.labelled import episodes, recorded_config, write
 
 
@@ -55,7 +55,8 @@ def test_a_lost_node_of_a_learner_sends_a_run_back_to_its_last_checkpoint(nodes,
     assert not errors
     assert result.error is None
     assert "A Learner has died" in next(Path(result.path).glob("error.txt")).read_text()
-    assert [row["training_iteration"] for row in rows()] == list(range(1, len(rows()) + 1))  # not one is made twice
+    iterations = [row["training_iteration"] for row in rows()]
+    assert_goes_on(iterations, max(iterations))
     epochs = [row["distillation"]["num_epochs"] for row in rows()]
     assert epochs == sorted(epochs)
     assert {row["distillation"]["num_rows"] + row["distillation"]["num_rows_held_out"] for row in rows()} == {3_000}

@@ -76,13 +76,15 @@ class Patience:
 
 
 def _regrets(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the regret of each student on states that it has not learned from: held out, or new."""
+    """Return the regret of each student on states that it has not learned from: held-out rows, or else new states."""
     of_runs = results["distillation"]
-    held_out = of_runs.get("students", {"": of_runs})
+    return _finite_regrets(of_runs.get("students", {"": of_runs})) or _finite_regrets(results.get("learners", {}))
+
+
+def _finite_regrets(entries: Mapping[str, Any]) -> dict[str, float]:
     found = {}
-    for place in (results.get("learners", {}), held_out):
-        for name, own in place.items():
-            for kind in ("q_regret", "regret_nats"):
-                if isinstance(own, Mapping) and math.isfinite(regret := float(own.get(kind, math.nan))):
-                    found[name] = regret
+    for name, entry in entries.items():
+        for kind in ("q_regret", "regret_nats"):
+            if isinstance(entry, Mapping) and math.isfinite(regret := float(entry.get(kind, math.nan))):
+                found[name] = regret
     return found

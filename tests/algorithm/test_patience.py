@@ -47,6 +47,14 @@ def test_a_state_continues_the_count():
     assert waited(one, [0.4] * 10, start=400) == waited(other, [0.4] * 10, start=400)
 
 
+def test_rows_that_are_held_out_count_and_those_learned_from_do_not():
+    patience = Patience(1_000, 0.0)
+    for i in range(1, 41):
+        results = {"distillation": {"q_regret": 1.0}, "learners": {"default_policy": {"q_regret": 0.9**i}}}
+        patience.look_at(results, 100 * i)
+    assert results["done"]
+
+
 def test_without_patience_nothing_is_counted():
     assert waited(Patience(None, 0.0), [1.0] * 50) == [(None, False)] * 50
 

@@ -57,10 +57,7 @@ def test_formulas_and_data_are_imported_where_ray_is_blocked():
     assert run(f"import sys; sys.modules['ray'] = None; import {modules}; print('done')") == "done"
 
 
-SLOW_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in ("DistillDQNConfig", "load_teacher")]
-
-
-@pytest.mark.parametrize("name", ["compare", *SLOW_NAMES])
+@pytest.mark.parametrize("name", ["compare", pytest.param("load_teacher", marks=pytest.mark.slow)])
 def test_importing_anything_registers_the_algorithm(name):
     code = (
         f"from rllib_kd import {name}; from ray.tune.registry import get_trainable_cls as get; print(get('DistillDQN'))"
@@ -68,9 +65,8 @@ def test_importing_anything_registers_the_algorithm(name):
     assert "DistillDQN" in run(code)
 
 
-@pytest.mark.parametrize(
-    "pickler", [pytest.param(pickle, marks=pytest.mark.slow), cloudpickle], ids=["pickle", "cloudpickle"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
 def test_public_classes_and_teachers_are_unpickled_in_a_fresh_process(pickler):
     """By their public names, so that pickles survive when a class moves to another file."""
     classes = [

@@ -65,7 +65,7 @@ def config(teacher: Path, num_env_runners: int = 0) -> DistillDQNConfig:
 
 @pytest.mark.parametrize(
     ("write", "num_env_runners"),
-    [(write_rllib, 1), (write_sb3, 0), pytest.param(write_sb3, 1, marks=pytest.mark.slow)],
+    [(write_rllib, 0), pytest.param(write_rllib, 1, marks=pytest.mark.slow), (write_sb3, 0)],
 )
 def test_what_a_teacher_does_not_need_runs_nowhere(saved, tmp_path, build, write, num_env_runners):
     mark = tmp_path / "mark"

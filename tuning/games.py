@@ -1,9 +1,10 @@
-"""Games with illegal moves, and tables: a teacher by TD, its student of 32 units, and the student's files.
+"""Games with illegal moves, tables and words: a teacher by TD, its student of 32 units, and the student's files.
 
     python tuning/games.py [GAME ...] [--seeds N] [--out docs/results/games.jsonl]
 
 Each row is printed as it is measured, and written to the JSON lines. `connect_four` and `tictactoe` need
-`pip install pettingzoo`; `cards` needs `pip install sb3-contrib`, whose MaskablePPO is its teacher.
+`pip install pettingzoo pygame`, `minigrid` needs `pip install minigrid`, and `cards` needs `pip install sb3-contrib`,
+whose MaskablePPO is its teacher.
 """
 
 from __future__ import annotations
@@ -141,6 +142,18 @@ class Game:
     training: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: Of a game with one reward, at its end: more and smaller gradient steps, and targets that follow each of them.
+_SPARSE: dict[str, Any] = {
+    "gamma": 0.97,
+    "n_step": 3,
+    "lr": [[0, 5e-4], [50_000, 5e-5]],
+    "train_batch_size_per_learner": 64,
+    "training_intensity": 32.0,
+    "target_network_update_freq": 0,
+    "tau": 0.01,
+    "grad_clip": 10.0,
+    "epsilon": [[0, 1.0], [20_000, 0.05]],
+}
 GAMES = {
     "taxi": Game("Taxi-v3"),
     "frozen_lake": Game("FrozenLake-v1"),
@@ -149,6 +162,10 @@ GAMES = {
     "blackjack": Game("Blackjack-v1"),
     "tictactoe": Game(BoardGame, {"game": "tictactoe_v3"}),
     "connect_four": Game(BoardGame, {"game": "connect_four_v3"}, env_steps=100_000),
+    "minigrid": Game(
+        "minigrid:MiniGrid-Empty-5x5-v0",  # a Dict of the view, the direction and the mission's text
+        training=_SPARSE,
+    ),
     "cards": Game(Cards),
 }
 

@@ -79,7 +79,7 @@ def test_texts_alone_are_learned_from_and_evaluated(build, tmp_path):
     assert evaluate(path, Missioned, num_episodes=2).returns == [5.0, 5.0]
 
 
-@pytest.mark.parametrize("env", [Signs, Missioned])
+@pytest.mark.parametrize("env", [Signs, pytest.param(Missioned, marks=pytest.mark.slow)])
 def test_rllibs_dqn_learns_on_them(cluster, env):
     config = (
         DQNConfig()

@@ -35,14 +35,12 @@ def in_a_new_process(folder, code, content) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-@pytest.mark.parametrize(
-    "pickles", [pytest.param(pickle, marks=pytest.mark.slow), cloudpickle], ids=["pickle", "cloudpickle"]
-)
-def test_a_process_that_has_not_imported_the_package_reads_them(tmp_path, pickles):
+def test_a_process_that_has_not_imported_the_package_reads_them(tmp_path):
     config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", loss="mse")
-    content = pickles.dumps((DistillDQN, config))
-    code = "cls, config = pickle.loads(content); print(cls.__name__, type(config).__name__, config.loss)"
-    assert in_a_new_process(tmp_path, code, content) == "DistillDQN DistillDQNConfig mse"
+    content = pickle.dumps([pickles.dumps((DistillDQN, config)) for pickles in (pickle, cloudpickle)])
+    code = "found = [pickle.loads(each) for each in pickle.loads(content)]; "
+    code += "print([(cls.__name__, type(config).__name__, config.loss) for cls, config in found])"
+    assert in_a_new_process(tmp_path, code, content) == str([("DistillDQN", "DistillDQNConfig", "mse")] * 2)
 
 
 @pytest.mark.slow

@@ -27,10 +27,8 @@ def test_nothing_is_stored_where_sampling_and_learning_share_a_process(cartpole_
     assert_equal_weights({name: after[name] for name in acting}, acting)
 
 
-@pytest.mark.parametrize(
-    ("num_env_runners", "num_learners"),
-    [pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(0, 1, marks=pytest.mark.slow), (1, 2)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(2, 0), (1, 2)])
 def test_env_runners_and_learners_elsewhere(cartpole_config, build, num_env_runners, num_learners):
     algo = build(
         cartpole_config.env_runners(num_env_runners=num_env_runners)

@@ -75,19 +75,12 @@ class Pole(gym.Wrapper):
 """
 
 
-def test_nodes_need_no_file_of_the_environment(nodes, own_folder, tmp_path):
+def test_there_are_as_many_parts_as_free_cpus_and_nodes_need_no_file_of_the_environment(nodes, own_folder, tmp_path):
     nodes.add_node(num_cpus=2)
     (own_folder / "pole.py").write_text(POLE)
-    shrink = Shrink("cartpole", "pole.py:Pole", out=tmp_path / "out", **{**SMALL, "env_steps": 300, "restarts": 1})
+    options = {**SMALL, "parts": None, "env_steps": 300, "restarts": 8}
+    shrink = Shrink("cartpole", "pole.py:Pole", out=tmp_path / "out", **options)
     (own_folder / "pole.py").unlink()  # the nodes of a test share a disk
-    result = shrink.run()
-    assert result.facts["parts"] == 2
-    assert len(result.students) == 2
-
-
-def test_on_a_cluster_there_are_as_many_parts_as_free_cpus(nodes, tmp_path):
-    nodes.add_node(num_cpus=2)
-    options = {**SMALL, "parts": None, "env_steps": 500, "restarts": 8}
-    result = Shrink("cartpole", "CartPole-v1", out=tmp_path / "out", **options).run(address=nodes.address)
+    result = shrink.run(address=nodes.address)
     assert result.facts["parts"] == 4
     assert len(result.students) == 2

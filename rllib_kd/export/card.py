@@ -72,6 +72,7 @@ class Card:
             *how_trained(self.origin),
             "## Limits",
             bullets(self._limits()),
+            *_parts(self.deployment.network),
             "## How to load it",
             "The code runs in the folder of the file. It takes an observation of zeros.",
             *(code_block(*block) for block in self._loading_code(shape)),
@@ -174,14 +175,21 @@ def _summary(student: Teacher, format: str) -> str:
 
 def input_limits(student: Teacher) -> Iterator[str]:
     """Yield what happens to an observation before the exported file takes it."""
-    if (parts := observation_parts(student)) is not None:
-        described = code(json.dumps(parts), limit=2_000)
+    if observation_parts(student) is not None:
         yield (
             "The environment's observations have several parts. `rllib_kd/export/runners/flatten.py` makes the vector "
-            f"of them, by this description: {described}"
+            "of them, by the description below."
         )
     elif outside_stages(student):
         yield "The file takes stacks of frames, which are made outside of it."
+
+
+def _parts(student: Teacher) -> list[str]:
+    """Return how a vector is made of an observation's parts, whole, as a block; none of what is one array."""
+    if (parts := observation_parts(student)) is None:
+        return []
+    lines = ",\n ".join(map(json.dumps, parts))
+    return [code_block("json", f"[{lines}]")]
 
 
 def origin_facts(origin: Origin, teacher: str | None) -> Iterator[str]:

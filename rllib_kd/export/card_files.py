@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from rllib_kd.locks import locked
 from rllib_kd.paths import replace_file
 
 _MARK = "<!-- rllib_kd model card {} -->\n"
@@ -30,11 +31,13 @@ def write_card(file: Path, text: str) -> Path | None:
         The path of the card; None if neither can be written without replacing a file of others.
     """
     folder = file if file.is_dir() else file.parent
-    for path in (folder / "README.md", folder / f"{file.name}.md"):
-        if (parts := _own_parts(path)) is not None:
-            parts[_key(file)] = text.rstrip("\n") + "\n"
-            replace_file(path, "\n".join(_MARK.format(key) + part for key, part in parts.items()).encode())
-            return path
+    readme = folder / "README.md"
+    with locked(readme, wait=True):  # exports that end at the same time would drop each other's parts
+        for path in (readme, folder / f"{file.name}.md"):
+            if (parts := _own_parts(path)) is not None:
+                parts[_key(file)] = text.rstrip("\n") + "\n"
+                replace_file(path, "\n".join(_MARK.format(key) + part for key, part in parts.items()).encode())
+                return path
     return None
 
 

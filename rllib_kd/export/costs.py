@@ -43,7 +43,7 @@ class Cost:
             None if the student cannot be exported so.
         latencies_ms: time of one decision of that file in the numpy runner, on one thread, ms: a median for each
             repeat, in which all sizes took turns. Empty if it was not measured.
-        multiply_adds: of one decision, in linear layers and convolutions; None if the student cannot be exported so.
+        multiply_adds: of one decision, in linear layers and convolutions; None if the student cannot be exported to C.
         num_int8_bytes: of all constants as C with weights of 8 bits; None if it was not measured.
     """
 
@@ -73,8 +73,8 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
         minimize: one of `MINIMIZED`; latencies and bytes of integers are measured only if they are to be minimized.
 
     Raises:
-        ValueError: something else than parameters is to be minimized, but the students cannot be exported to
-            safetensors, or to C with integers.
+        ValueError: something else than parameters is to be minimized, but the students cannot be exported to the
+            format that has it: safetensors, or C for multiply-adds and bytes of integers.
     """
     modules = {name: _full(module) for name, module in modules.items()}
     counts = {name: count_parameters(module) for name, module in modules.items()}
@@ -84,12 +84,13 @@ def measure(modules: Mapping[str, Any], pipeline: ObservationPipeline, minimize:
         try:
             for name, student in students.items():
                 write_safetensors(student, files[name])
-            work = {name: _multiply_adds(student) for name, student in students.items()}
+            is_needed = minimize == "multiply_adds"
+            work = {name: _multiply_adds(student, is_needed=is_needed) for name, student in students.items()}
             integers = {name: _int8_bytes(one) for name, one in students.items()} if minimize == "int8_bytes" else {}
         except ValueError as error:
             if minimize == "parameters":
                 return {name: Cost(count) for name, count in counts.items()}
-            kind = "C with integers" if minimize == "int8_bytes" else "safetensors"
+            kind = {"int8_bytes": "C with integers", "multiply_adds": "C"}.get(minimize, "safetensors")
             raise ValueError(f"To minimize {minimize}, students must be exportable to {kind}: {error}") from error
         sizes = {name: _num_bytes(file) for name, file in files.items()}
         times = latencies_ms(list(files.values())) if minimize == "latency" else [[] for _ in files]
@@ -145,9 +146,15 @@ def _num_bytes(file: Path) -> int:
     return len(data) - 8 - int.from_bytes(data[:8], "little")
 
 
-def _multiply_adds(student: Teacher) -> int:
+def _multiply_adds(student: Teacher, *, is_needed: bool) -> int | None:
+    """Return the multiply-adds as C has them; None if C cannot hold the student, and they are not needed."""
     layers, tensors = describe(student)
-    return lower(layers, tensors, input_shape(student)).multiply_adds
+    try:
+        return lower(layers, tensors, input_shape(student)).multiply_adds
+    except ValueError:
+        if is_needed:
+            raise
+        return None
 
 
 def _int8_bytes(student: Teacher) -> int:

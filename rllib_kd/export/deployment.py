@@ -23,7 +23,7 @@ from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.artifact import DeploymentCost, DeviceCost, deployment_cost, q_function
-from rllib_kd.export.export import Exported, artifact_view, check_exportable, ending_of
+from rllib_kd.export.export import Exported, artifact_view, check_exportable, checked_out, ending_of
 from rllib_kd.export.export import export as write_artifact
 from rllib_kd.export.runners.remembering import Remembering
 from rllib_kd.observations.pipeline import Shown, View
@@ -121,8 +121,10 @@ def deploy(
         ValueError: the network cannot be loaded or exported, or the artifact differs from PyTorch; the message has the
             difference.
     """
-    if format == "torchscript" and out is not None:
-        logger.warning(_TORCHSCRIPT)
+    if out is not None:
+        checked_out(out, format)  # before the episodes
+        if format == "torchscript":
+            logger.warning(_TORCHSCRIPT)
     seeds = episode_seeds(num_episodes, FRESH_SEED)
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     played = resolve_environment({"the student": source}, env, env_config, trust_checkpoint=trust_checkpoint)

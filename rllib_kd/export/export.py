@@ -69,9 +69,6 @@ _ROUNDING_STEPS = 16
 _CHUNK = 256  # observations at once, in the parity check
 
 
-_FAR = 1e30  # instead of the Q-values of illegal actions, which are infinite, on both sides
-
-
 _UNCHECKED = (
     "There is no C compiler, so the C was written unchecked: neither compared with PyTorch, nor played or measured. "
     "Install cc, gcc or clang, or set $CC, and export again."
@@ -147,10 +144,7 @@ def export(
     check_exportable(student, format=format, int8=int8, prefix=prefix)
     obs = _checked_obs(_as_inputs(student, obs), input_shape(student))
     masks = None if action_masks is None else _checked_masks(action_masks, len(obs), int(student.action_space.n))
-    out = _checked_path(out)
-    if format == "c":
-        checked_header_name(out)
-        _checked_path(main_path(out))
+    out = checked_out(out, format)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Written beside its path and renamed at the end: no reader finds half a file, or one that failed the check.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as folder:
@@ -262,6 +256,11 @@ def _checked_obs(obs: Any, shape: tuple[int, ...]) -> np.ndarray:
             f"`obs` has the shape {list(obs.shape)}, expected [{', '.join(map(str, ('N', *shape)))}] with N >= 1, or a "
             "list of N observations that the environment returns."
         )
+    with np.errstate(over="ignore"):
+        if obs.dtype.kind == "f" and not np.isfinite(obs.astype(np.float32, copy=False)).all():
+            raise ValueError(
+                "`obs` has numbers that are NaN, infinite, or too large for 32-bit floats. Leave out these rows."
+            )
     return obs
 
 
@@ -277,13 +276,20 @@ def _checked_masks(action_masks: Any, num_rows: int, num_actions: int) -> np.nda
     return masks == 1
 
 
-def _checked_path(out: str | os.PathLike[str]) -> Path:
-    """Return the path of a file that does not exist, or can be replaced."""
+def checked_out(out: str | os.PathLike[str], format: str) -> Path:
+    """Return the path of a file to write, in one of `FORMATS` or "web".
+
+    Raises:
+        ValueError: something stands there that cannot be replaced, or C cannot include a file of that name.
+    """
     path = Path(out)
-    if path.is_dir():
-        raise ValueError(f"'{path}' is a folder. Expected the path of the file to write.")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"'{path}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
+    if format == "c":
+        checked_header_name(path)
+    for each in (path, main_path(path)) if format == "c" else (path,):
+        if each.is_dir():
+            raise ValueError(f"'{each}' is a folder. Expected the path of the file to write.")
+        if each.exists() and not each.is_file():
+            raise ValueError(f"'{each}' is a device or a pipe, which cannot be replaced. Expected the path of a file.")
     return path
 
 
@@ -305,6 +311,11 @@ def check_exportable(student: Teacher, *, format: str, int8: bool = False, prefi
         raise ValueError(
             f"'{one_line(student.source)}' is an actor-critic. An artifact is a function to Q-values, so that students "
             "and Q-networks can be exported. Distil it, and export the student."
+        )
+    if not all(parameter.isfinite().all() for parameter in student.module.parameters()):
+        raise ValueError(
+            "The network has weights that are NaN or infinite: its training diverged. Export an earlier checkpoint, or "
+            "train it again with a lower learning rate."
         )
     if int8 and format not in ("c", "onnx"):
         raise ValueError(f"int8 is for format='c' or 'onnx' only, got format='{format}'.")
@@ -369,15 +380,19 @@ def _parity(
     """
     differences, agreements, sizes = [], [], []
     for expected, got, mask in _both(student, artifact, obs, masks):
-        if mask is not None:
-            if not np.array_equal(np.isneginf(got), ~mask):
-                raise ValueError("The artifact does not give −inf to the illegal actions alone.")
-            got, expected = (np.where(mask, q, -_FAR) for q in (got, expected))
         if got.shape != expected.shape:
             raise ValueError(f"The artifact's Q-values have the shape {got.shape}, PyTorch's {expected.shape}.")
-        differences.append(np.abs(got - expected).max())  # NaN where there is one
-        agreements.append(got.argmax(-1) == expected.argmax(-1))
-        sizes.append(np.abs(expected[expected > -_FAR]).max())
+        if mask is not None and not np.array_equal(np.isneginf(got), ~mask):
+            raise ValueError("The artifact does not give −inf to the illegal actions alone.")
+        legal = np.ones(expected.shape, bool) if mask is None else mask
+        if not np.isfinite(expected[legal]).all():
+            raise ValueError(
+                "The network's own Q-values are infinite or NaN in PyTorch on some of the observations, so that no "
+                "file can be compared with it. Train it on smaller rewards or observations."
+            )
+        differences.append(np.abs(got[legal] - expected[legal]).max())  # NaN where there is one
+        agreements.append(got.argmax(-1) == np.where(legal, expected, -np.inf).argmax(-1))
+        sizes.append(np.abs(expected[legal]).max())
     return float(np.max(differences)), float(np.mean(np.concatenate(agreements))), float(np.max(sizes))
 
 

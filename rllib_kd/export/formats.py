@@ -47,6 +47,9 @@ STATE = "state"  # in the metadata of safetensors: the units of each part of a r
 PARTS = "observation_parts"  # the name of that description in the metadata of every format
 
 
+_COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in Q-values
+
+
 _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
 
 
@@ -159,9 +162,7 @@ def _preprocessing(student: Teacher) -> list[nn.Module]:
     shape = input_shape(student)
     for stage in inside_stages(student):
         if isinstance(stage, Normalize):
-            mean = np.zeros(shape) if stage.mean is None else stage.mean
-            std = np.ones(shape) if stage.std is None else stage.std
-            layers.append(Normalized(torch.tensor(mean).float(), torch.tensor(std).float(), stage.clip))
+            layers += _filtering(stage, shape)
         elif isinstance(stage, Flatten):
             lengths = _one_hot_lengths(stage.space)
             if np.any(start := np.asarray(getattr(stage.space, "start", 0), np.float32)):
@@ -176,6 +177,19 @@ def _preprocessing(student: Teacher) -> list[nn.Module]:
             )
             shape = stage.shape
     return layers
+
+
+def _filtering(stage: Normalize, shape: tuple[int, ...]) -> list[nn.Module]:
+    """Return a filter as layers: two, if one 32-bit float for the mean is too coarse for a small std."""
+    mean = np.zeros(shape) if stage.mean is None else stage.mean
+    std = np.ones(shape) if stage.std is None else stage.std
+    clip = stage.clip if stage.clip is not None and np.isfinite(stage.clip) else None  # JSON has no infinity
+    rest = mean - np.asarray(mean, np.float32)
+    if (np.abs(rest) <= _COARSE * std).all():
+        return [Normalized(torch.tensor(mean).float(), torch.tensor(std).float(), clip)]
+    # Observations near the mean minus its nearest 32-bit float are exact.
+    nearest = Normalized(torch.tensor(mean).float(), torch.ones(shape), None)
+    return [nearest, Normalized(torch.tensor(rest).float(), torch.tensor(std).float(), clip)]
 
 
 def _one_hot_lengths(space: gym.Space) -> tuple[int, ...] | None:

@@ -1,11 +1,15 @@
 """README.md beside an exported file: true, harmless, and never in place of somebody's own."""
 
 import json
+import math
+import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -15,13 +19,17 @@ from hypothesis import strategies as st
 from rllib_kd.cli.main import main
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.artifact import FORMATS, DeploymentCost
+from rllib_kd.export.card import Card
 from rllib_kd.export.card_files import write_card
 from rllib_kd.export.certificate_card import write_certificate_card
-from rllib_kd.export.deployment import deploy
-from rllib_kd.export.export import export, format_of_ending
+from rllib_kd.export.deployment import Deployment, deploy
+from rllib_kd.export.export import Exported, export, format_of_ending
+from rllib_kd.export.formats import observation_parts
 from rllib_kd.export.loading_code import loading_code
 from rllib_kd.export.markdown import code, code_block
 from rllib_kd.export.origin import Origin, origin_of
+from rllib_kd.observations.pipeline import Flatten, ObservationPipeline
+from rllib_kd.observations.spaces import input_space
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, states
 from tests.export.students import ROOT, linear_student, network
@@ -75,6 +83,14 @@ def test_each_file_has_a_part_of_its_own(tmp_path):
     assert re.sub("<!-- rllib_kd model card [0-9a-f]{16} -->\n", "* ", text) == (
         "* about a once more\n\n* about b.h\n\n* about script>.onnx\n"
     )
+
+
+def test_exports_that_end_at_the_same_time_keep_each_others_parts(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: write_card(tmp_path / f"{number}.onnx", f"about {number}"), range(24)))
+    text = (tmp_path / "README.md").read_text()
+    assert sorted(re.findall(r"about (\d+)", text), key=int) == list(map(str, range(24)))
+    assert os.listdir(tmp_path) == ["README.md"]
 
 
 @pytest.mark.parametrize("content", ["# My project\n", "", b"\xff\xfe", "text, then\n<!-- rllib_kd model card 0 -->"])
@@ -138,6 +154,17 @@ def test_figures_of_a_teacher_that_cannot_be_exported_are_left_out(tmp_path, cap
     assert f"Teacher: `{teacher}`" in text
     assert "Parameters: 30\n" in text
     assert "of the teacher" not in text
+
+
+def test_all_parts_of_an_observation_are_described(tmp_path):
+    space = gym.spaces.Dict({f"```  `</pre> joint {i}": gym.spaces.Box(-1, 1, (2,)) for i in range(100)})
+    student = Teacher(network(input_space(space)).module, pipeline=ObservationPipeline(space, (Flatten(space),)))
+    (tmp_path / "s.safetensors").touch()
+    exported = Exported(str(tmp_path / "s.safetensors"), "safetensors", False, 3, 0.0, 1e-4, 1.0)
+    deployment = Deployment("s", exported, None, math.nan, math.nan, math.nan, "nowhere", student)
+    card = str(Card(deployment, Origin(), 0))
+    (described,) = re.findall(r"(?ms)^(?:`{4,})json\n(.*?)\n`{4,}$", card)
+    assert json.loads(described) == observation_parts(student)
 
 
 def test_torchscript_is_written_with_a_warning(tmp_path, monkeypatch, caplog):

@@ -15,6 +15,7 @@ from rllib_kd.export.formats import write_safetensors
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, make_q_module, states
+from tests.networks.test_mixed import mixed
 from tests.networks.trees.trees import tree_module
 
 PIPELINE = ObservationPipeline(CARTPOLE_OBS, ())
@@ -67,6 +68,17 @@ def test_a_recurrent_size_costs_the_multiply_adds_of_its_gates_and_has_no_intege
     assert costs["lstm"].multiply_adds == 4 * 6 + 4 * 8 * (6 + 8) + 8 * 2
     with pytest.raises(ValueError, match="exportable to C with integers: C with int8 cannot hold the layer 'lstm'"):
         measure(modules, PIPELINE, "int8_bytes")
+
+
+def test_what_c_cannot_hold_has_bytes_and_no_multiply_adds():
+    """Images beside other numbers, which safetensors holds."""
+    module = mixed(conv_filters=[[3, 5, 4, "valid"]], fcnet_hiddens=[6])
+    pipeline = ObservationPipeline(module.observation_space, ())
+    cost = measure({"mixed": module}, pipeline, "bytes")["mixed"]
+    assert (cost.num_bytes, cost.multiply_adds) == (4 * cost.num_parameters, None)
+    for minimize, kind in (("multiply_adds", "C"), ("int8_bytes", "C with integers")):
+        with pytest.raises(ValueError, match=f"exportable to {kind}: C cannot hold images beside other numbers"):
+            measure({"mixed": module}, pipeline, minimize)
 
 
 def test_artifacts_take_turns_in_a_process_of_their_own(tmp_path):

@@ -13,9 +13,13 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
+from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.export.artifact import NETWORK_FORMATS, artifact_format_of, deployment_cost, q_function
+from rllib_kd.export.deployment import deploy
 from rllib_kd.export.export import TOLERANCE, export
 from rllib_kd.export.formats import describe
+from rllib_kd.export.web.publish import publish
+from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
 from tests.export.students import LINEAR, MLPS, ONE_FILE, OTHERS, ROOT, linear_student, network
 
@@ -145,6 +149,14 @@ def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
         export(network(), tmp_path / "s", format="safetensors", obs=states(5))
 
 
+def with_weights(number: float) -> Teacher:
+    student = network()
+    with torch.no_grad():
+        for parameter in student.module.parameters():
+            parameter.fill_(number)
+    return student
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -155,12 +167,26 @@ def test_a_wrong_weight_in_the_file_is_noticed(tmp_path, monkeypatch):
         ({"obs": states(3)[:0]}, r"the shape \[0, 4\], expected \[N, 4\]"),
         ({"obs": states(3)[0]}, r"the shape \[4\], expected \[N, 4\]"),
         ({"obs": 1.0}, r"the shape \[\], expected \[N, 4\]"),
+        ({"obs": np.full((3, 4), np.nan)}, "NaN, infinite, or too large for 32-bit floats"),
+        ({"obs": np.full((3, 4), 1e39)}, "NaN, infinite, or too large for 32-bit floats"),
+        ({"student": with_weights(np.nan)}, "weights that are NaN or infinite: its training diverged"),
+        ({"student": with_weights(np.nan), "int8": True}, "weights that are NaN or infinite: its training diverged"),
+        ({"student": with_weights(1e30)}, "own Q-values are infinite or NaN in PyTorch"),
     ],
 )
 def test_bad_input(kwargs, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export(**{"student": network(), "out": tmp_path / "s", "format": "onnx", "obs": states(3)} | kwargs)
     assert os.listdir(tmp_path) == []
+
+
+def test_the_largest_q_values_may_be_far_below_zero(tmp_path):
+    student = with_weights(-1e35)
+    with torch.no_grad():
+        next(student.module.parameters()).zero_()
+    result = export(student, tmp_path / "s", format="safetensors", obs=states(3), action_masks=np.eye(3))
+    assert result.max_difference_allowed > 1e27
+    assert result.agreement == 1.0
 
 
 def test_a_folder_is_no_place_for_a_file(tmp_path):
@@ -172,7 +198,14 @@ def test_a_folder_is_no_place_for_a_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is a device or a pipe, which cannot be replaced"):
         export(network(), tmp_path / "pipe", format="safetensors", obs=states(3))
+    with pytest.raises(ValueError, match="is a device or a pipe, which cannot be replaced"):
+        publish(network(), tmp_path / "pipe", PlayedEnvironment("CartPole-v1", {}))
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_header_that_cannot_be_included_is_refused_before_the_episodes(tmp_path):
+    with pytest.raises(ValueError, match="cannot be included by every C compiler"):
+        deploy(network(), tmp_path / "a student.h", lambda config: pytest.fail("it plays"), format="c")
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

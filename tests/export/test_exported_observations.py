@@ -15,6 +15,7 @@ from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
 from rllib_kd.observations.spaces import flat_size, input_space
 from rllib_kd.teachers.base import Teacher
+from rllib_kd.teachers.loading import load_teacher
 from tests.conftest import CARTPOLE_OBS, states
 from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTIONS, network
 from tests.observations.spaces import COMPOSED, TEXTS
@@ -202,3 +203,17 @@ def test_images_of_truth_values_are_in_the_file(artifact_format, tmp_path):
 def test_other_files_describe_no_parts(artifact_format, tmp_path):
     export(network(), tmp_path / "s", format=artifact_format, obs=states(3))
     assert parts_in(str(tmp_path / "s")) is None
+
+
+@pytest.mark.parametrize(("mean", "std", "count"), [(101_325.3, 1.0, 2), (1.0, 1e-6, 2), (0.1, 2.0, 1)])
+def test_a_filter_whose_mean_is_far_from_zero_is_exact(mean, std, count, tmp_path):
+    means = mean + std * np.array([0.11, 0.22, 0.33, 0.44])
+    pipeline = ObservationPipeline(CARTPOLE_OBS, (Normalize(means, np.full(4, std), np.inf),))
+    student, out = Teacher(network().module, pipeline=pipeline), tmp_path / "s.safetensors"
+    obs = (means + std * states(40)).astype(np.float32)
+    assert export(student, out, format="safetensors", obs=obs).max_difference < 1e-5
+    assert out.read_bytes().count(b"normalize") == count
+    assert b"Infinity" not in out.read_bytes()  # which JSON does not have
+    shown, loaded = Shown(obs, np.ones(40, dtype=bool)), load_teacher(out)
+    expected, got = (each.q_values(torch.from_numpy(each.start()(shown))) for each in (student, loaded))
+    assert torch.allclose(got, expected, atol=1e-5)

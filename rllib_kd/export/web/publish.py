@@ -19,7 +19,7 @@ from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.export.deployment import Deployment
-from rllib_kd.export.export import artifact_view, check_exportable, compared
+from rllib_kd.export.export import artifact_view, check_exportable, checked_out, compared
 from rllib_kd.export.formats import input_shape
 from rllib_kd.export.web import cartpole
 from rllib_kd.export.web.javascript import PageStudent
@@ -109,6 +109,7 @@ def publish(
         ValueError: the student does not fit a page or the environment, or the page differs from PyTorch.
     """
     check_web(student)
+    checked_out(out, "web")
     seeds, make_env = episode_seeds(num_episodes, FRESH_SEED), env_maker(*played)
     networks = {"The student": student} | ({} if teacher is None else {"The teacher": teacher})
     student, *others = check_fit(make_env, networks)

@@ -41,6 +41,9 @@ _WEIGHT_NAMES = frozenset(
 )
 
 
+_REMEDY = "Save the weights of the module alone, with torch.save(module.state_dict(), path)."
+
+
 _WEIGHT_FILES = re.compile(r"data\.pkl|data/\d+|byteorder|version")
 
 
@@ -132,14 +135,15 @@ def read_weights(content: bytes, where: str) -> Any:
     if len(pickles) != 1:
         raise CheckpointError(f"'{where}' contains {len(pickles)} pickles; one of weights was expected.")
     if others := names_in(archive.read(pickles[0]), where) - _WEIGHT_NAMES:
-        raise CheckpointError(f"'{where}' was refused: it calls '{min(map(str, others))}', which weights do not need.")
+        raise CheckpointError(
+            f"'{where}' was refused: it calls '{min(map(str, others))}', which weights do not need. {_REMEDY}"
+        )
     try:
         return torch.load(_repacked(archive, pickles[0]), map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file fails in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"'{where}' was refused or is broken: {reason[:300]} It must contain only weights, as data. Save those of "
-            "a module with torch.save(module.state_dict(), path)."
+            f"'{where}' was refused or is broken: {reason[:300]} It must contain only weights, as data. {_REMEDY}"
         ) from error
 
 
@@ -181,7 +185,10 @@ def as_tensors(weights: Any, where: str) -> dict[str, Tensor]:
         held += 0 if storage.data_ptr() in storages else storage.nbytes()
         storages.add(storage.data_ptr())
         if claimed > held:
-            raise CheckpointError(f"'{where}' was refused: its weight {name!r} claims more numbers than there are.")
+            raise CheckpointError(
+                f"'{where}' was refused: its weight {name!r} claims more numbers than there are, or shares those of "
+                "another weight."
+            )
         if tensor.element_size() < 2:
             raise CheckpointError(f"'{where}' was refused: its weight {name!r} has numbers of one byte.")
         tensors[name] = tensor.detach().float().contiguous()

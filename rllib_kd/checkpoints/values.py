@@ -24,18 +24,22 @@ _MAX_SHARED = 64  # bytes of an array that another one may have, too; of texts, 
 _MAX_AXES = 32  # of an array
 
 
-def build(value: Any, where: str) -> Any:
+_TRUST = "Pass trust_checkpoint=True (--trust-checkpoint) if you trust the checkpoint; loading it then runs its code."
+
+
+def build(value: Any, where: str, remedy: str = _TRUST) -> Any:
     """Build data: numbers, texts, containers, numpy arrays, gymnasium spaces and bare `Name`s.
 
     Args:
         value: result of `read_pickle()`, or a part of it.
         where: its file, for messages.
+        remedy: what to do about code in it, for messages.
 
     Raises:
         CheckpointError: it contains something else; the message names it.
     """
     with without_looking_for_cycles():
-        return _Builder(where).build(value)
+        return _Builder(where, remedy).build(value)
 
 
 def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
@@ -58,8 +62,8 @@ def build_entries(entries: Mapping[Any, Any], where: str) -> dict[str, Any]:
 
 
 class _Builder:
-    def __init__(self, where: str):
-        self._where = where
+    def __init__(self, where: str, remedy: str = _TRUST):
+        self._where, self._remedy = where, remedy
         # Pickles share parts: without a memo, twenty lists of two references each would become a million. The same with
         # bytes: a thousand arrays of the same million bytes would take a billion.
         self._built: dict[int, tuple[Any, int]] = {}  # with the number of its parts, shared ones wherever they stand
@@ -130,8 +134,7 @@ class _Builder:
                 ) from error
         what = value.of if isinstance(value, Tag) else type(value).__name__
         raise CheckpointError(
-            f"'{self._where}' was refused: it calls '{what}', which is code, not data. Pass trust_checkpoint=True "
-            "(--trust-checkpoint) if you trust the checkpoint; loading it then runs its code."
+            f"'{self._where}' was refused: it calls '{what}', which is code, not data. {self._remedy}"
         )
 
     def build_items(self, items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:

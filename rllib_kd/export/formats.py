@@ -26,7 +26,7 @@ from rllib_kd.export.onnx_integers import QUANTIZATION, closest_onnx_integers
 from rllib_kd.export.recurrent import StepNetwork, describe_recurrent, state_sizes
 from rllib_kd.export.trees import onnx_model, tree_layer
 from rllib_kd.networks.dqn_module import QF_PREDS, FlattenEncoder
-from rllib_kd.networks.layers import Normalized, OneHot, Pixels, describe_layer
+from rllib_kd.networks.layers import Flat, Normalized, OneHot, Pixels, describe_layer
 from rllib_kd.networks.mixed import MixedEncoder
 from rllib_kd.networks.recurrent import recurrent_layer
 from rllib_kd.networks.trees.layer import TreeLayer, describe_tree
@@ -167,7 +167,7 @@ def _preprocessing(student: Teacher) -> list[nn.Module]:
             lengths = _one_hot_lengths(stage.space)
             if np.any(start := np.asarray(getattr(stage.space, "start", 0), np.float32)):
                 layers.append(Normalized(torch.from_numpy(start), torch.ones(start.shape), None))  # from 0 on
-            layers.append(nn.Flatten() if lengths is None else OneHot(lengths))
+            layers.append(Flat() if lengths is None else OneHot(lengths))
             shape = student.input_space.shape or ()
         elif isinstance(stage, Images):
             space = student.observation_space

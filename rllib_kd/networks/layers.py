@@ -77,6 +77,13 @@ class Pixels(nn.Module):
         return (obs.permute(0, 2, 3, 1) if self.channels_first else obs) / self.divisor
 
 
+class Flat(nn.Flatten):
+    """Makes vectors of observations `[B, ...]`; also of single numbers `[B]`, which PyTorch's own does not take."""
+
+    def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
+        return obs.unsqueeze(1) if obs.ndim == 1 else super().forward(obs)
+
+
 class _Conv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -426,7 +433,7 @@ _BUILDERS = {
     "conv2d": _conv,
     "layer_norm": _layer_norm,
     "zero_pad": _zero_pad,
-    "flatten": lambda layer, tensors: nn.Flatten(),
+    "flatten": lambda layer, tensors: Flat(),
     "normalize": _normalize,
     "one_hot": _one_hot,
     "pixels": _pixels,

@@ -14,7 +14,7 @@ from ray.rllib.utils.annotations import override
 from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.images import ImagesToFloats
 from rllib_kd.observations.masks import MASK, features_of, features_space, has_mask
-from rllib_kd.observations.spaces import input_space, is_byte_image, is_discrete, is_flattened
+from rllib_kd.observations.spaces import has_floats, input_space, is_byte_image, is_discrete, is_flattened
 
 
 class OneVector(ConnectorV2):
@@ -153,7 +153,7 @@ def connector_for(space: gym.Space | None, *, multi_agent: bool = False) -> Conn
 def _is_plain(space: Any) -> bool:
     """Return whether RLlib's own connector can encode it: a matrix of floats, or discrete numbers from 0, in a row."""
     if not is_discrete(space):
-        return isinstance(space, gym.spaces.Box) and len(space.shape) == 2 and np.issubdtype(space.dtype, np.floating)
+        return isinstance(space, gym.spaces.Box) and len(space.shape) == 2 and has_floats(space)
     return not np.any(getattr(space, "start", 0)) and (
         not isinstance(space, gym.spaces.MultiDiscrete) or space.nvec.ndim == 1
     )

@@ -49,7 +49,7 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
         ValueError: it does not; the message has the remedy.
     """
     check_actions(action_space)
-    if isinstance(observation_space, gym.spaces.Box) and np.issubdtype(observation_space.dtype, np.floating):
+    if isinstance(observation_space, gym.spaces.Box) and has_floats(observation_space):
         return
     remedy = (
         "Wrap the environment, or use a connector: "
@@ -61,9 +61,15 @@ def check_spaces(observation_space: gym.Space, action_space: gym.Space) -> None:
                 f"The observation's part {named(path)} is {part}, which has no fixed number of numbers. {remedy}"
             )
     raise ValueError(
-        "The networks need observations in a Box of floats; or, without connectors of your own, images of bytes, other "
-        f"Boxes, discrete ones, texts, and Dicts and Tuples of these. They get {observation_space}. {remedy}"
+        "The networks need observations in a Box of floats of 32 or 64 bits; or, without connectors of your own, "
+        "images of bytes, other Boxes, discrete ones, texts, and Dicts and Tuples of these. They get "
+        f"{observation_space}. {remedy}"
     )
+
+
+def has_floats(space: gym.spaces.Box) -> bool:
+    """Return whether a Box has floats of 32 or 64 bits: RLlib gives networks others as they are, and they fail."""
+    return np.issubdtype(space.dtype, np.floating) and np.dtype(space.dtype).itemsize >= 4
 
 
 def is_text(space: gym.Space | None) -> bool:
@@ -118,11 +124,13 @@ def is_discrete(space: gym.Space | None) -> bool:
 def is_flattened(space: gym.Space | None) -> bool:
     """Return whether networks take observations of a space as one vector that is made of them.
 
-    These are all but vectors of floats, which are taken as they are, images alone, and parts that have no fixed size.
+    These are all but vectors of floats of 32 bits or more, which are taken as they are, images alone, and parts that
+    have no fixed size.
     """
     if isinstance(space, gym.spaces.Box):
-        is_floats = np.issubdtype(space.dtype, np.floating)
-        return not is_byte_image(space) and not (is_floats and len(space.shape) in (1, 3))
+        is_float_image = len(space.shape) == 3 and np.issubdtype(space.dtype, np.floating)
+        is_vector = len(space.shape) == 1 and has_floats(space)
+        return not (is_byte_image(space) or is_float_image or is_vector)
     if not isinstance(space, gym.Space):
         return False
     parts = list(parts_of(space))

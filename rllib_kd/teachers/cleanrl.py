@@ -7,8 +7,10 @@ form load, too.
 
 from __future__ import annotations
 
+import json
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -21,11 +23,14 @@ from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.networks.layers import Layer
 from rllib_kd.observations.pipeline import Images
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.described import reason
+from rllib_kd.teachers.described import description_name, reason
 from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.stacks import mlp, nature_cnn, numbered, unused
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, Q_VALUES, Outputs
+
+logger = logging.getLogger(__name__)
+
 
 _NATURE_KERNELS = (8, 4, 3)
 
@@ -45,6 +50,7 @@ class _Network(NamedTuple):
         activation: between the layers; convolutions have ReLU.
         outputs: what it gives.
         others: beginning of the names of weights that are none of its layers.
+        widths: of CleanRL's own hidden layers, without images.
     """
 
     sequential: str
@@ -52,12 +58,13 @@ class _Network(NamedTuple):
     activation: str
     outputs: Outputs
     others: str
+    widths: tuple[int, ...] = (120, 84)
 
 
 _NETWORKS = (
     _Network("network.", None, "relu", Q_VALUES, "atoms"),  # dqn.py, dqn_atari.py, c51.py
     _Network("", None, "relu", Q_VALUES, "atoms"),
-    _Network("actor.", None, "tanh", LOG_PROBS, "critic."),  # ppo.py
+    _Network("actor.", None, "tanh", LOG_PROBS, "critic.", (64, 64)),  # ppo.py
     _Network("network.", "actor", "relu", LOG_PROBS, "critic."),  # ppo_atari.py
 )
 
@@ -117,7 +124,10 @@ def _load(network: _Network, tensors: dict[str, Tensor], uri: str) -> Teacher:
         layers = [*mlp(names, network.activation), *expectation]
         _check_all_are_used(layers, tensors, uri)
         shape = tensors[f"{names[0]}.weight"].shape[1:]
-        return layered_teacher(layers, tensors, observation_shape=shape, outputs=network.outputs, source=uri)
+        teacher = layered_teacher(layers, tensors, observation_shape=shape, outputs=network.outputs, source=uri)
+        if not expectation:  # which is CleanRL's
+            _check_activations(network, names, [len(tensors[f"{name}.weight"]) for name in names[:-1]], uri)
+        return teacher
     kernels = tuple(tuple(tensors[f"{name}.weight"].shape[2:]) for name in convolutions)
     if kernels != tuple((size, size) for size in _NATURE_KERNELS):
         raise CheckpointError(
@@ -136,6 +146,30 @@ def _load(network: _Network, tensors: dict[str, Tensor], uri: str) -> Teacher:
         outputs=network.outputs,
         source=uri,
     )
+
+
+def _check_activations(network: _Network, names: Sequence[str], widths: Sequence[int], uri: str) -> None:
+    """Check that a Sequential has one activation between its linear layers, and warn of its kind.
+
+    Layers of many other programs have the same names. No warning if they are as wide as CleanRL's.
+    """
+    described: dict[str, Any] = {"activation": "..."}
+    if network.outputs == LOG_PROBS:
+        described |= {"order": list(names), "outputs": "logits"}
+    remedy = f"describe the network in '{one_line(description_name(uri))}' beside it: {json.dumps(described)}"
+    numbers = [name.removeprefix(network.sequential) for name in names if name != network.last]
+    if numbers != [str(2 * i) for i in range(len(numbers))]:
+        raise CheckpointError(
+            f"'{uri}' has the layers {one_line(', '.join(names), limit=200)}, expected every other number, with "
+            f"{network.activation} between them, as in CleanRL. If it has another origin, {remedy}"
+        )
+    if tuple(widths) != network.widths:
+        logger.warning(
+            "'%s' is read as weights of CleanRL, with %s between its layers. If another activation is there, %s",
+            one_line(uri),
+            network.activation,
+            remedy,
+        )
 
 
 def _support(atoms: Tensor, uri: str) -> dict[str, Any]:

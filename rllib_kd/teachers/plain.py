@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -35,6 +36,12 @@ _ENTRIES = ("state_dict", "model_state_dict", "q_network_state_dict", "policy_ne
 _VALUE, _ADVANTAGE = frozenset({"value", "val", "v"}), frozenset({"advantage", "adv", "a"})
 
 
+_NAME_ONE = (
+    "If these are several networks, name the layers of the one that acts in its description, as 'order', or the "
+    "beginning of their names, as 'prefix'"
+)
+
+
 _MAX_STEPS = 10_000  # of the search for the order of the layers
 
 
@@ -57,11 +64,7 @@ def plain_teacher(saved: Any, network: Mapping[str, Any], uri: str) -> Teacher:
     """
     try:
         _check(network)
-        tensors = as_tensors(_entry(saved, network.get("entry")), uri)
-        prefix = str(network.get("prefix", ""))
-        tensors = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if not tensors:
-            raise ValueError(f"no weight's name begins with the prefix '{prefix:.100}'")
+        tensors = as_tensors(_named(_entry(saved, network.get("entry")), network), uri)
         layers = _layers(tensors, network)
         return layered_teacher(
             layers,
@@ -104,6 +107,21 @@ def _entry(saved: Any, entry: str | None) -> Any:
     return saved[wanted[0]]
 
 
+def _named(weights: Any, network: Mapping[str, Any]) -> Any:
+    """Return the weights that the description names: the others may be of any kind, or the same under other names."""
+    if not isinstance(weights, Mapping) or not weights:
+        return weights
+    prefix = network.get("prefix", "")
+    named = {name: weight for name, weight in weights.items() if str(name).startswith(prefix)}
+    if not named:
+        raise ValueError(f"no weight's name begins with the prefix '{prefix:.100}'")
+    order = network.get("order", ())
+    if not order or any(f"{name}.weight" not in named for name in order):
+        return named
+    own = [f"{name}.{kind}" for name in order for kind in ("weight", "bias")]
+    return {name: named[name] for name in own if name in named}
+
+
 # --- Layers -----------------------------------------------------------------------------------------------------------
 
 
@@ -122,7 +140,7 @@ def _layers(tensors: dict[str, Tensor], network: Mapping[str, Any]) -> list[Laye
         if others := [name for name in tensors if name not in used]:
             raise ValueError(
                 f"beside linear layers ({shown}) it has {_listed(others)}, and only chains of linear layers can be "
-                "read; name the layers that act, as 'order', or use Teacher.from_callable()"
+                "read. If these do not act, name the layers that do, as 'order'; otherwise use Teacher.from_callable()"
             )
     if not linears or len(linears) > limits.MAX_PLAIN_LAYERS:
         raise ValueError(f"it has {len(linears)} linear layers, expected 1 to {limits.MAX_PLAIN_LAYERS}")
@@ -131,7 +149,13 @@ def _layers(tensors: dict[str, Tensor], network: Mapping[str, Any]) -> list[Laye
     activation = _activation(network, shown, is_needed=len(linears) > 1)
     value, advantage = ([name for name in linears if _words(name) & words] for words in (_VALUE, _ADVANTAGE))
     if order or not value or not advantage:
-        return mlp(list(order) if order else _chain(linears, tensors, shown), activation)
+        names = list(order) if order else _chain(linears, tensors, shown)
+        if len(tensors[f"{names[-1]}.weight"]) == 1:
+            raise ValueError(
+                f"it ends in one output, that of {names[-1]:.100}, expected one for each action: it has {shown}. "
+                f"{_NAME_ONE}"
+            )
+        return mlp(names, activation)
     return _dueling([name for name in linears if name not in value + advantage], value, advantage, tensors, activation)
 
 
@@ -176,6 +200,10 @@ def _chain(names: Sequence[str], tensors: Mapping[str, Tensor], shown: str) -> l
     """
     found = []
     for chain in _chains(sorted(names, key=_numbers), tensors):
+        if (second := _second_network(chain, tensors)) is not None:
+            raise ValueError(
+                f"its linear layers may be one network, or another one from {second:.100} on: {shown}. {_NAME_ONE}"
+            )
         found.append(chain)
         if len(found) == 2:
             raise ValueError(
@@ -188,6 +216,19 @@ def _chain(names: Sequence[str], tensors: Mapping[str, Tensor], shown: str) -> l
             "the beginning of their names, as 'prefix'"
         )
     return found[0]
+
+
+def _second_network(chain: Sequence[str], tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the layer at which another network with the same inputs and outputs begins, such as a target network.
+
+    None if the chain is a single network. The layers of one network have one name, with ascending numbers.
+    """
+    inputs, outputs = tensors[f"{chain[0]}.weight"].shape[1], len(tensors[f"{chain[-1]}.weight"])
+    for before, name in pairwise(chain):
+        is_named_anew = (_stem(before), before.rpartition(".")[0]) != (_stem(name), name.rpartition(".")[0])
+        if is_named_anew and tensors[f"{name}.weight"].shape[1] == inputs == outputs:
+            return name
+    return None
 
 
 def _chains(names: Sequence[str], tensors: Mapping[str, Tensor]) -> Iterator[list[str]]:

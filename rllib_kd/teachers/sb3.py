@@ -25,11 +25,15 @@ from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import reason
 from rllib_kd.teachers.layered import layered_teacher
 from rllib_kd.teachers.normalization import is_vec_normalize
-from rllib_kd.teachers.sb3_networks import ActingNetwork, acting_network, read_network
+from rllib_kd.teachers.sb3_networks import LIBRARIES, ActingNetwork, acting_network, read_network
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS
 
 FILES = frozenset({"data", "policy.pth"})  # by which a zip is recognised
+
+
+#: What to do about a network of the user's own code.
+_LOAD_IT = "Load it by Stable-Baselines3, and use Teacher.from_callable(), for a policy with outputs='logits'."
 
 
 _FLOAT32 = np.finfo(np.float32)  # networks take no other numbers
@@ -50,6 +54,7 @@ def load_sb3(content: bytes, uri: str, vec_normalize: tuple[str, bytes] | None =
     data = _read_data(archive, uri)
     weights, acting = _read_weights(archive, uri)
     observation_space, action_space = (_read_pickle_in(data, key, uri) for key in ("observation_space", "action_space"))
+    _check_policy_class(data, uri)
     policy_kwargs = _read_policy_kwargs(data, uri)
     try:
         check_size(observation_space)
@@ -111,7 +116,18 @@ def _read_pickle_in(data: Mapping[str, Any], key: str, uri: str) -> Any:
         content = base64.b64decode(entry[":serialized:"])  # type: ignore[index]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"'{where}' is missing or broken ({error!r}). Is the file complete?") from error
-    return build(read_pickle(io.BytesIO(content), where), where)
+    return build(read_pickle(io.BytesIO(content), where), where, _LOAD_IT)
+
+
+def _check_policy_class(data: Mapping[str, Any], uri: str) -> None:
+    """Check that the policy's class is a library's: another one may compute anything of weights with the same names."""
+    entry = data.get("policy_class")
+    module = entry.get("__module__") if isinstance(entry, dict) else None
+    if isinstance(module, str) and module.partition(".")[0] not in LIBRARIES:
+        raise CheckpointError(
+            f"'{uri}' has a policy of a class of its own, in the module {one_line(module, limit=100)!r}; expected one "
+            f"of Stable-Baselines3. {_LOAD_IT}"
+        )
 
 
 def _read_policy_kwargs(data: Mapping[str, Any], uri: str) -> Mapping[str, Any]:

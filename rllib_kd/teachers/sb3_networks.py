@@ -24,7 +24,7 @@ _ACTIVATIONS = {"ReLU": "relu", "Tanh": "tanh", "ELU": "elu", "SiLU": "silu", "S
 _EXTRACTORS = ("FlattenExtractor", "NatureCNN", "CombinedExtractor")
 
 
-_LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib")  # whose classes have these names; others may share them
+LIBRARIES = ("torch", "stable_baselines3", "sb3_contrib")  # whose classes have these names; others may share them
 
 
 #: Spaces of one part that an MLP takes as vectors, discrete ones as one-hot.
@@ -211,7 +211,7 @@ def _of_pixels(columns: Tensor, part: gym.Space) -> Tensor:
 def _known(policy_kwargs: Mapping[str, Any], key: str, default: str, known: Any) -> str:
     value = policy_kwargs.get(key, Name("torch", default))
     module, name = (value.module, value.name) if isinstance(value, Name) else ("torch", str(value))
-    if name not in known or module.partition(".")[0] not in _LIBRARIES:
+    if name not in known or module.partition(".")[0] not in LIBRARIES:
         got = one_line(value, limit=100)
         raise ValueError(f"its {key} is {got}, expected one of {', '.join(known)}, of PyTorch or Stable-Baselines3")
     return name

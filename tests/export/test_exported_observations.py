@@ -6,7 +6,7 @@ import pytest
 import torch
 from ray.rllib.env import INPUT_ENV_SINGLE_SPACES
 
-from rllib_kd import DistillDQNConfig
+from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.export.artifact import deployment_cost, q_function
 from rllib_kd.export.deployment import deploy
@@ -146,6 +146,17 @@ def test_what_is_not_a_vector_plays_through_its_file(name, artifact_format, tmp_
     q = q_function(out)
     assert q(obs) == pytest.approx(q(obs.astype(np.float32)), abs=1e-6)
     assert q(obs).shape == (7, 3)
+
+
+@pytest.mark.parametrize("artifact_format", ["safetensors", "torchscript", pytest.param("pt2", marks=pytest.mark.slow)])
+def test_a_single_number_is_taken_by_the_file(artifact_format, tmp_path):
+    student, out = flat_student(gym.spaces.Box(-1, 1, ())), tmp_path / "s"
+    obs = np.linspace(-1, 1, 5, dtype=np.float32)
+    assert export(student, out, format=artifact_format, obs=obs).max_difference < 1e-5
+    expected = student.q_values(torch.from_numpy(obs[:, None])).numpy()
+    assert q_function(out)(obs) == pytest.approx(expected, abs=1e-5)
+    loaded = load_teacher(out, trust_checkpoint=True)
+    assert loaded.q_values(torch.from_numpy(obs)).numpy() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ NUMBERS = {
     "scalar": gym.spaces.Box(-1.0, 1.0, ()),
     "float64": gym.spaces.Box(-1e3, 1e3, (2, 3), np.float64),
     "matrix": gym.spaces.Box(-1.0, 1.0, (2, 3)),
+    "float16": gym.spaces.Box(-1.0, 1.0, (3,), np.float16),
+    "float16 matrix": gym.spaces.Box(-1.0, 1.0, (2, 3), np.float16),
     "bytes": gym.spaces.Box(0, 255, (4,), np.uint8),
     "int8": gym.spaces.Box(-128, 127, (2, 2), np.int8),
     "int64": gym.spaces.Box(-(10**6), 10**6, (2,), np.int64),

@@ -47,7 +47,9 @@ def test_one_encoding(name):
     space = SPACES[name]
     seen = observations(space)
     expected = [Flattener(space)(obs, 1)[0] for obs in seen]
-    np.testing.assert_array_equal([by_connector(connector_for(space), space, obs) for obs in seen], expected)
+    vectors = [by_connector(connector_for(space), space, obs) for obs in seen]
+    np.testing.assert_array_equal(vectors, expected)
+    assert {vector.dtype for vector in vectors} <= {np.dtype(np.float32), np.dtype(np.float64)}  # as networks take them
     view = Flatten(space).start()
     np.testing.assert_array_equal([view(Shown(obs, np.ones(1, dtype=bool)))[0] for obs in seen], expected)
     if name in CASES:  # artifacts are played with floats

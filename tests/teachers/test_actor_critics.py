@@ -1,7 +1,9 @@
 """Actor-critics as teachers: their labels are the log-probabilities of the original's policy."""
 
+import base64
 import pickle
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import get_trainable_cls
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from rllib_kd import compare, load_teacher
@@ -113,6 +116,39 @@ def test_other_sb3_policies_say_so(tmp_path, weights, space, message):
     path = sb3_zip(tmp_path / "a.zip", actor_critic_weights(network) | weights, space, 2)
     with pytest.raises(ValueError, match=message):
         load_teacher(path)
+
+
+class OwnPolicy(ActorCriticPolicy):
+    """As in the documentation of Stable-Baselines3: layers with the usual names, and another activation."""
+
+    def _build_mlp_extractor(self):
+        super()._build_mlp_extractor()
+        self.mlp_extractor.policy_net[1] = nn.ReLU()
+
+
+def test_sb3_policies_of_the_users_class_say_so(tmp_path):
+    A2C(OwnPolicy, "CartPole-v1", device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(
+        ValueError, match=r"a policy of a class of its own, in the module 'tests\.teachers\..*'.*callable"
+    ):
+        load_teacher(tmp_path / "model.zip")
+
+
+def test_sb3_features_extractors_of_the_users_class_say_so(tmp_path):
+    policy_kwargs = {":type:": "dict", ":serialized:": base64.b64encode(cloudpickle.dumps(own_extractor())).decode()}
+    weights = actor_critic_weights(mlp(4, 8, 2))
+    path = sb3_zip(tmp_path / "a.zip", weights, CARTPOLE_OBS, 2, policy_kwargs=policy_kwargs)
+    with pytest.raises(
+        ValueError, match=r"code, not data\. Load it by Stable-Baselines3, and use Teacher\.from_callable"
+    ):
+        load_teacher(path)
+
+
+def own_extractor():
+    class Extractor:  # pickled by value, as one of a script
+        pass
+
+    return {"features_extractor_class": Extractor}
 
 
 RETURNS = {  # greedy, 50 episodes from seed 0, as the folder's README has them

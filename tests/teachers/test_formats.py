@@ -202,6 +202,26 @@ def test_cleanrl_mlp(tmp_path):
     assert teacher.model_config["fcnet_hiddens"] == [120, 84]
 
 
+@pytest.mark.parametrize(("widths", "warns"), [((120, 84), False), ((64, 64), True)])
+def test_an_activation_that_cleanrl_might_not_have_is_named(tmp_path, caplog, widths, warns):
+    load_teacher(save_cleanrl(tmp_path / "dqn.pth", mlp(4, *widths, 2, activation=nn.Tanh)))
+    assert ("with relu between its layers" in caplog.text) == warns
+    assert ('in \'dqn.json\' beside it: {"activation": "..."}' in caplog.text) == warns
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 2)]),
+        nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)),
+    ],
+    ids=["a list of layers", "two layers without an activation"],
+)
+def test_layers_that_do_not_alternate_with_activations_are_not_cleanrls(tmp_path, network):
+    with pytest.raises(CheckpointError, match=r"has the layers network\.0, network\.1.*, expected every other number"):
+        load_teacher(save_cleanrl(tmp_path / "a.pth", network))
+
+
 def test_cleanrl_atari(tmp_path):
     network, obs = nature_cnn(4, 6), frames(3)
     teacher = load_teacher(save_cleanrl(tmp_path / "dqn_atari.cleanrl_model", network))

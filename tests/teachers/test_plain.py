@@ -167,6 +167,50 @@ def test_an_actor_critic_with_a_shared_layer(tmp_path):
     assert q_values(teacher, states(5)) == pytest.approx(expected, abs=1e-5)
 
 
+class Both(nn.Module):
+    """Two networks side by side, whose layers would also form one chain."""
+
+    def __init__(self, one, other, num_outputs=4):
+        super().__init__()
+        setattr(self, one, mlp(4, 16, 4))
+        setattr(self, other, mlp(4, 16, num_outputs))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (Both("net1", "net2"), r"may be one network, or another one from net2\.0 on: net1\.0 4→16, .*'prefix'"),
+        (Both("policy", "target"), r"may be one network, or another one from target\.0 on"),
+        (Net(a1=(4, 16), a2=(16, 4), b1=(4, 16), b2=(16, 4)), "or another one from b1 on"),
+        (Both("actor", "critic", 1), r"ends in one output, that of critic\.2, expected one for each action"),
+    ],
+    ids=["twins", "a target network", "flat names", "a critic"],
+)
+def test_two_networks_with_as_many_outputs_as_inputs_are_not_one(tmp_path, weights, message):
+    path = saved(tmp_path / "a.pth", weights)
+    with pytest.raises(CheckpointError, match=message):
+        load(path)
+    names = [name.removesuffix(".weight") for name in weights.state_dict() if name.endswith(".weight")]
+    assert load(path, order=names[:2]).action_space.n == 4
+
+
+def test_weights_that_are_not_named_may_be_anything(tmp_path):
+    body = nn.Linear(4, 8)
+    network = nn.ModuleDict({name: nn.Sequential(body, nn.ReLU(), nn.Linear(8, 2)) for name in ("actor", "critic")})
+    weights = network.state_dict() | {"seen": torch.ones(3, dtype=torch.bool)}
+    path = saved(tmp_path / "a.pth", weights)
+    with pytest.raises(CheckpointError, match=r"its weight 'critic\.0\.weight' .* shares those of another weight"):
+        load(path)
+    for named in ({"prefix": "actor."}, {"order": ["actor.0", "actor.2"]}):
+        assert q_values(load(path, **named), states(5)) == pytest.approx(say(network["actor"], states(5)), abs=1e-5)
+
+
+def test_a_module_that_was_saved_whole_is_told_how_to_be_saved(tmp_path):
+    path = saved(tmp_path / "a.pth", TUTORIAL, lambda weights: TUTORIAL)
+    with pytest.raises(CheckpointError, match=r"Save the weights .* torch\.save\(module\.state_dict\(\), path\)"):
+        load(path)
+
+
 def test_an_ambiguous_order_is_asked_for(tmp_path):
     network = Net(enter=(4, 8), one=(8, 8), other=(8, 8), leave=(8, 2))
     path = saved(tmp_path / "a.pth", network)

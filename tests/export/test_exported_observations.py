@@ -15,7 +15,6 @@ from rllib_kd.export.runners.flatten import flatten, parts_in
 from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeline, RLlibConnectors, Shown, StackFrames
 from rllib_kd.observations.spaces import flat_size, input_space
 from rllib_kd.teachers.base import Teacher
-from rllib_kd.teachers.loading import load_teacher
 from tests.conftest import CARTPOLE_OBS, states
 from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTIONS, network
 from tests.observations.spaces import COMPOSED, TEXTS

@@ -68,7 +68,7 @@ def rows_of(name: str, policy: ServedPolicy, args: argparse.Namespace) -> list[d
         port = free.getsockname()[1]
     body = json.dumps(policy.reader.example()).encode()
     rows = []
-    with connection({"CPU": 1.0}), serving(policy, host="127.0.0.1", port=port, ends_serve=False):
+    with connection({"CPU": 1.0}), serving(policy, host="127.0.0.1", port=port):
         for num_clients in args.clients:
             latencies = load("127.0.0.1", port, body, num_clients=num_clients, seconds=args.seconds)
             p50, p99 = (1e3 * float(np.quantile(latencies, share)) for share in (0.5, 0.99))

@@ -165,13 +165,24 @@ class Forgetful(Seedless):
         return self.env.reset()
 
 
+class SeededWhenMade(Forgetful):
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.env.reset(seed=0)
+
+
 class Old(Seedless):
     def reset(self, *, seed=None, options=None):
         return self.env.reset()[0]
 
 
 @pytest.mark.parametrize(
-    ("env", "error"), [(Seedless, r"takes no seed in reset\(\)"), (Old, "'Old' did not return 2 values")]
+    ("env", "error"),
+    [
+        (Seedless, r"takes no seed in reset\(\)"),
+        (Old, "'Old' did not return 2 values"),
+        (SeededWhenMade, "'SeededWhenMade' each new environment begins with the same episode"),
+    ],
 )
 def test_an_environment_without_seeds_is_refused_before_ray_starts(monkeypatch, tmp_path, env, error):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))

@@ -10,9 +10,10 @@ import ray
 from rllib_kd import Shrink, compare
 from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
-from rllib_kd.shrink.progress import Progress, options_of
+from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
+from tests.environments.own_files import CORRIDOR
 from tests.shrink.killed import content, run_killed
 
 SHRINK = ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1"]
@@ -126,6 +127,17 @@ def test_other_options_are_refused_before_the_teacher_is_loaded(refused, tmp_pat
     for words in ("minutes was 5 and is None", "env_steps was None and is 7", "'cartpole' and is '/gone'"):
         assert words in error
     assert "already contains a run. Continue it with --resume" in refused(*SHRINK, "--out", str(tmp_path))
+
+
+def test_an_environment_whose_file_has_changed_is_refused(refused, tmp_path):
+    """Otherwise some episodes of a certificate would be of one environment, and some of another."""
+    (tmp_path / "lane.py").write_text(f"import lane_rules\n{CORRIDOR}")
+    (tmp_path / "lane_rules.py").write_text("PRICE = 1.0")
+    shrink = Shrink("cartpole", f"{tmp_path}/lane.py:Corridor")
+    Progress(tmp_path).write({"options": options_of(shrink)})
+    check_unchanged(tmp_path, options_of(shrink), Progress(tmp_path).read()["options"])
+    (tmp_path / "lane_rules.py").write_text("PRICE = 2.0")
+    assert "source of the environment was " in refused("shrink", "--resume", "--out", str(tmp_path))
 
 
 def test_what_is_needed_to_resume(refused, tmp_path):

@@ -123,12 +123,12 @@ class RatioTest:
         bounds: lowest and highest undiscounted return that an episode of any policy can have, if you know them: the
             error probability then holds for any number of episodes without further assumptions. None (default): the
             range of all returns that this test has seen, with the lower end moved down by `MARGIN` of its width.
-        seen: returns of any policies in other episodes, such as validation; they widen the range. Without effect on
+        seen: returns of any policies in other episodes, such as validation; they widen the range, and must be within
             stated bounds.
         max_episodes: budget of this test: it is hopeless if more are needed. None: no limit.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or a return outside of stated bounds has been seen.
     """
 
     def __init__(
@@ -153,6 +153,7 @@ class RatioTest:
         self.measured = RETURN_RATIO
         self._stated = None if bounds is None else as_range(bounds)
         self._seen = as_returns("seen", seen)
+        self._check_within_bounds(self._seen)
         self._returns = np.empty((3, 0))  # of the student, the teacher and the random policy
         self._threshold = math.log(1 / alpha)
         self._results: dict[str, Any] = {}  # computed since the last update
@@ -180,11 +181,7 @@ class RatioTest:
             lengths = ", ".join(f"{len(column)} of {name}" for name, column in zip(named, columns, strict=True))
             raise ValueError(f"Returns must be of the same seeds, got {lengths}. Pass one of each for every seed.")
         new = np.stack(columns)
-        if self._stated and new.size and (new.min() < self._stated[0] or new.max() > self._stated[1]):
-            raise ValueError(
-                f"Returns must be within bounds={self._stated}, got {new.min():g} to {new.max():g}. "
-                "State wider bounds and start again with fresh episodes, or pass bounds=None."
-            )
+        self._check_within_bounds(new)
         self._returns = np.concatenate([self._returns, new], axis=1)
         self._results = {}
 
@@ -263,6 +260,13 @@ class RatioTest:
     def as_dict(self) -> dict[str, Any]:
         """Return `certificate()` as values that JSON can express."""
         return self.certificate().as_dict()
+
+    def _check_within_bounds(self, returns: np.ndarray) -> None:
+        if self._stated and returns.size and (returns.min() < self._stated[0] or returns.max() > self._stated[1]):
+            raise ValueError(
+                f"Returns must be within bounds={self._stated}, got {returns.min():g} to {returns.max():g}. "
+                "State wider bounds and start again with fresh episodes, or pass bounds=None."
+            )
 
     def _once(self, name: str, compute: Any) -> Any:
         if name not in self._results:

@@ -218,9 +218,19 @@ class OwnEnvironment:
         if self._sources is not None:
             return vars(self)
         defined = _defined.get(str(self._own))
-        files = [path for name in self._own.imports if (path := _file_of(name, is_run=defined is not None)) is not None]
         pickled = None if defined is None else cloudpickle.dumps(defined)
-        return {"_own": self._own, "_sources": Sources.of(files), "_pickled": pickled}
+        return {"_own": self._own, "_sources": _sources_of(self._own), "_pickled": pickled}
+
+
+def source_digest(env: Any) -> str:
+    """Return a text that is equal for equal sources of an environment of the user's own; empty for any other one."""
+    own = parsed(env)
+    return "" if own is None else _sources_of(own).digest()
+
+
+def _sources_of(own: OwnName) -> Sources:
+    is_run = str(own) in _defined
+    return Sources.of(path for name in own.imports if (path := _file_of(name, is_run=is_run)) is not None)
 
 
 def is_in_file(env: Any) -> bool:

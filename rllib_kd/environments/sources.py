@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import shutil
 import sys
@@ -19,6 +20,9 @@ _MAX_BYTES = 2**24  # of all files
 
 
 _PACKAGES = {"site-packages", "dist-packages"}
+
+
+_STANDARD = sysconfig.get_paths()["stdlib"]
 
 
 _OWN = __name__.partition(".")[0]
@@ -60,6 +64,10 @@ class Sources:
             )
         return cls(files)
 
+    def digest(self) -> str:
+        """Return a text that is equal for equal files; empty without files."""
+        return hashlib.sha256(repr(self.files).encode()).hexdigest()[:16] if self.files else ""
+
     def provide(self) -> None:
         """Write those files that this machine lacks, or has with another content, to a temporary folder, once."""
         for folder, files in self.files.items():
@@ -84,7 +92,7 @@ def own_file(module: ModuleType | None) -> Path | None:
     if not isinstance(file, str) or not file.endswith(".py") or name in ("__main__", "__mp_main__"):
         return None
     path = Path(os.path.abspath(file))
-    is_installed = _PACKAGES & set(path.parts) or path.is_relative_to(sysconfig.get_paths()["stdlib"])
+    is_installed = _PACKAGES & set(path.parts) or path.is_relative_to(_STANDARD)
     return None if is_installed or name.split(".")[0] == _OWN or not path.is_file() else path
 
 

@@ -118,15 +118,20 @@ def place_legend(figure: Figure, axes: Axes) -> None:
 
 
 def use_log_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Make the x axis logarithmic, with ticks that suit these values."""
+    """Make the x axis logarithmic, with ticks that suit these values; linear up to 1 if one is 0. NaN is ignored."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.set_xscale("log")
-    axes.set_xlim(min(values) / 1.6, max(values) * 1.6)
-    decades = math.log10(max(values) / min(values))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
+    positive = [value for value in values if value > 0]
+    low, high = min(positive, default=1.0), max(positive, default=1.0)
+    if 0 in values:  # a tree multiplies nothing
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(-0.2, 1.6 * high)
+    else:
+        axes.set_xscale("log")
+        axes.set_xlim(low / 1.6, 1.6 * high)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if math.log10(high / low) < 2.5 else (1,)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
 @contextmanager

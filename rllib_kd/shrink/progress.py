@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from rllib_kd.environments.own import source_digest
 from rllib_kd.experiment.resuming import differences, plain
 from rllib_kd.paths import replace_file
 from rllib_kd.shrink.outcome import CERTIFICATE
@@ -123,10 +124,11 @@ class Progress:
 
 
 def options_of(asked: Any) -> dict[str, Any]:
-    """Return the options of a `Shrink` as JSON, with the versions of the packages; without its folder."""
+    """Return the options of a `Shrink` as JSON, without its folder; with the versions of packages and environment."""
     values = {field.name: getattr(asked, field.name) for field in fields(asked) if field.name != "out"}
     values["teacher"] = _named(asked.teacher)
-    return {**{name: plain(value) for name, value in values.items()}, **_versions()}
+    source = {"source of the environment": digest} if (digest := source_digest(asked.env)) else {}
+    return {**{name: plain(value) for name, value in values.items()}, **source, **_versions()}
 
 
 def versions() -> dict[str, str]:

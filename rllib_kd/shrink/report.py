@@ -205,6 +205,6 @@ def _meaning(result: Shrunk) -> list[str]:
         words.append(
             f"This holds on the condition that no return is outside of {number(low)} to {number(high)}: the range of "
             "all returns in this run, with a margin below. State the possible range with --bounds if a failure can be "
-            "worse."
+            "worse, or a success better."
         )
     return words

@@ -137,6 +137,7 @@ class Run:
             self._show("teacher and random policy play" + self._budget.left())
             self._keep(checks=self._games.validation_baselines(_FIRST_CHECK, _NUM_CHECKS).tolist())
         self._checks = np.array(self.state["checks"])
+        self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
         teacher, random = self._checks
         if doubt(self.teacher.source, self.arena.name, teacher, random, to_play_more="") is None:
             return ""

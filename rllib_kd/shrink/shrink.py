@@ -6,13 +6,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import ray
-from gymnasium.utils.env_checker import data_equivalence
 from ray.rllib.env.multi_agent_env import MultiAgentEnv
 
 from rllib_kd.algorithm.algorithm import DistillDQN
@@ -20,12 +18,12 @@ from rllib_kd.algorithm.settings import validate
 from rllib_kd.algorithm.student_config import student_config
 from rllib_kd.certificates.certification import MAX_EPISODES
 from rllib_kd.certificates.evidence import as_range
+from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
-from rllib_kd.environments.making import EnvMaker, checked_call, close, env_maker
+from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
-from rllib_kd.evaluation.playing import one_episode_each
 from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
 from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
@@ -214,6 +212,7 @@ class Shrink:
         observation_space = self._observation_space(make_env)
         teacher = self._loaded_teacher()
         (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        check_fresh(make_env, short_name(self.env))
         played = PlayedEnvironment(self.env, settings["env_config"])
         return settings, teacher, InEnvironment(played, make_env, observation_space)
 
@@ -236,12 +235,6 @@ class Shrink:
             raise ValueError(
                 f"'{short_name(self.env)}' has several agents, for which a return ratio is not defined here. Choose an "
                 "environment with one agent."
-            )
-        if not _repeats(make_env):
-            say(
-                f"note: in '{short_name(self.env)}' equal seeds give different episodes, so that student and teacher "
-                "do not play the same ones. A certificate holds, but needs more episodes, and equal runs differ. Pass "
-                "the seed of reset() on to whatever is random."
             )
         return features_space(env.observation_space)
 
@@ -312,20 +305,6 @@ def _check_machine(num_parts: int, needs: Mapping[str, float], address: str | No
             f"{num_parts} parts need {needed:g} CPUs, but Ray has {there:g} here. Join a cluster with --ray-address "
             "(address=...), or begin a run with fewer --parts (parts=...)."
         )
-
-
-def _repeats(make_env: EnvMaker) -> bool:
-    """Return whether a seed determines the first observation.
-
-    Raises:
-        EnvFailedError: `reset()` takes no seed, or returns something else than an observation and infos.
-    """
-    envs = one_episode_each(make_env, 1)
-    try:
-        first, second = (deepcopy(checked_call(envs.reset, seed=[0])[0]) for _ in range(2))
-    finally:
-        close(envs)
-    return data_equivalence(first, second)
 
 
 def _check_in(name: str, value: float, is_in: bool, expected: str, hint: str) -> None:

@@ -34,6 +34,7 @@ from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
 from rllib_kd.algorithm.students import WIDTH_KEYS
 from rllib_kd.certificates.certificate import RatioTest
 from rllib_kd.certificates.certification import Tested
+from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import HeldOut, check_without_environment, has_input, hold_out_of
 from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.checkpoints.uris import absolute_uri
@@ -226,6 +227,8 @@ class Sweep:
         else:
             make_env = env_maker(self.env, self.config.get("env_config"))
             (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+            if self.keep is not None:
+                check_fresh(make_env, short_name(self.env))
             seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
             views = [teacher.start, lambda: mask_view(int(teacher.action_space.n))]
             returns, (states, masks) = play(make_env, GreedyQ(teacher), seeds, views=views)

@@ -117,7 +117,7 @@ def test_a_return_worse_than_all_others_widens_the_range():
     warned = constant(180, seen=[-2_000.0])
     assert warned.bounds == (-2_000.0 - MARGIN * 2_500, 500.0)
     assert not warned.is_certified
-    assert constant(180, seen=[-2_000.0], bounds=(0.0, 500.0)).bounds == (0.0, 500.0)
+    assert constant(180, seen=[0.0], bounds=(-9.0, 500.0)).bounds == (-9.0, 500.0)
 
 
 # --- when it is not ---------------------------------------------------------------------------------------------------
@@ -213,6 +213,7 @@ def test_candidates_share_alpha(count, expected):
         ({"bounds": (0, math.inf)}, "two finite returns"),
         ({"bounds": (0,)}, "two finite returns"),
         ({"seen": [math.nan]}, r"seen\[0\] is nan"),
+        ({"seen": [-2_000.0], "bounds": (0, 500)}, r"within bounds=\(0.0, 500.0\), got -2000 to -2000"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

@@ -338,6 +338,11 @@ def tree(num_leaves=3, name="speed"):
     }
 
 
+def test_a_teacher_whose_parameters_are_not_known_is_left_out_of_the_plot_of_sizes(tmp_path):
+    unknown = comparison(teacher=policy("f", 10.0, 30.0, parameters=math.nan, latency=0.05), compression=math.nan)
+    assert "NaN" not in write_report([unknown], tmp_path).read_text()
+
+
 def test_a_tree_is_drawn_with_its_rules_shares_and_regrets(tmp_path):
     students = [comparison("net"), comparison("tree", tree=tree())]
     text = write_report(students, tmp_path).read_text()

@@ -197,6 +197,14 @@ def test_what_is_minimized_is_in_table_sentence_and_json(tmp_path):
         assert f"<td>{shown}</td>" in page
 
 
+def test_a_tree_that_multiplies_nothing_is_drawn(tmp_path):
+    """It stands at 0, where a logarithmic axis has no place."""
+    tree, net = student("tree", 24, 1.0, multiply_adds=0, **played(1.0)), student("net", 12, 1.0, multiply_adds=8)
+    for students in ((tree, net), (tree,)):
+        write(replace(shrunk(*students), minimize="multiply_adds"), tmp_path)
+        assert "with 24 parameters" in json.loads((tmp_path / "certificate.json").read_text())["verdict"]
+
+
 def test_a_teacher_whose_parameters_are_not_known(tmp_path):
     result = replace(FOUND, teacher_parameters=math.nan, folder=str(tmp_path))
     write(result, tmp_path)

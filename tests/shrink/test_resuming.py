@@ -170,6 +170,13 @@ def interrupt_at(number):
     return at
 
 
+def test_bounds_that_teacher_or_random_policy_exceed_are_refused_before_training(go):
+    happened = []
+    with pytest.raises(ValueError, match="State wider bounds"):
+        go("narrow", World(happened.append), bounds=(0.0, 99.0))
+    assert set(happened) == {"play"}
+
+
 def num_happenings(go):
     counter = count()
     _, content = go("whole", World(lambda what: next(counter)))

@@ -10,9 +10,10 @@ import ray
 from rllib_kd import Shrink, compare
 from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
-from rllib_kd.shrink.progress import Progress, options_of
+from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
+from tests.environments.own_files import CORRIDOR
 from tests.shrink.killed import content, run_killed
 
 SHRINK = ["shrink", "--teacher", "cartpole", "--env", "CartPole-v1"]
@@ -128,6 +129,17 @@ def test_other_options_are_refused_before_the_teacher_is_loaded(refused, tmp_pat
     assert "already contains a run. Continue it with --resume" in refused(*SHRINK, "--out", str(tmp_path))
 
 
+def test_an_environment_whose_file_has_changed_is_refused(refused, tmp_path):
+    """Otherwise some episodes of a certificate would be of one environment, and some of another."""
+    (tmp_path / "lane.py").write_text(f"import lane_rules\n{CORRIDOR}")
+    (tmp_path / "lane_rules.py").write_text("PRICE = 1.0")
+    shrink = Shrink("cartpole", f"{tmp_path}/lane.py:Corridor")
+    Progress(tmp_path).write({"options": options_of(shrink)})
+    check_unchanged(tmp_path, options_of(shrink), Progress(tmp_path).read()["options"])
+    (tmp_path / "lane_rules.py").write_text("PRICE = 2.0")
+    assert "source of the environment was " in refused("shrink", "--resume", "--out", str(tmp_path))
+
+
 def test_what_is_needed_to_resume(refused, tmp_path):
     assert "its folder is needed" in refused(*SHRINK, "--resume")
     assert "no run was begun there" in refused("shrink", "--resume", "--out", str(tmp_path / "none"))
@@ -165,13 +177,24 @@ class Forgetful(Seedless):
         return self.env.reset()
 
 
+class SeededWhenMade(Forgetful):
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.env.reset(seed=0)
+
+
 class Old(Seedless):
     def reset(self, *, seed=None, options=None):
         return self.env.reset()[0]
 
 
 @pytest.mark.parametrize(
-    ("env", "error"), [(Seedless, r"takes no seed in reset\(\)"), (Old, "'Old' did not return 2 values")]
+    ("env", "error"),
+    [
+        (Seedless, r"takes no seed in reset\(\)"),
+        (Old, "'Old' did not return 2 values"),
+        (SeededWhenMade, "'SeededWhenMade' each new environment begins with the same episode"),
+    ],
 )
 def test_an_environment_without_seeds_is_refused_before_ray_starts(monkeypatch, tmp_path, env, error):
     monkeypatch.setattr(ray, "init", lambda *args, **kwargs: pytest.fail("Ray was started"))

@@ -22,6 +22,7 @@ from rllib_kd.sweeps.report import summary
 from rllib_kd.sweeps.space import POPULATION_SETTINGS, default_points, population_space, read_space
 from rllib_kd.sweeps.trial import StudentTrial, Task, settings_of
 from tests.conftest import make_q_module
+from tests.shrink.test_shrink import SeededWhenMade
 
 ROOT = Path(__file__).parents[2]
 #: Little to sample and to learn, so that a trial takes a second.
@@ -165,6 +166,7 @@ def test_what_cannot_be_is_refused(tmp_path, values, message):
         ({"config": {"td_coeff": -1.0}}, "`td_coeff` must be at least 0"),
         ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
         ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
+        ({"env": SeededWhenMade, "keep": 0.9}, "each new environment begins with the same episode"),
         ({"space": lambda teacher, **facts: {}}, "There is nothing to search"),
         ({"config": {"model_config": {"use_lstm": True}}}, r"Recurrent students \('use_lstm'\) are not supported here"),
     ],

@@ -69,8 +69,10 @@ class TreeShape:
                 f"`weighting` of `{where}` must be one of {', '.join(WEIGHTINGS)}, or None, got {weighting!r}."
             )
         added, names = _added(settings.get("oblique", False), where), settings.get("names") or ()
-        if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
-            raise ValueError(f"`names` of `{where}` must be a list of a name for each entry, got {names!r}.")
+        if isinstance(names, str) or not all(isinstance(name, str) and name and name.isprintable() for name in names):
+            raise ValueError(
+                f"`names` of `{where}` must be a list of a name for each entry, in one line, got {names!r}."
+            )
         return cls(int(leaves), added, weighting, tuple(names))
 
     def to_dict(self) -> dict[str, Any]:

@@ -100,6 +100,7 @@ def test_trees_and_networks_of_a_family_act_together():
         ({"oblique": ["sums"]}, "differences, products"),
         ({"weighting": "loss"}, "gap, regret, uniform"),
         ({"names": "xyz"}, "a list of a name for each entry"),
+        ({"names": ["speed\nelse:", "x"]}, "in one line"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, reason):

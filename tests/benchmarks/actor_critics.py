@@ -46,7 +46,7 @@ ZOO = {
     "ppo-Acrobot-v1.zip": "Acrobot-v1",  # with the running statistics of its observations beside it
     "ppo-LunarLander-v2.zip": "LunarLander-v3",
 }
-#: Algorithm and env steps of RLlib's own; their other settings are RLlib's defaults for CartPole's size.
+#: Algorithm and env steps of RLlib's own; but for the networks' size, their settings are RLlib's defaults.
 TRAINED = {"PPO": 200_000, "APPO": 200_000, "IMPALA": 400_000}
 TEACHERS = ZOO | dict.fromkeys(TRAINED, "CartPole-v1")
 

@@ -13,6 +13,7 @@ steps.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import sys
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 from rllib_kd import Teacher, load_teacher
 from rllib_kd.learner.losses import policy_kl_and_regret
 from rllib_kd.observations.frames import observations
-from tests.benchmarks.images import judged, parts
+from tests.benchmarks.images import judged, measure, parts
 
 BATCH_SIZE = 128
 LOSS = {"temperature": 0.01, "student_temperature": 1.0, "regret_coeff": 20.0}  # return units, -, nats / return unit
@@ -104,9 +105,8 @@ def train(
         if step % SHOWN_EVERY == 0:
             found = {"step": step, "seconds": time.perf_counter() - began}
             for held_out, kind in ((False, "trained_on"), (True, "of_other_games")):
-                regret, agreement = measure(network.eval(), average, teacher, seen[held_out])
-                found |= {f"regret_{kind}": regret, f"agreement_{kind}": agreement}
-            network.train()
+                measured = measure(player(network, average, teacher), teacher, seen[held_out])
+                found |= {f"{name}_{kind}": value for name, value in measured.items()}
             yield found
 
 
@@ -132,19 +132,15 @@ def labelled(teacher: Teacher, images: Tensor) -> Tensor:
     return teacher.q_values(images.permute(0, 2, 3, 1).contiguous())
 
 
-@torch.no_grad()
-def measure(
-    network: nn.Module, weights: dict[str, Tensor], teacher: Teacher, stacks: np.ndarray
-) -> tuple[float, float]:
-    """Q-regret in return units, and agreement."""
-    regrets, agreements = [], []
-    for some in np.array_split(stacks, -(-len(stacks) // 500)):
-        images = as_images(some)
-        q_values = labelled(teacher, images)
-        chosen = torch.func.functional_call(network, weights, (images,)).argmax(1)
-        regrets.append(q_values.max(1).values - q_values.gather(1, chosen[:, None])[:, 0])
-        agreements.append((chosen == q_values.argmax(1)).float())
-    return float(torch.cat(regrets).mean()), float(torch.cat(agreements).mean())
+def player(network: nn.Module, weights: dict[str, Tensor], teacher: Teacher) -> Teacher:
+    """A student with these weights, as what `images.measure()` takes; it sees what its teacher does."""
+    network = copy.deepcopy(network).eval()
+    network.load_state_dict(weights)
+    return Teacher.from_callable(
+        lambda stacks: network(stacks.permute(0, 3, 1, 2)),
+        observation_space=teacher.input_space,
+        action_space=teacher.action_space,
+    )
 
 
 def main() -> None:

@@ -76,7 +76,7 @@ class Patience:
 
 
 def _regrets(results: Mapping[str, Any]) -> dict[str, float]:
-    """Return the regret of each student on states that it has not learned from: held-out rows, or else new states."""
+    """Return each student's regret on held-out rows if there are any, otherwise on new states."""
     of_runs = results["distillation"]
     return _finite_regrets(of_runs.get("students", {"": of_runs})) or _finite_regrets(results.get("learners", {}))
 

@@ -76,6 +76,7 @@ def assert_counters(rows):
 
 def assert_goes_on(iterations, last):
     """None is missing, and at most one is made twice: its result was written, and its checkpoint not yet."""
+    assert iterations == sorted(iterations)
     assert set(iterations) == set(range(1, last + 1))
     assert len(iterations) <= last + 1
 

@@ -98,8 +98,8 @@ class ExplainsFailures:
         try:
             results = step(actions)
         except Exception as error:
-            is_rllibs = type(error) is RuntimeError and not error.args and error.__cause__ is not None
-            reason = error.__cause__ if is_rllibs else error  # RLlib's own has no message
+            has_no_message = type(error) is RuntimeError and not error.args and error.__cause__ is not None
+            reason = error.__cause__ if handles_each and has_no_message else error  # RLlib's own has none
             assert reason is not None
             raise explained(self.config.env, self.env, reason, doing="step") from reason
         if handles_each and results != ENV_STEP_FAILURE:

@@ -5,7 +5,7 @@ One small function each, with the reason. tests/test_rllib_names.py fails by nam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -69,6 +69,15 @@ def set_seed(env_runner: Any, value: int | None) -> None:
 def reset_next(env_runner: Any) -> None:
     """Let the next sampling begin with a reset of all environments."""
     env_runner._needs_initial_reset = True
+
+
+def log_values(metrics: Any, key: str | tuple[str, ...], values: Sequence[float], **how: Any) -> None:
+    """Log several values under one key: RLlib's `log_value()` searches for the key with each value."""
+    if values:
+        metrics.log_value(key, values[0], **how)
+        stats = metrics._get_key(key)
+        for value in values[1:]:
+            stats.push(value)
 
 
 # --- Connectors and configs -------------------------------------------------------------------------------------------

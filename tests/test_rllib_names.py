@@ -21,6 +21,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 from ray.tune.trainable import Trainable
 
 import rllib_kd
@@ -67,6 +68,7 @@ REACHED = {
     ),
     MultiAgentEnvRunner: ("_try_env_reset", "_try_env_step"),
     Node: ("is_head",),
+    MetricsLogger: ("_get_key",),
     MeanStdFilter: ("_update_stats",),
     Trainable: ("_storage", "_iteration"),
 }

@@ -68,7 +68,7 @@ class BehaviorPolicy:
             actions = guide.argmax(-1)
         if student_q is not None and teacher_q is not None:
             teacher_acts = self.rng.random(len(actions)) < self.teacher_fraction
-            legal_student_q = np.where(np.isneginf(teacher_q), -np.inf, student_q)
+            legal_student_q = np.where(teacher_q == -np.inf, -np.inf, student_q)
             chosen = legal_student_q.argmax(-1)
             if math.isfinite(self.max_regret):
                 with np.errstate(invalid="ignore"):  # where no label is finite, the row is dropped anyway
@@ -78,6 +78,6 @@ class BehaviorPolicy:
         if self.epsilon > 0.0:
             explores = self.rng.random(len(actions)) < self.epsilon
             if explores.any():
-                scores = np.where(np.isneginf(guide), -1.0, self.rng.random(guide.shape))
+                scores = np.where(guide == -np.inf, -1.0, self.rng.random(guide.shape))
                 actions = np.where(explores, scores.argmax(-1), actions)
         return actions

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -21,7 +23,7 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_runner import ENV_STEP_FAILURE
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.annotations import override
-from ray.rllib.utils.metrics import SAMPLE_TIMER
+from ray.rllib.utils.metrics import ENV_STEP_TIMER, SAMPLE_TIMER
 
 from rllib_kd.checkpoints.connectors import stages_of
 from rllib_kd.env_runner.behavior import ActionGaps, BehaviorPolicy
@@ -32,6 +34,7 @@ from rllib_kd.env_runner.column_sampler import (
     fixed_seed,
     has_plain_connectors,
     log_dropped,
+    log_episodes,
     set_state_and_sample,
 )
 from rllib_kd.env_runner.family import FamilyTurns
@@ -271,7 +274,7 @@ class DistillEnvRunner(RecordingEnvRunner):
             self._check_fragment(fragment)
             if fragment.restarted:
                 running[:], lengths[:] = 0.0, 0
-            for counts, rewards, ended in fragment.transitions():
+            for counts, rewards, ended in zip(*fragment.transitions(), strict=True):
                 running += rewards * counts
                 lengths += counts
                 finished = ended | (lengths >= ENDLESS)
@@ -299,7 +302,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         return fragment
 
     @override(ExplainsFailures)
-    def _checks_each_step(self) -> bool:
+    def _handles_each_step(self) -> bool:
         return not self._samples_directly
 
     def _check_fragment(self, fragment: Fragment) -> None:
@@ -375,10 +378,13 @@ class DistillEnvRunner(RecordingEnvRunner):
     def _sample_directly(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         if self._needs_initial_reset:
             self._reset_directly(seed=self._seed)
+        seconds: list[float] = []  # of each step
         while len(fragment.steps) < self.config.get_rollout_fragment_length():
             labels, actions = self._decide(torch.from_numpy(self._obs), policy)
             fragment.decide(self._obs, labels, actions)
+            start = time.perf_counter()
             results = self._try_env_step(actions)
+            seconds.append(time.perf_counter() - start)
             if results == ENV_STEP_FAILURE:  # RLlib has made a new env
                 self._reset_directly()
                 fragment.restart()
@@ -387,6 +393,8 @@ class DistillEnvRunner(RecordingEnvRunner):
             fragment.step(rewards, terminateds, truncateds)
             self._obs = self._rows(self._shown.obs)
         fragment.final_obs, fragment.final_mask = self._obs, self._shown.mask
+        self.metrics.log_value(ENV_STEP_TIMER, fmean(seconds))
+        self._log_env_steps(self._metrics_num_try_env_step, len(seconds))
 
     def _reset_directly(self, seed: int | None = None) -> None:
         self._try_env_reset(seed=seed)
@@ -396,18 +404,10 @@ class DistillEnvRunner(RecordingEnvRunner):
 
     def _log_fragment(self, fragment: Fragment) -> None:
         """Log the metrics that RLlib's own loop logs."""
-        num_steps = 0
-        episodes: list[tuple[int, float]] = []  # length and return
-        for counts, rewards, ended in fragment.transitions():
-            self._returns += rewards * counts
-            self._lengths += counts
-            episodes += zip(self._lengths[ended].tolist(), self._returns[ended].tolist(), strict=True)
-            self._returns[ended], self._lengths[ended] = 0.0, 0
-            num_steps += int(counts.sum())
-        # RLlib's windows forget the others.
-        for length, episode_return in episodes[-self.config.metrics_num_episodes_for_smoothing :]:
-            self._log_episode_metrics(length, episode_return, 0.0)
-        self._increase_sampled_metrics(num_steps, len(episodes))
+        lengths, returns = fragment.end_episodes(self._lengths, self._returns)
+        log_episodes(self, lengths, returns)
+        counts, _, _ = fragment.transitions()
+        self._increase_sampled_metrics(int(counts.sum()), len(lengths))
 
     # --- RLlib's way --------------------------------------------------------------------------------------------------
 
@@ -485,7 +485,9 @@ class _ActingModule:
 
 def _as_column(obs: np.ndarray) -> np.ndarray:
     """Return a copy, as bytes or 32-bit floats: vector envs write the next observations into the same array."""
+    if obs.dtype in (np.uint8, np.float32):
+        return np.array(obs)
     if obs.dtype == np.bool_:
         return np.multiply(obs, 255, dtype=np.uint8)  # a quarter of the memory of floats, and the same inputs
     with np.errstate(over="ignore"):  # what is too large for 32 bits becomes infinite, and is reported as such
-        return np.array(obs, dtype=np.uint8 if obs.dtype == np.uint8 else np.float32)
+        return np.array(obs, dtype=np.float32)

@@ -25,24 +25,38 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ELU: nn.functional.elu,
 }
 
+#: The matrix and bias of a hidden layer, and its activation.
+_Hidden = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
+
 
 def stacking_key(module: Any) -> Hashable | None:
     """Return a key that is equal for modules that can be stacked: depth, activations, observations and actions.
 
     None for a module that cannot be stacked: one that is not a plain MLP with one output for each action.
     """
+    if not _is_mlp(module) or module.uses_dueling:
+        return None
+    kinds = tuple(type(layer) for layer in _layers(module.encoder, module.af))
+    return module.observation_space.shape, int(module.action_space.n), kinds
+
+
+def _is_mlp(module: Any) -> bool:
+    """Return whether a module is an MLP with one output for each action, from its encoder to each of its heads."""
+    if type(module) is not DefaultDQNTorchRLModule or module.num_atoms > 1:
+        return False
     space = module.observation_space
-    if type(module) is not DefaultDQNTorchRLModule or module.uses_dueling or module.num_atoms > 1:
-        return None
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        return None
-    layers = _layers(module)
-    kinds = tuple(type(layer) for layer in layers)
-    alternate = all(
-        (kind is nn.Linear and layer.bias is not None) if i % 2 == 0 else kind in _ACTIVATIONS
-        for i, (kind, layer) in enumerate(zip(kinds, layers, strict=True))
+        return False
+    heads = (module.af, module.vf) if module.uses_dueling else (module.af,)
+    return all(_alternate(_layers(module.encoder, head)) for head in heads)
+
+
+def _alternate(layers: Sequence[Any]) -> bool:
+    """Return whether linear layers and known activations take turns, and the first and the last one are linear."""
+    return len(layers) % 2 == 1 and all(
+        (type(layer) is nn.Linear and layer.bias is not None) if i % 2 == 0 else type(layer) in _ACTIVATIONS
+        for i, layer in enumerate(layers)
     )
-    return (space.shape, int(module.action_space.n), kinds) if alternate and kinds[-1] is nn.Linear else None
 
 
 class PlainMLP:
@@ -55,22 +69,47 @@ class PlainMLP:
     """
 
     def __init__(self, module: Any):
-        (*hidden, last), activations = _parts(module)
-        self._hidden = [(layer.weight, layer.bias, act) for layer, act in zip(hidden, activations, strict=True)]
-        self._last = last.weight, last.bias
+        self._hidden, self._last = _weights(module.encoder, module.af)
+        self._hooks = [hooks for part in module.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]
 
-    @classmethod
-    def of(cls, module: Any) -> PlainMLP | None:
+    @staticmethod
+    def of(module: Any) -> PlainMLP | None:
         """Return None for a module that is not a plain MLP, or has hooks, which need a pass through it."""
-        has_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
-        return None if has_hooks or stacking_key(module) is None else cls(module)
+        if not _is_mlp(module):
+            return None
+        mlp = DuelingMLP(module) if module.uses_dueling else PlainMLP(module)
+        return None if mlp.has_hooks else mlp
+
+    @property
+    def has_hooks(self) -> bool:
+        """Return whether the module has hooks now."""
+        return any(self._hooks)
 
     def q_values(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` of observations `[B, inputs]`."""
-        x = obs
-        for matrix, bias, activation in self._hidden:
-            x = activation(nn.functional.linear(x, matrix, bias))
-        return nn.functional.linear(x, *self._last)
+        return _outputs(obs, self._hidden, self._last)
+
+
+class DuelingMLP(PlainMLP):
+    """The same of a dueling module: Wang et al. 2016, arXiv 1511.06581, eq. 9.
+
+    Args:
+        module: an RLlib DQN module with heads for advantages and for values.
+    """
+
+    def __init__(self, module: Any):
+        super().__init__(module)
+        values, self._last_of_values = _weights(module.encoder, module.vf)
+        num_shared = len(_parts(module.encoder)[0])
+        self._shared, self._hidden = self._hidden[:num_shared], self._hidden[num_shared:]
+        self._hidden_of_values = values[num_shared:]
+
+    def q_values(self, obs: Tensor) -> Tensor:
+        """Return Q-values `[B, A]` of observations `[B, inputs]`."""
+        features = _hidden_outputs(obs, self._shared)
+        advantages = _outputs(features, self._hidden, self._last)
+        mean = torch.nan_to_num(advantages, neginf=torch.nan).nanmean(-1, keepdim=True)  # as RLlib's: −inf is illegal
+        return advantages - mean + _outputs(features, self._hidden_of_values, self._last_of_values)
 
 
 class StackedMLPs:
@@ -81,7 +120,7 @@ class StackedMLPs:
     """
 
     def __init__(self, modules: Sequence[Any]):
-        parts = [_parts(module) for module in modules]
+        parts = [_parts(module.encoder, module.af) for module in modules]
         self._linears = [linears for linears, _ in parts]
         self._activations = parts[0][1]
 
@@ -128,18 +167,35 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 def linears_of(module: Any) -> list[nn.Linear]:
     """Return the linear layers of a module with a `stacking_key()`, in the order in which they run."""
-    return _parts(module)[0]
+    return _parts(module.encoder, module.af)[0]
 
 
-def _parts(module: Any) -> tuple[list[nn.Linear], list[Callable[[Tensor], Tensor]]]:
-    """Return the linear layers of a module with a `stacking_key()`, and the activations between them."""
-    layers = _layers(module)
+def _parts(*networks: nn.Module) -> tuple[list[nn.Linear], list[Callable[[Tensor], Tensor]]]:
+    """Return the linear layers of the parts of an MLP, and the activations between them."""
+    layers = _layers(*networks)
     linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
     return linears, [_ACTIVATIONS[type(layer)] for layer in layers if not isinstance(layer, nn.Linear)]
 
 
-def _layers(module: Any) -> list[nn.Module]:
+def _layers(*networks: nn.Module) -> list[nn.Module]:
     """Return the layers that an observation passes, in order, including unknown ones."""
-    parts = [*module.encoder.modules(), *module.af.modules()]
+    parts = [part for network in networks for part in network.modules()]
     without_layers = (nn.Sequential, FlattenEncoder)
     return [part for part in parts if not list(part.children()) and not isinstance(part, without_layers)]
+
+
+def _weights(*networks: nn.Module) -> tuple[list[_Hidden], tuple[Tensor, Tensor]]:
+    """Return the weights of an MLP's hidden layers with their activations, and those of its last layer."""
+    (*hidden, last), activations = _parts(*networks)
+    layers: list[_Hidden] = [(layer.weight, layer.bias, act) for layer, act in zip(hidden, activations, strict=True)]
+    return layers, (last.weight, last.bias)
+
+
+def _hidden_outputs(x: Tensor, hidden: Sequence[_Hidden]) -> Tensor:
+    for matrix, bias, activation in hidden:
+        x = activation(nn.functional.linear(x, matrix, bias))
+    return x
+
+
+def _outputs(x: Tensor, hidden: Sequence[_Hidden], last: tuple[Tensor, Tensor]) -> Tensor:
+    return nn.functional.linear(_hidden_outputs(x, hidden), *last)

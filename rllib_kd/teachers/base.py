@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_parameters, last_linear, support_of
+from rllib_kd.networks.stacking import PlainMLP
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
 from rllib_kd.teachers.function import Members, QNetwork
@@ -64,6 +65,7 @@ class Teacher(Checkpointable):
         trained_return: float | None = None,
     ):
         self._module: Any = None
+        self._mlp: PlainMLP | None = None  # a shorter way through the module, where there is one
         self.pipeline = pipeline
         self.outputs: Outputs = outputs
         self.source = source
@@ -311,6 +313,8 @@ class Teacher(Checkpointable):
     def _q_values(self, obs: Tensor, mask: Tensor | None = None) -> Tensor:
         if self.is_recurrent:  # its view has made the outputs
             return self._ranking(obs)
+        if self._mlp is not None and not self._mlp.has_hooks:
+            return self._ranking(self._mlp.q_values(obs))
         batch = {Columns.OBS: obs} if mask is None else {Columns.OBS: obs, MASK: mask}
         return self._ranking(self._module.compute_q_values(batch)[QF_PREDS])
 
@@ -400,7 +404,7 @@ class Teacher(Checkpointable):
         module.eval()
         for parameter in module.parameters():
             parameter.requires_grad_(False)
-        self._module, self.source = module, state["source"]
+        self._module, self._mlp, self.source = module, PlainMLP.of(module), state["source"]
         self.pipeline = state.get("pipeline")  # teachers saved by 0.1 have none of these three
         self.outputs = state.get("outputs", Q_VALUES)
         self.trained_return = state.get("trained_return")
@@ -424,6 +428,7 @@ class Teacher(Checkpointable):
             warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: a teacher is never written to
             weights = {name: torch.as_tensor(array) for name, array in state["weights"].items()}
         self._module.load_state_dict(weights, strict=False, assign=True)
+        self._mlp = PlainMLP.of(self._module)
 
 
 def outputs_of(network_outputs: str) -> Outputs:

@@ -7,6 +7,7 @@ import torch
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQNConfig, DistillEnvRunner, Teacher, load_teacher
+from rllib_kd.env_runner.column_sampler import log_episodes
 from rllib_kd.learner.group import DISTILLATION_COLUMNS, TD_COLUMNS
 from rllib_kd.networks.dqn_module import last_linear
 from rllib_kd.observations.pipeline import Normalize, ObservationPipeline, StackFrames
@@ -110,6 +111,18 @@ def test_reports_returns_and_lengths_of_whole_episodes(counting_config):
         _, metrics = sample(runner)
     assert metrics["episode_return_mean"].peek() == 1 + 2 + 3 + 4 + 5
     assert metrics["episode_len_mean"].peek() == 5
+    assert metrics["env_step_timer"].peek() > 0.0  # seconds
+
+
+@pytest.mark.parametrize("num_episodes", [0, 1, 3, 6])
+def test_episodes_are_logged_as_rllib_logs_them(counting_config, num_episodes):
+    config = counting_config.reporting(metrics_num_episodes_for_smoothing=4)
+    ours, rllibs = make_runner(config), make_runner(config)
+    lengths, returns = [3, 9, 5, 4, 2, 7], [-1.0, 8.0, 0.5, 2.0, 30.0, 1.0]
+    log_episodes(ours, lengths[:num_episodes], returns[:num_episodes])
+    for length, episode_return in zip(lengths[:num_episodes], returns[:num_episodes], strict=True):
+        rllibs._log_episode_metrics(length, episode_return, 0.0)
+    assert ours.metrics.peek() == rllibs.metrics.peek()
 
 
 @pytest.mark.parametrize("direct", [True, False], ids=["direct", "through-rllib"])

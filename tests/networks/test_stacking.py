@@ -17,9 +17,9 @@ def mlps(*widths, activation="relu"):
     return [make_q_module(fcnet_hiddens=list(own), fcnet_activation=activation, seed=i) for i, own in enumerate(widths)]
 
 
-def linear(seed=0):
+def linear(seed=0, *, dueling=False):
     torch.manual_seed(seed)
-    config = {"dueling": False, "double_q": True, "num_atoms": 1, "epsilon": 0.0, "v_min": -10.0, "v_max": 10.0}
+    config = {"dueling": dueling, "double_q": True, "num_atoms": 1, "epsilon": 0.0, "v_min": -10.0, "v_max": 10.0}
     spec = student_module_spec({"fcnet_hiddens": [], "head_fcnet_hiddens": [], **config})
     spec.observation_space, spec.action_space, spec.inference_only = CARTPOLE_OBS, CARTPOLE_ACTIONS, True
     return spec.build()
@@ -168,11 +168,13 @@ def test_turns_of_a_checkpoint_without_copies_go_on():
         *(lambda a=a: make_q_module(fcnet_hiddens=[8, 5], fcnet_activation=a) for a in ("relu", "tanh")),
         *(lambda a=a: make_q_module(fcnet_hiddens=[8], fcnet_activation=a) for a in ("silu", "elu")),
         linear,
+        *(lambda h=h: make_q_module(fcnet_hiddens=[8, 5], head_fcnet_hiddens=h, dueling=True) for h in ([], [6, 4])),
+        lambda: linear(dueling=True),
     ],
 )
 def test_a_plain_mlp_puts_out_what_its_module_does(make):
     module, obs = make(), torch.from_numpy(states(20))
-    mlp = PlainMLP(module)
+    mlp = PlainMLP.of(module)
     for _ in range(2):
         assert torch.equal(mlp.q_values(obs), module.compute_q_values({"obs": obs})["qf_preds"])
         for parameter in module.parameters():  # they are the MLP's own
@@ -181,9 +183,15 @@ def test_a_plain_mlp_puts_out_what_its_module_does(make):
 
 def test_hooks_see_every_pass():
     module, seen = make_q_module(fcnet_hiddens=[8]), []
-    assert PlainMLP.of(module) is not None
+    mlp = PlainMLP.of(module)
+    assert not mlp.has_hooks
     handle = module.af.register_forward_hook(lambda *args: seen.append(args))
+    assert mlp.has_hooks
     assert PlainMLP.of(module) is None
     handle.remove()
     assert PlainMLP.of(module) is not None
-    assert PlainMLP.of(make_q_module(dueling=True)) is None
+
+
+@pytest.mark.parametrize("config", [{"num_atoms": 5}, {"dueling": True, "num_atoms": 5}, {"fcnet_use_layernorm": True}])
+def test_other_networks_are_no_plain_mlps(config):
+    assert PlainMLP.of(make_q_module(**config)) is None

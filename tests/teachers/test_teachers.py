@@ -71,6 +71,20 @@ def test_travels_by_pickle_and_by_checkpoint(small_teacher, tmp_path):
         assert (copy.source, copy.num_parameters) == (teacher.source, teacher.num_parameters)
 
 
+def test_the_hooks_and_weights_of_its_module_count(small_teacher):
+    teacher, obs, seen = load_teacher(small_teacher), torch.as_tensor(states(5)), []
+    for own in (teacher, pickle.loads(pickle.dumps(teacher))):
+        before = own.q_values(obs)
+        handle = own.module.encoder.register_forward_hook(lambda *args: seen.append(args))
+        assert torch.equal(own.q_values(obs), before)
+        assert seen.pop()
+        handle.remove()
+        for parameter in own.module.parameters():
+            parameter.mul_(2.0)
+        assert not torch.equal(own.q_values(obs), before)
+        assert torch.equal(own.q_values(obs), q_values(own.module, obs))
+
+
 def test_relative_paths_become_absolute_at_once(small_teacher, tmp_path, monkeypatch):
     shutil.copytree(small_teacher, tmp_path / "here")
     monkeypatch.chdir(tmp_path)

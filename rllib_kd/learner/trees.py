@@ -17,15 +17,15 @@ _FIRST, _FACTOR = 1_000, 1.35
 #: States that a tree is grown on.
 MAX_STATES = 60_000
 #: What growing a tree takes, in states that could be sampled at 10,000 a second meanwhile: for each tree, and for each
-#: state and feature that it is grown on (measured: 10 ms and, in the mean of the variants, 0.4 µs). The next regrowth
+#: state and feature that it is grown on (measured: 10 ms and, in the mean of the variants, 0.5 µs). The next regrowth
 #: waits for so many.
-_STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.004
+_STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.005
 #: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
 #: regret. docs/pages/trees.md has what was measured: none is the best everywhere.
 VARIANTS = (("uniform", True), ("gap", False), ("gap", True), ("uniform", False))
 #: The copies are regrown in so many parts, one at a time: they are of different times of the stream, among which
 #: validation episodes choose.
-_PARTS = 3
+_PARTS = 6
 
 
 class TreeStudent:
@@ -43,7 +43,7 @@ class TreeStudent:
         self.name, self.module = name, module
         number = copy_number(name)
         self.part = number % _PARTS
-        weighting, self.refine = VARIANTS[(number // _PARTS) % len(VARIANTS)]
+        weighting, self.refine = VARIANTS[number % len(VARIANTS)]
         self.weighting = module.shape.weighting or weighting
 
     def regrow(self, obs: np.ndarray, labels: np.ndarray, *, seed: int) -> None:

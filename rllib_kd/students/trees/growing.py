@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
-from rllib_kd.students.trees.refining import MAX_TRIED_FEATURES, Structure, refined
+from rllib_kd.students.trees.refining import Structure, refined
+
+#: Of more features, those that a first tree uses most are kept, and the others are not tried.
+MAX_FEATURES = 24
+#: States that the first tree is grown on.
+_SCREENED_STATES = 15_000
 
 #: Regrets above this quantile of those above 0 count as that one: a few states, of which a failure is certain, would
 #: take all leaves.
@@ -51,7 +56,7 @@ def grow(
         max_leaf_nodes: the most leaves, ≥ 2.
         weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output; "uniform";
             or "regret", by which the costs of all actions are split, not the best action alone.
-        seed: seed of the order in which features are tried.
+        seed: seed of the order in which features are tried, and of the states by which the most used ones are found.
         refine: whether a larger tree is grown, pruned, and refined by regret; otherwise the tests are scikit-learn's.
 
     Returns:
@@ -60,32 +65,45 @@ def grow(
     features = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
     costs = clipped(regrets(labels))
     num_features = features.shape[1]
-    structure = _split(features, costs, (_LARGER if refine else 1) * max_leaf_nodes, weighting, seed)
+    num_grown = (_LARGER if refine else 1) * max_leaf_nodes
+    kept = np.arange(num_features)
+    if num_features > MAX_FEATURES:
+        kept = _most_used(features, costs, num_grown, weighting, seed)
+        features = features[:, kept]
+    structure = _split(features, costs, num_grown, weighting, seed)
     if refine:
-        structure = refined(structure, features, costs, max_leaf_nodes, seed=seed)
+        structure = refined(structure, features, costs, max_leaf_nodes)
     place = structure.leaves(features)
-    return structure.tree(_leaf_values(place, structure.num_leaves, costs, labels), num_features)
+    values = _leaf_values(place, structure.num_leaves, costs, labels)
+    return structure.with_features(kept).tree(values, num_features)
+
+
+def _most_used(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> np.ndarray:
+    """Return the indices of the features that a tree on some of the states uses most."""
+    count = min(len(features), _SCREENED_STATES)
+    rows = np.random.default_rng(seed).choice(len(features), count, replace=False)
+    importances = _fitted(features[rows], costs[rows], num_leaves, weighting, seed).feature_importances_
+    return np.sort(np.argsort(-importances, kind="stable")[:MAX_FEATURES])
 
 
 def _split(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Structure:
     """Return the splits that scikit-learn finds."""
-    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
-
-    options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
-    if features.shape[1] > MAX_TRIED_FEATURES:
-        options["max_features"] = MAX_TRIED_FEATURES
-    if weighting == "regret":
-        fitted = DecisionTreeRegressor(**options).fit(features, costs)
-    else:
-        weights = costs.max(-1) if weighting == "gap" else np.ones(len(costs))
-        weights = np.maximum(weights, 1e-6 * max(weights.max(), 1e-30))  # states without a choice weigh next to nothing
-        fitted = DecisionTreeClassifier(**options).fit(
-            features, costs.argmin(-1), sample_weight=weights / weights.mean()
-        )
-    grown = fitted.tree_
+    grown = _fitted(features, costs, num_leaves, weighting, seed).tree_
     is_inner = grown.children_left >= 0
     feature = np.where(is_inner, grown.feature, -1)
     return Structure.of(feature, rounded_down(grown.threshold), grown.children_left, grown.children_right)
+
+
+def _fitted(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Any:
+    """Return a tree of scikit-learn's."""
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+    options: dict[str, Any] = {"max_leaf_nodes": num_leaves, "random_state": seed}
+    if weighting == "regret":
+        return DecisionTreeRegressor(**options).fit(features, costs)
+    weights = costs.max(-1) if weighting == "gap" else np.ones(len(costs))
+    weights = np.maximum(weights, 1e-6 * max(weights.max(), 1e-30))  # states without a choice weigh next to nothing
+    return DecisionTreeClassifier(**options).fit(features, costs.argmin(-1), sample_weight=weights / weights.mean())
 
 
 def _leaf_values(place: np.ndarray, num_leaves: int, costs: np.ndarray, labels: np.ndarray) -> np.ndarray:

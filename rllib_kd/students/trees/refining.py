@@ -16,8 +16,6 @@ from rllib_kd.networks.trees.arrays import Tree, rounded_down
 
 #: Rounds over all nodes. Most of what they gain, they gain in the first two.
 _ROUNDS = 3
-#: Of many features, so many are tried for each test, drawn anew.
-MAX_TRIED_FEATURES = 24
 #: States by which a better test is sought, of those whose cost depends on it. Whether it is better, all states tell.
 _MAX_SEARCHED = 4_000
 #: The same for a further test in place of a leaf.
@@ -72,6 +70,11 @@ class Structure:
         """Return the number of leaves."""
         return self.num_inner + 1
 
+    def with_features(self, indices: np.ndarray) -> Structure:
+        """Return the same tests of features that have other indices: `indices[i]` instead of i."""
+        feature = np.where(self.feature >= 0, indices[self.feature], -1)
+        return Structure(feature, self.threshold, self.left, self.right)
+
     def tree(self, values: np.ndarray, num_features: int) -> Tree:
         """Return the tree with these values of its leaves `[L, A]`."""
         n = self.num_inner
@@ -93,9 +96,7 @@ class Structure:
         return rows
 
 
-def refined(
-    structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int, *, seed: int = 0
-) -> Structure:
+def refined(structure: Structure, features: np.ndarray, costs: np.ndarray, max_leaf_nodes: int) -> Structure:
     """Return a tree of at most so many leaves, whose tests cost less regret.
 
     Args:
@@ -103,20 +104,18 @@ def refined(
         features: `[N, F]`, float32.
         costs: regret of each action `[N, A]`.
         max_leaf_nodes: the most leaves.
-        seed: seed of the features that are tried, where there are many.
     """
-    rng = np.random.default_rng(seed)
-    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, costs, rng)
+    structure = _improved(pruned(structure, features, costs, max_leaf_nodes), features, costs)
     structure = pruned(structure, features, costs, max_leaf_nodes)
     if structure.num_leaves < max_leaf_nodes:  # of leaves that had one action, one has been left
-        structure = _improved(filled(structure, features, costs, max_leaf_nodes), features, costs, rng)
+        structure = _improved(filled(structure, features, costs, max_leaf_nodes), features, costs)
         structure = pruned(structure, features, costs, max_leaf_nodes)
     return structure
 
 
-def _improved(structure: Structure, features: np.ndarray, costs: np.ndarray, rng: np.random.Generator) -> Structure:
+def _improved(structure: Structure, features: np.ndarray, costs: np.ndarray) -> Structure:
     for _ in range(_ROUNDS):
-        if not _improve(structure, features, costs, rng):
+        if not _improve(structure, features, costs):
             break
     return structure
 
@@ -234,7 +233,7 @@ def _reachable(feature: np.ndarray, left: np.ndarray, right: np.ndarray) -> list
     return sorted(found)
 
 
-def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray, rng: np.random.Generator) -> bool:
+def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray) -> bool:
     """Find a better test for each node, from the last to the root; return whether one was found."""
     rows = structure.rows(features)
     n = structure.num_inner
@@ -251,11 +250,9 @@ def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray, rng:
         gains = sides[1] - sides[0]
         matters = np.flatnonzero(gains)
         searched = matters[:: max(1, -(-len(matters) // _MAX_SEARCHED))]
-        tried = _some_features(features.shape[1], rng)
-        found = _best_test(features[np.ix_(own[searched], tried)], gains[searched])
+        found = _best_test(features[own[searched]], gains[searched])
         if found is None:
             continue
-        found = int(tried[found[0]]), found[1]
         now, new = (
             float(gains[features[own, feature] <= threshold].sum())
             for feature, threshold in ((structure.feature[node], structure.threshold[node]), found)
@@ -264,10 +261,6 @@ def _improve(structure: Structure, features: np.ndarray, costs: np.ndarray, rng:
             structure.feature[node], structure.threshold[node] = found
             has_improved = True
     return has_improved
-
-
-def _some_features(count: int, rng: np.random.Generator) -> np.ndarray:
-    return np.arange(count) if count <= MAX_TRIED_FEATURES else rng.permutation(count)[:MAX_TRIED_FEATURES]
 
 
 def _cheapest(costs: np.ndarray, rows: np.ndarray) -> int:

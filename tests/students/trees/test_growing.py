@@ -5,7 +5,7 @@ import pytest
 
 from rllib_kd.networks.trees.features import Features
 from rllib_kd.networks.trees.shape import WEIGHTINGS
-from rllib_kd.students.trees import refining
+from rllib_kd.students.trees import growing, refining
 from rllib_kd.students.trees.growing import _split, clipped, grow, regrets
 from rllib_kd.students.trees.refining import Structure, filled, pruned, refined
 
@@ -47,7 +47,19 @@ def test_what_can_be_split_exactly_is():
     assert regret_of(tree, oblique, np.stack([above, ~above], axis=1).astype(float)) == 0.0
 
 
-def test_the_same_seed_grows_the_same_tree():
+def test_of_many_features_those_that_matter_are_kept(monkeypatch):
+    monkeypatch.setattr(growing, "_SCREENED_STATES", 500)
+    x = np.random.default_rng(0).normal(size=(2_000, 60)).astype(np.float32)
+    right = (x[:, 57] > 0.25) ^ (x[:, 3] > -0.5)
+    labels = np.stack([right, ~right], axis=1).astype(float)
+    for refine in (False, True):
+        tree = grow(x, labels, max_leaf_nodes=6, weighting="gap", seed=0, refine=refine)
+        assert {3, 57} <= set(tree.feature.tolist())
+        assert regret_of(tree, x, labels) < 0.1
+
+
+def test_the_same_seed_grows_the_same_tree(monkeypatch):
+    monkeypatch.setattr(growing, "_SCREENED_STATES", 100)
     x, labels = data(num_features=40)
     first, again, other = (grow(x, labels, max_leaf_nodes=8, weighting="gap", seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first.threshold, again.threshold)

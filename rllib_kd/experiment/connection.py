@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +81,12 @@ def connection(
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
     with ExitStack() as stack:
         if not ray.is_initialized():
+            if address is None:
+                stack.enter_context(_rllib.trials_in_waiting_workers())
+            is_plain = address is None and local.num_nodes is None and not local.dashboard
+            daemons = _rllib.few_daemons(log_monitor=log_level is not None) if is_plain else nullcontext()
             try:
-                with _own_sessions(), _kept_sigterm_handler():
+                with daemons, _own_sessions(), _kept_sigterm_handler():
                     where = {"address": address} if address is not None else _started(stack, needs, local)
                     stack.callback(ray.shutdown)
                     ray.init(

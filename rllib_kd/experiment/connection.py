@@ -83,8 +83,9 @@ def connection(
         if not ray.is_initialized():
             if address is None:
                 stack.enter_context(_rllib.trials_in_waiting_workers())
-            is_plain = address is None and local.num_nodes is None and not local.dashboard
-            daemons = _rllib.few_daemons(log_monitor=log_level is not None) if is_plain else nullcontext()
+            trains_here = bool(needs) and address is None and local.num_nodes is None  # Ray Serve runs no trial
+            is_lean = trains_here and not local.dashboard
+            daemons = _rllib.few_daemons(log_monitor=log_level is not None) if is_lean else nullcontext()
             try:
                 with daemons, _own_sessions(), _kept_sigterm_handler():
                     where = {"address": address} if address is not None else _started(stack, needs, local)

@@ -43,12 +43,13 @@ def runtime_env_of_trials() -> str:
     [
         ({}, set()),
         ({"log_level": "INFO"}, {"log monitor"}),
+        ({"needs": {}}, {"autoscaler", "log monitor", "server"}),  # of Ray Serve
         ({"local": LocalRay(dashboard=True)}, {"autoscaler", "log monitor", "server"}),
         ({"address": "auto"}, {"autoscaler", "log monitor", "server"}),
     ],
 )
 def test_a_local_ray_starts_with_the_daemons_that_it_needs(daemons, options, expected):
-    with connection({"CPU": 1.0}, **options):
+    with connection(**{"needs": {"CPU": 1.0}, **options}):
         assert daemons == expected
         assert services.start_api_server is SERVER_OF_DASHBOARD
         assert not parameter.RayParams().no_monitor

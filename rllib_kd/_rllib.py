@@ -5,12 +5,14 @@ One small function each, with the reason. tests/test_rllib_names.py fails by nam
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
-from ray._private import ray_constants, services, worker
+from ray._private import parameter, ray_constants, services, worker
 from ray.experimental import internal_kv
 
 # --- EnvRunners -------------------------------------------------------------------------------------------------------
@@ -120,14 +122,50 @@ def is_worker_process() -> bool:
 
 
 @contextmanager
-def daemons_started_with(**arguments: Any) -> Iterator[None]:
-    """In this context, start Ray's daemons with further arguments of `subprocess.Popen`."""
-    popen = services.ConsolePopen
-    services.ConsolePopen = partial(popen, **arguments)
+def _replaced(module: ModuleType, **values: Any) -> Iterator[None]:
+    before = {name: getattr(module, name) for name in values}
+    vars(module).update(values)
     try:
         yield
     finally:
-        services.ConsolePopen = popen
+        vars(module).update(before)
+
+
+def daemons_started_with(**arguments: Any) -> AbstractContextManager[None]:
+    """In this context, start Ray's daemons with further arguments of `subprocess.Popen`."""
+    return _replaced(services, ConsolePopen=partial(services.ConsolePopen, **arguments))
+
+
+@contextmanager
+def few_daemons(*, log_monitor: bool) -> Iterator[None]:
+    """In this context, `ray.init()` starts no autoscaler, and no server of the dashboard.
+
+    Training on one machine needs neither. `ray.init()` starts both also with `include_dashboard=False`, and waits.
+
+    Args:
+        log_monitor: whether to start the daemon that sends the logs of actors to this process.
+    """
+    params = partial(parameter.RayParams, no_monitor=True, include_log_monitor=log_monitor)
+    with (
+        _replaced(parameter, RayParams=params),
+        _replaced(services, start_api_server=lambda *arguments, **settings: (None, None)),
+    ):
+        yield
+
+
+@contextmanager
+def trials_in_waiting_workers() -> Iterator[None]:
+    """In this context, Tune's trials run in the worker processes that wait for work.
+
+    Tune sets some of this process's environment variables for its trials, and Ray starts a new worker for each trial,
+    because the waiting ones do not count as having them. In a Ray that this process starts, they have inherited them.
+    """
+    from ray.tune.execution import class_cache  # here: processes that only relay warnings need no Tune
+
+    for name, value in class_cache.DEFAULT_ENV_VARS.items():
+        os.environ.setdefault(name, value)
+    with _replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=set()):
+        yield
 
 
 class KeyValueStore:

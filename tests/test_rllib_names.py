@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import ray_constants, services, worker
+from ray._private import parameter, ray_constants, services, worker
 from ray._private.node import Node
 from ray.experimental import internal_kv
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -22,6 +22,7 @@ from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.utils.actor_manager import FaultTolerantActorManager
 from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
+from ray.tune.execution import class_cache
 from ray.tune.trainable import Trainable
 
 import rllib_kd
@@ -75,7 +76,9 @@ REACHED = {
 #: The same in modules of Ray.
 REACHED_IN_MODULES = {
     worker: ("_global_node", "global_worker", "WORKER_MODE"),
-    services: ("ConsolePopen",),
+    services: ("ConsolePopen", "start_api_server"),
+    parameter: ("RayParams",),
+    class_cache: ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"),
     ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
     internal_kv: tuple(f"_internal_kv_{name}" for name in ("initialized", "list", "get", "put", "exists", "del")),
 }

@@ -5,6 +5,8 @@ Ray is imported when a command runs, not for its help. Exit codes: 0 done, 1 fai
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -30,6 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: command and flags; None: those of this process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    atexit.register(gc.freeze)  # or the interpreter looks through a million objects, and needs a second to end
     with _ending_on_signals(), printed_warnings(), clean_warnings_of_others():
         refuse_what_is_gone(arguments)
         try:

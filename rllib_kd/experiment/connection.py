@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +81,13 @@ def connection(
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a return is missing until an episode has ended
     with ExitStack() as stack:
         if not ray.is_initialized():
+            if address is None:
+                stack.enter_context(_rllib.trials_in_waiting_workers())
+            trains_here = bool(needs) and address is None and local.num_nodes is None  # Ray Serve runs no trial
+            is_lean = trains_here and not local.dashboard
+            daemons = _rllib.few_daemons(log_monitor=log_level is not None) if is_lean else nullcontext()
             try:
-                with _own_sessions(), _kept_sigterm_handler():
+                with daemons, _own_sessions(), _kept_sigterm_handler():
                     where = {"address": address} if address is not None else _started(stack, needs, local)
                     stack.callback(ray.shutdown)
                     ray.init(

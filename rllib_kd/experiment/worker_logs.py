@@ -31,8 +31,11 @@ def env_runner_failure(*, since: float) -> str | None:
     node = _rllib.own_node()
     if node is None:
         return None
-    job = ray.get_runtime_context().get_job_id()
-    written = {log: log.stat().st_mtime for log in Path(node.get_logs_dir_path()).glob(f"worker-*-{job}-*.err")}
+    jobs = [ray.get_runtime_context().get_job_id()]
+    if node.is_head():  # started by this process: the workers that Ray has started ahead for no job are its own
+        jobs.append(ray.JobID.nil().hex())
+    found = [log for job in jobs for log in Path(node.get_logs_dir_path()).glob(f"worker-*-{job}-*.err")]
+    written = {log: log.stat().st_mtime for log in found}
     logs = sorted((log for log in written if written[log] >= since), key=written.__getitem__)
     return next(filter(None, map(_last_failure, reversed(logs))), None)
 

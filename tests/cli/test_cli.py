@@ -35,6 +35,14 @@ def test_the_version():
     assert f"rllib-kd {rllib_kd.__version__}, ray " in run("--version").stdout
 
 
+def test_the_interpreter_ends_without_a_search_for_garbage():
+    code = "import atexit, gc; from rllib_kd.cli import main as cli\n"
+    code += "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"  # functions run in reverse order
+    ends = "try: cli.main(['--version'])\nfinally: assert gc.get_freeze_count() == 0"
+    done = subprocess.run([sys.executable, "-c", code + ends], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "True"), done.stderr
+
+
 @pytest.mark.parametrize("command", ["evaluate", "compare"])
 @pytest.mark.parametrize(
     ("body", "message"),

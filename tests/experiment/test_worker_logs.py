@@ -44,7 +44,7 @@ def write(monkeypatch, tmp_path):
     """Writes the log of a worker of a job; ours is 01000000."""
     context = SimpleNamespace(get_job_id=lambda: "01000000")
     monkeypatch.setattr(worker_logs.ray, "get_runtime_context", lambda: context)
-    node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path))
+    node = SimpleNamespace(get_logs_dir_path=lambda: str(tmp_path), is_head=lambda: False)
     monkeypatch.setattr(worker_logs._rllib, "own_node", lambda: node)
     return lambda text, job="01000000": (tmp_path / f"worker-abc{len(text)}-{job}-17.err").write_text(text)
 
@@ -75,6 +75,13 @@ def test_what_the_trial_says_itself_is_not_said_twice(write):
     assert hidden_reason(failed(IN_WORK), env_runner_failure(since=0.0)) == ""
     own = f"{NotFiniteError.__module__}.NotFiniteError: The environment 'X' returned"
     assert hidden_reason(failed("IndexError"), own) == ""
+
+
+@pytest.mark.parametrize("is_own_ray", [True, False])
+def test_workers_started_ahead_are_those_of_this_process_in_its_own_ray(write, monkeypatch, is_own_ray):
+    write(IN_WORK, job="ffffffff")
+    monkeypatch.setattr(worker_logs._rllib.own_node(), "is_head", lambda: is_own_ray)
+    assert (env_runner_failure(since=0.0) is not None) == is_own_ray
 
 
 def test_without_a_failure_or_logs_there_is_nothing_to_say(write, monkeypatch):

@@ -12,7 +12,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
-from ray._private import parameter, ray_constants, services, worker
+from ray._private import parameter, ray_constants, services, utils, worker
 from ray.experimental import internal_kv
 
 # --- EnvRunners -------------------------------------------------------------------------------------------------------
@@ -134,6 +134,11 @@ def _replaced(module: ModuleType, **values: Any) -> Iterator[None]:
 def daemons_started_with(**arguments: Any) -> AbstractContextManager[None]:
     """In this context, start Ray's daemons with further arguments of `subprocess.Popen`."""
     return _replaced(services, ConsolePopen=partial(services.ConsolePopen, **arguments))
+
+
+def sigterm_handler_kept() -> AbstractContextManager[None]:
+    """In this context, `ray.init()` does not set its handlers of SIGTERM, which exit without a message."""
+    return _replaced(utils, set_sigterm_handler=lambda handler: None)
 
 
 @contextmanager

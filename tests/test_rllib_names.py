@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import parameter, ray_constants, services, worker
+from ray._private import parameter, ray_constants, services, utils, worker
 from ray._private.node import Node
 from ray.experimental import internal_kv
 from ray.rllib.algorithms.algorithm import Algorithm
@@ -78,6 +78,7 @@ REACHED_IN_MODULES = {
     worker: ("_global_node", "global_worker", "WORKER_MODE"),
     services: ("ConsolePopen", "start_api_server"),
     parameter: ("RayParams",),
+    utils: ("set_sigterm_handler",),
     class_cache: ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"),
     ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
     internal_kv: tuple(f"_internal_kv_{name}" for name in ("initialized", "list", "get", "put", "exists", "del")),

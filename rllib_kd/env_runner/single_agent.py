@@ -333,7 +333,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         """Return the acting students' Q-values `[N, A]`."""
         if self.family is not None:
             return self._family_q(obs, self._turns.acting)
-        if self._plain is not None:
+        if self._plain is not None and not self._plain.has_hooks:
             return self._plain.q_values(obs)
         return self.module.compute_q_values({Columns.OBS: obs})[QF_PREDS]
 

@@ -7,9 +7,8 @@ import os
 import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,15 +152,10 @@ def _own_sessions() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _kept_sigterm_handler() -> Iterator[None]:
-    """Keep this process's handler for SIGTERM: `ray.init()` sets its own, which exits without a message."""
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if handler not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)
+def _kept_sigterm_handler() -> AbstractContextManager[None]:
+    """Keep this process's handler for SIGTERM, if it has one, while Ray starts and after that."""
+    has_own = signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, None)
+    return _rllib.sigterm_handler_kept() if has_own else nullcontext()
 
 
 def _check_reachable(address: str) -> None:

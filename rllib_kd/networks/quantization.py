@@ -92,10 +92,9 @@ class RoundedMLP(PlainMLP):
     def q_values(self, obs: Tensor) -> Tensor:
         """Return Q-values `[B, A]` of observations `[B, inputs]`, which are divided by the scale already."""
         x, scale = obs, self._input_scale
-        for matrix, bias, activation in self._hidden:
-            x, scale = activation(nn.functional.linear(x, rounded(matrix, scale=scale), bias)), None
-        matrix, bias = self._last
-        return nn.functional.linear(x, rounded(matrix, scale=scale), bias)
+        for layer, activation in self._hidden:
+            x, scale = activation(nn.functional.linear(x, rounded(layer.weight, scale=scale), layer.bias)), None
+        return nn.functional.linear(x, rounded(self._last.weight, scale=scale), self._last.bias)
 
 
 def rounded_stack(packed: Sequence[Tensor], input_scale: Tensor | None = None) -> list[Tensor]:

@@ -25,8 +25,8 @@ _ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ELU: nn.functional.elu,
 }
 
-#: The matrix and bias of a hidden layer, and its activation.
-_Hidden = tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]
+#: A hidden layer, and its activation.
+_Hidden = tuple[nn.Linear, Callable[[Tensor], Tensor]]
 
 
 def stacking_key(module: Any) -> Hashable | None:
@@ -69,7 +69,7 @@ class PlainMLP:
     """
 
     def __init__(self, module: Any):
-        self._hidden, self._last = _weights(module.encoder, module.af)
+        self._hidden, self._last = _hidden_and_last(module.encoder, module.af)
         self._hooks = [hooks for part in module.modules() for hooks in (part._forward_hooks, part._forward_pre_hooks)]
 
     @staticmethod
@@ -99,7 +99,7 @@ class DuelingMLP(PlainMLP):
 
     def __init__(self, module: Any):
         super().__init__(module)
-        values, self._last_of_values = _weights(module.encoder, module.vf)
+        values, self._last_of_values = _hidden_and_last(module.encoder, module.vf)
         num_shared = len(_parts(module.encoder)[0])
         self._shared, self._hidden = self._hidden[:num_shared], self._hidden[num_shared:]
         self._hidden_of_values = values[num_shared:]
@@ -184,18 +184,20 @@ def _layers(*networks: nn.Module) -> list[nn.Module]:
     return [part for part in parts if not list(part.children()) and not isinstance(part, without_layers)]
 
 
-def _weights(*networks: nn.Module) -> tuple[list[_Hidden], tuple[Tensor, Tensor]]:
-    """Return the weights of an MLP's hidden layers with their activations, and those of its last layer."""
+def _hidden_and_last(*networks: nn.Module) -> tuple[list[_Hidden], nn.Linear]:
+    """Return an MLP's hidden layers with their activations, and its last layer.
+
+    The layers and not their weights, which others may replace, as `load_state_dict(..., assign=True)` does.
+    """
     (*hidden, last), activations = _parts(*networks)
-    layers: list[_Hidden] = [(layer.weight, layer.bias, act) for layer, act in zip(hidden, activations, strict=True)]
-    return layers, (last.weight, last.bias)
+    return list(zip(hidden, activations, strict=True)), last
 
 
 def _hidden_outputs(x: Tensor, hidden: Sequence[_Hidden]) -> Tensor:
-    for matrix, bias, activation in hidden:
-        x = activation(nn.functional.linear(x, matrix, bias))
+    for layer, activation in hidden:
+        x = activation(layer.forward(x))
     return x
 
 
-def _outputs(x: Tensor, hidden: Sequence[_Hidden], last: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.linear(_hidden_outputs(x, hidden), *last)
+def _outputs(x: Tensor, hidden: Sequence[_Hidden], last: nn.Linear) -> Tensor:
+    return last.forward(_hidden_outputs(x, hidden))

@@ -428,7 +428,6 @@ class Teacher(Checkpointable):
             warnings.simplefilter("ignore", UserWarning)  # that the arrays are read-only: a teacher is never written to
             weights = {name: torch.as_tensor(array) for name, array in state["weights"].items()}
         self._module.load_state_dict(weights, strict=False, assign=True)
-        self._mlp = PlainMLP.of(self._module)
 
 
 def outputs_of(network_outputs: str) -> Outputs:

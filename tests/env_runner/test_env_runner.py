@@ -114,6 +114,13 @@ def test_reports_returns_and_lengths_of_whole_episodes(counting_config):
     assert metrics["env_step_timer"].peek() > 0.0  # seconds
 
 
+def test_hooks_of_the_student_see_its_passes(counting_config):
+    runner, seen = make_runner(counting_config), []
+    runner.module.encoder.register_forward_hook(lambda *args: seen.append(args))
+    sample(runner, teacher_fraction=0.0)
+    assert len(seen) == 8  # steps
+
+
 @pytest.mark.parametrize("num_episodes", [0, 1, 3, 6])
 def test_episodes_are_logged_as_rllib_logs_them(counting_config, num_episodes):
     config = counting_config.reporting(metrics_num_episodes_for_smoothing=4)

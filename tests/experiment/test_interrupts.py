@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray._private import services
+from ray._private import services, utils
 
 from rllib_kd.experiment.connection import _kept_sigterm_handler, _own_sessions
 from rllib_kd.experiment.interrupts import _ECHO, _leave_closed_terminals, saving_on_interrupt
@@ -97,7 +97,7 @@ def test_what_goes_to_a_closed_terminal_is_no_error():
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 PARENT = f"""
-from ray._private import services
+from ray._private import services, utils
 from rllib_kd.experiment.connection import _own_sessions
 import time
 with _own_sessions():
@@ -135,11 +135,12 @@ def test_rays_handler_of_sigterm_does_not_replace_ours():
     previous = signal.signal(signal.SIGTERM, ours)
     try:
         with _kept_sigterm_handler():
-            signal.signal(signal.SIGTERM, rays)
+            utils.set_sigterm_handler(rays)
+            assert signal.getsignal(signal.SIGTERM) is ours  # a signal may come while Ray starts
         assert signal.getsignal(signal.SIGTERM) is ours
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with _kept_sigterm_handler():
-            signal.signal(signal.SIGTERM, rays)
+            utils.set_sigterm_handler(rays)
         assert signal.getsignal(signal.SIGTERM) is rays
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -175,10 +175,10 @@ def test_turns_of_a_checkpoint_without_copies_go_on():
 def test_a_plain_mlp_puts_out_what_its_module_does(make):
     module, obs = make(), torch.from_numpy(states(20))
     mlp = PlainMLP.of(module)
-    for _ in range(2):
+    for are_replaced in (False, True, False):
         assert torch.equal(mlp.q_values(obs), module.compute_q_values({"obs": obs})["qf_preds"])
-        for parameter in module.parameters():  # they are the MLP's own
-            torch.nn.init.normal_(parameter)
+        drawn = {name: torch.randn_like(weight) for name, weight in module.state_dict().items()}
+        module.load_state_dict(drawn, assign=are_replaced)  # the module's own are used, also if they are new ones
 
 
 def test_hooks_see_every_pass():

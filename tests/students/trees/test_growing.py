@@ -48,7 +48,8 @@ def test_what_can_be_split_exactly_is():
 
 
 def test_of_many_features_those_that_matter_are_kept(monkeypatch):
-    monkeypatch.setattr(growing, "_SCREENED_STATES", 500)
+    monkeypatch.setattr(growing, "_LEAST_SCREENED_STATES", 500)
+    monkeypatch.setattr(growing, "_SCREENED_NUMBERS", 0)
     x = np.random.default_rng(0).normal(size=(2_000, 60)).astype(np.float32)
     right = (x[:, 57] > 0.25) ^ (x[:, 3] > -0.5)
     labels = np.stack([right, ~right], axis=1).astype(float)
@@ -58,8 +59,16 @@ def test_of_many_features_those_that_matter_are_kept(monkeypatch):
         assert regret_of(tree, x, labels) < 0.1
 
 
+def test_the_numbers_that_are_read_grow_little_with_the_features():
+    assert growing.numbers_read(60_000, 8) == 480_000
+    assert growing.numbers_read(60_000, 72) < 2 * growing.numbers_read(60_000, 24)
+    assert growing.numbers_read(60_000, 4_160) < 10_000_000
+    assert growing.numbers_read(1_000, 72) == 1_000 * (72 + 24)
+
+
 def test_the_same_seed_grows_the_same_tree(monkeypatch):
-    monkeypatch.setattr(growing, "_SCREENED_STATES", 100)
+    monkeypatch.setattr(growing, "_LEAST_SCREENED_STATES", 100)
+    monkeypatch.setattr(growing, "_SCREENED_NUMBERS", 0)
     x, labels = data(num_features=40)
     first, again, other = (grow(x, labels, max_leaf_nodes=8, weighting="gap", seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(first.threshold, again.threshold)

@@ -12,7 +12,7 @@ from rllib_kd.students.trees.refining import Structure, refined
 #: Of more features, those that a first tree uses most are kept, and the others are not tried.
 MAX_FEATURES = 24
 #: Numbers that the first tree is grown on, states times features; of very many features, so many states.
-_SCREENED_NUMBERS, _LEAST_SCREENED_STATES = 1_000_000, 2_000
+_SCREENED_NUMBERS, _LEAST_SCREENED_STATES = 1_080_000, 2_000
 
 #: Regrets above this quantile of those above 0 count as that one: a few states, of which a failure is certain, would
 #: take all leaves.
@@ -80,21 +80,18 @@ def grow(
 
 def _most_used(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> np.ndarray:
     """Return the indices of the features that a tree on some of the states uses most."""
-    count = _num_screened(*features.shape)
+    count = min(len(features), max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // features.shape[1]))
     rows = np.random.default_rng(seed).choice(len(features), count, replace=False)
     importances = _fitted(features[rows], costs[rows], num_leaves, weighting, seed).feature_importances_
     return np.sort(np.argsort(-importances, kind="stable")[:MAX_FEATURES])
 
 
-def _num_screened(num_states: int, num_features: int) -> int:
-    return min(num_states, max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // num_features))
-
-
 def numbers_read(num_states: int, num_features: int) -> int:
-    """Return how many numbers, states times features, are read to grow a tree: what it takes is in proportion."""
-    if num_features <= MAX_FEATURES:
-        return num_states * num_features
-    return _num_screened(num_states, num_features) * num_features + num_states * MAX_FEATURES
+    """Return how many numbers, states times features, are read to grow a tree: what it takes is about in proportion.
+
+    With the first tree, many features take as long as three times those that are kept.
+    """
+    return num_states * min(num_features, 3 * MAX_FEATURES)
 
 
 def _split(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> Structure:

@@ -59,13 +59,6 @@ def test_of_many_features_those_that_matter_are_kept(monkeypatch):
         assert regret_of(tree, x, labels) < 0.1
 
 
-def test_the_numbers_that_are_read_grow_little_with_the_features():
-    assert growing.numbers_read(60_000, 8) == 480_000
-    assert growing.numbers_read(60_000, 72) < 2 * growing.numbers_read(60_000, 24)
-    assert growing.numbers_read(60_000, 4_160) < 10_000_000
-    assert growing.numbers_read(1_000, 72) == 1_000 * (72 + 24)
-
-
 def test_the_same_seed_grows_the_same_tree(monkeypatch):
     monkeypatch.setattr(growing, "_LEAST_SCREENED_STATES", 100)
     monkeypatch.setattr(growing, "_SCREENED_NUMBERS", 0)

@@ -184,7 +184,7 @@ def config_of(game: Game) -> DistillDQNConfig:
 def train_teacher(game: Game, seed: int, folder: Path) -> str:
     """Train a teacher by TD alone, and return its path."""
     config = config_of(game).distillation(teacher=None, td_coeff=1.0).debugging(seed=seed)
-    return _trained(config.training(**{"epsilon": EXPLORATION, **game.training}), game.env_steps, folder)
+    return train_to(config.training(**{"epsilon": EXPLORATION, **game.training}), game.env_steps, folder)
 
 
 def train_maskable_ppo(seed: int, folder: Path) -> str:
@@ -198,7 +198,8 @@ def train_maskable_ppo(seed: int, folder: Path) -> str:
     return str(path)
 
 
-def _trained(config: DistillDQNConfig, env_steps: int, folder: Path) -> str:
+def train_to(config: DistillDQNConfig, env_steps: int, folder: Path) -> str:
+    """Train for so many env steps, and return the path of the checkpoint."""
     algo = config.build_algo()
     try:
         while algo.num_env_steps < env_steps:
@@ -214,7 +215,7 @@ def measure(name: str, seed: int, folder: Path) -> dict[str, Any]:
     teacher = train_maskable_ppo(seed, folder) if name == "cards" else train_teacher(game, seed, folder / "teacher")
     trained = time.perf_counter()
     config = config_of(game).distillation(teacher=teacher).rl_module(model_config=STUDENT).debugging(seed=seed)
-    student = _trained(config, game.student_env_steps, folder / "student")
+    student = train_to(config, game.student_env_steps, folder / "student")
     distilled = time.perf_counter()
     played = compare(teacher, student, game.env, env_config=game.env_config, num_episodes=NUM_EPISODES, seed=FIRST_SEED)
     row: dict[str, Any] = {

@@ -28,6 +28,9 @@ import ray
 from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.evaluation.comparing import evaluate
 
+from games import train_to  # isort: skip
+from results_page import interval  # isort: skip
+
 GAMES = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 COMPRESSIONS = (0.25, 0.067, 0.037, 0.01)
 NUM_EPISODES = 200
@@ -107,24 +110,14 @@ def train_teacher(game: str, env_steps: int, folder: Path) -> None:
         )
         .distillation(teacher=None, td_coeff=1.0)
     )
-    _train(config, env_steps, folder)
-
-
-def _train(config: DistillDQNConfig, env_steps: int, folder: Path) -> None:
-    algo = config.build_algo()
-    try:
-        while algo.num_env_steps < env_steps:
-            result = algo.train()
-            print(algo.num_env_steps, result["env_runners"].get("episode_return_mean"), flush=True)
-        algo.save_to_path(str(folder.resolve()))
-    finally:
-        algo.stop()
+    train_to(config, env_steps, folder.resolve())
 
 
 def measure(game: str, compression: float, seed: int, teacher: Path, work: Path, env_steps: int) -> dict[str, Any]:
     """Train a student, and return its row."""
     began, folder = time.perf_counter(), work / f"{game}-{compression:g}-{seed}"
-    _train(config_of(game, seed).distillation(teacher=str(teacher), compression=compression), env_steps, folder)
+    config = config_of(game, seed).distillation(teacher=str(teacher), compression=compression)
+    train_to(config, env_steps, folder.resolve())
     seconds = time.perf_counter() - began
     played = compare(
         str(teacher), str(folder), MinAtar, env_config={"game": game}, num_episodes=NUM_EPISODES, seed=FIRST_SEED
@@ -151,8 +144,6 @@ def measure(game: str, compression: float, seed: int, teacher: Path, work: Path,
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return ratios by game and size: interquartile means over seeds, with 95 % intervals as `results.py` has them."""
-    from results_page import interval
-
     by_size: dict[float, dict[str, dict[str, Any]]] = {}
     for row in rows:
         played = {who: {"returns": row[f"{who}_returns"]} for who in ("teacher", "student", "random")}
@@ -205,7 +196,7 @@ def main() -> None:
                 with asked.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print({name: value for name, value in row.items() if not name.endswith("_returns")}, flush=True)
-    print(table(rows))
+    print(table([row for row in rows if row["env_steps"] == asked.env_steps]))
 
 
 if __name__ == "__main__":

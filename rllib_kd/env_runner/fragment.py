@@ -67,12 +67,15 @@ class Fragment:
         counts = ~np.concatenate([self.ended_before[np.newaxis], ended[:-1]])
         return counts, self._stacked(Columns.REWARDS), ended
 
-    def end_episodes(self, lengths: np.ndarray, returns: np.ndarray) -> tuple[list[int], list[float]]:
-        """Add the steps to the running episodes, `[N]`; return the lengths and returns of the ended ones in order.
+    def end_episodes(self, lengths: np.ndarray, returns: np.ndarray) -> tuple[int, list[int], list[float]]:
+        """Add the steps to the running episodes, `[N]`.
 
         Args:
             lengths: lengths of the running episodes, which change in place; a new episode begins at 0.
             returns: their returns, likewise.
+
+        Returns:
+            The number of steps whose action counted, and the lengths and returns of the ended episodes in order.
         """
         ended_lengths: list[int] = []
         ended_returns: list[float] = []
@@ -84,7 +87,7 @@ class Fragment:
                 ended_lengths += lengths[ends].tolist()
                 ended_returns += returns[ends].tolist()
                 lengths[ends], returns[ends] = 0, 0.0
-        return ended_lengths, ended_returns
+        return int(counts.sum()), ended_lengths, ended_returns
 
     def find_not_finite(self) -> tuple[NotFinite, str] | None:
         """Return the first environment with rewards or observations that are not finite, and the method they come from.

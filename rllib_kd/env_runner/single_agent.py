@@ -404,10 +404,9 @@ class DistillEnvRunner(RecordingEnvRunner):
 
     def _log_fragment(self, fragment: Fragment) -> None:
         """Log the metrics that RLlib's own loop logs."""
-        lengths, returns = fragment.end_episodes(self._lengths, self._returns)
+        num_steps, lengths, returns = fragment.end_episodes(self._lengths, self._returns)
         log_episodes(self, lengths, returns)
-        counts, _, _ = fragment.transitions()
-        self._increase_sampled_metrics(int(counts.sum()), len(lengths))
+        self._increase_sampled_metrics(num_steps, len(lengths))
 
     # --- RLlib's way --------------------------------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ _FIRST, _FACTOR = 1_000, 1.35
 #: States that a tree is grown on.
 MAX_STATES = 60_000
 #: What growing a tree takes, in states that could be sampled at 10,000 a second meanwhile: for each tree, and for each
-#: number that is read for it (measured: 10 ms and, in the mean of the variants, 0.5 µs). The next regrowth
-#: waits for so many.
+#: number that is read for it (measured: 10 ms and, in the mean of the variants, 0.5 µs). The next regrowth waits for
+#: so many.
 _STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.005
 #: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
 #: regret. docs/pages/trees.md has what was measured: none is the best everywhere.

@@ -8,7 +8,7 @@ evaluation has many episodes. Needs `pip install -e '.[box2d]'`.
 
 from rllib_kd import DistillDQNConfig
 
-ENV_STEPS = 600_000
+ENV_STEPS = 300_000
 
 config = (
     DistillDQNConfig()
@@ -29,7 +29,7 @@ config = (
         epsilon=[[0, 1.0], [50_000, 0.02]],  # env steps
     )
     .distillation(teacher=None, td_coeff=1.0)
-    .evaluation(evaluation_interval=1, evaluation_duration=200)
+    .evaluation(evaluation_interval=2, evaluation_duration=100)
     .reporting(min_sample_timesteps_per_iteration=30_000)
     .debugging(seed=0)
 )

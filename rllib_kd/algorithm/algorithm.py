@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import nullcontext
 from functools import partial
@@ -18,6 +19,7 @@ from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     ENV_RUNNER_SAMPLING_TIMER,
+    EPISODE_LEN_MEAN,
     LEARNER_RESULTS,
     LEARNER_UPDATE_TIMER,
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
@@ -26,7 +28,6 @@ from ray.rllib.utils.metrics import (
 )
 from ray.tune.registry import register_trainable
 
-from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
 from rllib_kd.algorithm.concrete import concrete_config
@@ -51,22 +52,21 @@ from rllib_kd.algorithm.preflight import (
 from rllib_kd.algorithm.recorded import check_can_play, check_recorded, make_sampling, recorded_spaces
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
-from rllib_kd.algorithm.restarts import Restarts
+from rllib_kd.algorithm.restarts import Arena, Restarts
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.students import Students, new_student, warn_of_large_students
 from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT, Teachers
 from rllib_kd.algorithm.unusable_states import UnusableStates
-from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replacing import replacing
 from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve
 from rllib_kd.checkpoints.whole import lacking
-from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled
 from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.learner.learner import STATE_AFTER_UPDATE
+from rllib_kd.networks.weights import with_weights
 from rllib_kd.offline.data import open_files
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
@@ -249,6 +249,9 @@ class DistillDQN(DQN):
             held_out=self._sampling.held_out_results(),
         ) | self._sampling.progress(self.num_gradient_steps)
         if self.config.num_copies > 1:
+            length = results[ENV_RUNNER_RESULTS].get(EPISODE_LEN_MEAN, math.nan)
+            if self._restarts.is_look_due(self.num_env_steps, length):
+                self._restarts.look(Arena.of(self.config, self.get_copies(), self.env_runner), self.num_env_steps)
             results["distillation"]["validation"] = self._restarts.results()
         self._patience.look_at(results, self.num_env_steps)
         return results
@@ -265,8 +268,8 @@ class DistillDQN(DQN):
         self._choose_restarts()
         students = {}
         for name in self._students.names:
-            acting = self._restarts.chosen(name)
-            self.eval_env_runner_group.foreach_env_runner(lambda env_runner, acting=acting: env_runner.let_act(acting))
+            acting = name, self._restarts.weights(name)
+            self.eval_env_runner_group.foreach_env_runner(lambda runner, acting=acting: runner.let_act(*acting))
             students[name] = self._evaluate(*args, **kwargs)
             self._returns.take_evaluation(students[name], of=name)
         return {**students[name], "students": students} if self.config.students else students[name]
@@ -322,19 +325,15 @@ class DistillDQN(DQN):
         self._choose_restarts()
         if not self.config.members:
             return super().get_module(module_id)
-        return self.env_runner.family[self._restarts.chosen(module_id)]
+        module, weights = self.env_runner.family[module_id], self._restarts.weights(module_id)
+        return module if weights is None else with_weights(module, weights)
 
     def _choose_restarts(self) -> None:
         """Let validation episodes choose a copy of each student, unless they have done so since the last update."""
-        if self.config.num_copies == 1 or not self.config.num_validation_episodes:
-            return
-        num_updates = self._replay_ratio.num_updates
-        if not num_updates or self._restarts.are_chosen(num_updates):
-            return
-        copies = self.get_copies()
-        make_env = None if self.config.env is None else env_maker(self.config.env, self.config.env_config)
-        pipeline = pipeline_of(_rllib.env_to_module(self.env_runner), next(iter(copies.values())))
-        self._restarts.choose(self.learner_group, copies, make_env, pipeline, num_updates)
+        num_updates, env_steps = self._replay_ratio.num_updates, self.num_env_steps
+        if self._restarts.is_choice_due(num_updates):
+            arena = Arena.of(self.config, self.get_copies(), self.env_runner)
+            self._restarts.choose(arena, self.learner_group, num_updates=num_updates, env_steps=env_steps)
 
     def get_copies(self) -> dict[str, Any]:
         """Return the current modules by ID: all students of a family, and with restarts all copies. None is chosen."""

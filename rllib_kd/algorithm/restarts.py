@@ -1,4 +1,4 @@
-"""Restarts: choose which copy of a student becomes the student."""
+"""Restarts: choose which copy of a student, at which time of its training, becomes the student."""
 
 from __future__ import annotations
 
@@ -6,32 +6,84 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 from ray.rllib.core.learner.learner_group import LearnerGroup
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.dead_learners import ask_learners
+from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.environments.failures import EnvFailedError
+from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.halving import halve, num_played
 from rllib_kd.evaluation.validation import Validation, validate
+from rllib_kd.networks.weights import Weights, weights_of, with_weights
 from rllib_kd.observations.pipeline import ObservationPipeline
-from rllib_kd.students.restarts import by_student
+from rllib_kd.students.restarts import by_student, student_of
 
 logger = logging.getLogger(__name__)
 
+#: A look plays this share of the validation episodes. The best snapshots of all looks are kept, so many.
+_SHARE_OF_LOOK, _NUM_KEPT = 0.25, 4
+#: The first look is not before so many env steps, and the next one after so many times more.
+_FIRST_LOOK, _FACTOR = 20_000, 1.5
+#: A look plays at most so many env steps for each that was sampled since the last one.
+_MOST_PLAYED = 2.0
 
-#: Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): a round ends after each of these shares of the
-#: episodes, and the better half of the copies plays on, at least so many.
-_ROUND_ENDS, _LEAST_THAT_PLAY = (0.25, 0.5, 1.0), 3
+
+class Arena(NamedTuple):
+    """Who plays validation episodes, and in what.
+
+    Args:
+        copies: current modules of all copies, by ID.
+        make_env: makes one environment; None: there is none.
+        pipeline: from the environment's observations to the modules' inputs.
+    """
+
+    copies: Mapping[str, Any]
+    make_env: Callable[[], gym.Env] | None
+    pipeline: ObservationPipeline
+
+    @classmethod
+    def of(cls, config: Any, copies: Mapping[str, Any], env_runner: Any) -> Arena:
+        """Return that of a run, by its config and its EnvRunner."""
+        make_env = None if config.env is None else env_maker(config.env, config.env_config)
+        return cls(copies, make_env, pipeline_of(_rllib.env_to_module(env_runner), next(iter(copies.values()))))
+
+
+class Snapshot(NamedTuple):
+    """A copy of a student at a time of training.
+
+    Args:
+        copy: module ID of the copy.
+        env_steps: env steps sampled until then.
+        weights: its weights.
+        returns: undiscounted returns in the first validation episodes; none if it has not played.
+    """
+
+    copy: str
+    env_steps: int
+    weights: Weights
+    returns: Sequence[float] = ()
+
+    @classmethod
+    def of(cls, name: str, module: Any, env_steps: int, returns: Sequence[float] = ()) -> Snapshot:
+        """Return the snapshot of a module as it is now."""
+        return cls(name, env_steps, weights_of(module), returns)
 
 
 class Restarts:
     """Chooses a copy of each student by validation episodes. Training itself does not depend on the choice.
 
+    From time to time there is a *look*: a few episodes of all copies, after which the best one is kept as a snapshot. A
+    *choice* is made among the copies of its time and the kept snapshots. What DAgger promises, it promises for the best
+    student of the sequence, not for the last (Ross et al. 2011, arXiv 1011.0686).
+
     Args:
         num_copies: copies of each student.
-        num_episodes: validation episodes of each copy.
+        num_episodes: validation episodes of a choice.
     """
 
     NOT_SAVED: ClassVar = frozenset({"_num_episodes"})
@@ -39,91 +91,147 @@ class Restarts:
     def __init__(self, num_copies: int, num_episodes: int):
         self._num_copies, self._num_episodes = num_copies, num_episodes
         self._chosen_at = -1  # gradient steps, and regrowths of trees, at the last choice
-        self._chosen: dict[str, str] = {}  # module ID of the chosen copy, by student
-        self._exchanged: dict[str, str] = {}  # module IDs exchanged in the checkpoint being saved or restored
-        #: Of all choices so far.
+        self._chosen: dict[str, Snapshot] = {}  # by student
+        self._looked_at = 0  # env steps of training at the last look
+        self._kept: dict[str, list[Snapshot]] = {}  # by student, the best first
+        #: Of copies that have a chosen one's place, in the checkpoint that is being saved or restored.
+        self._displaced: dict[str, Weights] = {}
+        #: Of all looks and choices so far.
         self._env_steps = 0
         self._seconds = 0.0
-        self._returns: dict[str, float] = {}  # mean of each student, as it was chosen
 
-    def chosen(self, student: str) -> str:
-        """Return the module ID of the copy chosen for a student."""
-        return self._chosen.get(student, student)
+    def weights(self, student: str) -> Weights | None:
+        """Return the weights chosen for a student; None if there was no choice yet."""
+        return self._chosen[student].weights if student in self._chosen else None
 
-    def are_chosen(self, num_updates: int) -> bool:
-        """Return whether nothing was learned since the last choice."""
-        return self._chosen_at == num_updates
+    def is_choice_due(self, num_updates: int) -> bool:
+        """Return whether something was learned since the last choice, after so many updates."""
+        return self._chooses and num_updates not in (0, self._chosen_at)
 
-    def choose(
-        self,
-        learner_group: LearnerGroup,
-        modules: Mapping[str, Any],
-        make_env: Callable[[], gym.Env] | None,
-        pipeline: ObservationPipeline,
-        num_updates: int,
-    ) -> None:
+    def is_look_due(self, env_steps: int, episode_length: float) -> bool:
+        """Return whether copies are to be looked at, which depends on nothing but the run.
+
+        Args:
+            env_steps: env steps of training so far.
+            episode_length: mean length of its episodes lately; NaN if none has ended.
+        """
+        if not self._chooses or env_steps < max(_FIRST_LOOK, _FACTOR * self._looked_at):
+            return False
+        played = num_played(self._num_copies, self._num_looked_at) * episode_length
+        return played <= _MOST_PLAYED * (env_steps - self._looked_at)  # NaN: not due
+
+    @property
+    def _chooses(self) -> bool:
+        return self._num_copies > 1 and self._num_episodes > 0
+
+    @property
+    def _num_looked_at(self) -> int:
+        """Return how many episodes the best copies play in a look."""
+        return math.ceil(_SHARE_OF_LOOK * self._num_episodes)
+
+    def look(self, arena: Arena, env_steps: int) -> None:
+        """Let all copies play a few episodes, and keep each student's best one.
+
+        Args:
+            arena: without an environment, nothing happens.
+            env_steps: env steps of training so far.
+        """
+        if arena.make_env is None:
+            return
+        self._looked_at = env_steps
+        names = by_student(arena.copies)
+        try:
+            played = self._play(names, arena, self._num_looked_at)
+        except (EnvFailedError, ValueError) as error:
+            logger.warning("Validation failed, so no copies of %d env steps are kept: %s", env_steps, error)
+            return
+        for student, own in names.items():
+            best = played.best(own)[0]
+            snapshot = Snapshot.of(best, arena.copies[best], env_steps, played.returns[best])
+            kept = [*self._kept.get(student, ()), snapshot]
+            self._kept[student] = sorted(kept, key=lambda one: -float(np.mean(one.returns)))[:_NUM_KEPT]
+
+    def choose(self, arena: Arena, learner_group: LearnerGroup, *, num_updates: int, env_steps: int) -> None:
         """Play validation episodes, and choose each student's best copy; if that fails, the one with the least regret.
 
         Args:
+            arena: without an environment, the copies with the least regret are chosen.
             learner_group: Learners that measure the Q-regrets.
-            modules: current modules of all copies.
-            make_env: makes one environment; None: there is none, and the copies with the least regret are chosen.
-            pipeline: from the environment's observations to the modules' inputs.
             num_updates: gradient steps and regrowths of trees so far.
+            env_steps: env steps of training so far.
         """
-        copies = self._choose_by_regret(learner_group, modules, num_updates)
-        if make_env is None:
+        regrets = _mean_regrets(learner_group)
+        copies = arena.copies
+        names = {student: _by_regret(own, regrets) for student, own in by_student(copies).items()}
+        self._chosen_at = num_updates
+        self._chosen = {student: Snapshot.of(own[0], copies[own[0]], env_steps) for student, own in names.items()}
+        if arena.make_env is None:
             return
-
-        def play(names: Sequence[str], first: int, count: int) -> Validation:
-            players = {name: modules[name] for name in names}
-            return validate(make_env, players, pipeline, count, first_episode=first)
-
+        kept = {f"{one.copy} at {one.env_steps}": one for own in self._kept.values() for one in own}
+        for name, one in kept.items():
+            names[student_of(one.copy)].append(name)  # behind those of now, which have learned for longer
+        modules = {name: with_weights(copies[one.copy], one.weights) for name, one in kept.items()}
         try:
-            played = _halve(copies, self._num_episodes, play)
+            played = self._play(names, arena._replace(copies={**copies, **modules}), self._num_episodes, kept)
         except (EnvFailedError, ValueError) as error:
             logger.warning(
                 "Validation failed, so the copies with the lowest Q-regret on the replay's states were chosen: %s",
                 error,
             )
             return
-        self._chosen = {student: played.best(names)[0] for student, names in copies.items()}
-        self._count(played)
+        for student, own in names.items():
+            best = played.best(own)[0]
+            of = kept.get(best) or Snapshot.of(best, copies[best], env_steps)
+            self._chosen[student] = of._replace(returns=played.returns[best])
 
-    def _choose_by_regret(
-        self, learner_group: LearnerGroup, modules: Mapping[str, Any], num_updates: int
-    ) -> dict[str, list[str]]:
-        """Choose each student's copy with the least Q-regret on states of the replays; return all in this order."""
-        regrets = _mean_regrets(learner_group)
-        copies = {student: _by_regret(names, regrets) for student, names in by_student(modules).items()}
-        self._chosen_at, self._returns = num_updates, {}
-        self._chosen = {student: names[0] for student, names in copies.items()}
-        return copies
+    def _play(
+        self, names: dict[str, list[str]], arena: Arena, num_episodes: int, kept: Mapping[str, Snapshot] | None = None
+    ) -> Validation:
+        """Play in rounds, shorten `names` to those left, and return what they played."""
+        make_env, pipeline = arena.make_env, arena.pipeline
+        assert make_env is not None
+
+        def play(players: Sequence[str], first: int, count: int) -> Validation:
+            modules = {name: arena.copies[name] for name in players}
+            return validate(make_env, modules, pipeline, count, first_episode=first)
+
+        known = {name: one.returns for name, one in (kept or {}).items()}
+        played = halve(names, num_episodes, play, known)
+        self._env_steps += played.env_steps
+        self._seconds += played.seconds
+        means = {student: float(np.mean(played.returns[played.best(own)[0]])) for student, own in names.items()}
+        logger.info(
+            "Validation: up to %d episodes each of %d copies, in %.1f s. Mean returns of the best: %s",
+            num_episodes,
+            len(played.returns),
+            played.seconds,
+            means,
+        )
+        return played
 
     @contextmanager
     def in_their_places(self, learner_group: LearnerGroup) -> Iterator[None]:
-        """Give the chosen copies the names of their students on the Learners, while a checkpoint is saved."""
-        pairs = {student: name for student, name in self._chosen.items() if name != student}
-        _exchange(learner_group, pairs)
-        self._exchanged = pairs
+        """Give the chosen weights to the modules with their students' names, while a checkpoint is saved."""
+        self._displaced = _give_weights(learner_group, {name: one.weights for name, one in self._chosen.items()})
         try:
             yield
         finally:
-            self._exchanged = {}
-            _exchange(learner_group, pairs)
+            self.put_back(learner_group)
 
     def put_back(self, learner_group: LearnerGroup) -> bool:
-        """Undo the exchange of a restored checkpoint, and return whether there was one."""
-        pairs, self._exchanged = self._exchanged, {}
-        _exchange(learner_group, pairs)
-        return bool(pairs)
+        """Give modules their own weights again, also those of a restored checkpoint; return whether there were some."""
+        displaced, self._displaced = self._displaced, {}
+        _give_weights(learner_group, displaced)
+        return bool(displaced)
 
     def results(self) -> dict[str, Any]:
         """Return the entry `validation` of a training result."""
+        played = {student: one for student, one in self._chosen.items() if one.returns}
         return {
             "env_steps_lifetime": self._env_steps,
             "seconds_lifetime": self._seconds,
-            "episode_return_mean": dict(self._returns),
+            "episode_return_mean": {student: float(np.mean(one.returns)) for student, one in played.items()},
+            "chosen_at_env_steps": {student: one.env_steps for student, one in self._chosen.items()},
         }
 
     def get_state(self) -> dict[str, Any]:
@@ -131,55 +239,52 @@ class Restarts:
         return {
             "num_copies": self._num_copies,
             "chosen_at": self._chosen_at,
-            "chosen": dict(self._chosen),
-            "exchanged": dict(self._exchanged),
+            "chosen": {student: one._asdict() for student, one in self._chosen.items()},
+            "looked_at": self._looked_at,
+            "kept": {student: [one._asdict() for one in own] for student, own in self._kept.items()},
+            "displaced": dict(self._displaced),
             "env_steps": self._env_steps,
             "seconds": self._seconds,
-            "returns": dict(self._returns),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Check that a state of `get_state()` has the same number of copies.
 
         Raises:
-            ValueError: it has another number.
+            ValueError: it has another number, or it is of a development version that kept no snapshots.
         """
         if state["num_copies"] != self._num_copies:
             raise ValueError(
                 f"This checkpoint has restarts={state['num_copies']}, but this run has restarts={self._num_copies}. To "
                 f"continue from it, set restarts={state['num_copies']}."
             )
+        if self._num_copies > 1 and "kept" not in state:
+            raise ValueError(
+                "This checkpoint has restarts of a development version of 0.2, which this version cannot continue. "
+                "Train again. Its student can be loaded all the same."
+            )
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore the state of `get_state()`.
 
         Raises:
-            ValueError: the state has another number of copies.
+            ValueError: as `check()`.
         """
         self.check(state)
-        self._chosen_at = state["chosen_at"]
-        self._chosen = dict(state["chosen"])
-        self._exchanged = dict(state["exchanged"])
-        self._env_steps = state["env_steps"]
-        self._seconds = state["seconds"]
-        self._returns = dict(state["returns"])
-
-    def _count(self, played: Validation) -> None:
-        self._env_steps += played.env_steps
-        self._seconds += played.seconds
-        self._returns = {student: float(np.mean(played.returns[name])) for student, name in self._chosen.items()}
-        logger.info(
-            "Validation: %d episodes each of %d copies, in %.1f s. Mean returns of the best: %s",
-            self._num_episodes,
-            len(played.returns),
-            played.seconds,
-            self._returns,
-        )
+        if self._num_copies == 1:
+            return
+        self._chosen_at, self._looked_at = state["chosen_at"], state["looked_at"]
+        self._chosen = {student: Snapshot(**one) for student, one in state["chosen"].items()}
+        self._kept = {student: [Snapshot(**one) for one in own] for student, own in state["kept"].items()}
+        self._displaced = dict(state["displaced"])
+        self._env_steps, self._seconds = state["env_steps"], state["seconds"]
 
 
-def _exchange(learner_group: LearnerGroup, pairs: Mapping[str, str]) -> None:
-    if pairs:
-        ask_learners(learner_group, lambda learner: learner.exchange(pairs))
+def _give_weights(learner_group: LearnerGroup, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+    """Give weights to modules on all Learners, by module ID, and return those that they had."""
+    if not weights:
+        return {}
+    return ask_learners(learner_group, lambda learner: learner.give_weights(weights))[0]
 
 
 def _mean_regrets(learner_group: LearnerGroup) -> dict[str, float]:
@@ -192,24 +297,3 @@ def _mean_regrets(learner_group: LearnerGroup) -> dict[str, float]:
 def _by_regret(names: Sequence[str], regrets: Mapping[str, float]) -> list[str]:
     """Return the copies in the order of their regrets, those without one last."""
     return sorted(names, key=lambda name: (math.isnan(regrets[name]), regrets[name]))
-
-
-def _halve(
-    copies: dict[str, list[str]], num_episodes: int, play: Callable[[Sequence[str], int, int], Validation]
-) -> Validation:
-    """Play in rounds, each with fewer copies of each student.
-
-    Args:
-        copies: copies by student; of equal ones the first are preferred. The lists are shortened to those left.
-        num_episodes: episodes of those that play all.
-        play: plays with some copies from one episode on, so many.
-    """
-    played, first = Validation({name: [] for names in copies.values() for name in names}, 0, 0.0), 0
-    for share in _ROUND_ENDS:
-        last = math.ceil(share * num_episodes)
-        for student, names in copies.items() if first else ():
-            copies[student] = played.best(names, max(_LEAST_THAT_PLAY, math.ceil(0.5 * len(names))))
-        if last > first:
-            played += play([name for names in copies.values() for name in names], first, last - first)
-        first = last
-    return played

@@ -18,6 +18,7 @@ from rllib_kd import _rllib
 from rllib_kd.env_runner.column_sampler import ExplainingEnvRunner
 from rllib_kd.env_runner.legal import choosing_legally, put_masks_in_infos
 from rllib_kd.environments.returned import unusable_mask
+from rllib_kd.networks.weights import Weights, with_weights
 from rllib_kd.observations.masks import LegalActions, MaskError
 
 
@@ -74,12 +75,16 @@ class StudentsEnvRunner(ExplainingEnvRunner):
             module.to(self._device)
         self.let_act(next(iter(members)))
 
-    def let_act(self, name: str) -> None:
-        """Let the student of this name act. A recurrent one begins new episodes: of those running it has no state."""
+    def let_act(self, name: str, weights: Weights | None = None) -> None:
+        """Let the student of this name act, or a copy of it with other weights, which no later ones replace.
+
+        A recurrent one begins new episodes: of those running it has no state.
+        """
         assert self.family is not None
-        if self.module is not self.family[name] and self.family[name].is_stateful():
+        acting = self.family[name] if weights is None else with_weights(self.family[name], weights)
+        if self.module is not acting and acting.is_stateful():
             _rllib.reset_next(self)
-        self.module = self.family[name]
+        self.module = acting
 
     @override(SingleAgentEnvRunner)
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -311,13 +311,6 @@ class StudentGroup:
             if name in self.students:
                 self.students[name].set_state(student_state)
 
-    def exchange(self, one: str, other: str) -> None:
-        """Swap two students of the same shape, outside of an update."""
-        for learner in self.learners:
-            if isinstance(learner, StackedStudents):
-                learner.exchange(one, other)
-        self.students[one].exchange(self.students[other])
-
     def replay_arrays(self, *, with_rows: bool = True) -> dict[str, np.ndarray]:
         """Return the replay as arrays: columns as `columns/<name>`, unless left out, and the rest by its name."""
         state = self.replay.get_state(with_rows=with_rows)

@@ -37,6 +37,7 @@ from rllib_kd.learner.sequences import kinds_of
 from rllib_kd.learner.student import StackedStudents, Student, forward, make_student, members_of, stackable
 from rllib_kd.learner.trees import TreeStudent
 from rllib_kd.networks.trees.module import TreeRLModule
+from rllib_kd.networks.weights import Weights, set_weights, weights_of
 from rllib_kd.schedules import value_at
 from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import pack_weights, receive
@@ -313,14 +314,12 @@ class DistillDQNTorchLearner(DQNTorchLearner):
         """Return the mean regret of each module on states of the replay, in units of the labels; NaN without states."""
         return {name: regret for group in self.groups.values() for name, regret in group.q_regret().items()}
 
-    def exchange(self, pairs: Mapping[str, str]) -> None:
-        """Swap modules that are copies of each other, with optimizer state and statistics.
-
-        Args:
-            pairs: module ID → module ID.
-        """
-        for one, other in pairs.items():
-            self._group_of(one).exchange(one, other)
+    def give_weights(self, weights: Mapping[str, Weights]) -> dict[str, Weights]:
+        """Give weights to modules by ID, outside of an update, until they get back their own, which are returned."""
+        had: dict[str, Weights] = {name: weights_of(self.module[name], new) for name, new in weights.items()}
+        for name, new in weights.items():
+            set_weights(self.module[name], new)
+        return had
 
     def _forget_training_weights(self) -> None:
         for group in self.groups.values():

@@ -24,7 +24,7 @@ from rllib_kd.learner.group import MAX_METRIC_STATES, StudentGroup
 from rllib_kd.learner.label_statistics import QScale
 from rllib_kd.learner.observation_scale import ObservationScale
 from rllib_kd.learner.replay import ColumnarReplay, default_capacity
-from rllib_kd.learner.student import StackedStudents, Student, exchange_in_optimizers
+from rllib_kd.learner.student import StackedStudents, Student
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.recurrent import (
@@ -131,12 +131,6 @@ class RecurrentStudents(StackedStudents):
         for student in self.members:
             student.leave()
         self.averages = []
-
-    def exchange(self, one: str, other: str) -> None:
-        """Swap two members of one shape in the optimizer."""
-        by_name = {student.name: student.params for student in self.members}
-        assert self.optimizer is not None  # it is set as soon as there is one
-        exchange_in_optimizers(by_name[one], self.optimizer, by_name[other], self.optimizer)
 
     def optimizer_state(self, saved: Mapping[str, Any]) -> None:
         """Return None: no earlier checkpoint has their optimizer in another form."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any, ClassVar
@@ -164,17 +164,6 @@ class Student:
         """Forget the weights that learn: learning continues from those in the module, whose outputs are Q-values."""
         self.training_weights, self.unrounded, self._starts_normalized = None, None, False
 
-    def exchange(self, other: Student) -> None:
-        """Swap weights and training state with a student of the same shape, outside of an update."""
-        _swap(self.module.state_dict().values(), other.module.state_dict().values())
-        self.training_weights, other.training_weights = other.training_weights, self.training_weights
-        self.unrounded, other.unrounded = other.unrounded, self.unrounded
-        self._starts_normalized, other._starts_normalized = other._starts_normalized, self._starts_normalized
-        if self.feature_map is not None and other.feature_map is not None:
-            _swap(self.feature_map.state_dict().values(), other.feature_map.state_dict().values())
-        if self.optimizer is not None and other.optimizer is not None:
-            exchange_in_optimizers(self.params, self.optimizer, other.params, other.optimizer)
-
     def get_state(self) -> dict[str, Any]:
         """Return the state that is neither the module's nor the optimizer's."""
         state: dict[str, Any] = {
@@ -306,18 +295,6 @@ class StackedStudents:
                 stack.unpack(list(islice(averages, len(stack.params))), stack.averages)
         for student in self.members:
             student.leave()
-
-    def exchange(self, one: str, other: str) -> None:
-        """Swap two members of one shape in the optimizer, which has them side by side. Others swap their modules."""
-        stack = next((stack for stack in self._stacks if {one, other} <= set(stack.names)), None)
-        if stack is None:
-            return
-        assert self.optimizer is not None  # it is set as soon as there is one
-        pair = [stack.names.index(one), stack.names.index(other)]
-        for param in stack.params:
-            for value in self.optimizer.state[param].values():
-                if value.shape == param.shape:  # not the count of steps
-                    value[pair] = value[pair[::-1]]
 
     @property
     def name(self) -> str:
@@ -470,22 +447,6 @@ def _weights_of_pairs(module: Any) -> tuple[list[Tensor], list[Tensor]]:
         if weight.is_floating_point()
     ]
     return [target_weight for target_weight, _ in pairs], [weight for _, weight in pairs]
-
-
-def exchange_in_optimizers(
-    params: Sequence[Tensor], optimizer: torch.optim.Optimizer, others: Sequence[Tensor], other: torch.optim.Optimizer
-) -> None:
-    """Swap what optimizers, which may be one, know of parameters, with that of others."""
-    for param, counterpart in zip(params, others, strict=True):
-        optimizer.state[param], other.state[counterpart] = other.state[counterpart], optimizer.state[param]
-
-
-@torch.no_grad()
-def _swap(tensors: Iterable[Tensor], others: Iterable[Tensor]) -> None:
-    for tensor, other in zip(tensors, others, strict=True):
-        kept = tensor.clone()
-        tensor.copy_(other)
-        other.copy_(kept)
 
 
 @torch.no_grad()

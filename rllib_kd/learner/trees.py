@@ -64,10 +64,6 @@ class TreeStudent:
     def restore_feature_map(self, state: Mapping[str, Any]) -> None:
         """Do nothing: trees have no features that a teacher's could match."""
 
-    def exchange(self, other: TreeStudent) -> None:
-        """Swap the trees with a copy."""
-        self.module.tree, other.module.tree = other.module.tree, self.module.tree
-
     def get_state(self) -> dict[str, Any]:
         """Return nothing: the module's state is all that there is."""
         return {}

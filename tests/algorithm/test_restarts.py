@@ -1,20 +1,20 @@
 """Restarts: copies of a student side by side, of which validation episodes choose the best."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import ray
 import torch
 
 from rllib_kd import DistillDQN, DistillDQNConfig, Teacher, load_teacher
-from rllib_kd.algorithm.restarts import _by_regret, _halve
+from rllib_kd.algorithm.restarts import Arena, Restarts, Snapshot, _by_regret
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.halving import halve, num_played
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.evaluation.validation import Validation, validate
+from rllib_kd.networks.weights import weights_of
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import REGRET_FACTORS, by_student, is_named, names_of
 from tests.conftest import CARTPOLE_OBS, make_q_module
@@ -53,15 +53,15 @@ def test_no_spread_where_there_is_nothing_to_spread():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"loss": "kl", "regret_coeff": 1.0},  # else it belongs to the places, and not to the copies
+        {"loss": "kl"},
         {"loss": "mse"},
         {"loss": "mse", "td_coeff": 0.5},
-        {"loss": "kl", "feature_coeff": 0.1, "regret_coeff": 1.0},
+        {"loss": "kl", "feature_coeff": 0.1},
     ],
     ids=["stacked", "stacked, on a scale", "with TD", "with features"],
 )
-def test_copies_that_change_places_learn_on_as_they_would_have(cluster, settings):
-    """Two Learners see the same; in one of them two copies change places half way."""
+def test_weights_that_a_copy_has_for_a_while_are_not_learned_from(cluster, settings):
+    """Two Learners see the same; in one of them a copy has another's weights between two updates."""
     names = ("obs", "teacher_q", "actions", "rewards", "terminateds", "truncateds", "valid")
     columns = fragment(names=names)
     if "feature_coeff" in settings:
@@ -69,14 +69,15 @@ def test_copies_that_change_places_learn_on_as_they_would_have(cluster, settings
     one, other = (make_learner(config_of(restarts=3, **settings)) for _ in range(2))
     for learner in (one, other):
         learner.update([ray.put(columns)], num_gradient_steps=5)
-    other.exchange({"default_policy": "default_policy__restart_2"})
+    acts = weights_of(other.module["default_policy__restart_2"], ["encoder.net.mlp.0.weight"])
+    had = other.give_weights({"default_policy": acts})
+    np.testing.assert_array_equal(first_layer(other.module["default_policy"]), acts["encoder.net.mlp.0.weight"])
+    other.give_weights(had)
     for learner in (one, other):
         learner.update([], num_gradient_steps=5)
-    expected = {name: module.state_dict() for name, module in one.module.items()}
-    places = dict(zip(COPIES, reversed(COPIES), strict=True))
     for name, module in other.module.items():
         for key, value in module.state_dict().items():
-            torch.testing.assert_close(value, expected[places[name]][key], rtol=0, atol=0)
+            torch.testing.assert_close(value, one.module[name].state_dict()[key], rtol=0, atol=0)
 
 
 def test_regret_ranks_copies_by_what_they_choose(cluster):
@@ -146,7 +147,7 @@ def trained(cluster):
     algo.stop()
 
 
-def weights_of(algo):
+def learned(algo):
     return algo.learner_group.get_state()["learner"]["rl_module"]
 
 
@@ -157,6 +158,10 @@ def same_weights(one, other):
             np.testing.assert_array_equal(other[name][key], value)
 
 
+def fail(*_, **__):
+    raise EnvFailedError("The environment has raised.")
+
+
 def first_layer(module):
     return module.state_dict()["encoder.net.mlp.0.weight"].clone()
 
@@ -164,10 +169,10 @@ def first_layer(module):
 def test_the_best_copy_is_what_is_given_and_saved_and_training_goes_on_as_without(trained, tmp_path):
     result = trained.train()["distillation"]
     assert result["student_params"] == 30  # one copy's
-    before = weights_of(trained)
+    before = learned(trained)
     chosen = first_layer(trained.get_module())
     path = trained.save_to_path(str(tmp_path / "saved"))
-    same_weights(before, weights_of(trained))  # neither has changed the run
+    same_weights(before, learned(trained))  # neither has changed the run
     own = list(names_of("default_policy", 5))
     assert sum(np.array_equal(chosen, before[name]["encoder.net.mlp.0.weight"]) for name in own) == 1
 
@@ -181,34 +186,137 @@ def test_the_best_copy_is_what_is_given_and_saved_and_training_goes_on_as_withou
     try:
         np.testing.assert_array_equal(chosen, first_layer(restored.get_module()))
         assert restored.train()["distillation"]["validation"] == trained_on  # nothing was played again
-        same_weights(weights_of(trained), weights_of(restored))
+        same_weights(learned(trained), learned(restored))
     finally:
         restored.stop()
 
 
-@pytest.mark.slow
-def test_evaluations_are_of_the_copy_that_a_checkpoint_has(trained, tmp_path, monkeypatch):
-    """Whichever it is: here one after the other, as a choice would."""
+@pytest.mark.parametrize("env_steps", [1_000, 2_000], ids=["of an earlier time", "of now"])
+def test_a_chosen_snapshot_is_what_is_evaluated_given_saved_and_restored(trained, tmp_path, monkeypatch, env_steps):
     trained.evaluate()  # RLlib does not send these weights to the EnvRunners of evaluations again
-    for name in names_of("default_policy", 5):
-        monkeypatch.setattr(trained._restarts, "_chosen", {"default_policy": name})
-        monkeypatch.setattr(trained._restarts, "are_chosen", lambda _: True)
-        trained.evaluate()
-        acting = first_layer(trained.eval_env_runner.module)
-        np.testing.assert_array_equal(acting, weights_of(trained)[name]["encoder.net.mlp.0.weight"])
-        saved = load_teacher(trained.save_to_path(str(tmp_path / name))).module
-        np.testing.assert_array_equal(acting, first_layer(saved))
-
-
-def test_after_a_restore_evaluations_are_of_the_chosen_copy(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(trained._restarts, "_chosen", {"default_policy": "default_policy__restart_3"})
-    monkeypatch.setattr(trained._restarts, "are_chosen", lambda _: True)
-    chosen = first_layer(trained.get_module())
-    path = trained.save_to_path(str(tmp_path / "saved"))
-    trained.restore_from_path(path)
+    before = learned(trained)
+    copies = trained.get_copies()
+    chosen = Snapshot.of("default_policy__restart_3", copies["default_policy__restart_3"], env_steps)
+    if env_steps < 2_000:
+        chosen = chosen._replace(weights={name: value + 0.25 for name, value in chosen.weights.items()})
+    monkeypatch.setattr(trained._restarts, "_chosen", {"default_policy": chosen})
+    monkeypatch.setattr(trained._restarts, "_chosen_at", trained._replay_ratio.num_updates)
+    expected = chosen.weights["encoder.net.mlp.0.weight"]
+    np.testing.assert_array_equal(first_layer(trained.get_module()), expected)
     trained.evaluate()
-    np.testing.assert_array_equal(first_layer(trained.eval_env_runner.module), chosen)
-    np.testing.assert_array_equal(first_layer(trained.get_module()), chosen)
+    np.testing.assert_array_equal(first_layer(trained.eval_env_runner.module), expected)
+    path = trained.save_to_path(str(tmp_path / "saved"))
+    np.testing.assert_array_equal(first_layer(load_teacher(path).module), expected)
+    same_weights(before, learned(trained))
+    trained.restore_from_path(path)
+    same_weights(before, learned(trained))
+    trained.evaluate()
+    np.testing.assert_array_equal(first_layer(trained.eval_env_runner.module), expected)
+    np.testing.assert_array_equal(first_layer(trained.get_module()), expected)
+
+
+class TestLooks:
+    """With modules that are as good as their names say, in an environment that nobody plays."""
+
+    @pytest.fixture
+    def played(self, monkeypatch):
+        played = []
+
+        def look(make_env, modules, pipeline, count, *, first_episode):
+            played.append((dict.fromkeys(modules, count), first_episode))
+            returns = {name: [float(first_layer(module)[0, 0])] * count for name, module in modules.items()}
+            return Validation(returns, count * len(modules), 0.5)
+
+        monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", look)
+        monkeypatch.setattr("rllib_kd.algorithm.restarts.ask_learners", lambda *_: [dict.fromkeys(COPIES, 0.0)])
+        return played
+
+    def arena(self, *returns):
+        copies = {name: make_q_module() for name in COPIES}
+        for module, value in zip(copies.values(), returns, strict=True):
+            module.state_dict()["encoder.net.mlp.0.weight"].fill_(value)
+        return Arena(copies, lambda: None, None)
+
+    def choice(self, restarts, arena, env_steps=200_000):
+        restarts.choose(arena, None, num_updates=5, env_steps=env_steps)
+        return restarts.results()["chosen_at_env_steps"]["default_policy"], restarts.weights("default_policy")
+
+    def test_the_best_of_all_times_is_chosen(self, played):
+        restarts = Restarts(3, 64)
+        for env_steps, best in ((20_000, 1.0), (30_000, 7.0), (45_000, 6.0)):
+            restarts.look(self.arena(0.0, best, -1.0), env_steps)
+        assert {count for names, _ in played for count in names.values()} == {4, 8}  # 16 episodes at most
+        arena = self.arena(2.0, 3.0, 4.0)
+        assert self.choice(restarts, arena)[0] == 30_000
+        assert self.choice(restarts, self.arena(2.0, 3.0, 7.0))[0] == 200_000  # of equal ones the later one
+        assert np.all(first_layer(arena.copies[COPIES[0]]).numpy() == 2.0)  # they stay as they are
+
+    def test_snapshots_do_not_play_their_first_episodes_again(self, played):
+        restarts = Restarts(3, 64)
+        restarts.look(self.arena(0.0, 1.0, 2.0), 20_000)
+        played.clear()
+        self.choice(restarts, self.arena(0.0, 1.0, 1.5))
+        first_round, *later = played
+        assert first_round == (dict.fromkeys(COPIES, 16), 0)
+        assert all("default_policy__restart_2 at 20000" in names for names, _ in later)
+
+    def test_so_many_are_kept_and_none_changes_with_its_module(self, played):
+        restarts, arena = Restarts(3, 64), self.arena(0.0, 0.0, 0.0)
+        for number in range(1, 7):
+            arena.copies[COPIES[1]].state_dict()["encoder.net.mlp.0.weight"].fill_(number)
+            restarts.look(arena, 20_000 * number)
+        assert [one.returns[0] for one in restarts._kept["default_policy"]] == [6.0, 5.0, 4.0, 3.0]
+
+    def test_looks_are_rare_and_cost_no_more_than_they_may(self, played):
+        restarts = Restarts(16, 64)
+        assert num_played(16, 16) == 128
+        assert not restarts.is_look_due(19_999, 10.0)
+        assert restarts.is_look_due(20_000, 10.0)
+        assert not restarts.is_look_due(20_000, 400.0)  # 51,200 env steps to play
+        assert restarts.is_look_due(26_000, 400.0)
+        assert not restarts.is_look_due(10**9, np.nan)
+        restarts.look(self.arena(0.0, 1.0, 2.0), 40_000)
+        assert not restarts.is_look_due(59_999, 10.0)
+        assert restarts.is_look_due(60_000, 10.0)
+        assert not Restarts(1, 64).is_look_due(10**9, 1.0)
+        assert not Restarts(16, 0).is_look_due(10**9, 1.0)
+
+    def test_looks_are_restored(self, played):
+        one, other = Restarts(3, 64), Restarts(3, 64)
+        one.look(self.arena(0.0, 9.0, 2.0), 20_000)
+        self.choice(one, self.arena(0.0, 1.0, 1.5))
+        other.set_state(one.get_state())
+        assert other.results() == one.results()
+        assert not other.is_look_due(29_999, 10.0)
+        assert self.choice(other, self.arena(0.0, 1.0, 1.5))[0] == 20_000
+
+    def test_what_fails_or_has_no_environment_keeps_nothing(self, played, monkeypatch, caplog):
+        restarts = Restarts(3, 64)
+        restarts.look(self.arena(0.0, 9.0, 2.0)._replace(make_env=None), 20_000)
+        monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", fail)
+        restarts.look(self.arena(0.0, 9.0, 2.0), 20_000)
+        assert "no copies of 20000 env steps are kept" in caplog.text
+        assert not restarts._kept
+
+
+def test_a_run_looks_at_its_copies_and_saving_does_not_matter(cluster, tmp_path, monkeypatch):
+    """Looks are made whether or not the run is saved, and nothing else enters the choice."""
+    monkeypatch.setattr("rllib_kd.algorithm.restarts._FIRST_LOOK", 1_000)
+    monkeypatch.setattr("rllib_kd.algorithm.restarts._MOST_PLAYED", 1_000.0)
+    modules = []
+    for saves in (False, True):
+        config = small_config(restarts=3).env_runners(num_envs_per_env_runner=2)  # so that episodes end early
+        algo = config.build_algo()
+        try:
+            for number in range(3):
+                algo.train()
+                if saves:
+                    algo.save_to_path(str(tmp_path / str(number)))
+            assert len(algo._restarts._kept["default_policy"]) == 2
+            modules.append(weights_of(algo.get_module()))
+        finally:
+            algo.stop()
+    same_weights({"it": modules[0]}, {"it": modules[1]})
 
 
 def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, monkeypatch):
@@ -226,23 +334,20 @@ def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, mon
         algo.train()
         while not played:
             algo.train()
-        for name, own in weights_of(algo).items():
+        for name, own in learned(algo).items():
             np.testing.assert_array_equal(played[-1][name], own["encoder.net.mlp.0.weight"])
     finally:
         algo.stop()
 
 
 def test_copies_that_cannot_be_validated_are_saved_all_the_same(trained, tmp_path, monkeypatch, caplog):
-    def fail(*_, **__):
-        raise EnvFailedError("The environment has raised.")
-
     monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", fail)
     monkeypatch.setattr(trained._restarts, "_chosen_at", -1)
     path = trained.save_to_path(str(tmp_path / "saved"))
     assert "Validation failed" in caplog.text
     assert "The environment has raised." in caplog.text
     regrets = trained.learner_group._learner.q_regret()
-    least = weights_of(trained)[min(regrets, key=regrets.get)]
+    least = learned(trained)[min(regrets, key=regrets.get)]
     np.testing.assert_array_equal(first_layer(load_teacher(path).module), least["encoder.net.mlp.0.weight"])
 
 
@@ -270,13 +375,14 @@ def test_the_better_half_plays_on(num_episodes):
         return Validation({name: [float(name[1:])] * count for name in names}, count * len(names), 0.5)
 
     copies = {"x": [f"x{number}" for number in range(16)], "y": ["y0", "y1"]}
-    played = _halve(copies, num_episodes, play)
+    played = halve(copies, num_episodes, play)
     expected = {1: [(18, 0, 1)], 2: [(18, 0, 1), (6, 1, 1)], 24: [(18, 0, 6), (10, 6, 6), (6, 12, 12)]}
     assert rounds == expected[num_episodes]
     assert {name: played.best(names)[0] for name, names in copies.items()} == {"x": "x15", "y": "y1"}
     assert len(played.returns["x15"]) == len(played.returns["y0"]) == num_episodes
     assert played.env_steps == sum(players * count for players, _, count in rounds)
     assert played.seconds == 0.5 * len(rounds)
+    assert num_played(16, num_episodes) + num_played(2, num_episodes) == played.env_steps
 
 
 @pytest.mark.parametrize("restarts", [1, 8])
@@ -284,10 +390,10 @@ def test_another_number_of_copies_is_refused_before_anything_is_restored(trained
     path = trained.save_to_path(str(tmp_path / "saved"))
     other = small_config(restarts=restarts).build_algo()
     try:
-        before = weights_of(other)
+        before = learned(other)
         with pytest.raises(ValueError, match=f"restarts=5, but this run has restarts={restarts}"):
             other.restore_from_path(path)
-        same_weights(before, weights_of(other))
+        same_weights(before, learned(other))
     finally:
         other.stop()
 
@@ -334,11 +440,16 @@ def test_copies_of_several_policies_are_refused():
 
 
 def test_without_validation_episodes_the_copies_are_not_compared():
-    def choose(num_validation_episodes):
-        config = SimpleNamespace(num_copies=4, num_validation_episodes=num_validation_episodes)
-        DistillDQN._choose_restarts(SimpleNamespace(_replay_ratio=SimpleNamespace(num_updates=5), config=config))
-
-    choose(0)
-    with pytest.raises(AttributeError, match="_restarts"):  # it would ask them
-        choose(1)
+    assert Restarts(4, 1).is_choice_due(5)
+    assert not Restarts(4, 0).is_choice_due(5)
+    assert not Restarts(4, 1).is_choice_due(0)  # nothing was learned
+    assert not Restarts(1, 1).is_choice_due(5)
     assert small_config(num_validation_episodes=0).validate() is None
+
+
+def test_a_checkpoint_without_snapshots_is_refused():
+    state = Restarts(4, 64).get_state()
+    del state["kept"]
+    with pytest.raises(ValueError, match="development version"):
+        Restarts(4, 64).check(state)
+    Restarts(1, 64).set_state({"num_copies": 1})

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from rllib_kd.learner.sequences import SequenceGroup
 from rllib_kd.networks.memories import StateLayout
 from rllib_kd.networks.recurrent import run_sequences
-from rllib_kd.students.restarts import names_of
 from tests.learner.learners import RAW, config_of, group_of, make_learner, student_of
 
 LENGTH = 4
@@ -190,21 +189,6 @@ def test_regret_is_that_of_the_states_to_learn_from():
     for name, regret in learner.q_regret().items():
         chosen = teacher_q[np.arange(len(teacher_q)), q[name].argmax(-1)]
         assert regret == pytest.approx((teacher_q.max(-1) - chosen).mean(), rel=1e-4)
-
-
-def test_copies_that_change_places_learn_on_as_they_would_have():
-    data = sequences(20)
-    zeros = {key: np.zeros((20, 1, 15), np.float32) for key in ("state_h", "state_c")}
-    one, other = (make_learner(recurrent_config(restarts=3, regret_coeff=1.0)) for _ in range(2))
-    for learner in (one, other):
-        learner.update([data | zeros], num_gradient_steps=3)
-    other.exchange({"default_policy": "default_policy__restart_2"})
-    for learner in (one, other):
-        learner.update([], num_gradient_steps=3)
-    copies = names_of("default_policy", 3)
-    for name, counterpart in zip(copies, reversed(copies), strict=True):
-        for key, value in one.module[name].state_dict().items():
-            torch.testing.assert_close(other.module[counterpart].state_dict()[key], value, rtol=0, atol=0)
 
 
 def test_the_memory_is_learned():

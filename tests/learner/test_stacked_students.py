@@ -76,23 +76,6 @@ def test_rows_of_outputs_are_those_of_the_members():
         torch.testing.assert_close(row, member.module.compute_q_values({"obs": obs})["qf_preds"])
 
 
-def test_members_of_one_shape_are_swapped_in_the_optimizer_and_others_are_left_alone():
-    stack = StackedStudents(students(modules(), averages=False))
-    stack.optimizer = torch.optim.Adam(stack.params, lr=1e-2)
-    stack.outputs({"obs": torch.from_numpy(states(7))})["qf_preds"].sum().backward()
-    stack.optimizer.step()
-    before = [stack.optimizer.state[param]["exp_avg"].clone() for param in stack.params]
-    stack.exchange("t", "t__restart_1")
-    changed = [
-        i
-        for i, (param, old) in enumerate(zip(stack.params, before, strict=True))
-        if not torch.equal(stack.optimizer.state[param]["exp_avg"], old)
-    ]
-    assert len(changed) >= 3  # matrices and biases of the two layers; those of the outputs have one gradient
-    for i in changed:
-        torch.testing.assert_close(stack.optimizer.state[stack.params[i]]["exp_avg"], before[i][[1, 0]])
-
-
 @pytest.mark.parametrize(("own_loss", "expected"), [(True, [6]), (False, [1] * 6)])
 def test_all_plain_students_of_a_teacher_are_one_learner(own_loss, expected):
     lists = stackable(modules(), DistillDQNConfig(), own_loss=own_loss)

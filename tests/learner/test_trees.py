@@ -87,14 +87,6 @@ def test_a_restored_grove_grows_the_same_trees():
     assert first.get_state() == second.get_state()
 
 
-def test_copies_change_places():
-    one, other = students(2)
-    one.regrow(OBS.numpy(), LABELS, seed=0)
-    before = thresholds([one, other])
-    one.exchange(other)
-    assert thresholds([other, one]) == before
-
-
 def test_states_are_drawn_from_a_replay_without_repetition_and_without_its_own_draws():
     replay = ColumnarReplay(100, seed=0)
     replay.add({"obs": np.arange(60, dtype=np.float32).reshape(-1, 1), "valid": np.arange(60) % 2 == 0})

@@ -57,10 +57,6 @@ class FamilyTurns:
         """Begin all episodes anew: those that are running do not count."""
         self._running[:] = 0.0
 
-    def forget_returns(self) -> None:
-        """Forget the returns so far, which were not those of the students."""
-        self._returns[:] = np.inf
-
     def _take_in(self, copy: int, episode_return: float) -> None:
         if not np.isfinite(episode_return):  # of an environment's reward that is not
             return

@@ -7,6 +7,7 @@ calls the module and the env.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import time
@@ -109,6 +110,7 @@ class DistillEnvRunner(RecordingEnvRunner):
     def __init__(self, **kwargs: Any):
         self.module: Any = None
         self._plain: PlainMLP | None = None
+        self._turns: Any = None  # of a family's students
         super().__init__(**kwargs)
         if self.family is not None:
             self._turns = FamilyTurns(
@@ -263,6 +265,7 @@ class DistillEnvRunner(RecordingEnvRunner):
     def _play_episodes(self, num_episodes: int, *, teacher: bool) -> dict[str, list[float]]:
         policy = BehaviorPolicy(1.0, 0.0 if teacher else 1.0, np.random.default_rng(self._seed))
         self._needs_initial_reset = True
+        turns = copy.deepcopy(self._turns)
         due = np.full(self.num_envs, num_episodes // self.num_envs)
         due[: num_episodes % self.num_envs] += 1
         running, lengths = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.int64)
@@ -284,8 +287,7 @@ class DistillEnvRunner(RecordingEnvRunner):
         for connector, state in zip(connectors, states, strict=True):  # filters are for the states of training
             connector.set_state(state)
         self.get_metrics()  # not samples: drop what RLlib has logged
-        if self.family is not None:
-            self._turns.forget_returns()
+        self._turns = turns  # nor do these returns tell of students
         self._needs_initial_reset = True
         return {DEFAULT_MODULE_ID: returns}
 

@@ -299,11 +299,11 @@ class TestLooks:
         assert not restarts._kept
 
 
-def test_a_run_looks_at_its_copies_and_saving_does_not_matter(cluster, tmp_path, monkeypatch):
-    """Looks are made whether or not the run is saved, and nothing else enters the choice."""
+def test_a_run_looks_at_its_copies_and_what_is_saved_or_cached_does_not_matter(cluster, tmp_path, monkeypatch):
+    """The second run is saved, and has the baselines that the first one had to play on its EnvRunner."""
     monkeypatch.setattr("rllib_kd.algorithm.restarts._FIRST_LOOK", 1_000)
     monkeypatch.setattr("rllib_kd.algorithm.restarts._MOST_PLAYED", 1_000.0)
-    modules = []
+    given = []
     for saves in (False, True):
         config = small_config(restarts=3).env_runners(num_envs_per_env_runner=2)  # so that episodes end early
         algo = config.build_algo()
@@ -313,10 +313,10 @@ def test_a_run_looks_at_its_copies_and_saving_does_not_matter(cluster, tmp_path,
                 if saves:
                     algo.save_to_path(str(tmp_path / str(number)))
             assert algo._restarts._kept["default_policy"]
-            modules.append(weights_of(algo.get_module()))
+            given.append({"student": weights_of(algo.get_module())})
         finally:
             algo.stop()
-    same_weights({"it": modules[0]}, {"it": modules[1]})
+    same_weights(*given)
 
 
 def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, monkeypatch):

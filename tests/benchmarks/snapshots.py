@@ -1,18 +1,20 @@
 """What is gained by choosing among times of training, too, and not among copies of one time alone.
 
     python tests/benchmarks/snapshots.py FOLDER --rows rows.jsonl [--csv table.csv] [--env NAME ...]
-        [--hiddens [4,4] []] [--seeds 90 91] [--env-steps 200000] [--every 20000]
+        [--hiddens [4,4] []] [--seeds 90 91] [--env-steps 200000] [--every 20000] [--capacity 1000000 ...]
 
 FOLDER holds the teachers of `learning.py`. A student with 16 restarts is trained, and at each point of time the same
 64 validation episodes choose a copy, as a checkpoint would. The table has two return ratios in 100 episodes that
 nothing was chosen by: `last` is that of the copy of this time, `best` that of the copy with the highest validation
-return so far, over all points. A run that is in the rows already is not made again.
+return so far, over all points. `--capacity` sets how many states the replay keeps. A run that is in the rows already is
+not made again.
 """
 
 from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -45,7 +47,9 @@ from rllib_kd.students.restarts import by_student
 NUM_COPIES, NUM_VALIDATION, NUM_FRESH = 16, 64, 100
 
 
-def measure(env: str, teacher: Path, hiddens: Sequence[int], seed: int, env_steps: int, every: int) -> dict[str, Any]:
+def measure(
+    env: str, teacher: Path, hiddens: Sequence[int], seed: int, env_steps: int, every: int, capacity: int | None
+) -> dict[str, Any]:
     """A row: at each point of time the chosen copy, its return in validation, and its return ratio."""
     config = (
         DistillDQNConfig()
@@ -54,6 +58,8 @@ def measure(env: str, teacher: Path, hiddens: Sequence[int], seed: int, env_step
         .distillation(teacher=teacher, restarts=NUM_COPIES, num_baseline_episodes=0, num_validation_episodes=0)
         .debugging(seed=seed)
     )
+    if capacity is not None:
+        config.training(replay_buffer_config={"capacity": capacity})
     algo = config.build_algo()
     bounds = baselines(env, teacher, NUM_FRESH)
     points: list[dict[str, Any]] = []
@@ -64,7 +70,7 @@ def measure(env: str, teacher: Path, hiddens: Sequence[int], seed: int, env_step
         points.append(_point(algo.get_copies(), env, bounds) | {"env_steps": now})
     finally:
         algo.stop()
-    return {"env": env, "hiddens": list(hiddens), "seed": seed, "points": points}
+    return {"env": env, "hiddens": list(hiddens), "seed": seed, "capacity": capacity, "points": points}
 
 
 def _point(copies: dict[str, Any], env: str, bounds: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
@@ -95,6 +101,7 @@ def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 {
                     "env": row["env"],
                     "student": " × ".join(map(str, row["hiddens"])) or "linear",
+                    "capacity": row["capacity"] or "default",
                     "seed": row["seed"],
                     "env_steps": point["env_steps"],
                     "last": round(point["return_ratio"], 3),
@@ -110,13 +117,13 @@ def main() -> None:
     parser.add_argument("--hiddens", nargs="+", type=json.loads, default=[[]])
     parser.add_argument("--env-steps", type=int, default=200_000)
     parser.add_argument("--every", type=int, default=20_000)
+    parser.add_argument("--capacity", nargs="+", type=int, default=[None])
     args = parser.parse_args()
     runs = {}
     for env in args.env:
-        for hiddens in args.hiddens:
-            for seed in args.seeds:
-                what = (env, args.teachers / TASKS[env], hiddens, seed, args.env_steps, args.every)
-                runs[json.dumps([env, hiddens, seed, args.env_steps, args.every])] = partial(measure, *what)
+        for hiddens, capacity, seed in itertools.product(args.hiddens, args.capacity, args.seeds):
+            what = (hiddens, seed, args.env_steps, args.every, capacity)
+            runs[json.dumps([env, *what])] = partial(measure, env, args.teachers / TASKS[env], *what)
     lines = table_of(measured(args.rows, runs))
     table = Table(*lines[0])
     for line in lines:

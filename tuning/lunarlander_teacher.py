@@ -1,6 +1,6 @@
 """Train a DQN teacher for LunarLander-v3, by this package's loop without a teacher.
 
-rllib train file tuning/lunarlander_teacher.py --checkpoint-freq 1 --storage-path FOLDER --experiment-name lunarlander
+rllib train file tuning/lunarlander_teacher.py --checkpoint-freq 2 --storage-path FOLDER --experiment-name lunarlander
 
 FOLDER/lunarlander is a teacher then: the checkpoint with the best evaluation. They differ by 80 points, so that each
 evaluation has many episodes. Needs `pip install -e '.[box2d]'`.

@@ -25,6 +25,7 @@ import ray
 from sklearn.tree import DecisionTreeClassifier
 
 from rllib_kd import DistillDQNConfig, compare_all
+from rllib_kd.environments import pools
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.validation import validate
 from rllib_kd.networks.dqn_module import student_module_spec
@@ -33,8 +34,6 @@ from rllib_kd.networks.trees.shape import WEIGHTINGS
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.trees.refining import Structure
 
-FRESH_EPISODES = 100
-VALIDATION_EPISODES = 64
 #: Of the resets that judge a student: far from those of its training and of validation.
 FIRST_EPISODE_SEED = 3_000_000
 #: As many as a run has copies.
@@ -49,14 +48,16 @@ class Task(NamedTuple):
         teacher: file in the folder of teachers, or a packaged one.
         tree: settings of the tree.
         env_steps: length of training.
-        settings: further settings of `.distillation()`.
+        num_validation_episodes: that choose a tree.
+        num_fresh_episodes: that judge it.
     """
 
     env: str
     teacher: str
     tree: Mapping[str, Any]
     env_steps: int
-    settings: Mapping[str, Any] = {}
+    num_validation_episodes: int = 64
+    num_fresh_episodes: int = 100
 
 
 TASKS = {
@@ -66,7 +67,7 @@ TASKS = {
     "lunarlander": Task(
         "LunarLander-v3", "sb3/ppo-LunarLander-v2.zip", {"max_leaf_nodes": 64, "oblique": True}, 120_000
     ),
-    "highway": Task("highway_env:highway-fast-v0", "highway", {"max_leaf_nodes": 64}, 20_000),
+    "highway": Task("envpool/highway-fast-v0", "highway", {"max_leaf_nodes": 64}, 40_000, 16, 50),  # played: 26 steps/s
 }
 
 
@@ -92,7 +93,12 @@ def _order(feature: np.ndarray, threshold: np.ndarray, left: np.ndarray, right: 
 def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
     """Train a tree, grow others by the plain recipe, and return a row of the file."""
     config = DistillDQNConfig().environment(task.env).debugging(seed=seed)
-    config.distillation(teacher=teacher, student={"tree": dict(task.tree)}, num_baseline_episodes=0, **task.settings)
+    config.distillation(
+        teacher=teacher,
+        student={"tree": dict(task.tree)},
+        num_baseline_episodes=0,
+        num_validation_episodes=task.num_validation_episodes,
+    )
     algo = config.build_algo()
     began, cpu = time.perf_counter(), time.process_time()
     sampling = learning = 0.0
@@ -112,10 +118,11 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
         candidates[f"viper {candidate}"] = spec.build()
         candidates[f"viper {candidate}"].tree = plain_recipe(own["obs"], own["teacher_q"], chosen, seed=candidate)
     pipeline = ObservationPipeline(chosen.observation_space)
-    played = validate(env_maker(task.env, {}), candidates, pipeline, VALIDATION_EPISODES)
+    env, env_config = pools.played(task.env, {})
+    played = validate(env_maker(env, env_config), candidates, pipeline, task.num_validation_episodes)
     viper = candidates[played.best(list(candidates))[0]]
     students = {"tree": chosen, "viper": viper}
-    compared = compare_all(teacher, students, task.env, num_episodes=FRESH_EPISODES, seed=FIRST_EPISODE_SEED)
+    compared = compare_all(teacher, students, env, num_episodes=task.num_fresh_episodes, seed=FIRST_EPISODE_SEED)
     algo.stop()
     ours, plain = compared
     return {

@@ -5,7 +5,7 @@
 
 FOLDER holds the teachers that `TASKS` names; `cartpole` needs none. Each run adds a row to the file (default:
 docs/results/trees.csv): the return ratio of the tree that validation episodes chose, on fresh episodes, and of as many
-trees of the plain recipe, chosen in the same way.
+trees of the plain recipe, chosen in the same way. Then the tree is certified as in `rllib shrink`, on other episodes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ import numpy as np
 import ray
 from sklearn.tree import DecisionTreeClassifier
 
-from rllib_kd import DistillDQNConfig, compare_all
-from rllib_kd.environments import pools
-from rllib_kd.environments.making import env_maker
+from rllib_kd import DistillDQNConfig, Teacher, compare_all, load_teacher
+from rllib_kd.algorithm.restarts import Arena
+from rllib_kd.certificates.certificate import Certificate
+from rllib_kd.certificates.certification import certify
+from rllib_kd.certificates.games import Games
+from rllib_kd.environments.pools import own_name
+from rllib_kd.evaluation.comparing import check_fit
 from rllib_kd.evaluation.validation import validate
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
 from rllib_kd.networks.trees.shape import WEIGHTINGS
-from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.trees.refining import Structure
 
 #: Of the resets that judge a student: far from those of its training and of validation.
@@ -50,6 +53,8 @@ class Task(NamedTuple):
         env_steps: length of training.
         num_validation_episodes: that choose a tree.
         num_fresh_episodes: that judge it.
+        keep: return ratio that is to be certified, with a confidence of 95 %.
+        max_episodes: of a certificate.
     """
 
     env: str
@@ -58,16 +63,18 @@ class Task(NamedTuple):
     env_steps: int
     num_validation_episodes: int = 64
     num_fresh_episodes: int = 100
+    keep: float = 0.97
+    max_episodes: int = 2_000
 
 
 TASKS = {
     "cartpole": Task("CartPole-v1", "cartpole", {"max_leaf_nodes": 8}, 30_000),
     "mountaincar": Task("MountainCar-v0", "sb3/dqn-MountainCar-v0.zip", {"max_leaf_nodes": 8}, 40_000),
     "acrobot": Task("Acrobot-v1", "sb3/dqn-Acrobot-v1.zip", {"max_leaf_nodes": 16}, 40_000),
-    "lunarlander": Task(
-        "LunarLander-v3", "sb3/ppo-LunarLander-v2.zip", {"max_leaf_nodes": 64, "oblique": True}, 120_000
-    ),
-    "highway": Task("envpool/highway-fast-v0", "highway", {"max_leaf_nodes": 64}, 40_000, 16, 50),  # played: 26 steps/s
+    "lunarlander": Task("LunarLander-v3", "lunarlander", {"max_leaf_nodes": 64, "oblique": True}, 120_000, keep=0.9),
+    "highway": Task(
+        "envpool/highway-fast-v0", "highway", {"max_leaf_nodes": 64}, 40_000, 16, 50, 0.9, 300
+    ),  # played: 26 steps/s
 }
 
 
@@ -88,6 +95,23 @@ def plain_recipe(obs: np.ndarray, labels: np.ndarray, module: Any, seed: int) ->
 def _order(feature: np.ndarray, threshold: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the nodes of scikit-learn's in the order of a `Structure`: their own numbers as thresholds tell it."""
     return Structure.of(feature, np.arange(len(feature), dtype=np.float32), left, right).threshold.astype(int)
+
+
+def certified(
+    task: Task, make_env: Any, teacher: Teacher, student: Teacher, seen: list[float], seed: int
+) -> Certificate:
+    """Return the certificate of a student, by episodes that nothing else has seen."""
+    teacher, student = check_fit(make_env, {"The teacher": teacher, "The student": student})
+    games = Games(make_env, teacher, seed)
+    (tested,) = certify(
+        1,
+        lambda place, first, count: games.certificate_episodes(student, first, count),
+        keep=task.keep,
+        alpha=0.05,
+        max_episodes=task.max_episodes,
+        seen=np.array(seen),
+    )
+    return tested.certificate
 
 
 def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
@@ -117,14 +141,16 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
         spec.inference_only = True
         candidates[f"viper {candidate}"] = spec.build()
         candidates[f"viper {candidate}"].tree = plain_recipe(own["obs"], own["teacher_q"], chosen, seed=candidate)
-    pipeline = ObservationPipeline(chosen.observation_space)
-    env, env_config = pools.played(task.env, {})
-    played = validate(env_maker(env, env_config), candidates, pipeline, task.num_validation_episodes)
+    arena = Arena.of(algo.config, algo.get_copies(), algo.env_runner)
+    assert arena.make_env is not None
+    played = validate(arena.make_env, candidates, arena.pipeline, task.num_validation_episodes)
     viper = candidates[played.best(list(candidates))[0]]
-    students = {"tree": chosen, "viper": viper}
+    students, env = {"tree": chosen, "viper": viper}, own_name(task.env)
     compared = compare_all(teacher, students, env, num_episodes=task.num_fresh_episodes, seed=FIRST_EPISODE_SEED)
     algo.stop()
     ours, plain = compared
+    seen = [value for one in (ours.student, ours.teacher, ours.random) for value in one.returns]
+    certificate = certified(task, arena.make_env, load_teacher(teacher), Teacher(chosen), seen, seed)
     return {
         "task": name,
         "env": task.env,
@@ -140,6 +166,10 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
         "viper_return": round(plain.student.return_mean, 2),
         "viper_return_ratio": round(plain.return_ratio, 3),
         "viper_num_leaves": viper.tree.num_leaves,
+        "keep": task.keep,
+        "verdict": certificate.verdict,
+        "certificate_episodes": certificate.num_episodes,
+        "certificate_return_ratio": round(certificate.return_ratio or np.nan, 3),
         "sampling_seconds": round(sampling, 1),
         "growing_seconds": round(learning, 1),
         "seconds": round(seconds, 1),

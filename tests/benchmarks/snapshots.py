@@ -1,13 +1,12 @@
 """What is gained by choosing among times of training, too, and not among copies of one time alone.
 
     python tests/benchmarks/snapshots.py FOLDER --rows rows.jsonl [--csv table.csv] [--env NAME ...]
-        [--hiddens [4,4] []] [--seeds 90 91] [--env-steps 200000] [--every 20000] [--capacity 1000000 ...]
+        [--hiddens [4,4] []] [--seeds 90 91] [--env-steps 100000 200000] [--capacity 1000000 ...]
 
-FOLDER holds the teachers of `learning.py`. A student with 16 restarts is trained, and at each point of time the same
-64 validation episodes choose a copy, as a checkpoint would. The table has two return ratios in 100 episodes that
-nothing was chosen by: `last` is that of the copy of this time, `best` that of the copy with the highest validation
-return so far, over all points. `--capacity` sets how many states the replay keeps. A run that is in the rows already is
-not made again.
+FOLDER holds the teachers of `learning.py`. A student with 16 restarts is trained, and at each of the lengths the same
+validation episodes choose twice: among the copies of now (`last`), and among the snapshots of earlier looks, too
+(`looks`). The table has return ratios in 200 episodes that nothing was chosen by. `--capacity` sets how many states the
+replay keeps. A run that is in the rows already is not made again.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import csv
 import itertools
 import json
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -37,25 +37,20 @@ from rich.console import Console
 from rich.table import Table
 
 from rllib_kd import DistillDQNConfig
-from rllib_kd.environments.making import env_maker
-from rllib_kd.evaluation.halving import halve
 from rllib_kd.evaluation.sources import open_source
-from rllib_kd.evaluation.validation import validate
-from rllib_kd.observations.pipeline import ObservationPipeline
-from rllib_kd.students.restarts import by_student
 
-NUM_COPIES, NUM_VALIDATION, NUM_FRESH = 16, 64, 100
+NUM_COPIES, NUM_FRESH = 16, 200
 
 
 def measure(
-    env: str, teacher: Path, hiddens: Sequence[int], seed: int, env_steps: int, every: int, capacity: int | None
+    env: str, teacher: Path, hiddens: Sequence[int], seed: int, env_steps: Sequence[int], capacity: int | None
 ) -> dict[str, Any]:
-    """A row: at each point of time the chosen copy, its return in validation, and its return ratio."""
+    """A row: at each length of training the return ratios of both choices, and the time of the second one."""
     config = (
         DistillDQNConfig()
         .environment(env)
         .rl_module(model_config={"fcnet_hiddens": list(hiddens), "fcnet_activation": "tanh"})
-        .distillation(teacher=teacher, restarts=NUM_COPIES, num_baseline_episodes=0, num_validation_episodes=0)
+        .distillation(teacher=teacher, restarts=NUM_COPIES, num_baseline_episodes=0)
         .debugging(seed=seed)
     )
     if capacity is not None:
@@ -63,66 +58,59 @@ def measure(
     algo = config.build_algo()
     bounds = baselines(env, teacher, NUM_FRESH)
     points: list[dict[str, Any]] = []
+    began = time.process_time()
     try:
-        while (now := algo.train()["num_env_steps_sampled_lifetime"]) < env_steps:
-            if now >= (len(points) + 1) * every:
-                points.append(_point(algo.get_copies(), env, bounds) | {"env_steps": now})
-        points.append(_point(algo.get_copies(), env, bounds) | {"env_steps": now})
+        for length in env_steps:
+            while algo.num_env_steps < length:
+                algo.train()
+            ratios = {"looks": _ratio(algo.get_module(), env, bounds)}
+            chosen = algo._restarts.results()
+            kept, algo._restarts._kept = algo._restarts._kept, {}
+            algo._restarts._chosen_at = -1  # to choose once more
+            ratios["last"] = _ratio(algo.get_module(), env, bounds)
+            algo._restarts._kept, algo._restarts._chosen_at = kept, -1
+            points.append({"env_steps": algo.num_env_steps, **ratios, "chosen": chosen})
     finally:
         algo.stop()
-    return {"env": env, "hiddens": list(hiddens), "seed": seed, "capacity": capacity, "points": points}
+    seconds = time.process_time() - began
+    return {"env": env, "hiddens": list(hiddens), "seed": seed, "capacity": capacity, "points": points, "cpu": seconds}
 
 
-def _point(copies: dict[str, Any], env: str, bounds: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    pipeline = ObservationPipeline(next(iter(copies.values())).observation_space)
-
-    def play(names: Sequence[str], first: int, count: int) -> Any:
-        return validate(
-            env_maker(env, {}), {name: copies[name] for name in names}, pipeline, count, first_episode=first
-        )
-
-    left = by_student(copies)
-    played = halve(left, NUM_VALIDATION, play)
-    ((names),) = left.values()
-    (name,) = played.best(names)
-    returns = play_greedily(open_source(copy.deepcopy(copies[name])).network(), env, NUM_FRESH)
-    mean = float(np.mean(played.returns[name]))
-    return {"copy": name, "validation": mean, "return_ratio": float(return_ratio(returns, *bounds))}
+def _ratio(module: Any, env: str, bounds: tuple[np.ndarray, np.ndarray]) -> float:
+    returns = play_greedily(open_source(copy.deepcopy(module)).network(), env, NUM_FRESH)
+    return float(return_ratio(returns, *bounds))
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each run and time."""
-    lines = []
-    for row in rows:
-        best = row["points"][0]
-        for point in row["points"]:
-            best = max(best, point, key=lambda one: one["validation"])
-            lines.append(
-                {
-                    "env": row["env"],
-                    "student": " × ".join(map(str, row["hiddens"])) or "linear",
-                    "capacity": row["capacity"] or "default",
-                    "seed": row["seed"],
-                    "env_steps": point["env_steps"],
-                    "last": round(point["return_ratio"], 3),
-                    "best": round(best["return_ratio"], 3),
-                    "best_of": best["env_steps"],
-                }
-            )
-    return lines
+    """A line for each run and length."""
+    return [
+        {
+            "env": row["env"],
+            "student": " × ".join(map(str, row["hiddens"])) or "linear",
+            "capacity": row["capacity"] or "default",
+            "seed": row["seed"],
+            "env_steps": point["env_steps"],
+            "last": round(point["last"], 3),
+            "looks": round(point["looks"], 3),
+            "looks_chose": point["chosen"]["chosen_at_env_steps"]["default_policy"],
+            "validation_env_steps": point["chosen"]["env_steps_lifetime"],
+            "validation_seconds": round(point["chosen"]["seconds_lifetime"], 1),
+        }
+        for row in rows
+        for point in row["points"]
+    ]
 
 
 def main() -> None:
     parser = study_parser(__doc__, TASKS, [90, 91, 92])
     parser.add_argument("--hiddens", nargs="+", type=json.loads, default=[[]])
-    parser.add_argument("--env-steps", type=int, default=200_000)
-    parser.add_argument("--every", type=int, default=20_000)
+    parser.add_argument("--env-steps", nargs="+", type=int, default=[100_000, 200_000])
     parser.add_argument("--capacity", nargs="+", type=int, default=[None])
     args = parser.parse_args()
     runs = {}
     for env in args.env:
         for hiddens, capacity, seed in itertools.product(args.hiddens, args.capacity, args.seeds):
-            what = (hiddens, seed, args.env_steps, args.every, capacity)
+            what = (hiddens, seed, args.env_steps, capacity)
             runs[json.dumps([env, *what])] = partial(measure, env, args.teachers / TASKS[env], *what)
     lines = table_of(measured(args.rows, runs))
     table = Table(*lines[0])

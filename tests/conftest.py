@@ -9,6 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from hypothesis import settings
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.connectors import connector_v2
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
+from ray.tune.trainable import trainable
 from ray.tune.registry import register_trainable
 
 from rllib_kd import DistillDQN, DistillDQNConfig
@@ -46,6 +48,9 @@ def _frames() -> list[SimpleNamespace]:
 # Each of RLlib's connectors asks inspect.stack() for its caller's frame. That also looks for the source lines of every
 # frame in every module: below pytest's fifty frames, most of the CPU time of building an algorithm.
 connector_v2.inspect = SimpleNamespace(**vars(inspect) | {"stack": _frames})
+
+# An algorithm that stops waits for the thread that measures the machine's load, which sleeps 0.7 s at a time.
+trainable.UtilMonitor = partial(trainable.UtilMonitor, delay=0.05)
 
 CARTPOLE_OBS = gym.make("CartPole-v1").observation_space
 CARTPOLE_ACTIONS = gym.spaces.Discrete(2)

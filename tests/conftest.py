@@ -27,8 +27,8 @@ from hypothesis import settings
 from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQNTorchRLModule
 from ray.rllib.connectors import connector_v2
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
-from ray.tune.trainable import trainable
 from ray.tune.registry import register_trainable
+from ray.tune.trainable import trainable
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.cli.main import main

@@ -9,7 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
@@ -102,6 +102,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(mark.name == "slow" for mark in item.listchain()[-2].own_markers):
             num_long[item.path] += 100
     items.sort(key=lambda item: -num_long[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_registry() -> Iterator[None]:
+    """For every export, PyTorch parses the source of its five hundred translations to ONNX: once is enough."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # of another PyTorch: exports take their time
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 _numbers = itertools.count()

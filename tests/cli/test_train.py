@@ -194,6 +194,7 @@ def test_an_algorithm_of_ones_own_and_modules_beside_the_file(tmp_path):
     assert not checkpoints(tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_says_why_in_one_line(tmp_path, rllib):
     (tmp_path / "broken.py").write_text(
         "import gymnasium as gym\n"

@@ -113,6 +113,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
         run_experiment(ppo, RunOptions(restore=checkpoint, storage_path=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_the_old_spellings_train_a_teacher(tmp_path, rllib):
     done = rllib(
         *["train", "--run", "DQN", "--env", "CartPole-v1", "--stop", '{"timesteps_total": 100}'],

@@ -256,5 +256,5 @@ def test_a_teacher_that_plays_no_better_than_chance_is_named(caplog):
     (message,) = [r.getMessage() for r in caplog.records if r.name == "rllib_kd.evaluation.comparing"]
     assert "plays 'CartPole-v1' no better than a random policy: mean returns of" in message
     caplog.clear()
-    compare("cartpole", make_q_module(), num_episodes=2)
+    compare("cartpole", make_q_module(), "CartPole-v1", num_episodes=2)
     assert not [r for r in caplog.records if r.name.startswith("rllib_kd")]

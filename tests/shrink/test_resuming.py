@@ -212,7 +212,7 @@ def test_wherever_a_run_is_interrupted_it_ends_with_the_same_certificate(go, ste
             assert "--resume" in result.verdict
             content = go(f"at-{place}", World(), resume=True)[1]
         assert content == expected, place
-    assert num_incomplete > 60 / step - 1
+    assert num_incomplete >= 2
 
 
 def test_a_run_that_is_killed_again_and_again(go):

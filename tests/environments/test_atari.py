@@ -224,6 +224,7 @@ def test_vector_env_and_single_ones_give_the_same_labels(config, game):
 
 
 def test_a_state_takes_less_than_8_kb(config, build):
+    config.training(num_steps_sampled_before_learning_starts=10_000)  # it only samples
     algo = build(config.distillation(student="rusu-net3", td_coeff=0.5).env_runners(rollout_fragment_length=32))
     algo.train()
     replay = algo.learner_group._learner.groups["default_policy"].replay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import os
@@ -34,6 +35,7 @@ from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.cli.main import main
 from rllib_kd.environments import imports, own, sources
 
+gc.disable()  # What is collected stays: looking for garbage in it, again and again, takes seconds.
 torch.set_num_threads(1)
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
@@ -115,6 +117,12 @@ def one_registry() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
         yield
+
+
+def pytest_collection_finish() -> None:
+    """From here on, garbage is looked for in what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 _numbers = itertools.count()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import itertools
 import os
@@ -9,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import SimpleNamespace
@@ -27,11 +29,13 @@ from ray.rllib.algorithms.dqn.torch.default_dqn_torch_rl_module import DefaultDQ
 from ray.rllib.connectors import connector_v2
 from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.tune.registry import register_trainable
+from ray.tune.trainable import trainable
 
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.cli.main import main
 from rllib_kd.environments import imports, own, sources
 
+gc.disable()  # What is collected stays: looking for garbage in it, again and again, takes seconds.
 torch.set_num_threads(1)
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
@@ -46,6 +50,9 @@ def _frames() -> list[SimpleNamespace]:
 # Each of RLlib's connectors asks inspect.stack() for its caller's frame. That also looks for the source lines of every
 # frame in every module: below pytest's fifty frames, most of the CPU time of building an algorithm.
 connector_v2.inspect = SimpleNamespace(**vars(inspect) | {"stack": _frames})
+
+# An algorithm that stops waits for the thread that measures the machine's load, which sleeps 0.7 s at a time.
+trainable.UtilMonitor = partial(trainable.UtilMonitor, delay=0.05)
 
 CARTPOLE_OBS = gym.make("CartPole-v1").observation_space
 CARTPOLE_ACTIONS = gym.spaces.Discrete(2)
@@ -97,6 +104,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if any(mark.name == "slow" for mark in item.listchain()[-2].own_markers):
             num_long[item.path] += 100
     items.sort(key=lambda item: -num_long[item.path])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_registry() -> Iterator[None]:
+    """For every export, PyTorch parses the source of its five hundred translations to ONNX: once is enough."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+    except ImportError:  # of another PyTorch: exports take their time
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """From here on, garbage is looked for in what tests make: rarely, since it would take 6 % of their time."""
+    gc.freeze()
+    gc.set_threshold(5_000)
+    gc.enable()
 
 
 _numbers = itertools.count()

@@ -37,7 +37,7 @@ def matrix_teacher() -> Teacher:
 def test_students_of_matrices_learn_and_play_from_their_folders(cartpole_config, build, tmp_path, students, td_coeff):
     config = cartpole_config.environment(Matrix).distillation(teacher=matrix_teacher(), td_coeff=td_coeff)
     algo = build(config.distillation(students=students))
-    for _ in range(20):
+    for _ in range(12):
         algo.train()
     names = list(students or ["default_policy"])
     path = algo.save_to_path(str(tmp_path / "checkpoint"))

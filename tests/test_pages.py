@@ -72,7 +72,7 @@ CHECKPOINTS = re.compile(r"CHECKPOINT|RUN\d|~/ray_results/cartpole")
 #: Where folders begin: here, all are in the reader's, also for workers of Ray, which began in another one.
 FOLDERS = re.compile(r'/tmp/|s3://lake/|(?<=")(?=(?:logs|labelled)")')
 #: Pages that need no process but the test's own.
-QUICK_PAGES = {"docs/pages/families.md", "docs/pages/serve.md", "docs/pages/web.md"}
+QUICK_PAGES = {"docs/pages/families.md", "docs/pages/serve.md"}
 
 Step = tuple[str, str | list[str]]
 

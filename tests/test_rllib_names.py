@@ -162,12 +162,14 @@ def test_what_is_reached_in_one_file_is_listed():
     assert used <= {name for names in (REACHED | REACHED_IN_MODULES).values() for name in names}
 
 
-def private_names_of_others(tree: ast.Module) -> set[str]:
+def nodes_of(code: str) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(code)))
+
+
+def private_names_of_others(nodes: list[ast.AST]) -> set[str]:
     """`x._y` in a file, but for those of `self`, `cls` and `super()`; and modules below `ray._private`."""
-    names = {
-        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "._private" in str(node.module)
-    }
-    for node in ast.walk(tree):
+    names = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and "._private" in str(node.module)}
+    for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
             owner = getattr(node.value, "id", None) or getattr(getattr(node.value, "func", None), "id", None)
             if owner not in ("self", "cls", "super"):
@@ -175,10 +177,10 @@ def private_names_of_others(tree: ast.Module) -> set[str]:
     return names
 
 
-def own_private_names(tree: ast.Module) -> set[str]:
+def own_private_names(nodes: list[ast.AST]) -> set[str]:
     """Private names that a file defines or assigns to `self`."""
-    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    stored = {node for node in ast.walk(tree) if isinstance(getattr(node, "ctx", None), ast.Store)}
+    functions = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    stored = [node for node in nodes if isinstance(getattr(node, "ctx", None), ast.Store)]
     names = {node.id for node in stored if isinstance(node, ast.Name)}
     return (
         functions | names | {node.attr for node in stored if getattr(getattr(node, "value", None), "id", "") == "self"}
@@ -186,12 +188,12 @@ def own_private_names(tree: ast.Module) -> set[str]:
 
 
 def test_no_private_name_of_ray_is_reached_from_another_file():
-    trees = {path: ast.parse(path.read_text()) for path in Path(rllib_kd.__file__).parent.rglob("*.py")}
-    own = set().union(*map(own_private_names, trees.values()), OF_OTHERS)
-    reached = {path.name: private_names_of_others(tree) - own for path, tree in trees.items()}
+    files = {path: nodes_of(path.read_text()) for path in Path(rllib_kd.__file__).parent.rglob("*.py")}
+    own = set().union(*map(own_private_names, files.values()), OF_OTHERS)
+    reached = {path.name: private_names_of_others(nodes) - own for path, nodes in files.items()}
     del reached["_rllib.py"]
     assert {name: names for name, names in reached.items() if names} == {}
-    assert private_names_of_others(ast.parse("from ray._private import worker\nrunner._gone = worker._node")) == {
+    assert private_names_of_others(nodes_of("from ray._private import worker\nrunner._gone = worker._node")) == {
         "ray._private",
         "_gone",
         "_node",

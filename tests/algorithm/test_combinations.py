@@ -10,6 +10,7 @@ def test_each_feature_alone_is_accepted(feature):
     assert refusal(feature) is None
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date():
     assert PAGE.read_text() == page(), "Run `python -m tests.algorithm.combinations`, and look at what has changed."
 

@@ -88,7 +88,7 @@ def test_rllibs_dqn_learns_on_them(cluster, env):
         .training(num_steps_sampled_before_learning_starts=64)
     )
     _flatten_observations(config, (env.observation_space, env.action_space))
-    algo = config.reporting(min_sample_timesteps_per_iteration=200).build_algo()
+    algo = config.reporting(min_sample_timesteps_per_iteration=80).build_algo()
     try:
         assert np.isfinite(algo.train()["learners"]["default_policy"]["total_loss"])
         assert len(evaluate(algo, env, num_episodes=2).returns) == 2

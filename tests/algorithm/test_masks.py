@@ -48,11 +48,10 @@ def test_from_td_to_a_device(build, tmp_path, env):
     assert done.agreement_on_student_states > 0.8
     student_path = student.save_to_path(str(tmp_path / "student"))
     student.stop()
-    for artifact_format in ("safetensors", "onnx"):
-        played = deploy(student_path, tmp_path / "network", env, format=artifact_format, num_episodes=4)
-        assert played.return_mean == played.torch_return
-        assert played.exported.agreement == 1.0
-        assert load_teacher(tmp_path / "network").q_values  # files of masked students can teach
+    played = deploy(student_path, tmp_path / "network", env, format="safetensors", num_episodes=4)
+    assert played.return_mean == played.torch_return
+    assert played.exported.agreement == 1.0
+    assert load_teacher(tmp_path / "network").q_values  # files of masked students can teach
     resumed = DistillDQN.from_checkpoint(path)
     resumed.train()
     resumed.stop()
@@ -66,12 +65,12 @@ def test_through_rllibs_episodes(build, env):
     algo.evaluate()
 
 
-def test_every_loss_and_turns_of_the_student(build, tmp_path):
+def test_each_kind_of_loss_and_turns_of_the_student(build, tmp_path):
     teacher = build(td_config(ByMethod))
     teacher.train()
     path = teacher.save_to_path(str(tmp_path / "teacher"))
     teacher.stop()
-    for loss in ("mse", "huber", "kl", "reverse_kl", "jsd", "nll", "margin"):
+    for loss in ("mse", "kl", "margin"):  # of values, of policies, and of actions
         config = masked_config(ByMethod).distillation(teacher=path, loss=loss, teacher_fraction=0.5, restarts=2)
         result = build(config.training(epsilon=0.2)).train()
         assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])

@@ -35,44 +35,36 @@ def in_a_new_process(folder, code, content) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def test_a_process_that_has_not_imported_the_package_reads_them(tmp_path):
-    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", loss="mse")
-    content = pickle.dumps([pickles.dumps((DistillDQN, config)) for pickles in (pickle, cloudpickle)])
-    code = "found = [pickle.loads(each) for each in pickle.loads(content)]; "
-    code += "print([(cls.__name__, type(config).__name__, config.loss) for cls, config in found])"
-    assert in_a_new_process(tmp_path, code, content) == str([("DistillDQN", "DistillDQNConfig", "mse")] * 2)
-
-
 @pytest.mark.slow
 def test_a_remote_process_finds_them(cluster):
     @ray.remote
     def look(config, cls):
-        return type(config), config.algo_class is cls, cls
+        return type(config), config.algo_class is cls, cls, _global_registry.get(TRAINABLE_CLASS, "DistillDQN")
 
     config = DistillDQNConfig().distillation(loss="mse")
-    assert ray.get(look.remote(config, DistillDQN)) == (DistillDQNConfig, True, DistillDQN)
+    assert ray.get(look.remote(config, DistillDQN)) == (DistillDQNConfig, True, DistillDQN, DistillDQN)
 
 
-def test_tunes_registry_has_the_class_and_other_processes_find_it(cluster):
+def test_tunes_registry_has_the_class(cluster):
     assert _global_registry.get(TRAINABLE_CLASS, "DistillDQN") is DistillDQN
 
-    @ray.remote
-    def look():
-        return _global_registry.get(TRAINABLE_CLASS, "DistillDQN")
 
-    assert ray.get(look.remote()) is DistillDQN
-
-
-def test_a_checkpoint_names_them_by_the_package(cartpole_config, build, tmp_path):
+def test_a_process_that_has_not_imported_the_package_reads_pickles_and_checkpoints(cartpole_config, build, tmp_path):
     path = tmp_path / "checkpoint"
     build(cartpole_config).save_to_path(str(path))
     with (path / "class_and_ctor_args.pkl").open("rb") as file:
         content = read_pickle(file, str(path))
     assert str(content["class"].of) == "rllib_kd.DistillDQN"
+    config = DistillDQNConfig().environment("CartPole-v1").distillation(teacher="cartpole", loss="mse")
+    pickled = [pickles.dumps((DistillDQN, config)) for pickles in (pickle, cloudpickle)]
     code = (
+        "path, pickled = pickle.loads(content); found = [pickle.loads(each) for each in pickled]; "
         "import ray; from ray.rllib.algorithms.algorithm import Algorithm; "
         f"ray.init(address={ray_address()!r}, log_to_driver=False); "
-        "algo = Algorithm.from_checkpoint(content.decode()); "
-        "print(type(algo).__name__, type(algo.config).__name__, algo.train()['training_iteration']); algo.stop()"
+        "algo = Algorithm.from_checkpoint(path); "
+        "read = [(cls.__name__, type(config).__name__, config.loss) for cls, config in found]; "
+        "print(read, type(algo).__name__, type(algo.config).__name__, algo.train()['training_iteration']); algo.stop()"
     )
-    assert in_a_new_process(tmp_path, code, str(path).encode()) == "DistillDQN DistillDQNConfig 1"
+    read = [("DistillDQN", "DistillDQNConfig", "mse")] * 2
+    shown = in_a_new_process(tmp_path, code, pickle.dumps((str(path), pickled)))
+    assert shown == f"{read} DistillDQN DistillDQNConfig 1"

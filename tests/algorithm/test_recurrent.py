@@ -57,7 +57,8 @@ def test_only_a_memory_can_remember(build, tmp_path, kind):
 SIZES = {"lstm": {"lstm_cell_size": 6}, "gru": {"recurrent_layer_type": "gru", "fcnet_hiddens": []}}
 
 
-@pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("restarts", [1, 2])
 def test_a_family_remembers(build, tmp_path, restarts):
     """Students of other sizes and kinds, each of which may be chosen among copies."""
     algo = build(cue_config().distillation(students=SIZES, restarts=restarts, num_validation_episodes=8))

@@ -201,6 +201,7 @@ def pid_of(group, worker_index):
     return pid
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_in_mid_flight_comes_back(group, make_requests, tmp_path):
     requests = make_requests(open_gates=1)
     pid = pid_of(group, 2)
@@ -226,6 +227,7 @@ def test_one_that_is_killed_in_mid_flight_comes_back(group, make_requests, tmp_p
     assert [sample.weights_seq_no for sample in late] == [100, 100]
 
 
+@pytest.mark.slow
 def test_when_nobody_is_left_there_are_no_samples(group, make_requests, tmp_path):
     requests = make_requests(open_gates=0)
     pids = [pid_of(group, index) for index in (1, 2)]
@@ -269,6 +271,7 @@ def test_an_environment_that_fails_everywhere_at_once_is_an_error_with_its_reaso
         wait_for(lambda: requests.fetch(weights_seq_no=0))
 
 
+@pytest.mark.slow
 def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group, make_requests, caplog):
     requests = make_requests(open_gates=2)
     let_raise(group, 1)
@@ -283,6 +286,7 @@ def test_an_environment_that_fails_somewhere_is_a_warning_with_its_reason(group,
     wait_until_all_are_back(group)
 
 
+@pytest.mark.slow
 def test_an_environment_that_fails_everywhere_again_and_again_is_an_error(group, make_requests):
     requests = make_requests(open_gates=2)
     send(requests, 0)

@@ -93,7 +93,7 @@ def short(config):
 @pytest.fixture(scope="module")
 def saved(cluster, tmp_path_factory):
     """A run of a few regrowths, and its checkpoint."""
-    config = short(tree_config(restarts=4, num_validation_episodes=4))
+    config = short(tree_config(restarts=4, num_validation_episodes=4)).evaluation(evaluation_duration=2)
     algo = config.build_algo()
     for _ in range(5):
         result = algo.train()

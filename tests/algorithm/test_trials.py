@@ -7,22 +7,30 @@ from ray.rllib.callbacks.callbacks import RLlibCallback
 from tests.conftest import make_q_module
 
 
-def test_tune_runs_it_from_a_plain_dict_and_a_bad_trial_says_why(cluster, small_teacher, tmp_path):
-    good, bad = tune.Tuner(
-        "DistillDQN",
-        param_space={
-            "env": "CartPole-v1",
-            "teacher": tune.grid_search([small_teacher, "/does/not/exist"]),
-            "loss": "mse",
-            "compression": 0.2,
-            "num_baseline_episodes": 0,
-            "num_envs_per_env_runner": 2,
-        },
-        run_config=tune.RunConfig(stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0),
-    ).fit()
-    assert good.error is None
-    assert 0.1 < good.metrics["distillation"]["compression"] <= 0.2
-    assert "There is no checkpoint at '/does/not/exist'" in str(bad.error)
+def trial_of(teacher, tmp_path):
+    """The result of a trial that Tune runs from a plain dict."""
+    settings = {
+        "env": "CartPole-v1",
+        "teacher": teacher,
+        "loss": "mse",
+        "compression": 0.2,
+        "num_baseline_episodes": 0,
+        "num_envs_per_env_runner": 2,
+    }
+    run_config = tune.RunConfig(stop={"training_iteration": 1}, storage_path=str(tmp_path), verbose=0)
+    (result,) = tune.Tuner("DistillDQN", param_space=settings, run_config=run_config).fit()
+    return result
+
+
+def test_tune_runs_it_from_a_plain_dict(cluster, small_teacher, tmp_path):
+    result = trial_of(small_teacher, tmp_path)
+    assert result.error is None
+    assert 0.1 < result.metrics["distillation"]["compression"] <= 0.2
+
+
+@pytest.mark.slow
+def test_a_bad_trial_says_why(cluster, tmp_path):
+    assert "There is no checkpoint at '/does/not/exist'" in str(trial_of("/does/not/exist", tmp_path).error)
 
 
 @pytest.mark.slow

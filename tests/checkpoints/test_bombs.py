@@ -80,7 +80,7 @@ def test_keys_that_are_no_names_or_numbers(value):
 
 
 def test_statistics_that_unpack_to_gigabytes(checkpoint):
-    replace_statistics(checkpoint, b"\x93NUMPY" + b"\0" * 2**28)
+    replace_statistics(checkpoint, b"\x93NUMPY" + b"\0" * 2**27)
     with pytest.raises(CheckpointError, match="unpack to more than"):
         read_all(checkpoint)
 

@@ -198,7 +198,7 @@ def test_a_file_cut_short_is_one_error(checkpoint, file):
 
 
 @pytest.mark.parametrize("file", FILES)
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bits_are_read_or_refused(saved, tmp_path_factory, file, data):
     path = tmp_path_factory.getbasetemp() / f"flipped {file}"

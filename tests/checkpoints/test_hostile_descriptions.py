@@ -37,7 +37,7 @@ def test_json_that_takes_much(tmp_path, kind):
     [
         {"observation_shape": [10**400]},
         {"observation_shape": [2] * 100_000},
-        {"observation_shape": [int("9" * 4_000)] * 10_000},
+        pytest.param({"observation_shape": [int("9" * 4_000)] * 10_000}, marks=pytest.mark.slow),
         {"num_actions": 10**400},
         {"no one reads it": "a" * 10**7},
         {"layers": [{"op": "dueling", "value": [{"op": "relu"}] * 100_000, "advantage": []}]},
@@ -85,7 +85,15 @@ def test_weights_of_one_byte_each(tmp_path, kind):
         load_teacher(tmp_path / "a")
 
 
-@pytest.mark.parametrize("header", ["a huge length", "many tensors", "overlapping offsets", "a length of all ones"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param("a huge length", marks=pytest.mark.slow),
+        "many tensors",
+        "overlapping offsets",
+        "a length of all ones",
+    ],
+)
 def test_headers_of_safetensors(tmp_path, header):
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     text = {

@@ -157,6 +157,7 @@ def test_parts_of_two_bytes_each_are_counted(tmp_path, monkeypatch, field):
         load_teacher(tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_as_many_nodes_of_two_bytes_each_as_a_file_can_hold(tmp_path):
     nodes = b"\x0a\0" * 5_000_000  # in a graph
     length = bytes([len(nodes) >> 7 * i & 127 | (128 if i < 4 else 0) for i in range(5)])

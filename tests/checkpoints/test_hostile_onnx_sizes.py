@@ -97,7 +97,9 @@ ONNX = {
 }
 
 
-@pytest.mark.parametrize("kind", ONNX)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind.startswith("more operators") else ()) for kind in ONNX]
+)
 def test_models_that_take_much(tmp_path, kind):
     nodes, weights = ONNX[kind]()
     model = onnx_model([*nodes, *LOOKS_SMALL], weights, opset=20)

@@ -64,7 +64,13 @@ PICKLES = {
 }
 
 
-@pytest.mark.parametrize("kind", PICKLES)
+#: One of each kind: what is built, what is hashed, what is shared, what is a number.
+FAST = {"empty sets", "keys of one hash", "pairs of pairs as a key", "lists of lists", "a shape of many lengths"}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in FAST else pytest.mark.slow) for kind in PICKLES]
+)
 def test_small_pickles_that_take_much(kind):
     content = PICKLES[kind]()
     refused(lambda: build_pickle(content))
@@ -170,6 +176,7 @@ def test_weights_with_keys_that_take_much(tmp_path, kind):
     refused(lambda: load_teacher(tmp_path / "a"))
 
 
+@pytest.mark.slow
 def test_many_weights(tmp_path):
     (tmp_path / "a").write_bytes(to_bytes({f"network.{i}.bias": torch.zeros(1) for i in range(9_000)}))
     refused(lambda: load_teacher(tmp_path / "a"))

@@ -61,7 +61,7 @@ def test_states_of_many_checkpoints_share_a_limit(tmp_path, monkeypatch):
         load_teacher(f"{tmp_path}@best")
 
 
-@pytest.mark.parametrize("line", ["", "{}", "x"])
+@pytest.mark.parametrize("line", ["", pytest.param("{}", marks=pytest.mark.slow), "x"])
 def test_millions_of_short_results(tmp_path, line):
     write_trial(tmp_path, [result(1, 5.0), *[line] * 5_000_000])
     refused(lambda: load_teacher(tmp_path))

@@ -166,6 +166,7 @@ def shown_by(terminal: Terminal) -> list[str]:
     return re.findall(r"[^\r\n]*env steps[^\r\n]*", terminal.text)
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path, rllib):
     config = json.dumps(FAST | {"num_cpus_for_main_process": 3})  # one trial after the other
     arguments = ["--config", config, "--storage-path", str(tmp_path), "--num-samples", "2"]

@@ -113,6 +113,7 @@ def test_trains_evaluates_compares_and_goes_on(tmp_path, rllib):
         run_experiment(ppo, RunOptions(restore=checkpoint, storage_path=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_the_old_spellings_train_a_teacher(tmp_path, rllib):
     done = rllib(
         *["train", "--run", "DQN", "--env", "CartPole-v1", "--stop", '{"timesteps_total": 100}'],
@@ -194,6 +195,7 @@ def test_an_algorithm_of_ones_own_and_modules_beside_the_file(tmp_path):
     assert not checkpoints(tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_says_why_in_one_line(tmp_path, rllib):
     (tmp_path / "broken.py").write_text(
         "import gymnasium as gym\n"

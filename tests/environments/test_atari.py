@@ -32,8 +32,13 @@ def vector_env(game, num_envs=1, **config):
 # --- The game ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [{}, {"reward_clipping": True, "frameskip": 3, "stack_num": 2}], ids=str)
-@pytest.mark.parametrize(("game", "points"), [("ALE/Breakout-v5", 1), ("ALE/MsPacman-v5", 10)])
+@pytest.mark.parametrize(
+    ("game", "points", "config"),
+    [
+        ("ALE/Breakout-v5", 1, {}),
+        ("ALE/MsPacman-v5", 10, {"reward_clipping": True, "frameskip": 3, "stack_num": 2}),
+    ],
+)
 def test_single_environments_show_what_the_vector_env_shows(game, points, config):
     config = config | {"max_num_frames_per_episode": 800}
     vector, single = vector_env(game, **config), atari.make(game, **CONFIG | config, num_threads=1)
@@ -72,8 +77,8 @@ class ByWhatIsSeen:
 
 
 def test_episodes_of_a_game_are_the_same_in_any_number_of_environments():
-    make_env = env_maker("ALE/MsPacman-v5", {"repeat_action_probability": 0.25, "max_num_frames_per_episode": 600})
-    seeds = [7, 2**40, 3, 11, 5]
+    make_env = env_maker("ALE/MsPacman-v5", {"repeat_action_probability": 0.25, "max_num_frames_per_episode": 400})
+    seeds = [7, 2**40, 3]
     side_by_side, in_turn = ByWhatIsSeen(), ByWhatIsSeen()
     played = play(make_env, side_by_side, seeds)[0]
     assert play(make_env, in_turn, seeds, num_envs=2)[0] == played
@@ -201,7 +206,7 @@ def columns_of(config, teacher, **kwargs):
     return receive(ref)
 
 
-@pytest.mark.parametrize("game", ["pong", "breakout", None], ids=str)
+@pytest.mark.parametrize("game", ["breakout", None], ids=str)
 def test_vector_env_and_single_ones_give_the_same_labels(config, game):
     """The shared teachers, and a random one where they are not there."""
     name = f"ALE/{(game or 'pong').capitalize()}-v5"
@@ -219,6 +224,7 @@ def test_vector_env_and_single_ones_give_the_same_labels(config, game):
 
 
 def test_a_state_takes_less_than_8_kb(config, build):
+    config.training(num_steps_sampled_before_learning_starts=10_000)  # it only samples
     algo = build(config.distillation(student="rusu-net3", td_coeff=0.5).env_runners(rollout_fragment_length=32))
     algo.train()
     replay = algo.learner_group._learner.groups["default_policy"].replay

@@ -21,7 +21,7 @@ OTHERS = {
 }
 
 
-def returns_by_rllib(algo, seed, num_episodes=3):
+def returns_by_rllib(algo, seed, num_episodes=2):
     """RLlib's own EnvRunner, without exploration, and with filters that stay."""
     runner = algo.env_runner
     for connector in runner._env_to_module.connectors:
@@ -42,11 +42,11 @@ def test_returns_are_those_of_rllibs_env_runner(cluster, tmp_path, kind):
     else:
         algo = build_dqn(kind)
     path = algo.save_to_path(str(tmp_path / "algo"))
-    running = evaluate(algo, num_episodes=3, seed=5).returns
+    running = evaluate(algo, num_episodes=2, seed=5).returns
     expected = returns_by_rllib(algo, seed=5)
     algo.stop()
     env = KINDS[kind]["env"] if kind in KINDS else None
-    restored = evaluate(path, env, num_episodes=3, seed=5, trust_checkpoint=kind == "own").returns
+    restored = evaluate(path, env, num_episodes=2, seed=5, trust_checkpoint=kind == "own").returns
     assert running == pytest.approx(expected, rel=1e-4)
     assert restored == pytest.approx(expected, rel=1e-4)
 

@@ -122,6 +122,7 @@ def test_rays_daemons_start_in_sessions_of_their_own():
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_daemon_in_a_session_of_its_own_dies_with_a_parent_that_is_killed():
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True) as parent:
         pid = int(parent.stdout.readline())

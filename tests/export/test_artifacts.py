@@ -21,7 +21,7 @@ from rllib_kd.networks.quantization import round_linears
 from rllib_kd.networks.stacking import linears_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
-from tests.export.students import IMAGES, OTHERS, QUICK_TO_PLAY, network
+from tests.export.students import IMAGES, ONE_FILE, OTHERS, network
 
 
 @pytest.fixture(scope="module")
@@ -37,27 +37,30 @@ def cartpole_states() -> np.ndarray:
     return play(lambda: gym.make("CartPole-v1"), Reflex(policy), range(10), views=[view])[1][0]
 
 
+def weak_returns(q_values):
+    """To the right of 0.05, a weak policy does the opposite: its episodes end at many different lengths."""
+
+    def policy(obs):
+        greedy = q_values(obs).argmax(-1)
+        return np.where(obs[:, 0] > 0.05, 1 - greedy, greedy)
+
+    return play(lambda: gym.make("CartPole-v1"), Reflex(policy), range(100, 110))[0]
+
+
+@pytest.fixture(scope="module")
+def weak_returns_of_pytorch():
+    teacher = load_teacher("cartpole")
+    returns = weak_returns(lambda obs: teacher.q_values(torch.as_tensor(obs)).numpy())
+    assert len(set(returns)) > 3
+    return returns
+
+
 @pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
-def test_artifacts_play_a_whole_evaluation_as_pytorch_does(artifact_format, cartpole_states, tmp_path):
-    teacher, seeds = load_teacher("cartpole"), range(100, 110)
-    export(teacher, tmp_path / "teacher", format=artifact_format, obs=cartpole_states)
-    artifact = q_function(tmp_path / "teacher")
-
-    def returns(q_values, weakness):
-        # To the right of 0.05 a weak policy does the opposite: its episodes end at many different lengths.
-        def policy(obs):
-            greedy = q_values(obs).argmax(-1)
-            return np.where(weakness & (obs[:, 0] > 0.05), 1 - greedy, greedy)
-
-        return play(lambda: gym.make("CartPole-v1"), Reflex(policy), seeds)[0]
-
-    def pytorch(obs):
-        return teacher.q_values(torch.as_tensor(obs)).numpy()
-
-    assert returns(artifact, False) == returns(pytorch, False) == [500.0] * len(seeds)
-    weak = returns(pytorch, True)
-    assert returns(artifact, True) == weak
-    assert len(set(weak)) > 3
+def test_artifacts_play_whole_episodes_as_pytorch_does(
+    artifact_format, cartpole_states, weak_returns_of_pytorch, tmp_path
+):
+    export(load_teacher("cartpole"), tmp_path / "teacher", format=artifact_format, obs=cartpole_states)
+    assert weak_returns(q_function(tmp_path / "teacher")) == weak_returns_of_pytorch
 
 
 def test_int8_is_smaller_and_plays(cartpole_states, tmp_path):
@@ -109,7 +112,10 @@ def test_int8_of_convolutions(tmp_path):
     assert TOLERANCE < result.max_difference < 0.1
 
 
-@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+@pytest.mark.parametrize(
+    "artifact_format",
+    [name if name == "safetensors" else pytest.param(name, marks=pytest.mark.slow) for name in ONE_FILE],
+)
 def test_what_a_deployment_costs(artifact_format, tmp_path):
     teacher, student = load_teacher("cartpole"), network(fcnet_hiddens=[16])
     costs = []

@@ -145,7 +145,7 @@ def test_the_command_writes_a_card(tmp_path, capsys):
 
 def test_figures_of_a_teacher_that_cannot_be_exported_are_left_out(tmp_path, capsys):
     teacher = sb3_zip(tmp_path / "ppo.zip", actor_critic_weights(mlp(4, 8, 2)), CARTPOLE_OBS, 2)
-    run("export", STUDENT, "--out", tmp_path / "student.onnx", "--episodes", "1", "--teacher", teacher)
+    run("export", STUDENT, "--out", tmp_path / "student.safetensors", "--episodes", "1", "--teacher", teacher)
     printed = capsys.readouterr()
     assert "The teacher's figures are left out" in printed.err
     assert "ppo.zip' is an actor-critic" in printed.err

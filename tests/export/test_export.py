@@ -23,9 +23,14 @@ from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, states
 from tests.export.students import LINEAR, MLPS, ONE_FILE, OTHERS, ROOT, linear_student, network
 
+#: Every layer is in these; a format that traces PyTorch sees no difference in the others.
+TRACED = ("linear in pixels", "layer norm, elu", "silu, sigmoid", "dueling C51", "cnn with padding")
 
-@pytest.mark.parametrize("artifact_format", ONE_FILE)
-@pytest.mark.parametrize("name", [*LINEAR, *MLPS, *OTHERS])
+
+@pytest.mark.parametrize(
+    ("name", "artifact_format"),
+    [(name, each) for each in ONE_FILE for name in (TRACED if each != "safetensors" else (*LINEAR, *MLPS, *OTHERS))],
+)
 def test_every_network_in_every_format_equals_pytorch(name, artifact_format, tmp_path):
     student = linear_student(LINEAR[name]) if name in LINEAR else network(**(MLPS | OTHERS)[name])
     obs = states(40, student.observation_space)
@@ -63,43 +68,35 @@ def test_the_onnx_graph_is_what_a_device_wants(tmp_path):
 
 
 @pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
-def test_artifacts_know_no_paths_of_this_machine(artifact_format, tmp_path):
-    export(network(), tmp_path / "s", format=artifact_format, obs=states(2))
-    contents = [(tmp_path / "s").read_bytes()]
+def test_exporting_is_silent_changes_nothing_else_and_knows_no_paths(artifact_format, tmp_path, capfd, caplog):
+    student, obs, file = network(dueling=True), states(4), tmp_path / "new" / "s"
+    before = student.q_values(torch.as_tensor(obs))
+    capfd.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if artifact_format == "onnx":
+            export(student, file, format=artifact_format, obs=obs, int8=True)
+        export(network(fcnet_hiddens=[3]), file, format="safetensors", obs=obs)
+        export(student, file, format=artifact_format, obs=obs)  # it takes another one's place
+    assert sorted(os.listdir(file.parent)) == (["s", "s_main.c"] if artifact_format == "c" else ["s"])
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+    assert torch.equal(student.q_values(torch.as_tensor(obs)), before)
+    assert not any(parameter.requires_grad for parameter in student.module.parameters())
+
+    contents = [file.read_bytes()]
     if artifact_format in ("pt2", "torchscript"):
-        with zipfile.ZipFile(tmp_path / "s") as archive:
+        with zipfile.ZipFile(file) as archive:
             contents = [archive.read(name) for name in archive.namelist()]
     for path in (str(ROOT), str(Path(torch.__file__).parent), str(tmp_path), "site-packages", "export.py"):
         assert not any(path.encode() in content for content in contents)
 
 
-@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
-def test_exporting_is_silent_and_leaves_its_files_alone(artifact_format, tmp_path, capfd, caplog):
-    student = network(dueling=True)
-    capfd.readouterr()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for _ in range(2):  # the second replaces the first
-            export(student, tmp_path / "new" / "s", format=artifact_format, obs=states(2))
-        if artifact_format == "onnx":
-            export(student, tmp_path / "new" / "s", format=artifact_format, obs=states(2), int8=True)
-    assert sorted(os.listdir(tmp_path / "new")) == (["s", "s_main.c"] if artifact_format == "c" else ["s"])
-    assert capfd.readouterr() == ("", "")
-    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-
-
-def test_the_student_is_left_as_it_was(tmp_path):
-    student, obs = network(), torch.as_tensor(states(4))
-    before = student.q_values(obs)
-    for artifact_format in NETWORK_FORMATS:
-        export(student, tmp_path / "s", format=artifact_format, obs=states(4))
-    assert torch.equal(student.q_values(obs), before)
-    assert not any(parameter.requires_grad for parameter in student.module.parameters())
-
-
-@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
-@pytest.mark.parametrize("error", [1.1e-4, np.nan])
-def test_an_artifact_that_differs_is_refused(artifact_format, error, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "artifact_format"), [(1.1e-4, "c"), (1.1e-4, "onnx"), (1.1e-4, "safetensors"), (np.nan, "safetensors")]
+)
+def test_an_artifact_that_differs_is_refused(error, artifact_format, tmp_path, monkeypatch):
     (tmp_path / "s").write_text("older")
     load = q_function
 
@@ -125,9 +122,9 @@ def test_an_artifact_that_differs_is_refused(artifact_format, error, tmp_path, m
 
 @pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
 def test_large_q_values_may_differ_by_their_rounding_and_no_more(artifact_format, tmp_path, monkeypatch):
-    student, obs = network(fcnet_hiddens=[256, 256]), states(300)
+    student, obs = network(fcnet_hiddens=[64, 64]), states(300)
     with torch.no_grad():
-        student.module.af.net.mlp[-1].weight.mul_(2000.0)
+        student.module.af.net.mlp[-1].weight.mul_(4000.0)
     size = np.abs(student.q_values(torch.as_tensor(obs)).numpy()).max()
     assert size > 500
     result = export(student, tmp_path / "s", format=artifact_format, obs=obs)
@@ -208,25 +205,26 @@ def test_a_header_that_cannot_be_included_is_refused_before_the_episodes(tmp_pat
         deploy(network(), tmp_path / "a student.h", lambda config: pytest.fail("it plays"), format="c")
 
 
-@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
-def test_missing_packages_say_what_to_install(package, tmp_path, monkeypatch):
+def test_missing_packages_say_what_to_install(tmp_path, monkeypatch):
     export(network(), tmp_path / "s", format="onnx", obs=states(3))
-    monkeypatch.setitem(sys.modules, package, None)
-    message = rf"'{package}', which is not installed. pip install 'rllib-kd\[onnx\]'"
-    with pytest.raises(ValueError, match=message):
-        export(network(), tmp_path / "s", format="onnx", obs=states(3))
-    if package == "onnxruntime":
-        for function in (q_function, deployment_cost):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        message = rf"'{package}', which is not installed. pip install 'rllib-kd\[onnx\]'"
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
             with pytest.raises(ValueError, match=message):
-                function(tmp_path / "s")
-    export(network(), tmp_path / "other", format="safetensors", obs=states(3))  # needs none of them
+                export(network(), tmp_path / "s", format="onnx", obs=states(3))
+            export(network(), tmp_path / "other", format="safetensors", obs=states(3))  # needs none of them
+            if package == "onnxruntime":
+                for function in (q_function, deployment_cost):
+                    with pytest.raises(ValueError, match=message):
+                        function(tmp_path / "s")
 
 
 def test_safetensors_names_the_layers_that_it_cannot_describe(tmp_path):
     student = network(fcnet_activation="Softplus")
     with pytest.raises(ValueError, match=r"cannot hold the layer Softplus.*Known are linear, conv2d.*'onnx'"):
         export(student, tmp_path / "s", format="safetensors", obs=states(3))
-    export(student, tmp_path / "s", format="onnx", obs=states(3))
+    export(student, tmp_path / "s", format="torchscript", obs=states(3))
 
 
 def test_recurrent_students_are_refused(tmp_path):

@@ -20,14 +20,19 @@ from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTION
 from tests.observations.spaces import COMPOSED, TEXTS
 
 
-def each_with(names, *, slow):
-    """All names with the formats that play quickly; some with those that import torch, which trace the same graph."""
-    quick = [(name, each) for name in names for each in QUICK_TO_PLAY if isinstance(each, str)]
+def each_with(names, *, slow, onnx):
+    """All names in safetensors, and some in formats that trace one graph: in those that import torch if it is slow."""
+    quick = [(name, each) for each in ("safetensors", "onnx") for name in (onnx if each == "onnx" else names)]
     rest = [each.values[0] for each in QUICK_TO_PLAY if not isinstance(each, str)]
     return [*quick, *(pytest.param(name, each, marks=pytest.mark.slow) for name in slow for each in rest)]
 
 
-@pytest.mark.parametrize(("name", "artifact_format"), each_with(PIPELINES, slow=["filter", "one-hots, filtered"]))
+@pytest.mark.parametrize(
+    ("name", "artifact_format"),
+    each_with(
+        PIPELINES, slow=["filter", "one-hots, filtered"], onnx=["grid from 2", "one-hots, filtered", "bits", "flat"]
+    ),
+)
 def test_what_connectors_do_is_in_the_file(name, artifact_format, tmp_path):
     shown_space, input_space, stages = PIPELINES[name]
     pipeline = ObservationPipeline(shown_space, stages)
@@ -50,7 +55,7 @@ def test_frames_are_stacked_outside(tmp_path):
     student = Teacher(network(gym.spaces.Box(0, 1, (8, 8, 3)), **conv).module, pipeline=pipeline)
     seen = artifact_view(student)()(Shown(np.ones((4, 8, 8, 1)), np.ones(4, dtype=bool)))
     assert seen.shape == (4, 8, 8, 3)
-    export(student, tmp_path / "student", format="onnx", obs=seen)
+    export(student, tmp_path / "student", format="safetensors", obs=seen)
     assert q_function(tmp_path / "student")(seen) == pytest.approx(
         student.q_values(torch.as_tensor(seen)).numpy(), abs=1e-5
     )
@@ -128,7 +133,7 @@ VECTORS = {
 @pytest.mark.parametrize(
     ("name", "artifact_format"),
     [
-        *each_with(VECTORS, slow=["MultiDiscrete([3 2 4])"]),
+        *each_with(VECTORS, slow=["MultiDiscrete([3 2 4])"], onnx=["MultiDiscrete([3 2 4])"]),
         *(pytest.param(name, "onnx, int8", marks=pytest.mark.slow) for name in VECTORS),
     ],
 )
@@ -159,7 +164,8 @@ def test_a_single_number_is_taken_by_the_file(artifact_format, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "artifact_format"), each_with(["nested", "with texts", "missions"], slow=["with texts"])
+    ("name", "artifact_format"),
+    each_with(["nested", "with texts", "missions"], slow=["with texts"], onnx=["with texts"]),
 )
 def test_what_is_not_one_array_plays_through_its_file(name, artifact_format, tmp_path):
     """The file takes vectors, and describes how to make them."""

@@ -132,32 +132,39 @@ def test_the_numpy_runner_in_the_docs(name, tmp_path):
     assert np.array(json.loads(printed)) == pytest.approx(expected, abs=1e-5)
 
 
+WITH_ONNXRUNTIME = """
+import onnxruntime
+session = onnxruntime.InferenceSession(path + ".onnx")
+print(session.run(None, {"obs": obs})[0].tolist())
+"""
+WITH_TORCH = """
+import torch
+obs = torch.as_tensor(obs)
+print(torch.export.load(open(path + ".pt2", "rb")).module()(obs).tolist())
+print(torch.jit.load(path + ".torchscript")(obs).tolist())
+"""
+
+
 @pytest.mark.parametrize(
-    ("artifact_format", "code"),
+    ("formats", "code", "without"),
     [
-        (
-            "onnx",
-            "import onnxruntime\n"
-            "session = onnxruntime.InferenceSession(path)\n"
-            "q_values = lambda obs: session.run(None, {'obs': obs})[0]\n",
-        ),
-        (
-            "pt2",
-            "import torch\nnetwork = torch.export.load(open(path, 'rb')).module()\n"
-            "q_values = lambda obs: network(torch.as_tensor(obs)).detach().numpy()\n",
-        ),
-        ("torchscript", "import torch\nq_values = lambda obs: torch.jit.load(path)(torch.as_tensor(obs)).numpy()\n"),
+        (["onnx"], WITH_ONNXRUNTIME, ("torch", "onnx")),
+        (["pt2", "torchscript"], WITH_TORCH, ()),
     ],
+    ids=["onnxruntime", "torch"],
 )
-def test_artifacts_run_without_ray_and_this_package(artifact_format, code, tmp_path):
+def test_artifacts_run_without_ray_and_this_package(formats, code, without, tmp_path):
     student, obs = network(dueling=True), states(20)
-    export(student, tmp_path / "student", format=artifact_format, obs=obs)
+    for name in formats:
+        export(student, tmp_path / f"student.{name}", format=name, obs=obs)
     np.save(tmp_path / "obs.npy", obs)
-    without = ("ray", "rllib_kd", "gymnasium") + (("torch", "onnx") if artifact_format == "onnx" else ())
-    code = f"import json, numpy as np\npath = sys.argv[1]\n{code}\nprint(q_values(np.load(sys.argv[2])).tolist())"
+    code = f"import numpy as np\npath, obs = sys.argv[1], np.load(sys.argv[2])\n{code}"
+    without = ("ray", "rllib_kd", "gymnasium", *without)
     printed = run_alone(code, tmp_path / "student", tmp_path / "obs.npy", without=without)
     expected = student.q_values(torch.as_tensor(obs)).numpy()
-    assert np.array(json.loads(printed)) == pytest.approx(expected, abs=1e-5)
+    assert len(printed.splitlines()) == len(formats)
+    for line in printed.splitlines():
+        assert np.array(json.loads(line)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_runners_know_neither_ray_nor_this_package():

@@ -220,8 +220,7 @@ class Nothing(ConnectorV2):
 # --- The whole way ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_config", CHANNELS, ids=str)
-@pytest.mark.parametrize("td_coeff", [0.0, 0.5])
+@pytest.mark.parametrize(("env_config", "td_coeff"), zip(CHANNELS, (0.5, 0.0), strict=True), ids=["first", "last"])
 def test_trains_evaluates_and_plays_again(config, build, env_config, td_coeff, tmp_path):
     config.environment(env_config=env_config)
     if td_coeff:
@@ -273,8 +272,10 @@ def test_pictures_that_are_no_stacks_are_learned_from(config, build):
     assert np.isfinite(result["learners"]["default_policy"]["td_loss"])
 
 
-@pytest.mark.parametrize("artifact_format", NETWORK_FORMATS)
-@pytest.mark.parametrize("shape", [SHAPE, (NUM_FRAMES, SIDE, SIDE)], ids=["last", "first"])
+@pytest.mark.parametrize(
+    ("shape", "artifact_format"),
+    [*(((NUM_FRAMES, SIDE, SIDE), each) for each in NETWORK_FORMATS), (SHAPE, "c"), (SHAPE, "safetensors")],
+)
 def test_an_artifact_takes_what_the_environment_shows(artifact_format, shape, tmp_path):
     space = gym.spaces.Box(0, 255, shape, np.uint8)
     student = Teacher(random_teacher().module, pipeline=ObservationPipeline(space, (Images(SHAPE),)))

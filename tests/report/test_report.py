@@ -3,6 +3,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -77,6 +78,23 @@ def page(comparisons, tmp_path, **kwargs):
     return Page(write_report(comparisons, tmp_path / "new" / "folder", **kwargs).read_text(encoding="utf-8"))
 
 
+CURVES = {"small": [(0, 1.0), (100, 20.0)], "another run": [(0, 2.0), (50, math.nan)]}
+PLAYED_IN = {"env_config": {"map": ["S" * 40, "G" * 40], "wind": 1.5}}
+BOTH = [comparison(**PLAYED_IN), comparison("tiny", **PLAYED_IN)]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folder of a report on two students."""
+    folder = tmp_path_factory.mktemp("both") / "new" / "folder"
+    write_report(BOTH, folder, curves=CURVES)
+    return folder
+
+
+def page_in(folder):
+    return Page((folder / "index.html").read_text(encoding="utf-8"))
+
+
 def test_the_table_has_a_row_for_each_policy():
     lines = summary_table([comparison(), comparison("tiny")]).splitlines()
     rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
@@ -119,11 +137,9 @@ def test_one_episode_has_no_interval(tmp_path):
     assert student["return_ci95"] is student["return_ratio"] is None
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(tmp_path):
-    curves = {"small": [(0, 1.0), (100, 20.0)], "another run": [(0, 2.0), (50, math.nan)]}
-    seen = page([comparison(), comparison("tiny")], tmp_path, curves=curves)
-    assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == ["figures.json", "index.html"]
-    text = (tmp_path / "new" / "folder" / "index.html").read_text(encoding="utf-8")
+def test_the_page_is_one_file_that_asks_for_nothing(both):
+    assert sorted(path.name for path in both.iterdir()) == ["figures.json", "index.html"]
+    seen, text = page_in(both), (both / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|@import|<script", text)
     links = [value for name, value in seen.attributes if name in ("src", "href", "srcset", "data", "xlink:href")]
     assert "figures.json" in links
@@ -138,10 +154,11 @@ def test_the_page_is_one_file_that_asks_for_nothing(tmp_path):
     assert seen.tags["title"] == seen.tags["h1"] == 1
     assert seen.tags["h2"] == seen.tags["figcaption"] == 6
     assert seen.tags["tr"] == 2 + 4
+    assert 'id="trees"' not in text
 
 
-def test_the_plots_say_what_they_show(tmp_path):
-    seen = page([comparison()], tmp_path, curves={"small": [(0, 1.0), (100, 20.0)]})
+def test_the_plots_say_what_they_show(both):
+    seen = page_in(both)
     for label in (
         "parameters",
         "latency of one observation (µs)",
@@ -159,13 +176,12 @@ def test_the_plots_say_what_they_show(tmp_path):
     assert "25.0 % (2)" in seen.text
     assert "100.0 % (2)" in seen.text
     assert seen.text.count("–") >= 2  # the student's states have none in which the teacher chooses action 1
-    assert "Learning curves" not in page([comparison()], tmp_path).text
+    assert not re.search("behaviour|exploring", seen.text)  # the curves are of greedy policies
 
 
 @pytest.mark.parametrize(
     ("kinds", "title", "in_plot", "absent"),
     [
-        (["greedy"], "Learning curves", [], ["behaviour", "exploring"]),
         (["exploring"], "Learning curves", [], ["behaviour", "(exploring)"]),
         (
             ["behavior"],
@@ -199,7 +215,9 @@ def test_small_returns_have_the_digits_of_their_interval(tmp_path):
         random=replace(policy("random", -0.394), return_ci95=0.0918),
         student=replace(policy("small", -0.071, parameters=5, latency=1.0), return_ci95=0.0437),
     )
-    for text in (summary_table([blackjack]), page([blackjack], tmp_path).text):
+    shown = page([blackjack], tmp_path).text
+    assert "Learning curves" not in shown  # there are none
+    for text in (summary_table([blackjack]), shown):
         assert "-0.062 ± 0.043" in text
         assert "-0.394 ± 0.092" in text
         assert "-0.071 ± 0.044" in text
@@ -207,33 +225,54 @@ def test_small_returns_have_the_digits_of_their_interval(tmp_path):
     assert "a random policy (-0.394)" in str(blackjack)
 
 
-def test_every_colour_of_the_plots_follows_the_theme(tmp_path):
-    students = [comparison(f"s{i}") for i in range(8)]
-    seen = page(students, tmp_path, curves={"x": [(0, 1.0), (9, 2.0)]})
-    styles = [value for name, value in seen.attributes if name in ("style", "fill", "stroke")]
+NAMES = ["$\\frac{$", "a_b^c$x$", "學生 😀", "_hidden", "", "&lt;"]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """The page of nine students, six with curves, in an environment with one action."""
+    students = [comparison(name, confusion_on_teacher_states=[[8]]) for name in (*NAMES, "s6", "s7", "s8")]
+    curves = {f"{name}{end}": [(0, 1.0), (1, 2.0)] for name in NAMES for end in ("", " of a trial with a long name")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return write_report(students, tmp_path_factory.mktemp("many"), curves=curves).read_text(encoding="utf-8")
+
+
+def test_every_colour_of_the_plots_follows_the_theme(many):
+    styles = [value for name, value in Page(many).attributes if name in ("style", "fill", "stroke")]
     assert any("var(--c5)" in style for style in styles)
     assert not any(re.search(r"#[0-9a-fA-F]{3}|rgb", style) for style in styles)
-    text = (tmp_path / "new" / "folder" / "index.html").read_text(encoding="utf-8")
-    assert "prefers-color-scheme: dark" in text
-    for variable in set(re.findall(r"var\((--\w+)\)", text)):
-        assert text.count(f"{variable}: #") == 2  # light and dark
+    assert "prefers-color-scheme: dark" in many
+    for variable in set(re.findall(r"var\((--\w+)\)", many)):
+        assert many.count(f"{variable}: #") == 2  # light and dark
 
 
-def test_a_matplotlibrc_changes_nothing(tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_names_stand_in_the_plots_as_they_are(many, name):
+    seen = Page(many)
+    # the table and a heading; a mark, an axis or a legend in six plots
+    assert sum(word.strip() == name for word in seen.words) >= 8
+    assert seen.text.count(f"{name} of a trial with a long name".strip()) >= 2
+
+
+def test_each_of_many_students_has_its_plot(many):
+    assert Page(many).tags["svg"] == 6 + len(NAMES) + 3
+
+
+def test_a_matplotlibrc_changes_nothing(both, tmp_path):
     import matplotlib as mpl
 
-    write_report([comparison()], tmp_path / "a")
     with mpl.rc_context({"axes.facecolor": "yellow", "lines.linewidth": 30, "svg.fonttype": "path"}):
-        write_report([comparison()], tmp_path / "b")
+        write_report(BOTH, tmp_path, curves=CURVES)
         assert mpl.rcParams["lines.linewidth"] == 30
-    assert (tmp_path / "a" / "index.html").read_bytes() == (tmp_path / "b" / "index.html").read_bytes()
+    assert (tmp_path / "index.html").read_bytes() == (both / "index.html").read_bytes()
 
 
 @pytest.mark.filterwarnings("error")
-def test_hostile_names_are_text(tmp_path):
-    plain = page([comparison()], tmp_path / "plain", curves={"small": [(0, 1.0), (1, 2.0)]})
-    curves = {HOSTILE: [(0, 1.0), (1, 2.0)]}
-    seen = page([comparison(HOSTILE, env=HOSTILE)], tmp_path, curves=curves)
+def test_hostile_names_are_text(both, tmp_path):
+    plain = page_in(both)
+    curves = {HOSTILE: [(0, 1.0), (1, 2.0)], "another run": [(0, 1.0)]}
+    seen = page([comparison(HOSTILE, env=HOSTILE), comparison("tiny", env=HOSTILE)], tmp_path, curves=curves)
     assert {tag: seen.tags[tag] for tag in ("script", "img", "svg", "section")} == {
         "script": 0,
         "img": 0,
@@ -246,44 +285,32 @@ def test_hostile_names_are_text(tmp_path):
     assert json.loads((tmp_path / "new/folder/figures.json").read_text())["students"][0]["name"] == HOSTILE
 
 
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("name", ["$\\frac{$", "a_b^c$x$", "學生 😀", "_hidden", "", "&lt;"])
-def test_names_stand_in_the_plots_as_they_are(tmp_path, name):
-    curves = {name: [(0, 1.0), (1, 2.0)], f"{name} of a trial with a long name": [(0, 1.0), (1, 2.0)]}
-    seen = page([comparison(name)], tmp_path, curves=curves)
-    # the table and a heading; a mark, an axis or a legend in six plots
-    assert sum(word.strip() == name for word in seen.words) >= 8
-    assert seen.text.count(f"{name} of a trial with a long name".strip()) == 2
-
-
 SHARED = ("env", "env_config", "num_episodes", "epsilon", "teacher", "random", "regret_unit")
 
 
-def test_figures_json_has_everything(tmp_path):
-    both = [comparison(env_config={"wind": 1}), comparison("tiny", env_config={"wind": 1})]
-    write_report(both, tmp_path, curves={"small": [(0, 1.0), (100, 20.0)]})
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["curves"] == {"small": [[0, 1.0], [100, 20.0]]}
-    for result, student in zip(both, figures["students"], strict=True):
+def test_figures_json_has_everything(both):
+    figures = json.loads((both / "figures.json").read_text())
+    assert figures["curves"] == {"small": [[0, 1.0], [100, 20.0]], "another run": [[0, 2.0], [50, None]]}
+    for result, student in zip(BOTH, figures["students"], strict=True):
         expected = result.to_dict()
         shared = {key: expected.pop(key) for key in SHARED}
         assert shared == {key: figures[key] for key in shared}
         assert student == expected.pop("student") | expected
 
 
-def test_tables_and_page_state_environment_and_config(tmp_path):
-    played = {"env_config": {"map": ["S" * 40, "G" * 40], "wind": 1.5}}
+def test_tables_and_page_state_environment_and_config(both):
     line = f'played in Somewhere-v0 {{"map": ["{"S" * 40}", "{"G" * 40}"], "wind": 1.5}}'
-    assert summary_table([comparison(**played)]).splitlines()[0] == line  # whole, to be given again
-    assert str(comparison(**played)).splitlines()[0] == line
-    assert max(map(len, str(comparison(**played)).splitlines()[1:])) <= 80
-    assert line.removeprefix("played in ") in page([comparison(**played)], tmp_path).text
+    assert summary_table(BOTH).splitlines()[0] == line  # whole, to be given again
+    assert str(BOTH[0]).splitlines()[0] == line
+    assert max(map(len, str(BOTH[0]).splitlines()[1:])) <= 80
+    assert line.removeprefix("played in ") in page_in(both).text
     for text in (str(comparison()), summary_table([comparison()])):
         assert text.splitlines()[0].strip() == "Somewhere-v0, 2 episodes each, same seeds"
 
 
-@pytest.mark.parametrize("actions", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (7, 18))])
-def test_any_number_of_actions_and_students(tmp_path, actions):
+@pytest.mark.slow
+@pytest.mark.parametrize("actions", [7, 18])
+def test_any_number_of_actions(tmp_path, actions):
     matrix = [[row * column for column in range(actions)] for row in range(actions)]
     students = [comparison(f"s{i}", confusion_on_teacher_states=matrix) for i in range(9)]
     assert page(students, tmp_path).tags["svg"] == 4 + 9
@@ -316,10 +343,8 @@ def test_what_takes_long_to_import_is_not_imported_for_numbers_and_tables():
 def test_returns_that_overflow_are_drawn_at_the_edge(tmp_path, largest, who):
     steps = largest if math.isfinite(largest) else 9.0
     curves = {"small": [(0.0, -largest), (steps, largest)], "other": [(1.0, 2.0), (2.0, 3.0)]}
-    seen = page([comparison()], tmp_path / "curves", curves=curves)
-    assert seen.tags["svg"] == 7
     own = policy(who, largest, -largest, parameters=10, latency=1.0)
-    assert page([comparison(**{who: own})], tmp_path / who).tags["svg"] == 5
+    assert page([comparison(**{who: own})], tmp_path, curves=curves).tags["svg"] == 7
 
 
 def tree(num_leaves=3, name="speed"):
@@ -343,30 +368,21 @@ def test_a_teacher_whose_parameters_are_not_known_is_left_out_of_the_plot_of_siz
     assert "NaN" not in write_report([unknown], tmp_path).read_text()
 
 
-def test_a_tree_is_drawn_with_its_rules_shares_and_regrets(tmp_path):
-    students = [comparison("net"), comparison("tree", tree=tree())]
+def test_trees_are_drawn_with_their_rules_shares_and_regrets(tmp_path):
+    trees = {"net": None, "tree": tree(), "stump": tree(1), "big": tree(65), "hostile": tree(3, HOSTILE)}
+    students = [comparison(name, tree=grown) for name, grown in trees.items()]
     text = write_report(students, tmp_path).read_text()
     shown = Page(text)
     assert shown.text.count("speed ≤ 0.1235") == 2
     assert "if speed <= 0.123456:" in shown.text
     assert "33.3 %, regret 0.25" in shown.text
     assert "tree: 3 leaves, depth 2" in shown.text
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [student["tree"] is None for student in figures["students"]] == [True, False]
-    assert "leaves, depth" in str(students[1])
-    assert "leaves, depth" not in str(students[0])
-
-
-def test_large_trees_are_rules_alone_and_pages_without_trees_have_no_card(tmp_path):
-    assert 'aria-label="Tree of big"' not in write_report([comparison("big", tree=tree(65))], tmp_path).read_text()
-    assert 'id="trees"' not in write_report([comparison()], tmp_path).read_text()
-
-
-def test_hostile_names_of_entries_stay_text(tmp_path):
-    shown = Page(write_report([comparison("t", tree=tree(3, HOSTILE))], tmp_path).read_text())
+    assert 'aria-label="Tree of stump"' in text
+    assert "100.0 %, regret 0.25" in shown.text  # the stump's leaf
+    assert 'aria-label="Tree of big"' not in text  # its rules alone
     assert "script" not in shown.tags
     assert all(name != "onerror" for name, _ in shown.attributes)
-
-
-def test_a_tree_of_one_leaf_is_drawn(tmp_path):
-    assert "action 0" in Page(write_report([comparison("t", tree=tree(1))], tmp_path).read_text()).text
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [student["tree"] is None for student in figures["students"]] == [True, False, False, False, False]
+    assert "leaves, depth" in str(students[1])
+    assert "leaves, depth" not in str(students[0])

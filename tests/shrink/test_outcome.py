@@ -97,14 +97,12 @@ def test_numbers_that_json_lacks_are_none():
 
 
 def test_the_page_requests_nothing_and_says_what_it_means(tmp_path):
-    for result in (FOUND, NOT_FOUND, shrunk(reason="Why.")):
+    for result in (NOT_FOUND, shrunk(reason="Why."), FOUND):
         write(replace(result, folder=str(tmp_path)), tmp_path)
         text = Path(tmp_path / "shrink.html").read_text()
         assert not re.search(r"(src|href)=\"(?!#|data:)", text)
         assert "http" not in text.replace("http-equiv", "")
         assert result.verdict.split(":")[0] in text
-    write(FOUND, tmp_path)
-    text = Path(tmp_path / "shrink.html").read_text()
     assert text.count("<svg") == 2
     assert "at most 5 %" in text
     assert "no return is outside of" in text
@@ -187,9 +185,11 @@ def test_what_is_minimized_is_in_table_sentence_and_json(tmp_path):
         assert f"{shown} │ certified" in str(result)
         assert max(map(len, str(result).splitlines())) <= 80
         assert f"30 parameters (0.044 % of the teacher's) {words}, keeps" in result.verdict
+        assert result.to_dict()["minimize"] == minimize
+        if minimize not in ("int8_bytes", "latency"):
+            continue
         write(replace(result, folder=str(tmp_path)), tmp_path)
         read = json.loads((tmp_path / "certificate.json").read_text())
-        assert read["minimize"] == minimize
         assert read["candidates"][1]["latency_ms"] == 0.0123
         assert read["copies"][0] == {"size": "a", "validation_ratio": 0.4}
         page = (tmp_path / "shrink.html").read_text()

@@ -190,7 +190,7 @@ def test_the_world_is_one_in_which_several_candidates_are_tested(go):
     assert content["certified"] == tested[-1]["name"]
 
 
-@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [19, pytest.param(1, marks=pytest.mark.slow)])
 def test_wherever_a_run_is_killed_it_ends_with_the_same_certificate(go, step):
     number, expected = num_happenings(go)
     assert number > 60
@@ -200,7 +200,7 @@ def test_wherever_a_run_is_killed_it_ends_with_the_same_certificate(go, step):
         assert go(f"at-{place}", World(), resume=True)[1] == expected, place
 
 
-@pytest.mark.parametrize("step", [8, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [20, pytest.param(3, marks=pytest.mark.slow)])
 def test_wherever_a_run_is_interrupted_it_ends_with_the_same_certificate(go, step):
     number, expected = num_happenings(go)
     num_incomplete = 0
@@ -212,7 +212,7 @@ def test_wherever_a_run_is_interrupted_it_ends_with_the_same_certificate(go, ste
             assert "--resume" in result.verdict
             content = go(f"at-{place}", World(), resume=True)[1]
         assert content == expected, place
-    assert num_incomplete > 5
+    assert num_incomplete >= 2
 
 
 def test_a_run_that_is_killed_again_and_again(go):

@@ -163,7 +163,6 @@ def test_what_cannot_be_is_refused(tmp_path, values, message):
     ("values", "message"),
     [
         ({"config": {"learning_rate": 0.1}}, "has no setting 'learning_rate'"),
-        ({"config": {"td_coeff": -1.0}}, "`td_coeff` must be at least 0"),
         ({"teacher": "/does/not/exist"}, "There is no checkpoint at '/does/not/exist'"),
         ({"env": "Acrobot-v1"}, "The teacher .* was made for observations .* but the environment has"),
         ({"env": SeededWhenMade, "keep": 0.9}, "each new environment begins with the same episode"),

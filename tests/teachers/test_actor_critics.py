@@ -158,7 +158,7 @@ RETURNS = {  # greedy, 50 episodes from seed 0, as the folder's README has them
 }
 
 
-@pytest.mark.parametrize("name", RETURNS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if "Lander" in n else []) for n in RETURNS])
 def test_real_ones_play_as_they_did(name):
     from rllib_kd.evaluation.comparing import evaluate
 

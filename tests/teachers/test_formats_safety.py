@@ -152,11 +152,11 @@ def test_an_archive_that_unpacks_to_gigabytes(tmp_path, name):
             if other != name:
                 target.writestr(other, source.read(other))
         with target.open(name, "w", force_zip64=True) as file:
-            for _ in range(2**6):
+            for _ in range(2**4):
                 file.write(bytes(2**23))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refuse(bomb, "would unpack from")
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**18  # KiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**16  # KiB, half of it
 
 
 def test_packed_weights_are_refused(tmp_path):
@@ -357,7 +357,7 @@ def test_any_other_file_is_one_error(tmp_path):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_are_read_or_refused(tmp_path_factory, kind, data):
     original = tmp_path_factory.getbasetemp() / f"original {kind}"
@@ -372,7 +372,7 @@ def test_flipped_bytes_are_read_or_refused(tmp_path_factory, kind, data):
 
 
 @pytest.mark.parametrize("which", ["data", "policy.pth"])
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_inside_of_a_zip(tmp_path_factory, which, data):
     original = tmp_path_factory.getbasetemp() / "inside"
@@ -387,7 +387,7 @@ def test_flipped_bytes_inside_of_a_zip(tmp_path_factory, which, data):
     load_or_refuse(path)
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_flipped_bytes_of_vec_normalize(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp() / "vec_normalize"

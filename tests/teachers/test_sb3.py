@@ -405,8 +405,10 @@ WITH_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("algorithm", [DQN, PPO, A2C, MaskablePPO])
-@pytest.mark.parametrize("kind", WITH_IMAGES)
+@pytest.mark.parametrize(
+    ("kind", "algorithm"),
+    [*((kind, DQN) for kind in WITH_IMAGES), *(("channels first", each) for each in (PPO, A2C, MaskablePPO))],
+)
 def test_images_beside_other_inputs_are_seen_as_by_the_original(tmp_path, algorithm, kind):
     parts, policy_kwargs = WITH_IMAGES[kind]
     space = gym.spaces.Dict(list(parts.items()))

@@ -62,16 +62,6 @@ def test_every_point_of_the_space_is_a_config(space):
         student_config("CartPole-v1", teacher, settings_of(sample, {}), seed=0).validate()
 
 
-@pytest.mark.slow
-def test_every_choice_of_the_space_can_be_built(space, cluster):
-    teacher = load_teacher("cartpole")
-    for widths in space["fcnet_hiddens"].categories:
-        settings = settings_of({"fcnet_hiddens": widths}, {})
-        algo = student_config("CartPole-v1", teacher, settings, seed=0).build_algo()
-        assert algo.get_module().model_config["fcnet_hiddens"] == widths
-        algo.stop()
-
-
 def test_image_teachers_are_compressed():
     import gymnasium as gym
     import numpy as np
@@ -323,19 +313,19 @@ def test_the_teacher_is_read_once_and_travels_through_ray(cluster, tmp_path):
 
 @pytest.mark.slow
 def test_optuna_seeks_both_objectives(cluster, tmp_path):
-    sweep = quick_sweep(tmp_path, num_samples=4)
+    sweep = quick_sweep(tmp_path)
     result = sweep.run(resume=True)  # there is nothing yet: it starts
-    assert len(result.students) == 4
+    assert len(result.students) == 2
     sizes = {student.num_parameters for student in result.students}
     assert 10 in sizes  # the linear one is among the first points
-    assert len({student.name for student in result.students}) == 4
+    assert len({student.name for student in result.students}) == 2
 
 
 @pytest.mark.slow
 def test_asha_stops_settings_early(cluster, tmp_path):
     space = {"lr": tune.choice([1e-6, 3e-3]), "fcnet_hiddens": tune.choice([[16]])}
     sweep = quick_sweep(
-        tmp_path, scheduler="asha", num_samples=6, env_steps=8_000, config={}, space=lambda teacher, **facts: space
+        tmp_path, scheduler="asha", num_samples=4, env_steps=8_000, config={}, space=lambda teacher, **facts: space
     )
     result = sweep.run()
     early = [student for student in result.students if not student.finished]
@@ -385,16 +375,13 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
 # --- Killed -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("search", "end"), [("optuna", signal.SIGKILL), ("random", signal.SIGINT)])
 @pytest.mark.slow
-def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
+def test_an_interrupted_and_a_killed_sweep_resume_where_they_were(tmp_path):
     command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher", "cartpole", "--env", "CartPole-v1"]
-    command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "24000", "--search", search]
+    command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "24000", "--search", "optuna"]
     command += ["--storage-path", str(tmp_path), "--name", "killed", "--config", '{"training_intensity": 32}']
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     folder = tmp_path / "killed"
-    deadline = time.monotonic() + 600
 
     def saved():
         """Trial → iterations that it has saved."""
@@ -403,21 +390,29 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
             found.setdefault(checkpoint.parent, []).append(int(checkpoint.name.split("_")[1]) + 1)
         return {trial: max(iterations) for trial, iterations in found.items()}
 
-    while max(saved().values(), default=0) < 4:
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.kill(driver.pid, end)
-    printed, _ = driver.communicate()
+    def end_at(iteration, end, *flags):
+        """The exit code and what is printed if it gets a signal at an iteration."""
+        driver = subprocess.Popen(
+            [*command, *flags], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        deadline = time.monotonic() + 600
+        while max(saved().values(), default=0) < iteration:
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(driver.pid, end)
+        printed, _ = driver.communicate()
+        return driver.returncode, " ".join(printed.split())
+
+    code, printed = end_at(2, signal.SIGINT)
+    assert code == 1
+    assert "interrupted. Continue with the same command and --resume." in printed
+    end_at(max(saved().values()) + 2, signal.SIGKILL, "--resume")
     before = saved()
     assert any(iteration < 8 for iteration in before.values())
-    if end == signal.SIGINT:
-        assert driver.returncode == 1
-        assert "interrupted. Continue with the same command and --resume." in " ".join(printed.split())
-    else:
-        time.sleep(3)  # its trials see that their driver is gone
-        for state in folder.glob("*state-*"):  # as if it had died while it wrote them
-            os.truncate(state, state.stat().st_size // 2)
+    time.sleep(3)  # its trials see that their driver is gone
+    for state in folder.glob("*state-*"):  # as if it had died while it wrote them
+        os.truncate(state, state.stat().st_size // 2)
 
     done = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -427,13 +422,14 @@ def test_a_killed_sweep_resumes_where_it_was(tmp_path, search, end):
     for trial in trials:
         rows = rows_of(trial)
         assert rows[-1]["training_iteration"] == 8
-        resumed = next((row for row in rows if row["iterations_since_restore"] != row["training_iteration"]), None)
-        if trial in before and before[trial] < 8:
-            assert resumed is not None, "it began anew"
-            assert resumed["training_iteration"] > before[trial] - 1
+        begun = [row["training_iteration"] for row in rows if row["iterations_since_restore"] == 1]
+        if trial in before:
+            assert begun.count(1) == 1, "it began anew"
+        if before.get(trial, 8) < 8:
+            assert begun[-1] > before[trial] - 1
         for row in rows:
             goal = 24_000 * row["training_iteration"] / 8
             steps = row["num_env_steps_sampled_lifetime"]
             assert goal <= steps < goal + 1_100
-            # The replay ratio, but for what was sampled before learning started, here and after the restart.
-            assert 32 * (steps - 3_000) / 256 < row["num_gradient_steps_lifetime"] <= 32 * steps / 256
+            # The replay ratio, but for what was sampled before learning started, here and after the restarts.
+            assert 32 * (steps - 4_500) / 256 < row["num_gradient_steps_lifetime"] <= 32 * steps / 256

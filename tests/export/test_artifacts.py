@@ -21,7 +21,7 @@ from rllib_kd.networks.quantization import round_linears
 from rllib_kd.networks.stacking import linears_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
-from tests.export.students import IMAGES, OTHERS, QUICK_TO_PLAY, network
+from tests.export.students import IMAGES, OTHERS, QUICK_TO_PLAY, SLOW_TO_PLAY, network
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_int8_of_convolutions(tmp_path):
     assert TOLERANCE < result.max_difference < 0.1
 
 
-@pytest.mark.parametrize("artifact_format", QUICK_TO_PLAY)
+@pytest.mark.parametrize("artifact_format", [*QUICK_TO_PLAY, SLOW_TO_PLAY[0]])
 def test_what_a_deployment_costs(artifact_format, tmp_path):
     teacher, student = load_teacher("cartpole"), network(fcnet_hiddens=[16])
     costs = []

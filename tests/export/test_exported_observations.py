@@ -1,5 +1,7 @@
 """What stands before the network is in the file, or is refused."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,18 +18,17 @@ from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeli
 from rllib_kd.observations.spaces import flat_size, input_space
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, states
-from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTIONS, network
+from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, SLOW_TO_PLAY, THREE_ACTIONS, network
 from tests.observations.spaces import COMPOSED, TEXTS
 
 
 def each_with(names, *, slow):
-    """All names with the formats that play quickly; some with those that import torch, which trace the same graph."""
-    quick = [(name, each) for name in names for each in QUICK_TO_PLAY if isinstance(each, str)]
-    rest = [each.values[0] for each in QUICK_TO_PLAY if not isinstance(each, str)]
-    return [*quick, *(pytest.param(name, each, marks=pytest.mark.slow) for name in slow for each in rest)]
+    """All names with the formats that play quickly; one with those that import torch, which trace the same graph."""
+    quick = [(name, each) for name in names for each in QUICK_TO_PLAY]
+    return [*quick, *(pytest.param(slow, *each.values, marks=each.marks) for each in SLOW_TO_PLAY)]
 
 
-@pytest.mark.parametrize(("name", "artifact_format"), each_with(PIPELINES, slow=["filter", "one-hots, filtered"]))
+@pytest.mark.parametrize(("name", "artifact_format"), each_with(PIPELINES, slow="one-hots, filtered"))
 def test_what_connectors_do_is_in_the_file(name, artifact_format, tmp_path):
     shown_space, input_space, stages = PIPELINES[name]
     pipeline = ObservationPipeline(shown_space, stages)
@@ -128,8 +129,8 @@ VECTORS = {
 @pytest.mark.parametrize(
     ("name", "artifact_format"),
     [
-        *each_with(VECTORS, slow=["MultiDiscrete([3 2 4])"]),
-        *(pytest.param(name, "onnx, int8", marks=pytest.mark.slow) for name in VECTORS),
+        *itertools.product(VECTORS, QUICK_TO_PLAY),
+        pytest.param("MultiDiscrete([3 2 4])", "onnx, int8", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_not_a_vector_plays_through_its_file(name, artifact_format, tmp_path):
@@ -147,7 +148,7 @@ def test_what_is_not_a_vector_plays_through_its_file(name, artifact_format, tmp_
     assert q(obs).shape == (7, 3)
 
 
-@pytest.mark.parametrize("artifact_format", ["safetensors", "torchscript", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("artifact_format", ["safetensors", "torchscript"])
 def test_a_single_number_is_taken_by_the_file(artifact_format, tmp_path):
     student, out = flat_student(gym.spaces.Box(-1, 1, ())), tmp_path / "s"
     obs = np.linspace(-1, 1, 5, dtype=np.float32)
@@ -159,7 +160,7 @@ def test_a_single_number_is_taken_by_the_file(artifact_format, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "artifact_format"), each_with(["nested", "with texts", "missions"], slow=["with texts"])
+    ("name", "artifact_format"), each_with(["nested", "with texts", "missions"], slow="with texts")
 )
 def test_what_is_not_one_array_plays_through_its_file(name, artifact_format, tmp_path):
     """The file takes vectors, and describes how to make them."""

@@ -1,4 +1,4 @@
-"""The same as in test_layers.py and test_integers.py, for hundreds of networks, and for one as large as Atari's."""
+"""The same as in test_layers.py and test_integers.py, for more networks, and for one as large as Atari's."""
 
 import gymnasium as gym
 import numpy as np

@@ -404,10 +404,10 @@ def test_an_interrupted_and_a_killed_sweep_resume_where_they_were(tmp_path):
         printed, _ = driver.communicate()
         return driver.returncode, " ".join(printed.split())
 
-    code, printed = end_at(2, signal.SIGINT)
+    code, printed = end_at(1, signal.SIGINT)
     assert code == 1
     assert "interrupted. Continue with the same command and --resume." in printed
-    end_at(max(saved().values()) + 2, signal.SIGKILL, "--resume")
+    end_at(max(saved().values()) + 1, signal.SIGKILL, "--resume")
     before = saved()
     assert any(iteration < 8 for iteration in before.values())
     time.sleep(3)  # its trials see that their driver is gone
@@ -426,7 +426,7 @@ def test_an_interrupted_and_a_killed_sweep_resume_where_they_were(tmp_path):
         if trial in before:
             assert begun.count(1) == 1, "it began anew"
         if before.get(trial, 8) < 8:
-            assert begun[-1] > before[trial] - 1
+            assert begun[-1] >= before[trial] - 1  # at its last checkpoint, or at the one that was recorded last
         for row in rows:
             goal = 24_000 * row["training_iteration"] / 8
             steps = row["num_env_steps_sampled_lifetime"]

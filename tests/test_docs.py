@@ -18,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 
 import rllib_kd
 import rllib_kd.cli.main  # adds the commands
-from rllib_kd import DistillDQNConfig
+from rllib_kd import DistillDQNConfig, compare
 from rllib_kd.cli.app import app
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import RandomActions, play
@@ -254,6 +254,13 @@ def test_the_tutorial_on_certificates_works_as_written(tmp_path):
     done = in_shell(tutorial("tutorial_shrink.md"), tmp_path)
     assert "keeps at least 97 % of the return, with 95 % confidence" in " ".join(done.stdout.split())
     assert (tmp_path / "smallest.safetensors").is_file()
+    read = json.loads((tmp_path / "shrunk" / "certificate.json").read_text())
+    (certified,) = [one for one in read["candidates"] if one["name"] == read["certified"]]
+    assert certified["certificate"]["lower"] >= 0.97
+    assert (tmp_path / "shrunk" / "shrink.html").is_file()
+    again = compare("cartpole", str(tmp_path / "shrunk" / "student"), num_episodes=200, seed=5_000)
+    assert again.return_ratio >= 0.96
+    assert again.student.num_parameters == certified["num_parameters"] <= 58
 
 
 # --- docs/pages/masks.md ----------------------------------------------------------------------------------------------

@@ -1,8 +1,6 @@
 """What dies on a cluster of several nodes, and what goes on. Real actors and real nodes are killed."""
 
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -111,25 +109,6 @@ def test_a_dead_node_of_env_runners_is_replaced(nodes):
     assert result.return_ratio >= 0.95
 
 
-def test_a_dead_learner_is_an_error_that_says_how_to_go_on(nodes, tmp_path):
-    nodes.add_node(num_cpus=1, resources={"learner": 1})
-    algo = config().learners(num_learners=1, num_cpus_per_learner=1).build_algo()
-    before = algo.train()
-    path = algo.save_to_path(str(tmp_path / "checkpoint"))
-    ((_, pid),) = living(LEARNER)
-    os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not living(LEARNER))
-    with pytest.raises(RuntimeError, match=r"A Learner has died.*never Learners.*from_checkpoint\(path\)"):
-        algo.train()
-    algo.stop()
-    resumed = type(algo).from_checkpoint(path)
-    rows = [before, resumed.train()]
-    while rows[-1]["num_env_steps_sampled_lifetime"] < 10_000:
-        rows.append(resumed.train())
-    resumed.stop()
-    assert_counters(rows)
-
-
 class Wide(gym.ObservationWrapper):
     """CartPole in 40 KB of zeros."""
 
@@ -168,8 +147,8 @@ def test_a_full_object_store_loses_nothing(tmp_path):
 # --- In a sweep -------------------------------------------------------------------------------------------------------
 
 
-def sweep_and_break(tmp_path, break_it, **settings):
-    """A sweep of one setting, after whose third report something dies; its errors and its iterations."""
+def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes, tmp_path):
+    places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
     space = {"fcnet_hiddens": tune.choice([[16]])}
     sweep = Sweep(
         "cartpole",
@@ -178,49 +157,37 @@ def sweep_and_break(tmp_path, break_it, **settings):
         num_seeds=1,
         search="random",
         env_steps=24_000,
-        config=settings,
+        config={"custom_resources_for_main_process": {"place": 1}},
         space=lambda teacher, **facts: space,
         storage_path=str(tmp_path),
     )
-    errors = []
+    removed, errors = [], []
 
     def rows():
         files = list(Path(sweep.path).glob("*/result.json"))
         return [json.loads(line) for line in files[0].read_text().splitlines()] if files else []
 
-    def wait_and_break():
+    def wait_and_remove():
         try:
             wait_for(lambda: len(rows()) >= 3)
-            break_it()
+            (node_id,) = (actor["Address"]["NodeID"] for actor in actors() if actor["Pid"] == rows()[-1]["pid"])
+            assert node_id in {node.node_id for node in places}
+            remove_node(nodes, node_id)
+            removed.append(node_id)
         except Exception as error:
             errors.append(error)
 
-    thread = threading.Thread(target=wait_and_break)
+    thread = threading.Thread(target=wait_and_remove)
     thread.start()
     result = sweep.run()
     thread.join()
     assert not errors
+    assert removed
     assert not result.failed
     (student,) = result.students
     assert student.finished
     assert_counters(rows()[-4:])
+    assert list(Path(sweep.path).glob("*/error.txt"))
     iterations = [row["training_iteration"] for row in rows()]
     assert iterations[-1] == 8
-    return list(Path(sweep.path).glob("*/error.txt")), iterations
-
-
-def test_a_dead_node_sends_its_trial_back_to_its_last_checkpoint_elsewhere(nodes, tmp_path):
-    places = [nodes.add_node(num_cpus=1, resources={"place": 1}) for _ in range(2)]
-    removed = []
-
-    def remove():
-        pid = json.loads(next(tmp_path.rglob("result.json")).read_text().splitlines()[-1])["pid"]
-        (node_id,) = (actor["Address"]["NodeID"] for actor in actors() if actor["Pid"] == pid)
-        assert node_id in {node.node_id for node in places}
-        remove_node(nodes, node_id)
-        removed.append(node_id)
-
-    errors, iterations = sweep_and_break(tmp_path, remove, custom_resources_for_main_process={"place": 1})
-    assert removed
-    assert errors
     assert_goes_on(iterations, 8)

@@ -24,7 +24,6 @@ PAGES = ["README.md", *(f"docs/pages/{name}" for name in re.findall(r": (\w+\.md
 #: Pages with a test of their own, which runs them as they are written, and longer.
 ELSEWHERE = {
     "docs/pages/tutorial_first.md": "test_the_first_tutorial_works_as_written",
-    "docs/pages/tutorial_own.md": "test_the_tutorial_from_nothing_to_an_exported_file_works_as_written",
     "docs/pages/own_environment.md": "test_the_notebook_runs",
     "docs/pages/tutorial_shrink.md": "test_the_tutorial_on_certificates_works_as_written",
     "docs/pages/c.md": "test_the_page_on_c_works_as_written",
@@ -62,6 +61,7 @@ SHORT = {
 #: The same for Python.
 SHORT_PYTHON = {
     "20_000": "1_000",
+    "12_000": "600",
     'compare("cartpole", algo)': 'compare("cartpole", algo, num_episodes=2)',
     "concurrency=(1, 8)": "concurrency=1",
 }

@@ -26,7 +26,7 @@ def test_trials_env_runners_and_sweeps_make_it(nodes, own_folder, tmp_path, monk
     nodes.add_node(num_cpus=3)
     write_files(own_folder)
     settings = {**FAST, "num_env_runners": 1, "placement_strategy": "SPREAD", "teacher": None, "td_coeff": 1.0}
-    plain = Experiment("plain", "DQN", settings={"env": "cells.py:Cells", "num_env_runners": 1}).checked()
+    plain = Experiment("plain", "DQN", settings={"env": "cells.py:Cells"}).checked()
     config = DistillDQNConfig().environment("mine.worlds:Walk").update_from_dict(settings)
     teacher = make_q_module(gym.spaces.Box(0.0, 1.0, (2,), np.float32)).save_to_path(str(tmp_path / "teacher"))
     short = {"num_samples": 1, "num_seeds": 1, "env_steps": 64, "search": "random"}

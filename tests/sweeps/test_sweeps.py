@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -372,11 +373,32 @@ def test_the_command_trains_the_recommended_student(cluster, tmp_path):
     algo.stop()
 
 
-# --- Killed -----------------------------------------------------------------------------------------------------------
+# --- Interrupted and killed -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_an_interrupted_and_a_killed_sweep_resume_where_they_were(tmp_path):
+def test_ctrl_c_saves_the_trials_and_says_how_to_go_on(cluster, tmp_path):
+    sweep = quick_sweep(tmp_path, search="random", num_samples=1, env_steps=8_000)
+
+    def interrupt():
+        while not any(map(rows_of, trials_in(sweep))):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    result = sweep.run()
+    thread.join()
+    assert not result.is_complete
+    assert "interrupted. Continue with the same command and --resume." in " ".join(str(result).split())
+    (trial,) = trials_in(sweep)
+    num_iterations = len(rows_of(trial))
+    assert max(trial.glob("checkpoint_*")).name == f"checkpoint_{num_iterations - 1:06}"
+    assert num_iterations < 8
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_resumes_where_it_was(tmp_path):
     command = [sys.executable, str(ROOT / "tuning" / "sweep.py"), "--teacher", "cartpole", "--env", "CartPole-v1"]
     command += ["--num-samples", "2", "--num-seeds", "1", "--env-steps", "24000", "--search", "optuna"]
     command += ["--storage-path", str(tmp_path), "--name", "killed", "--config", '{"training_intensity": 32}']
@@ -390,24 +412,14 @@ def test_an_interrupted_and_a_killed_sweep_resume_where_they_were(tmp_path):
             found.setdefault(checkpoint.parent, []).append(int(checkpoint.name.split("_")[1]) + 1)
         return {trial: max(iterations) for trial, iterations in found.items()}
 
-    def end_at(iteration, end, *flags):
-        """The exit code and what is printed if it gets a signal at an iteration."""
-        driver = subprocess.Popen(
-            [*command, *flags], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
-        )
-        deadline = time.monotonic() + 600
-        while max(saved().values(), default=0) < iteration:
-            assert driver.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.kill(driver.pid, end)
-        printed, _ = driver.communicate()
-        return driver.returncode, " ".join(printed.split())
-
-    code, printed = end_at(1, signal.SIGINT)
-    assert code == 1
-    assert "interrupted. Continue with the same command and --resume." in printed
-    end_at(max(saved().values()) + 1, signal.SIGKILL, "--resume")
+    driver = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 600
+    while max(saved().values(), default=0) < 4:
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
     before = saved()
     assert any(iteration < 8 for iteration in before.values())
     time.sleep(3)  # its trials see that their driver is gone
@@ -422,14 +434,13 @@ def test_an_interrupted_and_a_killed_sweep_resume_where_they_were(tmp_path):
     for trial in trials:
         rows = rows_of(trial)
         assert rows[-1]["training_iteration"] == 8
-        begun = [row["training_iteration"] for row in rows if row["iterations_since_restore"] == 1]
-        if trial in before:
-            assert begun.count(1) == 1, "it began anew"
+        resumed = next((row for row in rows if row["iterations_since_restore"] != row["training_iteration"]), None)
         if before.get(trial, 8) < 8:
-            assert begun[-1] >= before[trial] - 1  # at its last checkpoint, or at the one that was recorded last
+            assert resumed is not None, "it began anew"
+            assert resumed["training_iteration"] > before[trial] - 1
         for row in rows:
             goal = 24_000 * row["training_iteration"] / 8
             steps = row["num_env_steps_sampled_lifetime"]
             assert goal <= steps < goal + 1_100
-            # The replay ratio, but for what was sampled before learning started, here and after the restarts.
-            assert 32 * (steps - 4_500) / 256 < row["num_gradient_steps_lifetime"] <= 32 * steps / 256
+            # The replay ratio, but for what was sampled before learning started, here and after the restart.
+            assert 32 * (steps - 3_000) / 256 < row["num_gradient_steps_lifetime"] <= 32 * steps / 256

@@ -46,7 +46,7 @@ def test_whatever_dies_the_certificate_is_the_same(nodes, own_folder, tmp_path, 
     killed = Shrink(teacher, "pole.py:Pole", out=tmp_path / "killed", parts=3, **SMALL)
     file.unlink()  # the nodes of a test share a disk, and need no file of the environment
     whole = whole_run.run(address=nodes.address)
-    assert whole.facts["parts"] == 3  # as many as free CPUs
+    assert whole.facts["parts"] == 2  # a size each: three free CPUs are too few to divide their copies, too
     assert [one.certificate for one in whole.students] != [None, None]
     file.write_text(POLE)  # by which a resumed run sees that it is the same environment
 

@@ -4,6 +4,7 @@ Commands run in this process, on the Ray that tests share, and briefly: the flag
 """
 
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import rllib_kd
 from rllib_kd import DistillDQNConfig, load_teacher
 from tests.offline.labelled import episodes, write
 from tests.offline.recorded import write_parquet
-from tests.test_docs import QUICK, ROOT
+from tests.test_docs import QUICK, ROOT, STEP
 
 #: README, and the pages of the groups "Tutorials" and "How-to" of the navigation.
 NAV = (ROOT / "docs" / "mkdocs.yml").read_text().partition("- Tutorials:")[2].partition("- Reference:")[0]
@@ -23,13 +24,8 @@ PAGES = ["README.md", *(f"docs/pages/{name}" for name in re.findall(r": (\w+\.md
 #: Pages with a test of their own, which runs them as they are written, and longer.
 ELSEWHERE = {
     "docs/pages/tutorial_first.md": "test_the_first_tutorial_works_as_written",
-    "docs/pages/tutorial_own.md": "test_the_tutorial_from_nothing_to_an_exported_file_works_as_written",
     "docs/pages/own_environment.md": "test_the_notebook_runs",
     "docs/pages/tutorial_shrink.md": "test_the_tutorial_on_certificates_works_as_written",
-    "docs/pages/environments.md": "test_the_page_on_environments_works_as_written",
-    "docs/pages/masks.md": "test_the_page_on_masks_works_as_written",
-    "docs/pages/privileged.md": "test_the_page_on_privileged_teachers_works_as_written",
-    "docs/pages/export.md": "test_the_page_on_export_works_as_written",
     "docs/pages/c.md": "test_the_page_on_c_works_as_written",
 }
 
@@ -40,6 +36,7 @@ LEFT_OUT = {
     r"^(ray|aws) ": "it needs an account of AWS; test_cluster_yaml.py plays AWS",
     r"--(ray-)?address auto": "it needs a cluster; tests/cluster starts some, and the same commands run without one",
     r"^rllib train \.\.\.": "an outline for 2 to 200 EnvRunners; its settings are checked in test_every_setting.py",
+    r"envpool/": "test_pools.py samples in such environments",
     r"tuning/atari.py": "it needs the teacher of an Atari game, and an hour",
     r"--num-gpus": "it needs a GPU",
     r"--minutes 5": "it takes as long; tutorial_shrink.md runs the same with --env-steps",
@@ -64,6 +61,7 @@ SHORT = {
 #: The same for Python.
 SHORT_PYTHON = {
     "20_000": "1_000",
+    "12_000": "600",
     'compare("cartpole", algo)': 'compare("cartpole", algo, num_episodes=2)',
     "concurrency=(1, 8)": "concurrency=1",
 }
@@ -74,14 +72,14 @@ FOLDERS = re.compile(r'/tmp/|s3://lake/|(?<=")(?=(?:logs|labelled)")')
 #: Pages that need no process but the test's own.
 QUICK_PAGES = {"docs/pages/families.md", "docs/pages/serve.md"}
 
-Step = tuple[str, str | list[str]]
+Step = tuple[str, str | list[str], str]
 
 
-def blocks(page: str) -> Iterator[tuple[str, str, str]]:
-    """Yield place, language and code of a page's blocks. The notebook and SECURITY.md have none."""
+def blocks(page: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yield place, language, code and file, if any, of a page's blocks. The notebook and SECURITY.md have none."""
     text = (ROOT / page).read_text() if (ROOT / page).exists() else ""
-    for match in re.finditer(r"```(python|bash)\n(.*?)```", text, re.DOTALL):
-        yield f"{page}:{text[: match.start()].count(chr(10)) + 1}", match[1], match[2]
+    for match in STEP.finditer(text):
+        yield f"{page}:{text[: match.start(2)].count(chr(10)) + 1}", match[2], match[3], match[1] or ""
 
 
 def commands(block: str) -> Iterator[str]:
@@ -92,7 +90,11 @@ def commands(block: str) -> Iterator[str]:
 
 
 TYPED = [
-    command for page in PAGES for _, language, code in blocks(page) if language == "bash" for command in commands(code)
+    command
+    for page in PAGES
+    for _, language, code, _ in blocks(page)
+    if language == "bash"
+    for command in commands(code)
 ]
 
 
@@ -101,15 +103,15 @@ def is_left_out(command: str) -> bool:
 
 
 def steps_of(page: str, seen: set[str]) -> list[Step]:
-    """Return what is to be run of a page, by place: Python, or the words of a command that was not seen yet."""
+    """Return the steps of a page: place; Python, or the words of a command that was not seen yet; file to save."""
     steps: list[Step] = []
-    for where, language, code in blocks(page):
+    for where, language, code, file in blocks(page):
         if language == "bash":
             new = [command for command in commands(code) if not is_left_out(command) and command not in seen]
             seen.update(new)
-            steps += [(where, shlex.split(command)) for command in new]
-        elif where not in QUICK:
-            steps.append((where, code))
+            steps += [(where, shlex.split(command), "") for command in new]
+        elif file or where not in QUICK:
+            steps.append((where, code, file))
     return steps
 
 
@@ -121,6 +123,7 @@ STEPS = {page: steps for page in PAGES if page not in ELSEWHERE and (steps := st
 def reader(page: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder of a reader, who has a clone, and logs of CartPole."""
     monkeypatch.setenv("HOME", str(own_folder))
+    monkeypatch.syspath_prepend(own_folder)
     (own_folder / "tuning").symlink_to(ROOT / "tuning")
     columns = episodes(load_teacher("cartpole"), num_rows=8_000)
     if page != "docs/pages/recorded.md":  # which labels the logs
@@ -130,12 +133,16 @@ def reader(page: str, own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return own_folder
 
 
-def run_python(code: str, where: str, folder: Path) -> None:
-    names = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__}
-    names["config"] = DistillDQNConfig().environment("CartPole-v1")
+def short_python(code: str, folder: Path) -> str:
+    """Return code that takes less time, with the reader's own paths."""
     for text, short in SHORT_PYTHON.items():
         code = code.replace(text, short)
-    code = FOLDERS.sub(f"{folder}/", code)
+    return FOLDERS.sub(f"{folder}/", code)
+
+
+def run_python(code: str, where: str) -> None:
+    names = {name: getattr(rllib_kd, name) for name in rllib_kd.__all__}
+    names["config"] = DistillDQNConfig().environment("CartPole-v1")
     try:
         exec(compile(code, where, "exec"), names)
     finally:
@@ -154,9 +161,13 @@ def arguments(words: list[str], folder: Path) -> list[str]:
     "page", [pytest.param(page, marks=() if page in QUICK_PAGES else pytest.mark.slow(as_many=3)) for page in STEPS]
 )
 def test_what_readers_type_runs(page, reader, rllib):
-    for where, step in STEPS[page]:
-        if isinstance(step, str):
-            run_python(step, where, reader)
+    for where, step, file in STEPS[page]:
+        if isinstance(step, str) and file:
+            (reader / file).write_text(short_python(step, reader))
+        elif isinstance(step, str):
+            run_python(short_python(step, reader), where)
+        elif step[0] == "python":
+            runpy.run_path(step[1], run_name="__main__")
         else:
             done = rllib(*arguments(step, reader))
             assert done.returncode == 0, f"{where}: {shlex.join(step)}\n{done.stdout}{done.stderr}"

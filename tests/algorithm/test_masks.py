@@ -16,7 +16,7 @@ from rllib_kd.wire import TEACHER_Q
 from tests.algorithm.small import small_config
 from tests.conftest import make_q_module
 from tests.env_runner.runners import ALL_COLUMNS, Silent
-from tests.observations.masked import ALL, NUMBERS, ByMethod, InDict, InInfo, Payments, Two
+from tests.observations.masked import NUMBERS, BesideParts, ByMethod, InDict, InInfo, Payments, Two
 
 
 def masked_config(env):
@@ -28,7 +28,7 @@ def td_config(env):
     return masked_config(env).training(epsilon=[(0, 1.0), (1500, 0.1)]).distillation(teacher=None, td_coeff=1.0)
 
 
-@pytest.mark.parametrize("env", [pytest.param(env, marks=[] if env is InDict else pytest.mark.slow) for env in ALL])
+@pytest.mark.parametrize("env", [InDict, *(pytest.param(env, marks=pytest.mark.slow) for env in (BesideParts, InInfo))])
 def test_from_td_to_a_device(build, tmp_path, env):
     teacher = build(td_config(env))
     assert teacher.env_runner._samples_directly

@@ -37,9 +37,8 @@ def recurrent_resumable(**env_runners):
     return resumable_config(**env_runners).rl_module(model_config={**MEMORY, "max_seq_len": 5}).training(burn_in_len=2)
 
 
-@pytest.mark.parametrize("kind", ["lstm", pytest.param("gru", marks=pytest.mark.slow)])
-def test_only_a_memory_can_remember(build, tmp_path, kind):
-    algo = build(cue_config(recurrent_layer_type=kind))
+def test_only_a_memory_can_remember(build, tmp_path):
+    algo = build(cue_config())
     assert algo.env_runner._samples_directly
     while algo.num_env_steps < 2_500:
         result = algo.train()
@@ -135,16 +134,14 @@ def test_resumed_bit_by_bit(build, tmp_path, students, td_coeff):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("students", [{}, SIZES], ids=["one student", "family"])
-@pytest.mark.parametrize("processes", ["EnvRunners", "Learners", "RLlib's episodes"])
-def test_several_processes(build, processes, students):
-    config = recurrent_resumable().distillation(students=students, td_coeff=0.0 if students else 0.5)
-    if processes == "EnvRunners":
-        config.env_runners(num_env_runners=2)
-    elif processes == "Learners":
-        config.learners(num_learners=2)
+@pytest.mark.parametrize("students", [{}, SIZES], ids=["Learners", "RLlib's episodes, family"])
+def test_several_processes(build, students):
+    config = recurrent_resumable(num_env_runners=1)
+    config.distillation(students=students, td_coeff=0.0 if students else 0.5)
+    if students:
+        config.callbacks(Silent)
     else:
-        config.callbacks(Silent).env_runners(num_env_runners=1)
+        config.learners(num_learners=2)
     algo = build(config)
     for _ in range(3):
         result = algo.train()
@@ -155,9 +152,8 @@ def test_several_processes(build, processes, students):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_td_alone_learns_to_remember(build, kind):
-    config = cue_config(recurrent_layer_type=kind).distillation(teacher=None, td_coeff=1.0)
+def test_td_alone_learns_to_remember(build):
+    config = cue_config().distillation(teacher=None, td_coeff=1.0)
     algo = build(config.training(gamma=0.9, lr=3e-3))
     while algo.num_env_steps < 15_000:
         result = algo.train()

@@ -48,14 +48,14 @@ class FromThree(Continuous):
 
 
 @pytest.mark.parametrize(
-    ("env", "message"),
+    ("env", "message", "num_env_runners"),
     [
-        (Continuous, "needs discrete actions 0 to A"),
-        (FromThree, "needs discrete actions 0 to A"),
-        (Parts, r"part \['a'\] is Sequence.*which has no fixed number of numbers"),
+        (Continuous, "needs discrete actions 0 to A", 0),
+        (FromThree, "needs discrete actions 0 to A", 0),
+        (Parts, r"part \['a'\] is Sequence.*which has no fixed number of numbers", 0),
+        pytest.param(FromThree, "needs discrete actions 0 to A", 1, marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("num_env_runners", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_environments_that_do_not_suit_a_q_network_say_so(cartpole_config, build, env, message, num_env_runners):
     with pytest.raises(ValueError, match=message):
         build(cartpole_config.environment(env).env_runners(num_env_runners=num_env_runners))

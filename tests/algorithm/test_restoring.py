@@ -38,7 +38,6 @@ def test_a_callback_restores_before_setup_has_ended(cartpole_config, build, tmp_
         (0, "Algorithm.from_checkpoint"),
         (0, "restore_from_path"),
         pytest.param(1, "DistillDQN.from_checkpoint", marks=pytest.mark.slow),
-        pytest.param(1, "restore_from_path", marks=pytest.mark.slow),
     ],
 )
 def test_resumes_without_the_teachers_original_path(cartpole_config, build, tmp_path, restore, num_env_runners):

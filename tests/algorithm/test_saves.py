@@ -95,9 +95,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_the_checkpoint_that_was_there(clu
     "spelled",
     [
         "student",
-        pytest.param("./student/", marks=pytest.mark.slow),
-        pytest.param("~/student", marks=pytest.mark.slow),
-        pytest.param("{home}/a folder #1/student", marks=pytest.mark.slow),
+        pytest.param("~/a folder #1/student/", marks=pytest.mark.slow),
         "file://{home}/a%20folder/student",
     ],
 )
@@ -185,7 +183,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_checkpoint_that_restores(saved_
     older = tmp_path / "older"
     shutil.copytree(folder, older)
     seen = []
-    for share in (0.1, 0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.999):
+    for share in (0.1, 0.7, 0.95, 0.999):
         die_at(None, lambda: algo.save_to_path(folder))  # clears up, which takes calls
         total = die_at(None, lambda: algo.save_to_path(folder))
         assert sorted(os.listdir(tmp_path)) == ["checkpoint", "older"]

@@ -25,8 +25,9 @@ def only_ray(**kwargs):
 
 @pytest.fixture
 def nodes():
-    """A cluster of several raylets. The head has two CPUs."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    """A cluster of several raylets, of which a dead one is missed after three seconds. The head has two CPUs."""
+    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     with only_ray(address=cluster.address, include_dashboard=None):
         yield cluster
         ray.shutdown()

@@ -106,7 +106,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         yield
 
 
-def test_ssh_is_the_only_door(cluster, aws):
+def test_ssh_is_the_only_door_and_every_type_can_be_launched(cluster, aws):
     asked = AWSNodeProvider.bootstrap_config(prepare_config(cluster))
     groups = [node_type["node_config"]["SecurityGroupIds"] for node_type in asked["available_node_types"].values()]
     [group_id] = {group_id for of_one_type in groups for group_id in of_one_type}
@@ -114,6 +114,11 @@ def test_ssh_is_the_only_door(cluster, aws):
     assert [pair["GroupId"] for pair in inside["UserIdGroupPairs"]] == [group_id]
     assert not inside["IpRanges"]
     assert (outside["IpProtocol"], outside["FromPort"], outside["ToPort"]) == ("tcp", 22, 22)
+    provider = AWSNodeProvider(asked["provider"], asked["cluster_name"])
+    for name, node_type in asked["available_node_types"].items():
+        [node] = provider.create_node(node_type["node_config"], {"ray-user-node-type": name}, 1)
+        [instance] = boto3.resource("ec2", cluster["provider"]["region"]).instances.filter(InstanceIds=[node])
+        assert (instance.instance_lifecycle == "spot") == (name == "cpu_worker")
 
 
 def test_instances_have_the_resources_that_the_file_gives_to_ray(cluster, worker_types, aws):
@@ -124,15 +129,6 @@ def test_instances_have_the_resources_that_the_file_gives_to_ray(cluster, worker
     for name, resources in given.items():
         real = found[name]["resources"]
         assert (real["CPU"], real.get("GPU")) == (resources["CPU"], resources.get("GPU"))
-
-
-@pytest.mark.parametrize("name", ["head", "cpu_worker", "gpu_worker"])
-def test_every_type_can_be_launched(name, cluster, aws):
-    asked = AWSNodeProvider.bootstrap_config(prepare_config(cluster))
-    provider = AWSNodeProvider(asked["provider"], asked["cluster_name"])
-    [node] = provider.create_node(asked["available_node_types"][name]["node_config"], {"ray-user-node-type": name}, 1)
-    [instance] = boto3.resource("ec2", cluster["provider"]["region"]).instances.filter(InstanceIds=[node])
-    assert (instance.instance_lifecycle == "spot") == (name == "cpu_worker")
 
 
 # --- The cluster ------------------------------------------------------------------------------------------------------

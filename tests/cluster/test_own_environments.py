@@ -21,12 +21,16 @@ def remove_files(folder):
         path.unlink()
 
 
-def test_trials_and_env_runners_make_it(nodes, own_folder, tmp_path):
+def test_trials_env_runners_and_sweeps_make_it(nodes, own_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("rllib_kd.sweeps.sweep.doubt", lambda *played, **words: None)
     nodes.add_node(num_cpus=3)
     write_files(own_folder)
     settings = {**FAST, "num_env_runners": 1, "placement_strategy": "SPREAD", "teacher": None, "td_coeff": 1.0}
-    plain = Experiment("plain", "DQN", settings={"env": "cells.py:Cells", "num_env_runners": 1}).checked()
+    plain = Experiment("plain", "DQN", settings={"env": "cells.py:Cells"}).checked()
     config = DistillDQNConfig().environment("mine.worlds:Walk").update_from_dict(settings)
+    teacher = make_q_module(gym.spaces.Box(0.0, 1.0, (2,), np.float32)).save_to_path(str(tmp_path / "teacher"))
+    short = {"num_samples": 1, "num_seeds": 1, "env_steps": 64, "search": "random"}
+    sweep = Sweep(teacher, "corridor.py:Corridor", storage_path=str(tmp_path), **short)
     remove_files(own_folder)
     plain.stop["training_iteration"] = 1
     (result,) = run(plain, RunOptions(storage_path=str(tmp_path)))[0]
@@ -34,13 +38,4 @@ def test_trials_and_env_runners_make_it(nodes, own_folder, tmp_path):
     run_config = tune.RunConfig(storage_path=str(tmp_path), stop={"training_iteration": 1}, verbose=0)
     (result,) = tune.Tuner("DistillDQN", param_space=config, run_config=run_config).fit()
     assert result.error is None
-
-
-def test_trials_of_a_sweep_make_it(nodes, own_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("rllib_kd.sweeps.sweep.doubt", lambda *played, **words: None)
-    write_files(own_folder)
-    teacher = make_q_module(gym.spaces.Box(0.0, 1.0, (2,), np.float32)).save_to_path(str(tmp_path / "teacher"))
-    short = {"num_samples": 1, "num_seeds": 1, "env_steps": 64, "search": "random"}
-    sweep = Sweep(teacher, "corridor.py:Corridor", storage_path=str(tmp_path), **short)
-    remove_files(own_folder)
     assert len(sweep.run().students) == 1

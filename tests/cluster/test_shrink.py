@@ -14,7 +14,15 @@ from tests.cluster.test_faults import living
 pytestmark = pytest.mark.slow
 
 SIZES = {"linear": "linear", "units-2": {"fcnet_hiddens": [2], "fcnet_activation": "tanh"}}
-SMALL = {"sizes": SIZES, "env_steps": 1_000, "restarts": 4, "episodes": 100, "seed": 3, "parts": 3}
+SMALL = {"sizes": SIZES, "env_steps": 1_000, "restarts": 8, "episodes": 100, "seed": 3}
+POLE = """
+import gymnasium as gym
+
+
+class Pole(gym.Wrapper):
+    def __init__(self, **kwargs):
+        super().__init__(gym.make("CartPole-v1", **kwargs))
+"""
 
 
 def content(folder):
@@ -29,13 +37,18 @@ def few_checks(monkeypatch):
     monkeypatch.setattr("rllib_kd.shrink.run._NUM_CHECKS", 20)
 
 
-def test_whatever_dies_the_certificate_is_the_same(nodes, tmp_path, monkeypatch, caplog):
-    nodes.add_node(num_cpus=2)
+def test_whatever_dies_the_certificate_is_the_same(nodes, own_folder, tmp_path, monkeypatch, caplog):
+    nodes.add_node(num_cpus=1)
+    file = own_folder / "pole.py"
+    file.write_text(POLE)
     teacher = load_teacher("cartpole")  # an object: no node reads its file
-    whole = Shrink(teacher, "CartPole-v1", out=tmp_path / "whole", **SMALL).run()
-    assert whole.facts["parts"] == 2  # so few copies are not divided
+    whole_run = Shrink(teacher, "pole.py:Pole", out=tmp_path / "whole", **SMALL)
+    killed = Shrink(teacher, "pole.py:Pole", out=tmp_path / "killed", parts=3, **SMALL)
+    file.unlink()  # the nodes of a test share a disk, and need no file of the environment
+    whole = whole_run.run(address=nodes.address)
+    assert whole.facts["parts"] == 2  # a size each: three free CPUs are too few to divide their copies, too
     assert [one.certificate for one in whole.students] != [None, None]
-    killed = Shrink(teacher, "CartPole-v1", out=tmp_path / "killed", **SMALL)
+    file.write_text(POLE)  # by which a resumed run sees that it is the same environment
 
     copies, killed_at = SpreadTrainer.copies, []
 
@@ -58,29 +71,8 @@ def test_whatever_dies_the_certificate_is_the_same(nodes, tmp_path, monkeypatch,
 
     monkeypatch.setattr(Progress, "write", dying)
     with pytest.raises(KeyboardInterrupt):
-        killed.run()
+        killed.run(address=nodes.address)
     assert not living("Worker")
-    killed.run(resume=True)
+    killed.run(address=nodes.address, resume=True)
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
     assert "has died with its process, and starts again from its last save" in caplog.text
-
-
-POLE = """
-import gymnasium as gym
-
-
-class Pole(gym.Wrapper):
-    def __init__(self, **kwargs):
-        super().__init__(gym.make("CartPole-v1", **kwargs))
-"""
-
-
-def test_there_are_as_many_parts_as_free_cpus_and_nodes_need_no_file_of_the_environment(nodes, own_folder, tmp_path):
-    nodes.add_node(num_cpus=2)
-    (own_folder / "pole.py").write_text(POLE)
-    options = {**SMALL, "parts": None, "env_steps": 300, "restarts": 8}
-    shrink = Shrink("cartpole", "pole.py:Pole", out=tmp_path / "out", **options)
-    (own_folder / "pole.py").unlink()  # the nodes of a test share a disk
-    result = shrink.run(address=nodes.address)
-    assert result.facts["parts"] == 4
-    assert len(result.students) == 2

@@ -64,14 +64,9 @@ def test_members_that_cannot_be_stacked_learn_one_after_the_other(cartpole_confi
     assert len(algo.learner_group._learner.groups["default_policy"].learners) == 3
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners"), [(0, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
-def test_a_family_trains_is_saved_and_resumed(cartpole_config, build, tmp_path, num_env_runners, num_learners):
-    config = (
-        family_config(cartpole_config)
-        .env_runners(num_env_runners=num_env_runners)
-        .learners(num_learners=num_learners, num_cpus_per_learner=1)
-    )
-    algo = build(config)
+@pytest.mark.parametrize("num_learners", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_family_trains_is_saved_and_resumed(cartpole_config, build, tmp_path, num_learners):
+    algo = build(family_config(cartpole_config).learners(num_learners=num_learners))
     for _ in range(3):
         result = algo.train()
     students = result["distillation"]["students"]

@@ -89,7 +89,7 @@ def test_the_greedy_teachers_act_where_beta_is_1(cluster, config):
         assert (own["actions"] == expected)[own[VALID]].all()
 
 
-@pytest.mark.parametrize(("num_env_runners", "num_learners", "td_coeff"), [(0, 0, 1.0), (1, 2, 0.0)])
+@pytest.mark.parametrize(("num_env_runners", "num_learners", "td_coeff"), [(0, 0, 1.0), (1, 1, 0.0)])
 @pytest.mark.slow
 def test_each_policy_learns_from_its_teacher(config, build, tmp_path, num_env_runners, num_learners, td_coeff):
     config.env_runners(num_env_runners=num_env_runners).learners(num_learners=num_learners, num_cpus_per_learner=1)

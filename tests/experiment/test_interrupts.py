@@ -248,32 +248,6 @@ def assert_saved(storage, output) -> list[str]:
     return [sys.executable, "-m", "rllib_kd", *shlex.split(command[1])]
 
 
-@pytest.mark.slow(as_many=20)
-def test_timeout_saves_a_checkpoint_whomever_it_signals_and_the_run_goes_on_to_another_stop(start, tmp_path, cluster):
-    run = start(["timeout", "-k", "120", "600", *train(tmp_path, *until(FOREVER))])  # which signals the whole group
-    run.wait_for_iteration(2)
-    run.process.terminate()  # on which timeout does what it does when the time is up
-    code, output = run.end()
-    assert code != 0
-    command = assert_saved(tmp_path, output)
-    before = run.rows[-1]["training_iteration"]
-    resumed = start(["timeout", "--foreground", "600", *command])  # which signals the run alone
-    resumed.wait_for_iteration(before + 1)
-    resumed.process.terminate()
-    code, output = resumed.end()
-    assert code != 0
-    assert "interrupted; continue with" in output
-    last = run.rows[-1]["training_iteration"] + 2
-    go_on = [*train(tmp_path, at=ray_address()), "--resume"]
-    code, output = start([*go_on, *until(last)]).end()
-    assert code == 0, output
-    iterations = [row["training_iteration"] for row in run.rows]
-    assert iterations == list(range(1, last + 1))  # none is lost, none is done twice
-    code, output = start([*go_on, *until(last + 2)]).end()
-    assert code == 2, output
-    assert "1 of 1 trials have finished by an earlier --stop" in output
-
-
 IN_A_TERMINAL = """
 import fcntl, os, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -282,20 +256,33 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-@pytest.mark.slow
-def test_a_closed_terminal_saves_a_checkpoint(start, tmp_path):
+@pytest.mark.slow(as_many=10)
+def test_timeout_and_a_closed_terminal_save_a_checkpoint_and_the_run_goes_on_to_another_stop(start, tmp_path, cluster):
+    run = start(["timeout", "-k", "120", "600", *train(tmp_path, *until(FOREVER))])  # which signals the whole group
+    run.wait_for_iteration(2)
+    run.process.terminate()  # on which timeout does what it does when the time is up
+    code, output = run.end()
+    assert code != 0
+    command = assert_saved(tmp_path, output)
+    before = run.rows[-1]["training_iteration"]
     ours, theirs = pty.openpty()
-    run = start(
-        [sys.executable, "-c", IN_A_TERMINAL, *train(tmp_path, *until(FOREVER))],
-        **{"stdin": theirs, "stdout": theirs, "stderr": theirs},
+    resumed = start(
+        [sys.executable, "-c", IN_A_TERMINAL, *command], **{"stdin": theirs, "stdout": theirs, "stderr": theirs}
     )
     os.close(theirs)
-    run.wait_for_iteration(2)
+    resumed.wait_for_iteration(before + 1)
     os.close(ours)  # as when ssh is lost
-    code, _ = run.end()
+    code, _ = resumed.end()
     assert code == 1
-    (checkpoint,) = tmp_path.glob("mine/*/checkpoint_*")
-    assert (checkpoint / "replay/0.npz").exists()
+    last = run.rows[-1]["training_iteration"] + 2
+    go_on = [*train(tmp_path, at=ray_address()), "--resume"]
+    code, output = start([*go_on, *until(last)]).end()
+    assert code == 0, output
+    iterations = [row["training_iteration"] for row in run.rows]
+    assert iterations == list(range(1, last + 1))  # both saved: none is lost, none is done twice
+    code, output = start([*go_on, *until(last + 2)]).end()
+    assert code == 2, output
+    assert "1 of 1 trials have finished by an earlier --stop" in output
 
 
 @pytest.mark.slow
@@ -303,7 +290,7 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
     endless = {"evaluation_interval": 2, "evaluation_duration": 1_000_000}
     run = start(train(tmp_path, *until(FOREVER), **endless))
     run.wait_for_iteration(1)
-    os.killpg(run.process.pid, signal.SIGTERM)
+    run.process.terminate()  # the run alone
     time.sleep(_ECHO + 1)
     assert run.process.poll() is None
     os.killpg(run.process.pid, signal.SIGTERM)

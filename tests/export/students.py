@@ -97,6 +97,5 @@ ONE_FILE = tuple(name for name in NETWORK_FORMATS if name != "c")
 
 
 #: Where each file is played in a process of its own, as many others are: the one that imports torch is slow.
-QUICK_TO_PLAY = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ("pt2", "torchscript") else name for name in ONE_FILE
-]
+SLOW_TO_PLAY = [pytest.param(name, marks=pytest.mark.slow) for name in ("pt2", "torchscript")]
+QUICK_TO_PLAY = [name for name in ONE_FILE if name not in ("pt2", "torchscript")]

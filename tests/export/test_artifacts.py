@@ -21,7 +21,7 @@ from rllib_kd.networks.quantization import round_linears
 from rllib_kd.networks.stacking import linears_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module, states
-from tests.export.students import IMAGES, ONE_FILE, OTHERS, network
+from tests.export.students import IMAGES, OTHERS, SLOW_TO_PLAY, network
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +113,7 @@ def test_int8_of_convolutions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "artifact_format",
-    [name if name == "safetensors" else pytest.param(name, marks=pytest.mark.slow) for name in ONE_FILE],
+    "artifact_format", ["safetensors", pytest.param("onnx", marks=pytest.mark.slow), SLOW_TO_PLAY[0]]
 )
 def test_what_a_deployment_costs(artifact_format, tmp_path):
     teacher, student = load_teacher("cartpole"), network(fcnet_hiddens=[16])

@@ -16,22 +16,19 @@ from rllib_kd.observations.pipeline import Flatten, Normalize, ObservationPipeli
 from rllib_kd.observations.spaces import flat_size, input_space
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import CARTPOLE_OBS, states
-from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, THREE_ACTIONS, network
+from tests.export.students import FILTER, PIPELINES, QUICK_TO_PLAY, SLOW_TO_PLAY, THREE_ACTIONS, network
 from tests.observations.spaces import COMPOSED, TEXTS
 
 
 def each_with(names, *, slow, onnx):
     """All names in safetensors, and some in formats that trace one graph: in those that import torch if it is slow."""
     quick = [(name, each) for each in ("safetensors", "onnx") for name in (onnx if each == "onnx" else names)]
-    rest = [each.values[0] for each in QUICK_TO_PLAY if not isinstance(each, str)]
-    return [*quick, *(pytest.param(name, each, marks=pytest.mark.slow) for name in slow for each in rest)]
+    return [*quick, *(pytest.param(slow, *each.values, marks=each.marks) for each in SLOW_TO_PLAY)]
 
 
 @pytest.mark.parametrize(
     ("name", "artifact_format"),
-    each_with(
-        PIPELINES, slow=["filter", "one-hots, filtered"], onnx=["grid from 2", "one-hots, filtered", "bits", "flat"]
-    ),
+    each_with(PIPELINES, slow="one-hots, filtered", onnx=["grid from 2", "one-hots, filtered", "bits", "flat"]),
 )
 def test_what_connectors_do_is_in_the_file(name, artifact_format, tmp_path):
     shown_space, input_space, stages = PIPELINES[name]
@@ -133,8 +130,8 @@ VECTORS = {
 @pytest.mark.parametrize(
     ("name", "artifact_format"),
     [
-        *each_with(VECTORS, slow=["MultiDiscrete([3 2 4])"], onnx=["MultiDiscrete([3 2 4])"]),
-        *(pytest.param(name, "onnx, int8", marks=pytest.mark.slow) for name in VECTORS),
+        *each_with(VECTORS, slow="MultiDiscrete([3 2 4])", onnx=["MultiDiscrete([3 2 4])"]),
+        pytest.param("MultiDiscrete([3 2 4])", "onnx, int8", marks=pytest.mark.slow),
     ],
 )
 def test_what_is_not_a_vector_plays_through_its_file(name, artifact_format, tmp_path):
@@ -152,7 +149,7 @@ def test_what_is_not_a_vector_plays_through_its_file(name, artifact_format, tmp_
     assert q(obs).shape == (7, 3)
 
 
-@pytest.mark.parametrize("artifact_format", ["safetensors", "torchscript", pytest.param("pt2", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("artifact_format", ["safetensors", "torchscript"])
 def test_a_single_number_is_taken_by_the_file(artifact_format, tmp_path):
     student, out = flat_student(gym.spaces.Box(-1, 1, ())), tmp_path / "s"
     obs = np.linspace(-1, 1, 5, dtype=np.float32)
@@ -165,7 +162,7 @@ def test_a_single_number_is_taken_by_the_file(artifact_format, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "artifact_format"),
-    each_with(["nested", "with texts", "missions"], slow=["with texts"], onnx=["with texts"]),
+    each_with(["nested", "with texts", "missions"], slow="with texts", onnx=["with texts"]),
 )
 def test_what_is_not_one_array_plays_through_its_file(name, artifact_format, tmp_path):
     """The file takes vectors, and describes how to make them."""

@@ -34,9 +34,9 @@ def observations(shape, count=40):
 
 #: ONNX takes seconds to write; the C of all of them is one program in tests/export/c/test_recurrent.py.
 CASES = [
-    pytest.param(name, kind, marks=[pytest.mark.slow] if kind != "safetensors" and name != "GRU behind an MLP" else [])
-    for name in SHAPES
-    for kind in RECURRENT_FORMATS
+    *((name, "safetensors") for name in SHAPES),
+    *(("GRU behind an MLP", kind) for kind in RECURRENT_FORMATS if kind != "safetensors"),
+    *(pytest.param(name, "onnx", marks=pytest.mark.slow) for name in ("LSTM behind a CNN", "dueling")),
 ]
 
 

@@ -85,12 +85,12 @@ def test_c_computes_no_floats_for_a_tree_that_compares_entries(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("artifact_format", [pytest.param(f, marks=needs_c) if f == "c" else f for f in FORMATS])
-def test_a_million_states_are_the_same(artifact_format, tmp_path):
+def test_a_hundred_thousand_states_are_the_same(artifact_format, tmp_path):
     module = tree_module(64, oblique=True)
-    obs, path = near_ties(module, 1_000_000), tmp_path / "tree.h"
+    obs, path = near_ties(module, 100_000), tmp_path / "tree.h"
     export(Teacher(module), path, format=artifact_format, obs=obs[:500])
     q_values = q_function(path)
-    for part in np.split(obs, 20):
+    for part in np.split(obs, 2):
         expected = module.compute_q_values({"obs": torch.from_numpy(part)})["qf_preds"].numpy()
         assert np.array_equal(q_values(part), expected)
 

@@ -19,13 +19,6 @@ def test_changed_files_are_read_or_refused(name):
     assert (row.files, row.has_failed, row.over_300_mb) == (20, False, 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", FORMATS)
-def test_many_changed_files_are_read_or_refused(name):
-    row = fuzz(name, 100, seed=2)
-    assert (row.files, row.has_failed, row.over_300_mb) == (100, False, 0)
-
-
 def test_a_file_that_is_executed_would_be_seen(tmp_path):
     """The calls that the fuzzer puts into pickles make their file where they are executed."""
     for i in range(len(canaries(""))):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rllib_kd import DistillDQNConfig, compare_all
+from rllib_kd import DistillDQNConfig, compare, compare_all
 from tests.benchmarks import weak_teacher
 from tests.conftest import shared_teacher
 
@@ -24,15 +24,12 @@ def distil(build, env, teacher, env_steps, seed, **settings):
     return algo
 
 
-@pytest.mark.parametrize("env", ["Acrobot-v1", "MountainCar-v0"])
-def test_the_defaults_reach_the_teacher(build, env):
-    """Over many seeds, students of this length have 0.97 to 0.99 on Acrobot, and 0.99 to 1.02 on MountainCar."""
+def test_the_defaults_reach_the_teacher(build):
+    """Over many seeds, students of this length have 0.99 to 1.02."""
+    env = "MountainCar-v0"
     teacher = str(shared_teacher(f"sb3/dqn-{env}.zip"))
-    students = {str(seed): distil(build, env, teacher, 60_000, seed) for seed in range(2)}
-    ratios = [each.return_ratio for each in compare_all(teacher, students, env, num_episodes=100, seed=FRESH_SEED)]
-    print(env, ratios)
-    assert min(ratios) >= 0.95
-    assert sum(ratios) / len(ratios) >= 0.96
+    student = distil(build, env, teacher, 60_000, 0)
+    assert compare(teacher, student, env, num_episodes=100, seed=FRESH_SEED).return_ratio >= 0.95
 
 
 def test_first_weights_from_the_teacher_save_the_first_thousands_of_steps(build):
@@ -51,13 +48,11 @@ def test_first_weights_from_the_teacher_save_the_first_thousands_of_steps(build)
 
 def test_with_td_a_student_ends_above_a_weak_teacher(cluster, tmp_path):
     """Over five other seeds, teachers of 123 to 247 had students of 466 to 500."""
-    for seed in (10, 11):
-        path = tmp_path / f"teacher_{seed}"
-        teacher = weak_teacher.train(
-            weak_teacher.config(seed, **weak_teacher.WITHOUT_TEACHER), weak_teacher.TEACHER_ENV_STEPS, path
-        )
-        student = weak_teacher.train(
-            weak_teacher.config(seed, teacher=path, **weak_teacher.FROM_TEACHER), weak_teacher.STUDENT_ENV_STEPS
-        )
-        print(f"teacher {teacher}, student {student}")
-        assert student > teacher + 100
+    path = tmp_path / "teacher"
+    teacher = weak_teacher.train(
+        weak_teacher.config(10, **weak_teacher.WITHOUT_TEACHER), weak_teacher.TEACHER_ENV_STEPS, path
+    )
+    student = weak_teacher.train(
+        weak_teacher.config(10, teacher=path, **weak_teacher.FROM_TEACHER), weak_teacher.STUDENT_ENV_STEPS
+    )
+    assert student > teacher + 100

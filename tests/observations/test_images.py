@@ -258,7 +258,7 @@ def test_trains_evaluates_and_plays_again(config, build, env_config, td_coeff, t
 
 @pytest.mark.slow
 def test_remote_env_runners_and_learners(config, build):
-    algo = build(config.env_runners(num_env_runners=1, num_envs_per_env_runner=2).learners(num_learners=2))
+    algo = build(config.env_runners(num_env_runners=1, num_envs_per_env_runner=2).learners(num_learners=1))
     for _ in range(2):
         result = algo.train()
     assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])

@@ -114,7 +114,7 @@ def test_rows_of_a_dataset_in_memory(cluster):
 @pytest.mark.slow
 def test_a_killed_job_goes_on_where_it_was(cluster, tmp_path):
     for i in range(6):
-        write_parquet(tmp_path / "in" / f"{i}.parquet", rows(200_000, seed=i))
+        write_parquet(tmp_path / "in" / f"{i}.parquet", rows(100_000, seed=i))
     out = tmp_path / "out"
     command = [sys.executable, "-m", "rllib_kd", "label", "--teacher", "cartpole", "--input", str(tmp_path / "in")]
     command += ["--output", str(out), "--address", ray_address(), "--concurrency", "1", "--num-cpus", "0.5"]
@@ -133,7 +133,7 @@ def test_a_killed_job_goes_on_where_it_was(cluster, tmp_path):
     assert sorted(os.listdir(out)) == [f"{i}.parquet" for i in range(6)]
     assert finished == {name: (out / name).stat().st_mtime_ns for name in finished}
     for i in range(6):
-        np.testing.assert_array_equal(read(out / f"{i}.parquet")["obs"], states(200_000, seed=i))
+        np.testing.assert_array_equal(read(out / f"{i}.parquet")["obs"], states(100_000, seed=i))
 
 
 @pytest.mark.slow

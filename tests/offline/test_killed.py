@@ -16,7 +16,7 @@ LAST, KILLED_AFTER = 40, 12  # iterations
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 
 
-def command(folder, storage, *flags):
+def arguments(folder, storage, *flags):
     config = {
         "seed": 0,
         "min_sample_timesteps_per_iteration": 512,
@@ -25,8 +25,7 @@ def command(folder, storage, *flags):
     }
     words = ["train", "--algo", "DistillDQN", "--teacher", "cartpole", "--compression", "0.05", "--input", folder]
     words += ["--config", json.dumps(config), "--stop", json.dumps({"training_iteration": LAST})]
-    words += ["--checkpoint-freq", "5", "--storage-path", str(storage), "-n", "mine", "--ray-num-cpus", "2", *flags]
-    return [sys.executable, "-m", "rllib_kd", *words]
+    return [*words, "--checkpoint-freq", "5", "--storage-path", str(storage), "-n", "mine", *flags]
 
 
 def kill(run):
@@ -35,30 +34,32 @@ def kill(run):
     run.process.wait()
 
 
+def last_result(storage):
+    (file,) = storage.glob("mine/*/result.json")
+    return json.loads(file.read_text().splitlines()[-1])
+
+
 def last_weights(storage):
     (folder,) = storage.glob("mine/*/checkpoint_*7")
     return load_teacher(str(folder)).module.state_dict()
 
 
 @pytest.mark.slow
-def test_a_run_on_rows_that_is_killed_and_resumed_ends_with_the_student_of_an_uninterrupted_one(rows, tmp_path):
-    folder, runs = write(tmp_path / "rows", rows), []
+def test_a_run_on_rows_that_is_killed_and_resumed_ends_with_the_student_of_an_uninterrupted_one(rows, tmp_path, rllib):
+    folder, storages = write(tmp_path / "rows", rows), [tmp_path / "whole", tmp_path / "killed"]
+    command = [sys.executable, "-m", "rllib_kd", *arguments(folder, storages[1], "--ray-num-cpus", "2")]
+    run = Run(command, storages[1])  # with a Ray of its own, which is killed, too
     try:
-        for name in ("whole", "killed"):
-            runs.append(Run(command(folder, tmp_path / name), tmp_path / name))
-            if name == "killed":
-                runs[-1].wait_for_iteration(KILLED_AFTER)
-                kill(runs[-1])
-                assert KILLED_AFTER <= runs[-1].rows[-1]["training_iteration"] < LAST
-                runs.append(Run(command(folder, tmp_path / name, "--resume"), tmp_path / name))
-            code, output = runs[-1].end()
-            assert code == 0, output
-            assert runs[-1].rows[-1]["training_iteration"] == LAST
-        assert runs[-1].rows[-1]["iterations_since_restore"] < LAST
-        assert_equal(last_weights(tmp_path / "whole"), last_weights(tmp_path / "killed"))
-        whole, killed = (run.rows[-1]["distillation"] for run in (runs[0], runs[-1]))
-        for name in ("teacher_agreement", "q_regret", "num_epochs", "temperature"):
-            assert whole[name] == killed[name]
+        run.wait_for_iteration(KILLED_AFTER)
     finally:
-        for run in runs:
-            kill(run)
+        kill(run)
+    assert KILLED_AFTER <= last_result(storages[1])["training_iteration"] < LAST
+    for storage, flags in zip(storages, ([], ["--resume"]), strict=True):
+        done = rllib(*arguments(folder, storage, *flags))
+        assert done.returncode == 0, done.stderr
+    whole, killed = map(last_result, storages)
+    assert whole["training_iteration"] == killed["training_iteration"] == LAST
+    assert killed["iterations_since_restore"] < LAST
+    assert_equal(*map(last_weights, storages))
+    for name in ("teacher_agreement", "q_regret", "num_epochs", "temperature"):
+        assert whole["distillation"][name] == killed["distillation"][name]

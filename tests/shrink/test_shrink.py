@@ -7,7 +7,7 @@ import gymnasium as gym
 import pytest
 import ray
 
-from rllib_kd import Shrink, compare
+from rllib_kd import Shrink
 from rllib_kd.cli.main import main
 from rllib_kd.locks import locked
 from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
@@ -218,9 +218,10 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys, tmp_path)
     assert capsys.readouterr() == ("", f"interrupted; continue with: rllib shrink --resume --out '{tmp_path}/my run'\n")
 
 
-# --- Whole runs -------------------------------------------------------------------------------------------------------
+# --- Whole runs; test_docs.py has one that certifies a student --------------------------------------------------------
 
-SMALL = {"env_steps": 4_000, "restarts": 2, "episodes": 400}
+SIZES = {"linear": "linear", "small": {"fcnet_hiddens": [4], "fcnet_activation": "tanh"}}
+SMALL = {"sizes": SIZES, "env_steps": 4_000, "restarts": 2, "episodes": 400}
 
 
 @pytest.mark.slow
@@ -231,36 +232,6 @@ def test_a_teacher_like_a_random_policy_is_no_teacher(cluster, tmp_path):
     assert result.certified is None
     assert "not clearly better than a random policy" in str(result).replace("\n", " ")
     assert json.loads((tmp_path / "out" / "certificate.json").read_text())["certified"] is None
-
-
-@pytest.mark.slow
-def test_the_command_certifies_a_student_that_truly_keeps_the_return(cluster, tmp_path, capsys):
-    out = tmp_path / "out"
-    flags = ["--env-steps", "8000", "--restarts", "4", "--episodes", "1000", "--out", str(out)]
-    with pytest.raises(SystemExit) as exit_:
-        main([*SHRINK, *flags])
-    printed = capsys.readouterr().out
-    assert exit_.value.code in (0, None), printed
-    read = json.loads((out / "certificate.json").read_text())
-    (certified,) = [one for one in read["candidates"] if one["name"] == read["certified"]]
-    assert certified["certificate"]["lower"] >= 0.97
-    assert certified["num_parameters"] <= 58
-    assert (out / "shrink.html").exists()
-    with pytest.raises(SystemExit):
-        main(["compare", "--teacher", "cartpole", "--episodes", "2", str(out / "student")])
-    assert f"{certified['num_parameters']}" in capsys.readouterr().out
-    again = compare("cartpole", str(out / "student"), num_episodes=200, seed=5_000)
-    assert again.return_ratio >= 0.96
-    assert again.student.num_parameters == certified["num_parameters"]
-
-
-@pytest.mark.slow
-def test_equal_runs_give_equal_certificates(cluster, tmp_path):
-    read = []
-    for name in ("one", "other"):
-        Shrink("cartpole", "CartPole-v1", out=tmp_path / name, seed=3, **SMALL).run()
-        read.append(content(tmp_path / name))
-    assert read[0] == read[1]
 
 
 class Uncapturable(gym.Wrapper):

@@ -287,7 +287,7 @@ def test_other_policies_of_rllib_say_so(tmp_path, kwargs, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["PPO", "APPO", "IMPALA", "SAC"])
+@pytest.mark.parametrize("name", ["PPO", "IMPALA", "SAC"])
 def test_algorithms_of_rllib(cluster, tmp_path, name):
     config = get_trainable_cls(name).get_default_config().environment("CartPole-v1")
     config.env_runners(num_env_runners=0).learners(num_learners=0).rl_module(model_config={"fcnet_hiddens": [8]})

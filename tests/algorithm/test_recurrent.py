@@ -5,6 +5,7 @@ import pytest
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd.algorithm.restarts import Snapshot
 from rllib_kd.algorithm.students import new_student, shape_students
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.networks.dqn_module import count_parameters
@@ -114,7 +115,8 @@ def test_resumed_bit_by_bit(build, tmp_path, students, td_coeff):
     for _ in range(3):
         algo.train()
     # In the checkpoint, and there alone, the second copy has its student's place.
-    algo._restarts._chosen = {name: f"{name}__restart_1" for name in students}
+    copies = algo.get_copies() if students else {}
+    algo._restarts._chosen = {name: Snapshot.of(name, copies[f"{name}__restart_1"], 0) for name in students}
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     before = weights(algo)
     for _ in range(3):

@@ -249,7 +249,7 @@ class DistillDQN(DQN):
             held_out=self._sampling.held_out_results(),
         ) | self._sampling.progress(self.num_gradient_steps)
         if self.config.num_copies > 1:
-            length = results[ENV_RUNNER_RESULTS].get(EPISODE_LEN_MEAN, math.nan)
+            length = results.get(ENV_RUNNER_RESULTS, {}).get(EPISODE_LEN_MEAN, math.nan)  # none of recorded rows
             if self._restarts.is_look_due(self.num_env_steps, length):
                 self._restarts.look(Arena.of(self.config, self.get_copies(), self.env_runner), self.num_env_steps)
             results["distillation"]["validation"] = self._restarts.results()

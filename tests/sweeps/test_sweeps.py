@@ -325,7 +325,7 @@ def test_optuna_seeks_both_objectives(cluster, tmp_path):
 def test_asha_stops_settings_early(cluster, tmp_path):
     space = {"lr": tune.choice([1e-6, 3e-3]), "fcnet_hiddens": tune.choice([[16]])}
     sweep = quick_sweep(
-        tmp_path, scheduler="asha", num_samples=4, env_steps=8_000, config={}, space=lambda teacher, **facts: space
+        tmp_path, scheduler="asha", num_samples=6, env_steps=8_000, config={}, space=lambda teacher, **facts: space
     )
     result = sweep.run()
     early = [student for student in result.students if not student.finished]

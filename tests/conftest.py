@@ -31,7 +31,7 @@ from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.tune.registry import register_trainable
 from ray.tune.trainable import trainable
 
-from rllib_kd import DistillDQN, DistillDQNConfig, _rllib
+from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.cli.main import main
 from rllib_kd.environments import imports, own, sources
 
@@ -170,8 +170,7 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def start_ray(**kwargs: Any) -> None:
     """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
-    with _rllib.few_daemons(log_monitor=False):  # as commands do
-        ray.init(log_to_driver=False, **kwargs)
+    ray.init(log_to_driver=False, **kwargs)
     register_trainable("DistillDQN", DistillDQN)
 
 

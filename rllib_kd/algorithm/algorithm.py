@@ -52,7 +52,7 @@ from rllib_kd.algorithm.preflight import (
 from rllib_kd.algorithm.recorded import check_can_play, check_recorded, make_sampling, recorded_spaces
 from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.replays import refill_replays, save_replays
-from rllib_kd.algorithm.restarts import Arena, Restarts
+from rllib_kd.algorithm.restarts import Players, Restarts
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
@@ -251,7 +251,7 @@ class DistillDQN(DQN):
         if self.config.num_copies > 1:
             length = results.get(ENV_RUNNER_RESULTS, {}).get(EPISODE_LEN_MEAN, math.nan)  # none of recorded rows
             if self._restarts.is_look_due(self.num_env_steps, length):
-                self._restarts.look(Arena.of(self.config, self.get_copies(), self.env_runner), self.num_env_steps)
+                self._restarts.look(Players.of(self.config, self.get_copies(), self.env_runner), self.num_env_steps)
             results["distillation"]["validation"] = self._restarts.results()
         self._patience.look_at(results, self.num_env_steps)
         return results
@@ -332,8 +332,8 @@ class DistillDQN(DQN):
         """Let validation episodes choose a copy of each student, unless they have done so since the last update."""
         num_updates, env_steps = self._replay_ratio.num_updates, self.num_env_steps
         if self._restarts.is_choice_due(num_updates):
-            arena = Arena.of(self.config, self.get_copies(), self.env_runner)
-            self._restarts.choose(arena, self.learner_group, num_updates=num_updates, env_steps=env_steps)
+            players = Players.of(self.config, self.get_copies(), self.env_runner)
+            self._restarts.choose(players, self.learner_group, num_updates=num_updates, env_steps=env_steps)
 
     def get_copies(self) -> dict[str, Any]:
         """Return the current modules by ID: all students of a family, and with restarts all copies. None is chosen."""

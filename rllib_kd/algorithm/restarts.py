@@ -33,7 +33,7 @@ _FIRST_LOOK, _FACTOR = 20_000, 1.5
 _MOST_PLAYED = 2.0
 
 
-class Arena(NamedTuple):
+class Players(NamedTuple):
     """Who plays validation episodes, and in what.
 
     Args:
@@ -47,8 +47,8 @@ class Arena(NamedTuple):
     pipeline: ObservationPipeline
 
     @classmethod
-    def of(cls, config: Any, copies: Mapping[str, Any], env_runner: Any) -> Arena:
-        """Return that of a run, by its config and its EnvRunner."""
+    def of(cls, config: Any, copies: Mapping[str, Any], env_runner: Any) -> Players:
+        """Return those of a run, by its config and its EnvRunner."""
         make_env = None if config.env is None else env_maker(config.env, config.env_config)
         return cls(copies, make_env, pipeline_of(_rllib.env_to_module(env_runner), next(iter(copies.values()))))
 
@@ -60,7 +60,7 @@ class Snapshot(NamedTuple):
         copy: module ID of the copy.
         env_steps: env steps sampled until then.
         weights: its weights.
-        returns: undiscounted returns in the first validation episodes; none if it has not played.
+        returns: undiscounted returns in the first validation episodes; empty if it has not played.
     """
 
     copy: str
@@ -129,50 +129,50 @@ class Restarts:
         """Return how many episodes the best copies play in a look."""
         return math.ceil(_SHARE_OF_LOOK * self._num_episodes)
 
-    def look(self, arena: Arena, env_steps: int) -> None:
+    def look(self, players: Players, env_steps: int) -> None:
         """Let all copies play a few episodes, and keep each student's best one.
 
         Args:
-            arena: without an environment, nothing happens.
+            players: without an environment, nothing happens.
             env_steps: env steps of training so far.
         """
-        if arena.make_env is None:
+        if players.make_env is None:
             return
         self._looked_at = env_steps
-        names = by_student(arena.copies)
+        names = by_student(players.copies)
         try:
-            played = self._play(names, arena, self._num_looked_at)
+            played = self._play(names, players, self._num_looked_at)
         except (EnvFailedError, ValueError) as error:
             logger.warning("Validation failed, so no copies of %d env steps are kept: %s", env_steps, error)
             return
         for student, own in names.items():
             best = played.best(own)[0]
-            snapshot = Snapshot.of(best, arena.copies[best], env_steps, played.returns[best])
+            snapshot = Snapshot.of(best, players.copies[best], env_steps, played.returns[best])
             kept = [*self._kept.get(student, ()), snapshot]
             self._kept[student] = sorted(kept, key=lambda one: -float(np.mean(one.returns)))[:_NUM_KEPT]
 
-    def choose(self, arena: Arena, learner_group: LearnerGroup, *, num_updates: int, env_steps: int) -> None:
+    def choose(self, players: Players, learner_group: LearnerGroup, *, num_updates: int, env_steps: int) -> None:
         """Play validation episodes, and choose each student's best copy; if that fails, the one with the least regret.
 
         Args:
-            arena: without an environment, the copies with the least regret are chosen.
+            players: without an environment, the copies with the least regret are chosen.
             learner_group: Learners that measure the Q-regrets.
             num_updates: gradient steps and regrowths of trees so far.
             env_steps: env steps of training so far.
         """
         regrets = _mean_regrets(learner_group)
-        copies = arena.copies
+        copies = players.copies
         names = {student: _by_regret(own, regrets) for student, own in by_student(copies).items()}
         self._chosen_at = num_updates
         self._chosen = {student: Snapshot.of(own[0], copies[own[0]], env_steps) for student, own in names.items()}
-        if arena.make_env is None:
+        if players.make_env is None:
             return
         kept = {f"{one.copy} at {one.env_steps}": one for own in self._kept.values() for one in own}
         for name, one in kept.items():
             names[student_of(one.copy)].append(name)  # behind those of now, which have learned for longer
         modules = {name: with_weights(copies[one.copy], one.weights) for name, one in kept.items()}
         try:
-            played = self._play(names, arena._replace(copies={**copies, **modules}), self._num_episodes, kept)
+            played = self._play(names, players._replace(copies={**copies, **modules}), self._num_episodes, kept)
         except (EnvFailedError, ValueError) as error:
             logger.warning(
                 "Validation failed, so the copies with the lowest Q-regret on the replay's states were chosen: %s",
@@ -185,14 +185,18 @@ class Restarts:
             self._chosen[student] = of._replace(returns=played.returns[best])
 
     def _play(
-        self, names: dict[str, list[str]], arena: Arena, num_episodes: int, kept: Mapping[str, Snapshot] | None = None
+        self,
+        names: dict[str, list[str]],
+        players: Players,
+        num_episodes: int,
+        kept: Mapping[str, Snapshot] | None = None,
     ) -> Validation:
         """Play in rounds, shorten `names` to those left, and return what they played."""
-        make_env, pipeline = arena.make_env, arena.pipeline
+        make_env, pipeline = players.make_env, players.pipeline
         assert make_env is not None
 
-        def play(players: Sequence[str], first: int, count: int) -> Validation:
-            modules = {name: arena.copies[name] for name in players}
+        def play(left: Sequence[str], first: int, count: int) -> Validation:
+            modules = {name: players.copies[name] for name in left}
             return validate(make_env, modules, pipeline, count, first_episode=first)
 
         known = {name: one.returns for name, one in (kept or {}).items()}

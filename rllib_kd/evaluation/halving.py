@@ -6,7 +6,7 @@ Jamieson and Talwalkar 2016, arXiv 1502.07943.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rllib_kd.evaluation.validation import Validation
 
@@ -30,9 +30,10 @@ def halve(
     """
     returns = {name: list((known or {}).get(name, ())) for names in copies.values() for name in names}
     played = Validation(returns, 0, 0.0)
-    for number, last in enumerate(_round_ends(num_episodes)):
+    for number, share in enumerate(_ROUND_ENDS):
+        last = math.ceil(share * num_episodes)
         for student, names in copies.items() if number else ():
-            copies[student] = played.best(names, _num_playing_on(len(names)))
+            copies[student] = played.best(names, max(_LEAST_THAT_PLAY, math.ceil(0.5 * len(names))))
         left = [name for names in copies.values() for name in names]
         for first in sorted({len(played.returns[name]) for name in left}):
             if first < last:
@@ -42,17 +43,8 @@ def halve(
 
 def num_played(num_copies: int, num_episodes: int) -> int:
     """Return how many episodes all copies of a student play together, of whom none has played before."""
-    total, first = 0, 0
-    for last in _round_ends(num_episodes):
-        num_copies = _num_playing_on(num_copies) if first else num_copies
-        total, first = total + num_copies * (last - first), last
-    return total
 
+    def count_them(names: Sequence[str], first: int, count: int) -> Validation:
+        return Validation({name: [0.0] * count for name in names}, count * len(names), 0.0)  # a step each
 
-def _round_ends(num_episodes: int) -> Iterator[int]:
-    """Return after how many episodes each round ends."""
-    yield from (math.ceil(share * num_episodes) for share in _ROUND_ENDS)
-
-
-def _num_playing_on(count: int) -> int:
-    return min(count, max(_LEAST_THAT_PLAY, math.ceil(0.5 * count)))
+    return halve({"": [str(number) for number in range(num_copies)]}, num_episodes, count_them).env_steps

@@ -23,6 +23,7 @@ from rllib_kd.learner.scale import has_scalable_head, to_normalized, to_q_values
 from rllib_kd.networks.dqn_module import QF_PREDS, first_linears, last_linear
 from rllib_kd.networks.quantization import RoundedMLP, check_can_round, round_linears, rounded_stack
 from rllib_kd.networks.stacking import PlainMLP, StackedMLPs, linears_of, stacking_key
+from rllib_kd.networks.weights import weights_of
 
 
 class Student:
@@ -172,7 +173,7 @@ class Student:
             "starts_normalized": self._starts_normalized,
         }
         if self.feature_map is not None:
-            state["feature_map"] = {name: _as_array(value) for name, value in self.feature_map.state_dict().items()}
+            state["feature_map"] = weights_of(self.feature_map)
         return state
 
     def set_state(self, state: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ import ray
 import torch
 
 from rllib_kd import DistillDQN, DistillDQNConfig, Teacher, load_teacher
-from rllib_kd.algorithm.restarts import Arena, Restarts, Snapshot, _by_regret
+from rllib_kd.algorithm.restarts import Players, Restarts, Snapshot, _by_regret
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.halving import halve, num_played
@@ -216,7 +216,7 @@ def test_a_chosen_snapshot_is_what_is_evaluated_given_saved_and_restored(trained
 
 
 class TestLooks:
-    """With modules that are as good as their names say, in an environment that nobody plays."""
+    """The return of a module is its first weight: nothing is played."""
 
     @pytest.fixture
     def played(self, monkeypatch):
@@ -231,40 +231,40 @@ class TestLooks:
         monkeypatch.setattr("rllib_kd.algorithm.restarts.ask_learners", lambda *_: [dict.fromkeys(COPIES, 0.0)])
         return played
 
-    def arena(self, *returns):
+    def players(self, *returns):
         copies = {name: make_q_module() for name in COPIES}
         for module, value in zip(copies.values(), returns, strict=True):
             module.state_dict()["encoder.net.mlp.0.weight"].fill_(value)
-        return Arena(copies, lambda: None, None)
+        return Players(copies, lambda: None, None)
 
-    def choice(self, restarts, arena, env_steps=200_000):
-        restarts.choose(arena, None, num_updates=5, env_steps=env_steps)
+    def choice(self, restarts, players, env_steps=200_000):
+        restarts.choose(players, None, num_updates=5, env_steps=env_steps)
         return restarts.results()["chosen_at_env_steps"]["default_policy"], restarts.weights("default_policy")
 
     def test_the_best_of_all_times_is_chosen(self, played):
         restarts = Restarts(3, 64)
         for env_steps, best in ((20_000, 1.0), (30_000, 7.0), (45_000, 6.0)):
-            restarts.look(self.arena(0.0, best, -1.0), env_steps)
+            restarts.look(self.players(0.0, best, -1.0), env_steps)
         assert {count for names, _ in played for count in names.values()} == {4, 8}  # 16 episodes at most
-        arena = self.arena(2.0, 3.0, 4.0)
-        assert self.choice(restarts, arena)[0] == 30_000
-        assert self.choice(restarts, self.arena(2.0, 3.0, 7.0))[0] == 200_000  # of equal ones the later one
-        assert np.all(first_layer(arena.copies[COPIES[0]]).numpy() == 2.0)  # they stay as they are
+        players = self.players(2.0, 3.0, 4.0)
+        assert self.choice(restarts, players)[0] == 30_000
+        assert self.choice(restarts, self.players(2.0, 3.0, 7.0))[0] == 200_000  # of equal ones the later one
+        assert np.all(first_layer(players.copies[COPIES[0]]).numpy() == 2.0)  # they stay as they are
 
     def test_snapshots_do_not_play_their_first_episodes_again(self, played):
         restarts = Restarts(3, 64)
-        restarts.look(self.arena(0.0, 1.0, 2.0), 20_000)
+        restarts.look(self.players(0.0, 1.0, 2.0), 20_000)
         played.clear()
-        self.choice(restarts, self.arena(0.0, 1.0, 1.5))
+        self.choice(restarts, self.players(0.0, 1.0, 1.5))
         first_round, *later = played
         assert first_round == (dict.fromkeys(COPIES, 16), 0)
         assert all("default_policy__restart_2 at 20000" in names for names, _ in later)
 
     def test_so_many_are_kept_and_none_changes_with_its_module(self, played):
-        restarts, arena = Restarts(3, 64), self.arena(0.0, 0.0, 0.0)
+        restarts, players = Restarts(3, 64), self.players(0.0, 0.0, 0.0)
         for number in range(1, 7):
-            arena.copies[COPIES[1]].state_dict()["encoder.net.mlp.0.weight"].fill_(number)
-            restarts.look(arena, 20_000 * number)
+            players.copies[COPIES[1]].state_dict()["encoder.net.mlp.0.weight"].fill_(number)
+            restarts.look(players, 20_000 * number)
         assert [one.returns[0] for one in restarts._kept["default_policy"]] == [6.0, 5.0, 4.0, 3.0]
 
     def test_looks_are_rare_and_cost_no_more_than_they_may(self, played):
@@ -275,7 +275,7 @@ class TestLooks:
         assert not restarts.is_look_due(20_000, 400.0)  # 51,200 env steps to play
         assert restarts.is_look_due(26_000, 400.0)
         assert not restarts.is_look_due(10**9, np.nan)
-        restarts.look(self.arena(0.0, 1.0, 2.0), 40_000)
+        restarts.look(self.players(0.0, 1.0, 2.0), 40_000)
         assert not restarts.is_look_due(59_999, 10.0)
         assert restarts.is_look_due(60_000, 10.0)
         assert not Restarts(1, 64).is_look_due(10**9, 1.0)
@@ -283,18 +283,18 @@ class TestLooks:
 
     def test_looks_are_restored(self, played):
         one, other = Restarts(3, 64), Restarts(3, 64)
-        one.look(self.arena(0.0, 9.0, 2.0), 20_000)
-        self.choice(one, self.arena(0.0, 1.0, 1.5))
+        one.look(self.players(0.0, 9.0, 2.0), 20_000)
+        self.choice(one, self.players(0.0, 1.0, 1.5))
         other.set_state(one.get_state())
         assert other.results() == one.results()
         assert not other.is_look_due(29_999, 10.0)
-        assert self.choice(other, self.arena(0.0, 1.0, 1.5))[0] == 20_000
+        assert self.choice(other, self.players(0.0, 1.0, 1.5))[0] == 20_000
 
     def test_what_fails_or_has_no_environment_keeps_nothing(self, played, monkeypatch, caplog):
         restarts = Restarts(3, 64)
-        restarts.look(self.arena(0.0, 9.0, 2.0)._replace(make_env=None), 20_000)
+        restarts.look(self.players(0.0, 9.0, 2.0)._replace(make_env=None), 20_000)
         monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", fail)
-        restarts.look(self.arena(0.0, 9.0, 2.0), 20_000)
+        restarts.look(self.players(0.0, 9.0, 2.0), 20_000)
         assert "no copies of 20000 env steps are kept" in caplog.text
         assert not restarts._kept
 

@@ -52,7 +52,7 @@ class Games:
 
     def validation_baselines(self, first: int, count: int) -> np.ndarray:
         """Return the returns of teacher and random policy in validation episodes, `[2, count]`."""
-        return self._play_baselines(VALIDATION_SEED + first, count)
+        return self._play_baselines(VALIDATION_SEED + first, count, chooses=True)
 
     def validate(
         self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
@@ -64,8 +64,8 @@ class Games:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""
         first_seed = first_certificate_seed(self._seed) + first
         with self._timed("student", count):
-            returns = self._returns(GreedyQ(student), range(first_seed, first_seed + count))
-        return np.concatenate([[returns], self._play_baselines(first_seed, count)])
+            returns = self._returns(GreedyQ(student), range(first_seed, first_seed + count), chooses=False)
+        return np.concatenate([[returns], self._play_baselines(first_seed, count, chooses=False)])
 
     def get_state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as JSON: all returns of teacher and random policy, and durations."""
@@ -79,13 +79,13 @@ class Games:
         }
         self._spent = {name: list(spent) for name, spent in state["spent"].items()}
 
-    def _play_baselines(self, first_seed: int, count: int) -> np.ndarray:
+    def _play_baselines(self, first_seed: int, count: int, *, chooses: bool) -> np.ndarray:
         key = first_seed, count
         if key not in self._baselines:
             seeds = range(first_seed, first_seed + count)
             with self._timed("baselines", count):
                 players = GreedyQ(self._teacher), self._randomly(first_seed)
-                returns = [self._returns(player, seeds) for player in players]
+                returns = [self._returns(player, seeds, chooses=chooses) for player in players]
             self._baselines[key] = np.array(returns)
         return self._baselines[key]
 
@@ -93,8 +93,8 @@ class Games:
         """Return the random policy; its actions depend on the seeds alone, and not on what was played before."""
         return RandomActions(int(self._teacher.action_space.n), seed=self._seed + first_seed)
 
-    def _returns(self, player: Any, seeds: Sequence[int]) -> list[float]:
-        return play(self._make_env, player, seeds)[0]
+    def _returns(self, player: Any, seeds: Sequence[int], *, chooses: bool) -> list[float]:
+        return play(self._make_env, player, seeds, chooses=chooses)[0]
 
     @contextmanager
     def _timed(self, what: str, num_seeds: int) -> Iterator[None]:

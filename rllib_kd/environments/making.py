@@ -85,12 +85,17 @@ class EnvMaker:
         name: of the environment, for errors.
         make: makes one.
         make_vector: from a number to a vector env of so many, which shows the same; None if there is no such.
+        make_stand_in: the same of one that has random numbers of its own.
     """
 
     def __init__(
-        self, name: str, make: Callable[[], gym.Env], make_vector: Callable[[int], gym.vector.VectorEnv] | None = None
+        self,
+        name: str,
+        make: Callable[[], gym.Env],
+        make_vector: Callable[[int], gym.vector.VectorEnv] | None = None,
+        make_stand_in: Callable[[int], gym.vector.VectorEnv] | None = None,
     ):
-        self._name, self._make, self._make_vector = name, make, make_vector
+        self._name, self._make, self._make_vector, self._make_stand_in = name, make, make_vector, make_stand_in
 
     def __call__(self) -> gym.Env:
         """Return a new environment.
@@ -111,6 +116,17 @@ class EnvMaker:
             ValueError: it cannot be made.
         """
         make = self._make_vector
+        return None if make is None else self._explained(lambda: make(num_envs))
+
+    def stand_in(self, num_envs: int) -> gym.vector.VectorEnv | None:
+        """Return a vector env in which students are chosen, but not judged; None if they play the environment itself.
+
+        It takes a seed for each environment once, before its first step.
+
+        Raises:
+            ValueError: it cannot be made.
+        """
+        make = self._make_stand_in
         return None if make is None else self._explained(lambda: make(num_envs))
 
     def _explained(self, make: Callable[[], Any]) -> Any:
@@ -175,6 +191,9 @@ def env_maker(
     if isinstance(env, str):
         if not names_class(env):
             check_gymnasium_id(env)
+            if pools.is_pool(env) and "render_mode" not in config:
+                stand_in = partial(pools.Pool, name=pools.own_name(env), **config)
+                return EnvMaker(name, partial(gym.make, env, **config), make_stand_in=stand_in)
             if not atari.is_game(env):
                 return EnvMaker(name, partial(gym.make, env, **config))
             own_vector = None if "render_mode" in config else partial(atari.make_vector, env, **config)

@@ -106,6 +106,7 @@ def play(
     views: Sequence[Callable[[], View]] = (),
     num_envs: int = _ENVS_AT_ONCE,
     advance: Callable[[int], None] = lambda count: None,
+    chooses: bool = False,
 ) -> tuple[list[float], list[np.ndarray]]:
     """Play one episode for each seed, each in a separate environment.
 
@@ -117,6 +118,7 @@ def play(
             each vector env.
         num_envs: number of episodes at the same time, ≥ 1.
         advance: called with the number of episodes that have ended since its last call.
+        chooses: whether the episodes choose students, and are not reported: they are played in `choosing_envs()`.
 
     Returns:
         Undiscounted returns in the order of the seeds; and for each view its inputs `[M, ...]` in the same states,
@@ -127,11 +129,12 @@ def play(
     """
     returns: list[float] = []
     seen = Sample(len(views))
-    own_vector = _own_vector(make_env, min(_GAMES_AT_ONCE, num_envs, len(seeds)))
+    own_vector = None if chooses else _own_vector(make_env, min(_GAMES_AT_ONCE, num_envs, len(seeds)))
+    make_envs = choosing_envs if chooses else one_episode_each
     at_once = num_envs if own_vector is None else len(seeds)
     for first in range(0, len(seeds), at_once):
         chunk = list(seeds[first : first + at_once])
-        envs = one_episode_each(make_env, len(chunk)) if own_vector is None else own_vector
+        envs = make_envs(make_env, len(chunk)) if own_vector is None else own_vector
         try:
             returns += play_chunk(envs, policy.player(), chunk, [view() for view in views], seen, advance)[0]
         finally:
@@ -155,6 +158,15 @@ def one_episode_each(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vect
     if own_vector is not None:
         return own_vector
     return gym.vector.SyncVectorEnv([lambda: _OneEpisode(with_masks_in_infos(make_env()))] * num_envs)
+
+
+def choosing_envs(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
+    """Return a vector env for `play_chunk()`, with a place for each episode, in which students are chosen.
+
+    Where EnvRunners sample from an environment in C++, this is one, too. What is reported is never played here.
+    """
+    stand_in = make_env.stand_in(num_envs) if isinstance(make_env, EnvMaker) else None
+    return one_episode_each(make_env, num_envs) if stand_in is None else stand_in
 
 
 def _own_vector(make_env: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv | None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rllib_kd.environments.making import close
-from rllib_kd.evaluation.playing import Act, one_episode_each, play_chunk
+from rllib_kd.evaluation.playing import Act, choosing_envs, play_chunk
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
 from rllib_kd.networks.family import FamilyQValues
 from rllib_kd.networks.memories import PlayingSideBySide
@@ -73,7 +73,7 @@ def validate(
     returns: dict[str, list[float]] = {name: [] for name in names}
     env_steps = 0
     while chunk := list(islice(episodes, _ENVS_AT_ONCE)):
-        envs = one_episode_each(make_env, len(chunk))
+        envs = choosing_envs(make_env, len(chunk))
         acting = np.array([place for place, _ in chunk])
         try:
             q_values = PlayingSideBySide(modules, acting) if family is None else _without_memory(family, acting)

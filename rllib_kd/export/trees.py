@@ -31,7 +31,7 @@ def tree_layer(module: TreeRLModule) -> TreeLayer:
 
 
 def onnx_model(module: TreeRLModule, opset: int) -> Any:
-    """Return the tree as an ONNX model: differences and products of entries, and a TreeEnsembleRegressor."""
+    """Return the tree as an ONNX model: differences, sums and products of entries, and a TreeEnsembleRegressor."""
     from onnx import TensorProto, checker, helper
 
     tree, features = module.tree, module.features
@@ -67,7 +67,7 @@ def _added(features: Features, used: np.ndarray) -> tuple[list[Any], list[Any]]:
     from onnx import helper, numpy_helper
 
     nodes, initializers, parts, order = [], [], [], []
-    for operation, op in (("", None), ("-", "Sub"), ("*", "Mul")):
+    for operation, op in (("", None), ("-", "Sub"), ("+", "Add"), ("*", "Mul")):
         own = [place for place, index in enumerate(used) if features[int(index)].operation == operation]
         if not own:
             continue

@@ -50,8 +50,9 @@ class TreeStudent:
         """Grow the tree anew on observations `[N, inputs]` and the teacher's outputs `[N, A]`."""
         module = self.module
         module.tree = grow(
-            module.features.values(obs),
+            obs,
             labels,
+            features=module.features,
             max_leaf_nodes=module.shape.max_leaf_nodes,
             weighting=self.weighting,
             seed=seed,

@@ -124,9 +124,10 @@ class Worker:
             self._trainer.restore(Path(folder) / "checkpoint", {"returns": list(returns)})
         return self._standing()
 
-    def returns(self, player: Player | None, seeds: Sequence[int]) -> list[float]:
-        """Return the returns of a player in episodes with these seeds; None is the teacher."""
-        return play(self._make_env(), GreedyQ(self._teacher) if player is None else player, seeds)[0]
+    def returns(self, player: Player | None, seeds: Sequence[int], chooses: bool) -> list[float]:
+        """Return the returns of a player in episodes with these seeds; None is the teacher. `chooses` as in `play()`."""
+        player = GreedyQ(self._teacher) if player is None else player
+        return play(self._make_env(), player, seeds, chooses=chooses)[0]
 
     def validate(
         self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
@@ -372,9 +373,9 @@ class SpreadGames(Games):
         jobs = [({name: modules[name] for name in chunk}, pipeline, first, count) for chunk in chunks]
         return {name: own for played in self._crew.share("validate", jobs) for name, own in played.items()}
 
-    def _returns(self, player: Player, seeds: Sequence[int]) -> list[float]:
+    def _returns(self, player: Player, seeds: Sequence[int], *, chooses: bool) -> list[float]:
         chunks = [seeds[start : start + _EPISODES_OF_A_JOB] for start in range(0, len(seeds), _EPISODES_OF_A_JOB)]
-        jobs = [(self._player_of(player, chunk[0]), chunk) for chunk in chunks]
+        jobs = [(self._player_of(player, chunk[0]), chunk, chooses) for chunk in chunks]
         return [value for played in self._crew.share("returns", jobs) for value in played]
 
     def _player_of(self, player: Player, first_seed: int) -> Player | None:

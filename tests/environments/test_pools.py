@@ -7,9 +7,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rllib_kd import DistillDQN, DistillDQNConfig, compare
+from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
+from rllib_kd.certificates.games import Games
 from rllib_kd.environments import pools
 from rllib_kd.environments.making import env_maker
+from rllib_kd.evaluation.validation import validate
+from rllib_kd.observations.pipeline import ObservationPipeline
 
 needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="needs envpool")
 
@@ -108,6 +111,22 @@ def test_episodes_end_as_in_gymnasiums_vector_envs():
     with pytest.raises(TypeError, match="cannot be saved"):
         pickle.dumps(pool)
     pool.close()
+
+
+@needs_envpool
+def test_students_are_chosen_in_it():
+    make_env, ours = env_maker("envpool/CartPole-v1", {"num_threads": 1}), env_maker("CartPole-v1")
+    teacher = load_teacher("cartpole")
+    modules = {"one": teacher.module, "other": teacher.module}
+    pipeline = teacher.pipeline or ObservationPipeline(gym.spaces.Box(-1.0, 1.0, (4,)))
+    played = validate(make_env, modules, pipeline, num_episodes=40)  # 80 are more than are played at once
+    assert played.returns == {"one": [500.0] * 40, "other": [500.0] * 40}
+    games, others = (Games(make, teacher, 0) for make in (make_env, ours))
+    chosen, random = games.validation_baselines(0, 30)
+    assert chosen.tolist() == [500.0] * 30
+    assert random.tolist() == games.validation_baselines(0, 30)[1].tolist()
+    assert random.tolist() != others.validation_baselines(0, 30)[1].tolist()
+    np.testing.assert_array_equal(*(one.certificate_episodes(teacher, 0, 5) for one in (games, others)))
 
 
 @needs_envpool

@@ -70,7 +70,7 @@ def test_regrowths_become_rarer_and_wait_for_what_they_cost():
     assert ((ratios > 1.3) & (ratios < 1.5)).all()
     dear = Trees(students(12, oblique=True), seed=0)
     dear.regrow(1_000, choose)
-    cost = 12 * (trees._STATES_PER_TREE + trees._STATES_PER_NUMBER * 500 * 12)
+    cost = 12 * (trees._STATES_PER_TREE + trees._STATES_PER_NUMBER * 500 * 15)
     assert not dear.is_due(1_000 + int(cost) - 1)
     assert dear.is_due(max(1_350, 1_000 + int(cost)))
 

@@ -180,7 +180,8 @@ static void p_plain_tree(const float *x, float *y, const int16_t *first, const f
 }
 """,
     "tree": """\
-/* A tree: at each node an entry of x (operation 0), or the difference (1) or product (2) of two, and a threshold. */
+/* A tree: at each node a threshold, and an entry of x (operation 0), or the difference (1), product (2) or sum (3)
+   of two. */
 static void p_tree(const float *x, float *y, const int16_t *first, const float *threshold, const int16_t *left,
         const int16_t *right, const float *values, int32_t inner, int32_t count, const int16_t *second,
         const int8_t *operation)
@@ -192,6 +193,8 @@ static void p_tree(const float *x, float *y, const int16_t *first, const float *
             compared = compared - x[second[node]];
         else if (operation[node] == 2)
             compared = compared * x[second[node]];
+        else if (operation[node] == 3)
+            compared = compared + x[second[node]];
         node = compared <= threshold[node] ? left[node] : right[node];
     }
     for (i = 0; i < count; i++)
@@ -287,7 +290,7 @@ class FloatSteps:
         ]
         arguments: list[object] = [*map(self._table, tables), len(layer["first"]), num_actions]
         if any(layer["operation"]):
-            codes = [("", "-", "*").index(sign) for sign in layer["operation"]]
+            codes = [("", "-", "*", "+").index(sign) for sign in layer["operation"]]
             arguments += [self._table(np.array(layer["second"], np.int16)), self._table(np.array(codes, np.int8))]
         return arguments
 

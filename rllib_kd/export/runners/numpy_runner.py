@@ -99,7 +99,8 @@ def _tree(layer: dict[str, Any], tensors: dict[str, np.ndarray], x: np.ndarray) 
     """Values at the leaves that rows `x` reach: to the left where a node's number is at most its threshold."""
     first, second, left, right = (np.array(layer[name], np.int64) for name in ("first", "second", "left", "right"))
     operation, one, other = np.array(layer["operation"]), x[:, first], x[:, second]
-    compared = np.where(operation == "-", one - other, np.where(operation == "*", one * other, one))
+    compared = np.where(operation == "*", one * other, one)
+    compared = np.where(operation == "-", one - other, np.where(operation == "+", one + other, compared))
     is_left, num_inner = compared <= tensors[layer["threshold"]], len(first)
     rows, nodes = np.arange(len(x)), np.zeros(len(x), np.int64)
     while (inner := nodes < num_inner).any():

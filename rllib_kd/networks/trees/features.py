@@ -1,4 +1,4 @@
-"""What a tree compares with its thresholds: the observation's entries, and differences or products of two of them.
+"""What a tree compares with its thresholds: the observation's entries, and differences, sums or products of two of them.
 
 Each feature is an entry, or one operation in 32-bit floats on two entries, so that numpy, ONNX and C compute the same
 number, bit by bit.
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 #: What oblique trees add to the entries, with the sign of the operation.
-OPERATIONS = {"differences": "-", "products": "*"}
+OPERATIONS = {"differences": "-", "sums": "+", "products": "*"}
 
 
 class Feature(NamedTuple):
@@ -21,7 +21,7 @@ class Feature(NamedTuple):
 
     Args:
         first: index of an entry of the observation.
-        operation: "" for the entry itself, "-" for a difference, "*" for a product.
+        operation: "" for the entry itself, "-" for a difference, "+" for a sum, "*" for a product.
         second: index of the other entry; equal to `first` for the entry itself.
     """
 
@@ -78,4 +78,10 @@ class Features:
         one, other = obs[:, self.first[chosen]], obs[:, self.second[chosen]]
         operation = self._operation[chosen]
         with np.errstate(over="ignore", invalid="ignore"):  # infinities are compared as they are
-            return np.where(operation == "-", one - other, np.where(operation == "*", one * other, one))
+            return operated(operation, one, other)
+
+
+def operated(operation: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return features `[B, F]` of two entries `[B, F]` each, by the sign of their operation `[F]`."""
+    found = np.where(operation == "*", one * other, one)
+    return np.where(operation == "-", one - other, np.where(operation == "+", one + other, found))

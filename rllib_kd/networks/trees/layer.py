@@ -14,7 +14,7 @@ from rllib_kd.networks.trees.features import Features
 from rllib_kd.networks.trees.shape import MAX_LEAVES
 
 #: By which number a layer knows an operation.
-_CODES = {"": 0, "-": 1, "*": 2}
+_CODES = {"": 0, "-": 1, "*": 2, "+": 3}
 
 
 class TreeLayer(nn.Module):
@@ -22,8 +22,8 @@ class TreeLayer(nn.Module):
 
     Args:
         first: entry that each inner node compares, ≥ 0.
-        second: the other entry, of which the feature is a difference or product.
-        operation: "", "-" or "*", of each inner node.
+        second: the other entry, of which the feature is a difference, sum or product.
+        operation: "", "-", "+" or "*", of each inner node.
         tree: the tree; the features of its nodes are not read.
     """
 
@@ -52,7 +52,8 @@ class TreeLayer(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:  # noqa: D102
         one, other = obs[:, self.first], obs[:, self.second]
-        compared = torch.where(self.code == 1, one - other, torch.where(self.code == 2, one * other, one))
+        compared = torch.where(self.code == 2, one * other, one)
+        compared = torch.where(self.code == 1, one - other, torch.where(self.code == 3, one + other, compared))
         is_right = nn.functional.pad(~(compared <= self.threshold), (0, len(self.values))).long()  # NaN goes right
         nodes = torch.zeros_like(obs[:, :1], dtype=torch.long)
         for _ in range(self.depth):
@@ -91,7 +92,7 @@ def build_tree(layer: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TreeL
     first, second, left, right = lists
     operation = layer["operation"]
     if not isinstance(operation, list) or not all(sign in _CODES for sign in operation):
-        raise ValueError(f"a tree with the operations {str(operation)[:100]}; expected a list of '', '-' and '*'")
+        raise ValueError(f"a tree with the operations {str(operation)[:100]}; expected a list of '', '-', '+' and '*'")
     if not len(first) == len(second) == len(operation) == len(threshold) or min([0, *first, *second]) < 0:
         raise ValueError("a tree whose nodes lack an entry, an operation or a threshold")
     shapes_only = threshold.is_meta

@@ -19,7 +19,7 @@ TREE = "tree"
 WEIGHTINGS = ("gap", "regret", "uniform")
 MAX_LEAVES = 4_096
 DEFAULT_LEAVES = 32
-#: With n entries there are n (n − 1) / 2 differences, and n (n + 1) / 2 products.
+#: With n entries there are n (n − 1) / 2 differences and as many sums, and n (n + 1) / 2 products.
 MAX_OBLIQUE_INPUTS = 64
 
 

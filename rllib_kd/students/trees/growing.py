@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
+from rllib_kd.networks.trees.features import Features
 from rllib_kd.students.trees.refining import Structure, refined
 
 #: Of more features, those that a first tree uses most are kept, and the others are not tried.
@@ -40,9 +41,10 @@ def clipped(costs: np.ndarray) -> np.ndarray:
 
 
 def grow(
-    features: np.ndarray,
+    obs: np.ndarray,
     labels: np.ndarray,
     *,
+    features: Features | None = None,
     max_leaf_nodes: int,
     weighting: str,
     seed: int,
@@ -51,8 +53,9 @@ def grow(
     """Grow a tree.
 
     Args:
-        features: float32 `[N, F]`, N ≥ 1.
+        obs: float32 `[N, inputs]`, N ≥ 1.
         labels: the teacher's outputs `[N, A]`; −inf marks illegal actions.
+        features: what the tree may compare; None: the entries of `obs`.
         max_leaf_nodes: the most leaves, ≥ 2.
         weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output; "uniform";
             or "regret", by which the costs of all actions are split, not the best action alone.
@@ -62,27 +65,33 @@ def grow(
     Returns:
         The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
     """
-    features = np.nan_to_num(features, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+    features = Features(obs.shape[1]) if features is None else features
     costs = clipped(regrets(labels))
-    num_features = features.shape[1]
     num_grown = (_LARGER if refine else 1) * max_leaf_nodes
-    kept = np.arange(num_features)
-    if num_features > MAX_FEATURES:
-        kept = _most_used(features, costs, num_grown, weighting, seed)
-        features = features[:, kept]
-    structure = _split(features, costs, num_grown, weighting, seed)
+    kept = np.arange(len(features))
+    if len(features) > MAX_FEATURES:
+        kept = _most_used(features, obs, costs, num_grown, weighting, seed)
+    compared = _finite(features.values(obs, kept))
+    structure = _split(compared, costs, num_grown, weighting, seed)
     if refine:
-        structure = refined(structure, features, costs, max_leaf_nodes)
-    place = structure.leaves(features)
+        structure = refined(structure, compared, costs, max_leaf_nodes)
+    place = structure.leaves(compared)
     values = _leaf_values(place, structure.num_leaves, costs, labels)
-    return structure.with_features(kept).tree(values, num_features)
+    return structure.with_features(kept).tree(values, len(features))
 
 
-def _most_used(features: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int) -> np.ndarray:
+def _finite(compared: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(compared, nan=0.0, posinf=_LARGEST, neginf=-_LARGEST)
+
+
+def _most_used(
+    features: Features, obs: np.ndarray, costs: np.ndarray, num_leaves: int, weighting: str, seed: int
+) -> np.ndarray:
     """Return the indices of the features that a tree on some of the states uses most."""
-    count = min(len(features), max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // features.shape[1]))
-    rows = np.random.default_rng(seed).choice(len(features), count, replace=False)
-    importances = _fitted(features[rows], costs[rows], num_leaves, weighting, seed).feature_importances_
+    count = min(len(obs), max(_LEAST_SCREENED_STATES, _SCREENED_NUMBERS // len(features)))
+    rows = np.random.default_rng(seed).choice(len(obs), count, replace=False)
+    compared = _finite(features.values(obs[rows]))
+    importances = _fitted(compared, costs[rows], num_leaves, weighting, seed).feature_importances_
     return np.sort(np.argsort(-importances, kind="stable")[:MAX_FEATURES])
 
 

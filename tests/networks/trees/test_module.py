@@ -17,7 +17,7 @@ from tests.networks.trees.trees import ACTIONS, near_ties, tree_module
 OBS = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("oblique", [False, True, ["differences"], ["products"]])
+@pytest.mark.parametrize("oblique", [False, True, ["differences"], ["sums"], ["products"]])
 def test_q_values_are_those_of_the_leaves(oblique):
     module = tree_module(17, oblique=oblique)
     features = module.features.values(OBS.numpy())
@@ -97,7 +97,7 @@ def test_trees_and_networks_of_a_family_act_together():
         ({"max_leaf_nodes": True}, "got True"),
         ({"max_leaf_nodes": 5_000}, "got 5000"),
         ({"oblique": "differences"}, "True, False, or a list"),
-        ({"oblique": ["sums"]}, "differences, products"),
+        ({"oblique": ["quotients"]}, "differences, sums, products"),
         ({"weighting": "loss"}, "gap, regret, uniform"),
         ({"names": "xyz"}, "a list of a name for each entry"),
         ({"names": ["speed\nelse:", "x"]}, "in one line"),

@@ -47,7 +47,6 @@ def near_ties(module: TreeRLModule, count: int, *, seed: int = 0) -> np.ndarray:
         rows = np.flatnonzero(rng.random(count) < 0.05)
         at = np.float32(tree.threshold[node])
         near = np.array([np.nextafter(at, np.float32(-9)), at, np.nextafter(at, np.float32(9))])
-        obs[rows, feature.first] = rng.choice(near, len(rows)) + (
-            obs[rows, feature.second] if feature.operation == "-" else 0
-        )
+        sign = {"-": 1, "+": -1}.get(feature.operation, 0)
+        obs[rows, feature.first] = rng.choice(near, len(rows)) + sign * obs[rows, feature.second]
     return obs

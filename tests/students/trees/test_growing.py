@@ -41,10 +41,10 @@ def test_what_can_be_split_exactly_is():
     labels = np.stack([right, ~right], axis=1).astype(float)
     tree = grow(x, labels, max_leaf_nodes=4, weighting="gap", seed=0)
     assert regret_of(tree, x, labels) < 0.01
-    oblique = Features(4, ("differences",)).values(x)
-    above = x[:, 1] > x[:, 3]
-    tree = grow(oblique, np.stack([above, ~above], axis=1).astype(float), max_leaf_nodes=2, weighting="gap", seed=0)
-    assert regret_of(tree, oblique, np.stack([above, ~above], axis=1).astype(float)) == 0.0
+    for name, above in (("differences", x[:, 1] > x[:, 3]), ("sums", x[:, 1] + x[:, 3] > 0.5)):
+        features, labels = Features(4, (name,)), np.stack([above, ~above], axis=1).astype(float)
+        tree = grow(x, labels, features=features, max_leaf_nodes=2, weighting="gap", seed=0)
+        assert regret_of(tree, features.values(x), labels) == 0.0
 
 
 def test_of_many_features_those_that_matter_are_kept(monkeypatch):

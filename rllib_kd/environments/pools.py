@@ -1,8 +1,8 @@
 """Environments in C++ for sampling: "envpool/LunarLander-v3" is gymnasium's LunarLander-v3, sampled by envpool.
 
 EnvRunners sample from envpool (Weng et al. 2022, arXiv 2206.10558), and validation episodes, which choose students, are
-played there. All else, evaluation and `compare` too, plays gymnasium's own environment of the same name, so that figures
-are of that one.
+played there. All else, evaluation and `compare` too, plays gymnasium's own environment of the same name, so that
+figures are of that one.
 
 A pool has random numbers of its own: a seed gives other episodes than gymnasium's. It is seeded when it is made, and
 cannot be pickled.

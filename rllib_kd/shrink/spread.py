@@ -125,7 +125,7 @@ class Worker:
         return self._standing()
 
     def returns(self, player: Player | None, seeds: Sequence[int], chooses: bool) -> list[float]:
-        """Return the returns of a player in episodes with these seeds; None is the teacher. `chooses` as in `play()`."""
+        """Return the returns of a player in episodes with these seeds; None is the teacher. `chooses`: see `play()`."""
         player = GreedyQ(self._teacher) if player is None else player
         return play(self._make_env(), player, seeds, chooses=chooses)[0]
 

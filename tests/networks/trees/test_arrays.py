@@ -80,7 +80,7 @@ def test_features_are_entries_then_what_is_added_to_them():
     features = Features(3, ("products", "sums", "differences"))
     texts = [features[index].text(["a", "b", "c"]) for index in range(len(features))]
     pairs = [["a - b", "a - c", "b - c"], ["a + b", "a + c", "b + c"], ["a * b", "a * c", "b * c"]]
-    assert texts == ["a", "b", "c", *sum(pairs, []), "a * a", "b * b", "c * c"]
+    assert texts == ["a", "b", "c", *pairs[0], *pairs[1], *pairs[2], "a * a", "b * b", "c * c"]
     values = features.values(np.array([[2.0, 3.0, 5.0]]))
     assert values.tolist() == [[2, 3, 5, -1, -3, -2, 5, 7, 8, 6, 10, 15, 4, 9, 25]]
     assert features.values(np.array([[2.0, 3.0, 5.0]]), np.array([10, 1, 7])).tolist() == [[10, 3, 7]]

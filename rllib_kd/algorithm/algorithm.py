@@ -208,7 +208,7 @@ class DistillDQN(DQN):
         # The shards of the first Learner come first.
         shards = [sample.shards[index] for index in range(max(1, self.config.num_learners)) for sample in samples]
         num_steps = self._replay_ratio.steps_due() if learns else 0
-        if self.config.init == "teacher" and self.num_gradient_steps == 0:
+        if self.config.init != "random" and self.num_gradient_steps == 0:
             self._first_weights.keep(self.config.by_group(receive(shard)) for shard in shards)
             if num_steps:
                 make = partial(new_student, self.config, self.spaces)

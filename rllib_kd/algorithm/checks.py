@@ -41,7 +41,7 @@ WORDS = {
     "loss": LOSSES,
     "ensemble": ("q", "policy"),
     "rollout_policy": ("teacher", "student", "mixture"),
-    "init": ("random", "teacher"),
+    "init": ("random", "teacher", "convolutions"),
 }
 
 
@@ -70,7 +70,7 @@ def check_names(config: DistillationConfig) -> None:
 def check_words(config: DistillationConfig) -> None:
     """Check settings that are one of several words."""
     for name, known in WORDS.items():
-        if (value := getattr(config, name)) not in known:
+        if (value := getattr(config, name)) not in known and not (name == "init" and value is None):
             hint = did_you_mean(str(value).lower(), known)
             raise ValueError(f"Unknown {name} {value!r}.{hint} Known are: {', '.join(known)}.")
 
@@ -196,7 +196,7 @@ def check_without_teacher(config: DistillationConfig) -> None:
             "gap_weighting": bool(config.gap_weighting),
             "value_gate": bool(config.value_gate),
             "feature_coeff": bool(config.feature_coeff),
-            "init": config.init != "random",
+            "init": config.starts_from_teacher,
             "patience": config.patience is not None,
         },
         "needs a teacher, but `teacher` is None. Leave `{name}` at its default, or name a teacher.",

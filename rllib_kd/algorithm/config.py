@@ -73,7 +73,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         self.students: dict[str, Any] = {}
         self.restarts: int | None = None
         self.num_validation_episodes = 64
-        self.init = "random"
+        self.init: str | None = None
         self.num_baseline_episodes: int | None = None
         self.max_staleness: int | None = None
         self.held_out = 0.05
@@ -296,10 +296,12 @@ class DistillationConfig(DerivedValues, DQNConfig):
             num_validation_episodes: validation episodes of the best copies, ≥ 0; others play a quarter or half of them.
                 No other figure uses their seeds. Low: a lucky copy may win; high: seconds at every checkpoint and
                 evaluation. 0: the copies are not compared, and the first one is the student. Default: 64.
-            init: the student's first weights: "random" (default), as RLlib draws them; or "teacher": the teacher's most
-                useful units, fitted by least squares to its outputs on the first states, before the first gradient step
-                (initialization.py). It needs a student and a teacher of RLlib's DQN architecture with the same
-                observations, and a student with no more and no wider layers than the teacher's.
+            init: the student's first weights: "random", as RLlib draws them; "teacher": the teacher's most useful
+                units, fitted by least squares to its outputs on the first states, before the first gradient step
+                (initialization.py); or "convolutions": those of the convolutions alone, the rest random. The last two
+                need a student and a teacher of RLlib's DQN architecture with the same observations, and a student with
+                no more and no wider layers than the teacher's. None (default): of images "convolutions" where that is
+                possible, otherwise "random".
             num_baseline_episodes: episodes of the greedy teacher, and of a random policy, played when the algorithm is
                 built, for `teacher_return` and `return_ratio`; ≥ 0. None (default): as many as `evaluation_duration`.
                 0: none, and no return ratio.

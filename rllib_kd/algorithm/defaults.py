@@ -2,8 +2,8 @@
 
 A student of vectors soon sees nearly all of its states, and profits from many gradient steps on them. A student of
 images plays badly in states that are unlike those it has learned from. A new env step is then worth more than another
-gradient step on old states, and each gradient step takes a hundred times as long. docs/results/images.md has the
-measurements.
+gradient step on old states, and each gradient step takes a hundred times as long. Its first convolutions are its
+teacher's, which have seen more. docs/results/images.md has the measurements.
 
 States of one sequence resemble each other. A batch of a recurrent student therefore needs more of them, and its steps
 are smaller: docs/results/recurrent.md.
@@ -48,6 +48,8 @@ def settle_defaults(
         config.replay_buffer_config = {**config.replay_buffer_config, "capacity": CAPACITY_FOR_TREES}
     is_image = any(map(has_images, seen))
     for_vectors = FOR_SEQUENCES if config.is_recurrent else FOR_VECTORS
+    if config.init is None and (not is_image or config.is_recurrent or config.teacher is None):
+        config.init = "random"  # of images it is left to the networks: see FirstWeights
     for name, value in (FOR_IMAGES if is_image else for_vectors).items():
         is_batch_size = name == "train_batch_size_per_learner"
         if not (_rllib.has_batch_size(config) if is_batch_size else getattr(config, name) is not None):

@@ -45,6 +45,7 @@ class DerivedValues:
     students: dict[str, Any]
     restarts: int | None
     student: str | Mapping[str, Any] | None
+    init: str | None
     _log_prob_groups: tuple[str, ...]
     is_multi_agent: bool
     is_offline: bool
@@ -127,6 +128,11 @@ class DerivedValues:
     def replay_columns(self) -> tuple[str, ...]:
         """Return the columns that Learners get: observations, labels, and those of TD if it is used."""
         return (Columns.OBS, *self.label_columns, *(TD_COLUMNS if self.uses_td else ()))
+
+    @property
+    def starts_from_teacher(self) -> bool:
+        """Return whether the user wants first weights that are made from the teacher's."""
+        return self.init in ("teacher", "convolutions")
 
     def kd_coeff_at(self, env_steps: int, return_ratio: float = math.nan) -> float:
         """Return λ after `env_steps` env steps, for the student's return ratio (NaN: not known yet)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -18,11 +19,15 @@ from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.losses import POLICY_LOSSES
 from rllib_kd.observations.frames import CONTEXT, VALID, observations
 from rllib_kd.observations.images import as_input
-from rllib_kd.students import initialization
+from rllib_kd.students.convolutions import check_convolutions, initialize_convolutions
+from rllib_kd.students.initialization import initialize
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q
 
+logger = logging.getLogger(__name__)
+
 _NUM_STATES, _NUM_NUMBERS = 2_048, 2**24  # at most so many states decide, of so many numbers altogether
+_NUM_IMAGES = 256  # the same for convolutions, which see many windows in each
 
 
 _AT_ONCE = 64  # images would fill the memory
@@ -66,12 +71,17 @@ class FirstWeights:
         Raises:
             ValueError: a teacher's observations differ from its student's.
         """
-        weights = {
-            name: self._states[group_id].initial_weights(new_student(name), teacher, config)
-            for group_id, teacher in teachers.items()
-            for name in students.of_group(group_id)
-        }
-        set_weights(learner_group, weights)
+        weights = {}
+        for group_id, teacher in teachers.items():
+            for name in students.of_group(group_id):
+                try:
+                    weights[name] = self._states[group_id].initial_weights(new_student(name), teacher, config)
+                except ValueError as error:
+                    if config.init is not None:
+                        raise
+                    logger.info("The first weights of '%s' are random. %s", name, error)
+        if weights:
+            set_weights(learner_group, weights)
         self._states = {group_id: FirstStates() for group_id in self._states}
 
     def get_state(self) -> dict[str, Any]:
@@ -125,18 +135,22 @@ class FirstStates:
         self._parts = list(state)
 
     def initial_weights(self, student: Any, teacher: Teacher, config: Any) -> dict[str, Any]:
-        """Return the state of a student that approximates its teacher as closely as its size permits.
+        """Return the first state of a student: with `init="teacher"` it is as close to its teacher as its size permits.
 
         Args:
             student: a new RLModule; it is changed.
             teacher: the teacher of the labels.
-            config: config with the loss and its temperatures.
+            config: config with `init`, the loss and its temperatures.
 
         Raises:
-            ValueError: the teacher's observations differ from the student's.
+            ValueError: the teacher's observations differ from the student's, or its layers do not fit.
         """
+        of_convolutions = config.init != "teacher"
+        if of_convolutions:
+            check_convolutions(student, teacher.module)
         obs, teacher_q = (torch.from_numpy(np.concatenate(part)) for part in zip(*self._parts, strict=True))
-        stride = math.ceil(max(len(obs) / _NUM_STATES, obs.numel() / _NUM_NUMBERS))
+        most = _NUM_IMAGES if of_convolutions else _NUM_STATES
+        stride = math.ceil(max(len(obs) / most, obs.numel() / _NUM_NUMBERS))
         obs, teacher_q = obs[::stride], teacher_q[::stride]
         obs = torch.cat([as_input(part, student.observation_space.shape) for part in obs.split(_AT_ONCE)])
         own_q = torch.cat([teacher.q_values(part) for part in obs.split(_AT_ONCE)])
@@ -144,13 +158,16 @@ class FirstStates:
         own_q, seen_q = (teacher.legal(own, legal).masked_fill(~legal, 0.0) for own in (own_q, teacher_q))
         if not torch.allclose(own_q, seen_q, rtol=1e-3, atol=1e-3 * float(seen_q.abs().max())):
             raise ValueError(
-                f"init='teacher' needs a student with the same observations as its teacher '{teacher.source}', but "
-                "they differ. Give both the same connectors, or leave init at 'random'."
+                "First weights from a teacher need a student with the same observations as its teacher "
+                f"'{teacher.source}', but they differ. Give both the same connectors, or set init='random'."
             )
+        if of_convolutions:
+            initialize_convolutions(student, teacher.module, obs)
+            return student.get_state()
         statistics = QStatistics(teacher_q.shape[-1])
         statistics.update(teacher_q)
         temperature, student_temperature = config.temperatures(statistics.gap_quantile(0.5), teacher.outputs)
         ranks = config.loss in POLICY_LOSSES and not config.uses_td
         unit = temperature / student_temperature if ranks else None
-        initialization.initialize(student, teacher.module, obs, unit=unit)
+        initialize(student, teacher.module, obs, unit=unit)
         return student.get_state()

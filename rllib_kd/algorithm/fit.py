@@ -17,7 +17,8 @@ from rllib_kd.environments.making import check_has_spaces
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import Flatten
 from rllib_kd.observations.spaces import check_spaces, input_space, same_space
-from rllib_kd.students import initialization
+from rllib_kd.students.convolutions import check_convolutions
+from rllib_kd.students.initialization import check as check_units
 from rllib_kd.teachers.base import Teacher
 
 if TYPE_CHECKING:
@@ -52,8 +53,9 @@ def check_fit(
                     f"{teacher.support} and the student's {student.support}. Set training(num_atoms=..., "
                     "v_min=..., v_max=...) as in the teacher; for a teacher without distributions use another loss."
                 )
-        for name in students.of_group(group_id) if config.init == "teacher" else ():
-            initialization.check(new_student(config, spaces, name), teacher.module)
+        for name in students.of_group(group_id) if config.starts_from_teacher else ():
+            check_layers = check_units if config.init == "teacher" else check_convolutions
+            check_layers(new_student(config, spaces, name), teacher.module)
 
 
 def check_vector_env(group: EnvRunnerGroup) -> None:

@@ -68,7 +68,7 @@ def _check_needs_no_single_states(config: DistillationConfig, teacher: Teacher) 
     for setting, is_refused, remedy in (
         ("loss", config.loss == "categorical", "Use another loss"),
         ("feature_coeff", bool(config.feature_coeff), "Set it to 0"),
-        ("init", config.init == "teacher", "Set init='random'"),
+        ("init", config.starts_from_teacher, "Set init='random'"),
     ):
         if is_refused:
             raise ValueError(

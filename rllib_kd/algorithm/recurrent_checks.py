@@ -124,7 +124,7 @@ def _check_others(config: DistillationConfig) -> None:
         ("loss", config.loss, config.loss == "categorical", "Use another loss"),
         ("num_atoms", config.num_atoms, config.num_atoms > 1, "Set num_atoms=1"),
         ("feature_coeff", config.feature_coeff, bool(config.feature_coeff), "Set it to 0"),
-        ("init", config.init, config.init == "teacher", "Set init='random'"),
+        ("init", config.init, config.starts_from_teacher, "Set init='random'"),
         ("input_", config.input_, config.is_offline, "Recorded rows are single states: sample from an environment"),
         ("bf16", config.bf16, config.bf16, "Set bf16=False"),
         (

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rllib_kd.networks.dqn_module import QF_PREDS, support_of
-from rllib_kd.networks.mixed import MixedEncoder
+from rllib_kd.students.chains import Chain, Layer, heads, match, merged, network_of
 
 #: Weight of the pull towards the teacher's own weights, as a share of the mean square of the columns.
 RIDGE = 1e-5
@@ -35,49 +35,6 @@ _TINY = 1e-12
 
 
 _STATES_AT_ONCE = 32  # of images: their windows would fill the memory
-
-
-_ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.Identity)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer: its inputs from the units below, its weights, and its activation.
-
-    A unit is a number, or a channel of an image. Of each unit below, a linear layer sees one number, or all pixels of
-    the image, and a convolution those in its window: a group of columns.
-    """
-
-    weight: Tensor  # [units, units below, columns of each], float64
-    bias: Tensor  # [units], float64
-    activation: nn.Module | None = None  # None: the outputs
-    kernel: tuple[int, int] | None = None  # None: linear
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
-
-    def columns(self, below: Tensor) -> Tensor:
-        """Return its inputs `[rows, units below, columns of each]` for `[N, units]` or `[N, units, height, width]`.
-
-        A row is a state, or a position in the image of a state.
-        """
-        if self.kernel is None:
-            return below.reshape(*below.shape[:2], -1)
-        windows = F.unfold(F.pad(below, self.padding), self.kernel, stride=self.stride)  # [N, units · columns, places]
-        return windows.transpose(1, 2).reshape(-1, below.shape[1], self.kernel[0] * self.kernel[1])
-
-    def values(self, below: Tensor) -> Tensor:
-        """Return the values before the activation, `[N, units]` or `[N, units, height, width]`."""
-        if self.kernel is None:
-            return self.columns(below).flatten(1) @ self.weight.flatten(1).T + self.bias
-        kernel = self.weight.unflatten(-1, self.kernel)
-        return F.conv2d(F.pad(below, self.padding), kernel, self.bias, self.stride)
-
-    def outputs(self, below: Tensor) -> Tensor:
-        """Return the values after the activation."""
-        return _activated(self, self.values(below))
-
-
-Chain = Sequence[Layer]
 
 
 @dataclass(frozen=True)
@@ -149,16 +106,16 @@ def initialize(student: Any, teacher: Any, obs: Tensor, *, unit: float | None = 
     targets = _targets(student, teacher, [path.chain for path in paths], obs, unit)
     for own, target in zip(paths, targets, strict=True):
         for i in reversed(range(num_shared, len(own.stems))):
-            own.kept[i] = _choose([own], i, obs, [target])
+            own.kept[i] = choose_kept([own], i, obs, [target])
     for i in reversed(range(num_shared)):
-        units = _choose(paths, i, obs, targets)
+        units = choose_kept(paths, i, obs, targets)
         for path in paths:
             path.kept[i] = units
     for path, target in zip(paths, targets, strict=True):
         first = 0 if path is paths[0] else num_shared  # what is shared is fitted with the first path
         path.layers[:first] = paths[0].layers[:first]
         for i in range(first, len(path.layers)):
-            path.layers[i] = _fitted(path, i, obs, target)
+            path.layers[i] = fitted(path, i, obs, target)
     _write(student, paths[0].layers[:num_shared], [path.layers[num_shared:] for path in paths])
 
 
@@ -171,7 +128,7 @@ def _targets(student: Any, teacher: Any, chains: Sequence[Chain], obs: Tensor, u
     If the teacher is dueling, too, the outputs of the second chain are the level of its Q-values, and the first one
     has the rest.
     """
-    outputs = [torch.cat([values[-1] for _, values in _teacher_values(chain, obs)]) for chain in chains]
+    outputs = [torch.cat([values[-1] for _, values in teacher_values(chain, obs)]) for chain in chains]
     separate = student.uses_dueling and teacher.uses_dueling
     if student.num_atoms > 1:
         sizes = [out.shape[1] for out in outputs]
@@ -237,7 +194,7 @@ def _swept(gram: Tensor, cross: Tensor, columns: Tensor, *, ridge: float) -> tup
     return gram - gram[:, columns] @ explained[:, : len(gram)], cross - gram[:, columns] @ explained[:, len(gram) :]
 
 
-def _choose(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Target]) -> Tensor:
+def choose_kept(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Target]) -> Tensor:
     """Choose the teacher's units that layer i of these paths keeps, by the needs of the layers above."""
     first = paths[0]
     stem, num_kept = first.stems[i], len(first.layers[i].bias)
@@ -251,8 +208,8 @@ def _choose(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Target
         return _by_row(values[path.stems[i + 1]])[:, path.kept[i + 1]]
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        for parts in zip(*(_teacher_values(path.chain, obs) for path in paths), strict=True):
-            columns = first.layers[i + 1].columns(_activated(first.layers[i], parts[0][1][stem]))
+        for parts in zip(*(teacher_values(path.chain, obs) for path in paths), strict=True):
+            columns = first.layers[i + 1].columns(first.layers[i].activated(parts[0][1][stem]))
             needs = [wanted(paths[n], targets[n], *part) for n, part in enumerate(parts)]
             yield columns, torch.cat(needs, dim=1)
 
@@ -279,12 +236,12 @@ def fit(gram: Tensor, cross: Tensor, prior: Tensor) -> Tensor:
     return prior + torch.linalg.solve(gram + torch.diag(ridge), cross - gram @ prior)
 
 
-def _fitted(path: Path, i: int, obs: Tensor, target: Target) -> Layer:
+def fitted(path: Path, i: int, obs: Tensor, target: Target) -> Layer:
     """Return layer i fitted to the teacher's values, given the current layers below."""
     layer = path.layers[i]
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        for part, values in _teacher_values(path.chain, obs):
+        for part, values in teacher_values(path.chain, obs):
             is_output = i == len(path.stems)
             wanted = target.values[part] if is_output else _by_row(values[path.stems[i]])[:, path.kept[i]]
             below = _inputs(path.layers, obs[part])
@@ -310,7 +267,7 @@ def _moments(rows: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return gram, cross
 
 
-def _teacher_values(chain: Chain, obs: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+def teacher_values(chain: Chain, obs: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     """Yield, for parts of the states, the values of every layer of the teacher before its activation."""
     size = len(obs) if chain[0].kernel is None else _STATES_AT_ONCE
     for start in range(0, len(obs), size):
@@ -318,17 +275,13 @@ def _teacher_values(chain: Chain, obs: Tensor) -> Iterator[tuple[slice, list[Ten
         below, values = _inputs(chain, obs[part]), []
         for layer in chain:
             values.append(layer.values(below))
-            below = _activated(layer, values[-1])
+            below = layer.activated(values[-1])
         yield part, values
 
 
 def _inputs(chain: Chain, obs: Tensor) -> Tensor:
     obs = obs.double()
     return obs.flatten(1) if chain[0].kernel is None else obs.permute(0, 3, 1, 2)  # RLlib's images: channels last
-
-
-def _activated(layer: Layer, values: Tensor) -> Tensor:
-    return values if layer.activation is None else layer.activation(values)
 
 
 def _by_row(values: Tensor) -> Tensor:
@@ -351,8 +304,8 @@ def paths_of(student: Any, teacher: Any) -> tuple[list[Path], int]:
             f"{support_of(student)} and the teacher's {support_of(teacher)}. Set training(num_atoms=..., v_min=..., "
             "v_max=...) as in the teacher, or leave init at 'random'."
         )
-    trunk, streams = _network_of(student)
-    teacher_trunk, teacher_streams = _network_of(teacher)
+    trunk, streams = network_of(student)
+    teacher_trunk, teacher_streams = network_of(teacher)
     if len(streams) == len(teacher_streams):
         chains: list[Chain] = [[*teacher_trunk, *stream] for stream in teacher_streams]
     else:
@@ -360,122 +313,13 @@ def paths_of(student: Any, teacher: Any) -> tuple[list[Path], int]:
     paths = []
     for stream, chain in zip(streams, chains, strict=True):
         layers = [*trunk, *stream]
-        stems = _match(layers, chain)
+        stems = match(layers, chain)
         paths.append(Path(layers, chain, stems, [torch.empty(0)] * len(stems)))
     return paths, len(trunk)
 
 
-def _network_of(module: Any) -> tuple[list[Layer], list[list[Layer]]]:
-    """Return the layers of the encoder, and those of each head up to its outputs.
-
-    Raises:
-        ValueError: there are layers that are not supported here.
-    """
-    if isinstance(module.encoder, MixedEncoder):
-        raise ValueError(
-            "init='teacher' supports one chain of layers, but images beside other numbers have convolutions of their "
-            "own. Leave init at 'random'."
-        )
-    trunk = _layers_of(module.encoder, None)
-    return trunk, [_layers_of(head, trunk[-1] if trunk else None) for head in _heads(module)]
-
-
-def merged(trunk: Chain, streams: Sequence[Chain]) -> Chain:
-    """Merge a network into one chain from observations to Q-values (for C51: logits), also if it is dueling.
-
-    The logits are RLlib's up to a constant in each state.
-    """
-    if len(streams) == 1:
-        return [*trunk, *streams[0]]
-    advantage, value = streams
-    hidden = []
-    for depth, (a, v) in enumerate(zip(advantage[:-1], value[:-1], strict=True)):
-        weight = torch.cat([a.weight, v.weight]) if depth == 0 else _block_diagonal(a.weight, v.weight)
-        hidden.append(replace(a, weight=weight, bias=torch.cat([a.bias, v.bias])))
-    a, v = advantage[-1], value[-1]
-    weight, level = a.weight - a.weight.mean(0), v.weight.expand(len(a.bias), -1, -1)
-    weight = torch.cat([weight, level], dim=1) if hidden else weight + level
-    return [*trunk, *hidden, replace(a, weight=weight, bias=a.bias - a.bias.mean() + v.bias)]
-
-
-def _block_diagonal(a: Tensor, b: Tensor) -> Tensor:
-    return torch.block_diag(a.squeeze(-1), b.squeeze(-1)).unsqueeze(-1)
-
-
-def _heads(module: Any) -> list[nn.Module]:
-    return [module.af, module.vf] if module.uses_dueling else [module.af]
-
-
-def _layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
-    layers: list[Layer] = []
-    padding = (0, 0, 0, 0)
-    for part in (part for part in net.modules() if not list(part.children())):
-        below = layers[-1] if layers else below
-        match part:
-            case nn.ZeroPad2d():
-                padding = part.padding
-            case nn.Conv2d(padding=(0, 0), dilation=(1, 1), groups=1, bias=Tensor()):
-                window: dict[str, Any] = {"kernel": part.kernel_size, "stride": part.stride, "padding": padding}
-                layers.append(Layer(_double(part.weight).flatten(2), _double(part.bias), **window))
-                padding = (0, 0, 0, 0)
-            case nn.Linear(bias=Tensor()):
-                channels = len(below.bias) if below is not None and below.kernel is not None else part.in_features
-                # RLlib flattens images with the channels last.
-                weight = _double(part.weight).unflatten(1, (-1, channels)).transpose(1, 2)
-                layers.append(Layer(weight, _double(part.bias)))
-            case _ if isinstance(part, _ELEMENTWISE) and layers:
-                layers[-1] = replace(layers[-1], activation=part)
-            case nn.Flatten():
-                pass
-            case _ if list(part.parameters()):
-                raise ValueError(
-                    f"init='teacher' supports linear layers and convolutions, but there is a {type(part).__name__}. "
-                    "Leave init at 'random'."
-                )
-    return layers
-
-
-def _double(tensor: Any) -> Tensor:
-    return tensor.detach().double().cpu()
-
-
-def _match(layers: Chain, chain: Chain) -> list[int]:
-    """Return for each hidden layer of a student the index of the corresponding layer of the teacher.
-
-    Raises:
-        ValueError: there is none, or it is narrower, or has other windows.
-    """
-    matches: list[int] = []
-    for is_convolution, what in ((True, "convolutions"), (False, "hidden layers")):
-        own = [layer for layer in layers[:-1] if (layer.kernel is not None) == is_convolution]
-        stems = [i for i, layer in enumerate(chain[:-1]) if (layer.kernel is not None) == is_convolution]
-        if len(own) > len(stems) or (is_convolution and stems and not own):
-            raise ValueError(
-                f"init='teacher' needs a student with at most as many {what} as its teacher"
-                f"{', and at least one' if is_convolution and stems else ''}: the student has {len(own)}, the teacher "
-                f"{len(stems)}. Change its model config, or leave init at 'random'."
-            )
-        for number, (layer, i) in enumerate(zip(own, stems, strict=False), 1):
-            stem = chain[i]
-            if len(layer.bias) > len(stem.bias):
-                raise ValueError(
-                    f"init='teacher' needs a student with layers at most as wide as its teacher's, but number {number} "
-                    f"of its {what} has {len(layer.bias)} units, and the teacher's {len(stem.bias)}. Change its model "
-                    "config, or leave init at 'random'."
-                )
-            windows = [(x.kernel, x.stride, x.padding) for x in (layer, stem)]
-            if windows[0] != windows[1]:
-                raise ValueError(
-                    f"init='teacher' needs convolutions with the teacher's kernels, strides and padding, but number "
-                    f"{number} has {windows[0]}, and the teacher's {windows[1]}. Change conv_filters, or leave init at "
-                    "'random'."
-                )
-            matches.append(i)
-    return matches
-
-
 def _write(module: Any, trunk: Chain, streams: Sequence[Chain]) -> None:
-    nets = [module.encoder, *_heads(module)]
+    nets = [module.encoder, *heads(module)]
     for net, layers in zip(nets, [trunk, *streams], strict=True):
         parts: list[Any] = [part for part in net.modules() if isinstance(part, nn.Linear | nn.Conv2d)]
         for part, layer in zip(parts, layers, strict=True):

@@ -125,7 +125,11 @@ def test_what_files_cannot_hold(student_path):
         ({"use_lstm": True}, {}, r"Recurrent students .* are not supported for images beside other parts"),
         ({}, {"student": {"tree": {}}}, "observations are images beside other numbers. Images are not supported"),
         ({"fcnet_hiddens": [8]}, {"quantize": "int8"}, "quantize='int8' needs a plain MLP of vectors"),
-        (SHAPE, {"init": "teacher"}, "init='teacher' supports one chain of layers, but images beside other numbers"),
+        (
+            SHAPE,
+            {"init": "teacher"},
+            "need one chain of layers, but images beside other numbers have convolutions",
+        ),
         ({}, {"teacher": oracle()}, "has a custom network, which cannot be scaled by `compression`. Shape the student"),
     ],
 )

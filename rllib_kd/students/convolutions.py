@@ -1,0 +1,73 @@
+"""The student's first convolutions from its teacher's: channels that are kept, and fitted by least squares.
+
+A small student of images soon reproduces the states that it has learned from, and plays badly in others. Its teacher's
+filters have seen millions of states. The dense layers stay as they were drawn: from fitted ones, gradient steps lead to
+worse students (docs/results/images.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rllib_kd.students.chains import match, merged, network_of
+from rllib_kd.students.initialization import Path, Target, choose_kept, fitted, teacher_values
+
+
+def check_convolutions(student: Any, teacher: Any) -> None:
+    """Check that `initialize_convolutions()` is possible for this pair.
+
+    Raises:
+        ValueError: one of them has another architecture than RLlib's DQN module, or no convolutions; or the student's
+            are more, wider, or have other windows than the teacher's.
+    """
+    _path(student, teacher)
+
+
+@torch.no_grad()
+def initialize_convolutions(student: Any, teacher: Any, obs: Tensor) -> None:
+    """Set the student's first convolutions, in place.
+
+    From the last one to the first, those channels are kept from which least squares predicts best what the teacher's
+    next layer computes before its activation. From the first one to the last, each is then fitted to the teacher's
+    values, given what the student's own layers below put out (initialization.py).
+
+    Args:
+        student: RLlib's DQN module, with images as observations.
+        teacher: RLlib's DQN module with the same observations, whose convolutions have the same windows.
+        obs: visited states, `[N, height, width, channels]`.
+
+    Raises:
+        ValueError: as `check_convolutions()`.
+    """
+    path = _path(student, teacher)
+    values = torch.cat([values[-1] for _, values in teacher_values(path.chain, obs)])
+    target = Target(values, None, values)
+    for i in reversed(range(len(path.stems))):
+        path.kept[i] = choose_kept([path], i, obs, [target])
+    for i in range(len(path.stems)):
+        path.layers[i] = fitted(path, i, obs, target)
+    for part, layer in zip(_convolutions(student), path.layers, strict=False):
+        for own, value in ((part.weight, layer.weight), (part.bias, layer.bias)):
+            own.copy_(value.reshape(own.shape))
+
+
+def _path(student: Any, teacher: Any) -> Path:
+    """Return the convolutions of both, each with the teacher's next layer."""
+    for who, module in (("student", student), ("teacher", teacher)):
+        if not all(hasattr(module, name) for name in ("encoder", "af", "uses_dueling")) or not _convolutions(module):
+            raise ValueError(
+                f"init='convolutions' needs a {who} with convolutions and RLlib's DQN architecture, but it is a "
+                f"{type(module).__name__}{' without convolutions' if hasattr(module, 'encoder') else ''}. Set "
+                "init='random'."
+            )
+    chain = merged(*network_of(teacher))[: len(_convolutions(teacher)) + 1]
+    layers = [*network_of(student)[0][: len(_convolutions(student))], chain[-1]]
+    stems = match(layers, chain)
+    return Path(layers, chain, stems, [torch.empty(0)] * len(stems))
+
+
+def _convolutions(module: Any) -> list[Any]:
+    return [part for part in module.encoder.modules() if isinstance(part, nn.Conv2d)]

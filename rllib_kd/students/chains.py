@@ -167,8 +167,8 @@ def match(layers: Chain, chain: Chain) -> list[int]:
             if windows[0] != windows[1]:
                 raise ValueError(
                     "First weights from a teacher need convolutions with the teacher's kernels, strides and padding, "
-                    f"but number {number} has {windows[0]}, and the teacher's {windows[1]}. Change conv_filters, or set "
-                    "init='random'."
+                    f"but number {number} has {windows[0]}, and the teacher's {windows[1]}. Change conv_filters, or "
+                    "set init='random'."
                 )
             matches.append(i)
     return matches

@@ -27,10 +27,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import ray
 import torch
-from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED_LIFETIME
 
 from rllib_kd import DistillDQNConfig, load_teacher
+from rllib_kd.algorithm.first_weights import FirstStates
 from rllib_kd.algorithm.students import shape_students
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.measures import agreement, confusion_and_regret
@@ -117,6 +118,11 @@ def train(run: Mapping[str, Any], teacher: Teacher, folder: Path) -> Iterator[di
         if len(learner.groups[DEFAULT_MODULE_ID].replay) >= run["states"]:
             break
         learner.update([{name: columns[name] for name in ("obs", "teacher_q", "valid", "context")}])
+    if config.init != "random":
+        first = FirstStates()
+        first.keep(next(parts(folder, held_out=False)))
+        weights = first.initial_weights(learner.module[DEFAULT_MODULE_ID].unwrapped(), teacher, config)
+        learner.set_state({COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}})
     states = {held_out: judged(folder, held_out=held_out, num_states=run["states"]) for held_out in (False, True)}
     began = time.perf_counter()
     for step in range(0, num_steps, SHOWN_EVERY):

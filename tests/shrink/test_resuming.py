@@ -92,7 +92,7 @@ class WorldGames(Games):
 
     world = World()
 
-    def _returns(self, player, seeds):
+    def _returns(self, player, seeds, *, chooses):
         self.world.at("play")
         is_random = type(player).__name__ == "RandomActions"
         self._played = [*getattr(self, "_played", []), *seeds]
@@ -106,7 +106,7 @@ class WorldGames(Games):
         self.world.at("test")
         worse = 5.0 if student.weight.item() < 0.99 else 0.0
         own = [value(student, seed) - worse for seed in range(10**6 + first, 10**6 + first + count)]
-        return np.concatenate([[own], self._play_baselines(10**6 + first, count)])
+        return np.concatenate([[own], self._play_baselines(10**6 + first, count, chooses=False)])
 
 
 def noise(seed, salt):

@@ -51,14 +51,14 @@ def test_every_seed_is_played_once_and_greedy_policies_as_without_actors(teacher
     alone = Games(env_maker("CartPole-v1", {}), teacher, 0).certificate_episodes(student, 50, 25)
     assert own.shape == (3, 25)
     assert own[:2].tolist() == alone[:2].tolist()
-    assert all(len(seeds) <= 10 for _, (_, seeds) in crew.jobs)
+    assert all(len(seeds) <= 10 for _, (_, seeds, _) in crew.jobs)
     assert len(crew.jobs) == 9
 
 
 def test_the_teacher_is_not_sent_with_the_jobs_and_random_actions_differ_between_them(teacher):
     games, crew = spread(teacher)
     _, random = games.validation_baselines(0, 20)
-    players = [player for _, (player, _) in crew.jobs]
+    players = [player for _, (player, *_) in crew.jobs]
     assert players[:2] == [None, None]
     assert random[:10].tolist() != random[10:].tolist()
     again, _ = spread(teacher)

@@ -20,12 +20,12 @@ MAX_STATES = 60_000
 #: number that is read for it (measured: 10 ms and, in the mean of the variants, 0.5 µs). The next regrowth waits for
 #: so many.
 _STATES_PER_TREE, _STATES_PER_NUMBER = 100, 0.005
-#: What the copies of a tree weigh their states by, in turn. docs/results/trees.md has what was measured: none is the
-#: best everywhere.
-VARIANTS = ("uniform", "gap", "uniform", "regret")
+#: How the copies of a tree are grown, in turn: what they weigh their states by, and whether their tests are refined by
+#: regret. docs/pages/trees.md has what was measured: none is the best everywhere.
+VARIANTS = (("uniform", True), ("gap", False), ("gap", True), ("uniform", False))
 #: The copies are regrown in so many parts, one at a time: they are of different times of the stream, among which
 #: validation episodes choose.
-_PARTS = 3
+_PARTS = 6
 
 
 class TreeStudent:
@@ -43,7 +43,8 @@ class TreeStudent:
         self.name, self.module = name, module
         number = copy_number(name)
         self.part = number % _PARTS
-        self.weighting = module.shape.weighting or VARIANTS[number % len(VARIANTS)]
+        weighting, self.refine = VARIANTS[number % len(VARIANTS)]
+        self.weighting = module.shape.weighting or weighting
 
     def regrow(self, obs: np.ndarray, labels: np.ndarray, *, seed: int) -> None:
         """Grow the tree anew on observations `[N, inputs]` and the teacher's outputs `[N, A]`."""
@@ -55,6 +56,7 @@ class TreeStudent:
             max_leaf_nodes=module.shape.max_leaf_nodes,
             weighting=self.weighting,
             seed=seed,
+            refine=self.refine,
         )
 
     def forget(self) -> None:

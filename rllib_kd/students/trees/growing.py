@@ -48,8 +48,9 @@ def grow(
     max_leaf_nodes: int,
     weighting: str,
     seed: int,
+    refine: bool = True,
 ) -> Tree:
-    """Grow a larger tree, prune it, and refine it by regret.
+    """Grow a tree.
 
     Args:
         obs: float32 `[N, inputs]`, N ≥ 1.
@@ -59,19 +60,21 @@ def grow(
         weighting: how states weigh while the tree is split: "gap", by the teacher's best minus worst output; "uniform";
             or "regret", by which the costs of all actions are split, not the best action alone.
         seed: seed of the order in which features are tried, and of the states by which the most used ones are found.
+        refine: whether a larger tree is grown, pruned, and refined by regret; otherwise the tests are scikit-learn's.
 
     Returns:
         The tree. Its values are the means of the labels at each leaf, with the action of the least regret first.
     """
     features = Features(obs.shape[1]) if features is None else features
     costs = clipped(regrets(labels))
-    num_grown = _LARGER * max_leaf_nodes
+    num_grown = (_LARGER if refine else 1) * max_leaf_nodes
     kept = np.arange(len(features))
     if len(features) > MAX_FEATURES:
         kept = _most_used(features, obs, costs, num_grown, weighting, seed)
     compared = _finite(features.values(obs, kept))
-    grown = _split(compared, costs, num_grown, weighting, seed)
-    structure = refined(grown, compared, costs, max_leaf_nodes)
+    structure = _split(compared, costs, num_grown, weighting, seed)
+    if refine:
+        structure = refined(structure, compared, costs, max_leaf_nodes)
     place = structure.leaves(compared)
     values = _leaf_values(place, structure.num_leaves, costs, labels)
     return structure.with_features(kept).tree(values, len(features))

@@ -53,9 +53,10 @@ def test_of_many_features_those_that_matter_are_kept(monkeypatch):
     x = np.random.default_rng(0).normal(size=(2_000, 60)).astype(np.float32)
     right = (x[:, 57] > 0.25) ^ (x[:, 3] > -0.5)
     labels = np.stack([right, ~right], axis=1).astype(float)
-    tree = grow(x, labels, max_leaf_nodes=6, weighting="gap", seed=0)
-    assert {3, 57} <= set(tree.feature.tolist())
-    assert regret_of(tree, x, labels) < 0.1
+    for refine in (False, True):
+        tree = grow(x, labels, max_leaf_nodes=6, weighting="gap", seed=0, refine=refine)
+        assert {3, 57} <= set(tree.feature.tolist())
+        assert regret_of(tree, x, labels) < 0.1
 
 
 def test_the_same_seed_grows_the_same_tree(monkeypatch):
@@ -132,14 +133,15 @@ def test_leaves_that_are_left_are_filled_where_they_save_most():
     assert filled(small, x, np.zeros_like(costs), 12).num_leaves == small.num_leaves  # nothing can be saved
 
 
-def test_the_splits_that_are_refined_are_those_of_scikit_learn():
+def test_without_refining_the_tests_are_those_of_scikit_learn():
     from sklearn.tree import DecisionTreeClassifier
 
     x, labels = data()
+    plain = grow(x, labels, max_leaf_nodes=8, weighting="uniform", seed=0, refine=False)
     fitted = DecisionTreeClassifier(max_leaf_nodes=8, random_state=0).fit(x, labels.argmax(-1))
     own = fitted.tree_.threshold[fitted.tree_.children_left >= 0]
-    grown = _split(x, regrets(labels), 8, "uniform", 0)
-    assert sorted(grown.threshold[grown.feature >= 0]) == pytest.approx(sorted(own), abs=1e-6)
+    assert sorted(plain.threshold) == pytest.approx(sorted(own), abs=1e-6)
+    assert (plain.actions[plain.leaves(x)] == fitted.predict(x)).mean() > 0.95
 
 
 def test_the_best_test_is_found_among_all():

@@ -17,10 +17,12 @@ from rllib_kd.algorithm.dead_learners import ask_learners
 from rllib_kd.algorithm.students import Students
 from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.learner.losses import POLICY_LOSSES
+from rllib_kd.networks.weights import Weights, weights_of
 from rllib_kd.observations.frames import CONTEXT, VALID, observations
 from rllib_kd.observations.images import as_input
 from rllib_kd.students.convolutions import check_convolutions, initialize_convolutions
 from rllib_kd.students.initialization import initialize
+from rllib_kd.students.restarts import names_of
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q
 
@@ -71,17 +73,20 @@ class FirstWeights:
         Raises:
             ValueError: a teacher's observations differ from its student's.
         """
-        weights = {}
+        weights: dict[str, Weights] = {}
         for group_id, teacher in teachers.items():
             for name in students.of_group(group_id):
                 try:
-                    weights[name] = self._states[group_id].initial_weights(new_student(name), teacher, config)
+                    with torch.random.fork_rng(devices=[]):  # of the new student, that gives its shape alone
+                        own = self._states[group_id].initial_weights(new_student(name), teacher, config)
                 except ValueError as error:
                     if config.init is not None:
                         raise
                     logger.info("The first weights of '%s' are random. %s", name, error)
+                else:
+                    weights |= dict.fromkeys(names_of(name, config.num_copies), own)
         if weights:
-            set_weights(learner_group, weights)
+            set_weights(learner_group, weights, is_whole=config.init == "teacher")
         self._states = {group_id: FirstStates() for group_id in self._states}
 
     def get_state(self) -> dict[str, Any]:
@@ -94,16 +99,24 @@ class FirstWeights:
             self._states[group_id].set_state(states)
 
 
-def set_weights(learner_group: LearnerGroup, weights: Mapping[str, Any]) -> None:
-    """Set students and their target networks on all Learners.
+def set_weights(learner_group: LearnerGroup, weights: Mapping[str, Weights], *, is_whole: bool) -> None:
+    """Set students and their target networks on all Learners, before the first gradient step.
 
     Args:
         learner_group: the Learners.
-        weights: state of each student's RLModule, by module ID.
+        weights: weights of each student's RLModule, by module ID.
+        is_whole: whether these are all weights, with Q-values as outputs. Otherwise what was drawn stays, in the
+            coordinates in which it was drawn.
     """
 
     def start(learner: Any) -> None:
-        learner.set_state({COMPONENT_RL_MODULE: dict(weights)})
+        if is_whole:
+            learner.set_state({COMPONENT_RL_MODULE: dict(weights)})
+        else:
+            learner.give_weights(weights)
+            for group in learner.groups.values():
+                for name in weights.keys() & group.students.keys():
+                    group.students[name].training_weights = None  # as the module's: nothing was learned yet
         for name in weights:
             module = learner.module[name].unwrapped()
             for network, target in module.get_target_network_pairs() if isinstance(module, TargetNetworkAPI) else ():
@@ -134,8 +147,8 @@ class FirstStates:
         """Restore the state of `get_state()`."""
         self._parts = list(state)
 
-    def initial_weights(self, student: Any, teacher: Teacher, config: Any) -> dict[str, Any]:
-        """Return the first state of a student: with `init="teacher"` it is as close to its teacher as its size permits.
+    def initial_weights(self, student: Any, teacher: Teacher, config: Any) -> Weights:
+        """Return a student's first weights: with `init="teacher"` all of them, otherwise its convolutions.
 
         Args:
             student: a new RLModule; it is changed.
@@ -162,12 +175,11 @@ class FirstStates:
                 f"'{teacher.source}', but they differ. Give both the same connectors, or set init='random'."
             )
         if of_convolutions:
-            initialize_convolutions(student, teacher.module, obs)
-            return student.get_state()
+            return weights_of(student, initialize_convolutions(student, teacher.module, obs))
         statistics = QStatistics(teacher_q.shape[-1])
         statistics.update(teacher_q)
         temperature, student_temperature = config.temperatures(statistics.gap_quantile(0.5), teacher.outputs)
         ranks = config.loss in POLICY_LOSSES and not config.uses_td
         unit = temperature / student_temperature if ranks else None
         initialize(student, teacher.module, obs, unit=unit)
-        return student.get_state()
+        return weights_of(student)

@@ -49,6 +49,7 @@ def check(env: str, env_config: Mapping[str, Any]) -> None:
         ValueError: it cannot; the message has the reason.
     """
     register(env)
+    _check_config(own_name(env), env_config)
     pool = Pool(1, name=own_name(env), **env_config)
     pool.reset()
     pool.close()
@@ -120,11 +121,7 @@ class Pool(gym.vector.VectorEnv):
 
     def __init__(self, num_envs: int, *, name: str, num_threads: int = 1, **config: Any):
         self._pool: Any = None
-        if config:
-            raise ValueError(
-                f"'{_PREFIX}{name}' takes no env_config but num_threads, got {', '.join(sorted(config))}: envpool's "
-                f"settings are not gymnasium's. Leave them out, or use '{name}'."
-            )
+        _check_config(name, {**config, "num_threads": num_threads})
         env = gym.make(name)
         self.spec = env.spec
         self.num_envs = num_envs
@@ -182,6 +179,17 @@ class Pool(gym.vector.VectorEnv):
 
     def __reduce__(self) -> Any:
         raise TypeError(f"a pool of envpool, '{_PREFIX}{self._name}', cannot be saved")
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    if unknown := sorted(map(str, config.keys() - {"num_threads"})):
+        raise ValueError(
+            f"'{_PREFIX}{name}' takes no env_config but num_threads, got {', '.join(unknown)}: envpool's settings are "
+            f"not gymnasium's. Leave them out, or use '{name}'."
+        )
+    threads = config.get("num_threads", 1)
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:  # envpool ends the process
+        raise ValueError(f"The env_config of '{_PREFIX}{name}' has num_threads={threads!r}: expected an integer ≥ 1.")
 
 
 def _texts(rows: np.ndarray) -> tuple[str, ...]:

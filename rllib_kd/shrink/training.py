@@ -214,7 +214,7 @@ def save_student(
     config.rl_module(model_config=config.given_model_config | dict(shape)).distillation(restarts=1)
     algo: DistillDQN = config.build_algo()
     try:
-        set_weights(algo.learner_group, {DEFAULT_MODULE_ID: module.get_state()})
+        set_weights(algo.learner_group, {DEFAULT_MODULE_ID: module.get_state()}, is_whole=True)
         algo.save_to_path(folder)
     finally:
         algo.stop()

@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rllib_kd.networks.dqn_module import FlattenEncoder
 from rllib_kd.networks.mixed import MixedEncoder
 
-_ELEMENTWISE = (nn.ReLU, nn.Tanh, nn.SiLU, nn.ELU, nn.Sigmoid, nn.GELU, nn.LeakyReLU, nn.Identity)
+_ELEMENTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign),
+    *(nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Tanhshrink, nn.Softshrink),
+    *(nn.Hardshrink, nn.Identity),
+)
 
 
 @dataclass(frozen=True)
@@ -125,9 +130,9 @@ def layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
                 layers.append(Layer(weight, _double(part.bias)))
             case _ if isinstance(part, _ELEMENTWISE) and layers:
                 layers[-1] = replace(layers[-1], activation=part)
-            case nn.Flatten():
+            case nn.Flatten() | FlattenEncoder():
                 pass
-            case _ if list(part.parameters()):
+            case _:
                 raise ValueError(
                     "First weights from a teacher need linear layers and convolutions, but there is a "
                     f"{type(part).__name__}. Set init='random'."

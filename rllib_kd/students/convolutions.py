@@ -15,19 +15,22 @@ from torch import Tensor, nn
 from rllib_kd.students.chains import match, merged, network_of
 from rllib_kd.students.initialization import Path, Target, choose_kept, fitted, teacher_values
 
+#: Numbers that a unit of the teacher sees, at most: the moments of each with each other lie in memory several times.
+MAX_COLUMNS = 4_096
+
 
 def check_convolutions(student: Any, teacher: Any) -> None:
     """Check that `initialize_convolutions()` is possible for this pair.
 
     Raises:
-        ValueError: one of them has another architecture than RLlib's DQN module, or no convolutions; or the student's
-            are more, wider, or have other windows than the teacher's.
+        ValueError: one of them has another architecture than RLlib's DQN module, or no convolutions; the student's are
+            more, wider, or have other windows than the teacher's; or these are too large.
     """
     _path(student, teacher)
 
 
 @torch.no_grad()
-def initialize_convolutions(student: Any, teacher: Any, obs: Tensor) -> None:
+def initialize_convolutions(student: Any, teacher: Any, obs: Tensor) -> list[str]:
     """Set the student's first convolutions, in place.
 
     From the last one to the first, those channels are kept from which least squares predicts best what the teacher's
@@ -39,6 +42,9 @@ def initialize_convolutions(student: Any, teacher: Any, obs: Tensor) -> None:
         teacher: RLlib's DQN module with the same observations, whose convolutions have the same windows.
         obs: visited states, `[N, height, width, channels]`.
 
+    Returns:
+        The names of the weights that were set, in the student.
+
     Raises:
         ValueError: as `check_convolutions()`.
     """
@@ -49,9 +55,13 @@ def initialize_convolutions(student: Any, teacher: Any, obs: Tensor) -> None:
         path.kept[i] = choose_kept([path], i, obs, [target])
     for i in range(len(path.stems)):
         path.layers[i] = fitted(path, i, obs, target)
+    names = {param: name for name, param in student.named_parameters()}
+    changed = []
     for part, layer in zip(_convolutions(student), path.layers, strict=False):
         for own, value in ((part.weight, layer.weight), (part.bias, layer.bias)):
             own.copy_(value.reshape(own.shape))
+            changed.append(names[own])
+    return changed
 
 
 def _path(student: Any, teacher: Any) -> Path:
@@ -63,9 +73,17 @@ def _path(student: Any, teacher: Any) -> Path:
                 f"{type(module).__name__}{' without convolutions' if hasattr(module, 'encoder') else ''}. Set "
                 "init='random'."
             )
-    chain = merged(*network_of(teacher))[: len(_convolutions(teacher)) + 1]
-    layers = [*network_of(student)[0][: len(_convolutions(student))], chain[-1]]
-    stems = match(layers, chain)
+    own = network_of(student)[0][: len(_convolutions(student))]
+    whole = merged(*network_of(teacher))
+    match([*own, whole[-1]], [*whole[: len(_convolutions(teacher))], whole[-1]])
+    chain = whole[: len(own) + 1]
+    layers, stems = [*own, chain[-1]], list(range(len(own)))
+    for layer in chain:
+        if (count := layer.weight[0].numel()) > MAX_COLUMNS:
+            raise ValueError(
+                f"init='convolutions' needs layers of the teacher whose units see at most {MAX_COLUMNS:,} numbers, but "
+                f"there is one with {count:,}. Set init='random'."
+            )
     return Path(layers, chain, stems, [torch.empty(0)] * len(stems))
 
 

@@ -204,7 +204,7 @@ def choose_kept(paths: Sequence[Path], i: int, obs: Tensor, targets: Sequence[Ta
 
     def wanted(path: Path, target: Target, part: slice, values: Sequence[Tensor]) -> Tensor:
         if i + 1 == len(path.stems):
-            return target.scaled[part]
+            return _by_row(target.scaled[part])
         return _by_row(values[path.stems[i + 1]])[:, path.kept[i + 1]]
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:

@@ -62,6 +62,12 @@ def test_what_is_missing_is_named():
     ("name", "env_config", "message"),
     [
         ("envpool/CartPole-v1", {"sutton_barto_reward": True}, "takes no env_config but num_threads, got sutton_barto"),
+        (
+            "envpool/CartPole-v1",
+            {"num_envs": 3, "name": "x"},
+            "takes no env_config .*, got name, num_envs",
+        ),
+        ("envpool/CartPole-v1", {"num_threads": -1}, "num_threads=-1: expected an integer ≥ 1"),
         ("envpool/Blackjack-v1", {}, r"envpool's 'Blackjack-v1' shows Box.*gymnasium's shows Tuple"),
         ("envpool/Taxi-v3", {}, "does not show which actions are legal"),
     ],

@@ -1,11 +1,13 @@
 """First convolutions from a teacher's: what is taken over, what is not, and by default in a run on images."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
+from rllib_kd import DistillDQN
 from rllib_kd.students.convolutions import check_convolutions, initialize_convolutions
-from tests.algorithm.weights import student_weights
+from tests.algorithm.weights import assert_equal_weights, student_weights
 from tests.conftest import make_q_module
 from tests.observations.test_images import CONV, config  # noqa: F401 (a fixture)
 from tests.students.test_initialization import CNN, FOUR, IMAGES, images
@@ -25,6 +27,14 @@ def convolved(network, obs):
 
 def channels(network):
     return [part for part in network.encoder.modules() if isinstance(part, torch.nn.Conv2d)][-1].out_channels
+
+
+def test_a_student_with_fewer_convolutions_gets_the_first_ones():
+    teacher, student = module(1, **CNN), module(2, **CNN | {"conv_filters": CNN["conv_filters"][:1]})
+    names = initialize_convolutions(student, teacher, torch.as_tensor(images(5)))
+    assert names == ["encoder.net.0.cnn.0.weight", "encoder.net.0.cnn.0.bias"]
+    first, teachers = (dict(own.named_parameters())[names[0]] for own in (student, teacher))
+    torch.testing.assert_close(first, teachers)
 
 
 @pytest.mark.parametrize("head", [{}, {"dueling": True}, {"head_fcnet_hiddens": [64, 8]}], ids=str)
@@ -69,6 +79,14 @@ def test_what_does_not_fit_is_refused(settings, message):
         check_convolutions(module(**CNN | settings), module(**CNN))
 
 
+def test_a_teacher_of_layers_that_would_take_gigabytes_is_refused():
+    large = gym.spaces.Box(0, 1, (40, 40, 3), np.float32)
+    teacher = make_q_module(large, FOUR, **CNN | {"conv_filters": [[8, 3, 1]]})
+    student = make_q_module(large, FOUR, **CNN | {"conv_filters": [[4, 3, 1]]})
+    with pytest.raises(ValueError, match="see at most 4,096 numbers, but there is one with 12,800"):
+        check_convolutions(student, teacher)
+
+
 def test_networks_without_convolutions_are_refused():
     with pytest.raises(ValueError, match=r"needs a student with convolutions and RLlib's DQN architecture.*without"):
         check_convolutions(make_q_module(), module(**CNN))
@@ -99,6 +117,51 @@ def test_a_run_on_images_starts_with_them_where_they_fit(config, build, init, fi
     student = student_weights(algo)[name]
     equal = student.shape == teacher[name].shape and np.allclose(student, teacher[name].numpy(), atol=1e-5)
     assert equal == is_teachers
+
+
+def filters_of(algo, name):
+    (found,) = algo.learner_group.foreach_learner(
+        lambda learner: learner.module[name].unwrapped().state_dict()["encoder.net.0.cnn.0.weight"].clone()
+    )
+    return found.get()
+
+
+def begun(algo):
+    while algo.num_gradient_steps == 0:
+        result = algo.train()
+    return result
+
+
+def test_all_copies_have_them_and_dense_layers_of_their_own(config, build):  # noqa: F811
+    algo = build(config.training(lr=1e-12).distillation(restarts=2, num_validation_episodes=0))
+    begun(algo)
+    one, other = (filters_of(algo, name) for name in ("default_policy", "default_policy__restart_1"))
+    torch.testing.assert_close(one, other)
+    copies = algo.get_copies().values()
+    dense = [module.state_dict()["af.net.mlp.0.weight"] for module in copies]
+    assert not torch.allclose(*dense)
+
+
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_the_dense_layers_start_as_they_were_drawn_in_their_coordinates(config, build, loss):  # noqa: F811
+    losses = {}
+    for init in ("random", None):
+        algo = build(config.copy().training(lr=1e-12).distillation(init=init, loss=loss))
+        losses[init] = begun(algo)["learners"]["default_policy"]["kd_loss"]
+    assert losses[None] < 3 * losses["random"]
+
+
+def test_a_run_that_is_saved_before_its_first_gradient_step_goes_on_alike(config, build, tmp_path):  # noqa: F811
+    config.training(num_steps_sampled_before_learning_starts=96)
+    algo = build(config)
+    algo.train()
+    assert algo.num_gradient_steps == 0
+    path = algo.save_to_path(str(tmp_path / "early"))
+    begun(algo)
+    resumed = DistillDQN.from_checkpoint(path)
+    begun(resumed)
+    assert_equal_weights(student_weights(resumed), student_weights(algo))
+    resumed.stop()
 
 
 def test_explicit_ones_that_do_not_fit_are_refused_before_anything_is_sampled(config, build):  # noqa: F811

@@ -71,7 +71,8 @@ class FirstWeights:
             config: config with the loss and its temperatures.
 
         Raises:
-            ValueError: a teacher's observations differ from its student's.
+            ValueError: a teacher's observations differ from its student's, or its layers do not fit; not by default
+                (`init=None`), by which such a student's weights stay random.
         """
         weights: dict[str, Weights] = {}
         for group_id, teacher in teachers.items():
@@ -79,7 +80,7 @@ class FirstWeights:
                 try:
                     with torch.random.fork_rng(devices=[]):  # of the new student, that gives its shape alone
                         own = self._states[group_id].initial_weights(new_student(name), teacher, config)
-                except ValueError as error:
+                except (ValueError, torch.linalg.LinAlgError) as error:
                     if config.init is not None:
                         raise
                     logger.info("The first weights of '%s' are random. %s", name, error)

@@ -33,11 +33,7 @@ def check_trees(config: DistillationConfig) -> None:
         raise ValueError("A tree learns from a teacher's labels alone, but `teacher` is None. Name a teacher.")
     for setting, is_refused, reason in (
         ("td_coeff", config.uses_td, "TD needs gradients of the student. Leave td_coeff at 0"),
-        (
-            "init",
-            config.starts_from_teacher,
-            "It has no units to take from the teacher. Set init='random'",
-        ),
+        ("init", config.starts_from_teacher, "It has no units to take from the teacher. Set init='random'"),
         ("feature_coeff", config.feature_coeff != 0, "It has no features to compare with the teacher's. Set it to 0"),
         ("loss", config.loss == "categorical", "It has no return distributions. Use another loss"),
         ("num_atoms", config.num_atoms > 1, "It has no return distributions. Set num_atoms=1"),

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from rllib_kd.algorithm.config import DistillationConfig
 
 
-#: Settings that are one of several words.
+#: Settings that are one of several words; None where that is the default.
 WORDS = {
     "loss": LOSSES,
     "ensemble": ("q", "policy"),
     "rollout_policy": ("teacher", "student", "mixture"),
-    "init": ("random", "teacher", "convolutions"),
+    "init": (None, "random", "teacher", "convolutions"),
 }
 
 
@@ -70,9 +70,10 @@ def check_names(config: DistillationConfig) -> None:
 def check_words(config: DistillationConfig) -> None:
     """Check settings that are one of several words."""
     for name, known in WORDS.items():
-        if (value := getattr(config, name)) not in known and not (name == "init" and value is None):
-            hint = did_you_mean(str(value).lower(), known)
-            raise ValueError(f"Unknown {name} {value!r}.{hint} Known are: {', '.join(known)}.")
+        if (value := getattr(config, name)) not in known:
+            words = [word for word in known if word is not None]
+            hint = did_you_mean(str(value).lower(), words)
+            raise ValueError(f"Unknown {name} {value!r}.{hint} Known are: {', '.join(words)}.")
 
 
 def check_numbers(config: DistillationConfig) -> None:

@@ -60,7 +60,7 @@ class Snapshot(NamedTuple):
         copy: module ID of the copy.
         env_steps: env steps sampled until then.
         weights: its weights.
-        returns: undiscounted returns in the first validation episodes; empty if it has not played.
+        returns: undiscounted returns in the first validation episodes; empty before its first one.
     """
 
     copy: str

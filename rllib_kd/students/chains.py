@@ -75,8 +75,8 @@ def network_of(module: Any) -> tuple[list[Layer], list[list[Layer]]]:
             "First weights from a teacher need one chain of layers, but images beside other numbers have convolutions "
             "of their own. Set init='random'."
         )
-    trunk = layers_of(module.encoder, None)
-    return trunk, [layers_of(head, trunk[-1] if trunk else None) for head in heads(module)]
+    trunk = _layers_of(module.encoder, None)
+    return trunk, [_layers_of(head, trunk[-1] if trunk else None) for head in heads(module)]
 
 
 def merged(trunk: Chain, streams: Sequence[Chain]) -> Chain:
@@ -106,7 +106,7 @@ def heads(module: Any) -> list[nn.Module]:
     return [module.af, module.vf] if module.uses_dueling else [module.af]
 
 
-def layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
+def _layers_of(net: nn.Module, below: Layer | None) -> list[Layer]:
     """Return the layers of a network, of which `below` is the one before its first.
 
     Raises:

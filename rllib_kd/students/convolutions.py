@@ -75,16 +75,15 @@ def _path(student: Any, teacher: Any) -> Path:
             )
     own = network_of(student)[0][: len(_convolutions(student))]
     whole = merged(*network_of(teacher))
-    match([*own, whole[-1]], [*whole[: len(_convolutions(teacher))], whole[-1]])
+    stems = match([*own, whole[-1]], [*whole[: len(_convolutions(teacher))], whole[-1]])
     chain = whole[: len(own) + 1]
-    layers, stems = [*own, chain[-1]], list(range(len(own)))
     for layer in chain:
         if (count := layer.weight[0].numel()) > MAX_COLUMNS:
             raise ValueError(
                 f"init='convolutions' needs layers of the teacher whose units see at most {MAX_COLUMNS:,} numbers, but "
                 f"there is one with {count:,}. Set init='random'."
             )
-    return Path(layers, chain, stems, [torch.empty(0)] * len(stems))
+    return Path([*own, chain[-1]], chain, stems, [torch.empty(0)] * len(stems))
 
 
 def _convolutions(module: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from tests.conftest import make_q_module
 from tests.observations.test_images import CONV, config  # noqa: F401 (a fixture)
 from tests.students.test_initialization import CNN, FOUR, IMAGES, images
 
+FILTERS = "encoder.net.0.cnn.0.weight"
 FEWER = CNN | {"conv_filters": [[5, 4, 2, "valid"], [4, 3, 1]], "head_fcnet_hiddens": [32, 32]}
 
 
@@ -32,7 +33,7 @@ def channels(network):
 def test_a_student_with_fewer_convolutions_gets_the_first_ones():
     teacher, student = module(1, **CNN), module(2, **CNN | {"conv_filters": CNN["conv_filters"][:1]})
     names = initialize_convolutions(student, teacher, torch.as_tensor(images(5)))
-    assert names == ["encoder.net.0.cnn.0.weight", "encoder.net.0.cnn.0.bias"]
+    assert names == [FILTERS, "encoder.net.0.cnn.0.bias"]
     first, teachers = (dict(own.named_parameters())[names[0]] for own in (student, teacher))
     torch.testing.assert_close(first, teachers)
 
@@ -94,6 +95,12 @@ def test_networks_without_convolutions_are_refused():
         check_convolutions(module(**CNN), torch.nn.Linear(2, 2))
 
 
+def begun(algo):
+    while algo.num_gradient_steps == 0:
+        result = algo.train()
+    return result
+
+
 @pytest.mark.parametrize(
     ("init", "filters", "is_teachers"),
     [
@@ -110,35 +117,20 @@ def test_a_run_on_images_starts_with_them_where_they_fit(config, build, init, fi
         .rl_module(model_config={"conv_filters": filters, "head_fcnet_hiddens": [4]})
         .distillation(init=init, num_baseline_episodes=0)
     )
-    while algo.num_gradient_steps == 0:
-        algo.train()
+    begun(algo)
     teacher = algo._teachers["default_policy"].module.state_dict()
-    name = "encoder.net.0.cnn.0.weight"
-    student = student_weights(algo)[name]
-    equal = student.shape == teacher[name].shape and np.allclose(student, teacher[name].numpy(), atol=1e-5)
+    student = student_weights(algo)[FILTERS]
+    equal = student.shape == teacher[FILTERS].shape and np.allclose(student, teacher[FILTERS].numpy(), atol=1e-5)
     assert equal == is_teachers
-
-
-def filters_of(algo, name):
-    (found,) = algo.learner_group.foreach_learner(
-        lambda learner: learner.module[name].unwrapped().state_dict()["encoder.net.0.cnn.0.weight"].clone()
-    )
-    return found.get()
-
-
-def begun(algo):
-    while algo.num_gradient_steps == 0:
-        result = algo.train()
-    return result
 
 
 def test_all_copies_have_them_and_dense_layers_of_their_own(config, build):  # noqa: F811
     algo = build(config.training(lr=1e-12).distillation(restarts=2, num_validation_episodes=0))
     begun(algo)
-    one, other = (filters_of(algo, name) for name in ("default_policy", "default_policy__restart_1"))
-    torch.testing.assert_close(one, other)
-    copies = algo.get_copies().values()
-    dense = [module.state_dict()["af.net.mlp.0.weight"] for module in copies]
+    states = [copy.state_dict() for copy in algo.get_copies().values()]
+    filters, dense = ([state[name] for state in states] for name in (FILTERS, "af.net.mlp.0.weight"))
+    assert len(states) == 2
+    torch.testing.assert_close(*filters)
     assert not torch.allclose(*dense)
 
 

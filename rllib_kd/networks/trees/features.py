@@ -78,10 +78,5 @@ class Features:
         one, other = obs[:, self.first[chosen]], obs[:, self.second[chosen]]
         operation = self._operation[chosen]
         with np.errstate(over="ignore", invalid="ignore"):  # infinities are compared as they are
-            return operated(operation, one, other)
-
-
-def operated(operation: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return features `[B, F]` of two entries `[B, F]` each, by the sign of their operation `[F]`."""
-    found = np.where(operation == "*", one * other, one)
-    return np.where(operation == "-", one - other, np.where(operation == "+", one + other, found))
+            found = np.where(operation == "*", one * other, one)
+            return np.where(operation == "-", one - other, np.where(operation == "+", one + other, found))

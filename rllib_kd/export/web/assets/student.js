@@ -49,9 +49,12 @@ function makeStudent(network) {
     },
     tree(x, layer) {
       const { first, operation, second, left, right } = layer, thresholds = arrays[layer.threshold];
-      const compared = { "": (a) => a };
-      compared["-"] = (a, b) => Math.fround(a - b), compared["+"] = (a, b) => Math.fround(a + b);
-      compared["*"] = (a, b) => Math.fround(a * b);
+      const compared = {
+        "": (a) => a,
+        "-": (a, b) => Math.fround(a - b),
+        "+": (a, b) => Math.fround(a + b),
+        "*": (a, b) => Math.fround(a * b),
+      };
       let node = 0;
       while (node < first.length) {
         const number = compared[operation[node]](x[first[node]], x[second[node]]);

@@ -1,8 +1,8 @@
 """The student's first convolutions from its teacher's: channels that are kept, and fitted by least squares.
 
 A small student of images soon reproduces the states that it has learned from, and plays badly in others. Its teacher's
-filters have seen millions of states. The dense layers stay as they were drawn: from fitted ones, gradient steps lead to
-worse students (docs/results/images.md).
+filters have seen millions of states. The dense layers stay as they were drawn: from fitted ones, gradient steps led to
+worse students on SpaceInvaders, the one game on which that was tried (docs/results/images.md).
 """
 
 from __future__ import annotations

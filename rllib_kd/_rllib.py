@@ -5,13 +5,16 @@ One small function each, with the reason. tests/test_rllib_names.py fails by nam
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ray import _raylet
 from ray._private import parameter, ray_constants, services, utils, worker
 from ray.experimental import internal_kv
 
@@ -171,6 +174,51 @@ def trials_in_waiting_workers() -> Iterator[None]:
         os.environ.setdefault(name, value)
     with _replaced(class_cache, DEFAULT_ENV_VARS={}, ENV_VARS_TO_PROPAGATE=set()):
         yield
+
+
+def workers_started_by(script: str) -> AbstractContextManager[None]:
+    """In this context, `ray.init()` and emulated clusters start a script as worker process, instead of Ray's own."""
+    return _replaced(parameter, RayParams=partial(parameter.RayParams, worker_path=script))
+
+
+def path_of_ray_worker() -> str:
+    """Return the path of the script that Ray starts as worker process."""
+    return str(Path(inspect.getfile(worker)).parent / "workers" / "default_worker.py")
+
+
+def read_environment_again() -> None:
+    """Let Ray's C++ part read the variables RAY_..., which it has read when it was imported."""
+    vars(_raylet)["Config"].initialize("")  # the stubs of mypy lack it
+
+
+def call_when_connected(call: Callable[[], None]) -> None:
+    """Call a function when this process has become one of Ray's workers."""
+    connect = worker.connect
+
+    def connect_and_call(*arguments: Any, **settings: Any) -> None:
+        connect(*arguments, **settings)
+        call()
+
+    worker.connect = connect_and_call
+
+
+def torch_has_the_threads_of_a_task() -> None:
+    """Give PyTorch as many threads as the CPUs of the actor or task that this worker process has.
+
+    Ray sets OMP_NUM_THREADS before it unpickles an actor or task, and PyTorch reads that when it is imported. Here, it
+    has been imported before.
+    """
+    set_variable = utils.set_omp_num_threads_if_unset
+
+    def set_variable_and_threads() -> bool:
+        import torch
+
+        is_set = set_variable()
+        if is_set:
+            torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        return is_set
+
+    utils.set_omp_num_threads_if_unset = set_variable_and_threads
 
 
 class KeyValueStore:

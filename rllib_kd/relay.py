@@ -35,7 +35,12 @@ def send_warnings_from_worker() -> None:
     from rllib_kd._rllib import is_worker_process
 
     if is_worker_process():
-        _LOGGER.addHandler(_Sender(logging.WARNING))
+        send_warnings()
+
+
+def send_warnings() -> None:
+    """Send warnings to the listening process, if there is one."""
+    _LOGGER.addHandler(_Sender(logging.WARNING))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import inspect
 import itertools
@@ -10,6 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -34,6 +36,7 @@ from ray.tune.trainable import trainable
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.cli.main import main
 from rllib_kd.environments import imports, own, sources
+from rllib_kd.workers.forking import ForkServer, is_possible
 
 gc.disable()  # What is collected stays: looking for garbage in it, again and again, takes seconds.
 torch.set_num_threads(1)
@@ -168,9 +171,22 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_q_module().save_to_path(str(tmp_path_factory.mktemp("teachers") / "small"))
 
 
+@cache
+def fork_server() -> ForkServer:
+    server = ForkServer(differing=("PYTEST_", "XDG_"))
+    atexit.register(server.close)
+    return server
+
+
+def forked_workers() -> AbstractContextManager[None]:
+    """In this context, workers of a Ray that is started are forks, as those of the commands."""
+    return fork_server().forking() if is_possible() else nullcontext()
+
+
 def start_ray(**kwargs: Any) -> None:
     """Start or join Ray, and tell it the algorithm's name, which it forgets when a test has shut it down before."""
-    ray.init(log_to_driver=False, **kwargs)
+    with forked_workers():
+        ray.init(log_to_driver=False, **kwargs)
     register_trainable("DistillDQN", DistillDQN)
 
 

@@ -33,6 +33,9 @@ def label(
     \b
     rllib label --teacher cartpole --input logs --output labelled
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.workers.forking import begin
+
+    begin(address=address)
     import logging
     from contextlib import nullcontext
 

@@ -48,6 +48,9 @@ def shrink(
     \b
     rllib shrink --teacher cartpole --env CartPole-v1 --minutes 2
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.workers.forking import begin
+
+    begin(address=address)
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.experiment.files import parse_json

@@ -48,6 +48,9 @@ def sweep(
     \b
     rllib sweep --teacher cartpole --env CartPole-v1
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.workers.forking import begin
+
+    begin(address=address)
     from rllib_kd.checkpoints.uris import expanded
     from rllib_kd.environments.own import defined_in, given_environment
     from rllib_kd.experiment.experiment import check_not_empty

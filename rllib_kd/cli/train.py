@@ -103,6 +103,9 @@ def train(
     rllib train --algo DQN --env CartPole-v1 --stop '{"training_iteration": 20}'
     rllib train file tuning/cartpole.py
     """  # noqa: D301 (a real backspace, which keeps the lines apart)
+    from rllib_kd.workers.forking import begin
+
+    begin(address=ray_address)
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.connection import LocalRay, connection
     from rllib_kd.experiment.files import parse_json

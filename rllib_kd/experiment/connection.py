@@ -18,6 +18,7 @@ import torch
 from rllib_kd import _rllib
 from rllib_kd.environments.imports import setup_hook
 from rllib_kd.terminal import say
+from rllib_kd.workers.forking import forked_workers
 
 _CONNECT_TIMEOUT = 5.0  # seconds
 
@@ -82,6 +83,7 @@ def connection(
         if not ray.is_initialized():
             if address is None:
                 stack.enter_context(_rllib.trials_in_waiting_workers())
+                stack.enter_context(forked_workers())
             trains_here = bool(needs) and address is None and local.num_nodes is None  # Ray Serve runs no trial
             is_lean = trains_here and not local.dashboard
             daemons = _rllib.few_daemons(log_monitor=log_level is not None) if is_lean else nullcontext()

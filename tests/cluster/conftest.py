@@ -6,7 +6,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from tests.conftest import start_ray
+from tests.conftest import forked_workers, start_ray
 
 
 @contextmanager
@@ -27,7 +27,8 @@ def only_ray(**kwargs):
 def nodes():
     """A cluster of several raylets, of which a dead one is missed after three seconds. The head has two CPUs."""
     head = {"num_cpus": 2, "include_dashboard": False, "_system_config": {"health_check_period_ms": 500}}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+    with forked_workers():
+        cluster = Cluster(initialize_head=True, head_node_args=head)
     with only_ray(address=cluster.address, include_dashboard=None):
         yield cluster
         ray.shutdown()

@@ -1,0 +1,186 @@
+"""A process that imports the package once, and then forks Ray's workers, each as ray_worker.py asks for it.
+
+Importing PyTorch, RLlib and this package takes each of Ray's processes some seconds; a fork has it all at once, and
+shares the memory of it. The process ends with the one that has started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import runpy
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+#: Variables that Ray sets for each worker, or this package for Ray, begin with these; a fork has those of the worker.
+_OF_WORKERS = ("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV")
+
+_OF_JEMALLOC = "jemalloc_bg_thd"  # a thread of pyarrow's memory pool, which is made for forks
+
+_OF_RAY = os.path.join("ray", "thirdparty_files")  # importing Ray puts this folder on sys.path
+
+_MOST_BYTES = 10_000_000  # of a request, which is mostly environment variables
+
+
+def serve(name: str, path: list[str], parent: int, differing: list[str]) -> None:
+    """Import the package, and fork the workers that are asked for. Returns in each fork, not in this process.
+
+    Args:
+        name: of the socket.
+        path: sys.path of the process that has started this one, by which it finds the package.
+        parent: id of that process.
+        differing: what environment variables begin with that no import reads.
+    """
+    _end_with(parent)
+    before = dict(os.environ)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{name}")
+        listener.listen(64)
+        _import(path)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
+        while True:
+            connection, _ = listener.accept()
+            wanted, files = _request(connection)
+            environment = None if wanted is None else _environment(wanted["environment"], before, differing)
+            if wanted is not None and environment is not None and _is_whole() and os.fork() == 0:
+                break
+            connection.close()
+            for file in files:
+                os.close(file)
+    _become(wanted, environment, files, connection)
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel kill this process when the one that started it has ended, however it did."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit()
+
+
+def _import(path: list[str]) -> None:
+    """Import what Tune's trials, EnvRunners and Learners need, and let libraries end the threads that forks lack."""
+    own = list(sys.path)
+    sys.path[:] = [folder for folder in path if not folder.endswith(_OF_RAY)]
+    gc.disable()  # of what modules make, all stays
+    import rllib_kd.algorithm.algorithm  # noqa: F401
+
+    gc.freeze()
+    sys.path[:] = [*own, *(folder for folder in sys.path if folder.endswith(_OF_RAY))]
+    if os.fork() == 0:  # OpenBLAS ends its threads before a fork, and starts them again when it needs them
+        os._exit(0)
+
+
+def _request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
+    """Return what the worker is to be like, and its files: standard input, output and errors."""
+    files: list[int] = []
+    try:
+        connection.settimeout(5.0)
+        _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if user != os.getuid():
+            return None, files
+        _, files, _, _ = socket.recv_fds(connection, 1, 3)
+        text = b""
+        while len(text) < _MOST_BYTES and (part := connection.recv(1 << 16)):
+            text += part
+        wanted = json.loads(text)
+        return (wanted if isinstance(wanted, dict) else None), files
+    except (OSError, ValueError):
+        return None, files
+
+
+def _is_whole() -> bool:
+    """Return whether a fork is all of this process: it has one thread, and locks that others hold stay locked."""
+    names = [Path(f"/proc/self/task/{thread}/comm").read_text().strip() for thread in os.listdir("/proc/self/task")]
+    return len(names) - names.count(_OF_JEMALLOC) == 1
+
+
+def _environment(
+    wanted: Mapping[str, str], before: Mapping[str, str], differing: Sequence[str]
+) -> dict[str, str] | None:
+    """Return a worker's environment variables; None if modules would have been imported with others than here.
+
+    Args:
+        wanted: variables of the process that asks.
+        before: variables of this process at its start; imports have set some since.
+        differing: as serve() takes it.
+    """
+    ignored = (*_OF_WORKERS, *differing)
+    names = {name for name in {*wanted, *before} if not name.startswith(ignored)}
+    if any(wanted.get(name) not in (before.get(name), os.environ.get(name)) for name in names):
+        return None
+    return {**wanted, **{name: value for name, value in os.environ.items() if value != before.get(name)}}
+
+
+def _become(wanted: dict[str, Any], environment: dict[str, str], files: list[int], connection: socket.socket) -> None:
+    """Turn this fork into the process that was asked for: what a process inherits, and what imports have set."""
+    import numpy as np
+
+    from rllib_kd import _rllib
+    from rllib_kd.relay import send_warnings
+
+    os.setsid()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, wanted["blocked_signals"])
+    for name, limits in wanted["limits"].items():
+        resource.setrlimit(getattr(resource, name), limits)
+    os.setpriority(os.PRIO_PROCESS, 0, wanted["niceness"])
+    with open("/proc/self/oom_score_adj", "w") as score:
+        score.write(wanted["oom_score"])
+    os.umask(wanted["umask"])
+    os.chdir(wanted["folder"])
+    sys.argv = wanted["arguments"]
+    folders = _python_path(os.environ)
+    sys.path[: 1 + len(folders)] = [os.path.dirname(sys.argv[0]), *_python_path(environment)]
+    os.environ.clear()
+    os.environ.update(environment)
+    gc.enable()
+    np.random.seed()  # or all forks would draw the same numbers
+    _rllib.read_environment_again()
+    _rllib.torch_has_the_threads_of_a_task()
+    _rllib.call_when_connected(partial(_has_begun, connection))
+    send_warnings()
+    _end_with_raylet()
+
+
+def _has_begun(connection: socket.socket) -> None:
+    """Tell the process that has asked for this one that it is no longer needed."""
+    connection.sendall(b"1")
+    connection.close()
+
+
+def _end_with_raylet() -> None:
+    """End this process when Ray's daemon has ended, as Ray's workers do: here, they look at another process for it."""
+    raylet = os.pidfd_open(int(os.environ["RAY_RAYLET_PID"]))
+
+    def wait() -> None:
+        select.select([raylet], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _python_path(environment: Mapping[str, str]) -> list[str]:
+    """Return the folders that PYTHONPATH puts on sys.path, after the script's."""
+    path = environment.get("PYTHONPATH")
+    return [os.path.abspath(folder) for folder in path.split(os.pathsep)] if path else []
+
+
+if __name__ == "__main__":
+    serve(**json.loads(sys.argv[1]))
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,155 @@
+"""Ray's workers as forks of a process that has imported the package."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import ray
+
+from rllib_kd import _rllib
+from rllib_kd.workers import fork_server, forking, ray_worker
+from tests.conftest import fork_server as server_of_tests
+
+pytestmark = pytest.mark.skipif(not forking.is_possible(), reason="workers are not forked on this machine")
+
+
+@ray.remote
+class Actor:
+    def look(self):
+        import gc
+        import logging
+
+        import numpy as np
+        import torch
+
+        return {
+            "imported": "rllib_kd.algorithm.algorithm" in sys.modules,
+            "number": np.random.rand(),
+            "threads": torch.get_num_threads(),
+            "collects": gc.isenabled(),
+            "warns": len(logging.getLogger("rllib_kd").handlers),
+            "parent": os.getppid(),
+            "raylet": os.environ["RAY_RAYLET_PID"],
+            "session": os.getsid(0) == os.getpid(),
+        }
+
+
+def test_actors_are_forks_that_differ_in_what_must_differ(cluster):
+    """Before its class is unpickled, an actor of these tests has imported nothing of the package by itself."""
+    actors = [Actor.remote() for _ in range(2)]
+    one, other = ray.get([actor.look.remote() for actor in actors])
+    for actor in actors:
+        ray.kill(actor)
+    assert (one["imported"], one["session"], one["collects"], one["warns"]) == (True, True, True, 1)
+    assert one["parent"] == other["parent"] != int(one["raylet"])
+    assert one["number"] != other["number"]
+    assert one["threads"] == int(os.environ["OMP_NUM_THREADS"])
+
+
+def test_torch_has_the_threads_that_ray_sets(monkeypatch):
+    def set_variable():
+        os.environ["OMP_NUM_THREADS"] = "3"
+        return True
+
+    told = []
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(_rllib.utils, "set_omp_num_threads_if_unset", set_variable)
+    monkeypatch.setattr("torch.set_num_threads", told.append)
+    _rllib.torch_has_the_threads_of_a_task()
+    assert _rllib.utils.set_omp_num_threads_if_unset()
+    assert told == [3]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "is_possible"),
+    [
+        ({}, True),
+        ({"RAY_JOB_ID": "02000000", "PYTHONPATH": "/elsewhere", "OURS": "1"}, True),
+        ({"SET_BY_IMPORTS": "new"}, True),  # the process that asks has imported them, too
+        ({"SET_BY_IMPORTS": "another"}, False),
+        ({"KMP_SETTINGS": "1"}, False),
+        ({"HOME": "/elsewhere"}, False),
+        ({"HOME": None}, False),
+    ],
+)
+def test_variables_that_imports_may_have_read_are_the_same_or_nothing_is_forked(monkeypatch, wanted, is_possible):
+    before = {"HOME": "/home/user", "SET_BY_IMPORTS": "old", "RAY_JOB_ID": "01000000"}
+    monkeypatch.setattr(os, "environ", before | {"SET_BY_IMPORTS": "new", "ADDED_BY_IMPORTS": "1"})
+    wanted = {name: value for name, value in (before | wanted).items() if value is not None}
+    environment = fork_server._environment(wanted, before, ["OURS"])
+    added = {"SET_BY_IMPORTS": "new", "ADDED_BY_IMPORTS": "1"}
+    assert environment == (wanted | added if is_possible else None)
+
+
+def ask(folder: Path, script: str, server: str, **variables: str) -> str:
+    """Start ray_worker.py as Ray does, with a script in the place of Ray's own; return what it has printed."""
+    worker, output = folder / "worker.py", folder / "output"
+    worker.write_text(textwrap.dedent(script))
+    environment = os.environ | variables | {ray_worker.SERVER: server, ray_worker.WORKER: str(worker)}
+    with output.open("w") as file:
+        command = [sys.executable, ray_worker.__file__, "--node-id=1"]
+        subprocess.run(command, env=environment, stdout=file, stderr=file, timeout=60, check=True)
+    return output.read_text()
+
+
+def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path, cluster):
+    script = "import os, sys; print(sys.argv, sys.path[0], 'torch' in sys.modules)"
+    plain = f"{[str(tmp_path / 'worker.py'), '--node-id=1']} {tmp_path} False\n"
+    assert ask(tmp_path, script, "gone") == plain
+    assert ask(tmp_path, script, server_of_tests().name, KMP_SETTINGS="1") == plain
+
+
+def test_a_fork_that_ends_before_it_is_connected_is_replaced_by_a_worker_of_rays_own(tmp_path, cluster):
+    printed = ask(
+        tmp_path, "import sys; print('torch' in sys.modules)", server_of_tests().name, RAY_RAYLET_PID=str(os.getpid())
+    )
+    assert printed == "True\nFalse\n"
+
+
+def test_what_nobody_can_read_is_no_request(cluster):
+    for request in (b"", b"1", b"1{", b"1[]"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(f"\0{server_of_tests().name}")
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+    assert server_of_tests()._process.poll() is None
+
+
+def test_the_server_ends_with_the_process_that_started_it():
+    code = (
+        "from rllib_kd.workers.forking import ForkServer; s = ForkServer(); print(s._process.pid, flush=True); input()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    server = int(parent.stdout.readline())
+    os.kill(server, 0)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    began = time.monotonic()
+    while Path(f"/proc/{server}").exists() and Path(f"/proc/{server}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() - began < 10
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("device", ["/dev/nvidia0", "/dev/kfd"])
+def test_nothing_is_forked_where_there_is_a_gpu(monkeypatch, device):
+    monkeypatch.setattr(forking, "glob", lambda pattern: [device] if "nvidia" in pattern and "nvidia" in device else [])
+    monkeypatch.setattr(os.path, "exists", lambda path: path == device)
+    assert not forking.is_possible()
+
+
+def test_a_ray_that_is_joined_or_runs_already_needs_no_server(monkeypatch):
+    monkeypatch.setattr(forking, "ForkServer", lambda: pytest.fail("a server"))
+    monkeypatch.setattr(forking, "_begun", None)
+    forking.begin(address="127.0.0.1:1")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    forking.begin()
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    forking.begin()

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from ray import _raylet
+from ray import _raylet, actor
 from ray._private import parameter, ray_constants, services, utils, worker
 from ray.experimental import internal_kv
 
@@ -184,6 +184,23 @@ def workers_started_by(script: str) -> AbstractContextManager[None]:
 def path_of_ray_worker() -> str:
     """Return the path of the script that Ray starts as worker process."""
     return str(Path(inspect.getfile(worker)).parent / "workers" / "default_worker.py")
+
+
+@contextmanager
+def unused_random_generator() -> Iterator[None]:
+    """In this context, modules that define actors leave Ray's random generator alone, whose forks are all alike.
+
+    Ray draws an ID for each class of actors, and seeds its generator, which is in C++, when it is first used.
+    """
+    ids = actor.ActorClassID
+    size = len(ids.nil().binary())
+    with _replaced(actor, ActorClassID=SimpleNamespace(from_random=lambda: ids(os.urandom(size)))):
+        yield
+
+
+def random_id() -> bytes:
+    """Return an ID that Ray's random generator draws."""
+    return _raylet.TaskID.for_fake_task(_raylet.JobID.from_int(1)).binary()
 
 
 def read_environment_again() -> None:

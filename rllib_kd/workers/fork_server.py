@@ -50,6 +50,8 @@ def serve(name: str, path: list[str], parent: int, differing: list[str]) -> None
         listener.bind(f"\0{name}")
         listener.listen(64)
         _import(path)
+        if not _forks_differ():
+            sys.exit("The random generator of this version of Ray was used by imports.")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
         while True:
             connection, _ = listener.accept()
@@ -71,16 +73,37 @@ def _end_with(parent: int) -> None:
 
 
 def _import(path: list[str]) -> None:
-    """Import what Tune's trials, EnvRunners and Learners need, and let libraries end the threads that forks lack."""
+    """Import what Tune's trials, EnvRunners and Learners need."""
     own = list(sys.path)
     sys.path[:] = [folder for folder in path if not folder.endswith(_OF_RAY)]
     gc.disable()  # of what modules make, all stays
-    import rllib_kd.algorithm.algorithm  # noqa: F401
+    from rllib_kd._rllib import unused_random_generator
+
+    with unused_random_generator():
+        import rllib_kd.algorithm.algorithm  # noqa: F401
 
     gc.freeze()
     sys.path[:] = [*own, *(folder for folder in sys.path if folder.endswith(_OF_RAY))]
-    if os.fork() == 0:  # OpenBLAS ends its threads before a fork, and starts them again when it needs them
-        os._exit(0)
+
+
+def _forks_differ() -> bool:
+    """Return whether Ray's random generator, which draws the IDs of objects, differs between forks.
+
+    Also lets OpenBLAS end its threads, as it does before each fork, to start them again when it needs them.
+    """
+    from rllib_kd._rllib import random_id
+
+    ids = []
+    for _ in range(2):
+        reading, writing = os.pipe()
+        if os.fork() == 0:
+            os.write(writing, random_id())
+            os._exit(0)
+        os.close(writing)
+        with os.fdopen(reading, "rb") as file:
+            ids.append(file.read())
+        os.wait()
+    return ids[0] != ids[1]
 
 
 def _request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:

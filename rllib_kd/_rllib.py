@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from ray import _raylet
+from ray import _raylet, actor
 from ray._private import parameter, ray_constants, services, utils, worker
 from ray.experimental import internal_kv
 
@@ -184,6 +184,15 @@ def workers_started_by(script: str) -> AbstractContextManager[None]:
 def path_of_ray_worker() -> str:
     """Return the path of the script that Ray starts as worker process."""
     return str(Path(inspect.getfile(worker)).parent / "workers" / "default_worker.py")
+
+
+def no_random_ids() -> AbstractContextManager[None]:
+    """In this context, Ray's C++ part draws no ids of actor classes: its generator would be at one state in all forks.
+
+    Importing RLlib and Ray Data defines such classes. Their ids come from the system.
+    """
+    ids = actor.ActorClassID
+    return _replaced(actor, ActorClassID=SimpleNamespace(from_random=lambda: ids(os.urandom(ids.size()))))
 
 
 def read_environment_again() -> None:

@@ -15,7 +15,6 @@ import runpy
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,8 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 #: Variables that Ray sets for each worker, or this package for Ray, begin with these; a fork has those of the worker.
 _OF_WORKERS = ("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV")
+
+_NO_JOB = "ffffffff"  # in place of a job's id: the worker is started ahead
 
 _OF_JEMALLOC = "jemalloc_bg_thd"  # a thread of pyarrow's memory pool, which is made for forks
 
@@ -48,7 +49,7 @@ def serve(name: str, path: list[str], parent: int, differing: list[str]) -> None
     before = dict(os.environ)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"\0{name}")
-        listener.listen(64)
+        listener.listen(socket.SOMAXCONN)
         _import(path)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
         while True:
@@ -72,33 +73,38 @@ def _end_with(parent: int) -> None:
 
 def _import(path: list[str]) -> None:
     """Import what Tune's trials, EnvRunners and Learners need, and let libraries end the threads that forks lack."""
-    own = list(sys.path)
-    sys.path[:] = [folder for folder in path if not folder.endswith(_OF_RAY)]
+    sys.path[:] = path
     gc.disable()  # of what modules make, all stays
-    import rllib_kd.algorithm.algorithm  # noqa: F401
+    from rllib_kd import _rllib
+
+    with _rllib.no_random_ids():
+        import rllib_kd.algorithm.algorithm  # noqa: F401
 
     gc.freeze()
-    sys.path[:] = [*own, *(folder for folder in sys.path if folder.endswith(_OF_RAY))]
     if os.fork() == 0:  # OpenBLAS ends its threads before a fork, and starts them again when it needs them
         os._exit(0)
 
 
 def _request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """Return what the worker is to be like, and its files: standard input, output and errors."""
+    from rllib_kd.workers.ray_worker import is_of_this_user
+
     files: list[int] = []
     try:
         connection.settimeout(5.0)
-        _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if user != os.getuid():
+        if not is_of_this_user(connection):
             return None, files
         _, files, _, _ = socket.recv_fds(connection, 1, 3)
         text = b""
         while len(text) < _MOST_BYTES and (part := connection.recv(1 << 16)):
             text += part
         wanted = json.loads(text)
-        return (wanted if isinstance(wanted, dict) else None), files
+        if isinstance(wanted, dict):
+            connection.sendall(b"1")  # fails if that process no longer waits: it has become Ray's own worker
+            return wanted, files
     except (OSError, ValueError):
-        return None, files
+        pass
+    return None, files
 
 
 def _is_whole() -> bool:
@@ -117,6 +123,8 @@ def _environment(
         before: variables of this process at its start; imports have set some since.
         differing: as serve() takes it.
     """
+    if wanted.get("RAY_JOB_ID") not in (before["RAY_JOB_ID"], _NO_JOB):
+        return None
     ignored = (*_OF_WORKERS, *differing)
     names = {name for name in {*wanted, *before} if not name.startswith(ignored)}
     if any(wanted.get(name) not in (before.get(name), os.environ.get(name)) for name in names):
@@ -127,6 +135,7 @@ def _environment(
 def _become(wanted: dict[str, Any], environment: dict[str, str], files: list[int], connection: socket.socket) -> None:
     """Turn this fork into the process that was asked for: what a process inherits, and what imports have set."""
     import numpy as np
+    import torch
 
     from rllib_kd import _rllib
     from rllib_kd.relay import send_warnings
@@ -139,18 +148,19 @@ def _become(wanted: dict[str, Any], environment: dict[str, str], files: list[int
     signal.pthread_sigmask(signal.SIG_SETMASK, wanted["blocked_signals"])
     for name, limits in wanted["limits"].items():
         resource.setrlimit(getattr(resource, name), limits)
+    os.sched_setaffinity(0, wanted["cpus"])
     os.setpriority(os.PRIO_PROCESS, 0, wanted["niceness"])
     with open("/proc/self/oom_score_adj", "w") as score:
         score.write(wanted["oom_score"])
     os.umask(wanted["umask"])
     os.chdir(wanted["folder"])
     sys.argv = wanted["arguments"]
-    folders = _python_path(os.environ)
-    sys.path[: 1 + len(folders)] = [os.path.dirname(sys.argv[0]), *_python_path(environment)]
+    sys.path[:] = [*{folder for folder in sys.path if folder.endswith(_OF_RAY)}, *wanted["path"]]
     os.environ.clear()
     os.environ.update(environment)
     gc.enable()
-    np.random.seed()  # or all forks would draw the same numbers
+    np.random.seed()  # or all forks would draw the same numbers; Python's own generator sees to it by itself
+    torch.default_generator.seed()
     _rllib.read_environment_again()
     _rllib.torch_has_the_threads_of_a_task()
     _rllib.call_when_connected(partial(_has_begun, connection))
@@ -173,12 +183,6 @@ def _end_with_raylet() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _python_path(environment: Mapping[str, str]) -> list[str]:
-    """Return the folders that PYTHONPATH puts on sys.path, after the script's."""
-    path = environment.get("PYTHONPATH")
-    return [os.path.abspath(folder) for folder in path.split(os.pathsep)] if path else []
 
 
 if __name__ == "__main__":

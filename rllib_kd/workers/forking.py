@@ -29,7 +29,8 @@ class ForkServer:
 
     def __init__(self, differing: Sequence[str] = ()):
         self.name = f"rllib_kd-{secrets.token_hex(16)}"
-        arguments = {"name": self.name, "path": sys.path, "parent": os.getpid(), "differing": list(differing)}
+        path = [folder for folder in sys.path if isinstance(folder, str)]  # imports ignore others, such as a Path
+        arguments = {"name": self.name, "path": path, "parent": os.getpid(), "differing": list(differing)}
         # Ray reads these two when it is imported. Of the second it wants to know whether the process lives.
         variables = {"RAY_JOB_ID": _FIRST_JOB, "RAY_RAYLET_PID": str(os.getpid())}
         self._process = subprocess.Popen(

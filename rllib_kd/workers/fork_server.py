@@ -51,7 +51,6 @@ def serve(name: str, path: list[str], parent: int, differing: list[str]) -> None
         listener.bind(f"\0{name}")
         listener.listen(socket.SOMAXCONN)
         _import(path)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
         while True:
             connection, _ = listener.accept()
             wanted, files = _request(connection)
@@ -81,6 +80,7 @@ def _import(path: list[str]) -> None:
         import rllib_kd.algorithm.algorithm  # noqa: F401
 
     gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
     if os.fork() == 0:  # OpenBLAS ends its threads before a fork, and starts them again when it needs them
         os._exit(0)
 

@@ -16,6 +16,9 @@ from rllib_kd.workers import ray_worker
 
 _HERE = Path(__file__).parent
 
+#: Those of NVIDIA, also on Jetson and in WSL, and of AMD.
+_GPUS = ("/dev/nvidia[0-9]*", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
+
 _FIRST_JOB = "01000000"  # its id, in each Ray
 
 
@@ -67,7 +70,7 @@ _begun: ForkServer | None = None  # before Ray starts
 
 def is_possible() -> bool:
     """Return whether workers can be forked: on Linux, without a GPU, whose driver does not outlive a fork."""
-    return sys.platform == "linux" and not glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd")
+    return sys.platform == "linux" and not any(map(glob, _GPUS))
 
 
 def begin(*, address: str | None = None) -> None:

@@ -6,7 +6,6 @@ every worker.
 
 import json
 import os
-import resource
 import runpy
 import signal
 import socket
@@ -45,6 +44,8 @@ def is_of_this_user(connection: socket.socket) -> bool:
 
 def _this_process() -> dict[str, object]:
     """Return what the fork is to have of this process."""
+    import resource  # here: Windows has none, and forking.py imports this file everywhere
+
     with open("/proc/self/oom_score_adj") as file:
         oom_score = file.read()
     limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]

@@ -207,6 +207,11 @@ def test_nothing_is_forked_where_there_is_a_gpu(monkeypatch, device):
     assert not forking.is_possible()
 
 
+def test_where_python_has_no_resource_limits_commands_are_imported_too():
+    code = "import sys; sys.modules['resource'] = None; import rllib_kd.workers.forking"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_ray_that_is_joined_or_runs_already_needs_no_server(monkeypatch):
     monkeypatch.setattr(forking, "ForkServer", lambda: pytest.fail("a server"))
     monkeypatch.setattr(forking, "_begun", None)

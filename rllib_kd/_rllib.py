@@ -186,20 +186,17 @@ def path_of_ray_worker() -> str:
     return str(Path(inspect.getfile(worker)).parent / "workers" / "default_worker.py")
 
 
-@contextmanager
-def unused_random_generator() -> Iterator[None]:
-    """In this context, modules that define actors leave Ray's random generator alone, whose forks are all alike.
+def no_random_ids() -> AbstractContextManager[None]:
+    """In this context, Ray's C++ part draws no ids of actor classes: its generator would be at one state in all forks.
 
-    Ray draws an ID for each class of actors, and seeds its generator, which is in C++, when it is first used.
+    Importing RLlib and Ray Data defines such classes. Their ids come from the system.
     """
     ids = actor.ActorClassID
-    size = len(ids.nil().binary())
-    with _replaced(actor, ActorClassID=SimpleNamespace(from_random=lambda: ids(os.urandom(size)))):
-        yield
+    return _replaced(actor, ActorClassID=SimpleNamespace(from_random=lambda: ids(os.urandom(ids.size()))))
 
 
 def random_id() -> bytes:
-    """Return an ID that Ray's random generator draws."""
+    """Return an id that Ray's C++ part draws."""
     return _raylet.TaskID.for_fake_task(_raylet.JobID.from_int(1)).binary()
 
 

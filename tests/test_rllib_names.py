@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray import _raylet
+from ray import _raylet, actor
 from ray._private import parameter, ray_constants, services, utils, worker
 from ray._private.node import Node
 from ray.experimental import internal_kv
@@ -78,6 +78,7 @@ REACHED = {
 REACHED_IN_MODULES = {
     worker: ("_global_node", "global_worker", "WORKER_MODE", "connect"),
     _raylet.Config: ("initialize",),
+    actor: ("ActorClassID",),
     services: ("ConsolePopen", "start_api_server"),
     parameter: ("RayParams",),
     utils: ("set_sigterm_handler", "set_omp_num_threads_if_unset"),

@@ -15,7 +15,6 @@ import runpy
 import select
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,6 +26,8 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 #: Variables that Ray sets for each worker, or this package for Ray, begin with these; a fork has those of the worker.
 _OF_WORKERS = ("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV")
+
+_NO_JOB = "ffffffff"  # in place of a job's id: the worker is started ahead
 
 _OF_JEMALLOC = "jemalloc_bg_thd"  # a thread of pyarrow's memory pool, which is made for forks
 
@@ -48,10 +49,10 @@ def serve(name: str, path: list[str], parent: int, differing: list[str]) -> None
     before = dict(os.environ)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"\0{name}")
-        listener.listen(64)
+        listener.listen(socket.SOMAXCONN)
         _import(path)
         if not _forks_differ():
-            sys.exit("The random generator of this version of Ray was used by imports.")
+            sys.exit("Importing this version of Ray uses its random generator.")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
         while True:
             connection, _ = listener.accept()
@@ -74,26 +75,24 @@ def _end_with(parent: int) -> None:
 
 def _import(path: list[str]) -> None:
     """Import what Tune's trials, EnvRunners and Learners need."""
-    own = list(sys.path)
-    sys.path[:] = [folder for folder in path if not folder.endswith(_OF_RAY)]
+    sys.path[:] = path
     gc.disable()  # of what modules make, all stays
-    from rllib_kd._rllib import unused_random_generator
+    from rllib_kd import _rllib
 
-    with unused_random_generator():
+    with _rllib.no_random_ids():
         import rllib_kd.algorithm.algorithm  # noqa: F401
 
     gc.freeze()
-    sys.path[:] = [*own, *(folder for folder in sys.path if folder.endswith(_OF_RAY))]
 
 
 def _forks_differ() -> bool:
-    """Return whether Ray's random generator, which draws the IDs of objects, differs between forks.
+    """Return whether two forks draw different ids: they would be one if imports had seeded Ray's random generator.
 
     Also lets OpenBLAS end its threads, as it does before each fork, to start them again when it needs them.
     """
     from rllib_kd._rllib import random_id
 
-    ids = []
+    ids = set()
     for _ in range(2):
         reading, writing = os.pipe()
         if os.fork() == 0:
@@ -101,27 +100,31 @@ def _forks_differ() -> bool:
             os._exit(0)
         os.close(writing)
         with os.fdopen(reading, "rb") as file:
-            ids.append(file.read())
+            ids.add(file.read())
         os.wait()
-    return ids[0] != ids[1]
+    return len(ids) == 2
 
 
 def _request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
     """Return what the worker is to be like, and its files: standard input, output and errors."""
+    from rllib_kd.workers.ray_worker import is_of_this_user
+
     files: list[int] = []
     try:
         connection.settimeout(5.0)
-        _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        if user != os.getuid():
+        if not is_of_this_user(connection):
             return None, files
         _, files, _, _ = socket.recv_fds(connection, 1, 3)
         text = b""
         while len(text) < _MOST_BYTES and (part := connection.recv(1 << 16)):
             text += part
         wanted = json.loads(text)
-        return (wanted if isinstance(wanted, dict) else None), files
+        if isinstance(wanted, dict):
+            connection.sendall(b"1")  # fails if that process no longer waits: it has become Ray's own worker
+            return wanted, files
     except (OSError, ValueError):
-        return None, files
+        pass
+    return None, files
 
 
 def _is_whole() -> bool:
@@ -140,6 +143,8 @@ def _environment(
         before: variables of this process at its start; imports have set some since.
         differing: as serve() takes it.
     """
+    if wanted.get("RAY_JOB_ID") not in (before["RAY_JOB_ID"], _NO_JOB):
+        return None
     ignored = (*_OF_WORKERS, *differing)
     names = {name for name in {*wanted, *before} if not name.startswith(ignored)}
     if any(wanted.get(name) not in (before.get(name), os.environ.get(name)) for name in names):
@@ -150,6 +155,7 @@ def _environment(
 def _become(wanted: dict[str, Any], environment: dict[str, str], files: list[int], connection: socket.socket) -> None:
     """Turn this fork into the process that was asked for: what a process inherits, and what imports have set."""
     import numpy as np
+    import torch
 
     from rllib_kd import _rllib
     from rllib_kd.relay import send_warnings
@@ -162,18 +168,19 @@ def _become(wanted: dict[str, Any], environment: dict[str, str], files: list[int
     signal.pthread_sigmask(signal.SIG_SETMASK, wanted["blocked_signals"])
     for name, limits in wanted["limits"].items():
         resource.setrlimit(getattr(resource, name), limits)
+    os.sched_setaffinity(0, wanted["cpus"])
     os.setpriority(os.PRIO_PROCESS, 0, wanted["niceness"])
     with open("/proc/self/oom_score_adj", "w") as score:
         score.write(wanted["oom_score"])
     os.umask(wanted["umask"])
     os.chdir(wanted["folder"])
     sys.argv = wanted["arguments"]
-    folders = _python_path(os.environ)
-    sys.path[: 1 + len(folders)] = [os.path.dirname(sys.argv[0]), *_python_path(environment)]
+    sys.path[:] = [*{folder for folder in sys.path if folder.endswith(_OF_RAY)}, *wanted["path"]]
     os.environ.clear()
     os.environ.update(environment)
     gc.enable()
-    np.random.seed()  # or all forks would draw the same numbers
+    np.random.seed()  # or all forks would draw the same numbers; Python's own generator sees to it by itself
+    torch.default_generator.seed()
     _rllib.read_environment_again()
     _rllib.torch_has_the_threads_of_a_task()
     _rllib.call_when_connected(partial(_has_begun, connection))
@@ -196,12 +203,6 @@ def _end_with_raylet() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _python_path(environment: Mapping[str, str]) -> list[str]:
-    """Return the folders that PYTHONPATH puts on sys.path, after the script's."""
-    path = environment.get("PYTHONPATH")
-    return [os.path.abspath(folder) for folder in path.split(os.pathsep)] if path else []
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from rllib_kd.workers import ray_worker
 
 _HERE = Path(__file__).parent
 
+#: Those of NVIDIA, also on Jetson and in WSL, and of AMD.
+_GPUS = ("/dev/nvidia[0-9]*", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
+
 _FIRST_JOB = "01000000"  # its id, in each Ray
 
 
@@ -29,7 +32,8 @@ class ForkServer:
 
     def __init__(self, differing: Sequence[str] = ()):
         self.name = f"rllib_kd-{secrets.token_hex(16)}"
-        arguments = {"name": self.name, "path": sys.path, "parent": os.getpid(), "differing": list(differing)}
+        path = [folder for folder in sys.path if isinstance(folder, str)]  # imports ignore others, such as a Path
+        arguments = {"name": self.name, "path": path, "parent": os.getpid(), "differing": list(differing)}
         # Ray reads these two when it is imported. Of the second it wants to know whether the process lives.
         variables = {"RAY_JOB_ID": _FIRST_JOB, "RAY_RAYLET_PID": str(os.getpid())}
         self._process = subprocess.Popen(
@@ -66,7 +70,7 @@ _begun: ForkServer | None = None  # before Ray starts
 
 def is_possible() -> bool:
     """Return whether workers can be forked: on Linux, without a GPU, whose driver does not outlive a fork."""
-    return sys.platform == "linux" and not glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd")
+    return sys.platform == "linux" and not any(map(glob, _GPUS))
 
 
 def begin(*, address: str | None = None) -> None:

@@ -1,5 +1,7 @@
 """Ray's workers as forks of a process that has imported the package."""
 
+import fnmatch
+import json
 import os
 import signal
 import socket
@@ -15,6 +17,7 @@ import ray
 from rllib_kd import _rllib
 from rllib_kd.workers import fork_server, forking, ray_worker
 from tests.conftest import fork_server as server_of_tests
+from tests.conftest import ray_address
 
 pytestmark = pytest.mark.skipif(not forking.is_possible(), reason="workers are not forked on this machine")
 
@@ -24,13 +27,14 @@ class Actor:
     def look(self):
         import gc
         import logging
+        import random
 
         import numpy as np
         import torch
 
         return {
             "imported": "rllib_kd.algorithm.algorithm" in sys.modules,
-            "number": np.random.rand(),
+            "drawn": [np.random.rand(), torch.rand(1).item(), random.random(), ray.UniqueID.from_random().hex()],
             "threads": torch.get_num_threads(),
             "collects": gc.isenabled(),
             "warns": len(logging.getLogger("rllib_kd").handlers),
@@ -48,7 +52,7 @@ def test_actors_are_forks_that_differ_in_what_must_differ(cluster):
         ray.kill(actor)
     assert (one["imported"], one["session"], one["collects"], one["warns"]) == (True, True, True, 1)
     assert one["parent"] == other["parent"] != int(one["raylet"])
-    assert one["number"] != other["number"]
+    assert not set(one["drawn"]) & set(other["drawn"])
     assert one["threads"] == int(os.environ["OMP_NUM_THREADS"])
 
 
@@ -70,7 +74,8 @@ def test_torch_has_the_threads_that_ray_sets(monkeypatch):
     ("wanted", "is_possible"),
     [
         ({}, True),
-        ({"RAY_JOB_ID": "02000000", "PYTHONPATH": "/elsewhere", "OURS": "1"}, True),
+        ({"RAY_JOB_ID": "ffffffff", "PYTHONPATH": "/elsewhere", "OURS": "1"}, True),
+        ({"RAY_JOB_ID": "02000000"}, False),
         ({"SET_BY_IMPORTS": "new"}, True),  # the process that asks has imported them, too
         ({"SET_BY_IMPORTS": "another"}, False),
         ({"KMP_SETTINGS": "1"}, False),
@@ -91,7 +96,8 @@ def ask(folder: Path, script: str, server: str, **variables: str) -> str:
     """Start ray_worker.py as Ray does, with a script in the place of Ray's own; return what it has printed."""
     worker, output = folder / "worker.py", folder / "output"
     worker.write_text(textwrap.dedent(script))
-    environment = os.environ | variables | {ray_worker.SERVER: server, ray_worker.WORKER: str(worker)}
+    rays = {"RAY_JOB_ID": "ffffffff", ray_worker.SERVER: server, ray_worker.WORKER: str(worker)}
+    environment = os.environ | rays | variables
     with output.open("w") as file:
         command = [sys.executable, ray_worker.__file__, "--node-id=1"]
         subprocess.run(command, env=environment, stdout=file, stderr=file, timeout=60, check=True)
@@ -103,6 +109,7 @@ def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path,
     plain = f"{[str(tmp_path / 'worker.py'), '--node-id=1']} {tmp_path} False\n"
     assert ask(tmp_path, script, "gone") == plain
     assert ask(tmp_path, script, server_of_tests().name, KMP_SETTINGS="1") == plain
+    assert ask(tmp_path, script, server_of_tests().name, RAY_JOB_ID="02000000") == plain
 
 
 def test_a_fork_that_ends_before_it_is_connected_is_replaced_by_a_worker_of_rays_own(tmp_path, cluster):
@@ -110,6 +117,63 @@ def test_a_fork_that_ends_before_it_is_connected_is_replaced_by_a_worker_of_rays
         tmp_path, "import sys; print('torch' in sys.modules)", server_of_tests().name, RAY_RAYLET_PID=str(os.getpid())
     )
     assert printed == "True\nFalse\n"
+
+
+def test_a_fork_has_the_path_of_rays_own_worker(tmp_path, cluster):
+    """A fork that ends at once is replaced by Ray's own worker: both print."""
+    script = "import sys; print([folder for folder in sys.path if 'thirdparty_files' not in folder])"
+    path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), *4 * [str(tmp_path / "twice")]])
+    server = server_of_tests().name
+    fork, own = ask(tmp_path, script, server, PYTHONPATH=path, RAY_RAYLET_PID=str(os.getpid())).splitlines()
+    assert fork == own
+    assert str(tmp_path / "twice") in ask(tmp_path, script, "gone", PYTHONPATH=path, PYTHONSAFEPATH="1")
+
+
+@pytest.fixture
+def listener():
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("")  # Linux finds a name
+        listening.listen()
+        yield listening
+
+
+def name_of(listener: socket.socket) -> str:
+    return listener.getsockname()[1:].decode()
+
+
+def test_a_worker_that_no_longer_waits_is_not_forked(monkeypatch, listener):
+    monkeypatch.setattr(ray_worker, "_SECONDS", 0.1)
+    assert not ray_worker.is_forked(name_of(listener))
+    connection, _ = listener.accept()
+    with connection:
+        wanted, files = fork_server._request(connection)
+    for file in files:
+        os.close(file)
+    assert (wanted, len(files)) == (None, 3)
+
+
+def test_a_socket_of_another_user_is_told_nothing(monkeypatch, listener):
+    user = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    assert not ray_worker.is_forked(name_of(listener))
+    connection, _ = listener.accept()
+    with connection:
+        assert fork_server._request(connection) == (None, [])
+        assert connection.recv(1) == b""
+
+
+def test_a_path_may_have_entries_that_imports_ignore(monkeypatch):
+    started = []
+    monkeypatch.setattr(sys, "path", ["/of/text", Path("/of/no/text")])
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **settings: started.append(command))
+    forking.ForkServer()
+    assert json.loads(started[0][-1])["path"] == ["/of/text"]
+
+
+def test_another_driver_has_workers_too(cluster):
+    code = "import ray, sys; ray.init(sys.argv[1]); print(ray.get(ray.remote(lambda: 42).remote(), timeout=50))"
+    command = [sys.executable, "-c", code, ray_address()]
+    assert subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout == "42\n"
 
 
 def test_what_nobody_can_read_is_no_request(cluster):
@@ -137,11 +201,15 @@ def test_the_server_ends_with_the_process_that_started_it():
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("device", ["/dev/nvidia0", "/dev/kfd"])
+@pytest.mark.parametrize("device", ["/dev/nvidia0", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd"])
 def test_nothing_is_forked_where_there_is_a_gpu(monkeypatch, device):
-    monkeypatch.setattr(forking, "glob", lambda pattern: [device] if "nvidia" in pattern and "nvidia" in device else [])
-    monkeypatch.setattr(os.path, "exists", lambda path: path == device)
+    monkeypatch.setattr(forking, "glob", lambda pattern: fnmatch.filter([device], pattern))
     assert not forking.is_possible()
+
+
+def test_where_python_has_no_resource_limits_commands_are_imported_too():
+    code = "import sys; sys.modules['resource'] = None; import rllib_kd.workers.forking"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_ray_that_is_joined_or_runs_already_needs_no_server(monkeypatch):

@@ -67,7 +67,7 @@ def connection(
     """
     if address is not None and not address.strip():
         raise ValueError("--ray-address is empty. Give an address or 'auto', or leave the flag out.")
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = address or os.environ.get("RAY_ADDRESS") or None
     if address is not None:
         if local != LocalRay():
             raise ValueError(

@@ -96,8 +96,9 @@ def ask(folder: Path, script: str, server: str, **variables: str) -> str:
     """Start ray_worker.py as Ray does, with a script in the place of Ray's own; return what it has printed."""
     worker, output = folder / "worker.py", folder / "output"
     worker.write_text(textwrap.dedent(script))
+    at_start = Path(f"/proc/{server_of_tests()._process.pid}/environ").read_text().split("\0")
     rays = {"RAY_JOB_ID": "ffffffff", ray_worker.SERVER: server, ray_worker.WORKER: str(worker)}
-    environment = os.environ | rays | variables
+    environment = dict(variable.split("=", 1) for variable in at_start if variable) | rays | variables
     with output.open("w") as file:
         command = [sys.executable, ray_worker.__file__, "--node-id=1"]
         subprocess.run(command, env=environment, stdout=file, stderr=file, timeout=60, check=True)

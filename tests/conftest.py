@@ -20,6 +20,8 @@ from typing import Any
 
 # Several processes share the cores: with more threads each, torch is many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray's worker processes yield to others. Beside other tests they would hardly run, and these wait for them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import gymnasium as gym
 import numpy as np

@@ -81,6 +81,7 @@ def _import(path: list[str]) -> None:
 
     with _rllib.no_random_ids():
         import rllib_kd.algorithm.algorithm  # noqa: F401
+    import torch._dynamo  # noqa: F401 (the first optimizer imports it)
 
     gc.freeze()
 

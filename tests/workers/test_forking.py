@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -95,7 +94,8 @@ def test_variables_that_imports_may_have_read_are_the_same_or_nothing_is_forked(
 def ask(folder: Path, script: str, server: str, **variables: str) -> str:
     """Start ray_worker.py as Ray does, with a script in the place of Ray's own; return what it has printed."""
     worker, output = folder / "worker.py", folder / "output"
-    worker.write_text(textwrap.dedent(script))
+    at_once = "; sys.stdout.flush(); os._exit(0)"  # some libraries print when a fork ends as others do
+    worker.write_text(f"import os, sys; {script}{at_once}")
     at_start = Path(f"/proc/{server_of_tests()._process.pid}/environ").read_text().split("\0")
     rays = {"RAY_JOB_ID": "ffffffff", ray_worker.SERVER: server, ray_worker.WORKER: str(worker)}
     environment = dict(variable.split("=", 1) for variable in at_start if variable) | rays | variables
@@ -106,7 +106,7 @@ def ask(folder: Path, script: str, server: str, **variables: str) -> str:
 
 
 def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path, cluster):
-    script = "import os, sys; print(sys.argv, sys.path[0], 'torch' in sys.modules)"
+    script = "print(sys.argv, sys.path[0], 'torch' in sys.modules)"
     plain = f"{[str(tmp_path / 'worker.py'), '--node-id=1']} {tmp_path} False\n"
     assert ask(tmp_path, script, "gone") == plain
     assert ask(tmp_path, script, server_of_tests().name, KMP_SETTINGS="1") == plain
@@ -114,15 +114,13 @@ def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path,
 
 
 def test_a_fork_that_ends_before_it_is_connected_is_replaced_by_a_worker_of_rays_own(tmp_path, cluster):
-    printed = ask(
-        tmp_path, "import sys; print('torch' in sys.modules)", server_of_tests().name, RAY_RAYLET_PID=str(os.getpid())
-    )
+    printed = ask(tmp_path, "print('torch' in sys.modules)", server_of_tests().name, RAY_RAYLET_PID=str(os.getpid()))
     assert printed == "True\nFalse\n"
 
 
 def test_a_fork_has_the_path_of_rays_own_worker(tmp_path, cluster):
     """A fork that ends at once is replaced by Ray's own worker: both print."""
-    script = "import sys; print([folder for folder in sys.path if 'thirdparty_files' not in folder])"
+    script = "print([folder for folder in sys.path if 'thirdparty_files' not in folder])"
     path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), *4 * [str(tmp_path / "twice")]])
     server = server_of_tests().name
     fork, own = ask(tmp_path, script, server, PYTHONPATH=path, RAY_RAYLET_PID=str(os.getpid())).splitlines()

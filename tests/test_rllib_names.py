@@ -78,6 +78,8 @@ REACHED = {
 REACHED_IN_MODULES = {
     worker: ("_global_node", "global_worker", "WORKER_MODE", "connect"),
     _raylet.Config: ("initialize",),
+    _raylet.JobID: ("from_int",),
+    _raylet.TaskID: ("for_fake_task",),
     actor: ("ActorClassID",),
     services: ("ConsolePopen", "start_api_server"),
     parameter: ("RayParams",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -23,15 +22,17 @@ _FIRST_JOB = "01000000"  # its id, in each Ray
 
 
 class ForkServer:
-    """A process that forks workers, for the first job of any Ray that this process starts, and ends with it at last.
+    """A process that forks Ray's workers. It ends when this process ends, if not before.
+
+    Its forks work for the first job of each Ray that this process starts.
 
     Args:
-        differing: what environment variables begin with that may change until then; with others changed, workers are
+        differing: what environment variables begin with that may change until Ray starts. If others change, workers are
             not forked, since imports may have read them.
     """
 
     def __init__(self, differing: Sequence[str] = ()):
-        self.name = f"rllib_kd-{secrets.token_hex(16)}"
+        self.name = f"rllib_kd-{os.urandom(16).hex()}"
         path = [folder for folder in sys.path if isinstance(folder, str)]  # imports ignore others, such as a Path
         arguments = {"name": self.name, "path": path, "parent": os.getpid(), "differing": list(differing)}
         # Ray reads these two when it is imported. Of the second it wants to know whether the process lives.

@@ -18,7 +18,8 @@ from rllib_kd.workers import fork_server, forking, ray_worker
 from tests.conftest import fork_server as server_of_tests
 from tests.conftest import ray_address
 
-pytestmark = pytest.mark.skipif(not forking.is_possible(), reason="workers are not forked on this machine")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+needs_forks = pytest.mark.skipif(not forking.is_possible(), reason="workers are not forked beside a GPU")
 
 
 @ray.remote
@@ -43,6 +44,7 @@ class Actor:
         }
 
 
+@needs_forks
 def test_actors_are_forks_that_differ_in_what_must_differ(cluster):
     """Before its class is unpickled, an actor of these tests has imported nothing of the package by itself."""
     actors = [Actor.remote() for _ in range(2)]
@@ -105,6 +107,7 @@ def ask(folder: Path, script: str, server: str, **variables: str) -> str:
     return output.read_text()
 
 
+@needs_forks
 def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path, cluster):
     script = "print(sys.argv, sys.path[0], 'torch' in sys.modules)"
     plain = f"{[str(tmp_path / 'worker.py'), '--node-id=1']} {tmp_path} False\n"
@@ -113,11 +116,13 @@ def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path,
     assert ask(tmp_path, script, server_of_tests().name, RAY_JOB_ID="02000000") == plain
 
 
+@needs_forks
 def test_a_fork_that_ends_before_it_is_connected_is_replaced_by_a_worker_of_rays_own(tmp_path, cluster):
     printed = ask(tmp_path, "print('torch' in sys.modules)", server_of_tests().name, RAY_RAYLET_PID=str(os.getpid()))
     assert printed == "True\nFalse\n"
 
 
+@needs_forks
 def test_a_fork_has_the_path_of_rays_own_worker(tmp_path, cluster):
     """A fork that ends at once is replaced by Ray's own worker: both print."""
     script = "print([folder for folder in sys.path if 'thirdparty_files' not in folder])"
@@ -175,6 +180,7 @@ def test_another_driver_has_workers_too(cluster):
     assert subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout == "42\n"
 
 
+@needs_forks
 def test_what_nobody_can_read_is_no_request(cluster):
     for request in (b"", b"1", b"1{", b"1[]"):
         with socket.socket(socket.AF_UNIX) as connection:
@@ -211,6 +217,7 @@ def test_where_python_has_no_resource_limits_commands_are_imported_too():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@needs_forks
 def test_a_ray_that_is_joined_or_runs_already_needs_no_server(monkeypatch):
     monkeypatch.setattr(forking, "ForkServer", lambda: pytest.fail("a server"))
     monkeypatch.setattr(forking, "_begun", None)

@@ -44,8 +44,19 @@ class Actor:
         }
 
 
+@pytest.fixture(scope="module")
+def server(cluster) -> forking.ForkServer:
+    """The one of these tests, that answers. On a busy machine its imports may take longer than a worker waits."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(300)
+        connection.connect(f"\0{server_of_tests().name}")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""  # nothing was asked for
+    return server_of_tests()
+
+
 @needs_forks
-def test_actors_are_forks_that_differ_in_what_must_differ(cluster):
+def test_actors_are_forks_that_differ_in_what_must_differ(server):
     """Before its class is unpickled, an actor of these tests has imported nothing of the package by itself."""
     actors = [Actor.remote() for _ in range(2)]
     one, other = ray.get([actor.look.remote() for actor in actors])
@@ -108,27 +119,26 @@ def ask(folder: Path, script: str, server: str, **variables: str) -> str:
 
 
 @needs_forks
-def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path, cluster):
+def test_without_a_server_or_with_other_variables_a_worker_is_rays_own(tmp_path, server):
     script = "print(sys.argv, sys.path[0], 'torch' in sys.modules)"
     plain = f"{[str(tmp_path / 'worker.py'), '--node-id=1']} {tmp_path} False\n"
     assert ask(tmp_path, script, "gone") == plain
-    assert ask(tmp_path, script, server_of_tests().name, KMP_SETTINGS="1") == plain
-    assert ask(tmp_path, script, server_of_tests().name, RAY_JOB_ID="02000000") == plain
+    assert ask(tmp_path, script, server.name, KMP_SETTINGS="1") == plain
+    assert ask(tmp_path, script, server.name, RAY_JOB_ID="02000000") == plain
 
 
 @needs_forks
-def test_a_fork_that_ends_before_it_is_connected_is_replaced_by_a_worker_of_rays_own(tmp_path, cluster):
-    printed = ask(tmp_path, "print('torch' in sys.modules)", server_of_tests().name, RAY_RAYLET_PID=str(os.getpid()))
+def test_a_fork_that_ends_before_it_is_connected_is_replaced_by_a_worker_of_rays_own(tmp_path, server):
+    printed = ask(tmp_path, "print('torch' in sys.modules)", server.name, RAY_RAYLET_PID=str(os.getpid()))
     assert printed == "True\nFalse\n"
 
 
 @needs_forks
-def test_a_fork_has_the_path_of_rays_own_worker(tmp_path, cluster):
+def test_a_fork_has_the_path_of_rays_own_worker(tmp_path, server):
     """A fork that ends at once is replaced by Ray's own worker: both print."""
     script = "print([folder for folder in sys.path if 'thirdparty_files' not in folder])"
     path = os.pathsep.join([os.environ.get("PYTHONPATH", ""), *4 * [str(tmp_path / "twice")]])
-    server = server_of_tests().name
-    fork, own = ask(tmp_path, script, server, PYTHONPATH=path, RAY_RAYLET_PID=str(os.getpid())).splitlines()
+    fork, own = ask(tmp_path, script, server.name, PYTHONPATH=path, RAY_RAYLET_PID=str(os.getpid())).splitlines()
     assert fork == own
     assert str(tmp_path / "twice") in ask(tmp_path, script, "gone", PYTHONPATH=path, PYTHONSAFEPATH="1")
 
@@ -181,14 +191,14 @@ def test_another_driver_has_workers_too(cluster):
 
 
 @needs_forks
-def test_what_nobody_can_read_is_no_request(cluster):
+def test_what_nobody_can_read_is_no_request(server):
     for request in (b"", b"1", b"1{", b"1[]"):
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(f"\0{server_of_tests().name}")
+            connection.connect(f"\0{server.name}")
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
             assert connection.recv(1) == b""
-    assert server_of_tests()._process.poll() is None
+    assert server._process.poll() is None
 
 
 def test_the_server_ends_with_the_process_that_started_it():

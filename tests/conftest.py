@@ -8,6 +8,7 @@ import inspect
 import itertools
 import os
 import re
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -175,8 +176,14 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @cache
 def fork_server() -> ForkServer:
+    """One for all tests of this process. It has imported the package: beside other tests that may take a minute, and
+    Ray's workers wait for half of one."""
     server = ForkServer(differing=("PYTEST_", "XDG_"))
     atexit.register(server.close)
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(f"\0{server.name}")
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""  # nothing was asked for
     return server
 
 

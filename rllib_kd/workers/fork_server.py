@@ -36,26 +36,24 @@ _OF_RAY = os.path.join("ray", "thirdparty_files")  # importing Ray puts this fol
 _MOST_BYTES = 10_000_000  # of a request, which is mostly environment variables
 
 
-def serve(name: str, path: list[str], parent: int, differing: list[str]) -> None:
+def serve(listener: int, path: list[str], parent: int, differing: list[str]) -> None:
     """Import the package, and fork the workers that are asked for. Returns in each fork, not in this process.
 
     Args:
-        name: of the socket.
+        listener: number of the socket's file, which listens.
         path: sys.path of the process that has started this one, by which it finds the package.
         parent: id of that process.
         differing: what environment variables begin with that no import reads.
     """
     _end_with(parent)
     before = dict(os.environ)
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(f"\0{name}")
-        listener.listen(socket.SOMAXCONN)
+    with socket.socket(fileno=listener) as listening:
         _import(path)
         if not _forks_differ():
             sys.exit("Importing this version of Ray uses its random generator.")
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel forgets forks that have ended
         while True:
-            connection, _ = listener.accept()
+            connection, _ = listening.accept()
             wanted, files = _request(connection)
             environment = None if wanted is None else _environment(wanted["environment"], before, differing)
             if wanted is not None and environment is not None and _is_whole() and os.fork() == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -34,17 +35,21 @@ class ForkServer:
     def __init__(self, differing: Sequence[str] = ()):
         self.name = f"rllib_kd-{os.urandom(16).hex()}"
         path = [folder for folder in sys.path if isinstance(folder, str)]  # imports ignore others, such as a Path
-        arguments = {"name": self.name, "path": path, "parent": os.getpid(), "differing": list(differing)}
         # Ray reads these two when it is imported. Of the second it wants to know whether the process lives.
         variables = {"RAY_JOB_ID": _FIRST_JOB, "RAY_RAYLET_PID": str(os.getpid())}
-        self._process = subprocess.Popen(
-            [sys.executable, _HERE / "fork_server.py", json.dumps(arguments)],
-            env={**os.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # out of reach of the terminal's signals
-        )
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"\0{self.name}")
+            listener.listen(socket.SOMAXCONN)  # workers can ask, and wait, from now on
+            listening = {"listener": listener.fileno(), "path": path, "parent": os.getpid()}
+            self._process = subprocess.Popen(
+                [sys.executable, _HERE / "fork_server.py", json.dumps({**listening, "differing": list(differing)})],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # out of reach of the terminal's signals
+            )
 
     @contextmanager
     def forking(self) -> Iterator[None]:

@@ -44,14 +44,8 @@ class Actor:
         }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server(cluster) -> forking.ForkServer:
-    """The one of these tests, that answers. On a busy machine its imports may take longer than a worker waits."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(300)
-        connection.connect(f"\0{server_of_tests().name}")
-        connection.shutdown(socket.SHUT_WR)
-        assert connection.recv(1) == b""  # nothing was asked for
     return server_of_tests()
 
 

@@ -27,6 +27,9 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 #: Variables that Ray sets for each worker, or this package for Ray, begin with these; a fork has those of the worker.
 _OF_WORKERS = ("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV")
 
+#: Libraries that are imported later set these for themselves: pygame, google-crc32c, PyTorch's compiler.
+_OF_LIBRARIES = ("CRC32C_", "PYGAME_", "SDL_", "TORCHINDUCTOR_CACHE_DIR")
+
 _NO_JOB = "ffffffff"  # in place of a job's id: the worker is started ahead
 
 _OF_JEMALLOC = "jemalloc_bg_thd"  # a thread of pyarrow's memory pool, which is made for forks
@@ -144,7 +147,7 @@ def _environment(
     """
     if wanted.get("RAY_JOB_ID") not in (before["RAY_JOB_ID"], _NO_JOB):
         return None
-    ignored = (*_OF_WORKERS, *differing)
+    ignored = (*_OF_WORKERS, *_OF_LIBRARIES, *differing)
     names = {name for name in {*wanted, *before} if not name.startswith(ignored)}
     if any(wanted.get(name) not in (before.get(name), os.environ.get(name)) for name in names):
         return None

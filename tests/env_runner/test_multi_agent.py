@@ -32,6 +32,7 @@ def config(small_teacher, other_teacher):
         .multi_agent(policies=set(POLICIES), policy_mapping_fn=policy_of)
         .env_runners(num_envs_per_env_runner=2, rollout_fragment_length=16)
         .training(train_batch_size_per_learner=32, num_steps_sampled_before_learning_starts=32, training_intensity=8)
+        .reporting(min_sample_timesteps_per_iteration=200)
         .rl_module(model_config={"fcnet_hiddens": [8], "fcnet_activation": "relu"})
         .distillation(teacher={"left": small_teacher, "right": other_teacher}, num_baseline_episodes=0)
         .debugging(seed=0)

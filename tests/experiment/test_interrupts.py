@@ -182,7 +182,8 @@ class Run:
     def __init__(self, command: list[str], storage: Path, **streams):
         self._mark, self._storage = uuid.uuid4().hex, storage
         streams = streams or {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        environment = {**os.environ, "RLLIB_KD_TEST": self._mark}
+        # Agents of a Ray that was killed try for so many seconds to tell it so; the default is a minute.
+        environment = {**os.environ, "RLLIB_KD_TEST": self._mark, "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
         self.process = subprocess.Popen(command, env=environment, start_new_session=True, **streams)
 
     @property
@@ -303,7 +304,6 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "seconds"),
-    # The agents of an emulated cluster try for a minute to report to it that it is dead.
     [([], 120), (["--ray-num-nodes", "2"], 480)],
     ids=["a local Ray", "an emulated cluster"],
 )

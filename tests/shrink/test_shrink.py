@@ -234,18 +234,22 @@ def test_a_teacher_like_a_random_policy_is_no_teacher(cluster, tmp_path):
     assert json.loads((tmp_path / "out" / "certificate.json").read_text())["certified"] is None
 
 
-class Uncapturable(gym.Wrapper):
-    """CartPole as an environment in C++ often is: it cannot be pickled, and begins new episodes at every save."""
+class Short(gym.Wrapper):
+    """CartPole whose episodes soon end."""
 
     def __init__(self, config=None):
-        super().__init__(gym.make("CartPole-v1"))
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=100))
+
+
+class Uncapturable(Short):
+    """As an environment in C++ often is: it cannot be pickled, and begins new episodes at every save."""
 
     def __reduce__(self):
         raise TypeError("cannot pickle")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env", ["CartPole-v1", Uncapturable])
+@pytest.mark.parametrize("env", [Short, Uncapturable])
 def test_a_run_that_is_killed_and_resumed_ends_with_the_same_certificate(cluster, tmp_path, monkeypatch, env):
     def shrink(name):
         return Shrink("cartpole", env, out=tmp_path / name, seed=3, **SMALL)

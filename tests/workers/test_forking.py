@@ -81,6 +81,7 @@ def test_torch_has_the_threads_that_ray_sets(monkeypatch):
     [
         ({}, True),
         ({"RAY_JOB_ID": "ffffffff", "PYTHONPATH": "/elsewhere", "OURS": "1"}, True),
+        ({"SDL_AUDIODRIVER": "dummy", "TORCHINDUCTOR_CACHE_DIR": "/tmp/a"}, True),
         ({"RAY_JOB_ID": "02000000"}, False),
         ({"SET_BY_IMPORTS": "new"}, True),  # the process that asks has imported them, too
         ({"SET_BY_IMPORTS": "another"}, False),

@@ -27,8 +27,9 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 #: Variables that Ray sets for each worker, or this package for Ray, begin with these; a fork has those of the worker.
 _OF_WORKERS = ("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOINT", "PYTHONPATH", "SPT_NOENV")
 
-#: Libraries that are imported later set these for themselves: pygame, google-crc32c, PyTorch's compiler.
-_OF_LIBRARIES = ("CRC32C_", "PYGAME_", "SDL_", "TORCHINDUCTOR_CACHE_DIR")
+#: Libraries set these for themselves when they are imported: tensorboardX, scikit-learn, MLflow, pygame, PyTorch's
+#: compiler. The process that asks may have imported them, and this one not.
+_OF_LIBRARIES = ("CRC32C_", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "_MLFLOW_", "PYGAME_", "SDL_", "TORCHINDUCTOR_")
 
 _NO_JOB = "ffffffff"  # in place of a job's id: the worker is started ahead
 

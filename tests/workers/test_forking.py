@@ -1,6 +1,7 @@
 """Ray's workers as forks of a process that has imported the package."""
 
 import fnmatch
+import importlib.util
 import json
 import os
 import signal
@@ -81,7 +82,6 @@ def test_torch_has_the_threads_that_ray_sets(monkeypatch):
     [
         ({}, True),
         ({"RAY_JOB_ID": "ffffffff", "PYTHONPATH": "/elsewhere", "OURS": "1"}, True),
-        ({"SDL_AUDIODRIVER": "dummy", "TORCHINDUCTOR_CACHE_DIR": "/tmp/a"}, True),
         ({"RAY_JOB_ID": "02000000"}, False),
         ({"SET_BY_IMPORTS": "new"}, True),  # the process that asks has imported them, too
         ({"SET_BY_IMPORTS": "another"}, False),
@@ -97,6 +97,28 @@ def test_variables_that_imports_may_have_read_are_the_same_or_nothing_is_forked(
     environment = fork_server._environment(wanted, before, ["OURS"])
     added = {"SET_BY_IMPORTS": "new", "ADDED_BY_IMPORTS": "1"}
     assert environment == (wanted | added if is_possible else None)
+
+
+def test_variables_that_libraries_set_for_themselves_change_nothing():
+    libraries = ("mlflow", "pygame", "sklearn", "tensorboardX")
+    if missing := [name for name in libraries if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    code = f"""
+import importlib, os
+from rllib_kd.workers.fork_server import _environment
+os.environ["RAY_JOB_ID"] = "01000000"
+before = dict(os.environ)
+for name in {libraries}:
+    importlib.import_module(name)
+after = dict(os.environ) | {{"SDL_AUDIODRIVER": "dummy", "TORCHINDUCTOR_CACHE_DIR": "/tmp/a"}}
+os.environ.clear()  # the server has not imported them
+os.environ.update(before)
+print(len(after) - len(before), _environment(after, before, []) == after)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    number, is_possible = done.stdout.split()
+    assert int(number) > 3
+    assert is_possible == "True"
 
 
 def ask(folder: Path, script: str, server: str, **variables: str) -> str:

@@ -176,6 +176,16 @@ def trials_in_waiting_workers() -> Iterator[None]:
         yield
 
 
+def callbacks_uncounted() -> AbstractContextManager[None]:
+    """In this context, Tune does not count the kinds of its callbacks, as it would for Ray's usage statistics.
+
+    To tell which kind one is, it imports MLflow, Weights & Biases and Comet, where they are installed: some seconds.
+    """
+    from ray.air._internal import usage  # here: processes that only relay warnings need no Tune
+
+    return _replaced(usage, tag_callbacks=lambda callbacks: False)
+
+
 def workers_started_by(script: str) -> AbstractContextManager[None]:
     """In this context, `ray.init()` and emulated clusters start a script as worker process, instead of Ray's own."""
     return _replaced(parameter, RayParams=partial(parameter.RayParams, worker_path=script))

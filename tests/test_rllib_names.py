@@ -11,6 +11,7 @@ import ray
 from ray import _raylet, actor
 from ray._private import parameter, ray_constants, services, utils, worker
 from ray._private.node import Node
+from ray.air._internal import usage
 from ray.experimental import internal_kv
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -84,6 +85,7 @@ REACHED_IN_MODULES = {
     services: ("ConsolePopen", "start_api_server"),
     parameter: ("RayParams",),
     utils: ("set_sigterm_handler", "set_omp_num_threads_if_unset"),
+    usage: ("tag_callbacks",),
     class_cache: ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"),
     ray_constants: ("OBJECT_STORE_MINIMUM_MEMORY_BYTES",),
     internal_kv: tuple(f"_internal_kv_{name}" for name in ("initialized", "list", "get", "put", "exists", "del")),

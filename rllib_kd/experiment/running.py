@@ -20,6 +20,7 @@ from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.settings import check_names
@@ -261,7 +262,7 @@ def _run(experiment: CheckedExperiment, options: RunOptions) -> tuple[tune.Resul
             say("note: without --checkpoint-freq, a trial that fails restarts from its beginning.")
         if not experiment.stop and not space.get("patience"):
             say("note: without --stop, training runs until Ctrl-C.")
-    with listening(), saving_on_interrupt() as interrupted:
+    with _rllib.callbacks_uncounted(), listening(), saving_on_interrupt() as interrupted:
         try:
             results = tuner.fit()
             return results, interrupted.is_set() and not have_stopped(results, experiment.stop)

@@ -25,6 +25,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.sample import Domain
 
+from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.label_checks import check_labels
 from rllib_kd.algorithm.offline_checks import OF_BEHAVIOUR
@@ -248,7 +249,7 @@ class Sweep:
                 self._write_spec()
                 points = default_points(space, median_gap=median_gap, env_steps=self.env_steps, outputs=teacher.outputs)
                 tuner = self._tuner(trainable, space, points)
-            with listening(), saving_on_interrupt() as interrupted:
+            with _rllib.callbacks_uncounted(), listening(), saving_on_interrupt() as interrupted:
                 grid = tuner.fit()
             result = self._result(grid, teacher, task, is_complete=not interrupted.is_set())
         self._write(result)

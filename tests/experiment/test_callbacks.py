@@ -3,10 +3,13 @@
 import json
 import math
 import threading
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
+from ray.air._internal import usage
 
+from rllib_kd import _rllib
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.experiment.loggers import wandb_callback
 from rllib_kd.experiment.metrics import MissingMetrics, metric_at
@@ -151,3 +154,15 @@ def test_recorded_rows_show_epochs_and_agreement_instead_of_steps_and_returns():
     assert describe([result]) == "12.3 epochs · 100 gradient steps/s · agreement 95.1 %"
     family = {"num_epochs": 2.0, "students": {"a": {"teacher_agreement": 0.9}, "b": {"teacher_agreement": 0.8}}}
     assert describe([{"distillation": family}]) == "2.0 epochs · best agreement 90.0 %"
+
+
+def test_tune_does_not_count_its_callbacks(monkeypatch):
+    """To count them it imports MLflow, Weights & Biases and Comet."""
+    counted = []
+    monkeypatch.setattr(usage, "_count_callbacks", counted.append)
+    air_usage = import_module("ray.tune.tune").air_usage  # as Tune's own code names it
+    with _rllib.callbacks_uncounted():
+        air_usage.tag_callbacks(["ours"])
+    assert counted == []
+    air_usage.tag_callbacks(["theirs"])
+    assert counted == [["theirs"]]

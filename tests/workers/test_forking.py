@@ -113,12 +113,10 @@ for name in {libraries}:
 after = dict(os.environ) | {{"SDL_AUDIODRIVER": "dummy", "TORCHINDUCTOR_CACHE_DIR": "/tmp/a"}}
 os.environ.clear()  # the server has not imported them
 os.environ.update(before)
-print(len(after) - len(before), _environment(after, before, []) == after)
+print(_environment(after, before, []) == after)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    number, is_possible = done.stdout.split()
-    assert int(number) > 3
-    assert is_possible == "True"
+    assert done.stdout == "True\n"
 
 
 def ask(folder: Path, script: str, server: str, **variables: str) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rllib_kd.teachers.base import Teacher
     from rllib_kd.teachers.loading import load_teacher
 
+    __version__: str
+
 __all__ = [
     "DistillDQN",
     "DistillDQNConfig",
@@ -66,15 +68,17 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # which would take any name for one of the package's
 
-        return version("rllib-kd")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import_module("rllib_kd.algorithm.algorithm")  # registers the algorithm
-    return getattr(import_module(f"rllib_kd.{_HOME[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("rllib-kd")
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import_module("rllib_kd.algorithm.algorithm")  # registers the algorithm
+        return getattr(import_module(f"rllib_kd.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
 """What trees reach, beside the plain recipe of VIPER (Bastani et al. 2018) with scikit-learn on the same states.
 
     python tuning/trees.py --teachers FOLDER [--only TASK ...] [--seeds N] [--first-seed N]
-        [--weighting NAME] [--out FILE]
+        [--weighting NAME] [--restarts N] [--env-steps N] [--out FILE]
 
 FOLDER holds the teachers that `TASKS` names; `cartpole` needs none. Each run adds a row to the file (default:
 docs/results/trees.csv): the return ratio of the tree that validation episodes chose, on fresh episodes, and of as many
@@ -51,6 +51,7 @@ class Task(NamedTuple):
         teacher: file in the folder of teachers, or a packaged one.
         tree: settings of the tree.
         env_steps: length of training.
+        restarts: copies of the tree; None: the default.
         num_validation_episodes: that choose a tree.
         num_fresh_episodes: that judge it.
         keep: return ratio that is to be certified, with a confidence of 95 %.
@@ -61,6 +62,7 @@ class Task(NamedTuple):
     teacher: str
     tree: Mapping[str, Any]
     env_steps: int
+    restarts: int | None = None
     num_validation_episodes: int = 64
     num_fresh_episodes: int = 100
     keep: float = 0.97
@@ -100,6 +102,20 @@ def plain_recipe(obs: np.ndarray, labels: np.ndarray, module: Any, seed: int) ->
     return structure.tree(values, len(module.features))
 
 
+def plain_trees(algo: Any, chosen: Any) -> dict[str, Any]:
+    """Return students like `chosen` that have grown by the plain recipe on all of the replay."""
+    (arrays,) = algo.learner_group.foreach_learner(lambda learner: learner.replay_arrays()).result_or_errors
+    own = {key.rpartition("columns/")[2]: value for key, value in arrays.get().items() if "columns/" in key}
+    students = {}
+    for candidate in range(CANDIDATES):
+        spec = student_module_spec(dict(chosen.model_config))
+        spec.observation_space, spec.action_space = chosen.observation_space, chosen.action_space
+        spec.inference_only = True
+        students[f"viper {candidate}"] = spec.build()
+        students[f"viper {candidate}"].tree = plain_recipe(own["obs"], own["teacher_q"], chosen, seed=candidate)
+    return students
+
+
 def _order(feature: np.ndarray, threshold: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Return the nodes of scikit-learn's in the order of a `Structure`: their own numbers as thresholds tell it."""
     return Structure.of(feature, np.arange(len(feature), dtype=np.float32), left, right).threshold.astype(int)
@@ -128,6 +144,7 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
     config.distillation(
         teacher=teacher,
         student={"tree": dict(task.tree)},
+        restarts=task.restarts,
         num_baseline_episodes=0,
         num_validation_episodes=task.num_validation_episodes,
     )
@@ -140,15 +157,7 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
         learning += result["timers"]["learner_update_timer"] * result["num_training_step_calls_per_iteration"]
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     chosen = algo.get_module()
-    (arrays,) = algo.learner_group.foreach_learner(lambda learner: learner.replay_arrays()).result_or_errors
-    own = {key.rpartition("columns/")[2]: value for key, value in arrays.get().items() if "columns/" in key}
-    candidates = {}
-    for candidate in range(CANDIDATES):
-        spec = student_module_spec(dict(chosen.model_config))
-        spec.observation_space, spec.action_space = chosen.observation_space, chosen.action_space
-        spec.inference_only = True
-        candidates[f"viper {candidate}"] = spec.build()
-        candidates[f"viper {candidate}"].tree = plain_recipe(own["obs"], own["teacher_q"], chosen, seed=candidate)
+    candidates = plain_trees(algo, chosen)
     players = Players.of(algo.config, algo.get_copies(), algo.env_runner)
     assert players.make_env is not None
     played = validate(players.make_env, candidates, players.pipeline, task.num_validation_episodes)
@@ -193,6 +202,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--weighting", choices=WEIGHTINGS, help="of all copies (default: they differ)")
+    parser.add_argument("--restarts", type=int, help="copies (default: that of the package)")
+    parser.add_argument("--env-steps", type=int, help="of each run (default: that of the task)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "results" / "trees.csv")
     args = parser.parse_args()
     ray.init("local", include_dashboard=False, log_to_driver=False)
@@ -204,7 +215,9 @@ def main() -> None:
             continue
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             tree = {**task.tree, **({} if args.weighting is None else {"weighting": args.weighting})}
-            row = run(name, task._replace(tree=tree), task.teacher if task.teacher == "cartpole" else str(path), seed)
+            length = args.env_steps or task.env_steps
+            own = task._replace(tree=tree, restarts=args.restarts, env_steps=length)
+            row = run(name, own, task.teacher if task.teacher == "cartpole" else str(path), seed)
             print(row, flush=True)
             is_new = not args.out.exists()
             with args.out.open("a", newline="") as file:

@@ -88,8 +88,6 @@ class Shrunk:
             agreements with the teacher, whose own is 1.
     """
 
-    __module__ = "rllib_kd"
-
     env: str
     env_config: dict[str, Any]
     teacher: str

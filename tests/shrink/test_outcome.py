@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,11 @@ def shrunk(*students, reason="", folder="/tmp/results"):
         folder=folder,
         facts=facts,
     )
+
+
+def test_a_result_can_be_pickled():
+    result = shrunk(reason="There was no time.")
+    assert pickle.loads(pickle.dumps(result)) == result
 
 
 FOUND = shrunk(student("a", 10, 0.5), student("b", 16, 0.98, **played(0.5)), student("c", 30, 1.0, **played(1.0)))

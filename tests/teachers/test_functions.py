@@ -1,0 +1,71 @@
+"""Teachers that are functions or PyTorch modules of one's own."""
+
+import json
+
+import numpy as np
+import pytest
+import ray.cloudpickle
+import torch
+
+from rllib_kd import DistillDQN, compare
+from rllib_kd.evaluation.comparing import evaluate
+from rllib_kd.teachers.base import Teacher
+from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
+from tests.formats import mlp, q_values
+
+
+def test_any_function_is_a_teacher(tmp_path):
+    def balance(obs):  # of arrays
+        push_right = np.asarray(obs)[:, 2] + 0.5 * np.asarray(obs)[:, 3]
+        return np.stack([-push_right, push_right], axis=-1)
+
+    teacher = Teacher.from_callable(balance, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    assert evaluate(teacher, "CartPole-v1", num_episodes=5).return_mean > 150
+    assert np.isnan(teacher.num_parameters)
+    restored = Teacher()
+    restored.restore_from_path(teacher.save_to_path(str(tmp_path / "teacher")))
+    for copy in (ray.cloudpickle.loads(ray.cloudpickle.dumps(teacher)), restored):
+        assert np.array_equal(q_values(copy, states(5)), q_values(teacher, states(5)))
+    comparison = compare(teacher, make_q_module(), "CartPole-v1", num_episodes=2)
+    assert np.isnan(comparison.compression)
+    assert json.dumps(comparison.to_dict(), allow_nan=False)
+    assert "balance" in teacher.source
+
+
+def test_a_student_learns_from_a_function(build, cartpole_config, tmp_path):
+    def lean(obs):
+        return torch.stack([-obs[:, 2], obs[:, 2]], dim=-1)
+
+    teacher = Teacher.from_callable(lean, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    algo = build(cartpole_config.distillation(teacher=teacher))
+    result = algo.train()
+    assert np.isfinite(result["learners"]["default_policy"]["kd_loss"])
+    assert np.isnan(result["distillation"]["compression"])
+    path = algo.save_to_path(str(tmp_path / "algo"))
+    restored = DistillDQN.from_checkpoint(path)
+    assert restored.train()["num_env_steps_sampled_lifetime"] > result["num_env_steps_sampled_lifetime"]
+    restored.stop()
+
+
+def test_a_torch_module_is_copied_and_frozen():
+    network = mlp(4, 8, 2)
+    teacher = Teacher.from_callable(network, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)
+    before = q_values(teacher, states(5))
+    assert teacher.num_parameters == 58
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    with torch.no_grad():
+        network[0].weight.zero_()
+    assert np.array_equal(q_values(teacher, states(5)), before)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda obs: obs, r"returns the shape \[2, 4\] for two observations, expected Q-values \[2, 2\]"),
+        (lambda obs: obs[:, :2] / 0, "are not finite"),
+        (lambda obs: obs @ torch.ones(3, 2), "fails on observations of the shape"),
+    ],
+)
+def test_a_function_that_is_no_q_network_says_so(function, message):
+    with pytest.raises(ValueError, match=message):
+        Teacher.from_callable(function, observation_space=CARTPOLE_OBS, action_space=CARTPOLE_ACTIONS)

@@ -79,7 +79,7 @@ class Location(NamedTuple):
     trained_return: float | None = None  # mean, that the results of its run record
 
 
-class Student(NamedTuple):
+class FoundStudent(NamedTuple):
     """A checkpoint as `open_source()` takes it, and the learning curve of its run if that is known."""
 
     source: str | Location
@@ -136,7 +136,7 @@ def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Locatio
     return _choose(named, trials, reader) if trials else _itself(named, reader)
 
 
-def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, Student]:
+def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[str] = ()) -> dict[str, FoundStudent]:
     """Return the students that paths mean, by the names that they are given, else the shortest distinct ends of paths.
 
     Args:
@@ -155,7 +155,7 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
     if twice := next((name for name in given if given.count(name) > 1), None):
         raise ValueError(f"Two students are named '{twice}'. Give each a name of its own: NAME=PATH.")
 
-    students: dict[str, Student] = {}
+    students: dict[str, FoundStudent] = {}
     for each in (each for several in found for each in several):
         at = f"@{each.rule}" if each.rule else ""
         name = each.name or short[each.path] + at
@@ -172,7 +172,7 @@ class _Found(NamedTuple):
     name: str | None
     path: str
     rule: str | None
-    student: Student
+    student: FoundStudent
 
 
 def _split_name(text: str, names: Sequence[str]) -> tuple[str | None, str]:
@@ -193,7 +193,7 @@ def _students_at(name: str | None, given: str, readers: list[_Reader], names: Se
     except NothingThereError:
         named = None  # opening it raises a clear error
     if named is None:
-        return [_Found(name, given, None, Student(given, Curve()))]
+        return [_Found(name, given, None, FoundStudent(given, Curve()))]
     reader = next((each for each in readers if each.filesystem.equals(named.filesystem)), None)
     if reader is None:
         readers.append(reader := _Reader(named.filesystem))
@@ -201,12 +201,12 @@ def _students_at(name: str | None, given: str, readers: list[_Reader], names: Se
     if not trials:
         run = reader.run_of(named.path)
         curve = Curve() if run is None else reader.results(run).curve
-        return [_Found(name, given, None, Student(_itself(named, reader), curve))]
+        return [_Found(name, given, None, FoundStudent(_itself(named, reader), curve))]
     whole = name is None or len(trials) == 1
     found = []
     for trial, inner in zip(trials, trials if whole else short_names(trials), strict=True):
         own = named._replace(uri=uri_of(named.uri, named.path, trial), path=trial)
-        student = Student(_choose(own, [trial], reader), reader.results(trial).curve)
+        student = FoundStudent(_choose(own, [trial], reader), reader.results(trial).curve)
         found.append(_Found(name if whole else f"{name}/{inner}", own.uri.partition("?")[0], named.rule, student))
     return found
 

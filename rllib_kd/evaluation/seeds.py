@@ -5,6 +5,9 @@ from __future__ import annotations
 #: Seed of the first episode that evaluates a student, far from those of its training.
 FRESH_SEED = 1_000_000
 
+#: The same on the way there, while a student of a sweep is still trained.
+ON_THE_WAY_SEED = 2_000_000
+
 #: Seed of the first validation episode: episodes by which students are chosen.
 VALIDATION_SEED = 1_500_000_000
 

@@ -20,7 +20,7 @@ from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.experiment import CheckedExperiment
 from rllib_kd.experiment.locations import location
-from rllib_kd.experiment.progress_line import describe, with_last_returns
+from rllib_kd.experiment.progress_line import progress_words, with_last_returns
 from rllib_kd.report.comparisons import summary_table
 from rllib_kd.teachers.ensemble import as_configured
 from rllib_kd.teachers.loading import load_members
@@ -91,7 +91,7 @@ def summary(result: tune.Result) -> str:
     if "training_iteration" not in metrics:
         return f"{Path(result.path).name}: not trained yet"
     where = result.path if result.checkpoint is None else location(result.checkpoint)
-    return f"{describe([_with_last_returns(metrics, Path(result.path))])}\n{where}"
+    return f"{progress_words([_with_last_returns(metrics, Path(result.path))])}\n{where}"
 
 
 def _with_last_returns(metrics: Mapping[str, Any], trial: Path) -> Mapping[str, Any]:

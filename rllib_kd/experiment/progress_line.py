@@ -52,7 +52,7 @@ class ProgressLine(tune.Callback):
         self._results[trial.trial_id] = with_last_returns(result, before)
         total = max(self._num_trials, len(trials))
         left = self._seconds_left(total)
-        line = describe(
+        line = progress_words(
             list(self._results.values()), num_trials=total, seconds_left=left, width=self._live.console.width
         )
         self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
@@ -75,7 +75,7 @@ class ProgressLine(tune.Callback):
         return (now - start) * (1.0 - done) / (done - done_before) if done > done_before else math.nan
 
 
-def describe(
+def progress_words(
     results: Sequence[Mapping[str, Any]],
     *,
     num_trials: int = 1,

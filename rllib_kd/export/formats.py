@@ -53,7 +53,7 @@ _COARSE = 1e-6  # of its std: larger errors of a filter's mean could be seen in 
 _OPSET = 18  # the oldest that torch's exporter writes: the most devices can run it
 
 
-class _QNetwork(nn.Module):
+class _ExportedNetwork(nn.Module):
     """A module from observations `[B, ...]` to Q-values `[B, A]`, without other outputs.
 
     With a mask `[B, A]` (1: legal, 0: not), illegal actions have −inf.
@@ -84,7 +84,7 @@ def exportable_network(student: Teacher) -> nn.Module:
     """Return a copy of the student from an artifact's inputs to Q-values, and to the next state if it is recurrent."""
     if student.module.is_stateful():
         return StepNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
-    return _QNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
+    return _ExportedNetwork(copy.deepcopy(student.module).cpu(), nn.Sequential(*_preprocessing(student))).eval()
 
 
 def exportable_stages(student: Teacher) -> tuple[Stage, ...]:

@@ -14,7 +14,7 @@ from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.experiment.loggers import wandb_callback
 from rllib_kd.experiment.metrics import MissingMetrics, metric_at
 from rllib_kd.experiment.outcome import summary
-from rllib_kd.experiment.progress_line import ProgressLine, describe, share_done
+from rllib_kd.experiment.progress_line import ProgressLine, progress_words, share_done
 
 RESULT = {
     "num_env_steps_sampled_lifetime": 5_000,
@@ -27,21 +27,22 @@ RESULT = {
 
 
 def test_the_line_says_what_one_wants_to_know():
-    line = describe([RESULT], seconds_left=30.0)
+    line = progress_words([RESULT], seconds_left=30.0)
     assert line == "5,000 env steps · 2,000 gradient steps/s · return 123.5 · ratio 0.235 · 30s left"
-    assert describe([{"num_env_steps_sampled_lifetime": 10, "env_runners": {}}]) == "10 env steps"
+    assert progress_words([{"num_env_steps_sampled_lifetime": 10, "env_runners": {}}]) == "10 env steps"
 
 
 def test_a_return_that_is_not_the_students_alone_says_whose_it_is():
     untested = {name: value for name, value in RESULT.items() if name != "evaluation"}
-    assert "· exploring return 80.0 ·" in describe([untested])  # RLlib's own algorithms: the policy acts, and explores
+    line = progress_words([untested])
+    assert "· exploring return 80.0 ·" in line  # RLlib's own algorithms: the policy acts, and explores
     own = {**untested, "distillation": {"teacher_fraction": 0.5, "return_ratio": math.nan}}
-    assert describe([own]).endswith(" · behaviour return 80.0")
+    assert progress_words([own]).endswith(" · behaviour return 80.0")
     tested = {**own, "evaluation": {"env_runners": {"episode_return_mean": 60.0}}}
-    assert describe([tested]).endswith(" · return 60.0")
-    assert describe([own, tested]).endswith(" · best return 60.0")  # of those that have been evaluated
+    assert progress_words([tested]).endswith(" · return 60.0")
+    assert progress_words([own, tested]).endswith(" · best return 60.0")  # of those that have been evaluated
     unfinished = {**own, "evaluation": {"env_runners": {"episode_return_mean": math.nan}}}
-    assert describe([unfinished]).endswith(" · behaviour return 80.0")
+    assert progress_words([unfinished]).endswith(" · behaviour return 80.0")
 
 
 def test_of_a_family_the_best_student_is_shown():
@@ -49,7 +50,7 @@ def test_of_a_family_the_best_student_is_shown():
     ratios = {"a": {"return_ratio": 0.9}, "b": {"return_ratio": 0.1}}
     own = {"teacher_fraction": 0.5, "return_ratio": 0.1, "students": ratios}
     family = {**RESULT, "evaluation": {**students["b"], "students": students}, "distillation": own}
-    assert "best return 60.0 · best ratio 0.900" in describe([family])
+    assert "best return 60.0 · best ratio 0.900" in progress_words([family])
 
 
 def test_an_evaluation_holds_until_the_next(monkeypatch):
@@ -91,14 +92,14 @@ def test_at_the_end_the_last_known_return_is_shown(tmp_path, own, said):
 
 def test_of_several_trials_it_says_how_many_are_done_and_the_best():
     better = {**RESULT, "done": True, "evaluation": {"env_runners": {"episode_return_mean": 400.0}}}
-    line = describe([RESULT, better], num_trials=4, seconds_left=7_500.0)
+    line = progress_words([RESULT, better], num_trials=4, seconds_left=7_500.0)
     assert line.startswith("1 of 4 trials done · 10,000 env steps · 4,000 gradient steps/s · ")
     assert line.endswith(" · best return 400.0 · best ratio 0.235 · 2h left")
 
 
 @pytest.mark.parametrize("width", [10, 40, 60, 80, 200])
 def test_what_does_not_fit_is_left_out_least_important_first(width):
-    line = describe([RESULT, RESULT], num_trials=4, seconds_left=30.0, width=width)
+    line = progress_words([RESULT, RESULT], num_trials=4, seconds_left=30.0, width=width)
     assert len(line) <= max(width, len("0 of 4 trials done"))
     assert line.startswith("0 of 4 trials done")
     assert ("gradient" in line) <= ("ratio" in line) <= ("return" in line)
@@ -151,9 +152,9 @@ def test_recorded_rows_show_epochs_and_agreement_instead_of_steps_and_returns():
         "num_gradient_steps_lifetime": 500,
     }
     result = {"num_env_steps_sampled_lifetime": 4_000, "time_total_s": 5.0, "distillation": own}
-    assert describe([result]) == "12.3 epochs · 100 gradient steps/s · agreement 95.1 %"
+    assert progress_words([result]) == "12.3 epochs · 100 gradient steps/s · agreement 95.1 %"
     family = {"num_epochs": 2.0, "students": {"a": {"teacher_agreement": 0.9}, "b": {"teacher_agreement": 0.8}}}
-    assert describe([{"distillation": family}]) == "2.0 epochs · best agreement 90.0 %"
+    assert progress_words([{"distillation": family}]) == "2.0 epochs · best agreement 90.0 %"
 
 
 def test_tune_does_not_count_its_callbacks(monkeypatch):

@@ -176,11 +176,14 @@ def small_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @cache
 def fork_server() -> ForkServer:
-    """One for all tests of this process. It has imported the package: beside other tests that may take a minute, and
-    Ray's workers wait for half of one."""
+    """One for all tests of this process, which has imported the package.
+
+    Beside other tests that may take a minute, and Ray's workers wait for half of one.
+    """
     server = ForkServer(differing=("PYTEST_", "XDG_"))
     atexit.register(server.close)
     with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(300)
         connection.connect(f"\0{server.name}")
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""  # nothing was asked for

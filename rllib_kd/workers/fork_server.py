@@ -29,7 +29,10 @@ _OF_WORKERS = ("RAY_", "RLLIB_KD_", "TUNE_", "PL_DISABLE_FORK", "PYTHONBREAKPOIN
 
 #: Libraries set these for themselves when they are imported: tensorboardX, scikit-learn, MLflow, pygame, PyTorch's
 #: compiler. The process that asks may have imported them, and this one not.
-_OF_LIBRARIES = ("CRC32C_", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "_MLFLOW_", "PYGAME_", "SDL_", "TORCHINDUCTOR_")
+_OF_LIBRARIES = (
+    *("CRC32C_SW_MODE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "_MLFLOW_TELEMETRY_SESSION_ID"),
+    *("PYGAME_", "SDL_", "TORCHINDUCTOR_CACHE_DIR"),
+)
 
 _NO_JOB = "ffffffff"  # in place of a job's id: the worker is started ahead
 

@@ -40,9 +40,14 @@ class ForkServer:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(f"\0{self.name}")
             listener.listen(socket.SOMAXCONN)  # workers can ask, and wait, from now on
-            listening = {"listener": listener.fileno(), "path": path, "parent": os.getpid()}
+            arguments = {
+                "listener": listener.fileno(),
+                "path": path,
+                "parent": os.getpid(),
+                "differing": list(differing),
+            }
             self._process = subprocess.Popen(
-                [sys.executable, _HERE / "fork_server.py", json.dumps({**listening, "differing": list(differing)})],
+                [sys.executable, _HERE / "fork_server.py", json.dumps(arguments)],
                 env={**os.environ, **variables},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

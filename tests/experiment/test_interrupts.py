@@ -304,6 +304,7 @@ def test_a_second_sigterm_ends_at_once_and_leaves_nobody(start, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "seconds"),
+    # The agents of an emulated cluster try for a minute all the same.
     [([], 120), (["--ray-num-nodes", "2"], 480)],
     ids=["a local Ray", "an emulated cluster"],
 )

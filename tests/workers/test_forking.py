@@ -86,6 +86,7 @@ def test_torch_has_the_threads_that_ray_sets(monkeypatch):
         ({"SET_BY_IMPORTS": "new"}, True),  # the process that asks has imported them, too
         ({"SET_BY_IMPORTS": "another"}, False),
         ({"KMP_SETTINGS": "1"}, False),
+        ({"TORCHINDUCTOR_MAX_AUTOTUNE": "1"}, False),  # imports read it, unlike the folder of the cache
         ({"HOME": "/elsewhere"}, False),
         ({"HOME": None}, False),
     ],

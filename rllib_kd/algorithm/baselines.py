@@ -22,7 +22,7 @@ from ray.tune.registry import ENV_CREATOR, _global_registry
 from rllib_kd import _rllib
 from rllib_kd.algorithm.answers import answers, reason_of
 from rllib_kd.checkpoints.results import finite_number
-from rllib_kd.evaluation.measures import doubt, has_higher_mean
+from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.paths import replace_file
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.text import number

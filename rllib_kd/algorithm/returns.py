@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_MODULE_RETURN_MEAN, EPISODE_RETURN_MEAN
 
-from rllib_kd.evaluation.measures import return_ratio
+from rllib_kd.evaluation.return_ratio import return_ratio
 
 
 @dataclass

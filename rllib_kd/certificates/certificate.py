@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rllib_kd.certificates.evidence import as_range, as_returns, log_capital, more_episodes
+from rllib_kd.evaluation.return_ratio import return_ratio
 
 #: Without stated bounds, a return may be lower than all observed returns by this share of their range.
 MARGIN = 0.25
@@ -229,8 +230,8 @@ class RatioTest:
         """Return (student − random) / (teacher − random) of the mean returns; None if the teacher is not better."""
         if not self.num_episodes:
             return None
-        student, teacher, random = self._returns.mean(axis=1)
-        return float((student - random) / (teacher - random)) if teacher > random else None
+        ratio = return_ratio(*map(float, self._returns.mean(axis=1)))
+        return None if math.isnan(ratio) else ratio
 
     def episodes_needed(self) -> int | None:
         """Return how many more episodes are expected to certify, if they are like those so far; None if none will."""

@@ -39,19 +39,18 @@ def label(
     import logging
     from contextlib import nullcontext
 
+    from rllib_kd.evaluation.sources import open_source
     from rllib_kd.experiment.connection import connection
     from rllib_kd.experiment.experiment import check_not_empty
     from rllib_kd.offline.job import LabelJob
-    from rllib_kd.teachers.loading import OpenedCheckpoint, load_teacher
 
     set_log_level(0)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     check_not_empty(address=address)
-    one = one_or_all(teacher)
-    opened = OpenedCheckpoint(one, trust_checkpoint=trust_checkpoint) if isinstance(one, str) else None
-    env = None if opened is None else opened.environment()[0]
+    source = open_source(one_or_all(teacher) or [], trust_checkpoint=trust_checkpoint)
+    env, _ = source.environment()
     job = LabelJob(
-        load_teacher(one or [], trust_checkpoint=trust_checkpoint) if opened is None else opened.network,
+        source.network(),
         input,
         output,
         obs_column=obs_column,

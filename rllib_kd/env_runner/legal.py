@@ -12,6 +12,7 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
+from rllib_kd.env_runner.passes import replaced_passes
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.masked import METHOD, has_mask_method, with_masks_in_infos
 from rllib_kd.networks.dqn_module import QF_PREDS
@@ -23,21 +24,13 @@ _PASSES = ("forward_inference", "forward_exploration")
 def choosing_legally(module: Any, mask_of: Callable[[Mapping[str, Any]], np.ndarray | Tensor | None]) -> Iterator[None]:
     """In this context, a module's passes choose legal actions: the best legal one instead of an illegal one.
 
-    The passes of this object alone are replaced: connectors and callbacks want RLlib's class. Passes that somebody else
-    has replaced stay as they are.
-
     Args:
         module: an RLModule.
         mask_of: returns the legal actions `[N, A]` of a batch, or None if all are legal.
     """
-    replaced = [name for name in _PASSES if name not in vars(module)] if isinstance(module, torch.nn.Module) else []
-    for name in replaced:
-        setattr(module, name, _legally(module, getattr(module, name), mask_of))
-    try:
+    passes = {name: _legally(module, getattr(module, name), mask_of) for name in _PASSES}
+    with replaced_passes(module, passes):
         yield
-    finally:
-        for name in replaced:
-            delattr(module, name)
 
 
 def _legally(

@@ -27,6 +27,7 @@ from rllib_kd.env_runner.capture import RLLIB_SAMPLING_STATE
 from rllib_kd.env_runner.column_sampler import ExplainsFailures, fixed_seed, log_dropped, set_state_and_sample
 from rllib_kd.env_runner.fragment import as_rewards, count_not_finite, is_usable
 from rllib_kd.env_runner.legal import choosing_legally
+from rllib_kd.env_runner.passes import replaced_passes
 from rllib_kd.environments.returned import find_not_finite, not_finite, not_finite_by_connectors
 from rllib_kd.networks.dqn_module import QF_PREDS
 from rllib_kd.observations.frames import VALID
@@ -164,11 +165,8 @@ class DistillMultiAgentEnvRunner(ExplainingMultiAgentEnvRunner):
                 for module_id, part in sorted(batch.items())
             }
 
-        module.forward_exploration = act  # of this object alone: connectors want RLlib's class
-        try:
+        with replaced_passes(module, {"forward_exploration": act}):
             return self.sample(explore=True, **duration)
-        finally:
-            del module.forward_exploration
 
     def _decide(self, module_id: str, batch: Mapping[str, Any], policy: BehaviorPolicy) -> dict[str, Any]:
         obs, mask = batch[Columns.OBS].to(self._device, torch.float32), batch.get(MASK)

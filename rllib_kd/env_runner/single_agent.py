@@ -11,7 +11,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -40,6 +40,7 @@ from rllib_kd.env_runner.column_sampler import (
 )
 from rllib_kd.env_runner.family import FamilyTurns
 from rllib_kd.env_runner.fragment import Fragment, append_final_states
+from rllib_kd.env_runner.passes import replaced_passes
 from rllib_kd.env_runner.recorded import RecordingEnvRunner
 from rllib_kd.env_runner.students import StudentsEnvRunner
 from rllib_kd.environments.returned import explained, not_finite, not_finite_by_connectors
@@ -414,19 +415,19 @@ class DistillEnvRunner(RecordingEnvRunner):
 
     def _sample_through_rllib(self, fragment: Fragment, policy: BehaviorPolicy) -> None:
         """Run RLlib's own loop, with π instead of the student, and record each step of the env."""
-        student: Any = self.module
 
-        def act(batch: Mapping[str, Any]) -> dict[str, Any]:
+        def act(batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
             labels, actions = self._decide(self._inputs_in(batch), policy)
             fragment.decide(self._seen(batch), labels, actions)
             return self._as_outputs(actions)
 
-        self.module = _ActingModule(student, act)
+        num_steps = self.config.get_rollout_fragment_length() * self.num_envs
         self._recording = fragment
         try:
-            self.sample(num_timesteps=self.config.get_rollout_fragment_length() * self.num_envs, explore=True)
+            with replaced_passes(self.module, {"forward_exploration": act}):
+                self.sample(num_timesteps=num_steps, explore=True)
         finally:
-            self.module, self._recording = student, None
+            self._recording = None
         fragment.final_obs, fragment.final_mask = self._seen(self._cached_to_module), self._shown.mask
 
     def _seen(self, batch: Mapping[str, Any]) -> np.ndarray:
@@ -468,20 +469,6 @@ class DistillEnvRunner(RecordingEnvRunner):
         if self._recording is not None:
             self._recording.step(rewards, terminateds, truncateds)
         return results
-
-
-class _ActingModule:
-    """A proxy of the student whose actions are chosen by a function."""
-
-    def __init__(self, student: Any, act: Callable[[Mapping[str, Any]], dict[str, Any]]):
-        self._student = student
-        self._act = act
-
-    def forward_exploration(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Any]:
-        return self._act(batch)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._student, name)
 
 
 def _as_column(obs: np.ndarray) -> np.ndarray:

@@ -16,19 +16,13 @@ from ray.rllib.core.rl_module.rl_module import RLModule
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.video import check_recorder, check_renders, recording
 from rllib_kd.evaluation.intervals import mean_and_ci95
-from rllib_kd.evaluation.measures import (
-    agreement,
-    confusion_and_regret,
-    doubt,
-    has_higher_mean,
-    latency_ms,
-    return_ratio,
-)
+from rllib_kd.evaluation.measures import agreement, confusion_and_regret, latency_ms
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.evaluation.playing import EpsilonGreedy, Player, RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
 from rllib_kd.evaluation.result import Comparison, PolicyReport
-from rllib_kd.evaluation.seeds import episode_seeds
+from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean, return_ratio
+from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 from rllib_kd.evaluation.sources import open_source, open_sources
 from rllib_kd.evaluation.trees import tree_figures
 from rllib_kd.observations.masks import features_space
@@ -47,7 +41,7 @@ def compare(
     env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     num_episodes: int = 100,
-    seed: int = 0,
+    seed: int = FRESH_SEED,
     epsilon: float = 0.0,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
@@ -65,7 +59,8 @@ def compare(
             the environment that the student's checkpoint records, or else the teacher's. Without trust, only
             environments of gymnasium and ALE are taken from checkpoints.
         num_episodes: episodes of each policy, ≥ 1; episode i is reset with `seed + i`.
-        seed: seed of the first episode, ≥ 0. Use seeds that were not used for choosing the student.
+        seed: seed of the first episode, ≥ 0; by default, that of the `rllib` command. Use seeds that were not used for
+            choosing the student.
         epsilon: share of random actions of teacher and student, in [0, 1]. Scores of Atari games are usually measured
             with some (0.05 in Mnih et al. 2015): in games without randomness, a greedy policy may repeat itself
             without end.
@@ -102,7 +97,7 @@ def compare_all(
     env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     num_episodes: int = 100,
-    seed: int = 0,
+    seed: int = FRESH_SEED,
     epsilon: float = 0.0,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
@@ -235,7 +230,7 @@ def evaluate(
     env: str | Callable[..., gym.Env] | PlayedEnvironment | None = None,
     *,
     num_episodes: int = 100,
-    seed: int = 0,
+    seed: int = FRESH_SEED,
     epsilon: float = 0.0,
     env_config: Mapping[str, Any] | None = None,
     trust_checkpoint: bool = False,
@@ -250,7 +245,7 @@ def evaluate(
         policy: teacher or student, as in `compare()`; or an RLModule, Algorithm or checkpoint of another algorithm.
         env: as in `compare()`.
         num_episodes: ≥ 1; episode i is reset with `seed + i`.
-        seed: seed of the first episode, ≥ 0.
+        seed: as in `compare()`.
         epsilon: share of random actions, in [0, 1], as in `compare()`.
         env_config: as in `compare()`.
         trust_checkpoint: as in `compare()`.

@@ -11,6 +11,10 @@ ON_THE_WAY_SEED = 2_000_000
 #: Seed of the first validation episode: episodes by which students are chosen.
 VALIDATION_SEED = 1_500_000_000
 
+#: The validation episode from which on a teacher is compared with a random policy before anything is trained: beyond
+#: those by which students are chosen.
+FIRST_CHECK = 100_000
+
 #: Seed of the first episode of a certificate, by which nothing was chosen.
 CERTIFICATE_SEED = 1_750_000_000
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.checkpoints.archives import is_pt2
+from rllib_kd.checkpoints.magic import file_kind
 from rllib_kd.export.runners import c_runner
 from rllib_kd.export.trees import recorded_shape
 from rllib_kd.teachers.described import checked_shape, first_line
@@ -152,12 +153,11 @@ def artifact_format_of(path: str | os.PathLike[str]) -> str:
         return "c"
     if head.startswith(b"# rllib_kd Python ex"):
         return "python"
-    if head.startswith(b"PK"):  # a zip archive
+    kind = file_kind(head, os.path.getsize(path))
+    if kind == "zip":
         return "pt2" if _is_pt2(path) else "torchscript"
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):  # length of a JSON header
-        return "safetensors"
-    if head.startswith(b"\x08"):  # the protobuf tag of ir_version
-        return "onnx"
+    if kind is not None:
+        return kind
     raise ValueError(f"'{path}' is not an artifact. Expected a file that export() wrote: {', '.join(FORMATS)}.")
 
 

@@ -16,8 +16,8 @@ from rllib_kd.certificates.certificate import Certificate, RatioTest, fewest_epi
 from rllib_kd.certificates.certification import Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.certificates.held_out import RowGames
-from rllib_kd.evaluation.measures import doubt
-from rllib_kd.evaluation.seeds import VALIDATION_SEED
+from rllib_kd.evaluation.return_ratio import doubt
+from rllib_kd.evaluation.seeds import FIRST_CHECK, VALIDATION_SEED
 from rllib_kd.experiment.interrupts import saving_on_interrupt
 from rllib_kd.export.costs import Cost, measure, ranked
 from rllib_kd.relay import listening
@@ -37,9 +37,8 @@ from rllib_kd.text import number, ratio
 
 #: Shares of training after which students are compared.
 ROUNDS = (0.1, 0.2, 0.4, 0.7, 1.0)
-#: Episodes by which the teacher is compared with a random policy, before anything is trained; and the first of them
-#: among the validation episodes, far from those of the rounds.
-_NUM_CHECKS, _FIRST_CHECK = 100, 100_000
+#: Episodes by which the teacher is compared with a random policy, before anything is trained.
+_NUM_CHECKS = 100
 
 
 class InterruptedRunError(Exception):
@@ -135,7 +134,7 @@ class Run:
         """Let the teacher and a random policy play; return why the teacher does not do, or an empty text."""
         if "checks" not in self.state:
             self._show("teacher and random policy play" + self._budget.left())
-            self._keep(checks=self._games.validation_baselines(_FIRST_CHECK, _NUM_CHECKS).tolist())
+            self._keep(checks=self._games.validation_baselines(FIRST_CHECK, _NUM_CHECKS).tolist())
         self._checks = np.array(self.state["checks"])
         self._new_test(np.empty(0))  # refuses stated bounds that are too narrow
         teacher, random = self._checks
@@ -373,7 +372,7 @@ class Run:
                 "training": asked.seed,
                 "validation": [
                     [VALIDATION_SEED, self._tournament.num_episodes],
-                    [VALIDATION_SEED + _FIRST_CHECK, _NUM_CHECKS],
+                    [VALIDATION_SEED + FIRST_CHECK, _NUM_CHECKS],
                 ],
                 "certificate": [first_certificate_seed(asked.seed), certificate],
             },

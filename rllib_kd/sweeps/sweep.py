@@ -42,9 +42,9 @@ from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.comparing import check_fit
-from rllib_kd.evaluation.measures import doubt, has_higher_mean
 from rllib_kd.evaluation.playing import RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
 from rllib_kd.evaluation.seeds import FRESH_SEED
 from rllib_kd.experiment.connection import connection
 from rllib_kd.experiment.experiment import check_below_storage, check_not_empty

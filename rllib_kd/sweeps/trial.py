@@ -18,9 +18,9 @@ from rllib_kd.certificates.agreement import AGREEMENT
 from rllib_kd.certificates.held_out import HeldOutStates
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.intervals import lower_bound
-from rllib_kd.evaluation.measures import return_ratio
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ
+from rllib_kd.evaluation.return_ratio import return_ratio
 from rllib_kd.evaluation.seeds import FRESH_SEED, ON_THE_WAY_SEED
 from rllib_kd.evaluation.sources import open_source
 from rllib_kd.export.costs import measure

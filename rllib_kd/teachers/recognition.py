@@ -9,6 +9,7 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.archives import Archive, is_pt2, is_torchscript
+from rllib_kd.checkpoints.magic import NUM_BYTES, file_kind
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.tune import Location
 from rllib_kd.checkpoints.uris import is_file, is_folder, read_file
@@ -20,12 +21,6 @@ _FORMATS = (
     "the folder of an RLlib checkpoint or of a Tune experiment, a zip of Stable-Baselines3, weights of CleanRL "
     "(.cleanrl_model), a state dict of PyTorch (.pth), safetensors, ONNX, .pt2 or TorchScript"
 )
-
-
-_ZIP = b"PK"
-
-
-_ONNX = b"\x08"  # the protobuf tag of ir_version
 
 
 @dataclass(frozen=True)
@@ -79,12 +74,13 @@ def find(location: Location) -> Found:
 
 def _check_head(head: bytes, uri: str) -> None:
     """Check that the first bytes of a file may be those of a teacher."""
-    if not head.startswith((_ZIP, _ONNX)) and head[8:9] != b"{":
+    if file_kind(head) is None:
         raise _unknown(uri)
 
 
 def _origin(content: bytes, uri: str) -> str:
-    if content.startswith(_ZIP):
+    kind = file_kind(content[:NUM_BYTES], len(content))
+    if kind == "zip":
         names = Archive(content, uri).names
         if names >= sb3.FILES:
             return "sb3"
@@ -94,10 +90,8 @@ def _origin(content: bytes, uri: str) -> str:
             return "torchscript"
         if any(name.endswith("/data.pkl") for name in names):
             return "weights"
-    if content[8:9] == b"{" and int.from_bytes(content[:8], "little") < len(content):  # length of a JSON header
-        return "safetensors"
-    if content.startswith(_ONNX):
-        return "onnx"
+    elif kind is not None:
+        return kind
     raise _unknown(uri)
 
 

@@ -8,7 +8,8 @@ import scipy.stats
 import torch
 
 from rllib_kd.evaluation.intervals import lower_bound, mean_and_ci95
-from rllib_kd.evaluation.measures import confusion_and_regret, doubt, has_higher_mean, return_ratio
+from rllib_kd.evaluation.measures import confusion_and_regret
+from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean, return_ratio
 from rllib_kd.evaluation.seeds import FRESH_SEED, episode_seeds
 
 

@@ -1,0 +1,49 @@
+"""Files are recognised by their first bytes."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from rllib_kd.checkpoints.magic import NUM_BYTES, file_kind
+
+
+def zip_file(method: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("{", b"{" * 100)
+    return file.getvalue()
+
+
+def safetensors(header: bytes) -> bytes:
+    """Return a file whose JSON header has a length with these first bytes."""
+    content = save({"q": np.zeros(2, np.float32)}, metadata={"note": ""})
+    length = int.from_bytes(header.ljust(8, b"\0"), "little")
+    padding = length - int.from_bytes(content[:8], "little")
+    return save({"q": np.zeros(2, np.float32)}, metadata={"note": "x" * padding})
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_zip_files(method):
+    assert file_kind(zip_file(method)[:NUM_BYTES], 1_000) == "zip"
+
+
+@pytest.mark.parametrize("header", [b"\xe8\x03", b"PK", b"\x08\x08"])
+def test_safetensors_have_headers_of_any_length(header):
+    content = safetensors(header)
+    assert content.startswith(header)
+    assert file_kind(content[:NUM_BYTES], len(content)) == "safetensors"
+
+
+def test_a_header_longer_than_its_file_is_none():
+    content = safetensors(b"\xe8\x03")
+    assert file_kind(content[:NUM_BYTES], 1_000) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", b"import torch\n"])
+def test_other_files_are_of_no_kind(content):
+    assert file_kind(content, len(content)) is None

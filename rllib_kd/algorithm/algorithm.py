@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
-import pyarrow.fs
 import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
@@ -30,15 +26,15 @@ from ray.tune.registry import register_trainable
 
 from rllib_kd.algorithm.answers import given_up, kill_the_hung, reason_in
 from rllib_kd.algorithm.baselines import play_baselines
+from rllib_kd.algorithm.checkpoint import CheckpointedDQN
 from rllib_kd.algorithm.concrete import concrete_config
 from rllib_kd.algorithm.config import DistillationConfig
 from rllib_kd.algorithm.dead_learners import names_dead_learners
 from rllib_kd.algorithm.evaluations import Evaluations
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.fit import check_fit, check_vector_env, explain_failed_env_runners
-from rllib_kd.algorithm.format_version import FORMAT_VERSION, STATE_ENTRY, check_format, check_format_at
+from rllib_kd.algorithm.gradient_steps import ReplayRatio
 from rllib_kd.algorithm.label_checks import check_labels
-from rllib_kd.algorithm.learner_saves import check_learner_has_saved, num_learner_saves
 from rllib_kd.algorithm.patience import Patience
 from rllib_kd.algorithm.postponed import Postponed
 from rllib_kd.algorithm.preflight import (
@@ -50,19 +46,12 @@ from rllib_kd.algorithm.preflight import (
     spaces_known_here,
 )
 from rllib_kd.algorithm.recorded import check_can_play, check_recorded, make_sampling, recorded_spaces
-from rllib_kd.algorithm.replay_ratio import ReplayRatio
-from rllib_kd.algorithm.replays import refill_replays, save_replays
 from rllib_kd.algorithm.restarts import Players, Restarts
-from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.students import Students, new_student, warn_of_large_students
-from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT, Teachers
+from rllib_kd.algorithm.teachers import Teachers
 from rllib_kd.algorithm.unusable_states import UnusableStates
-from rllib_kd.checkpoints.pickles import CheckpointError
-from rllib_kd.checkpoints.replacing import replacing
-from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve
-from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.own import settled
 from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.learner.learner import STATE_AFTER_UPDATE
@@ -95,14 +84,13 @@ class DistillDQNConfig(DistillationConfig):
         super().__init__(algo_class=algo_class or DistillDQN)
 
 
-class DistillDQN(DQN):
+class DistillDQN(CheckpointedDQN):
     """Trains a compact student Q-network to act like a trained teacher, on the states that EnvRunners visit."""
 
     __module__ = "rllib_kd"  # the name in pickles, wherever the code is
 
     config: DistillDQNConfig
 
-    #: What a checkpoint holds beside RLlib's own and the teachers: attributes whose objects have states of their own.
     SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts", "_patience")
     #: The other attributes of this class, which follow from the config, or belong to one process.
     NOT_SAVED: ClassVar = frozenset({"config", "_postponed", "_students", "_unusable_states", "_evaluations"})
@@ -353,147 +341,6 @@ class DistillDQN(DQN):
     def __repr__(self) -> str:
         # Ray calls it after __init__ has failed in an actor, before there is a config: an error would hide the first.
         return super().__repr__() if self.config is not None else type(self).__name__
-
-    # --- Checkpoints --------------------------------------------------------------------------------------------------
-
-    @override(DQN)
-    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        return [*super().get_checkpointable_components(), *self._teachers.components()]
-
-    @override(DQN)
-    def get_ctor_args_and_kwargs(self) -> tuple[tuple, dict[str, Any]]:
-        (state,), kwargs = super().get_ctor_args_and_kwargs()
-        config = self.config.copy(copy_frozen=False)
-        config.set_teachers(lambda group_id, teacher: TEACHER_IN_CHECKPOINT)
-        return ({**state, "teacher": config.teacher},), kwargs
-
-    @override(DQN)
-    def get_metadata(self) -> dict[str, Any]:
-        """As RLlib's, with the iteration, by which results are found faster than by the state."""
-        return {**super().get_metadata(), "training_iteration": self.training_iteration}
-
-    @override(DQN)
-    @names_dead_learners
-    def get_state(
-        self,
-        components: str | Collection[str] | None = None,
-        *,
-        not_components: str | Collection[str] | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        is_wanted = partial(self._check_component, components=components, not_components=not_components)
-        state = super().get_state(components, not_components=not_components, **kwargs)
-        state |= self._teachers.get_state(is_wanted)
-        if is_wanted(STATE_ENTRY) and self._postponed.is_set_up:  # otherwise a callback asks, before there is anything
-            own = {name.lstrip("_"): getattr(self, name).get_state() for name in self.SAVED}
-            state[STATE_ENTRY] = {"format_version": FORMAT_VERSION, **own}
-        return state
-
-    @override(DQN)
-    def set_state(self, state: dict[str, Any]) -> None:
-        own = state.get(STATE_ENTRY)
-        check_format(own)
-        self._sampling.forget()
-        super().set_state(state)
-        brings_teachers = self._teachers.set_state(state)
-        if own is not None:
-            for name in self.SAVED:
-                if name.lstrip("_") in own:  # one that an older version had not is as new
-                    getattr(self, name).set_state(own[name.lstrip("_")])
-        if brings_teachers or not self._teachers:
-            self._go_on()
-
-    @override(DQN)
-    @names_dead_learners
-    def save_to_path(
-        self,
-        path: str | Path | None = None,
-        *,
-        state: dict[str, Any] | None = None,
-        filesystem: pyarrow.fs.FileSystem | None = None,
-        **kwargs: Any,
-    ) -> str:
-        """Save RLlib's checkpoint, with the replay of each Learner; on a local disk, atomically.
-
-        An older checkpoint at `path` stays until the new one is complete. See `replacing()`.
-
-        Raises:
-            OSError: the checkpoint cannot be written, or a Learner could not write its part.
-        """
-        folder = local_folder(path, filesystem)
-        if folder is None:
-            return self._write_checkpoint(path, state=state, filesystem=filesystem, **kwargs)
-        with replacing(folder, left_out=(REPLAY_FOLDER,)) as new:
-            self._write_checkpoint(new, state=state, **kwargs)
-        return str(folder)
-
-    def _write_checkpoint(
-        self,
-        path: str | Path | None,
-        *,
-        state: dict[str, Any] | None,
-        filesystem: pyarrow.fs.FileSystem | None = None,
-        **kwargs: Any,
-    ) -> str:
-        if state is None:
-            self._choose_restarts()
-        num_saves = num_learner_saves(self.learner_group)
-        with self._restarts.in_their_places(self.learner_group) if state is None else nullcontext():
-            saved = super().save_to_path(path, state=state, filesystem=filesystem, **kwargs)
-        if state is None:
-            check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
-            if self.config.store_buffer_in_checkpoints:
-                place = resolve(saved if path is None else path, filesystem)[1]
-                save_replays(self.learner_group, saved, place, with_rows=self._sampling.stores_rows)
-        return saved
-
-    @classmethod
-    @override(DQN)
-    def from_checkpoint(cls, path: Any, filesystem: pyarrow.fs.FileSystem | None = None, **kwargs: Any) -> DistillDQN:
-        """Restore from a checkpoint as RLlib does, but also from a relative path.
-
-        Raises:
-            ValueError: another version of this package wrote the checkpoint, and this one cannot read it.
-        """
-        if isinstance(path, str | Path):
-            path = str(local_folder(path, filesystem) or path)
-            folder, own_filesystem = resolve(path, filesystem)
-            check_format_at(f"{folder}/{cls.STATE_FILE_NAME}.pkl", own_filesystem)
-        return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
-
-    @override(DQN)
-    @names_dead_learners
-    def restore_from_path(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        if self._postponed.put_off(partial(self.restore_from_path, path, *args, **kwargs)):
-            return
-        path = str(local_folder(path, kwargs.get("filesystem")) or path)
-        is_whole = "component" not in kwargs
-        resolved, filesystem = resolve(path, kwargs.get("filesystem"))
-        if is_whole:
-            if (lack := lacking(filesystem, resolved)) is not None:
-                raise CheckpointError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
-            own = check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
-            self._restarts.check(own.get("restarts", {"num_copies": 1}))
-            check_networks(self.learner_group, resolved, filesystem)
-        self._sampling.forget()
-        super().restore_from_path(path, *args, **kwargs)
-        if is_whole and self._restarts.put_back(self.learner_group):
-            self._sampling.take_newest_student(self.num_env_steps, self.eval_env_runner_group)
-        if self._teachers.are_loaded:
-            self._go_on()
-        if is_whole:
-            has_rows = self.config.store_buffer_in_checkpoints and refill_replays(
-                self.learner_group, resolved, filesystem
-            )
-            self._sampling.replays_are(restored=has_rows)
-            if not has_rows:
-                self._replay_ratio.replay_is_empty()
-
-    def _go_on(self) -> None:
-        """Continue sampling after a restore, with the restored teachers."""
-        check_fit(self.config, self._teachers, self._students, self.spaces)
-        self._sampling.meet(self._teachers)
-        self._sampling.resume(self.num_env_steps)
 
 
 register_trainable("DistillDQN", DistillDQN)

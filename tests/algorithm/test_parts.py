@@ -17,8 +17,8 @@ from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm import algorithm
 from rllib_kd.algorithm.first_weights import FirstWeights
 from rllib_kd.algorithm.format_version import FORMAT_VERSION, check_format, check_format_at
+from rllib_kd.algorithm.gradient_steps import ReplayRatio
 from rllib_kd.algorithm.postponed import Postponed
-from rllib_kd.algorithm.replay_ratio import ReplayRatio
 from rllib_kd.algorithm.results import distillation_results
 from rllib_kd.algorithm.returns import StudentReturns
 from rllib_kd.algorithm.sampling import Sampling, StudentState

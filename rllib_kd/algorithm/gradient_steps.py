@@ -1,4 +1,4 @@
-"""The replay ratio: `training_intensity` rows are learned from for each env step, in whole gradient steps."""
+"""How many gradient steps are made: `training_intensity` rows are learned from for each env step."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 
 class ReplayRatio:
-    """Counts env steps against gradient steps.
+    """Decides how many gradient steps are due, by counting env steps against them.
 
     Args:
         rows_per_env_step: rows that are learned from for each env step (RLlib's `training_intensity`).

@@ -90,9 +90,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     files = {argument.partition("::")[0] for argument in config.args}
     if len(files) == 1 and files.pop().endswith(".py"):
         return 0
-    return (
-        3 if config.option.markexpr == "slow" else 2
-    )  # those often wait: for nodes that start, for processes that end
+    often_waits = config.option.markexpr == "slow"  # for nodes that start, for processes that end
+    return 3 if often_waits else 2
 
 
 @pytest.hookimpl(trylast=True)

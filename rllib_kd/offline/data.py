@@ -16,8 +16,9 @@ from ray.rllib.utils.annotations import override
 
 from rllib_kd.observations.frames import VALID, pack
 from rllib_kd.observations.masks import MASK
+from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.labelled_files import LabelledFiles
-from rllib_kd.offline.labelling import Labeller, fingerprint
+from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.reading import part_of
 from rllib_kd.offline.rows import LearnerColumns
 from rllib_kd.offline.schema import DataError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ from rllib_kd.observations.flattening import Flattener
 from rllib_kd.observations.masks import MASK, features_space
 from rllib_kd.observations.pipeline import (
     Flatten,
-    Normalize,
     ObservationPipeline,
     RLlibConnectors,
     Shown,
@@ -26,6 +24,7 @@ from rllib_kd.observations.pipeline import (
 )
 from rllib_kd.observations.spaces import brief, image_shape, is_byte_image
 from rllib_kd.offline.columns import Place, finite, recorded, rows_where
+from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.reading import num_rows
 from rllib_kd.offline.schema import OBS_DTYPES, RECORDED, DataError, LabelledSchema
 from rllib_kd.text import one_line
@@ -223,31 +222,6 @@ class Labeller:
 def _device_of(teacher: Teacher) -> torch.device | str:
     weights = teacher.module.parameters() if isinstance(teacher.module, torch.nn.Module) else iter(())
     return next((parameter.device for parameter in weights), "cpu")
-
-
-def fingerprint(teacher: Teacher) -> str:
-    """Return the SHA-256 over a teacher's weights, and over what its pipeline normalises by, in hexadecimal digits.
-
-    It is empty for a function whose weights are unknown, such as a lambda.
-    """
-    digest = hashlib.sha256(teacher.outputs.encode())
-    for member in teacher.members:
-        content = getattr(getattr(member.module, "function", None), "content", b"")  # of a file of ONNX or TorchScript
-        weights = member.module.state_dict() if isinstance(member.module, torch.nn.Module) else {}
-        if not weights and not content:
-            return ""
-        digest.update(content)
-        for name in sorted(weights):
-            tensor = torch.as_tensor(weights[name]).detach().cpu().contiguous()
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-        for stage in member.pipeline.stages if member.pipeline is not None else ():
-            if isinstance(stage, Normalize):
-                arrays = [
-                    None if values is None else np.asarray(values).tobytes() for values in (stage.mean, stage.std)
-                ]
-                digest.update(repr((arrays, stage.clip)).encode())
-    return digest.hexdigest()
 
 
 def _check_sees_rows(teacher: Teacher) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ray.rllib.core.columns import Columns
 
 from rllib_kd.observations.frames import VALID
-from rllib_kd.offline.labelling import fingerprint
+from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.offline.listing import filesystem_of
 from rllib_kd.offline.reading import part_of
 from rllib_kd.offline.schema import RECORDED, LabelledSchema

@@ -8,7 +8,6 @@ which never change.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 import platform
@@ -134,18 +133,6 @@ def options_of(asked: Any) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of this package, of those that it needs, and of Python."""
     return {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()}
-
-
-def fingerprint(teacher: Teacher) -> str:
-    """Return a text that is equal for equal weights; also for all functions whose weights are unknown."""
-    digest = hashlib.sha256()
-    for member in teacher.members:
-        state: Mapping[str, Any] = getattr(member.module, "state_dict", dict)()
-        for name in sorted(state):
-            if isinstance(value := state[name], torch.Tensor):
-                digest.update(name.encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def check_unchanged(folder: Path, began_with: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -29,12 +29,13 @@ from rllib_kd.experiment.names import folder_word, own_folder, own_name
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.observations.masks import features_space
+from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.paths import check_path
 from rllib_kd.shrink.arena import Arena, InEnvironment, OnRows
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes, tree_sizes
 from rllib_kd.shrink.outcome import Shrunk
 from rllib_kd.shrink.parts import divide, most_parts
-from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
+from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.shrink.run import Run
 from rllib_kd.shrink.training import reachable, training_config
 from rllib_kd.teachers.base import Teacher

@@ -15,10 +15,11 @@ import torch
 from rllib_kd import Shrink
 from rllib_kd.certificates.games import Games
 from rllib_kd.export.costs import Cost
+from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.shrink import arena as module_of_arena
 from rllib_kd.shrink import run as module_of_run
 from rllib_kd.shrink.candidates import mlp
-from rllib_kd.shrink.progress import Progress, check_unchanged, fingerprint, options_of
+from rllib_kd.shrink.progress import Progress, check_unchanged, options_of
 from rllib_kd.students.restarts import names_of, student_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module

@@ -21,7 +21,7 @@ import numpy as np
 
 from rllib_kd import Shrink, load_teacher
 from rllib_kd.environments.making import env_maker
-from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.playing import Player, RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.paths import replace_file
@@ -97,7 +97,7 @@ def found(certificate: dict[str, Any]) -> dict[str, Any]:
 def judged(args: argparse.Namespace, checkpoint: Path) -> dict[str, Any]:
     """Return a student's return ratio in fresh episodes, and whether its certificate is wrong."""
     make_env = env_maker(args.env, {})
-    teacher, student = check_fit(
+    teacher, student = check_players_fit(
         make_env, {"The teacher": load_teacher(args.teacher), "The student": load_teacher(str(checkpoint))}
     )
     seeds = range(FIRST_SEED, FIRST_SEED + NUM_EPISODES)

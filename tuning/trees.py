@@ -30,8 +30,8 @@ from rllib_kd.certificates.certificate import Certificate
 from rllib_kd.certificates.certification import certify
 from rllib_kd.certificates.games import Games
 from rllib_kd.environments.pools import own_name
-from rllib_kd.evaluation.comparing import check_fit
-from rllib_kd.evaluation.validation import validate
+from rllib_kd.evaluation.comparing import check_players_fit
+from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.networks.trees.arrays import Tree, rounded_down
 from rllib_kd.networks.trees.shape import WEIGHTINGS
@@ -125,7 +125,7 @@ def certified(
     task: Task, make_env: Any, teacher: Teacher, student: Teacher, seen: list[float], seed: int
 ) -> Certificate:
     """Return the certificate of a student, by episodes that nothing else has seen."""
-    teacher, student = check_fit(make_env, {"The teacher": teacher, "The student": student})
+    teacher, student = check_players_fit(make_env, {"The teacher": teacher, "The student": student})
     games = Games(make_env, teacher, seed)
     (tested,) = certify(
         1,
@@ -160,7 +160,7 @@ def run(name: str, task: Task, teacher: str, seed: int) -> dict[str, Any]:
     candidates = plain_trees(algo, chosen)
     players = Players.of(algo.config, algo.get_copies(), algo.env_runner)
     assert players.make_env is not None
-    played = validate(players.make_env, candidates, players.pipeline, task.num_validation_episodes)
+    played = play_validation(players.make_env, candidates, players.pipeline, task.num_validation_episodes)
     viper = candidates[played.best(list(candidates))[0]]
     students, env = {"tree": chosen, "viper": viper}, own_name(task.env)
     compared = compare_all(teacher, students, env, num_episodes=task.num_fresh_episodes, seed=FIRST_EPISODE_SEED)

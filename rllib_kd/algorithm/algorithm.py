@@ -41,7 +41,7 @@ from rllib_kd.algorithm.preflight import (
     actor_resources,
     check_environment,
     check_resources,
-    check_teachers,
+    check_teachers_fit,
     limit_threads,
     spaces_known_here,
 )
@@ -124,7 +124,7 @@ class DistillDQN(CheckpointedDQN):
         self._teachers = Teachers.load(self.config, self._storage)
         check_labels(self.config, self._teachers)
         spaces = spaces or recorded_spaces(self.config, self._teachers)
-        check_teachers(self.config, self._teachers, spaces)
+        check_teachers_fit(self.config, self._teachers, spaces)
         check_recorded(self.config, files, self._teachers, spaces)
         self.config = concrete_config(self.config, spaces, self._teachers, files)
         try:

@@ -22,7 +22,7 @@ from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.teachers import TEACHER_IN_CHECKPOINT
 from rllib_kd.checkpoints.pickles import CheckpointError
 from rllib_kd.checkpoints.replacing import replacing
-from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve
+from rllib_kd.checkpoints.replay_files import REPLAY_FOLDER, local_folder, resolve_filesystem
 from rllib_kd.checkpoints.whole import lacking
 
 
@@ -124,7 +124,7 @@ class CheckpointedDQN(DQN):
         if state is None:
             check_learner_has_saved(self.learner_group, saved, num_saves_before=num_saves)
             if self.config.store_buffer_in_checkpoints:
-                place = resolve(saved if path is None else path, filesystem)[1]
+                place = resolve_filesystem(saved if path is None else path, filesystem)[1]
                 save_replays(self.learner_group, saved, place, with_rows=self._sampling.stores_rows)
         return saved
 
@@ -138,7 +138,7 @@ class CheckpointedDQN(DQN):
         """
         if isinstance(path, str | Path):
             path = str(local_folder(path, filesystem) or path)
-            folder, own_filesystem = resolve(path, filesystem)
+            folder, own_filesystem = resolve_filesystem(path, filesystem)
             check_format_at(f"{folder}/{cls.STATE_FILE_NAME}.pkl", own_filesystem)
         return super().from_checkpoint(path, filesystem=filesystem, **kwargs)
 
@@ -149,7 +149,7 @@ class CheckpointedDQN(DQN):
             return
         path = str(local_folder(path, kwargs.get("filesystem")) or path)
         is_whole = "component" not in kwargs
-        resolved, filesystem = resolve(path, kwargs.get("filesystem"))
+        resolved, filesystem = resolve_filesystem(path, kwargs.get("filesystem"))
         if is_whole:
             if (lack := lacking(filesystem, resolved)) is not None:
                 raise CheckpointError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")

@@ -59,7 +59,7 @@ def check(config: DistillationConfig) -> None:
 # --- Each setting by itself -------------------------------------------------------------------------------------------
 
 
-def check_names(config: DistillationConfig) -> None:
+def check_fields(config: DistillationConfig) -> None:
     """Refuse fields that no code reads: a config from a plain dict, as Tune passes it, may have any."""
     known = set(vars(type(config)()))
     for name in vars(config):
@@ -425,7 +425,7 @@ def check_learners(config: DistillationConfig) -> None:
 #: All checks. Later ones rely on earlier ones.
 _CHECKS: tuple[Callable[[DistillationConfig], None], ...] = (
     # Each setting by itself.
-    check_names,
+    check_fields,
     check_api_stack,
     check_words,
     check_numbers,

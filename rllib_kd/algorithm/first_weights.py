@@ -87,7 +87,7 @@ class FirstWeights:
                 else:
                     weights |= dict.fromkeys(names_of(name, config.num_copies), own)
         if weights:
-            set_weights(learner_group, weights, is_whole=config.init == "teacher")
+            set_first_weights(learner_group, weights, is_whole=config.init == "teacher")
         self._states = {group_id: FirstStates() for group_id in self._states}
 
     def get_state(self) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class FirstWeights:
             self._states[group_id].set_state(states)
 
 
-def set_weights(learner_group: LearnerGroup, weights: Mapping[str, Weights], *, is_whole: bool) -> None:
+def set_first_weights(learner_group: LearnerGroup, weights: Mapping[str, Weights], *, is_whole: bool) -> None:
     """Set students and their target networks on all Learners, before the first gradient step.
 
     Args:

@@ -172,7 +172,7 @@ def check_teacher(
             )
 
 
-def check_teachers(
+def check_teachers_fit(
     config: DistillationConfig, teachers: Mapping[str, Teacher], spaces: tuple[gym.Space, gym.Space] | None
 ) -> None:
     """Check that the teachers of a config fit its environment, as far as possible before connectors are built.

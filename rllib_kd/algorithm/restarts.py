@@ -18,7 +18,7 @@ from rllib_kd.checkpoints.connectors import pipeline_of
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.halving import halve, num_played
-from rllib_kd.evaluation.validation import Validation, validate
+from rllib_kd.evaluation.validation import Validation, play_validation
 from rllib_kd.networks.weights import Weights, weights_of, with_weights
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import by_student, student_of
@@ -53,7 +53,7 @@ class Players(NamedTuple):
         return cls(copies, make_env, pipeline_of(_rllib.env_to_module(env_runner), next(iter(copies.values()))))
 
 
-class Snapshot(NamedTuple):
+class KeptCopy(NamedTuple):
     """A copy of a student at a time of training.
 
     Args:
@@ -69,7 +69,7 @@ class Snapshot(NamedTuple):
     returns: Sequence[float] = ()
 
     @classmethod
-    def of(cls, name: str, module: Any, env_steps: int, returns: Sequence[float] = ()) -> Snapshot:
+    def of(cls, name: str, module: Any, env_steps: int, returns: Sequence[float] = ()) -> KeptCopy:
         """Return the snapshot of a module as it is now."""
         return cls(name, env_steps, weights_of(module), returns)
 
@@ -91,9 +91,9 @@ class Restarts:
     def __init__(self, num_copies: int, num_episodes: int):
         self._num_copies, self._num_episodes = num_copies, num_episodes
         self._chosen_at = -1  # gradient steps, and regrowths of trees, at the last choice
-        self._chosen: dict[str, Snapshot] = {}  # by student
+        self._chosen: dict[str, KeptCopy] = {}  # by student
         self._looked_at = 0  # env steps of training at the last look
-        self._kept: dict[str, list[Snapshot]] = {}  # by student, the best first
+        self._kept: dict[str, list[KeptCopy]] = {}  # by student, the best first
         #: Of copies that have a chosen one's place, in the checkpoint that is being saved or restored.
         self._displaced: dict[str, Weights] = {}
         #: Of all looks and choices so far.
@@ -147,7 +147,7 @@ class Restarts:
             return
         for student, own in names.items():
             best = played.best(own)[0]
-            snapshot = Snapshot.of(best, players.copies[best], env_steps, played.returns[best])
+            snapshot = KeptCopy.of(best, players.copies[best], env_steps, played.returns[best])
             kept = [*self._kept.get(student, ()), snapshot]
             self._kept[student] = sorted(kept, key=lambda one: -float(np.mean(one.returns)))[:_NUM_KEPT]
 
@@ -164,7 +164,7 @@ class Restarts:
         copies = players.copies
         names = {student: _by_regret(own, regrets) for student, own in by_student(copies).items()}
         self._chosen_at = num_updates
-        self._chosen = {student: Snapshot.of(own[0], copies[own[0]], env_steps) for student, own in names.items()}
+        self._chosen = {student: KeptCopy.of(own[0], copies[own[0]], env_steps) for student, own in names.items()}
         if players.make_env is None:
             return
         kept = {f"{one.copy} at {one.env_steps}": one for own in self._kept.values() for one in own}
@@ -181,7 +181,7 @@ class Restarts:
             return
         for student, own in names.items():
             best = played.best(own)[0]
-            of = kept.get(best) or Snapshot.of(best, copies[best], env_steps)
+            of = kept.get(best) or KeptCopy.of(best, copies[best], env_steps)
             self._chosen[student] = of._replace(returns=played.returns[best])
 
     def _play(
@@ -189,7 +189,7 @@ class Restarts:
         names: dict[str, list[str]],
         players: Players,
         num_episodes: int,
-        kept: Mapping[str, Snapshot] | None = None,
+        kept: Mapping[str, KeptCopy] | None = None,
     ) -> Validation:
         """Play in rounds, shorten `names` to those left, and return what they played."""
         make_env, pipeline = players.make_env, players.pipeline
@@ -197,7 +197,7 @@ class Restarts:
 
         def play(left: Sequence[str], first: int, count: int) -> Validation:
             modules = {name: players.copies[name] for name in left}
-            return validate(make_env, modules, pipeline, count, first_episode=first)
+            return play_validation(make_env, modules, pipeline, count, first_episode=first)
 
         known = {name: one.returns for name, one in (kept or {}).items()}
         played = halve(names, num_episodes, play, known)
@@ -278,8 +278,8 @@ class Restarts:
         if self._num_copies == 1:
             return
         self._chosen_at, self._looked_at = state["chosen_at"], state["looked_at"]
-        self._chosen = {student: Snapshot(**one) for student, one in state["chosen"].items()}
-        self._kept = {student: [Snapshot(**one) for one in own] for student, own in state["kept"].items()}
+        self._chosen = {student: KeptCopy(**one) for student, one in state["chosen"].items()}
+        self._kept = {student: [KeptCopy(**one) for one in own] for student, own in state["kept"].items()}
         self._displaced = dict(state["displaced"])
         self._env_steps, self._seconds = state["env_steps"], state["seconds"]
 

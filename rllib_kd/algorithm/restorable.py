@@ -24,7 +24,7 @@ _FOLDER = "learner_group/learner/rl_module"  # in the checkpoint of an Algorithm
 _MAX_NAMED = 10  # networks, in a message
 
 
-class Network(NamedTuple):
+class NetworkSignature(NamedTuple):
     """What must be the same of a network in a checkpoint and in the algorithm that restores it."""
 
     shapes: Mapping[str, tuple[int, ...]]  # of its weights, by name
@@ -63,10 +63,10 @@ def check_networks(learner_group: LearnerGroup, path: str, filesystem: pyarrow.f
             )
 
 
-def _networks(learner: Any) -> dict[str, Network]:
+def _networks(learner: Any) -> dict[str, NetworkSignature]:
     """Return the networks of a Learner by name."""
     return {
-        name: Network(
+        name: NetworkSignature(
             {key: tuple(value.shape) for key, value in getattr(module, "state_dict", dict)().items()},
             module.observation_space,
             module.action_space,
@@ -76,7 +76,7 @@ def _networks(learner: Any) -> dict[str, Network]:
     }
 
 
-def _read(folder: str, filesystem: pyarrow.fs.FileSystem) -> Network | None:
+def _read(folder: str, filesystem: pyarrow.fs.FileSystem) -> NetworkSignature | None:
     """Return a network of a checkpoint; None if its files are missing, or cannot be read."""
     paths = [posixpath.join(folder, name) for name in ("module_state.pkl", "class_and_ctor_args.pkl")]
     if not all(is_file(filesystem, path) for path in paths):
@@ -91,10 +91,10 @@ def _read(folder: str, filesystem: pyarrow.fs.FileSystem) -> Network | None:
     except Exception:  # unpickling executes what is in it
         return None
     spaces = arguments.get("observation_space"), arguments.get("action_space")
-    return Network(shapes, *spaces, _plain(arguments.get("model_config")))
+    return NetworkSignature(shapes, *spaces, _plain(arguments.get("model_config")))
 
 
-def _difference(name: str, there: Network, here: Network) -> str:
+def _difference(name: str, there: NetworkSignature, here: NetworkSignature) -> str:
     """Return how a network in a checkpoint differs from the algorithm's, and what to do, as the end of a sentence."""
     for what, one, other in (
         ("observations", there.observation_space, here.observation_space),

@@ -13,7 +13,7 @@ import numpy as np
 from rllib_kd.evaluation.playing import RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import CERTIFICATE_SEED, VALIDATION_SEED
-from rllib_kd.evaluation.validation import validate
+from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 
@@ -58,7 +58,7 @@ class Games:
         self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
     ) -> dict[str, list[float]]:
         """Return the returns of students in validation episodes, by name."""
-        return validate(self._make_env, modules, pipeline, count, first_episode=first).returns
+        return play_validation(self._make_env, modules, pipeline, count, first_episode=first).returns
 
     def certificate_episodes(self, student: Teacher, first: int, count: int) -> np.ndarray:
         """Return the returns of a student, the teacher and the random policy in certificate episodes, `[3, count]`."""

@@ -97,7 +97,7 @@ class _TooMuchError(Exception):
     """A pickle that exceeds a limit which real checkpoints stay far below."""
 
 
-class Budget:
+class ReadBudget:
     """The number of opcodes and bytes that may be read, of one pickle or of several together."""
 
     def __init__(self, opcodes: int = limits.MAX_OPCODES, num_bytes: int = limits.MAX_FILE):
@@ -125,7 +125,7 @@ class Budget:
 class _Counted(dict[int, Callable[[Any], None]]):
     """The dispatch table of opcodes, which counts them against a budget."""
 
-    def __init__(self, dispatch: dict[int, Callable[[Any], None]], budget: Budget):
+    def __init__(self, dispatch: dict[int, Callable[[Any], None]], budget: ReadBudget):
         super().__init__(dispatch)
         self._budget = budget
         self._own = limits.MAX_OPCODES
@@ -138,7 +138,7 @@ class _Counted(dict[int, Callable[[Any], None]]):
         return super().__getitem__(opcode)
 
 
-class _Reader(pickle._Unpickler):
+class _InertUnpickler(pickle._Unpickler):
     """The unpickler in Python: the one in C would allocate gigabytes for its memo on a few bytes."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
@@ -149,9 +149,9 @@ class _Reader(pickle._Unpickler):
     stack: list[Any]
     memo: dict[int, Any]
 
-    def __init__(self, file: IO[bytes], budget: Budget | None = None):
+    def __init__(self, file: IO[bytes], budget: ReadBudget | None = None):
         super().__init__(file)
-        self.dispatch = _Counted(type(self).dispatch, budget or Budget())  # type: ignore[misc]
+        self.dispatch = _Counted(type(self).dispatch, budget or ReadBudget())  # type: ignore[misc]
         self._kinds: dict[Name, type[Tag]] = {}
         self._depths: dict[int, int] = {}  # of tuples on the stack, and in the memo, by their ids
         self._sizes: dict[int, int] = {}  # their parts, and those of parts
@@ -237,7 +237,7 @@ class _Reader(pickle._Unpickler):
 _ORDERED_DICT = Name("collections", "OrderedDict")
 
 
-class _ReaderOfTensors(_Reader):
+class _InertTensorUnpickler(_InertUnpickler):
     def persistent_load(self, pid: Any) -> Any:
         """Load a tensor's numbers, which are in another file. PyTorch hashes the file's name."""
         if not isinstance(pid, tuple) or not all(isinstance(part, str | int | type) for part in pid):
@@ -288,21 +288,21 @@ def _keys_first(load: Callable[[Any], None], keys: slice) -> Callable[[Any], Non
 
 
 for _opcode, _load_own in (
-    (pickle.BYTEARRAY8, _Reader.load_bytearray),
-    (pickle.NEWOBJ, _Reader.load_newobj),
-    (pickle.NEWOBJ_EX, _Reader.load_newobj_ex),
-    (pickle.PUT, _Reader.load_put),
-    (pickle.REDUCE, _Reader.load_reduce),
+    (pickle.BYTEARRAY8, _InertUnpickler.load_bytearray),
+    (pickle.NEWOBJ, _InertUnpickler.load_newobj),
+    (pickle.NEWOBJ_EX, _InertUnpickler.load_newobj_ex),
+    (pickle.PUT, _InertUnpickler.load_put),
+    (pickle.REDUCE, _InertUnpickler.load_reduce),
 ):
-    _Reader.dispatch[_opcode[0]] = _load_own
+    _InertUnpickler.dispatch[_opcode[0]] = _load_own
 
 
 for _opcode in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-    _Reader.dispatch[_opcode[0]] = _then(_Reader.dispatch[_opcode[0]], _Reader._note_tuple)
+    _InertUnpickler.dispatch[_opcode[0]] = _then(_InertUnpickler.dispatch[_opcode[0]], _InertUnpickler._note_tuple)
 
 
 for _opcode in (pickle.INT, pickle.LONG, pickle.LONG1, pickle.LONG4):
-    _Reader.dispatch[_opcode[0]] = _then(_Reader.dispatch[_opcode[0]], _Reader._check_integer)
+    _InertUnpickler.dispatch[_opcode[0]] = _then(_InertUnpickler.dispatch[_opcode[0]], _InertUnpickler._check_integer)
 
 
 for _opcode, _keys in (
@@ -312,10 +312,10 @@ for _opcode, _keys in (
     (pickle.ADDITEMS, slice(None)),
     (pickle.FROZENSET, slice(None)),
 ):
-    _Reader.dispatch[_opcode[0]] = _keys_first(_Reader.dispatch[_opcode[0]], _keys)
+    _InertUnpickler.dispatch[_opcode[0]] = _keys_first(_InertUnpickler.dispatch[_opcode[0]], _keys)
 
 
-def read_pickle(file: IO[bytes], where: str, budget: Budget | None = None) -> Any:
+def read_pickle(file: IO[bytes], where: str, budget: ReadBudget | None = None) -> Any:
     """Read a pickle, with tags for everything that it names.
 
     Args:
@@ -326,7 +326,7 @@ def read_pickle(file: IO[bytes], where: str, budget: Budget | None = None) -> An
     Raises:
         CheckpointError: it is not a whole pickle, or exceeds a limit.
     """
-    return _load(_Reader(file, budget), where)
+    return _load(_InertUnpickler(file, budget), where)
 
 
 @contextmanager
@@ -341,7 +341,7 @@ def without_looking_for_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _load(reader: _Reader, where: str) -> Any:
+def _load(reader: _InertUnpickler, where: str) -> Any:
     try:
         with without_looking_for_cycles():
             return reader.load()
@@ -366,7 +366,7 @@ def names_in(content: bytes, where: str) -> set[Name]:
     Raises:
         CheckpointError: it is not a whole pickle.
     """
-    reader = _ReaderOfTensors(io.BytesIO(content))
+    reader = _InertTensorUnpickler(io.BytesIO(content))
     _load(reader, where)
     return reader.names
 

@@ -50,7 +50,7 @@ def read_replays(path: str, filesystem: pyarrow.fs.FileSystem) -> list[dict[str,
     return replays
 
 
-def resolve(path: str | Path, filesystem: pyarrow.fs.FileSystem | None) -> tuple[str, pyarrow.fs.FileSystem]:
+def resolve_filesystem(path: str | Path, filesystem: pyarrow.fs.FileSystem | None) -> tuple[str, pyarrow.fs.FileSystem]:
     """Return a path or URI as RLlib takes it, and its filesystem."""
     path = str(path)
     return (path, filesystem) if filesystem else pyarrow.fs.FileSystem.from_uri(path)[::-1]

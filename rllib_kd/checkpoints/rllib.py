@@ -31,10 +31,10 @@ from rllib_kd.checkpoints.connectors import (
     shown_space,
     stage_name,
 )
-from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Name, Tag, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, Name, ReadBudget, Tag, read_pickle
 from rllib_kd.checkpoints.uris import first_file, is_folder, list_folder, open_uri, read_file, uri_of
 from rllib_kd.checkpoints.values import build, build_entries
-from rllib_kd.networks.layers import Cost
+from rllib_kd.networks.layers import CostMeter
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.observations.spaces import check_size
 
@@ -113,8 +113,8 @@ class RLlibCheckpoint:
     module_path: str
     algorithm_path: str | None
     trusted: bool
-    _budget: Budget = field(  # of all that is read of it as data
-        default_factory=lambda: Budget(num_bytes=limits.MAX_FILE + limits.MAX_SMALL_FILE), compare=False, repr=False
+    _budget: ReadBudget = field(  # of all that is read of it as data
+        default_factory=lambda: ReadBudget(num_bytes=limits.MAX_FILE + limits.MAX_SMALL_FILE), compare=False, repr=False
     )
 
     def load_module(self) -> RLModule:
@@ -393,7 +393,7 @@ def _check_convolutions(conv_filters: Any, observation_space: gym.Space, where: 
     """Check the costs of convolutions: unlike other layers, they can have more outputs than weights."""
     shape: tuple[int, ...] = getattr(observation_space, "shape", None) or ()
     height, width, *more = (*shape, 1, 1, 1)
-    channels, cost = more[0], Cost()
+    channels, cost = more[0], CostMeter()
     try:
         for filters, kernel, stride, *_ in conv_filters or ():
             (high, wide), (down, along) = (_pair(sizes) for sizes in (kernel, stride))

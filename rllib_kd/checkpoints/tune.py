@@ -20,7 +20,7 @@ import pyarrow.fs
 
 from rllib_kd import limits
 from rllib_kd.checkpoints.json_text import parse_json
-from rllib_kd.checkpoints.pickles import Budget, CheckpointError, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, ReadBudget, read_pickle
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
 from rllib_kd.checkpoints.run_names import CHECKPOINT, SWEEP, short_names
 from rllib_kd.checkpoints.runs import Curve, CurveReader
@@ -129,7 +129,7 @@ def resolve(path: str | os.PathLike[str], *, continues: bool = False) -> Locatio
             evaluated, or training is to go on; a folder has several zips; or the results exceed the limits.
     """
     named = _find(os.fspath(path))
-    reader = _Reader(named.filesystem)
+    reader = _TrialsReader(named.filesystem)
     trials = _trials_of(named, reader)
     if continues and named.rule is None:
         named = named._replace(rule=NEWEST, why="from which training continues")
@@ -147,7 +147,7 @@ def find_students(paths: Sequence[str | os.PathLike[str]], *, names: Sequence[st
     Raises:
         ValueError: as `resolve()`; the limits on results apply to all paths together. Two students have one name.
     """
-    readers: list[_Reader] = []
+    readers: list[_TrialsReader] = []
     found = [_students_at(*_split_name(os.fspath(path), names), readers, names) for path in paths]
     unnamed = list(dict.fromkeys(each.path for several in found for each in several if each.name is None))
     short = dict(zip(unnamed, short_names(unnamed), strict=True))
@@ -186,7 +186,7 @@ def _split_name(text: str, names: Sequence[str]) -> tuple[str | None, str]:
     return name.strip(), path
 
 
-def _students_at(name: str | None, given: str, readers: list[_Reader], names: Sequence[str]) -> list[_Found]:
+def _students_at(name: str | None, given: str, readers: list[_TrialsReader], names: Sequence[str]) -> list[_Found]:
     """Return the students at a path; `readers` are those of the paths before it, one for each filesystem."""
     try:
         named = None if given in names else _find(given)
@@ -196,7 +196,7 @@ def _students_at(name: str | None, given: str, readers: list[_Reader], names: Se
         return [_Found(name, given, None, FoundStudent(given, Curve()))]
     reader = next((each for each in readers if each.filesystem.equals(named.filesystem)), None)
     if reader is None:
-        readers.append(reader := _Reader(named.filesystem))
+        readers.append(reader := _TrialsReader(named.filesystem))
     trials = _trials_of(named, reader)
     if not trials:
         run = reader.run_of(named.path)
@@ -236,7 +236,7 @@ def _check_rule(given: str, folder: str, rule: str) -> None:
     raise NothingThereError(f"There is nothing at '{given}'. After '@' expected {BEST} or {NEWEST}, got '{rule}'.")
 
 
-def _trials_of(named: _Named, reader: _Reader) -> list[str]:
+def _trials_of(named: _Named, reader: _TrialsReader) -> list[str]:
     """Return the trial at a path, or those in it; empty if it is not a run."""
     trials = list(reader.trials(named.path))
     if not trials and named.rule is not None:
@@ -247,7 +247,7 @@ def _trials_of(named: _Named, reader: _Reader) -> list[str]:
     return trials
 
 
-def _itself(named: _Named, reader: _Reader) -> Location:
+def _itself(named: _Named, reader: _TrialsReader) -> Location:
     """Return the location of a checkpoint or file, with its figures in the results of its run."""
     archive = only_zip(named.filesystem, named.path, named.uri)
     if archive is not None:
@@ -259,7 +259,7 @@ def _itself(named: _Named, reader: _Reader) -> Location:
     return Location(named.uri, named.filesystem, named.path, next(map(_return_of, scored), None))
 
 
-def _choose(named: _Named, trials: Sequence[str], reader: _Reader) -> Location:
+def _choose(named: _Named, trials: Sequence[str], reader: _TrialsReader) -> Location:
     is_evaluated = any(math.isfinite(reader.results(trial).last[_EVALUATION]) for trial in trials)
     asks_returns = named.rule == BEST or (named.rule is None and is_evaluated)
     found = [
@@ -361,12 +361,12 @@ class _Results:
         self.curve = curve.curve
 
 
-class _Reader(TrialReader):
+class _TrialsReader(TrialReader):
     """Reads results and states within limits for all trials together, and the results of each trial once."""
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem):
         super().__init__(filesystem)
-        self._budget = Budget(_MAX_OPCODES, limits.MAX_FILE)
+        self._budget = ReadBudget(_MAX_OPCODES, limits.MAX_FILE)
         self._results: dict[str, _Results] = {}
 
     def is_trial(self, folder: str) -> bool:

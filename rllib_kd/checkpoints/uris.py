@@ -212,7 +212,7 @@ def read_lines(filesystem: pyarrow.fs.FileSystem, path: str, *, max_bytes: int, 
         raise CheckpointError(f"'{path}' cannot be opened: {error}") from error
 
 
-def replace_file(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
+def replace_remote_file(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
     """Write a file beside its path, and move it there, which replaces an older one at once."""
     with filesystem.open_output_stream(f"{path}.new") as stream:
         stream.write(content)

@@ -64,7 +64,7 @@ def compare(
     from rllib_kd.checkpoints.tune import find_students
     from rllib_kd.environments.own import given_environment
     from rllib_kd.evaluation.comparing import compare_all
-    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.experiment.files import parse_settings
     from rllib_kd.report.comparisons import summary_table, write_report
     from rllib_kd.teachers.names import PACKAGED_TEACHERS
 
@@ -80,7 +80,7 @@ def compare(
         num_episodes=episodes,
         seed=seed,
         epsilon=epsilon,
-        env_config=parse_json(env_config, "--env-config"),
+        env_config=parse_settings(env_config, "--env-config"),
         trust_checkpoint=trust_checkpoint,
         progress=True,
     )
@@ -116,7 +116,7 @@ def evaluate(
     from rllib_kd.evaluation.comparing import evaluate as evaluate_policy
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.sources import open_source
-    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.experiment.files import parse_settings
 
     set_log_level(0)
     if video is not None:
@@ -125,7 +125,7 @@ def evaluate(
     source = open_source(checkpoint, trust_checkpoint=trust_checkpoint)
     if algo is not None and algo != (trained_by := source.algorithm() or algo):
         raise ValueError(f"The checkpoint was trained by {trained_by}, but --algo is '{algo}'. Leave out --algo.")
-    asked = parse_json(env_config, "--env-config")
+    asked = parse_settings(env_config, "--env-config")
     where = resolve_environment({"the policy": source}, env, asked, trust_checkpoint=trust_checkpoint)
     report = evaluate_policy(
         source,
@@ -179,7 +179,7 @@ def export(
     from rllib_kd.environments.own import given_environment
     from rllib_kd.evaluation.played_environment import resolve_environment
     from rllib_kd.evaluation.sources import open_sources
-    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.experiment.files import parse_settings
     from rllib_kd.export.card import Card
     from rllib_kd.export.deployment import deploy, has_figures
     from rllib_kd.export.export import check_exportable, format_of_ending
@@ -191,7 +191,7 @@ def export(
     set_log_level(0)
     env = given_environment(env, imports or ())
     format = format_of_ending(out) if format is None else format
-    asked = parse_json(env_config, "--env-config")
+    asked = parse_settings(env_config, "--env-config")
     given = [checkpoint] if teacher is None else [checkpoint, teacher]
     student, *others = open_sources(given, trust_checkpoint=trust_checkpoint)
     if input is not None:

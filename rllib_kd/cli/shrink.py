@@ -53,7 +53,7 @@ def shrink(
     begin(address=address)
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.experiment import check_not_empty
-    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.experiment.files import parse_settings
     from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.shrink.progress import resuming_command
     from rllib_kd.shrink.shrink import Shrink, begun_with
@@ -69,8 +69,8 @@ def shrink(
         "minutes": minutes,
         "env_steps": env_steps,
         "seed": seed,
-        "env_config": parse_json(env_config, "--env-config"),
-        "config": parse_json(config, "--config") | ({"input_": absolute_uris(input)} if input else {}),
+        "env_config": parse_settings(env_config, "--env-config"),
+        "config": parse_settings(config, "--config") | ({"input_": absolute_uris(input)} if input else {}),
         "trees": trees,
         "restarts": restarts,
         "episodes": episodes,

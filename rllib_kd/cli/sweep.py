@@ -54,7 +54,7 @@ def sweep(
     from rllib_kd.checkpoints.uris import expanded
     from rllib_kd.environments.own import defined_in, given_environment
     from rllib_kd.experiment.experiment import check_not_empty
-    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.experiment.files import parse_settings
     from rllib_kd.offline.labelled_files import absolute_uris
     from rllib_kd.sweeps.loggers import sweep_loggers
     from rllib_kd.sweeps.space import read_space, search_space
@@ -64,8 +64,8 @@ def sweep(
     texts = {"search": search, "space": space, "storage_path": storage_path, "name": name, "address": address}
     check_not_empty(**texts, wandb_project=wandb_project, mlflow_uri=mlflow_uri)
     began = time.perf_counter()
-    settings = parse_json(config, "--config")
-    if changes := parse_json(env_config, "--env-config"):
+    settings = parse_settings(config, "--config")
+    if changes := parse_settings(env_config, "--env-config"):
         settings["env_config"] = {**(settings.get("env_config") or {}), **changes}
     if input:
         settings["input_"] = absolute_uris(input)

@@ -108,7 +108,7 @@ def train(
     begin(address=ray_address)
     from rllib_kd.environments.own import given_environment
     from rllib_kd.experiment.connection import LocalRay, connection
-    from rllib_kd.experiment.files import parse_json
+    from rllib_kd.experiment.files import parse_settings
     from rllib_kd.experiment.outcome import refusal
     from rllib_kd.experiment.progress_line import ProgressLine
     from rllib_kd.experiment.running import (
@@ -133,12 +133,12 @@ def train(
         experiment.settings |= _without_teacher(teacher)
         if not words:  # a file has its own
             experiment.settings.setdefault("epsilon", _EXPLORATION)
-    experiment.settings |= parse_json(config, "--config")
-    if changes := parse_json(env_config, "--env-config"):
+    experiment.settings |= parse_settings(config, "--config")
+    if changes := parse_settings(env_config, "--env-config"):
         experiment.settings["env_config"] = {**(experiment.settings.get("env_config") or {}), **changes}
     if (level := log_level(verbose)) is not None:
         experiment.settings.setdefault("log_level", level)
-    experiment.stop |= parse_json(stop, "--stop")
+    experiment.stop |= parse_settings(stop, "--stop")
     fields = {"name": experiment_name, "num_samples": num_samples, "compare_episodes": compare_episodes}
     for name, value in fields.items():
         if value is not None:
@@ -154,7 +154,7 @@ def train(
         restore=restore,
         resume=resume,
         scheduler=scheduler,
-        scheduler_config=parse_json(scheduler_config, "--scheduler-config"),
+        scheduler_config=parse_settings(scheduler_config, "--scheduler-config"),
         callbacks=(ProgressLine(checked.stop), *_loggers(checked, wandb_key, wandb_project, wandb_run_name)),
     )
     if experiment.name is not None or not resume:

@@ -32,14 +32,14 @@ _imported: dict[str, ModuleType] = {}
 _replaced: dict[str, str] = {}
 
 
-def is_file(name: str) -> bool:
+def is_file_name(name: str) -> bool:
     """Return whether text names a Python file rather than a module."""
     return name.endswith(".py") or os.sep in name
 
 
 def absolute(name: str) -> str:
     """Return a file with its absolute path, and a module as it is."""
-    if not is_file(name):
+    if not is_file_name(name):
         return name
     check_path(name)
     return tidied(os.path.join(os.getcwd(), os.path.expanduser(name)))
@@ -55,7 +55,7 @@ def import_own(name: str) -> ModuleType:
         ValueError: there is none, or it raises; the message has the reason, and the line in the user's code.
     """
     try:
-        if is_file(name):
+        if is_file_name(name):
             if name not in _imported:
                 _imported[name] = _import_file(Path(name))
             return _imported[name]

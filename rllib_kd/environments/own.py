@@ -25,7 +25,7 @@ from ray.rllib.env.env_context import EnvContext
 from ray.tune.registry import ENV_CREATOR, _global_registry, register_env
 
 from rllib_kd.environments.familiar import record
-from rllib_kd.environments.imports import absolute, import_own, is_file, make_importable
+from rllib_kd.environments.imports import absolute, import_own, is_file_name, make_importable
 from rllib_kd.environments.sources import Sources, own_file
 from rllib_kd.text import did_you_mean
 
@@ -55,7 +55,7 @@ class OwnName:
     @property
     def files(self) -> tuple[str, ...]:
         """Return those of the imports that are files."""
-        return tuple(filter(is_file, self.imports))
+        return tuple(filter(is_file_name, self.imports))
 
 
 def parsed(env: Any) -> OwnName | None:
@@ -129,7 +129,7 @@ def _located(name: str) -> str:
 
     A checkpoint that names a module means an installed one, wherever it is evaluated.
     """
-    if is_file(name):
+    if is_file_name(name):
         return absolute(name)
     make_importable(os.getcwd())
     path = own_file(import_own(name))
@@ -139,7 +139,7 @@ def _located(name: str) -> str:
 def is_gymnasiums(own: OwnName) -> bool:
     """Return whether gymnasium, and so RLlib, import and make it themselves: "module:Env-v0", once it is imported."""
     first, *others = own.imports
-    return not others and not is_file(first) and "." not in first and own.name in gym.registry
+    return not others and not is_file_name(first) and "." not in first and own.name in gym.registry
 
 
 def registered(own: OwnName) -> str:
@@ -240,7 +240,7 @@ def is_in_file(env: Any) -> bool:
 
 def _file_of(name: str, *, is_run: bool) -> Path | None:
     """Return the file of an import; None for an installed module. Experiment files are run, and not imported."""
-    return Path(name) if is_run and is_file(name) else own_file(import_own(name))
+    return Path(name) if is_run and is_file_name(name) else own_file(import_own(name))
 
 
 def defined_in(file: Path, env: Any, imports: Sequence[str] = ()) -> Any:

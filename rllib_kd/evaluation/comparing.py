@@ -131,7 +131,7 @@ def compare_all(
     make_env = env_maker(*played)
     playing = partial(_greedily, epsilon, seed)
     named = {"The teacher": first} | {f"The student {name!r}": source for name, source in sources.items()}
-    teacher, *fitted = check_fit(make_env, {name: source.network() for name, source in named.items()})
+    teacher, *fitted = check_players_fit(make_env, {name: source.network() for name, source in named.items()})
     networks = dict(zip(students, fitted, strict=True))
     teacher_player = playing(teacher)
     with bar("episodes", total=(2 + len(networks)) * num_episodes, shown=progress) as advance:
@@ -267,7 +267,7 @@ def evaluate(
         check_recorder()
     source = open_source(policy, trust_checkpoint=trust_checkpoint)
     played = resolve_environment({"the policy": source}, env, env_config, trust_checkpoint=trust_checkpoint)
-    (policy,) = check_fit(env_maker(*played), {"The policy": source.policy()})
+    (policy,) = check_players_fit(env_maker(*played), {"The policy": source.policy()})
     player = _with_epsilon(policy, epsilon, seed=seed)
     mode = "human" if render else "rgb_array" if video_dir is not None else None
     make_shown = env_maker(*played, render_mode=mode)
@@ -339,7 +339,7 @@ def _views(networks: Sequence[Teacher]) -> dict[int | str | None, Callable[[], V
     return {_eyes(network): network.start for network in networks}
 
 
-def check_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> list[Any]:
+def check_players_fit(make_env: Callable[[], gym.Env], networks: Mapping[str, Any]) -> list[Any]:
     """Check that policies fit the environment, before PyTorch fails in the middle of an episode.
 
     Policies that take vectors fit all observations of which vectors of this length are made.

@@ -128,7 +128,7 @@ def play(
         ValueError: an episode does not end.
     """
     returns: list[float] = []
-    seen = Sample(len(views))
+    seen = VisitedStates(len(views))
     own_vector = None if chooses else _own_vector(make_env, min(_GAMES_AT_ONCE, num_envs, len(seeds)))
     make_envs = choosing_envs if chooses else one_episode_each
     at_once = num_envs if own_vector is None else len(seeds)
@@ -179,7 +179,7 @@ def play_chunk(
     act: Act,
     seeds: list[int],
     views: Sequence[View] = (),
-    seen: Sample | None = None,
+    seen: VisitedStates | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[float], int]:
     """Play one episode for each seed: side by side, and one after the other if there are fewer environments.
@@ -274,7 +274,7 @@ class _OneEpisode(gym.Wrapper):
         return obs, reward, terminated, truncated, info
 
 
-class Sample:
+class VisitedStates:
     """A sample of states, thinned evenly whenever there are too many: frames of long episodes would fill the memory."""
 
     def __init__(self, num_views: int):

@@ -45,7 +45,7 @@ class Validation(NamedTuple):
         return sorted(names, key=lambda name: -float(np.mean(self.returns[name])))[:count]
 
 
-def validate(
+def play_validation(
     make_env: Callable[[], gym.Env],
     students: Mapping[str, Any],
     pipeline: ObservationPipeline,

@@ -20,7 +20,7 @@ from ray.tune.registry import TRAINABLE_CLASS, _global_registry
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.label_checks import check_labels
-from rllib_kd.algorithm.preflight import check_environment, check_teachers, known_spaces, try_out
+from rllib_kd.algorithm.preflight import check_environment, check_teachers_fit, known_spaces, try_out
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.settings import apply_settings, as_meant, validate
 from rllib_kd.checkpoints.replay_files import local_folder
@@ -31,7 +31,7 @@ from rllib_kd.environments.own import settled, short_name
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, record_config
 from rllib_kd.evaluation.sources import Source, open_source
 from rllib_kd.experiment.metrics import checked_stop
-from rllib_kd.experiment.names import own_name, subject
+from rllib_kd.experiment.names import new_name, subject
 from rllib_kd.experiment.variants import has_space, param_space, variants
 from rllib_kd.observations.connectors import flatten_observations
 from rllib_kd.observations.spaces import has_texts, image_places, is_flattened
@@ -105,7 +105,7 @@ class Experiment:
         first, requests = configs[0], [cls.default_resource_request(config).required_resources for config in configs]
         about = subject(cls, map(_place_of, configs))
         return CheckedExperiment(
-            name=own_name(about) if self.name is None else self.name,
+            name=new_name(about) if self.name is None else self.name,
             trainable=cls,
             param_space=param_space(first, own | settings) if own or has_space(settings) else first,
             stop=checked_stop(self.stop),
@@ -234,7 +234,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
             _note_other_config(config, members)
         teacher = as_configured(teachers[name], config.ensemble, config.temperature)
         check_labels(config, {DEFAULT_MODULE_ID: teacher})
-        check_teachers(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
+        check_teachers_fit(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
         check_before(config, {DEFAULT_MODULE_ID: teacher}, spaces[place])
     return teachers
 

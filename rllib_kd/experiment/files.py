@@ -123,7 +123,7 @@ def _with_entries(experiment: Experiment, path: Path, entries: Mapping[str, Any]
     return experiment
 
 
-def parse_json(text: str, what: str) -> dict[str, Any]:
+def parse_settings(text: str, what: str) -> dict[str, Any]:
     """Parse a JSON object, or read it from a JSON or YAML file if `text` is `@file`.
 
     Raises:

@@ -41,7 +41,7 @@ def folder_word(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")[:_MAX_ENV]
 
 
-def own_name(subject: str) -> str:
+def new_name(subject: str) -> str:
     """Return a name for an experiment that begins now."""
     return f"{subject}_{datetime.now().strftime(_TIME)}"
 
@@ -54,7 +54,7 @@ def own_folder(storage: str, name: str) -> Iterator[str]:
 
     Args:
         storage: path or URI of the folder in which it lies.
-        name: as from `own_name()`.
+        name: as from `new_name()`.
 
     Yields:
         The name. Where nothing has been written to the folder, it is deleted at the end.

@@ -24,7 +24,7 @@ from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN
 from rllib_kd.algorithm.restorable import check_networks
 from rllib_kd.algorithm.settings import check_names
-from rllib_kd.checkpoints.replay_files import local_folder, resolve
+from rllib_kd.checkpoints.replay_files import local_folder, resolve_filesystem
 from rllib_kd.checkpoints.uris import NothingThereError, absolute_uri, file_types
 from rllib_kd.checkpoints.whole import lacking
 from rllib_kd.environments.own import short_name
@@ -372,7 +372,7 @@ def _restoring(space: AlgorithmConfig | dict[str, Any], checkpoint: str) -> Algo
 
 def _restore(path: str, *, algorithm: Any, **kwargs: Any) -> None:
     if not isinstance(algorithm, DistillDQN) and algorithm.learner_group is not None:  # the first checks it itself
-        check_networks(algorithm.learner_group, *resolve(path, None))
+        check_networks(algorithm.learner_group, *resolve_filesystem(path, None))
     algorithm.restore_from_path(path)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.fs
 from ray import tune
 
-from rllib_kd.checkpoints.uris import is_file, list_folder, replace_file
+from rllib_kd.checkpoints.uris import is_file, list_folder, replace_remote_file
 
 SNAPSHOT = "snapshot.zip"
 
@@ -57,7 +57,7 @@ class Snapshots(tune.Callback):
             for path in staged.iterdir():
                 if _session(path.name) == _session(state.name):
                     archive.write(path, path.name)
-        replace_file(storage.storage_filesystem, f"{storage.experiment_fs_path}/{SNAPSHOT}", content.getvalue())
+        replace_remote_file(storage.storage_filesystem, f"{storage.experiment_fs_path}/{SNAPSHOT}", content.getvalue())
         self._packed_at = written_at
 
 

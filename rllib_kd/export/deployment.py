@@ -15,7 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from rllib_kd.environments.making import env_maker
-from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment, resolve_environment
 from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
@@ -130,7 +130,7 @@ def deploy(
     played = resolve_environment({"the student": source}, env, env_config, trust_checkpoint=trust_checkpoint)
     network, make_env = source.network(), env_maker(*played)
     check_exportable(network, format=format, int8=int8, prefix=prefix)
-    (network,) = check_fit(make_env, {"The teacher" if out is None else "The student": network})
+    (network,) = check_players_fit(make_env, {"The teacher" if out is None else "The student": network})
     view = artifact_view(network)
     views = [view, lambda: mask_view(int(network.action_space.n))]
     torch_returns, (states, masks) = play(make_env, GreedyQ(network), seeds, views=views, advance=advance)

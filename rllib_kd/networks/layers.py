@@ -136,7 +136,7 @@ class _Expectation(nn.Module):
         return F.softmax(x.unflatten(-1, (-1, len(self.atoms))), -1) @ self.atoms
 
 
-class Cost:
+class CostMeter:
     """The cost of a network for one observation, layer by layer, within limits for each layer and for all together.
 
     Attributes:
@@ -182,7 +182,7 @@ class Cost:
         self.add(what, pixels * filters, pixels * filters * patch)
 
 
-def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[Cost, Tensor]:
+def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[CostMeter, Tensor]:
     """Return the cost of a network of layers, and its outputs for one observation, without allocating their memory.
 
     Args:
@@ -192,7 +192,7 @@ def cost_of(network: nn.Module, shape: Sequence[int]) -> tuple[Cost, Tensor]:
     Raises:
         ValueError: its layers do not fit each other, or exceed a limit.
     """
-    cost = Cost()
+    cost = CostMeter()
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
         name, numbers = type(module).__name__.strip("_").lower(), outputs.numel()
@@ -294,11 +294,11 @@ def count_layers(layers: Sequence[Layer]) -> int:
     return len(layers) + sum(1 + count_layers(part) for part in within)
 
 
-def weights_of(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
+def weights_in_order(layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> Iterator[Tensor]:
     """Yield weights and biases in the order of the layers; for dueling streams, the advantage's first."""
     for layer in layers:
         for part in layers_within(layer):
-            yield from weights_of(part, tensors)
+            yield from weights_in_order(part, tensors)
         if "weight" in layer:
             yield tensors[layer["weight"]]
             yield tensors[layer["bias"]]
@@ -321,7 +321,7 @@ def whole(number: Any) -> int:
     return int(number)
 
 
-def _weights_of(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _weights_in(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     weight, bias = tensors[layer["weight"]], tensors[layer["bias"]]
     if not weight.numel():
         raise ValueError(f"a weight has the shape {list(weight.shape)}, which holds no numbers")
@@ -329,19 +329,19 @@ def _weights_of(layer: Layer, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Te
 
 
 def _linear(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    weight, bias = _weights_of(layer, tensors)
+    weight, bias = _weights_in(layer, tensors)
     return _with_weights(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
 
 
 def _conv(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    weight, bias = _weights_of(layer, tensors)
+    weight, bias = _weights_in(layer, tensors)
     down, along = layer["stride"]
     kernel, stride = (weight.shape[2], weight.shape[3]), (whole(down), whole(along))
     return _with_weights(_Conv(weight.shape[1], weight.shape[0], kernel, stride, device="meta"), weight, bias)
 
 
 def _layer_norm(layer: Layer, tensors: Mapping[str, Tensor]) -> nn.Module:
-    weight, bias = _weights_of(layer, tensors)
+    weight, bias = _weights_in(layer, tensors)
     eps = float(layer["eps"])
     if not 0 <= eps < math.inf:
         raise ValueError(f"a layer_norm has an eps of {eps}; expected a finite number of at least 0")

@@ -39,7 +39,7 @@ def default_filters(space: MixedBox) -> list[list[int]]:
     return filters
 
 
-class Part(NamedTuple):
+class VectorPart(NamedTuple):
     """A part of a vector.
 
     Args:
@@ -62,16 +62,16 @@ class MixedEncoder(TorchModel, Encoder):
         self.images = nn.ModuleList(image.build(framework="torch").net for image in config.images)
         self.mlp = None if config.mlp is None else config.mlp.build(framework="torch").net
 
-    def parts(self) -> Iterator[Part]:
+    def parts(self) -> Iterator[VectorPart]:
         """Yield the parts of a vector, in their order."""
         end = 0
         for start, image, net in zip(self.config.starts, self.config.images, self.images, strict=True):
             if start > end:
-                yield Part(slice(end, start), (start - end,), None)
+                yield VectorPart(slice(end, start), (start - end,), None)
             end = start + math.prod(image.input_dims)
-            yield Part(slice(start, end), tuple(image.input_dims), net)
+            yield VectorPart(slice(start, end), tuple(image.input_dims), net)
         if (size := self.config.input_dims[0]) > end:
-            yield Part(slice(end, size), (size - end,), None)
+            yield VectorPart(slice(end, size), (size - end,), None)
 
     def _forward(self, inputs: dict, **kwargs: Any) -> dict:
         obs = inputs[Columns.OBS]

@@ -22,7 +22,7 @@ from rllib_kd.offline.labelling import Labeller
 from rllib_kd.offline.reading import part_of
 from rllib_kd.offline.rows import LearnerColumns
 from rllib_kd.offline.schema import DataError
-from rllib_kd.offline.stream import HeldOut, Piece, RecordedFiles, Stream
+from rllib_kd.offline.stream import HeldOutRows, Piece, RecordedFiles, Stream
 from rllib_kd.offline.subset import Subset
 from rllib_kd.offline.unlabelled_files import UnlabelledFiles, files_at
 from rllib_kd.text import one_line
@@ -159,7 +159,7 @@ class LabelledData(OfflineData):
         """
         self.files, self._names = files, tuple(names)
         most = max(1, min(_MOST_HELD_OUT, _MOST_NUMBERS // max(1, files.obs_numbers)))
-        self._held_out = HeldOut(files, self.config.held_out, most)
+        self._held_out = HeldOutRows(files, self.config.held_out, most)
         self._stream = Stream(files, LearnerColumns.in_files(names), self._held_out, self.config.seed)
         self._first = self._stream.get_state()
 

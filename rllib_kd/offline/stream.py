@@ -30,7 +30,7 @@ class Piece(NamedTuple):
     path: str
 
 
-class HeldOut:
+class HeldOutRows:
     """Rows that are never learned from: the last ones of some row groups, so that few have neighbours that are.
 
     Args:
@@ -80,7 +80,7 @@ class Stream:
 
     NOT_SAVED: ClassVar = frozenset({"_files", "_names", "_held_out", "_pieces", "_order"})
 
-    def __init__(self, files: RecordedFiles, names: tuple[str, ...], held_out: HeldOut, seed: int | None):
+    def __init__(self, files: RecordedFiles, names: tuple[str, ...], held_out: HeldOutRows, seed: int | None):
         self._files = files
         self._names = names
         self._held_out = held_out

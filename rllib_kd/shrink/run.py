@@ -28,7 +28,7 @@ from rllib_kd.shrink.candidates import Size
 from rllib_kd.shrink.outcome import Shrunk, ShrunkStudent, why_not
 from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.progress import Progress, versions
-from rllib_kd.shrink.spread import Crew, SpreadTrainer, Task, working
+from rllib_kd.shrink.spread import ActorTask, Crew, SpreadTrainer, working
 from rllib_kd.shrink.tournament import Snapshot, Tournament
 from rllib_kd.shrink.training import Trainer, running, save_student
 from rllib_kd.teachers.base import Teacher
@@ -110,7 +110,7 @@ class Run:
         if len(self.parts) < 2:
             yield None
             return
-        task = Task(self.arena.env, self.settings)
+        task = ActorTask(self.arena.env, self.settings)
         with listening(), working(self.teacher, task, self.parts) as crew:
             yield crew
 

@@ -22,10 +22,10 @@ from rllib_kd.certificates.fresh import check_fresh
 from rllib_kd.certificates.held_out import check_without_environment, hold_out_of
 from rllib_kd.environments.making import close, env_maker
 from rllib_kd.environments.own import settled, short_name
-from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.experiment.connection import MAX_SHARED_CPUS, connection
-from rllib_kd.experiment.names import folder_word, own_folder, own_name
+from rllib_kd.experiment.names import folder_word, new_name, own_folder
 from rllib_kd.experiment.running import alone_in
 from rllib_kd.export.units import MINIMIZED
 from rllib_kd.observations.masks import features_space
@@ -212,7 +212,7 @@ class Shrink:
         make_env = env_maker(self.env, settings["env_config"])
         observation_space = self._observation_space(make_env)
         teacher = self._loaded_teacher()
-        (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+        (teacher,) = check_players_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
         check_fresh(make_env, short_name(self.env))
         played = PlayedEnvironment(self.env, settings["env_config"])
         return settings, teacher, InEnvironment(played, make_env, observation_space)
@@ -265,7 +265,7 @@ class Shrink:
                 folder.mkdir(parents=True, exist_ok=True)
             return folder
         storage = Path.home() / "ray_results"
-        name = own_name(f"shrink_{'rows' if self.env is None else folder_word(short_name(self.env))}")
+        name = new_name(f"shrink_{'rows' if self.env is None else folder_word(short_name(self.env))}")
         folder = storage / stack.enter_context(own_folder(str(storage), name))
         say(f"note: results go to '{folder}'.")
         return folder

@@ -31,7 +31,7 @@ from rllib_kd.certificates.games import Games
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.playing import Player, RandomActions, play
 from rllib_kd.evaluation.policies import GreedyQ
-from rllib_kd.evaluation.validation import validate
+from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.shrink.parts import Part
 from rllib_kd.shrink.training import Trainer, training_config
@@ -50,7 +50,7 @@ _EPISODES_OF_A_JOB, _VALIDATIONS_OF_A_JOB = 10, 64
 
 
 @dataclass(frozen=True)
-class Task:
+class ActorTask:
     """What all actors share.
 
     Args:
@@ -71,7 +71,7 @@ class Worker:
         part: what this one trains.
     """
 
-    def __init__(self, teacher: Teacher, task: Task, part: Part):
+    def __init__(self, teacher: Teacher, task: ActorTask, part: Part):
         self._teacher, self._task, self._part = teacher, task, part
         self._own_trainer: Trainer | None = None
 
@@ -133,7 +133,7 @@ class Worker:
         self, modules: Mapping[str, Any], pipeline: ObservationPipeline, first: int, count: int
     ) -> dict[str, list[float]]:
         """Return the returns of students in validation episodes, by name."""
-        return validate(self._make_env(), modules, pipeline, count, first_episode=first).returns
+        return play_validation(self._make_env(), modules, pipeline, count, first_episode=first).returns
 
     def _make_env(self) -> Any:
         return env_maker(self._task.env, self._task.settings.get("env_config"))
@@ -162,7 +162,7 @@ class Crew:
         parts: what each trains.
     """
 
-    def __init__(self, teacher: Teacher, task: Task, parts: Sequence[Part]):
+    def __init__(self, teacher: Teacher, task: ActorTask, parts: Sequence[Part]):
         self.parts = list(parts)
         self._teacher, self._task = ray.put(teacher), ray.put(task)
         self._groups = [self._resources(teacher, task, part) for part in parts]
@@ -171,7 +171,7 @@ class Crew:
         self._actors = [self._started(place) for place in range(len(self.parts))]
 
     @staticmethod
-    def _resources(teacher: Teacher, task: Task, part: Part) -> Any:
+    def _resources(teacher: Teacher, task: ActorTask, part: Part) -> Any:
         """Return a placement group for a part: its main process, its EnvRunners and Learners, as Tune's trials have."""
         config = training_config(teacher, task.env, task.settings, part.sizes, restarts=part.num_copies, seed=part.seed)
         request = DistillDQN.default_resource_request(validated(config))
@@ -386,7 +386,7 @@ class SpreadGames(Games):
 
 
 @contextmanager
-def working(teacher: Teacher, task: Task, parts: Sequence[Part]) -> Iterator[Crew]:
+def working(teacher: Teacher, task: ActorTask, parts: Sequence[Part]) -> Iterator[Crew]:
     """Start the actors, and end them at the end."""
     crew = Crew(teacher, task, parts)
     try:

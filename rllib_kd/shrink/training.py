@@ -17,7 +17,7 @@ from ray.rllib.utils.metrics import ENV_RUNNER_RESULTS, EPISODE_RETURN_MAX, EPIS
 
 from rllib_kd import _rllib
 from rllib_kd.algorithm.algorithm import DistillDQN, DistillDQNConfig
-from rllib_kd.algorithm.first_weights import set_weights
+from rllib_kd.algorithm.first_weights import set_first_weights
 from rllib_kd.algorithm.recorded import check_before
 from rllib_kd.algorithm.student_config import refuse_recurrent, student_config
 from rllib_kd.algorithm.students import shape_students
@@ -214,7 +214,7 @@ def save_student(
     config.rl_module(model_config=config.given_model_config | dict(shape)).distillation(restarts=1)
     algo: DistillDQN = config.build_algo()
     try:
-        set_weights(algo.learner_group, {DEFAULT_MODULE_ID: module.get_state()}, is_whole=True)
+        set_first_weights(algo.learner_group, {DEFAULT_MODULE_ID: module.get_state()}, is_whole=True)
         algo.save_to_path(folder)
     finally:
         algo.stop()

@@ -16,7 +16,7 @@ from rllib_kd.certificates.certificate import RETURN_RATIO, RatioTest
 from rllib_kd.certificates.certification import MAX_EPISODES, Episodes, Tested, certify
 from rllib_kd.certificates.games import Games, first_certificate_seed
 from rllib_kd.certificates.held_out import HeldOut, RowGames
-from rllib_kd.checkpoints.uris import is_file, replace_file
+from rllib_kd.checkpoints.uris import is_file, replace_remote_file
 from rllib_kd.teachers.base import Teacher
 
 _EPISODES = "certification.json"  # in the sweep's folder
@@ -113,4 +113,4 @@ def _read(uri: str) -> dict[str, Any]:
 
 def _write(uri: str, content: Mapping[str, Any]) -> None:
     filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-    replace_file(filesystem, f"{path}/{_EPISODES}", json.dumps(content).encode())
+    replace_remote_file(filesystem, f"{path}/{_EPISODES}", json.dumps(content).encode())

@@ -41,7 +41,7 @@ from rllib_kd.checkpoints.run_names import SWEEP
 from rllib_kd.checkpoints.uris import absolute_uri
 from rllib_kd.environments.making import env_maker
 from rllib_kd.environments.own import settled, short_name
-from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.playing import RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.return_ratio import doubt, has_higher_mean
@@ -227,7 +227,7 @@ class Sweep:
                 self._check_spec()  # now with the rows
         else:
             make_env = env_maker(self.env, self.config.get("env_config"))
-            (teacher,) = check_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
+            (teacher,) = check_players_fit(make_env, {f"The teacher '{teacher.source}'": teacher})
             if self.keep is not None:
                 check_fresh(make_env, short_name(self.env))
             seeds = range(FRESH_SEED, FRESH_SEED + NUM_EPISODES)
@@ -268,7 +268,7 @@ class Sweep:
         claim = Claim(student.best_checkpoint, self.keep, self.confidence, self.seed)
         network = load_teacher(claim.checkpoint, trust_checkpoint=self.config.get("trust_checkpoint", False))
         if self.env is not None:
-            (network,) = check_fit(make_env, {"The recommended student": network})
+            (network,) = check_players_fit(make_env, {"The recommended student": network})
         given: dict[str, Any] = {"seen": seen, "uri": self.path, "rows": self._rows}
         with line() as show:
             return claim, certify_student(claim, network, teacher, make_env, **given, report=show)

@@ -114,7 +114,7 @@ class StudentTrial(tune.Trainable):
             f"{metric}s": ratios,
             **({} if task.states is None else {"q_regret": self._regret(networks)}),
             "student_params": networks[0].num_parameters,
-            "student_cost": cost_of(networks[0], task.minimize),
+            "student_cost": student_cost(networks[0], task.minimize),
             "compression": networks[0].num_parameters / self._teacher.num_parameters,
             # Those of the student with the fewest.
             "num_env_steps_sampled_lifetime": min(student.num_env_steps for student in self._students),
@@ -155,7 +155,7 @@ class StudentTrial(tune.Trainable):
             student.stop()
 
 
-def cost_of(student: Teacher, minimize: str) -> float:
+def student_cost(student: Teacher, minimize: str) -> float:
     """Return what a student costs by one of `MINIMIZED` but "latency", which would be that of another machine.
 
     Raises:

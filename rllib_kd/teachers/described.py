@@ -84,7 +84,7 @@ def read_description(content: bytes) -> dict[str, Any]:
     return description
 
 
-def read_network(
+def described_network(
     given: Mapping[str, Any] | None, description: bytes | None, uri: str, *, keys: Collection[str]
 ) -> dict[str, Any]:
     """Return what the user says of a network: in a config, or else in the JSON beside the file.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rllib_kd import limits
 from rllib_kd.networks.dqn_module import QF_PREDS, student_module_spec
-from rllib_kd.networks.layers import Layer, build_layers, cost_of, count_layers, weights_of
+from rllib_kd.networks.layers import Layer, build_layers, cost_of, count_layers, weights_in_order
 from rllib_kd.observations.pipeline import Flatten, Images, Normalize, ObservationPipeline, Stage
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.teachers.described import checked_shape
@@ -56,7 +56,7 @@ def layered_teacher(
     shape = checked_shape(observation_shape)
     if (num_layers := count_layers(layers)) > limits.MAX_LAYERS:
         raise ValueError(f"it has {num_layers} layers")
-    used = [id(weight) for weight in weights_of(layers, tensors)]
+    used = [id(weight) for weight in weights_in_order(layers, tensors)]
     if len(used) != len(set(used)):
         raise ValueError("several of its layers have the same weights")
     num_outputs = _num_outputs(layers, tensors, shape)
@@ -137,7 +137,7 @@ def as_rllib_module(
     spec = student_module_spec(model_config, observation_space, action_space)
     spec.inference_only = True
     module = spec.build()
-    weights, parameters = list(weights_of(layers, tensors)), list(module.parameters())
+    weights, parameters = list(weights_in_order(layers, tensors)), list(module.parameters())
     if [weight.shape for weight in weights] != [parameter.shape for parameter in parameters]:
         return None
     with torch.no_grad():

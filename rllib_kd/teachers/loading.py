@@ -17,12 +17,12 @@ from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers import plain
 from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.cleanrl import is_cleanrl, load_cleanrl
-from rllib_kd.teachers.described import read_network
+from rllib_kd.teachers.described import described_network
 from rllib_kd.teachers.ensemble import ensemble_of
 from rllib_kd.teachers.names import PACKAGED_TEACHERS, PackagedTeacher, absolute_teacher_uri, check_description
 from rllib_kd.teachers.onnx import load_onnx
 from rllib_kd.teachers.plain import plain_teacher
-from rllib_kd.teachers.recognition import Found, find
+from rllib_kd.teachers.recognition import FoundCheckpoint, find
 from rllib_kd.teachers.rllib import load_rllib
 from rllib_kd.teachers.safetensors import load_safetensors
 from rllib_kd.teachers.sb3 import load_sb3
@@ -200,10 +200,12 @@ class OpenedCheckpoint:
 
     def _described(self, keys: Collection[str]) -> dict[str, Any]:
         """Return the description of the network, which has these keys alone; empty if there is none."""
-        return read_network(self._network, self._found.description() if keys else None, self.location.uri, keys=keys)
+        return described_network(
+            self._network, self._found.description() if keys else None, self.location.uri, keys=keys
+        )
 
     @cached_property
-    def _found(self) -> Found:
+    def _found(self) -> FoundCheckpoint:
         return find(self.location)
 
     @cached_property

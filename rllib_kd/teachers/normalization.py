@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow.fs
 
 from rllib_kd import limits
-from rllib_kd.checkpoints.pickles import Budget, CheckpointError, Tag, read_pickle
+from rllib_kd.checkpoints.pickles import CheckpointError, ReadBudget, Tag, read_pickle
 from rllib_kd.checkpoints.uris import file_types, is_file, list_folder, read_file
 from rllib_kd.text import one_line
 
@@ -150,7 +150,7 @@ class _Surroundings:
         self._folder, self._zip_name = posixpath.split(path)
         self._num_entries = limits.MAX_ENTRIES  # that may still be listed
         self._num_files, self._num_bytes = limits.MAX_STATISTICS, limits.MAX_SMALL_FILE  # that may still be read
-        self._budget = Budget()
+        self._budget = ReadBudget()
 
     def unused(self, documented: Sequence[str], used: str | None) -> list[str]:
         """Files that look like normalisation, but for the one that is used and those of other zips.

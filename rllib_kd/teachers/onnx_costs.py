@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, numpy_helper, shape_inference
 
 from rllib_kd import limits
-from rllib_kd.networks.layers import Cost
+from rllib_kd.networks.layers import CostMeter
 from rllib_kd.teachers.onnx_operators import OPERATORS, Node, Shape, domain_of
 from rllib_kd.teachers.onnx_parameters import check_lengths, check_parameters
 
@@ -40,7 +40,7 @@ def count_numbers(model: Any, num_observations: int) -> int:
     graph = model.graph
     opsets = {domain_of(opset.domain): opset.version for opset in model.opset_import}
     types, values = _given(graph, num_observations)
-    total, numbers = Cost(), 0
+    total, numbers = CostMeter(), 0
     for node in graph.node:
         if missing := [name for name in node.input if name and name not in types]:
             raise ValueError(f"its operator '{node.op_type}' takes '{missing[0]}', which nothing makes before")

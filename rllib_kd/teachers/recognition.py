@@ -24,7 +24,7 @@ _FORMATS = (
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """A recognised checkpoint.
 
     Args:
@@ -56,7 +56,7 @@ class Found:
         return find_normalization(self.filesystem, self.path, self.uri)
 
 
-def find(location: Location) -> Found:
+def find(location: Location) -> FoundCheckpoint:
     """Recognise the checkpoint at a path.
 
     Args:
@@ -67,9 +67,9 @@ def find(location: Location) -> Found:
     """
     uri, filesystem, path, _ = location
     if is_folder(filesystem, path):
-        return Found("rllib", uri, b"", filesystem, path)
+        return FoundCheckpoint("rllib", uri, b"", filesystem, path)
     content = read_file(filesystem, path, check_head=lambda head: _check_head(head, uri))
-    return Found(_origin(content, uri), uri, content, filesystem, path)
+    return FoundCheckpoint(_origin(content, uri), uri, content, filesystem, path)
 
 
 def _check_head(head: bytes, uri: str) -> None:

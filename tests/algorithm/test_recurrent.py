@@ -5,7 +5,7 @@ import pytest
 from ray.rllib.connectors.env_to_module import FlattenObservations
 
 from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
-from rllib_kd.algorithm.restarts import Snapshot
+from rllib_kd.algorithm.restarts import KeptCopy
 from rllib_kd.algorithm.students import new_student, shape_students
 from rllib_kd.env_runner.recurrent import RecurrentEnvRunner
 from rllib_kd.networks.dqn_module import count_parameters
@@ -116,7 +116,7 @@ def test_resumed_bit_by_bit(build, tmp_path, students, td_coeff):
         algo.train()
     # In the checkpoint, and there alone, the second copy has its student's place.
     copies = algo.get_copies() if students else {}
-    algo._restarts._chosen = {name: Snapshot.of(name, copies[f"{name}__restart_1"], 0) for name in students}
+    algo._restarts._chosen = {name: KeptCopy.of(name, copies[f"{name}__restart_1"], 0) for name in students}
     path = algo.save_to_path(str(tmp_path / "checkpoint"))
     before = weights(algo)
     for _ in range(3):

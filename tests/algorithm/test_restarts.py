@@ -6,14 +6,14 @@ import ray
 import torch
 
 from rllib_kd import DistillDQN, DistillDQNConfig, Teacher, load_teacher
-from rllib_kd.algorithm.restarts import Players, Restarts, Snapshot, _by_regret
+from rllib_kd.algorithm.restarts import KeptCopy, Players, Restarts, _by_regret
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.making import env_maker
 from rllib_kd.evaluation.halving import halve, num_played
 from rllib_kd.evaluation.playing import play
 from rllib_kd.evaluation.policies import GreedyQ
 from rllib_kd.evaluation.seeds import VALIDATION_SEED
-from rllib_kd.evaluation.validation import Validation, validate
+from rllib_kd.evaluation.validation import Validation, play_validation
 from rllib_kd.networks.weights import weights_of
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.students.restarts import REGRET_FACTORS, by_student, is_named, names_of
@@ -98,8 +98,9 @@ class TestValidation:
     def test_all_play_the_same_episodes(self):
         students = {name: make_q_module(seed=seed) for seed, name in enumerate(COPIES)}
         make_env = env_maker("CartPole-v1")
-        played = validate(make_env, students, ObservationPipeline(CARTPOLE_OBS), 30)  # 90 are more than one vector env
-        again = validate(make_env, {"alone": students[COPIES[1]]}, ObservationPipeline(CARTPOLE_OBS), 30)
+        # 90 episodes are more than one vector env has.
+        played = play_validation(make_env, students, ObservationPipeline(CARTPOLE_OBS), 30)
+        again = play_validation(make_env, {"alone": students[COPIES[1]]}, ObservationPipeline(CARTPOLE_OBS), 30)
         assert again.returns["alone"] == played.returns[COPIES[1]]
         assert played.env_steps == sum(map(sum, played.returns.values()))  # a reward of 1 each
         assert played.best(COPIES) == [max(COPIES, key=lambda name: np.mean(played.returns[name]))]
@@ -111,7 +112,7 @@ class TestValidation:
             for parameter in module.parameters():  # what they do depends on what they see
                 torch.nn.init.normal_(parameter) if parameter.ndim == 2 else torch.nn.init.zeros_(parameter)
         make_env = env_maker("CartPole-v1")
-        played = validate(make_env, students, ObservationPipeline(CARTPOLE_OBS), 30)
+        played = play_validation(make_env, students, ObservationPipeline(CARTPOLE_OBS), 30)
         seeds = range(VALIDATION_SEED, VALIDATION_SEED + 30)
         for name, module in students.items():
             assert played.returns[name] == play(make_env, GreedyQ(Teacher(module)), seeds)[0]
@@ -120,7 +121,7 @@ class TestValidation:
     def test_a_teacher_is_found_among_students_that_know_nothing(self):
         students = {name: make_q_module(seed=seed) for seed, name in enumerate(COPIES)}
         students[COPIES[2]] = load_teacher("cartpole").module
-        played = validate(env_maker("CartPole-v1"), students, ObservationPipeline(CARTPOLE_OBS), 3)
+        played = play_validation(env_maker("CartPole-v1"), students, ObservationPipeline(CARTPOLE_OBS), 3)
         assert played.best(COPIES) == [COPIES[2]]
         assert played.returns[COPIES[2]] == [500.0] * 3
 
@@ -179,7 +180,7 @@ def test_the_best_copy_is_what_is_given_and_saved_and_training_goes_on_as_withou
     trained_on = trained.train()["distillation"]["validation"]
     saved = load_teacher(path).module
     np.testing.assert_array_equal(chosen, first_layer(saved))
-    played = validate(env_maker("CartPole-v1"), {"alone": saved}, ObservationPipeline(CARTPOLE_OBS), 8)
+    played = play_validation(env_maker("CartPole-v1"), {"alone": saved}, ObservationPipeline(CARTPOLE_OBS), 8)
     assert np.mean(played.returns["alone"]) == trained_on["episode_return_mean"]["default_policy"]
 
     restored = DistillDQN.from_checkpoint(path)
@@ -196,7 +197,7 @@ def test_a_chosen_snapshot_is_what_is_evaluated_given_saved_and_restored(trained
     trained.evaluate()  # RLlib does not send these weights to the EnvRunners of evaluations again
     before = learned(trained)
     copies = trained.get_copies()
-    chosen = Snapshot.of("default_policy__restart_3", copies["default_policy__restart_3"], env_steps)
+    chosen = KeptCopy.of("default_policy__restart_3", copies["default_policy__restart_3"], env_steps)
     if env_steps < 2_000:
         chosen = chosen._replace(weights={name: value + 0.25 for name, value in chosen.weights.items()})
     monkeypatch.setattr(trained._restarts, "_chosen", {"default_policy": chosen})
@@ -227,7 +228,7 @@ class TestLooks:
             returns = {name: [float(first_layer(module)[0, 0])] * count for name, module in modules.items()}
             return Validation(returns, count * len(modules), 0.5)
 
-        monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", look)
+        monkeypatch.setattr("rllib_kd.algorithm.restarts.play_validation", look)
         monkeypatch.setattr("rllib_kd.algorithm.restarts.ask_learners", lambda *_: [dict.fromkeys(COPIES, 0.0)])
         return played
 
@@ -293,7 +294,7 @@ class TestLooks:
     def test_what_fails_or_has_no_environment_keeps_nothing(self, played, monkeypatch, caplog):
         restarts = Restarts(3, 64)
         restarts.look(self.players(0.0, 9.0, 2.0)._replace(make_env=None), 20_000)
-        monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", fail)
+        monkeypatch.setattr("rllib_kd.algorithm.restarts.play_validation", fail)
         restarts.look(self.players(0.0, 9.0, 2.0), 20_000)
         assert "no copies of 20000 env steps are kept" in caplog.text
         assert not restarts._kept
@@ -328,9 +329,9 @@ def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, mon
 
     def look(make_env, students, *others, **more):
         played.append({name: first_layer(module) for name, module in students.items()})
-        return validate(make_env, students, *others, **more)
+        return play_validation(make_env, students, *others, **more)
 
-    monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", look)
+    monkeypatch.setattr("rllib_kd.algorithm.restarts.play_validation", look)
     try:
         algo.train()
         while not played:
@@ -342,7 +343,7 @@ def test_validation_before_an_evaluation_plays_what_the_learner_has(cluster, mon
 
 
 def test_copies_that_cannot_be_validated_are_saved_all_the_same(trained, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", fail)
+    monkeypatch.setattr("rllib_kd.algorithm.restarts.play_validation", fail)
     monkeypatch.setattr(trained._restarts, "_chosen_at", -1)
     path = trained.save_to_path(str(tmp_path / "saved"))
     assert "Validation failed" in caplog.text
@@ -400,7 +401,7 @@ def test_another_number_of_copies_is_refused_before_anything_is_restored(trained
 
 def test_nothing_is_played_twice_without_learning(trained, monkeypatch):
     trained.get_module()
-    monkeypatch.setattr("rllib_kd.algorithm.restarts.validate", pytest.fail)
+    monkeypatch.setattr("rllib_kd.algorithm.restarts.play_validation", pytest.fail)
     trained.get_module()
     assert "default_policy__restart_1" not in trained.evaluate()  # evaluation is of the student alone
 

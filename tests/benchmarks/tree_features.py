@@ -28,7 +28,7 @@ import torch
 from rllib_kd import DistillDQNConfig, load_teacher
 from rllib_kd.algorithm.restarts import Players
 from rllib_kd.certificates.games import Games
-from rllib_kd.evaluation.validation import validate
+from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.learner.trees import MAX_STATES
 from rllib_kd.networks.dqn_module import student_module_spec
 from rllib_kd.students.trees.growing import grow
@@ -72,7 +72,9 @@ def measure(env: str, teacher: str, *, leaves: int, env_steps: int, seeds: int) 
             modules[f"{name} {seed}"], keys[f"{name} {seed}"] = module, {"features": name, "seed": seed}
             print(f"{name}, seed {seed}: {module.tree.num_leaves} leaves", flush=True)
     assert players.make_env is not None
-    played = validate(players.make_env, modules, players.pipeline, NUM_EPISODES, first_episode=FIRST_EPISODE).returns
+    played = play_validation(
+        players.make_env, modules, players.pipeline, NUM_EPISODES, first_episode=FIRST_EPISODE
+    ).returns
     games = Games(players.make_env, load_teacher(teacher), 0)
     bounds = games.validation_baselines(FIRST_EPISODE, NUM_EPISODES).mean(1).round(2).tolist()
     algo.stop()

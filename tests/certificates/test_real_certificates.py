@@ -46,7 +46,7 @@ def world(monkeypatch, tmp_path):
     monkeypatch.setattr(certificates, "load_teacher", lambda path: path)
     actions = SimpleNamespace(n=2)
     players = Player(name="teacher", action_space=actions), Player(name="student", action_space=actions)
-    monkeypatch.setattr(certificates, "check_fit", lambda make_env, networks: players)
+    monkeypatch.setattr(certificates, "check_players_fit", lambda make_env, networks: players)
     return world
 
 

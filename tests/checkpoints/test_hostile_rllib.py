@@ -14,7 +14,7 @@ import pytest
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
 from ray.rllib.connectors.common.frame_stacking import FrameStacking
 
-from rllib_kd.checkpoints.pickles import Budget, CheckpointError
+from rllib_kd.checkpoints.pickles import CheckpointError, ReadBudget
 from rllib_kd.checkpoints.rllib import open_checkpoint
 from rllib_kd.observations.connectors import OneVector
 from tests.checkpoints.hostile import Recipe, refused, write_rllib
@@ -149,7 +149,7 @@ def test_statistics_that_claim_more_than_they_have(tmp_path):
 def test_files_of_one_checkpoint_share_their_limits(tmp_path):
     write_rllib(tmp_path)
     checkpoint = open_checkpoint(str(tmp_path))
-    for budget in (Budget(opcodes=600), Budget(num_bytes=10_000)):
+    for budget in (ReadBudget(opcodes=600), ReadBudget(num_bytes=10_000)):
         few = dataclasses.replace(checkpoint, _budget=budget)
         few.environment()
         with pytest.raises(CheckpointError, match=r"has too many opcodes|together with the files read before, it has"):

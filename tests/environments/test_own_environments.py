@@ -18,7 +18,7 @@ from rllib_kd.algorithm.preflight import known_spaces
 from rllib_kd.environments import familiar, imports
 from rllib_kd.environments.making import check_gymnasium_id, env_maker
 from rllib_kd.environments.own import OwnEnvironment, given_environment, parsed, settled, short_name
-from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.comparing import check_players_fit
 from tests.environments.own_files import write_files
 
 WAYS = [
@@ -275,7 +275,7 @@ def test_an_environment_without_a_space_says_which(own_folder, set_first, messag
     for use in (
         env_maker(name),
         lambda: known_spaces(config),
-        lambda: check_fit(env_maker(name), {}),
+        lambda: check_players_fit(env_maker(name), {}),
         lambda: explain_failed_env_runners(config, OwnEnvironment(parsed(name)), {}),
     ):
         with pytest.raises(ValueError, match=f"env.py:Good' {message}") as error:

@@ -11,7 +11,7 @@ from rllib_kd import DistillDQN, DistillDQNConfig, compare, load_teacher
 from rllib_kd.certificates.games import Games
 from rllib_kd.environments import pools
 from rllib_kd.environments.making import env_maker
-from rllib_kd.evaluation.validation import validate
+from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
 
 needs_envpool = pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="needs envpool")
@@ -125,7 +125,7 @@ def test_students_are_chosen_in_it():
     teacher = load_teacher("cartpole")
     modules = {"one": teacher.module, "other": teacher.module}
     pipeline = teacher.pipeline or ObservationPipeline(gym.spaces.Box(-1.0, 1.0, (4,)))
-    played = validate(make_env, modules, pipeline, num_episodes=40)  # 80 are more than are played at once
+    played = play_validation(make_env, modules, pipeline, num_episodes=40)  # 80 are more than are played at once
     assert played.returns == {"one": [500.0] * 40, "other": [500.0] * 40}
     games, others = (Games(make, teacher, 0) for make in (make_env, ours))
     chosen, random = games.validation_baselines(0, 30)

@@ -7,10 +7,10 @@ from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorica
 
 from rllib_kd.environments.failures import EnvFailedError
 from rllib_kd.environments.video import check_renders
-from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.playing import EpsilonGreedy, RandomActions, mask_view, play
 from rllib_kd.evaluation.policies import GreedyQ, LikeliestAction
-from rllib_kd.evaluation.validation import validate
+from rllib_kd.evaluation.validation import play_validation
 from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
@@ -59,8 +59,8 @@ def test_an_environment_that_cannot_be_closed_is_played_and_named(caplog):
 def test_an_environment_that_cannot_be_closed_is_validated_and_named(caplog):
     students = {"student": make_q_module(fcnet_hiddens=[8])}
     pipeline = ObservationPipeline(gym.make("CartPole-v1").observation_space)
-    returns = validate(Unclosable, students, pipeline, num_episodes=2).returns
-    assert returns == validate(lambda: gym.make("CartPole-v1"), students, pipeline, num_episodes=2).returns
+    returns = play_validation(Unclosable, students, pipeline, num_episodes=2).returns
+    assert returns == play_validation(lambda: gym.make("CartPole-v1"), students, pipeline, num_episodes=2).returns
     assert Unclosable.closed == 2
     assert_warned_once(caplog)
 
@@ -72,7 +72,9 @@ def test_an_error_of_close_does_not_hide_that_of_the_episode(caplog):
 
 
 @pytest.mark.parametrize(
-    "check", [lambda: check_fit(Unclosable, {}), lambda: check_renders(Unclosable, "rgb_array")], ids=["fit", "renders"]
+    "check",
+    [lambda: check_players_fit(Unclosable, {}), lambda: check_renders(Unclosable, "rgb_array")],
+    ids=["fit", "renders"],
 )
 def test_an_environment_that_cannot_be_closed_passes_the_checks_before_it_plays(caplog, check):
     check()
@@ -112,7 +114,7 @@ def test_nobody_plays_an_illegal_action(env):
         assert masks.any(-1).all()
         assert not masks.all(-1).any()
     students = {name: make_q_module(NUMBERS, ACTIONS, seed=seed) for seed, name in enumerate(("a", "b"))}
-    played = validate(env, students, network.pipeline or ObservationPipeline(NUMBERS), num_episodes=3)
+    played = play_validation(env, students, network.pipeline or ObservationPipeline(NUMBERS), num_episodes=3)
     assert min(played.returns["a"]) > 0.5
 
 

@@ -14,7 +14,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from rllib_kd import DistillDQN, DistillDQNConfig
 from rllib_kd.algorithm.settings import _GONE, _fluent_arguments, _types_in, _value_in, apply_settings, as_meant
 from rllib_kd.experiment.experiment import Experiment
-from rllib_kd.experiment.files import parse_json, read_experiment
+from rllib_kd.experiment.files import parse_settings, read_experiment
 from rllib_kd.experiment.variants import variants
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,7 @@ def fluent(name: str, value: Any) -> DistillDQNConfig:
 
 
 def by_json(name: str, value: Any) -> dict[str, Any]:
-    return parse_json(json.dumps({name: value}), "--config")
+    return parse_settings(json.dumps({name: value}), "--config")
 
 
 def by_yaml(name: str, value: Any, tmp_path: Path) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def test_three_ways_set_the_same(name, value, tmp_path):
     ],
 )
 def test_integers_may_be_written_as_floats(name, value):
-    config = applied(parse_json(json.dumps({name: with_floats(value)}), "--config"))
+    config = applied(parse_settings(json.dumps({name: with_floats(value)}), "--config"))
     expected = _value_in(fluent(name, value), name)
     assert _value_in(config, name) == expected
     assert kinds(_value_in(config, name)) == kinds(expected)
@@ -216,7 +216,7 @@ def test_numbers_of_yaml_that_pyyaml_alone_takes_for_words(tmp_path):
 
 def test_infinity_is_no_number_of_json():
     with pytest.raises(ValueError, match="1e999 is too large a number"):
-        parse_json('{"lr": 1e999}', "--config")
+        parse_settings('{"lr": 1e999}', "--config")
 
 
 def test_a_replay_keeps_what_is_not_set():
@@ -290,5 +290,5 @@ def test_what_documents_show_in_python_is_a_setting_in_files_too(method, name, v
 
 @pytest.mark.parametrize("text", shown_json())
 def test_what_documents_show_on_the_command_line_is_valid(text):
-    given = {"env": "CartPole-v1", "teacher": "cartpole", **parse_json(text, "--config")}
+    given = {"env": "CartPole-v1", "teacher": "cartpole", **parse_settings(text, "--config")}
     assert Experiment("x", DistillDQN, settings=given).checked()

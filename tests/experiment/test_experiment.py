@@ -10,7 +10,7 @@ from ray.rllib.algorithms.dqn import DQNConfig
 
 from rllib_kd import DistillDQNConfig
 from rllib_kd.experiment.experiment import Experiment
-from rllib_kd.experiment.files import parse_json, read_experiment
+from rllib_kd.experiment.files import parse_settings, read_experiment
 from rllib_kd.experiment.locations import location
 from rllib_kd.experiment.outcome import summary
 
@@ -70,7 +70,7 @@ def test_a_yaml_file_in_the_old_layout(tmp_path):
 )
 def test_objects_are_read_from_files(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    assert parse_json(f"@{tmp_path / name}", "--config") == {"lr": 0.1}
+    assert parse_settings(f"@{tmp_path / name}", "--config") == {"lr": 0.1}
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("local", "results/x"), ("s3", "s3://results/x")])

@@ -13,7 +13,7 @@ from ray.rllib.algorithms.dqn import DQN
 from rllib_kd.cli.main import main
 from rllib_kd.experiment import names, running
 from rllib_kd.experiment.experiment import Experiment
-from rllib_kd.experiment.names import newest, own_folder, own_name, subject
+from rllib_kd.experiment.names import new_name, newest, own_folder, subject
 from rllib_kd.experiment.running import RunOptions
 from tests.cli.commands import DISTIL
 
@@ -136,7 +136,7 @@ def test_runs_of_the_same_second_are_two(train, tmp_path, monkeypatch):
             return cls(2026, 11, 26, 16, 19, 5)
 
     monkeypatch.setattr(names, "datetime", Clock)
-    assert own_name("x") == "x_2026-11-26_16-19-05"
+    assert new_name("x") == "x_2026-11-26_16-19-05"
     train()
     (first, second), _, _ = train()
     assert second.name == f"{first.name}_2"

@@ -16,7 +16,7 @@ from rllib_kd.offline.job import LabelJob
 from rllib_kd.offline.labelled_files import LabelledFiles
 from rllib_kd.offline.rows import LearnerColumns, as_column, has_successor
 from rllib_kd.offline.schema import DataError, LabelledSchema, to_table
-from rllib_kd.offline.stream import HeldOut, Piece, Stream
+from rllib_kd.offline.stream import HeldOutRows, Piece, Stream
 from rllib_kd.offline.subset import Subset, place_of
 from rllib_kd.offline.unlabelled_files import UnlabelledFiles
 from tests.conftest import states
@@ -38,7 +38,7 @@ def numbers(piece: Piece) -> list[int]:
 
 
 def stream_of(files, held_out=0.0, seed=0) -> Stream:
-    return Stream(files, ("obs",), HeldOut(files, held_out, 10_000), seed)
+    return Stream(files, ("obs",), HeldOutRows(files, held_out, 10_000), seed)
 
 
 def epoch(stream: Stream) -> list[int]:
@@ -61,7 +61,7 @@ def test_each_epoch_has_every_row_once_in_an_order_of_its_own(tmp_path):
 
 def test_held_out_rows_never_pass_and_are_the_last_of_some_row_groups(tmp_path):
     files = numbered(tmp_path)
-    stream, held_out = stream_of(files, 0.1), HeldOut(files, 0.1, 10_000)
+    stream, held_out = stream_of(files, 0.1), HeldOutRows(files, 0.1, 10_000)
     apart = [number for piece in held_out.read(("obs",)) for number in numbers(piece)]
     assert len(apart) == held_out.num_rows == 200
     assert sorted(epoch(stream) + apart) == list(range(NUMBERED))
@@ -71,7 +71,7 @@ def test_held_out_rows_never_pass_and_are_the_last_of_some_row_groups(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.0001, 0.5])
 def test_any_share_can_be_held_out(tmp_path, share):
     files = numbered(tmp_path, rows=21, row_group_size=2)
-    held_out = HeldOut(files, share, 10_000)
+    held_out = HeldOutRows(files, share, 10_000)
     assert held_out.num_rows <= share * 21
     assert sorted(epoch(stream_of(files, share))) == sorted(
         set(range(21)) - {number for piece in held_out.read(("obs",)) for number in numbers(piece)}
@@ -141,7 +141,7 @@ def test_the_next_row_is_the_successor_unless_an_episode_or_the_piece_ends():
 def test_td_columns_have_every_transition_of_the_files(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, rows, num_files=1, row_group_size=10_000))
     labeller = LearnerColumns(TD, teacher, files.schema)
-    columns = labeller(next(Stream(files, labeller.in_files(TD), HeldOut(files, 0.0, 1), 0)))
+    columns = labeller(next(Stream(files, labeller.in_files(TD), HeldOutRows(files, 0.0, 1), 0)))
     valid = columns["valid"]
     assert valid[rows["terminateds"]].all()
     assert not valid[rows["truncateds"]].any()
@@ -153,7 +153,7 @@ def test_labels_that_files_lack_are_computed(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, rows))
     names = ("obs", "teacher_q", "teacher_features")
     labeller = LearnerColumns(names, teacher, files.schema)
-    columns = labeller(next(Stream(files, labeller.in_files(names), HeldOut(files, 0.0, 1), 0)))
+    columns = labeller(next(Stream(files, labeller.in_files(names), HeldOutRows(files, 0.0, 1), 0)))
     assert columns["teacher_features"].shape == (500, 256)
     assert columns["teacher_q"].shape == (500, 2)
 
@@ -375,7 +375,7 @@ def test_masks_come_with_the_columns_of_td_alone(tmp_path, teacher, rows):
     files = LabelledFiles(folder)
     for names in (TD, TD[:2]):
         make = LearnerColumns(names, teacher, files.schema)
-        columns = make(next(Stream(files, make.in_files(names), HeldOut(files, 0.0, 1), 0)))
+        columns = make(next(Stream(files, make.in_files(names), HeldOutRows(files, 0.0, 1), 0)))
         assert ("action_mask" in columns) == ("valid" in names)
 
 
@@ -383,7 +383,7 @@ def test_an_action_that_the_teacher_lacks_is_named(tmp_path, teacher, rows):
     files = LabelledFiles(write(tmp_path, {**rows, "actions": np.full_like(rows["actions"], 7)}))
     labeller = LearnerColumns(TD, teacher, files.schema)
     with pytest.raises(DataError, match="column 'actions': row 500: has the action 7; expected 0 to 1"):
-        labeller(next(Stream(files, labeller.in_files(TD), HeldOut(files, 0.0, 1), 0)))
+        labeller(next(Stream(files, labeller.in_files(TD), HeldOutRows(files, 0.0, 1), 0)))
 
 
 def test_a_file_that_is_cut_short_is_named(tmp_path, rows):
@@ -393,7 +393,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path, rows):
     content[4:40_000] = bytes(39_996)
     (tmp_path / "0.parquet").write_bytes(content)
     with pytest.raises(DataError, match=r"0\.parquet': cannot be read to its end"):
-        next(Stream(files, ("obs",), HeldOut(files, 0.0, 1), 0))
+        next(Stream(files, ("obs",), HeldOutRows(files, 0.0, 1), 0))
 
 
 def test_files_without_rows_are_refused(tmp_path):

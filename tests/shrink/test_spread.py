@@ -14,7 +14,7 @@ from rllib_kd.observations.pipeline import ObservationPipeline
 from rllib_kd.shrink import spread as module_of_spread
 from rllib_kd.shrink.candidates import mlp
 from rllib_kd.shrink.parts import divide
-from rllib_kd.shrink.spread import Crew, SpreadGames, SpreadTrainer, Task, Worker, file_of
+from rllib_kd.shrink.spread import ActorTask, Crew, SpreadGames, SpreadTrainer, Worker, file_of
 from rllib_kd.teachers.base import Teacher
 from tests.conftest import make_q_module
 
@@ -26,7 +26,7 @@ class HereCrew:
 
     def __init__(self, teacher):
         (part,) = divide([mlp(())], 1, 1, seed=0)
-        self.worker = Worker(teacher, Task("CartPole-v1", {}), part)
+        self.worker = Worker(teacher, ActorTask("CartPole-v1", {}), part)
         self.jobs = []
 
     def share(self, method, jobs):

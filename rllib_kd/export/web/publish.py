@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rllib_kd.environments.making import close, env_maker
-from rllib_kd.evaluation.comparing import check_fit
+from rllib_kd.evaluation.comparing import check_players_fit
 from rllib_kd.evaluation.intervals import mean_and_ci95
 from rllib_kd.evaluation.played_environment import PlayedEnvironment
 from rllib_kd.evaluation.playing import Act, mask_view, play, some_illegal
@@ -112,7 +112,7 @@ def publish(
     checked_out(out, "web")
     seeds, make_env = episode_seeds(num_episodes, FRESH_SEED), env_maker(*played)
     networks = {"The student": student} | ({} if teacher is None else {"The teacher": teacher})
-    student, *others = check_fit(make_env, networks)
+    student, *others = check_players_fit(make_env, networks)
     view = artifact_view(student)
     views = [view, lambda: mask_view(int(student.action_space.n))]
     torch_returns, (states, masks) = play(make_env, GreedyQ(student), seeds, views=views, advance=advance)

@@ -88,7 +88,7 @@ def record(
         with_frames: whether the environment is rendered.
     """
     recording = Recording(seed)
-    recorder = _Recorder(recording, student, view, teacher)
+    recorder = _RecordingPlayer(recording, student, view, teacher)
     # Not the maker itself: an environment's own vector env would not be filmed.
     returns, _ = play(lambda: _Filmed(make_env(), recording, with_frames=with_frames), recorder, [seed])
     recording.episode_return = returns[0]
@@ -106,7 +106,7 @@ def rendering(played: PlayedEnvironment) -> tuple[Callable[[], gym.Env], str]:
     return make_env, ""
 
 
-class _Recorder:
+class _RecordingPlayer:
     """A player that writes down what it sees and does."""
 
     def __init__(self, recording: Recording, student: Teacher, view: Callable[[], View], teacher: Teacher | None):

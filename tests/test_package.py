@@ -1,10 +1,12 @@
 """The shape of the house: what is public, and what can be imported without Ray. import-linter holds the floors."""
 
 import ast
+import inspect
 import pickle
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ import torch
 from ray import cloudpickle
 
 import rllib_kd
+from rllib_kd.checkpoints.runs import Curve
 from tests.conftest import CARTPOLE_ACTIONS, CARTPOLE_OBS, make_q_module, states
 
 PACKAGE = Path(rllib_kd.__file__).parent
+ROOT = PACKAGE.parent
 #: Formulas and data: they work, and can be tested, without Ray.
 FREE_OF_RAY = (
     "certificates.certificate",
@@ -25,6 +29,7 @@ FREE_OF_RAY = (
     "learner.losses",
     "learner.replay",
     "observations.frames",
+    "public",
     "schedules",
     "shrink.budget",
     "shrink.outcome",
@@ -57,36 +62,64 @@ def test_formulas_and_data_are_imported_where_ray_is_blocked():
     assert run(f"import sys; sys.modules['ray'] = None; import {modules}; print('done')") == "done"
 
 
+def test_public_names_are_those_of_the_package_wherever_their_code_is():
+    assert [name for name in rllib_kd.__all__ if getattr(rllib_kd, name).__module__ != "rllib_kd"] == []
+    decorated = re.compile(r"^@public\n(?:@.*\n)*(?:class|def) (\w+)", re.MULTILINE)
+    assert sorted(name for path in PACKAGE.rglob("*.py") for name in decorated.findall(path.read_text())) == (
+        rllib_kd.__all__
+    )
+
+
+def test_documentation_finds_what_is_decorated():
+    assert list(inspect.signature(rllib_kd.read_curves).parameters) == ["run_dir"]
+    assert inspect.getsourcefile(rllib_kd.read_curves) == str(PACKAGE / "checkpoints" / "runs.py")
+    assert inspect.getsource(rllib_kd.read_curves).startswith("@public\ndef read_curves(")
+    assert typing.get_type_hints(rllib_kd.read_curves)["return"] == dict[str, Curve]
+
+
+def test_the_program_of_a_user_that_mypy_checks_has_every_public_name():
+    program = ast.parse((ROOT / "tests" / "typed.py").read_text())
+    (checked,) = (node for node in program.body if isinstance(node, ast.If))
+    named = {node.id for node in ast.walk(checked) if isinstance(node, ast.Name)}
+    assert [name for name in rllib_kd.__all__ if name not in named] == []
+
+
 @pytest.mark.slow
-def test_public_classes_and_teachers_are_unpickled_in_a_fresh_process():
-    """By their public names, so that pickles survive when a class moves to another file."""
-    classes = [public for name in rllib_kd.__all__ if isinstance(public := getattr(rllib_kd, name), type)]
-    assert len(classes) == 8
-    assert {cls.__module__ for cls in classes} == {"rllib_kd"}
+def test_types_are_known_to_users_whose_mypy_follows_ray(tmp_path):
+    command = [sys.executable, "-m", "mypy", "--config-file=", "--follow-imports=silent", "--ignore-missing-imports"]
+    done = subprocess.run(
+        [*command, f"--cache-dir={tmp_path}", "tests/typed.py"], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_public_names_and_teachers_are_unpickled_in_a_fresh_process():
+    """By their public names, so that pickles survive when a class or a function moves to another file."""
+    public = [getattr(rllib_kd, name) for name in rllib_kd.__all__]
+    assert len(public) == 16
     plain = rllib_kd.Teacher(make_q_module())
     teachers = [plain, rllib_kd.load_teacher([plain, rllib_kd.Teacher(make_q_module(seed=1))])]
     spaces = {"observation_space": CARTPOLE_OBS, "action_space": CARTPOLE_ACTIONS}
     of_callable = rllib_kd.Teacher.from_callable(lambda obs: obs[:, :2], **spaces)
     obs = torch.as_tensor(states(5))
-    data = [pickle.dumps((classes, teachers, obs)), cloudpickle.dumps((classes, [*teachers, of_callable], obs))]
-    assert not any(re.search(rb"rllib_kd\.(learner|env_runner|shrink|sweeps|teachers\.base)", each) for each in data)
+    data = [pickle.dumps((public, teachers, obs)), cloudpickle.dumps((public, [*teachers, of_callable], obs))]
+    elsewhere = {f"rllib_kd.{home}".encode() for home in rllib_kd._HOME.values()}
+    assert not [home for home in elsewhere for each in data if home in each]
     code = (
-        f"import pickle\nfor data in {data!r}:\n    classes, teachers, obs = pickle.loads(data)\n"
-        "    print([c.__name__ for c in classes], [teacher.q_values(obs).tolist() for teacher in teachers])"
+        f"import pickle\nfor data in {data!r}:\n    public, teachers, obs = pickle.loads(data)\n"
+        "    print([each.__name__ for each in public], [teacher.q_values(obs).tolist() for teacher in teachers])"
     )
-    names = [cls.__name__ for cls in classes]
     expected = [[each.q_values(obs).tolist() for each in own] for own in (teachers, [*teachers, of_callable])]
-    assert run(code).splitlines() == [f"{names} {q_values}" for q_values in expected]
+    assert run(code).splitlines() == [f"{rllib_kd.__all__} {q_values}" for q_values in expected]
 
 
 def test_ci_runs_the_readmes_test_command():
-    root = PACKAGE.parent
-    lines = (root / ".ci" / "run").read_text().splitlines()
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
     (command,) = [line.strip() for line in lines if line.endswith("pytest")]
-    assert command in (root / "README.md").read_text()
+    assert command in (ROOT / "README.md").read_text()
 
 
-ROOT = PACKAGE.parent
 PAGES = [
     "README.md",
     "SECURITY.md",

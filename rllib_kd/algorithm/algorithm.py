@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import ray
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.dqn import DQN
 from ray.rllib.core import DEFAULT_MODULE_ID
+from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils.annotations import override
 from ray.rllib.utils.metrics import (
@@ -57,12 +59,14 @@ from rllib_kd.evaluation.played_environment import record_config
 from rllib_kd.learner.learner import STATE_AFTER_UPDATE
 from rllib_kd.networks.weights import with_weights
 from rllib_kd.offline.data import open_files
+from rllib_kd.public import public
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
 
 _SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
 
 
+@public
 class DistillDQNConfig(DistillationConfig):
     """Configures `DistillDQN`: everything in RLlib's `DQNConfig`, and `.distillation(...)`.
 
@@ -78,18 +82,18 @@ class DistillDQNConfig(DistillationConfig):
     uniform, 1 draws in proportion to the error. beta, in [0, 1]: the share of this bias that the loss corrects.
     """
 
-    __module__ = "rllib_kd"  # the name in pickles, wherever the code is
+    build_algo: Callable[..., DistillDQN]  # RLlib's, which does not know of which type
 
     def __init__(self, algo_class: type | None = None):
         super().__init__(algo_class=algo_class or DistillDQN)
 
 
+@public
 class DistillDQN(CheckpointedDQN):
     """Trains a compact student Q-network to act like a trained teacher, on the states that EnvRunners visit."""
 
-    __module__ = "rllib_kd"  # the name in pickles, wherever the code is
-
     config: DistillDQNConfig
+    train: Callable[[], dict[str, Any]]  # RLlib's, which has no types
 
     SAVED: ClassVar = ("_returns", "_replay_ratio", "_first_weights", "_sampling", "_restarts", "_patience")
     #: The other attributes of this class, which follow from the config, or belong to one process.
@@ -299,14 +303,13 @@ class DistillDQN(CheckpointedDQN):
     # --- Queries ------------------------------------------------------------------------------------------------------
 
     @override(DQN)
-    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
+    def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> RLModule:
         """Return the student: of a family, or with several agents, the one of that name; with restarts its best copy.
 
         Raises:
             ValueError: there is a family, and the name is missing or not in it.
         """
-        family = self.config.students
-        if family and module_id not in family:
+        if (family := self.config.students) and module_id not in family:
             raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
         if self._postponed.is_set_up:  # otherwise a callback asks, before there are samples
             self._sampling.show_newest_student()
@@ -323,7 +326,7 @@ class DistillDQN(CheckpointedDQN):
             players = Players.of(self.config, self.get_copies(), self.env_runner)
             self._restarts.choose(players, self.learner_group, num_updates=num_updates, env_steps=env_steps)
 
-    def get_copies(self) -> dict[str, Any]:
+    def get_copies(self) -> dict[str, RLModule]:
         """Return the current modules by ID: all students of a family, and with restarts all copies. None is chosen."""
         self._sampling.show_newest_student()
         return dict(self.env_runner.family.items())

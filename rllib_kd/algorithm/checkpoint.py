@@ -163,9 +163,8 @@ class CheckpointedDQN(DQN):
         if self._teachers.are_loaded:
             self._go_on()
         if is_whole:
-            has_rows = self.config.store_buffer_in_checkpoints and refill_replays(
-                self.learner_group, resolved, filesystem
-            )
+            stores_rows = self.config.store_buffer_in_checkpoints
+            has_rows = stores_rows and refill_replays(self.learner_group, resolved, filesystem)
             self._sampling.replays_are(restored=has_rows)
             if not has_rows:
                 self._replay_ratio.replay_is_empty()

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.fs
 
 from rllib_kd.checkpoints.results import RESULTS, TrialReader, finite_number
+from rllib_kd.public import public
 
 _LOCAL = pyarrow.fs.LocalFileSystem()
 
@@ -32,6 +33,7 @@ class Curve(list[tuple[float, float]]):
         self.of = of
 
 
+@public
 def read_curves(run_dir: str | os.PathLike[str]) -> dict[str, Curve]:
     """Read the learning curves of every run below a folder, from the `result.json` that Ray Tune and RLlib write.
 

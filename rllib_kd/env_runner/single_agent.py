@@ -53,6 +53,7 @@ from rllib_kd.observations.images import as_input
 from rllib_kd.observations.masks import MASK, features_space, legal_only, with_mask
 from rllib_kd.observations.pipeline import Flatten, Images, ObservationPipeline, Shown, View
 from rllib_kd.observations.spaces import brief, check_spaces, is_byte_image, named
+from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import TEACHER_Q, Sample, hand_over
 
@@ -69,10 +70,10 @@ _EPISODE_CALLBACKS = (
 )
 
 
+@public
 class DistillEnvRunner(RecordingEnvRunner):
     """RLlib's single-agent EnvRunner, which also returns labelled columns."""
 
-    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
     #: Attributes that a checkpoint contains, in addition to the environments.
     SAMPLING_STATE: ClassVar[tuple[str, ...]] = (
         *RLLIB_SAMPLING_STATE,

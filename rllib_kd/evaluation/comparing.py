@@ -28,6 +28,7 @@ from rllib_kd.evaluation.trees import tree_figures
 from rllib_kd.observations.masks import features_space
 from rllib_kd.observations.pipeline import View
 from rllib_kd.observations.spaces import brief, same_space
+from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.terminal import bar
 from rllib_kd.wire import LOG_PROBS
@@ -35,6 +36,7 @@ from rllib_kd.wire import LOG_PROBS
 logger = logging.getLogger(__name__)
 
 
+@public
 def compare(
     teacher: Any,
     student: RLModule | Any,
@@ -91,6 +93,7 @@ def compare(
     return comparisons[0]
 
 
+@public
 def compare_all(
     teacher: Any,
     students: Mapping[str, RLModule | Any],

@@ -38,6 +38,7 @@ from rllib_kd.learner.student import StackedStudents, Student, forward, make_stu
 from rllib_kd.learner.trees import TreeStudent
 from rllib_kd.networks.trees.module import TreeRLModule
 from rllib_kd.networks.weights import Weights, set_weights, weights_of
+from rllib_kd.public import public
 from rllib_kd.schedules import value_at
 from rllib_kd.students.restarts import is_named
 from rllib_kd.wire import pack_weights, receive
@@ -51,6 +52,7 @@ _DISTILLATION = "distillation"
 _TARGET_UPDATES = "last_update_ts_by_mid"  # env steps at the last update of each target network
 
 
+@public
 class DistillDQNTorchLearner(DQNTorchLearner):
     """RLlib's DQN Learner with a distillation loss, a replay shard of its own and a tight update loop.
 
@@ -59,7 +61,6 @@ class DistillDQNTorchLearner(DQNTorchLearner):
     make the same number of steps.
     """
 
-    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
     num_saves = 0  # by which the Algorithm sees whether a remote Learner has saved: RLlib drops its errors
 
     @override(DQNTorchLearner)
@@ -159,7 +160,7 @@ class DistillDQNTorchLearner(DQNTorchLearner):
             ValueError: no state so far has finite observations, rewards and labels, or a loss is not finite.
         """
         self._check_is_built()
-        timesteps = timesteps or {}
+        timesteps = dict(timesteps or {})
         env_steps = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, 0)
         self.before_gradient_based_update(timesteps=timesteps)
         self._weights_seq_no += 1

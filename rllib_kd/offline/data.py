@@ -25,6 +25,7 @@ from rllib_kd.offline.schema import DataError
 from rllib_kd.offline.stream import HeldOutRows, Piece, RecordedFiles, Stream
 from rllib_kd.offline.subset import Subset
 from rllib_kd.offline.unlabelled_files import UnlabelledFiles, files_at
+from rllib_kd.public import public
 from rllib_kd.text import one_line
 from rllib_kd.wire import LOG_PROBS, TEACHER_FEATURES, TEACHER_LOG_PROBS, TEACHER_PROBS, TEACHER_Q
 
@@ -114,6 +115,7 @@ def check_teacher_of(files: RecordedFiles, teacher: Teacher) -> None:
             raise DataError(f"{message}. {_AGAIN}", file=files.first_path, column=schema.ranking)
 
 
+@public
 class LabelledData(OfflineData):
     """Labelled rows, for the replays of Learners.
 
@@ -124,7 +126,6 @@ class LabelledData(OfflineData):
         config: config of the run.
     """
 
-    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
     #: Attributes that a checkpoint lacks: they follow from the config, the files and the teacher.
     NOT_SAVED: ClassVar = frozenset(
         {"config", "path", "is_multi_agent", "spaces", "locality_hints", "learner_handles", "module_spec"}  # RLlib's

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rllib_kd.checkpoints.runs import BEHAVIOR, Curve, whose
+from rllib_kd.public import public
 from rllib_kd.report.drawing import GLYPHS, VARIABLES, WIDTH, Points, colour_of, svg
 from rllib_kd.report.page import page, section
 from rllib_kd.report.plots import agreement_plot, confusion_plot, curves_plot, returns_plot, scatter
@@ -38,6 +39,7 @@ _COLUMNS = {
 }
 
 
+@public
 def summary_table(comparisons: Sequence[Comparison]) -> str:
     """Return a table of at most 80 columns, with a row for each student, the teacher and a random policy.
 
@@ -72,6 +74,7 @@ def summary_table(comparisons: Sequence[Comparison]) -> str:
     )
 
 
+@public
 def write_report(
     comparisons: Sequence[Comparison],
     out_dir: str | os.PathLike[str],

@@ -31,6 +31,7 @@ from rllib_kd.export.units import MINIMIZED
 from rllib_kd.observations.masks import features_space
 from rllib_kd.offline.fingerprint import fingerprint
 from rllib_kd.paths import check_path
+from rllib_kd.public import public
 from rllib_kd.shrink.arena import Arena, InEnvironment, OnRows
 from rllib_kd.shrink.candidates import Size, default_restarts, default_sizes, tree_sizes
 from rllib_kd.shrink.outcome import Shrunk
@@ -50,6 +51,7 @@ DEFAULT_MINUTES = 10.0
 _LEAST_EPISODES = 100
 
 
+@public
 @dataclass
 class Shrink:
     """The search for the smallest student that keeps a share of its teacher's return, and its certificate.
@@ -91,8 +93,6 @@ class Shrink:
     Raises:
         ValueError: a value is out of range.
     """
-
-    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
 
     teacher: Any
     env: Any = None

@@ -12,10 +12,12 @@ from ray import tune
 
 from rllib_kd.certificates.agreement import AGREEMENT
 from rllib_kd.experiment.loggers import wandb_callback
+from rllib_kd.public import public
 from rllib_kd.sweeps.trial import NUM_REPORTS, RETURN
 from rllib_kd.text import printable, ratio
 
 
+@public
 def sweep_loggers(*, wandb_project: str | None = None, mlflow_uri: str | None = None) -> list[tune.Callback]:
     """Return callbacks that print the progress of a sweep, and Ray's loggers for other services.
 

@@ -13,6 +13,7 @@ from rllib_kd.algorithm.defaults import FOR_VECTORS
 from rllib_kd.checkpoints.uris import expanded
 from rllib_kd.environments.run_files import run_file
 from rllib_kd.observations.spaces import has_images
+from rllib_kd.public import public
 from rllib_kd.teachers.base import Teacher
 from rllib_kd.wire import Q_VALUES, Outputs
 
@@ -22,6 +23,7 @@ POPULATION_SETTINGS = ("kd_coeff", "temperature", "lr")
 OF_NETWORKS = frozenset({"loss", "temperature", "lr", "training_intensity", "td_coeff"})
 
 
+@public
 def search_space(teacher: Teacher, *, median_gap: float, env_steps: int) -> dict[str, Domain]:
     """Return the search space of a sweep: every setting that affects how small a student can be.
 

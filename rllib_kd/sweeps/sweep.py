@@ -57,6 +57,7 @@ from rllib_kd.learner.label_statistics import QStatistics
 from rllib_kd.networks.trees.shape import TREE
 from rllib_kd.offline.data import all_files
 from rllib_kd.offline.rows import TD_IN_FILES
+from rllib_kd.public import public
 from rllib_kd.relay import listening
 from rllib_kd.sweeps.certifying import Claim, certify_student
 from rllib_kd.sweeps.population import WaitingPopulation
@@ -96,6 +97,7 @@ Space = Callable[..., Mapping[str, Domain]]
 _MAX_FAILURES = 3  # of a trial, that send it back to its last checkpoint
 
 
+@public
 @dataclass
 class Sweep:
     """A sweep: search for the smallest student that plays as well as its teacher.
@@ -128,8 +130,6 @@ class Sweep:
     Raises:
         ValueError: a value is out of range or unknown, or search and scheduler cannot be combined.
     """
-
-    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
 
     teacher: Any
     env: str | None = None

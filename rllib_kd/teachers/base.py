@@ -23,6 +23,7 @@ from rllib_kd.networks.dqn_module import QF_PREDS, QF_PROBS, Support, count_para
 from rllib_kd.networks.stacking import PlainMLP
 from rllib_kd.observations.masks import MASK
 from rllib_kd.observations.pipeline import ObservationPipeline, View
+from rllib_kd.public import public
 from rllib_kd.teachers.function import Members, QNetwork
 from rllib_kd.teachers.recurrent import RecurrentView, first_outputs
 from rllib_kd.text import one_line
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
+@public
 class Teacher(Checkpointable):
     """A frozen policy: a trained network, and the pipeline from an environment's observations to its inputs.
 
@@ -52,8 +54,6 @@ class Teacher(Checkpointable):
         source: its source, for messages.
         trained_return: mean return at the end of its training, if a result of Tune contains it; None otherwise.
     """
-
-    __module__ = "rllib_kd"  # where it is public: pickles name it so, whatever file it is in
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from rllib_kd.checkpoints.archives import read_weights
 from rllib_kd.checkpoints.rllib import RLlibCheckpoint, open_checkpoint
 from rllib_kd.checkpoints.tune import Location, resolve
 from rllib_kd.observations.pipeline import ObservationPipeline
+from rllib_kd.public import public
 from rllib_kd.teachers import plain
 from rllib_kd.teachers.base import Teacher, outputs_of
 from rllib_kd.teachers.cleanrl import is_cleanrl, load_cleanrl
@@ -32,6 +33,7 @@ from rllib_kd.teachers.torchscript import load_pt2, load_torchscript
 Described = str | os.PathLike[str] | Mapping[str, Any]
 
 
+@public
 def load_teacher(
     teacher: str
     | os.PathLike[str]

@@ -16,7 +16,7 @@ from rllib_kd.wire import TEACHER_Q
 from tests.algorithm.small import small_config
 from tests.conftest import make_q_module
 from tests.env_runner.runners import ALL_COLUMNS, Silent
-from tests.observations.masked import NUMBERS, BesideParts, ByMethod, InDict, InInfo, Payments, Two
+from tests.observations.masked import NUMBERS, BesideParts, ByMethod, InDict, InInfo, Payments, Two, own_policy
 
 
 def masked_config(env):
@@ -81,7 +81,7 @@ def test_several_agents(build, tmp_path):
     config = (
         masked_config(Two)
         .environment(disable_env_checking=True)  # RLlib's check takes any action
-        .multi_agent(policies={"a", "b"}, policy_mapping_fn=lambda agent, *args, **kwargs: agent)
+        .multi_agent(policies={"a", "b"}, policy_mapping_fn=own_policy)
         .distillation(teacher={"a": teacher, "b": teacher}, td_coeff=1.0, teacher_fraction=0.5)
         .training(epsilon=0.3)
     )

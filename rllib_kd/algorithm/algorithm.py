@@ -71,7 +71,7 @@ from rllib_kd.offline.data import open_files
 from rllib_kd.schedules import value_at
 from rllib_kd.wire import Sample, receive
 
-_SECONDS_TO_STOP = 10.0  # in which an EnvRunner ends the sample that it is in
+_SECONDS_TO_STOP = 10.0  # for an EnvRunner to finish its current sample
 
 
 class DistillDQNConfig(DistillationConfig):
@@ -115,7 +115,7 @@ class DistillDQN(DQN):
     @staticmethod
     @override(DQN)
     def _get_env_id_and_creator(env_specifier: Any, config: AlgorithmConfig) -> tuple[Any, Any]:
-        # The first thing that RLlib does: after it, the name is no more looked up. It may come from a checkpoint.
+        # The first thing that RLlib does: after it, the name is not looked up again. It may come from a checkpoint.
         return DQN._get_env_id_and_creator(settled(env_specifier), config)
 
     @override(DQN)
@@ -249,7 +249,7 @@ class DistillDQN(DQN):
             held_out=self._sampling.held_out_results(),
         ) | self._sampling.progress(self.num_gradient_steps)
         if self.config.num_copies > 1:
-            length = results.get(ENV_RUNNER_RESULTS, {}).get(EPISODE_LEN_MEAN, math.nan)  # none of recorded rows
+            length = results.get(ENV_RUNNER_RESULTS, {}).get(EPISODE_LEN_MEAN, math.nan)  # NaN for recorded rows
             if self._restarts.is_look_due(self.num_env_steps, length):
                 self._restarts.look(Players.of(self.config, self.get_copies(), self.env_runner), self.num_env_steps)
             results["distillation"]["validation"] = self._restarts.results()
@@ -302,7 +302,7 @@ class DistillDQN(DQN):
     @override(DQN)
     def cleanup(self) -> None:
         """Clean up as RLlib does, but also if the environment of a remote EnvRunner hangs."""
-        if hasattr(self, "_sampling"):  # setup() came that far
+        if hasattr(self, "_sampling"):  # setup() got that far
             self._sampling.requests.kill_the_hung(seconds=_SECONDS_TO_STOP)
             if (group := self.eval_env_runner_group) is not None:
                 kill_the_hung(group, failed=given_up(group), seconds=_SECONDS_TO_STOP)
@@ -312,7 +312,7 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def get_module(self, module_id: str = DEFAULT_MODULE_ID) -> Any:
-        """Return the student: of a family, or with several agents, the one of that name; with restarts its best copy.
+        """Return the student: in a family, or with several agents, the one of that name; with restarts, its best copy.
 
         Raises:
             ValueError: there is a family, and the name is missing or not in it.
@@ -320,7 +320,7 @@ class DistillDQN(DQN):
         family = self.config.students
         if family and module_id not in family:
             raise ValueError(f"This is a family of students. Name one of {sorted(family)}, got '{module_id}'.")
-        if self._postponed.is_set_up:  # otherwise a callback asks, before there are samples
+        if self._postponed.is_set_up:  # otherwise a callback called this, before there are samples
             self._sampling.show_newest_student()
         self._choose_restarts()
         if not self.config.members:
@@ -369,7 +369,7 @@ class DistillDQN(DQN):
 
     @override(DQN)
     def get_metadata(self) -> dict[str, Any]:
-        """As RLlib's, with the iteration, by which results are found faster than by the state."""
+        """Return RLlib's metadata and the iteration, by which results are found faster than by the state."""
         return {**super().get_metadata(), "training_iteration": self.training_iteration}
 
     @override(DQN)
@@ -384,7 +384,7 @@ class DistillDQN(DQN):
         is_wanted = partial(self._check_component, components=components, not_components=not_components)
         state = super().get_state(components, not_components=not_components, **kwargs)
         state |= self._teachers.get_state(is_wanted)
-        if is_wanted(STATE_ENTRY) and self._postponed.is_set_up:  # otherwise a callback asks, before there is anything
+        if is_wanted(STATE_ENTRY) and self._postponed.is_set_up:  # otherwise a callback called this, before setup
             own = {name.lstrip("_"): getattr(self, name).get_state() for name in self.SAVED}
             state[STATE_ENTRY] = {"format_version": FORMAT_VERSION, **own}
         return state
@@ -398,7 +398,7 @@ class DistillDQN(DQN):
         brings_teachers = self._teachers.set_state(state)
         if own is not None:
             for name in self.SAVED:
-                if name.lstrip("_") in own:  # one that an older version had not is as new
+                if name.lstrip("_") in own:  # an attribute that an older version lacked stays as new
                     getattr(self, name).set_state(own[name.lstrip("_")])
         if brings_teachers or not self._teachers:
             self._go_on()
@@ -471,7 +471,7 @@ class DistillDQN(DQN):
         resolved, filesystem = resolve(path, kwargs.get("filesystem"))
         if is_whole:
             if (lack := lacking(filesystem, resolved)) is not None:
-                raise CheckpointError(f"The checkpoint '{path}' is not whole: {lack}. Restore another one.")
+                raise CheckpointError(f"The checkpoint '{path}' is incomplete: {lack}. Restore another one.")
             own = check_format_at(f"{resolved}/{self.STATE_FILE_NAME}.pkl", filesystem)
             self._restarts.check(own.get("restarts", {"num_copies": 1}))
             check_networks(self.learner_group, resolved, filesystem)

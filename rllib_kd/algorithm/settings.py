@@ -229,13 +229,13 @@ def validate(config: AlgorithmConfig) -> AlgorithmConfig:
     """Validate a config and return it.
 
     Raises:
-        ValueError: whatever RLlib's `validate()` raises, as one message.
+        ValueError: RLlib's `validate()` raised any error; the message has its text.
     """
     try:
         config.validate()
     except ValueError as error:
         raise ValueError(str(error).split("To suppress all validation errors")[0].strip()) from error
-    except Exception as error:  # RLlib raises what comes: NotImplementedError, ImportError, AssertionError, ...
+    except Exception as error:  # RLlib raises many kinds: NotImplementedError, ImportError, AssertionError, ...
         raise ValueError(f"RLlib refuses this config: {error}") from error
     check_settings(config)
     return config

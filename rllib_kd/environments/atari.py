@@ -20,7 +20,7 @@ import numpy as np
 with contextlib.suppress(ImportError):  # the extra [atari]
     import ale_py
 
-    gym.register_envs(ale_py)  # wherever a config comes: EnvRunners know the games by their names
+    gym.register_envs(ale_py)  # in every process that reads a config: EnvRunners make the games by their names
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner in the output of commands
 
 
@@ -86,7 +86,7 @@ def make(game: str, *, render_mode: str | None = None, **config: Any) -> gym.Env
 
 
 def make_vector(game: str, num_envs: int, **config: Any) -> gym.vector.VectorEnv:
-    """ALE's own vector env, which shows what `make()` shows.
+    """Return ALE's own vector env, which shows what `make()` shows.
 
     Args:
         game: as in `make()`.

@@ -240,7 +240,7 @@ def _checked_teachers(configs: Sequence[AlgorithmConfig]) -> dict[str, Any]:
 
 
 def _note_other_config(config: DistillDQNConfig, teachers: Sequence[Source]) -> None:
-    """Say it if a teacher was trained in this environment with a config, and this run has another."""
+    """Print a note if a teacher was trained in this environment with another config than this run's."""
     here = PlayedEnvironment(config.env, config.env_config)
     for teacher in teachers:
         there = PlayedEnvironment(*teacher.environment())

@@ -68,7 +68,7 @@ def checked_metric(metric: Any) -> str:
     return metric
 
 
-_PATIENCE = 3  # results in which a metric may be missing: evaluations, say, come later than the first
+_PATIENCE = 3  # results in which a metric may be missing: evaluations, for example, come later than the first
 
 
 class MissingMetrics(tune.Callback):

@@ -243,7 +243,7 @@ class SideBySide:
         return all(pipeline.takes(space) for pipeline in self.pipelines)
 
     def start(self) -> View:
-        """Remembers what they remember."""
+        """Remembers what the pipelines remember."""
         views = [pipeline.start() for pipeline in self.pipelines]
         return lambda shown: np.concatenate([view(shown).reshape(len(shown.first), -1) for view in views], axis=1)
 

@@ -204,7 +204,7 @@ class Labeller:
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it is read-only, as Arrow's memory is: nobody writes
+            warnings.simplefilter("ignore", UserWarning)  # it is read-only, as Arrow's memory is
             return torch.from_numpy(array).to(self._device)
 
     def _view_of_vectors(self) -> Any:
@@ -274,7 +274,7 @@ def _check_has(teacher: Teacher, also: Sequence[str]) -> None:
     """Check that a teacher has further labels.
 
     Raises:
-        ValueError: it has not, or there are no such labels.
+        ValueError: it does not, or there are no such labels.
     """
     there = {TEACHER_PROBS: teacher.support is not None, TEACHER_FEATURES: hasattr(teacher.module, "af")}
     for name in also:

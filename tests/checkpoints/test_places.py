@@ -47,8 +47,8 @@ def test_nothing_is_saved_below_a_file(tmp_path, place):
     [
         ("~nosuchuser/x", "begins with a home folder that is not known here"),
         ("", "A path is empty"),
-        ("a\0b", "A path has no null character, got 'a\N{REPLACEMENT CHARACTER}b'. Name another path."),
-        ("file:///a%00b", "A path has no null character"),
+        ("a\0b", "A path cannot contain a null character, got 'a\N{REPLACEMENT CHARACTER}b'. Name another path."),
+        ("file:///a%00b", "A path cannot contain a null character"),
         (
             "b/" + "a" * 256,
             "is too long: it has 258 bytes, and its longest name 256. Expected at most 4095, and 255",

@@ -56,7 +56,7 @@ class TreeRLModule(TorchRLModule, QNetAPI):
 
     @property
     def max_parameters(self) -> int:
-        """Return how many numbers must be stored of a tree with all leaves that it may have."""
+        """Return how many numbers must be stored for a tree with all leaves that it may have."""
         return 4 * (self.shape.max_leaf_nodes - 1) + self.values.numel()
 
     @override(QNetAPI)

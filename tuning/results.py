@@ -66,7 +66,7 @@ class Task:
     num_episodes: int = 100
 
     def config(self) -> DistillDQNConfig:
-        """What is common to its rows."""
+        """Return the config that its rows share."""
         base = runpy.run_path(str(HERE / self.experiment))["config"] if self.experiment else DistillDQNConfig()
         base.environment(self.env, env_config=dict(self.env_config)).training(**self.training)
         return base.distillation(num_baseline_episodes=0)

@@ -106,7 +106,7 @@ class DistillationConfig(DerivedValues, DQNConfig):
         }
         self.offline_data_class = LabelledData
         self.output_write_episodes = False  # columns are recorded, not RLlib's episodes
-        self.simple_optimizer = False  # RLlib's validate() sets it, and ours is to change nothing
+        self.simple_optimizer = False  # RLlib's validate() sets it, and ours must change nothing
         self.store_buffer_in_checkpoints = True  # a resumed run continues at once, as if it had not been interrupted
 
     def environment(self, env: str | type | None = NotProvided, **kwargs: Any) -> Self:

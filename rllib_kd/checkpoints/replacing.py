@@ -85,14 +85,15 @@ def _checked(path: str | Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{path}' is a file. Name another path.")
     if (link := next(filter(os.path.islink, (folder, *folder.parents)), None)) is not None:
-        raise ValueError(f"'{link}' is a link that leads back to itself, so '{path}' is no folder. Name another path.")
+        raise ValueError(
+            f"'{link}' is a link that leads back to itself, so '{path}' is not a folder. Name another path."
+        )
     above = next((place for place in folder.parents if place.exists()), folder)
     if not above.is_dir():
         raise ValueError(f"A checkpoint is a folder, but '{above}' above '{path}' is a file. Name another path.")
     if folder.exists() and folder in (here := Path.cwd().resolve(), *here.parents):
         raise ValueError(
-            f"'{folder}' is the folder in which this process works, or above it: it cannot be replaced. Name "
-            f"a "
+            f"'{folder}' is the folder in which this process works, or above it: it cannot be replaced. Name a "
             f"folder within it, such as '{folder / 'checkpoint'}'."
         )
     return folder

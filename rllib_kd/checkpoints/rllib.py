@@ -44,7 +44,7 @@ _MULTI_RL_MODULE = "learner_group/learner/rl_module"
 _CONNECTORS = "env_runner/{}_connector"
 
 
-_LARGEST_SETTING = 2**63  # larger and infinite numbers are left out: nobody needs to read them
+_LARGEST_SETTING = 2**63  # larger numbers and infinite ones are left out
 
 
 _CLASS_FILE = "class_and_ctor_args.pkl"

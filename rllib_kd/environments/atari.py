@@ -31,7 +31,7 @@ VECTOR_DEFAULTS = {"reward_clipping": False, "use_fire_reset": False, "num_threa
 _VECTOR_ENTRY_POINT = "ale_py.vector_env:AtariVectorEnv"
 
 
-_NUM_SEEDS = 2**31  # that ALE's vector env tells apart
+_NUM_SEEDS = 2**31  # seeds that ALE's vector env distinguishes
 
 
 #: Settings of the vector env without a meaning in a single environment.

@@ -24,7 +24,7 @@ _PREFIX = "envpool/"
 #: Packages that register an environment with gymnasium, by the beginning of its name.
 _PACKAGES = {"highway": "highway_env", "MiniGrid": "minigrid", "BabyAI": "minigrid"}
 
-_NUM_SEEDS = 2**31  # largest seed that a pool distinguishes
+_NUM_SEEDS = 2**31  # seeds that a pool distinguishes
 
 
 def is_pool(env: Any) -> bool:
@@ -147,7 +147,7 @@ class Pool(gym.vector.VectorEnv):
         return pool
 
     def reset(self, *, seed: Any = None, options: Mapping[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begin new episodes. With a seed, or a list of one for each environment, the pool is made anew.
+        """Begin new episodes. With a seed, or a list of one for each environment, a new pool is made.
 
         Raises:
             ValueError: envpool is not installed, lacks the environment, or has other spaces for it.

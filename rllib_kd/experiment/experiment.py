@@ -131,7 +131,7 @@ class CheckedExperiment:
     trial_resources: dict[str, float]  # {"CPU": 1.0, ...}
     title: str  # algorithm and environment
     settings: dict[str, Any] = field(default_factory=dict)  # as the user has written them, with absolute teachers
-    subject: str = ""  # of the experiment, as names begin that nobody has given
+    subject: str = ""  # beginning of the experiment's default name
 
 
 def algorithm_class(algorithm: str | type[Algorithm]) -> type[Algorithm]:

@@ -82,7 +82,7 @@ class MissingMetrics(tune.Callback):
         self._missing = set(metrics)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Mapping[str, Any], **info: Any) -> None:
-        """Tune's hook at every result."""
+        """Look for the metrics in a result: Tune calls this at every result."""
         if not self._missing:
             return
         known = flatten_dict(dict(result))

@@ -117,8 +117,7 @@ def check_unchanged(began_with: Mapping[str, Any], flags: Mapping[str, Any], def
     if words := differences(began_with, {name: given[name] for name in known}):
         raise ValueError(
             f"A resumed experiment keeps its original settings, and only --stop may change: {words}. Leave this out, "
-            "or "
-            "begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
+            "or begin a new experiment from a checkpoint: --restore CHECKPOINT --experiment-name NAME."
         )
 
 

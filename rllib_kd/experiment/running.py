@@ -185,7 +185,7 @@ def named(experiment: CheckedExperiment, options: RunOptions) -> Iterator[Checke
     """Make a folder for an experiment without a given name, and yield the experiment with the folder's name.
 
     Raises:
-        ValueError: it is to be resumed; or the folder cannot be made.
+        ValueError: a resumed run needs a name; or the folder cannot be made.
     """
     storage = absolute_uri(options.storage_path)
     if options.resume:

@@ -42,7 +42,7 @@ _MOST_BYTES = 4 * 2**30  # of a replay whose capacity is not set
 _UNITS, _TD_BYTES = 256, 24  # of a teacher's last layer, if its number is unknown; of the columns of TD
 
 
-_AGAIN = "Name the teacher that has labelled them, or label them anew: rllib label"
+_AGAIN = "Name the teacher that has labelled them, or label them again: rllib label"
 
 
 _CHECKED = 256  # whose labels are compared with the teacher's own

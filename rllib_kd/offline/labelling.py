@@ -263,7 +263,7 @@ def _check_sees_rows(teacher: Teacher) -> None:
             if isinstance(stage, SideBySide):
                 pipelines += stage.pipelines
             elif isinstance(stage, StackFrames | RLlibConnectors):
-                what = "stacks frames" if isinstance(stage, StackFrames) else "has connectors of its own"
+                what = "stacks frames" if isinstance(stage, StackFrames) else "has custom connectors"
                 raise ValueError(
                     f"The teacher '{one_line(teacher.source)}' {what}, which remember earlier steps; rows of files are "
                     "labelled one by one. Use a teacher whose environment stacks the frames, and record its stacks."

@@ -440,7 +440,7 @@ def _content(schema: pa.Schema, file: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise DataError("the metadata 'rllib_kd' are no JSON object of at most 8 MiB", file=file)
+        raise DataError("the metadata 'rllib_kd' are not a JSON object of at most 8 MiB", file=file)
     version = content.pop("format_version", None)
     if version != FORMAT_VERSION or isinstance(version, bool):
         raise DataError(

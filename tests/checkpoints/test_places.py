@@ -238,7 +238,7 @@ def test_the_root_of_the_filesystem_is_no_place(root):
 def test_links_in_a_circle_are_no_place(tmp_path, place):
     (tmp_path / "one").symlink_to("two")
     (tmp_path / "two").symlink_to("one")
-    message = f"is a link that leads back to itself, so '{tmp_path / place}' is no folder. Name another path."
+    message = f"is a link that leads back to itself, so '{tmp_path / place}' is not a folder. Name another path."
     with pytest.raises(ValueError, match=re.escape(message)) as raised, replacing(tmp_path / place):
         pytest.fail("something would have been written")
     assert "\n" not in str(raised.value)

@@ -110,4 +110,4 @@ class TreeRLModule(TorchRLModule, QNetAPI):
         try:
             return Tree(**own, num_features=len(self.features))
         except ValueError as error:
-            raise ValueError(f"The arrays are no tree: {error}.") from error
+            raise ValueError(f"The arrays are not a tree: {error}.") from error

@@ -156,8 +156,8 @@ def test_an_exported_tree_can_be_compared_and_can_teach(tmp_path):
     ("key", "value", "reason"),
     [
         ("left", [0, 2], "a tree that is not valid"),
-        ("left", "ab", "no lists of integers"),
-        ("left", [1, True], "no lists of integers"),
+        ("left", "ab", "not lists of integers"),
+        ("left", [1, True], "not lists of integers"),
         ("first", [-1, 0], "lack an entry"),
         ("operation", ["/", ""], "operations"),
     ],

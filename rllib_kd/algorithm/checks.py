@@ -465,7 +465,7 @@ def _check_preset(what: str, name: object) -> None:
         hint = did_you_mean(str(name).lower(), PRESETS)
         raise ValueError(
             f"Unknown {what} {name!r}.{hint} Known are: {', '.join(PRESETS)}. For any other shape, give a compression, "
-            f"or a model config such as {'fcnet_hiddens': [16]}."
+            "or a model config such as {'fcnet_hiddens': [16]}."
         )
 
 
